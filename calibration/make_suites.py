@@ -1,0 +1,83 @@
+"""Draw the suites that ship: held-out questions, a calibration set, and the picture of the demo.
+
+    python -m calibration.make_suites
+
+No training run can draw their scenes (see `Scene.split`). Answers are balanced: of the questions a scene allows, the one whose
+answer is rarest so far is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+from .questions import TASKS, Question, draw_question
+from .scenes import Scene, Split, draw_scene, render
+
+MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
+SCENES = {"heldout": 130, "calibration": 40}
+_DRAWS = 24
+
+
+def rarest(rng: random.Random, scene: Scene, task: str, seen: Counter[tuple[str, str]]) -> Question | None:
+    """Return the question of a task whose answer is rarest among `seen`."""
+    drawn = [q for _ in range(_DRAWS) if (q := draw_question(rng, scene, task))]
+    return min(drawn, key=lambda q: seen[task, q.answer], default=None)
+
+
+def draw_suite(split: Split, seed: int) -> tuple[list[Scene], list[tuple[int, Question]]]:
+    """Return the scenes of a split and (scene index, question) for up to one question a task and scene."""
+    rng, seen = random.Random(f"{split}/{seed}"), Counter[tuple[str, str]]()
+    scenes: list[Scene] = []
+    lines: list[tuple[int, Question]] = []
+    while len(scenes) < SCENES[split]:
+        scene = draw_scene(rng, split)
+        if len(scene.things) < 2:
+            continue
+        for task in TASKS:
+            question = rarest(rng, scene, task, seen)
+            if question is not None:
+                seen[task, question.answer] += task != "caption"
+                lines.append((len(scenes), question))
+        scenes.append(scene)
+    return scenes, lines
+
+
+def write_suite(split: Split, goal: Path, seed: int = 0) -> int:
+    """Write `<split>.jsonl` and its pictures under `goal`; returns the number of lines."""
+    scenes, lines = draw_suite(split, seed)
+    pictures = goal / split
+    pictures.mkdir(parents=True, exist_ok=True)
+    for index, scene in enumerate(scenes):
+        render(scene).save(pictures / f"{index:03d}.png", optimize=True)
+    with (goal / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+        for index, q in lines:
+            row = {"image": f"{split}/{index:03d}.png", "prompt": q.prompt, "answer": q.answer, "task": q.task}
+            file.write(json.dumps(row) + "\n")
+    return len(lines)
+
+
+def demo_scene() -> Scene:
+    """Return the held-out scene of the demo: the first with four objects after the suite's own."""
+    rng = random.Random("demo")
+    while True:
+        scene = draw_scene(rng, "heldout")
+        if len(scene.things) == 4:
+            return scene
+
+
+def main() -> None:
+    """Write everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=MINI)
+    out = parser.parse_args().out
+    for split in ("heldout", "calibration"):
+        print(f"{split}: {write_suite(split, out)} lines")
+    render(demo_scene()).save(out / "demo.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

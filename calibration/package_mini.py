@@ -1,0 +1,62 @@
+"""Put the trained cobra-mini into the package, as the run directory that any Cobra checkpoint is: float16 safetensors.
+
+python -m calibration.package_mini [--run runs/mini]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from cobra_edge.model.vision import encoder_file
+
+from .train_mini import MAMBA, VISION
+
+MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
+CONFIG = {
+    "model": {
+        "model_id": "cobra-mini",
+        "arch_specifier": "no-align+fused-gelu-mlp",
+        "vision_backbone_id": VISION.backbone_id,
+        "llm_backbone_id": "mamba-mini-zephyr",
+        "image_resize_strategy": "resize-naive",
+        "llm_max_length": 1024,
+    }
+}
+
+
+def package(run: Path, goal: Path) -> int:
+    """Write config, decoder, projector and encoders of a training run to `goal`; returns the bytes written."""
+    voice = torch.load(run / "language.pt", weights_only=True)
+    eyes = torch.load(run / "vision.pt", weights_only=True)
+    decoder = {f"llm_backbone.llm.{k}": v for k, v in voice["model"].items()}
+    assert MAMBA.tied
+    decoder.pop("llm_backbone.llm.lm_head.weight")
+    projector = {f"projector.{k}": v for k, v in voice["projector"].items()}
+    files = {"checkpoints/latest-checkpoint.safetensors": decoder | projector}
+    for index in range(len(VISION.encoders)):
+        prefix = f"encoders.{index}.vit."
+        weights = {k.removeprefix(prefix): v for k, v in eyes["tower"].items() if k.startswith(prefix)}
+        files[f"vision/{encoder_file(VISION, index)}"] = weights
+    total = 0
+    for name, tensors in files.items():
+        (goal / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.half().contiguous() for k, v in tensors.items()}, goal / name)
+        total += (goal / name).stat().st_size
+    (goal / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    return total
+
+
+def main() -> None:
+    """Package a run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, default=Path("runs/mini"))
+    print(f"{package(parser.parse_args().run, MINI) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

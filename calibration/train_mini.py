@@ -1,0 +1,314 @@
+"""Train cobra-mini from nothing, in the two stages of its big sister: first eyes, then language with the eyes frozen.
+
+    python -m calibration.train_mini [--out runs/mini] [--seed 0]
+
+Stage `vision` teaches both encoders, at the very features the decoder will see (second-to-last block), to say for every patch
+what stands there; it takes the place of the DINOv2 and SigLIP pretraining that nobody repeats on two cores. Stage `language`
+freezes them and trains projector and Mamba on questions: the image is read once and its state shared by all questions about
+it, exactly as the product later does. Every batch is drawn from (seed, stage, step) alone, so an interrupted run resumes
+where it stopped and ends with the same data; nothing is drawn twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from cobra_edge.model.config import MambaConfig, vision_backbone
+from cobra_edge.model.mamba import Mamba, MambaState
+from cobra_edge.model.projector import Projector
+from cobra_edge.model.vision import VisionTower
+from cobra_edge.text import END_OF_TEXT, PromptTemplate
+
+from .native_mixer import NATIVE
+from .questions import TASKS, Question, draw_question
+from .scenes import COLOURS, SHAPES, SIZE, Scene, draw_scene, render
+
+VISION = vision_backbone("dinosiglip-vit-mini-112px")
+MAMBA = MambaConfig(d_model=256, n_layer=8, vocab=512, d_inner=512, d_state=16, d_conv=4, dt_rank=16)
+GRID = SIZE // 14
+# Branches of one image: each is a conversation that starts from the state after the image.
+# Branches of one kind are one batch, so that short questions are not padded to the length of a caption.
+BRANCHES: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("existence",), ("existence",), ("spatial",), ("spatial",), ("attribute",), ("count",)),
+    (("attribute", "count"),),
+    (("caption",),),
+)
+TOKENIZER = Path(__file__).parent.parent / "cobra_edge" / "mini" / "tokenizer.json"
+
+
+def pixels_of(scenes: list[Scene]) -> Tensor:
+    """Return (batch, 6, SIZE, SIZE) float32: three channels for each encoder, normalised its way."""
+    raw = torch.from_numpy(np.stack([np.asarray(render(s)) for s in scenes])).permute(0, 3, 1, 2).float() / 255
+    parts = [(raw - torch.tensor(e.mean).view(3, 1, 1)) / torch.tensor(e.std).view(3, 1, 1) for e in VISION.encoders]
+    return torch.cat(parts, dim=1)
+
+
+# --- stage one: eyes -------------------------------------------------------------------------------------------------
+
+HEAD_SIZES = {
+    "here": 2,
+    "shape": len(SHAPES),
+    "colour": len(COLOURS),
+    "size": 2,
+    "cover": len(COLOURS) + 1,
+    "cover_shape": len(SHAPES),
+    "centre": 2,
+}
+
+
+def patch_labels(scenes: list[Scene]) -> dict[str, Tensor]:
+    """Return what stands in each patch, (batch, GRID²): -100 where a label does not apply.
+
+    here tells whether an object's centre lies in the patch; shape, colour, size and centre (x, y in patches from the
+    patch's corner, NaN elsewhere) are that object's. cover and cover_shape are colour (0 is background) and shape of
+    whatever covers the middle of the patch.
+    """
+    n = len(scenes)
+    labels = {k: np.full((n, GRID * GRID), -100, np.int64) for k in HEAD_SIZES if k != "centre"}
+    labels["here"][:], labels["cover"][:] = 0, 0
+    centre = np.full((n, GRID * GRID, 2), np.nan, np.float32)
+    middles = (np.arange(GRID) + 0.5) * 14
+    for i, scene in enumerate(scenes):
+        for thing in scene.things:
+            patch = int(thing.y // 14) * GRID + int(thing.x // 14)
+            shape, colour = SHAPES.index(thing.shape), list(COLOURS).index(thing.colour)
+            labels["here"][i, patch], labels["shape"][i, patch], labels["colour"][i, patch] = 1, shape, colour
+            labels["size"][i, patch] = int(thing.size == "large")
+            centre[i, patch] = thing.x % 14 / 14, thing.y % 14 / 14
+            near = np.hypot(middles[None, :] - thing.x, middles[:, None] - thing.y) < 0.8 * thing.radius
+            labels["cover"][i, near.reshape(-1)] = colour + 1
+            labels["cover_shape"][i, near.reshape(-1)] = shape
+    return {k: torch.from_numpy(v) for k, v in labels.items()} | {"centre": torch.from_numpy(centre)}
+
+
+def vision_loss(tower: VisionTower, heads: nn.ModuleList, scenes: list[Scene]) -> tuple[Tensor, dict[str, float]]:
+    """Return the mean loss of both encoders, and for each the share of centre patches named right and of centres found."""
+    labels, pixels = patch_labels(scenes), pixels_of(scenes)
+    total, right = torch.zeros(()), {}
+    for name, encoder, head, part in zip(("dino", "siglip"), tower.encoders, heads, pixels.split(3, dim=1), strict=True):
+        out = dict(zip(HEAD_SIZES, head(encoder(part)).float().split(list(HEAD_SIZES.values()), dim=-1), strict=True))
+        for label in ("shape", "colour", "size", "cover", "cover_shape"):
+            total = total + F.cross_entropy(out[label].flatten(0, 1), labels[label].flatten(), ignore_index=-100)
+        rare = torch.tensor([1.0, 4.0])  # few patches hold a centre
+        total = total + 2 * F.cross_entropy(out["here"].flatten(0, 1), labels["here"].flatten(), weight=rare)
+        here = labels["here"] == 1
+        total = total + 2 * F.mse_loss(out["centre"][here], labels["centre"][here])
+        ok = out["shape"].argmax(-1)[here] == labels["shape"][here]
+        ok &= out["colour"].argmax(-1)[here] == labels["colour"][here]
+        right[f"{name}_named"] = float(ok.float().mean())
+        right[f"{name}_found"] = float(((out["here"].argmax(-1) == 1) == here).all(dim=1).float().mean())
+    return total / len(tower.encoders), right
+
+
+# --- stage two: language ---------------------------------------------------------------------------------------------
+
+
+def conversations(rng: random.Random, scene: Scene, branches: tuple[tuple[str, ...], ...]) -> list[list[Question]]:
+    """Draw one conversation a branch; a task the scene does not allow is replaced by a question of existence."""
+    out = []
+    for tasks in branches:
+        out.append([draw_question(rng, scene, t) or draw_question(rng, scene, "existence") for t in tasks])
+    return out  # type: ignore[return-value]
+
+
+def tokens_of(tokenizer: Tokenizer, turns: list[Question]) -> tuple[list[int], list[bool]]:
+    """Return the tokens of a conversation and which of them belong to an answer."""
+    template, tokens, answered = PromptTemplate("zephyr"), [], []
+    for index, turn in enumerate(turns):
+        text = template.later_turn(turn.prompt) if index else template.first_turn(turn.prompt)
+        for part, is_answer in ((text, False), (turn.answer + END_OF_TEXT, True)):
+            ids = tokenizer.encode(part, add_special_tokens=False).ids
+            tokens += ids
+            answered += [is_answer] * len(ids)
+    return tokens, answered
+
+
+def language_batch(tokenizer: Tokenizer, talks: list[list[Question]]) -> tuple[Tensor, Tensor]:
+    """Pad conversations: tokens (n, seq) and targets (n, seq), -100 where the next token is no answer."""
+    rows = [tokens_of(tokenizer, t) for t in talks]
+    seq = max(len(r[0]) for r in rows)
+    tokens, targets = torch.zeros(len(rows), seq, dtype=torch.int64), torch.full((len(rows), seq), -100)
+    for i, (ids, answered) in enumerate(rows):
+        tokens[i, : len(ids)] = torch.tensor(ids)
+        following = [t if a else -100 for t, a in zip(ids[1:], answered[1:], strict=True)]
+        targets[i, : len(following)] = torch.tensor(following)
+    return tokens, targets
+
+
+def repeat_state(state: MambaState, times: int) -> MambaState:
+    """Give every image of the batch `times` branches, branches of an image side by side."""
+    parts = (tuple(t.repeat_interleave(times, 0) for t in tensors) for tensors in (state.conv, state.ssm))
+    return MambaState(*parts)
+
+
+def language_loss(
+    model: Mamba, projector: Projector, features: Tensor, tokenizer: Tokenizer, scenes: list[Scene], rng: random.Random
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the mean loss over answers, and how often each task's answer is right to the last token."""
+    _, after_image = model.hidden(projector(features))
+    parts, right = [], {}
+    for kinds in BRANCHES:
+        group = [talk for scene in scenes for talk in conversations(rng, scene, kinds)]
+        tokens, targets = language_batch(tokenizer, group)
+        hidden, _ = model.hidden(model.embed(tokens), repeat_state(after_image, len(kinds)))
+        wanted = targets >= 0
+        logits = model.lm_head(hidden[wanted]).float()
+        parts.append(F.cross_entropy(logits, targets[wanted]))
+        ok = torch.ones_like(targets, dtype=torch.bool)
+        ok[wanted] = logits.argmax(-1) == targets[wanted]
+        whole = ok.all(dim=1)
+        for task in TASKS:
+            rows = [i for i, talk in enumerate(group) if len(talk) == 1 and talk[0].task == task]
+            if rows:
+                right[task] = float(whole[rows].float().mean())
+    short, two_turns, caption = parts
+    return short + 0.3 * two_turns + 0.5 * caption, right
+
+
+def initialise(model: Mamba, projector: Projector, seed: int) -> None:
+    """Initialise as Mamba does (Gu and Dao 2023, section 3.6): dt log-uniform in 0.001..0.1, small outputs."""
+    torch.manual_seed(seed)
+    nn.init.normal_(model.backbone.embedding.weight, std=0.02)
+    for layer in model.backbone.layers:
+        mixer: Any = layer.mixer
+        for linear in (mixer.in_proj, mixer.x_proj, mixer.out_proj):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        mixer.out_proj.weight.data /= math.sqrt(len(model.backbone.layers))
+        nn.init.uniform_(mixer.dt_proj.weight, -(mixer.dt_rank**-0.5), mixer.dt_rank**-0.5)
+        dt = torch.exp(torch.empty(MAMBA.d_inner).uniform_(math.log(1e-3), math.log(1e-1)))
+        mixer.dt_proj.bias.data = dt + torch.log(-torch.expm1(-dt))
+    for module in projector.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
+    last: Any = list(projector.modules())[-1]
+    last.weight.data *= 0.2  # the towers' features are large; layers must be heard beside them
+
+
+# --- the loop both stages share --------------------------------------------------------------------------------------
+
+
+def optimiser(modules: list[nn.Module], lr: float) -> torch.optim.AdamW:
+    """AdamW, weight decay on matrices only; never on A_log and D."""
+    named = [(n, p) for m in modules for n, p in m.named_parameters() if p.requires_grad]
+    decayed = [p for n, p in named if p.ndim >= 2 and "A_log" not in n]
+    rest = [p for n, p in named if p.ndim < 2 or "A_log" in n]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+
+
+def rate_at(step: int, steps: int, warmup: int = 150) -> float:
+    """Linear warm-up, then a cosine to 1 % of the peak."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def train(stage: str, modules: dict[str, nn.Module], loss_of: Any, args: argparse.Namespace, lr: float) -> None:
+    """Train the modules for `steps`, saving to and resuming from `args.out/<stage>.pt`, logging to log.jsonl."""
+    file, log = args.out / f"{stage}.pt", args.out / "log.jsonl"
+    steps, batch = getattr(args, f"{stage}_steps"), getattr(args, f"{stage}_batch")
+    opt = optimiser(list(modules.values()), lr)
+    start, spent = 0, 0.0
+    if file.exists():
+        saved = torch.load(file, weights_only=True)
+        for name, module in modules.items():
+            module.load_state_dict(saved[name])
+        opt.load_state_dict(saved["optimiser"])
+        start, spent = saved["step"], saved["seconds"]
+    bar = Progress(
+        TextColumn(stage), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[last]}")
+    )
+    began, seen = time.monotonic() - spent, []
+    with bar:
+        task = bar.add_task(stage, total=steps, completed=start, last="")
+        for step in range(start, steps):
+            rng = random.Random(f"{args.seed}/{stage}/{step}")
+            scenes = [draw_scene(rng, "train") for _ in range(batch)]
+            for group in opt.param_groups:
+                group["lr"] = lr * rate_at(step, steps)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, right = loss_of(scenes, rng)
+            opt.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for m in modules.values() for p in m.parameters()], 1.0)
+            opt.step()
+            seen.append({"loss": float(loss.detach())} | right)
+            if (step + 1) % args.log_every == 0 or step + 1 == steps:
+                mean = {k: round(float(np.mean([r[k] for r in seen if k in r])), 4) for k in sorted(seen[-1])}
+                line = {"stage": stage, "step": step + 1, "seconds": round(time.monotonic() - began, 1)} | mean
+                with log.open("a") as f:
+                    f.write(json.dumps(line) + "\n")
+                seen = []
+                bar.update(task, last=" ".join(f"{k} {v:.3f}" for k, v in mean.items()))
+            if (step + 1) % args.save_every == 0 or step + 1 == steps:
+                state: dict[str, Any] = {n: m.state_dict() for n, m in modules.items()}
+                state |= {"optimiser": opt.state_dict(), "step": step + 1, "seconds": time.monotonic() - began}
+                torch.save(state, file.with_suffix(".tmp"))
+                os.replace(file.with_suffix(".tmp"), file)
+            bar.update(task, advance=1)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="checkpoints and log (default runs/mini)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vision-batch", type=int, default=32, help="scenes a step of stage vision")
+    parser.add_argument("--vision-steps", type=int, default=3000)
+    parser.add_argument("--language-batch", type=int, default=16, help="scenes a step of stage language")
+    parser.add_argument("--language-steps", type=int, default=2500)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--save-every", type=int, default=200)
+    return parser.parse_args()
+
+
+def machine() -> Iterator[tuple[str, Any]]:
+    """Name what the run was made on, for the log's first line."""
+    yield from {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}.items()
+
+
+def main() -> None:
+    """Run both stages."""
+    args = parse()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with (args.out / "log.jsonl").open("a") as f:
+        f.write(json.dumps(dict(machine()) | {k: str(v) for k, v in vars(args).items()}) + "\n")
+    torch.manual_seed(args.seed)
+    tower = VisionTower(VISION)
+    heads = nn.ModuleList(nn.Linear(e.embed_dim, sum(HEAD_SIZES.values())) for e in VISION.encoders)
+    eyes: dict[str, nn.Module] = {"tower": tower, "heads": heads}
+    train("vision", eyes, lambda scenes, _: vision_loss(tower, heads, scenes), args, 1.5e-3)
+
+    tower.eval().requires_grad_(False)
+    model, projector = Mamba(MAMBA, NATIVE), Projector("fused-gelu-mlp", VISION.feature_dim, MAMBA.d_model)
+    initialise(model, projector, args.seed)
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
+
+    def loss_of(scenes: list[Scene], rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad():
+            features = tower(pixels_of(scenes))
+        return language_loss(model, projector, features, tokenizer, scenes, rng)
+
+    voice: dict[str, nn.Module] = {"model": model, "projector": projector}
+    train("language", voice, loss_of, args, 1.5e-3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""cobra_edge: quantized Mamba vision-language models on the edge.
+
+import cobra_edge
+session = cobra_edge.load("bundles/cobra-mini-jetson-orin-nano")
+print(session.ask("scene.png", "Is there a red circle?").read())
+"""
+
+from .bundle import Bundle
+from .decode.decoder import DecoderState
+from .errors import CobraEdgeError
+from .generate import Sampling
+from .session import Answer, Session, load
+from .version import __version__
+
+__all__ = [
+    "Answer",
+    "Bundle",
+    "CobraEdgeError",
+    "DecoderState",
+    "Sampling",
+    "Session",
+    "__version__",
+    "load",
+]

@@ -1,0 +1,5 @@
+"""`python -m cobra_edge VERB`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,314 @@
+"""The artifact: one directory that a device can run, checked before a byte of it is trusted.
+
+Opening reads the manifest, refuses unknown versions and anything out of bounds, then checks every file's size and hash and
+every tensor's dtype and shape against the model config. Writing goes to a hidden directory beside the goal, renamed at the
+end: an interrupted export leaves nothing half done. The format is on one page, docs/bundle.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from .errors import BundleError, InputError, MachineError
+from .image import ImageTransform
+from .model.config import CobraConfig
+from .packing import QuantizedTensor
+from .recipe import Recipe, StoredTensor, quantized_scheme, stored_tensors
+from .text import PromptTemplate, TextCodec
+
+SCHEMA_VERSION = 1
+MANIFEST, DECODER, VISION, TOKENIZER = "manifest.json", "decoder.safetensors", "vision.onnx", "tokenizer.json"
+PROMPT, IMAGE, GOLDEN, CARD = "prompt.json", "image.json", "golden.safetensors", "README.md"
+_MANIFEST_LIMIT_BYTES = 4 << 20
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_DTYPES = {"U8": "uint8", "I32": "int32", "F16": "float16", "F32": "float32"}
+
+Tensors = dict[str, "np.ndarray | QuantizedTensor"]
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The checkpoint a bundle was made from, and the hash over its weight files."""
+
+    id: str
+    sha256: str
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size and hash of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class MemoryPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What running the bundle takes on its target, in bytes; available is None where it depends on the machine."""
+
+    vision_bytes: int
+    decoder_bytes: int
+    state_bytes: int
+    working_bytes: int
+    reserved_bytes: int
+    available_bytes: int | None
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of all parts."""
+        return self.vision_bytes + self.decoder_bytes + self.state_bytes + self.working_bytes + self.reserved_bytes
+
+
+class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far the bundle's answers are from the float model's, teacher-forced on the golden lines.
+
+    Attributes:
+        runtime: the decoder backend that was measured.
+        lines, positions: golden lines, and answer tokens in them.
+        kld_mean, kld_p99, kld_max: KL(float ‖ quantized) of next-token distributions, in nats.
+        top1_agreement: share of positions where both choose the same token.
+        perplexity_ratio: perplexity of the given answers, quantized over float.
+        vision_relative_rms: of the visual embeddings, vision graph against torch; None without vision.
+    """
+
+    runtime: str
+    lines: int
+    positions: int
+    kld_mean: float
+    kld_p99: float
+    kld_max: float
+    top1_agreement: float
+    perplexity_ratio: float
+    vision_relative_rms: float | None
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """manifest.json."""
+
+    schema_version: int
+    cobra_edge: str
+    source: Source
+    model: CobraConfig
+    target: str
+    recipe: Recipe
+    files: dict[str, FileEntry]
+    memory_plan: MemoryPlan
+    drift: Drift | None
+
+
+class PromptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """prompt.json: the prompt style and the token that ends an answer."""
+
+    style: str
+    end: str
+    end_id: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk, opened and validated."""
+
+    directory: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, directory: Path | str) -> Bundle:
+        """Open and check a bundle.
+
+        Raises:
+            BundleError: not a bundle, incomplete, altered, of another version, or leaving its directory.
+        """
+        directory = Path(directory)
+        manifest = _read_manifest(directory)
+        bundle = cls(directory, manifest)
+        needed = {DECODER, TOKENIZER, PROMPT, GOLDEN} | ({VISION, IMAGE} if manifest.model.vision else set())
+        absent = sorted(needed - manifest.files.keys())
+        if absent:
+            raise BundleError(f"{directory}: the manifest lists no {', '.join(absent)}; export the bundle again")
+        for name, entry in manifest.files.items():
+            _check_file(directory, name, entry)
+        return bundle
+
+    def path(self, name: str) -> Path:
+        """Return the path of one of the bundle's files."""
+        return self.directory / name
+
+    def decoder_tensors(self) -> Tensors:
+        """Read decoder.safetensors, each tensor checked against the model config and the recipe.
+
+        Raises:
+            BundleError: a tensor is missing, unexpected, or of the wrong dtype or shape.
+        """
+        recipe = self.manifest.recipe
+        try:
+            plan = stored_tensors(self.manifest.model.mamba, recipe)
+        except InputError as error:
+            raise BundleError(f"{self.directory}: {error}") from error
+        arrays = read_tensors(self.path(DECODER), [t for entries in plan.values() for t in entries])
+        tensors: Tensors = {}
+        for name in plan:
+            scheme = quantized_scheme(recipe, name)
+            if scheme is None:
+                tensors[name] = arrays[name]
+            else:
+                tensors[name] = QuantizedTensor(arrays[f"{name}.codes"], arrays[f"{name}.scales"], scheme)
+        return tensors
+
+    def text(self) -> tuple[TextCodec, PromptTemplate]:
+        """Return tokenizer and prompt template. Raises InputError when they do not fit the model."""
+        codec = TextCodec.open(self.path(TOKENIZER), self.manifest.model.mamba.vocab)
+        prompt = _decode(self.path(PROMPT), PromptFile)
+        if prompt.end_id != codec.end_id or prompt.style != self.manifest.model.prompt_style:
+            raise BundleError(f"{self.directory}: {PROMPT} does not fit {TOKENIZER} and the manifest; export again")
+        return codec, PromptTemplate(prompt.style)
+
+    def image(self) -> ImageTransform:
+        """Return the image transform. Raises BundleError when it does not fit the model."""
+        transform = _decode(self.path(IMAGE), ImageTransform)
+        if transform != ImageTransform.of(self.manifest.model):
+            raise BundleError(f"{self.directory}: {IMAGE} does not fit the model config; export again")
+        return transform
+
+
+def _decode(file: Path, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BundleError(f"{file}: {error}; export the bundle again") from error
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    file = directory / MANIFEST
+    if not file.is_file():
+        raise BundleError(
+            f"{directory} is not a bundle, it has no {MANIFEST}; make one with: python -m cobra_edge.export --target cpu"
+        )
+    if file.stat().st_size > _MANIFEST_LIMIT_BYTES:
+        raise BundleError(f"{file}: {file.stat().st_size} bytes, too large for a manifest")
+    data = _decode(file, dict[str, Any])
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{directory}: schema_version is {version!r}, this cobra_edge reads {SCHEMA_VERSION}; "
+            "export the bundle again with this version, or install the version that made it"
+        )
+    try:
+        return msgspec.convert(data, Manifest)
+    except (msgspec.ValidationError, InputError) as error:
+        raise BundleError(f"{file}: {error}") from error
+
+
+def _check_file(directory: Path, name: str, entry: FileEntry) -> None:
+    file = directory / name
+    if not _SAFE_NAME.fullmatch(name) or directory.resolve() not in file.resolve().parents:
+        raise BundleError(f"{directory}: the manifest names {name!r}, which leaves the bundle; do not use this bundle")
+    if not file.is_file():
+        raise BundleError(f"{directory}: {name} is missing; copy the whole directory, or export again")
+    size = file.stat().st_size
+    if size != entry.bytes:
+        raise BundleError(f"{file}: {size} bytes, the manifest says {entry.bytes}; copy or export the bundle again")
+    if file_sha256(file) != entry.sha256:
+        raise BundleError(f"{file}: its content is not what was exported (sha256 differs); copy or export it again")
+
+
+def read_tensors(file: Path, expected: list[StoredTensor] | None = None) -> dict[str, np.ndarray]:
+    """Read a safetensors file of ours.
+
+    Args:
+        file: what to read.
+        expected: exactly these tensors must be in it; None accepts any.
+
+    Raises:
+        BundleError: unreadable, or not the expected tensors.
+    """
+    try:
+        with safe_open(file, framework="numpy") as stream:
+            names = set(stream.keys())
+            if expected is not None:
+                wanted = {t.name for t in expected}
+                if names != wanted:
+                    odd = sorted(wanted - names)[:4], sorted(names - wanted)[:4]
+                    raise BundleError(f"{file.name}: missing tensors {odd[0]}, unexpected tensors {odd[1]}")
+                for t in expected:
+                    view = stream.get_slice(t.name)
+                    got = _DTYPES.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape())
+                    if got != (t.dtype, t.shape):
+                        raise BundleError(f"{file.name}: {t.name} is {got[0]}{got[1]}, expected {t.dtype}{t.shape}")
+            return {name: stream.get_tensor(name) for name in sorted(names)}
+    except (SafetensorError, OSError, TypeError) as error:
+        raise BundleError(f"{file}: not a whole safetensors file ({error})") from error
+
+
+def file_sha256(file: Path) -> str:
+    """Return the hash of a file's content."""
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_entries(directory: Path) -> dict[str, FileEntry]:
+    """Return size and hash of every file in a directory but the manifest."""
+    files = sorted(f for f in directory.rglob("*") if f.is_file() and f.name != MANIFEST)
+    return {f.relative_to(directory).as_posix(): FileEntry(f.stat().st_size, file_sha256(f)) for f in files}
+
+
+@contextmanager
+def staged_directory(goal: Path, *, force: bool, needed_bytes: int) -> Iterator[Path]:
+    """Give a hidden directory beside `goal` that takes its name when the block ends well, and vanishes when it does not.
+
+    Args:
+        goal: where the bundle shall be.
+        force: replace a bundle that is already there; anything that is not a bundle is never replaced.
+        needed_bytes: checked against the free space before any work.
+
+    Raises:
+        InputError: goal exists, or cannot be written beside.
+        MachineError: the disk is full.
+    """
+    check_goal(goal, force=force)
+    try:
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(dir=goal.parent, prefix=f".{goal.name}.partial-"))
+    except OSError as error:
+        raise InputError(f"{goal.parent}: cannot be written ({error.strerror}); choose another --out") from error
+    try:
+        free = shutil.disk_usage(stage).free
+        if free < needed_bytes:
+            raise MachineError(
+                f"{goal.parent}: {free / 1e9:.2f} GB free, about {needed_bytes / 1e9:.2f} GB needed; free some space"
+            )
+        yield stage
+        stage.chmod(0o755)
+        if goal.exists():
+            old = Path(tempfile.mkdtemp(dir=goal.parent, prefix=f".{goal.name}.old-"))
+            os.rename(goal, old / goal.name)
+            os.rename(stage, goal)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(stage, goal)
+    except OSError as error:
+        raise MachineError(f"{goal}: writing failed ({error.strerror or error}); nothing was kept") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def check_goal(goal: Path, *, force: bool) -> None:
+    """Raise InputError where an export may not write: something else is there, or --force is missing."""
+    if not goal.exists() or (goal.is_dir() and not any(goal.iterdir())):
+        return
+    if not (goal / MANIFEST).is_file():
+        raise InputError(f"{goal} exists and is not a bundle; it is never overwritten, choose another --out")
+    if not force:
+        raise InputError(f"{goal} exists; pass --force to replace it, or choose another --out")

@@ -1,0 +1,42 @@
+"""`cobra-edge VERB`, the same as `python -m cobra_edge VERB` and `python -m cobra_edge.VERB`."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from .terminal import main_of
+from .version import __version__
+
+# Verbs are imported when they are called: `run` must start at once on a device that lacks what `export` needs.
+VERBS = {
+    "export": "Export a checkpoint to a bundle for a device.",
+    "run": "Ask a bundle about a picture.",
+    "inspect": "Print what is in a bundle, after checking it.",
+    "bench": "Measure export on a shape or a model.",
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f".{name}", __package__).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=_Verbs, epilog="Example: cobra-edge export --target jetson")
+@click.version_option(__version__)
+def command() -> None:
+    """Quantized Mamba vision-language models on the edge. --debug after any verb shows logs and tracebacks."""
+
+
+main = main_of(command)

@@ -1,0 +1,79 @@
+"""Which decoder runs a bundle: a table that explains itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..bundle import Bundle
+from ..errors import InputError, MachineError, near_matches
+from .decoder import Decoder
+
+log = logging.getLogger(__name__)
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row: where it runs, why it would not, and how it is opened."""
+
+    name: str
+    device: str
+    refuses: Callable[[Bundle], str | None]
+    open: Callable[[Bundle], Decoder]
+
+
+def _numpy(bundle: Bundle) -> Decoder:
+    from .numpy_reference import NumpyDecoder
+
+    return NumpyDecoder(bundle)
+
+
+def _torch(bundle: Bundle) -> Decoder:
+    from .torch_reference import TorchDecoder
+
+    return TorchDecoder(bundle)
+
+
+def _torch_refuses(bundle: Bundle) -> str | None:
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed (pip install 'cobra-edge[export]')"
+    return None
+
+
+# In order of preference. numpy goes first on a CPU: it needs no torch and starts at once.
+BACKENDS = (
+    Backend("numpy", "cpu", lambda bundle: None, _numpy),
+    Backend("torch", "cpu", _torch_refuses, _torch),
+)
+KERNELS = ("auto", *(b.name for b in BACKENDS))
+
+
+def open_decoder(bundle: Bundle, device: str = "auto", kernels: str = "auto") -> Decoder:
+    """Open the bundle's decoder on the first backend that does not refuse.
+
+    Args:
+        bundle: an opened bundle.
+        device: "auto", "cpu" or "cuda".
+        kernels: "auto" or a backend's name.
+
+    Raises:
+        InputError: an unknown device or backend. MachineError: every one that was asked for refuses; each reason is given.
+    """
+    if device not in DEVICES:
+        raise InputError(f"unknown device {device!r}{near_matches(device, DEVICES)}")
+    if kernels not in KERNELS:
+        raise InputError(f"unknown decoder kernels {kernels!r}{near_matches(kernels, KERNELS)}")
+    reasons = []
+    for backend in BACKENDS:
+        if kernels not in ("auto", backend.name):
+            continue
+        reason = f"runs on {backend.device} only" if device not in ("auto", backend.device) else backend.refuses(bundle)
+        if reason is None:
+            log.info("decoder: %s on %s", backend.name, backend.device)
+            return backend.open(bundle)
+        reasons.append(f"{backend.name}: {reason}")
+    raise MachineError(f"no decoder runs this bundle on {device!r} ({'; '.join(reasons)})")

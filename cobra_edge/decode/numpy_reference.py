@@ -1,0 +1,140 @@
+"""The decoder in plain numpy: needs nothing but the base install, and is the float32 twin of every native kernel.
+
+Activations, residual and recurrence are float32; weights are dequantized, kept so when the whole decoder is small and layer by
+layer when it is not (then every token pays for it: right, but slow).
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..packing import QuantizedTensor
+from .decoder import DecoderState
+
+log = logging.getLogger(__name__)
+
+_KEEP_BYTES = 2 << 30  # a decoder that dequantizes to no more than this is dequantized once
+_SCAN_CHUNK_BYTES = 1 << 22  # decay factors computed ahead; about the size of a second-level cache
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """Return x · sigmoid(x), same shape and dtype."""
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-x))
+
+
+def softplus(x: np.ndarray) -> np.ndarray:
+    """Return log(1 + exp(x)) without overflow, same shape and dtype."""
+    return np.logaddexp(np.zeros((), x.dtype), x)
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """Normalise the last axis by its root mean square (Zhang and Sennrich 2019); float32 in and out."""
+    return x / np.sqrt((x * x).mean(-1, keepdims=True, dtype=np.float32) + np.float32(eps)) * weight
+
+
+def causal_conv(x: np.ndarray, state: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Convolve each channel with its last d_conv inputs, add the bias, apply SiLU; the state moves on in place.
+
+    x is (seq, d_inner), state (d_inner, d_conv) newest last, weight (d_inner, d_conv), bias (d_inner,), all float32.
+    Returns (seq, d_inner).
+    """
+    seq, d_conv = len(x), weight.shape[1]
+    window = np.concatenate([state.T, x])
+    out = np.broadcast_to(bias, x.shape).copy()
+    for k in range(d_conv):
+        out += window[k + 1 : k + 1 + seq] * weight[:, k]
+    state[:] = window[-d_conv:].T
+    return silu(out)
+
+
+def selective_scan(u: np.ndarray, dt: np.ndarray, A: np.ndarray, B: np.ndarray, C: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Run h = exp(dt·A)·h + dt·B·u and y = C·h; h moves on in place (Gu and Dao 2023, algorithm 2).
+
+    u, dt (seq, d_inner); A (d_inner, d_state) negative; B, C (seq, d_state); h (d_inner, d_state); all float32.
+    Returns y (seq, d_inner).
+    """
+    y = np.empty_like(u)
+    chunk = max(1, _SCAN_CHUNK_BYTES // A.nbytes)
+    for start in range(0, len(u), chunk):
+        part = slice(start, start + chunk)
+        decay = np.exp(dt[part, :, None] * A)
+        inflow = (dt[part] * u[part])[:, :, None] * B[part, None, :]
+        for t in range(len(decay)):
+            h *= decay[t]
+            h += inflow[t]
+            np.dot(h, C[start + t], out=y[start + t])
+    return y
+
+
+class NumpyDecoder:
+    """A bundle's decoder, run by numpy."""
+
+    name = "numpy"
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Read the decoder. Raises BundleError when a tensor does not fit."""
+        self.config = bundle.manifest.model.mamba
+        self._tensors = bundle.decoder_tensors()
+        self._keep = self.config.n_parameters * 4 <= _KEEP_BYTES
+        if not self._keep:
+            log.warning("this decoder is dequantized layer by layer for every token: right, but slow")
+        self._dense: dict[str, np.ndarray] = {}
+        for name, value in self._tensors.items():
+            if name.endswith("A_log"):
+                self._dense[name] = -np.exp(np.asarray(value))
+
+    def _float(self, name: str) -> np.ndarray:
+        """Return a tensor as float32."""
+        if name in self._dense:
+            return self._dense[name]
+        value = self._tensors[name]
+        dense = value.dequantize() if isinstance(value, QuantizedTensor) else value.astype(np.float32, copy=False)
+        if self._keep:
+            self._dense[name] = dense
+        return dense
+
+    def new_state(self) -> DecoderState:
+        """See `Decoder.new_state`."""
+        return DecoderState.zeros(self.config)
+
+    def embed(self, tokens: list[int]) -> np.ndarray:
+        """See `Decoder.embed`."""
+        table = self._tensors["backbone.embedding.weight"]
+        rows = np.asarray(tokens, np.int64)
+        return table.rows(rows).dequantize() if isinstance(table, QuantizedTensor) else table[rows].astype(np.float32)
+
+    def _blocks(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
+        c, residual = self.config, embeddings.astype(np.float32)
+        for i in range(c.n_layer):
+            prefix = f"backbone.layers.{i}."
+            mixer = prefix + "mixer."
+            normed = rms_norm(residual, self._float(prefix + "norm.weight"), c.norm_eps)
+            x, z = np.split(normed @ self._float(mixer + "in_proj.weight").T, 2, axis=1)
+            taps, bias = self._float(mixer + "conv1d.weight")[:, 0], self._float(mixer + "conv1d.bias")
+            u = causal_conv(x, state.conv[i], taps, bias)
+            low, B, C = np.split(u @ self._float(mixer + "x_proj.weight").T, [c.dt_rank, c.dt_rank + c.d_state], axis=1)
+            dt = softplus(low @ self._float(mixer + "dt_proj.weight").T + self._float(mixer + "dt_proj.bias"))
+            y = selective_scan(u, dt, self._float(mixer + "A_log"), B, np.ascontiguousarray(C), state.ssm[i])
+            y += self._float(mixer + "D") * u
+            residual = residual + (y * silu(z)) @ self._float(mixer + "out_proj.weight").T
+        state.n_tokens += len(embeddings)
+        return rms_norm(residual, self._float("backbone.norm_f.weight"), c.norm_eps)
+
+    def _head(self, hidden: np.ndarray) -> np.ndarray:
+        return hidden @ self._float("backbone.embedding.weight" if self.config.tied else "lm_head.weight").T
+
+    def prefill(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
+        """See `Decoder.prefill`."""
+        return self._head(self._blocks(embeddings, state)[-1:])[0]
+
+    def step(self, token: int, state: DecoderState) -> np.ndarray:
+        """See `Decoder.step`."""
+        return self.prefill(self.embed([token]), state)
+
+    def forward(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
+        """See `Decoder.forward`."""
+        return self._head(self._blocks(embeddings, state))

@@ -1,0 +1,291 @@
+"""Export: from a checkpoint to a bundle that a device runs.
+
+    python -m cobra_edge.export --target jetson
+
+The order of work: open and check the checkpoint, count the memory, write the vision graph and prove it against torch, quantize
+the decoder layer by layer, run the golden lines through the float model, then through the finished bundle's own runtime, and
+only then give the directory its name.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+
+from .bundle import (
+    CARD,
+    DECODER,
+    GOLDEN,
+    IMAGE,
+    MANIFEST,
+    PROMPT,
+    SCHEMA_VERSION,
+    TOKENIZER,
+    VISION,
+    Bundle,
+    Drift,
+    Manifest,
+    PromptFile,
+    Source,
+    check_goal,
+    file_entries,
+    staged_directory,
+)
+from .errors import DriftError, MachineError
+from .image import ImageTransform, load_picture
+from .memory import plan_memory
+from .model_card import model_card
+from .recipe import round_to_nearest_recipe
+from .regress.budget import Verdict, judge, read_budget
+from .regress.suite import HELDOUT, Line, read_suite
+from .scheme import scheme_named
+from .tables import drift_table, memory_table
+from .targets import Target, target_named
+from .terminal import errors, main_of, print_json, progress, results
+from .text import END_OF_TEXT, PromptTemplate, TextCodec
+from .version import __version__
+
+METHODS = ("rtn",)
+_SMALL = 10**9  # below this many weights the float reference is quick, and more golden lines are affordable
+_GOLDEN_LINES = (32, 4)
+_WRITING_MARGIN_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made."""
+
+    directory: Path
+    manifest: Manifest
+    kept_float: dict[str, str]
+    onnx_relative_rms: float | None
+    verdicts: list[Verdict]
+
+
+def export_bundle(
+    source: str,
+    target: Target,
+    out: Path | None = None,
+    *,
+    scheme: str | None = None,
+    force: bool = False,
+    vision_weights: Path | None = None,
+    tokenizer: Path | None = None,
+    golden: Path = HELDOUT,
+    golden_lines: int | None = None,
+    budget: Path | None = None,
+) -> Exported:
+    """Export a checkpoint for a target.
+
+    Args:
+        source: "mini", a registry name, or a directory (see `open_checkpoint`).
+        target: what to export for.
+        out: the bundle's directory; by default bundles/MODEL-TARGET-SCHEME.
+        scheme: by default the target's.
+        force: replace a bundle that is there.
+        vision_weights, tokenizer: where the checkpoint itself has none.
+        golden: suite whose lines become the golden ones.
+        golden_lines: how many; by default 32, or 4 for a model of more than 10⁹ weights.
+        budget: drift budget; by default the one that ships.
+
+    Raises:
+        InputError, CheckpointError: something given is not what it should be; nothing is written.
+        MachineError: a library, the network, memory or disk space is missing; nothing is written.
+    """
+    chosen = scheme_named(scheme or target.scheme)
+    limits = read_budget(budget)
+    lines = read_suite(golden)
+    _require_torch()
+    from .model.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(source, vision_weights=vision_weights, tokenizer=tokenizer)
+    config = checkpoint.config
+    recipe, kept = round_to_nearest_recipe(config.mamba, chosen)
+    plan = plan_memory(config, recipe, target)
+    directory = out or Path("bundles") / f"{config.model_id}-{target.name}-{chosen.name}"
+    check_goal(directory, force=force)
+    codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
+    small = config.mamba.n_parameters < _SMALL
+    lines = _spread(lines, golden_lines or _GOLDEN_LINES[0 if small else 1])
+    needed = plan.decoder_bytes + plan.vision_bytes + _WRITING_MARGIN_BYTES
+
+    with staged_directory(directory, force=force, needed_bytes=needed) as stage, progress() as bar:
+        vision_rms, embeddings = _write_vision(checkpoint, golden.parent, lines, stage, bar)
+        _write_decoder(checkpoint, recipe, stage, bar)
+        _write_golden(checkpoint, codec, golden.parent, lines, embeddings, stage, bar)
+        _write_text(checkpoint, codec, stage)
+        vision_files = [f for f in stage.iterdir() if f.name.startswith(VISION)]
+        hashing = bar.add_task("hash the checkpoint", total=1)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            cobra_edge=__version__,
+            source=Source(checkpoint.source_id, checkpoint.sha256()),
+            model=config,
+            target=target.name,
+            recipe=recipe,
+            files={},
+            memory_plan=plan_memory(config, recipe, target, sum(f.stat().st_size for f in vision_files)),
+            drift=None,
+        )
+        bar.advance(hashing)
+        drift = _measure(Bundle(stage, manifest), len(lines), bar)
+        verdicts = judge(drift, limits, chosen.name)
+        manifest = msgspec.structs.replace(manifest, drift=drift)
+        (stage / CARD).write_text(model_card(manifest, target), encoding="utf-8")
+        manifest = msgspec.structs.replace(manifest, files=file_entries(stage))
+        (stage / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+        Bundle.open(stage)
+    return Exported(directory, manifest, kept, vision_rms, verdicts)
+
+
+def _require_torch() -> None:
+    try:
+        import timm  # noqa: F401 - only whether they are there
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MachineError(f"export needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
+
+
+def _spread(lines: list[Line], wanted: int) -> list[Line]:
+    """Return `wanted` lines spread evenly over the suite."""
+    wanted = min(wanted, len(lines))
+    return [lines[i * len(lines) // wanted] for i in range(wanted)]
+
+
+def _write_vision(
+    checkpoint: Any, pictures: Path, lines: list[Line], stage: Path, bar: Any
+) -> tuple[float | None, list[np.ndarray | None]]:
+    """Write vision.onnx; return its distance from torch and the float embeddings of each golden line."""
+    config = checkpoint.config
+    if config.vision is None:
+        return None, [None] * len(lines)
+    from .model.cobra import load_vision
+    from .vision.onnx_export import check_parity, export_onnx
+
+    task = bar.add_task("vision graph", total=3)
+    model = load_vision(checkpoint)
+    bar.advance(task)
+    export_onnx(model, config, stage / VISION)
+    bar.advance(task)
+    transform = ImageTransform.of(config)
+    names = sorted({line.image for line in lines if line.image is not None})
+    pixels = [transform.pixels(load_picture(pictures / name)) for name in names]
+    noise = np.random.default_rng(0).standard_normal(transform.shape, np.float32)
+    worst, references = check_parity(model, config, stage / VISION, [*pixels, noise])
+    bar.advance(task)
+    by_name = dict(zip(names, references, strict=False))
+    (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(transform)) + b"\n")
+    return worst, [by_name.get(line.image or "") for line in lines]
+
+
+def _write_decoder(checkpoint: Any, recipe: Any, stage: Path, bar: Any) -> None:
+    from .model.config import decoder_shapes
+    from .quantize.decoder_file import write_decoder
+
+    task = bar.add_task(f"decoder as {recipe.scheme}", total=len(decoder_shapes(checkpoint.config.mamba)))
+    write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task))
+
+
+def _write_golden(
+    checkpoint: Any,
+    codec: TextCodec,
+    pictures: Path,
+    lines: list[Line],
+    embeddings: list[np.ndarray | None],
+    stage: Path,
+    bar: Any,
+) -> None:
+    """Run the golden lines through the float model, layer by layer, and write inputs and logits."""
+    import torch
+
+    from .model.cobra import reference_logits
+    from .regress.golden import GoldenLine, write_golden
+
+    template, table = PromptTemplate(checkpoint.config.prompt_style), checkpoint.decoder["backbone.embedding.weight"]
+    tokens, starts, sequences = [], [], []
+    for line, seen in zip(lines, embeddings, strict=True):
+        prompt = codec.encode(template.first_turn(line.prompt))
+        tokens.append([*prompt, *codec.encode(line.answer + END_OF_TEXT)])
+        starts.append(len(prompt))
+        text = table[torch.tensor(tokens[-1][:-1])].float()
+        sequences.append(text if seen is None else torch.cat([torch.from_numpy(seen), text]))
+    task = bar.add_task("float reference", total=checkpoint.config.mamba.n_layer)
+    keep = [len(t) - s for t, s in zip(tokens, starts, strict=True)]
+    logits = reference_logits(checkpoint, sequences, keep, lambda: bar.advance(task))
+    golden = []
+    for line, seen, ids, start, values in zip(lines, embeddings, tokens, starts, logits, strict=True):
+        picture = None
+        if seen is not None and line.image is not None:
+            picture = np.asarray(load_picture(pictures / line.image))
+        golden.append(GoldenLine(np.array(ids, np.int32), start, values.numpy(), picture, seen))
+    write_golden(stage / GOLDEN, golden)
+
+
+def _write_text(checkpoint: Any, codec: TextCodec, stage: Path) -> None:
+    shutil.copyfile(checkpoint.tokenizer_file(), stage / TOKENIZER)
+    prompt = PromptFile(checkpoint.config.prompt_style, END_OF_TEXT, codec.end_id)
+    (stage / PROMPT).write_bytes(msgspec.json.format(msgspec.json.encode(prompt)) + b"\n")
+
+
+def _measure(bundle: Bundle, n_lines: int, bar: Any) -> Drift:
+    from .decode.backends import open_decoder
+    from .regress.golden import measure_drift
+
+    task = bar.add_task("drift of the finished bundle", total=n_lines)
+    return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task))
+
+
+@click.command(epilog="Example: python -m cobra_edge.export --target jetson --checkpoint mini --out bundles/mini --force")
+@click.option("--target", "target_name", required=True, help="Device profile or family: jetson, rtx-4090, cpu, …")
+@click.option("--checkpoint", default=None, help="mini (default), a registry name such as cobra+3b, or a directory.")
+@click.option("--scheme", default=None, help="Weight format, such as w4a16-g128; default: the target's.")
+@click.option("--method", type=click.Choice(METHODS), default="rtn", show_default=True, help="How codes are chosen.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory of the bundle.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")
+@click.option("--golden", type=click.Path(path_type=Path), default=HELDOUT, help="Suite for the golden lines.")
+@click.option("--golden-lines", type=click.IntRange(1, 10_000), help="How many golden lines; default 32, big models 4.")
+@click.option("--budget", type=click.Path(path_type=Path), help="Drift budget (TOML); default: the one that ships.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def command(target_name: str, checkpoint: str | None, method: str, as_json: bool, out: Path | None, **options: Any) -> None:
+    """Export a checkpoint to a bundle for a device, and measure what quantization cost.
+
+    Exit codes: 0 done; 1 done, but the drift exceeds its budget; 2 bad input; 3 this machine lacks something.
+    """
+    target = target_named(target_name)
+    if checkpoint is None:
+        errors.print("no --checkpoint given: exporting the embedded cobra-mini, a small model of synthetic scenes")
+    exported = export_bundle(checkpoint or "mini", target, out, **options)
+    if as_json:
+        print_json({
+            "bundle": str(exported.directory),
+            "manifest": exported.manifest,
+            "kept_float16": exported.kept_float,
+            "onnx_relative_rms": exported.onnx_relative_rms,
+            "drift_verdicts": exported.verdicts,
+        })  # fmt: skip
+    else:
+        for name, reason in exported.kept_float.items():
+            results.print(f"kept in float16: {name} ({reason})", highlight=False)
+        results.print(memory_table(exported.manifest, target))
+        results.print(drift_table(exported.manifest, exported.verdicts))
+        results.print(f"bundle: {exported.directory}", highlight=False, soft_wrap=True)
+    exceeded = [v.measure for v in exported.verdicts if v.within is False]
+    if exceeded:
+        raise DriftError(
+            f"the drift budget is exceeded by {', '.join(exceeded)}; the bundle is kept for inspection at "
+            f"{exported.directory}, do not ship it: take more bits or another method"
+        )
+
+
+main = main_of(command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Choosing tokens from logits: greedy by default, temperature, top-k and top-p on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+
+from .decode.decoder import Decoder, DecoderState
+from .errors import InputError
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; higher is more random.
+        top_k: only the k likeliest tokens; 0 for all.
+        top_p: only the likeliest tokens that together hold this share of the probability (Holtzman et al. 2020).
+        seed: of the random choice; the same seed gives the same answer.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for values that mean nothing."""
+        if not 0 <= self.temperature <= 100:
+            raise InputError(f"temperature is {self.temperature}, expected 0 (greedy) to 100")
+        if self.top_k < 0:
+            raise InputError(f"top-k is {self.top_k}, expected 0 (all) or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top-p is {self.top_p}, expected more than 0 and at most 1")
+
+
+GREEDY = Sampling()
+
+
+def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
+    """Return a token id from logits (vocab,) float32. Raises InputError when they are not finite."""
+    if not np.isfinite(logits).all():
+        raise InputError("the decoder produced logits that are not finite; check the bundle with cobra_edge.inspect")
+    if sampling.temperature == 0:
+        return int(np.argmax(logits))
+    scaled = logits.astype(np.float64) / sampling.temperature
+    order = np.argsort(-scaled, kind="stable")
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    p = np.exp(scaled[order] - scaled[order[0]])
+    p /= p.sum()
+    kept = int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1
+    p = p[:kept] / p[:kept].sum()
+    return int(rng.choice(order[:kept], p=p))
+
+
+def generate(
+    decoder: Decoder, logits: np.ndarray, state: DecoderState, end_id: int, max_new_tokens: int, sampling: Sampling
+) -> Iterator[int]:
+    """Yield token ids from the logits after a prompt until the end token (not yielded) or the limit.
+
+    The state moves on in place and ends after the last yielded token that was read back.
+    """
+    rng = np.random.default_rng(sampling.seed)
+    for index in range(max_new_tokens):
+        token = choose(logits, sampling, rng)
+        if token == end_id:
+            return
+        yield token
+        if index + 1 < max_new_tokens:
+            logits = decoder.step(token, state)

@@ -1,0 +1,136 @@
+"""From a picture file to the pixels the vision graph takes, with pillow and numpy alone.
+
+The three resize strategies are those of the published code; every one is a plain composition of pillow operations, the same
+that timm's transform ends in, so the two agree. A picture is hostile until decoded: its size is checked before its pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import InputError
+from .model.config import CobraConfig
+
+MAX_PIXELS = 64_000_000  # a 64-megapixel photograph; anything larger is a mistake or a decompression bomb
+MAX_FILE_BYTES = 256 << 20
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+
+class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Channel means and deviations of one encoder, for values in 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What becomes image.json of a bundle: how a picture becomes the vision graph's input."""
+
+    image_size: int
+    resize_strategy: str
+    encoders: tuple[Normalisation, ...]
+
+    @classmethod
+    def of(cls, config: CobraConfig) -> ImageTransform:
+        """Return the transform of a model with vision."""
+        assert config.vision is not None
+        encoders = tuple(Normalisation(e.mean, e.std) for e in config.vision.encoders)
+        return cls(config.vision.image_size, config.image_resize_strategy, encoders)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of what `pixels` returns."""
+        return 1, 3 * len(self.encoders), self.image_size, self.image_size
+
+    def pixels(self, picture: Image.Image) -> np.ndarray:
+        """Turn an RGB picture into (1, 3·n_encoders, image_size, image_size) float32, normalised per encoder."""
+        parts = []
+        for encoder in self.encoders:
+            square = np.asarray(self.square(picture, encoder), np.float32).transpose(2, 0, 1) / 255
+            mean, std = (np.array(v, np.float32)[:, None, None] for v in (encoder.mean, encoder.std))
+            parts.append((square - mean) / std)
+        return np.concatenate(parts)[None]
+
+    def square(self, picture: Image.Image, encoder: Normalisation) -> Image.Image:
+        """Resize an RGB picture to image_size × image_size by the strategy; letterbox pads with the encoder's mean colour."""
+        size = self.image_size
+        if self.resize_strategy == "resize-naive":
+            return picture.resize((size, size), Image.Resampling.BICUBIC)
+        if self.resize_strategy == "letterbox":
+            width, height = picture.size
+            side = max(width, height)
+            left, top = (side - width) // 2, (side - height) // 2
+            fill = tuple(int(m * 255) for m in encoder.mean)
+            picture = ImageOps.expand(picture, (left, top, left, top), fill)
+        return _shorter_side_and_crop(picture, size)
+
+
+def _shorter_side_and_crop(picture: Image.Image, size: int) -> Image.Image:
+    """Resize so that the shorter side is `size`, then cut the middle out; rounding as torchvision does."""
+    width, height = picture.size
+    if width <= height:
+        wide, high = size, int(size * height / width)
+    else:
+        wide, high = int(size * width / height), size
+    picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = round((wide - size) / 2), round((high - size) / 2)
+    return picture.crop((left, top, left + size, top + size))
+
+
+def load_picture(source: Path | bytes | Image.Image) -> Image.Image:
+    """Decode a picture to RGB: turned upright by its EXIF tag, transparency laid over white, 16 bits brought to 8.
+
+    Args:
+        source: a file, its bytes, or an opened picture.
+
+    Raises:
+        InputError: not a picture of a known format, truncated, too large, or unreadable.
+    """
+    name = str(source) if isinstance(source, Path) else "the picture"
+    if isinstance(source, Image.Image):
+        return _to_rgb(source)
+    data = _read(source) if isinstance(source, Path) else source
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise InputError(f"{name}: {width} × {height} pixels, at most {MAX_PIXELS:,} are read; scale it down")
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}: not a picture; expected one of {', '.join(FORMATS)}") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise InputError(f"{name}: more than {MAX_PIXELS:,} pixels; scale it down") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, MemoryError) as error:
+        # pillow's decoders raise all of these on damaged files
+        raise InputError(f"{name}: truncated or damaged picture ({error})") from error
+
+
+def _read(file: Path) -> bytes:
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB, not a picture this reads")
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); give the path of a picture") from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, np.float64)
+        top = 65535.0 if picture.mode.startswith("I") else max(float(values.max(initial=0.0)), 1.0)
+        picture = Image.fromarray(np.clip(np.rint(values * (255 / top)), 0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        ground = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(ground, picture).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,77 @@
+"""The memory plan: what running a bundle will take on its target, counted before anything is written."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .bundle import MemoryPlan
+from .errors import InputError
+from .model.config import CobraConfig, projector_shapes
+from .recipe import Recipe, stored_tensors
+from .targets import Target
+
+_FLOAT = 4
+
+
+def decoder_bytes(config: CobraConfig, recipe: Recipe) -> int:
+    """Return the bytes of decoder.safetensors' data."""
+    plan = stored_tensors(config.mamba, recipe)
+    return sum(math.prod(t.shape) * np.dtype(t.dtype).itemsize for entries in plan.values() for t in entries)
+
+
+def state_bytes(config: CobraConfig) -> int:
+    """Return the bytes of one decoding state, whatever the context length."""
+    m = config.mamba
+    return m.n_layer * m.d_inner * (m.d_conv + m.d_state) * _FLOAT
+
+
+def working_bytes(config: CobraConfig) -> int:
+    """Return an upper estimate of activations: the larger of one vision block and one decoder block over a full prompt."""
+    m = config.mamba
+    decoder = config.max_length * (2 * m.d_model + 5 * m.d_inner) * _FLOAT + m.vocab * _FLOAT
+    vision = 0
+    if config.vision is not None:
+        for e in config.vision.encoders:
+            tokens = config.vision.n_patches + e.n_prefix
+            # Queries, keys, values, the four-fold hidden layer and two residuals; scores of heads 64 wide.
+            heads = max(1, e.embed_dim // 64)
+            vision = max(vision, tokens * 9 * e.embed_dim * _FLOAT + heads * tokens**2 * _FLOAT)
+    return max(decoder, vision)
+
+
+def vision_bytes(config: CobraConfig) -> int:
+    """Return an estimate of the vision graph's weights in float32, from the encoders' widths and depths."""
+    if config.vision is None or config.projector is None:
+        return 0
+    shapes = projector_shapes(config.projector, config.vision.feature_dim, config.mamba.d_model)
+    total = sum(math.prod(s) for s in shapes.values())
+    for e in config.vision.encoders:
+        total += (e.depth - 1) * 12 * e.embed_dim**2 + e.embed_dim * (3 * e.patch_size**2 + config.vision.n_patches)
+    return total * _FLOAT
+
+
+def plan_memory(config: CobraConfig, recipe: Recipe, target: Target, vision_file_bytes: int | None = None) -> MemoryPlan:
+    """Return the plan; the vision graph's size is estimated until the file is written.
+
+    Raises:
+        InputError: the model cannot fit the target; the numbers are given.
+    """
+    plan = MemoryPlan(
+        vision_bytes=vision_bytes(config) if vision_file_bytes is None else vision_file_bytes,
+        decoder_bytes=decoder_bytes(config, recipe),
+        state_bytes=state_bytes(config),
+        working_bytes=working_bytes(config),
+        reserved_bytes=int(target.reserved_gb * 1e9),
+        available_bytes=None if target.memory_gb is None else int(target.memory_gb * 1e9),
+    )
+    if plan.available_bytes is not None and plan.total_bytes > plan.available_bytes:
+        raise InputError(
+            f"{config.model_id} as {recipe.scheme} does not fit {target.title}: {plan.total_bytes / 1e9:.2f} GB needed "
+            f"(vision {plan.vision_bytes / 1e9:.2f}, decoder {plan.decoder_bytes / 1e9:.2f}, state "
+            f"{plan.state_bytes / 1e9:.2f}, working {plan.working_bytes / 1e9:.2f}, system "
+            f"{plan.reserved_bytes / 1e9:.2f}), {plan.available_bytes / 1e9:.2f} GB there; "
+            "take fewer bits or a larger target"
+        )
+    return plan

@@ -1,0 +1,84 @@
+"""The whole Cobra in plain torch: patches in front of the text, one decoder over both.
+
+Source: Cobra (Zhao et al., AAAI-25), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import Checkpoint, require_finite
+from .mamba import Block, Mamba, MambaState, RMSNorm
+from .projector import Projector
+from .vision import load_tower
+
+
+class VisionModel(nn.Module):
+    """Vision tower and projector: what becomes one ONNX graph."""
+
+    def __init__(self, tower: nn.Module, projector: Projector) -> None:
+        """Join them."""
+        super().__init__()
+        self.tower, self.projector = tower, projector
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Turn pixels (batch, 3·n_encoders, size, size) float32 into embeddings (batch, n_visual_tokens, d_model)."""
+        return self.projector(self.tower(pixels))
+
+
+def load_vision(checkpoint: Checkpoint) -> VisionModel:
+    """Return tower and projector in float32. Raises what `load_tower` raises."""
+    config = checkpoint.config
+    assert config.vision is not None and config.projector is not None
+    projector = Projector(config.projector, config.vision.feature_dim, config.mamba.d_model)
+    tensors = {k: require_finite(k, v.float()) for k, v in checkpoint.projector.items()}
+    projector.load_state_dict(tensors)
+    return VisionModel(load_tower(config.vision, checkpoint.vision_weights), projector).eval()
+
+
+def load_decoder(checkpoint: Checkpoint) -> Mamba:
+    """Return the whole decoder in float32; for models that fit in memory that way."""
+    model = Mamba(checkpoint.config.mamba)
+    model.load_state_dict({k: v.float() for k, v in checkpoint.decoder.items()}, strict=False)
+    return model.eval()
+
+
+def stream_blocks(checkpoint: Checkpoint) -> Iterator[Block]:
+    """Yield the decoder's blocks one after the other in float32, one in memory at a time."""
+    for index in range(checkpoint.config.mamba.n_layer):
+        prefix = f"backbone.layers.{index}."
+        block = Block(checkpoint.config.mamba)
+        block.load_state_dict({k[len(prefix) :]: v.float() for k, v in checkpoint.decoder.items() if k.startswith(prefix)})
+        yield block.eval()
+
+
+@torch.inference_mode()
+def reference_logits(
+    checkpoint: Checkpoint, sequences: list[Tensor], keep: list[int], on_layer: Callable[[], None]
+) -> list[Tensor]:
+    """Run whole sequences through the float decoder, one layer in memory at a time.
+
+    Args:
+        checkpoint: whose decoder.
+        sequences: embeddings (seq, d_model) float32 of each sequence.
+        keep: for each sequence, how many positions at its end get logits.
+        on_layer: called after each layer, for progress.
+
+    Returns:
+        For each sequence its logits (keep, vocab) float32.
+    """
+    config = checkpoint.config.mamba
+    hidden = [s[None].float() for s in sequences]
+    start = MambaState.zeros(config, 1)
+    for block in stream_blocks(checkpoint):
+        for i, residual in enumerate(hidden):
+            out, _, _ = block.mixer(block.norm(residual), start.conv[0], start.ssm[0])
+            hidden[i] = residual + out
+        on_layer()
+    norm = RMSNorm(config.d_model, config.norm_eps)
+    norm.weight.data = checkpoint.decoder["backbone.norm_f.weight"].float()
+    head = checkpoint.decoder["backbone.embedding.weight" if config.tied else "lm_head.weight"].float()
+    return [norm(residual[0, -n:]) @ head.T for residual, n in zip(hidden, keep, strict=True)]

@@ -1,0 +1,204 @@
+"""The Mamba-1 decoder in plain torch: the truth that every kernel is compared with.
+
+Nothing is fused and nothing is clever. The residual stream and the recurrence are float32 whatever the dtype of the weights;
+patches arrive as ready embeddings in front of the text, so the model takes embeddings, not token ids.
+Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, sections 3.2-3.4, algorithm 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import MambaConfig
+
+
+@dataclass(frozen=True, eq=False)
+class MambaState:
+    """What the decoder remembers: a fixed size, whatever the context length. One tensor a layer.
+
+    Attributes:
+        conv: of each layer (batch, d_inner, d_conv) float32, the last inputs of its causal convolution, newest last.
+        ssm: of each layer (batch, d_inner, d_state) float32, its recurrent state.
+    """
+
+    conv: tuple[Tensor, ...]
+    ssm: tuple[Tensor, ...]
+
+    @classmethod
+    def zeros(cls, config: MambaConfig, batch: int) -> MambaState:
+        """Return the state before the first token."""
+        layers = range(config.n_layer)
+        return cls(
+            tuple(torch.zeros(batch, config.d_inner, config.d_conv) for _ in layers),
+            tuple(torch.zeros(batch, config.d_inner, config.d_state) for _ in layers),
+        )
+
+
+def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve each channel with its last d_conv inputs, add the bias, apply SiLU.
+
+    Args:
+        x: (batch, seq, d_inner).
+        state: (batch, d_inner, d_conv) float32, the inputs before x, newest last.
+        weight: (d_inner, d_conv), the tap of the newest input last.
+        bias: (d_inner,).
+
+    Returns:
+        (batch, seq, d_inner) in x's dtype.
+
+    Source: Gu and Dao 2023, section 3.4, figure 3.
+    """
+    seq, d_conv = x.shape[1], weight.shape[1]
+    window = torch.cat([state.transpose(1, 2).to(x.dtype), x], dim=1)
+    taps = [window[:, k + 1 : k + 1 + seq] * weight[:, k] for k in range(d_conv)]
+    return F.silu(bias + torch.stack(taps).sum(0))
+
+
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run h = exp(Δ·A)·h + Δ·B·u, out = (C·h + D·u)·silu(z) with Δ = softplus(dt + dt_bias), token after token, in float32.
+
+    Args:
+        u, dt, z: (batch, seq, d_inner).
+        A: (d_inner, d_state) float32, negative.
+        B, C: (batch, seq, d_state).
+        D, dt_bias: (d_inner,).
+        h: (batch, d_inner, d_state) float32, carried in.
+
+    Returns:
+        out (batch, seq, d_inner) float32, and h after the last token.
+
+    Source: Gu and Dao 2023, equation 2a and algorithm 2; the argument list is that of the fused scan of mamba-ssm.
+    """
+    u, B, C, z = u.float(), B.float(), C.float(), z.float()
+    delta = F.softplus(dt.float() + dt_bias.float())
+    outs = []
+    for t in range(u.shape[1]):
+        decay = torch.exp(delta[:, t, :, None] * A)
+        h = decay * h + (delta[:, t] * u[:, t])[..., None] * B[:, t, None, :]
+        outs.append((h * C[:, t, None, :]).sum(-1))
+    return (torch.stack(outs, dim=1) + D.float() * u) * F.silu(z), h
+
+
+@dataclass(frozen=True)
+class Operations:
+    """The two sequential operations of a mixer; another pair with the same contracts may take their place."""
+
+    conv: Callable[..., Tensor] = causal_conv
+    scan: Callable[..., tuple[Tensor, Tensor]] = selective_scan
+
+
+REFERENCE = Operations()
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019), computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        """Make a norm over the last axis of size `width`."""
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (..., width) float32; returns the dtype of the weight."""
+        x = x.float()
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (x * self.weight.float()).to(self.weight.dtype)
+
+
+class Mixer(nn.Module):
+    """The selective state-space block; parameter names are those of the published checkpoints."""
+
+    def __init__(self, config: MambaConfig, operations: Operations = REFERENCE) -> None:
+        """Make the block with torch's default initialisation."""
+        super().__init__()
+        c = config
+        self.dt_rank, self.d_state, self.d_conv, self.operations = c.dt_rank, c.d_state, c.d_conv, operations
+        self.in_proj = nn.Linear(c.d_model, 2 * c.d_inner, bias=False)
+        self.conv1d = nn.Conv1d(c.d_inner, c.d_inner, c.d_conv, groups=c.d_inner)
+        self.x_proj = nn.Linear(c.d_inner, c.dt_rank + 2 * c.d_state, bias=False)
+        self.dt_proj = nn.Linear(c.dt_rank, c.d_inner)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, c.d_state + 1)).repeat(c.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(c.d_inner))
+        self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=False)
+
+    def forward(self, x: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mix x (batch, seq, d_model) along the sequence.
+
+        conv is (batch, d_inner, d_conv) and ssm (batch, d_inner, d_state), both float32 and carried in.
+        Returns the output (batch, seq, d_model) and both carried out.
+        """
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        u = self.operations.conv(x, conv, self.conv1d.weight[:, 0], self.conv1d.bias).to(x.dtype)
+        low, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt = F.linear(low, self.dt_proj.weight)
+        A = -torch.exp(self.A_log.float())
+        y, ssm = self.operations.scan(u, dt, A, B, C, self.D, z, self.dt_proj.bias, ssm)
+        seen = torch.cat([conv, x[:, -self.d_conv :].transpose(1, 2).float()], dim=2)
+        return self.out_proj(y.to(x.dtype)), seen[..., -self.d_conv :], ssm
+
+
+class Block(nn.Module):
+    """Pre-norm residual block around a mixer."""
+
+    def __init__(self, config: MambaConfig, operations: Operations = REFERENCE) -> None:
+        """Make norm and mixer."""
+        super().__init__()
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mixer = Mixer(config, operations)
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks and final norm, under the names of the published checkpoints."""
+
+    def __init__(self, config: MambaConfig, operations: Operations) -> None:
+        """Make all layers."""
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab, config.d_model)
+        self.layers = nn.ModuleList(Block(config, operations) for _ in range(config.n_layer))
+        self.norm_f = RMSNorm(config.d_model, config.norm_eps)
+
+
+class Mamba(nn.Module):
+    """A Mamba-1 language model over ready embeddings."""
+
+    def __init__(self, config: MambaConfig, operations: Operations = REFERENCE) -> None:
+        """Make the model with torch's default initialisation; a tied head shares the embedding's tensor."""
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config, operations)
+        self.lm_head = nn.Linear(config.d_model, config.vocab, bias=False)
+        if config.tied:
+            self.lm_head.weight = self.backbone.embedding.weight
+
+    def hidden(self, embeddings: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
+        """Run the blocks over embeddings (batch, seq, d_model).
+
+        Returns the normalised hidden states (batch, seq, d_model) and the state after the last position.
+        """
+        state = state or MambaState.zeros(self.config, embeddings.shape[0])
+        residual = embeddings.float()
+        convs, ssms = [], []
+        for layer, conv, ssm in zip(self.backbone.layers, state.conv, state.ssm, strict=True):
+            assert isinstance(layer, Block)
+            out, conv, ssm = layer.mixer(layer.norm(residual), conv, ssm)
+            residual = residual + out.float()
+            convs.append(conv)
+            ssms.append(ssm)
+        return self.backbone.norm_f(residual), MambaState(tuple(convs), tuple(ssms))
+
+    def forward(self, embeddings: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
+        """Return float32 logits at every position (batch, seq, vocab) and the state after the last one."""
+        hidden, state = self.hidden(embeddings, state)
+        return self.lm_head(hidden).float(), state
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Look up tokens (batch, seq) int64; returns (batch, seq, d_model)."""
+        return self.backbone.embedding(tokens)

@@ -1,0 +1,126 @@
+"""The vision tower: one or two timm Vision Transformers, features of the second-to-last block, concatenated.
+
+Blocks after the one whose output is used, the final norm and the pooling head are removed: they never run, and a device
+should not carry them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, MachineError
+from .config import EncoderConfig, VisionConfig
+
+
+class Encoder(nn.Module):
+    """One ViT up to its second-to-last block."""
+
+    def __init__(self, config: EncoderConfig, image_size: int, vit: nn.Module | None = None) -> None:
+        """Wrap `vit`, or a freshly initialised timm model of the config."""
+        super().__init__()
+        overrides: dict[str, Any] = dict(config.overrides)
+        model: Any = vit or timm.create_model(config.timm_name, num_classes=0, img_size=image_size, **overrides)
+        model.blocks = model.blocks[: config.depth - 1]
+        for unused in ("norm", "fc_norm", "head_drop", "head"):
+            setattr(model, unused, nn.Identity())
+        model.attn_pool = None
+        self.n_prefix = config.n_prefix
+        self.vit = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels (batch, 3, size, size); returns patch features (batch, n_patches, embed_dim)."""
+        vit: Any = self.vit
+        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixels))))
+        for block in vit.blocks:
+            x = block(x)
+        return x[:, self.n_prefix :]
+
+
+class VisionTower(nn.Module):
+    """All encoders of a backbone."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        """Make the tower with random weights."""
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleList(Encoder(e, config.image_size) for e in config.encoders)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (batch, 3·n_encoders, size, size), each encoder's three channels normalised its own way.
+
+        Returns features (batch, n_patches, feature_dim), encoders concatenated in order.
+        """
+        parts = [encoder(p) for encoder, p in zip(self.encoders, pixels.split(3, dim=1), strict=True)]
+        return torch.cat(parts, dim=-1)
+
+
+def load_tower(config: VisionConfig, weights: Path | None) -> VisionTower:
+    """Return the tower with pretrained weights.
+
+    Args:
+        config: which encoders.
+        weights: a directory with `<timm name>.safetensors` for each encoder, or None for timm's hub.
+
+    Raises:
+        CheckpointError: a file is missing or does not fit.
+        MachineError: the hub cannot be reached.
+    """
+    if weights is None:
+        return _tower_from_hub(config)
+    tower = VisionTower(config)
+    for index, encoder in enumerate(config.encoders):
+        _load_encoder(tower.encoders[index], weights / encoder_file(config, index), encoder)
+    return tower.eval()
+
+
+def encoder_file(config: VisionConfig, index: int) -> str:
+    """Return the file name of an encoder's weights in a vision directory."""
+    return f"{config.encoders[index].timm_name}.safetensors"
+
+
+def _load_encoder(encoder: nn.Module, file: Path, config: EncoderConfig) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise CheckpointError(f"vision weights: {file.name} not found in {file.parent}; put the encoder's weights there")
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
+    vit: Any = encoder.vit
+    wanted = vit.state_dict()
+    # The last block, final norm and pooling head are part of a full timm checkpoint and never run here.
+    unused = (f"blocks.{config.depth - 1}.", "norm.", "fc_norm.", "head.", "attn_pool.", "mask_token")
+    extra = [k for k in tensors if k not in wanted and not k.startswith(unused)]
+    missing = [k for k in wanted if k not in tensors]
+    if missing or extra:
+        raise CheckpointError(f"{file.name}: missing tensors {missing[:5]}, unexpected tensors {extra[:5]}")
+    for name, value in wanted.items():
+        if tensors[name].shape != value.shape:
+            raise CheckpointError(f"{file.name}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
+    vit.load_state_dict({k: tensors[k].to(v.dtype) for k, v in wanted.items()})
+
+
+def _tower_from_hub(config: VisionConfig) -> VisionTower:
+    encoders = []
+    for e in config.encoders:
+        if e.overrides:
+            raise CheckpointError(f"{config.backbone_id}: these encoders are on no hub; give a directory of vision weights")
+        try:
+            vit = timm.create_model(e.timm_name, pretrained=True, num_classes=0, img_size=config.image_size)
+        except Exception as error:  # timm and the hub raise a dozen types for "no network"
+            raise MachineError(
+                f"vision weights of {e.timm_name} could not be fetched ({type(error).__name__}: {error}); "
+                "connect once, or give a directory with --vision-weights"
+            ) from error
+        encoders.append(Encoder(e, config.image_size, vit))
+    tower = VisionTower.__new__(VisionTower)
+    nn.Module.__init__(tower)
+    tower.config, tower.encoders = config, nn.ModuleList(encoders)
+    return tower.eval()

@@ -1,0 +1,54 @@
+"""The README of a bundle: what it is, how large, how far from the float model."""
+
+from __future__ import annotations
+
+from .bundle import Manifest
+from .tables import drift_rows, megabytes
+from .targets import Target
+
+_CARD = """\
+# {model} for {target}
+
+Made by cobra_edge {version} from `{source}` (sha256 `{sha}`), weights as **{scheme}**, method {method}.
+
+| part | size |
+|---|---|
+| vision graph | {vision} |
+| decoder | {decoder} |
+| decoding state, any context length | {state} |
+| total on the device, system included | {total} |
+
+## Drift from the float model
+
+{drift}
+
+Measured on {measured}. Check it on the device itself, and ask it something:
+
+```
+python -m cobra_edge.inspect .
+python -m cobra_edge.run . --image PICTURE --prompt "What is in the image?"
+```
+
+What the model itself can and cannot do is said by the card of the checkpoint it was made from.
+"""
+
+
+def model_card(manifest: Manifest, target: Target) -> str:
+    """Return the card as Markdown."""
+    plan, drift = manifest.memory_plan, manifest.drift
+    rows = [f"| {label} | {value} |" for label, value, _, _ in drift_rows(manifest, [])]
+    return _CARD.format(
+        model=manifest.model.model_id,
+        target=target.title,
+        version=manifest.cobra_edge,
+        source=manifest.source.id,
+        sha=manifest.source.sha256[:16],
+        scheme=manifest.recipe.scheme,
+        method=manifest.recipe.method,
+        vision=megabytes(plan.vision_bytes),
+        decoder=megabytes(plan.decoder_bytes),
+        state=megabytes(plan.state_bytes),
+        total=megabytes(plan.total_bytes),
+        drift="\n".join(["| measure | value |", "|---|---|", *rows]),
+        measured="nothing" if drift is None else f"{drift.lines} golden lines with the {drift.runtime} decoder",
+    )

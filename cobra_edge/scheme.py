@@ -1,0 +1,50 @@
+"""What a quantized weight is, as data: one row of `SCHEMES` a scheme."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import InputError, near_matches
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the weights of a matrix are stored.
+
+    Attributes:
+        name: as on the command line; w4a16-g128 is 4-bit weights, 16-bit activations, one scale for 128 weights of a row.
+        weight_bits: bits a code takes: 4, 8, or 16 for plain float16 without codes.
+        group_size: weights along the input axis that share a scale; None for no groups (float16).
+    """
+
+    name: str
+    weight_bits: int
+    group_size: int | None
+
+    @property
+    def zero_code(self) -> int:
+        """The unsigned code that stands for 0: codes are symmetric around it."""
+        return 1 << (self.weight_bits - 1)
+
+    def refuses(self, in_features: int) -> str | None:
+        """Say why a matrix with that many inputs cannot be stored this way, or None."""
+        if self.group_size is not None and in_features % self.group_size:
+            return f"group size {self.group_size} does not divide in_features {in_features}"
+        return None
+
+
+SCHEMES: dict[str, Scheme] = {
+    s.name: s
+    for s in (
+        Scheme("fp16", 16, None),
+        Scheme("w8a16-g128", 8, 128),
+        Scheme("w4a16-g128", 4, 128),
+    )
+}
+
+
+def scheme_named(name: str) -> Scheme:
+    """Return a scheme of the table. Raises InputError with near matches."""
+    if name not in SCHEMES:
+        raise InputError(f"unknown scheme {name!r}{near_matches(name, SCHEMES)}")
+    return SCHEMES[name]

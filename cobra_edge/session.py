@@ -1,0 +1,158 @@
+"""A bundle that answers: look at an image once, ask as often as you like.
+
+The image comes first, so the decoder's state after the visual tokens is a complete summary of it that no question has touched.
+`look` returns that state; `ask` copies it, reads the question and streams the answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers.decoders import DecodeStream
+
+from .bundle import VISION, Bundle
+from .decode.backends import open_decoder
+from .decode.decoder import DecoderState
+from .errors import InputError
+from .generate import GREEDY, Sampling, generate
+from .image import load_picture
+
+Picture = Path | str | bytes | Image.Image
+
+
+@dataclass
+class Answer:
+    """An answer as it comes: iterate for pieces of text; the figures are complete when the iteration has ended.
+
+    Attributes:
+        text: what was said so far.
+        tokens: ids generated so far, without the end token.
+        prompt_tokens, visual_tokens: positions read before the answer.
+        ttft_ms: from the question (and image, where it was looked at for this question) to the first token.
+        tpot_ms: mean time of each further token; None for fewer than two.
+        finish: "end" at the model's end token, "length" at the limit.
+    """
+
+    prompt_tokens: int
+    visual_tokens: int
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    ttft_ms: float = 0.0
+    tpot_ms: float | None = None
+    finish: str = "length"
+    _pieces: Iterator[str] = field(default_factory=lambda: iter(()))
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield pieces of text as they are decoded."""
+        return self._pieces
+
+    def read(self) -> str:
+        """Read the answer to its end and return its text."""
+        for _ in self:
+            pass
+        return self.text
+
+
+class Session:
+    """An opened bundle: vision graph, decoder, tokenizer."""
+
+    def __init__(self, bundle: Bundle, device: str = "auto", kernels: str = "auto") -> None:
+        """Open all parts. Raises BundleError, InputError or MachineError when one cannot be."""
+        self.bundle, self.config = bundle, bundle.manifest.model
+        self.codec, self.template = bundle.text()
+        self.decoder = open_decoder(bundle, device, kernels)
+        self._vision, self._transform = None, None
+        if self.config.vision is not None:
+            from .vision.session import VisionSession
+
+            self._vision = VisionSession(bundle.path(VISION), self.config)
+            self._transform = bundle.image()
+
+    def visual_embeddings(self, image: Picture) -> np.ndarray:
+        """Return the image as the decoder sees it, (n_visual_tokens, d_model) float32.
+
+        Raises:
+            InputError: the model has no eyes, or the picture is unreadable.
+        """
+        if self._vision is None or self._transform is None:
+            raise InputError(f"{self.config.model_id} is a text-only model; ask without an image")
+        picture = load_picture(Path(image) if isinstance(image, str) else image)
+        return self._vision.embed(self._transform.pixels(picture))
+
+    def look(self, image: Picture) -> DecoderState:
+        """Read an image; the state returned can start any number of questions, and be saved. Raises as above."""
+        state = self.decoder.new_state()
+        self.decoder.prefill(self.visual_embeddings(image), state)
+        return state
+
+    def ask(
+        self,
+        image: Picture | DecoderState | None,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        sampling: Sampling = GREEDY,
+    ) -> Answer:
+        """Ask a question about an image, a remembered image, or (None) about nothing seen.
+
+        Args:
+            image: a picture, a state from `look` (left as it is), or None.
+            prompt: the question.
+            max_new_tokens: the answer's limit.
+            sampling: greedy unless told otherwise.
+
+        Returns:
+            An answer to iterate over. Nothing is decoded before that, but the prompt has been read.
+
+        Raises:
+            InputError: an empty prompt, one longer than the model's limit, an unreadable picture.
+        """
+        if max_new_tokens < 1:
+            raise InputError(f"max-new-tokens is {max_new_tokens}, expected 1 or more")
+        began = time.perf_counter()
+        tokens = self.codec.encode(self.template.first_turn(prompt))
+        seen = 0 if image is None else self.config.n_visual_tokens
+        room = self.config.max_length - seen
+        if len(tokens) >= room:
+            raise InputError(
+                f"the prompt is {len(tokens)} tokens, the model takes {room - 1} beside {seen} visual ones; shorten it"
+            )
+        if image is None:
+            state = self.decoder.new_state()
+        else:
+            state = image.copy() if isinstance(image, DecoderState) else self.look(image)
+        logits = self.decoder.prefill(self.decoder.embed(tokens), state)
+        answer = Answer(prompt_tokens=len(tokens), visual_tokens=seen)
+        limit = min(max_new_tokens, room - len(tokens))
+        answer._pieces = self._stream(answer, generate(
+            self.decoder, logits, state, self.codec.end_id, limit, sampling
+        ), limit, began)  # fmt: skip
+        return answer
+
+    def _stream(self, answer: Answer, tokens: Iterator[int], limit: int, began: float) -> Iterator[str]:
+        pieces, first, last = DecodeStream(skip_special_tokens=True), began, began
+        for token in tokens:
+            last = time.perf_counter()
+            if not answer.tokens:
+                first = last
+                answer.ttft_ms = (first - began) * 1e3
+            answer.tokens.append(token)
+            if len(answer.tokens) > 1:
+                answer.tpot_ms = (last - first) * 1e3 / (len(answer.tokens) - 1)
+            piece = pieces.step(self.codec.tokenizer, token)
+            if piece:
+                answer.text += piece
+                yield piece
+        answer.finish = "end" if len(answer.tokens) < limit else "length"
+        # Bytes of an unfinished character never left the stream; the whole decoding has them as replacement marks.
+        answer.text = self.codec.decode(answer.tokens)
+
+
+def load(bundle: Path | str | Bundle, *, device: str = "auto", kernels: str = "auto") -> Session:
+    """Open a bundle and return a session. Raises BundleError when it is not whole, MachineError when nothing runs it."""
+    return Session(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), device, kernels)

@@ -1,0 +1,77 @@
+"""Tables for a terminal: what a bundle holds, what it needs, how far it drifts."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from .bundle import DECODER, Manifest
+from .regress.budget import Verdict
+from .targets import Target
+
+_LABELS = {
+    "kld_mean": "KLD, mean (nats)",
+    "kld_p99": "KLD, 99th percentile (nats)",
+    "kld_max": "KLD, largest (nats)",
+    "top1_agreement": "top-1 agreement",
+    "perplexity_ratio": "perplexity, quantized / float",
+    "vision_relative_rms": "visual embeddings, relative RMS",
+}
+
+
+def figure(value: float | None) -> str:
+    """Write a measure with four significant digits; None is "not measured"."""
+    return "not measured" if value is None else f"{value:.4g}"
+
+
+def megabytes(size_bytes: int) -> str:
+    """Write a size in units of 10⁶ bytes."""
+    return f"{size_bytes / 1e6:,.2f} MB"
+
+
+def bits_per_weight(manifest: Manifest) -> float:
+    """Return bits a decoder weight takes in the file, scales and float tensors counted."""
+    return manifest.files[DECODER].bytes * 8 / manifest.model.mamba.n_parameters
+
+
+def drift_rows(manifest: Manifest, verdicts: list[Verdict]) -> list[tuple[str, str, str, str]]:
+    """Return (measure, value, limit, verdict) of each measure; empty where drift was not measured."""
+    if manifest.drift is None:
+        return []
+    judged = {v.measure: v for v in verdicts}
+    rows = []
+    for measure, label in _LABELS.items():
+        verdict = judged.get(measure)
+        limit = figure(verdict.limit) if verdict and verdict.limit is not None else ""
+        word = "" if verdict is None or verdict.within is None else "within" if verdict.within else "EXCEEDED"
+        rows.append((label, figure(getattr(manifest.drift, measure)), limit, word))
+    return rows
+
+
+def drift_table(manifest: Manifest, verdicts: list[Verdict]) -> Table:
+    """Return the drift against the float model, beside its budget."""
+    drift = manifest.drift
+    where = "not measured" if drift is None else f"{drift.lines} golden lines, {drift.positions} answer tokens, {drift.runtime}"
+    table = Table(title=f"drift of {manifest.recipe.scheme} from the float model ({where})", title_justify="left")
+    table.add_column("measure")
+    for column in ("value", "limit", ""):
+        table.add_column(column, justify="right")
+    for row in drift_rows(manifest, verdicts):
+        table.add_row(*row, style="red" if row[3] == "EXCEEDED" else None)
+    return table
+
+
+def memory_table(manifest: Manifest, target: Target) -> Table:
+    """Return the memory plan."""
+    plan = manifest.memory_plan
+    table = Table(title=f"memory on {target.title}", title_justify="left")
+    table.add_column("part")
+    table.add_column("size", justify="right")
+    table.add_row("vision graph", megabytes(plan.vision_bytes))
+    table.add_row(f"decoder, {bits_per_weight(manifest):.2f} bits a weight", megabytes(plan.decoder_bytes))
+    table.add_row("decoding state, any context length", megabytes(plan.state_bytes))
+    table.add_row("working memory", megabytes(plan.working_bytes))
+    table.add_row("system and runtime", megabytes(plan.reserved_bytes))
+    table.add_row("total", megabytes(plan.total_bytes), style="bold")
+    if plan.available_bytes is not None:
+        table.add_row("available", megabytes(plan.available_bytes))
+    return table
