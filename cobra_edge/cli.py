@@ -14,7 +14,7 @@ VERBS = {
     "export": "Export a checkpoint to a bundle for a device.",
     "run": "Ask a bundle about a picture.",
     "inspect": "Print what is in a bundle, after checking it.",
-    "bench": "Measure export on a shape or a model.",
+    "bench": "Measure, and keep the result.",
 }
 
 

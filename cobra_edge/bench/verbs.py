@@ -1,0 +1,91 @@
+"""Bench: measure, and keep the result.
+
+python -m cobra_edge.bench export --shape cobra-3b
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from ..errors import MachineError
+from ..tables import figure
+from ..terminal import print_json, progress, results
+
+RESULTS = Path("bench") / "results"
+
+
+@click.group(epilog="Example: python -m cobra_edge.bench export --shape cobra-3b")
+def command() -> None:
+    """Measure, and keep the result under bench/results."""
+
+
+def keep(name: str, result: dict[str, Any]) -> Path:
+    """Write a result as bench/results/NAME.json."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return file
+
+
+@command.command(epilog="Example: python -m cobra_edge.bench export --shape cobra-3b --scratch /tmp")
+@click.option("--shape", default="cobra-3b", show_default=True, help="A published shape, filled with random weights.")
+@click.option("--target", default="jetson", show_default=True)
+@click.option("--scheme", default="w4a16-g128", show_default=True)
+@click.option("--scratch", type=click.Path(path_type=Path, exists=True), help="Where to put checkpoint and bundle.")
+@click.option("--golden-lines", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_lines: int, as_json: bool) -> None:
+    """Export a random checkpoint of a published shape; wall time and peak memory of the whole command.
+
+    The drift of random weights says nothing about a trained model and is not kept.
+    """
+    from .machine import machine, measure
+    from .shapes import write_random_checkpoint
+
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        source, out = Path(folder) / shape, Path(folder) / "bundle"
+        with progress() as bar:
+            task = bar.add_task(f"random {shape}", total=3)
+            write_random_checkpoint(shape, source, lambda: bar.advance(task))
+        arguments = ["--target", target, "--checkpoint", str(source), "--scheme", scheme, "--out", str(out)]
+        arguments += ["--golden-lines", str(golden_lines), "--json"]
+        done = measure(["cobra_edge.export", *arguments])
+        # 1 is a drift beyond the budget, which random weights may well have.
+        if done.exit_code not in (0, 1):
+            raise MachineError(f"the export ended with exit code {done.exit_code}; see its messages above")
+        exported = json.loads(done.stdout)
+        files = {name: entry["bytes"] for name, entry in exported["manifest"]["files"].items()}
+        checkpoint_bytes = sum(f.stat().st_size for f in source.rglob("*") if f.is_file())
+    result = {
+        "bench": "export",
+        "shape": shape,
+        "target": target,
+        "scheme": scheme,
+        "golden_lines": golden_lines,
+        "seconds": round(done.seconds, 1),
+        "peak_gib": round(done.peak_bytes / 2**30, 2),
+        "checkpoint_bytes": checkpoint_bytes,
+        "bundle_bytes": files,
+        "onnx_relative_rms": exported["onnx_relative_rms"],
+        "machine": machine(),
+    }
+    file = keep(f"export-{shape}", result)
+    if as_json:
+        print_json(result)
+        return
+    table = Table(title=f"export of {shape} as {scheme} for {target}", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_row("wall time, minutes", f"{done.seconds / 60:.1f}")
+    table.add_row("peak resident memory, GiB", f"{done.peak_bytes / 2**30:.2f}")
+    table.add_row("checkpoint, GB", f"{checkpoint_bytes / 1e9:.2f}")
+    table.add_row("bundle, GB", f"{sum(files.values()) / 1e9:.2f}")
+    table.add_row("vision graph against torch, relative RMS", figure(exported["onnx_relative_rms"]))
+    results.print(table)
+    results.print(f"kept: {file}", highlight=False)

@@ -1,0 +1,109 @@
+"""Fixtures: small checkpoints written fresh, and bundles of cobra-mini exported once a session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cobra_edge.export import export_bundle
+from cobra_edge.model.config import MambaConfig, decoder_shapes, projector_shapes
+from cobra_edge.targets import target_named
+
+MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
+MINI_MAMBA = MambaConfig(256, 8, 512, 512, 16, 4, 16)
+TINY_MAMBA = MambaConfig(128, 2, 512, 256, 16, 4, 8)
+
+
+def random_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return values a working decoder could have."""
+    if name.endswith("A_log"):
+        return torch.log(torch.arange(1.0, shape[1] + 1)).repeat(shape[0], 1)
+    if name.endswith(("norm.weight", "norm_f.weight", ".D")):
+        return 1 + 0.1 * torch.randn(shape)
+    return torch.randn(shape) * (shape[-1] ** -0.5 if len(shape) > 1 else 0.1)
+
+
+def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return {name: random_tensor(name, shape) for name, shape in shapes.items()}
+
+
+@dataclass
+class RunDirectory:
+    """The pieces of an original run directory, to be broken in one place and written."""
+
+    config: dict[str, Any] = field(
+        default_factory=lambda: {
+            "model": {
+                "model_id": "cobra-test",
+                "arch_specifier": "no-align+fused-gelu-mlp",
+                "vision_backbone_id": "dinosiglip-vit-mini-112px",
+                "llm_backbone_id": "mamba-mini-zephyr",
+                "image_resize_strategy": "resize-naive",
+                "llm_max_length": 256,
+            }
+        }
+    )
+    decoder: dict[str, torch.Tensor] = field(default_factory=lambda: random_tensors(decoder_shapes(MINI_MAMBA)))
+    projector: dict[str, torch.Tensor] = field(
+        default_factory=lambda: random_tensors(projector_shapes("fused-gelu-mlp", 256, 256))
+    )
+
+    def write(self, directory: Path) -> Path:
+        (directory / "checkpoints").mkdir(parents=True)
+        (directory / "config.json").write_text(json.dumps(self.config))
+        llm = {f"llm.{k}": v for k, v in self.decoder.items()}
+        llm["llm.lm_head.weight"] = self.decoder["backbone.embedding.weight"]
+        model = {"projector": self.projector, "llm_backbone": llm}
+        torch.save({"model": model}, directory / "checkpoints" / "latest-checkpoint.pt")
+        return directory
+
+
+@pytest.fixture
+def run_directory() -> RunDirectory:
+    return RunDirectory()
+
+
+def write_text_only(directory: Path, seed: int = 0) -> Path:
+    """Write a bare Mamba in the state-spaces layout, with cobra-mini's tokenizer."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps({"d_model": TINY_MAMBA.d_model, "n_layer": TINY_MAMBA.n_layer}))
+    save_file(random_tensors(decoder_shapes(TINY_MAMBA), seed), directory / "model.safetensors")
+    (directory / "tokenizer.json").write_bytes((MINI / "tokenizer.json").read_bytes())
+    return directory
+
+
+@pytest.fixture
+def text_only(tmp_path: Path) -> Path:
+    return write_text_only(tmp_path / "mamba-tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a text-only bundle: quick to make, for tests of the bundle itself. Do not change it; copy it."""
+    root = tmp_path_factory.mktemp("tiny")
+    source = write_text_only(root / "mamba-tiny")
+    return export_bundle(str(source), target_named("cpu"), root / "bundle", golden_lines=3).directory
+
+
+@pytest.fixture(scope="session")
+def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return cobra-mini's bundle of a scheme, exported when it is first asked for."""
+    made: dict[str, Path] = {}
+    root = tmp_path_factory.mktemp("mini")
+
+    def get(scheme: str) -> Path:
+        if scheme not in made:
+            out = root / scheme
+            made[scheme] = export_bundle("mini", target_named("jetson"), out, scheme=scheme).directory
+        return made[scheme]
+
+    return get

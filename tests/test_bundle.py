@@ -1,0 +1,232 @@
+"""Bundles: whole ones open, everything else is refused with a reason."""
+
+import json
+import os
+import shutil
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from cobra_edge.bundle import DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_sha256, staged_directory
+from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.errors import BundleError, InputError, MachineError
+from cobra_edge.recipe import StoredTensor
+from cobra_edge.regress.golden import read_golden
+from cobra_edge.tensor_file import TensorFileWriter
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    """Return a copy that a test may break."""
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+def edit_manifest(bundle, change):
+    data = json.loads((bundle / MANIFEST).read_text())
+    change(data)
+    (bundle / MANIFEST).write_text(json.dumps(data))
+
+
+def rehash(bundle, name):
+    """Make the manifest agree with an edited file, as an attacker would."""
+    entry = {"bytes": (bundle / name).stat().st_size, "sha256": file_sha256(bundle / name)}
+    edit_manifest(bundle, lambda m: m["files"].update({name: entry}))
+
+
+def test_a_whole_bundle_opens(bundle):
+    opened = Bundle.open(bundle)
+    assert set(opened.manifest.files) == {DECODER, TOKENIZER, PROMPT, GOLDEN, "README.md"}
+    assert opened.manifest.drift is not None and opened.manifest.drift.lines == 3
+    assert "Drift from the float model" in (bundle / "README.md").read_text()
+    assert not any(f.name.startswith(".") for f in bundle.parent.iterdir())
+
+
+@pytest.mark.parametrize("name", [DECODER, GOLDEN, TOKENIZER, PROMPT, "README.md"])
+def test_a_flipped_byte(bundle, name):
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(BundleError, match="sha256 differs"):
+        Bundle.open(bundle)
+
+
+def test_a_missing_or_shorter_file(bundle):
+    os.truncate(bundle / DECODER, 1000)
+    with pytest.raises(BundleError, match=r"1000 bytes, the manifest says"):
+        Bundle.open(bundle)
+    (bundle / DECODER).unlink()
+    with pytest.raises(BundleError, match=r"decoder\.safetensors is missing"):
+        Bundle.open(bundle)
+
+
+def test_a_file_the_manifest_forgot(bundle):
+    edit_manifest(bundle, lambda m: m["files"].pop(GOLDEN))
+    with pytest.raises(BundleError, match=r"lists no golden\.safetensors"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+def test_an_unknown_version(bundle, version):
+    edit_manifest(bundle, lambda m: m.update(schema_version=version))
+    with pytest.raises(BundleError, match="schema_version"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../secret", "", ".hidden", "a//b", "x\n"])
+def test_a_path_that_leaves_the_bundle(bundle, name):
+    (bundle.parent / "secret").write_text("s")
+    edit_manifest(bundle, lambda m: m["files"].update({name: {"bytes": 1, "sha256": file_sha256(bundle.parent / "secret")}}))
+    with pytest.raises(BundleError, match="leaves the bundle"):
+        Bundle.open(bundle)
+
+
+def test_a_symlink_that_leaves_the_bundle(bundle):
+    shutil.move(bundle / TOKENIZER, bundle.parent / "elsewhere.json")
+    (bundle / TOKENIZER).symlink_to(bundle.parent / "elsewhere.json")
+    with pytest.raises(BundleError, match="leaves the bundle"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("model", "mamba", "d_model"), -1),
+        (("model", "mamba", "d_model"), 1 << 40),
+        (("model", "mamba", "n_layer"), "2"),
+        (("model", "mamba", "norm_eps"), 5.0),
+        (("model", "prompt_style"), "shouted"),
+        (("model", "surprise"), 1),
+        (("recipe", "tensors"), []),
+        (("files",), {DECODER: {"bytes": "many", "sha256": ""}}),
+        (("drift", "lines"), None),
+    ],
+)
+def test_a_manifest_out_of_bounds(bundle, path, value):
+    def change(manifest):
+        for key in path[:-1]:
+            manifest = manifest[key]
+        manifest[path[-1]] = value
+
+    edit_manifest(bundle, change)
+    with pytest.raises(BundleError):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema_version": 1}'])
+def test_a_manifest_that_is_none(bundle, content):
+    (bundle / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError):
+        Bundle.open(bundle)
+
+
+def test_not_a_bundle(tmp_path):
+    with pytest.raises(BundleError, match=r"has no manifest\.json"):
+        Bundle.open(tmp_path)
+    with pytest.raises(BundleError, match=r"has no manifest\.json"):
+        Bundle.open(tmp_path / "nowhere")
+
+
+def wrong_dtype(tensors):
+    tensors["backbone.norm_f.weight"] = tensors["backbone.norm_f.weight"].astype(np.float16)
+
+
+def wrong_shape(tensors):
+    name = "backbone.layers.0.mixer.in_proj.weight.codes"
+    tensors[name] = tensors[name][:-1]
+
+
+def one_missing(tensors):
+    del tensors["backbone.layers.1.mixer.A_log"]
+
+
+def one_more(tensors):
+    tensors["payload"] = np.zeros(3, np.float32)
+
+
+@pytest.mark.parametrize("change", [wrong_dtype, wrong_shape, one_missing, one_more])
+def test_tensors_that_do_not_fit_the_config(bundle, change):
+    tensors = load_file(bundle / DECODER)
+    change(tensors)
+    save_file(tensors, bundle / DECODER)
+    rehash(bundle, DECODER)
+    with pytest.raises(BundleError):
+        NumpyDecoder(Bundle.open(bundle))
+
+
+def test_a_config_larger_than_its_tensors(bundle):
+    edit_manifest(bundle, lambda m: m["model"]["mamba"].update(vocab=1024))
+    with pytest.raises(BundleError, match="expected"):
+        NumpyDecoder(Bundle.open(bundle))
+
+
+def test_golden_lines_that_do_not_fit(bundle):
+    tensors = load_file(bundle / GOLDEN)
+    tensors["1.tokens"][0] = 100_000
+    save_file(tensors, bundle / GOLDEN)
+    rehash(bundle, GOLDEN)
+    with pytest.raises(BundleError, match="line 1 does not fit"):
+        read_golden(Bundle.open(bundle))
+
+
+def test_a_prompt_file_of_another_model(bundle):
+    (bundle / PROMPT).write_bytes(msgspec.json.encode({"style": "zephyr", "end": "<|endoftext|>", "end_id": 0}))
+    rehash(bundle, PROMPT)
+    with pytest.raises(BundleError, match="does not fit"):
+        Bundle.open(bundle).text()
+
+
+def test_a_tokenizer_larger_than_the_model(bundle):
+    edit_manifest(bundle, lambda m: m["model"]["mamba"].update(vocab=64))
+    with pytest.raises(InputError, match="another tokenizer"):
+        Bundle.open(bundle).text()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"version": "9"}'])
+def test_a_tokenizer_that_is_none(bundle, content):
+    (bundle / TOKENIZER).write_bytes(content)
+    rehash(bundle, TOKENIZER)
+    with pytest.raises(InputError, match="not a readable tokenizer"):
+        Bundle.open(bundle).text()
+
+
+def test_written_piece_by_piece_reads_whole(tmp_path):
+    values = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b.codes": np.arange(5, dtype=np.uint8)}
+    plan = [StoredTensor(k, v.dtype.name, v.shape) for k, v in values.items()]
+    with TensorFileWriter(tmp_path / "t.safetensors", plan) as writer:
+        for name, value in values.items():
+            writer.write(name, value)
+    read = load_file(tmp_path / "t.safetensors")
+    assert all(np.array_equal(read[k], v) for k, v in values.items())
+    length = int.from_bytes((tmp_path / "t.safetensors").read_bytes()[:8], "little")
+    assert (length + 8) % 64 == 0
+
+
+def test_staging_keeps_what_is_not_a_bundle(tmp_path):
+    goal = tmp_path / "work"
+    goal.mkdir()
+    (goal / "thesis.txt").write_text("years")
+    for force in (False, True):
+        with pytest.raises(InputError, match="never overwritten"), staged_directory(goal, force=force, needed_bytes=0):
+            pytest.fail("reached")
+    assert (goal / "thesis.txt").read_text() == "years"
+
+
+def test_staging_replaces_a_bundle_only_when_told(bundle):
+    with pytest.raises(InputError, match="--force"), staged_directory(bundle, force=False, needed_bytes=0):
+        pytest.fail("reached")
+    with staged_directory(bundle, force=True, needed_bytes=0) as stage:
+        (stage / "new").write_text("new")
+        assert (bundle / MANIFEST).exists()
+    assert [f.name for f in bundle.iterdir()] == ["new"]
+    assert [f.name for f in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_full_disk_is_seen_before_work_begins(tmp_path):
+    with (
+        pytest.raises(MachineError, match="GB free, about"),
+        staged_directory(tmp_path / "out", force=False, needed_bytes=1 << 60),
+    ):
+        pytest.fail("reached")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,285 @@
+"""Checkpoints: every layout that opens, and every way one can be wrong."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cobra_edge.errors import CheckpointError, InputError, MachineError
+from cobra_edge.model.checkpoint import open_checkpoint
+from cobra_edge.model.config import MambaConfig, decoder_shapes, projector_shapes
+
+from .conftest import MINI_MAMBA, TINY_MAMBA, RunDirectory, random_tensors, write_text_only
+
+
+def test_names_are_those_of_the_published_checkpoint():
+    published = MambaConfig(2560, 64, 50280, 5120, 16, 4, 160)
+    assert abs(published.n_parameters - 2.768e9) < 1e7
+    mixer = "in_proj.weight conv1d.weight conv1d.bias x_proj.weight dt_proj.weight dt_proj.bias A_log D out_proj.weight"
+    expected = {"backbone.embedding.weight", "backbone.norm_f.weight"}
+    for i in range(64):
+        expected.add(f"backbone.layers.{i}.norm.weight")
+        expected |= {f"backbone.layers.{i}.mixer.{name}" for name in mixer.split()}
+    assert set(decoder_shapes(published)) == expected
+    projector = projector_shapes("fused-gelu-mlp", 2176, 2560)
+    assert set(projector) == {f"projector.{i}.{part}" for i in (0, 2, 4) for part in ("weight", "bias")}
+    assert projector["projector.0.weight"] == (8704, 2176)
+    assert "projector.4.peg.0.weight" in projector_shapes("fused-ldpnet", 2176, 2560)
+
+
+def test_original_run_directory(run_directory, tmp_path):
+    opened = open_checkpoint(str(run_directory.write(tmp_path / "run")))
+    assert opened.config.mamba == MINI_MAMBA
+    assert opened.config.projector == "fused-gelu-mlp"
+    assert (opened.config.n_visual_tokens, opened.config.max_length, opened.config.prompt_style) == (64, 256, "zephyr")
+    assert torch.equal(opened.decoder["backbone.norm_f.weight"], run_directory.decoder["backbone.norm_f.weight"])
+
+
+def test_safetensors_is_the_same(run_directory, tmp_path):
+    pickled = open_checkpoint(str(run_directory.write(tmp_path / "run")))
+    other = tmp_path / "other" / "checkpoints"
+    other.mkdir(parents=True)
+    (tmp_path / "other" / "config.json").write_text(json.dumps(run_directory.config))
+    flat = {f"llm_backbone.llm.{k}": v for k, v in run_directory.decoder.items()}
+    flat |= {f"projector.{k}": v for k, v in run_directory.projector.items()}
+    save_file(flat, other / "latest-checkpoint.safetensors")
+    opened = open_checkpoint(str(tmp_path / "other"))
+    assert opened.config == pickled.config
+    assert all(torch.equal(v, opened.decoder[k]) for k, v in pickled.decoder.items())
+
+
+@pytest.mark.parametrize("kind", ["linear", "gelu-mlp", "fused-gelu-mlp", "fused-ldpnet"])
+def test_every_projector_opens(run_directory, tmp_path, kind):
+    run_directory.config["model"]["arch_specifier"] = kind
+    run_directory.projector = random_tensors(projector_shapes(kind, 256, 256))
+    opened = open_checkpoint(str(run_directory.write(tmp_path / "run")))
+    assert opened.config.projector == kind
+    assert opened.config.n_visual_tokens == (196 if kind == "fused-ldpnet" else 64)
+
+
+def test_bare_mamba_in_both_layouts(text_only, tmp_path):
+    from transformers import MambaConfig as TheirConfig
+    from transformers import MambaForCausalLM
+
+    assert open_checkpoint(str(text_only)).config.mamba == TINY_MAMBA
+    theirs = TheirConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, layer_norm_epsilon=1e-6)
+    MambaForCausalLM(theirs).save_pretrained(tmp_path / "hf")
+    opened = open_checkpoint(str(tmp_path / "hf"))
+    assert (opened.config.mamba.d_inner, opened.config.mamba.tied, opened.config.mamba.norm_eps) == (64, True, 1e-6)
+    assert opened.config.vision is None and opened.config.n_visual_tokens == 0
+
+
+def test_an_untied_head_is_noticed(run_directory, tmp_path):
+    source = run_directory.write(tmp_path / "run")
+    file = source / "checkpoints" / "latest-checkpoint.pt"
+    data = torch.load(file, weights_only=True)
+    data["model"]["llm_backbone"]["llm.lm_head.weight"] = torch.randn(512, 256)
+    torch.save(data, file)
+    opened = open_checkpoint(str(source))
+    assert not opened.config.mamba.tied and "lm_head.weight" in opened.decoder
+
+
+def break_config(key, value):
+    def change(run: RunDirectory) -> None:
+        run.config["model"][key] = value
+
+    return change
+
+
+def drop(run: RunDirectory) -> None:
+    del run.decoder["backbone.layers.3.mixer.x_proj.weight"]
+
+
+def extra(run: RunDirectory) -> None:
+    run.decoder["backbone.layers.1.mixer.lora.weight"] = torch.zeros(3)
+
+
+def reshape(run: RunDirectory) -> None:
+    run.decoder["backbone.layers.2.mixer.D"] = torch.zeros(7)
+
+
+def narrow_projector(run: RunDirectory) -> None:
+    run.projector["projector.2.weight"] = torch.zeros(256, 999)
+
+
+def integers(run: RunDirectory) -> None:
+    run.decoder["backbone.layers.0.norm.weight"] = torch.zeros(256, dtype=torch.int64)
+
+
+def fewer_layers(run: RunDirectory) -> None:
+    run.decoder = {k: v for k, v in run.decoder.items() if ".layers.7." not in k}
+
+
+def not_a_mamba(run: RunDirectory) -> None:
+    run.decoder = {"backbone.embedding.weight": torch.zeros(8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (drop, r"missing backbone\.layers\.3\.mixer\.x_proj\.weight"),
+        (extra, r"unexpected backbone\.layers\.1\.mixer\.lora\.weight"),
+        (reshape, r"layers\.2\.mixer\.D has shape \(7,\), expected \(512,\)"),
+        (narrow_projector, r"projector\.2\.weight has shape \(256, 999\)"),
+        (integers, "expected a float type"),
+        (fewer_layers, "d_model 256 and 7 layers, config.json says mamba-mini-zephyr with 256 and 8"),
+        (not_a_mamba, "not a Mamba-1 decoder"),
+        (break_config("arch_specifier", "no-align+fused-gelu"), "did you mean 'fused-gelu-mlp'"),
+        (break_config("vision_backbone_id", "dinosiglip-vit-so-384"), "did you mean 'dinosiglip-vit-so-384px'"),
+        (break_config("llm_backbone_id", "mamba-2.8b-zephir"), "did you mean 'mamba-2.8b-zephyr'"),
+        (break_config("image_resize_strategy", "resize-naiv"), "did you mean 'resize-naive'"),
+        (break_config("llm_max_length", "long"), "llm_max_length"),
+        (break_config("llm_backbone_id", 5), "lacks llm_backbone_id"),
+        (break_config("arch_specifier", "linear"), "projector: missing"),
+    ],
+)
+def test_what_does_not_fit_is_named(run_directory, tmp_path, change, says):
+    change(run_directory)
+    with pytest.raises(InputError, match=says):
+        open_checkpoint(str(run_directory.write(tmp_path / "run")))
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def test_a_pickle_that_would_run_code_is_refused(run_directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = run_directory.write(tmp_path / "run")
+    file = source / "checkpoints" / "latest-checkpoint.pt"
+    for protocol in ("zip", "legacy"):
+        if protocol == "zip":
+            torch.save({"model": {"projector": Evil(), "llm_backbone": {}}}, file)
+        else:
+            file.write_bytes(pickle.dumps(Evil()))
+        with pytest.raises(CheckpointError, match=r"refused|not a zip-format"):
+            open_checkpoint(str(source))
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_truncated(run_directory, text_only, tmp_path, keep, kind):
+    if kind == "pt":
+        source = run_directory.write(tmp_path / "run")
+        file = source / "checkpoints" / "latest-checkpoint.pt"
+    else:
+        source, file = text_only, text_only / "model.safetensors"
+    size = int(file.stat().st_size * keep) if keep < 1 else keep
+    os.truncate(file, size)
+    with pytest.raises(CheckpointError, match=r"truncated|not a whole"):
+        open_checkpoint(str(source))
+
+
+def test_corrupt_inside(run_directory, tmp_path):
+    source = run_directory.write(tmp_path / "run")
+    file = source / "checkpoints" / "latest-checkpoint.pt"
+    with zipfile.ZipFile(file) as archive:
+        member = next(i for i in archive.infolist() if i.filename.endswith("data.pkl"))
+    data = bytearray(file.read_bytes())
+    data[member.header_offset + 80 : member.header_offset + 120] = b"\xff" * 40
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError):
+        open_checkpoint(str(source))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": 3}', '{"model": {}}'])
+def test_broken_config(run_directory, tmp_path, content):
+    source = run_directory.write(tmp_path / "run")
+    (source / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        open_checkpoint(str(source))
+
+
+def test_bare_config_that_disagrees(text_only):
+    (text_only / "config.json").write_text(json.dumps({"hidden_size": 999}))
+    with pytest.raises(CheckpointError, match="hidden_size 999, the tensors of model.safetensors say 128"):
+        open_checkpoint(str(text_only))
+
+
+def test_empty_directory_and_unknown_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        open_checkpoint(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"did you mean 'cobra\+3b'"):
+        open_checkpoint("cobra-3b")
+    (tmp_path / "config.json").write_text('{"model": {}}')
+    with pytest.raises(CheckpointError, match="no weights"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_vision_weights_and_tokenizer_that_are_not_there(text_only, tmp_path):
+    with pytest.raises(CheckpointError, match="--tokenizer"):
+        open_checkpoint(str(text_only), tokenizer=tmp_path / "nowhere.json")
+    with pytest.raises(CheckpointError, match="--vision-weights"):
+        open_checkpoint(str(text_only), vision_weights=tmp_path / "nowhere")
+
+
+def test_hub_names_are_fetched_from_their_place(run_directory, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    run_directory.write(tmp_path / "cobra+3b")
+    asked = []
+
+    def fake(repository, file):
+        asked.append((repository, file))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
+    opened = open_checkpoint("cobra+3b")
+    assert asked == [
+        ("han1997/cobra", "cobra+3b/config.json"),
+        ("han1997/cobra", "cobra+3b/checkpoints/latest-checkpoint.pt"),
+    ]
+    assert opened.source_id == "cobra+3b"
+
+
+def test_offline_is_said_clearly(tmp_path):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "cobra_edge.export", "--target", "cpu", "--checkpoint", "cobra+3b"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == MachineError.exit_code
+    assert "could not be fetched" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "bundles").exists()
+
+
+def test_vision_weights_are_checked(run_directory, tmp_path):
+    from cobra_edge.model.cobra import load_vision
+    from cobra_edge.model.vision import VisionTower, encoder_file
+
+    source = run_directory.write(tmp_path / "run")
+    opened = open_checkpoint(str(source))
+    with pytest.raises(CheckpointError, match="on no hub"):
+        load_vision(opened)
+    (source / "vision").mkdir()
+    opened = open_checkpoint(str(source))
+    with pytest.raises(CheckpointError, match="not found"):
+        load_vision(opened)
+    tower = VisionTower(opened.config.vision)
+    files = [source / "vision" / encoder_file(opened.config.vision, i) for i in range(2)]
+    for encoder, file in zip(tower.encoders, files, strict=True):
+        save_file(encoder.vit.state_dict(), file)
+    load_vision(opened)
+    weights = tower.encoders[0].vit.state_dict()
+    save_file({k: v for k, v in weights.items() if k != "pos_embed"}, files[0])
+    with pytest.raises(CheckpointError, match="pos_embed"):
+        load_vision(opened)
+    save_file(weights | {"pos_embed": torch.zeros(1, 3, 128)}, files[0])
+    with pytest.raises(CheckpointError, match=r"pos_embed has shape \(1, 3, 128\)"):
+        load_vision(opened)
+    files[0].write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match="not a readable safetensors"):
+        load_vision(opened)
+
+
+def test_same_seed_same_hash(tmp_path):
+    first = open_checkpoint(str(write_text_only(tmp_path / "a", 1)))
+    again = open_checkpoint(str(write_text_only(tmp_path / "b", 1)))
+    other = open_checkpoint(str(write_text_only(tmp_path / "c", 2)))
+    assert first.sha256() == again.sha256() != other.sha256()

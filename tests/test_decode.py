@@ -1,0 +1,134 @@
+"""Decoder backends against the torch reference and against themselves."""
+
+import numpy as np
+import pytest
+import torch
+
+from cobra_edge.bundle import Bundle
+from cobra_edge.decode import numpy_reference as reference
+from cobra_edge.decode.backends import BACKENDS, open_decoder
+from cobra_edge.decode.decoder import DecoderState
+from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.decode.torch_reference import TorchDecoder
+from cobra_edge.errors import BundleError, InputError, MachineError
+from cobra_edge.model.mamba import causal_conv, selective_scan
+from cobra_edge.scheme import SCHEMES
+
+from .conftest import TINY_MAMBA
+from .tolerance import assert_close
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_bundle):
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.mark.parametrize("length", [1, 63, 129])
+def test_numpy_operations_equal_the_torch_ones(length):
+    rng = np.random.default_rng(length)
+    x, z, dt = rng.standard_normal((3, length, 24)).astype(np.float32)
+    state, weight = rng.standard_normal((2, 24, 4)).astype(np.float32)
+    bias, D, dt_bias = rng.standard_normal((3, 24)).astype(np.float32)
+    carried = state.copy()
+    u = reference.causal_conv(x, carried, weight, bias)
+    expected = causal_conv(*(torch.from_numpy(a) for a in (x[None], state[None], weight, bias)))
+    assert_close(u, expected[0].numpy(), "scan")
+    assert np.array_equal(carried, np.concatenate([state.T, x])[-4:].T)
+
+    A = -np.exp(rng.standard_normal((24, 16))).astype(np.float32)
+    B, C = rng.standard_normal((2, length, 16)).astype(np.float32)
+    h = rng.standard_normal((24, 16)).astype(np.float32)
+    args = (torch.from_numpy(a) for a in (u[None], dt[None], A, B[None], C[None], D, z[None], dt_bias, h[None].copy()))
+    expected, last = selective_scan(*args)
+    y = reference.selective_scan(u, reference.softplus(dt + dt_bias), A, B, C, h)
+    assert_close((y + D * u) * reference.silu(z), expected[0].numpy(), "scan")
+    assert_close(h, last[0].numpy(), "scan")
+
+
+def test_a_scan_longer_than_a_chunk_is_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    u, dt = rng.standard_normal((2, 50, 8)).astype(np.float32)
+    A = -np.ones((8, 16), np.float32)
+    B, C = rng.standard_normal((2, 50, 16)).astype(np.float32)
+    h1, h2 = np.zeros((2, 8, 16), np.float32)
+    whole = reference.selective_scan(u, np.abs(dt), A, B, C, h1)
+    monkeypatch.setattr(reference, "_SCAN_CHUNK_BYTES", A.nbytes * 7)
+    assert np.array_equal(whole, reference.selective_scan(u, np.abs(dt), A, B, C, h2))
+    assert np.array_equal(h1, h2)
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_numpy_equals_torch_on_cobra_mini(mini_bundle, scheme):
+    bundle = Bundle.open(mini_bundle(scheme))
+    ours, truth = NumpyDecoder(bundle), TorchDecoder(bundle)
+    embeddings = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+    tokens = [2, 5, 300, 77, 9]
+    a, b = ours.new_state(), truth.new_state()
+    assert_close(ours.prefill(embeddings, a), truth.prefill(embeddings, b), "decoder")
+    assert_close(ours.forward(ours.embed(tokens), a), truth.forward(truth.embed(tokens), b), "decoder")
+    assert_close(ours.step(42, a), truth.step(42, b), "decoder")
+    assert_close(a.ssm, b.ssm, "decoder")
+    assert_close(a.conv, b.conv, "decoder")
+    assert a.n_tokens == b.n_tokens == 70
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize("length", [1, 63, 129])
+def test_prefill_then_steps_equals_forward(opened, backend, length):
+    decoder = backend.open(opened)
+    tokens = np.random.default_rng(length).integers(0, TINY_MAMBA.vocab, length + 4).tolist()
+    whole = decoder.forward(decoder.embed(tokens), decoder.new_state())
+    state = decoder.new_state()
+    rows = [decoder.prefill(decoder.embed(tokens[:length]), state)]
+    rows += [decoder.step(t, state) for t in tokens[length:]]
+    assert_close(np.stack(rows), whole[length - 1 :], "decoder")
+    assert state.n_tokens == length + 4
+
+
+def test_weights_kept_or_not_give_the_same_bits(opened, monkeypatch):
+    tokens = [1, 2, 3]
+    kept = NumpyDecoder(opened)
+    monkeypatch.setattr(reference, "_KEEP_BYTES", 0)
+    fresh = NumpyDecoder(opened)
+    a, b = kept.new_state(), fresh.new_state()
+    assert np.array_equal(kept.prefill(kept.embed(tokens), a), fresh.prefill(fresh.embed(tokens), b))
+    assert not fresh._dense.keys() - {n for n in fresh._tensors if n.endswith("A_log")}
+
+
+def test_state_survives_a_file(opened, tmp_path):
+    decoder = NumpyDecoder(opened)
+    state = decoder.new_state()
+    decoder.prefill(decoder.embed([4, 5, 6]), state)
+    state.save(tmp_path / "s.safetensors")
+    loaded = DecoderState.load(tmp_path / "s.safetensors", decoder.config)
+    assert loaded.n_tokens == 3
+    assert np.array_equal(decoder.step(7, loaded), decoder.step(7, state))
+
+
+def test_a_state_of_another_model_is_refused(opened, tmp_path):
+    state = DecoderState(np.zeros((1, 2, 4), np.float32), np.zeros((1, 2, 16), np.float32))
+    state.save(tmp_path / "s.safetensors")
+    with pytest.raises(BundleError, match="expected"):
+        DecoderState.load(tmp_path / "s.safetensors", TINY_MAMBA)
+    bad = DecoderState.zeros(TINY_MAMBA)
+    bad.ssm[0, 0, 0] = np.nan
+    bad.save(tmp_path / "n.safetensors")
+    with pytest.raises(InputError, match="NaN"):
+        DecoderState.load(tmp_path / "n.safetensors", TINY_MAMBA)
+    (tmp_path / "t.safetensors").write_bytes(b"short")
+    with pytest.raises(BundleError, match="not a whole"):
+        DecoderState.load(tmp_path / "t.safetensors", TINY_MAMBA)
+
+
+def test_backends_explain_themselves(opened, monkeypatch):
+    assert open_decoder(opened).name == "numpy"
+    assert open_decoder(opened, "cpu", "torch").name == "torch"
+    with pytest.raises(MachineError, match=r"numpy: runs on cpu only; torch: runs on cpu only"):
+        open_decoder(opened, "cuda")
+    with pytest.raises(InputError, match="did you mean 'numpy'"):
+        open_decoder(opened, "cpu", "nunpy")
+    with pytest.raises(InputError, match="unknown device"):
+        open_decoder(opened, "tpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MachineError, match="torch is not installed"):
+        open_decoder(opened, "cpu", "torch")

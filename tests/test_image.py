@@ -1,0 +1,148 @@
+"""Image transforms against timm's own, and pictures that are hostile or merely odd."""
+
+import io
+import struct
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm.data
+from PIL import Image, ImageOps
+from torchvision import transforms
+from torchvision.transforms import functional as TVF
+
+from cobra_edge.errors import InputError
+from cobra_edge.image import ImageTransform, Normalisation, load_picture
+from cobra_edge.model.config import VISION_BACKBONES
+
+PUBLISHED = VISION_BACKBONES["dinosiglip-vit-so-384px"]
+
+
+def photo(width, height):
+    """Return a picture with gradients, edges and noise."""
+    rng = np.random.default_rng(width)
+    y, x = np.mgrid[:height, :width]
+    base = np.stack([x * 255 / width, y * 255 / height, 127 + 127 * np.sin(x / 7) * np.cos(y / 5)], -1)
+    base[height // 3 : height // 2, width // 4 : width // 2] = 255
+    return Image.fromarray(np.clip(base + rng.normal(0, 20, base.shape), 0, 255).astype(np.uint8))
+
+
+def timms_transform(encoder, strategy):
+    """Return timm's evaluation transform, its resize adapted to the strategy as the published code does."""
+    config = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(encoder.timm_name).to_dict())
+    config["input_size"] = (3, 384, 384)
+    chain = timm.data.create_transform(**config, is_training=False).transforms
+    resize = 384 if strategy != "resize-naive" else (384, 384)
+    chain = [transforms.Resize(resize, interpolation=chain[0].interpolation), *chain[1:]]
+    if strategy == "letterbox":
+        fill = tuple(int(m * 255) for m in encoder.mean)
+
+        def pad(picture):
+            side = max(picture.size)
+            left, top = int((side - picture.width) / 2), int((side - picture.height) / 2)
+            return TVF.pad(picture, [left, top, left, top], fill=fill)
+
+        chain = [pad, *chain]
+    return transforms.Compose(chain)
+
+
+@pytest.mark.parametrize("strategy", ["resize-naive", "resize-crop", "letterbox"])
+@pytest.mark.parametrize("size", [(640, 480), (301, 517), (384, 384), (90, 91), (1200, 133)])
+def test_transform_agrees_with_timm(strategy, size):
+    picture = photo(*size)
+    ours = ImageTransform(384, strategy, tuple(Normalisation(e.mean, e.std) for e in PUBLISHED.encoders))
+    pixels = ours.pixels(picture)
+    assert pixels.shape == ours.shape and pixels.dtype == np.float32
+    for index, encoder in enumerate(PUBLISHED.encoders):
+        theirs = timms_transform(encoder, strategy)(picture).numpy()
+        std = np.array(encoder.std)[:, None, None]
+        grey_levels = np.abs(pixels[0, 3 * index : 3 * index + 3] - theirs) * std * 255
+        assert grey_levels.max() <= 1.0
+
+
+def encoded(picture, fmt="PNG", **options):
+    stream = io.BytesIO()
+    picture.save(stream, fmt, **options)
+    return stream.getvalue()
+
+
+def test_good_odd_pictures():
+    red = Image.new("RGB", (8, 4), (200, 10, 10))
+    assert load_picture(encoded(red.quantize(4))).getpixel((0, 0)) == (200, 10, 10)
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert load_picture(encoded(clear)).getpixel((1, 1)) == (255, 255, 255)
+    half = Image.new("LA", (4, 4), (0, 128))
+    assert load_picture(encoded(half)).getpixel((1, 1)) == (127, 127, 127)
+    deep = Image.fromarray(np.full((4, 4), 257 * 77, np.uint16))
+    assert load_picture(encoded(deep)).getpixel((0, 0)) == (77, 77, 77)
+    cmyk = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
+    assert load_picture(encoded(cmyk, "TIFF")).mode == "RGB"
+    palette = Image.new("P", (4, 4))
+    palette.info["transparency"] = 0
+    assert load_picture(encoded(palette, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+    assert load_picture(encoded(Image.new("1", (4, 4), 1))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_rotation_is_undone():
+    wide = photo(40, 20)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    turned = load_picture(encoded(wide, "PNG", exif=exif))
+    assert turned.size == (20, 40)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(wide, "PNG", exif=exif))))
+    assert np.array_equal(np.asarray(turned), np.asarray(expected))
+
+
+def bomb(width, height):
+    """Return a tiny PNG that claims to be enormous."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "not a picture"),
+        (b"not a picture at all", "not a picture"),
+        (encoded(photo(64, 64))[:900], "truncated"),
+        (encoded(photo(64, 64), "JPEG")[:700], "truncated"),
+        (bomb(60_000, 60_000), "pixels"),
+        (bomb(9_000, 9_000), "pixels"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+    ],
+    ids=["empty", "text", "cut png", "cut jpeg", "bomb", "small bomb", "postscript"],
+)
+def test_bad_pictures_are_refused(data, says, tmp_path):
+    file = tmp_path / "picture.bin"
+    file.write_bytes(data)
+    for source in (data, file):
+        with pytest.raises(InputError, match=says):
+            load_picture(source)
+
+
+def test_a_flipped_byte_never_crashes():
+    data = bytearray(encoded(photo(32, 32)))
+    for position in range(0, len(data), 37):
+        broken = data.copy()
+        broken[position] ^= 0xFF
+        try:
+            picture = load_picture(bytes(broken))
+        except InputError:
+            continue
+        assert picture.mode == "RGB"
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        load_picture(tmp_path / "nowhere.png")
+
+
+def test_transform_of_a_config_keeps_encoder_order():
+    config = SimpleNamespace(vision=PUBLISHED, image_resize_strategy="letterbox")
+    transform = ImageTransform.of(config)
+    assert [e.mean for e in transform.encoders] == [e.mean for e in PUBLISHED.encoders]

@@ -1,0 +1,128 @@
+"""Packing and round-to-nearest: exact round trips, bounded errors, refusals."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cobra_edge.errors import InputError
+from cobra_edge.model.config import MambaConfig
+from cobra_edge.packing import QuantizedTensor, pack, unpack
+from cobra_edge.quantize.rtn import round_to_nearest
+from cobra_edge.recipe import Recipe, round_to_nearest_recipe, stored_tensors
+from cobra_edge.scheme import SCHEMES, scheme_named
+
+QUANTIZED = [s for s in SCHEMES.values() if s.group_size]
+CONFIG = MambaConfig(256, 2, 512, 512, 16, 4, 16)
+
+
+def naive_codes(row, scheme):
+    """Quantize one group, one weight at a time, in float64: the twin of round_to_nearest."""
+    extreme = max(row, key=abs)
+    scale = float(np.float16(np.float32(extreme) / np.float32(-scheme.zero_code)))
+    codes = []
+    for weight in row:
+        code = scheme.zero_code + (0 if scale == 0 else int(np.rint(float(weight) / scale)))
+        codes.append(min(max(code, 0), 2 * scheme.zero_code - 1))
+    return codes, scale
+
+
+@pytest.mark.parametrize("scheme", QUANTIZED, ids=lambda s: s.name)
+@given(out=st.integers(1, 5), groups=st.integers(1, 3), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_packing_round_trips(scheme, out, groups, seed):
+    codes = np.random.default_rng(seed).integers(0, 2**scheme.weight_bits, (out, groups * 128)).astype(np.uint8)
+    packed = pack(codes, scheme)
+    assert packed.nbytes * 8 == codes.size * scheme.weight_bits
+    assert np.array_equal(unpack(packed, scheme), codes)
+
+
+def test_four_bit_layout_is_as_documented():
+    codes = np.arange(32, dtype=np.uint8)[None] % 16
+    packed = pack(codes, SCHEMES["w4a16-g128"])
+    assert packed.shape == (1, 16)
+    assert all(packed[0, j] == (codes[0, j] | codes[0, j + 16] << 4) for j in range(16))
+
+
+@pytest.mark.parametrize("scheme", QUANTIZED, ids=lambda s: s.name)
+@pytest.mark.parametrize("out", [1, 63, 129])
+def test_rtn_equals_its_naive_twin(scheme, out):
+    weight = np.random.default_rng(out).standard_normal((out, 256)).astype(np.float32)
+    weight[0, :128] = 0
+    weight[-1, 200] = -9
+    quantized = round_to_nearest(weight, scheme)
+    codes = unpack(quantized.codes, scheme).reshape(out, 2, 128)
+    for i in range(out):
+        for g in range(2):
+            expected, scale = naive_codes(weight[i, g * 128 : g * 128 + 128], scheme)
+            assert quantized.scales[i, g] == scale
+            # float32 arithmetic may fall to the other side of an exact half
+            assert np.abs(codes[i, g].astype(int) - expected).max() <= 1
+            assert (codes[i, g] == expected).mean() > 0.98
+
+
+@pytest.mark.parametrize("scheme", QUANTIZED, ids=lambda s: s.name)
+def test_rtn_error_is_at_most_half_a_step(scheme):
+    weight = np.random.default_rng(0).standard_normal((40, 384)).astype(np.float32)
+    quantized = round_to_nearest(weight, scheme)
+    step = np.repeat(np.abs(quantized.scales.astype(np.float32)), 128, axis=1)
+    difference = np.abs(quantized.dequantize() - weight)
+    # The end opposite to the extreme has no code of its own and is clipped by up to one step.
+    clipped = unpack(quantized.codes, scheme) == 2 * scheme.zero_code - 1
+    assert (difference <= np.where(clipped, 1.01, 0.501) * step).all()
+
+
+def test_a_group_of_zeros_stays_zero():
+    quantized = round_to_nearest(np.zeros((3, 128), np.float32), SCHEMES["w4a16-g128"])
+    assert not quantized.dequantize().any()
+
+
+def test_rows_of_a_quantized_table():
+    weight = np.random.default_rng(0).standard_normal((9, 128)).astype(np.float32)
+    table = round_to_nearest(weight, SCHEMES["w8a16-g128"])
+    rows = np.array([3, 3, 0])
+    assert np.array_equal(table.rows(rows).dequantize(), table.dequantize()[rows])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e9])
+def test_values_that_do_not_fit_are_refused(bad):
+    weight = np.ones((4, 128), np.float32)
+    weight[2, 5] = bad
+    with pytest.raises(InputError, match="not finite or too large"):
+        round_to_nearest(weight, SCHEMES["w4a16-g128"])
+
+
+def test_a_group_size_that_does_not_divide_is_named():
+    with pytest.raises(InputError, match="group size 128 does not divide in_features 96"):
+        round_to_nearest(np.zeros((2, 96), np.float32), SCHEMES["w4a16-g128"])
+    with pytest.raises(InputError, match="did you mean 'w4a16-g128'"):
+        scheme_named("w4a16-g12")
+
+
+def test_quantized_tensor_checks_its_parts():
+    good = round_to_nearest(np.ones((4, 256), np.float32), SCHEMES["w4a16-g128"])
+    with pytest.raises(InputError):
+        QuantizedTensor(good.codes, good.scales[:, :1], good.scheme)
+    with pytest.raises(InputError):
+        QuantizedTensor(good.codes.astype(np.int16), good.scales, good.scheme)
+
+
+def test_recipe_keeps_the_sensitive_tensors_float():
+    recipe, kept = round_to_nearest_recipe(CONFIG, SCHEMES["w4a16-g128"])
+    assert recipe.storage("backbone.layers.1.mixer.in_proj.weight") == "w4a16-g128"
+    assert recipe.storage("backbone.embedding.weight") == "w4a16-g128"
+    for name in ("A_log", "D", "dt_proj.bias", "conv1d.weight", "conv1d.bias"):
+        assert recipe.storage(f"backbone.layers.0.mixer.{name}") == "float32"
+    assert recipe.storage("backbone.norm_f.weight") == "float32"
+    assert recipe.storage("backbone.layers.0.mixer.dt_proj.weight") == "float16"
+    assert list(kept) == ["backbone.layers.*.mixer.dt_proj.weight"]
+
+
+def test_a_recipe_that_cannot_be_is_refused():
+    bad = Recipe("w4a16-g128", "rtn", {"backbone.norm_f.weight": "w4a16-g128"})
+    with pytest.raises(InputError, match="cannot be stored"):
+        stored_tensors(CONFIG, bad)
+    with pytest.raises(InputError, match="unknown scheme"):
+        stored_tensors(CONFIG, Recipe("w4a16-g128", "rtn", {"backbone.norm_f.weight": "w9"}))
+    with pytest.raises(InputError, match="fits no matrix"):
+        round_to_nearest_recipe(MambaConfig(96, 1, 64, 96, 16, 4, 8), SCHEMES["w4a16-g128"])

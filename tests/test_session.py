@@ -1,0 +1,135 @@
+"""Sessions: looking once and asking often, prompts, limits, streaming."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cobra_edge
+from cobra_edge.errors import InputError
+from cobra_edge.generate import Sampling, choose
+from cobra_edge.text import PromptTemplate, TextCodec
+
+from .conftest import MINI
+
+PICTURE = MINI / "demo.png"
+QUESTIONS = ["What is in the image?", "How many objects are there?", "Is there a red circle?"]
+
+
+@pytest.fixture(scope="module")
+def session(mini_bundle):
+    return cobra_edge.load(mini_bundle("w4a16-g128"))
+
+
+@pytest.fixture(scope="module")
+def blind(tiny_bundle):
+    return cobra_edge.load(tiny_bundle)
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "torch"])
+def test_asking_a_remembered_image_gives_the_same_bits(mini_bundle, kernels, tmp_path):
+    session = cobra_edge.load(mini_bundle("w4a16-g128"), kernels=kernels)
+    state = session.look(PICTURE)
+    before = state.copy()
+    state.save(tmp_path / "state.safetensors")
+    loaded = cobra_edge.DecoderState.load(tmp_path / "state.safetensors", session.config.mamba)
+    for question in QUESTIONS:
+        fresh = session.ask(PICTURE, question)
+        fresh.read()
+        for remembered in (state, loaded):
+            again = session.ask(remembered, question)
+            assert (again.read(), again.tokens) == (fresh.text, fresh.tokens)
+            assert again.visual_tokens == 64
+    assert np.array_equal(before.ssm, state.ssm) and np.array_equal(before.conv, state.conv)
+
+
+def test_sampled_answers_repeat_with_their_seed(session):
+    state = session.look(PICTURE)
+    warm = [session.ask(state, QUESTIONS[0], sampling=Sampling(1.5, seed=s)).read() for s in (1, 1, 2, 3, 4)]
+    assert warm[0] == warm[1]
+    assert len(set(warm)) > 1
+
+
+def test_pieces_add_up_and_figures_are_there(session):
+    answer = session.ask(PICTURE, QUESTIONS[0])
+    pieces = list(answer)
+    assert "".join(pieces) == answer.text and len(pieces) > 3
+    assert answer.finish == "end" and answer.ttft_ms > 0 and answer.tpot_ms > 0
+    short = session.ask(PICTURE, QUESTIONS[0], max_new_tokens=2)
+    short.read()
+    assert (short.finish, len(short.tokens)) == ("length", 2)
+
+
+def test_pictures_come_in_every_form(session):
+    picture = Image.open(PICTURE)
+    forms = [PICTURE, str(PICTURE), PICTURE.read_bytes(), picture]
+    assert len({session.ask(form, QUESTIONS[1]).read() for form in forms}) == 1
+
+
+def test_a_question_about_nothing_seen(session, blind):
+    assert isinstance(session.ask(None, "Hello?", max_new_tokens=4).read(), str)
+    answer = blind.ask(None, "Hello?", max_new_tokens=4)
+    answer.read()
+    assert answer.visual_tokens == 0
+    with pytest.raises(InputError, match="text-only"):
+        blind.ask(PICTURE, "Hello?")
+
+
+@pytest.mark.parametrize("prompt", ["", "   \n", "<image>", " <image> "])
+def test_an_empty_prompt_is_refused(session, prompt):
+    with pytest.raises(InputError, match="prompt is empty"):
+        session.ask(PICTURE, prompt)
+
+
+def test_a_prompt_longer_than_the_model_takes(session):
+    with pytest.raises(InputError, match=r"the prompt is \d+ tokens, the model takes 959 beside 64 visual ones"):
+        session.ask(PICTURE, "a red circle " * 400)
+    with pytest.raises(InputError, match="max-new-tokens"):
+        session.ask(PICTURE, "Hello?", max_new_tokens=0)
+
+
+def test_an_answer_ends_where_the_model_does(session):
+    words = "x " * 430
+    answer = session.ask(PICTURE, words, max_new_tokens=10_000, sampling=Sampling(50.0))
+    answer.read()
+    assert len(answer.tokens) <= session.config.max_length - 64 - answer.prompt_tokens
+
+
+def test_templates():
+    zephyr, base = PromptTemplate("zephyr"), PromptTemplate("base")
+    assert zephyr.first_turn(" <image>\nHi ") == "<|user|>\nHi<|endoftext|>\n<|assistant|>\n"
+    assert base.first_turn("Hi") == "In: Hi\nOut: "
+    turns = [("Hi", "Hello"), ("More", None)]
+    assert zephyr.conversation(turns) == (
+        "<|user|>\nHi<|endoftext|>\n<|assistant|>\nHello<|endoftext|>\n<|user|>\nMore<|endoftext|>\n<|assistant|>\n"
+    )
+    assert base.conversation(turns) == "In: Hi\nOut: Hello<|endoftext|>\nIn: More\nOut: "
+    assert base.conversation([("Hi", "")]) == "In: Hi\nOut:  <|endoftext|>"
+
+
+def test_tokenizer_knows_the_strings_of_the_prompt():
+    codec = TextCodec.open(MINI / "tokenizer.json", 512)
+    tokens = codec.encode(PromptTemplate("zephyr").first_turn("Is there a red circle?"))
+    words = [codec.tokenizer.id_to_token(t) for t in tokens]
+    assert {"<|user|>", "<|endoftext|>", "<|assistant|>"} <= set(words)
+    assert codec.end_id == codec.tokenizer.token_to_id("<|endoftext|>") == 0
+    odd = "naïve 日本 🎈"
+    assert codec.decode(codec.encode(odd)) == odd
+
+
+def test_choosing():
+    rng = np.random.default_rng(0)
+    logits = np.array([0.0, 3.0, 2.0, -9.0], np.float32)
+    assert choose(logits, Sampling(), rng) == 1
+    assert {choose(logits, Sampling(1.0, top_k=2), rng) for _ in range(200)} == {1, 2}
+    assert {choose(logits, Sampling(1.0, top_p=0.5), rng) for _ in range(50)} == {1}
+    counts = np.bincount([choose(logits, Sampling(1.0), rng) for _ in range(4000)], minlength=4)
+    p = np.exp(logits) / np.exp(logits).sum()
+    assert np.abs(counts / 4000 - p).max() < 0.03
+    with pytest.raises(InputError, match="not finite"):
+        choose(np.array([0.0, np.nan], np.float32), Sampling(), rng)
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 2}])
+def test_sampling_that_means_nothing(bad):
+    with pytest.raises(InputError):
+        Sampling(**bad)

@@ -1,0 +1,80 @@
+"""Vision tower and projectors against timm and plain torch functions."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from cobra_edge.model.config import PROJECTOR_KINDS, VISION_BACKBONES, projector_kind, projector_shapes, vision_backbone
+from cobra_edge.model.projector import Projector
+from cobra_edge.model.vision import VisionTower
+
+from .tolerance import assert_close
+
+MINI = VISION_BACKBONES["dinosiglip-vit-mini-112px"]
+
+
+@torch.inference_mode()
+def test_features_are_those_of_timms_second_to_last_block():
+    torch.manual_seed(0)
+    tower, parts = VisionTower(MINI).eval(), []
+    pixels = torch.randn(2, 6, 112, 112)
+    for index, (encoder, config) in enumerate(zip(tower.encoders, MINI.encoders, strict=True)):
+        vit = timm.create_model(config.timm_name, num_classes=0, img_size=112, **config.overrides).eval()
+        vit.load_state_dict(encoder.vit.state_dict(), strict=False)
+        layer = len(vit.blocks) - 2
+        assert layer == len(encoder.vit.blocks) - 1
+        part = pixels[:, 3 * index : 3 * index + 3]
+        parts.append(vit.get_intermediate_layers(part, n={layer})[0])
+    assert_close(tower(pixels).numpy(), torch.cat(parts, dim=-1).numpy(), "vision")
+
+
+def test_published_encoders_have_the_sizes_the_config_says():
+    for config in {e.timm_name: e for b in VISION_BACKBONES.values() for e in b.encoders if not e.overrides}.values():
+        with torch.device("meta"):
+            vit = timm.create_model(config.timm_name, num_classes=0, img_size=384)
+        assert (vit.embed_dim, len(vit.blocks), vit.num_prefix_tokens) == (config.embed_dim, config.depth, config.n_prefix)
+        assert vit.patch_embed.num_patches == 729
+        assert (vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]) == (config.mean, config.std)
+        assert vit.pretrained_cfg["interpolation"] == "bicubic"
+        assert isinstance(vit.norm_pre, torch.nn.Identity)
+
+
+def _by_hand(kind, x, w):
+    if kind == "linear":
+        return F.linear(x, w["projector.weight"], w["projector.bias"])
+    x = F.linear(x, w["projector.0.weight"], w["projector.0.bias"])
+    x = F.linear(0.5 * x * (1 + torch.erf(x / 2**0.5)), w["projector.2.weight"], w["projector.2.bias"])
+    if kind == "fused-gelu-mlp":
+        x = F.linear(F.gelu(x), w["projector.4.weight"], w["projector.4.bias"])
+    if kind == "fused-ldpnet":
+        grid = F.adaptive_avg_pool2d(x.transpose(1, 2).unflatten(2, (27, 27)), (14, 14))
+        peg = F.conv2d(grid, w["projector.4.peg.0.weight"], w["projector.4.peg.0.bias"], padding=1, groups=grid.shape[1])
+        x = (grid + peg).flatten(2).transpose(1, 2)
+    return x
+
+
+@pytest.mark.parametrize("kind", PROJECTOR_KINDS)
+@torch.inference_mode()
+def test_projector(kind):
+    torch.manual_seed(0)
+    projector = Projector(kind, 24, 16)
+    weights = projector.state_dict()
+    assert {k: tuple(v.shape) for k, v in weights.items()} == projector_shapes(kind, 24, 16)
+    x = torch.randn(2, 729, 24)
+    out = projector(x)
+    assert out.shape == (2, 196 if kind == "fused-ldpnet" else 729, 16)
+    assert_close(out.numpy(), _by_hand(kind, x, weights).numpy(), "vision")
+
+
+@pytest.mark.parametrize("kind", PROJECTOR_KINDS)
+@pytest.mark.parametrize("prefix", ["", "no-align+"])
+def test_arch_specifier(kind, prefix):
+    assert projector_kind(prefix + kind) == kind
+
+
+def test_backbones_agree_with_the_published_numbers():
+    published = vision_backbone("dinosiglip-vit-so-384px")
+    assert (published.feature_dim, published.n_patches) == (2176, 729)
+    assert np.allclose(published.encoders[1].mean, 0.5)

@@ -1,0 +1,32 @@
+"""One comparator and one table of tolerances for every numerical test."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# (operation, dtype) -> largest relative RMS, largest absolute difference over the largest magnitude
+TOLERANCES = {
+    ("decoder", "float32"): (1e-5, 1e-4),
+    ("vision", "float32"): (1e-5, 1e-4),
+    ("onnx", "float32"): (1e-4, 1e-3),
+    ("scan", "float32"): (1e-5, 1e-4),
+    ("gradient", "float32"): (1e-5, 1e-4),
+}
+
+
+def distance(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """Return relative RMS and relative largest difference; infinity where something is not finite or shapes differ."""
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    if got.shape != expected.shape or not np.isfinite(got).all():
+        return float("inf"), float("inf")
+    difference = got - expected
+    rms = np.sqrt((expected**2).mean()) or 1.0
+    top = np.abs(expected).max() or 1.0
+    return float(np.sqrt((difference**2).mean()) / rms), float(np.abs(difference).max() / top)
+
+
+def assert_close(got: np.ndarray, expected: np.ndarray, operation: str, dtype: str = "float32") -> None:
+    """Fail unless both distances are within the table."""
+    limits = TOLERANCES[operation, dtype]
+    found = distance(got, expected)
+    assert found[0] <= limits[0] and found[1] <= limits[1], f"{operation}: distances {found}, limits {limits}"
