@@ -134,6 +134,7 @@ def export_bundle(
             drift=None,
         )
         bar.advance(hashing)
+        del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need room
         drift = _measure(Bundle(stage, manifest), len(lines), bar)
         verdicts = judge(drift, limits, chosen.name)
         manifest = msgspec.structs.replace(manifest, drift=drift)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..bundle import GOLDEN, Bundle, Drift, read_tensors
+from ..bundle import GOLDEN, VISION, Bundle, Drift, read_tensors
 from ..decode.decoder import Decoder
 from ..errors import BundleError
 from .metrics import kl_divergence, negative_log_likelihood, top1_agreement
@@ -89,19 +89,11 @@ def measure_drift(bundle: Bundle, decoder: Decoder, on_line: Callable[[], None] 
         on_line: called after each line, for progress.
     """
     lines = read_golden(bundle)
-    vision, transform = None, None
-    if bundle.manifest.model.vision is not None:
-        from ..vision.session import VisionSession
-
-        vision, transform = VisionSession(bundle.path("vision.onnx"), bundle.manifest.model), bundle.image()
+    seen = _look_at_all(bundle, lines)
     kld, agree, nll, nll_reference = [], [], [], []
-    seen_error, seen_size = 0.0, 0.0
-    for line in lines:
+    for line, embeddings in zip(lines, seen, strict=True):
         state = decoder.new_state()
-        if vision is not None and transform is not None and line.picture is not None and line.embeddings is not None:
-            embeddings = vision.embed(transform.pixels(Image.fromarray(line.picture)))
-            seen_error += float(np.square(embeddings.astype(np.float64) - line.embeddings).sum())
-            seen_size += float(np.square(line.embeddings.astype(np.float64)).sum())
+        if embeddings is not None:
             decoder.prefill(embeddings, state)
         tokens = line.tokens.tolist()
         logits = decoder.forward(decoder.embed(tokens[:-1]), state)[line.answer_from - 1 :]
@@ -121,5 +113,26 @@ def measure_drift(bundle: Bundle, decoder: Decoder, on_line: Callable[[], None] 
         kld_max=float(all_kld.max()),
         top1_agreement=float(np.concatenate(agree).mean()),
         perplexity_ratio=float(np.exp(np.concatenate(nll).mean() - np.concatenate(nll_reference).mean())),
-        vision_relative_rms=(seen_error / seen_size) ** 0.5 if seen_size else None,
+        vision_relative_rms=_vision_distance(lines, seen),
     )
+
+
+def _look_at_all(bundle: Bundle, lines: list[GoldenLine]) -> list[np.ndarray | None]:
+    """Return the bundle's own embeddings of each line; the vision graph is closed again before the decoder works."""
+    if bundle.manifest.model.vision is None:
+        return [None] * len(lines)
+    from ..vision.session import VisionSession
+
+    vision, transform = VisionSession(bundle.path(VISION), bundle.manifest.model), bundle.image()
+    pictures = [line.picture for line in lines]
+    return [None if p is None else vision.embed(transform.pixels(Image.fromarray(p))) for p in pictures]
+
+
+def _vision_distance(lines: list[GoldenLine], seen: list[np.ndarray | None]) -> float | None:
+    pairs = [
+        (got, line.embeddings) for line, got in zip(lines, seen, strict=True) if got is not None and line.embeddings is not None
+    ]
+    if not pairs:
+        return None
+    got, expected = (np.stack(side).astype(np.float64) for side in zip(*pairs, strict=True))
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))

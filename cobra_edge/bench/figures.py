@@ -1,0 +1,108 @@
+"""Make the README's tables and the drift plot from bench/results; nothing in them is typed by hand.
+
+python -m cobra_edge.bench.figures [--check]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = ROOT / "bench" / "results"
+README = ROOT / "README.md"
+PLOT = ROOT / "docs" / "drift.png"
+_GOALS = {"existence": 0.95, "spatial": 0.90, "attribute": 0.95, "count": 0.85}
+
+
+def read_result(name: str) -> dict[str, Any]:
+    """Read one result."""
+    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return data
+
+
+def quality_table() -> str:
+    """Return drift and accuracy of each scheme as Markdown."""
+    rows = read_result("quality")["rows"]
+    tasks = [*_GOALS, "caption"]
+    head = ["scheme", "bits / weight", "mean KLD (nats)", "p99 KLD", "top-1", *tasks, "caption perplexity"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for r in rows:
+        cells = [r["scheme"], f"{r['bits_per_weight']:.2f}", f"{r['kld_mean']:.2e}", f"{r['kld_p99']:.2e}"]
+        cells += [f"{r['top1_agreement']:.2%}", *(f"{r['accuracy'][t]:.1%}" for t in tasks)]
+        lines.append("| " + " | ".join([*cells, f"{r['caption_perplexity']:.3f}"]) + " |")
+    return "\n".join(lines)
+
+
+def export_table() -> str:
+    """Return the full-size export as Markdown."""
+    r = read_result("export-cobra-3b")
+    files = r["bundle_bytes"]
+    vision = sum(size for name, size in files.items() if name.startswith("vision"))
+    rows = [
+        ("machine", f"{r['machine']['processor']}, {r['machine']['cores']} cores, {r['machine']['memory_gb']} GB"),
+        ("wall time", f"{r['seconds'] / 60:.1f} min"),
+        ("peak resident memory, mapped files included", f"{r['peak_gib']:.1f} GiB"),
+        ("checkpoint", f"{r['checkpoint_bytes'] / 1e9:.2f} GB"),
+        (f"decoder as {r['scheme']}", f"{files['decoder.safetensors'] / 1e9:.2f} GB"),
+        ("vision graph, float32", f"{vision / 1e9:.2f} GB"),
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+TABLES = {"quality": quality_table, "export": export_table}
+
+
+def with_tables(text: str) -> str:
+    """Return the text with each `<!-- table: NAME -->` … `<!-- end -->` filled from its result."""
+
+    def fill(match: re.Match[str]) -> str:
+        return f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+def draw_drift(file: Path) -> None:
+    """Draw bits per weight against mean KLD and against lost accuracy, one point a scheme."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read_result("quality")["rows"]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    for r in rows:
+        if r["kld_mean"] > 0:
+            left.plot(r["bits_per_weight"], r["kld_mean"], "o", markersize=9)
+            left.annotate(r["scheme"], (r["bits_per_weight"], r["kld_mean"]), textcoords="offset points", xytext=(10, 4))
+    left.set(yscale="log", xlabel="bits per weight of the decoder", ylabel="mean KLD from float (nats)", xlim=(3, 12))
+    left.set_title("drift of cobra-mini, held-out suite")
+    left.grid(alpha=0.3, which="both")
+    tasks = [*_GOALS, "caption"]
+    width = 0.8 / len(rows)
+    for index, r in enumerate(rows):
+        places = [i + (index - (len(rows) - 1) / 2) * width for i in range(len(tasks))]
+        right.bar(places, [100 * r["accuracy"][t] for t in tasks], width, label=r["scheme"])
+    right.set_xticks(range(len(tasks)), tasks)
+    right.set(ylabel="exact answers (%)", ylim=(0, 115), title="answers")
+    right.legend(ncols=3, loc="upper center", frameon=False)
+    right.grid(alpha=0.3, axis="y")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    """Rewrite README and plot, or with --check only tell whether the README is up to date."""
+    text = README.read_text(encoding="utf-8")
+    fresh = with_tables(text)
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if fresh == text else "README.md differs from bench/results; run: make figures")
+    README.write_text(fresh, encoding="utf-8")
+    draw_drift(PLOT)
+
+
+if __name__ == "__main__":
+    main()

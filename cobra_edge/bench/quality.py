@@ -1,0 +1,59 @@
+"""Quality: every scheme on the held-out suite of cobra-mini, through the runtime that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from ..bundle import Bundle
+from ..export import export_bundle
+from ..regress.accuracy import LineResult, run_suite
+from ..regress.metrics import kl_divergence, top1_agreement
+from ..regress.suite import HELDOUT, read_suite
+from ..scheme import SCHEMES
+from ..session import load
+from ..tables import bits_per_weight
+from ..targets import target_named
+
+REFERENCE = "fp16"  # cobra-mini is float16 as it ships, so this build has its weights bit for bit
+
+
+def measure_schemes(folder: Path, bar: Progress) -> list[dict[str, Any]]:
+    """Export cobra-mini by each scheme into `folder`, run the suite, and return one row a scheme, the reference first."""
+    lines = read_suite(HELDOUT)
+    reference: list[LineResult] = []
+    rows = []
+    for scheme in SCHEMES:
+        assert reference or scheme == REFERENCE
+        exported = export_bundle("mini", target_named("cpu"), folder / scheme, scheme=scheme)
+        bundle = Bundle.open(exported.directory)
+        task = bar.add_task(f"held-out suite, {scheme}", total=len(lines))
+        session = load(bundle)
+        found = list(run_suite(session, lines, HELDOUT.parent, lambda task=task: bar.advance(task)))  # type: ignore[misc]
+        reference = reference or found
+        rows.append(_row(scheme, session.decoder.name, bits_per_weight(bundle.manifest), found, reference))
+    return rows
+
+
+def _row(scheme: str, runtime: str, bits: float, found: list[LineResult], reference: list[LineResult]) -> dict[str, Any]:
+    pairs = list(zip(reference, found, strict=True))
+    kld = np.concatenate([kl_divergence(a.logits, b.logits) for a, b in pairs])
+    agree = np.concatenate([top1_agreement(a.logits, b.logits) for a, b in pairs])
+    tasks = sorted({r.line.task for r in found})
+    caption = np.concatenate([r.nll for r in found if r.line.task == "caption"])
+    return {
+        "scheme": scheme,
+        "decoder": runtime,
+        "bits_per_weight": round(bits, 3),
+        "lines": len(found),
+        "answer_tokens": len(kld),
+        "kld_mean": float(kld.mean()),
+        "kld_p99": float(np.quantile(kld, 0.99)),
+        "top1_agreement": float(agree.mean()),
+        "accuracy": {t: float(np.mean([r.right for r in found if r.line.task == t])) for t in tasks},
+        "lines_by_task": {t: sum(r.line.task == t for r in found) for t in tasks},
+        "caption_perplexity": float(np.exp(caption.mean())),
+    }

@@ -1,0 +1,57 @@
+"""The base install alone, in an environment of its own: it opens, inspects and answers, and there is no torch."""
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from .conftest import MINI
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """Build a wheel, install it without extras, return the environment's interpreter."""
+    folder = tmp_path_factory.mktemp("base")
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT], check=True)
+    venv.create(folder / "env", with_pip=True)
+    python = folder / "env" / "bin" / "python"
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True)
+    return python
+
+
+def call(python, *arguments, cwd="/"):
+    return subprocess.run([python, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_no_torch_is_installed_or_imported(python):
+    listed = json.loads(call(python, "-m", "pip", "list", "--format", "json").stdout)
+    names = {p["name"].lower() for p in listed}
+    assert "cobra-edge" in names and not names & {"torch", "timm", "torchvision", "onnx", "transformers"}
+    done = call(python, "-c", "import sys, cobra_edge; print('torch' in sys.modules, cobra_edge.__version__)")
+    assert done.stdout.startswith("False ") and not done.stderr
+
+
+def test_it_answers(python, mini_bundle):
+    bundle = str(mini_bundle("w4a16-g128"))
+    asked = ["--image", str(MINI / "demo.png"), "--prompt", "What is in the image?", "--json"]
+    done = call(python, "-m", "cobra_edge.run", bundle, *asked)
+    assert done.returncode == 0, done.stderr
+    here = subprocess.run([sys.executable, "-m", "cobra_edge.run", bundle, *asked], capture_output=True, text=True)
+    assert json.loads(done.stdout)["text"] == json.loads(here.stdout)["text"]
+
+
+def test_it_inspects_with_the_targets_of_the_wheel(python, mini_bundle):
+    done = call(python, "-m", "cobra_edge.inspect", str(mini_bundle("w4a16-g128")))
+    assert done.returncode == 0 and "Jetson Orin Nano" in done.stdout and "within" in done.stdout
+
+
+def test_export_says_what_is_missing(python, tmp_path):
+    done = call(python, "-m", "cobra_edge", "export", "--target", "jetson", cwd=tmp_path)
+    assert done.returncode == 3 and "pip install 'cobra-edge[export]'" in done.stderr.replace("\n", " ")
+    assert not list(tmp_path.iterdir())

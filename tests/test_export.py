@@ -1,0 +1,232 @@
+"""Export and the commands: what they print, their exit codes, and that nothing half-written remains."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cobra_edge import export as export_module
+from cobra_edge import inspect, run
+from cobra_edge.bundle import Bundle
+from cobra_edge.cli import VERBS
+from cobra_edge.cli import command as whole
+from cobra_edge.errors import InputError
+from cobra_edge.memory import plan_memory, state_bytes
+from cobra_edge.model.config import CobraConfig, MambaConfig, vision_backbone
+from cobra_edge.recipe import round_to_nearest_recipe
+from cobra_edge.scheme import SCHEMES
+from cobra_edge.targets import target_named
+from cobra_edge.tensor_file import TensorFileWriter
+from cobra_edge.terminal import run_command
+
+from .conftest import MINI
+
+PICTURE = str(MINI / "demo.png")
+COBRA_3B = CobraConfig(
+    "cobra+3b",
+    vision_backbone("dinosiglip-vit-so-384px"),
+    "fused-gelu-mlp",
+    MambaConfig(2560, 64, 50280, 5120, 16, 4, 160),
+)
+
+
+@pytest.fixture
+def export(text_only, tmp_path, capfd):
+    """Return a function that runs `export` on a small text-only checkpoint: (exit code, stdout, stderr)."""
+
+    def call(*arguments, out=tmp_path / "out" / "bundle"):
+        given = ["--target", "cpu", "--checkpoint", str(text_only), "--golden-lines", "2", *arguments]
+        code = run_command(export_module.command, [*given, "--out", str(out)])
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def leftovers(directory):
+    return sorted(f.name for f in directory.iterdir()) if directory.exists() else []
+
+
+def test_export_prints_tables_or_json(export, tmp_path):
+    code, out, _ = export("--scheme", "w8a16-g128")
+    assert code == 0 and "memory on" in out and "KLD, mean" in out
+    code, out, err = export("--scheme", "w8a16-g128", "--json", "--force")
+    data = json.loads(out)
+    assert code == 0 and "error" not in err
+    assert data["manifest"]["recipe"]["scheme"] == "w8a16-g128"
+    assert all(v["within"] is not False for v in data["drift_verdicts"])
+    assert leftovers(tmp_path / "out") == ["bundle"]
+
+
+def test_mini_is_the_default_and_said(tmp_path, capfd):
+    code = run_command(whole, ["export", "--target", "jetson", "--out", str(tmp_path / "b")])
+    captured = capfd.readouterr()
+    assert code == 0 and captured.err.count("exporting the embedded cobra-mini") == 1
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert (manifest.target, manifest.recipe.scheme) == ("jetson-orin-nano", "w4a16-g128")
+    assert manifest.source.id == "cobra-mini" and manifest.drift.vision_relative_rms < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--target", "jetson-orin-nxx"), "did you mean 'jetson-orin-nx'"),
+        (("--scheme", "w4a16-g12"), "did you mean 'w4a16-g128'"),
+        (("--checkpoint", "cobra+4b"), "did you mean 'cobra+3b'"),
+        (("--golden", "/nowhere.jsonl"), "cannot be read"),
+        (("--budget", "/nowhere.toml"), "No such file"),
+        (("--tokenizer", "/nowhere.json"), "does not exist"),
+        (("--method", "magic"), "Invalid value"),
+        (("--golden-lines", "0"), "Invalid value"),
+    ],
+)
+def test_bad_options(export, tmp_path, arguments, says):
+    code, _, err = export(*arguments)
+    assert code == 2 and says in " ".join(err.split()) and "Traceback" not in err
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_an_output_that_exists(export):
+    assert export()[0] == 0
+    code, _, err = export()
+    assert code == 2 and "--force" in err
+    assert export("--force")[0] == 0
+
+
+def test_an_output_that_cannot_be_written(export):
+    code, _, err = export(out="/proc/bundle")
+    assert code == 2 and "cannot be written" in err
+    code, _, err = export(out="/dev/null/x/bundle")
+    assert code == 2 and "cannot be written" in err
+
+
+def test_a_disk_that_fills_up(export, tmp_path, monkeypatch):
+    real, calls = TensorFileWriter.write, []
+
+    def write(self, name, values):
+        calls.append(name)
+        if len(calls) > 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, name, values)
+
+    monkeypatch.setattr(TensorFileWriter, "write", write)
+    code, _, err = export()
+    assert code == 3 and "No space left" in err
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_damaged_weights_are_named(text_only, export, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(text_only / "model.safetensors")
+    tensors["backbone.layers.1.mixer.x_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, text_only / "model.safetensors")
+    code, _, err = export()
+    assert code == 2 and "backbone.layers.1.mixer.x_proj.weight" in err.replace("\n", "")
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_a_drift_beyond_its_budget_exits_1_and_keeps_the_bundle(export, tmp_path):
+    strict = tmp_path / "strict.toml"
+    strict.write_text("[schemes.w4a16-g128]\nkld_mean_max = 1e-12\n")
+    code, out, err = export("--scheme", "w4a16-g128", "--budget", str(strict))
+    assert code == 1 and "EXCEEDED" in out and "kld_mean" in err
+    Bundle.open(tmp_path / "out" / "bundle")
+
+
+def test_a_budget_with_unknown_names(export, tmp_path):
+    odd = tmp_path / "odd.toml"
+    odd.write_text("[schemes.w8a16-g128]\nkld_maen_max = 1.0\n")
+    code, _, err = export("--budget", str(odd))
+    assert code == 2 and "kld_maen_max" in err
+    odd.write_text("[schemes.w4a16-g128]\nkld_mean_max = 1.0\n")
+    code, _, err = export("--budget", str(odd), "--scheme", "w8a16-g128")
+    assert code == 2 and "no limits for scheme" in err
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_interrupted_in_the_middle(tmp_path, name):
+    """A real signal to a real process, once the hidden directory is there and the vision graph is being written."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "cobra_edge.export", "--target", "jetson", "--out", str(out / "bundle")]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if leftovers(out) or child.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert child.poll() is None and leftovers(out)[0].startswith(".bundle.partial-")
+    time.sleep(0.5)
+    child.send_signal(getattr(signal, name))
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and "Traceback" not in err
+    assert leftovers(out) == []
+
+
+def test_run_streams_or_prints_json(mini_bundle, capfd):
+    bundle = str(mini_bundle("w4a16-g128"))
+    question = ["--image", PICTURE, "--prompt", "How many objects are there?"]
+    assert run_command(run.command, [bundle, *question]) == 0
+    text = capfd.readouterr().out
+    assert run_command(whole, ["run", bundle, *question, "--json"]) == 0
+    data = json.loads(capfd.readouterr().out)
+    assert data["text"] + "\n" == text
+    assert data["visual_tokens"] == 64 and data["new_tokens"] >= 1 and data["ttft_ms"] > 0
+    assert run_command(run.command, [bundle, *question, "--temperature", "0.8", "--top-k", "5", "--seed", "3"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--image", PICTURE, "--prompt", " "], 2, "prompt is empty"),
+        (["--image", "/nowhere.png", "--prompt", "x"], 2, "cannot be read"),
+        (["--image", __file__, "--prompt", "x"], 2, "not a picture"),
+        (["--prompt", "x", "--temperature", "-1"], 2, "temperature"),
+        (["--prompt", "x", "--max-new-tokens", "0"], 2, "Invalid value"),
+        (["--prompt", "x", "--device", "cuda"], 3, "no decoder runs this bundle"),
+        (["--image", PICTURE], 2, "Missing option '--prompt'"),
+    ],
+)
+def test_run_with_bad_input(mini_bundle, capfd, arguments, code, says):
+    assert run_command(run.command, [str(mini_bundle("w4a16-g128")), *arguments]) == code
+    captured = capfd.readouterr()
+    assert says in " ".join(captured.err.split()) and "Traceback" not in captured.err and captured.out == ""
+
+
+def test_inspect(mini_bundle, tmp_path, capfd):
+    bundle = str(mini_bundle("w4a16-g128"))
+    assert run_command(inspect.command, [bundle]) == 0
+    text = capfd.readouterr().out
+    for part in ("cobra-mini", "tensorrt", "decoder.safetensors", "w4a16-g128", "top-1 agreement", "total"):
+        assert part in text
+    assert run_command(inspect.command, [bundle, "--json"]) == 0
+    assert 4 < json.loads(capfd.readouterr().out)["bits_per_weight"] < 6
+    assert run_command(inspect.command, [str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb, capfd):
+    assert run_command(whole, [verb, "--help"]) == 0
+    assert "Example: " in capfd.readouterr().out
+
+
+def test_the_verbs_are_modules_too():
+    for arguments in (["cobra_edge"], ["cobra_edge.bench"], ["cobra_edge.export"]):
+        done = subprocess.run([sys.executable, "-m", *arguments, "--help"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and "Usage" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "cobra_edge", "exprot"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "No such command" in done.stderr
+
+
+def test_memory_of_the_published_model():
+    assert round(state_bytes(COBRA_3B) / 1e6) == 26
+    recipe, _ = round_to_nearest_recipe(COBRA_3B.mamba, SCHEMES["w4a16-g128"])
+    plan = plan_memory(COBRA_3B, recipe, target_named("jetson"))
+    assert 1.4e9 < plan.decoder_bytes < 1.7e9 and plan.total_bytes < 8e9
+    recipe, _ = round_to_nearest_recipe(COBRA_3B.mamba, SCHEMES["fp16"])
+    with pytest.raises(InputError, match=r"does not fit Jetson Orin Nano 8GB: 1\d\.\d\d GB needed .* 8\.00 GB there"):
+        plan_memory(COBRA_3B, recipe, target_named("jetson"))

@@ -1,0 +1,125 @@
+"""cobra-mini: what ships is small, its suites are disjoint from training, and it really answers."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import cobra_edge
+from calibration.make_suites import draw_suite
+from calibration.questions import TASKS
+from calibration.scenes import draw_scene, render
+from cobra_edge.errors import InputError
+from cobra_edge.regress.accuracy import run_suite
+from cobra_edge.regress.suite import HELDOUT, Line, read_suite
+
+from .conftest import MINI
+
+# The float model's goals; caption is reported, not judged.
+GOALS = {"existence": 0.95, "spatial": 0.90, "attribute": 0.95, "count": 0.85}
+
+
+def test_weights_fit_in_16_megabytes():
+    weights = [f for f in MINI.rglob("*.safetensors")]
+    assert len(weights) == 3
+    assert sum(f.stat().st_size for f in weights) <= 16e6
+
+
+def test_the_suite_is_large_and_balanced():
+    lines = read_suite(HELDOUT)
+    assert len(lines) >= 500
+    by_task = Counter(line.task for line in lines)
+    assert set(by_task) == set(TASKS)
+    for task in ("existence", "spatial"):
+        answers = Counter(line.answer for line in lines if line.task == task)
+        assert set(answers) == {"Yes", "No"} and abs(answers["Yes"] - answers["No"]) <= 2
+    counts = Counter(line.answer for line in lines if line.task == "count")
+    assert max(counts.values()) - min(counts.values()) <= 2
+
+
+def test_negatives_are_adversarial():
+    """In most lines that are answered No the colour or the shape is there, only not together."""
+    scenes, lines = draw_suite("heldout", 0)
+    hard = total = 0
+    for index, question in lines:
+        if question.task == "existence" and question.answer == "No":
+            colour, shape = question.prompt.rstrip("?").removesuffix(" in the image").split()[-2:]
+            things = scenes[index].things
+            assert not any((t.colour, t.shape) == (colour, shape) for t in things)
+            hard += any(t.colour == colour for t in things) or any(t.shape == shape for t in things)
+            total += 1
+    assert hard / total > 0.7
+
+
+def test_splits_never_meet():
+    """What ships is what its seed draws, and every scene of it is one that training rejects."""
+    seen = {}
+    for split in ("heldout", "calibration"):
+        scenes, lines = draw_suite(split, 0)
+        assert all(s.split == split for s in scenes)
+        shipped = [json.loads(text) for text in (MINI / f"{split}.jsonl").read_text().splitlines()]
+        assert [(s["prompt"], s["answer"]) for s in shipped] == [(q.prompt, q.answer) for _, q in lines]
+        seen[split] = {s.things for s in scenes}
+    assert not seen["heldout"] & seen["calibration"]
+
+
+def test_training_draws_only_training_scenes():
+    import random
+
+    for seed in range(300):
+        scene = draw_scene(random.Random(f"{seed}/language/0"), "train")
+        assert scene.split == "train"
+
+
+def test_shipped_pictures_are_those_of_the_scenes():
+    from PIL import Image
+
+    scenes, _ = draw_suite("heldout", 0)
+    for index in range(0, len(scenes), 17):
+        shipped = np.asarray(Image.open(MINI / "heldout" / f"{index:03d}.png"), np.int16)
+        drawn = np.asarray(render(scenes[index]), np.int16)
+        # pillow's rasteriser may differ by a shade between versions
+        assert np.abs(shipped - drawn).mean() < 1
+
+
+def test_it_really_answers(mini_bundle):
+    """The float model on every held-out line, through the runtime that ships."""
+    lines = read_suite(HELDOUT)
+    results = list(run_suite(cobra_edge.load(mini_bundle("fp16")), lines, HELDOUT.parent))
+    accuracy = {t: np.mean([r.right for r in results if r.line.task == t]) for t in GOALS}
+    assert len(results) == len(lines)
+    for task, goal in GOALS.items():
+        assert accuracy[task] >= goal, f"{task}: {accuracy[task]:.3f}, goal {goal}"
+
+
+def test_right_means_what_greedy_decoding_says(mini_bundle):
+    session = cobra_edge.load(mini_bundle("w4a16-g128"))
+    lines = read_suite(HELDOUT)[::23]
+    for line, result in zip(lines, run_suite(session, lines, HELDOUT.parent), strict=True):
+        answer = session.ask(HELDOUT.parent / line.image, line.prompt).read()
+        assert (answer == line.answer) == result.right
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "no lines"),
+        ('{"prompt": "a", "answer": "b", "task": "c"}\nnot json\n', "line 2"),
+        ('{"prompt": "a"}\n', "line 1: Object missing required field"),
+        ('{"prompt": 1, "answer": "b", "task": "c"}\n', "line 1"),
+        ('{"prompt": "a", "answer": "b", "task": "c", "image": "nowhere.png"}\n', "picture nowhere.png is not there"),
+        ('{"prompt": "a", "answer": "b", "task": "c", "colour": "red"}\n', "line 1"),
+    ],
+)
+def test_broken_suites(tmp_path, content, says):
+    file = tmp_path / "suite.jsonl"
+    file.write_text(content)
+    with pytest.raises(InputError, match=says):
+        read_suite(file)
+
+
+def test_a_line_without_a_picture(mini_bundle):
+    session = cobra_edge.load(mini_bundle("w4a16-g128"))
+    (result,) = run_suite(session, [Line("Is there a red circle?", "Yes", "existence")], MINI)
+    assert result.logits.shape == (2, 512) and np.isfinite(result.nll).all()
