@@ -19,6 +19,7 @@ import platform
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing, nn
 
 from cobra_edge.model.config import MambaConfig, vision_backbone
 from cobra_edge.model.mamba import Mamba, MambaState
@@ -37,14 +38,16 @@ from cobra_edge.text import END_OF_TEXT, PromptTemplate
 
 from .native_mixer import NATIVE
 from .questions import TASKS, Question, draw_question
-from .scenes import COLOURS, SHAPES, SIZE, Scene, draw_scene, render
+from .scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZE, Scene, draw_scene, render
 
 VISION = vision_backbone("dinosiglip-vit-mini-112px")
-MAMBA = MambaConfig(d_model=256, n_layer=8, vocab=512, d_inner=512, d_state=16, d_conv=4, dt_rank=16)
+MAMBA = MambaConfig(d_model=256, n_layer=4, vocab=512, d_inner=512, d_state=16, d_conv=4, dt_rank=16)
 GRID = SIZE // 14
-# Branches of one image: each is a conversation that starts from the state after the image.
-# Branches of one kind are one batch, so that short questions are not padded to the length of a caption.
-BRANCHES: tuple[tuple[tuple[str, ...], ...], ...] = (
+# A branch is a conversation that starts from the state after the image. Branches of one kind are one batch, so that short
+# questions are not padded to the length of a caption.
+Branches = tuple[tuple[tuple[str, ...], ...], ...]
+CAPTION: Branches = ((("caption",),),)
+ALL_TASKS: Branches = (
     (("existence",), ("existence",), ("spatial",), ("spatial",), ("attribute",), ("count",)),
     (("attribute", "count"),),
     (("caption",),),
@@ -119,10 +122,10 @@ def vision_loss(tower: VisionTower, heads: nn.ModuleList, scenes: list[Scene]) -
 # --- stage two: language ---------------------------------------------------------------------------------------------
 
 
-def conversations(rng: random.Random, scene: Scene, branches: tuple[tuple[str, ...], ...]) -> list[list[Question]]:
+def conversations(rng: random.Random, scene: Scene, kinds: tuple[tuple[str, ...], ...]) -> list[list[Question]]:
     """Draw one conversation a branch; a task the scene does not allow is replaced by a question of existence."""
     out = []
-    for tasks in branches:
+    for tasks in kinds:
         out.append([draw_question(rng, scene, t) or draw_question(rng, scene, "existence") for t in tasks])
     return out  # type: ignore[return-value]
 
@@ -157,19 +160,45 @@ def repeat_state(state: MambaState, times: int) -> MambaState:
     return MambaState(*parts)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a step of stage language is about."""
+
+    most_objects: int
+    branches: Branches
+    scenes_per_batch: int
+
+
+def lesson_at(step: int, steps: int) -> Lesson:
+    """Captions first, of one object, then of more: a state must hold a scene before questions can be asked of it.
+
+    The captions take the first quarter of the steps, on twice the scenes a step, since they are short.
+    """
+    quarter = steps / 4
+    if step < quarter:
+        return Lesson(min(1 + int(6 * step / quarter), MAX_OBJECTS), CAPTION, 2)
+    return Lesson(MAX_OBJECTS, ALL_TASKS, 1)
+
+
 def language_loss(
-    model: Mamba, projector: Projector, features: Tensor, tokenizer: Tokenizer, scenes: list[Scene], rng: random.Random
+    model: Mamba,
+    projector: Projector,
+    features: Tensor,
+    tokenizer: Tokenizer,
+    scenes: list[Scene],
+    rng: random.Random,
+    branches: Branches,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the mean loss over answers, and how often each task's answer is right to the last token."""
+    """Return the mean loss over all tokens of answers, and how often each task's answer is right to the last token."""
     _, after_image = model.hidden(projector(features))
-    parts, right = [], {}
-    for kinds in BRANCHES:
+    losses, right = [], {}
+    for kinds in branches:
         group = [talk for scene in scenes for talk in conversations(rng, scene, kinds)]
         tokens, targets = language_batch(tokenizer, group)
         hidden, _ = model.hidden(model.embed(tokens), repeat_state(after_image, len(kinds)))
         wanted = targets >= 0
         logits = model.lm_head(hidden[wanted]).float()
-        parts.append(F.cross_entropy(logits, targets[wanted]))
+        losses.append(F.cross_entropy(logits, targets[wanted], reduction="none"))
         ok = torch.ones_like(targets, dtype=torch.bool)
         ok[wanted] = logits.argmax(-1) == targets[wanted]
         whole = ok.all(dim=1)
@@ -177,8 +206,7 @@ def language_loss(
             rows = [i for i, talk in enumerate(group) if len(talk) == 1 and talk[0].task == task]
             if rows:
                 right[task] = float(whole[rows].float().mean())
-    short, two_turns, caption = parts
-    return short + 0.3 * two_turns + 0.5 * caption, right
+    return torch.cat(losses).mean(), right
 
 
 def initialise(model: Mamba, projector: Projector, seed: int) -> None:
@@ -204,13 +232,27 @@ def initialise(model: Mamba, projector: Projector, seed: int) -> None:
 # --- the loop both stages share --------------------------------------------------------------------------------------
 
 
-def optimiser(modules: list[nn.Module], lr: float) -> torch.optim.AdamW:
-    """AdamW, weight decay on matrices only; never on A_log and D."""
-    named = [(n, p) for m in modules for n, p in m.named_parameters() if p.requires_grad]
-    decayed = [p for n, p in named if p.ndim >= 2 and "A_log" not in n]
-    rest = [p for n, p in named if p.ndim < 2 or "A_log" in n]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+def optimiser(modules: dict[str, nn.Module], rates: dict[str, float]) -> torch.optim.AdamW:
+    """AdamW at each module's own rate; weight decay on matrices only, never on A_log and D."""
+    groups = []
+    for name, module in modules.items():
+        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        decayed = [p for n, p in named if p.ndim >= 2 and "A_log" not in n]
+        rest = [p for n, p in named if p.ndim < 2 or "A_log" in n]
+        groups += [{"params": decayed, "weight_decay": 0.05, "peak": rates[name]}]
+        groups += [{"params": rest, "weight_decay": 0.0, "peak": rates[name]}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Average the gradients of all workers; a parameter without one counts as zero."""
+    if not distributed.is_initialized():
+        return
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = g.view_as(p)
 
 
 def rate_at(step: int, steps: int, warmup: int = 150) -> float:
@@ -220,36 +262,40 @@ def rate_at(step: int, steps: int, warmup: int = 150) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def train(stage: str, modules: dict[str, nn.Module], loss_of: Any, args: argparse.Namespace, lr: float) -> None:
+def train(stage: str, modules: dict[str, nn.Module], loss_of: Any, args: argparse.Namespace, rates: dict[str, float]) -> None:
     """Train the modules for `steps`, saving to and resuming from `args.out/<stage>.pt`, logging to log.jsonl."""
     file, log = args.out / f"{stage}.pt", args.out / "log.jsonl"
-    steps, batch = getattr(args, f"{stage}_steps"), getattr(args, f"{stage}_batch")
-    opt = optimiser(list(modules.values()), lr)
+    steps = getattr(args, f"{stage}_steps")
+    opt = optimiser(modules, rates)
+    parameters = [p for g in opt.param_groups for p in g["params"]]
     start, spent = 0, 0.0
     if file.exists():
         saved = torch.load(file, weights_only=True)
         for name, module in modules.items():
             module.load_state_dict(saved[name])
-        opt.load_state_dict(saved["optimiser"])
         start, spent = saved["step"], saved["seconds"]
-    bar = Progress(
-        TextColumn(stage), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[last]}")
-    )
+        if start < steps:
+            opt.load_state_dict(saved["optimiser"])
+    columns = (TextColumn(stage), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[last]}"))
+    bar = Progress(*columns, disable=args.rank > 0)
     began, seen = time.monotonic() - spent, []
     with bar:
         task = bar.add_task(stage, total=steps, completed=start, last="")
         for step in range(start, steps):
-            rng = random.Random(f"{args.seed}/{stage}/{step}")
-            scenes = [draw_scene(rng, "train") for _ in range(batch)]
+            rng = random.Random(f"{args.seed}/{stage}/{step}/{args.rank}")
             for group in opt.param_groups:
-                group["lr"] = lr * rate_at(step, steps)
+                group["lr"] = group["peak"] * rate_at(step, steps)
             with torch.autocast("cpu", torch.bfloat16):
-                loss, right = loss_of(scenes, rng)
+                loss, right = loss_of(rng, step)
             opt.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_([p for m in modules.values() for p in m.parameters()], 1.0)
+            average_gradients(parameters)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             opt.step()
             seen.append({"loss": float(loss.detach())} | right)
+            bar.update(task, advance=1)
+            if args.rank:
+                continue
             if (step + 1) % args.log_every == 0 or step + 1 == steps:
                 mean = {k: round(float(np.mean([r[k] for r in seen if k in r])), 4) for k in sorted(seen[-1])}
                 line = {"stage": stage, "step": step + 1, "seconds": round(time.monotonic() - began, 1)} | mean
@@ -262,7 +308,6 @@ def train(stage: str, modules: dict[str, nn.Module], loss_of: Any, args: argpars
                 state |= {"optimiser": opt.state_dict(), "step": step + 1, "seconds": time.monotonic() - began}
                 torch.save(state, file.with_suffix(".tmp"))
                 os.replace(file.with_suffix(".tmp"), file)
-            bar.update(task, advance=1)
 
 
 def parse() -> argparse.Namespace:
@@ -270,12 +315,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="checkpoints and log (default runs/mini)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vision-batch", type=int, default=32, help="scenes a step of stage vision")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; batches are for each of them")
+    parser.add_argument("--vision-batch", type=int, default=16, help="scenes a step and worker of stage vision")
     parser.add_argument("--vision-steps", type=int, default=3000)
-    parser.add_argument("--language-batch", type=int, default=16, help="scenes a step of stage language")
-    parser.add_argument("--language-steps", type=int, default=2500)
-    parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--language-batch", type=int, default=6, help="scenes a step and worker of stage language")
+    parser.add_argument("--language-steps", type=int, default=3800)
+    parser.add_argument("--log-every", type=int, default=100)
+    parser.add_argument("--save-every", type=int, default=500)
     return parser.parse_args()
 
 
@@ -285,29 +331,53 @@ def machine() -> Iterator[tuple[str, Any]]:
 
 
 def main() -> None:
-    """Run both stages."""
+    """Run both stages, one worker a core: small batches on one thread each use the cores better than one process on all."""
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "log.jsonl").open("a") as f:
-        f.write(json.dumps(dict(machine()) | {k: str(v) for k, v in vars(args).items()}) + "\n")
+    NATIVE.conv(torch.zeros(1, 1, 32), torch.zeros(1, 32, 4), torch.zeros(32, 4), torch.zeros(32))  # compiles it once
+    (args.out / "workers").unlink(missing_ok=True)
+    if args.workers == 1:
+        work(0, args)
+    else:
+        multiprocessing.spawn(work, (args,), nprocs=args.workers)
+
+
+def work(rank: int, args: argparse.Namespace) -> None:
+    """Run both stages as one of `args.workers`."""
+    args.rank = rank
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.workers))
+    if args.workers > 1:
+        meeting = args.out / "workers"
+        distributed.init_process_group("gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=args.workers)
+    if rank == 0:
+        with (args.out / "log.jsonl").open("a") as f:
+            f.write(json.dumps(dict(machine()) | {k: str(v) for k, v in vars(args).items() if k != "rank"}) + "\n")
     torch.manual_seed(args.seed)
     tower = VisionTower(VISION)
     heads = nn.ModuleList(nn.Linear(e.embed_dim, sum(HEAD_SIZES.values())) for e in VISION.encoders)
     eyes: dict[str, nn.Module] = {"tower": tower, "heads": heads}
-    train("vision", eyes, lambda scenes, _: vision_loss(tower, heads, scenes), args, 1.5e-3)
+
+    def see(rng: random.Random, _step: int) -> tuple[Tensor, dict[str, float]]:
+        return vision_loss(tower, heads, [draw_scene(rng, "train") for _ in range(args.vision_batch)])
+
+    train("vision", eyes, see, args, {"tower": 1.5e-3, "heads": 1.5e-3})
 
     tower.eval().requires_grad_(False)
     model, projector = Mamba(MAMBA, NATIVE), Projector("fused-gelu-mlp", VISION.feature_dim, MAMBA.d_model)
     initialise(model, projector, args.seed)
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
 
-    def loss_of(scenes: list[Scene], rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+    def talk(rng: random.Random, step: int) -> tuple[Tensor, dict[str, float]]:
+        lesson = lesson_at(step, args.language_steps)
+        count = args.language_batch * lesson.scenes_per_batch
+        scenes = [draw_scene(rng, "train", lesson.most_objects) for _ in range(count)]
         with torch.no_grad():
             features = tower(pixels_of(scenes))
-        return language_loss(model, projector, features, tokenizer, scenes, rng)
+        return language_loss(model, projector, features, tokenizer, scenes, rng, lesson.branches)
 
     voice: dict[str, nn.Module] = {"model": model, "projector": projector}
-    train("language", voice, loss_of, args, 1.5e-3)
+    # A projector as fast as the Mamba grows until nothing is heard beside its output, and the colours drown.
+    train("language", voice, talk, args, {"model": 6e-4, "projector": 1e-4})
 
 
 if __name__ == "__main__":

@@ -93,14 +93,12 @@ def load_picture(source: Path | bytes | Image.Image) -> Image.Image:
         InputError: not a picture of a known format, truncated, too large, or unreadable.
     """
     name = str(source) if isinstance(source, Path) else "the picture"
-    if isinstance(source, Image.Image):
-        return _to_rgb(source)
-    data = _read(source) if isinstance(source, Path) else source
+    opened = _read(source) if isinstance(source, Path) else source
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            picture = Image.open(io.BytesIO(opened), formats=FORMATS) if isinstance(opened, bytes) else opened
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise InputError(f"{name}: {width} × {height} pixels, at most {MAX_PIXELS:,} are read; scale it down")

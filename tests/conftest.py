@@ -16,7 +16,7 @@ from cobra_edge.model.config import MambaConfig, decoder_shapes, projector_shape
 from cobra_edge.targets import target_named
 
 MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
-MINI_MAMBA = MambaConfig(256, 8, 512, 512, 16, 4, 16)
+MINI_MAMBA = MambaConfig(256, 4, 512, 512, 16, 4, 16)
 TINY_MAMBA = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 
 

@@ -93,7 +93,7 @@ def break_config(key, value):
 
 
 def drop(run: RunDirectory) -> None:
-    del run.decoder["backbone.layers.3.mixer.x_proj.weight"]
+    del run.decoder["backbone.layers.2.mixer.x_proj.weight"]
 
 
 def extra(run: RunDirectory) -> None:
@@ -113,7 +113,7 @@ def integers(run: RunDirectory) -> None:
 
 
 def fewer_layers(run: RunDirectory) -> None:
-    run.decoder = {k: v for k, v in run.decoder.items() if ".layers.7." not in k}
+    run.decoder = {k: v for k, v in run.decoder.items() if ".layers.3." not in k}
 
 
 def not_a_mamba(run: RunDirectory) -> None:
@@ -123,12 +123,12 @@ def not_a_mamba(run: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (drop, r"missing backbone\.layers\.3\.mixer\.x_proj\.weight"),
+        (drop, r"missing backbone\.layers\.2\.mixer\.x_proj\.weight"),
         (extra, r"unexpected backbone\.layers\.1\.mixer\.lora\.weight"),
         (reshape, r"layers\.2\.mixer\.D has shape \(7,\), expected \(512,\)"),
         (narrow_projector, r"projector\.2\.weight has shape \(256, 999\)"),
         (integers, "expected a float type"),
-        (fewer_layers, "d_model 256 and 7 layers, config.json says mamba-mini-zephyr with 256 and 8"),
+        (fewer_layers, "d_model 256 and 3 layers, config.json says mamba-mini-zephyr with 256 and 4"),
         (not_a_mamba, "not a Mamba-1 decoder"),
         (break_config("arch_specifier", "no-align+fused-gelu"), "did you mean 'fused-gelu-mlp'"),
         (break_config("vision_backbone_id", "dinosiglip-vit-so-384"), "did you mean 'dinosiglip-vit-so-384px'"),

@@ -27,7 +27,7 @@ SHAPES: dict[str, tuple[MambaConfig, str, str, str]] = {
         "mamba-2.8b-zephyr",
     ),
     "cobra-mini": (
-        MambaConfig(d_model=256, n_layer=8, vocab=512, d_inner=512, d_state=16, d_conv=4, dt_rank=16),
+        MambaConfig(d_model=256, n_layer=4, vocab=512, d_inner=512, d_state=16, d_conv=4, dt_rank=16),
         "dinosiglip-vit-mini-112px",
         "no-align+fused-gelu-mlp",
         "mamba-mini-zephyr",

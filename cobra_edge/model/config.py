@@ -262,7 +262,7 @@ LANGUAGE_BACKBONES: dict[str, LanguageBackbone] = {
     "mamba-2.8b-zephyr": LanguageBackbone(2560, 64, "zephyr", "xiuyul/mamba-2.8b-zephyr"),
     "mamba-2.8b-slimpj": LanguageBackbone(2560, 64, "base", "EleutherAI/gpt-neox-20b"),
     "mamba-2.8b": LanguageBackbone(2560, 64, "base", "EleutherAI/gpt-neox-20b"),
-    "mamba-mini-zephyr": LanguageBackbone(256, 8, "zephyr", None),
+    "mamba-mini-zephyr": LanguageBackbone(256, 4, "zephyr", None),
 }
 
 HUB_REPOSITORY = "han1997/cobra"

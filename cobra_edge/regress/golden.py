@@ -71,6 +71,8 @@ def read_golden(bundle: Bundle) -> list[GoldenLine]:
         except (KeyError, IndexError) as error:
             raise BundleError(f"{GOLDEN}: line {len(lines)} is incomplete ({error}); export again") from error
         seen = line.embeddings is None or line.embeddings.shape == (config.n_visual_tokens, config.mamba.d_model)
+        if line.picture is not None:
+            seen = seen and line.picture.dtype == np.uint8 and line.picture.ndim == 3 and line.picture.shape[2] == 3
         fits = tokens.ndim == 1 and 1 <= start < len(tokens) and tokens.min() >= 0 and tokens.max() < config.mamba.vocab
         if not (fits and seen and line.logits.shape == (len(tokens) - start, config.mamba.vocab)):
             raise BundleError(f"{GOLDEN}: line {len(lines)} does not fit the model config; export again")
