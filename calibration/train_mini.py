@@ -319,7 +319,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vision-batch", type=int, default=16, help="scenes a step and worker of stage vision")
     parser.add_argument("--vision-steps", type=int, default=3000)
     parser.add_argument("--language-batch", type=int, default=6, help="scenes a step and worker of stage language")
-    parser.add_argument("--language-steps", type=int, default=3800)
+    parser.add_argument("--language-steps", type=int, default=5800)
     parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=500)
     return parser.parse_args()
@@ -377,7 +377,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
 
     voice: dict[str, nn.Module] = {"model": model, "projector": projector}
     # A projector as fast as the Mamba grows until nothing is heard beside its output, and the colours drown.
-    train("language", voice, talk, args, {"model": 6e-4, "projector": 1e-4})
+    train("language", voice, talk, args, {"model": 1.5e-3, "projector": 3e-4})
 
 
 if __name__ == "__main__":

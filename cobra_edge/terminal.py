@@ -21,7 +21,7 @@ from .errors import CobraEdgeError, MachineError
 EXIT_INTERRUPTED = 130
 
 errors = Console(stderr=True)
-results = Console()
+results = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
 
 
 def progress() -> Progress:

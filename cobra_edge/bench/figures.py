@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
 PLOT = ROOT / "docs" / "drift.png"
-_GOALS = {"existence": 0.95, "spatial": 0.90, "attribute": 0.95, "count": 0.85}
+# What cobra-mini in float was asked to reach on its held-out suite; a caption is reported, not judged.
+GOALS = {"existence": 0.95, "spatial": 0.90, "attribute": 0.95, "count": 0.85}
 
 
 def read_result(name: str) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def read_result(name: str) -> dict[str, Any]:
 def quality_table() -> str:
     """Return drift and accuracy of each scheme as Markdown."""
     rows = read_result("quality")["rows"]
-    tasks = [*_GOALS, "caption"]
+    tasks = [*GOALS, "caption"]
     head = ["scheme", "bits / weight", "mean KLD (nats)", "p99 KLD", "top-1", *tasks, "caption perplexity"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for r in rows:
@@ -53,7 +54,20 @@ def export_table() -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
 
 
-TABLES = {"quality": quality_table, "export": export_table}
+def goals_table() -> str:
+    """Return cobra-mini's accuracy in float beside its goals as Markdown."""
+    row = next(r for r in read_result("quality")["rows"] if r["scheme"] == "fp16")
+    lines = ["| task | held-out lines | right | goal | |", "|---|---|---|---|---|"]
+    for task, goal in GOALS.items():
+        value = row["accuracy"][task]
+        word = "reached" if value >= goal else "**missed**"
+        lines.append(f"| {task} | {row['lines_by_task'][task]} | {value:.1%} | {goal:.0%} | {word} |")
+    caption = f"| {row['lines_by_task']['caption']} | {row['accuracy']['caption']:.1%} exact, perplexity "
+    lines.append(f"| caption {caption}{row['caption_perplexity']:.3f} | – | reported |")
+    return "\n".join(lines)
+
+
+TABLES = {"quality": quality_table, "export": export_table, "goals": goals_table}
 
 
 def with_tables(text: str) -> str:
@@ -81,7 +95,7 @@ def draw_drift(file: Path) -> None:
     left.set(yscale="log", xlabel="bits per weight of the decoder", ylabel="mean KLD from float (nats)", xlim=(3, 12))
     left.set_title("drift of cobra-mini, held-out suite")
     left.grid(alpha=0.3, which="both")
-    tasks = [*_GOALS, "caption"]
+    tasks = [*GOALS, "caption"]
     width = 0.8 / len(rows)
     for index, r in enumerate(rows):
         places = [i + (index - (len(rows) - 1) / 2) * width for i in range(len(tasks))]

@@ -108,11 +108,11 @@ def quality(as_json: bool) -> None:
         return
     table = Table(title=f"cobra-mini on {rows[0]['lines']} held-out lines", title_justify="left")
     tasks = list(rows[0]["accuracy"])
-    for column in ("scheme", "bits / weight", "mean KLD", "p99 KLD", "top-1", *tasks, "caption ppl"):
+    for column in ("scheme", "bits", "mean KLD", "top-1", *tasks, "ppl"):
         table.add_column(column, justify="left" if column == "scheme" else "right")
     for r in rows:
-        cells = [r["scheme"], f"{r['bits_per_weight']:.2f}", f"{r['kld_mean']:.2e}", f"{r['kld_p99']:.2e}"]
-        cells += [f"{r['top1_agreement']:.2%}", *(f"{r['accuracy'][t]:.1%}" for t in tasks)]
+        cells = [r["scheme"], f"{r['bits_per_weight']:.2f}", f"{r['kld_mean']:.1e}", f"{r['top1_agreement']:.1%}"]
+        cells += [f"{r['accuracy'][t]:.1%}" for t in tasks]
         table.add_row(*cells, f"{r['caption_perplexity']:.3f}")
     results.print(table)
     results.print(f"kept: {file}", highlight=False)
