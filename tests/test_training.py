@@ -17,7 +17,8 @@ def gradients(function, inputs):
     leaves = [x.clone().requires_grad_() for x in inputs]
     outputs = function(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    sum((o * torch.sin(o)).sum() for o in outputs).backward()
+    # A fixed cotangent: a loss that bends with the outputs would multiply their rounding errors into the gradient.
+    torch.autograd.backward(outputs, [torch.cos(torch.arange(o.numel()).float()).view_as(o) for o in outputs])
     return [o.detach() for o in outputs], [x.grad for x in leaves]
 
 
