@@ -292,10 +292,10 @@ def train(stage: str, modules: dict[str, nn.Module], loss_of: Any, args: argpars
             average_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, 1.0)
             opt.step()
-            seen.append({"loss": float(loss.detach())} | right)
             bar.update(task, advance=1)
             if args.rank:
                 continue
+            seen.append({"loss": float(loss.detach())} | right)
             if (step + 1) % args.log_every == 0 or step + 1 == steps:
                 mean = {k: round(float(np.mean([r[k] for r in seen if k in r])), 4) for k in sorted(seen[-1])}
                 line = {"stage": stage, "step": step + 1, "seconds": round(time.monotonic() - began, 1)} | mean

@@ -6,7 +6,6 @@ and the prompt builders of its published code, whose exact strings are a fact of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +83,3 @@ class TextCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         """Return text, special tokens left out."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
-
-
-def template_json(style: str, end_id: int) -> str:
-    """Return the content of a bundle's prompt.json."""
-    return json.dumps({"style": style, "end_id": end_id, "end": END_OF_TEXT}, indent=2) + "\n"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, require_finite
-from .mamba import Block, Mamba, MambaState, RMSNorm
+from .mamba import Block, MambaState, RMSNorm
 from .projector import Projector
 from .vision import load_tower
 
@@ -37,13 +37,6 @@ def load_vision(checkpoint: Checkpoint) -> VisionModel:
     tensors = {k: require_finite(k, v.float()) for k, v in checkpoint.projector.items()}
     projector.load_state_dict(tensors)
     return VisionModel(load_tower(config.vision, checkpoint.vision_weights), projector).eval()
-
-
-def load_decoder(checkpoint: Checkpoint) -> Mamba:
-    """Return the whole decoder in float32; for models that fit in memory that way."""
-    model = Mamba(checkpoint.config.mamba)
-    model.load_state_dict({k: v.float() for k, v in checkpoint.decoder.items()}, strict=False)
-    return model.eval()
 
 
 def stream_blocks(checkpoint: Checkpoint) -> Iterator[Block]:
