@@ -6,8 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := bundles/demo
 PICTURE := cobra_edge/mini/demo.png
+NATIVE := $(wildcard runtimes/cpu/*.h runtimes/cpu/*.cpp runtimes/cpu/*.inl calibration/*.cpp)
 
-.PHONY: demo test lint check figures clean
+.PHONY: demo test lint check test-sanitize test-arm64 figures clean
 
 $(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -35,12 +36,28 @@ demo: $(VENV)/export
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
 
 check: $(VENV)/dev
 	$(BIN)/pytest
 
 test: lint check
+
+# The native decoder against its naive twins, without Python: under sanitizers, and on an emulated 64-bit ARM with and without the
+# dot product instructions. The second needs Debian's g++-aarch64-linux-gnu and qemu-user.
+test-sanitize:
+	cmake -S . -B build/sanitize -DCOBRA_SELFTEST=ON -DCOBRA_SANITIZE=ON -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/sanitize --parallel
+	build/sanitize/runtimes/cpu/selftest
+
+test-arm64:
+	cmake -S . -B build/arm64 -DCOBRA_SELFTEST=ON -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
+	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	cmake --build build/arm64 --parallel
+	for cpu in cortex-a72 cortex-a76; do \
+	  qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu $$cpu build/arm64/runtimes/cpu/selftest || exit $$?; \
+	done
 
 figures: $(VENV)/dev
 	$(BIN)/python -m cobra_edge.bench.figures

@@ -1,12 +1,12 @@
 """cobra_edge: quantized Mamba vision-language models on the edge.
 
 import cobra_edge
-session = cobra_edge.load("bundles/cobra-mini-jetson-orin-nano")
+session = cobra_edge.load("bundles/cobra-mini-jetson-orin-nano-w4a16-g128")
 print(session.ask("scene.png", "Is there a red circle?").read())
 """
 
 from .bundle import Bundle
-from .decode.decoder import DecoderState
+from .decode.decoder import DecoderOptions, DecoderState
 from .errors import CobraEdgeError
 from .generate import Sampling
 from .session import Answer, Session, load
@@ -16,6 +16,7 @@ __all__ = [
     "Answer",
     "Bundle",
     "CobraEdgeError",
+    "DecoderOptions",
     "DecoderState",
     "Sampling",
     "Session",

@@ -20,13 +20,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from .errors import BundleError, InputError, MachineError
 from .image import ImageTransform
 from .model.config import CobraConfig
 from .packing import QuantizedTensor
-from .recipe import Recipe, StoredTensor, quantized_scheme, stored_tensors
+from .recipe import Recipe, quantized_scheme, stored_tensors
+from .tensor_file import map_tensors
 from .text import PromptTemplate, TextCodec
 
 SCHEMA_VERSION = 1
@@ -34,7 +34,6 @@ MANIFEST, DECODER, VISION, TOKENIZER = "manifest.json", "decoder.safetensors", "
 PROMPT, IMAGE, GOLDEN, CARD = "prompt.json", "image.json", "golden.safetensors", "README.md"
 _MANIFEST_LIMIT_BYTES = 4 << 20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
-_DTYPES = {"U8": "uint8", "I32": "int32", "F16": "float16", "F32": "float32"}
 
 Tensors = dict[str, "np.ndarray | QuantizedTensor"]
 
@@ -137,6 +136,10 @@ class Bundle:
             raise BundleError(f"{directory}: the manifest lists no {', '.join(absent)}; export the bundle again")
         for name, entry in manifest.files.items():
             _check_file(directory, name, entry)
+        # onnxruntime would read weights that lie beside the graph, whether the manifest vouches for them or not.
+        stray = sorted(f.name for f in directory.glob(f"{VISION}*") if f.name not in manifest.files)
+        if stray:
+            raise BundleError(f"{directory}: {', '.join(stray)} is not in the manifest; do not use this bundle")
         return bundle
 
     def path(self, name: str) -> Path:
@@ -144,7 +147,7 @@ class Bundle:
         return self.directory / name
 
     def decoder_tensors(self) -> Tensors:
-        """Read decoder.safetensors, each tensor checked against the model config and the recipe.
+        """Map decoder.safetensors into memory, each tensor checked against the model config and the recipe; read-only.
 
         Raises:
             BundleError: a tensor is missing, unexpected, or of the wrong dtype or shape.
@@ -154,7 +157,7 @@ class Bundle:
             plan = stored_tensors(self.manifest.model.mamba, recipe)
         except InputError as error:
             raise BundleError(f"{self.directory}: {error}") from error
-        arrays = read_tensors(self.path(DECODER), [t for entries in plan.values() for t in entries])
+        arrays = map_tensors(self.path(DECODER), [t for entries in plan.values() for t in entries])
         tensors: Tensors = {}
         for name in plan:
             scheme = quantized_scheme(recipe, name)
@@ -183,7 +186,7 @@ class Bundle:
 def _decode(file: Path, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(file.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{file}: {error}; export the bundle again") from error
 
 
@@ -219,34 +222,6 @@ def _check_file(directory: Path, name: str, entry: FileEntry) -> None:
         raise BundleError(f"{file}: {size} bytes, the manifest says {entry.bytes}; copy or export the bundle again")
     if file_sha256(file) != entry.sha256:
         raise BundleError(f"{file}: its content is not what was exported (sha256 differs); copy or export it again")
-
-
-def read_tensors(file: Path, expected: list[StoredTensor] | None = None) -> dict[str, np.ndarray]:
-    """Read a safetensors file of ours.
-
-    Args:
-        file: what to read.
-        expected: exactly these tensors must be in it; None accepts any.
-
-    Raises:
-        BundleError: unreadable, or not the expected tensors.
-    """
-    try:
-        with safe_open(file, framework="numpy") as stream:
-            names = set(stream.keys())
-            if expected is not None:
-                wanted = {t.name for t in expected}
-                if names != wanted:
-                    odd = sorted(wanted - names)[:4], sorted(names - wanted)[:4]
-                    raise BundleError(f"{file.name}: missing tensors {odd[0]}, unexpected tensors {odd[1]}")
-                for t in expected:
-                    view = stream.get_slice(t.name)
-                    got = _DTYPES.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape())
-                    if got != (t.dtype, t.shape):
-                        raise BundleError(f"{file.name}: {t.name} is {got[0]}{got[1]}, expected {t.dtype}{t.shape}")
-            return {name: stream.get_tensor(name) for name in sorted(names)}
-    except (SafetensorError, OSError, TypeError) as error:
-        raise BundleError(f"{file}: not a whole safetensors file ({error})") from error
 
 
 def file_sha256(file: Path) -> str:
@@ -292,16 +267,29 @@ def staged_directory(goal: Path, *, force: bool, needed_bytes: int) -> Iterator[
         yield stage
         stage.chmod(0o755)
         if goal.exists():
-            old = Path(tempfile.mkdtemp(dir=goal.parent, prefix=f".{goal.name}.old-"))
-            os.rename(goal, old / goal.name)
-            os.rename(stage, goal)
-            shutil.rmtree(old, ignore_errors=True)
+            _replace(goal, stage)
         else:
             os.rename(stage, goal)
     except OSError as error:
         raise MachineError(f"{goal}: writing failed ({error.strerror or error}); nothing was kept") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace(goal: Path, stage: Path) -> None:
+    """Put the stage in the place of the goal; the goal comes back when anything, a Ctrl-C too, gets in between."""
+    old = Path(tempfile.mkdtemp(dir=goal.parent, prefix=f".{goal.name}.old-"))
+    aside = old / goal.name
+    try:
+        os.rename(goal, aside)
+        os.rename(stage, goal)
+    except BaseException:
+        if aside.exists() and not goal.exists():
+            os.rename(aside, goal)
+        raise
+    finally:
+        if goal.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def check_goal(goal: Path, *, force: bool) -> None:

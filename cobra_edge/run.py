@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from .decode.backends import DEVICES, KERNELS
+from .decode.decoder import ACTIVATIONS, DecoderOptions
 from .generate import Sampling
 from .session import load
 from .terminal import main_of, print_json
@@ -27,6 +28,8 @@ from .terminal import main_of, print_json
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same answer.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of the decoder; default: one a physical core.")
+@click.option("--activations", type=click.Choice(ACTIVATIONS), default="float32", show_default=True, help="int8: faster.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 def command(
     bundle: Path,
@@ -39,11 +42,14 @@ def command(
     seed: int,
     device: str,
     decoder_kernels: str,
+    threads: int | None,
+    activations: str,
     as_json: bool,
 ) -> None:
     """Ask BUNDLE a question, about a picture or not, and stream the answer."""
     sampling = Sampling(temperature, top_k, top_p, seed)
-    session = load(bundle, device=device, kernels=decoder_kernels)
+    options = DecoderOptions(threads, activations)
+    session = load(bundle, device=device, kernels=decoder_kernels, options=options)
     answer = session.ask(image, prompt, max_new_tokens=max_new_tokens, sampling=sampling)
     for piece in answer:
         if not as_json:

@@ -16,8 +16,8 @@ from PIL import Image
 from tokenizers.decoders import DecodeStream
 
 from .bundle import VISION, Bundle
-from .decode.backends import open_decoder
-from .decode.decoder import DecoderState
+from .decode.backends import DEFAULT_OPTIONS, open_decoder
+from .decode.decoder import DecoderOptions, DecoderState
 from .errors import InputError
 from .generate import GREEDY, Sampling, generate
 from .image import load_picture
@@ -33,8 +33,8 @@ class Answer:
         text: what was said so far.
         tokens: ids generated so far, without the end token.
         prompt_tokens, visual_tokens: positions read before the answer.
-        ttft_ms: from the question (and image, where it was looked at for this question) to the first token.
-        tpot_ms: mean time of each further token; None for fewer than two.
+        ttft_ms: from the question (and image, where it was looked at for this question) to the first token; None for none.
+        tpot_ms: mean time of each further token, the reader's own between them included; None for fewer than two.
         finish: "end" at the model's end token, "length" at the limit.
     """
 
@@ -42,7 +42,7 @@ class Answer:
     visual_tokens: int
     text: str = ""
     tokens: list[int] = field(default_factory=list)
-    ttft_ms: float = 0.0
+    ttft_ms: float | None = None
     tpot_ms: float | None = None
     finish: str = "length"
     _pieces: Iterator[str] = field(default_factory=lambda: iter(()))
@@ -61,11 +61,13 @@ class Answer:
 class Session:
     """An opened bundle: vision graph, decoder, tokenizer."""
 
-    def __init__(self, bundle: Bundle, device: str = "auto", kernels: str = "auto") -> None:
+    def __init__(
+        self, bundle: Bundle, device: str = "auto", kernels: str = "auto", options: DecoderOptions = DEFAULT_OPTIONS
+    ) -> None:
         """Open all parts. Raises BundleError, InputError or MachineError when one cannot be."""
         self.bundle, self.config = bundle, bundle.manifest.model
         self.codec, self.template = bundle.text()
-        self.decoder = open_decoder(bundle, device, kernels)
+        self.decoder = open_decoder(bundle, device, kernels, options)
         self._vision, self._transform = None, None
         if self.config.vision is not None:
             from .vision.session import VisionSession
@@ -117,10 +119,14 @@ class Session:
         began = time.perf_counter()
         tokens = self.codec.encode(self.template.first_turn(prompt))
         seen = 0 if image is None else self.config.n_visual_tokens
-        room = self.config.max_length - seen
+        before = seen
+        if isinstance(image, DecoderState):
+            image.require(self.config.mamba)
+            before = image.n_tokens
+        room = self.config.max_length - before
         if len(tokens) >= room:
             raise InputError(
-                f"the prompt is {len(tokens)} tokens, the model takes {room - 1} beside {seen} visual ones; shorten it"
+                f"the prompt is {len(tokens)} tokens, the model takes {room - 1} after {before} already read; shorten it"
             )
         if image is None:
             state = self.decoder.new_state()
@@ -153,6 +159,12 @@ class Session:
         answer.text = self.codec.decode(answer.tokens)
 
 
-def load(bundle: Path | str | Bundle, *, device: str = "auto", kernels: str = "auto") -> Session:
+def load(
+    bundle: Path | str | Bundle,
+    *,
+    device: str = "auto",
+    kernels: str = "auto",
+    options: DecoderOptions = DEFAULT_OPTIONS,
+) -> Session:
     """Open a bundle and return a session. Raises BundleError when it is not whole, MachineError when nothing runs it."""
-    return Session(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), device, kernels)
+    return Session(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), device, kernels, options)

@@ -1,23 +1,30 @@
-"""Write a safetensors file piece by piece, so that a model larger than memory can be quantized.
+"""Safetensors files of ours: written piece by piece, read or mapped only when they hold just what is expected.
 
-The safetensors library writes a file from tensors that are all in memory; this writes the header first, from shapes alone,
-then the tensors one after the other. Format: 8 bytes little-endian header length, the header as JSON, the data without gaps.
-Reading goes through the library, which validates.
+The safetensors library writes a file from tensors that are all in memory; the writer here sends the header first, from shapes
+alone, then the tensors one after the other, so that a model larger than memory can be quantized. Reading goes through the
+library, which validates; mapping too, and then finds the tensors by the validated header, since the library only copies.
+Format: 8 bytes little-endian header length, the header as JSON, the data without gaps.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import mmap
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
+from .errors import BundleError
 from .recipe import StoredTensor
 
 _CODES = {"uint8": "U8", "int32": "I32", "float16": "F16", "float32": "F32"}
+_DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _ALIGNMENT = 64  # of the data's start, so that memory-mapped rows can be loaded as whole vectors
 
 
@@ -52,3 +59,65 @@ class TensorFileWriter:
         """Close the file; after success every announced tensor must be there."""
         self._stream.close()
         assert kind is not None or not self._waiting
+
+
+@contextmanager
+def _opened(file: Path, expected: list[StoredTensor] | None) -> Iterator[Any]:
+    """Give the library's reader of a file that holds exactly the expected tensors (None: any)."""
+    try:
+        with safe_open(file, framework="numpy") as stream:
+            _check(file, stream, expected)
+            yield stream
+    except (SafetensorError, OSError, TypeError) as error:
+        raise BundleError(f"{file}: not a whole safetensors file ({error})") from error
+
+
+def _check(file: Path, stream: Any, expected: list[StoredTensor] | None) -> None:
+    if expected is None:
+        return
+    names, wanted = set(stream.keys()), {t.name for t in expected}
+    if names != wanted:
+        odd = sorted(wanted - names)[:4], sorted(names - wanted)[:4]
+        raise BundleError(f"{file.name}: missing tensors {odd[0]}, unexpected tensors {odd[1]}")
+    for t in expected:
+        view = stream.get_slice(t.name)
+        got = _DTYPES.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape())
+        if got != (t.dtype, t.shape):
+            raise BundleError(f"{file.name}: {t.name} is {got[0]}{got[1]}, expected {t.dtype}{t.shape}")
+
+
+def read_tensors(file: Path, expected: list[StoredTensor] | None = None) -> dict[str, np.ndarray]:
+    """Read a file into memory.
+
+    Args:
+        file: what to read.
+        expected: exactly these tensors must be in it; None accepts any.
+
+    Raises:
+        BundleError: unreadable, or not the expected tensors.
+    """
+    with _opened(file, expected) as stream:
+        return {name: stream.get_tensor(name) for name in sorted(stream.keys())}
+
+
+def map_tensors(file: Path, expected: list[StoredTensor]) -> dict[str, np.ndarray]:
+    """Map a file into memory: read-only arrays whose pages are read when they are touched, and shared with other processes.
+
+    Args:
+        file: what to map. It must not be shortened while it is mapped: touching a lost page ends the process.
+        expected: exactly these tensors must be in it.
+
+    Raises:
+        BundleError: unreadable, or not the expected tensors.
+    """
+    with _opened(file, expected):
+        with file.open("rb") as stream:
+            view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        start = 8 + int.from_bytes(view[:8], "little")
+        header = json.loads(view[8:start])
+    tensors = {}
+    for t in expected:
+        flat = np.frombuffer(view, t.dtype, math.prod(t.shape), start + header[t.name]["data_offsets"][0])
+        # Another writer may have left a tensor where its elements are not aligned; those few are copied.
+        tensors[t.name] = np.require(flat, requirements="A").reshape(t.shape)
+    return tensors

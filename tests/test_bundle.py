@@ -166,7 +166,7 @@ def test_golden_lines_that_do_not_fit(bundle):
     tensors["1.tokens"][0] = 100_000
     save_file(tensors, bundle / GOLDEN)
     rehash(bundle, GOLDEN)
-    with pytest.raises(BundleError, match="line 1 does not fit"):
+    with pytest.raises(BundleError, match="line 1 is incomplete or does not fit"):
         read_golden(Bundle.open(bundle))
 
 
@@ -230,3 +230,86 @@ def test_a_full_disk_is_seen_before_work_begins(tmp_path):
     ):
         pytest.fail("reached")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_while_a_bundle_is_replaced_keeps_the_old_one(bundle, monkeypatch):
+    real, calls = os.rename, []
+
+    def rename(source, goal):
+        calls.append(goal)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(source, goal)
+
+    monkeypatch.setattr(os, "rename", rename)
+    before = (bundle / MANIFEST).read_bytes()
+    with pytest.raises(KeyboardInterrupt), staged_directory(bundle, force=True, needed_bytes=0) as stage:
+        (stage / MANIFEST).write_text("new")
+    assert (bundle / MANIFEST).read_bytes() == before
+    assert [f.name for f in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_weights_beside_the_graph_that_nobody_vouches_for(bundle):
+    (bundle / "vision.onnx.data").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"vision\.onnx\.data is not in the manifest"):
+        Bundle.open(bundle)
+
+
+def test_a_manifest_nested_without_end(bundle):
+    (bundle / MANIFEST).write_text("[" * 200_000)
+    with pytest.raises(BundleError, match="manifest"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.update({"0.answer_from": np.array([[1, 2]], np.int32)}),
+        lambda t: t.update({"0.answer_from": np.array([np.inf], np.float32)}),
+        lambda t: t.update({"0.logits": t["0.logits"].astype(np.uint8)}),
+        lambda t: t.update({"0.logits": np.full_like(t["0.logits"], np.nan)}),
+        lambda t: t.update({"0.tokens": t["0.tokens"].astype(np.float32)}),
+        lambda t: t.update({"0.picture": np.zeros((4, 4, 3), np.uint8)}),
+        lambda t: t.update({"stray": np.zeros(1, np.float32)}),
+        lambda t: t.pop("0.logits"),
+        lambda t: t.clear() or t.update({"stray": np.zeros(1, np.float32)}),
+    ],
+)
+def test_golden_tensors_of_the_wrong_kind(bundle, change):
+    tensors = load_file(bundle / GOLDEN)
+    change(tensors)
+    save_file(tensors, bundle / GOLDEN)
+    rehash(bundle, GOLDEN)
+    with pytest.raises(BundleError, match="golden"):
+        read_golden(Bundle.open(bundle))
+
+
+def test_a_tokenizer_that_would_cut_prompts_does_not(bundle):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(bundle / TOKENIZER))
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(bundle / TOKENIZER))
+    rehash(bundle, TOKENIZER)
+    codec, _ = Bundle.open(bundle).text()
+    assert len(codec.encode("one two three four five six seven")) > 4
+
+
+def test_mapped_tensors_are_those_that_are_read(bundle):
+    from cobra_edge.tensor_file import map_tensors, read_tensors
+
+    read = read_tensors(bundle / DECODER)
+    mapped = map_tensors(bundle / DECODER, [StoredTensor(k, v.dtype.name, v.shape) for k, v in read.items()])
+    assert all(np.array_equal(mapped[k], v) and not mapped[k].flags.writeable for k, v in read.items())
+
+
+def test_an_unaligned_tensor_is_copied(tmp_path):
+    from cobra_edge.tensor_file import map_tensors
+
+    file = tmp_path / "odd.safetensors"
+    wanted = [StoredTensor("a", "uint8", (3,)), StoredTensor("b", "float32", (2,))]
+    with TensorFileWriter(file, wanted) as writer:
+        writer.write("a", np.array([1, 2, 3], np.uint8))
+        writer.write("b", np.array([4, 5], np.float32))
+    mapped = map_tensors(file, wanted)
+    assert mapped["b"].flags.aligned and mapped["b"].tolist() == [4, 5] and mapped["a"].tolist() == [1, 2, 3]

@@ -7,7 +7,7 @@ import torch
 from cobra_edge.bundle import Bundle
 from cobra_edge.decode import numpy_reference as reference
 from cobra_edge.decode.backends import BACKENDS, open_decoder
-from cobra_edge.decode.decoder import DecoderState
+from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
@@ -75,7 +75,7 @@ def test_numpy_equals_torch_on_cobra_mini(mini_bundle, scheme):
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 @pytest.mark.parametrize("length", [1, 63, 129])
 def test_prefill_then_steps_equals_forward(opened, backend, length):
-    decoder = backend.open(opened)
+    decoder = backend.open(opened, DecoderOptions(activations="float32"))
     tokens = np.random.default_rng(length).integers(0, TINY_MAMBA.vocab, length + 4).tolist()
     whole = decoder.forward(decoder.embed(tokens), decoder.new_state())
     state = decoder.new_state()
@@ -121,9 +121,9 @@ def test_a_state_of_another_model_is_refused(opened, tmp_path):
 
 
 def test_backends_explain_themselves(opened, monkeypatch):
-    assert open_decoder(opened).name == "numpy"
+    assert open_decoder(opened, "cpu", "numpy").name == "numpy"
     assert open_decoder(opened, "cpu", "torch").name == "torch"
-    with pytest.raises(MachineError, match=r"numpy: runs on cpu only; torch: runs on cpu only"):
+    with pytest.raises(MachineError, match=r"native: runs on cpu only; numpy: runs on cpu only; torch: runs on cpu only"):
         open_decoder(opened, "cuda")
     with pytest.raises(InputError, match="did you mean 'numpy'"):
         open_decoder(opened, "cpu", "nunpy")

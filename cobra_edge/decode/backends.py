@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from ..bundle import Bundle
 from ..errors import InputError, MachineError, near_matches
-from .decoder import Decoder
+from .decoder import Decoder, DecoderOptions
 
 log = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda")
+DEFAULT_OPTIONS = DecoderOptions()
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,28 @@ class Backend:
     name: str
     device: str
     refuses: Callable[[Bundle], str | None]
-    open: Callable[[Bundle], Decoder]
+    open: Callable[[Bundle, DecoderOptions], Decoder]
 
 
-def _numpy(bundle: Bundle) -> Decoder:
+def _native(bundle: Bundle, options: DecoderOptions) -> Decoder:
+    from .cpu import CpuDecoder
+
+    return CpuDecoder(bundle, options)
+
+
+def _native_refuses(bundle: Bundle) -> str | None:
+    from .cpu import why_not
+
+    return why_not()
+
+
+def _numpy(bundle: Bundle, _options: DecoderOptions) -> Decoder:
     from .numpy_reference import NumpyDecoder
 
     return NumpyDecoder(bundle)
 
 
-def _torch(bundle: Bundle) -> Decoder:
+def _torch(bundle: Bundle, _options: DecoderOptions) -> Decoder:
     from .torch_reference import TorchDecoder
 
     return TorchDecoder(bundle)
@@ -44,21 +57,25 @@ def _torch_refuses(bundle: Bundle) -> str | None:
     return None
 
 
-# In order of preference. numpy goes first on a CPU: it needs no torch and starts at once.
+# In order of preference. numpy goes before torch: it starts at once and needs nothing.
 BACKENDS = (
+    Backend("native", "cpu", _native_refuses, _native),
     Backend("numpy", "cpu", lambda bundle: None, _numpy),
     Backend("torch", "cpu", _torch_refuses, _torch),
 )
 KERNELS = ("auto", *(b.name for b in BACKENDS))
 
 
-def open_decoder(bundle: Bundle, device: str = "auto", kernels: str = "auto") -> Decoder:
+def open_decoder(
+    bundle: Bundle, device: str = "auto", kernels: str = "auto", options: DecoderOptions = DEFAULT_OPTIONS
+) -> Decoder:
     """Open the bundle's decoder on the first backend that does not refuse.
 
     Args:
         bundle: an opened bundle.
         device: "auto", "cpu" or "cuda".
         kernels: "auto" or a backend's name.
+        options: threads and activations.
 
     Raises:
         InputError: an unknown device or backend. MachineError: every one that was asked for refuses; each reason is given.
@@ -74,6 +91,6 @@ def open_decoder(bundle: Bundle, device: str = "auto", kernels: str = "auto") ->
         reason = f"runs on {backend.device} only" if device not in ("auto", backend.device) else backend.refuses(bundle)
         if reason is None:
             log.info("decoder: %s on %s", backend.name, backend.device)
-            return backend.open(bundle)
+            return backend.open(bundle, options)
         reasons.append(f"{backend.name}: {reason}")
     raise MachineError(f"no decoder runs this bundle on {device!r} ({'; '.join(reasons)})")

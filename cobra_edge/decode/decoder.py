@@ -8,10 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
-from ..bundle import read_tensors
-from ..errors import InputError
+from ..errors import InputError, near_matches
 from ..model.config import MambaConfig
 from ..recipe import StoredTensor
+from ..tensor_file import read_tensors
+
+ACTIVATIONS = ("float32", "int8")
 
 
 @dataclass(eq=False)
@@ -36,6 +38,15 @@ class DecoderState:
             np.zeros((config.n_layer, config.d_inner, config.d_state), np.float32),
         )
 
+    def require(self, config: MambaConfig) -> None:
+        """Raise InputError when this is not a state of such a model."""
+        zeros = DecoderState.zeros(config)
+        if (self.conv.shape, self.ssm.shape) != (zeros.conv.shape, zeros.ssm.shape):
+            raise InputError(
+                f"the state is of another model: conv {self.conv.shape} and ssm {self.ssm.shape}, this one's are "
+                f"{zeros.conv.shape} and {zeros.ssm.shape}; look at the image again"
+            )
+
     def copy(self) -> DecoderState:
         """Return an independent copy."""
         return DecoderState(self.conv.copy(), self.ssm.copy(), self.n_tokens)
@@ -59,6 +70,27 @@ class DecoderState:
         if not (np.isfinite(saved["conv"]).all() and np.isfinite(saved["ssm"]).all()):
             raise InputError(f"{file}: holds NaN or infinity; look at the image again")
         return cls(saved["conv"], saved["ssm"], int(saved["n_tokens"][0]))
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """How a decoder is to run; a backend without such a choice passes over it.
+
+    Attributes:
+        threads: of a CPU backend; None for one a physical core.
+        activations: "float32" leaves what enters a product as it is, as the schemes with a16 in their name promise; "int8"
+            rounds it where the weights are quantized, one scale a group: faster, at a drift of its own.
+    """
+
+    threads: int | None = None
+    activations: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Raise InputError for values that mean nothing."""
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise InputError(f"threads is {self.threads}, expected 1 to 1024")
+        if self.activations not in ACTIVATIONS:
+            raise InputError(f"unknown activations {self.activations!r}{near_matches(self.activations, ACTIVATIONS)}")
 
 
 class Decoder(Protocol):

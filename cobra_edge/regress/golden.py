@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..bundle import GOLDEN, VISION, Bundle, Drift, read_tensors
+from ..bundle import GOLDEN, VISION, Bundle, Drift
 from ..decode.decoder import Decoder
 from ..errors import BundleError
+from ..model.config import CobraConfig
+from ..recipe import StoredTensor
+from ..tensor_file import TensorFileWriter, read_tensors
 from .metrics import kl_divergence, negative_log_likelihood, top1_agreement
 
 
@@ -38,48 +41,54 @@ class GoldenLine:
 
 
 def write_golden(file: Path, lines: list[GoldenLine]) -> None:
-    """Write lines as safetensors, numbered."""
-    from safetensors.numpy import save_file
-
-    tensors = {}
+    """Write lines as safetensors, numbered. Raises OSError as the file system does."""
+    arrays: dict[str, np.ndarray] = {}
     for i, line in enumerate(lines):
-        tensors[f"{i}.tokens"] = line.tokens.astype(np.int32)
-        tensors[f"{i}.answer_from"] = np.array([line.answer_from], np.int32)
-        tensors[f"{i}.logits"] = line.logits.astype(np.float32)
+        arrays[f"{i}.tokens"] = line.tokens.astype(np.int32)
+        arrays[f"{i}.answer_from"] = np.array([line.answer_from], np.int32)
+        arrays[f"{i}.logits"] = line.logits.astype(np.float32)
         if line.picture is not None and line.embeddings is not None:
-            tensors[f"{i}.picture"] = line.picture
-            tensors[f"{i}.embeddings"] = line.embeddings.astype(np.float32)
-    save_file(tensors, file)
+            arrays[f"{i}.picture"] = line.picture
+            arrays[f"{i}.embeddings"] = line.embeddings.astype(np.float32)
+    announced = [StoredTensor(name, a.dtype.name, a.shape) for name, a in arrays.items()]
+    with TensorFileWriter(file, announced) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
 
 
 def read_golden(bundle: Bundle) -> list[GoldenLine]:
-    """Read the bundle's golden lines, shapes checked against the model. Raises BundleError."""
-    config = bundle.manifest.model
+    """Read the bundle's golden lines, dtypes and shapes checked against the model. Raises BundleError."""
     tensors = read_tensors(bundle.path(GOLDEN))
     lines: list[GoldenLine] = []
     while f"{len(lines)}.tokens" in tensors:
-        prefix = f"{len(lines)}."
-        try:
-            tokens, start = tensors[prefix + "tokens"], int(tensors[prefix + "answer_from"][0])
-            line = GoldenLine(
-                tokens,
-                start,
-                tensors[prefix + "logits"],
-                tensors.get(prefix + "picture"),
-                tensors.get(prefix + "embeddings"),
-            )
-        except (KeyError, IndexError) as error:
-            raise BundleError(f"{GOLDEN}: line {len(lines)} is incomplete ({error}); export again") from error
-        seen = line.embeddings is None or line.embeddings.shape == (config.n_visual_tokens, config.mamba.d_model)
-        if line.picture is not None:
-            seen = seen and line.picture.dtype == np.uint8 and line.picture.ndim == 3 and line.picture.shape[2] == 3
-        fits = tokens.ndim == 1 and 1 <= start < len(tokens) and tokens.min() >= 0 and tokens.max() < config.mamba.vocab
-        if not (fits and seen and line.logits.shape == (len(tokens) - start, config.mamba.vocab)):
-            raise BundleError(f"{GOLDEN}: line {len(lines)} does not fit the model config; export again")
+        fields = {name: tensors.pop(f"{len(lines)}.{name}", None) for name in _FIELDS}
+        line = _checked_line(fields, bundle.manifest.model)
+        if line is None:
+            raise BundleError(f"{GOLDEN}: line {len(lines)} is incomplete or does not fit the model config; export again")
         lines.append(line)
-    if not lines:
-        raise BundleError(f"{GOLDEN}: holds no lines; export again")
+    if not lines or tensors:
+        raise BundleError(f"{GOLDEN}: {len(lines)} lines and stray tensors {sorted(tensors)[:4]}; export again")
     return lines
+
+
+_FIELDS = {"tokens": np.int32, "answer_from": np.int32, "logits": np.float32, "picture": np.uint8, "embeddings": np.float32}
+
+
+def _checked_line(fields: dict[str, np.ndarray | None], config: CobraConfig) -> GoldenLine | None:
+    """Return the line, or None where a field is missing or not what the model asks for."""
+    if any(value is not None and value.dtype != _FIELDS[name] for name, value in fields.items()):
+        return None
+    tokens, start, logits, picture, embeddings = fields.values()
+    if tokens is None or start is None or logits is None or start.shape != (1,) or tokens.ndim != 1:
+        return None
+    answer_from, vocab = int(start[0]), config.mamba.vocab
+    fits = 1 <= answer_from < len(tokens) and tokens.min() >= 0 and tokens.max() < vocab
+    fits = fits and logits.shape == (len(tokens) - answer_from, vocab) and bool(np.isfinite(logits).all())
+    fits = fits and (picture is None) == (embeddings is None) and (picture is None or config.vision is not None)
+    if picture is not None and embeddings is not None:
+        fits = fits and picture.ndim == 3 and picture.shape[2] == 3
+        fits = fits and embeddings.shape == (config.n_visual_tokens, config.mamba.d_model)
+    return GoldenLine(tokens, answer_from, logits, picture, embeddings) if fits else None
 
 
 def measure_drift(bundle: Bundle, decoder: Decoder, on_line: Callable[[], None] = lambda: None) -> Drift:

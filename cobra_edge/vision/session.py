@@ -26,6 +26,8 @@ class VisionSession:
         assert config.vision is not None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Its threads would go on spinning on the cores that the decoder needs next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exception types share no base but Exception

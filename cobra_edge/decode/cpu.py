@@ -1,0 +1,118 @@
+"""The native decoder on a CPU: runtimes/cpu over the bundle's memory-mapped weights.
+
+Nothing is repacked: codes and scales are used where the file system mapped them. Activations stay float32, or are rounded to
+8-bit integers for each group of weights ("int8", the faster form); residual, convolution, recurrence and state are float32 in
+both.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import InputError
+from ..packing import QuantizedTensor
+from .decoder import DecoderOptions, DecoderState
+
+log = logging.getLogger(__name__)
+
+_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def physical_cores() -> int:
+    """Return how many cores this process may use: siblings of one core count once, a container's quota is kept."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for cpu in allowed:
+        try:
+            cores.add(Path(_SIBLINGS.format(cpu)).read_text())
+        except OSError:
+            cores.add(str(cpu))
+    count = len(cores)
+    try:
+        quota, period = _QUOTA.read_text().split()
+        count = count if quota == "max" else min(count, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        pass
+    return max(1, count)
+
+
+def why_not() -> str | None:
+    """Say why the native decoder cannot be loaded, or None."""
+    try:
+        from . import _cpu  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        return f"the compiled part is missing ({error}); install the package with a C++17 compiler at hand"
+    return None
+
+
+class CpuDecoder:
+    """A bundle's decoder, run by native code."""
+
+    name = "native"
+
+    def __init__(self, bundle: Bundle, options: DecoderOptions, kernels: str = "auto") -> None:
+        """Map the weights and start the threads.
+
+        Args:
+            bundle: an opened bundle.
+            options: threads and activations.
+            kernels: an instruction set by name, or "auto" for the best this processor has.
+
+        Raises:
+            BundleError: a tensor does not fit. InputError: kernels this processor lacks. MemoryError: no room for the state.
+        """
+        from . import _cpu
+
+        self.config = bundle.manifest.model.mamba
+        cores = physical_cores()
+        threads = options.threads or cores
+        if threads > cores:
+            log.warning("%d threads on %d cores: they will wait for each other; take %d", threads, cores, cores)
+        arrays: dict[str, np.ndarray] = {}
+        for name, value in bundle.decoder_tensors().items():
+            if isinstance(value, QuantizedTensor):
+                arrays |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
+            else:
+                arrays[name] = value
+        sizes: dict[str, Any] = msgspec.structs.asdict(self.config)
+        try:
+            self._native = _cpu.Decoder(sizes, arrays, kernels, threads, options.activations == "int8")
+        except ValueError as error:
+            raise InputError(f"{bundle.directory}: {error}") from error
+        self.kernels: str = self._native.kernels
+        log.info("decoder kernels: %s, %d threads, %s activations", self.kernels, threads, options.activations)
+
+    def new_state(self) -> DecoderState:
+        """See `Decoder.new_state`."""
+        return DecoderState.zeros(self.config)
+
+    def embed(self, tokens: list[int]) -> np.ndarray:
+        """See `Decoder.embed`."""
+        return self._native.embed(np.asarray(tokens, np.int64))
+
+    def _run(self, embeddings: np.ndarray, state: DecoderState, *, every_position: bool) -> np.ndarray:
+        rows = np.ascontiguousarray(embeddings, np.float32)
+        logits = self._native.forward(rows, state.conv, state.ssm, every_position)
+        state.n_tokens += len(rows)
+        return logits
+
+    def prefill(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
+        """See `Decoder.prefill`."""
+        return self._run(embeddings, state, every_position=False)
+
+    def step(self, token: int, state: DecoderState) -> np.ndarray:
+        """See `Decoder.step`."""
+        return self.prefill(self.embed([token]), state)
+
+    def forward(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
+        """See `Decoder.forward`."""
+        return self._run(embeddings, state, every_position=True)

@@ -1,0 +1,116 @@
+// What a processor must offer to run a quantized Mamba: one table of functions for each instruction set.
+//
+// Every function works on a range of rows, channels or groups, so that threads share the work by splitting ranges; none of
+// them allocates, locks or throws. All shapes were checked before. Rows of float32 activations are contiguous along the
+// named width; `stride` is the distance between two tokens' rows, in elements.
+#pragma once
+
+#include <cstdint>
+
+namespace cobra_edge {
+
+enum class Storage : int { kFloat32, kFloat16, kInt8, kInt4 };
+
+// This header is compiled for several instruction sets. An inline function that the compiler does not inline would be kept
+// once for all of them, perhaps in the form that only the newest processors can run.
+#define COBRA_INLINE [[gnu::always_inline]] inline
+
+// A matrix as the bundle stores it (docs/bundle.md). Borrowed memory, usually a mapped file.
+struct Matrix {
+    Storage storage = Storage::kFloat32;
+    const void* values = nullptr;      // float32, float16, or packed codes; (rows, cols)
+    const uint16_t* scales = nullptr;  // float16, (rows, cols / group); codes only
+    int64_t rows = 0;
+    int64_t cols = 0;
+    int64_t group = 0;  // inputs that share a scale; codes only
+
+    COBRA_INLINE bool quantized() const { return storage == Storage::kInt8 || storage == Storage::kInt4; }
+    COBRA_INLINE int64_t groups() const { return cols / group; }
+    COBRA_INLINE int64_t row_bytes() const {
+        switch (storage) {
+            case Storage::kFloat32:
+                return cols * 4;
+            case Storage::kFloat16:
+                return cols * 2;
+            case Storage::kInt8:
+                return cols;
+            case Storage::kInt4:
+                return cols / 2;
+        }
+        return 0;
+    }
+    COBRA_INLINE const uint8_t* row(int64_t r) const { return static_cast<const uint8_t*>(values) + r * row_bytes(); }
+};
+
+// Activations of several tokens as 8-bit integers, one scale for each of the matrix's groups. The order of the codes inside a
+// group and the meaning of `offsets` belong to the instruction set that wrote them: offsets start each group's integer sum,
+// so that unsigned weight codes are read as code - zero without a subtraction a weight.
+struct Int8Rows {
+    int8_t* codes;     // (tokens, width)
+    float* scales;     // (tokens, width / group)
+    int32_t* offsets;  // (tokens, width / group, kOffsetLanes)
+    int64_t width;
+    int64_t groups;
+};
+constexpr int64_t kOffsetLanes = 16;
+
+constexpr int64_t kBlock = 32;     // 4-bit codes packed together; every group is a multiple of it
+constexpr int64_t kChannels = 16;  // channels the scan works on together
+
+// One layer's convolution, (taps, channels) and (channels).
+struct Conv {
+    const float* weight;
+    const float* bias;
+    int64_t taps;
+    int64_t channels;
+};
+
+// One layer's recurrence. A is (channels, d_state) and negative; B and C of a token lie together in a row of `low`.
+struct Scan {
+    const float* A;
+    const float* D;
+    const float* dt_bias;
+    int64_t channels;
+    int64_t d_state;
+};
+
+struct Kernels {
+    const char* name;
+
+    // out = x / rms(x) * weight, over `width` values of one token.
+    void (*rms_norm)(const float* x, const float* weight, float eps, int64_t width, float* out);
+
+    // Write the int8 form of groups [from, to) of token `token` for a product with `matrix`; x is that token's whole row.
+    void (*quantize)(const float* x, const Matrix& matrix, int64_t token, int64_t from, int64_t to, const Int8Rows& rows);
+
+    // out[t * stride + r] (+)= matrix[r] · activations[t] for rows [from, to) and all tokens.
+    void (*multiply_int8)(const Matrix& matrix, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
+                          int64_t stride, bool add);
+
+    // The same with float32 activations x (tokens, x_stride); scratch holds 4 · cols floats.
+    void (*multiply_float)(const Matrix& matrix, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
+                           float* out, int64_t stride, bool add, float* scratch);
+
+    // Write row r of a matrix as float32 (cols).
+    void (*dequantize_row)(const Matrix& matrix, int64_t r, float* out);
+
+    // u = silu(causal_conv(x)) for channels [from, to) of all tokens; state (channels, taps), newest last, moves on.
+    // x and u are rows of token-major arrays, given from channel 0.
+    void (*conv_silu)(const Conv& conv, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
+                      float* state, float* u, int64_t u_stride);
+
+    // out = (C·h + D·u) · silu(z), h = exp(Δ·A)·h + Δ·B·u, Δ = softplus(dt + dt_bias), for channels [from, to).
+    // h (channels, d_state) moves on; out may be u. Source: Gu and Dao 2023, algorithm 2.
+    void (*selective_scan)(const Scan& scan, int64_t from, int64_t to, int64_t tokens, const float* dt, int64_t dt_stride,
+                           const float* B, const float* C, int64_t bc_stride, const float* z, int64_t z_stride, float* h,
+                           const float* u, float* out, int64_t u_stride);
+
+    // out[i] = exp(x[i]); here so that the error of the exponential can be tested by itself.
+    void (*exponential)(const float* x, int64_t n, float* out);
+};
+
+// Every table this build has and this processor can run, best first; the last one is plain C++.
+// `count` receives how many there are.
+const Kernels* const* available_kernels(int* count);
+
+}  // namespace cobra_edge

@@ -1,0 +1,138 @@
+// Kernels one by one, as Python functions, so that each can be held against its numpy twin.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "arguments.h"
+#include "team.h"
+
+namespace cobra_edge {
+namespace {
+
+void expect(bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(what);
+}
+
+// A new array full of NaN: a kernel that leaves a value unwritten is found out.
+Out poisoned(std::initializer_list<size_t> shape) {
+    auto out = fresh(shape);
+    std::fill(out.data(), out.data() + out.size(), std::numeric_limits<float>::quiet_NaN());
+    return out;
+}
+
+int64_t len(size_t n) { return static_cast<int64_t>(n); }
+
+Out exponential(const In<1>& x, const std::string& kernels) {
+    auto out = poisoned({x.shape(0)});
+    kernels_named(kernels).exponential(x.data(), len(x.shape(0)), out.data());
+    return out;
+}
+
+Out rms_norm(const In<1>& x, const In<1>& weight, float eps, const std::string& kernels) {
+    expect(x.shape(0) == weight.shape(0), "x and weight differ in length");
+    auto out = poisoned({x.shape(0)});
+    kernels_named(kernels).rms_norm(x.data(), weight.data(), eps, len(x.shape(0)), out.data());
+    return out;
+}
+
+// x (tokens, cols) times the transposed matrix, (tokens, rows); added to `onto` where that is given.
+Out multiply(const Array& values, const std::optional<Array>& scales, const In<2>& x, bool int8,
+             const std::optional<In<2>>& onto, const std::string& kernels) {
+    const int64_t tokens = len(x.shape(0)), cols = len(x.shape(1));
+    const Matrix m = matrix_from("values", values, scales ? &*scales : nullptr, cols);
+    expect(m.cols == cols, "x is not as wide as the matrix");
+    expect(!int8 || m.quantized(), "int8 activations need a quantized matrix");
+    auto out = poisoned({x.shape(0), static_cast<size_t>(m.rows)});
+    if (onto) {
+        expect(onto->shape(0) == x.shape(0) && len(onto->shape(1)) == m.rows, "onto has another shape than the product");
+        for (size_t i = 0; i < onto->size(); ++i) out.data()[i] = onto->data()[i];
+    }
+    const Kernels& k = kernels_named(kernels);
+    if (!int8) {
+        std::vector<float> scratch(static_cast<size_t>(4 * cols));
+        k.multiply_float(m, 0, m.rows, x.data(), cols, tokens, out.data(), m.rows, onto.has_value(), scratch.data());
+        return out;
+    }
+    std::vector<int8_t> codes(x.size());
+    std::vector<float> code_scales(static_cast<size_t>(tokens * m.groups()));
+    std::vector<int32_t> offsets(static_cast<size_t>(tokens * m.groups() * kOffsetLanes));
+    const Int8Rows rows{codes.data(), code_scales.data(), offsets.data(), cols, m.groups()};
+    for (int64_t t = 0; t < tokens; ++t) k.quantize(x.data() + t * cols, m, t, 0, m.groups(), rows);
+    k.multiply_int8(m, 0, m.rows, rows, tokens, out.data(), m.rows, onto.has_value());
+    return out;
+}
+
+Out dequantize(const Array& values, const std::optional<Array>& scales, int64_t cols, const std::string& kernels) {
+    const Matrix m = matrix_from("values", values, scales ? &*scales : nullptr, cols);
+    auto out = poisoned({static_cast<size_t>(m.rows), static_cast<size_t>(m.cols)});
+    for (int64_t r = 0; r < m.rows; ++r) kernels_named(kernels).dequantize_row(m, r, out.data() + r * m.cols);
+    return out;
+}
+
+// x (tokens, channels), state (channels, taps) moves on, weight (taps, channels), bias (channels).
+Out conv_silu(const In<2>& x, const InOut<2>& state, const In<2>& weight, const In<1>& bias, const std::string& kernels) {
+    const int64_t taps = len(weight.shape(0)), channels = len(x.shape(1));
+    expect(taps >= 2 && taps <= 8 && len(weight.shape(1)) == channels && len(bias.shape(0)) == channels &&
+               len(state.shape(0)) == channels && len(state.shape(1)) == taps,
+           "shapes do not fit each other");
+    auto u = poisoned({x.shape(0), x.shape(1)});
+    const Conv conv{weight.data(), bias.data(), taps, channels};
+    kernels_named(kernels).conv_silu(conv, 0, channels, x.data(), channels, len(x.shape(0)), state.data(), u.data(), channels);
+    return u;
+}
+
+// u, dt, z (tokens, channels); A (channels, d_state); B, C (tokens, d_state); D, dt_bias (channels); h moves on.
+Out selective_scan(const In<2>& u, const In<2>& dt, const In<2>& A, const In<2>& B, const In<2>& C, const In<1>& D,
+                   const In<2>& z, const In<1>& dt_bias, const InOut<2>& h, const std::string& kernels) {
+    const int64_t tokens = len(u.shape(0)), channels = len(u.shape(1)), d_state = len(A.shape(1));
+    for (const auto& x : {dt, z}) expect(x.shape(0) == u.shape(0) && x.shape(1) == u.shape(1), "dt and z are not like u");
+    for (const auto& x : {B, C}) expect(x.shape(0) == u.shape(0) && len(x.shape(1)) == d_state, "B and C do not fit u and A");
+    for (const auto& x : {D, dt_bias}) expect(len(x.shape(0)) == channels, "D and dt_bias do not fit u");
+    expect(len(A.shape(0)) == channels && len(h.shape(0)) == channels && len(h.shape(1)) == d_state, "A and h do not fit u");
+    expect(d_state >= 1 && d_state <= 256, "d_state must be 1 to 256");
+    auto out = poisoned({u.shape(0), u.shape(1)});
+    const Scan scan{A.data(), D.data(), dt_bias.data(), channels, d_state};
+    kernels_named(kernels).selective_scan(scan, 0, channels, tokens, dt.data(), channels, B.data(), C.data(), d_state,
+                                          z.data(), channels, h.data(), u.data(), out.data(), channels);
+    return out;
+}
+
+// Read every byte once with that many threads, in one stream each, and return their sum as a checksum: what a decoder's
+// step cannot be faster than.
+uint64_t read_once(const nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& words, int threads) {
+    expect(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
+    const uint64_t* data = words.data();
+    const size_t n = words.size();
+    std::vector<uint64_t> sums(static_cast<size_t>(threads) * 8);  // 64 bytes apart
+    const nb::gil_scoped_release unlocked;
+    Team team(threads);
+    team.run([&](int rank) {
+        const auto r = static_cast<size_t>(rank), of = static_cast<size_t>(threads);
+        uint64_t sum = 0;
+        for (size_t i = n * r / of; i < n * (r + 1) / of; ++i) sum += data[i];
+        sums[r * 8] = sum;
+    });
+    uint64_t total = 0;
+    for (const uint64_t s : sums) total += s;
+    return total;
+}
+
+}  // namespace
+
+void bind_kernels(nb::module_& m) {
+    m.doc() = "Kernels one by one, for tests and measurements.";
+    m.def("read_once", &read_once, nb::arg("words"), nb::arg("threads"));
+    m.def("exponential", &exponential, nb::arg("x"), nb::arg("kernels"));
+    m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"), nb::arg("kernels"));
+    m.def("multiply", &multiply, nb::arg("values"), nb::arg("scales").none(), nb::arg("x"), nb::arg("int8"),
+          nb::arg("onto").none(), nb::arg("kernels"));
+    m.def("dequantize", &dequantize, nb::arg("values"), nb::arg("scales").none(), nb::arg("cols"), nb::arg("kernels"));
+    m.def("conv_silu", &conv_silu, nb::arg("x"), nb::arg("state"), nb::arg("weight"), nb::arg("bias"), nb::arg("kernels"));
+    m.def("selective_scan", &selective_scan, nb::arg("u"), nb::arg("dt"), nb::arg("A"), nb::arg("B"), nb::arg("C"),
+          nb::arg("D"), nb::arg("z"), nb::arg("dt_bias"), nb::arg("h"), nb::arg("kernels"));
+}
+
+}  // namespace cobra_edge

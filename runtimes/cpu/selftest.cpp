@@ -1,0 +1,312 @@
+// A program that holds every table of kernels this processor can run against naive twins in double precision, and the whole
+// decoder against itself: for places without Python, such as an emulated ARM, and for sanitizers. Exit code 0 or 1.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "decoder.h"
+
+namespace {
+
+using namespace cobra_edge;
+
+std::mt19937 random_bits(1);
+int failures = 0;
+
+Floats normal(int64_t n, float scale = 1.0f) {
+    std::normal_distribution<float> d(0.0f, scale);
+    Floats v(static_cast<size_t>(n));
+    for (auto& x : v) x = d(random_bits);
+    return v;
+}
+
+// Relative RMS distance; infinite where a value was left unwritten.
+double distance(const Floats& got, const std::vector<double>& expected) {
+    double difference = 0, size = 1e-30;
+    for (size_t i = 0; i < expected.size(); ++i) {
+        if (!std::isfinite(got[i])) return std::numeric_limits<double>::infinity();
+        difference += (got[i] - expected[i]) * (got[i] - expected[i]);
+        size += expected[i] * expected[i];
+    }
+    return std::sqrt(difference / size);
+}
+
+void judge(const Kernels& k, const char* what, int64_t size, double found, double limit) {
+    if (found <= limit) return;
+    std::printf("FAILED  %s %s (%lld): distance %.3g, at most %.3g\n", k.name, what, static_cast<long long>(size), found,
+                limit);
+    ++failures;
+}
+
+Floats poisoned(int64_t n) { return Floats(static_cast<size_t>(n), std::numeric_limits<float>::quiet_NaN()); }
+
+double half_value(uint16_t h) {
+    const int exponent = h >> 10 & 31, fraction = h & 1023;
+    const double size = exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
+    return h & 0x8000 ? -size : size;
+}
+
+// A matrix of random codes with what keeps it alive, and its values.
+struct Owned {
+    Matrix m;
+    std::vector<uint8_t> bytes;
+    std::vector<uint16_t> scales;
+    std::vector<double> dense;
+};
+
+Owned quantized(int64_t rows, int64_t cols, Storage storage, int64_t group, int scale_exponent = 10) {
+    Owned o;
+    o.m.storage = storage;
+    o.m.rows = rows;
+    o.m.cols = cols;
+    o.m.group = group;
+    o.bytes.resize(static_cast<size_t>(rows * o.m.row_bytes()));
+    for (auto& b : o.bytes) b = static_cast<uint8_t>(random_bits());
+    o.scales.resize(static_cast<size_t>(rows * o.m.groups()));
+    for (auto& s : o.scales) s = static_cast<uint16_t>((random_bits() & 0x83ff) | static_cast<unsigned>(scale_exponent) << 10);
+    o.m.values = o.bytes.data();
+    o.m.scales = o.scales.data();
+    const bool four = storage == Storage::kInt4;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < cols; ++c) {
+            const uint8_t* row = o.m.row(r);
+            int code = four ? row[c / 32 * 16 + c % 16] : row[c];
+            if (four) code = c % 32 < 16 ? code & 15 : code >> 4;
+            const double scale = half_value(o.scales[static_cast<size_t>(r * o.m.groups() + c / group)]);
+            o.dense.push_back((code - (four ? 8 : 128)) * scale);
+        }
+    return o;
+}
+
+std::vector<double> product(const Owned& o, const std::vector<double>& x, int64_t tokens) {
+    std::vector<double> y;
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t r = 0; r < o.m.rows; ++r) {
+            double sum = 0;
+            for (int64_t c = 0; c < o.m.cols; ++c)
+                sum += o.dense[static_cast<size_t>(r * o.m.cols + c)] * x[static_cast<size_t>(t * o.m.cols + c)];
+            y.push_back(sum);
+        }
+    return y;
+}
+
+// What int8 activations stand for: each group to nearest on 127 steps of its largest magnitude.
+std::vector<double> rounded(const Floats& x, int64_t group) {
+    std::vector<double> out;
+    for (size_t start = 0; start < x.size(); start += static_cast<size_t>(group)) {
+        float top = 0;
+        for (int64_t i = 0; i < group; ++i) top = std::max(top, std::fabs(x[start + static_cast<size_t>(i)]));
+        const float inverse = top > 0 ? 127.0f / top : 0.0f;
+        for (int64_t i = 0; i < group; ++i)
+            out.push_back(std::nearbyint(x[start + static_cast<size_t>(i)] * inverse) * static_cast<double>(top / 127.0f));
+    }
+    return out;
+}
+
+void test_products(const Kernels& k, Storage storage, int64_t group) {
+    for (const int64_t tokens : {1, 3, 4, 9}) {
+        const int64_t cols = 3 * std::max<int64_t>(group, 128), rows = 13;
+        const Owned o = quantized(rows, cols, storage, group);
+        const Floats x = normal(tokens * cols);
+        std::vector<int8_t> codes(x.size());
+        Floats code_scales = poisoned(tokens * o.m.groups());
+        std::vector<int32_t> offsets(static_cast<size_t>(tokens * o.m.groups() * kOffsetLanes), 1 << 30);
+        const Int8Rows packed{codes.data(), code_scales.data(), offsets.data(), cols, o.m.groups()};
+        for (int64_t t = 0; t < tokens; ++t) k.quantize(x.data() + t * cols, o.m, t, 0, o.m.groups(), packed);
+        Floats y = poisoned(tokens * rows), scratch(static_cast<size_t>(4 * cols));
+        k.multiply_int8(o.m, 0, rows, packed, tokens, y.data(), rows, false);
+        judge(k, "int8 product", group, distance(y, product(o, rounded(x, group), tokens)), 1e-5);
+        y = poisoned(tokens * rows);
+        k.multiply_float(o.m, 0, rows, x.data(), cols, tokens, y.data(), rows, false, scratch.data());
+        const std::vector<double> wide(x.begin(), x.end());
+        judge(k, "float product", group, distance(y, product(o, wide, tokens)), 1e-5);
+    }
+}
+
+void test_exponential(const Kernels& k) {
+    Floats x, y;
+    for (double v = -87; v < 88; v += 0.0037) x.push_back(static_cast<float>(v));
+    y = poisoned(static_cast<int64_t>(x.size()));
+    k.exponential(x.data(), static_cast<int64_t>(x.size()), y.data());
+    double worst = 0;
+    for (size_t i = 0; i < x.size(); ++i) worst = std::max(worst, std::fabs(y[i] / std::exp(static_cast<double>(x[i])) - 1));
+    judge(k, "exponential", static_cast<int64_t>(x.size()), worst, 2e-7);
+}
+
+void test_scan(const Kernels& k, int64_t channels, int64_t d_state) {
+    const int64_t tokens = 5;
+    const Floats u = normal(tokens * channels), dt = normal(tokens * channels, 3), z = normal(tokens * channels);
+    const Floats B = normal(tokens * d_state), C = normal(tokens * d_state), D = normal(channels), bias = normal(channels);
+    Floats A = normal(channels * d_state), h = normal(channels * d_state), out = poisoned(tokens * channels);
+    for (auto& a : A) a = -std::exp(a);
+    std::vector<double> state(h.begin(), h.end()), expected;
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t c = 0; c < channels; ++c) {
+            const auto at = static_cast<size_t>(t * channels + c);
+            const double delta = std::log1p(std::exp(static_cast<double>(dt[at]) + bias[static_cast<size_t>(c)]));
+            double y = static_cast<double>(D[static_cast<size_t>(c)]) * u[at];
+            for (int64_t n = 0; n < d_state; ++n) {
+                double& s = state[static_cast<size_t>(c * d_state + n)];
+                s = std::exp(delta * A[static_cast<size_t>(c * d_state + n)]) * s +
+                    delta * u[at] * B[static_cast<size_t>(t * d_state + n)];
+                y += s * C[static_cast<size_t>(t * d_state + n)];
+            }
+            expected.push_back(y * z[at] / (1 + std::exp(-static_cast<double>(z[at]))));
+        }
+    const Scan scan{A.data(), D.data(), bias.data(), channels, d_state};
+    k.selective_scan(scan, 0, channels, tokens, dt.data(), channels, B.data(), C.data(), d_state, z.data(), channels, h.data(),
+                     u.data(), out.data(), channels);
+    judge(k, "scan", d_state, distance(out, expected), 1e-5);
+    judge(k, "state of the scan", d_state, distance(h, state), 1e-5);
+}
+
+void test_convolution(const Kernels& k, int64_t channels, int64_t taps) {
+    const int64_t tokens = 5;
+    const Floats x = normal(tokens * channels), weight = normal(taps * channels), bias = normal(channels);
+    Floats state = normal(channels * taps), u = poisoned(tokens * channels);
+    const Floats before = state;
+    std::vector<double> expected;
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t c = 0; c < channels; ++c) {
+            double sum = bias[static_cast<size_t>(c)];
+            for (int64_t j = 0; j < taps; ++j) {
+                const int64_t at = t + j - (taps - 1);
+                const double in =
+                    at >= 0 ? x[static_cast<size_t>(at * channels + c)] : before[static_cast<size_t>(c * taps + taps + at)];
+                sum += in * weight[static_cast<size_t>(j * channels + c)];
+            }
+            expected.push_back(sum / (1 + std::exp(-sum)));
+        }
+    const Conv conv{weight.data(), bias.data(), taps, channels};
+    k.conv_silu(conv, 0, channels, x.data(), channels, tokens, state.data(), u.data(), channels);
+    judge(k, "convolution", channels, distance(u, expected), 1e-5);
+}
+
+void test_norm(const Kernels& k, int64_t width) {
+    const Floats x = normal(width), weight = normal(width);
+    Floats out = poisoned(width);
+    double sum = 0;
+    for (const float v : x) sum += static_cast<double>(v) * v;
+    std::vector<double> expected;
+    for (size_t i = 0; i < x.size(); ++i)
+        expected.push_back(x[i] / std::sqrt(sum / static_cast<double>(width) + 1e-5) * weight[i]);
+    k.rms_norm(x.data(), weight.data(), 1e-5f, width, out.data());
+    judge(k, "norm", width, distance(out, expected), 1e-5);
+}
+
+// A small random Mamba; the owned matrices have to outlive the decoder.
+struct Model {
+    Config config{128, 2, 300, 256, 16, 4, 8, 1e-5f, true};
+    std::vector<Owned> matrices;
+    std::vector<Floats> floats;
+
+    Weights weights(Storage storage, int64_t group) {
+        const Config& c = config;
+        const auto matrix = [&](int64_t rows, int64_t cols) {
+            matrices.push_back(quantized(rows, cols, storage, group, storage == Storage::kInt4 ? 7 : 3));
+            return matrices.back().m;
+        };
+        Weights w;
+        matrices.reserve(16);
+        w.embedding = w.head = matrix(c.vocab, c.d_model);
+        for (int64_t i = 0; i < c.n_layer; ++i) {
+            floats.push_back(normal(c.d_inner * c.dt_rank, 0.3f));
+            Matrix dt;
+            dt.values = floats.back().data();
+            dt.rows = c.d_inner;
+            dt.cols = c.dt_rank;
+            w.layers.push_back({Floats(static_cast<size_t>(c.d_model), 1.0f), matrix(2 * c.d_inner, c.d_model),
+                                normal(c.d_inner * c.d_conv, 0.5f), normal(c.d_inner, 0.1f),
+                                matrix(c.dt_rank + 2 * c.d_state, c.d_inner), dt, normal(c.d_inner, 0.1f),
+                                normal(c.d_inner * c.d_state), normal(c.d_inner), matrix(c.d_model, c.d_inner)});
+        }
+        w.norm_f.assign(static_cast<size_t>(c.d_model), 1.0f);
+        return w;
+    }
+};
+
+Floats run(const Model& model, const Weights& weights, const Kernels& k, int threads, bool int8, int64_t split) {
+    const Config& c = model.config;
+    Decoder decoder(c, weights, k, threads, int8);
+    std::vector<int64_t> tokens(70);
+    for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int64_t>(i * 37 % 300);
+    const auto n = static_cast<int64_t>(tokens.size());
+    Floats x = poisoned(n * c.d_model), logits = poisoned(n * c.vocab);
+    Floats conv(static_cast<size_t>(c.n_layer * c.d_inner * c.d_conv)),
+        ssm(static_cast<size_t>(c.n_layer * c.d_inner * c.d_state));
+    decoder.embed(tokens.data(), n, x.data());
+    decoder.forward(x.data(), split, conv.data(), ssm.data(), logits.data(), true);
+    for (int64_t t = split; t < n; ++t)
+        decoder.forward(x.data() + t * c.d_model, 1, conv.data(), ssm.data(), logits.data() + t * c.vocab, false);
+    return logits;
+}
+
+void test_decoder(const Kernels& k, const Kernels& plain, Storage storage, int64_t group) {
+    Model model;
+    const Weights weights = model.weights(storage, group);
+    for (const bool int8 : {false, true}) {
+        const Floats one = run(model, weights, k, 1, int8, 70);
+        for (const int threads : {2, 3}) {
+            const Floats other = run(model, weights, k, threads, int8, 7);
+            judge(k, "decoder, threads and splits", threads, one == other ? 0 : 1, 0);
+        }
+        const Floats expected = run(model, weights, plain, 1, int8, 70);
+        const std::vector<double> wide(expected.begin(), expected.end());
+        // A value that lies between two integers may be rounded either way, and a recurrence remembers it.
+        judge(k, "decoder against plain C++", group, distance(one, wide), int8 ? 3e-2 : 1e-4);
+    }
+}
+
+void test_refusals(const Kernels& k) {
+    Model model;
+    const Weights weights = model.weights(Storage::kInt4, 32);
+    const auto refused = [&](Config config, const char* what) {
+        try {
+            Decoder(config, weights, k, 1, true);
+        } catch (const std::invalid_argument&) {
+            return;
+        }
+        judge(k, what, 0, 1, 0);
+    };
+    Config c = model.config;
+    c.d_model = 256;
+    refused(c, "a wider model");
+    c = model.config;
+    c.vocab = 301;
+    refused(c, "a larger vocabulary");
+    c = model.config;
+    c.d_conv = 9;
+    refused(c, "too many taps");
+    c = model.config;
+    c.n_layer = 3;
+    refused(c, "more layers");
+}
+
+}  // namespace
+
+int main() {
+    int count = 0;
+    const Kernels* const* tables = available_kernels(&count);
+    for (int i = 0; i < count; ++i) {
+        const Kernels& k = *tables[i];
+        std::printf("%s\n", k.name);
+        for (const auto storage : {Storage::kInt4, Storage::kInt8})
+            for (const int64_t group : {32, 64, 128, 256}) test_products(k, storage, group);
+        test_exponential(k);
+        for (const int64_t channels : {1, 16, 37}) {
+            for (const int64_t d_state : {1, 16, 17}) test_scan(k, channels, d_state);
+            for (const int64_t taps : {2, 4, 8}) test_convolution(k, channels, taps);
+        }
+        for (const int64_t width : {1, 63, 129, 2560}) test_norm(k, width);
+        for (const auto storage : {Storage::kInt4, Storage::kInt8})
+            for (const int64_t group : {32, 128}) test_decoder(k, *tables[count - 1], storage, group);
+        test_refusals(k);
+    }
+    std::printf(failures ? "%d failures\n" : "all as it should be\n", failures);
+    return failures ? 1 : 0;
+}

@@ -1,0 +1,90 @@
+#include "team.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace cobra_edge {
+namespace {
+
+void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+constexpr int kSpins = 4000;  // some tens of microseconds: longer than any barrier where every thread has its own core
+
+}  // namespace
+
+Team::Team(int size) : size_(size) {
+    try {
+        for (int rank = 1; rank < size_; ++rank) threads_.emplace_back([this, rank] { serve(rank); });
+    } catch (...) {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            stopping_ = true;
+        }
+        wake_.notify_all();
+        for (auto& t : threads_) t.join();
+        throw;
+    }
+}
+
+Team::~Team() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        stopping_ = true;
+    }
+    wake_.notify_all();
+    for (auto& t : threads_) t.join();
+}
+
+void Team::run(const std::function<void(int)>& work) {
+    if (size_ > 1) {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            work_ = &work;
+            ++round_;
+        }
+        wake_.notify_all();
+    }
+    work(0);
+    barrier();
+}
+
+void Team::barrier() {
+    if (size_ == 1) return;
+    const uint64_t phase = phase_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+        arrived_.store(0, std::memory_order_relaxed);
+        phase_.store(phase + 1, std::memory_order_release);
+        return;
+    }
+    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+        if (spins < kSpins)
+            pause();
+        else
+            std::this_thread::yield();
+    }
+}
+
+void Team::serve(int rank) {
+    uint64_t seen = 0;
+    for (;;) {
+        const std::function<void(int)>* work;
+        {
+            std::unique_lock<std::mutex> lock(mutex_);
+            wake_.wait(lock, [&] { return stopping_ || round_ != seen; });
+            if (stopping_) return;
+            seen = round_;
+            work = work_;
+        }
+        (*work)(rank);
+        barrier();
+    }
+}
+
+}  // namespace cobra_edge

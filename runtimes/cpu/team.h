@@ -1,0 +1,46 @@
+// A team of threads that run one function together, as ranks of a program, and meet at barriers inside it.
+//
+// A decoder layer has six points where every thread must have finished, a few microseconds apart. So members spin at a
+// barrier, giving up the processor only when it takes long, and sleep between two runs.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace cobra_edge {
+
+class Team {
+   public:
+    explicit Team(int size);
+    ~Team();
+    Team(const Team&) = delete;
+    Team& operator=(const Team&) = delete;
+
+    int size() const { return size_; }
+
+    // Run work(rank) on every member; the caller is rank 0. `work` must not throw. One run at a time.
+    void run(const std::function<void(int)>& work);
+
+    // Wait until every member is here. Only inside `run`.
+    void barrier();
+
+   private:
+    void serve(int rank);
+
+    const int size_;
+    std::vector<std::thread> threads_;
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    const std::function<void(int)>* work_ = nullptr;
+    uint64_t round_ = 0;
+    bool stopping_ = false;
+    std::atomic<int> arrived_{0};
+    std::atomic<uint64_t> phase_{0};
+};
+
+}  // namespace cobra_edge

@@ -1,0 +1,313 @@
+"""The native CPU decoder: every kernel against its numpy twin, the whole against the references, and what it refuses."""
+
+import shutil
+
+import msgspec
+import numpy as np
+import pytest
+
+from cobra_edge.bundle import Bundle
+from cobra_edge.decode import _cpu
+from cobra_edge.decode import numpy_reference as reference
+from cobra_edge.decode.backends import open_decoder
+from cobra_edge.decode.cpu import CpuDecoder, physical_cores
+from cobra_edge.decode.decoder import DecoderOptions
+from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.decode.torch_reference import TorchDecoder
+from cobra_edge.errors import InputError
+from cobra_edge.packing import QuantizedTensor
+from cobra_edge.quantize.rtn import round_to_nearest
+from cobra_edge.scheme import SCHEMES, Scheme
+
+from .tolerance import assert_close
+
+KERNELS = _cpu.kernel_names()
+kernels = _cpu.kernels
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+def quantized(rng, out, n_in, bits, group):
+    scheme = Scheme(f"w{bits}a16-g{group}", bits, group)
+    return round_to_nearest(rng.standard_normal((out, n_in)).astype(np.float32), scheme)
+
+
+def rounded(x, group):
+    """The twin of the int8 activations: one scale a group, codes to nearest."""
+    groups = x.reshape(len(x), -1, group)
+    top = np.abs(groups).max(axis=2, keepdims=True)
+    scale = top / np.float32(127)
+    codes = np.rint(groups * np.divide(127, top, out=np.zeros_like(top), where=top > 0))
+    return (codes * scale).reshape(x.shape).astype(np.float32)
+
+
+def test_there_is_always_the_plain_path():
+    assert KERNELS[-1] == "scalar" and len(set(KERNELS)) == len(KERNELS)
+    with pytest.raises(ValueError, match="no kernels named 'avx9'; it has .*scalar"):
+        kernels.exponential(np.zeros(1, np.float32), "avx9")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_exponential_keeps_its_stated_error(name):
+    x = np.concatenate([np.linspace(-87, 88, 100_003), np.linspace(-1e-3, 1e-3, 101)]).astype(np.float32)
+    exact = np.exp(x.astype(np.float64))
+    assert np.abs(kernels.exponential(x, name) / exact - 1).max() < 2e-7
+    far = kernels.exponential(np.array([-1e30, -200, 200, 1e30], np.float32), name)
+    assert (far[:2] < 1e-37).all() and (far[2:] > 1e38).all() and np.isfinite(far).all()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("width", [1, 63, 129, 256])
+def test_norm(name, width):
+    x, weight = np.random.default_rng(width).standard_normal((2, width)).astype(np.float32)
+    assert_close(kernels.rms_norm(x, weight, 1e-5, name), reference.rms_norm(x, weight, 1e-5), "decoder")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("tokens", [1, 3, 4, 63, 129])
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 64), (4, 128), (4, 256), (8, 32), (8, 128), (8, 256)])
+def test_product_with_quantized_weights(name, tokens, bits, group):
+    rng = np.random.default_rng(bits * group + tokens)
+    for out in (1, 5, 34):
+        w = quantized(rng, out, 512, bits, group)
+        x = rng.standard_normal((tokens, 512)).astype(np.float32)
+        x[:, ::97] *= 20  # outliers, as trained activations have
+        dense = w.dequantize()
+        assert_close(kernels.multiply(w.codes, w.scales, x, False, None, name), x @ dense.T, "decoder")
+        onto = rng.standard_normal((tokens, out)).astype(np.float32)
+        expected = rounded(x, group) @ dense.T
+        assert_close(kernels.multiply(w.codes, w.scales, x, True, None, name), expected, "decoder")
+        assert_close(kernels.multiply(w.codes, w.scales, x, True, onto, name), expected + onto, "decoder")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_many_groups_and_extreme_codes(name):
+    """More groups than are widened together, every code and activation at the end of its range: no sum may overflow."""
+    for bits, group in ((4, 32), (4, 128), (8, 32), (8, 128)):
+        n_in = 72 * group
+        for code in (0, 255):
+            codes = np.full((3, n_in * bits // 8), code, np.uint8)
+            scales = np.full((3, 72), 0.5, np.float16)
+            for value in (-1.0, 1.0):
+                x = np.full((5, n_in), value, np.float32)
+                weight = ((code & (2**bits - 1)) - 2 ** (bits - 1)) * 0.5
+                got = kernels.multiply(codes, scales, x, True, None, name)
+                assert_close(got, np.full((5, 3), weight * value * n_in, np.float32), "decoder")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_product_with_float_weights(name, dtype):
+    rng = np.random.default_rng(0)
+    for n_in in (1, 16, 63, 129, 160):
+        w = rng.standard_normal((7, n_in)).astype(dtype)
+        x = rng.standard_normal((3, n_in)).astype(np.float32)
+        got = kernels.multiply(w, None, x, False, None, name)
+        assert_close(got, x @ w.astype(np.float32).T, "decoder")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_float16_is_read_exactly(name):
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(256, 256)
+    got = kernels.dequantize(every, None, 256, name)
+    assert np.array_equal(got, every.astype(np.float32), equal_nan=True)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_dequantize_is_exact(name, bits):
+    w = quantized(np.random.default_rng(1), 9, 256, bits, 64)
+    assert np.array_equal(kernels.dequantize(w.codes, w.scales, 256, name), w.dequantize())
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("taps", [2, 4, 8])
+@pytest.mark.parametrize("tokens", [1, 3, 63, 129])
+def test_convolution_with_carried_state(name, taps, tokens):
+    rng = np.random.default_rng(tokens)
+    for channels in (1, 16, 37):
+        x = rng.standard_normal((tokens, channels)).astype(np.float32)
+        state, weight = rng.standard_normal((2, channels, taps)).astype(np.float32)
+        bias = rng.standard_normal(channels).astype(np.float32)
+        ours = state.copy()
+        got = kernels.conv_silu(x, ours, np.ascontiguousarray(weight.T), bias, name)
+        assert_close(got, reference.causal_conv(x, state, weight, bias), "scan")
+        assert np.array_equal(ours, state)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("d_state", [1, 16, 17])
+@pytest.mark.parametrize("tokens", [1, 63, 129])
+def test_scan_with_carried_state(name, d_state, tokens):
+    rng = np.random.default_rng(tokens)
+    for channels in (1, 16, 37):
+        u, dt, z = (4 * rng.standard_normal((3, tokens, channels))).astype(np.float32)
+        A = -np.exp(rng.standard_normal((channels, d_state))).astype(np.float32)
+        B, C = rng.standard_normal((2, tokens, d_state)).astype(np.float32)
+        D, bias = rng.standard_normal((2, channels)).astype(np.float32)
+        h = rng.standard_normal((channels, d_state)).astype(np.float32)
+        ours = h.copy()
+        got = kernels.selective_scan(u, dt, A, B, C, D, z, bias, ours, name)
+        y = reference.selective_scan(u, reference.softplus(dt + bias), A, B, C, h)
+        assert_close(got, (y + D * u) * reference.silu(z), "scan")
+        assert_close(ours, h, "scan")
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_decoder_equals_torch_on_cobra_mini(mini_bundle, scheme, name):
+    bundle = Bundle.open(mini_bundle(scheme))
+    truth = TorchDecoder(bundle)
+    embeddings = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+    tokens = [2, 5, 300, 77, 9]
+    for activations, kind in (("float32", "float32"), ("int8", "int8")):
+        ours = CpuDecoder(bundle, DecoderOptions(activations=activations), name)
+        a, b = ours.new_state(), truth.new_state()
+        assert_close(ours.prefill(embeddings, a), truth.prefill(embeddings, b), "decoder", kind)
+        assert_close(ours.forward(ours.embed(tokens), a), truth.forward(truth.embed(tokens), b), "decoder", kind)
+        assert_close(ours.step(42, a), truth.step(42, b), "decoder", kind)
+        assert_close(a.ssm, b.ssm, "decoder", kind)
+        assert_close(a.conv, b.conv, "decoder", kind)
+        assert a.n_tokens == b.n_tokens == 70
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bundle):
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.mark.parametrize("activations", ["int8", "float32"])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 129])
+def test_prefill_then_steps_is_forward_to_the_bit(tiny, activations, length):
+    """Tiles differ between one token and many, and chunks end at 64: neither may show in the result."""
+    decoder = CpuDecoder(tiny, DecoderOptions(activations=activations))
+    tokens = np.random.default_rng(length).integers(0, 512, length + 3).tolist()
+    whole = decoder.forward(decoder.embed(tokens), decoder.new_state())
+    state = decoder.new_state()
+    rows = [decoder.prefill(decoder.embed(tokens[:length]), state)]
+    rows += [decoder.step(t, state) for t in tokens[length:]]
+    assert np.array_equal(np.stack(rows), whole[length - 1 :])
+
+
+def test_the_number_of_threads_does_not_change_a_bit(tiny):
+    tokens = np.random.default_rng(3).integers(0, 512, 70).tolist()
+    answers = []
+    for threads in (1, 2, 3, 5):
+        decoder = CpuDecoder(tiny, DecoderOptions(threads=threads, activations="int8"))
+        state = decoder.new_state()
+        answers.append((decoder.forward(decoder.embed(tokens), state), state.ssm, state.conv))
+    for other in answers[1:]:
+        assert all(np.array_equal(x, y) for x, y in zip(answers[0], other, strict=True))
+
+
+def test_two_python_threads_may_share_a_decoder(tiny):
+    from concurrent.futures import ThreadPoolExecutor
+
+    decoder = CpuDecoder(tiny, DecoderOptions(threads=2, activations="int8"))
+    tokens = [1, 2, 3, 4, 5]
+    alone = decoder.forward(decoder.embed(tokens), decoder.new_state())
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(lambda: decoder.forward(decoder.embed(tokens), decoder.new_state())) for _ in range(32)]
+    assert all(np.array_equal(run.result(), alone) for run in runs)
+
+
+def test_weights_are_mapped_not_copied(tiny):
+    codes = tiny.decoder_tensors()["backbone.layers.0.mixer.in_proj.weight"]
+    assert isinstance(codes, QuantizedTensor)
+    assert not codes.codes.flags.owndata and not codes.codes.flags.writeable
+
+
+def test_more_threads_than_cores_is_warned(tiny, caplog):
+    with caplog.at_level("WARNING"):
+        CpuDecoder(tiny, DecoderOptions(threads=physical_cores() + 1))
+    assert "they will wait for each other" in caplog.text
+    with pytest.raises(InputError, match="threads is 0"):
+        DecoderOptions(threads=0)
+    with pytest.raises(InputError, match="did you mean 'int8'"):
+        DecoderOptions(activations="int")
+
+
+def test_auto_takes_the_native_decoder(tiny):
+    assert open_decoder(tiny).name == "native"
+
+
+def arguments_of(bundle):
+    arrays = {}
+    for name, value in bundle.decoder_tensors().items():
+        if isinstance(value, QuantizedTensor):
+            arrays |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
+        else:
+            arrays[name] = value
+    return msgspec.structs.asdict(bundle.manifest.model.mamba), arrays
+
+
+IN_PROJ = "backbone.layers.1.mixer.in_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s, t: t.pop(f"{IN_PROJ}.codes"), "is missing"),
+        (lambda s, t: t.pop("backbone.norm_f.weight"), "is missing"),
+        (lambda s, t: t.update({f"{IN_PROJ}.codes": t[f"{IN_PROJ}.codes"][:-1].copy()}), "scales do not fit"),
+        (lambda s, t: t.update({f"{IN_PROJ}.codes": t[f"{IN_PROJ}.codes"][:, :-1].copy()}), "hold neither 4-bit nor 8-bit"),
+        (lambda s, t: t.update({f"{IN_PROJ}.scales": t[f"{IN_PROJ}.scales"].astype(np.float32)}), "float16 scales"),
+        (lambda s, t: t.update({f"{IN_PROJ}.codes": t[f"{IN_PROJ}.codes"].view(np.int8)}), "uint8 codes"),
+        (lambda s, t: t.update({"backbone.norm_f.weight": np.zeros(3, np.float32)}), "norm_f has 3 values"),
+        (lambda s, t: t.update({"backbone.norm_f.weight": np.zeros(128, np.float64)}), "not float32"),
+        (lambda s, t: s.update(d_state=15), r"x_proj is|A_log has"),
+        (lambda s, t: s.update(d_inner=128), "hold neither 4-bit nor 8-bit"),
+        (lambda s, t: s.update(vocab=513), "the config asks for"),
+        (lambda s, t: s.update(d_conv=9), "d_conv is 9"),
+        (lambda s, t: s.update(n_layer=3), "is missing"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tiny, change, says):
+    sizes, arrays = arguments_of(tiny)
+    change(sizes, arrays)
+    with pytest.raises(ValueError, match=says):
+        _cpu.Decoder(sizes, arrays, "auto", 1, True)
+
+
+def test_unaligned_weights_are_refused(tiny):
+    sizes, arrays = arguments_of(tiny)
+    raw = np.zeros(128 * 4 + 1, np.uint8)[1:].view(np.float32)
+    with pytest.raises(ValueError, match="not aligned"):
+        _cpu.Decoder(sizes, arrays | {"backbone.norm_f.weight": raw}, "auto", 1, True)
+
+
+def test_calls_that_do_not_fit_are_refused(tiny):
+    decoder = CpuDecoder(tiny, DecoderOptions())
+    state = decoder.new_state()
+    with pytest.raises(IndexError, match="token 512 is outside the vocabulary of 512"):
+        decoder.embed([512])
+    with pytest.raises(IndexError, match="token -1"):
+        decoder.embed([-1])
+    with pytest.raises(ValueError, match="embeddings must be"):
+        decoder.prefill(np.zeros((2, 3), np.float32), state)
+    with pytest.raises(ValueError, match="at least one position"):
+        decoder.prefill(np.zeros((0, 128), np.float32), state)
+    state.ssm = state.ssm[:, :, :8].copy()
+    with pytest.raises(ValueError, match="ssm is not of this model's shape"):
+        decoder.step(1, state)
+
+
+def test_a_mapped_file_that_was_cut_is_refused(tiny_bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    bundle = Bundle.open(copy)
+    data = (copy / "decoder.safetensors").read_bytes()
+    (copy / "decoder.safetensors").write_bytes(data[:-1000])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        CpuDecoder(bundle, DecoderOptions())
+
+
+def test_numpy_and_native_say_the_same(mini_bundle):
+    bundle = Bundle.open(mini_bundle("w8a16-g128"))
+    exact, ours = NumpyDecoder(bundle), CpuDecoder(bundle, DecoderOptions(activations="float32"))
+    a, b = exact.new_state(), ours.new_state()
+    x = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+    logits, mine = exact.prefill(x, a), ours.prefill(x, b)
+    for _ in range(12):
+        token = int(np.argmax(logits))
+        assert token == int(np.argmax(mine))
+        logits, mine = exact.step(token, a), ours.step(token, b)
