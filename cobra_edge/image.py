@@ -65,10 +65,16 @@ class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.resize_strategy == "letterbox":
             width, height = picture.size
             side = max(width, height)
+            _require_pixels(side, side, f"{width} × {height} pixels padded to a square")
             left, top = (side - width) // 2, (side - height) // 2
             fill = tuple(int(m * 255) for m in encoder.mean)
             picture = ImageOps.expand(picture, (left, top, left, top), fill)
         return _shorter_side_and_crop(picture, size)
+
+
+def _require_pixels(width: int, height: int, what: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise InputError(f"the picture: {what} make {width} × {height}, at most {MAX_PIXELS:,} are read; crop it")
 
 
 def _shorter_side_and_crop(picture: Image.Image, size: int) -> Image.Image:
@@ -78,6 +84,7 @@ def _shorter_side_and_crop(picture: Image.Image, size: int) -> Image.Image:
         wide, high = size, int(size * height / width)
     else:
         wide, high = int(size * width / height), size
+    _require_pixels(wide, high, f"{width} × {height} pixels scaled until the shorter side is {size}")
     picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
     left, top = round((wide - size) / 2), round((high - size) / 2)
     return picture.crop((left, top, left + size, top + size))
@@ -125,6 +132,8 @@ def _read(file: Path) -> bytes:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("its values are not finite")
         top = 65535.0 if picture.mode.startswith("I") else max(float(values.max(initial=0.0)), 1.0)
         picture = Image.fromarray(np.clip(np.rint(values * (255 / top)), 0, 255).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:

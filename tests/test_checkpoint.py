@@ -283,3 +283,106 @@ def test_same_seed_same_hash(tmp_path):
     again = open_checkpoint(str(write_text_only(tmp_path / "b", 1)))
     other = open_checkpoint(str(write_text_only(tmp_path / "c", 2)))
     assert first.sha256() == again.sha256() != other.sha256()
+
+
+@pytest.mark.parametrize("model_id", ["../../x", "/etc/x", "a/b", "", ".hidden", "x" * 200, "a\n"])
+def test_a_name_that_would_leave_the_output_directory(run_directory, tmp_path, model_id):
+    run_directory.config["model"]["model_id"] = model_id
+    with pytest.raises(InputError, match="model_id .* is no name"):
+        open_checkpoint(str(run_directory.write(tmp_path / "run")))
+
+
+def test_a_directory_of_any_name_opens(text_only):
+    odd = text_only.rename(text_only.parent / "my model (1)")
+    assert open_checkpoint(str(odd)).config.model_id == "my-model-1-"
+
+
+def test_a_sharded_mamba_is_joined(text_only):
+    from safetensors.torch import load_file
+
+    whole = open_checkpoint(str(text_only))
+    tensors = load_file(text_only / "model.safetensors")
+    (text_only / "model.safetensors").unlink()
+    names, table = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], {}
+    for index, file in enumerate(names):
+        shard = {k: v for i, (k, v) in enumerate(tensors.items()) if i % 2 == index}
+        save_file(shard, text_only / file)
+        table |= dict.fromkeys(shard, file)
+    index_file = text_only / "model.safetensors.index.json"
+    index_file.write_text(json.dumps({"weight_map": table}))
+    opened = open_checkpoint(str(text_only))
+    assert opened.config == whole.config and len(opened.files) == 2
+    assert all(torch.equal(opened.decoder[k], v) for k, v in whole.decoder.items())
+    (text_only / names[1]).unlink()
+    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors missing"):
+        open_checkpoint(str(text_only))
+    index_file.write_text(json.dumps({"weight_map": {"a": "../../etc/x.safetensors"}}))
+    with pytest.raises(CheckpointError, match="expected safetensors files beside it"):
+        open_checkpoint(str(text_only))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({}, "not a Mamba-1 decoder"),
+        ({"projector.0.weight": torch.zeros(2, 2)}, "not a Mamba-1 decoder"),
+        ({3: torch.zeros(2)}, "expected a table of tensors by name"),
+        ({"model": {3: {}}}, "expected {'model'"),
+        ({"model": {"llm_backbone": {7: torch.zeros(1)}}}, "expected {'model'"),
+        ([1, 2], "expected a table of tensors by name, got list"),
+        ({"backbone.embedding.weight": torch.zeros(1, 1).expand(1 << 20, 128)}, "not a plain dense tensor"),
+        ({"backbone.embedding.weight": torch.zeros(4, 4).to_sparse()}, "not a plain dense tensor"),
+        ({"backbone.embedding.weight": torch.zeros(4, 4, device="meta")}, "not a plain dense tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:Validating sparse")
+def test_tables_that_are_no_model(text_only, data, says):
+    (text_only / "model.safetensors").unlink()
+    torch.save(data, text_only / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint(str(text_only))
+
+
+def test_damaged_pickles_never_crash(run_directory, tmp_path):
+    """Any byte of the pickle inside the archive may be wrong: the answer is always one of our errors, or a checkpoint."""
+    import random
+
+    source = run_directory.write(tmp_path / "run")
+    file = source / "checkpoints" / "latest-checkpoint.pt"
+    with zipfile.ZipFile(file) as archive:
+        member = next(i for i in archive.infolist() if i.filename.endswith("data.pkl"))
+    data, rng = file.read_bytes(), random.Random(0)
+    start = data.index(archive.NameToInfo[member.filename].filename.encode(), member.header_offset) + len(member.filename)
+    refused = 0
+    for _ in range(60):
+        broken = bytearray(data)
+        for _ in range(rng.randint(1, 4)):
+            broken[start + rng.randrange(member.file_size)] = rng.randrange(256)
+        file.write_bytes(broken)
+        try:
+            open_checkpoint(str(source))
+        except InputError:
+            refused += 1
+    assert refused > 30
+
+
+def test_encoders_trained_at_another_resolution_are_resampled(run_directory, tmp_path):
+    """The published DINOv2 has 37 × 37 position embeddings where the tower wants 27 × 27; timm itself is the judge."""
+    import timm
+
+    from cobra_edge.model.cobra import load_vision
+    from cobra_edge.model.vision import encoder_file
+
+    source = run_directory.write(tmp_path / "run")
+    (source / "vision").mkdir()
+    vision, vits = open_checkpoint(str(source)).config.vision, []
+    for index, e in enumerate(vision.encoders):
+        torch.manual_seed(index)
+        vit = timm.create_model(e.timm_name, num_classes=0, img_size=154, **e.overrides)
+        save_file(vit.state_dict(), source / "vision" / encoder_file(vision, index))
+        vits.append(vit)
+    tower = load_vision(open_checkpoint(str(source))).tower
+    for e, encoder, vit in zip(vision.encoders, tower.encoders, vits, strict=True):
+        vit.set_input_size(img_size=112)
+        assert encoder.vit.pos_embed.shape == (1, 64, e.embed_dim)
+        torch.testing.assert_close(encoder.vit.pos_embed, vit.pos_embed)

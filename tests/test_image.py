@@ -14,7 +14,7 @@ from torchvision.transforms import functional as TVF
 
 from cobra_edge.errors import InputError
 from cobra_edge.image import ImageTransform, Normalisation, load_picture
-from cobra_edge.model.config import VISION_BACKBONES
+from cobra_edge.model.config import IMAGENET_MEAN, IMAGENET_STD, VISION_BACKBONES
 
 PUBLISHED = VISION_BACKBONES["dinosiglip-vit-so-384px"]
 
@@ -146,3 +146,17 @@ def test_transform_of_a_config_keeps_encoder_order():
     config = SimpleNamespace(vision=PUBLISHED, image_resize_strategy="letterbox")
     transform = ImageTransform.of(config)
     assert [e.mean for e in transform.encoders] == [e.mean for e in PUBLISHED.encoders]
+
+
+@pytest.mark.parametrize("strategy", ["resize-crop", "letterbox"])
+def test_a_sliver_is_refused_before_it_is_blown_up(strategy):
+    """A picture of few pixels and an extreme shape would become a square of gigabytes."""
+    transform = ImageTransform(384, strategy, (Normalisation(IMAGENET_MEAN, IMAGENET_STD),))
+    with pytest.raises(InputError, match="crop it"):
+        transform.pixels(Image.new("RGB", (200_000, 1)))
+
+
+def test_a_picture_of_floats_that_are_none():
+    values = np.full((4, 4), np.nan, np.float32)
+    with pytest.raises(InputError, match="not finite"):
+        load_picture(Image.fromarray(values))

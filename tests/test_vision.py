@@ -78,3 +78,66 @@ def test_backbones_agree_with_the_published_numbers():
     published = vision_backbone("dinosiglip-vit-so-384px")
     assert (published.feature_dim, published.n_patches) == (2176, 729)
     assert np.allclose(published.encoders[1].mean, 0.5)
+
+
+def small(kind, encoders=MINI.encoders, size=112):
+    """Return a model of random weights with a projector of a kind, and its config."""
+    from cobra_edge.model.cobra import VisionModel
+    from cobra_edge.model.config import CobraConfig, MambaConfig, VisionConfig
+
+    torch.manual_seed(1)
+    vision = VisionConfig("test", encoders, size)
+    config = CobraConfig("test", vision, kind, MambaConfig(64, 1, 512, 128, 16, 4, 4))
+    return VisionModel(VisionTower(vision), Projector(kind, vision.feature_dim, 64)).eval(), config
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoders", "size"),
+    [
+        ("linear", MINI.encoders[:1], 112),
+        ("gelu-mlp", MINI.encoders[1:], 112),
+        ("fused-ldpnet", MINI.encoders, 224),  # a grid of 16 patches a side, pooled to 14
+    ],
+)
+def test_the_graph_computes_what_torch_does(tmp_path, kind, encoders, size):
+    from cobra_edge.vision.onnx_export import check_parity, export_onnx
+    from cobra_edge.vision.session import VisionSession
+
+    model, config = small(kind, encoders, size)
+    file = tmp_path / "vision.onnx"
+    export_onnx(model, config, file)
+    pixels = np.random.default_rng(0).standard_normal((1, 3 * len(encoders), size, size)).astype(np.float32)
+    worst, (expected,) = check_parity(model, config, file, [pixels])
+    assert worst < 1e-5
+    assert_close(VisionSession(file, config).embed(pixels), expected, "onnx")
+
+
+def test_a_graph_that_differs_is_not_shipped(tmp_path):
+    from cobra_edge.errors import BundleError
+    from cobra_edge.vision.onnx_export import ParityError, check_parity, export_onnx
+
+    model, config = small("linear", MINI.encoders[:1])
+    file = tmp_path / "vision.onnx"
+    export_onnx(model, config, file)
+    model.projector.projector.bias.data += 1
+    with pytest.raises(ParityError, match="differs from torch"):
+        check_parity(model, config, file, [np.ones((1, 3, 112, 112), np.float32)])
+    other = small("linear")[1]
+    with pytest.raises(BundleError, match="inputs and outputs are"):
+        check_parity(model, other, file, [])
+    file.write_bytes(b"no graph")
+    with pytest.raises(BundleError, match="onnxruntime cannot open it"):
+        check_parity(model, config, file, [])
+
+
+def test_a_graph_does_not_say_where_it_was_made(tmp_path):
+    from pathlib import Path
+
+    import onnx
+
+    from cobra_edge.vision.onnx_export import export_onnx
+
+    export_onnx(*small("gelu-mlp", MINI.encoders[1:]), tmp_path / "a.onnx")
+    data = (tmp_path / "a.onnx").read_bytes()
+    assert b"site-packages" not in data and str(Path(onnx.__file__).parents[1]).encode() not in data
+    assert str(Path(__file__).parents[1]).encode() not in data

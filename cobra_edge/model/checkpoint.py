@@ -39,6 +39,7 @@ MINI = "mini"
 MINI_DIRECTORY = Path(__file__).parent.parent / "mini"
 _WEIGHTS = ("checkpoints/latest-checkpoint.safetensors", "checkpoints/latest-checkpoint.pt")
 _BARE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_SHARD_INDEX = "model.safetensors.index.json"
 _CONFIG_LIMIT_BYTES = 1 << 20
 
 
@@ -68,10 +69,11 @@ class Checkpoint:
     _digest: list[str] = field(default_factory=list)
 
     def sha256(self) -> str:
-        """Return the hash over all weight files, read once."""
+        """Return the hash over weights, local encoders and tokenizer, read once; encoders from timm's hub are not in it."""
         if not self._digest:
             digest = hashlib.sha256()
-            for file in self.files:
+            encoders = sorted(self.vision_weights.glob("*.safetensors")) if self.vision_weights else []
+            for file in (*self.files, *encoders, *([self.tokenizer] if self.tokenizer else [])):
                 with file.open("rb") as stream:
                     while chunk := stream.read(1 << 24):
                         digest.update(chunk)
@@ -149,10 +151,11 @@ def _open_directory(directory: Path, source_id: str) -> Checkpoint:
     config = _read_json(config_file)
     is_cobra = "model" in config
     names = _WEIGHTS if is_cobra else _BARE_WEIGHTS
-    weights = next((directory / n for n in names if (directory / n).is_file()), None)
-    if weights is None:
+    whole = [directory / n for n in names if (directory / n).is_file()]
+    weights = tuple(whole[:1]) or (() if is_cobra else _shards(directory))
+    if not weights:
         raise CheckpointError(f"{directory}: no weights; expected {' or '.join(names)}")
-    opened = _run_directory(source_id, config, weights) if is_cobra else _bare_mamba(source_id, config, weights)
+    opened = _run_directory(source_id, config, weights[0]) if is_cobra else _bare_mamba(source_id, config, weights)
     vision, tokenizer = directory / "vision", directory / "tokenizer.json"
     return replace(
         opened,
@@ -161,12 +164,28 @@ def _open_directory(directory: Path, source_id: str) -> Checkpoint:
     )
 
 
+def _shards(directory: Path) -> tuple[Path, ...]:
+    """Return the files that a transformers index lists; none where there is no index."""
+    index = directory / _SHARD_INDEX
+    if not index.is_file():
+        return ()
+    table = _read_json(index).get("weight_map")
+    names = sorted({str(n) for n in table.values()}) if isinstance(table, dict) else []
+    odd = [n for n in names if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors", n)]
+    if not names or odd:
+        raise CheckpointError(f"{index}: its weight_map names {odd or 'nothing'}, expected safetensors files beside it")
+    absent = [n for n in names if not (directory / n).is_file()]
+    if absent:
+        raise CheckpointError(f"{directory}: {', '.join(absent)} missing, {_SHARD_INDEX} names it; download it again")
+    return tuple(directory / n for n in names)
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     if file.stat().st_size > _CONFIG_LIMIT_BYTES:
         raise CheckpointError(f"{file}: {file.stat().st_size} bytes, too large for a config")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(data, dict) or not isinstance(data.get("model", {}), dict):
         raise CheckpointError(f"{file}: expected a JSON object")
@@ -213,12 +232,12 @@ def _run_directory(source_id: str, config: dict[str, Any], weights: Path) -> Che
     return Checkpoint(source_id, cobra, decoder, projector, (weights,), tokenizer_hub_id=promised.tokenizer_hub_id)
 
 
-def _bare_mamba(source_id: str, config: dict[str, Any], weights: Path) -> Checkpoint:
+def _bare_mamba(source_id: str, config: dict[str, Any], weights: tuple[Path, ...]) -> Checkpoint:
     """Open a text-only Mamba in the state-spaces or the transformers layout; names differ in one place."""
-    tensors = _read_weights(weights)["llm_backbone"]
+    tensors, file = _read_weights(*weights).get("llm_backbone", {}), weights[0].name
     decoder = {k.replace("backbone.embeddings.", "backbone.embedding."): v for k, v in tensors.items()}
     eps = config.get("layer_norm_epsilon", 1e-5)
-    mamba = _infer_mamba(decoder, weights.name, float(eps) if isinstance(eps, int | float) else 1e-5)
+    mamba = _infer_mamba(decoder, file, float(eps) if isinstance(eps, int | float) else 1e-5)
     same = {
         "hidden_size": "d_model",
         "d_model": "d_model",
@@ -231,43 +250,63 @@ def _bare_mamba(source_id: str, config: dict[str, Any], weights: Path) -> Checkp
     }
     for key, name in same.items():
         if isinstance(config.get(key), int) and config[key] != getattr(mamba, name):
-            raise CheckpointError(
-                f"config.json says {key} {config[key]}, the tensors of {weights.name} say {getattr(mamba, name)}"
-            )
-    cobra = CobraConfig(source_id, None, None, mamba, prompt_style="base")
-    return Checkpoint(source_id, cobra, decoder, {}, (weights,), tokenizer_hub_id="EleutherAI/gpt-neox-20b")
+            raise CheckpointError(f"config.json says {key} {config[key]}, the tensors of {file} say {getattr(mamba, name)}")
+    model_id = re.sub(r"[^A-Za-z0-9._+-]+", "-", source_id).lstrip("._+-")[:128] or "mamba"
+    cobra = CobraConfig(model_id, None, None, mamba, prompt_style="base")
+    return Checkpoint(source_id, cobra, decoder, {}, weights, tokenizer_hub_id="EleutherAI/gpt-neox-20b")
 
 
-def _read_weights(file: Path) -> dict[str, dict[str, Tensor]]:
-    """Return {part: {name: tensor}}; a file without parts is one part, llm_backbone."""
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
+def _read_weights(*files: Path) -> dict[str, dict[str, Tensor]]:
+    """Return {part: {name: tensor}}; files without parts are one part, llm_backbone."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for file in files:
+        for part, tensors in (_read_safetensors if file.suffix == ".safetensors" else _read_pickle)(file).items():
+            parts.setdefault(part, {}).update(tensors)
+    for part, tensors in parts.items():
+        for name, tensor in tensors.items():
+            plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+            if not plain or not tensor.is_contiguous():  # an expanded tensor claims more values than the file holds
+                raise CheckpointError(f"{files[0].name}: {part}.{name} is not a plain dense tensor; save it as one")
+    return parts
 
-        try:
-            flat = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file.name}: not a whole safetensors file ({error})") from error
-        return _parts_of(flat)
+
+def _read_safetensors(file: Path) -> dict[str, dict[str, Tensor]]:
+    from safetensors.torch import load_file
+
+    try:
+        return _parts_of(load_file(file))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file.name}: not a whole safetensors file ({error})") from error
+
+
+def _read_pickle(file: Path) -> dict[str, dict[str, Tensor]]:
     try:
         data = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file.name}: refused, it is not a plain table of tensors and might run code when loaded "
-            f"({str(error).splitlines()[0][:160]}); only load checkpoints of known origin, best as safetensors"
+            f"({_first_line(error)}); only load checkpoints of known origin, best as safetensors"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can make the reader raise anything
         raise CheckpointError(
-            f"{file.name}: truncated, corrupt or not a zip-format torch file ({str(error).splitlines()[0][:160]}); "
-            "download it again"
+            f"{file.name}: truncated, corrupt or not a zip-format torch file ({_first_line(error)}); download it again"
         ) from error
     if isinstance(data, dict) and isinstance(data.get("model"), dict):
         parts = data["model"]
-        if not all(isinstance(p, dict) and all(isinstance(t, Tensor) for t in p.values()) for p in parts.values()):
+        if not all(isinstance(name, str) and _is_table(part) for name, part in parts.items()):
             raise CheckpointError(f"{file.name}: expected {{'model': {{part: {{name: tensor}}}}}}")
         return dict(parts)
-    if not isinstance(data, dict) or not all(isinstance(t, Tensor) for t in data.values()):
-        raise CheckpointError(f"{file.name}: expected a table of tensors, got {type(data).__name__}")
+    if not _is_table(data):
+        raise CheckpointError(f"{file.name}: expected a table of tensors by name, got {type(data).__name__}")
     return _parts_of(data)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def _is_table(data: object) -> bool:
+    return isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items())
 
 
 def _parts_of(flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -7,6 +7,7 @@ two are checked against each other. Nothing here imports torch: the bundle reade
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
@@ -19,6 +20,9 @@ PROJECTOR_KINDS: tuple[ProjectorKind, ...] = ("fused-gelu-mlp", "fused-ldpnet", 
 LDPNET_GRID = 14
 RESIZE_STRATEGIES = ("resize-naive", "resize-crop", "letterbox")
 PROMPT_STYLES = ("zephyr", "base")
+
+# A model's name becomes part of a path.
+_MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 # Bounds that no Mamba worth the name leaves; a manifest outside them is corrupt or hostile.
 _BOUNDS = {
@@ -161,6 +165,10 @@ class CobraConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Raise InputError when a choice is unknown or the parts do not fit."""
+        if not _MODEL_ID.fullmatch(self.model_id):
+            raise InputError(
+                f"model config: model_id {self.model_id[:140]!r} is no name; expected letters, digits, '.', '_', '+' and '-'"
+            )
         if (self.vision is None) != (self.projector is None):
             raise InputError("model config: a vision backbone and a projector come together or not at all")
         if self.image_resize_strategy not in RESIZE_STRATEGIES:

@@ -74,7 +74,7 @@ def selective_scan(
     Returns:
         out (batch, seq, d_inner) float32, and h after the last token.
 
-    Source: Gu and Dao 2023, equation 2a and algorithm 2; the argument list is that of the fused scan of mamba-ssm.
+    Source: Gu and Dao 2023, equation 2a and algorithm 2; mamba-ssm computes the same from (batch, d_inner, seq).
     """
     u, B, C, z = u.float(), B.float(), C.float(), z.float()
     delta = F.softplus(dt.float() + dt_bias.float())

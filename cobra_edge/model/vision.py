@@ -6,14 +6,18 @@ should not carry them.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, MachineError
+from .checkpoint import require_finite
 from .config import EncoderConfig, VisionConfig
 
 
@@ -44,11 +48,11 @@ class Encoder(nn.Module):
 class VisionTower(nn.Module):
     """All encoders of a backbone."""
 
-    def __init__(self, config: VisionConfig) -> None:
-        """Make the tower with random weights."""
+    def __init__(self, config: VisionConfig, encoders: Sequence[Encoder] | None = None) -> None:
+        """Make the tower of ready encoders, or of fresh ones with random weights."""
         super().__init__()
         self.config = config
-        self.encoders = nn.ModuleList(Encoder(e, config.image_size) for e in config.encoders)
+        self.encoders = nn.ModuleList(encoders or [Encoder(e, config.image_size) for e in config.encoders])
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels (batch, 3·n_encoders, size, size), each encoder's three channels normalised its own way.
@@ -91,7 +95,7 @@ def _load_encoder(encoder: nn.Module, file: Path, config: EncoderConfig) -> None
         raise CheckpointError(f"vision weights: {file.name} not found in {file.parent}; put the encoder's weights there")
     try:
         tensors = load_file(file)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
     vit: Any = encoder.vit
     wanted = vit.state_dict()
@@ -101,10 +105,25 @@ def _load_encoder(encoder: nn.Module, file: Path, config: EncoderConfig) -> None
     missing = [k for k in wanted if k not in tensors]
     if missing or extra:
         raise CheckpointError(f"{file.name}: missing tensors {missing[:5]}, unexpected tensors {extra[:5]}")
+    tensors["pos_embed"] = _resampled(tensors["pos_embed"], wanted["pos_embed"])
     for name, value in wanted.items():
+        require_finite(f"{file.name}: {name}", tensors[name])
         if tensors[name].shape != value.shape:
             raise CheckpointError(f"{file.name}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
     vit.load_state_dict({k: tensors[k].to(v.dtype) for k, v in wanted.items()})
+
+
+def _resampled(positions: Tensor, wanted: Tensor) -> Tensor:
+    """Bring position embeddings (1, side², embed_dim) to the wanted square grid, as timm does when it loads a model itself.
+
+    The published DINOv2 was trained at 518 px, the tower reads 384. What is no square grid of the wanted width is returned
+    as it is, for the shape check to refuse.
+    """
+    sides = [math.isqrt(p.shape[1]) if p.ndim == 3 else 0 for p in (positions, wanted)]
+    square = all(s * s == p.shape[1] for s, p in zip(sides, (positions, wanted), strict=True) if p.ndim == 3)
+    if positions.ndim != 3 or not square or sides[0] < 2 or sides[0] == sides[1] or positions.shape[2] != wanted.shape[2]:
+        return positions
+    return resample_abs_pos_embed(positions, [sides[1]] * 2, [sides[0]] * 2, num_prefix_tokens=0)
 
 
 def _tower_from_hub(config: VisionConfig) -> VisionTower:
@@ -120,7 +139,4 @@ def _tower_from_hub(config: VisionConfig) -> VisionTower:
                 "connect once, or give a directory with --vision-weights"
             ) from error
         encoders.append(Encoder(e, config.image_size, vit))
-    tower = VisionTower.__new__(VisionTower)
-    nn.Module.__init__(tower)
-    tower.config, tower.encoders = config, nn.ModuleList(encoders)
-    return tower.eval()
+    return VisionTower(config, encoders).eval()

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -55,10 +56,23 @@ def export_onnx(model: VisionModel, config: CobraConfig, file: Path) -> None:
             verbose=False,
         )
     assert program is not None
+    _forget_where_it_was_made(program.model)
     weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     program.save(str(file), external_data=weights_bytes > EXTERNAL_DATA_ABOVE_BYTES)
     del program
     onnx.checker.check_model(str(file))
+
+
+def _forget_where_it_was_made(model: Any) -> None:
+    """Drop the exporter's notes: they hold the builder's file paths, and make equal exports differ."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
 
 
 def check_parity(
