@@ -9,7 +9,10 @@ only then give the directory its name.
 
 from __future__ import annotations
 
+import itertools
+import math
 import shutil
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,7 @@ from .bundle import (
     file_entries,
     staged_directory,
 )
-from .errors import DriftError, MachineError
+from .errors import DriftError, InputError, MachineError
 from .image import ImageTransform, load_picture
 from .memory import plan_memory
 from .model_card import model_card
@@ -47,7 +50,7 @@ from .regress.suite import HELDOUT, Line, read_suite
 from .scheme import scheme_named
 from .tables import drift_table, memory_table
 from .targets import Target, target_named
-from .terminal import errors, main_of, print_json, progress, results
+from .terminal import errors, main_of, print_json, progress, results, say
 from .text import END_OF_TEXT, PromptTemplate, TextCodec
 from .version import __version__
 
@@ -136,6 +139,7 @@ def export_bundle(
         bar.advance(hashing)
         del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need room
         drift = _measure(Bundle(stage, manifest), len(lines), bar)
+        _require_finite_drift(drift)
         verdicts = judge(drift, limits, chosen.name)
         manifest = msgspec.structs.replace(manifest, drift=drift)
         (stage / CARD).write_text(model_card(manifest, target), encoding="utf-8")
@@ -147,16 +151,24 @@ def export_bundle(
 
 def _require_torch() -> None:
     try:
-        import timm  # noqa: F401 - only whether they are there
+        import onnx  # noqa: F401 - only whether they are there
+        import onnxscript  # noqa: F401
+        import timm  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
         raise MachineError(f"export needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
 
 
 def _spread(lines: list[Line], wanted: int) -> list[Line]:
-    """Return `wanted` lines spread evenly over the suite."""
-    wanted = min(wanted, len(lines))
-    return [lines[i * len(lines) // wanted] for i in range(wanted)]
+    """Return `wanted` lines, as many of each task as of the others, spread evenly over each task's own."""
+    wanted, by_task = min(wanted, len(lines)), defaultdict[str, list[Line]](list)
+    for line in lines:
+        by_task[line.task].append(line)
+    counts = dict.fromkeys(by_task, 0)
+    for task in itertools.islice(itertools.cycle(by_task), wanted * len(by_task)):
+        if sum(counts.values()) < wanted and counts[task] < len(by_task[task]):
+            counts[task] += 1
+    return [of[i * len(of) // counts[task]] for task, of in by_task.items() for i in range(counts[task])]
 
 
 def _write_vision(
@@ -219,6 +231,8 @@ def _write_golden(
     task = bar.add_task("float reference", total=checkpoint.config.mamba.n_layer)
     keep = [len(t) - s for t, s in zip(tokens, starts, strict=True)]
     logits = reference_logits(checkpoint, sequences, keep, lambda: bar.advance(task))
+    if not all(torch.isfinite(values).all() for values in logits):
+        raise InputError("the float model itself gives logits that are not finite; the checkpoint is damaged or overflows")
     golden = []
     for line, seen, ids, start, values in zip(lines, embeddings, tokens, starts, logits, strict=True):
         picture = None
@@ -240,6 +254,16 @@ def _measure(bundle: Bundle, n_lines: int, bar: Any) -> Drift:
 
     task = bar.add_task("drift of the finished bundle", total=n_lines)
     return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task))
+
+
+def _require_finite_drift(drift: Drift) -> None:
+    measured = msgspec.structs.asdict(drift)
+    odd = [name for name, value in measured.items() if isinstance(value, float) and not math.isfinite(value)]
+    if odd:
+        raise DriftError(
+            f"the drift is not finite ({', '.join(odd)}): the quantized decoder overflows where the float one does not; "
+            "nothing was written, take more bits"
+        )
 
 
 @click.command(epilog="Example: python -m cobra_edge.export --target jetson --checkpoint mini --out bundles/mini --force")
@@ -274,10 +298,10 @@ def command(target_name: str, checkpoint: str | None, method: str, as_json: bool
         })  # fmt: skip
     else:
         for name, reason in exported.kept_float.items():
-            results.print(f"kept in float16: {name} ({reason})", highlight=False)
+            say(f"kept in float16: {name} ({reason})")
         results.print(memory_table(exported.manifest, target))
         results.print(drift_table(exported.manifest, exported.verdicts))
-        results.print(f"bundle: {exported.directory}", highlight=False, soft_wrap=True)
+        say(f"bundle: {exported.directory}")
     exceeded = [v.measure for v in exported.verdicts if v.within is False]
     if exceeded:
         raise DriftError(

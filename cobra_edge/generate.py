@@ -32,6 +32,8 @@ class Sampling(msgspec.Struct, frozen=True):
             raise InputError(f"temperature is {self.temperature}, expected 0 (greedy) to 100")
         if self.top_k < 0:
             raise InputError(f"top-k is {self.top_k}, expected 0 (all) or more")
+        if not 0 <= self.seed < 1 << 64:
+            raise InputError(f"seed is {self.seed}, expected 0 to 2^64 - 1")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top-p is {self.top_p}, expected more than 0 and at most 1")
 
@@ -45,11 +47,12 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
         raise InputError("the decoder produced logits that are not finite; check the bundle with cobra_edge.inspect")
     if sampling.temperature == 0:
         return int(np.argmax(logits))
-    scaled = logits.astype(np.float64) / sampling.temperature
-    order = np.argsort(-scaled, kind="stable")
+    order = np.argsort(-logits, kind="stable")
     if sampling.top_k:
         order = order[: sampling.top_k]
-    p = np.exp(scaled[order] - scaled[order[0]])
+    below = logits[order].astype(np.float64) - float(logits[order[0]])  # before the division: it may overflow, to -inf
+    with np.errstate(over="ignore"):
+        p = np.exp(below / sampling.temperature)
     p /= p.sum()
     kept = int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1
     p = p[:kept] / p[:kept].sum()

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from .bundle import Bundle
 from .regress.budget import judge, read_budget
-from .tables import bits_per_weight, drift_table, megabytes, memory_table
-from .targets import target_named
-from .terminal import main_of, print_json, results
+from .tables import bits_per_weight, cell, drift_table, megabytes, memory_table
+from .targets import targets
+from .terminal import main_of, print_json, results, say
 
 
 @click.command(epilog="Example: python -m cobra_edge.inspect BUNDLE --json")
@@ -25,34 +25,41 @@ def command(bundle: Path, as_json: bool) -> None:
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     opened.decoder_tensors()
+    budget = read_budget()
+    scheme, drift = manifest.recipe.scheme, manifest.drift
+    verdicts = judge(drift, budget, scheme) if drift is not None and scheme in budget.schemes else []
     if as_json:
-        print_json({"manifest": manifest, "bits_per_weight": bits_per_weight(manifest)})
+        print_json({
+            "manifest": manifest,
+            "bits_per_weight": bits_per_weight(manifest),
+            "memory_total_bytes": manifest.memory_plan.total_bytes,
+            "drift_verdicts": verdicts,
+        })  # fmt: skip
         return
-    model, target = manifest.model, target_named(manifest.target)
+    model, target = manifest.model, targets().get(manifest.target)
     eyes = "no vision" if model.vision is None else f"{model.vision.backbone_id}, {model.n_visual_tokens} visual tokens"
-    results.print(
+    say(
         f"{model.model_id} from {manifest.source.id}: {eyes}; Mamba of {model.mamba.n_layer} layers, "
-        f"d_model {model.mamba.d_model}, {model.mamba.n_parameters / 1e6:,.1f} M weights, vocabulary {model.mamba.vocab}",
-        highlight=False,
+        f"d_model {model.mamba.d_model}, {model.mamba.n_parameters / 1e6:,.1f} M weights, vocabulary {model.mamba.vocab}"
     )
-    results.print(
-        f"for {target.title}: vision by {target.vision_runtime}, decoder by {target.decoder_runtime}", highlight=False
-    )
+    if target is None:
+        say(f"for {manifest.target}, a target this installation has no profile of")
+    else:
+        say(f"for {target.title}: vision by {target.vision_runtime}, decoder by {target.decoder_runtime}")
     files = Table(title="files, all as exported", title_justify="left")
     files.add_column("file")
     files.add_column("size", justify="right")
     for name, entry in manifest.files.items():
-        files.add_row(name, megabytes(entry.bytes))
+        files.add_row(cell(name), megabytes(entry.bytes))
     results.print(files)
-    recipe = Table(title=f"recipe: {manifest.recipe.scheme}, {manifest.recipe.method}", title_justify="left")
+    recipe = Table(title=cell(f"recipe: {manifest.recipe.scheme}, {manifest.recipe.method}"), title_justify="left")
     recipe.add_column("tensor")
     recipe.add_column("stored as")
     for name, storage in manifest.recipe.tensors.items():
-        recipe.add_row(name, storage)
+        recipe.add_row(cell(name), cell(storage))
     recipe.add_row("all others", "float32")
     results.print(recipe)
     results.print(memory_table(manifest, target))
-    verdicts = [] if manifest.drift is None else judge(manifest.drift, read_budget(), manifest.recipe.scheme)
     results.print(drift_table(manifest, verdicts))
 
 

@@ -22,7 +22,7 @@ Made by cobra_edge {version} from `{source}` (sha256 `{sha}`), weights as **{sch
 
 {drift}
 
-Measured on {measured}. Check it on the device itself, and ask it something:
+Measured on {measured}. Check that the copy on the device is whole, and ask it something:
 
 ```
 python -m cobra_edge.inspect .

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from .bundle import DECODER, Manifest
 from .regress.budget import Verdict
 from .targets import Target
+from .terminal import plain
 
 _LABELS = {
     "kld_mean": "KLD, mean (nats)",
@@ -16,6 +18,11 @@ _LABELS = {
     "perplexity_ratio": "perplexity, quantized / float",
     "vision_relative_rms": "visual embeddings, relative RMS",
 }
+
+
+def cell(text: str) -> Text:
+    """Return text from a file as a table's cell or title: no markup, no control characters."""
+    return Text(plain(text))
 
 
 def figure(value: float | None) -> str:
@@ -51,7 +58,8 @@ def drift_table(manifest: Manifest, verdicts: list[Verdict]) -> Table:
     """Return the drift against the float model, beside its budget."""
     drift = manifest.drift
     where = "not measured" if drift is None else f"{drift.lines} golden lines, {drift.positions} answer tokens, {drift.runtime}"
-    table = Table(title=f"drift of {manifest.recipe.scheme} from the float model ({where})", title_justify="left")
+    title = cell(f"drift of {manifest.recipe.scheme} from the float model ({where})")
+    table = Table(title=title, title_justify="left")
     table.add_column("measure")
     for column in ("value", "limit", ""):
         table.add_column(column, justify="right")
@@ -60,10 +68,10 @@ def drift_table(manifest: Manifest, verdicts: list[Verdict]) -> Table:
     return table
 
 
-def memory_table(manifest: Manifest, target: Target) -> Table:
-    """Return the memory plan."""
+def memory_table(manifest: Manifest, target: Target | None) -> Table:
+    """Return the memory plan; the target is None where this installation has no profile of it."""
     plan = manifest.memory_plan
-    table = Table(title=f"memory on {target.title}", title_justify="left")
+    table = Table(title=cell(f"memory on {target.title if target else manifest.target}"), title_justify="left")
     table.add_column("part")
     table.add_column("size", justify="right")
     table.add_row("vision graph", megabytes(plan.vision_bytes))

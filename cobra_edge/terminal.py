@@ -54,7 +54,8 @@ def run_command(command: click.Command, arguments: Sequence[str] | None = None) 
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
         force=True,
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         command.main(given, standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -65,21 +66,41 @@ def run_command(command: click.Command, arguments: Sequence[str] | None = None) 
     except (KeyboardInterrupt, click.Abort):
         errors.print("interrupted", highlight=False)
         return EXIT_INTERRUPTED
-    except CobraEdgeError as error:
-        if debug:
-            raise
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return error.exit_code
-    except MemoryError:
-        errors.print("error: out of memory; close other programs or take a smaller model", style="red")
-        return MachineError.exit_code
     except BrokenPipeError:
         return 0
+    except Exception as error:
+        if debug:
+            errors.print_exception()
+        message, code = _explain(error)
+        errors.print(f"error: {plain(message)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return code
     return 0
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """Return the line and the exit code for an error; one that nobody foresaw must not look like a drift (1)."""
+    if isinstance(error, CobraEdgeError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs or take a smaller model", MachineError.exit_code
+    if isinstance(error, OSError):
+        return f"{error}; check the path and the disk", MachineError.exit_code
+    kind = type(error).__name__
+    return f"unforeseen {kind} ({error}); run again with --debug and report what it prints", MachineError.exit_code
+
+
+def plain(text: str) -> str:
+    """Return text from a file or a user without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def say(text: str) -> None:
+    """Print one line of a result as it is: nothing in it is markup, whatever a file put there."""
+    results.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def main_of(command: click.Command) -> Callable[[], None]:

@@ -68,6 +68,9 @@ class TextCodec:
             tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # the tokenizers library raises bare Exception
             raise InputError(f"{file.name}: not a readable tokenizer ({error})") from error
+        # A file may carry these settings of its training; a prompt cut short in silence would be answered wrongly.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         end_id = tokenizer.token_to_id(END_OF_TEXT)
         if end_id is None:
             raise InputError(f"{file.name}: has no {END_OF_TEXT} token, which ends every answer of this model")

@@ -230,3 +230,115 @@ def test_memory_of_the_published_model():
     recipe, _ = round_to_nearest_recipe(COBRA_3B.mamba, SCHEMES["fp16"])
     with pytest.raises(InputError, match=r"does not fit Jetson Orin Nano 8GB: 1\d\.\d\d GB needed .* 8\.00 GB there"):
         plan_memory(COBRA_3B, recipe, target_named("jetson"))
+
+
+def test_an_unforeseen_error_does_not_look_like_drift(monkeypatch, capfd, tmp_path):
+    def broken(*_, **__):
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(export_module, "export_bundle", broken)
+    assert run_command(export_module.command, ["--target", "cpu"]) == 3
+    err = capfd.readouterr().err
+    assert "unforeseen ZeroDivisionError (of all things)" in err and "--debug" in err and "Traceback" not in err
+    assert run_command(export_module.command, ["--target", "cpu", "--debug"]) == 3
+    assert "Traceback" in capfd.readouterr().err
+    monkeypatch.undo()
+    assert run_command(export_module.command, ["--target", "nowhere", "--debug"]) == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_nothing_in_a_name_is_obeyed(export, tmp_path):
+    """Neither rich's markup nor a terminal's escape sequences, wherever they come from."""
+    out = tmp_path / "out" / "x[/y]\x1b[31m[red]z"
+    code, text, err = export("--scheme", "w8a16-g128", out=out)
+    assert code == 0 and "x[/y]\ufffd[31m[red]z" in text and "\x1b[31m[red]" not in text + err
+    assert run_command(inspect.command, [str(out)]) == 0
+    assert run_command(inspect.command, ["no[/such]\x1b"]) == 2
+
+
+def test_golden_lines_are_of_every_task():
+    from collections import Counter
+
+    from cobra_edge.regress.suite import HELDOUT, read_suite
+
+    lines = read_suite(HELDOUT)
+    for wanted in (1, 4, 5, 32, len(lines), len(lines) + 1):
+        chosen = export_module._spread(lines, wanted)
+        counts = Counter(line.task for line in chosen)
+        assert len(chosen) == min(wanted, len(lines)) == len(set(chosen))
+        assert len(counts) == min(wanted, 5)
+        assert wanted > 100 or max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_a_float_model_that_overflows_is_said(export, text_only, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(text_only / "model.safetensors")
+    tensors["backbone.norm_f.weight"][:] = 3e38
+    save_file(tensors, text_only / "model.safetensors")
+    code, _, err = export()
+    assert code == 2 and "not finite" in " ".join(err.split()) and "partial" not in err
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_a_disk_that_fills_up_with_the_golden_lines(export, tmp_path, monkeypatch):
+    real = TensorFileWriter.write
+
+    def write(self, name, values):
+        if name.endswith(".logits"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, name, values)
+
+    monkeypatch.setattr(TensorFileWriter, "write", write)
+    code, _, err = export()
+    assert code == 3 and "No space left" in err
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_a_model_too_large_for_its_target_writes_nothing(text_only, tmp_path, monkeypatch, capfd):
+    import msgspec
+
+    small = msgspec.structs.replace(target_named("jetson"), memory_gb=0.1, reserved_gb=0.0999)
+    monkeypatch.setattr(export_module, "target_named", lambda name: small)
+    arguments = ["--target", "jetson", "--checkpoint", str(text_only), "--out", str(tmp_path / "out" / "b")]
+    assert run_command(export_module.command, arguments) == 2
+    err = " ".join(capfd.readouterr().err.split())
+    assert "does not fit Jetson Orin Nano" in err and "take fewer bits or a larger target" in err
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_two_exports_are_the_same_bytes(export, tmp_path):
+    for name in ("a", "b"):
+        assert export(out=tmp_path / "out" / name)[0] == 0
+    one, two = (Bundle.open(tmp_path / "out" / name).manifest.files for name in ("a", "b"))
+    assert one == two
+
+
+def test_out_of_memory_is_one_line(monkeypatch, capfd):
+    def broken(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(export_module, "export_bundle", broken)
+    assert run_command(export_module.command, ["--target", "cpu"]) == 3
+    assert "out of memory" in capfd.readouterr().err
+
+
+def test_inspect_of_a_target_from_elsewhere(mini_bundle, tmp_path, capfd):
+    import shutil
+
+    copy = shutil.copytree(mini_bundle("w4a16-g128"), tmp_path / "b")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["target"] = "toaster"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert run_command(inspect.command, [str(copy)]) == 0
+    assert "toaster, a target this installation has no profile of" in capfd.readouterr().out
+
+
+def test_a_drift_that_is_no_number_is_never_shipped(export, tmp_path, monkeypatch):
+    import msgspec
+
+    real = export_module._measure
+    monkeypatch.setattr(export_module, "_measure", lambda *a: msgspec.structs.replace(real(*a), kld_mean=float("nan")))
+    code, _, err = export()
+    assert code == 1 and "the drift is not finite (kld_mean)" in " ".join(err.split())
+    assert leftovers(tmp_path / "out") == []

@@ -25,7 +25,7 @@ def blind(tiny_bundle):
     return cobra_edge.load(tiny_bundle)
 
 
-@pytest.mark.parametrize("kernels", ["numpy", "torch"])
+@pytest.mark.parametrize("kernels", ["native", "numpy", "torch"])
 def test_asking_a_remembered_image_gives_the_same_bits(mini_bundle, kernels, tmp_path):
     session = cobra_edge.load(mini_bundle("w4a16-g128"), kernels=kernels)
     state = session.look(PICTURE)
@@ -81,7 +81,7 @@ def test_an_empty_prompt_is_refused(session, prompt):
 
 
 def test_a_prompt_longer_than_the_model_takes(session):
-    with pytest.raises(InputError, match=r"the prompt is \d+ tokens, the model takes 959 beside 64 visual ones"):
+    with pytest.raises(InputError, match=r"the prompt is \d+ tokens, the model takes 959 after 64 already read"):
         session.ask(PICTURE, "a red circle " * 400)
     with pytest.raises(InputError, match="max-new-tokens"):
         session.ask(PICTURE, "Hello?", max_new_tokens=0)
@@ -129,7 +129,26 @@ def test_choosing():
         choose(np.array([0.0, np.nan], np.float32), Sampling(), rng)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 2}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1}, {"seed": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 2}]
+)
 def test_sampling_that_means_nothing(bad):
     with pytest.raises(InputError):
         Sampling(**bad)
+
+
+def test_a_state_of_another_model_is_refused(session, blind):
+    with pytest.raises(InputError, match="the state is of another model"):
+        session.ask(blind.decoder.new_state(), "Is there a red circle?")
+
+
+def test_what_a_state_has_read_counts_against_the_limit(session):
+    state = session.look(MINI / "demo.png")
+    state.n_tokens = session.config.max_length - 3
+    with pytest.raises(InputError, match="the model takes 2 after 1021 already read"):
+        session.ask(state, "Is there a red circle?")
+
+
+def test_the_smallest_temperature_is_greedy():
+    logits, rng = np.array([0.5, 3.0, 2.9], np.float32), np.random.default_rng(0)
+    assert {choose(logits, Sampling(temperature=1e-320), rng) for _ in range(20)} == {1}
