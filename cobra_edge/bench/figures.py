@@ -29,10 +29,10 @@ def quality_table() -> str:
     """Return drift and accuracy of each scheme as Markdown."""
     rows = read_result("quality")["rows"]
     tasks = [*GOALS, "caption"]
-    head = ["scheme", "bits / weight", "mean KLD (nats)", "p99 KLD", "top-1", *tasks, "caption perplexity"]
+    head = ["scheme", "activations", "bits / weight", "mean KLD (nats)", "p99 KLD", "top-1", *tasks, "caption perplexity"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for r in rows:
-        cells = [r["scheme"], f"{r['bits_per_weight']:.2f}", f"{r['kld_mean']:.2e}", f"{r['kld_p99']:.2e}"]
+        cells = [r["scheme"], r["activations"], f"{r['bits_per_weight']:.2f}", f"{r['kld_mean']:.2e}", f"{r['kld_p99']:.2e}"]
         cells += [f"{r['top1_agreement']:.2%}", *(f"{r['accuracy'][t]:.1%}" for t in tasks)]
         lines.append("| " + " | ".join([*cells, f"{r['caption_perplexity']:.3f}"]) + " |")
     return "\n".join(lines)
@@ -79,6 +79,11 @@ def with_tables(text: str) -> str:
     return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
 
+def label(row: dict[str, Any]) -> str:
+    """Name a row of the quality result in a plot."""
+    return f"{row['scheme']}, {row['activations']}"
+
+
 def draw_drift(file: Path) -> None:
     """Draw bits per weight against mean KLD and against lost accuracy, one point a scheme."""
     import matplotlib
@@ -91,7 +96,7 @@ def draw_drift(file: Path) -> None:
     for r in rows:
         if r["kld_mean"] > 0:
             left.plot(r["bits_per_weight"], r["kld_mean"], "o", markersize=9)
-            left.annotate(r["scheme"], (r["bits_per_weight"], r["kld_mean"]), textcoords="offset points", xytext=(10, 4))
+            left.annotate(label(r), (r["bits_per_weight"], r["kld_mean"]), textcoords="offset points", xytext=(10, 4))
     left.set(yscale="log", xlabel="bits per weight of the decoder", ylabel="mean KLD from float (nats)", xlim=(3, 12))
     left.set_title("drift of cobra-mini, held-out suite")
     left.grid(alpha=0.3, which="both")
@@ -99,10 +104,10 @@ def draw_drift(file: Path) -> None:
     width = 0.8 / len(rows)
     for index, r in enumerate(rows):
         places = [i + (index - (len(rows) - 1) / 2) * width for i in range(len(tasks))]
-        right.bar(places, [100 * r["accuracy"][t] for t in tasks], width, label=r["scheme"])
+        right.bar(places, [100 * r["accuracy"][t] for t in tasks], width, label=label(r))
     right.set_xticks(range(len(tasks)), tasks)
-    right.set(ylabel="exact answers (%)", ylim=(0, 115), title="answers")
-    right.legend(ncols=3, loc="upper center", frameon=False)
+    right.set(ylabel="exact answers (%)", ylim=(0, 135), title="answers")
+    right.legend(ncols=2, fontsize="small", loc="upper center", frameon=False)
     right.grid(alpha=0.3, axis="y")
     figure.tight_layout()
     figure.savefig(file, dpi=110, metadata={"Software": None})

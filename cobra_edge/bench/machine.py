@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 
 def machine() -> dict[str, Any]:
     """Return processor, cores, memory, Python and library versions, and the commit."""
-    libraries = {name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime", "numpy")}
+    libraries = {name: _version(name) for name in ("torch", "timm", "onnx", "onnxruntime", "numpy")}
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -24,6 +24,13 @@ def machine() -> dict[str, Any]:
         "libraries": libraries,
         "commit": _commit(),
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:
@@ -40,6 +47,9 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+_POLL_SECONDS = 0.05
+
+
 @dataclass(frozen=True)
 class Finished:
     """A child process that ended."""
@@ -51,11 +61,29 @@ class Finished:
 
 
 def measure(arguments: list[str]) -> Finished:
-    """Run `python -m …` as a child; its stderr goes through. The peak is its largest resident set, mapped files included."""
+    """Run `python -m …` as a child; its stderr goes through.
+
+    The peak is its largest resident set, mapped files included: the kernel's high-water mark, read while the child runs. The
+    figure that comes with its exit would not do: a child begins with its parent's mark.
+    """
     began = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    stdout = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    return Finished(child.returncode, stdout, time.perf_counter() - began, usage.ru_maxrss * 1024)
+    peak = 0
+    while True:
+        peak = max(peak, _high_water_mark(child.pid))
+        try:
+            stdout, _ = child.communicate(timeout=_POLL_SECONDS)
+            return Finished(child.returncode, stdout, time.perf_counter() - began, peak)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _high_water_mark(pid: int) -> int:
+    """Return the largest resident set of a running process so far, in bytes; 0 when it has gone."""
+    try:
+        for row in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if row.startswith("VmHWM:"):
+                return int(row.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return 0

@@ -9,6 +9,7 @@ import numpy as np
 from rich.progress import Progress
 
 from ..bundle import Bundle
+from ..decode.decoder import ACTIVATIONS, DecoderOptions
 from ..export import export_bundle
 from ..regress.accuracy import LineResult, run_suite
 from ..regress.metrics import kl_divergence, top1_agreement
@@ -22,7 +23,10 @@ REFERENCE = "fp16"  # cobra-mini is float16 as it ships, so this build has its w
 
 
 def measure_schemes(folder: Path, bar: Progress) -> list[dict[str, Any]]:
-    """Export cobra-mini by each scheme into `folder`, run the suite, and return one row a scheme, the reference first."""
+    """Export cobra-mini by each scheme into `folder`, run the suite, and return one row a scheme and form of activations.
+
+    The reference comes first; its weights are not quantized, so its activations have one form.
+    """
     lines = read_suite(HELDOUT)
     reference: list[LineResult] = []
     rows = []
@@ -30,23 +34,23 @@ def measure_schemes(folder: Path, bar: Progress) -> list[dict[str, Any]]:
         assert reference or scheme == REFERENCE
         exported = export_bundle("mini", target_named("cpu"), folder / scheme, scheme=scheme)
         bundle = Bundle.open(exported.directory)
-        task = bar.add_task(f"held-out suite, {scheme}", total=len(lines))
-        session = load(bundle)
-        found = list(run_suite(session, lines, HELDOUT.parent, lambda task=task: bar.advance(task)))  # type: ignore[misc]
-        reference = reference or found
-        rows.append(_row(scheme, session.decoder.name, bits_per_weight(bundle.manifest), found, reference))
+        for activations in ACTIVATIONS if scheme != REFERENCE else ("float32",):
+            task = bar.add_task(f"held-out suite, {scheme}, {activations} activations", total=len(lines))
+            session = load(bundle, options=DecoderOptions(activations=activations))
+            found = list(run_suite(session, lines, HELDOUT.parent, lambda task=task: bar.advance(task)))  # type: ignore[misc]
+            reference = reference or found
+            named = {"scheme": scheme, "activations": activations, "decoder": session.decoder.name}
+            rows.append(named | _row(bits_per_weight(bundle.manifest), found, reference))
     return rows
 
 
-def _row(scheme: str, runtime: str, bits: float, found: list[LineResult], reference: list[LineResult]) -> dict[str, Any]:
+def _row(bits: float, found: list[LineResult], reference: list[LineResult]) -> dict[str, Any]:
     pairs = list(zip(reference, found, strict=True))
     kld = np.concatenate([kl_divergence(a.logits, b.logits) for a, b in pairs])
     agree = np.concatenate([top1_agreement(a.logits, b.logits) for a, b in pairs])
     tasks = sorted({r.line.task for r in found})
     caption = np.concatenate([r.nll for r in found if r.line.task == "caption"])
     return {
-        "scheme": scheme,
-        "decoder": runtime,
         "bits_per_weight": round(bits, 3),
         "lines": len(found),
         "answer_tokens": len(kld),

@@ -1,22 +1,9 @@
-"""Random checkpoints in published shapes, written as original run directories: full size without a download.
-
-The numbers mean nothing, the sizes are exact: what export, memory and speed depend on.
-"""
+"""Published shapes, by name: what is measured at full size without a download."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
-
-import torch
-from safetensors.torch import save_file
-
 from ..errors import InputError, near_matches
-from ..model.config import MambaConfig, decoder_shapes, projector_shapes, vision_backbone
-from ..model.vision import Encoder, encoder_file
-from ..resources import MINI
+from ..model.config import MambaConfig
 
 # Shape name -> sizes of the decoder, vision backbone, arch_specifier, llm_backbone_id.
 SHAPES: dict[str, tuple[MambaConfig, str, str, str]] = {
@@ -35,54 +22,8 @@ SHAPES: dict[str, tuple[MambaConfig, str, str, str]] = {
 }
 
 
-def write_random_checkpoint(shape: str, directory: Path, on_part: Callable[[], None] = lambda: None) -> None:
-    """Write a run directory of random bfloat16 weights in a published shape, with encoder weights and a tokenizer.
-
-    Args:
-        shape: a name of SHAPES.
-        directory: where; must not exist.
-        on_part: called after the decoder and after each encoder, for progress.
-
-    Raises:
-        InputError: an unknown shape.
-    """
-    if shape not in SHAPES:
-        raise InputError(f"unknown shape {shape!r}{near_matches(shape, SHAPES)}")
-    mamba, backbone_id, arch, llm_id = SHAPES[shape]
-    vision = vision_backbone(backbone_id)
-    (directory / "checkpoints").mkdir(parents=True)
-    config = {
-        "model_id": f"{shape}-random",
-        "arch_specifier": arch,
-        "vision_backbone_id": backbone_id,
-        "llm_backbone_id": llm_id,
-        "image_resize_strategy": "resize-naive",
-        "llm_max_length": 2048,
-    }
-    (directory / "config.json").write_text(json.dumps({"model": config}, indent=2))
-    shutil.copyfile(MINI / "tokenizer.json", directory / "tokenizer.json")
-    random = torch.Generator().manual_seed(0)
-    decoder = {f"llm.{k}": _random(k, s, random) for k, s in decoder_shapes(mamba).items()}
-    decoder["llm.lm_head.weight"] = decoder["llm.backbone.embedding.weight"]
-    shapes = projector_shapes("fused-gelu-mlp", vision.feature_dim, mamba.d_model)
-    projector = {k: _random(k, s, random) for k, s in shapes.items()}
-    parts = {"projector": projector, "llm_backbone": decoder}
-    torch.save({"model": parts}, directory / "checkpoints" / "latest-checkpoint.pt")
-    del parts, decoder, projector
-    on_part()
-    (directory / "vision").mkdir()
-    for index, encoder in enumerate(vision.encoders):
-        torch.manual_seed(index)
-        weights = Encoder(encoder, vision.image_size).vit.state_dict()
-        save_file(weights, directory / "vision" / encoder_file(vision, index))
-        on_part()
-
-
-def _random(name: str, shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
-    """Return values that keep a deep decoder finite."""
-    if name.endswith("A_log"):
-        return torch.log(torch.arange(1.0, shape[1] + 1)).repeat(shape[0], 1).bfloat16()
-    if name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
-        return torch.ones(shape, dtype=torch.bfloat16)
-    values = torch.empty(shape, dtype=torch.bfloat16).normal_(generator=random)
-    return values.mul_(0.1 if len(shape) == 1 else shape[-1] ** -0.5)
+def shape_named(name: str) -> tuple[MambaConfig, str, str, str]:
+    """Return a shape of the table. Raises InputError with near matches."""
+    if name not in SHAPES:
+        raise InputError(f"unknown shape {name!r}{near_matches(name, SHAPES)}")
+    return SHAPES[name]

@@ -13,9 +13,14 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ..errors import MachineError
-from ..tables import figure
+from ..bundle import Bundle
+from ..decode.decoder import ACTIVATIONS, DecoderOptions
+from ..errors import InputError, MachineError
+from ..scheme import scheme_named
+from ..tables import cell, figure
+from ..targets import target_named
 from ..terminal import print_json, progress, results
+from .shapes import shape_named
 
 RESULTS = Path("bench") / "results"
 
@@ -45,8 +50,12 @@ def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_li
 
     The drift of random weights says nothing about a trained model and is not kept.
     """
+    shape_named(shape), scheme_named(scheme), target_named(target)  # before gigabytes are written
+    try:
+        from .random_checkpoint import write_random_checkpoint
+    except ImportError as error:
+        raise MachineError(f"bench export needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
     from .machine import machine, measure
-    from .shapes import write_random_checkpoint
 
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         source, out = Path(folder) / shape, Path(folder) / "bundle"
@@ -92,6 +101,66 @@ def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_li
     results.print(f"kept: {file}", highlight=False)
 
 
+@command.command(epilog="Example: python -m cobra_edge.bench decode --shape cobra-3b --scheme w4a16-g128")
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--shape", default="cobra-3b", show_default=True, help="Random weights of a published shape; without BUNDLE.")
+@click.option("--scheme", "schemes", multiple=True, help="Of the random weights; may be given again. Default: w4a16-g128.")
+@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@click.option("--prompt-tokens", multiple=True, type=click.IntRange(1), default=(256, 768), show_default=True)
+@click.option("--new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Steps timed together.")
+@click.option("--context", multiple=True, type=click.IntRange(1), default=(64, 16384), show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Default: one a physical core.")
+@click.option("--activations", type=click.Choice(ACTIVATIONS), default="int8", show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def decode(
+    bundle: Path | None,
+    shape: str,
+    schemes: tuple[str, ...],
+    device: str,
+    prompt_tokens: tuple[int, ...],
+    new_tokens: int,
+    context: tuple[int, ...],
+    rounds: int,
+    threads: int | None,
+    activations: str,
+    as_json: bool,
+) -> None:
+    """Time prefill and decoding of BUNDLE, or of random weights in a published shape, beside the memory's bandwidth.
+
+    Before anything is timed the native decoder is compared with the numpy one; where they differ no figure is printed.
+    """
+    from .decode import measure_decode, random_bundle
+    from .machine import machine
+
+    if bundle is not None and schemes:
+        raise InputError("--scheme is of random weights and BUNDLE has its own; give one of them")
+    options, rows = DecoderOptions(threads, activations), []
+    with progress() as bar:
+        for scheme in schemes or ("w4a16-g128",):
+            opened = (
+                random_bundle(shape_named(shape)[0], scheme, Path("bundles") / f"bench-{shape}-{scheme}", bar)
+                if bundle is None
+                else Bundle.open(bundle)
+            )
+            rows.append(measure_decode(opened, options, list(prompt_tokens), new_tokens, list(context), rounds, bar))
+    name = shape if bundle is None else opened.manifest.model.model_id
+    result = {"bench": "decode", "model": name, "device": device, "rows": rows, "machine": machine()}
+    file = keep(f"{device}-decode-{name}", result)
+    if as_json:
+        print_json(result)
+        return
+    for row in rows:
+        title = f"{name} as {row['scheme']}, {row['activations']} activations, {row['kernels']}, {row['threads']} threads"
+        table = Table(title=cell(title), title_justify="left")
+        for column in ("measure", "median", "low", "high"):
+            table.add_column(column, justify="left" if column == "measure" else "right")
+        for measure, value in row["figures"].items():
+            table.add_row(measure, *(figure(value[k]) for k in ("median", "low", "high")))
+        results.print(table)
+    results.print(f"kept: {file}", highlight=False)
+
+
 @command.command(epilog="Example: python -m cobra_edge.bench quality")
 @click.option("--json", "as_json", is_flag=True)
 def quality(as_json: bool) -> None:
@@ -108,10 +177,16 @@ def quality(as_json: bool) -> None:
         return
     table = Table(title=f"cobra-mini on {rows[0]['lines']} held-out lines", title_justify="left")
     tasks = list(rows[0]["accuracy"])
-    for column in ("scheme", "bits", "mean KLD", "top-1", *tasks, "ppl"):
-        table.add_column(column, justify="left" if column == "scheme" else "right")
+    for column in ("scheme", "activations", "bits", "mean KLD", "top-1", *tasks, "ppl"):
+        table.add_column(column, justify="left" if column in ("scheme", "activations") else "right")
     for r in rows:
-        cells = [r["scheme"], f"{r['bits_per_weight']:.2f}", f"{r['kld_mean']:.1e}", f"{r['top1_agreement']:.1%}"]
+        cells = [
+            r["scheme"],
+            r["activations"],
+            f"{r['bits_per_weight']:.2f}",
+            f"{r['kld_mean']:.1e}",
+            f"{r['top1_agreement']:.1%}",
+        ]
         cells += [f"{r['accuracy'][t]:.1%}" for t in tasks]
         table.add_row(*cells, f"{r['caption_perplexity']:.3f}")
     results.print(table)
