@@ -61,7 +61,7 @@ def write_suite(split: Split, goal: Path, seed: int = 0) -> int:
 
 
 def demo_scene() -> Scene:
-    """Return the held-out scene of the demo: the first with four objects after the suite's own."""
+    """Return the held-out scene of the demo: one with four objects, from a seed of its own."""
     rng = random.Random("demo")
     while True:
         scene = draw_scene(rng, "heldout")

@@ -107,7 +107,8 @@ std::vector<at::Tensor> conv_backward(at::Tensor x, at::Tensor state, at::Tensor
     return {gx, gpast.transpose(1, 2).contiguous(), sum.narrow(0, 0, kTaps).t().contiguous(), sum[kTaps].clone()};
 }
 
-// u, dt, z (batch, seq, d_inner); A (d_inner, kState); B, C (batch, seq, kState); D, bias (d_inner); h (batch, d_inner, kState).
+// u, dt, z (batch, seq, d_inner); A (d_inner, kState); B, C (batch, seq, kState); D, bias (d_inner); h (batch, d_inner,
+// kState).
 //
 // Inside a block, channels are the vector lanes and the state's 16 parts a loop around them: [n][k], not [k][n], so that no
 // sum runs across a vector but those of B's and C's gradients.
@@ -262,7 +263,8 @@ std::vector<at::Tensor> scan_backward(at::Tensor u, at::Tensor dt, at::Tensor A,
 #pragma omp simd
                     for (int64_t k = 0; k < kBlock; ++k) {
                         gup[here + k] = gin[k] * step[k] + dy[k] * skip[block + k];
-                        const float graw = (gstep[k] + gin[k] * x[k]) * (1.0f - std::exp(-step[k]));  // softplus' from softplus
+                        const float graw =
+                            (gstep[k] + gin[k] * x[k]) * (1.0f - std::exp(-step[k]));  // softplus' from softplus
                         gdp[here + k] = graw;
                         gbias[k] += graw;
                     }

@@ -6,6 +6,7 @@ d_conv 4 and d_inner a multiple of 32.
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from cobra_edge.model.mamba import Operations
 def _native() -> Any:
     from torch.utils.cpp_extension import load
 
-    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp-simd", "-mprefer-vector-width=512", "-std=c++20"]
+    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp-simd", "-std=c++20"]
+    if platform.machine() == "x86_64":
+        flags.append("-mprefer-vector-width=512")
     source = Path(__file__).with_name("mixer.cpp")
     return load("cobra_edge_training_mixer", [str(source)], extra_cflags=flags)
 

@@ -60,15 +60,15 @@ class Scene:
         return "heldout" if bucket == 0 else "calibration" if bucket == 1 else "train"
 
 
-def draw_scene(rng: random.Random, split: Split, most: int = MAX_OBJECTS) -> Scene:
-    """Draw a random scene of the wanted split with one to `most` objects."""
+def draw_scene(rng: random.Random, split: Split, most: int = MAX_OBJECTS, least: int = 1) -> Scene:
+    """Draw a random scene of the wanted split with `least` to `most` objects (fewer where there is no room)."""
     while True:
-        scene = _any_scene(rng, most)
+        scene = _any_scene(rng, least, most)
         if scene.split == split:
             return scene
 
 
-def _any_scene(rng: random.Random, most: int) -> Scene:
+def _any_scene(rng: random.Random, least: int, most: int) -> Scene:
     shapes, colours = list(SHAPES), list(COLOURS)
     # Half of the scenes repeat a shape or a colour, or counts above one would be rare.
     repeat = rng.random()
@@ -77,7 +77,7 @@ def _any_scene(rng: random.Random, most: int) -> Scene:
     elif repeat < 0.5:
         colours = [rng.choice(colours)] * 4 + rng.sample(colours, 2)
     things: list[Thing] = []
-    wanted = rng.randint(1, most)
+    wanted = rng.randint(least, most)
     for _ in range(60):
         if len(things) == wanted:
             break

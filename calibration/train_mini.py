@@ -5,7 +5,7 @@
 Stage `vision` teaches both encoders, at the very features the decoder will see (second-to-last block), to say for every patch
 what stands there; it takes the place of the DINOv2 and SigLIP pretraining that nobody repeats on two cores. Stage `language`
 freezes them and trains projector and Mamba on questions: the image is read once and its state shared by all questions about
-it, exactly as the product later does. Every batch is drawn from (seed, stage, step) alone, so an interrupted run resumes
+it, exactly as the product later does. Every batch is drawn from (seed, stage, step, worker), so an interrupted run resumes
 where it stopped and ends with the same data; nothing is drawn twice.
 """
 
@@ -15,10 +15,9 @@ import argparse
 import json
 import math
 import os
-import platform
 import random
+import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing, nn
 
+from cobra_edge.bench.machine import machine
 from cobra_edge.model.config import MambaConfig, vision_backbone
 from cobra_edge.model.mamba import Mamba, MambaState
 from cobra_edge.model.projector import Projector
@@ -37,7 +37,7 @@ from cobra_edge.model.vision import VisionTower
 from cobra_edge.text import END_OF_TEXT, PromptTemplate
 
 from .native_mixer import NATIVE
-from .questions import TASKS, Question, draw_question
+from .questions import LESSONS, Question, draw_question
 from .scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZE, Scene, draw_scene, render
 
 VISION = vision_backbone("dinosiglip-vit-mini-112px")
@@ -48,9 +48,38 @@ GRID = SIZE // 14
 Branches = tuple[tuple[tuple[str, ...], ...], ...]
 CAPTION: Branches = ((("caption",),),)
 ALL_TASKS: Branches = (
-    (("existence",), ("existence",), ("spatial",), ("spatial",), ("attribute",), ("count",)),
+    (("existence",), ("existence",), ("spatial",), ("spatial",), ("place",), ("attribute",), ("count",)),
     (("attribute", "count"),),
     (("caption",),),
+)
+# What is learned last: two objects found by name and compared.
+QUESTIONS: Branches = (
+    (
+        ("existence",),
+        ("existence",),
+        ("spatial",),
+        ("spatial",),
+        ("spatial",),
+        ("place",),
+        ("place",),
+        ("attribute",),
+        ("attribute",),
+        ("count",),
+    ),
+)
+RELATIONS: Branches = (
+    (
+        ("existence",),
+        ("existence",),
+        ("spatial",),
+        ("spatial",),
+        ("relation",),
+        ("relation",),
+        ("relation",),
+        ("place",),
+        ("attribute",),
+        ("attribute",),
+    ),
 )
 TOKENIZER = Path(__file__).parent.parent / "cobra_edge" / "mini" / "tokenizer.json"
 
@@ -71,6 +100,8 @@ HEAD_SIZES = {
     "size": 2,
     "cover": len(COLOURS) + 1,
     "cover_shape": len(SHAPES),
+    "row": GRID,
+    "column": GRID,
     "centre": 2,
 }
 
@@ -80,7 +111,8 @@ def patch_labels(scenes: list[Scene]) -> dict[str, Tensor]:
 
     here tells whether an object's centre lies in the patch; shape, colour, size and centre (x, y in patches from the
     patch's corner, NaN elsewhere) are that object's. cover and cover_shape are colour (0 is background) and shape of
-    whatever covers the middle of the patch.
+    whatever covers the middle of the patch. row and column are the patch's own place, asked for wherever an object is:
+    features that do not say where they are leave the decoder to count patches, and it never learns left from right.
     """
     n = len(scenes)
     labels = {k: np.full((n, GRID * GRID), -100, np.int64) for k in HEAD_SIZES if k != "centre"}
@@ -97,16 +129,20 @@ def patch_labels(scenes: list[Scene]) -> dict[str, Tensor]:
             near = np.hypot(middles[None, :] - thing.x, middles[:, None] - thing.y) < 0.8 * thing.radius
             labels["cover"][i, near.reshape(-1)] = colour + 1
             labels["cover_shape"][i, near.reshape(-1)] = shape
+    occupied = (labels["here"] == 1) | (labels["cover"] > 0)
+    patches = np.arange(GRID * GRID)
+    labels["row"] = np.where(occupied, patches // GRID, -100)
+    labels["column"] = np.where(occupied, patches % GRID, -100)
     return {k: torch.from_numpy(v) for k, v in labels.items()} | {"centre": torch.from_numpy(centre)}
 
 
 def vision_loss(tower: VisionTower, heads: nn.ModuleList, scenes: list[Scene]) -> tuple[Tensor, dict[str, float]]:
-    """Return the mean loss of both encoders, and for each the share of centre patches named right and of centres found."""
+    """Return the mean loss of both encoders, and for each the shares of objects named and placed right and of centres found."""
     labels, pixels = patch_labels(scenes), pixels_of(scenes)
     total, right = torch.zeros(()), {}
     for name, encoder, head, part in zip(("dino", "siglip"), tower.encoders, heads, pixels.split(3, dim=1), strict=True):
         out = dict(zip(HEAD_SIZES, head(encoder(part)).float().split(list(HEAD_SIZES.values()), dim=-1), strict=True))
-        for label in ("shape", "colour", "size", "cover", "cover_shape"):
+        for label in ("shape", "colour", "size", "cover", "cover_shape", "row", "column"):
             total = total + F.cross_entropy(out[label].flatten(0, 1), labels[label].flatten(), ignore_index=-100)
         rare = torch.tensor([1.0, 4.0])  # few patches hold a centre
         total = total + 2 * F.cross_entropy(out["here"].flatten(0, 1), labels["here"].flatten(), weight=rare)
@@ -114,6 +150,9 @@ def vision_loss(tower: VisionTower, heads: nn.ModuleList, scenes: list[Scene]) -
         total = total + 2 * F.mse_loss(out["centre"][here], labels["centre"][here])
         ok = out["shape"].argmax(-1)[here] == labels["shape"][here]
         ok &= out["colour"].argmax(-1)[here] == labels["colour"][here]
+        placed = out["row"].argmax(-1)[here] == labels["row"][here]
+        placed &= out["column"].argmax(-1)[here] == labels["column"][here]
+        right[f"{name}_placed"] = float(placed.float().mean())
         right[f"{name}_named"] = float(ok.float().mean())
         right[f"{name}_found"] = float(((out["here"].argmax(-1) == 1) == here).all(dim=1).float().mean())
     return total / len(tower.encoders), right
@@ -162,22 +201,38 @@ def repeat_state(state: MambaState, times: int) -> MambaState:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a step of stage language is about."""
+    """What a step of stage language is about: scenes of `least` to `most` objects, and what is asked about them."""
 
-    most_objects: int
+    least: int
+    most: int
     branches: Branches
     scenes_per_batch: int
 
 
 def lesson_at(step: int, steps: int) -> Lesson:
-    """Captions first, of one object, then of more: a state must hold a scene before questions can be asked of it.
+    """Captions, then all tasks, from the middle on mostly short questions, at last with the number of objects growing again.
 
-    The captions take the first quarter of the steps, on twice the scenes a step, since they are short.
+    Captions first, of one object, then of more: a state must hold a scene before questions can be asked of it. They take a
+    quarter of the steps, on twice the scenes a step, since they are short. A caption tells the objects in their order; a
+    question has to find one by its name, which is learned only where there is another to be mistaken for, and best where
+    there is just one other. So the last part begins again with two objects; relations join it when places are known.
     """
-    quarter = steps / 4
-    if step < quarter:
-        return Lesson(min(1 + int(6 * step / quarter), MAX_OBJECTS), CAPTION, 2)
-    return Lesson(MAX_OBJECTS, ALL_TASKS, 1)
+    done = step / steps
+    if done < _CAPTIONS:
+        return Lesson(1, min(1 + int(6 * done / _CAPTIONS), MAX_OBJECTS), CAPTION, 2)
+    short = RELATIONS if done >= _RELATIONS else QUESTIONS if done >= _QUESTIONS else ALL_TASKS
+    branches = short if step % 4 else ALL_TASKS
+    if done < _ALL_SIZES:
+        return Lesson(1, MAX_OBJECTS, branches, 1)
+    through = (done - _ALL_SIZES) / (1 - _ALL_SIZES)
+    most = next(most for share, most in _GROWTH if through < share)
+    return Lesson(1 if through >= _GROWTH[-2][0] else 2, most, branches, 1)
+
+
+# Where in stage language captions end, short questions begin, the objects start to grow again and relations join, and how long
+# each number of objects lasts in that last part.
+_CAPTIONS, _QUESTIONS, _ALL_SIZES, _RELATIONS = 1 / 4, 1 / 2, 11 / 21, 2 / 3
+_GROWTH = ((0.25, 2), (0.4, 3), (0.55, 4), (1.0, MAX_OBJECTS))
 
 
 def language_loss(
@@ -202,7 +257,7 @@ def language_loss(
         ok = torch.ones_like(targets, dtype=torch.bool)
         ok[wanted] = logits.argmax(-1) == targets[wanted]
         whole = ok.all(dim=1)
-        for task in TASKS:
+        for task in LESSONS:
             rows = [i for i, talk in enumerate(group) if len(talk) == 1 and talk[0].task == task]
             if rows:
                 right[task] = float(whole[rows].float().mean())
@@ -232,16 +287,28 @@ def initialise(model: Mamba, projector: Projector, seed: int) -> None:
 # --- the loop both stages share --------------------------------------------------------------------------------------
 
 
-def optimiser(modules: dict[str, nn.Module], rates: dict[str, float]) -> torch.optim.AdamW:
-    """AdamW at each module's own rate; weight decay on matrices only, never on A_log and D."""
-    groups = []
+def optimisers(modules: dict[str, nn.Module], rates: dict[str, float]) -> list[torch.optim.Optimizer]:
+    """Muon for the Mamba's projections, AdamW for the rest, each module at its own rate.
+
+    Weight decay is for matrices only, never for A_log and D. Muon's rate means what AdamW's does: its steps are scaled to the
+    same size (Jordan 2024; Liu et al. 2025, section 2.2).
+    """
+    projections, groups = [], []
     for name, module in modules.items():
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        turned = {n for n, _ in named if n.endswith(("in_proj.weight", "x_proj.weight", "out_proj.weight"))}
+        if turned:
+            matrices = [p for n, p in named if n in turned]
+            projections += [{"params": matrices, "lr": rates[name], "peak": rates[name]}]
+        named = [(n, p) for n, p in named if n not in turned]
         decayed = [p for n, p in named if p.ndim >= 2 and "A_log" not in n]
         rest = [p for n, p in named if p.ndim < 2 or "A_log" in n]
         groups += [{"params": decayed, "weight_decay": 0.05, "peak": rates[name]}]
         groups += [{"params": rest, "weight_decay": 0.0, "peak": rates[name]}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.98))]
+    if projections:
+        found.append(torch.optim.Muon(projections, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
+    return found
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
@@ -255,27 +322,53 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         p.grad = g.view_as(p)
 
 
-def rate_at(step: int, steps: int, warmup: int = 150) -> float:
-    """Linear warm-up, then a cosine to 1 % of the peak."""
+def rate_at(step: int, steps: int, restart: float = 1.0, warmup: int = 150) -> float:
+    """Linear warm-up, then a cosine to 1 % of the peak; from the share `restart` of the steps on, one that begins at a half.
+
+    Source: Loshchilov and Hutter 2017, warm restarts.
+    """
     if step < warmup:
         return (step + 1) / warmup
+    if step / steps >= restart:
+        return 0.01 + 0.49 * 0.5 * (1 + math.cos(math.pi * (step / steps - restart) / (1 - restart)))
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def train(stage: str, modules: dict[str, nn.Module], loss_of: Any, args: argparse.Namespace, rates: dict[str, float]) -> None:
+def forget_after(log: Path, stage: str, step: int) -> None:
+    """Drop what the log says of steps after the last save: they are about to be made again."""
+    if log.exists():
+        lines = [json.loads(text) for text in log.read_text().splitlines() if text.endswith("}")]  # the last may be cut
+        kept = [line for line in lines if line.get("stage") != stage or line["step"] <= step]
+        log.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def train(
+    stage: str,
+    modules: dict[str, nn.Module],
+    loss_of: Any,
+    args: argparse.Namespace,
+    rates: dict[str, float],
+    restart: float = 1.0,
+) -> None:
     """Train the modules for `steps`, saving to and resuming from `args.out/<stage>.pt`, logging to log.jsonl."""
     file, log = args.out / f"{stage}.pt", args.out / "log.jsonl"
     steps = getattr(args, f"{stage}_steps")
-    opt = optimiser(modules, rates)
-    parameters = [p for g in opt.param_groups for p in g["params"]]
+    settings = {"seed": args.seed, "workers": args.workers, "batch": getattr(args, f"{stage}_batch"), "steps": steps}
+    opts = optimisers(modules, rates)
+    parameters = [p for opt in opts for g in opt.param_groups for p in g["params"]]
     start, spent = 0, 0.0
     if file.exists():
         saved = torch.load(file, weights_only=True)
+        if saved["settings"] != settings:
+            sys.exit(f"{file} was trained with {saved['settings']}, not {settings}; give the same, or another --out")
         for name, module in modules.items():
             module.load_state_dict(saved[name])
         start, spent = saved["step"], saved["seconds"]
         if start < steps:
-            opt.load_state_dict(saved["optimiser"])
+            for opt, state in zip(opts, saved["optimisers"], strict=True):
+                opt.load_state_dict(state)
+    if args.rank == 0:
+        forget_after(log, stage, start)
     columns = (TextColumn(stage), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[last]}"))
     bar = Progress(*columns, disable=args.rank > 0)
     began, seen = time.monotonic() - spent, []
@@ -283,15 +376,17 @@ def train(stage: str, modules: dict[str, nn.Module], loss_of: Any, args: argpars
         task = bar.add_task(stage, total=steps, completed=start, last="")
         for step in range(start, steps):
             rng = random.Random(f"{args.seed}/{stage}/{step}/{args.rank}")
-            for group in opt.param_groups:
-                group["lr"] = group["peak"] * rate_at(step, steps)
+            for group in (g for opt in opts for g in opt.param_groups):
+                group["lr"] = group["peak"] * rate_at(step, steps, restart)
             with torch.autocast("cpu", torch.bfloat16):
                 loss, right = loss_of(rng, step)
-            opt.zero_grad(set_to_none=True)
+            for p in parameters:
+                p.grad = None
             loss.backward()
             average_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, 1.0)
-            opt.step()
+            for opt in opts:
+                opt.step()
             bar.update(task, advance=1)
             if args.rank:
                 continue
@@ -304,9 +399,10 @@ def train(stage: str, modules: dict[str, nn.Module], loss_of: Any, args: argpars
                 seen = []
                 bar.update(task, last=" ".join(f"{k} {v:.3f}" for k, v in mean.items()))
             if (step + 1) % args.save_every == 0 or step + 1 == steps:
-                state: dict[str, Any] = {n: m.state_dict() for n, m in modules.items()}
-                state |= {"optimiser": opt.state_dict(), "step": step + 1, "seconds": time.monotonic() - began}
-                torch.save(state, file.with_suffix(".tmp"))
+                whole: dict[str, Any] = {n: m.state_dict() for n, m in modules.items()}
+                whole |= {"optimisers": [o.state_dict() for o in opts], "settings": settings}
+                whole |= {"step": step + 1, "seconds": time.monotonic() - began}
+                torch.save(whole, file.with_suffix(".tmp"))
                 os.replace(file.with_suffix(".tmp"), file)
 
 
@@ -315,19 +411,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="checkpoints and log (default runs/mini)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; batches are for each of them")
+    parser.add_argument("--workers", type=int, default=2, help="processes, each with its own batches")
     parser.add_argument("--vision-batch", type=int, default=16, help="scenes a step and worker of stage vision")
     parser.add_argument("--vision-steps", type=int, default=3000)
     parser.add_argument("--language-batch", type=int, default=6, help="scenes a step and worker of stage language")
-    parser.add_argument("--language-steps", type=int, default=5800)
+    parser.add_argument("--language-steps", type=int, default=8400)
     parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=500)
     return parser.parse_args()
-
-
-def machine() -> Iterator[tuple[str, Any]]:
-    """Name what the run was made on, for the log's first line."""
-    yield from {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}.items()
 
 
 def main() -> None:
@@ -351,7 +442,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
         distributed.init_process_group("gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=args.workers)
     if rank == 0:
         with (args.out / "log.jsonl").open("a") as f:
-            f.write(json.dumps(dict(machine()) | {k: str(v) for k, v in vars(args).items() if k != "rank"}) + "\n")
+            f.write(json.dumps(machine() | {k: str(v) for k, v in vars(args).items() if k != "rank"}) + "\n")
     torch.manual_seed(args.seed)
     tower = VisionTower(VISION)
     heads = nn.ModuleList(nn.Linear(e.embed_dim, sum(HEAD_SIZES.values())) for e in VISION.encoders)
@@ -370,14 +461,14 @@ def work(rank: int, args: argparse.Namespace) -> None:
     def talk(rng: random.Random, step: int) -> tuple[Tensor, dict[str, float]]:
         lesson = lesson_at(step, args.language_steps)
         count = args.language_batch * lesson.scenes_per_batch
-        scenes = [draw_scene(rng, "train", lesson.most_objects) for _ in range(count)]
+        scenes = [draw_scene(rng, "train", lesson.most, lesson.least) for _ in range(count)]
         with torch.no_grad():
             features = tower(pixels_of(scenes))
         return language_loss(model, projector, features, tokenizer, scenes, rng, lesson.branches)
 
     voice: dict[str, nn.Module] = {"model": model, "projector": projector}
     # A projector as fast as the Mamba grows until nothing is heard beside its output, and the colours drown.
-    train("language", voice, talk, args, {"model": 1.5e-3, "projector": 3e-4})
+    train("language", voice, talk, args, {"model": 1e-3, "projector": 2e-4}, _RELATIONS)
 
 
 if __name__ == "__main__":

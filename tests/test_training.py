@@ -1,8 +1,11 @@
 """Training: native gradients against autograd's, and runs that resume where they stopped."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -60,26 +63,53 @@ def test_shapes_the_kernel_was_not_built_for_are_refused():
         NATIVE.conv(*bad)
 
 
-def run_training(out, vision_steps, language_steps):
+def run_training(out, vision_steps, language_steps, *more, stop_after=None):
+    """Train with tiny batches; with stop_after, end the run once that many steps are in its log, by SIGINT to its group."""
     command = [sys.executable, "-m", "calibration.train_mini", "--out", str(out), "--log-every", "1", "--save-every", "1"]
-    command += ["--vision-batch", "2", "--language-batch", "2"]
+    command += ["--vision-batch", "2", "--language-batch", "2", *more]
     command += ["--vision-steps", str(vision_steps), "--language-steps", str(language_steps)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    lines = [json.loads(text) for text in (out / "log.jsonl").read_text().splitlines()]
+    if stop_after is None:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        return done.returncode, steps_logged(out), done.stderr
+    with open(os.devnull, "w") as nowhere:
+        child = subprocess.Popen(command, stdout=nowhere, stderr=nowhere, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while len(steps_logged(out)) < stop_after and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    return child.returncode, steps_logged(out), ""
+
+
+def steps_logged(out):
+    file = out / "log.jsonl"
+    texts = file.read_text().splitlines() if file.exists() else []
+    lines = [json.loads(text) for text in texts if text.endswith("}")]  # the last may be half written
     return [line for line in lines if "stage" in line]
 
 
-def test_a_finished_stage_is_kept_and_the_next_trains_the_same_again(tmp_path):
-    whole = run_training(tmp_path / "whole", 2, 2)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, workers):
+    """Ended hard in the middle of stage language, then given the same command again: same log, same weights."""
+    more = ("--workers", workers)
+    code, whole, _ = run_training(tmp_path / "whole", 2, 4, *more)
+    assert code == 0
     assert [(line["stage"], line["step"]) for line in whole] == [
-        ("vision", 1),
-        ("vision", 2),
-        ("language", 1),
-        ("language", 2),
-    ]
-    (tmp_path / "whole" / "language.pt").unlink()
-    again = run_training(tmp_path / "whole", 2, 2)[4:]
-    assert [line["stage"] for line in again] == ["language", "language"]
-    for before, after in zip(whole[2:], again, strict=True):
-        assert after["loss"] == pytest.approx(before["loss"], rel=1e-3)
-    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in whole)
+        ("vision", 1), ("vision", 2), ("language", 1), ("language", 2), ("language", 3), ("language", 4)
+    ]  # fmt: skip
+    code, before, _ = run_training(tmp_path / "cut", 2, 4, *more, stop_after=4)
+    assert code != 0 and 4 <= len(before) <= 6
+    code, resumed, _ = run_training(tmp_path / "cut", 2, 4, *more)
+    assert code == 0
+    assert [(line["stage"], line["step"]) for line in resumed] == [(line["stage"], line["step"]) for line in whole]
+    for one, two in zip(whole, resumed, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    a, b = (torch.load(tmp_path / d / "language.pt", weights_only=True) for d in ("whole", "cut"))
+    for name, value in a["model"].items():
+        torch.testing.assert_close(b["model"][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_other_settings_do_not_resume(tmp_path):
+    assert run_training(tmp_path, 1, 1, "--workers", "1")[0] == 0
+    code, _, err = run_training(tmp_path, 1, 1, "--workers", "1", "--seed", "5")
+    assert code == 1 and "give the same, or another --out" in err
