@@ -6,7 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := bundles/demo
 PICTURE := cobra_edge/mini/demo.png
-NATIVE := $(wildcard runtimes/cpu/*.h runtimes/cpu/*.cpp runtimes/cpu/*.inl calibration/*.cpp)
+RUNTIME := $(wildcard runtimes/cpu/*.h runtimes/cpu/*.cpp runtimes/cpu/*.inl)
+# What an installation is made from: when one of these changes, it is made again.
+SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME)
 
 .PHONY: demo test lint check test-sanitize test-arm64 figures clean
 
@@ -15,12 +17,12 @@ $(VENV)/pip:
 	$(BIN)/pip install --quiet --upgrade pip
 	touch $@
 
-$(VENV)/export: $(VENV)/pip pyproject.toml
+$(VENV)/export: $(VENV)/pip $(SOURCES)
 	@echo "installing cobra-edge with its export extra; torch is large, this takes some minutes the first time"
 	$(BIN)/pip install --quiet -e ".[export]"
 	touch $@
 
-$(VENV)/dev: $(VENV)/pip pyproject.toml
+$(VENV)/dev: $(VENV)/pip $(SOURCES)
 	@echo "installing cobra-edge with its dev extra; torch is large, this takes some minutes the first time"
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@ $(VENV)/export
@@ -36,7 +38,7 @@ demo: $(VENV)/export
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run --Werror $(RUNTIME) calibration/mixer.cpp
 	$(BIN)/mypy
 
 check: $(VENV)/dev

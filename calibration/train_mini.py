@@ -1,12 +1,13 @@
-"""Train cobra-mini from nothing, in the two stages of its big sister: first eyes, then language with the eyes frozen.
+"""Train cobra-mini from nothing, in the order of its big sister: first eyes, then language with the eyes frozen.
 
     python -m calibration.train_mini [--out runs/mini] [--seed 0]
 
 Stage `vision` teaches both encoders, at the very features the decoder will see (second-to-last block), to say for every patch
 what stands there; it takes the place of the DINOv2 and SigLIP pretraining that nobody repeats on two cores. Stage `language`
 freezes them and trains projector and Mamba on questions: the image is read once and its state shared by all questions about
-it, exactly as the product later does. Every batch is drawn from (seed, stage, step, worker), so an interrupted run resumes
-where it stopped and ends with the same data; nothing is drawn twice.
+it, exactly as the product later does. Stage `comparison` goes on with what came last: relations of two objects. Every batch is
+drawn from (seed, stage, step, worker), so an interrupted run resumes where it stopped and ends with the same data; nothing is
+drawn twice.
 """
 
 from __future__ import annotations
@@ -65,6 +66,20 @@ QUESTIONS: Branches = (
         ("attribute",),
         ("attribute",),
         ("count",),
+    ),
+)
+COMPARISONS: Branches = (
+    (
+        ("existence",),
+        ("spatial",),
+        ("spatial",),
+        ("spatial",),
+        ("spatial",),
+        ("relation",),
+        ("relation",),
+        ("relation",),
+        ("attribute",),
+        ("attribute",),
     ),
 )
 RELATIONS: Branches = (
@@ -229,6 +244,11 @@ def lesson_at(step: int, steps: int) -> Lesson:
     return Lesson(1 if through >= _GROWTH[-2][0] else 2, most, branches, 1)
 
 
+def comparison_at(step: int, steps: int) -> Lesson:
+    """Stage comparison: two or three objects, then up to five; every fourth step asks everything, so that nothing is lost."""
+    return Lesson(2, 3 if step < 0.35 * steps else MAX_OBJECTS, COMPARISONS if step % 4 else ALL_TASKS, 1)
+
+
 # Where in stage language captions end, short questions begin, the objects start to grow again and relations join, and how long
 # each number of objects lasts in that last part.
 _CAPTIONS, _QUESTIONS, _ALL_SIZES, _RELATIONS = 1 / 4, 1 / 2, 11 / 21, 2 / 3
@@ -284,7 +304,7 @@ def initialise(model: Mamba, projector: Projector, seed: int) -> None:
     last.weight.data *= 0.2  # the towers' features are large; layers must be heard beside them
 
 
-# --- the loop both stages share --------------------------------------------------------------------------------------
+# --- the loop all stages share --------------------------------------------------------------------------------------
 
 
 def optimisers(modules: dict[str, nn.Module], rates: dict[str, float]) -> list[torch.optim.Optimizer]:
@@ -416,13 +436,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vision-steps", type=int, default=3000)
     parser.add_argument("--language-batch", type=int, default=6, help="scenes a step and worker of stage language")
     parser.add_argument("--language-steps", type=int, default=8400)
+    parser.add_argument("--comparison-batch", type=int, default=6, help="scenes a step and worker of stage comparison")
+    parser.add_argument("--comparison-steps", type=int, default=1600)
     parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=500)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run both stages, one worker a core: small batches on one thread each use the cores better than one process on all."""
+    """Run all stages, one worker a core: small batches on one thread each use the cores better than one process on all."""
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
     NATIVE.conv(torch.zeros(1, 1, 32), torch.zeros(1, 32, 4), torch.zeros(32, 4), torch.zeros(32))  # compiles it once
@@ -434,7 +456,7 @@ def main() -> None:
 
 
 def work(rank: int, args: argparse.Namespace) -> None:
-    """Run both stages as one of `args.workers`."""
+    """Run all stages as one of `args.workers`."""
     args.rank = rank
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.workers))
     if args.workers > 1:
@@ -458,17 +480,24 @@ def work(rank: int, args: argparse.Namespace) -> None:
     initialise(model, projector, args.seed)
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
 
-    def talk(rng: random.Random, step: int) -> tuple[Tensor, dict[str, float]]:
-        lesson = lesson_at(step, args.language_steps)
-        count = args.language_batch * lesson.scenes_per_batch
+    def talk(lesson: Lesson, batch: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        count = batch * lesson.scenes_per_batch
         scenes = [draw_scene(rng, "train", lesson.most, lesson.least) for _ in range(count)]
         with torch.no_grad():
             features = tower(pixels_of(scenes))
         return language_loss(model, projector, features, tokenizer, scenes, rng, lesson.branches)
 
     voice: dict[str, nn.Module] = {"model": model, "projector": projector}
+
+    def speak(rng: random.Random, step: int) -> tuple[Tensor, dict[str, float]]:
+        return talk(lesson_at(step, args.language_steps), args.language_batch, rng)
+
+    def compare(rng: random.Random, step: int) -> tuple[Tensor, dict[str, float]]:
+        return talk(comparison_at(step, args.comparison_steps), args.comparison_batch, rng)
+
     # A projector as fast as the Mamba grows until nothing is heard beside its output, and the colours drown.
-    train("language", voice, talk, args, {"model": 1e-3, "projector": 2e-4}, _RELATIONS)
+    train("language", voice, speak, args, {"model": 1e-3, "projector": 2e-4}, _RELATIONS)
+    train("comparison", voice, compare, args, {"model": 6e-4, "projector": 1e-4})
 
 
 if __name__ == "__main__":
