@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from cobra_edge.model.vision import encoder_file
 
-from .train_mini import MAMBA, VISION
+from .eyes import VISION
+from .voice import MAMBA
 
 MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
 CONFIG = {
@@ -31,7 +32,7 @@ CONFIG = {
 
 def package(run: Path, goal: Path) -> int:
     """Write config, decoder, projector and encoders of a training run to `goal`; returns the bytes written."""
-    voice = torch.load(run / "comparison.pt", weights_only=True)
+    voice = torch.load(run / "language.pt", weights_only=True)
     eyes = torch.load(run / "vision.pt", weights_only=True)
     decoder = {f"llm_backbone.llm.{k}": v for k, v in voice["model"].items()}
     assert MAMBA.tied

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from .scenes import COLOURS, SHAPES, SIZE, Scene, Thing
 
 TASKS = ("existence", "spatial", "attribute", "count", "caption")
-LESSONS = (*TASKS, "place", "relation")  # the last two are asked in training only: steps on the way to "spatial"
-_GRID = 8  # cells a side that "place" is answered in
 _MIN_OFFSET = 8.0  # pixels two centres must differ by before "left of" is asked
 
 
@@ -114,32 +112,6 @@ def place(thing: Thing) -> str:
     return " ".join(part for part in (row, column) if part) or "centre"
 
 
-def _place(rng: random.Random, scene: Scene) -> Question | None:
-    unique = [things[0] for _, things in sorted(_kinds(scene).items()) if len(things) == 1]
-    if not unique:
-        return None
-    thing = rng.choice(unique)
-    column, row = int(thing.x * _GRID / SIZE) + 1, int(thing.y * _GRID / SIZE) + 1
-    return Question(f"Where is the {thing.colour} {thing.shape}?", f"Column {column}, row {row}.", "place")
-
-
-def _relation(rng: random.Random, scene: Scene) -> Question | None:
-    """Ask for the relation itself: in "spatial" neither the relation asked for nor the true one alone says Yes or No."""
-    unique = [things[0] for _, things in sorted(_kinds(scene).items()) if len(things) == 1]
-    if len(unique) < 2:
-        return None
-    a, b = rng.sample(unique, 2)
-    words = []
-    if abs(a.x - b.x) >= _MIN_OFFSET:
-        words.append("left" if a.x < b.x else "right")
-    if abs(a.y - b.y) >= _MIN_OFFSET:
-        words.append("above" if a.y < b.y else "below")
-    if not words:
-        return None
-    prompt = f"Where is the {a.colour} {a.shape} from the {b.colour} {b.shape}?"
-    return Question(prompt, " and ".join(words).capitalize() + ".", "relation")
-
-
 def _caption(rng: random.Random, scene: Scene) -> Question:
     ordered = sorted(scene.things, key=lambda t: (int(t.y * 3 / SIZE), t.x))
     parts = [f"a {t.size} {t.colour} {t.shape} at the {place(t)}" for t in ordered]
@@ -154,6 +126,4 @@ _DRAW = {
     "attribute": _attribute,
     "count": _count,
     "caption": _caption,
-    "place": _place,
-    "relation": _relation,
 }

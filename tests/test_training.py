@@ -66,8 +66,8 @@ def test_shapes_the_kernel_was_not_built_for_are_refused():
 def run_training(out, vision_steps, language_steps, *more, stop_after=None):
     """Train with tiny batches; with stop_after, end the run once that many steps are in its log, by SIGINT to its group."""
     command = [sys.executable, "-m", "calibration.train_mini", "--out", str(out), "--log-every", "1", "--save-every", "1"]
-    command += ["--vision-batch", "2", "--language-batch", "2", "--comparison-batch", "2", *more]
-    command += ["--vision-steps", str(vision_steps), "--language-steps", str(language_steps), "--comparison-steps", "1"]
+    command += ["--vision-batch", "2", "--language-batch", "2", *more]
+    command += ["--vision-steps", str(vision_steps), "--language-steps", str(language_steps)]
     if stop_after is None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         return done.returncode, steps_logged(out), done.stderr
@@ -95,7 +95,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, workers):
     code, whole, _ = run_training(tmp_path / "whole", 2, 4, *more)
     assert code == 0
     assert [(line["stage"], line["step"]) for line in whole] == [
-        ("vision", 1), ("vision", 2), ("language", 1), ("language", 2), ("language", 3), ("language", 4), ("comparison", 1)
+        ("vision", 1), ("vision", 2), ("language", 1), ("language", 2), ("language", 3), ("language", 4)
     ]  # fmt: skip
     code, before, _ = run_training(tmp_path / "cut", 2, 4, *more, stop_after=4)
     assert code != 0 and 4 <= len(before) <= 6
@@ -104,7 +104,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, workers):
     assert [(line["stage"], line["step"]) for line in resumed] == [(line["stage"], line["step"]) for line in whole]
     for one, two in zip(whole, resumed, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
-    a, b = (torch.load(tmp_path / d / "comparison.pt", weights_only=True) for d in ("whole", "cut"))
+    a, b = (torch.load(tmp_path / d / "language.pt", weights_only=True) for d in ("whole", "cut"))
     for name, value in a["model"].items():
         torch.testing.assert_close(b["model"][name], value, rtol=1e-3, atol=1e-5)
 
