@@ -1,5 +1,7 @@
 """Put the trained cobra-mini into the package, as the run directory that any Cobra checkpoint is: float16 safetensors.
 
+The log of the run becomes docs/mini-training.jsonl.
+
 python -m calibration.package_mini [--run runs/mini]
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -17,7 +20,8 @@ from cobra_edge.model.vision import encoder_file
 from .eyes import VISION
 from .voice import MAMBA
 
-MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
+ROOT = Path(__file__).parent.parent
+MINI = ROOT / "cobra_edge" / "mini"
 CONFIG = {
     "model": {
         "model_id": "cobra-mini",
@@ -56,7 +60,9 @@ def main() -> None:
     """Package a run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/mini"))
-    print(f"{package(parser.parse_args().run, MINI) / 1e6:.2f} MB")
+    run = parser.parse_args().run
+    print(f"{package(run, MINI) / 1e6:.2f} MB")
+    shutil.copyfile(run / "log.jsonl", ROOT / "docs" / "mini-training.jsonl")
 
 
 if __name__ == "__main__":

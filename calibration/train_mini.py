@@ -69,7 +69,8 @@ def work(rank: int, args: argparse.Namespace) -> None:
         distributed.init_process_group("gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=args.workers)
     if rank == 0:
         with (args.out / "log.jsonl").open("a") as f:
-            f.write(json.dumps(machine() | {k: str(v) for k, v in vars(args).items() if k != "rank"}) + "\n")
+            settings = {k: v for k, v in vars(args).items() if k not in ("rank", "out")}
+            f.write(json.dumps(machine() | settings) + "\n")
     torch.manual_seed(args.seed)
     tower = VisionTower(VISION)
     heads = nn.ModuleList(nn.Linear(e.embed_dim, sum(HEAD_SIZES.values())) for e in VISION.encoders)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cobra_edge.model.config import MambaConfig
+from cobra_edge.model.config import language_backbone
 from cobra_edge.model.mamba import Mamba, MambaState
 from cobra_edge.model.projector import Projector
 from cobra_edge.text import END_OF_TEXT, PromptTemplate
@@ -24,7 +24,7 @@ from .guide import Guide, Mention, mentions
 from .questions import TASKS, Question, draw_question
 from .scenes import MAX_OBJECTS, Scene
 
-MAMBA = MambaConfig(d_model=256, n_layer=4, vocab=512, d_inner=512, d_state=16, d_conv=4, dt_rank=16)
+MAMBA = language_backbone("mamba-mini-zephyr").mamba
 # A branch is a conversation that starts from the state after the image. Branches of one kind are one batch, so that short
 # questions are not padded to the length of a caption.
 Branches = tuple[tuple[tuple[str, ...], ...], ...]

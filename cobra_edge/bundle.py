@@ -1,19 +1,20 @@
 """The artifact: one directory that a device can run, checked before a byte of it is trusted.
 
-Opening reads the manifest, refuses unknown versions and anything out of bounds, then checks every file's size and hash and
-every tensor's dtype and shape against the model config. Writing goes to a hidden directory beside the goal, renamed at the
+Opening reads the manifest, refuses unknown versions and anything out of bounds, then checks every file's size and hash; each
+part is checked against the model config as it is read. Writing goes to a hidden directory beside the goal, renamed at the
 end: an interrupted export leaves nothing half done. The format is on one page, docs/bundle.md.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,11 +253,14 @@ def staged_directory(goal: Path, *, force: bool, needed_bytes: int) -> Iterator[
         InputError: goal exists, or cannot be written beside.
         MachineError: the disk is full.
     """
-    check_goal(goal, force=force)
+    created = [p for p in goal.absolute().parents if not os.path.lexists(p)]  # nearest first
+    done = False
     try:
+        check_goal(goal, force=force)
         goal.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(dir=goal.parent, prefix=f".{goal.name}.partial-"))
     except OSError as error:
+        _remove_empty(created)
         raise InputError(f"{goal.parent}: cannot be written ({error.strerror}); choose another --out") from error
     try:
         free = shutil.disk_usage(stage).free
@@ -270,10 +274,26 @@ def staged_directory(goal: Path, *, force: bool, needed_bytes: int) -> Iterator[
             _replace(goal, stage)
         else:
             os.rename(stage, goal)
+        done = True
     except OSError as error:
-        raise MachineError(f"{goal}: writing failed ({error.strerror or error}); nothing was kept") from error
+        if error.errno not in _WRITE_ERRORS:
+            raise
+        raise MachineError(f"{goal}: writing failed ({error.strerror}); nothing was kept") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if not done:
+            _remove_empty(created)
+
+
+# What only writing meets; any other OSError inside an export is about a file that was read, and says so itself.
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    """Remove directories that this export made, nearest first, as long as nobody put anything there."""
+    with suppress(OSError):
+        for directory in directories:
+            directory.rmdir()
 
 
 def _replace(goal: Path, stage: Path) -> None:
@@ -294,7 +314,11 @@ def _replace(goal: Path, stage: Path) -> None:
 
 def check_goal(goal: Path, *, force: bool) -> None:
     """Raise InputError where an export may not write: something else is there, or --force is missing."""
-    if not goal.exists() or (goal.is_dir() and not any(goal.iterdir())):
+    if not goal.exists():
+        return
+    if os.path.ismount(goal) or goal.samefile(Path.cwd()):
+        raise InputError(f"{goal} is a mount point or the current directory, no bundle can take its place; give a path in it")
+    if goal.is_dir() and not any(goal.iterdir()):
         return
     if not (goal / MANIFEST).is_file():
         raise InputError(f"{goal} exists and is not a bundle; it is never overwritten, choose another --out")

@@ -6,7 +6,8 @@ import importlib
 
 import click
 
-from .terminal import main_of
+from .errors import near_matches
+from .terminal import debug_option, main_of
 from .version import __version__
 
 # Verbs are imported when they are called: `run` must start at once on a device that lacks what `export` needs.
@@ -28,6 +29,11 @@ class _Verbs(click.Group):
         command: click.Command = importlib.import_module(f".{name}", __package__).command
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS:
+            raise click.UsageError(f"unknown verb {args[0]!r}{near_matches(args[0], VERBS)}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
@@ -35,8 +41,9 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs, epilog="Example: cobra-edge export --target jetson")
 @click.version_option(__version__)
+@debug_option
 def command() -> None:
-    """Quantized Mamba vision-language models on the edge. --debug after any verb shows logs and tracebacks."""
+    """Quantized Mamba vision-language models on the edge."""
 
 
 main = main_of(command)

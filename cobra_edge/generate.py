@@ -62,7 +62,7 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
 def generate(
     decoder: Decoder, logits: np.ndarray, state: DecoderState, end_id: int, max_new_tokens: int, sampling: Sampling
 ) -> Iterator[int]:
-    """Yield token ids from the logits after a prompt until the end token (not yielded) or the limit.
+    """Yield token ids from the logits (vocab,) float32 after a prompt until the end token (not yielded) or the limit.
 
     The state moves on in place and ends after the last yielded token that was read back.
     """

@@ -122,11 +122,15 @@ def load_picture(source: Path | bytes | Image.Image) -> Image.Image:
 
 def _read(file: Path) -> bytes:
     try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB, not a picture this reads")
-        return file.read_bytes()
+        if file.exists() and not file.is_file():  # a device or a pipe has no size and may never end
+            raise InputError(f"{file}: not an ordinary file; give the path of a picture")
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give the path of a picture") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB, not a picture this reads")
+    return data
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

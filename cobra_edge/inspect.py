@@ -12,19 +12,25 @@ from rich.table import Table
 
 from .bundle import Bundle
 from .regress.budget import judge, read_budget
+from .regress.golden import read_golden
 from .tables import bits_per_weight, cell, drift_table, megabytes, memory_table
 from .targets import targets
-from .terminal import main_of, print_json, results, say
+from .terminal import debug_option, main_of, print_json, results, say
 
 
 @click.command(epilog="Example: python -m cobra_edge.inspect BUNDLE --json")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest and derived figures as one JSON object.")
+@debug_option
 def command(bundle: Path, as_json: bool) -> None:
-    """Print sizes, recipe, drift and memory plan of BUNDLE, after checking that every file is what was exported."""
+    """Print sizes, recipe, drift and memory plan of BUNDLE, after checking every file against its hash and the model."""
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     opened.decoder_tensors()
+    opened.text()
+    if manifest.model.vision is not None:
+        opened.image()
+    read_golden(opened)
     budget = read_budget()
     scheme, drift = manifest.recipe.scheme, manifest.drift
     verdicts = judge(drift, budget, scheme) if drift is not None and scheme in budget.schemes else []

@@ -48,11 +48,6 @@ class QuantizedTensor:
         """(out, in) of the matrix."""
         return self.codes.shape[0], self.codes.shape[1] * 8 // self.scheme.weight_bits
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of codes and scales."""
-        return self.codes.nbytes + self.scales.nbytes
-
     def rows(self, index: np.ndarray | slice) -> QuantizedTensor:
         """Return the rows `index` (n,) selects, for a lookup in a quantized embedding."""
         return QuantizedTensor(self.codes[index], self.scales[index], self.scheme)

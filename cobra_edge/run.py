@@ -14,23 +14,24 @@ from .decode.backends import DEVICES, KERNELS
 from .decode.decoder import ACTIVATIONS, DecoderOptions
 from .generate import Sampling
 from .session import load
-from .terminal import main_of, print_json
+from .terminal import debug_option, main_of, plain, print_json, tell
 
 
 @click.command(epilog='Example: python -m cobra_edge.run BUNDLE --image scene.png --prompt "What is in the image?"')
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--image", type=click.Path(path_type=Path), help="A picture; leave it out for a text-only model.")
 @click.option("--prompt", required=True, help="The question.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="The answer's limit.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 always takes the likeliest token.")
 @click.option("--top-k", type=int, default=0, help="Choose among the k likeliest tokens; 0 for all.")
 @click.option("--top-p", type=float, default=1.0, help="Choose among the likeliest tokens that hold this share.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same answer.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
-@click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where the decoder runs.")
+@click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of the decoder; default: one a physical core.")
 @click.option("--activations", type=click.Choice(ACTIVATIONS), default="float32", show_default=True, help="int8: faster.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
+@debug_option
 def command(
     bundle: Path,
     image: Path | None,
@@ -50,10 +51,12 @@ def command(
     sampling = Sampling(temperature, top_k, top_p, seed)
     options = DecoderOptions(threads, activations)
     session = load(bundle, device=device, kernels=decoder_kernels, options=options)
+    if image is None and session.config.vision is not None:
+        tell("no --image given: asking about nothing seen")
     answer = session.ask(image, prompt, max_new_tokens=max_new_tokens, sampling=sampling)
     for piece in answer:
         if not as_json:
-            sys.stdout.write(piece)
+            sys.stdout.write(plain(piece))
             sys.stdout.flush()
     if not as_json:
         sys.stdout.write("\n")

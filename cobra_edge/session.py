@@ -1,7 +1,7 @@
 """A bundle that answers: look at an image once, ask as often as you like.
 
 The image comes first, so the decoder's state after the visual tokens is a complete summary of it that no question has touched.
-`look` returns that state; `ask` copies it, reads the question and streams the answer.
+`look` returns that state; `ask` copies it, reads the question and streams the answer. An answer can be asked on.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Answer:
         ttft_ms: from the question (and image, where it was looked at for this question) to the first token; None for none.
         tpot_ms: mean time of each further token, the reader's own between them included; None for fewer than two.
         finish: "end" at the model's end token, "length" at the limit.
+        state: what the decoder remembers when the iteration has ended, this answer included; None before.
     """
 
     prompt_tokens: int
@@ -45,6 +46,8 @@ class Answer:
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     finish: str = "length"
+    state: DecoderState | None = None
+    _unread: list[int] = field(default_factory=list)  # of this answer, not yet in the state
     _pieces: Iterator[str] = field(default_factory=lambda: iter(()))
 
     def __iter__(self) -> Iterator[str]:
@@ -94,7 +97,7 @@ class Session:
 
     def ask(
         self,
-        image: Picture | DecoderState | None,
+        image: Picture | DecoderState | Answer | None,
         prompt: str,
         *,
         max_new_tokens: int = 256,
@@ -103,7 +106,8 @@ class Session:
         """Ask a question about an image, a remembered image, or (None) about nothing seen.
 
         Args:
-            image: a picture, a state from `look` (left as it is), or None.
+            image: a picture, a state from `look` (left as it is), an answer that was read to its end (the conversation goes
+                on from there), or None.
             prompt: the question.
             max_new_tokens: the answer's limit.
             sampling: greedy unless told otherwise.
@@ -112,35 +116,42 @@ class Session:
             An answer to iterate over. Nothing is decoded before that, but the prompt has been read.
 
         Raises:
-            InputError: an empty prompt, one longer than the model's limit, an unreadable picture.
+            InputError: an empty prompt, one longer than the model's limit, an unreadable picture, an answer not yet read.
         """
         if max_new_tokens < 1:
             raise InputError(f"max-new-tokens is {max_new_tokens}, expected 1 or more")
         began = time.perf_counter()
-        tokens = self.codec.encode(self.template.first_turn(prompt))
-        seen = 0 if image is None else self.config.n_visual_tokens
+        start: Picture | DecoderState
+        if isinstance(image, Answer):
+            start, tokens, seen = self._go_on(image, prompt)
+        else:
+            tokens = self.codec.encode(self.template.first_turn(prompt))
+            start, seen = (self.decoder.new_state(), 0) if image is None else (image, self.config.n_visual_tokens)
         before = seen
-        if isinstance(image, DecoderState):
-            image.require(self.config.mamba)
-            before = image.n_tokens
+        if isinstance(start, DecoderState):
+            start.require(self.config.mamba)
+            before = start.n_tokens
         room = self.config.max_length - before
         if len(tokens) >= room:
             raise InputError(
                 f"the prompt is {len(tokens)} tokens, the model takes {room - 1} after {before} already read; shorten it"
             )
-        if image is None:
-            state = self.decoder.new_state()
-        else:
-            state = image.copy() if isinstance(image, DecoderState) else self.look(image)
+        state = start.copy() if isinstance(start, DecoderState) else self.look(start)
         logits = self.decoder.prefill(self.decoder.embed(tokens), state)
         answer = Answer(prompt_tokens=len(tokens), visual_tokens=seen)
         limit = min(max_new_tokens, room - len(tokens))
-        answer._pieces = self._stream(answer, generate(
-            self.decoder, logits, state, self.codec.end_id, limit, sampling
-        ), limit, began)  # fmt: skip
+        chosen = generate(self.decoder, logits, state, self.codec.end_id, limit, sampling)
+        answer._pieces = self._stream(answer, chosen, state, limit, began)
         return answer
 
-    def _stream(self, answer: Answer, tokens: Iterator[int], limit: int, began: float) -> Iterator[str]:
+    def _go_on(self, answer: Answer, prompt: str) -> tuple[DecoderState, list[int], int]:
+        """Return the state after an answer, the tokens that end it and ask the next question, and its visual tokens."""
+        if answer.state is None:
+            raise InputError("the answer has not been read to its end; read it before you ask on")
+        turn = self.codec.encode(self.template.later_turn(prompt))
+        return answer.state, [*answer._unread, self.codec.end_id, *turn], answer.visual_tokens
+
+    def _stream(self, answer: Answer, tokens: Iterator[int], state: DecoderState, limit: int, began: float) -> Iterator[str]:
         pieces, first, last = DecodeStream(skip_special_tokens=True), began, began
         for token in tokens:
             last = time.perf_counter()
@@ -157,6 +168,7 @@ class Session:
         answer.finish = "end" if len(answer.tokens) < limit else "length"
         # Bytes of an unfinished character never left the stream; the whole decoding has them as replacement marks.
         answer.text = self.codec.decode(answer.tokens)
+        answer.state, answer._unread = state, answer.tokens[-1:] if answer.finish == "length" else []
 
 
 def load(

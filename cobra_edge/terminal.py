@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -14,19 +17,32 @@ import click
 import msgspec
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .errors import CobraEdgeError, MachineError
+from .errors import CobraEdgeError, InputError, MachineError
 
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # what a shell shows for a program that writes to a reader who has left
+_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CLEANING_SECONDS = 10.0  # after an interruption, in which further ones would only disturb the tidying up
 
 errors = Console(stderr=True)
 results = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
 
 
-def progress() -> Progress:
-    """Return a progress display on stderr; it draws nothing where stderr is not a terminal."""
-    return Progress(
+class Stages(Progress):
+    """Progress on stderr: bars on a terminal, elsewhere one line as each stage begins."""
+
+    def add_task(self, description: str, *args: Any, **fields: Any) -> TaskID:
+        """See rich's Progress."""
+        if not errors.is_terminal:
+            tell(description)
+        return super().add_task(description, *args, **fields)
+
+
+def progress() -> Stages:
+    """Return a progress display."""
+    return Stages(
         TextColumn("{task.description:<28}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -43,38 +59,64 @@ def print_json(data: Any) -> None:
     sys.stdout.flush()
 
 
+def _listen(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        logging.getLogger().setLevel(logging.INFO)
+
+
+# Every verb's; whether it was given is afterwards told by the level of the root logger.
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_listen,
+    help="Print logs, and a traceback where something goes wrong.",
+)
+
+
 def run_command(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     """Run a click command and return its exit code; no traceback reaches a user unless --debug is given."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [a for a in given if a != "--debug"]
     logging.basicConfig(
-        level=logging.INFO if debug else logging.WARNING,
+        level=logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
         force=True,
     )
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    _take_signals()
     try:
-        command.main(given, standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        code = command.main(None if arguments is None else list(arguments), standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.show()
+        path = f"; see: {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
+        _say_error(error.format_message().rstrip(".") + path)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        errors.print("interrupted", highlight=False)
+        tell("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        return 0
+    except (BrokenPipeError, SystemExit):  # click and rich leave with the latter, and with the code of a drift
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+        return EXIT_CLOSED_PIPE
     except Exception as error:
-        if debug:
+        if logging.getLogger().isEnabledFor(logging.INFO):
             errors.print_exception()
         message, code = _explain(error)
-        errors.print(f"error: {plain(message)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _say_error(message)
         return code
-    return 0
+
+
+def _take_signals() -> None:
+    """Make each of _INTERRUPTIONS a KeyboardInterrupt; those that follow at once shall not interrupt the tidying up."""
+    last = -math.inf
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal last
+        if time.monotonic() - last > _CLEANING_SECONDS:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    for number in _INTERRUPTIONS:
+        signal.signal(number, interrupt)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -83,6 +125,8 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, MemoryError):
         return "out of memory; close other programs or take a smaller model", MachineError.exit_code
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: permission denied; mend its rights or give another path", InputError.exit_code
     if isinstance(error, OSError):
         return f"{error}; check the path and the disk", MachineError.exit_code
     kind = type(error).__name__
@@ -94,8 +138,13 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _say_error(message: str) -> None:
+    errors.print(f"error: {plain(message)}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """Print one line on stderr, as it is."""
+    errors.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
@@ -107,6 +156,10 @@ def main_of(command: click.Command) -> Callable[[], None]:
     """Return the entry point of a verb's module."""
 
     def main() -> None:
-        sys.exit(run_command(command))
+        code = run_command(command)
+        # All is done. While Python takes itself down its handlers are gone, and a late signal would end it with another code.
+        for number in _INTERRUPTIONS:
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(code)
 
     return main

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cobra_edge.export import export_bundle
+from cobra_edge.assemble import export_bundle
 from cobra_edge.model.config import MambaConfig, decoder_shapes, projector_shapes
 from cobra_edge.targets import target_named
 
@@ -70,13 +70,13 @@ def run_directory() -> RunDirectory:
     return RunDirectory()
 
 
-def write_text_only(directory: Path, seed: int = 0) -> Path:
+def write_text_only(directory: Path, seed: int = 0, config: MambaConfig = TINY_MAMBA) -> Path:
     """Write a bare Mamba in the state-spaces layout, with cobra-mini's tokenizer."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps({"d_model": TINY_MAMBA.d_model, "n_layer": TINY_MAMBA.n_layer}))
-    save_file(random_tensors(decoder_shapes(TINY_MAMBA), seed), directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps({"d_model": config.d_model, "n_layer": config.n_layer}))
+    save_file(random_tensors(decoder_shapes(config), seed), directory / "model.safetensors")
     (directory / "tokenizer.json").write_bytes((MINI / "tokenizer.json").read_bytes())
     return directory
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from cobra_edge.errors import CheckpointError, InputError, MachineError
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.model.config import MambaConfig, decoder_shapes, projector_shapes
+from cobra_edge.model.config import LANGUAGE_BACKBONES, LanguageBackbone, MambaConfig, decoder_shapes, projector_shapes
 
 from .conftest import MINI_MAMBA, TINY_MAMBA, RunDirectory, random_tensors, write_text_only
 
@@ -128,7 +128,7 @@ def not_a_mamba(run: RunDirectory) -> None:
         (reshape, r"layers\.2\.mixer\.D has shape \(7,\), expected \(512,\)"),
         (narrow_projector, r"projector\.2\.weight has shape \(256, 999\)"),
         (integers, "expected a float type"),
-        (fewer_layers, "d_model 256 and 3 layers, config.json says mamba-mini-zephyr with 256 and 4"),
+        (fewer_layers, "tensors have n_layer 3; config.json says mamba-mini-zephyr, which has n_layer 4"),
         (not_a_mamba, "not a Mamba-1 decoder"),
         (break_config("arch_specifier", "no-align+fused-gelu"), "did you mean 'fused-gelu-mlp'"),
         (break_config("vision_backbone_id", "dinosiglip-vit-so-384"), "did you mean 'dinosiglip-vit-so-384px'"),
@@ -198,10 +198,35 @@ def test_broken_config(run_directory, tmp_path, content):
         open_checkpoint(str(source))
 
 
-def test_bare_config_that_disagrees(text_only):
-    (text_only / "config.json").write_text(json.dumps({"hidden_size": 999}))
-    with pytest.raises(CheckpointError, match="hidden_size 999, the tensors of model.safetensors say 128"):
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"hidden_size": 999}, "hidden_size 999, the tensors of model.safetensors say 128"),
+        ({"vocab_size": 999}, "vocab_size 999, the tensors of model.safetensors say 512"),
+        ({"vocab_size": 510, "pad_vocab_size_multiple": 4}, None),
+        ({"ssm_cfg": {"d_state": 32}}, "d_state 32, the tensors of model.safetensors say 16"),
+        ({"ssm_cfg": {"layer": "Mamba2"}}, "layer 'Mamba2', expected 'Mamba1'"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu', expected 'silu'"),
+        ({"model_type": "falcon_mamba"}, "model_type 'falcon_mamba', expected 'mamba'"),
+        ({"model_type": "mamba", "hidden_act": "silu", "ssm_cfg": {}, "time_step_rank": "auto"}, None),
+    ],
+)
+def test_bare_config_that_disagrees(text_only, config, says):
+    (text_only / "config.json").write_text(json.dumps(config))
+    if says is None:
+        assert open_checkpoint(str(text_only)).config.mamba == TINY_MAMBA
+        return
+    with pytest.raises(CheckpointError, match=says):
         open_checkpoint(str(text_only))
+
+
+def test_a_registry_name_promises_every_size(run_directory, tmp_path):
+    other = MambaConfig(256, 4, 512, 512, 8, 4, 16)
+    run_directory.decoder = random_tensors(decoder_shapes(other))
+    with pytest.raises(
+        CheckpointError, match="tensors have d_state 8; config.json says mamba-mini-zephyr, which has d_state 16"
+    ):
+        open_checkpoint(str(run_directory.write(tmp_path / "run")))
 
 
 def test_empty_directory_and_unknown_name(tmp_path):
@@ -221,31 +246,74 @@ def test_vision_weights_and_tokenizer_that_are_not_there(text_only, tmp_path):
         open_checkpoint(str(text_only), vision_weights=tmp_path / "nowhere")
 
 
-def test_hub_names_are_fetched_from_their_place(run_directory, tmp_path, monkeypatch):
+def serve_from(monkeypatch, directory):
+    """Let the hub's client find its files in a directory; return what it is asked for."""
     import huggingface_hub
 
-    run_directory.write(tmp_path / "cobra+3b")
     asked = []
 
     def fake(repository, file):
         asked.append((repository, file))
-        return str(tmp_path / file)
+        return str(directory / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
+    return asked
+
+
+def test_hub_names_are_fetched_from_their_place(run_directory, tmp_path, monkeypatch):
+    run_directory.config["model"]["llm_backbone_id"] = "mamba-2.8b-zephyr"
+    run_directory.write(tmp_path / "cobra+3b")
+    asked = serve_from(monkeypatch, tmp_path)
+    monkeypatch.setitem(
+        LANGUAGE_BACKBONES, "mamba-2.8b-zephyr", LanguageBackbone(MINI_MAMBA, "zephyr", "xiuyul/mamba-2.8b-zephyr")
+    )
+    (tmp_path / "tokenizer.json").write_text("{}")
     opened = open_checkpoint("cobra+3b")
+    assert opened.tokenizer_file() == tmp_path / "tokenizer.json"
     assert asked == [
         ("han1997/cobra", "cobra+3b/config.json"),
         ("han1997/cobra", "cobra+3b/checkpoints/latest-checkpoint.pt"),
+        ("xiuyul/mamba-2.8b-zephyr", "tokenizer.json"),
     ]
     assert opened.source_id == "cobra+3b"
 
 
-def test_offline_is_said_clearly(tmp_path):
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+def test_encoders_come_from_timms_hub_by_their_published_names(monkeypatch):
+    import timm
+
+    from cobra_edge.model import hub
+    from cobra_edge.model.config import EncoderConfig, VisionConfig
+    from cobra_edge.model.vision import load_tower
+
+    real, asked = timm.create_model, []
+
+    def fake(name, **arguments):
+        asked.append((name, arguments.pop("pretrained")))
+        return real(name, **arguments)
+
+    monkeypatch.setattr(hub.timm, "create_model", fake)
+    half = (0.5, 0.5, 0.5)
+    config = VisionConfig("test", (EncoderConfig("vit_tiny_patch16_224", 192, 16, 12, 1, half, half),), 64)
+    tower = load_tower(config, None)
+    assert asked == [("vit_tiny_patch16_224", True)]
+    assert tower(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 192) and not tower.training
+
+    def unreachable(name, **_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(hub.timm, "create_model", unreachable)
+    with pytest.raises(MachineError, match=r"vision weights vit_tiny_patch16_224 could not be fetched .*no route to host"):
+        load_tower(config, None)
+
+
+@pytest.mark.parametrize("how", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_offline_is_said_in_one_line(tmp_path, how):
+    environment = os.environ | how | {"HF_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "cobra_edge.export", "--target", "cpu", "--checkpoint", "cobra+3b"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == MachineError.exit_code
-    assert "could not be fetched" in done.stderr and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: cobra+3b/config.json of han1997/cobra could not be fetched")
     assert not (tmp_path / "bundles").exists()
 
 

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
+from cobra_edge import assemble, inspect, run
 from cobra_edge import export as export_module
-from cobra_edge import inspect, run
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle import Bundle, staged_directory
 from cobra_edge.cli import VERBS
 from cobra_edge.cli import command as whole
 from cobra_edge.errors import InputError
@@ -24,7 +24,7 @@ from cobra_edge.targets import target_named
 from cobra_edge.tensor_file import TensorFileWriter
 from cobra_edge.terminal import run_command
 
-from .conftest import MINI
+from .conftest import MINI, write_text_only
 
 PICTURE = str(MINI / "demo.png")
 COBRA_3B = CobraConfig(
@@ -49,7 +49,8 @@ def export(text_only, tmp_path, capfd):
 
 
 def leftovers(directory):
-    return sorted(f.name for f in directory.iterdir()) if directory.exists() else []
+    """Return what is in a directory; None where there is none, as before the export."""
+    return sorted(f.name for f in directory.iterdir()) if directory.exists() else None
 
 
 def test_export_prints_tables_or_json(export, tmp_path):
@@ -66,7 +67,9 @@ def test_export_prints_tables_or_json(export, tmp_path):
 def test_mini_is_the_default_and_said(tmp_path, capfd):
     code = run_command(whole, ["export", "--target", "jetson", "--out", str(tmp_path / "b")])
     captured = capfd.readouterr()
-    assert code == 0 and captured.err.count("exporting the embedded cobra-mini") == 1
+    said = [line for line in captured.err.splitlines() if "cobra-mini" in line]
+    assert code == 0
+    assert said == ["no --checkpoint given: exporting the embedded cobra-mini, a small model of synthetic scenes"]
     manifest = Bundle.open(tmp_path / "b").manifest
     assert (manifest.target, manifest.recipe.scheme) == ("jetson-orin-nano", "w4a16-g128")
     assert manifest.source.id == "cobra-mini" and manifest.drift.vision_relative_rms < 1e-4
@@ -88,7 +91,7 @@ def test_mini_is_the_default_and_said(tmp_path, capfd):
 def test_bad_options(export, tmp_path, arguments, says):
     code, _, err = export(*arguments)
     assert code == 2 and says in " ".join(err.split()) and "Traceback" not in err
-    assert leftovers(tmp_path / "out") == []
+    assert leftovers(tmp_path / "out") is None
 
 
 def test_an_output_that_exists(export):
@@ -117,7 +120,7 @@ def test_a_disk_that_fills_up(export, tmp_path, monkeypatch):
     monkeypatch.setattr(TensorFileWriter, "write", write)
     code, _, err = export()
     assert code == 3 and "No space left" in err
-    assert leftovers(tmp_path / "out") == []
+    assert leftovers(tmp_path / "out") is None
 
 
 def test_damaged_weights_are_named(text_only, export, tmp_path):
@@ -128,7 +131,7 @@ def test_damaged_weights_are_named(text_only, export, tmp_path):
     save_file(tensors, text_only / "model.safetensors")
     code, _, err = export()
     assert code == 2 and "backbone.layers.1.mixer.x_proj.weight" in err.replace("\n", "")
-    assert leftovers(tmp_path / "out") == []
+    assert leftovers(tmp_path / "out") is None
 
 
 def test_a_drift_beyond_its_budget_exits_1_and_keeps_the_bundle(export, tmp_path):
@@ -149,22 +152,88 @@ def test_a_budget_with_unknown_names(export, tmp_path):
     assert code == 2 and "no limits for scheme" in err
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_interrupted_in_the_middle(tmp_path, name):
-    """A real signal to a real process, once the hidden directory is there and the vision graph is being written."""
+@pytest.fixture(scope="module")
+def slow_source(tmp_path_factory):
+    """A text-only checkpoint whose stages last long enough to be hit."""
+    config = MambaConfig(512, 24, 512, 1024, 16, 4, 32)
+    return write_text_only(tmp_path_factory.mktemp("slow") / "mamba-slow", config=config)
+
+
+@pytest.mark.parametrize(
+    ("stage", "source", "signals"),
+    [
+        ("vision graph", "mini", ["SIGINT"]),
+        ("vision graph", "mini", ["SIGTERM"]),
+        ("decoder as", None, ["SIGINT"]),
+        ("float reference", None, ["SIGINT", "SIGINT", "SIGINT"]),
+        ("drift of the finished bundle", None, ["SIGHUP"]),
+    ],
+)
+def test_interrupted_in_the_middle(tmp_path, slow_source, stage, source, signals):
+    """Real signals to a real process as a stage begins, of which it tells; more of them do not disturb the tidying up."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "cobra_edge.export", "--target", "jetson", "--out", str(out / "bundle")]
+    command += ["--checkpoint", source or str(slow_source), "--golden-lines", "64"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for _ in range(600):
-        if leftovers(out) or child.poll() is not None:
-            break
-        time.sleep(0.1)
-    assert child.poll() is None and leftovers(out)[0].startswith(".bundle.partial-")
-    time.sleep(0.5)
-    child.send_signal(getattr(signal, name))
+    said = ""
+    while stage not in said:
+        line = child.stderr.readline()
+        assert line, f"ended before its stage {stage}: {said}"
+        said += line
+    assert leftovers(out)[0].startswith(".bundle.partial-")
+    time.sleep(0.1)
+    for name in signals:
+        child.send_signal(getattr(signal, name))
+        time.sleep(0.02)
     _, err = child.communicate(timeout=60)
-    assert child.returncode == 130 and "Traceback" not in err
-    assert leftovers(out) == []
+    assert child.returncode == 130 and err.strip().splitlines()[-1] == "interrupted" and "Traceback" not in err
+    assert leftovers(out) is None
+
+
+def test_a_disk_that_fills_up_with_the_vision_graph(tmp_path):
+    """The limit on a file's size is the operating system's own, met by torch's exporter in the middle of writing."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); "
+    limited += "from cobra_edge.export import main; main()"
+    command = [sys.executable, "-c", limited, "--target", "jetson", "--out", str(tmp_path / "out" / "bundle")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "File too large" in done.stderr
+    assert leftovers(tmp_path / "out") is None
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "B"], ["inspect", "B", "--json"], ["run", "B", "--prompt", "Hello?"]])
+def test_a_reader_who_leaves_is_neither_success_nor_drift(mini_bundle, arguments):
+    given = [str(mini_bundle("w4a16-g128")) if a == "B" else a for a in arguments]
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "cobra_edge", *given]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert done.returncode == 141 and "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_an_output_that_no_bundle_can_replace(export, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", tmp_path / "here"):
+        code, _, err = export(out=out)
+        assert code == 2 and "current directory" in err
+    assert leftovers(tmp_path / "here") == []
+
+
+def test_what_may_not_be_read_is_bad_input(monkeypatch, capfd):
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/secret/manifest.json")
+
+    monkeypatch.setattr(export_module, "export_bundle", denied)
+    assert run_command(export_module.command, ["--target", "cpu"]) == 2
+    assert "/secret/manifest.json: permission denied" in capfd.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_not_called_unwritable(tmp_path):
+    with pytest.raises(FileNotFoundError), staged_directory(tmp_path / "b", force=False, needed_bytes=0):
+        (tmp_path / "nowhere").read_bytes()
+    assert leftovers(tmp_path) == []
 
 
 def test_run_streams_or_prints_json(mini_bundle, capfd):
@@ -185,6 +254,8 @@ def test_run_streams_or_prints_json(mini_bundle, capfd):
         (["--image", PICTURE, "--prompt", " "], 2, "prompt is empty"),
         (["--image", "/nowhere.png", "--prompt", "x"], 2, "cannot be read"),
         (["--image", __file__, "--prompt", "x"], 2, "not a picture"),
+        (["--image", "/dev/zero", "--prompt", "x"], 2, "not an ordinary file"),
+        (["--image", "/proc/self", "--prompt", "x"], 2, "not an ordinary file"),
         (["--prompt", "x", "--temperature", "-1"], 2, "temperature"),
         (["--prompt", "x", "--max-new-tokens", "0"], 2, "Invalid value"),
         (["--prompt", "x", "--device", "cuda"], 3, "no decoder runs this bundle"),
@@ -211,7 +282,8 @@ def test_inspect(mini_bundle, tmp_path, capfd):
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_an_example(verb, capfd):
     assert run_command(whole, [verb, "--help"]) == 0
-    assert "Example: " in capfd.readouterr().out
+    text = capfd.readouterr().out
+    assert "Example: " in text and (verb == "bench" or "--debug" in text)
 
 
 def test_the_verbs_are_modules_too():
@@ -219,7 +291,7 @@ def test_the_verbs_are_modules_too():
         done = subprocess.run([sys.executable, "-m", *arguments, "--help"], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and "Usage" in done.stdout
     done = subprocess.run([sys.executable, "-m", "cobra_edge", "exprot"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "No such command" in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("error: unknown verb 'exprot'; did you mean 'export'?")
 
 
 def test_memory_of_the_published_model():
@@ -263,7 +335,7 @@ def test_golden_lines_are_of_every_task():
 
     lines = read_suite(HELDOUT)
     for wanted in (1, 4, 5, 32, len(lines), len(lines) + 1):
-        chosen = export_module._spread(lines, wanted)
+        chosen = assemble._spread(lines, wanted)
         counts = Counter(line.task for line in chosen)
         assert len(chosen) == min(wanted, len(lines)) == len(set(chosen))
         assert len(counts) == min(wanted, 5)
@@ -278,7 +350,7 @@ def test_a_float_model_that_overflows_is_said(export, text_only, tmp_path):
     save_file(tensors, text_only / "model.safetensors")
     code, _, err = export()
     assert code == 2 and "not finite" in " ".join(err.split()) and "partial" not in err
-    assert leftovers(tmp_path / "out") == []
+    assert leftovers(tmp_path / "out") is None
 
 
 def test_a_disk_that_fills_up_with_the_golden_lines(export, tmp_path, monkeypatch):
@@ -292,7 +364,7 @@ def test_a_disk_that_fills_up_with_the_golden_lines(export, tmp_path, monkeypatc
     monkeypatch.setattr(TensorFileWriter, "write", write)
     code, _, err = export()
     assert code == 3 and "No space left" in err
-    assert leftovers(tmp_path / "out") == []
+    assert leftovers(tmp_path / "out") is None
 
 
 def test_a_model_too_large_for_its_target_writes_nothing(text_only, tmp_path, monkeypatch, capfd):
@@ -304,7 +376,7 @@ def test_a_model_too_large_for_its_target_writes_nothing(text_only, tmp_path, mo
     assert run_command(export_module.command, arguments) == 2
     err = " ".join(capfd.readouterr().err.split())
     assert "does not fit Jetson Orin Nano" in err and "take fewer bits or a larger target" in err
-    assert leftovers(tmp_path / "out") == []
+    assert leftovers(tmp_path / "out") is None
 
 
 def test_two_exports_are_the_same_bytes(export, tmp_path):
@@ -337,8 +409,8 @@ def test_inspect_of_a_target_from_elsewhere(mini_bundle, tmp_path, capfd):
 def test_a_drift_that_is_no_number_is_never_shipped(export, tmp_path, monkeypatch):
     import msgspec
 
-    real = export_module._measure
-    monkeypatch.setattr(export_module, "_measure", lambda *a: msgspec.structs.replace(real(*a), kld_mean=float("nan")))
+    real = assemble._measure
+    monkeypatch.setattr(assemble, "_measure", lambda *a: msgspec.structs.replace(real(*a), kld_mean=float("nan")))
     code, _, err = export()
     assert code == 1 and "the drift is not finite (kld_mean)" in " ".join(err.split())
-    assert leftovers(tmp_path / "out") == []
+    assert leftovers(tmp_path / "out") is None

@@ -87,11 +87,40 @@ def test_a_prompt_longer_than_the_model_takes(session):
         session.ask(PICTURE, "Hello?", max_new_tokens=0)
 
 
-def test_an_answer_ends_where_the_model_does(session):
-    words = "x " * 430
-    answer = session.ask(PICTURE, words, max_new_tokens=10_000, sampling=Sampling(50.0))
+def test_an_answer_ends_where_the_model_does(session, monkeypatch):
+    """A decoder that never ends an answer: it stops at the last position the model was made for."""
+    real = session.decoder.step
+
+    def never_ending(token, state):
+        logits = real(token, state)
+        logits[session.codec.end_id] = -1e9
+        return logits
+
+    monkeypatch.setattr(session.decoder, "step", never_ending)
+    answer = session.ask(PICTURE, "x " * 430, max_new_tokens=10_000)
     answer.read()
-    assert len(answer.tokens) <= session.config.max_length - 64 - answer.prompt_tokens
+    assert answer.finish == "length"
+    assert len(answer.tokens) == session.config.max_length - 64 - answer.prompt_tokens
+
+
+@pytest.mark.parametrize("limit", [256, 2])
+def test_a_conversation_goes_on_from_its_answer(session, limit):
+    """Asking on gives the bits that reading the whole conversation at once gives, also after an answer that was cut short."""
+    first = session.ask(PICTURE, QUESTIONS[1], max_new_tokens=limit)
+    with pytest.raises(InputError, match="not been read to its end"):
+        session.ask(first, QUESTIONS[2])
+    first.read()
+    second = session.ask(first, QUESTIONS[2])
+    again = session.ask(first, QUESTIONS[2])
+    assert second.read() == again.read() != ""
+    assert second.visual_tokens == 64
+    said = [*first.tokens, session.codec.end_id]
+    whole = session.codec.encode(session.template.first_turn(QUESTIONS[1])) + said
+    whole += session.codec.encode(session.template.later_turn(QUESTIONS[2]))
+    state = session.look(PICTURE)
+    logits = session.decoder.prefill(session.decoder.embed(whole), state)
+    assert int(np.argmax(logits)) == second.tokens[0]
+    assert second.state.n_tokens == state.n_tokens + len(second.tokens)
 
 
 def test_templates():

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
+
+import click
+
+from ..errors import InputError
+from ..terminal import debug_option, main_of
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -113,15 +117,22 @@ def draw_drift(file: Path) -> None:
     figure.savefig(file, dpi=110, metadata={"Software": None})
 
 
-def main() -> None:
-    """Rewrite README and plot, or with --check only tell whether the README is up to date."""
+@click.command(epilog="Example: python -m cobra_edge.bench.figures --check")
+@click.option("--check", is_flag=True, help="Write nothing; exit with 2 where the README is not up to date.")
+@debug_option
+def command(check: bool) -> None:
+    """Fill the README's tables and draw the drift plot from bench/results."""
     text = README.read_text(encoding="utf-8")
     fresh = with_tables(text)
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if fresh == text else "README.md differs from bench/results; run: make figures")
+    if check:
+        if fresh != text:
+            raise InputError("README.md differs from bench/results; run: make figures")
+        return
     README.write_text(fresh, encoding="utf-8")
     draw_drift(PLOT)
 
+
+main = main_of(command)
 
 if __name__ == "__main__":
     main()

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from ..assemble import export_bundle
 from ..bundle import Bundle
 from ..decode.decoder import ACTIVATIONS, DecoderOptions
-from ..export import export_bundle
 from ..regress.accuracy import LineResult, run_suite
 from ..regress.metrics import kl_divergence, top1_agreement
 from ..regress.suite import HELDOUT, read_suite

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ..model.config import decoder_shapes, projector_shapes, vision_backbone
+from ..model.config import decoder_shapes, projector_kind, projector_shapes, vision_backbone
 from ..model.vision import Encoder, encoder_file
 from ..resources import MINI
 from .shapes import shape_named
@@ -30,14 +30,12 @@ def write_random_checkpoint(shape: str, directory: Path, on_part: Callable[[], N
     Raises:
         InputError: an unknown shape.
     """
-    mamba, backbone_id, arch, llm_id = shape_named(shape)
-    vision = vision_backbone(backbone_id)
+    named = shape_named(shape)
+    mamba, vision = named.mamba, vision_backbone(named.vision_backbone_id)
     (directory / "checkpoints").mkdir(parents=True)
     config = {
         "model_id": f"{shape}-random",
-        "arch_specifier": arch,
-        "vision_backbone_id": backbone_id,
-        "llm_backbone_id": llm_id,
+        **named._asdict(),
         "image_resize_strategy": "resize-naive",
         "llm_max_length": 2048,
     }
@@ -46,7 +44,7 @@ def write_random_checkpoint(shape: str, directory: Path, on_part: Callable[[], N
     random = torch.Generator().manual_seed(0)
     decoder = {f"llm.{k}": _random(k, s, random) for k, s in decoder_shapes(mamba).items()}
     decoder["llm.lm_head.weight"] = decoder["llm.backbone.embedding.weight"]
-    shapes = projector_shapes("fused-gelu-mlp", vision.feature_dim, mamba.d_model)
+    shapes = projector_shapes(projector_kind(named.arch_specifier), vision.feature_dim, mamba.d_model)
     projector = {k: _random(k, s, random) for k, s in shapes.items()}
     parts = {"projector": projector, "llm_backbone": decoder}
     torch.save({"model": parts}, directory / "checkpoints" / "latest-checkpoint.pt")

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from ..errors import InputError, near_matches
-from ..model.config import MambaConfig
+from typing import NamedTuple
 
-# Shape name -> sizes of the decoder, vision backbone, arch_specifier, llm_backbone_id.
-SHAPES: dict[str, tuple[MambaConfig, str, str, str]] = {
-    "cobra-3b": (
-        MambaConfig(d_model=2560, n_layer=64, vocab=50280, d_inner=5120, d_state=16, d_conv=4, dt_rank=160),
-        "dinosiglip-vit-so-384px",
-        "no-align+fused-gelu-mlp",
-        "mamba-2.8b-zephyr",
-    ),
-    "cobra-mini": (
-        MambaConfig(d_model=256, n_layer=4, vocab=512, d_inner=512, d_state=16, d_conv=4, dt_rank=16),
-        "dinosiglip-vit-mini-112px",
-        "no-align+fused-gelu-mlp",
-        "mamba-mini-zephyr",
-    ),
+from ..errors import InputError, near_matches
+from ..model.config import MambaConfig, language_backbone
+
+
+class Shape(NamedTuple):
+    """What a run directory's config would name."""
+
+    vision_backbone_id: str
+    arch_specifier: str
+    llm_backbone_id: str
+
+    @property
+    def mamba(self) -> MambaConfig:
+        """Sizes of the decoder."""
+        return language_backbone(self.llm_backbone_id).mamba
+
+
+SHAPES: dict[str, Shape] = {
+    "cobra-3b": Shape("dinosiglip-vit-so-384px", "no-align+fused-gelu-mlp", "mamba-2.8b-zephyr"),
+    "cobra-mini": Shape("dinosiglip-vit-mini-112px", "no-align+fused-gelu-mlp", "mamba-mini-zephyr"),
 }
 
 
-def shape_named(name: str) -> tuple[MambaConfig, str, str, str]:
+def shape_named(name: str) -> Shape:
     """Return a shape of the table. Raises InputError with near matches."""
     if name not in SHAPES:
         raise InputError(f"unknown shape {name!r}{near_matches(name, SHAPES)}")

@@ -19,7 +19,7 @@ from ..errors import InputError, MachineError
 from ..scheme import scheme_named
 from ..tables import cell, figure
 from ..targets import target_named
-from ..terminal import print_json, progress, results
+from ..terminal import debug_option, print_json, progress, results
 from .shapes import shape_named
 
 RESULTS = Path("bench") / "results"
@@ -40,11 +40,12 @@ def keep(name: str, result: dict[str, Any]) -> Path:
 
 @command.command(epilog="Example: python -m cobra_edge.bench export --shape cobra-3b --scratch /tmp")
 @click.option("--shape", default="cobra-3b", show_default=True, help="A published shape, filled with random weights.")
-@click.option("--target", default="jetson", show_default=True)
-@click.option("--scheme", default="w4a16-g128", show_default=True)
+@click.option("--target", default="jetson", show_default=True, help="Device profile or family.")
+@click.option("--scheme", default="w4a16-g128", show_default=True, help="Weight format.")
 @click.option("--scratch", type=click.Path(path_type=Path, exists=True), help="Where to put checkpoint and bundle.")
-@click.option("--golden-lines", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--golden-lines", type=click.IntRange(1), default=2, show_default=True, help="How many golden lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@debug_option
 def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_lines: int, as_json: bool) -> None:
     """Export a random checkpoint of a published shape; wall time and peak memory of the whole command.
 
@@ -105,14 +106,19 @@ def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_li
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option("--shape", default="cobra-3b", show_default=True, help="Random weights of a published shape; without BUNDLE.")
 @click.option("--scheme", "schemes", multiple=True, help="Of the random weights; may be given again. Default: w4a16-g128.")
-@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
-@click.option("--prompt-tokens", multiple=True, type=click.IntRange(1), default=(256, 768), show_default=True)
+@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True, help="Where to run.")
+@click.option(
+    "--prompt-tokens", multiple=True, type=click.IntRange(1), default=(256, 768), show_default=True, help="To prefill."
+)
 @click.option("--new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Steps timed together.")
-@click.option("--context", multiple=True, type=click.IntRange(1), default=(64, 16384), show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option(
+    "--context", multiple=True, type=click.IntRange(1), default=(64, 16384), show_default=True, help="Read before steps."
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each figure is taken so often.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Default: one a physical core.")
-@click.option("--activations", type=click.Choice(ACTIVATIONS), default="int8", show_default=True)
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--activations", type=click.Choice(ACTIVATIONS), default="int8", show_default=True, help="What enters a product.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@debug_option
 def decode(
     bundle: Path | None,
     shape: str,
@@ -139,7 +145,7 @@ def decode(
     with progress() as bar:
         for scheme in schemes or ("w4a16-g128",):
             opened = (
-                random_bundle(shape_named(shape)[0], scheme, Path("bundles") / f"bench-{shape}-{scheme}", bar)
+                random_bundle(shape_named(shape).mamba, scheme, Path("bundles") / f"bench-{shape}-{scheme}", bar)
                 if bundle is None
                 else Bundle.open(bundle)
             )
@@ -162,7 +168,8 @@ def decode(
 
 
 @command.command(epilog="Example: python -m cobra_edge.bench quality")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@debug_option
 def quality(as_json: bool) -> None:
     """Run the held-out suite of cobra-mini through each scheme: drift from float, accuracy a task."""
     from .machine import machine

@@ -1,46 +1,44 @@
 """Open a checkpoint: the original run directory, the same as safetensors, a hub name, or a bare text-only Mamba.
 
 Tensors stay memory-mapped until they are used. All sizes are read off the tensors and then checked against what the config
-says, so a config that lies and a file that lacks a tensor are both found before any work begins. Files are hostile until
-checked: pickles are read with torch's weights-only reader, which runs no code.
+says, so a config that lies and a file that lacks a tensor are both found before any work begins.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import pickle
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import CheckpointError, InputError, MachineError, near_matches
+from ..errors import CheckpointError, near_matches
+from ..resources import MINI
 from .config import (
     HUB_MODELS,
     HUB_REPOSITORY,
-    LANGUAGE_BACKBONES,
     CobraConfig,
     MambaConfig,
     decoder_shapes,
+    language_backbone,
     projector_kind,
     projector_shapes,
     vision_backbone,
 )
+from .hub import fetch
+from .weight_files import read_weights
 
-log = logging.getLogger(__name__)
-
-MINI = "mini"
-MINI_DIRECTORY = Path(__file__).parent.parent / "mini"
+EMBEDDED = "mini"  # the name of the model that ships
 _WEIGHTS = ("checkpoints/latest-checkpoint.safetensors", "checkpoints/latest-checkpoint.pt")
 _BARE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARD_INDEX = "model.safetensors.index.json"
 _CONFIG_LIMIT_BYTES = 1 << 20
+_SIZES = ("d_model", "n_layer", "vocab", "d_inner", "d_state", "d_conv", "dt_rank")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,19 +64,21 @@ class Checkpoint:
     vision_weights: Path | None = None
     tokenizer: Path | None = None
     tokenizer_hub_id: str | None = None
-    _digest: list[str] = field(default_factory=list)
 
-    def sha256(self) -> str:
-        """Return the hash over weights, local encoders and tokenizer, read once; encoders from timm's hub are not in it."""
-        if not self._digest:
-            digest = hashlib.sha256()
-            encoders = sorted(self.vision_weights.glob("*.safetensors")) if self.vision_weights else []
-            for file in (*self.files, *encoders, *([self.tokenizer] if self.tokenizer else [])):
-                with file.open("rb") as stream:
-                    while chunk := stream.read(1 << 24):
-                        digest.update(chunk)
-            self._digest.append(digest.hexdigest())
-        return self._digest[0]
+    def hashed_files(self) -> list[Path]:
+        """Return the files whose content is in `sha256`: weights, local encoders, tokenizer; not encoders from timm's hub."""
+        encoders = sorted(self.vision_weights.glob("*.safetensors")) if self.vision_weights else []
+        return [*self.files, *encoders, *([self.tokenizer] if self.tokenizer else [])]
+
+    def sha256(self, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+        """Return the hash over `hashed_files`; on_bytes is told of each piece's size, for progress."""
+        digest = hashlib.sha256()
+        for file in self.hashed_files():
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 24):
+                    digest.update(chunk)
+                    on_bytes(len(chunk))
+        return digest.hexdigest()
 
     def tokenizer_file(self) -> Path:
         """Return tokenizer.json, fetched from the hub where the checkpoint has none.
@@ -90,7 +90,7 @@ class Checkpoint:
             return self.tokenizer
         if self.tokenizer_hub_id is None:
             raise CheckpointError(f"{self.source_id}: no tokenizer.json beside the config; give one with --tokenizer")
-        return _download(self.tokenizer_hub_id, "tokenizer.json")
+        return fetch(self.tokenizer_hub_id, "tokenizer.json")
 
 
 def open_checkpoint(source: str, *, vision_weights: Path | None = None, tokenizer: Path | None = None) -> Checkpoint:
@@ -105,15 +105,15 @@ def open_checkpoint(source: str, *, vision_weights: Path | None = None, tokenize
         CheckpointError: missing, corrupt, hostile, or not fitting its config.
         MachineError: the hub is needed and cannot be reached.
     """
-    if source == MINI:
-        checkpoint = _open_directory(MINI_DIRECTORY, "cobra-mini")
+    if source == EMBEDDED:
+        checkpoint = _open_directory(MINI, "cobra-mini")
     elif source in HUB_MODELS:
         checkpoint = _open_hub(source)
     elif Path(source).is_dir():
         checkpoint = _open_directory(Path(source), Path(source).resolve().name)
     else:
         raise CheckpointError(
-            f"checkpoint {source!r} is neither a directory nor a known name{near_matches(source, (MINI, *HUB_MODELS))}"
+            f"checkpoint {source!r} is neither a directory nor a known name{near_matches(source, (EMBEDDED, *HUB_MODELS))}"
         )
     for given, name in ((vision_weights, "--vision-weights"), (tokenizer, "--tokenizer")):
         if given is not None and not given.exists():
@@ -126,22 +126,9 @@ def open_checkpoint(source: str, *, vision_weights: Path | None = None, tokenize
 
 
 def _open_hub(name: str) -> Checkpoint:
-    config = _download(HUB_REPOSITORY, f"{name}/config.json")
-    weights = _download(HUB_REPOSITORY, f"{name}/checkpoints/latest-checkpoint.pt")
+    config = fetch(HUB_REPOSITORY, f"{name}/config.json")
+    weights = fetch(HUB_REPOSITORY, f"{name}/checkpoints/latest-checkpoint.pt")
     return _run_directory(name, _read_json(config), weights)
-
-
-def _download(repository: str, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file))
-    except Exception as error:  # the hub client raises a dozen types for "no network" and "no such file"
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
-        raise MachineError(
-            f"{file} of {repository} could not be fetched from the hub and is not in its cache "
-            f"({type(error).__name__}: {reason}); connect once, or download the run directory and pass its path"
-        ) from error
 
 
 def _open_directory(directory: Path, source_id: str) -> Checkpoint:
@@ -154,7 +141,8 @@ def _open_directory(directory: Path, source_id: str) -> Checkpoint:
     whole = [directory / n for n in names if (directory / n).is_file()]
     weights = tuple(whole[:1]) or (() if is_cobra else _shards(directory))
     if not weights:
-        raise CheckpointError(f"{directory}: no weights; expected {' or '.join(names)}")
+        sharded = "; sharded .bin files: save them as safetensors" if any(directory.glob("pytorch_model-*.bin")) else ""
+        raise CheckpointError(f"{directory}: no weights; expected {' or '.join(names)}{sharded}")
     opened = _run_directory(source_id, config, weights[0]) if is_cobra else _bare_mamba(source_id, config, weights)
     vision, tokenizer = directory / "vision", directory / "tokenizer.json"
     return replace(
@@ -200,28 +188,28 @@ def _run_directory(source_id: str, config: dict[str, Any], weights: Path) -> Che
         raise CheckpointError(f"config.json: model lacks {', '.join(missing)}")
     vision, kind = vision_backbone(model["vision_backbone_id"]), projector_kind(model["arch_specifier"])
     llm_id = model["llm_backbone_id"]
-    if llm_id not in LANGUAGE_BACKBONES:
-        raise CheckpointError(f"unknown llm_backbone_id {llm_id!r}{near_matches(llm_id, LANGUAGE_BACKBONES)}")
-    promised = LANGUAGE_BACKBONES[llm_id]
+    promised = language_backbone(llm_id)
 
-    parts = _read_weights(weights)
+    parts = read_weights(weights)
     decoder = {k.removeprefix("llm."): v for k, v in parts.pop("llm_backbone", {}).items()}
     projector = parts.pop("projector", {})
     parts.pop("vision_backbone", None)  # some fine-tuned runs carry it; encoders come from their own files
     if parts:
         raise CheckpointError(f"{weights.name}: unexpected parts {sorted(parts)}, expected projector and llm_backbone")
     mamba = _infer_mamba(decoder, weights.name)
-    if (mamba.d_model, mamba.n_layer) != (promised.d_model, promised.n_layer):
+    differing = [n for n in _SIZES if getattr(mamba, n) != getattr(promised.mamba, n)]
+    if differing:
+        got, wanted = (", ".join(f"{n} {getattr(m, n)}" for n in differing) for m in (mamba, promised.mamba))
         raise CheckpointError(
-            f"{weights.name}: tensors are those of a Mamba with d_model {mamba.d_model} and {mamba.n_layer} layers, "
-            f"config.json says {llm_id} with {promised.d_model} and {promised.n_layer}"
+            f"{weights.name}: its tensors have {got}; config.json says {llm_id}, which has {wanted}; "
+            "correct llm_backbone_id, or take the config of this checkpoint"
         )
     _check_shapes(projector, projector_shapes(kind, vision.feature_dim, mamba.d_model), f"{weights.name}, projector")
     length = model.get("llm_max_length", 2048)
     if type(length) is not int:
         raise CheckpointError(f"config.json: llm_max_length is {length!r}, expected an integer")
     cobra = CobraConfig(
-        model_id=str(model.get("model_id", source_id)),
+        model_id=str(model["model_id"]) if "model_id" in model else _as_model_id(source_id),
         vision=vision,
         projector=kind,
         mamba=mamba,
@@ -234,90 +222,49 @@ def _run_directory(source_id: str, config: dict[str, Any], weights: Path) -> Che
 
 def _bare_mamba(source_id: str, config: dict[str, Any], weights: tuple[Path, ...]) -> Checkpoint:
     """Open a text-only Mamba in the state-spaces or the transformers layout; names differ in one place."""
-    tensors, file = _read_weights(*weights).get("llm_backbone", {}), weights[0].name
+    tensors, file = read_weights(*weights).get("llm_backbone", {}), weights[0].name
     decoder = {k.replace("backbone.embeddings.", "backbone.embedding."): v for k, v in tensors.items()}
     eps = config.get("layer_norm_epsilon", 1e-5)
     mamba = _infer_mamba(decoder, file, float(eps) if isinstance(eps, int | float) else 1e-5)
-    same = {
-        "hidden_size": "d_model",
-        "d_model": "d_model",
-        "num_hidden_layers": "n_layer",
-        "n_layer": "n_layer",
-        "state_size": "d_state",
-        "intermediate_size": "d_inner",
-        "time_step_rank": "dt_rank",
-        "conv_kernel": "d_conv",
-    }
-    for key, name in same.items():
-        if isinstance(config.get(key), int) and config[key] != getattr(mamba, name):
-            raise CheckpointError(f"config.json says {key} {config[key]}, the tensors of {file} say {getattr(mamba, name)}")
-    model_id = re.sub(r"[^A-Za-z0-9._+-]+", "-", source_id).lstrip("._+-")[:128] or "mamba"
-    cobra = CobraConfig(model_id, None, None, mamba, prompt_style="base")
+    _check_bare_config(config, mamba, file)
+    cobra = CobraConfig(_as_model_id(source_id), None, None, mamba, prompt_style="base")
     return Checkpoint(source_id, cobra, decoder, {}, weights, tokenizer_hub_id="EleutherAI/gpt-neox-20b")
 
 
-def _read_weights(*files: Path) -> dict[str, dict[str, Tensor]]:
-    """Return {part: {name: tensor}}; files without parts are one part, llm_backbone."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for file in files:
-        for part, tensors in (_read_safetensors if file.suffix == ".safetensors" else _read_pickle)(file).items():
-            parts.setdefault(part, {}).update(tensors)
-    for part, tensors in parts.items():
-        for name, tensor in tensors.items():
-            plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-            if not plain or not tensor.is_contiguous():  # an expanded tensor claims more values than the file holds
-                raise CheckpointError(f"{files[0].name}: {part}.{name} is not a plain dense tensor; save it as one")
-    return parts
+# What a bare Mamba's config.json calls the sizes: transformers' names, state-spaces' names, and those inside its ssm_cfg.
+_BARE_NAMES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layer",
+    "state_size": "d_state",
+    "intermediate_size": "d_inner",
+    "time_step_rank": "dt_rank",
+    "conv_kernel": "d_conv",
+    "n_layer": "n_layer",
+} | {name: name for name in ("d_model", "d_state", "d_conv", "dt_rank")}
+# What this decoder is; a config that says otherwise belongs to another model, and tensors alone would not show it.
+_BARE_CHOICES = {"model_type": "mamba", "hidden_act": "silu", "layer": "Mamba1"}
 
 
-def _read_safetensors(file: Path) -> dict[str, dict[str, Tensor]]:
-    from safetensors.torch import load_file
-
-    try:
-        return _parts_of(load_file(file))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file.name}: not a whole safetensors file ({error})") from error
-
-
-def _read_pickle(file: Path) -> dict[str, dict[str, Tensor]]:
-    try:
-        data = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file.name}: refused, it is not a plain table of tensors and might run code when loaded "
-            f"({_first_line(error)}); only load checkpoints of known origin, best as safetensors"
-        ) from error
-    except Exception as error:  # a damaged pickle can make the reader raise anything
-        raise CheckpointError(
-            f"{file.name}: truncated, corrupt or not a zip-format torch file ({_first_line(error)}); download it again"
-        ) from error
-    if isinstance(data, dict) and isinstance(data.get("model"), dict):
-        parts = data["model"]
-        if not all(isinstance(name, str) and _is_table(part) for name, part in parts.items()):
-            raise CheckpointError(f"{file.name}: expected {{'model': {{part: {{name: tensor}}}}}}")
-        return dict(parts)
-    if not _is_table(data):
-        raise CheckpointError(f"{file.name}: expected a table of tensors by name, got {type(data).__name__}")
-    return _parts_of(data)
+def _check_bare_config(config: dict[str, Any], mamba: MambaConfig, file: str) -> None:
+    inner = config.get("ssm_cfg")
+    said = config | (inner if isinstance(inner, dict) else {})
+    for key, expected in _BARE_CHOICES.items():
+        if said.get(key, expected) != expected:
+            raise CheckpointError(f"config.json says {key} {said[key]!r}, expected {expected!r}: not a Mamba-1 as published")
+    sizes = {key: (said.get(key), getattr(mamba, name)) for key, name in _BARE_NAMES.items()}
+    vocab, multiple = said.get("vocab_size"), said.get("pad_vocab_size_multiple", 1)
+    if type(vocab) is int and type(multiple) is int and multiple > 0:
+        sizes["vocab_size"] = (-(-vocab // multiple) * multiple, mamba.vocab)
+    for key, (written, found) in sizes.items():
+        if type(written) is int and written != found:
+            raise CheckpointError(
+                f"config.json says {key} {written}, the tensors of {file} say {found}; take the config of this checkpoint"
+            )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
-
-
-def _is_table(data: object) -> bool:
-    return isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items())
-
-
-def _parts_of(flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in flat.items():
-        part, _, rest = name.partition(".")
-        if part in ("projector", "llm_backbone", "vision_backbone"):
-            parts.setdefault(part, {})[rest] = tensor
-        else:
-            parts.setdefault("llm_backbone", {})[name] = tensor
-    return parts
+def _as_model_id(directory_name: str) -> str:
+    """Return a name a bundle's path may carry."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", directory_name).lstrip("._+-")[:128] or "mamba"
 
 
 def _infer_mamba(decoder: dict[str, Tensor], file: str, norm_eps: float = 1e-5) -> MambaConfig:
@@ -358,13 +305,9 @@ def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...
     for name, shape in expected.items():
         tensor = tensors[name]
         if tuple(tensor.shape) != shape:
-            raise CheckpointError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}; "
+                "take config and weights of the same checkpoint"
+            )
         if not tensor.is_floating_point():
-            raise CheckpointError(f"{where}: {name} has dtype {tensor.dtype}, expected a float type")
-
-
-def require_finite(name: str, tensor: Tensor) -> Tensor:
-    """Return the tensor; raise InputError naming it when it holds NaN or infinity."""
-    if not torch.isfinite(tensor).all():
-        raise InputError(f"{name}: holds NaN or infinity; the checkpoint is damaged or training diverged")
-    return tensor
+            raise CheckpointError(f"{where}: {name} has dtype {tensor.dtype}, expected a float type; save it as one")

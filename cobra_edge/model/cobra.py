@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint, require_finite
+from .checkpoint import Checkpoint
 from .mamba import Block, MambaState, RMSNorm
 from .projector import Projector
 from .vision import load_tower
+from .weight_files import require_finite
 
 
 class VisionModel(nn.Module):

@@ -260,18 +260,28 @@ def projector_shapes(kind: ProjectorKind, feature_dim: int, d_model: int) -> dic
 class LanguageBackbone(msgspec.Struct, frozen=True):
     """What a run directory's llm_backbone_id promises: sizes to check tensors against, prompt style, tokenizer's hub id."""
 
-    d_model: int
-    n_layer: int
+    mamba: MambaConfig
     prompt_style: str
     tokenizer_hub_id: str | None
 
 
+_MAMBA_2_8B = MambaConfig(d_model=2560, n_layer=64, vocab=50280, d_inner=5120, d_state=16, d_conv=4, dt_rank=160)
+_MAMBA_MINI = MambaConfig(d_model=256, n_layer=4, vocab=512, d_inner=512, d_state=16, d_conv=4, dt_rank=16)
+
 LANGUAGE_BACKBONES: dict[str, LanguageBackbone] = {
-    "mamba-2.8b-zephyr": LanguageBackbone(2560, 64, "zephyr", "xiuyul/mamba-2.8b-zephyr"),
-    "mamba-2.8b-slimpj": LanguageBackbone(2560, 64, "base", "EleutherAI/gpt-neox-20b"),
-    "mamba-2.8b": LanguageBackbone(2560, 64, "base", "EleutherAI/gpt-neox-20b"),
-    "mamba-mini-zephyr": LanguageBackbone(256, 4, "zephyr", None),
+    "mamba-2.8b-zephyr": LanguageBackbone(_MAMBA_2_8B, "zephyr", "xiuyul/mamba-2.8b-zephyr"),
+    "mamba-2.8b-slimpj": LanguageBackbone(_MAMBA_2_8B, "base", "EleutherAI/gpt-neox-20b"),
+    "mamba-2.8b": LanguageBackbone(_MAMBA_2_8B, "base", "EleutherAI/gpt-neox-20b"),
+    "mamba-mini-zephyr": LanguageBackbone(_MAMBA_MINI, "zephyr", None),
 }
+
+
+def language_backbone(backbone_id: str) -> LanguageBackbone:
+    """Return the language backbone of a registry id. Raises InputError with near matches."""
+    if backbone_id not in LANGUAGE_BACKBONES:
+        raise InputError(f"unknown llm_backbone_id {backbone_id!r}{near_matches(backbone_id, LANGUAGE_BACKBONES)}")
+    return LANGUAGE_BACKBONES[backbone_id]
+
 
 HUB_REPOSITORY = "han1997/cobra"
 HUB_MODELS = ("cobra+3b", "cobra-one-epoch+3b", "cobra-base+3b", "cobra-siglip+3b", "cobra-ldpnet+3b")

@@ -16,9 +16,10 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, MachineError
-from .checkpoint import require_finite
+from ..errors import CheckpointError
 from .config import EncoderConfig, VisionConfig
+from .hub import fetch_encoder
+from .weight_files import require_finite
 
 
 class Encoder(nn.Module):
@@ -131,12 +132,6 @@ def _tower_from_hub(config: VisionConfig) -> VisionTower:
     for e in config.encoders:
         if e.overrides:
             raise CheckpointError(f"{config.backbone_id}: these encoders are on no hub; give a directory of vision weights")
-        try:
-            vit = timm.create_model(e.timm_name, pretrained=True, num_classes=0, img_size=config.image_size)
-        except Exception as error:  # timm and the hub raise a dozen types for "no network"
-            raise MachineError(
-                f"vision weights of {e.timm_name} could not be fetched ({type(error).__name__}: {error}); "
-                "connect once, or give a directory with --vision-weights"
-            ) from error
+        vit = fetch_encoder(e.timm_name, config.image_size)
         encoders.append(Encoder(e, config.image_size, vit))
     return VisionTower(config, encoders).eval()

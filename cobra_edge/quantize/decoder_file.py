@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..model.checkpoint import Checkpoint, require_finite
+from ..model.checkpoint import Checkpoint
+from ..model.weight_files import require_finite
 from ..recipe import Recipe, quantized_scheme, stored_tensors
 from ..tensor_file import TensorFileWriter
 from .rtn import round_to_nearest

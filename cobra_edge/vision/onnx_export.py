@@ -24,11 +24,13 @@ PARITY_RELATIVE_RMS = 1e-4
 
 
 class ParityError(CobraEdgeError):
-    """The exported graph does not compute what the torch model computes; nothing is written."""
+    """The exported graph does not compute what the torch model computes; nothing is written. The input is not at fault."""
+
+    exit_code = 3
 
 
 def relative_rms(got: np.ndarray, expected: np.ndarray) -> float:
-    """Return ‖got - expected‖ / ‖expected‖; NaN counts as infinity."""
+    """Return ‖got - expected‖ / ‖expected‖ of two arrays of one shape; NaN counts as infinity."""
     difference, size = np.linalg.norm(got.astype(np.float64) - expected), np.linalg.norm(expected)
     value = float(difference / (size + 1e-30))
     return value if np.isfinite(value) else float("inf")

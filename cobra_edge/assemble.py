@@ -1,0 +1,272 @@
+"""Assemble a bundle from a checkpoint.
+
+The order of work: open and check the checkpoint, count the memory, write the vision graph and prove it against torch, quantize
+the decoder layer by layer, run the golden lines through the float model, then through the finished bundle's own runtime, and
+only then give the directory its name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from .bundle import (
+    CARD,
+    DECODER,
+    GOLDEN,
+    IMAGE,
+    MANIFEST,
+    PROMPT,
+    SCHEMA_VERSION,
+    TOKENIZER,
+    VISION,
+    Bundle,
+    Drift,
+    Manifest,
+    PromptFile,
+    Source,
+    check_goal,
+    file_entries,
+    staged_directory,
+)
+from .errors import DriftError, InputError, MachineError
+from .image import ImageTransform, load_picture
+from .memory import plan_memory
+from .model_card import model_card
+from .recipe import Recipe, round_to_nearest_recipe
+from .regress.budget import Verdict, judge, read_budget
+from .regress.suite import HELDOUT, Line, read_suite
+from .scheme import scheme_named
+from .targets import Target
+from .terminal import progress
+from .text import END_OF_TEXT, PromptTemplate, TextCodec
+from .version import __version__
+
+_SMALL = 10**9  # below this many weights the float reference is quick, and more golden lines are affordable
+_GOLDEN_LINES = (32, 4)
+_WRITING_MARGIN_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made."""
+
+    directory: Path
+    manifest: Manifest
+    kept_float: dict[str, str]
+    onnx_relative_rms: float | None
+    verdicts: list[Verdict]
+
+
+def export_bundle(
+    source: str,
+    target: Target,
+    out: Path | None = None,
+    *,
+    scheme: str | None = None,
+    force: bool = False,
+    vision_weights: Path | None = None,
+    tokenizer: Path | None = None,
+    golden: Path = HELDOUT,
+    golden_lines: int | None = None,
+    budget: Path | None = None,
+) -> Exported:
+    """Export a checkpoint for a target.
+
+    Args:
+        source: "mini", a registry name, or a directory (see `open_checkpoint`).
+        target: what to export for.
+        out: the bundle's directory; by default bundles/MODEL-TARGET-SCHEME.
+        scheme: by default the target's.
+        force: replace a bundle that is there.
+        vision_weights, tokenizer: where the checkpoint itself has none.
+        golden: suite whose lines become the golden ones.
+        golden_lines: how many; by default 32, or 4 for a model of more than 10⁹ weights.
+        budget: drift budget; by default the one that ships.
+
+    Raises:
+        InputError, CheckpointError: something given is not what it should be; nothing is written.
+        MachineError: a library, the network, memory or disk space is missing; nothing is written.
+    """
+    chosen = scheme_named(scheme or target.scheme)
+    limits = read_budget(budget)
+    lines = read_suite(golden)
+    _require_torch()
+    from .model.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(source, vision_weights=vision_weights, tokenizer=tokenizer)
+    config = checkpoint.config
+    recipe, kept = round_to_nearest_recipe(config.mamba, chosen)
+    plan = plan_memory(config, recipe, target)
+    directory = out or Path("bundles") / f"{config.model_id}-{target.name}-{chosen.name}"
+    check_goal(directory, force=force)
+    codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
+    small = config.mamba.n_parameters < _SMALL
+    lines = _spread(lines, golden_lines or _GOLDEN_LINES[0 if small else 1])
+    needed = plan.decoder_bytes + plan.vision_bytes + _WRITING_MARGIN_BYTES
+
+    with staged_directory(directory, force=force, needed_bytes=needed) as stage:
+        vision_rms, embeddings = _write_vision(checkpoint, golden.parent, lines, stage)
+        with progress() as bar:
+            _write_decoder(checkpoint, recipe, stage, bar)
+            _write_golden(checkpoint, codec, golden.parent, lines, embeddings, stage, bar)
+            _write_text(checkpoint, codec, stage)
+            draft = _draft(checkpoint, recipe, target, stage, bar)
+            del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need room
+            drift = _measure(Bundle(stage, draft), len(lines), bar)
+        manifest = _seal(stage, draft, drift, target)
+    return Exported(directory, manifest, kept, vision_rms, judge(drift, limits, chosen.name))
+
+
+def _draft(checkpoint: Any, recipe: Recipe, target: Target, stage: Path, bar: Any) -> Manifest:
+    """Return the manifest but for its files and the drift."""
+    vision_bytes = sum(f.stat().st_size for f in stage.iterdir() if f.name.startswith(VISION))
+    source_mib = sum(f.stat().st_size for f in checkpoint.hashed_files()) / 2**20
+    task = bar.add_task("hash the checkpoint, MiB", total=source_mib)
+    digest = checkpoint.sha256(lambda n: bar.advance(task, n / 2**20))
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        cobra_edge=__version__,
+        source=Source(checkpoint.source_id, digest),
+        model=checkpoint.config,
+        target=target.name,
+        recipe=recipe,
+        files={},
+        memory_plan=plan_memory(checkpoint.config, recipe, target, vision_bytes),
+        drift=None,
+    )
+
+
+def _seal(stage: Path, draft: Manifest, drift: Drift, target: Target) -> Manifest:
+    """Write card and manifest, and open the bundle as a reader would."""
+    _require_finite_drift(drift)
+    manifest = msgspec.structs.replace(draft, drift=drift)
+    (stage / CARD).write_text(model_card(manifest, target), encoding="utf-8")
+    manifest = msgspec.structs.replace(manifest, files=file_entries(stage))
+    (stage / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    Bundle.open(stage)
+    return manifest
+
+
+def _require_torch() -> None:
+    try:
+        import onnx  # noqa: F401 - only whether they are there
+        import onnxscript  # noqa: F401
+        import timm  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MachineError(f"export needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
+
+
+def _spread(lines: list[Line], wanted: int) -> list[Line]:
+    """Return `wanted` lines, as many of each task as of the others, spread evenly over each task's own."""
+    wanted, by_task = min(wanted, len(lines)), defaultdict[str, list[Line]](list)
+    for line in lines:
+        by_task[line.task].append(line)
+    counts = dict.fromkeys(by_task, 0)
+    for task in itertools.islice(itertools.cycle(by_task), wanted * len(by_task)):
+        if sum(counts.values()) < wanted and counts[task] < len(by_task[task]):
+            counts[task] += 1
+    return [of[i * len(of) // counts[task]] for task, of in by_task.items() for i in range(counts[task])]
+
+
+def _write_vision(
+    checkpoint: Any, pictures: Path, lines: list[Line], stage: Path
+) -> tuple[float | None, list[np.ndarray | None]]:
+    """Write vision.onnx; return its distance from torch and the float embeddings of each golden line."""
+    config = checkpoint.config
+    if config.vision is None:
+        return None, [None] * len(lines)
+    from .model.cobra import load_vision
+    from .vision.onnx_export import check_parity, export_onnx
+
+    model, transform = load_vision(checkpoint), ImageTransform.of(config)  # may fetch, with the hub's own progress
+    names = sorted({line.image for line in lines if line.image is not None})
+    pixels = [transform.pixels(load_picture(pictures / name)) for name in names]
+    noise = np.random.default_rng(0).standard_normal(transform.shape, np.float32)
+    with progress() as bar:
+        task = bar.add_task("vision graph", total=2)
+        export_onnx(model, config, stage / VISION)
+        bar.advance(task)
+        worst, references = check_parity(model, config, stage / VISION, [*pixels, noise])
+        bar.advance(task)
+    by_name = dict(zip(names, references, strict=False))
+    (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(transform)) + b"\n")
+    return worst, [by_name.get(line.image or "") for line in lines]
+
+
+def _write_decoder(checkpoint: Any, recipe: Any, stage: Path, bar: Any) -> None:
+    from .model.config import decoder_shapes
+    from .quantize.decoder_file import write_decoder
+
+    task = bar.add_task(f"decoder as {recipe.scheme}", total=len(decoder_shapes(checkpoint.config.mamba)))
+    write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task))
+
+
+def _write_golden(
+    checkpoint: Any,
+    codec: TextCodec,
+    pictures: Path,
+    lines: list[Line],
+    embeddings: list[np.ndarray | None],
+    stage: Path,
+    bar: Any,
+) -> None:
+    """Run the golden lines through the float model, layer by layer, and write inputs and logits."""
+    import torch
+
+    from .model.cobra import reference_logits
+    from .regress.golden import GoldenLine, write_golden
+
+    template, table = PromptTemplate(checkpoint.config.prompt_style), checkpoint.decoder["backbone.embedding.weight"]
+    tokens, starts, sequences = [], [], []
+    for line, seen in zip(lines, embeddings, strict=True):
+        prompt = codec.encode(template.first_turn(line.prompt))
+        tokens.append([*prompt, *codec.encode(line.answer + END_OF_TEXT)])
+        starts.append(len(prompt))
+        text = table[torch.tensor(tokens[-1][:-1])].float()
+        sequences.append(text if seen is None else torch.cat([torch.from_numpy(seen), text]))
+    task = bar.add_task("float reference", total=checkpoint.config.mamba.n_layer)
+    keep = [len(t) - s for t, s in zip(tokens, starts, strict=True)]
+    logits = reference_logits(checkpoint, sequences, keep, lambda: bar.advance(task))
+    if not all(torch.isfinite(values).all() for values in logits):
+        raise InputError("the float model itself gives logits that are not finite; the checkpoint is damaged or overflows")
+    golden = []
+    for line, seen, ids, start, values in zip(lines, embeddings, tokens, starts, logits, strict=True):
+        picture = None
+        if seen is not None and line.image is not None:
+            picture = np.asarray(load_picture(pictures / line.image))
+        golden.append(GoldenLine(np.array(ids, np.int32), start, values.numpy(), picture, seen))
+    write_golden(stage / GOLDEN, golden)
+
+
+def _write_text(checkpoint: Any, codec: TextCodec, stage: Path) -> None:
+    shutil.copyfile(checkpoint.tokenizer_file(), stage / TOKENIZER)
+    prompt = PromptFile(checkpoint.config.prompt_style, END_OF_TEXT, codec.end_id)
+    (stage / PROMPT).write_bytes(msgspec.json.format(msgspec.json.encode(prompt)) + b"\n")
+
+
+def _measure(bundle: Bundle, n_lines: int, bar: Any) -> Drift:
+    from .decode.backends import open_decoder
+    from .regress.golden import measure_drift
+
+    task = bar.add_task("drift of the finished bundle", total=n_lines)
+    return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task))
+
+
+def _require_finite_drift(drift: Drift) -> None:
+    measured = msgspec.structs.asdict(drift)
+    odd = [name for name, value in measured.items() if isinstance(value, float) and not math.isfinite(value)]
+    if odd:
+        raise DriftError(
+            f"the drift is not finite ({', '.join(odd)}): the quantized decoder overflows where the float one does not; "
+            "nothing was written, take more bits"
+        )
