@@ -97,18 +97,21 @@ def draw_drift(file: Path) -> None:
 
     rows = read_result("quality")["rows"]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    colours = {label(r): f"C{index}" for index, r in enumerate(rows)}  # the same on both sides; the legend is on the right
+    shapes = {"float32": "o", "int8": "^"}
     for r in rows:
         if r["kld_mean"] > 0:
-            left.plot(r["bits_per_weight"], r["kld_mean"], "o", markersize=9)
-            left.annotate(label(r), (r["bits_per_weight"], r["kld_mean"]), textcoords="offset points", xytext=(10, 4))
+            marker = shapes[r["activations"]]
+            left.plot(r["bits_per_weight"], r["kld_mean"], marker, markersize=10, color=colours[label(r)], alpha=0.8)
     left.set(yscale="log", xlabel="bits per weight of the decoder", ylabel="mean KLD from float (nats)", xlim=(3, 12))
+    left.margins(y=0.15)
     left.set_title("drift of cobra-mini, held-out suite")
     left.grid(alpha=0.3, which="both")
     tasks = [*GOALS, "caption"]
     width = 0.8 / len(rows)
     for index, r in enumerate(rows):
         places = [i + (index - (len(rows) - 1) / 2) * width for i in range(len(tasks))]
-        right.bar(places, [100 * r["accuracy"][t] for t in tasks], width, label=label(r))
+        right.bar(places, [100 * r["accuracy"][t] for t in tasks], width, label=label(r), color=colours[label(r)])
     right.set_xticks(range(len(tasks)), tasks)
     right.set(ylabel="exact answers (%)", ylim=(0, 135), title="answers")
     right.legend(ncols=2, fontsize="small", loc="upper center", frameon=False)
