@@ -116,7 +116,8 @@ def _take_signals() -> None:
             raise KeyboardInterrupt
 
     for number in _INTERRUPTIONS:
-        signal.signal(number, interrupt)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup wants the work to go on
+            signal.signal(number, interrupt)
 
 
 def _explain(error: Exception) -> tuple[str, int]:

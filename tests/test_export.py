@@ -190,6 +190,18 @@ def test_interrupted_in_the_middle(tmp_path, slow_source, stage, source, signals
     assert leftovers(out) is None
 
 
+def test_nohup_is_respected(tmp_path, slow_source):
+    command = ["nohup", sys.executable, "-m", "cobra_edge.export", "--target", "jetson", "--out", str(tmp_path / "bundle")]
+    command += ["--checkpoint", str(slow_source), "--golden-lines", "2"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while "decoder as" not in child.stderr.readline():
+        assert child.poll() is None
+    child.send_signal(signal.SIGHUP)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode in (0, 1) and "interrupted" not in err  # 1: random weights drift as they like
+    Bundle.open(tmp_path / "bundle")
+
+
 def test_a_disk_that_fills_up_with_the_vision_graph(tmp_path):
     """The limit on a file's size is the operating system's own, met by torch's exporter in the middle of writing."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); "
