@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from cobra_edge import inspect
 from cobra_edge.bundle import DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_sha256, staged_directory
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
 from cobra_edge.recipe import StoredTensor
 from cobra_edge.regress.golden import read_golden
 from cobra_edge.tensor_file import TensorFileWriter
+from cobra_edge.terminal import run_command
 
 
 @pytest.fixture
@@ -168,6 +170,38 @@ def test_golden_lines_that_do_not_fit(bundle):
     rehash(bundle, GOLDEN)
     with pytest.raises(BundleError, match="line 1 is incomplete or does not fit"):
         read_golden(Bundle.open(bundle))
+
+
+def flip_a_byte(bundle):
+    data = bytearray((bundle / DECODER).read_bytes())
+    data[-1] ^= 1
+    (bundle / DECODER).write_bytes(data)
+
+
+def lose_a_file(bundle):
+    (bundle / TOKENIZER).unlink()
+
+
+def come_from_the_future(bundle):
+    edit_manifest(bundle, lambda m: m.update(schema_version=99))
+
+
+def leave(bundle):
+    edit_manifest(bundle, lambda m: m["files"].update({"../secret": m["files"][DECODER]}))
+
+
+def forge_golden_lines(bundle):
+    (bundle / GOLDEN).write_bytes(b"junk")
+    rehash(bundle, GOLDEN)
+
+
+@pytest.mark.parametrize("change", [flip_a_byte, lose_a_file, come_from_the_future, leave, forge_golden_lines])
+def test_the_command_says_it_in_one_line(bundle, change, capfd):
+    change(bundle)
+    assert run_command(inspect.command, [str(bundle)]) == 2
+    captured = capfd.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ") and captured.out == ""
 
 
 def test_a_prompt_file_of_another_model(bundle):

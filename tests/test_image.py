@@ -84,14 +84,16 @@ def test_good_odd_pictures():
     assert load_picture(encoded(Image.new("1", (4, 4), 1))).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_exif_rotation_is_undone():
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_undone(kind, orientation):
     wide = photo(40, 20)
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees
-    turned = load_picture(encoded(wide, "PNG", exif=exif))
-    assert turned.size == (20, 40)
-    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(wide, "PNG", exif=exif))))
-    assert np.array_equal(np.asarray(turned), np.asarray(expected))
+    exif[0x0112] = orientation  # 5 to 8 are turned by 90 degrees
+    file = encoded(wide, kind, exif=exif)
+    turned = load_picture(file)
+    assert turned.size == ((20, 40) if orientation >= 5 else (40, 20))
+    assert np.array_equal(np.asarray(turned), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file)))))
 
 
 def bomb(width, height):
