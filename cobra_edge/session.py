@@ -16,8 +16,8 @@ from PIL import Image
 from tokenizers.decoders import DecodeStream
 
 from .bundle import VISION, Bundle
-from .decode.backends import DEFAULT_OPTIONS, open_decoder
-from .decode.decoder import DecoderOptions, DecoderState
+from .decode.backends import open_decoder
+from .decode.decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState
 from .errors import InputError
 from .generate import GREEDY, Sampling, generate
 from .image import load_picture

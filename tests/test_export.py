@@ -159,6 +159,11 @@ def slow_source(tmp_path_factory):
     return write_text_only(tmp_path_factory.mktemp("slow") / "mamba-slow", config=config)
 
 
+def hear_hangups():
+    """Who runs these tests under nohup has made their children deaf."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("stage", "source", "signals"),
     [
@@ -174,7 +179,7 @@ def test_interrupted_in_the_middle(tmp_path, slow_source, stage, source, signals
     out = tmp_path / "out"
     command = [sys.executable, "-m", "cobra_edge.export", "--target", "jetson", "--out", str(out / "bundle")]
     command += ["--checkpoint", source or str(slow_source), "--golden-lines", "64"]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=hear_hangups)
     said = ""
     while stage not in said:
         line = child.stderr.readline()

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from ..bundle import Bundle
 from ..errors import InputError, MachineError, near_matches
-from .decoder import Decoder, DecoderOptions
+from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions
 
 log = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda")
-DEFAULT_OPTIONS = DecoderOptions()
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,10 @@ def _native_refuses(bundle: Bundle) -> str | None:
     return why_not()
 
 
-def _numpy(bundle: Bundle, _options: DecoderOptions) -> Decoder:
+def _numpy(bundle: Bundle, options: DecoderOptions) -> Decoder:
     from .numpy_reference import NumpyDecoder
 
-    return NumpyDecoder(bundle)
+    return NumpyDecoder(bundle, options)
 
 
 def _torch(bundle: Bundle, _options: DecoderOptions) -> Decoder:

@@ -93,6 +93,9 @@ class DecoderOptions:
             raise InputError(f"unknown activations {self.activations!r}{near_matches(self.activations, ACTIVATIONS)}")
 
 
+DEFAULT_OPTIONS = DecoderOptions()
+
+
 class Decoder(Protocol):
     """A quantized Mamba that runs. States are changed in place; logits are float32."""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..packing import QuantizedTensor
-from .decoder import DecoderState
+from .decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,22 @@ def selective_scan(u: np.ndarray, dt: np.ndarray, A: np.ndarray, B: np.ndarray, 
     return y
 
 
+def round_activations(x: np.ndarray, group: int) -> np.ndarray:
+    """Round x (seq, width) float32 to signed 8-bit codes, one scale for `group` neighbours, and return what they stand for."""
+    groups = x.reshape(len(x), -1, group)
+    top = np.abs(groups).max(axis=2, keepdims=True)
+    codes = np.rint(groups * np.divide(127, top, out=np.zeros_like(top), where=top > 0))
+    return (codes * (top / np.float32(127))).reshape(x.shape).astype(np.float32)
+
+
 class NumpyDecoder:
     """A bundle's decoder, run by numpy."""
 
     name = "numpy"
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Read the decoder. Raises BundleError when a tensor does not fit."""
+    def __init__(self, bundle: Bundle, options: DecoderOptions = DEFAULT_OPTIONS) -> None:
+        """Read the decoder; of the options, activations count here. Raises BundleError when a tensor does not fit."""
+        self._int8 = options.activations == "int8"
         self.config = bundle.manifest.model.mamba
         self._tensors = bundle.decoder_tensors()
         self._keep = self.config.n_parameters * 4 <= _KEEP_BYTES
@@ -97,6 +106,14 @@ class NumpyDecoder:
             self._dense[name] = dense
         return dense
 
+    def _multiply(self, x: np.ndarray, name: str) -> np.ndarray:
+        """Return x (seq, in) times the transposed matrix, (seq, out); x rounded first where that is asked for."""
+        weight = self._tensors[name]
+        if self._int8 and isinstance(weight, QuantizedTensor):
+            assert weight.scheme.group_size is not None
+            x = round_activations(x, weight.scheme.group_size)
+        return x @ self._float(name).T
+
     def new_state(self) -> DecoderState:
         """See `Decoder.new_state`."""
         return DecoderState.zeros(self.config)
@@ -113,19 +130,19 @@ class NumpyDecoder:
             prefix = f"backbone.layers.{i}."
             mixer = prefix + "mixer."
             normed = rms_norm(residual, self._float(prefix + "norm.weight"), c.norm_eps)
-            x, z = np.split(normed @ self._float(mixer + "in_proj.weight").T, 2, axis=1)
+            x, z = np.split(self._multiply(normed, mixer + "in_proj.weight"), 2, axis=1)
             taps, bias = self._float(mixer + "conv1d.weight")[:, 0], self._float(mixer + "conv1d.bias")
             u = causal_conv(x, state.conv[i], taps, bias)
-            low, B, C = np.split(u @ self._float(mixer + "x_proj.weight").T, [c.dt_rank, c.dt_rank + c.d_state], axis=1)
-            dt = softplus(low @ self._float(mixer + "dt_proj.weight").T + self._float(mixer + "dt_proj.bias"))
+            low, B, C = np.split(self._multiply(u, mixer + "x_proj.weight"), [c.dt_rank, c.dt_rank + c.d_state], axis=1)
+            dt = softplus(self._multiply(low, mixer + "dt_proj.weight") + self._float(mixer + "dt_proj.bias"))
             y = selective_scan(u, dt, self._float(mixer + "A_log"), B, np.ascontiguousarray(C), state.ssm[i])
             y += self._float(mixer + "D") * u
-            residual = residual + (y * silu(z)) @ self._float(mixer + "out_proj.weight").T
+            residual = residual + self._multiply(y * silu(z), mixer + "out_proj.weight")
         state.n_tokens += len(embeddings)
         return rms_norm(residual, self._float("backbone.norm_f.weight"), c.norm_eps)
 
     def _head(self, hidden: np.ndarray) -> np.ndarray:
-        return hidden @ self._float("backbone.embedding.weight" if self.config.tied else "lm_head.weight").T
+        return self._multiply(hidden, "backbone.embedding.weight" if self.config.tied else "lm_head.weight")
 
     def prefill(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
         """See `Decoder.prefill`."""
