@@ -97,7 +97,7 @@ def export_bundle(
         MachineError: a library, the network, memory or disk space is missing; nothing is written.
     """
     chosen = scheme_named(scheme or target.scheme)
-    limits = read_budget(budget)
+    limits = read_budget(budget).limits_of(chosen.name)
     lines = read_suite(golden)
     _require_torch()
     from .model.checkpoint import open_checkpoint
@@ -123,7 +123,7 @@ def export_bundle(
             del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need room
             drift = _measure(Bundle(stage, draft), len(lines), bar)
         manifest = _seal(stage, draft, drift, target)
-    return Exported(directory, manifest, kept, vision_rms, judge(drift, limits, chosen.name))
+    return Exported(directory, manifest, kept, vision_rms, judge(drift, limits))
 
 
 def _draft(checkpoint: Any, recipe: Recipe, target: Target, stage: Path, bar: Any) -> Manifest:

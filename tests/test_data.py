@@ -49,7 +49,7 @@ def test_a_value_that_is_not_a_number_is_never_within(mini_bundle):
 
     drift = Bundle.open(mini_bundle("w4a16-g128")).manifest.drift
     broken = msgspec.structs.replace(drift, kld_mean=float("nan"), top1_agreement=float("nan"))
-    verdicts = {v.measure: v.within for v in judge(broken, read_budget(), "w4a16-g128")}
+    verdicts = {v.measure: v.within for v in judge(broken, read_budget().limits_of("w4a16-g128"))}
     assert verdicts["kld_mean"] is False and verdicts["top1_agreement"] is False
 
 

@@ -150,6 +150,7 @@ def test_a_budget_with_unknown_names(export, tmp_path):
     odd.write_text("[schemes.w4a16-g128]\nkld_mean_max = 1.0\n")
     code, _, err = export("--budget", str(odd), "--scheme", "w8a16-g128")
     assert code == 2 and "no limits for scheme" in err
+    assert leftovers(tmp_path / "out") is None
 
 
 @pytest.fixture(scope="module")

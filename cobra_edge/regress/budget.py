@@ -27,6 +27,12 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     schemes: dict[str, Limits]
 
+    def limits_of(self, scheme: str) -> Limits:
+        """Return a scheme's limits. Raises InputError, with near matches, where the budget knows nothing of it."""
+        if scheme not in self.schemes:
+            raise InputError(f"the budget has no limits for scheme {scheme!r}{near_matches(scheme, self.schemes)}")
+        return self.schemes[scheme]
+
 
 class Verdict(msgspec.Struct, frozen=True):
     """One measure beside its limit. `within` is None where there is no limit."""
@@ -44,17 +50,12 @@ def read_budget(file: Path | None = None) -> Budget:
     return budget
 
 
-def judge(drift: Drift, budget: Budget, scheme: str) -> list[Verdict]:
-    """Hold each measure of a drift against the limits of a scheme.
+def judge(drift: Drift, limits: Limits) -> list[Verdict]:
+    """Hold each measure of a drift against the limits of its scheme.
 
     A measure that does not apply (vision, for a text-only model) is not judged; NaN is never within.
-
-    Raises:
-        InputError: the budget knows nothing of the scheme.
     """
-    if scheme not in budget.schemes:
-        raise InputError(f"the budget has no limits for scheme {scheme!r}{near_matches(scheme, budget.schemes)}")
-    limits, verdicts = budget.schemes[scheme], []
+    verdicts = []
     for name in limits.__struct_fields__:
         measure, _, side = name.rpartition("_")
         value, limit = getattr(drift, measure), getattr(limits, name)
