@@ -20,7 +20,7 @@ from cobra_edge.model.mamba import Mamba, MambaState
 from cobra_edge.model.projector import Projector
 from cobra_edge.text import END_OF_TEXT, PromptTemplate
 
-from .guide import Guide, Mention, mentions
+from .guide import NOTHING, Guide, Mention, mentions
 from .questions import TASKS, Question, draw_question
 from .scenes import MAX_OBJECTS, Scene
 
@@ -100,13 +100,13 @@ def draw_talk(rng: random.Random, tokenizer: Tokenizer, scene: Scene, tasks: tup
 
 
 def batch_of(talks: list[Talk]) -> tuple[Tensor, Tensor]:
-    """Pad conversations: tokens (n, seq) and targets (n, seq), -100 where the next token is no answer."""
+    """Pad conversations: tokens (n, seq) and targets (n, seq), NOTHING where the next token is no answer."""
     seq = max(len(t.tokens) for t in talks) - 1  # nothing follows the last token
-    tokens, targets = torch.zeros(len(talks), seq, dtype=torch.int64), torch.full((len(talks), seq), -100)
+    tokens, targets = torch.zeros(len(talks), seq, dtype=torch.int64), torch.full((len(talks), seq), NOTHING)
     for i, talk in enumerate(talks):
         length = len(talk.tokens) - 1
         tokens[i, :length] = torch.tensor(talk.tokens[:-1])
-        following = [t if a else -100 for t, a in zip(talk.tokens[1:], talk.answered[1:], strict=True)]
+        following = [t if a else NOTHING for t, a in zip(talk.tokens[1:], talk.answered[1:], strict=True)]
         targets[i, :length] = torch.tensor(following)
     return tokens, targets
 
@@ -135,7 +135,7 @@ def language_loss(
         group = [draw_talk(rng, tokenizer, scene, kind) for scene in scenes for kind in kinds]
         tokens, targets = batch_of(group)
         hidden, _ = model.hidden(model.embed(tokens), repeat_state(after_image, len(kinds)))
-        wanted = targets >= 0
+        wanted = targets != NOTHING
         logits = model.lm_head(hidden[wanted]).float()
         losses.append(F.cross_entropy(logits, targets[wanted], reduction="none"))
         named = [(row, at, mention) for row, talk in enumerate(group) for at, mention in talk.named]

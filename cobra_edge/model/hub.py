@@ -44,6 +44,8 @@ def _one_error(what: str, otherwise: str) -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         yield
+    except MemoryError:  # building an encoder may meet it; the hub is not at fault
+        raise
     except Exception as error:  # the hub's client raises a dozen types for "no network" and "no such file"
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise MachineError(
