@@ -60,14 +60,19 @@ Matrix matrix_from(const std::string& name, const Array& values, const Array* sc
     if (values.dtype() != kU8 || scales->dtype() != kF16 || scales->ndim() != 2)
         throw std::invalid_argument("tensor " + name + " is not uint8 codes with a matrix of float16 scales");
     const int64_t bytes = m.cols, groups = dim(*scales, 1);
-    if (bytes != cols && bytes * 2 != cols)
-        throw std::invalid_argument("tensor " + name + ": " + std::to_string(bytes) + " bytes a row hold neither 4-bit nor " +
-                                    "8-bit codes of " + std::to_string(cols) + " inputs");
-    if (dim(*scales, 0) != m.rows || groups < 1 || cols % groups || cols / groups % kBlock)
-        throw std::invalid_argument("tensor " + name + ": its scales do not fit its codes in groups of a multiple of " +
-                                    std::to_string(kBlock));
     m.cols = cols;
-    m.storage = bytes == cols ? Storage::kInt8 : Storage::kInt4;
+    for (const auto storage : {Storage::kInt8, Storage::kInt4, Storage::kInt3}) {
+        m.storage = storage;
+        if (cols % block_of(storage) == 0 && m.row_bytes() == bytes) break;
+        m.storage = Storage::kFloat32;
+    }
+    if (!m.quantized())
+        throw std::invalid_argument("tensor " + name + ": " + std::to_string(bytes) + " bytes a row hold neither 8-, 4- nor " +
+                                    "3-bit codes of " + std::to_string(cols) + " inputs");
+    const int64_t block = block_of(m.storage);
+    if (dim(*scales, 0) != m.rows || groups < 1 || cols % groups || cols / groups % block)
+        throw std::invalid_argument("tensor " + name + ": its scales do not fit its codes in groups of a multiple of " +
+                                    std::to_string(block));
     m.scales = static_cast<const uint16_t*>(scales->data());
     m.group = cols / groups;
     return m;

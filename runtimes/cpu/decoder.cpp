@@ -8,7 +8,7 @@
 namespace cobra_edge {
 namespace {
 
-constexpr int64_t kRows = 4;  // rows of a matrix that the kernels take together
+constexpr int64_t kRows = 16;  // rows of a matrix that the kernels take together
 
 void expect(bool ok, const std::string& what) {
     if (!ok) throw std::invalid_argument(what);
@@ -19,9 +19,10 @@ void expect_matrix(const Matrix& m, const char* name, int64_t rows, int64_t cols
     const std::string wanted = "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")";
     expect(m.rows == rows && m.cols == cols, std::string(name) + " is " + shape + ", the config asks for " + wanted);
     if (!m.quantized()) return;
-    expect(m.group > 0 && m.group % kBlock == 0 && m.cols % m.group == 0,
+    const int64_t block = block_of(m.storage);
+    expect(m.group > 0 && m.group % block == 0 && m.cols % m.group == 0,
            std::string(name) + ": groups of " + std::to_string(m.group) + " do not divide " + std::to_string(m.cols) +
-               " inputs into multiples of " + std::to_string(kBlock));
+               " inputs into multiples of " + std::to_string(block));
     expect(m.scales != nullptr, std::string(name) + " has no scales");
 }
 
@@ -83,11 +84,11 @@ void Decoder::allocate() {
     u_.resize(rows(c.d_inner));
     low_.resize(rows(c.dt_rank + 2 * c.d_state));
     dt_.resize(rows(c.d_inner));
-    scratch_.assign(static_cast<size_t>(team_.size()), Floats(static_cast<size_t>(4 * widest)));
+    scratch_.assign(static_cast<size_t>(team_.size()), Floats(static_cast<size_t>(scratch_floats(widest))));
     if (!int8_) return;
     codes_.resize(rows(widest));
-    code_scales_.resize(rows(widest / kBlock + 1));
-    offsets_.resize(rows(widest / kBlock + 1) * kOffsetLanes);
+    code_scales_.resize(rows(widest / kSmallestBlock + 1));
+    code_sums_.resize(rows(widest / kSmallestBlock + 1));
 }
 
 Decoder::Range Decoder::share(int64_t total, int64_t grain, int rank) const {
@@ -136,8 +137,8 @@ void Decoder::prepare(const Matrix& m, const float* x, int64_t stride, Range tok
 
 void Decoder::multiply(const Matrix& m, int rank, Range rows, const float* x, int64_t x_stride, int64_t tokens, float* out,
                        int64_t stride, bool add) {
-    if (as_int8(m)) return kernels_.multiply_int8(m, rows.from, rows.to, rows_of(m), tokens, out, stride, add);
     float* scratch = scratch_[static_cast<size_t>(rank)].data();
+    if (as_int8(m)) return kernels_.multiply_int8(m, rows.from, rows.to, rows_of(m), tokens, out, stride, add, scratch);
     kernels_.multiply_float(m, rows.from, rows.to, x, x_stride, tokens, out, stride, add, scratch);
 }
 

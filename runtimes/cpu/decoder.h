@@ -69,7 +69,7 @@ class Decoder {
     void prepare(const Matrix& m, const float* x, int64_t stride, Range tokens, Range columns);
     void multiply(const Matrix& m, int rank, Range rows, const float* x, int64_t x_stride, int64_t tokens, float* out,
                   int64_t stride, bool add);
-    Int8Rows rows_of(const Matrix& m) { return {codes_.data(), code_scales_.data(), offsets_.data(), m.cols, m.groups()}; }
+    Int8Rows rows_of(const Matrix& m) { return {codes_.data(), code_scales_.data(), code_sums_.data(), m.cols, m.groups()}; }
     bool as_int8(const Matrix& m) const { return int8_ && m.quantized(); }
 
     const Config config_;
@@ -81,12 +81,12 @@ class Decoder {
     // Channels of one thread come in whole groups of the matrices they go into, so that it can round what it computed.
     int64_t grain_ = kChannels;
     // Activations of up to kChunk tokens.
-    static constexpr int64_t kChunk = 64;
+    static constexpr int64_t kChunk = 128;
     Floats residual_, normed_, xz_, u_, low_, dt_;
-    std::vector<Floats> scratch_;  // a thread's dequantized rows
+    std::vector<Floats> scratch_;  // a thread's unpacked or dequantized rows
     std::vector<int8_t> codes_;
     Floats code_scales_;
-    std::vector<int32_t> offsets_;
+    std::vector<int32_t> code_sums_;
 };
 
 }  // namespace cobra_edge

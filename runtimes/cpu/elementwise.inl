@@ -2,19 +2,22 @@
 // set's file, inside a namespace of its own, so that each is compiled with that file's flags.
 
 // exp(x) for x in [-87.3, 88.3] (clamped), relative error below 2e-7, nearly all of it rounding: 2^k · p(r) with
-// r = x - k · ln 2, ln 2 in two pieces, and Taylor's polynomial of degree 7 (its error is below 6e-9 for |r| <= 0.347).
+// r = x - k · ln 2, ln 2 in two pieces, and the polynomial of degree 6 that is nearest in relative error (2e-9) for
+// |r| <= 0.347, found by Lawson's iteration.
+constexpr float kExp2 = 0.49999991059303284f, kExp3 = 0.16666419804096222f, kExp4 = 0.04166822507977486f,
+                kExp5 = 0.008374815806746483f, kExp6 = 0.0013836846919730306f;
+
 static inline float exp_fast(float x) {
     x = x < -87.3f ? -87.3f : x;
     x = x > 88.3f ? 88.3f : x;
     const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 · 2^23: the integer lands in the low bits
     const float k = shifted - 12582912.0f;
     const float r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
-    float p = 1.9841270e-4f;
-    p = p * r + 1.3888889e-3f;
-    p = p * r + 8.3333333e-3f;
-    p = p * r + 4.1666667e-2f;
-    p = p * r + 1.6666667e-1f;
-    p = p * r + 0.5f;
+    float p = kExp6;
+    p = p * r + kExp5;
+    p = p * r + kExp4;
+    p = p * r + kExp3;
+    p = p * r + kExp2;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     int32_t bits, exponent;
@@ -89,146 +92,103 @@ static void dequantize_row(const Matrix& m, int64_t r, float* __restrict out) {
             const uint8_t* codes = row + g * m.group;
 #pragma omp simd
             for (int64_t i = 0; i < m.group; ++i) to[i] = static_cast<float>(static_cast<int>(codes[i]) - 128) * scale;
+        } else if (m.storage == Storage::kInt3) {
+            const uint8_t* codes = row + g * m.group / 8 * 3;
+            for (int64_t b = 0; b < m.group / 64; ++b, codes += 24, to += 64) {
+                for (int64_t s = 0; s < 4; ++s) {
+#pragma omp simd
+                    for (int64_t j = 0; j < 16; ++j) {
+                        const int low = codes[j] >> (2 * s) & 3, top = codes[16 + (j & 7)] >> (2 * s + (j >> 3)) & 1;
+                        to[16 * s + j] = static_cast<float>((low | top << 2) - 4) * scale;
+                    }
+                }
+            }
         } else {
             const uint8_t* codes = row + g * m.group / 2;
-            for (int64_t b = 0; b < m.group / kBlock; ++b, codes += kBlock / 2, to += kBlock) {
+            for (int64_t b = 0; b < m.group / 32; ++b, codes += 16, to += 32) {
 #pragma omp simd
-                for (int64_t i = 0; i < kBlock / 2; ++i) {
+                for (int64_t i = 0; i < 16; ++i) {
                     to[i] = static_cast<float>(static_cast<int>(codes[i] & 0xf) - 8) * scale;
-                    to[i + kBlock / 2] = static_cast<float>(static_cast<int>(codes[i] >> 4) - 8) * scale;
+                    to[i + 16] = static_cast<float>(static_cast<int>(codes[i] >> 4) - 8) * scale;
                 }
             }
         }
     }
 }
 
-static inline float dot(const float* __restrict a, const float* __restrict b, int64_t n) {
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-    return sum;
-}
-
-// Four rows against one token: one load of x serves four products.
-static inline void dot4(const float* __restrict rows, int64_t cols, const float* __restrict x, float sums[4]) {
-    const float *r0 = rows, *r1 = rows + cols, *r2 = rows + 2 * cols, *r3 = rows + 3 * cols;
-    float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
-#pragma omp simd reduction(+ : a, b, c, d)
-    for (int64_t i = 0; i < cols; ++i) {
-        a += r0[i] * x[i];
-        b += r1[i] * x[i];
-        c += r2[i] * x[i];
-        d += r3[i] * x[i];
-    }
-    sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;
-}
-
-static void multiply_float(const Matrix& m, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
-                           float* out, int64_t stride, bool add, float* scratch) {
-    for (int64_t r = from; r < to; r += 4) {
-        const int64_t n = to - r < 4 ? to - r : 4;
-        for (int64_t k = 0; k < n; ++k) dequantize_row(m, r + k, scratch + k * m.cols);
+static void plain_multiply_float(const Matrix& m, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
+                                 float* out, int64_t stride, bool add, float* scratch) {
+    for (int64_t r = from; r < to; ++r) {
+        dequantize_row(m, r, scratch);
         for (int64_t t = 0; t < tokens; ++t) {
-            float sums[4];
-            if (n == 4)
-                dot4(scratch, m.cols, x + t * x_stride, sums);
-            else
-                for (int64_t k = 0; k < n; ++k) sums[k] = dot(scratch + k * m.cols, x + t * x_stride, m.cols);
-            float* o = out + t * stride + r;
-            for (int64_t k = 0; k < n; ++k) o[k] = add ? o[k] + sums[k] : sums[k];
+            const float* in = x + t * x_stride;
+            float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t k = 0; k < m.cols; ++k) sum += scratch[k] * in[k];
+            float& o = out[t * stride + r];
+            o = add ? o + sum : sum;
         }
     }
 }
 
-// Round a token's groups to int8: the scale is the largest magnitude / 127. Returns the integer codes in natural order.
-static inline float round_group(const float* __restrict x, int64_t n, int8_t* __restrict codes) {
+// Round a group to int8: the scale is the largest magnitude / 127. Writes the codes, returns the scale and their sum.
+static inline float round_group(const float* __restrict x, int64_t n, int8_t* __restrict codes, int32_t* sum) {
     float top = 0.0f;
 #pragma omp simd reduction(max : top)
     for (int64_t i = 0; i < n; ++i) top = std::fabs(x[i]) > top ? std::fabs(x[i]) : top;
-    const float scale = top / 127.0f, inverse = top > 0.0f ? 127.0f / top : 0.0f;
-#pragma omp simd
+    const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    int32_t all = 0;
+#pragma omp simd reduction(+ : all)
     for (int64_t i = 0; i < n; ++i) {
         // Adding 1.5 · 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits.
         const float shifted = x[i] * inverse + 12582912.0f;
         int32_t bits;
         std::memcpy(&bits, &shifted, 4);
+        bits -= 0x4b400000;
         codes[i] = static_cast<int8_t>(bits);
+        all += bits;
     }
-    return scale;
+    *sum = all;
+    return top / 127.0f;
 }
 
-static void conv_silu(const Conv& conv, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
-                      float* state, float* u, int64_t u_stride) {
-    const int64_t taps = conv.taps;
-    float past[8][kChannels];  // taps <= 8; oldest first
-    float sum[kChannels];
-    for (int64_t c = from; c < to; c += kChannels) {
-        const int64_t n = to - c < kChannels ? to - c : kChannels;
-        for (int64_t k = 0; k < taps; ++k)
-            for (int64_t i = 0; i < n; ++i) past[k][i] = state[(c + i) * taps + k];
+static void quantize(const float* x, const Matrix& m, int64_t token, int64_t from, int64_t to, const Int8Rows& rows) {
+    for (int64_t g = from; g < to; ++g) {
+        const int64_t at = token * rows.groups + g;
+        rows.scales[at] = round_group(x + g * m.group, m.group, rows.codes + token * rows.width + g * m.group, rows.sums + at);
+    }
+}
+
+// The plain twins of convolution and scan: one channel after the other.
+static void plain_conv_silu(const Conv& conv, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
+                            float* state, float* u, int64_t u_stride) {
+    for (int64_t c = from; c < to; ++c) {
+        float* past = state + c * conv.taps;  // newest last
         for (int64_t t = 0; t < tokens; ++t) {
-            const float* in = x + t * x_stride + c;
-            float* __restrict o = u + t * u_stride + c;
-            for (int64_t k = 0; k + 1 < taps; ++k)
-                for (int64_t i = 0; i < n; ++i) past[k][i] = past[k + 1][i];
-            for (int64_t i = 0; i < n; ++i) past[taps - 1][i] = in[i];
-            for (int64_t i = 0; i < n; ++i) sum[i] = conv.bias[c + i];
-            for (int64_t k = 0; k < taps; ++k) {
-                const float* w = conv.weight + k * conv.channels + c;
-                for (int64_t i = 0; i < n; ++i) sum[i] += w[i] * past[k][i];
+            float sum = conv.bias[c];
+            for (int64_t k = 0; k < conv.taps; ++k) {
+                past[k] = k + 1 < conv.taps ? past[k + 1] : x[t * x_stride + c];
+                sum += past[k] * conv.weight[k * conv.channels + c];
             }
-#pragma omp simd
-            for (int64_t i = 0; i < n; ++i) o[i] = silu_fast(sum[i]);
+            u[t * u_stride + c] = silu_fast(sum);
         }
-        for (int64_t k = 0; k < taps; ++k)
-            for (int64_t i = 0; i < n; ++i) state[(c + i) * taps + k] = past[k][i];
     }
 }
 
-// Channels are the lanes and the state's parts a loop around them, so that no sum runs across a vector.
-// kState 0 reads d_state at run time.
-template <int kState>
-static void scan_block(const Scan& s, int64_t c, int64_t n, int64_t tokens, const float* dt, int64_t dt_stride, const float* B,
-                       const float* C, int64_t bc_stride, const float* z, int64_t z_stride, float* h, const float* u,
-                       float* out, int64_t u_stride) {
-    constexpr int64_t kMost = kState ? kState : 256;
-    const int64_t d_state = kState ? kState : s.d_state;
-    alignas(64) float a[kMost][kChannels], state[kMost][kChannels];
-    alignas(64) float delta[kChannels] = {}, inflow[kChannels] = {}, y[kChannels] = {};
-    for (int64_t k = 0; k < d_state; ++k)
-        for (int64_t i = 0; i < kChannels; ++i) {
-            a[k][i] = i < n ? s.A[(c + i) * d_state + k] : 0.0f;
-            state[k][i] = i < n ? h[(c + i) * d_state + k] : 0.0f;
-        }
-    for (int64_t t = 0; t < tokens; ++t) {
-        const float *Bt = B + t * bc_stride, *Ct = C + t * bc_stride;
-        const float *low = dt + t * dt_stride + c, *gate = z + t * z_stride + c, *x = u + t * u_stride + c;
-        float* o = out + t * u_stride + c;
-        for (int64_t i = 0; i < n; ++i) {
-            delta[i] = softplus_fast(low[i] + s.dt_bias[c + i]);
-            inflow[i] = delta[i] * x[i];
-            y[i] = s.D[c + i] * x[i];
-        }
-        for (int64_t k = 0; k < d_state; ++k) {
-            const float b = Bt[k], g = Ct[k];
-#pragma omp simd
-            for (int64_t i = 0; i < kChannels; ++i) {
-                state[k][i] = exp_fast(delta[i] * a[k][i]) * state[k][i] + inflow[i] * b;
-                y[i] += state[k][i] * g;
+static void plain_selective_scan(const Scan& s, int64_t from, int64_t to, int64_t tokens, const float* dt, int64_t dt_stride,
+                                 const float* B, const float* C, int64_t bc_stride, const float* z, int64_t z_stride, float* h,
+                                 const float* u, float* out, int64_t u_stride) {
+    for (int64_t c = from; c < to; ++c) {
+        const float* a = s.A + c * s.d_state;
+        float* state = h + c * s.d_state;
+        for (int64_t t = 0; t < tokens; ++t) {
+            const float x = u[t * u_stride + c], delta = softplus_fast(dt[t * dt_stride + c] + s.dt_bias[c]);
+            float y = s.D[c] * x;
+            for (int64_t k = 0; k < s.d_state; ++k) {
+                state[k] = exp_fast(delta * a[k]) * state[k] + delta * x * B[t * bc_stride + k];
+                y += state[k] * C[t * bc_stride + k];
             }
+            out[t * u_stride + c] = y * silu_fast(z[t * z_stride + c]);
         }
-        for (int64_t i = 0; i < n; ++i) o[i] = y[i] * silu_fast(gate[i]);
-    }
-    for (int64_t i = 0; i < n; ++i)
-        for (int64_t k = 0; k < d_state; ++k) h[(c + i) * d_state + k] = state[k][i];
-}
-
-static void selective_scan(const Scan& s, int64_t from, int64_t to, int64_t tokens, const float* dt, int64_t dt_stride,
-                           const float* B, const float* C, int64_t bc_stride, const float* z, int64_t z_stride, float* h,
-                           const float* u, float* out, int64_t u_stride) {
-    for (int64_t c = from; c < to; c += kChannels) {
-        const int64_t n = to - c < kChannels ? to - c : kChannels;
-        const auto block = s.d_state == 16 ? scan_block<16> : scan_block<0>;
-        block(s, c, n, tokens, dt, dt_stride, B, C, bc_stride, z, z_stride, h, u, out, u_stride);
     }
 }

@@ -9,7 +9,7 @@
 
 namespace cobra_edge {
 
-enum class Storage : int { kFloat32, kFloat16, kInt8, kInt4 };
+enum class Storage : int { kFloat32, kFloat16, kInt8, kInt4, kInt3 };
 
 // This header is compiled for several instruction sets. An inline function that the compiler does not inline would be kept
 // once for all of them, perhaps in the form that only the newest processors can run.
@@ -24,7 +24,7 @@ struct Matrix {
     int64_t cols = 0;
     int64_t group = 0;  // inputs that share a scale; codes only
 
-    COBRA_INLINE bool quantized() const { return storage == Storage::kInt8 || storage == Storage::kInt4; }
+    COBRA_INLINE bool quantized() const { return storage != Storage::kFloat32 && storage != Storage::kFloat16; }
     COBRA_INLINE int64_t groups() const { return cols / group; }
     COBRA_INLINE int64_t row_bytes() const {
         switch (storage) {
@@ -36,26 +36,33 @@ struct Matrix {
                 return cols;
             case Storage::kInt4:
                 return cols / 2;
+            case Storage::kInt3:
+                return cols / 8 * 3;
         }
         return 0;
     }
     COBRA_INLINE const uint8_t* row(int64_t r) const { return static_cast<const uint8_t*>(values) + r * row_bytes(); }
 };
 
-// Activations of several tokens as 8-bit integers, one scale for each of the matrix's groups. The order of the codes inside a
-// group and the meaning of `offsets` belong to the instruction set that wrote them: offsets start each group's integer sum,
-// so that unsigned weight codes are read as code - zero without a subtraction a weight.
+// Activations of several tokens as 8-bit integers, one scale for each of the matrix's groups. Weight codes are unsigned, so a
+// group's product needs zero · Σ activations taken from it: the sums are kept beside the codes.
 struct Int8Rows {
-    int8_t* codes;     // (tokens, width)
-    float* scales;     // (tokens, width / group)
-    int32_t* offsets;  // (tokens, width / group, kOffsetLanes)
+    int8_t* codes;  // (tokens, width)
+    float* scales;  // (tokens, width / group)
+    int32_t* sums;  // (tokens, width / group), of a group's codes
     int64_t width;
     int64_t groups;
 };
-constexpr int64_t kOffsetLanes = 16;
 
-constexpr int64_t kBlock = 32;     // 4-bit codes packed together; every group is a multiple of it
 constexpr int64_t kChannels = 16;  // channels the scan works on together
+
+// Codes of a matrix's rows are packed in blocks; every group is a multiple of its block, and of what registers take at least.
+COBRA_INLINE constexpr int64_t block_of(Storage storage) { return storage == Storage::kInt3 ? 64 : 32; }
+constexpr int64_t kSmallestBlock = 32;
+
+// Floats of scratch memory that a thread needs for products with matrices of up to so many inputs: a tile of unpacked rows
+// with its scales, or four rows as float32.
+constexpr int64_t scratch_floats(int64_t cols) { return 6 * cols + 1024; }
 
 // One layer's convolution, (taps, channels) and (channels).
 struct Conv {
@@ -85,9 +92,9 @@ struct Kernels {
 
     // out[t * stride + r] (+)= matrix[r] · activations[t] for rows [from, to) and all tokens.
     void (*multiply_int8)(const Matrix& matrix, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
-                          int64_t stride, bool add);
+                          int64_t stride, bool add, float* scratch);
 
-    // The same with float32 activations x (tokens, x_stride); scratch holds 4 · cols floats.
+    // The same with float32 activations x (tokens, x_stride).
     void (*multiply_float)(const Matrix& matrix, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
                            float* out, int64_t stride, bool add, float* scratch);
 
@@ -107,6 +114,10 @@ struct Kernels {
 
     // out[i] = exp(x[i]); here so that the error of the exponential can be tested by itself.
     void (*exponential)(const float* x, int64_t n, float* out);
+
+    // Do the int8 products of this instruction set in registers alone, `rounds` times; returns how many multiply-accumulates
+    // that was. What it does in a second is the arithmetic that no product can exceed.
+    int64_t (*products_in_registers)(int64_t rounds, int32_t* checksum);
 };
 
 // Every table this build has and this processor can run, best first; the last one is plain C++.

@@ -1,5 +1,5 @@
-// AVX-512 with VNNI: Intel since Ice Lake, AMD since Zen 4. Groups of a multiple of 128 take whole registers of 64 codes;
-// smaller ones are left to the AVX2 table, whose products are the same.
+// AVX-512 with VNNI: Intel since Ice Lake, AMD since Zen 4. Groups of a multiple of 64 fill whole registers; others are left
+// to the 256-bit tables.
 #include <immintrin.h>
 
 #include <cmath>
@@ -15,107 +15,155 @@ namespace {
 
 #include "elementwise.inl"
 
-constexpr int64_t kSpan = 128;  // weights worked on together: one register of 4-bit codes, two of 8-bit codes
+constexpr int kLanes = 16, kTokens = 16;
+constexpr int kCodes = 4 * kLanes;
+using Codes = __m512i;
+using Ints = __m512i;
+using Floats = __m512;
 
-bool wide(const Matrix& m) { return m.group % kSpan == 0; }
+inline Ints as_ints(Floats v) { return _mm512_castps_si512(v); }
+inline Ints as_ints(Ints v) { return v; }
+inline Codes as_codes(Ints v) { return v; }
+inline Floats as_floats(Ints v) { return _mm512_castsi512_ps(v); }
+inline Codes load_codes(const void* p) { return _mm512_loadu_si512(p); }
+inline void store_codes(void* p, Codes v) { _mm512_storeu_si512(p, v); }
+inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+inline void store_floats(float* p, Floats v) { _mm512_storeu_ps(p, v); }
+inline void store_pieces(float* p, Floats v) {
+    _mm_storeu_ps(p, _mm512_castps512_ps128(v));
+    _mm_storeu_ps(p + 16, _mm512_extractf32x4_ps(v, 1));
+    _mm_storeu_ps(p + 32, _mm512_extractf32x4_ps(v, 2));
+    _mm_storeu_ps(p + 48, _mm512_extractf32x4_ps(v, 3));
+}
+inline Floats zeros() { return _mm512_setzero_ps(); }
+inline Ints spread(int32_t v) { return _mm512_set1_epi32(v); }
+inline Floats spread(float v) { return _mm512_set1_ps(v); }
+inline Ints repeat(const int32_t* v) { return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v))); }
+inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline Ints shift_left_23(Ints v) { return _mm512_slli_epi32(v, 23); }
+inline Floats to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
+inline Floats widen_scales(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 
-// For 4-bit weights a span's codes are stored as its four blocks' first halves, then their second halves: the order in which
-// masking and shifting 64 bytes of nibbles yields the weights. Offsets: 16 lanes, as in the AVX2 file.
-void quantize(const float* x, const Matrix& m, int64_t token, int64_t from, int64_t to, const Int8Rows& rows) {
-    if (!wide(m)) return kAvx2Kernels.quantize(x, m, token, from, to, rows);
-    const bool four = m.storage == Storage::kInt4;
-    const __m512i zero = _mm512_set1_epi8(four ? 8 : static_cast<char>(128));
-    for (int64_t g = from; g < to; ++g) {
-        int8_t* codes = rows.codes + token * rows.width + g * m.group;
-        rows.scales[token * rows.groups + g] = round_group(x + g * m.group, m.group, codes);
-        __m512i sum = _mm512_setzero_si512();
-        for (int64_t s = 0; s < m.group; s += kSpan) {
-            __m512i first = _mm512_loadu_si512(codes + s), second = _mm512_loadu_si512(codes + s + 64);
-            if (four) {
-                // 128-bit quarters a0 b0 a1 b1 | a2 b2 a3 b3 become a0 a1 a2 a3 | b0 b1 b2 b3.
-                const __m512i low = _mm512_shuffle_i64x2(first, second, 0x88);
-                second = _mm512_shuffle_i64x2(first, second, 0xdd);
-                first = low;
-                _mm512_storeu_si512(codes + s, first);
-                _mm512_storeu_si512(codes + s + 64, second);
-            }
-            sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, zero, first), zero, second);
-        }
-        int32_t* offsets = rows.offsets + (token * rows.groups + g) * kOffsetLanes;
-        _mm512_storeu_si512(offsets, _mm512_sub_epi32(_mm512_setzero_si512(), sum));
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+template <Storage kStorage>
+constexpr int32_t zero_of() {
+    return kStorage == Storage::kInt8 ? 128 : kStorage == Storage::kInt4 ? 8 : 4;
+}
+
+template <Storage kStorage>
+inline Codes unpack(const uint8_t* row, int64_t run) {
+    if (kStorage == Storage::kInt8) return _mm512_loadu_si512(row + run * 64);
+    if (kStorage == Storage::kInt4) {
+        const __m256i blocks = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + run * 32));
+        const __m512i order = _mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), shift = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
+        const __m512i twice = _mm512_permutexvar_epi64(order, _mm512_castsi256_si512(blocks));
+        return _mm512_and_si512(_mm512_srlv_epi64(twice, shift), _mm512_set1_epi8(15));
+    }
+    const uint8_t* block = row + run * 24;
+    const __m512i pairs = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block)));
+    const __m512i low =
+        _mm512_and_si512(_mm512_srlv_epi64(pairs, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6)), _mm512_set1_epi8(3));
+    int64_t tops;
+    std::memcpy(&tops, block + 16, 8);
+    const __m512i bit =
+        _mm512_setr_epi64(0x0101010101010101, 0x0202020202020202, 0x0404040404040404, 0x0808080808080808, 0x1010101010101010,
+                          0x2020202020202020, 0x4040404040404040, static_cast<int64_t>(0x8080808080808080));
+    return _mm512_mask_add_epi8(low, _mm512_test_epi8_mask(_mm512_set1_epi64(tops), bit), low, _mm512_set1_epi8(4));
+}
+
+// Four bits: 128 codes from one register, blocks' first halves and then their second halves.
+template <Storage kStorage>
+constexpr int kWide = kStorage == Storage::kInt4 ? 2 : 1;
+
+template <Storage kStorage, int kRuns>
+inline void arrange(const int8_t* a, Codes* out) {
+    out[0] = _mm512_loadu_si512(a);
+    if (kRuns == 1) return;
+    const Codes second = _mm512_loadu_si512(a + 64);
+    out[kRuns - 1] = _mm512_shuffle_i64x2(out[0], second, 0xdd);
+    out[0] = _mm512_shuffle_i64x2(out[0], second, 0x88);
+}
+
+template <Storage kStorage, int kRuns>
+inline Ints step(Ints sums, const uint8_t* row, int64_t run, const Codes* a) {
+    if (kRuns == 1) return _mm512_dpbusd_epi32(sums, unpack<kStorage>(row, run), a[0]);
+    const Codes both = _mm512_loadu_si512(row + run * 32), low = _mm512_set1_epi8(15);
+    sums = _mm512_dpbusd_epi32(sums, _mm512_and_si512(both, low), a[0]);
+    return _mm512_dpbusd_epi32(sums, _mm512_and_si512(_mm512_srli_epi16(both, 4), low), a[kRuns - 1]);
+}
+
+template <Storage kStorage>
+inline Ints dot4(Ints sums, const Codes* w, const int8_t* a) {
+    for (int q = 0; q < 4; ++q) {
+        int32_t quad;
+        std::memcpy(&quad, a + 4 * q, 4);
+        sums = _mm512_dpbusd_epi32(sums, w[q], _mm512_set1_epi32(quad));
+    }
+    return sums;
+}
+
+template <Storage kStorage>
+inline void widen_codes(Codes v, Floats* out) {
+    out[0] = to_float(_mm512_cvtepu8_epi32(_mm512_castsi512_si128(v)));
+    out[1] = to_float(_mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(v, 1)));
+    out[2] = to_float(_mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(v, 2)));
+    out[3] = to_float(_mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(v, 3)));
+}
+
+inline Ints lane_sums(const Ints* p) {
+    Ints quads[4];  // row 4q + i in element i of every quarter, a quarter's share
+    for (int q = 0; q < 4; ++q) {
+        const Ints *r = p + 4 * q, ab = add(_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[0], r[1]));
+        const Ints cd = add(_mm512_unpacklo_epi32(r[2], r[3]), _mm512_unpackhi_epi32(r[2], r[3]));
+        quads[q] = add(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    }
+    const auto fold = [](Ints x, Ints y) { return add(_mm512_shuffle_i32x4(x, y, 0x88), _mm512_shuffle_i32x4(x, y, 0xdd)); };
+    return fold(fold(quads[0], quads[1]), fold(quads[2], quads[3]));
+}
+
+inline void transpose(Ints* v) {
+    Ints c[4][4];  // quad of rows, column modulo 4: a quarter L holds column 4 L + j
+    for (int q = 0; q < 4; ++q) {
+        const Ints* r = v + 4 * q;
+        const Ints ab = _mm512_unpacklo_epi32(r[0], r[1]), AB = _mm512_unpackhi_epi32(r[0], r[1]);
+        const Ints cd = _mm512_unpacklo_epi32(r[2], r[3]), CD = _mm512_unpackhi_epi32(r[2], r[3]);
+        c[q][0] = _mm512_unpacklo_epi64(ab, cd);
+        c[q][1] = _mm512_unpackhi_epi64(ab, cd);
+        c[q][2] = _mm512_unpacklo_epi64(AB, CD);
+        c[q][3] = _mm512_unpackhi_epi64(AB, CD);
+    }
+    for (int j = 0; j < 4; ++j) {
+        const Ints even = _mm512_shuffle_i32x4(c[0][j], c[1][j], 0x88), odd = _mm512_shuffle_i32x4(c[0][j], c[1][j], 0xdd);
+        const Ints EVEN = _mm512_shuffle_i32x4(c[2][j], c[3][j], 0x88), ODD = _mm512_shuffle_i32x4(c[2][j], c[3][j], 0xdd);
+        v[j] = _mm512_shuffle_i32x4(even, EVEN, 0x88);
+        v[4 + j] = _mm512_shuffle_i32x4(odd, ODD, 0x88);
+        v[8 + j] = _mm512_shuffle_i32x4(even, EVEN, 0xdd);
+        v[12 + j] = _mm512_shuffle_i32x4(odd, ODD, 0xdd);
     }
 }
 
-// Scales of `groups` groups as float32, 16 at a time.
-inline void widen_scales(const uint16_t* scales, int64_t groups, float* out) {
-    for (int64_t g = 0; g < groups; g += 16) {
-        const __mmask16 mask = static_cast<__mmask16>(groups - g >= 16 ? 0xffff : (1u << (groups - g)) - 1);
-        const __m256i halves = _mm256_maskz_loadu_epi16(mask, scales + g);
-        _mm512_mask_storeu_ps(out + g, mask, _mm512_cvtph_ps(halves));
-    }
-}
-
-constexpr int64_t kMostScales = 64;  // groups whose scales are widened together
-
-template <Storage kStorage, int kRows, int kTokens>
-void tile(const Matrix& m, int64_t r, int64_t t, const Int8Rows& rows, float* out, int64_t stride, bool add) {
-    constexpr int64_t kBytes = kStorage == Storage::kInt4 ? 64 : 128;  // of a span
-    __m512 sums[kRows][kTokens];
-    for (int i = 0; i < kRows; ++i)
-        for (int j = 0; j < kTokens; ++j) sums[i][j] = _mm512_setzero_ps();
-    const int64_t groups = m.groups(), spans = m.group / kSpan;
-    const __m512i nibble = _mm512_set1_epi8(0xf);
-    float scales[kRows][kMostScales];
-    for (int64_t first = 0; first < groups; first += kMostScales) {
-        const int64_t here = groups - first < kMostScales ? groups - first : kMostScales;
-        for (int i = 0; i < kRows; ++i) widen_scales(m.scales + (r + i) * groups + first, here, scales[i]);
-        for (int64_t g = first; g < first + here; ++g) {
-            for (int i = 0; i < kRows; ++i) {
-                const uint8_t* codes = m.row(r + i) + g * spans * kBytes;
-                __m512i parts[kTokens];
-                for (int j = 0; j < kTokens; ++j)
-                    parts[j] = _mm512_loadu_si512(rows.offsets + ((t + j) * groups + g) * kOffsetLanes);
-                for (int64_t s = 0; s < spans; ++s) {
-                    __m512i low = _mm512_loadu_si512(codes + s * kBytes), high;
-                    if (kStorage == Storage::kInt4) {
-                        high = _mm512_and_si512(_mm512_srli_epi16(low, 4), nibble);
-                        low = _mm512_and_si512(low, nibble);
-                    } else {
-                        high = _mm512_loadu_si512(codes + s * kBytes + 64);
-                    }
-                    for (int j = 0; j < kTokens; ++j) {
-                        const int8_t* a = rows.codes + (t + j) * rows.width + g * m.group + s * kSpan;
-                        parts[j] = _mm512_dpbusd_epi32(parts[j], low, _mm512_loadu_si512(a));
-                        parts[j] = _mm512_dpbusd_epi32(parts[j], high, _mm512_loadu_si512(a + 64));
-                    }
-                }
-                const __m512 scale = _mm512_set1_ps(scales[i][g - first]);
-                for (int j = 0; j < kTokens; ++j) {
-                    const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(rows.scales[(t + j) * groups + g]));
-                    sums[i][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(parts[j]), both, sums[i][j]);
-                }
-            }
-        }
-    }
-    for (int i = 0; i < kRows; ++i)
-        for (int j = 0; j < kTokens; ++j) {
-            float& o = out[(t + j) * stride + r + i];
-            o = (add ? o : 0.0f) + _mm512_reduce_add_ps(sums[i][j]);
-        }
-}
-
-#include "tiling.inl"
+#include "products.inl"
+#include "products_float.inl"
+#include "recurrence.inl"
 
 void multiply(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out, int64_t stride,
-              bool add) {
-    if (!wide(m)) return kAvx2Kernels.multiply_int8(m, from, to, rows, tokens, out, stride, add);
-    multiply_int8<4, 4>(m, from, to, rows, tokens, out, stride, add);
+              bool onto, float* scratch) {
+    if (m.group % kCodes) return kAvx2Kernels.multiply_int8(m, from, to, rows, tokens, out, stride, onto, scratch);
+    multiply_int8(m, from, to, rows, tokens, out, stride, onto, scratch);
 }
 
 }  // namespace
 
 extern const Kernels kAvx512Kernels;
-const Kernels kAvx512Kernels = {"avx512-vnni",  rms_norm,  quantize,       multiply,   multiply_float,
-                                dequantize_row, conv_silu, selective_scan, exponential};
+const Kernels kAvx512Kernels = {"avx512-vnni",  rms_norm,  quantize,       multiply,    multiply_float,
+                                dequantize_row, conv_silu, selective_scan, exponential, products_in_registers};
 
 }  // namespace cobra_edge

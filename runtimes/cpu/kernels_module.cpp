@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 #include <optional>
 
@@ -51,17 +52,17 @@ Out multiply(const Array& values, const std::optional<Array>& scales, const In<2
         for (size_t i = 0; i < onto->size(); ++i) out.data()[i] = onto->data()[i];
     }
     const Kernels& k = kernels_named(kernels);
+    std::vector<float> scratch(static_cast<size_t>(scratch_floats(cols)));
     if (!int8) {
-        std::vector<float> scratch(static_cast<size_t>(4 * cols));
         k.multiply_float(m, 0, m.rows, x.data(), cols, tokens, out.data(), m.rows, onto.has_value(), scratch.data());
         return out;
     }
     std::vector<int8_t> codes(x.size());
     std::vector<float> code_scales(static_cast<size_t>(tokens * m.groups()));
-    std::vector<int32_t> offsets(static_cast<size_t>(tokens * m.groups() * kOffsetLanes));
-    const Int8Rows rows{codes.data(), code_scales.data(), offsets.data(), cols, m.groups()};
+    std::vector<int32_t> code_sums(static_cast<size_t>(tokens * m.groups()));
+    const Int8Rows rows{codes.data(), code_scales.data(), code_sums.data(), cols, m.groups()};
     for (int64_t t = 0; t < tokens; ++t) k.quantize(x.data() + t * cols, m, t, 0, m.groups(), rows);
-    k.multiply_int8(m, 0, m.rows, rows, tokens, out.data(), m.rows, onto.has_value());
+    k.multiply_int8(m, 0, m.rows, rows, tokens, out.data(), m.rows, onto.has_value(), scratch.data());
     return out;
 }
 
@@ -120,11 +121,30 @@ uint64_t read_once(const nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, 
     return total;
 }
 
+// Multiply-accumulates a second that the products of these kernels reach in registers, on that many threads together.
+double peak_products(const std::string& name, int threads) {
+    expect(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
+    const Kernels& k = kernels_named(name);
+    constexpr int64_t kRounds = 1 << 20;
+    std::vector<int32_t> checksums(static_cast<size_t>(threads) * 16);  // 64 bytes apart
+    std::vector<int64_t> done(static_cast<size_t>(threads) * 8);
+    const nb::gil_scoped_release unlocked;
+    Team team(threads);
+    const auto began = std::chrono::steady_clock::now();
+    team.run([&](int rank) {
+        const auto r = static_cast<size_t>(rank);
+        done[r * 8] = k.products_in_registers(kRounds, &checksums[r * 16]);
+    });
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - began;
+    return static_cast<double>(done[0] * threads) / seconds.count();
+}
+
 }  // namespace
 
 void bind_kernels(nb::module_& m) {
     m.doc() = "Kernels one by one, for tests and measurements.";
     m.def("read_once", &read_once, nb::arg("words"), nb::arg("threads"));
+    m.def("peak_products", &peak_products, nb::arg("kernels"), nb::arg("threads"));
     m.def("exponential", &exponential, nb::arg("x"), nb::arg("kernels"));
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"), nb::arg("kernels"));
     m.def("multiply", &multiply, nb::arg("values"), nb::arg("scales").none(), nb::arg("x"), nb::arg("int8"),

@@ -9,50 +9,67 @@ namespace {
 
 #include "elementwise.inl"
 
-void quantize(const float* x, const Matrix& m, int64_t token, int64_t from, int64_t to, const Int8Rows& rows) {
-    for (int64_t g = from; g < to; ++g) {
-        int8_t* codes = rows.codes + token * rows.width + g * m.group;
-        rows.scales[token * rows.groups + g] = round_group(x + g * m.group, m.group, codes);
-        int32_t sum = 0;
-        for (int64_t i = 0; i < m.group; ++i) sum += codes[i];
-        int32_t* offsets = rows.offsets + (token * rows.groups + g) * kOffsetLanes;
-        offsets[0] = -sum * (m.storage == Storage::kInt4 ? 8 : 128);
-    }
-}
-
-int32_t group_dot(const Matrix& m, const uint8_t* codes, const int8_t* a, int32_t sum) {
+// Codes [start, start + 16) of a row, as they are stored.
+void unpack16(const Matrix& m, const uint8_t* row, int64_t start, int32_t* out) {
+    const int64_t s = start % block_of(m.storage) / 16;
     if (m.storage == Storage::kInt8) {
-        for (int64_t i = 0; i < m.group; ++i) sum += codes[i] * a[i];
-        return sum;
+        for (int64_t j = 0; j < 16; ++j) out[j] = row[start + j];
+    } else if (m.storage == Storage::kInt4) {
+        const uint8_t* block = row + start / 32 * 16;
+        for (int64_t j = 0; j < 16; ++j) out[j] = block[j] >> (4 * s) & 15;
+    } else {
+        const uint8_t* block = row + start / 64 * 24;
+        for (int64_t j = 0; j < 16; ++j)
+            out[j] = (block[j] >> (2 * s) & 3) | (block[16 + (j & 7)] >> (2 * s + (j >> 3)) & 1) << 2;
     }
-    for (int64_t b = 0; b < m.group; b += kBlock, codes += kBlock / 2, a += kBlock)
-        for (int64_t i = 0; i < kBlock / 2; ++i) sum += (codes[i] & 0xf) * a[i] + (codes[i] >> 4) * a[i + kBlock / 2];
-    return sum;
 }
 
 void multiply_int8(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out, int64_t stride,
-                   bool add) {
-    const int64_t group_bytes = m.storage == Storage::kInt4 ? m.group / 2 : m.group;
+                   bool add, float*) {
+    const int32_t zero = m.storage == Storage::kInt8 ? 128 : m.storage == Storage::kInt4 ? 8 : 4;
     for (int64_t r = from; r < to; ++r) {
         const uint16_t* scales = m.scales + r * m.groups();
         for (int64_t t = 0; t < tokens; ++t) {
-            float sum = 0.0f;
+            float total = 0.0f;
             for (int64_t g = 0; g < m.groups(); ++g) {
                 const int64_t at = t * rows.groups + g;
-                const int8_t* a = rows.codes + t * rows.width + g * m.group;
-                const int32_t part = group_dot(m, m.row(r) + g * group_bytes, a, rows.offsets[at * kOffsetLanes]);
-                sum += static_cast<float>(part) * (half_to_float(scales[g]) * rows.scales[at]);
+                int32_t sum = -zero * rows.sums[at], codes[16];
+                for (int64_t i = g * m.group; i < (g + 1) * m.group; i += 16) {
+                    const int8_t* a = rows.codes + t * rows.width + i;
+                    unpack16(m, m.row(r), i, codes);
+                    for (int64_t j = 0; j < 16; ++j) sum += codes[j] * a[j];
+                }
+                total += static_cast<float>(sum) * (half_to_float(scales[g]) * rows.scales[at]);
             }
             float& o = out[t * stride + r];
-            o = add ? o + sum : sum;
+            o = add ? o + total : total;
         }
     }
+}
+
+int64_t products_in_registers(int64_t rounds, int32_t* checksum) {
+    int32_t sums[8] = {};
+    for (int64_t i = 0; i < rounds; ++i)
+        for (int32_t& s : sums) {
+            asm volatile("" : "+r"(s));  // or the compiler would find a formula
+            s += static_cast<int8_t>(i) * static_cast<int8_t>(s);
+        }
+    for (const int32_t s : sums) *checksum += s;
+    return rounds * 8;
 }
 
 }  // namespace
 
 extern const Kernels kScalarKernels;
-const Kernels kScalarKernels = {"scalar",       rms_norm,  quantize,       multiply_int8, multiply_float,
-                                dequantize_row, conv_silu, selective_scan, exponential};
+const Kernels kScalarKernels = {"scalar",
+                                rms_norm,
+                                quantize,
+                                multiply_int8,
+                                plain_multiply_float,
+                                dequantize_row,
+                                plain_conv_silu,
+                                plain_selective_scan,
+                                exponential,
+                                products_in_registers};
 
 }  // namespace cobra_edge

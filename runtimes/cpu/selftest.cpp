@@ -59,6 +59,15 @@ struct Owned {
     std::vector<double> dense;
 };
 
+// The integer that code c of a row stands for.
+int value_of(Storage storage, const uint8_t* row, int64_t c) {
+    if (storage == Storage::kInt8) return row[c] - 128;
+    if (storage == Storage::kInt4) return (row[c / 32 * 16 + c % 16] >> (c % 32 / 16 * 4) & 15) - 8;
+    const uint8_t* block = row + c / 64 * 24;
+    const int64_t s = c % 64 / 16, j = c % 16;
+    return ((block[j] >> (2 * s) & 3) | (block[16 + j % 8] >> (2 * s + j / 8) & 1) << 2) - 4;
+}
+
 Owned quantized(int64_t rows, int64_t cols, Storage storage, int64_t group, int scale_exponent = 10) {
     Owned o;
     o.m.storage = storage;
@@ -71,14 +80,10 @@ Owned quantized(int64_t rows, int64_t cols, Storage storage, int64_t group, int 
     for (auto& s : o.scales) s = static_cast<uint16_t>((random_bits() & 0x83ff) | static_cast<unsigned>(scale_exponent) << 10);
     o.m.values = o.bytes.data();
     o.m.scales = o.scales.data();
-    const bool four = storage == Storage::kInt4;
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < cols; ++c) {
-            const uint8_t* row = o.m.row(r);
-            int code = four ? row[c / 32 * 16 + c % 16] : row[c];
-            if (four) code = c % 32 < 16 ? code & 15 : code >> 4;
             const double scale = half_value(o.scales[static_cast<size_t>(r * o.m.groups() + c / group)]);
-            o.dense.push_back((code - (four ? 8 : 128)) * scale);
+            o.dense.push_back(value_of(storage, o.m.row(r), c) * scale);
         }
     return o;
 }
@@ -109,17 +114,17 @@ std::vector<double> rounded(const Floats& x, int64_t group) {
 }
 
 void test_products(const Kernels& k, Storage storage, int64_t group) {
-    for (const int64_t tokens : {1, 3, 4, 9}) {
+    for (const int64_t tokens : {1, 3, 4, 9, 21}) {
         const int64_t cols = 3 * std::max<int64_t>(group, 128), rows = 13;
         const Owned o = quantized(rows, cols, storage, group);
         const Floats x = normal(tokens * cols);
         std::vector<int8_t> codes(x.size());
         Floats code_scales = poisoned(tokens * o.m.groups());
-        std::vector<int32_t> offsets(static_cast<size_t>(tokens * o.m.groups() * kOffsetLanes), 1 << 30);
-        const Int8Rows packed{codes.data(), code_scales.data(), offsets.data(), cols, o.m.groups()};
+        std::vector<int32_t> code_sums(static_cast<size_t>(tokens * o.m.groups()), 1 << 30);
+        const Int8Rows packed{codes.data(), code_scales.data(), code_sums.data(), cols, o.m.groups()};
         for (int64_t t = 0; t < tokens; ++t) k.quantize(x.data() + t * cols, o.m, t, 0, o.m.groups(), packed);
-        Floats y = poisoned(tokens * rows), scratch(static_cast<size_t>(4 * cols));
-        k.multiply_int8(o.m, 0, rows, packed, tokens, y.data(), rows, false);
+        Floats y = poisoned(tokens * rows), scratch(static_cast<size_t>(scratch_floats(cols)));
+        k.multiply_int8(o.m, 0, rows, packed, tokens, y.data(), rows, false, scratch.data());
         judge(k, "int8 product", group, distance(y, product(o, rounded(x, group), tokens)), 1e-5);
         y = poisoned(tokens * rows);
         k.multiply_float(o.m, 0, rows, x.data(), cols, tokens, y.data(), rows, false, scratch.data());
@@ -295,14 +300,16 @@ int main() {
     for (int i = 0; i < count; ++i) {
         const Kernels& k = *tables[i];
         std::printf("%s\n", k.name);
-        for (const auto storage : {Storage::kInt4, Storage::kInt8})
-            for (const int64_t group : {32, 64, 128, 256}) test_products(k, storage, group);
+        for (const auto storage : {Storage::kInt3, Storage::kInt4, Storage::kInt8})
+            for (const int64_t group : {32, 64, 128, 256})
+                if (group % block_of(storage) == 0) test_products(k, storage, group);
         test_exponential(k);
         for (const int64_t channels : {1, 16, 37}) {
             for (const int64_t d_state : {1, 16, 17}) test_scan(k, channels, d_state);
             for (const int64_t taps : {2, 4, 8}) test_convolution(k, channels, taps);
         }
         for (const int64_t width : {1, 63, 129, 2560}) test_norm(k, width);
+        test_decoder(k, *tables[count - 1], Storage::kInt3, 64);
         for (const auto storage : {Storage::kInt4, Storage::kInt8})
             for (const int64_t group : {32, 128}) test_decoder(k, *tables[count - 1], storage, group);
         test_refusals(k);

@@ -1,0 +1,271 @@
+// Products of quantized weights with int8 activations, shared by the instruction sets. The file that includes this offers, in
+// its own registers, for kLanes rows that are worked on together (one 32-bit lane each, kCodes = 4 · kLanes bytes a register):
+//
+//   Codes, Ints, Floats                 a register of bytes, of int32, of float32
+//   unpack<kStorage>(row, run)          codes [run · kCodes, + kCodes) of a row in natural order: as they are stored, or made
+//                                       signed where zero_of<kStorage>() is 0
+//   zero_of<kStorage>()                 what unpacked codes still have to be lessened by
+//   kWide<kStorage>                     runs that one step takes, where a group is a multiple of them
+//   arrange<kStorage, kRuns>(a, out)    activations of kRuns runs as a step wants them
+//   step<kStorage, kRuns>(sums, row, run, a)   sums += kRuns runs of a row times arranged activations
+//   dot4<kStorage>(sums, w, a)          sums[lane] += four quads of each lane's row (w[0..3]) times 16 activations
+//   repeat(values)                      kPhase = kLanes / 4 int32 again and again
+//   store_pieces(p, v)                  pieces of kPhase values, kLanes values apart
+//   lane_sums(parts)                    lane i: the sum of all lanes of parts[i]
+//   transpose(rows)                     kLanes × kLanes 32-bit values in place
+//   widen_codes<kStorage>(codes, out)   four registers of unpacked codes as float32, in natural order
+//   load_codes, spread, zeros, widen_scales, to_float, load_floats, store_floats, add, multiply, multiply_add
+//   prefetch(address), kTokens          kTokens tokens fill the registers of a tile
+//
+// Every output is a sum over groups of float(integer sum of the group) · (weight scale · activation scale): first over every
+// kPhase-th group, in order, then over these sums. So it has the same bits whatever the number of tokens and however rows are
+// split.
+
+constexpr int kTogether = 4;                // rows that one token is multiplied with together
+constexpr int kPhase = kLanes / kTogether;  // groups of each that fill a register of sums
+constexpr int kAhead = 1024;                // bytes a row is asked for before its use
+
+struct Tile {
+    const uint8_t* rows[kLanes];  // codes
+    const uint16_t* scales[kLanes];
+    int64_t here;  // rows that exist; the others repeat the last one
+};
+
+static inline Tile tile_at(const Matrix& m, int64_t r, int64_t to) {
+    Tile tile;
+    tile.here = to - r < kLanes ? to - r : kLanes;
+    for (int64_t i = 0; i < kLanes; ++i) {
+        const int64_t row = i < tile.here ? r + i : to - 1;
+        tile.rows[i] = m.row(row);
+        tile.scales[i] = m.scales + row * m.groups();
+    }
+    return tile;
+}
+
+// Scales of a tile as float32, (groups, kLanes): out has room for groups rounded up to kLanes.
+static inline void scales_by_group(const Tile& tile, int64_t groups, float* out) {
+    for (int64_t g = 0; g < groups; g += kLanes) {
+        Ints rows[kLanes];
+        // What is left over is read again with what went before it, where there is enough.
+        if (g + kLanes > groups && groups > kLanes) g = groups - kLanes;
+        for (int i = 0; i < kLanes; ++i) {
+            if (groups - g >= kLanes) {
+                rows[i] = as_ints(widen_scales(tile.scales[i] + g));
+            } else {
+                uint16_t rest[kLanes] = {};
+                for (int64_t k = g; k < groups; ++k) rest[k - g] = tile.scales[i][k];
+                rows[i] = as_ints(widen_scales(rest));
+            }
+        }
+        transpose(rows);
+        for (int i = 0; i < kLanes; ++i) store_floats(out + (g + i) * kLanes, as_floats(rows[i]));
+    }
+}
+
+template <typename Value>
+static inline Value add_phases(const Value* sums) {
+    if (kPhase == 1) return sums[0];
+    if (kPhase == 2) return sums[0] + sums[1 % kPhase];
+    return (sums[0] + sums[1 % kPhase]) + (sums[2 % kPhase] + sums[3 % kPhase]);
+}
+
+static inline void write_lanes(Floats values, const Tile& tile, float* out, bool onto) {
+    if (tile.here == kLanes) return store_floats(out, onto ? add(load_floats(out), values) : values);
+    float lanes[kLanes];
+    store_floats(lanes, values);
+    for (int64_t i = 0; i < tile.here; ++i) out[i] = onto ? out[i] + lanes[i] : lanes[i];
+}
+
+// (weight scale · activation scale) of kTogether rows, (groups / kPhase, kTogether, kPhase), zeros behind the last group.
+static inline void scales_by_phase(const uint16_t* const* scales, int64_t groups, const float* code_scales, float* out) {
+    for (int i = 0; i < kTogether; ++i) {
+        float* to = out + i * kPhase;
+        int64_t g = 0;
+        for (; g + kLanes <= groups; g += kLanes)
+            store_pieces(to + g * kTogether, multiply(widen_scales(scales[i] + g), load_floats(code_scales + g)));
+        if (g == groups) continue;
+        if (g > 0 && groups % kPhase == 0) {  // read some of them again
+            g = groups - kLanes;
+            store_pieces(to + g * kTogether, multiply(widen_scales(scales[i] + g), load_floats(code_scales + g)));
+            continue;
+        }
+        float both[kLanes] = {};
+        for (int64_t k = g; k < groups; ++k) both[k - g] = half_to_float(scales[i][k]) * code_scales[k];
+        store_pieces(to + g * kTogether, load_floats(both));
+    }
+}
+
+// Integer sums of groups [g, g + count) of kTogether rows times one token's codes: lane i · kPhase + j is row i, group g + j.
+// kOneStep: a group is a single step.
+template <Storage kStorage, int kRuns, bool kOneStep>
+static inline Ints phase_sums(const uint8_t* const* rows, int64_t row_bytes, int64_t group_bytes, int64_t runs, int64_t g,
+                              int64_t count, const int8_t* codes, const int32_t* sums) {
+    Ints parts[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) parts[i] = spread(0);
+    int32_t offsets[kPhase] = {};
+#pragma GCC unroll 4
+    for (int j = 0; j < kPhase; ++j) {
+        if (j >= count) break;
+        const int64_t next = (g + j) * group_bytes + kAhead;
+        const int64_t ahead = next < row_bytes ? next : next + (kTogether - 1) * row_bytes;
+        for (int64_t line = 0; line < group_bytes; line += 64)
+            for (int i = 0; i < kTogether; ++i) prefetch(rows[i] + ahead + line);
+        offsets[j] = -zero_of<kStorage>() * sums[g + j];
+        const int64_t first = (g + j) * runs, steps = kOneStep ? 1 : runs / kRuns;
+        for (int64_t s = 0; s < steps; ++s) {
+            Codes a[kRuns];
+            arrange<kStorage, kRuns>(codes + (first + s * kRuns) * kCodes, a);
+#pragma GCC unroll 4
+            for (int i = 0; i < kTogether; ++i)
+                parts[i * kPhase + j] = step<kStorage, kRuns>(parts[i * kPhase + j], rows[i], first + s * kRuns, a);
+        }
+    }
+    return add(lane_sums(parts), repeat(offsets));
+}
+
+// One token: weights come straight from memory, each used once. A few rows at a time are what processors' prefetchers can
+// follow; where a row ends they do not foresee the next, so every line is also asked for kAhead bytes before its use.
+template <Storage kStorage, int kRuns, bool kOneStep>
+static void multiply_token(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t t, float* out, bool onto,
+                           float* scales) {
+    const int64_t groups = m.groups(), runs = m.group / kCodes, row_bytes = m.row_bytes(), group_bytes = row_bytes / groups;
+    const int8_t* codes = rows.codes + t * rows.width;
+    const int32_t* sums = rows.sums + t * rows.groups;
+    for (int64_t r = from; r < to; r += kTogether) {
+        const int64_t here = to - r < kTogether ? to - r : kTogether;
+        const uint8_t* row[kTogether];
+        const uint16_t* row_scales[kTogether];
+        for (int64_t i = 0; i < kTogether; ++i) {
+            row[i] = m.row(i < here ? r + i : to - 1);
+            row_scales[i] = m.scales + (i < here ? r + i : to - 1) * groups;
+        }
+        prefetch(row_scales[0] + 8 * kTogether * groups);
+        scales_by_phase(row_scales, groups, rows.scales + t * rows.groups, scales);
+        Floats total = zeros();
+        const auto add_groups = [&](int64_t g, int64_t count) {
+            const Ints sum = phase_sums<kStorage, kRuns, kOneStep>(row, row_bytes, group_bytes, runs, g, count, codes, sums);
+            total = multiply_add(to_float(sum), load_floats(scales + g * kTogether), total);
+        };
+        int64_t g = 0;
+        for (; g + kPhase <= groups; g += kPhase) add_groups(g, kPhase);
+        if (g < groups) add_groups(g, groups - g);
+        float phases[kLanes];
+        store_floats(phases, total);
+        for (int64_t i = 0; i < here; ++i) {
+            const float value = add_phases(phases + i * kPhase);
+            out[r + i] = onto ? out[r + i] + value : value;
+        }
+    }
+}
+
+// kLanes rows as (quads of inputs, kLanes, 4): a register holds four inputs of every row.
+template <Storage kStorage>
+static void lay_panel(const Tile& tile, int64_t cols, uint8_t* panel) {
+    for (int64_t run = 0; run < cols / kCodes; ++run) {
+        Ints rows[kLanes];
+        for (int i = 0; i < kLanes; ++i) rows[i] = as_ints(unpack<kStorage>(tile.rows[i], run));
+        transpose(rows);
+        for (int i = 0; i < kLanes; ++i) store_codes(panel + (run * kLanes + i) * kCodes, as_codes(rows[i]));
+    }
+}
+
+template <Storage kStorage, int kWide>
+static void multiply_panel(const uint8_t* panel, const float* scales, const Tile& tile, int64_t group, const Int8Rows& rows,
+                           int64_t t, float* out, int64_t stride, bool onto) {
+    Floats totals[kWide][kPhase];
+    for (auto& total : totals)
+        for (auto& phase : total) phase = zeros();
+    const int8_t* codes = rows.codes + t * rows.width;
+    for (int64_t g = 0; g < rows.groups; ++g) {
+        Ints sums[kWide];
+        for (int j = 0; j < kWide; ++j) sums[j] = spread(-zero_of<kStorage>() * rows.sums[(t + j) * rows.groups + g]);
+        for (int64_t k = g * group; k < (g + 1) * group; k += 16) {
+            Codes w[4];
+            for (int q = 0; q < 4; ++q) w[q] = load_codes(panel + (k / 4 + q) * kCodes);
+            for (int j = 0; j < kWide; ++j) sums[j] = dot4<kStorage>(sums[j], w, codes + j * rows.width + k);
+        }
+        const Floats scale = load_floats(scales + g * kLanes);
+        for (int j = 0; j < kWide; ++j) {
+            const Floats both = multiply(scale, spread(rows.scales[(t + j) * rows.groups + g]));
+            Floats& total = totals[j][g % kPhase];
+            total = multiply_add(to_float(sums[j]), both, total);
+        }
+    }
+    for (int j = 0; j < kWide; ++j) write_lanes(add_phases(totals[j]), tile, out + j * stride, onto);
+}
+
+// Many tokens: a tile's codes are unpacked once, into the cache, and every token passes by.
+template <Storage kStorage>
+static void multiply_tokens(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
+                            int64_t stride, bool onto, float* scales, uint8_t* panel) {
+    for (int64_t r = from; r < to; r += kLanes) {
+        const Tile tile = tile_at(m, r, to);
+        scales_by_group(tile, m.groups(), scales);
+        lay_panel<kStorage>(tile, m.cols, panel);
+        int64_t t = 0;
+        for (; t + kTokens <= tokens; t += kTokens)
+            multiply_panel<kStorage, kTokens>(panel, scales, tile, m.group, rows, t, out + t * stride + r, stride, onto);
+        for (; t + 4 <= tokens; t += 4)
+            multiply_panel<kStorage, 4>(panel, scales, tile, m.group, rows, t, out + t * stride + r, stride, onto);
+        for (; t < tokens; ++t)
+            multiply_panel<kStorage, 1>(panel, scales, tile, m.group, rows, t, out + t * stride + r, stride, onto);
+    }
+}
+
+template <Storage kStorage>
+static void multiply_stored(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
+                            int64_t stride, bool onto, float* scratch) {
+    constexpr int64_t kFew = 4;  // tokens for which a panel does not pay
+    const int64_t padded = (m.groups() + kLanes - 1) / kLanes * kLanes;
+    auto* panel = reinterpret_cast<uint8_t*>(scratch + padded * kLanes);
+    if (tokens >= kFew) return multiply_tokens<kStorage>(m, from, to, rows, tokens, out, stride, onto, scratch, panel);
+    constexpr int kMost = kWide<kStorage>;
+    const auto run = m.group == kMost * kCodes    ? multiply_token<kStorage, kMost, true>
+                     : m.group % (kMost * kCodes) ? multiply_token<kStorage, 1, false>
+                                                  : multiply_token<kStorage, kMost, false>;
+    for (int64_t t = 0; t < tokens; ++t) run(m, from, to, rows, t, out + t * stride, onto, scratch);
+}
+
+static void multiply_int8(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
+                          int64_t stride, bool onto, float* scratch) {
+    const auto run = m.storage == Storage::kInt8   ? multiply_stored<Storage::kInt8>
+                     : m.storage == Storage::kInt4 ? multiply_stored<Storage::kInt4>
+                                                   : multiply_stored<Storage::kInt3>;
+    run(m, from, to, rows, tokens, out, stride, onto, scratch);
+}
+
+// Keeps the compiler from finding out what a register holds.
+template <typename Register>
+static inline void keep_in_register(Register& v) {
+#if defined(__x86_64__)
+    asm volatile("" : "+v"(v));
+#else
+    asm volatile("" : "+w"(v));
+#endif
+}
+
+// Multiply-accumulates done in registers alone, `rounds` times; the checksum keeps the compiler from leaving them out.
+static int64_t products_in_registers(int64_t rounds, int32_t* checksum) {
+    constexpr int kChains = 10;
+    Ints sums[kChains];
+    int8_t ones[16];
+    std::memset(ones, 1, sizeof ones);
+    Codes w[4];
+    uint8_t bytes[kCodes];
+    std::memset(bytes, 1, sizeof bytes);
+    for (auto& v : w) v = load_codes(bytes);
+    for (auto& s : sums) s = spread(0);
+    for (int64_t i = 0; i < rounds; ++i)
+        for (auto& s : sums) {
+            keep_in_register(s);
+            for (auto& v : w) keep_in_register(v);
+            s = dot4<Storage::kInt4>(s, w, ones);
+        }
+    float lanes[kLanes];
+    Floats all = zeros();
+    for (const auto& s : sums) all = add(all, to_float(s));
+    store_floats(lanes, all);
+    *checksum = static_cast<int32_t>(lanes[0]);
+    return rounds * kChains * 4 * kCodes;
+}
