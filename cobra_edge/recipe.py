@@ -9,7 +9,6 @@ import msgspec
 
 from .errors import InputError
 from .model.config import MambaConfig, decoder_shapes
-from .packing import BLOCK
 from .scheme import SCHEMES, Scheme, scheme_named
 
 FLOAT32 = "float32"
@@ -93,7 +92,7 @@ def stored_tensors(config: MambaConfig, recipe: Recipe) -> dict[str, list[Stored
             plan[name] = [StoredTensor(name, storage, shape)]
             continue
         scheme = scheme_named(storage)
-        if scheme.group_size is None or len(shape) != 2 or shape[1] % BLOCK or scheme.refuses(shape[1]):
+        if scheme.group_size is None or len(shape) != 2 or scheme.refuses(shape[1]):
             raise InputError(f"recipe: {name} of shape {shape} cannot be stored as {storage}")
         out, n_in = shape
         plan[name] = [
