@@ -11,6 +11,7 @@ TOLERANCES = {
     ("exponential", "float32"): (2e-7, 1e-6),
     ("vision", "float32"): (1e-5, 1e-4),
     ("onnx", "float32"): (1e-4, 1e-3),
+    ("rotation", "float32"): (1e-6, 1e-5),
     ("scan", "float32"): (1e-5, 1e-4),
     ("gradient", "float32"): (1e-5, 1e-4),
 }
