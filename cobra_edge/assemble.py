@@ -37,11 +37,11 @@ from .bundle import (
     file_entries,
     staged_directory,
 )
-from .errors import DriftError, InputError, MachineError
+from .errors import DriftError, InputError, MachineError, near_matches
 from .image import ImageTransform, load_picture
 from .memory import plan_memory
 from .model_card import model_card
-from .recipe import Recipe, round_to_nearest_recipe
+from .recipe import ROTATIONS, Recipe, round_to_nearest_recipe
 from .regress.budget import Verdict, judge, read_budget
 from .regress.suite import HELDOUT, Line, read_suite
 from .scheme import scheme_named
@@ -72,6 +72,7 @@ def export_bundle(
     out: Path | None = None,
     *,
     scheme: str | None = None,
+    rotation: str = "none",
     force: bool = False,
     vision_weights: Path | None = None,
     tokenizer: Path | None = None,
@@ -84,8 +85,9 @@ def export_bundle(
     Args:
         source: "mini", a registry name, or a directory (see `open_checkpoint`).
         target: what to export for.
-        out: the bundle's directory; by default bundles/MODEL-TARGET-SCHEME.
+        out: the bundle's directory; by default bundles/MODEL-TARGET-SCHEME, with -rotated where it is.
         scheme: by default the target's.
+        rotation: "out-proj" stores out_proj times a Hadamard matrix and has its input rotated at run time; "none" does not.
         force: replace a bundle that is there.
         vision_weights, tokenizer: where the checkpoint itself has none.
         golden: suite whose lines become the golden ones.
@@ -97,6 +99,8 @@ def export_bundle(
         MachineError: a library, the network, memory or disk space is missing; nothing is written.
     """
     chosen = scheme_named(scheme or target.scheme)
+    if rotation not in ROTATIONS:
+        raise InputError(f"unknown rotation {rotation!r}{near_matches(rotation, ROTATIONS)}")
     limits = read_budget(budget).limits_of(chosen.name)
     lines = read_suite(golden)
     _require_torch()
@@ -104,9 +108,10 @@ def export_bundle(
 
     checkpoint = open_checkpoint(source, vision_weights=vision_weights, tokenizer=tokenizer)
     config = checkpoint.config
-    recipe, kept = round_to_nearest_recipe(config.mamba, chosen)
+    recipe, kept = round_to_nearest_recipe(config.mamba, chosen, online_hadamard=rotation == "out-proj")
     plan = plan_memory(config, recipe, target)
-    directory = out or Path("bundles") / f"{config.model_id}-{target.name}-{chosen.name}"
+    suffix = "-rotated" if recipe.online_hadamard else ""
+    directory = out or Path("bundles") / f"{config.model_id}-{target.name}-{chosen.name}{suffix}"
     check_goal(directory, force=force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
     small = config.mamba.n_parameters < _SMALL

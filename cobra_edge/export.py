@@ -12,6 +12,7 @@ import click
 
 from .assemble import export_bundle
 from .errors import DriftError
+from .recipe import ROTATIONS
 from .regress.suite import HELDOUT
 from .tables import drift_table, memory_table
 from .targets import target_named
@@ -25,6 +26,13 @@ METHODS = ("rtn",)
 @click.option("--checkpoint", default=None, help="mini (default), a registry name such as cobra+3b, or a directory.")
 @click.option("--scheme", default=None, help="Weight format, such as w4a16-g128; default: the target's.")
 @click.option("--method", type=click.Choice(METHODS), default="rtn", show_default=True, help="How codes are chosen.")
+@click.option(
+    "--rotation",
+    type=click.Choice(ROTATIONS),
+    default="none",
+    show_default=True,
+    help="Spread the outliers of out_proj's input over all channels by a Hadamard matrix, at run time.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory of the bundle.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")

@@ -13,7 +13,7 @@ from rich.table import Table
 from .bundle import Bundle
 from .regress.budget import judge, read_budget
 from .regress.golden import read_golden
-from .tables import bits_per_weight, cell, drift_table, megabytes, memory_table
+from .tables import bits_per_weight, cell, drift_table, megabytes, memory_table, rotation_words
 from .targets import targets
 from .terminal import debug_option, main_of, print_json, results, say
 
@@ -58,7 +58,8 @@ def command(bundle: Path, as_json: bool) -> None:
     for name, entry in manifest.files.items():
         files.add_row(cell(name), megabytes(entry.bytes))
     results.print(files)
-    recipe = Table(title=cell(f"recipe: {manifest.recipe.scheme}, {manifest.recipe.method}"), title_justify="left")
+    title = f"recipe: {manifest.recipe.scheme}, {manifest.recipe.method}{rotation_words(manifest.recipe)}"
+    recipe = Table(title=cell(title), title_justify="left")
     recipe.add_column("tensor")
     recipe.add_column("stored as")
     for name, storage in manifest.recipe.tensors.items():

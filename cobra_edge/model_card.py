@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .bundle import Manifest
-from .tables import drift_rows, megabytes
+from .tables import drift_rows, megabytes, rotation_words
 from .targets import Target
 
 _CARD = """\
 # {model} for {target}
 
-Made by cobra_edge {version} from `{source}` (sha256 `{sha}`), weights as **{scheme}**, method {method}.
+Made by cobra_edge {version} from `{source}` (sha256 `{sha}`), weights as **{scheme}**, method {method}{rotation}.
 
 | part | size |
 |---|---|
@@ -45,6 +45,7 @@ def model_card(manifest: Manifest, target: Target) -> str:
         sha=manifest.source.sha256[:16],
         scheme=manifest.recipe.scheme,
         method=manifest.recipe.method,
+        rotation=rotation_words(manifest.recipe),
         vision=megabytes(plan.vision_bytes),
         decoder=megabytes(plan.decoder_bytes),
         state=megabytes(plan.state_bytes),

@@ -1,12 +1,15 @@
 """Quantized values and how their codes lie in bytes.
 
-The layout is made for loading whole vectors: 8-bit codes lie one a byte; 4-bit codes lie in blocks of 32 along the input axis,
-16 bytes a block, byte j holding code j in its low half and code j + 16 in its high half, so that one mask and one shift
-yield two runs of 16 neighbours. Codes are unsigned; `Scheme.zero_code` stands for 0. docs/bundle.md has it on one page.
+The layout is made for loading whole vectors. Codes lie in blocks along the input axis, and a block in bit planes, the lowest
+bits first: one plane of 8 bits, one of 4, or for 3-bit codes one of the low two bits and one of the top bits. In every plane
+neighbouring bytes belong to neighbouring codes: a plane of b bits of a block of n codes has L = n · b / 8 bytes, and byte j
+holds, from its lowest bits to its highest, codes j, j + L, j + 2·L and so on. One shift and one mask yield a run of L
+neighbours. Codes are unsigned; `Scheme.zero_code` stands for 0. docs/bundle.md has it on one page.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +17,8 @@ import numpy as np
 from .errors import InputError
 from .scheme import Scheme
 
-BLOCK = 32  # 4-bit codes packed together
+# Widths of the planes of a code, by its bits, lowest bits first.
+_PLANES = {3: (2, 1), 4: (4,), 8: (8,)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +43,10 @@ class QuantizedTensor:
                 f"quantized tensor: codes {self.codes.dtype}{self.codes.shape} and scales {self.scales.dtype}"
                 f"{self.scales.shape}, expected two-dimensional uint8 and float16"
             )
-        expected = (self.codes.shape[0], self.shape[1] // self.scheme.group_size)
-        if self.scales.shape != expected or self.shape[1] % self.scheme.group_size:
+        n_in = self.shape[1]
+        expected = (self.codes.shape[0], n_in // self.scheme.group_size)
+        whole = self.codes.shape[1] * 8 == n_in * self.scheme.weight_bits and not self.scheme.refuses(n_in)
+        if self.scales.shape != expected or not whole:
             raise InputError(f"quantized tensor: scales have shape {self.scales.shape}, codes ask for {expected}")
 
     @property
@@ -64,18 +70,23 @@ class QuantizedTensor:
 
 
 def pack(codes: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """Pack unsigned codes (out, in) uint8 into bytes (out, in · weight_bits / 8) uint8.
+    """Pack unsigned codes (out, in) uint8 into bytes (out, in · weight_bits / 8) uint8; 8-bit codes come back as they are.
 
     Raises:
-        InputError: in is not a multiple of BLOCK for 4-bit codes.
+        InputError: in is not a multiple of the scheme's block.
     """
     if scheme.weight_bits == 8:
         return codes
     out, n_in = codes.shape
-    if n_in % BLOCK:
-        raise InputError(f"4-bit packing needs in_features to be a multiple of {BLOCK}, got {n_in}")
-    blocks = codes.reshape(out, n_in // BLOCK, 2, BLOCK // 2)
-    return (blocks[:, :, 0] | (blocks[:, :, 1] << 4)).reshape(out, n_in // 2)
+    if n_in % scheme.block:
+        raise InputError(f"{scheme.weight_bits}-bit packing needs in_features to be a multiple of {scheme.block}, got {n_in}")
+    n_blocks = n_in // scheme.block
+    packed = np.zeros((out, n_blocks, scheme.block * scheme.weight_bits // 8), np.uint8)
+    for plane, width, below in _planes(packed, scheme):
+        runs = codes.reshape(out, n_blocks, 8 // width, plane.shape[2])
+        for i in range(8 // width):
+            plane |= ((runs[:, :, i] >> below) & ((1 << width) - 1)) << (i * width)
+    return packed.reshape(out, n_in * scheme.weight_bits // 8)
 
 
 def unpack(packed: np.ndarray, scheme: Scheme) -> np.ndarray:
@@ -83,5 +94,19 @@ def unpack(packed: np.ndarray, scheme: Scheme) -> np.ndarray:
     if scheme.weight_bits == 8:
         return packed
     out, n_bytes = packed.shape
-    blocks = packed.reshape(out, n_bytes * 2 // BLOCK, 1, BLOCK // 2)
-    return np.concatenate([blocks & 0xF, blocks >> 4], axis=2).reshape(out, n_bytes * 2)
+    n_blocks = n_bytes * 8 // (scheme.block * scheme.weight_bits)
+    codes = np.zeros((out, n_blocks, scheme.block), np.uint8)
+    for plane, width, below in _planes(packed.reshape(out, n_blocks, -1), scheme):
+        runs = codes.reshape(out, n_blocks, 8 // width, plane.shape[2])
+        for i in range(8 // width):
+            runs[:, :, i] |= ((plane >> (i * width)) & ((1 << width) - 1)) << below
+    return codes.reshape(out, n_blocks * scheme.block)
+
+
+def _planes(blocks: np.ndarray, scheme: Scheme) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Yield the planes of blocks (out, n_blocks, bytes) as views, each with its width and the number of bits below it."""
+    start = below = 0
+    for width in _PLANES[scheme.weight_bits]:
+        n_bytes = scheme.block * width // 8
+        yield blocks[:, :, start : start + n_bytes], width, below
+        start, below = start + n_bytes, below + width

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from .errors import InputError, near_matches
 
+# Codes along the input axis that are loaded together, by bits: packed as one block (docs/bundle.md), or as many as the native
+# products take at a time where a code is a whole byte.
+_BLOCKS = {3: 64, 4: 32, 8: 32}
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -13,7 +17,7 @@ class Scheme:
 
     Attributes:
         name: as on the command line; w4a16-g128 is 4-bit weights, 16-bit activations, one scale for 128 weights of a row.
-        weight_bits: bits a code takes: 4, 8, or 16 for plain float16 without codes.
+        weight_bits: bits a code takes: 3, 4, 8, or 16 for plain float16 without codes.
         group_size: weights along the input axis that share a scale; None for no groups (float16).
     """
 
@@ -26,10 +30,17 @@ class Scheme:
         """The unsigned code that stands for 0: codes are symmetric around it."""
         return 1 << (self.weight_bits - 1)
 
+    @property
+    def block(self) -> int:
+        """How many codes along the input axis form a block; a matrix holds whole ones. Only for schemes with codes."""
+        return _BLOCKS[self.weight_bits]
+
     def refuses(self, in_features: int) -> str | None:
         """Say why a matrix with that many inputs cannot be stored this way, or None."""
         if self.group_size is not None and in_features % self.group_size:
             return f"group size {self.group_size} does not divide in_features {in_features}"
+        if self.group_size is not None and in_features % self.block:
+            return f"{self.weight_bits}-bit codes come in blocks of {self.block}, which do not divide in_features {in_features}"
         return None
 
 
@@ -39,6 +50,7 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("fp16", 16, None),
         Scheme("w8a16-g128", 8, 128),
         Scheme("w4a16-g128", 4, 128),
+        Scheme("w3a16-g64", 3, 64),
     )
 }
 

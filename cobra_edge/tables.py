@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .bundle import DECODER, Manifest
+from .recipe import Recipe
 from .regress.budget import Verdict
 from .targets import Target
 from .terminal import plain
@@ -33,6 +34,11 @@ def figure(value: float | None) -> str:
 def megabytes(size_bytes: int) -> str:
     """Write a size in units of 10⁶ bytes."""
     return f"{size_bytes / 1e6:,.2f} MB"
+
+
+def rotation_words(recipe: Recipe) -> str:
+    """Say what is rotated, to follow after scheme and method; nothing where nothing is."""
+    return ", out_proj rotated by a Hadamard matrix" if recipe.online_hadamard else ""
 
 
 def bits_per_weight(manifest: Manifest) -> float:

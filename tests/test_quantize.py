@@ -10,7 +10,7 @@ from cobra_edge.model.config import MambaConfig
 from cobra_edge.packing import QuantizedTensor, pack, unpack
 from cobra_edge.quantize.rtn import round_to_nearest
 from cobra_edge.recipe import Recipe, round_to_nearest_recipe, stored_tensors
-from cobra_edge.scheme import SCHEMES, scheme_named
+from cobra_edge.scheme import SCHEMES, Scheme, scheme_named
 
 QUANTIZED = [s for s in SCHEMES.values() if s.group_size]
 CONFIG = MambaConfig(256, 2, 512, 512, 16, 4, 16)
@@ -44,6 +44,36 @@ def test_four_bit_layout_is_as_documented():
     assert all(packed[0, j] == (codes[0, j] | codes[0, j + 16] << 4) for j in range(16))
 
 
+def naive_three_bit_packing(row):
+    """Pack one row bit by bit as docs/bundle.md says: the twin of pack."""
+    packed = []
+    for start in range(0, len(row), 64):
+        block = [0] * 24
+        for s in range(4):
+            for j in range(16):
+                code = int(row[start + 16 * s + j])
+                block[j] |= (code & 3) << (2 * s)
+                block[16 + (j & 7)] |= (code >> 2) << (2 * s + (j >> 3))
+        packed += block
+    return packed
+
+
+def test_three_bit_layout_is_as_documented():
+    codes = np.random.default_rng(0).integers(0, 8, (3, 192)).astype(np.uint8)
+    packed = pack(codes, SCHEMES["w3a16-g64"])
+    assert packed.shape == (3, 72)
+    assert packed.tolist() == [naive_three_bit_packing(row) for row in codes]
+
+
+def test_codes_come_in_whole_blocks():
+    with pytest.raises(InputError, match="3-bit packing needs in_features to be a multiple of 64, got 96"):
+        pack(np.zeros((2, 96), np.uint8), SCHEMES["w3a16-g64"])
+    with pytest.raises(InputError, match="3-bit codes come in blocks of 64, which do not divide in_features 96"):
+        round_to_nearest(np.zeros((2, 96), np.float32), Scheme("w3a16-g32", 3, 32))
+    assert Scheme("w8a16-g16", 8, 16).refuses(48) == "8-bit codes come in blocks of 32, which do not divide in_features 48"
+    assert Scheme("w4a16-g32", 4, 32).refuses(96) is None
+
+
 @pytest.mark.parametrize("scheme", QUANTIZED, ids=lambda s: s.name)
 @pytest.mark.parametrize("out", [1, 63, 129])
 def test_rtn_equals_its_naive_twin(scheme, out):
@@ -51,10 +81,11 @@ def test_rtn_equals_its_naive_twin(scheme, out):
     weight[0, :128] = 0
     weight[-1, 200] = -9
     quantized = round_to_nearest(weight, scheme)
-    codes = unpack(quantized.codes, scheme).reshape(out, 2, 128)
+    codes = unpack(quantized.codes, scheme).reshape(out, -1, scheme.group_size)
+    assert quantized.shape == weight.shape
     for i in range(out):
-        for g in range(2):
-            expected, scale = naive_codes(weight[i, g * 128 : g * 128 + 128], scheme)
+        for g, group in enumerate(weight[i].reshape(-1, scheme.group_size)):
+            expected, scale = naive_codes(group, scheme)
             assert quantized.scales[i, g] == scale
             # float32 arithmetic may fall to the other side of an exact half
             assert np.abs(codes[i, g].astype(int) - expected).max() <= 1
@@ -65,7 +96,7 @@ def test_rtn_equals_its_naive_twin(scheme, out):
 def test_rtn_error_is_at_most_half_a_step(scheme):
     weight = np.random.default_rng(0).standard_normal((40, 384)).astype(np.float32)
     quantized = round_to_nearest(weight, scheme)
-    step = np.repeat(np.abs(quantized.scales.astype(np.float32)), 128, axis=1)
+    step = np.repeat(np.abs(quantized.scales.astype(np.float32)), scheme.group_size, axis=1)
     difference = np.abs(quantized.dequantize() - weight)
     # The end opposite to the extreme has no code of its own and is clipped by up to one step.
     clipped = unpack(quantized.codes, scheme) == 2 * scheme.zero_code - 1
@@ -105,6 +136,16 @@ def test_quantized_tensor_checks_its_parts():
         QuantizedTensor(good.codes, good.scales[:, :1], good.scheme)
     with pytest.raises(InputError):
         QuantizedTensor(good.codes.astype(np.int16), good.scales, good.scheme)
+    three = round_to_nearest(np.ones((4, 128), np.float32), SCHEMES["w3a16-g64"])
+    with pytest.raises(InputError):
+        QuantizedTensor(three.codes[:, :-1], three.scales, three.scheme)
+
+
+def test_three_bit_codes_take_three_eighths_of_a_byte():
+    recipe, _ = round_to_nearest_recipe(CONFIG, SCHEMES["w3a16-g64"])
+    codes, scales = stored_tensors(CONFIG, recipe)["backbone.layers.1.mixer.out_proj.weight"]
+    assert (codes.dtype, codes.shape) == ("uint8", (256, 512 * 3 // 8))
+    assert (scales.dtype, scales.shape) == ("float16", (256, 512 // 64))
 
 
 def test_recipe_keeps_the_sensitive_tensors_float():
@@ -122,6 +163,8 @@ def test_a_recipe_that_cannot_be_is_refused():
     bad = Recipe("w4a16-g128", "rtn", {"backbone.norm_f.weight": "w4a16-g128"})
     with pytest.raises(InputError, match="cannot be stored"):
         stored_tensors(CONFIG, bad)
+    with pytest.raises(InputError, match="cannot be stored"):
+        stored_tensors(CONFIG, Recipe("w3a16-g64", "rtn", {"backbone.layers.*.mixer.dt_proj.weight": "w3a16-g64"}))
     with pytest.raises(InputError, match="unknown scheme"):
         stored_tensors(CONFIG, Recipe("w4a16-g128", "rtn", {"backbone.norm_f.weight": "w9"}))
     with pytest.raises(InputError, match="fits no matrix"):

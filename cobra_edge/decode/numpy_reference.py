@@ -11,6 +11,7 @@ import logging
 import numpy as np
 
 from ..bundle import Bundle
+from ..hadamard import rotate
 from ..packing import QuantizedTensor
 from .decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState
 
@@ -87,6 +88,7 @@ class NumpyDecoder:
         """Read the decoder; of the options, activations count here. Raises BundleError when a tensor does not fit."""
         self._int8 = options.activations == "int8"
         self.config = bundle.manifest.model.mamba
+        self._rotated = bundle.manifest.recipe.online_hadamard
         self._tensors = bundle.decoder_tensors()
         self._keep = self.config.n_parameters * 4 <= _KEEP_BYTES
         if not self._keep:
@@ -137,7 +139,8 @@ class NumpyDecoder:
             dt = softplus(self._multiply(low, mixer + "dt_proj.weight") + self._float(mixer + "dt_proj.bias"))
             y = selective_scan(u, dt, self._float(mixer + "A_log"), B, np.ascontiguousarray(C), state.ssm[i])
             y += self._float(mixer + "D") * u
-            residual = residual + self._multiply(y * silu(z), mixer + "out_proj.weight")
+            y *= silu(z)
+            residual = residual + self._multiply(rotate(y) if self._rotated else y, mixer + "out_proj.weight")
         state.n_tokens += len(embeddings)
         return rms_norm(residual, self._float("backbone.norm_f.weight"), c.norm_eps)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from ..bundle import Bundle
+from ..hadamard import hadamard_matrix
 from ..model.mamba import Mamba, MambaState
 from ..packing import QuantizedTensor
 from .decoder import DecoderState
@@ -25,6 +28,20 @@ class TorchDecoder:
             for name, v in bundle.decoder_tensors().items()
         }
         self.model.load_state_dict({k: torch.from_numpy(v) for k, v in dense.items()}, strict=False)
+        if bundle.manifest.recipe.online_hadamard:
+            self._rotate_inputs_of_out_proj()
+
+    def _rotate_inputs_of_out_proj(self) -> None:
+        """Have every out_proj see R y, R written out: the plain form that the butterflies of `rotate` are compared with."""
+        width = self.config.d_inner
+        rotation = torch.from_numpy(hadamard_matrix(width) / np.float32(width**0.5))
+
+        def rotated(_module: Any, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+            return inputs[0] @ rotation.T
+
+        for name, module in self.model.named_modules():
+            if name.endswith(".mixer.out_proj"):
+                module.register_forward_pre_hook(rotated)
 
     def new_state(self) -> DecoderState:
         """See `Decoder.new_state`."""

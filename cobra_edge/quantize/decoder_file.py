@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..hadamard import rotate
 from ..model.checkpoint import Checkpoint
 from ..model.weight_files import require_finite
 from ..recipe import Recipe, quantized_scheme, stored_tensors
@@ -20,7 +21,7 @@ def write_decoder(checkpoint: Checkpoint, recipe: Recipe, file: Path, on_tensor:
 
     Args:
         checkpoint: opened, tensors memory-mapped.
-        recipe: storage of each tensor.
+        recipe: storage of each tensor, and whether out_proj is rotated.
         file: decoder.safetensors.
         on_tensor: called after each tensor, for progress.
 
@@ -31,6 +32,8 @@ def write_decoder(checkpoint: Checkpoint, recipe: Recipe, file: Path, on_tensor:
     with TensorFileWriter(file, [t for entries in plan.values() for t in entries]) as writer:
         for name, entries in plan.items():
             values = require_finite(name, checkpoint.decoder[name].float()).numpy()
+            if recipe.rotates(name):
+                values = rotate(values)  # row w of W becomes R w, which is row w of W Rᵀ
             scheme = quantized_scheme(recipe, name)
             if scheme is not None:
                 quantized = round_to_nearest(values, scheme)

@@ -1,0 +1,219 @@
+"""The rotation of out_proj's input: Hadamard matrices against their definition, and a rotated decoder against a plain one."""
+
+import functools
+import json
+import shutil
+
+import msgspec
+import numpy as np
+import pytest
+
+from cobra_edge import export, inspect
+from cobra_edge.assemble import export_bundle
+from cobra_edge.bundle import CARD, DECODER, MANIFEST, Bundle
+from cobra_edge.decode import numpy_reference
+from cobra_edge.decode.backends import BACKENDS
+from cobra_edge.decode.decoder import DecoderOptions
+from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.errors import InputError
+from cobra_edge.hadamard import hadamard_factors, hadamard_matrix, rotate
+from cobra_edge.model.checkpoint import open_checkpoint
+from cobra_edge.model.config import MambaConfig
+from cobra_edge.quantize.decoder_file import write_decoder
+from cobra_edge.recipe import Recipe, stored_tensors
+from cobra_edge.scheme import SCHEMES
+from cobra_edge.targets import target_named
+from cobra_edge.terminal import run_command
+
+from .conftest import write_text_only
+from .tolerance import assert_close
+
+FACTORS = {
+    1: (1, 1),
+    2: (1, 2),
+    12: (12, 1),
+    20: (20, 1),
+    44: (44, 1),
+    60: (60, 1),
+    224: (224, 1),
+    384: (12, 32),
+    512: (1, 512),
+    1536: (12, 128),
+    2048: (1, 2048),
+    3072: (12, 256),
+    4096: (1, 4096),
+    5120: (20, 256),
+}
+
+
+@pytest.mark.parametrize(("width", "factors"), FACTORS.items())
+def test_the_power_of_two_is_as_large_as_possible(width, factors):
+    assert hadamard_factors(width) == factors
+
+
+@pytest.mark.parametrize("width", FACTORS)
+def test_rows_are_orthogonal(width):
+    matrix = hadamard_matrix(width)
+    assert matrix.dtype == np.float32 and set(np.unique(matrix)) <= {-1.0, 1.0}
+    assert np.array_equal(matrix @ matrix.T, width * np.eye(width))
+
+
+def test_small_matrices_by_hand():
+    assert hadamard_matrix(2).tolist() == [[1, 1], [1, -1]]
+    assert hadamard_matrix(4).tolist() == [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
+    squares = {1, 3, 4, 5, 9}  # modulo 11
+    for i in range(11):
+        for j in range(11):
+            chi = 0 if i == j else 1 if (i - j) % 11 in squares else -1
+            assert hadamard_matrix(12)[i + 1, j + 1] == chi + (i == j)
+    assert (hadamard_matrix(12)[0] == 1).all() and (hadamard_matrix(12)[1:, 0] == -1).all()
+
+
+@pytest.mark.parametrize("width", FACTORS)
+def test_rotation_equals_the_explicit_matrix(width):
+    base, power = FACTORS[width]
+    matrix = np.kron(hadamard_matrix(base), hadamard_matrix(power)).astype(np.float64) / np.sqrt(width)
+    x = np.random.default_rng(width).standard_normal((2, 3, width)).astype(np.float32)
+    kept = x.copy()
+    got = rotate(x)
+    assert got.dtype == np.float32 and np.array_equal(x, kept)
+    assert_close(got, x @ matrix.T, "rotation")
+    assert_close(rotate(x[0, 0]), matrix @ x[0, 0], "rotation")
+    assert_close(np.linalg.norm(got, axis=-1), np.linalg.norm(x, axis=-1), "rotation")
+
+
+def test_a_strided_view_and_no_rows():
+    wide = np.random.default_rng(0).standard_normal((5, 2 * 384)).astype(np.float32)
+    assert np.array_equal(rotate(wide[:, ::2]), rotate(wide[:, ::2].copy()))
+    assert rotate(wide[:0, :384]).shape == (0, 384)
+
+
+def test_an_outlier_is_spread_evenly():
+    x = np.zeros(5120, np.float32)
+    x[77] = 1000
+    assert_close(np.abs(rotate(x)), np.full(5120, 1000 / np.sqrt(5120)), "rotation")
+
+
+@pytest.mark.parametrize("width", [0, -4, 3, 28, 52, 100, 36, 5121])
+def test_widths_without_a_hadamard_matrix_are_refused(width):
+    with pytest.raises(InputError, match=f"width {width} has no Hadamard matrix here: it has to be a power of two, or"):
+        hadamard_factors(width)
+
+
+# d_inner is 12 · 32, so both factors of the rotation do something.
+CONFIG = MambaConfig(128, 2, 512, 384, 16, 4, 8)
+TOKENS = np.random.default_rng(0).integers(0, 512, 70).tolist()
+each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return str(write_text_only(tmp_path_factory.mktemp("rotated") / "mamba-tiny", config=CONFIG))
+
+
+@pytest.fixture(scope="module")
+def exported(source, tmp_path_factory):
+    """Return the bundle of a scheme and a rotation, exported when it is first asked for."""
+    root = tmp_path_factory.mktemp("bundles")
+
+    @functools.lru_cache
+    def get(scheme, rotation):
+        out = root / f"{scheme}-{rotation}"
+        export_bundle(source, target_named("cpu"), out, scheme=scheme, rotation=rotation, golden_lines=2)
+        return Bundle.open(out)
+
+    return get
+
+
+def logits(bundle, backend):
+    """Read tokens at once, then one more; return the logits at every position."""
+    decoder = backend.open(bundle, DecoderOptions())
+    state = decoder.new_state()
+    rows = decoder.forward(decoder.embed(TOKENS[:-1]), state)
+    return np.concatenate([rows, decoder.step(TOKENS[-1], state)[None]])
+
+
+@each_backend
+def test_a_rotated_decoder_is_the_same_decoder(source, exported, backend, tmp_path):
+    """With matrices kept float32 nothing is rounded anew, so only the order of sums differs."""
+    plain = exported("fp16", "none")
+    found = []
+    for rotated in (False, True):
+        matrices = dict.fromkeys(plain.manifest.recipe.tensors, "float32")
+        recipe = Recipe("fp16", "none", matrices, online_hadamard=rotated)
+        folder = shutil.copytree(plain.directory, tmp_path / str(rotated))
+        write_decoder(open_checkpoint(source), recipe, folder / DECODER, lambda: None)
+        found.append(logits(Bundle(folder, msgspec.structs.replace(plain.manifest, recipe=recipe)), backend))
+    assert_close(found[1], found[0], "decoder")
+
+
+@each_backend
+def test_rotated_weights_are_rounded_anew(exported, backend):
+    assert_close(logits(exported("fp16", "out-proj"), backend), logits(exported("fp16", "none"), backend), "decoder", "float16")
+
+
+@each_backend
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_quantized_and_rotated_runs_on_every_backend(exported, backend, scheme):
+    bundle = exported(scheme, "out-proj")
+    truth = next(b for b in BACKENDS if b.name == "torch")
+    assert_close(logits(bundle, backend), logits(bundle, truth), "decoder")
+
+
+def test_rotation_comes_before_rounding_activations(exported, monkeypatch):
+    """Both are done to out_proj's input, in this order: rounded values would no longer be whole steps once rotated."""
+    seen = []
+    real = numpy_reference.round_activations
+    monkeypatch.setattr(numpy_reference, "round_activations", lambda x, group: seen.append((x, real(x, group))) or seen[-1][1])
+    rotated = []
+    monkeypatch.setattr(numpy_reference, "rotate", lambda x: rotated.append(rotate(x)) or rotated[-1])
+    decoder = NumpyDecoder(exported("w4a16-g128", "out-proj"), DecoderOptions(activations="int8"))
+    decoder.prefill(decoder.embed([1, 2, 3]), decoder.new_state())
+    assert len(rotated) == CONFIG.n_layer
+    assert all(any(x is r for x, _ in seen) for r in rotated)
+
+
+def test_the_manifest_the_card_and_inspect_say_so(exported, capfd):
+    bundle = exported("w4a16-g128", "out-proj")
+    assert bundle.manifest.recipe.online_hadamard
+    assert "method rtn, out_proj rotated by a Hadamard matrix." in bundle.path(CARD).read_text(encoding="utf-8")
+    assert run_command(inspect.command, [str(bundle.directory)]) == 0
+    assert "recipe: w4a16-g128, rtn, out_proj rotated" in " ".join(capfd.readouterr().out.split())
+    plain = exported("w4a16-g128", "none")
+    assert not plain.manifest.recipe.online_hadamard
+    assert "rotated" not in plain.path(CARD).read_text(encoding="utf-8")
+
+
+def test_a_manifest_from_before_the_rotation_opens(exported, tmp_path):
+    folder = shutil.copytree(exported("w4a16-g128", "none").directory, tmp_path / "old")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["recipe"]["online_hadamard"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert Bundle.open(folder).manifest.recipe.online_hadamard is False
+
+
+def test_export_takes_a_rotation(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["--target", "cpu", "--checkpoint", source, "--scheme", "fp16", "--golden-lines", "2"]
+    assert run_command(export.command, [*given, "--rotation", "out-proj"]) == 0
+    (made,) = (tmp_path / "bundles").iterdir()
+    assert made.name == "mamba-tiny-cpu-fp16-rotated" and Bundle.open(made).manifest.recipe.online_hadamard
+
+
+def test_a_rotation_that_cannot_be_is_refused(source, tmp_path, capfd):
+    odd = str(write_text_only(tmp_path / "mamba-odd", config=MambaConfig(128, 2, 512, 112, 16, 4, 8)))
+    given = ["--target", "cpu", "--scheme", "fp16", "--out", str(tmp_path / "out")]
+    for checkpoint, rotation, says in (
+        (odd, "out-proj", "out_proj's input cannot be rotated: width 112 has no Hadamard matrix"),
+        (source, "in-proj", "Invalid value"),
+    ):
+        assert run_command(export.command, [*given, "--checkpoint", checkpoint, "--rotation", rotation]) == 2
+        assert says in " ".join(capfd.readouterr().err.split()) and not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="unknown rotation 'outproj'; did you mean 'out-proj'"):
+        export_bundle(source, target_named("cpu"), tmp_path / "out", rotation="outproj")
+
+
+def test_a_manifest_with_a_rotation_that_cannot_be_is_refused(exported):
+    recipe = exported("fp16", "out-proj").manifest.recipe
+    with pytest.raises(InputError, match="cannot be rotated"):
+        stored_tensors(MambaConfig(128, 2, 512, 112, 16, 4, 8), recipe)
