@@ -222,11 +222,20 @@ def _read_manifest(directory: Path) -> Manifest:
 
 def _check_place_and_size(directory: Path, name: str, entry: FileEntry) -> None:
     file = directory / name
-    if not _SAFE_NAME.fullmatch(name) or directory.resolve() not in file.resolve().parents:
+    try:
+        inside = _SAFE_NAME.fullmatch(name) and directory.resolve() in file.resolve().parents
+        size = file.stat().st_size if inside and file.is_file() else None
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError) as error:  # a name too long; links in a circle, a RuntimeError before Python 3.13
+        raise BundleError(
+            f"{directory}: the manifest names {name[:80]!r}, which cannot be looked up ({type(error).__name__}); "
+            "copy or export the bundle again"
+        ) from error
+    if not inside:
         raise BundleError(f"{directory}: the manifest names {name!r}, which leaves the bundle; do not use this bundle")
-    if not file.is_file():
+    if size is None:
         raise BundleError(f"{directory}: {name} is missing; copy the whole directory, or export again")
-    size = file.stat().st_size
     if size != entry.bytes:
         raise BundleError(f"{file}: {size} bytes, the manifest says {entry.bytes}; copy or export the bundle again")
 
