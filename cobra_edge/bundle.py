@@ -1,14 +1,14 @@
 """The artifact: one directory that a device can run, checked before a byte of it is trusted.
 
-Opening reads the manifest, refuses unknown versions and anything out of bounds, then checks every file's size and hash; each
-part is checked against the model config as it is read. Writing goes to a hidden directory beside the goal, renamed at the
-end: an interrupted export leaves nothing half done. The format is on one page, docs/bundle.md.
+Opening reads the manifest, refuses unknown versions and anything out of bounds, then checks every file's size and hash (a file
+that has not changed since is hashed once: verified.py); each part is checked against the model config as it is read. Writing
+goes to a hidden directory beside the goal, renamed at the end: an interrupted export leaves nothing half done. The format is on
+one page, docs/bundle.md.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -29,6 +29,7 @@ from .packing import QuantizedTensor
 from .recipe import Recipe, quantized_scheme, stored_tensors
 from .tensor_file import map_tensors
 from .text import PromptTemplate, TextCodec
+from .verified import content_sha256, first_changed
 
 SCHEMA_VERSION = 1
 MANIFEST, DECODER, VISION, TOKENIZER = "manifest.json", "decoder.safetensors", "vision.onnx", "tokenizer.json"
@@ -122,8 +123,12 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, directory: Path | str) -> Bundle:
+    def open(cls, directory: Path | str, *, thorough: bool = False) -> Bundle:
         """Open and check a bundle.
+
+        Args:
+            directory: where it is.
+            thorough: hash files too that were found whole before and have not been changed since, as far as the kernel knows.
 
         Raises:
             BundleError: not a bundle, incomplete, altered, of another version, or leaving its directory.
@@ -136,7 +141,10 @@ class Bundle:
         if absent:
             raise BundleError(f"{directory}: the manifest lists no {', '.join(absent)}; export the bundle again")
         for name, entry in manifest.files.items():
-            _check_file(directory, name, entry)
+            _check_place_and_size(directory, name, entry)
+        changed = first_changed([(directory / name, e.sha256) for name, e in manifest.files.items()], thorough=thorough)
+        if changed is not None:
+            raise BundleError(f"{changed}: its content is not what was exported (sha256 differs); copy or export it again")
         # onnxruntime would read weights that lie beside the graph, whether the manifest vouches for them or not.
         stray = sorted(f.name for f in directory.glob(f"{VISION}*") if f.name not in manifest.files)
         if stray:
@@ -212,26 +220,30 @@ def _read_manifest(directory: Path) -> Manifest:
         raise BundleError(f"{file}: {error}") from error
 
 
-def _check_file(directory: Path, name: str, entry: FileEntry) -> None:
+def _check_place_and_size(directory: Path, name: str, entry: FileEntry) -> None:
     file = directory / name
-    if not _SAFE_NAME.fullmatch(name) or directory.resolve() not in file.resolve().parents:
+    try:
+        inside = _SAFE_NAME.fullmatch(name) and directory.resolve() in file.resolve().parents
+        size = file.stat().st_size if inside and file.is_file() else None
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError) as error:  # a name too long; links in a circle, a RuntimeError before Python 3.13
+        raise BundleError(
+            f"{directory}: the manifest names {name[:80]!r}, which cannot be looked up ({type(error).__name__}); "
+            "copy or export the bundle again"
+        ) from error
+    if not inside:
         raise BundleError(f"{directory}: the manifest names {name!r}, which leaves the bundle; do not use this bundle")
-    if not file.is_file():
+    if size is None:
         raise BundleError(f"{directory}: {name} is missing; copy the whole directory, or export again")
-    size = file.stat().st_size
     if size != entry.bytes:
         raise BundleError(f"{file}: {size} bytes, the manifest says {entry.bytes}; copy or export the bundle again")
-    if file_sha256(file) != entry.sha256:
-        raise BundleError(f"{file}: its content is not what was exported (sha256 differs); copy or export it again")
 
 
 def file_sha256(file: Path) -> str:
     """Return the hash of a file's content."""
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+    with file.open("rb", buffering=0) as stream:
+        return content_sha256(stream)
 
 
 def file_entries(directory: Path) -> dict[str, FileEntry]:

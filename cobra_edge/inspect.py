@@ -24,7 +24,7 @@ from .terminal import debug_option, main_of, print_json, results, say
 @debug_option
 def command(bundle: Path, as_json: bool) -> None:
     """Print sizes, recipe, drift and memory plan of BUNDLE, after checking every file against its hash and the model."""
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, thorough=True)
     manifest = opened.manifest
     opened.decoder_tensors()
     opened.text()

@@ -1,13 +1,16 @@
-"""The memory plan: what running a bundle will take on its target, counted before anything is written."""
+"""The memory plan: what running a bundle takes, counted before anything is written and told where it is not there."""
 
 from __future__ import annotations
 
+import errno
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
-from .bundle import MemoryPlan
-from .errors import InputError
+from .bundle import Manifest, MemoryPlan
+from .errors import InputError, MachineError
 from .model.config import CobraConfig, projector_shapes
 from .recipe import Recipe, stored_tensors
 from .targets import Target
@@ -75,3 +78,28 @@ def plan_memory(config: CobraConfig, recipe: Recipe, target: Target, vision_file
             "take fewer bits or a larger target"
         )
     return plan
+
+
+@contextmanager
+def memory_for(what: str, manifest: Manifest) -> Iterator[None]:
+    """Say, where memory runs out, what it was for and how much the decoder takes.
+
+    Args:
+        what: continues "no memory for …".
+        manifest: of the bundle that runs.
+
+    Raises:
+        MachineError: in the place of a MemoryError, or of an OSError that means the same.
+    """
+    try:
+        yield
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
+        config, recipe = manifest.model, manifest.recipe
+        weights, state, working = decoder_bytes(config, recipe), state_bytes(config), working_bytes(config)
+        raise MachineError(
+            f"no memory for {what}; the decoder of {config.model_id} as {recipe.scheme} takes about "
+            f"{(weights + state + working) / 1e9:.2f} GB (weights {weights / 1e9:.2f}, state {state / 1e9:.2f}, working "
+            f"{working / 1e9:.2f}): close other programs, raise this process's limit, or export with fewer bits"
+        ) from error

@@ -21,6 +21,7 @@ from .decode.decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState
 from .errors import InputError
 from .generate import GREEDY, Sampling, generate
 from .image import load_picture
+from .memory import memory_for
 
 Picture = Path | str | bytes | Image.Image
 
@@ -91,8 +92,10 @@ class Session:
 
     def look(self, image: Picture) -> DecoderState:
         """Read an image; the state returned can start any number of questions, and be saved. Raises as above."""
-        state = self.decoder.new_state()
-        self.decoder.prefill(self.visual_embeddings(image), state)
+        seen = self.visual_embeddings(image)
+        with memory_for(f"reading the picture's {len(seen)} embeddings", self.bundle.manifest):
+            state = self.decoder.new_state()
+            self.decoder.prefill(seen, state)
         return state
 
     def ask(
@@ -117,6 +120,7 @@ class Session:
 
         Raises:
             InputError: an empty prompt, one longer than the model's limit, an unreadable picture, an answer not yet read.
+            MachineError: no memory to read it.
         """
         if max_new_tokens < 1:
             raise InputError(f"max-new-tokens is {max_new_tokens}, expected 1 or more")
@@ -136,8 +140,11 @@ class Session:
             raise InputError(
                 f"the prompt is {len(tokens)} tokens, the model takes {room - 1} after {before} already read; shorten it"
             )
-        state = start.copy() if isinstance(start, DecoderState) else self.look(start)
-        logits = self.decoder.prefill(self.decoder.embed(tokens), state)
+        state = start if isinstance(start, DecoderState) else self.look(start)
+        with memory_for(f"reading a prompt of {len(tokens)} tokens", self.bundle.manifest):
+            if state is start:  # the caller's own
+                state = state.copy()
+            logits = self.decoder.prefill(self.decoder.embed(tokens), state)
         answer = Answer(prompt_tokens=len(tokens), visual_tokens=seen)
         limit = min(max_new_tokens, room - len(tokens))
         chosen = generate(self.decoder, logits, state, self.codec.end_id, limit, sampling)

@@ -126,12 +126,18 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, MemoryError):
         return "out of memory; close other programs or take a smaller model", MachineError.exit_code
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_THREAD):
+        return "no more threads to be had; close other programs, or raise the limit (ulimit -u)", MachineError.exit_code
     if isinstance(error, PermissionError):
         return f"{error.filename}: permission denied; mend its rights or give another path", InputError.exit_code
     if isinstance(error, OSError):
         return f"{error}; check the path and the disk", MachineError.exit_code
     kind = type(error).__name__
     return f"unforeseen {kind} ({error}); run again with --debug and report what it prints", MachineError.exit_code
+
+
+# Neither Python nor the C++ library has a type of its own for it.
+_NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
 
 
 def plain(text: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 import torch
 
@@ -32,6 +34,17 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
     return {name: random_tensor(name, shape) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep what is remembered of bundles out of the user's own cache; processes that a test starts inherit it."""
+    directory = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        # pip's stays where it is: without it the test of the base install would download everything each time.
+        patch.setenv("PIP_CACHE_DIR", os.environ.get("PIP_CACHE_DIR", str(platformdirs.user_cache_path("pip"))))
+        patch.setenv("XDG_CACHE_HOME", str(directory))
+        yield directory
 
 
 @dataclass

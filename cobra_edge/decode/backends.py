@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..bundle import Bundle
 from ..errors import InputError, MachineError, near_matches
+from ..memory import memory_for
 from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ def open_decoder(
         options: threads and activations.
 
     Raises:
-        InputError: an unknown device or backend. MachineError: every one that was asked for refuses; each reason is given.
+        InputError: an unknown device or backend. MachineError: every one that was asked for refuses, each reason is given; or
+            memory is lacking.
     """
     if device not in DEVICES:
         raise InputError(f"unknown device {device!r}{near_matches(device, DEVICES)}")
@@ -90,6 +92,7 @@ def open_decoder(
         reason = f"runs on {backend.device} only" if device not in ("auto", backend.device) else backend.refuses(bundle)
         if reason is None:
             log.info("decoder: %s on %s", backend.name, backend.device)
-            return backend.open(bundle, options)
+            with memory_for(f"opening the decoder of {bundle.directory}", bundle.manifest):
+                return backend.open(bundle, options)
         reasons.append(f"{backend.name}: {reason}")
     raise MachineError(f"no decoder runs this bundle on {device!r} ({'; '.join(reasons)})")
