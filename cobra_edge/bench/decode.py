@@ -1,218 +1,215 @@
-"""Decode: tokens a second of the decoder, as a share of what the machine's memory allows.
+"""Decode: tokens a second of the decoder and of a peer in turns, beside what this machine allows.
 
 A decoding step reads every weight once and does little with each, so the time of a token cannot fall below the bytes of the
-decoder over the read bandwidth. That bandwidth is measured in the same run, between the rounds, on the same number of threads.
+decoder over the read bandwidth. A prompt's tokens share what is read, so its time cannot fall below the products over what the
+registers take. Both bounds are measured in the same run. In a round each contestant has its turn, bandwidth first, in an order
+that turns round every time. Ratios are taken within a round, where the machine was the same for both.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from pathlib import Path
-from statistics import median
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-import numpy as np
 from rich.progress import Progress
 
-from ..bundle import (
-    CARD,
-    DECODER,
-    GOLDEN,
-    MANIFEST,
-    PROMPT,
-    SCHEMA_VERSION,
-    TOKENIZER,
-    Bundle,
-    Manifest,
-    PromptFile,
-    Source,
-    file_entries,
-    staged_directory,
-)
+from ..bundle import DECODER, Bundle
 from ..decode.cpu import CpuDecoder, physical_cores
-from ..decode.decoder import ACTIVATIONS, DecoderOptions, DecoderState
-from ..decode.numpy_reference import NumpyDecoder
-from ..errors import MachineError
-from ..memory import decoder_bytes, plan_memory, state_bytes
-from ..model.config import CobraConfig, MambaConfig
-from ..recipe import StoredTensor, round_to_nearest_recipe, stored_tensors
-from ..regress.golden import GoldenLine, write_golden
-from ..resources import MINI
+from ..decode.decoder import DecoderOptions
+from ..memory import state_bytes
 from ..scheme import scheme_named
-from ..targets import target_named
-from ..tensor_file import TensorFileWriter
-from ..text import END_OF_TEXT
-from ..version import __version__
+from .contestants import Contestant, Native, states_after
+from .follow_up import measure_follow_up
+from .gate import check
+from .limits import Memory, peak_products, prefill_products
+from .residence import measure_residence
+from .spread import spread
 
-_BANDWIDTH_BYTES = 1 << 30
-_GATE_TOKENS = 6
-_GATE_RELATIVE_RMS = {"float32": 1e-3, "int8": 0.3}  # of 64 random layers, which forget nothing and forgive nothing
+_SETTLE_SECONDS = 0.05  # threads of the one before spin for a while before they sleep
+_WARM_TOKENS = 16
+
+Figures = dict[str, float]
 
 
-def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progress) -> Bundle:
-    """Make a text-only bundle of random codes, once: the sizes are exact, the answers mean nothing.
+@dataclass(frozen=True)
+class Plan:
+    """What is timed.
 
-    Args:
-        mamba: the decoder's shape.
-        scheme: of its matrices.
-        directory: where; a bundle that is there is opened instead.
-        bar: for progress.
+    Attributes:
+        prompt_tokens: lengths to prefill.
+        contexts: how many tokens have been read before steps are timed; the state has one size, so it should not matter.
+        new_tokens: steps that are timed together.
+        rounds: how often each is timed.
+        threads: of every contestant; None for one a physical core.
+        activations: forms of the native decoder.
+        kernels: its instruction set, or "auto".
     """
-    if (directory / MANIFEST).is_file():
-        return Bundle.open(directory)
-    config = CobraConfig("random", None, None, mamba)
-    recipe, _ = round_to_nearest_recipe(mamba, scheme_named(scheme))
-    plan = [t for entries in stored_tensors(mamba, recipe).values() for t in entries]
-    task, rng = bar.add_task("random decoder", total=len(plan)), np.random.default_rng(0)
-    with staged_directory(directory, force=False, needed_bytes=decoder_bytes(config, recipe)) as stage:
-        with TensorFileWriter(stage / DECODER, plan) as writer:
-            for tensor in plan:
-                writer.write(tensor.name, _random(tensor, rng))
-                bar.advance(task)
-        (stage / TOKENIZER).write_bytes((MINI / TOKENIZER).read_bytes())
-        (stage / PROMPT).write_bytes(msgspec.json.encode(PromptFile(config.prompt_style, END_OF_TEXT, 0)))
-        line = GoldenLine(np.array([1, 2], np.int32), 1, np.zeros((1, mamba.vocab), np.float32), None, None)
-        write_golden(stage / GOLDEN, [line])
-        (stage / CARD).write_text("Random weights, for measurements only.\n", encoding="utf-8")
-        manifest = Manifest(
-            SCHEMA_VERSION, __version__, Source("random", "0" * 64), config, "cpu", recipe, file_entries(stage),
-            plan_memory(config, recipe, target_named("cpu")), None,
-        )  # fmt: skip
-        (stage / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-    return Bundle.open(directory)
+
+    prompt_tokens: tuple[int, ...]
+    contexts: tuple[int, ...]
+    new_tokens: int
+    rounds: int
+    threads: int | None
+    activations: tuple[str, ...]
+    kernels: str
+
+    @property
+    def team(self) -> int:
+        """The number of threads."""
+        return self.threads or physical_cores()
 
 
-def _random(tensor: StoredTensor, rng: np.random.Generator) -> np.ndarray:
-    """Return values that keep a deep decoder finite; codes are uniform, so a scale stands for 1/√in of the weights."""
-    if tensor.dtype == "uint8":
-        return rng.integers(0, 256, tensor.shape, np.uint8)
-    if tensor.name.endswith("A_log"):
-        values = np.broadcast_to(np.log(np.arange(1, tensor.shape[1] + 1)), tensor.shape)
-    elif tensor.name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
-        values = np.ones(tensor.shape)
-    elif tensor.name.endswith(".scales"):
-        values = np.full(tensor.shape, 1e-4 if "out_proj" in tensor.name else 4e-4)
-    else:
-        values = 0.02 * rng.standard_normal(tensor.shape, np.float32)
-    return values.astype(tensor.dtype)
+@dataclass(frozen=True)
+class Round:
+    """One round.
 
-
-def check(bundle: Bundle) -> dict[str, float]:
-    """Compare both forms of activations with the numpy decoder before anything is timed.
-
-    Returns:
-        The relative RMS distance of the logits by form.
-
-    Raises:
-        MachineError: a distance beyond its limit; no figure of this decoder would mean anything.
+    Attributes:
+        reads: bytes a second that the memory gave, one value a turn.
+        peaks: int8 multiply-accumulates a second by instruction set; None where not measured.
+        figures: by contestant.
     """
-    tokens, found = list(range(5, 5 + _GATE_TOKENS)), {}
-    truth = NumpyDecoder(bundle)
-    expected = truth.forward(truth.embed(tokens), truth.new_state())
-    for activations in ACTIVATIONS:
-        decoder = CpuDecoder(bundle, DecoderOptions(activations=activations))
-        got = decoder.forward(decoder.embed(tokens), decoder.new_state())
-        found[activations] = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
-        if not found[activations] <= _GATE_RELATIVE_RMS[activations]:
-            raise MachineError(
-                f"the native decoder with {activations} activations is {found[activations]:.2e} away from the numpy one, at "
-                f"most {_GATE_RELATIVE_RMS[activations]:.0e} is allowed: no speed is reported; run the tests"
-            )
-    return found
+
+    reads: tuple[float, ...]
+    peaks: dict[str, float | None]
+    figures: dict[str, Figures]
 
 
-def measure_decode(
-    bundle: Bundle,
-    options: DecoderOptions,
-    prompt_tokens: list[int],
-    new_tokens: int,
-    contexts: list[int],
-    rounds: int,
-    bar: Progress,
+def measure_bundle(
+    bundle: Bundle, plan: Plan, peer: AbstractContextManager[Contestant | None], bar: Progress
 ) -> dict[str, Any]:
-    """Time opening, prefill, decoding and the memory's bandwidth, one after the other in each round.
+    """Check the native decoder, then time opening, a follow-up question, prefill and decoding.
 
     Args:
         bundle: whose decoder.
-        options: threads and activations.
-        prompt_tokens: lengths to prefill.
-        new_tokens: steps that are timed together.
-        contexts: how many tokens have been read before the steps; the state has one size, so it should not matter.
-        rounds: how often each is timed; medians and extremes are returned.
+        plan: what is timed.
+        peer: opened when its turn comes nearer, ended with the last round.
         bar: for progress.
 
     Returns:
-        Figures by name; rates in tokens a second, `share` of the bandwidth bound measured in the same round.
+        One row of the result: limits, contestants with their figures, ratios to the peer.
+
+    Raises:
+        MachineError: the native decoder is not what it should be, or the peer fails. InputError: kernels this processor lacks.
     """
-    distances = check(bundle)
-    began = time.perf_counter()
-    decoder = CpuDecoder(bundle, options)
-    open_ms = (time.perf_counter() - began) * 1e3
-    words = np.ones(_BANDWIDTH_BYTES // 8, np.uint64)
-    threads = options.threads or physical_cores()
-    mamba = bundle.manifest.model.mamba
-    size = bundle.manifest.files[DECODER].bytes + 2 * state_bytes(bundle.manifest.model)  # the state is read and written
-    rng = np.random.default_rng(1)
-    states = {n: _after(decoder, n, rng, bar) for n in contexts}
-    task = bar.add_task("rounds", total=rounds)
-    seen: dict[str, list[float]] = {}
-
-    def keep(name: str, value: float) -> None:
-        seen.setdefault(name, []).append(value)
-
-    for _ in range(rounds):
-        bandwidth = _BANDWIDTH_BYTES / _seconds(lambda: _read(words, threads))
-        keep("read_gb_s", bandwidth / 1e9)
-        for n in prompt_tokens:
-            rows = decoder.embed(rng.integers(0, mamba.vocab, n).tolist())
-            fresh = decoder.new_state()
-            keep(f"prefill_{n}_tok_s", n / _seconds(lambda rows=rows, fresh=fresh: decoder.prefill(rows, fresh)))  # type: ignore[misc]
-        for context, state in states.items():
-            taken = _seconds(lambda state=state: _steps(decoder, state.copy(), new_tokens, rng))  # type: ignore[misc]
-            keep(f"decode_at_{context}_tok_s", new_tokens / taken)
-            keep(f"decode_at_{context}_share", new_tokens / taken * size / bandwidth)
-        bar.advance(task)
-    figures = {name: {"median": median(v), "low": min(v), "high": max(v)} for name, v in seen.items()}
+    scheme = bundle.manifest.recipe.scheme
+    quantized = scheme_named(scheme).weight_bits < 16  # where it is not, activations have one form
+    forms = plan.activations if quantized else ("float32",)
+    options = {form: DecoderOptions(plan.threads, form) for form in forms}
+    distances = {form: check(bundle, options[form], plan.kernels, bar) for form in forms}
+    residence = measure_residence(bundle, options[forms[0]], plan.kernels, bar)
+    decoders = {form: CpuDecoder(bundle, options[form], plan.kernels) for form in forms}
+    follow_up = measure_follow_up(bundle, decoders[forms[0]], bar)
+    states = states_after(decoders[forms[0]], plan.contexts, bar)  # what is in a state changes no speed
+    contestants: list[Contestant] = [Native(bundle, d, form, plan.team, states) for form, d in decoders.items()]
+    with peer as opened:
+        contestants += [opened] if opened is not None else []
+        rounds = _rounds(bundle, plan, contestants, bar)
+        described = [_described(c, rounds) for c in contestants]
+    peer_name = contestants[-1].name if len(contestants) > len(forms) else None
     return {
-        "scheme": bundle.manifest.recipe.scheme,
-        "activations": options.activations,
-        "kernels": decoder.kernels,
-        "threads": threads,
-        "rounds": rounds,
-        "new_tokens": new_tokens,
+        "scheme": scheme,
+        "batch": 1,
+        "threads": plan.team,
+        "rounds": plan.rounds,
+        "prompt_tokens": list(plan.prompt_tokens),
+        "contexts": list(plan.contexts),
+        "new_tokens": plan.new_tokens,
         "decoder_bytes": bundle.manifest.files[DECODER].bytes,
-        "bytes_a_token": size,
         "relative_rms_from_numpy": distances,
-        "open_ms": open_ms,
-        "figures": figures,
+        "limits": limits_of(rounds),
+        "contestants": described,
+        "peer": peer_name,
+        "ratios": {} if peer_name is None else ratios(rounds, [c.name for c in contestants[:-1]], peer_name),
+        "residence": residence,
+        "follow_up": follow_up | {"activations": forms[0]},
     }
 
 
-def _after(decoder: CpuDecoder, tokens: int, rng: np.random.Generator, bar: Progress) -> DecoderState:
-    """Return the state after so many random tokens."""
-    state, task = decoder.new_state(), bar.add_task(f"context of {tokens}", total=tokens)
-    while state.n_tokens < tokens:
-        n = min(1024, tokens - state.n_tokens)
-        decoder.prefill(decoder.embed(rng.integers(0, decoder.config.vocab, n).tolist()), state)
-        bar.advance(task, n)
-    return state
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def _read(words: np.ndarray, threads: int) -> None:
+def _rounds(bundle: Bundle, plan: Plan, contestants: Sequence[Contestant], bar: Progress) -> list[Round]:
     from ..decode import _cpu
 
-    if _cpu.kernels.read_once(words, threads) != len(words):
-        raise MachineError("the memory gave back other values than were written to it; test this machine's memory")
+    model, team = bundle.manifest.model, plan.team
+    best = _cpu.kernel_names()[0]  # what a peer that does not say would take
+    kernels = {c.name: c.facts().get("kernels", best) for c in contestants}
+    int8 = {c.name: c.facts().get("activations") == "int8" for c in contestants}
+    memory = Memory(team)
+    for contestant in contestants:  # pages are mapped and threads are started
+        contestant.prefill(_WARM_TOKENS)
+        contestant.steps(1, contestant.contexts[0])
+    task = bar.add_task("rounds", total=plan.rounds * len(contestants))
+
+    def one(index: int) -> Round:
+        time.sleep(_SETTLE_SECONDS)
+        peaks, reads = {name: peak_products(name, team) for name in sorted(set(kernels.values()))}, []
+
+        def timed(contestant: Contestant) -> Figures:
+            time.sleep(_SETTLE_SECONDS)
+            bandwidth = memory.read_bandwidth()
+            reads.append(bandwidth)
+            traffic = contestant.weights_bytes + 2 * state_bytes(model)  # the state is read and written
+            peak = peaks[kernels[contestant.name]] if int8[contestant.name] else None
+            found = _decode_figures(contestant, plan.new_tokens, traffic / bandwidth)
+            for n in plan.prompt_tokens:
+                found |= _prefill_figures(n, contestant.prefill(n), prefill_products(model.mamba, n), peak)
+            bar.advance(task)
+            return found
+
+        figures = in_turns(contestants, index, timed)
+        return Round(tuple(reads), peaks, figures)
+
+    return [one(index) for index in range(plan.rounds)]
 
 
-def _steps(decoder: CpuDecoder, state: DecoderState, count: int, rng: np.random.Generator) -> None:
-    for token in rng.integers(0, decoder.config.vocab, count).tolist():
-        decoder.step(token, state)
+def in_turns(contestants: Sequence[Contestant], index: int, timed: Callable[[Contestant], Figures]) -> dict[str, Figures]:
+    """Give each contestant its turn, the last one first in every other round; returns figures by name."""
+    order = list(contestants) if index % 2 == 0 else list(reversed(contestants))
+    return {contestant.name: timed(contestant) for contestant in order}
+
+
+def _decode_figures(contestant: Contestant, new_tokens: int, bound_seconds: float) -> Figures:
+    """Step at each context; the bound is the time of a token that the bandwidth allows."""
+    found, rates = {}, {}
+    for context in contestant.contexts:
+        rates[context] = new_tokens / contestant.steps(new_tokens, context)
+        found[f"decode_at_{context}_tok_s"] = rates[context]
+        found[f"decode_at_{context}_share"] = rates[context] * bound_seconds
+    short, long = min(rates), max(rates)
+    if short != long:
+        found[f"decode_{long}_over_{short}"] = rates[long] / rates[short]
+    return found
+
+
+def _prefill_figures(tokens: int, seconds: float, products: int, peak: float | None) -> Figures:
+    found = {f"prefill_{tokens}_tok_s": tokens / seconds, f"prefill_{tokens}_macs_per_s": products / seconds}
+    if peak is not None:
+        found[f"prefill_{tokens}_peak_share"] = products / seconds / peak
+    return found
+
+
+def _described(contestant: Contestant, rounds: Sequence[Round]) -> dict[str, Any]:
+    seen = [r.figures[contestant.name] for r in rounds]
+    facts = {"name": contestant.name, "weights_bytes": contestant.weights_bytes} | contestant.facts()
+    return facts | {"figures": {figure: spread([s[figure] for s in seen]) for figure in seen[0]}}
+
+
+def limits_of(rounds: Sequence[Round]) -> dict[str, Any]:
+    """Return what the machine could do in these rounds; a peak is None where it was not measured."""
+    peaks: dict[str, Any] = {}
+    for kernels in rounds[0].peaks:
+        values = [p for r in rounds if (p := r.peaks[kernels]) is not None]
+        peaks[kernels] = spread(values) if values else None
+    return {"read_gb_s": spread([read / 1e9 for r in rounds for read in r.reads]), "peak_macs_per_s": peaks}
+
+
+def ratios(rounds: Sequence[Round], ours: Sequence[str], peer: str) -> dict[str, dict[str, Any]]:
+    """Return by contestant how many times the peer's speed it has, for each rate that both have; taken within a round."""
+    shared = [f for f in rounds[0].figures[peer] if f.endswith("_tok_s")]
+    return {
+        name: {
+            f: spread([r.figures[name][f] / r.figures[peer][f] for r in rounds]) for f in shared if f in rounds[0].figures[name]
+        }
+        for name in ours
+    }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import click
 
 from ..errors import InputError
 from ..terminal import debug_option, main_of
+from .decode_figures import decode_goals_table, decode_table
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -71,7 +73,18 @@ def goals_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"quality": quality_table, "export": export_table, "goals": goals_table}
+def found_results(*names: str) -> list[dict[str, Any]]:
+    """Return those of the results that exist, in this order."""
+    return [read_result(name) for name in names if (RESULTS / f"{name}.json").is_file()]
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quality": quality_table,
+    "export": export_table,
+    "goals": goals_table,
+    "decode": lambda: decode_table(found_results("cpu-decode", "cpu-decode-avx2")),
+    "decode_goals": lambda: decode_goals_table(next(iter(found_results("cpu-decode")), None)),
+}
 
 
 def with_tables(text: str) -> str:

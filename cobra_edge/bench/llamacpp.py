@@ -1,7 +1,11 @@
 """llama.cpp as a peer: a Mamba of the same shape and random weights as GGUF, timed in a process of its own.
 
-    python llamacpp.py make F16.gguf '{"d_model": …}' Q4_0.gguf      # write the weights, quantize them
-    python llamacpp.py serve Q4_0.gguf THREADS                       # one JSON object a line: {"prefill": 256}, {"steps": 16}
+    python llamacpp.py check                                   # are the libraries there?
+    python llamacpp.py write F16.gguf '{"d_model": …}'         # random weights
+    python llamacpp.py quantize F16.gguf Q4_0.gguf Q4_0
+    python llamacpp.py serve Q4_0.gguf THREADS                 # one JSON object a line: {"prefill": 256}, {"steps": 16}
+
+Each answers with one JSON object a line, `serve` with its facts first; what goes wrong is {"error": …}.
 
 The file stands alone, it imports nothing of this package: a peer may live in an environment of its own. Its process waits for
 a line while others are timed, so that its threads are asleep then.
@@ -157,24 +161,36 @@ class Peer:
         return self._checked(1, count)
 
 
+def serve(file: Path, threads: int) -> None:
+    """Open the file, say what it is, then time what each line of stdin asks for until there are no more."""
+    peer = Peer(file, threads)
+    _say(peer.facts())
+    for line in sys.stdin:
+        order = json.loads(line)
+        _say({"seconds": peer.prefill(order["prefill"]) if "prefill" in order else peer.steps(order["steps"])})
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
 def main(arguments: list[str]) -> None:
-    """Do what the module's docstring shows; errors are one JSON object with "error"."""
+    """Do what the module's docstring shows."""
+    verb, *rest = arguments
     try:
-        if arguments[0] == "make":
-            source, sizes, goal = Path(arguments[1]), json.loads(arguments[2]), Path(arguments[3])
-            if not source.exists():
-                write_float16(source, sizes)
-            quantize(source, goal, goal.stem.rpartition("-")[2])
-            print(json.dumps({"made": str(goal)}))
+        if verb == "check":
+            import gguf  # noqa: F401 - only whether it is there
+            import llama_cpp  # noqa: F401
+        elif verb == "write":
+            write_float16(Path(rest[0]), json.loads(rest[1]))
+        elif verb == "quantize":
+            quantize(Path(rest[0]), Path(rest[1]), rest[2])
+        else:
+            serve(Path(rest[0]), int(rest[1]))
             return
-        peer = Peer(Path(arguments[1]), int(arguments[2]))
-        print(json.dumps(peer.facts()), flush=True)
-        for line in sys.stdin:
-            order = json.loads(line)
-            seconds = peer.prefill(order["prefill"]) if "prefill" in order else peer.steps(order["steps"])
-            print(json.dumps({"seconds": seconds}), flush=True)
+        _say({"done": verb})
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        _say({"error": f"{type(error).__name__}: {error}"})
 
 
 if __name__ == "__main__":

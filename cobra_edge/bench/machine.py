@@ -60,14 +60,15 @@ class Finished:
     peak_bytes: int
 
 
-def measure(arguments: list[str]) -> Finished:
-    """Run `python -m …` as a child; its stderr goes through.
+def measure(arguments: list[str], environment: dict[str, str] | None = None) -> Finished:
+    """Run `python -m …` as a child, with these variables added to the environment; its stderr goes through.
 
     The peak is its largest resident set, mapped files included: the kernel's high-water mark, read while the child runs. The
     figure that comes with its exit would not do: a child begins with its parent's mark.
     """
     began = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True)
+    variables = os.environ | (environment or {})
+    child = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, env=variables)
     peak = 0
     while True:
         peak = max(peak, _high_water_mark(child.pid))

@@ -8,21 +8,18 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.table import Table
 
-from ..bundle import Bundle
-from ..decode.decoder import ACTIVATIONS, DecoderOptions
-from ..errors import InputError, MachineError
+from ..errors import MachineError
 from ..scheme import scheme_named
-from ..tables import cell, figure
+from ..tables import figure
 from ..targets import target_named
 from ..terminal import debug_option, print_json, progress, results
+from .decode_verb import decode
+from .results import keep
 from .shapes import shape_named
-
-RESULTS = Path("bench") / "results"
 
 
 @click.group(epilog="Example: python -m cobra_edge.bench export --shape cobra-3b")
@@ -30,12 +27,7 @@ def command() -> None:
     """Measure, and keep the result under bench/results."""
 
 
-def keep(name: str, result: dict[str, Any]) -> Path:
-    """Write a result as bench/results/NAME.json."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{name}.json"
-    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return file
+command.add_command(decode)
 
 
 @command.command(epilog="Example: python -m cobra_edge.bench export --shape cobra-3b --scratch /tmp")
@@ -99,71 +91,6 @@ def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_li
     table.add_row("bundle, GB", f"{sum(files.values()) / 1e9:.2f}")
     table.add_row("vision graph against torch, relative RMS", figure(exported["onnx_relative_rms"]))
     results.print(table)
-    results.print(f"kept: {file}", highlight=False)
-
-
-@command.command(epilog="Example: python -m cobra_edge.bench decode --shape cobra-3b --scheme w4a16-g128")
-@click.argument("bundle", type=click.Path(path_type=Path), required=False)
-@click.option("--shape", default="cobra-3b", show_default=True, help="Random weights of a published shape; without BUNDLE.")
-@click.option("--scheme", "schemes", multiple=True, help="Of the random weights; may be given again. Default: w4a16-g128.")
-@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True, help="Where to run.")
-@click.option(
-    "--prompt-tokens", multiple=True, type=click.IntRange(1), default=(256, 768), show_default=True, help="To prefill."
-)
-@click.option("--new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Steps timed together.")
-@click.option(
-    "--context", multiple=True, type=click.IntRange(1), default=(64, 16384), show_default=True, help="Read before steps."
-)
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each figure is taken so often.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Default: one a physical core.")
-@click.option("--activations", type=click.Choice(ACTIVATIONS), default="int8", show_default=True, help="What enters a product.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-@debug_option
-def decode(
-    bundle: Path | None,
-    shape: str,
-    schemes: tuple[str, ...],
-    device: str,
-    prompt_tokens: tuple[int, ...],
-    new_tokens: int,
-    context: tuple[int, ...],
-    rounds: int,
-    threads: int | None,
-    activations: str,
-    as_json: bool,
-) -> None:
-    """Time prefill and decoding of BUNDLE, or of random weights in a published shape, beside the memory's bandwidth.
-
-    Before anything is timed the native decoder is compared with the numpy one; where they differ no figure is printed.
-    """
-    from .decode import measure_decode, random_bundle
-    from .machine import machine
-
-    if bundle is not None and schemes:
-        raise InputError("--scheme is of random weights and BUNDLE has its own; give one of them")
-    options, rows = DecoderOptions(threads, activations), []
-    with progress() as bar:
-        for scheme in schemes or ("w4a16-g128",):
-            opened = (
-                random_bundle(shape_named(shape).mamba, scheme, Path("bundles") / f"bench-{shape}-{scheme}", bar)
-                if bundle is None
-                else Bundle.open(bundle)
-            )
-            rows.append(measure_decode(opened, options, list(prompt_tokens), new_tokens, list(context), rounds, bar))
-    name = shape if bundle is None else opened.manifest.model.model_id
-    result = {"bench": "decode", "model": name, "device": device, "rows": rows, "machine": machine()}
-    file = keep(f"{device}-decode-{name}", result)
-    if as_json:
-        print_json(result)
-        return
-    for row in rows:
-        title = f"{name} as {row['scheme']}, {row['activations']} activations, {row['kernels']}, {row['threads']} threads"
-        table = Table(title=cell(title), title_justify="left")
-        for column in ("measure", "median", "low", "high"):
-            table.add_column(column, justify="left" if column == "measure" else "right")
-        for measure, value in row["figures"].items():
-            table.add_row(measure, *(figure(value[k]) for k in ("median", "low", "high")))
-        results.print(table)
     results.print(f"kept: {file}", highlight=False)
 
 

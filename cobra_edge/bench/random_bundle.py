@@ -1,0 +1,99 @@
+"""Random bundles in published shapes: the sizes are exact, the answers mean nothing. What decoding speed depends on."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich.progress import Progress
+
+from ..bundle import (
+    CARD,
+    DECODER,
+    GOLDEN,
+    MANIFEST,
+    PROMPT,
+    SCHEMA_VERSION,
+    TOKENIZER,
+    Bundle,
+    Manifest,
+    PromptFile,
+    Source,
+    file_entries,
+    staged_directory,
+)
+from ..errors import BundleError
+from ..memory import decoder_bytes, plan_memory
+from ..model.config import CobraConfig, MambaConfig
+from ..recipe import Recipe, StoredTensor, quantized_scheme, round_to_nearest_recipe, stored_tensors
+from ..regress.golden import GoldenLine, write_golden
+from ..resources import MINI
+from ..scheme import scheme_named
+from ..targets import target_named
+from ..tensor_file import TensorFileWriter
+from ..text import END_OF_TEXT
+from ..version import __version__
+
+_SCALES = ".scales"
+
+
+def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progress) -> Bundle:
+    """Make a text-only bundle of random codes, once.
+
+    Args:
+        mamba: the decoder's shape.
+        scheme: of its matrices.
+        directory: where; a whole bundle of this shape and recipe that is there is opened instead.
+        bar: for progress.
+
+    Raises:
+        InputError: an unknown scheme, or one that fits no matrix; the directory holds something else.
+        MachineError: the disk is full.
+    """
+    config = CobraConfig("random", None, None, mamba)
+    recipe, _ = round_to_nearest_recipe(mamba, scheme_named(scheme))
+    if (directory / MANIFEST).is_file():
+        with suppress(BundleError):  # made by another version: made anew below
+            found = Bundle.open(directory)
+            if found.manifest.model == config and found.manifest.recipe == recipe:
+                return found
+    plan = stored_tensors(mamba, recipe)
+    task, rng = bar.add_task(f"random decoder, {scheme}", total=len(plan)), np.random.default_rng(0)
+    with staged_directory(directory, force=True, needed_bytes=decoder_bytes(config, recipe)) as stage:
+        with TensorFileWriter(stage / DECODER, [t for entries in plan.values() for t in entries]) as writer:
+            for name, entries in plan.items():
+                for tensor in entries:
+                    writer.write(tensor.name, _random(name, tensor, recipe, rng))
+                bar.advance(task)
+        (stage / TOKENIZER).write_bytes((MINI / TOKENIZER).read_bytes())
+        (stage / PROMPT).write_bytes(msgspec.json.encode(PromptFile(config.prompt_style, END_OF_TEXT, 0)))
+        line = GoldenLine(np.array([1, 2], np.int32), 1, np.zeros((1, mamba.vocab), np.float32), None, None)
+        write_golden(stage / GOLDEN, [line])
+        (stage / CARD).write_text("Random weights, for measurements only.\n", encoding="utf-8")
+        manifest = Manifest(
+            SCHEMA_VERSION, __version__, Source("random", "0" * 64), config, "cpu", recipe, file_entries(stage),
+            plan_memory(config, recipe, target_named("cpu")), None,
+        )  # fmt: skip
+        (stage / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    return Bundle.open(directory)
+
+
+def _random(name: str, tensor: StoredTensor, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """Return values that keep a deep decoder finite and calm: matrices come out near 1/√in, whatever their bits."""
+    if tensor.dtype == "uint8":
+        return rng.integers(0, 256, tensor.shape, np.uint8)
+    if tensor.name.endswith("A_log"):
+        values = np.broadcast_to(np.log(np.arange(1, tensor.shape[1] + 1)), tensor.shape)
+    elif tensor.name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
+        values = np.ones(tensor.shape)
+    elif tensor.name.endswith(_SCALES):
+        scheme = quantized_scheme(recipe, name)
+        assert scheme is not None and scheme.group_size is not None
+        spread = 2**scheme.weight_bits / 12**0.5  # of uniform codes
+        gain = 0.5 if "out_proj" in name else 1.0  # every layer adds to the residual
+        values = np.full(tensor.shape, gain * (tensor.shape[1] * scheme.group_size) ** -0.5 / spread)
+    else:
+        values = 0.02 * rng.standard_normal(tensor.shape, np.float32)
+    return values.astype(tensor.dtype)
