@@ -16,6 +16,7 @@ from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.errors import InputError
+from cobra_edge.hadamard import hadamard_factors, hadamard_matrix, rotate
 from cobra_edge.packing import QuantizedTensor
 from cobra_edge.quantize.rtn import round_to_nearest
 from cobra_edge.scheme import SCHEMES, Scheme
@@ -56,8 +57,10 @@ def test_norm(name, width):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("tokens", [1, 3, 4, 63, 129])
-@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 64), (4, 128), (4, 256), (8, 32), (8, 128), (8, 256)])
+@pytest.mark.parametrize("tokens", [1, 3, 4, 20, 63, 129])
+@pytest.mark.parametrize(
+    ("bits", "group"), [(4, 32), (4, 64), (4, 128), (4, 256), (3, 64), (3, 128), (3, 256), (8, 32), (8, 128), (8, 256)]
+)
 def test_product_with_quantized_weights(name, tokens, bits, group):
     rng = np.random.default_rng(bits * group + tokens)
     for out in (1, 5, 34):
@@ -75,7 +78,7 @@ def test_product_with_quantized_weights(name, tokens, bits, group):
 @pytest.mark.parametrize("name", KERNELS)
 def test_many_groups_and_extreme_codes(name):
     """More groups than are widened together, every code and activation at the end of its range: no sum may overflow."""
-    for bits, group in ((4, 32), (4, 128), (8, 32), (8, 128)):
+    for bits, group in ((3, 64), (4, 32), (4, 128), (4, 512), (8, 32), (8, 128)):
         n_in = 72 * group
         for code in (0, 255):
             codes = np.full((3, n_in * bits // 8), code, np.uint8)
@@ -106,10 +109,23 @@ def test_every_float16_is_read_exactly(name):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [3, 4, 8])
 def test_dequantize_is_exact(name, bits):
     w = quantized(np.random.default_rng(1), 9, 256, bits, 64)
     assert np.array_equal(kernels.dequantize(w.codes, w.scales, 256, name), w.dequantize())
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("width", [1, 2, 64, 12, 1536, 5120])
+def test_rotation(name, width):
+    x = np.random.default_rng(width).standard_normal((3, width)).astype(np.float32)
+    matrix = hadamard_matrix(hadamard_factors(width)[0])
+    assert_close(kernels.rotate(x, matrix, name), rotate(x), "decoder")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_products_in_registers_are_counted(name):
+    assert 1e6 < kernels.peak_products(name, 1) < 1e14
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -256,13 +272,13 @@ IN_PROJ = "backbone.layers.1.mixer.in_proj.weight"
         (lambda s, t: t.pop(f"{IN_PROJ}.codes"), "is missing"),
         (lambda s, t: t.pop("backbone.norm_f.weight"), "is missing"),
         (lambda s, t: t.update({f"{IN_PROJ}.codes": t[f"{IN_PROJ}.codes"][:-1].copy()}), "scales do not fit"),
-        (lambda s, t: t.update({f"{IN_PROJ}.codes": t[f"{IN_PROJ}.codes"][:, :-1].copy()}), "hold neither 4-bit nor 8-bit"),
+        (lambda s, t: t.update({f"{IN_PROJ}.codes": t[f"{IN_PROJ}.codes"][:, :-1].copy()}), "hold neither 8-, 4- nor 3-bit"),
         (lambda s, t: t.update({f"{IN_PROJ}.scales": t[f"{IN_PROJ}.scales"].astype(np.float32)}), "float16 scales"),
         (lambda s, t: t.update({f"{IN_PROJ}.codes": t[f"{IN_PROJ}.codes"].view(np.int8)}), "uint8 codes"),
         (lambda s, t: t.update({"backbone.norm_f.weight": np.zeros(3, np.float32)}), "norm_f has 3 values"),
         (lambda s, t: t.update({"backbone.norm_f.weight": np.zeros(128, np.float64)}), "not float32"),
         (lambda s, t: s.update(d_state=15), r"x_proj is|A_log has"),
-        (lambda s, t: s.update(d_inner=128), "hold neither 4-bit nor 8-bit"),
+        (lambda s, t: s.update(d_inner=128), "hold neither 8-, 4- nor 3-bit"),
         (lambda s, t: s.update(vocab=513), "the config asks for"),
         (lambda s, t: s.update(d_conv=9), "d_conv is 9"),
         (lambda s, t: s.update(n_layer=3), "is missing"),

@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 
 from ..bundle import Bundle
-from ..errors import InputError
+from ..errors import BundleError, InputError
+from ..hadamard import hadamard_factors, hadamard_matrix
 from ..packing import QuantizedTensor
 from .decoder import DecoderOptions, DecoderState
 
@@ -83,6 +84,11 @@ class CpuDecoder:
                 arrays |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
             else:
                 arrays[name] = value
+        if bundle.manifest.recipe.online_hadamard:
+            try:
+                arrays["rotation"] = hadamard_matrix(hadamard_factors(self.config.d_inner)[0])
+            except InputError as error:
+                raise BundleError(f"{bundle.directory}: the recipe rotates out_proj's input, but {error}") from error
         sizes: dict[str, Any] = msgspec.structs.asdict(self.config)
         try:
             self._native = _cpu.Decoder(sizes, arrays, kernels, threads, options.activations == "int8")

@@ -38,7 +38,9 @@ Out fresh(std::initializer_list<size_t> shape) {
 
 Array array_of(const nb::dict& tensors, const std::string& name) {
     if (!tensors.contains(name.c_str())) throw std::invalid_argument("tensor " + name + " is missing");
-    auto array = nb::cast<Array>(tensors[name.c_str()]);
+    Array array;  // never a copy: the decoder keeps pointers into it
+    if (!nb::try_cast<Array>(tensors[name.c_str()], array, false))
+        throw std::invalid_argument("tensor " + name + " is not a contiguous array in this machine's memory");
     const auto align = static_cast<uintptr_t>(array.dtype().bits / 8);
     if (align == 0 || reinterpret_cast<uintptr_t>(array.data()) % align)
         throw std::invalid_argument("tensor " + name + " is not aligned to its element size");

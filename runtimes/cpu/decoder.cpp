@@ -57,6 +57,14 @@ void Decoder::check() const {
     expect_matrix(weights_.embedding, "embedding", c.vocab, c.d_model);
     expect_matrix(weights_.head, "head", c.vocab, c.d_model);
     expect_floats(weights_.norm_f, "norm_f", c.d_model);
+    const auto entries = static_cast<int64_t>(weights_.rotation.size());
+    if (entries) {
+        const auto order = static_cast<int64_t>(std::lround(std::sqrt(static_cast<double>(entries))));
+        const int64_t power = c.d_inner / order;
+        expect(order * order == entries && order * power == c.d_inner && (power & (power - 1)) == 0,
+               "the rotation's matrix has " + std::to_string(entries) + " entries, which make no rotation of " +
+                   std::to_string(c.d_inner) + " channels");
+    }
     for (const auto& l : weights_.layers) {
         expect_floats(l.norm, "norm", c.d_model);
         expect_matrix(l.in_proj, "in_proj", 2 * c.d_inner, c.d_model);
@@ -77,6 +85,7 @@ void Decoder::allocate() {
     for (const auto& l : weights_.layers)
         for (const Matrix* m : {&l.x_proj, &l.out_proj})
             if (as_int8(*m)) grain_ = std::lcm(grain_, m->group);
+    rotation_order_ = std::lround(std::sqrt(static_cast<double>(weights_.rotation.size())));
     const int64_t widest = std::max({c.d_model, c.d_inner, c.dt_rank});
     residual_.resize(rows(c.d_model));
     normed_.resize(rows(c.d_model));
@@ -173,7 +182,15 @@ void Decoder::layer(int rank, const LayerWeights& w, int64_t tokens, float* conv
     const float *B = low + c.dt_rank, *C = B + c.d_state;
     kernels_.selective_scan(scan, channels.from, channels.to, tokens, dt, inner, B, C, low_width, xz + inner, 2 * inner, ssm,
                             u, u, inner);
-    prepare(w.out_proj, u, inner, every, channels);
+    if (weights_.rotation.empty()) {
+        prepare(w.out_proj, u, inner, every, channels);
+    } else {
+        team_.barrier();  // a rotation mixes the channels of every thread
+        for (int64_t t = own.from; t < own.to; ++t)
+            kernels_.rotate(u + t * inner, weights_.rotation.data(), rotation_order_, inner,
+                            scratch_[static_cast<size_t>(rank)].data());
+        prepare(w.out_proj, u, inner, own, {0, inner});
+    }
     team_.barrier();
     multiply(w.out_proj, rank, share(c.d_model, kRows, rank), u, inner, tokens, residual_.data(), c.d_model, true);
     team_.barrier();

@@ -35,8 +35,9 @@ struct LayerWeights {
 struct Weights {
     Matrix embedding;  // (vocab, d_model)
     std::vector<LayerWeights> layers;
-    Floats norm_f;  // (d_model)
-    Matrix head;    // (vocab, d_model); the embedding where tied
+    Floats norm_f;    // (d_model)
+    Matrix head;      // (vocab, d_model); the embedding where tied
+    Floats rotation;  // (order, order) entries ±1: out_proj's input is rotated, see Kernels::rotate; empty for none
 };
 
 class Decoder {
@@ -82,6 +83,7 @@ class Decoder {
     int64_t grain_ = kChannels;
     // Activations of up to kChunk tokens.
     static constexpr int64_t kChunk = 128;
+    int64_t rotation_order_ = 0;
     Floats residual_, normed_, xz_, u_, low_, dt_;
     std::vector<Floats> scratch_;  // a thread's unpacked or dequantized rows
     std::vector<int8_t> codes_;

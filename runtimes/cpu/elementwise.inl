@@ -159,6 +159,32 @@ static void quantize(const float* x, const Matrix& m, int64_t token, int64_t fro
     }
 }
 
+static void rotate(float* __restrict x, const float* matrix, int64_t order, int64_t width, float* __restrict spare) {
+    const int64_t power = width / order;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(width));
+    for (int64_t i = 0; i < order; ++i) {
+        float* __restrict row = spare + i * power;
+        for (int64_t j = 0; j < power; ++j) row[j] = 0.0f;
+        for (int64_t k = 0; k < order; ++k) {
+            const float sign = matrix[i * order + k] * scale;
+            const float* from = x + k * power;
+#pragma omp simd
+            for (int64_t j = 0; j < power; ++j) row[j] += sign * from[j];
+        }
+    }
+    for (int64_t half = 1; half < power; half *= 2)
+        for (int64_t block = 0; block < width; block += 2 * half) {
+            float* __restrict a = spare + block, * __restrict b = a + half;
+#pragma omp simd
+            for (int64_t j = 0; j < half; ++j) {
+                const float sum = a[j] + b[j];
+                b[j] = a[j] - b[j];
+                a[j] = sum;
+            }
+        }
+    std::memcpy(x, spare, static_cast<size_t>(width) * sizeof(float));
+}
+
 // The plain twins of convolution and scan: one channel after the other.
 static void plain_conv_silu(const Conv& conv, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
                             float* state, float* u, int64_t u_stride) {

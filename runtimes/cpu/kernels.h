@@ -112,6 +112,10 @@ struct Kernels {
                            const float* B, const float* C, int64_t bc_stride, const float* z, int64_t z_stride, float* h,
                            const float* u, float* out, int64_t u_stride);
 
+    // x = x · kron(matrix, H)ᵀ / √width in place, for ±1 entries of matrix (order, order) and Sylvester's Hadamard matrix H of
+    // order width / order, a power of two; spare holds `width` floats. Source: cobra_edge/hadamard.py.
+    void (*rotate)(float* x, const float* matrix, int64_t order, int64_t width, float* spare);
+
     // out[i] = exp(x[i]); here so that the error of the exponential can be tested by itself.
     void (*exponential)(const float* x, int64_t n, float* out);
 

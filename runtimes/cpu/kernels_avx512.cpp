@@ -163,7 +163,7 @@ void multiply(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, i
 }  // namespace
 
 extern const Kernels kAvx512Kernels;
-const Kernels kAvx512Kernels = {"avx512-vnni",  rms_norm,  quantize,       multiply,    multiply_float,
-                                dequantize_row, conv_silu, selective_scan, exponential, products_in_registers};
+const Kernels kAvx512Kernels = {"avx512-vnni", rms_norm,       quantize, multiply,    multiply_float,       dequantize_row,
+                                conv_silu,     selective_scan, rotate,   exponential, products_in_registers};
 
 }  // namespace cobra_edge

@@ -121,6 +121,20 @@ uint64_t read_once(const nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, 
     return total;
 }
 
+// x (tokens, width) rotated, matrix (order, order).
+Out rotate(const In<2>& x, const In<2>& matrix, const std::string& kernels) {
+    const int64_t width = len(x.shape(1)), order = len(matrix.shape(0));
+    const int64_t power = order ? width / order : 0;
+    expect(order == len(matrix.shape(1)) && power * order == width && power > 0 && (power & (power - 1)) == 0,
+           "the matrix does not fit the width");
+    auto out = fresh({x.shape(0), x.shape(1)});
+    std::copy(x.data(), x.data() + x.size(), out.data());
+    std::vector<float> spare(x.shape(1));
+    for (size_t t = 0; t < x.shape(0); ++t)
+        kernels_named(kernels).rotate(out.data() + t * x.shape(1), matrix.data(), order, width, spare.data());
+    return out;
+}
+
 // Multiply-accumulates a second that the products of these kernels reach in registers, on that many threads together.
 double peak_products(const std::string& name, int threads) {
     expect(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
@@ -145,6 +159,7 @@ void bind_kernels(nb::module_& m) {
     m.doc() = "Kernels one by one, for tests and measurements.";
     m.def("read_once", &read_once, nb::arg("words"), nb::arg("threads"));
     m.def("peak_products", &peak_products, nb::arg("kernels"), nb::arg("threads"));
+    m.def("rotate", &rotate, nb::arg("x"), nb::arg("matrix"), nb::arg("kernels"));
     m.def("exponential", &exponential, nb::arg("x"), nb::arg("kernels"));
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"), nb::arg("kernels"));
     m.def("multiply", &multiply, nb::arg("values"), nb::arg("scales").none(), nb::arg("x"), nb::arg("int8"),

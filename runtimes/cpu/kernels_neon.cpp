@@ -149,7 +149,7 @@ inline void transpose(Ints* v) {
 }  // namespace
 
 extern const Kernels COBRA_TABLE;
-const Kernels COBRA_TABLE = {COBRA_NAME,     rms_norm,  quantize,       multiply_int8, multiply_float,
-                             dequantize_row, conv_silu, selective_scan, exponential,   products_in_registers};
+const Kernels COBRA_TABLE = {COBRA_NAME, rms_norm,       quantize, multiply_int8, multiply_float,       dequantize_row,
+                             conv_silu,  selective_scan, rotate,   exponential,   products_in_registers};
 
 }  // namespace cobra_edge

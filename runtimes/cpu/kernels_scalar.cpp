@@ -69,6 +69,7 @@ const Kernels kScalarKernels = {"scalar",
                                 dequantize_row,
                                 plain_conv_silu,
                                 plain_selective_scan,
+                                rotate,
                                 exponential,
                                 products_in_registers};
 

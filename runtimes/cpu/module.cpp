@@ -46,6 +46,7 @@ Weights weights_of(const Config& c, const nb::dict& tensors) {
         });
     }
     w.norm_f = floats_of(tensors, "backbone.norm_f.weight");
+    if (tensors.contains("rotation")) w.rotation = floats_of(tensors, "rotation");
     w.head = c.tied ? w.embedding : matrix_of(tensors, "lm_head.weight", c.d_model);
     return w;
 }
@@ -54,8 +55,8 @@ Weights weights_of(const Config& c, const nb::dict& tensors) {
 class Module {
    public:
     Module(Config config, nb::dict tensors, const std::string& kernels, int threads, bool int8_activations)
-        : tensors_(tensors),
-          decoder_(config, weights_of(config, tensors), kernels_named(kernels), checked(threads), int8_activations) {}
+        : tensors_(nb::steal<nb::dict>(PyDict_Copy(tensors.ptr()))),
+          decoder_(config, weights_of(config, tensors_), kernels_named(kernels), checked(threads), int8_activations) {}
 
     std::string kernels() const { return decoder_.kernels().name; }
     int threads() const { return decoder_.threads(); }
@@ -128,5 +129,6 @@ NB_MODULE(_cpu, m) {
         .def_prop_ro("kernels", &Module::kernels)
         .def_prop_ro("threads", &Module::threads)
         .def("embed", &Module::embed, nb::arg("tokens"))
-        .def("forward", &Module::forward, nb::arg("embeddings"), nb::arg("conv"), nb::arg("ssm"), nb::arg("every_position"));
+        .def("forward", &Module::forward, nb::arg("embeddings"), nb::arg("conv").noconvert(), nb::arg("ssm").noconvert(),
+             nb::arg("every_position"));
 }

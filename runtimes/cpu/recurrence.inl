@@ -8,15 +8,15 @@ constexpr int kParts = kChannels / kLanes;  // registers that hold a value of ev
 // exp(x), as exp_fast; x must not be above 88.3.
 static inline Floats exp_below(Floats x) {
     x = larger(x, spread(-87.3f));
-    const Floats magic = spread(12582912.0f), shifted = x * spread(1.44269504f) + magic, k = shifted - magic;
-    const Floats r = (x - k * spread(0.693359375f)) - k * spread(-2.12194440e-4f);
+    const Floats magic = spread(12582912.0f), shifted = multiply_add(x, spread(1.44269504f), magic), k = shifted - magic;
+    const Floats r = multiply_add(k, spread(2.12194440e-4f), multiply_add(k, spread(-0.693359375f), x));
     Floats p = spread(kExp6);
-    p = p * r + spread(kExp5);
-    p = p * r + spread(kExp4);
-    p = p * r + spread(kExp3);
-    p = p * r + spread(kExp2);
-    p = p * r + spread(1.0f);
-    p = p * r + spread(1.0f);
+    p = multiply_add(p, r, spread(kExp5));
+    p = multiply_add(p, r, spread(kExp4));
+    p = multiply_add(p, r, spread(kExp3));
+    p = multiply_add(p, r, spread(kExp2));
+    p = multiply_add(p, r, spread(1.0f));
+    p = multiply_add(p, r, spread(1.0f));
     return as_floats(add(as_ints(p), shift_left_23(as_ints(shifted))));
 }
 
@@ -25,13 +25,13 @@ static inline Floats silu(Floats x) { return x / (spread(1.0f) + exp_below(small
 static inline Floats softplus(Floats x) {
     const Floats e = exp_below(smaller(x, spread(0.0f) - x)), s = e / (spread(2.0f) + e), q = s * s;
     Floats p = spread(1.0f / 13);
-    p = p * q + spread(1.0f / 11);
-    p = p * q + spread(1.0f / 9);
-    p = p * q + spread(1.0f / 7);
-    p = p * q + spread(1.0f / 5);
-    p = p * q + spread(1.0f / 3);
-    p = p * q + spread(1.0f);
-    return larger(x, spread(0.0f)) + spread(2.0f) * s * p;
+    p = multiply_add(p, q, spread(1.0f / 11));
+    p = multiply_add(p, q, spread(1.0f / 9));
+    p = multiply_add(p, q, spread(1.0f / 7));
+    p = multiply_add(p, q, spread(1.0f / 5));
+    p = multiply_add(p, q, spread(1.0f / 3));
+    p = multiply_add(p, q, spread(1.0f));
+    return multiply_add(spread(2.0f) * s, p, larger(x, spread(0.0f)));
 }
 
 // (kChannels, width) to (width, kChannels) and back.
@@ -75,10 +75,10 @@ static void conv_block(const Conv& conv, int64_t c, const float* x, int64_t x_st
             Floats sum = load_floats(conv.bias + c + p * kLanes);
             for (int64_t k = 0; k + 1 < taps; ++k) {
                 past[k][p] = past[k + 1][p];
-                sum = past[k][p] * weight[k][p] + sum;
+                sum = multiply_add(past[k][p], weight[k][p], sum);
             }
             past[taps - 1][p] = load_floats(x + t * x_stride + c + p * kLanes);
-            sum = past[taps - 1][p] * weight[taps - 1][p] + sum;
+            sum = multiply_add(past[taps - 1][p], weight[taps - 1][p], sum);
             store_floats(u + t * u_stride + c + p * kLanes, silu(sum));
         }
     }
@@ -124,9 +124,9 @@ static void scan_block(const Scan& s, int64_t c, int64_t tokens, const float* dt
             for (int p = 0; p < kParts; ++p) {
                 float* part = state + k * kChannels + p * kLanes;
                 const Floats decay = exp_below(delta[p] * load_floats(a + k * kChannels + p * kLanes));
-                const Floats next = decay * load_floats(part) + inflow[p] * b;
+                const Floats next = multiply_add(decay, load_floats(part), inflow[p] * b);
                 store_floats(part, next);
-                y[p] = next * g + y[p];
+                y[p] = multiply_add(next, g, y[p]);
             }
         }
         for (int p = 0; p < kParts; ++p)

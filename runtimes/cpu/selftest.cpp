@@ -204,13 +204,31 @@ void test_norm(const Kernels& k, int64_t width) {
     judge(k, "norm", width, distance(out, expected), 1e-5);
 }
 
+void test_rotation(const Kernels& k, int64_t order, int64_t power) {
+    const int64_t width = order * power;
+    Floats x = normal(width), matrix = normal(order * order), spare = poisoned(width);
+    for (auto& v : matrix) v = v < 0 ? -1.0f : 1.0f;
+    std::vector<double> expected;
+    for (int64_t r = 0; r < width; ++r) {
+        double sum = 0;
+        for (int64_t c = 0; c < width; ++c) {
+            const bool odd = __builtin_popcountll(static_cast<unsigned long long>((r % power) & (c % power))) & 1;
+            const double entry = matrix[static_cast<size_t>(r / power * order + c / power)] * (odd ? -1.0 : 1.0);
+            sum += entry * x[static_cast<size_t>(c)];
+        }
+        expected.push_back(sum / std::sqrt(static_cast<double>(width)));
+    }
+    k.rotate(x.data(), matrix.data(), order, width, spare.data());
+    judge(k, "rotation", width, distance(x, expected), 1e-5);
+}
+
 // A small random Mamba; the owned matrices have to outlive the decoder.
 struct Model {
     Config config{128, 2, 300, 256, 16, 4, 8, 1e-5f, true};
     std::vector<Owned> matrices;
     std::vector<Floats> floats;
 
-    Weights weights(Storage storage, int64_t group) {
+    Weights weights(Storage storage, int64_t group, bool rotated = false) {
         const Config& c = config;
         const auto matrix = [&](int64_t rows, int64_t cols) {
             matrices.push_back(quantized(rows, cols, storage, group, storage == Storage::kInt4 ? 7 : 3));
@@ -230,6 +248,7 @@ struct Model {
                                 matrix(c.dt_rank + 2 * c.d_state, c.d_inner), dt, normal(c.d_inner, 0.1f),
                                 normal(c.d_inner * c.d_state), normal(c.d_inner), matrix(c.d_model, c.d_inner)});
         }
+        if (rotated) w.rotation = {1.0f, 1.0f, 1.0f, -1.0f};
         w.norm_f.assign(static_cast<size_t>(c.d_model), 1.0f);
         return w;
     }
@@ -251,9 +270,9 @@ Floats run(const Model& model, const Weights& weights, const Kernels& k, int thr
     return logits;
 }
 
-void test_decoder(const Kernels& k, const Kernels& plain, Storage storage, int64_t group) {
+void test_decoder(const Kernels& k, const Kernels& plain, Storage storage, int64_t group, bool rotated = false) {
     Model model;
-    const Weights weights = model.weights(storage, group);
+    const Weights weights = model.weights(storage, group, rotated);
     for (const bool int8 : {false, true}) {
         const Floats one = run(model, weights, k, 1, int8, 70);
         for (const int threads : {2, 3}) {
@@ -290,6 +309,13 @@ void test_refusals(const Kernels& k) {
     c = model.config;
     c.n_layer = 3;
     refused(c, "more layers");
+    Weights rotated = weights;
+    rotated.rotation.assign(9, 1.0f);
+    try {
+        Decoder(model.config, rotated, k, 1, true);
+        judge(k, "a rotation of another width", 0, 1, 0);
+    } catch (const std::invalid_argument&) {
+    }
 }
 
 }  // namespace
@@ -312,6 +338,9 @@ int main() {
         test_decoder(k, *tables[count - 1], Storage::kInt3, 64);
         for (const auto storage : {Storage::kInt4, Storage::kInt8})
             for (const int64_t group : {32, 128}) test_decoder(k, *tables[count - 1], storage, group);
+        test_decoder(k, *tables[count - 1], Storage::kInt4, 128, true);
+        for (const int64_t order : {1, 3, 20})
+            for (const int64_t power : {1, 2, 64}) test_rotation(k, order, power);
         test_refusals(k);
     }
     std::printf(failures ? "%d failures\n" : "all as it should be\n", failures);
