@@ -97,7 +97,7 @@ void Decoder::allocate() {
     if (!int8_) return;
     codes_.resize(rows(widest));
     code_scales_.resize(rows(widest / kSmallestBlock + 1));
-    code_sums_.resize(rows(widest / kSmallestBlock + 1));
+    code_sums_.resize(rows(widest / kSmallestBlock + 1) + kSpareSums);
 }
 
 Decoder::Range Decoder::share(int64_t total, int64_t grain, int rank) const {

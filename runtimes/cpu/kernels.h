@@ -15,6 +15,15 @@ enum class Storage : int { kFloat32, kFloat16, kInt8, kInt4, kInt3 };
 // once for all of them, perhaps in the form that only the newest processors can run.
 #define COBRA_INLINE [[gnu::always_inline]] inline
 
+// Bytes that `count` values take, in whole blocks.
+COBRA_INLINE constexpr int64_t bytes_of(Storage storage, int64_t count) {
+    return storage == Storage::kFloat32   ? count * 4
+           : storage == Storage::kFloat16 ? count * 2
+           : storage == Storage::kInt8    ? count
+           : storage == Storage::kInt4    ? count / 2
+                                          : count / 8 * 3;
+}
+
 // A matrix as the bundle stores it (docs/bundle.md). Borrowed memory, usually a mapped file.
 struct Matrix {
     Storage storage = Storage::kFloat32;
@@ -26,21 +35,7 @@ struct Matrix {
 
     COBRA_INLINE bool quantized() const { return storage != Storage::kFloat32 && storage != Storage::kFloat16; }
     COBRA_INLINE int64_t groups() const { return cols / group; }
-    COBRA_INLINE int64_t row_bytes() const {
-        switch (storage) {
-            case Storage::kFloat32:
-                return cols * 4;
-            case Storage::kFloat16:
-                return cols * 2;
-            case Storage::kInt8:
-                return cols;
-            case Storage::kInt4:
-                return cols / 2;
-            case Storage::kInt3:
-                return cols / 8 * 3;
-        }
-        return 0;
-    }
+    COBRA_INLINE int64_t row_bytes() const { return bytes_of(storage, cols); }
     COBRA_INLINE const uint8_t* row(int64_t r) const { return static_cast<const uint8_t*>(values) + r * row_bytes(); }
 };
 
@@ -59,6 +54,7 @@ constexpr int64_t kChannels = 16;  // channels the scan works on together
 // Codes of a matrix's rows are packed in blocks; every group is a multiple of its block, and of what registers take at least.
 COBRA_INLINE constexpr int64_t block_of(Storage storage) { return storage == Storage::kInt3 ? 64 : 32; }
 constexpr int64_t kSmallestBlock = 32;
+constexpr int64_t kSpareSums = 4;  // behind the last of Int8Rows::sums, that may be read and count for nothing
 
 // Floats of scratch memory that a thread needs for products with matrices of up to so many inputs: a tile of unpacked rows
 // with its scales, or four rows as float32.

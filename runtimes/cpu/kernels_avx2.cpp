@@ -34,13 +34,6 @@ inline Codes load_codes(const void* p) { return _mm256_loadu_si256(static_cast<c
 inline void store_codes(void* p, Codes v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
 inline void store_floats(float* p, Floats v) { _mm256_storeu_ps(p, v); }
-inline void store_pieces(float* p, Floats v) {
-    const __m128 low = _mm256_castps256_ps128(v), high = _mm256_extractf128_ps(v, 1);
-    _mm_storel_pi(reinterpret_cast<__m64*>(p), low);
-    _mm_storeh_pi(reinterpret_cast<__m64*>(p + 8), low);
-    _mm_storel_pi(reinterpret_cast<__m64*>(p + 16), high);
-    _mm_storeh_pi(reinterpret_cast<__m64*>(p + 24), high);
-}
 inline Floats zeros() { return _mm256_setzero_ps(); }
 inline Ints spread(int32_t v) { return _mm256_set1_epi32(v); }
 inline Floats spread(float v) { return _mm256_set1_ps(v); }
@@ -55,11 +48,33 @@ inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
-inline Ints shift_left_23(Ints v) { return _mm256_slli_epi32(v, 23); }
+template <int kBits>
+inline Ints shift_left(Ints v) {
+    return _mm256_slli_epi32(v, kBits);
+}
+inline Ints subtract(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
 inline Floats to_float(Ints v) { return _mm256_cvtepi32_ps(v); }
 inline Floats widen_scales(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+inline Floats repeat(const float* v) {
+    double both;
+    std::memcpy(&both, v, 8);
+    return _mm256_castpd_ps(_mm256_set1_pd(both));
+}
+
+inline Floats gather_scales(const uint16_t* const* rows, int64_t g) {
+    int32_t two[4];
+    for (int i = 0; i < 4; ++i) std::memcpy(&two[i], rows[i] + g, 4);
+    return _mm256_cvtph_ps(_mm_setr_epi32(two[0], two[1], two[2], two[3]));
+}
+
+inline void sum_phases(Floats v, float* out) {
+    const Floats pairs = add(v, _mm256_permute_ps(v, 0xb1));
+    const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    _mm_storeu_ps(out, _mm256_castps256_ps128(_mm256_permutevar8x32_ps(pairs, even)));
+}
 
 // 8-bit codes times activations would not fit the 16-bit sums of plain AVX2: there they are made signed.
 template <Storage kStorage>

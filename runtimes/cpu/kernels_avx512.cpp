@@ -29,12 +29,6 @@ inline Codes load_codes(const void* p) { return _mm512_loadu_si512(p); }
 inline void store_codes(void* p, Codes v) { _mm512_storeu_si512(p, v); }
 inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
 inline void store_floats(float* p, Floats v) { _mm512_storeu_ps(p, v); }
-inline void store_pieces(float* p, Floats v) {
-    _mm_storeu_ps(p, _mm512_castps512_ps128(v));
-    _mm_storeu_ps(p + 16, _mm512_extractf32x4_ps(v, 1));
-    _mm_storeu_ps(p + 32, _mm512_extractf32x4_ps(v, 2));
-    _mm_storeu_ps(p + 48, _mm512_extractf32x4_ps(v, 3));
-}
 inline Floats zeros() { return _mm512_setzero_ps(); }
 inline Ints spread(int32_t v) { return _mm512_set1_epi32(v); }
 inline Floats spread(float v) { return _mm512_set1_ps(v); }
@@ -45,13 +39,31 @@ inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
-inline Ints shift_left_23(Ints v) { return _mm512_slli_epi32(v, 23); }
+template <int kBits>
+inline Ints shift_left(Ints v) {
+    return _mm512_slli_epi32(v, kBits);
+}
+inline Ints subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 inline Floats to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
 inline Floats widen_scales(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+inline Floats repeat(const float* v) { return _mm512_broadcast_f32x4(_mm_loadu_ps(v)); }
+
+inline Floats gather_scales(const uint16_t* const* rows, int64_t g) {
+    __m128i four[4];
+    for (int i = 0; i < 4; ++i) four[i] = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[i] + g));
+    const __m128i low = _mm_unpacklo_epi64(four[0], four[1]), high = _mm_unpacklo_epi64(four[2], four[3]);
+    return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
+}
+
+inline void sum_phases(Floats v, float* out) {
+    const Floats pairs = add(v, _mm512_permute_ps(v, 0xb1)), all = add(pairs, _mm512_permute_ps(pairs, 0x4e));
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all)));
+}
 
 template <Storage kStorage>
 constexpr int32_t zero_of() {

@@ -34,12 +34,6 @@ inline Codes load_codes(const void* p) { return vld1q_s8(static_cast<const int8_
 inline void store_codes(void* p, Codes v) { vst1q_s8(static_cast<int8_t*>(p), v); }
 inline Floats load_floats(const float* p) { return vld1q_f32(p); }
 inline void store_floats(float* p, Floats v) { vst1q_f32(p, v); }
-inline void store_pieces(float* p, Floats v) {
-    vst1q_lane_f32(p, v, 0);
-    vst1q_lane_f32(p + 4, v, 1);
-    vst1q_lane_f32(p + 8, v, 2);
-    vst1q_lane_f32(p + 12, v, 3);
-}
 inline Floats zeros() { return vdupq_n_f32(0.0f); }
 inline Ints spread(int32_t v) { return vdupq_n_s32(v); }
 inline Floats spread(float v) { return vdupq_n_f32(v); }
@@ -50,10 +44,26 @@ inline Floats multiply(Floats a, Floats b) { return vmulq_f32(a, b); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
 inline Floats smaller(Floats a, Floats b) { return vminq_f32(a, b); }
 inline Floats larger(Floats a, Floats b) { return vmaxq_f32(a, b); }
-inline Ints shift_left_23(Ints v) { return vshlq_n_s32(v, 23); }
+template <int kBits>
+inline Ints shift_left(Ints v) {
+    return vshlq_n_s32(v, kBits);
+}
+inline Ints subtract(Ints a, Ints b) { return vsubq_s32(a, b); }
 inline Floats to_float(Ints v) { return vcvtq_f32_s32(v); }
 inline Floats widen_scales(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+inline Floats repeat(const float* v) { return vdupq_n_f32(*v); }
+
+inline Floats gather_scales(const uint16_t* const* rows, int64_t g) {
+    uint16x4_t halves = vdup_n_u16(rows[0][g]);
+    halves = vld1_lane_u16(rows[1] + g, halves, 1);
+    halves = vld1_lane_u16(rows[2] + g, halves, 2);
+    halves = vld1_lane_u16(rows[3] + g, halves, 3);
+    return vcvt_f32_f16(vreinterpret_f16_u16(halves));
+}
+
+inline void sum_phases(Floats v, float* out) { vst1q_f32(out, v); }
 
 // The products take signed codes only.
 template <Storage kStorage>

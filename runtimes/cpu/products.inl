@@ -9,8 +9,9 @@
 //   arrange<kStorage, kRuns>(a, out)    activations of kRuns runs as a step wants them
 //   step<kStorage, kRuns>(sums, row, run, a)   sums += kRuns runs of a row times arranged activations
 //   dot4<kStorage>(sums, w, a)          sums[lane] += four quads of each lane's row (w[0..3]) times 16 activations
-//   repeat(values)                      kPhase = kLanes / 4 int32 again and again
-//   store_pieces(p, v)                  pieces of kPhase values, kLanes values apart
+//   repeat(values)                      kPhase = kLanes / 4 int32 or float32 again and again
+//   gather_scales(rows, g)              kPhase float16 of each of four rows, as float32
+//   sum_phases(v, out)                  sums of four pieces of kPhase values each, added in pairs
 //   lane_sums(parts)                    lane i: the sum of all lanes of parts[i]
 //   transpose(rows)                     kLanes × kLanes 32-bit values in place
 //   widen_codes<kStorage>(codes, out)   four registers of unpacked codes as float32, in natural order
@@ -62,11 +63,11 @@ static inline void scales_by_group(const Tile& tile, int64_t groups, float* out)
     }
 }
 
-template <typename Value>
-static inline Value add_phases(const Value* sums) {
+// As sum_phases does it, but lane for lane.
+static inline Floats add_phases(const Floats* sums) {
     if (kPhase == 1) return sums[0];
-    if (kPhase == 2) return sums[0] + sums[1 % kPhase];
-    return (sums[0] + sums[1 % kPhase]) + (sums[2 % kPhase] + sums[3 % kPhase]);
+    if (kPhase == 2) return add(sums[0], sums[1 % kPhase]);
+    return add(add(sums[0], sums[1 % kPhase]), add(sums[2 % kPhase], sums[3 % kPhase]));
 }
 
 static inline void write_lanes(Floats values, const Tile& tile, float* out, bool onto) {
@@ -76,86 +77,76 @@ static inline void write_lanes(Floats values, const Tile& tile, float* out, bool
     for (int64_t i = 0; i < tile.here; ++i) out[i] = onto ? out[i] + lanes[i] : lanes[i];
 }
 
-// (weight scale · activation scale) of kTogether rows, (groups / kPhase, kTogether, kPhase), zeros behind the last group.
-static inline void scales_by_phase(const uint16_t* const* scales, int64_t groups, const float* code_scales, float* out) {
-    for (int i = 0; i < kTogether; ++i) {
-        float* to = out + i * kPhase;
-        int64_t g = 0;
-        for (; g + kLanes <= groups; g += kLanes)
-            store_pieces(to + g * kTogether, multiply(widen_scales(scales[i] + g), load_floats(code_scales + g)));
-        if (g == groups) continue;
-        if (g > 0 && groups % kPhase == 0) {  // read some of them again
-            g = groups - kLanes;
-            store_pieces(to + g * kTogether, multiply(widen_scales(scales[i] + g), load_floats(code_scales + g)));
-            continue;
-        }
-        float both[kLanes] = {};
-        for (int64_t k = g; k < groups; ++k) both[k - g] = half_to_float(scales[i][k]) * code_scales[k];
-        store_pieces(to + g * kTogether, load_floats(both));
-    }
-}
-
 // Integer sums of groups [g, g + count) of kTogether rows times one token's codes: lane i · kPhase + j is row i, group g + j.
-// kOneStep: a group is a single step.
-template <Storage kStorage, int kRuns, bool kOneStep>
-static inline Ints phase_sums(const uint8_t* const* rows, int64_t row_bytes, int64_t group_bytes, int64_t runs, int64_t g,
-                              int64_t count, const int8_t* codes, const int32_t* sums) {
+// Group g lies `at` bytes into a row, `steps` make a group; what lies `ahead` bytes further on is asked for, little by little:
+// all at once it would be in the way of what is needed now.
+template <Storage kStorage, int kRuns>
+static inline Ints phase_sums(const uint8_t* const* rows, int64_t at, int64_t ahead, int64_t steps, int64_t count,
+                              const int8_t* codes, const int32_t* sums) {
+    constexpr int64_t kBytes = bytes_of(kStorage, kRuns * kCodes);  // of a step
     Ints parts[kLanes];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) parts[i] = spread(0);
-    int32_t offsets[kPhase] = {};
 #pragma GCC unroll 4
     for (int j = 0; j < kPhase; ++j) {
         if (j >= count) break;
-        const int64_t next = (g + j) * group_bytes + kAhead;
-        const int64_t ahead = next < row_bytes ? next : next + (kTogether - 1) * row_bytes;
-        for (int64_t line = 0; line < group_bytes; line += 64)
-            for (int i = 0; i < kTogether; ++i) prefetch(rows[i] + ahead + line);
-        offsets[j] = -zero_of<kStorage>() * sums[g + j];
-        const int64_t first = (g + j) * runs, steps = kOneStep ? 1 : runs / kRuns;
-        for (int64_t s = 0; s < steps; ++s) {
+        for (int64_t s = j * steps; s < (j + 1) * steps; ++s) {
             Codes a[kRuns];
-            arrange<kStorage, kRuns>(codes + (first + s * kRuns) * kCodes, a);
+            arrange<kStorage, kRuns>(codes + s * kRuns * kCodes, a);
 #pragma GCC unroll 4
-            for (int i = 0; i < kTogether; ++i)
-                parts[i * kPhase + j] = step<kStorage, kRuns>(parts[i * kPhase + j], rows[i], first + s * kRuns, a);
+            for (int i = 0; i < kTogether; ++i) {
+                for (int64_t line = 0; line < kBytes; line += 64) prefetch(rows[i] + at + ahead + s * kBytes + line);
+                parts[i * kPhase + j] = step<kStorage, kRuns>(parts[i * kPhase + j], rows[i] + at, s * kRuns, a);
+            }
         }
     }
-    return add(lane_sums(parts), repeat(offsets));
+    if (zero_of<kStorage>() == 0) return lane_sums(parts);
+    // Sums behind the last group are whatever lies there; their scales are zeros.
+    constexpr int kBits = zero_of<kStorage>() == 4 ? 2 : zero_of<kStorage>() == 8 ? 3 : 7;
+    return subtract(lane_sums(parts), shift_left<kBits>(repeat(sums)));
 }
 
 // One token: weights come straight from memory, each used once. A few rows at a time are what processors' prefetchers can
 // follow; where a row ends they do not foresee the next, so every line is also asked for kAhead bytes before its use.
 template <Storage kStorage, int kRuns, bool kOneStep>
-static void multiply_token(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t t, float* out, bool onto,
-                           float* scales) {
-    const int64_t groups = m.groups(), runs = m.group / kCodes, row_bytes = m.row_bytes(), group_bytes = row_bytes / groups;
-    const int8_t* codes = rows.codes + t * rows.width;
-    const int32_t* sums = rows.sums + t * rows.groups;
+static void multiply_token(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t t, float* out, bool onto) {
+    const int64_t groups = m.groups(), row_bytes = m.row_bytes();
+    const int64_t group = kOneStep ? kRuns * kCodes : m.group, steps = group / (kRuns * kCodes);
+    const int64_t phase_bytes = kPhase * bytes_of(kStorage, group);
     for (int64_t r = from; r < to; r += kTogether) {
         const int64_t here = to - r < kTogether ? to - r : kTogether;
         const uint8_t* row[kTogether];
-        const uint16_t* row_scales[kTogether];
+        const uint16_t* scales[kTogether];
         for (int64_t i = 0; i < kTogether; ++i) {
             row[i] = m.row(i < here ? r + i : to - 1);
-            row_scales[i] = m.scales + (i < here ? r + i : to - 1) * groups;
+            scales[i] = m.scales + (i < here ? r + i : to - 1) * groups;
         }
-        prefetch(row_scales[0] + 8 * kTogether * groups);
-        scales_by_phase(row_scales, groups, rows.scales + t * rows.groups, scales);
+        prefetch(scales[0] + 8 * kTogether * groups);
         Floats total = zeros();
-        const auto add_groups = [&](int64_t g, int64_t count) {
-            const Ints sum = phase_sums<kStorage, kRuns, kOneStep>(row, row_bytes, group_bytes, runs, g, count, codes, sums);
-            total = multiply_add(to_float(sum), load_floats(scales + g * kTogether), total);
-        };
-        int64_t g = 0;
-        for (; g + kPhase <= groups; g += kPhase) add_groups(g, kPhase);
-        if (g < groups) add_groups(g, groups - g);
-        float phases[kLanes];
-        store_floats(phases, total);
-        for (int64_t i = 0; i < here; ++i) {
-            const float value = add_phases(phases + i * kPhase);
-            out[r + i] = onto ? out[r + i] + value : value;
+        const int8_t* codes = rows.codes + t * rows.width;
+        const float* code_scales = rows.scales + t * rows.groups;
+        const int32_t* sums = rows.sums + t * rows.groups;
+        int64_t g = 0, at = 0;
+        for (; g + kPhase <= groups; g += kPhase, at += phase_bytes) {
+            const int64_t ahead = at + kAhead < row_bytes ? kAhead : kAhead + (kTogether - 1) * row_bytes;
+            const Ints sum =
+                phase_sums<kStorage, kRuns>(row, at, ahead, kOneStep ? 1 : steps, kPhase, codes + g * group, sums + g);
+            total = multiply_add(to_float(sum), multiply(gather_scales(scales, g), repeat(code_scales + g)), total);
         }
+        if (g < groups) {  // nothing is read that does not belong to it
+            uint16_t last[kTogether][kPhase] = {};
+            float last_codes[kPhase] = {};
+            for (int64_t j = 0; j < groups - g; ++j) {
+                for (int i = 0; i < kTogether; ++i) last[i][j] = scales[i][g + j];
+                last_codes[j] = code_scales[g + j];
+            }
+            for (int i = 0; i < kTogether; ++i) scales[i] = last[i];
+            const Ints sum = phase_sums<kStorage, kRuns>(row, at, kAhead, steps, groups - g, codes + g * group, sums + g);
+            total = multiply_add(to_float(sum), multiply(gather_scales(scales, 0), repeat(last_codes)), total);
+        }
+        float values[kTogether];
+        sum_phases(total, values);
+        for (int64_t i = 0; i < here; ++i) out[r + i] = onto ? out[r + i] + values[i] : values[i];
     }
 }
 
@@ -179,7 +170,7 @@ static void multiply_panel(const uint8_t* panel, const float* scales, const Tile
     const int8_t* codes = rows.codes + t * rows.width;
     for (int64_t g = 0; g < rows.groups; ++g) {
         Ints sums[kWide];
-        for (int j = 0; j < kWide; ++j) sums[j] = spread(-zero_of<kStorage>() * rows.sums[(t + j) * rows.groups + g]);
+        for (int j = 0; j < kWide; ++j) sums[j] = spread(-(rows.sums[(t + j) * rows.groups + g] * zero_of<kStorage>()));
         for (int64_t k = g * group; k < (g + 1) * group; k += 16) {
             Codes w[4];
             for (int q = 0; q < 4; ++q) w[q] = load_codes(panel + (k / 4 + q) * kCodes);
@@ -224,7 +215,7 @@ static void multiply_stored(const Matrix& m, int64_t from, int64_t to, const Int
     const auto run = m.group == kMost * kCodes    ? multiply_token<kStorage, kMost, true>
                      : m.group % (kMost * kCodes) ? multiply_token<kStorage, 1, false>
                                                   : multiply_token<kStorage, kMost, false>;
-    for (int64_t t = 0; t < tokens; ++t) run(m, from, to, rows, t, out + t * stride, onto, scratch);
+    for (int64_t t = 0; t < tokens; ++t) run(m, from, to, rows, t, out + t * stride, onto);
 }
 
 static void multiply_int8(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,

@@ -1,6 +1,6 @@
 // Convolution and selective scan in registers, for blocks of kChannels channels: lanes are channels, so that no sum runs
 // across a register. Channels that fill no block are left to the plain functions of elementwise.inl. The file that includes
-// this offers what products.inl asks for and: smaller(a, b), larger(a, b), shift_left_23(ints), division and the other
+// this offers what products.inl asks for and: smaller(a, b), larger(a, b), shift_left<n>(ints), division and the other
 // operators on Floats.
 
 constexpr int kParts = kChannels / kLanes;  // registers that hold a value of every channel of a block
@@ -17,7 +17,7 @@ static inline Floats exp_below(Floats x) {
     p = multiply_add(p, r, spread(kExp2));
     p = multiply_add(p, r, spread(1.0f));
     p = multiply_add(p, r, spread(1.0f));
-    return as_floats(add(as_ints(p), shift_left_23(as_ints(shifted))));
+    return as_floats(add(as_ints(p), shift_left<23>(as_ints(shifted))));
 }
 
 static inline Floats silu(Floats x) { return x / (spread(1.0f) + exp_below(smaller(spread(0.0f) - x, spread(88.3f)))); }

@@ -120,7 +120,7 @@ void test_products(const Kernels& k, Storage storage, int64_t group) {
         const Floats x = normal(tokens * cols);
         std::vector<int8_t> codes(x.size());
         Floats code_scales = poisoned(tokens * o.m.groups());
-        std::vector<int32_t> code_sums(static_cast<size_t>(tokens * o.m.groups()), 1 << 30);
+        std::vector<int32_t> code_sums(static_cast<size_t>(tokens * o.m.groups() + kSpareSums), 1 << 30);
         const Int8Rows packed{codes.data(), code_scales.data(), code_sums.data(), cols, o.m.groups()};
         for (int64_t t = 0; t < tokens; ++t) k.quantize(x.data() + t * cols, o.m, t, 0, o.m.groups(), packed);
         Floats y = poisoned(tokens * rows), scratch(static_cast<size_t>(scratch_floats(cols)));
