@@ -10,7 +10,7 @@ RUNTIME := $(wildcard runtimes/cpu/*.h runtimes/cpu/*.cpp runtimes/cpu/*.inl)
 # What an installation is made from: when one of these changes, it is made again.
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME)
 
-.PHONY: demo test lint check test-sanitize test-arm64 figures clean
+.PHONY: demo test lint check test-sanitize test-arm64 test-old-x86 figures clean
 
 $(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -46,20 +46,33 @@ check: $(VENV)/dev
 
 test: lint check
 
-# The native decoder against its naive twins, without Python: under sanitizers, and on an emulated 64-bit ARM with and without the
-# dot product instructions. The second needs Debian's g++-aarch64-linux-gnu and qemu-user.
-test-sanitize:
-	cmake -S . -B build/sanitize -DCOBRA_SELFTEST=ON -DCOBRA_SANITIZE=ON -DCMAKE_BUILD_TYPE=Release
-	cmake --build build/sanitize --parallel
-	build/sanitize/runtimes/cpu/selftest
+# The native decoder against its naive twins, and cobra-mini against the numpy decoder, without Python: under sanitizers; on an
+# emulated 64-bit ARM with and without the dot product instructions; on an emulated x86 that has no AVX. The last two need Debian's
+# qemu-user, the ARM also g++-aarch64-linux-gnu.
+CASES := build/cases
+$(CASES)/done: $(VENV)/export tests/native_case.py
+	$(BIN)/python -m tests.native_case $(CASES)
+	touch $@
 
-test-arm64:
-	cmake -S . -B build/arm64 -DCOBRA_SELFTEST=ON -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
-	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+SELFTEST := -DCOBRA_SELFTEST=ON -DCMAKE_BUILD_TYPE=Release
+
+test-sanitize: $(CASES)/done
+	cmake -S . -B build/sanitize $(SELFTEST) -DCOBRA_SANITIZE=ON
+	cmake --build build/sanitize --parallel
+	build/sanitize/runtimes/cpu/selftest $(CASES)/*.bin
+
+test-arm64: $(CASES)/done
+	cmake -S . -B build/arm64 $(SELFTEST) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 	cmake --build build/arm64 --parallel
 	for cpu in cortex-a72 cortex-a76; do \
-	  qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu $$cpu build/arm64/runtimes/cpu/selftest || exit $$?; \
+	  qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu $$cpu build/arm64/runtimes/cpu/selftest $(CASES)/*.bin || exit $$?; \
 	done
+
+test-old-x86: $(CASES)/done
+	cmake -S . -B build/old-x86 $(SELFTEST)
+	cmake --build build/old-x86 --parallel
+	qemu-x86_64 -cpu Nehalem build/old-x86/runtimes/cpu/selftest $(CASES)/*.bin
 
 figures: $(VENV)/dev
 	$(BIN)/python -m cobra_edge.bench.figures

@@ -76,7 +76,7 @@ class Session:
         if self.config.vision is not None:
             from .vision.session import VisionSession
 
-            self._vision = VisionSession(bundle.path(VISION), self.config)
+            self._vision = VisionSession(bundle.path(VISION), self.config, options.threads)
             self._transform = bundle.image()
 
     def visual_embeddings(self, image: Picture) -> np.ndarray:

@@ -347,8 +347,8 @@ def test_the_tables_of_speed(tmp_path, monkeypatch):
         assert line in shown
     (tmp_path / "cpu-decode-avx2.json").write_text(json.dumps(made_up()))
     assert figures.with_tables(text).count("A Processor") == 2
-    worse = decode_figures.decode_goals_table(made_up(share=0.79, ratio=1.4, steady=1.04, open_seconds=1.0))
+    worse = decode_figures.decode_goals_table([made_up(share=0.79, ratio=1.4, steady=1.04, open_seconds=1.0)])
     assert worse.count("**missed**") == 5 and worse.count("reached") == 1
     alone = made_up()
     alone["rows"][0] |= {"peer": None, "ratios": {}, "contestants": alone["rows"][0]["contestants"][:1]}
-    assert decode_figures.decode_goals_table(alone).count("not measured") == 2
+    assert decode_figures.decode_goals_table([alone]).count("not measured") == 2

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 import cobra_edge
+from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.errors import InputError
 from cobra_edge.generate import Sampling, choose
 from cobra_edge.text import PromptTemplate, TextCodec
@@ -40,6 +41,13 @@ def test_asking_a_remembered_image_gives_the_same_bits(mini_bundle, kernels, tmp
             assert (again.read(), again.tokens) == (fresh.text, fresh.tokens)
             assert again.visual_tokens == 64
     assert np.array_equal(before.ssm, state.ssm) and np.array_equal(before.conv, state.conv)
+
+
+def test_vision_takes_as_many_threads_as_the_decoder(mini_bundle):
+    session = cobra_edge.load(mini_bundle("w4a16-g128"), options=DecoderOptions(threads=1))
+    options = session._vision._session.get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def test_sampled_answers_repeat_with_their_seed(session):

@@ -23,15 +23,20 @@ def decode_table(found: Sequence[Result]) -> str:
     return "\n\n".join(_speed(result) for result in found) if found else NOT_MEASURED
 
 
-def decode_goals_table(result: Result | None) -> str:
-    """Return the goals of the native decoder beside what was measured, a column for each form of activations."""
-    if result is None:
+def decode_goals_table(found: Sequence[Result]) -> str:
+    """Return the goals of the native decoder beside what was measured, a column for each form of activations and kernels."""
+    if not found:
         return NOT_MEASURED
-    names = list(dict.fromkeys(c["name"] for row in result["rows"] for c in _ours(row)))
+    judged: dict[tuple[str, str, str], dict[str, str]] = {}  # by scheme, measure and goal; a cell for each column
+    for result in found:
+        for row in result["rows"]:
+            columns = {c["name"]: f"{c['name']}, {_kernels(c)}" for c in _ours(row)}
+            for measure, goal, cells in _goals(row):
+                place = judged.setdefault((row["scheme"], measure, goal), {})
+                place |= {columns[name]: cell for name, cell in cells.items()}
+    names = list(dict.fromkeys(name for cells in judged.values() for name in cells))
     lines = [_line(["scheme", "measure", "goal", *names]), "|---" * (len(names) + 3) + "|"]
-    for row in result["rows"]:
-        for measure, goal, cells in _goals(row):
-            lines.append(_line([row["scheme"], measure, goal, *(cells.get(name, _NO_VALUE) for name in names)]))
+    lines += [_line([*what, *(cells.get(name, _NO_VALUE) for name in names)]) for what, cells in judged.items()]
     return "\n".join(lines)
 
 

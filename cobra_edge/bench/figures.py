@@ -83,7 +83,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "export": export_table,
     "goals": goals_table,
     "decode": lambda: decode_table(found_results("cpu-decode", "cpu-decode-avx2")),
-    "decode_goals": lambda: decode_goals_table(next(iter(found_results("cpu-decode")), None)),
+    "decode_goals": lambda: decode_goals_table(found_results("cpu-decode", "cpu-decode-avx2")),
 }
 
 

@@ -17,8 +17,13 @@ INPUT, OUTPUT = "pixels", "embeddings"
 class VisionSession:
     """An opened vision graph."""
 
-    def __init__(self, file: Path, config: CobraConfig) -> None:
+    def __init__(self, file: Path, config: CobraConfig, threads: int | None = None) -> None:
         """Open the graph on the CPU.
+
+        Args:
+            file: the graph.
+            config: of the model it belongs to.
+            threads: how many; None for one a physical core.
 
         Raises:
             BundleError: unreadable, or its input and output are not those of the config.
@@ -26,6 +31,7 @@ class VisionSession:
         assert config.vision is not None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
         # Its threads would go on spinning on the cores that the decoder needs next.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

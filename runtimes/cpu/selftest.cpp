@@ -1,5 +1,6 @@
 // A program that holds every table of kernels this processor can run against naive twins in double precision, and the whole
-// decoder against itself: for places without Python, such as an emulated ARM, and for sanitizers. Exit code 0 or 1.
+// decoder against itself, and against the cases that its arguments name: for places without Python, such as an emulated ARM,
+// and for sanitizers. Exit code 0 or 1.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -9,7 +10,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "decoder.h"
+#include "replay.h"
 
 namespace {
 
@@ -318,9 +319,18 @@ void test_refusals(const Kernels& k) {
     }
 }
 
+// Cases of cobra-mini, as many as are given.
+void test_replay(const Kernels& k, int files, char** names) {
+    for (int i = 0; i < files; ++i) {
+        const Replayed found = replay(names[i], k);
+        std::printf("    %s: distance %.2g\n", names[i], found.distance);
+        judge(k, names[i], i, found.distance, found.int8 ? 3e-2 : 1e-5);
+    }
+}
+
 }  // namespace
 
-int main() {
+int main(int arguments, char** argument) {
     int count = 0;
     const Kernels* const* tables = available_kernels(&count);
     for (int i = 0; i < count; ++i) {
@@ -342,6 +352,7 @@ int main() {
         for (const int64_t order : {1, 3, 20})
             for (const int64_t power : {1, 2, 64}) test_rotation(k, order, power);
         test_refusals(k);
+        test_replay(k, arguments - 1, argument + 1);
     }
     std::printf(failures ? "%d failures\n" : "all as it should be\n", failures);
     return failures ? 1 : 0;
