@@ -15,6 +15,16 @@ enum class Storage : int { kFloat32, kFloat16, kInt8, kInt4, kInt3 };
 // once for all of them, perhaps in the form that only the newest processors can run.
 #define COBRA_INLINE [[gnu::always_inline]] inline
 
+// Make the compiler take a value as it is, from a register: it neither finds out what is in it nor loads it again.
+template <typename Register>
+COBRA_INLINE void keep_in_register(Register& v) {
+#if defined(__x86_64__)
+    asm volatile("" : "+v"(v));
+#else
+    asm volatile("" : "+w"(v));
+#endif
+}
+
 // Bytes that `count` values take, in whole blocks.
 COBRA_INLINE constexpr int64_t bytes_of(Storage storage, int64_t count) {
     return storage == Storage::kFloat32   ? count * 4

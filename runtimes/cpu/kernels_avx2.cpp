@@ -115,7 +115,9 @@ struct Halves {
 };
 
 inline Halves halves(const uint8_t* codes) {
-    const Codes both = load_codes(codes), low = _mm256_set1_epi8(15);
+    const Codes low = _mm256_set1_epi8(15);
+    Codes both = load_codes(codes);
+    keep_in_register(both);  // or each half would wait for the memory by itself
     return {_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16(both, 4), low)};
 }
 

@@ -107,7 +107,9 @@ inline void arrange(const int8_t* a, Codes* out) {
 template <Storage kStorage, int kRuns>
 inline Ints step(Ints sums, const uint8_t* row, int64_t run, const Codes* a) {
     if (kRuns == 1) return _mm512_dpbusd_epi32(sums, unpack<kStorage>(row, run), a[0]);
-    const Codes both = _mm512_loadu_si512(row + run * 32), low = _mm512_set1_epi8(15);
+    const Codes low = _mm512_set1_epi8(15);
+    Codes both = _mm512_loadu_si512(row + run * 32);
+    keep_in_register(both);  // or each half would wait for the memory by itself
     sums = _mm512_dpbusd_epi32(sums, _mm512_and_si512(both, low), a[0]);
     return _mm512_dpbusd_epi32(sums, _mm512_and_si512(_mm512_srli_epi16(both, 4), low), a[kRuns - 1]);
 }

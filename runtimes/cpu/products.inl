@@ -226,16 +226,6 @@ static void multiply_int8(const Matrix& m, int64_t from, int64_t to, const Int8R
     run(m, from, to, rows, tokens, out, stride, onto, scratch);
 }
 
-// Keeps the compiler from finding out what a register holds.
-template <typename Register>
-static inline void keep_in_register(Register& v) {
-#if defined(__x86_64__)
-    asm volatile("" : "+v"(v));
-#else
-    asm volatile("" : "+w"(v));
-#endif
-}
-
 // Multiply-accumulates done in registers alone, `rounds` times; the checksum keeps the compiler from leaving them out.
 static int64_t products_in_registers(int64_t rounds, int32_t* checksum) {
     constexpr int kChains = 10;

@@ -64,7 +64,8 @@ class Reader {
 Replayed replay(const char* file, const Kernels& kernels) {
     Reader in(file);
     Config c{};
-    for (int64_t* size : {&c.d_model, &c.n_layer, &c.vocab, &c.d_inner, &c.d_state, &c.d_conv, &c.dt_rank}) *size = in.number();
+    for (int64_t* size : {&c.d_model, &c.n_layer, &c.vocab, &c.d_inner, &c.d_state, &c.d_conv, &c.dt_rank})
+        *size = in.number();
     c.tied = in.number() != 0;
     const bool int8 = in.number() != 0;
     c.norm_eps = in.floats().at(0);
