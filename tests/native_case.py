@@ -2,8 +2,8 @@
 
 python -m tests.native_case build/cases
 
-The self-test (`selftest FILE…`) runs them where there is no Python: on an emulated ARM, under sanitizers. Numbers are little-endian
-int64; an array is its length and its values. runtimes/cpu/replay.cpp reads it in the same order.
+The self-test (`selftest FILE…`) runs them where there is no Python: on an emulated ARM, under sanitizers. Numbers are
+little-endian int64; an array is its length and its values. runtimes/cpu/replay.cpp reads it in the same order.
 """
 
 from __future__ import annotations
@@ -28,6 +28,20 @@ from cobra_edge.scheme import SCHEMES
 from cobra_edge.targets import target_named
 
 _STORAGES = {"float32": 0, "float16": 1, 8: 2, 4: 3, 3: 4}  # enum class Storage in runtimes/cpu/kernels.h
+
+# A layer's tensors in the order of struct LayerWeights in runtimes/cpu/decoder.h.
+_LAYER = (
+    "norm.weight",
+    "mixer.in_proj.weight",
+    "mixer.conv1d.weight",
+    "mixer.conv1d.bias",
+    "mixer.x_proj.weight",
+    "mixer.dt_proj.weight",
+    "mixer.dt_proj.bias",
+    "mixer.A_log",
+    "mixer.D",
+    "mixer.out_proj.weight",
+)
 
 
 def _numbers(out: BinaryIO, *values: int) -> None:
@@ -69,8 +83,7 @@ def write_case(bundle: Bundle, activations: str, file: Path) -> None:
         _matrix(out, tensors["backbone.embedding.weight"])
         for i in range(c.n_layer):
             layer = f"backbone.layers.{i}."
-            for name in ("norm.weight", "mixer.in_proj.weight", "mixer.conv1d.weight", "mixer.conv1d.bias", "mixer.x_proj.weight",
-                         "mixer.dt_proj.weight", "mixer.dt_proj.bias", "mixer.A_log", "mixer.D", "mixer.out_proj.weight"):  # fmt: skip
+            for name in _LAYER:
                 value = tensors[layer + name]
                 if "proj.weight" in name:
                     _matrix(out, value)
