@@ -12,6 +12,7 @@ import errno
 import json
 import math
 import mmap
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,9 +58,23 @@ class TensorFileWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the file; after success every announced tensor must be there."""
-        self._stream.close()
-        assert kind is not None or not self._waiting
+        """Close the file; after success every announced tensor must be there, and on the disk."""
+        with self._stream:
+            if kind is None:
+                assert not self._waiting
+                self._settle()
+
+    def _settle(self) -> None:
+        """Have the file on the disk, and out of the cache.
+
+        What was written piece by piece lies in small pages there; read afresh it comes in large ones where the file system can,
+        and a decoder reads a quarter faster from them (docs/log.md).
+        """
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # only advice
+                os.posix_fadvise(self._stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager
