@@ -1,5 +1,6 @@
 """Bundles: whole ones open, everything else is refused with a reason."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
 from cobra_edge.recipe import StoredTensor
 from cobra_edge.regress.golden import read_golden
-from cobra_edge.tensor_file import TensorFileWriter
+from cobra_edge.tensor_file import TensorFileWriter, read_tensors
 from cobra_edge.terminal import run_command
 
 
@@ -347,3 +348,26 @@ def test_an_unaligned_tensor_is_copied(tmp_path):
         writer.write("b", np.array([4, 5], np.float32))
     mapped = map_tensors(file, wanted)
     assert mapped["b"].flags.aligned and mapped["b"].tolist() == [4, 5] and mapped["a"].tolist() == [1, 2, 3]
+
+
+def test_a_tensor_file_is_on_the_disk_when_it_is_done(tmp_path, monkeypatch):
+    synced, values = [], np.arange(6, dtype=np.float32).reshape(2, 3)
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append((tmp_path / "x").stat().st_size))
+    with TensorFileWriter(tmp_path / "x", [StoredTensor("a", "float32", (2, 3))]) as writer:
+        writer.write("a", values)
+    assert synced == [(tmp_path / "x").stat().st_size]
+    assert np.array_equal(read_tensors(tmp_path / "x")["a"], values)
+
+
+def test_a_disk_that_fails_at_the_end_is_told(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with (
+        pytest.raises(MachineError, match="No space left"),
+        staged_directory(tmp_path / "b", force=False, needed_bytes=0) as stage,
+        TensorFileWriter(stage / "x", []),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
