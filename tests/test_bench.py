@@ -119,10 +119,12 @@ def test_turns_go_round_and_ratios_are_taken_within_a_round():
         peer = {"decode_at_64_tok_s": theirs, "prefill_1_tok_s": 1.0, "decode_at_64_share": 0.5}
         return Round((2e9, 4e9), {"avx2": peak}, {"a": a, "peer": peer})
 
-    rounds = [one(2.0, 1.0, None), one(12.0, 4.0, None), one(90.0, 9.0, None)]
+    rounds = [one(2.0, 1.0, 5.0), one(12.0, 4.0, 8.0), one(90.0, 9.0, 7.0)]
     assert ratios(rounds, ["a"], "peer") == {"a": {"decode_at_64_tok_s": {"median": 3.0, "low": 2.0, "high": 10.0}}}
-    assert limits_of(rounds) == {"read_gb_s": {"median": 3.0, "low": 2.0, "high": 4.0}, "peak_macs_per_s": {"avx2": None}}
-    assert limits_of([one(1.0, 1.0, 7.0)])["peak_macs_per_s"]["avx2"]["median"] == 7.0
+    assert limits_of(rounds) == {
+        "read_gb_s": {"median": 3.0, "low": 2.0, "high": 4.0},
+        "peak_macs_per_s": {"avx2": {"median": 7.0, "low": 5.0, "high": 8.0}},
+    }
     assert spread([3, 1, 2, 10]) == {"median": 2.5, "low": 1, "high": 10}
 
 
@@ -247,12 +249,11 @@ def test_decode_from_end_to_end(tmp_path, monkeypatch, capsys):
 
 
 @native
-@pytest.mark.parametrize("peak", [None, 1e9])
-def test_a_peer_takes_turns_and_a_peak_that_is_not_measured_stays_unknown(tiny, monkeypatch, peak):
+def test_a_peer_takes_turns_and_only_int8_products_have_a_share_of_the_peak(tiny, monkeypatch):
     from cobra_edge.bench import decode as module
 
     monkeypatch.setattr(limits, "_BANDWIDTH_BYTES", 1 << 20)
-    monkeypatch.setattr(module, "peak_products", lambda kernels, threads: peak)
+    monkeypatch.setattr(module, "peak_products", lambda kernels, threads: 1e9)
     plan = module.Plan((8,), (4,), 2, 1, 1, ("int8", "float32"), "auto")
 
     class Twice:
@@ -271,15 +272,7 @@ def test_a_peer_takes_turns_and_a_peak_that_is_not_measured_stays_unknown(tiny, 
     assert row["peer"] == "peer" and row["ratios"].keys() == {"cobra_edge int8", "cobra_edge float32"}
     assert row["ratios"]["cobra_edge int8"].keys() == {"decode_at_4_tok_s", "prefill_8_tok_s"}
     shares = ["prefill_8_peak_share" in c["figures"] for c in row["contestants"]]
-    assert shares == ([False] * 3 if peak is None else [True, False, True])  # int8 products, for those that take them
-
-
-@native
-def test_a_build_without_the_peak_says_so(monkeypatch):
-    from cobra_edge.decode import _cpu
-
-    monkeypatch.setattr(_cpu, "kernels", object())
-    assert limits.peak_products("scalar", 1) is None
+    assert shares == [True, False, True]  # int8 products, for those that take them
 
 
 def test_a_result_is_whole_or_not_there(tmp_path, monkeypatch):

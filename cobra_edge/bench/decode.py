@@ -68,12 +68,12 @@ class Round:
 
     Attributes:
         reads: bytes a second that the memory gave, one value a turn.
-        peaks: int8 multiply-accumulates a second by instruction set; None where not measured.
+        peaks: int8 multiply-accumulates a second by instruction set.
         figures: by contestant.
     """
 
     reads: tuple[float, ...]
-    peaks: dict[str, float | None]
+    peaks: dict[str, float]
     figures: dict[str, Figures]
 
 
@@ -196,11 +196,8 @@ def _described(contestant: Contestant, rounds: Sequence[Round]) -> dict[str, Any
 
 
 def limits_of(rounds: Sequence[Round]) -> dict[str, Any]:
-    """Return what the machine could do in these rounds; a peak is None where it was not measured."""
-    peaks: dict[str, Any] = {}
-    for kernels in rounds[0].peaks:
-        values = [p for r in rounds if (p := r.peaks[kernels]) is not None]
-        peaks[kernels] = spread(values) if values else None
+    """Return what the machine could do in these rounds."""
+    peaks = {kernels: spread([r.peaks[kernels] for r in rounds]) for kernels in rounds[0].peaks}
     return {"read_gb_s": spread([read / 1e9 for r in rounds for read in r.reads]), "peak_macs_per_s": peaks}
 
 

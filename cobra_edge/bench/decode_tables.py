@@ -65,7 +65,7 @@ def _beside(row: dict[str, Any]) -> Table:
     table.add_column("value", justify="right")
     table.add_row("read bandwidth, GB/s", _cell("", limits["read_gb_s"]))
     for kernels, peak in limits["peak_macs_per_s"].items():
-        table.add_row(f"peak int8 products, {kernels}, 10⁹/s", _cell("_macs_per_s", peak) if peak else figure(None))
+        table.add_row(f"peak int8 products, {kernels}, 10⁹/s", _cell("_macs_per_s", peak))
     for form, distance in row["relative_rms_from_numpy"].items():
         table.add_row(f"distance from numpy, {form}", figure(distance))
     table.add_row("first opening, hashing every file, s", figure(residence["first_open_seconds"]))

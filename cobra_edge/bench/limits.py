@@ -31,15 +31,11 @@ class Memory:
         return self._words.nbytes / seconds
 
 
-def peak_products(kernels: str, threads: int) -> float | None:
-    """Return int8 multiply-accumulates a second from registers, None where this build cannot measure them."""
+def peak_products(kernels: str, threads: int) -> float:
+    """Return int8 multiply-accumulates a second that an instruction set does in registers."""
     from ..decode import _cpu
 
-    try:
-        measured = _cpu.kernels.peak_products
-    except AttributeError:
-        return None
-    return float(measured(kernels, threads))
+    return float(_cpu.kernels.peak_products(kernels, threads))
 
 
 def prefill_products(mamba: MambaConfig, tokens: int) -> int:
