@@ -41,7 +41,7 @@ from .errors import DriftError, InputError, MachineError, near_matches
 from .image import ImageTransform, load_picture
 from .memory import plan_memory
 from .model_card import model_card
-from .recipe import ROTATIONS, Recipe, round_to_nearest_recipe
+from .recipe import ROTATIONS, Recipe, uniform_recipe
 from .regress.budget import Verdict, judge, read_budget
 from .regress.suite import HELDOUT, Line, read_suite
 from .scheme import scheme_named
@@ -87,7 +87,7 @@ def export_bundle(
         target: what to export for.
         out: the bundle's directory; by default bundles/MODEL-TARGET-SCHEME, with -rotated where it is.
         scheme: by default the target's.
-        rotation: "out-proj" stores out_proj times a Hadamard matrix and has its input rotated at run time; "none" does not.
+        rotation: "out-proj" has out_proj's input rotated, "residual" the residual stream, "both" both, "none" neither; see `Recipe`.
         force: replace a bundle that is there.
         vision_weights, tokenizer: where the checkpoint itself has none.
         golden: suite whose lines become the golden ones.
@@ -108,9 +108,9 @@ def export_bundle(
 
     checkpoint = open_checkpoint(source, vision_weights=vision_weights, tokenizer=tokenizer)
     config = checkpoint.config
-    recipe, kept = round_to_nearest_recipe(config.mamba, chosen, online_hadamard=rotation == "out-proj")
+    recipe, kept = uniform_recipe(config.mamba, chosen, rotations=ROTATIONS[rotation])
     plan = plan_memory(config, recipe, target)
-    suffix = "-rotated" if recipe.online_hadamard else ""
+    suffix = "-rotated" if recipe.rotations else ""
     directory = out or Path("bundles") / f"{config.model_id}-{target.name}-{chosen.name}{suffix}"
     check_goal(directory, force=force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)

@@ -28,7 +28,7 @@ METHODS = ("rtn",)
 @click.option("--method", type=click.Choice(METHODS), default="rtn", show_default=True, help="How codes are chosen.")
 @click.option(
     "--rotation",
-    type=click.Choice(ROTATIONS),
+    type=click.Choice(list(ROTATIONS)),
     default="none",
     show_default=True,
     help="Spread the outliers of out_proj's input over all channels by a Hadamard matrix, at run time.",

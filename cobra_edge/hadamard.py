@@ -68,13 +68,26 @@ def rotate(x: np.ndarray) -> np.ndarray:
     y = np.array(x, np.float32).reshape(-1, base, power)
     if base > 1:
         y = hadamard_matrix(base) @ y
-    half = 1
+    return _butterflies(y).reshape(x.shape) / np.float32(math.sqrt(width))
+
+
+def unrotate(x: np.ndarray) -> np.ndarray:
+    """Return x R, what `rotate` undoes: every vector along the last axis turned back; shapes and errors as there."""
+    width = x.shape[-1]
+    base, power = hadamard_factors(width)
+    back = hadamard_matrix(base).T @ _butterflies(np.array(x, np.float32).reshape(-1, base, power))
+    return back.reshape(x.shape) / np.float32(math.sqrt(width))
+
+
+def _butterflies(y: np.ndarray) -> np.ndarray:
+    """Return y (n, m, p) times Sylvester's matrix of order p, along the last axis; it is symmetric."""
+    shape, power, half = y.shape, y.shape[-1], 1
     while half < power:
         pairs = y.reshape(-1, 2, half)
         a, b = pairs[:, 0], pairs[:, 1]
         y = np.stack([a + b, a - b], axis=1)
         half *= 2
-    return y.reshape(x.shape) / np.float32(math.sqrt(width))
+    return y.reshape(shape)
 
 
 def _is_paley_order(order: int) -> bool:

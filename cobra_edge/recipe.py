@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
-from .errors import InputError
+from .errors import InputError, near_matches
 from .hadamard import hadamard_factors
 from .model.config import MambaConfig, decoder_shapes
 from .scheme import SCHEMES, Scheme, scheme_named
 
 FLOAT32 = "float32"
 FLOAT16 = "float16"
-ROTATIONS = ("none", "out-proj")
+RESIDUAL, OUT_PROJ = "residual", "out-proj"
+# What --rotation may be, and which of the two rotations each means.
+ROTATIONS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "out-proj": (OUT_PROJ,),
+    "residual": (RESIDUAL,),
+    "both": (RESIDUAL, OUT_PROJ),
+}
+MIXED = "mixed"  # the scheme of a recipe whose tensors have several
 _LAYER = re.compile(r"(?<=backbone\.layers\.)\d+(?=\.)")
-_OUT_PROJ = "backbone.layers.*.mixer.out_proj.weight"
+_DT_PROJ = "backbone.layers.*.mixer.dt_proj.weight"
 # Matrices; everything else (norms, convolution, A_log, D, the bias of dt) is small, sensitive, and stays float32.
 _MATRICES = (
     "backbone.embedding.weight",
     "backbone.layers.*.mixer.in_proj.weight",
     "backbone.layers.*.mixer.x_proj.weight",
-    "backbone.layers.*.mixer.dt_proj.weight",
-    _OUT_PROJ,
+    _DT_PROJ,
+    "backbone.layers.*.mixer.out_proj.weight",
     "lm_head.weight",
 )
 
@@ -32,27 +41,41 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a decoder was quantized.
 
     Attributes:
-        scheme: the scheme that was asked for.
+        scheme: the scheme that was asked for, or "mixed".
         method: how codes were chosen.
         tensors: storage by tensor name, `*` standing for any layer: a scheme's name, "float16" or "float32". An exact
             name goes before a pattern; a tensor without an entry is float32.
         statistics: hash of the calibration statistics that were used, or None.
-        online_hadamard: out_proj's stored weight is W Rᵀ, R as `hadamard.rotate` says, and a runtime rotates out_proj's input.
+        rotations: what is rotated, R as `hadamard.rotate` says. "out-proj": out_proj's stored weight is W Rᵀ and a runtime
+            rotates its input. "residual": the residual stream is R times the model's own; every matrix that reads or writes it
+            is stored to fit, norms before in_proj are folded into it (their weight is 1 but for AWQ's scales), and a runtime
+            rotates embeddings where they enter, back before norm_f, and again before the head.
+        activations: "float32" or "int8", what a runtime does to that which enters a product unless it is told otherwise.
+        activation_percentile: rounded activations are clipped at this percentile of their group's magnitudes in the calibration
+            data, stored as NAME.clips; None for no clipping.
     """
 
     scheme: str
     method: str
     tensors: dict[str, str]
     statistics: str | None = None
-    online_hadamard: bool = False
+    rotations: tuple[Literal["residual", "out-proj"], ...] = ()
+    activations: Literal["float32", "int8"] = "float32"
+    activation_percentile: float | None = None
 
     def storage(self, name: str) -> str:
         """Return how the tensor is stored."""
         return self.tensors.get(name) or self.tensors.get(_LAYER.sub("*", name)) or FLOAT32
 
-    def rotates(self, name: str) -> bool:
-        """Say whether the rows of the tensor are rotated before they are stored."""
-        return self.online_hadamard and _LAYER.sub("*", name) == _OUT_PROJ
+    @property
+    def rotates_residual(self) -> bool:
+        """Whether the residual stream is rotated."""
+        return RESIDUAL in self.rotations
+
+    @property
+    def rotates_out_proj(self) -> bool:
+        """Whether out_proj's input is rotated."""
+        return OUT_PROJ in self.rotations
 
 
 @dataclass(frozen=True)
@@ -64,21 +87,21 @@ class StoredTensor:
     shape: tuple[int, ...]
 
 
-def round_to_nearest_recipe(
-    config: MambaConfig, scheme: Scheme, *, online_hadamard: bool = False
+def uniform_recipe(
+    config: MambaConfig, scheme: Scheme, method: str = "rtn", rotations: tuple[str, ...] = ()
 ) -> tuple[Recipe, dict[str, str]]:
-    """Return the recipe that stores every matrix by the scheme, and why some stay float16.
+    """Return the recipe that stores every matrix by one scheme, and why some stay float16.
 
     Args:
         config: sizes of the decoder.
         scheme: what was asked for.
-        online_hadamard: store out_proj rotated, and have its input rotated at run time.
+        method: how codes are to be chosen; "none" is written for a scheme without codes.
+        rotations: see `Recipe`.
 
     Raises:
-        InputError: the scheme fits no matrix at all, or d_inner has no Hadamard matrix.
+        InputError: the scheme fits no matrix at all, or a width that is to be rotated has no Hadamard matrix.
     """
-    if online_hadamard:
-        _require_hadamard(config)
+    _require_hadamard(config, rotations)
     shapes = decoder_shapes(config)
     tensors, kept = {}, {}
     for pattern in _MATRICES:
@@ -86,23 +109,33 @@ def round_to_nearest_recipe(
         if shape is None:
             continue
         reason = scheme.refuses(shape[1])
-        if scheme.weight_bits == 16 or reason:
-            tensors[pattern] = FLOAT16
-        else:
-            tensors[pattern] = scheme.name
+        if reason is None and pattern == _DT_PROJ and scheme.weight_bits < 8:
+            reason = "it decides how long the recurrence remembers, and is small: 8 bits or float"
+        tensors[pattern] = FLOAT16 if scheme.weight_bits == 16 or reason else scheme.name
         if reason:
             kept[pattern] = reason
     if scheme.weight_bits != 16 and len(kept) == len(tensors):
         raise InputError(f"scheme {scheme.name} fits no matrix of this model: {next(iter(kept.values()))}")
-    method = "rtn" if scheme.weight_bits != 16 else "none"
-    return Recipe(scheme.name, method, tensors, online_hadamard=online_hadamard), kept
+    recipe = Recipe(
+        scheme.name,
+        method if scheme.weight_bits != 16 else "none",
+        tensors,
+        rotations=rotations,  # type: ignore[arg-type] # checked above
+        activations="int8" if scheme.activation_bits == 8 else "float32",
+    )
+    return recipe, kept
 
 
-def _require_hadamard(config: MambaConfig) -> None:
-    try:
-        hadamard_factors(config.d_inner)
-    except InputError as error:
-        raise InputError(f"out_proj's input cannot be rotated: {error}; store this model without the rotation") from error
+def _require_hadamard(config: MambaConfig, rotations: tuple[str, ...]) -> None:
+    widths = {RESIDUAL: ("the residual stream", config.d_model), OUT_PROJ: ("out_proj's input", config.d_inner)}
+    for rotation in rotations:
+        if rotation not in widths:
+            raise InputError(f"unknown rotation {rotation!r}{near_matches(rotation, widths)}")
+        what, width = widths[rotation]
+        try:
+            hadamard_factors(width)
+        except InputError as error:
+            raise InputError(f"{what} cannot be rotated: {error}; store this model without that rotation") from error
 
 
 def stored_tensors(config: MambaConfig, recipe: Recipe) -> dict[str, list[StoredTensor]]:
@@ -111,8 +144,7 @@ def stored_tensors(config: MambaConfig, recipe: Recipe) -> dict[str, list[Stored
     Raises:
         InputError: the recipe names an unknown storage, a scheme that does not fit the tensor, or a rotation that cannot be.
     """
-    if recipe.online_hadamard:
-        _require_hadamard(config)
+    _require_hadamard(config, recipe.rotations)
     plan = {}
     for name, shape in decoder_shapes(config).items():
         storage = recipe.storage(name)

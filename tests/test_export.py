@@ -18,7 +18,7 @@ from cobra_edge.cli import command as whole
 from cobra_edge.errors import InputError
 from cobra_edge.memory import plan_memory, state_bytes
 from cobra_edge.model.config import CobraConfig, MambaConfig, vision_backbone
-from cobra_edge.recipe import round_to_nearest_recipe
+from cobra_edge.recipe import uniform_recipe
 from cobra_edge.scheme import SCHEMES
 from cobra_edge.targets import target_named
 from cobra_edge.tensor_file import TensorFileWriter
@@ -314,10 +314,10 @@ def test_the_verbs_are_modules_too():
 
 def test_memory_of_the_published_model():
     assert round(state_bytes(COBRA_3B) / 1e6) == 26
-    recipe, _ = round_to_nearest_recipe(COBRA_3B.mamba, SCHEMES["w4a16-g128"])
+    recipe, _ = uniform_recipe(COBRA_3B.mamba, SCHEMES["w4a16-g128"])
     plan = plan_memory(COBRA_3B, recipe, target_named("jetson"))
     assert 1.4e9 < plan.decoder_bytes < 1.7e9 and plan.total_bytes < 8e9
-    recipe, _ = round_to_nearest_recipe(COBRA_3B.mamba, SCHEMES["fp16"])
+    recipe, _ = uniform_recipe(COBRA_3B.mamba, SCHEMES["fp16"])
     with pytest.raises(InputError, match=r"does not fit Jetson Orin Nano 8GB: 1\d\.\d\d GB needed .* 8\.00 GB there"):
         plan_memory(COBRA_3B, recipe, target_named("jetson"))
 

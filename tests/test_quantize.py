@@ -9,7 +9,7 @@ from cobra_edge.errors import InputError
 from cobra_edge.model.config import MambaConfig
 from cobra_edge.packing import QuantizedTensor, pack, unpack
 from cobra_edge.quantize.rtn import round_to_nearest
-from cobra_edge.recipe import Recipe, round_to_nearest_recipe, stored_tensors
+from cobra_edge.recipe import Recipe, uniform_recipe, stored_tensors
 from cobra_edge.scheme import SCHEMES, Scheme, scheme_named
 
 QUANTIZED = [s for s in SCHEMES.values() if s.group_size]
@@ -142,14 +142,14 @@ def test_quantized_tensor_checks_its_parts():
 
 
 def test_three_bit_codes_take_three_eighths_of_a_byte():
-    recipe, _ = round_to_nearest_recipe(CONFIG, SCHEMES["w3a16-g64"])
+    recipe, _ = uniform_recipe(CONFIG, SCHEMES["w3a16-g64"])
     codes, scales = stored_tensors(CONFIG, recipe)["backbone.layers.1.mixer.out_proj.weight"]
     assert (codes.dtype, codes.shape) == ("uint8", (256, 512 * 3 // 8))
     assert (scales.dtype, scales.shape) == ("float16", (256, 512 // 64))
 
 
 def test_recipe_keeps_the_sensitive_tensors_float():
-    recipe, kept = round_to_nearest_recipe(CONFIG, SCHEMES["w4a16-g128"])
+    recipe, kept = uniform_recipe(CONFIG, SCHEMES["w4a16-g128"])
     assert recipe.storage("backbone.layers.1.mixer.in_proj.weight") == "w4a16-g128"
     assert recipe.storage("backbone.embedding.weight") == "w4a16-g128"
     for name in ("A_log", "D", "dt_proj.bias", "conv1d.weight", "conv1d.bias"):
@@ -168,4 +168,4 @@ def test_a_recipe_that_cannot_be_is_refused():
     with pytest.raises(InputError, match="unknown scheme"):
         stored_tensors(CONFIG, Recipe("w4a16-g128", "rtn", {"backbone.norm_f.weight": "w9"}))
     with pytest.raises(InputError, match="fits no matrix"):
-        round_to_nearest_recipe(MambaConfig(96, 1, 64, 96, 16, 4, 8), SCHEMES["w4a16-g128"])
+        uniform_recipe(MambaConfig(96, 1, 64, 96, 16, 4, 8), SCHEMES["w4a16-g128"])

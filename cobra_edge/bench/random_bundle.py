@@ -27,7 +27,7 @@ from ..bundle import (
 from ..errors import BundleError
 from ..memory import decoder_bytes, plan_memory
 from ..model.config import CobraConfig, MambaConfig
-from ..recipe import Recipe, StoredTensor, quantized_scheme, round_to_nearest_recipe, stored_tensors
+from ..recipe import Recipe, StoredTensor, quantized_scheme, uniform_recipe, stored_tensors
 from ..regress.golden import GoldenLine, write_golden
 from ..resources import MINI
 from ..scheme import scheme_named
@@ -53,7 +53,7 @@ def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progres
         MachineError: the disk is full.
     """
     config = CobraConfig("random", None, None, mamba)
-    recipe, _ = round_to_nearest_recipe(mamba, scheme_named(scheme))
+    recipe, _ = uniform_recipe(mamba, scheme_named(scheme))
     if (directory / MANIFEST).is_file():
         with suppress(BundleError):  # made by another version: made anew below
             found = Bundle.open(directory)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..hadamard import rotate
 from ..model.checkpoint import Checkpoint
 from ..model.weight_files import require_finite
 from ..recipe import Recipe, quantized_scheme, stored_tensors
 from ..tensor_file import TensorFileWriter
+from .preparation import prepared
 from .rtn import round_to_nearest
 
 
@@ -21,7 +21,7 @@ def write_decoder(checkpoint: Checkpoint, recipe: Recipe, file: Path, on_tensor:
 
     Args:
         checkpoint: opened, tensors memory-mapped.
-        recipe: storage of each tensor, and whether out_proj is rotated.
+        recipe: storage of each tensor, and what is rotated.
         file: decoder.safetensors.
         on_tensor: called after each tensor, for progress.
 
@@ -31,9 +31,7 @@ def write_decoder(checkpoint: Checkpoint, recipe: Recipe, file: Path, on_tensor:
     plan = stored_tensors(checkpoint.config.mamba, recipe)
     with TensorFileWriter(file, [t for entries in plan.values() for t in entries]) as writer:
         for name, entries in plan.items():
-            values = require_finite(name, checkpoint.decoder[name].float()).numpy()
-            if recipe.rotates(name):
-                values = rotate(values)  # row w of W becomes R w, which is row w of W Rᵀ
+            values = prepared(name, lambda n: require_finite(n, checkpoint.decoder[n].float()).numpy(), recipe)
             scheme = quantized_scheme(recipe, name)
             if scheme is not None:
                 quantized = round_to_nearest(values, scheme)
