@@ -104,6 +104,10 @@ def export_bundle(
     limits = read_budget(budget).limits_of(chosen.name)
     lines = read_suite(golden)
     _require_torch()
+    if chosen.code_format != "int":
+        from .quantize.bitsandbytes_codes import load_bitsandbytes
+
+        load_bitsandbytes()
     from .model.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(source, vision_weights=vision_weights, tokenizer=tokenizer)

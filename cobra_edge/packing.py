@@ -5,20 +5,31 @@ bits first: one plane of 8 bits, one of 4, or for 3-bit codes one of the low two
 neighbouring bytes belong to neighbouring codes: a plane of b bits of a block of n codes has L = n · b / 8 bytes, and byte j
 holds, from its lowest bits to its highest, codes j, j + L, j + 2·L and so on. One shift and one mask yield a run of L
 neighbours. Codes are unsigned; `Scheme.zero_code` stands for 0. docs/bundle.md has it on one page.
+
+bitsandbytes' formats keep bitsandbytes' own layout, so that its products run on the stored bytes; a row of `_FORMATS` each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import InputError
-from .scheme import Scheme
+from .scheme import CodeFormat, Scheme
 
 # Widths of the planes of a code, by its bits, lowest bits first.
 _PLANES = {3: (2, 1), 4: (4,), 8: (8,)}
+
+# What the codes of format "nf4" stand for: quantiles of a normal distribution, scaled to [-1, 1], with an exact 0.
+# Source: Dettmers et al. 2023, "QLoRA", appendix E.
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +37,8 @@ class QuantizedTensor:
     """A matrix as integer codes with one scale a group.
 
     Attributes:
-        codes: (out, in · weight_bits / 8) uint8, packed.
-        scales: (out, in / group_size) float16.
+        codes: (out, in · weight_bits / 8) of the scheme's code_dtype, packed.
+        scales: (out, in / group) of the scheme's scale_dtype.
         scheme: how to read them.
     """
 
@@ -37,14 +48,14 @@ class QuantizedTensor:
 
     def __post_init__(self) -> None:
         """Raise InputError when codes and scales do not fit each other."""
-        assert self.scheme.group_size is not None
-        if self.codes.dtype != np.uint8 or self.scales.dtype != np.float16 or self.codes.ndim != 2 or self.scales.ndim != 2:
+        dtypes = self.scheme.code_dtype, self.scheme.scale_dtype
+        if (self.codes.dtype.name, self.scales.dtype.name) != dtypes or self.codes.ndim != 2 or self.scales.ndim != 2:
             raise InputError(
                 f"quantized tensor: codes {self.codes.dtype}{self.codes.shape} and scales {self.scales.dtype}"
-                f"{self.scales.shape}, expected two-dimensional uint8 and float16"
+                f"{self.scales.shape}, expected two-dimensional {dtypes[0]} and {dtypes[1]}"
             )
         n_in = self.shape[1]
-        expected = (self.codes.shape[0], n_in // self.scheme.group_size)
+        expected = (self.codes.shape[0], n_in // self.scheme.group(n_in))
         whole = self.codes.shape[1] * 8 == n_in * self.scheme.weight_bits and not self.scheme.refuses(n_in)
         if self.scales.shape != expected or not whole:
             raise InputError(f"quantized tensor: scales have shape {self.scales.shape}, codes ask for {expected}")
@@ -59,14 +70,48 @@ class QuantizedTensor:
         return QuantizedTensor(self.codes[index], self.scales[index], self.scheme)
 
     def dequantize(self) -> np.ndarray:
-        """Return the matrix, (out, in) float32: (code - zero_code) · scale."""
+        """Return the matrix, (out, in) float32: what each code stands for, times its scale, times the format's unit."""
         out, n_in = self.shape
         n_groups = self.scales.shape[1]
-        codes = unpack(self.codes, self.scheme).reshape(out, n_groups, n_in // n_groups)
-        values = codes.astype(np.float32)
-        values -= self.scheme.zero_code
+        form = _FORMATS[self.scheme.code_format]
+        values = form.values(self.codes, self.scheme).reshape(out, n_groups, n_in // n_groups)
         values *= self.scales.astype(np.float32)[..., None]
+        if form.unit != 1:
+            values *= np.float32(form.unit)
         return values.reshape(out, n_in)
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How stored codes are read.
+
+    Attributes:
+        values: from stored codes and their scheme, what each stands for in units of its scale, a new array (out, in) float32.
+        unit: a factor of every value.
+    """
+
+    values: Callable[[np.ndarray, Scheme], np.ndarray]
+    unit: float = 1.0
+
+
+def _integers(codes: np.ndarray, scheme: Scheme) -> np.ndarray:
+    values = unpack(codes, scheme).astype(np.float32)
+    values -= scheme.zero_code
+    return values
+
+
+def _normal_floats(codes: np.ndarray, _scheme: Scheme) -> np.ndarray:
+    """Two codes a byte, the first in its high half."""
+    pairs = np.stack([codes >> 4, codes & 15], axis=-1)
+    return np.asarray(NF4_LEVELS, np.float32)[pairs].reshape(len(codes), -1)
+
+
+_FORMATS: dict[CodeFormat, _Format] = {
+    "int": _Format(_integers),
+    "nf4": _Format(_normal_floats),
+    # A row's scale is its largest magnitude, which lies at code 127 or -127.
+    "int8-rows": _Format(lambda codes, _: codes.astype(np.float32), unit=1 / 127),
+}
 
 
 def pack(codes: np.ndarray, scheme: Scheme) -> np.ndarray:

@@ -156,8 +156,8 @@ def stored_tensors(config: MambaConfig, recipe: Recipe) -> dict[str, list[Stored
             raise InputError(f"recipe: {name} of shape {shape} cannot be stored as {storage}")
         out, n_in = shape
         plan[name] = [
-            StoredTensor(f"{name}.codes", "uint8", (out, n_in * scheme.weight_bits // 8)),
-            StoredTensor(f"{name}.scales", "float16", (out, n_in // scheme.group_size)),
+            StoredTensor(f"{name}.codes", scheme.code_dtype, (out, n_in * scheme.weight_bits // 8)),
+            StoredTensor(f"{name}.scales", scheme.scale_dtype, (out, n_in // scheme.group(n_in))),
         ]
     return plan
 

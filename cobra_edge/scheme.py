@@ -14,6 +14,12 @@ WHOLE_ROW: Literal["row"] = "row"
 
 # How codes become values: "int" as docs/bundle.md says; the others are bitsandbytes' own.
 CodeFormat = Literal["int", "nf4", "int8-rows"]
+# What codes and scales are stored as, by format: dtypes as numpy calls them.
+_DTYPES: dict[CodeFormat, tuple[str, str]] = {
+    "int": ("uint8", "float16"),
+    "nf4": ("uint8", "float32"),
+    "int8-rows": ("int8", "float32"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,16 @@ class Scheme:
     def zero_code(self) -> int:
         """The unsigned code that stands for 0: codes are symmetric around it. Only of format "int"."""
         return 1 << (self.weight_bits - 1)
+
+    @property
+    def code_dtype(self) -> str:
+        """The dtype of stored codes, as numpy calls it."""
+        return _DTYPES[self.code_format][0]
+
+    @property
+    def scale_dtype(self) -> str:
+        """The dtype of stored scales, as numpy calls it."""
+        return _DTYPES[self.code_format][1]
 
     @property
     def block(self) -> int:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from ..bundle import Bundle
 from ..errors import InputError, MachineError, near_matches
 from ..memory import memory_for
+from ..quantize.bitsandbytes_codes import why_no_bitsandbytes
+from ..scheme import SCHEMES
 from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,19 @@ def _native_refuses(bundle: Bundle) -> str | None:
     return why_not()
 
 
+def _bitsandbytes(bundle: Bundle, _options: DecoderOptions) -> Decoder:
+    from .bitsandbytes_backend import BitsAndBytesDecoder
+
+    return BitsAndBytesDecoder(bundle)
+
+
+def _bitsandbytes_refuses(bundle: Bundle) -> str | None:
+    storages = set(bundle.manifest.recipe.tensors.values())
+    if not any(SCHEMES[s].code_format in ("nf4", "int8-rows") for s in storages & SCHEMES.keys()):
+        return "the recipe stores nothing in bitsandbytes' codes"
+    return why_no_bitsandbytes()
+
+
 def _numpy(bundle: Bundle, options: DecoderOptions) -> Decoder:
     from .numpy_reference import NumpyDecoder
 
@@ -57,9 +72,11 @@ def _torch_refuses(bundle: Bundle) -> str | None:
     return None
 
 
-# In order of preference. numpy goes before torch: it starts at once and needs nothing.
+# In order of preference. bitsandbytes runs what is stored in its codes; numpy goes before torch: it starts at once and needs
+# nothing.
 BACKENDS = (
     Backend("native", "cpu", _native_refuses, _native),
+    Backend("bitsandbytes", "cpu", _bitsandbytes_refuses, _bitsandbytes),
     Backend("numpy", "cpu", lambda bundle: None, _numpy),
     Backend("torch", "cpu", _torch_refuses, _torch),
 )

@@ -12,6 +12,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.weight_files import require_finite
 from ..recipe import Recipe, quantized_scheme, stored_tensors
 from ..tensor_file import TensorFileWriter
+from .bitsandbytes_codes import quantize_bitsandbytes
 from .preparation import prepared
 from .rtn import round_to_nearest
 
@@ -34,7 +35,8 @@ def write_decoder(checkpoint: Checkpoint, recipe: Recipe, file: Path, on_tensor:
             values = prepared(name, lambda n: require_finite(n, checkpoint.decoder[n].float()).numpy(), recipe)
             scheme = quantized_scheme(recipe, name)
             if scheme is not None:
-                quantized = round_to_nearest(values, scheme)
+                quantize = round_to_nearest if scheme.code_format == "int" else quantize_bitsandbytes
+                quantized = quantize(values, scheme)
                 writer.write(entries[0].name, quantized.codes)
                 writer.write(entries[1].name, quantized.scales)
             else:
