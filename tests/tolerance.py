@@ -9,10 +9,13 @@ TOLERANCES = {
     ("decoder", "float32"): (1e-5, 1e-4),
     ("decoder", "float16"): (1e-3, 3e-3),  # the same decoder with its out_proj rounded to float16 in another basis
     ("decoder", "int8"): (3e-2, 1e-1),
+    ("decoder", "bnb-int8"): (3e-2, 5e-2),  # activations rounded, beside activations left; seen: 1.2e-2 and 1.9e-2
     ("exponential", "float32"): (2e-7, 1e-6),
     ("vision", "float32"): (1e-5, 1e-4),
     ("onnx", "float32"): (1e-4, 1e-3),
     ("rotation", "float32"): (1e-6, 1e-5),
+    ("product", "float32"): (1e-6, 1e-6),
+    ("product", "int8-rows"): (3e-5, 3e-5),  # bitsandbytes multiplies by 6.200124e-5, which is 1.8e-5 above 1 / 127²
     ("scan", "float32"): (1e-5, 1e-4),
     ("gradient", "float32"): (1e-5, 1e-4),
 }
