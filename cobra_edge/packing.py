@@ -27,27 +27,33 @@ class QuantizedTensor:
 
     Attributes:
         codes: (out, in · weight_bits / 8) uint8, packed.
-        scales: (out, in / group_size) float16.
+        scales: (out, in / group) float16.
         scheme: how to read them.
+        clips: (in / group,) float32, positive: where what enters a product with this matrix is rounded, the largest magnitude
+            that a group keeps; None where nothing is clipped.
     """
 
     codes: np.ndarray
     scales: np.ndarray
     scheme: Scheme
+    clips: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError when codes and scales do not fit each other."""
-        assert self.scheme.group_size is not None
+        """Raise InputError when codes, scales and clips do not fit each other."""
         if self.codes.dtype != np.uint8 or self.scales.dtype != np.float16 or self.codes.ndim != 2 or self.scales.ndim != 2:
             raise InputError(
                 f"quantized tensor: codes {self.codes.dtype}{self.codes.shape} and scales {self.scales.dtype}"
                 f"{self.scales.shape}, expected two-dimensional uint8 and float16"
             )
         n_in = self.shape[1]
-        expected = (self.codes.shape[0], n_in // self.scheme.group_size)
-        whole = self.codes.shape[1] * 8 == n_in * self.scheme.weight_bits and not self.scheme.refuses(n_in)
+        whole = n_in and self.codes.shape[1] * 8 == n_in * self.scheme.weight_bits and not self.scheme.refuses(n_in)
+        expected = (self.codes.shape[0], n_in // self.scheme.group(n_in) if n_in else 0)
         if self.scales.shape != expected or not whole:
             raise InputError(f"quantized tensor: scales have shape {self.scales.shape}, codes ask for {expected}")
+        if self.clips is not None and (self.clips.dtype != np.float32 or self.clips.shape != expected[1:]):
+            raise InputError(
+                f"quantized tensor: clips {self.clips.dtype}{self.clips.shape}, expected float32{expected[1:]}, one a group"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -56,7 +62,7 @@ class QuantizedTensor:
 
     def rows(self, index: np.ndarray | slice) -> QuantizedTensor:
         """Return the rows `index` (n,) selects, for a lookup in a quantized embedding."""
-        return QuantizedTensor(self.codes[index], self.scales[index], self.scheme)
+        return QuantizedTensor(self.codes[index], self.scales[index], self.scheme, self.clips)
 
     def dequantize(self) -> np.ndarray:
         """Return the matrix, (out, in) float32: (code - zero_code) · scale."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ..bundle import Bundle
 from ..errors import InputError, MachineError, near_matches
 from ..memory import memory_for
+from ..scheme import SCHEMES
 from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ def _native(bundle: Bundle, options: DecoderOptions) -> Decoder:
 def _native_refuses(bundle: Bundle) -> str | None:
     from .cpu import why_not
 
+    recipe = bundle.manifest.recipe
+    for storage in dict.fromkeys(recipe.tensors.values()):
+        code_format = SCHEMES[storage].code_format if storage in SCHEMES else "int"
+        if code_format != "int":
+            return f"codes of bitsandbytes' {code_format} are run by bitsandbytes"
     return why_not()
 
 

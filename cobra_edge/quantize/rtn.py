@@ -29,13 +29,13 @@ def round_to_nearest(weight: np.ndarray, scheme: Scheme) -> QuantizedTensor:
     if reason:
         raise InputError(f"{reason}; choose another scheme or keep this tensor in float")
     out, n_in = weight.shape
-    assert scheme.group_size is not None
-    n_groups = n_in // scheme.group_size
+    group = scheme.group(n_in)
+    n_groups = n_in // group
     codes = np.empty((out, n_in * scheme.weight_bits // 8), np.uint8)
     scales = np.empty((out, n_groups), np.float16)
     step = max(1, _ROWS_AT_ONCE // n_in)
     for start in range(0, out, step):
-        rows = np.asarray(weight[start : start + step], np.float32).reshape(-1, n_groups, scheme.group_size)
+        rows = np.asarray(weight[start : start + step], np.float32).reshape(-1, n_groups, group)
         codes[start : start + step], scales[start : start + step] = _round_rows(rows, scheme)
     return QuantizedTensor(codes, scales, scheme)
 
