@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -23,11 +24,14 @@ INT_SCHEMES = [s.name for s in SCHEMES.values() if s.code_format == "int"]
 
 
 def mixed_recipe(config: MambaConfig, **fields: object) -> Recipe:
-    """Return a recipe that stores every matrix by another scheme than its neighbours, as far as they fit."""
-    tensors, matrices = {}, [(n, s) for n, s in decoder_shapes(config).items() if n.endswith("proj.weight") or "embedding" in n]
-    for i, (name, shape) in enumerate(matrices):
-        fitting = [s for s in INT_SCHEMES if SCHEMES[s].refuses(shape[1]) is None]
-        tensors[name] = "float16" if (scheme := fitting[i % len(fitting)]) == "fp16" else scheme
+    """Return a recipe that takes the schemes in turns: every matrix has the one that was taken least and fits it."""
+    tensors, taken = {}, Counter[str]()
+    for name, shape in decoder_shapes(config).items():
+        if not name.endswith(("proj.weight", "embedding.weight", "lm_head.weight")):
+            continue
+        scheme = min((s for s in INT_SCHEMES if SCHEMES[s].refuses(shape[1]) is None), key=taken.__getitem__)
+        taken[scheme] += 1
+        tensors[name] = "float16" if scheme == "fp16" else scheme
     return Recipe("mixed", "rtn", tensors, **fields)  # type: ignore[arg-type]
 
 
