@@ -159,7 +159,7 @@ class Bundle:
         """Map decoder.safetensors into memory, each tensor checked against the model config and the recipe; read-only.
 
         Raises:
-            BundleError: a tensor is missing, unexpected, or of the wrong dtype or shape.
+            BundleError: a tensor is missing, unexpected, or of the wrong dtype or shape; a clip is not positive and finite.
         """
         recipe = self.manifest.recipe
         try:
@@ -173,7 +173,12 @@ class Bundle:
             if scheme is None:
                 tensors[name] = arrays[name]
             else:
-                tensors[name] = QuantizedTensor(arrays[f"{name}.codes"], arrays[f"{name}.scales"], scheme)
+                clips = arrays.get(f"{name}.clips")
+                if clips is not None and not (np.isfinite(clips).all() and (clips > 0).all()):
+                    raise BundleError(
+                        f"{self.path(DECODER)}: {name}.clips holds values that are not positive and finite; export the bundle again"
+                    )
+                tensors[name] = QuantizedTensor(arrays[f"{name}.codes"], arrays[f"{name}.scales"], scheme, clips)
         return tensors
 
     def text(self) -> tuple[TextCodec, PromptTemplate]:

@@ -40,14 +40,17 @@ class QuantizedTensor:
         codes: (out, in · weight_bits / 8) of the scheme's code_dtype, packed.
         scales: (out, in / group) of the scheme's scale_dtype.
         scheme: how to read them.
+        clips: (in / group,) float32, positive: where what enters a product with this matrix is rounded, the largest magnitude
+            that a group keeps; None where nothing is clipped.
     """
 
     codes: np.ndarray
     scales: np.ndarray
     scheme: Scheme
+    clips: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError when codes and scales do not fit each other."""
+        """Raise InputError when codes, scales and clips do not fit each other."""
         dtypes = self.scheme.code_dtype, self.scheme.scale_dtype
         if (self.codes.dtype.name, self.scales.dtype.name) != dtypes or self.codes.ndim != 2 or self.scales.ndim != 2:
             raise InputError(
@@ -55,10 +58,14 @@ class QuantizedTensor:
                 f"{self.scales.shape}, expected two-dimensional {dtypes[0]} and {dtypes[1]}"
             )
         n_in = self.shape[1]
-        expected = (self.codes.shape[0], n_in // self.scheme.group(n_in))
-        whole = self.codes.shape[1] * 8 == n_in * self.scheme.weight_bits and not self.scheme.refuses(n_in)
+        whole = n_in and self.codes.shape[1] * 8 == n_in * self.scheme.weight_bits and not self.scheme.refuses(n_in)
+        expected = (self.codes.shape[0], n_in // self.scheme.group(n_in) if n_in else 0)
         if self.scales.shape != expected or not whole:
             raise InputError(f"quantized tensor: scales have shape {self.scales.shape}, codes ask for {expected}")
+        if self.clips is not None and (self.clips.dtype != np.float32 or self.clips.shape != expected[1:]):
+            raise InputError(
+                f"quantized tensor: clips {self.clips.dtype}{self.clips.shape}, expected float32{expected[1:]}, one a group"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,7 +74,7 @@ class QuantizedTensor:
 
     def rows(self, index: np.ndarray | slice) -> QuantizedTensor:
         """Return the rows `index` (n,) selects, for a lookup in a quantized embedding."""
-        return QuantizedTensor(self.codes[index], self.scales[index], self.scheme)
+        return QuantizedTensor(self.codes[index], self.scales[index], self.scheme, self.clips)
 
     def dequantize(self) -> np.ndarray:
         """Return the matrix, (out, in) float32: what each code stands for, times its scale, times the format's unit."""

@@ -25,10 +25,11 @@ ROTATIONS: dict[str, tuple[str, ...]] = {
 }
 MIXED = "mixed"  # the scheme of a recipe whose tensors have several
 _LAYER = re.compile(r"(?<=backbone\.layers\.)\d+(?=\.)")
+_EMBEDDING = "backbone.embedding.weight"
 _DT_PROJ = "backbone.layers.*.mixer.dt_proj.weight"
 # Matrices; everything else (norms, convolution, A_log, D, the bias of dt) is small, sensitive, and stays float32.
 _MATRICES = (
-    "backbone.embedding.weight",
+    _EMBEDDING,
     "backbone.layers.*.mixer.in_proj.weight",
     "backbone.layers.*.mixer.x_proj.weight",
     _DT_PROJ,
@@ -155,10 +156,15 @@ def stored_tensors(config: MambaConfig, recipe: Recipe) -> dict[str, list[Stored
         if scheme.group_size is None or len(shape) != 2 or scheme.refuses(shape[1]):
             raise InputError(f"recipe: {name} of shape {shape} cannot be stored as {storage}")
         out, n_in = shape
+        groups = n_in // scheme.group(n_in)
         plan[name] = [
             StoredTensor(f"{name}.codes", scheme.code_dtype, (out, n_in * scheme.weight_bits // 8)),
-            StoredTensor(f"{name}.scales", scheme.scale_dtype, (out, n_in // scheme.group(n_in))),
+            StoredTensor(f"{name}.scales", scheme.scale_dtype, (out, groups)),
         ]
+        # An embedding that is not the head too is looked up and enters no product.
+        multiplied = config.tied or name != _EMBEDDING
+        if recipe.activation_percentile is not None and scheme.code_format == "int" and multiplied:
+            plan[name].append(StoredTensor(f"{name}.clips", "float32", (groups,)))
     return plan
 
 

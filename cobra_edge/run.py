@@ -29,7 +29,9 @@ from .terminal import debug_option, main_of, plain, print_json, tell
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where the decoder runs.")
 @click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of the decoder; default: one a physical core.")
-@click.option("--activations", type=click.Choice(ACTIVATIONS), default="float32", show_default=True, help="int8: faster.")
+@click.option(
+    "--activations", type=click.Choice(ACTIVATIONS), help="What enters a product; int8: faster. Default: as the bundle's recipe says."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 @debug_option
 def command(
@@ -44,7 +46,7 @@ def command(
     device: str,
     decoder_kernels: str,
     threads: int | None,
-    activations: str,
+    activations: str | None,
     as_json: bool,
 ) -> None:
     """Ask BUNDLE a question, about a picture or not, and stream the answer."""

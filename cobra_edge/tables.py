@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .bundle import DECODER, Manifest
-from .recipe import Recipe
+from .recipe import OUT_PROJ, RESIDUAL, Recipe
 from .regress.budget import Verdict
 from .targets import Target
 from .terminal import plain
@@ -38,7 +38,10 @@ def megabytes(size_bytes: int) -> str:
 
 def rotation_words(recipe: Recipe) -> str:
     """Say what is rotated, to follow after scheme and method; nothing where nothing is."""
-    return ", out_proj rotated by a Hadamard matrix" if recipe.online_hadamard else ""
+    words = {RESIDUAL: "residual stream", OUT_PROJ: "out_proj"}
+    rotated = " and ".join(words[r] for r in recipe.rotations)
+    matrices = "a Hadamard matrix" if len(recipe.rotations) == 1 else "Hadamard matrices"
+    return f", {rotated} rotated by {matrices}" if rotated else ""
 
 
 def bits_per_weight(manifest: Manifest) -> float:

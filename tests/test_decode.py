@@ -12,9 +12,9 @@ from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
 from cobra_edge.model.mamba import causal_conv, selective_scan
-from cobra_edge.scheme import SCHEMES
 
 from .conftest import TINY_MAMBA
+from .handmade import INT_SCHEMES
 from .tolerance import assert_close
 
 
@@ -45,6 +45,14 @@ def test_numpy_operations_equal_the_torch_ones(length):
     assert_close(h, last[0].numpy(), "scan")
 
 
+def test_a_clip_bounds_the_scale_of_its_group():
+    x = np.array([[1, -4, 0.02, 0.5], [1, -0.1, 8, 0.06]], np.float32)
+    got = reference.round_activations(x, 2, np.array([2, 0.5], np.float32))
+    step = np.float32([[2, 0.5], [1, 0.5]]) / 127  # of the first row's groups, of the second's
+    expected = [[64, -127, 5, 127], [127, -13, 127, 15]] * np.repeat(step, 2, axis=1)
+    assert_close(got, expected, "decoder")
+
+
 def test_a_scan_longer_than_a_chunk_is_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     u, dt = rng.standard_normal((2, 50, 8)).astype(np.float32)
@@ -57,10 +65,10 @@ def test_a_scan_longer_than_a_chunk_is_the_same(monkeypatch):
     assert np.array_equal(h1, h2)
 
 
-@pytest.mark.parametrize("scheme", list(SCHEMES))
+@pytest.mark.parametrize("scheme", INT_SCHEMES)
 def test_numpy_equals_torch_on_cobra_mini(mini_bundle, scheme):
     bundle = Bundle.open(mini_bundle(scheme))
-    ours, truth = NumpyDecoder(bundle), TorchDecoder(bundle)
+    ours, truth = NumpyDecoder(bundle, DecoderOptions(activations="float32")), TorchDecoder(bundle)
     embeddings = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
     tokens = [2, 5, 300, 77, 9]
     a, b = ours.new_state(), truth.new_state()

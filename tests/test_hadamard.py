@@ -1,31 +1,31 @@
-"""The rotation of out_proj's input: Hadamard matrices against their definition, and a rotated decoder against a plain one."""
+"""Rotations: Hadamard matrices against their definition, and a rotated decoder against a plain one."""
 
 import functools
 import json
 import shutil
 
-import msgspec
 import numpy as np
 import pytest
 
 from cobra_edge import export, inspect
 from cobra_edge.assemble import export_bundle
-from cobra_edge.bundle import CARD, DECODER, MANIFEST, Bundle
+from cobra_edge.bundle import CARD, MANIFEST, Bundle
 from cobra_edge.decode import numpy_reference
 from cobra_edge.decode.backends import BACKENDS
+from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import InputError
-from cobra_edge.hadamard import hadamard_factors, hadamard_matrix, rotate
+from cobra_edge.hadamard import hadamard_factors, hadamard_matrix, rotate, unrotate
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.model.config import MambaConfig
-from cobra_edge.quantize.decoder_file import write_decoder
-from cobra_edge.recipe import Recipe, stored_tensors
-from cobra_edge.scheme import SCHEMES
+from cobra_edge.recipe import ROTATIONS, Recipe, stored_tensors
+from cobra_edge.tables import rotation_words
 from cobra_edge.targets import target_named
 from cobra_edge.terminal import run_command
 
 from .conftest import write_text_only
+from .handmade import INT_SCHEMES, write_bundle
 from .tolerance import assert_close
 
 FACTORS = {
@@ -80,6 +80,8 @@ def test_rotation_equals_the_explicit_matrix(width):
     assert_close(got, x @ matrix.T, "rotation")
     assert_close(rotate(x[0, 0]), matrix @ x[0, 0], "rotation")
     assert_close(np.linalg.norm(got, axis=-1), np.linalg.norm(x, axis=-1), "rotation")
+    assert_close(unrotate(x), x @ matrix, "rotation")
+    assert_close(unrotate(got), x, "rotation")
 
 
 def test_a_strided_view_and_no_rows():
@@ -100,10 +102,11 @@ def test_widths_without_a_hadamard_matrix_are_refused(width):
         hadamard_factors(width)
 
 
-# d_inner is 12 · 32, so both factors of the rotation do something.
-CONFIG = MambaConfig(128, 2, 512, 384, 16, 4, 8)
+# Widths are 12 · 32 and 12 · 64, so both factors of the rotations do something, and a transposed one is another.
+CONFIG = MambaConfig(384, 2, 512, 768, 16, 4, 24, tied=True)
 TOKENS = np.random.default_rng(0).integers(0, 512, 70).tolist()
 each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+each_rotation = pytest.mark.parametrize("rotation", [r for r in ROTATIONS if r != "none"])
 
 
 @pytest.fixture(scope="module")
@@ -125,86 +128,128 @@ def exported(source, tmp_path_factory):
     return get
 
 
+def run(bundle, backend):
+    """Read tokens at once, then one more; return the embeddings, the logits at every position, and the state."""
+    decoder = backend.open(bundle, DecoderOptions(activations="float32"))
+    state, embeddings = decoder.new_state(), decoder.embed(TOKENS)
+    rows = decoder.forward(embeddings[:-1], state)
+    return embeddings, np.concatenate([rows, decoder.step(TOKENS[-1], state)[None]]), state
+
+
 def logits(bundle, backend):
-    """Read tokens at once, then one more; return the logits at every position."""
-    decoder = backend.open(bundle, DecoderOptions())
-    state = decoder.new_state()
-    rows = decoder.forward(decoder.embed(TOKENS[:-1]), state)
-    return np.concatenate([rows, decoder.step(TOKENS[-1], state)[None]])
+    return run(bundle, backend)[1]
 
 
 @each_backend
-def test_a_rotated_decoder_is_the_same_decoder(source, exported, backend, tmp_path):
-    """With matrices kept float32 nothing is rounded anew, so only the order of sums differs."""
-    plain = exported("fp16", "none")
+@each_rotation
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_rotated_decoder_is_the_same_decoder(source, exported, backend, rotation, tied, tmp_path):
+    """With matrices kept float32 nothing is rounded anew, so only the order of sums differs; outside nothing is rotated."""
+    if not tied:
+        config = MambaConfig(384, 2, 512, 768, 16, 4, 24, tied=False)
+        source = str(write_text_only(tmp_path / "mamba-untied", config=config))
+        export_bundle(source, target_named("cpu"), tmp_path / "untied", scheme="fp16", golden_lines=2)
+    model = exported("fp16", "none") if tied else Bundle.open(tmp_path / "untied")
+    assert model.manifest.model.mamba.tied == tied
     found = []
-    for rotated in (False, True):
-        matrices = dict.fromkeys(plain.manifest.recipe.tensors, "float32")
-        recipe = Recipe("fp16", "none", matrices, online_hadamard=rotated)
-        folder = shutil.copytree(plain.directory, tmp_path / str(rotated))
-        write_decoder(open_checkpoint(source), recipe, folder / DECODER, lambda: None)
-        found.append(logits(Bundle(folder, msgspec.structs.replace(plain.manifest, recipe=recipe)), backend))
-    assert_close(found[1], found[0], "decoder")
+    for name in ("none", rotation):
+        recipe = Recipe("fp16", "none", dict.fromkeys(model.manifest.recipe.tensors, "float32"), rotations=ROTATIONS[name])
+        found.append(run(write_bundle(model, open_checkpoint(source), recipe, tmp_path / name), backend))
+    (embeddings, truth, state), (own, got, after) = found
+    assert_close(own, embeddings, "decoder")
+    assert_close(got, truth, "decoder")
+    assert_close(after.ssm, state.ssm, "decoder")
+    assert_close(after.conv, state.conv, "decoder")
 
 
 @each_backend
-def test_rotated_weights_are_rounded_anew(exported, backend):
-    assert_close(logits(exported("fp16", "out-proj"), backend), logits(exported("fp16", "none"), backend), "decoder", "float16")
+@each_rotation
+def test_rotated_weights_are_rounded_anew(exported, backend, rotation):
+    assert_close(logits(exported("fp16", rotation), backend), logits(exported("fp16", "none"), backend), "decoder", "float16")
 
 
 @each_backend
-@pytest.mark.parametrize("scheme", list(SCHEMES))
+@pytest.mark.parametrize("scheme", INT_SCHEMES)
 def test_quantized_and_rotated_runs_on_every_backend(exported, backend, scheme):
-    bundle = exported(scheme, "out-proj")
+    bundle = exported(scheme, "both")
     truth = next(b for b in BACKENDS if b.name == "torch")
     assert_close(logits(bundle, backend), logits(bundle, truth), "decoder")
 
 
+@each_rotation
+@pytest.mark.parametrize("activations", ["float32", "int8"])
+def test_cuts_and_threads_do_not_change_a_bit_of_a_rotated_decoder(exported, rotation, activations):
+    """Rows are rotated by the thread they belong to, where they enter and where they leave."""
+    bundle = exported("w8a16-channel", rotation)  # whose activations are rounded by token, not by channel
+    truth, states = None, []
+    for threads in (1, 2, 3):
+        decoder = CpuDecoder(bundle, DecoderOptions(threads, activations))
+        state, embeddings = decoder.new_state(), decoder.embed(TOKENS)
+        parts = [decoder.forward(part, state) for part in np.split(embeddings, [threads, 20 * threads])]
+        truth = np.concatenate(parts) if truth is None else truth
+        assert np.array_equal(np.concatenate(parts), truth)
+        states.append(state)
+        again = decoder.new_state()
+        assert np.array_equal(decoder.prefill(embeddings, again), truth[-1])
+        assert np.array_equal(again.ssm, states[0].ssm) and np.array_equal(again.conv, states[0].conv)
+
+
 def test_rotation_comes_before_rounding_activations(exported, monkeypatch):
-    """Both are done to out_proj's input, in this order: rounded values would no longer be whole steps once rotated."""
+    """Both are done to out_proj's and the head's input, in this order: rounded values are no whole steps once rotated."""
     seen = []
     real = numpy_reference.round_activations
-    monkeypatch.setattr(numpy_reference, "round_activations", lambda x, group: seen.append((x, real(x, group))) or seen[-1][1])
+    monkeypatch.setattr(numpy_reference, "round_activations", lambda x, *of: seen.append((x, real(x, *of))) or seen[-1][1])
     rotated = []
     monkeypatch.setattr(numpy_reference, "rotate", lambda x: rotated.append(rotate(x)) or rotated[-1])
-    decoder = NumpyDecoder(exported("w4a16-g128", "out-proj"), DecoderOptions(activations="int8"))
+    decoder = NumpyDecoder(exported("w4a16-g128", "both"), DecoderOptions(activations="int8"))
     decoder.prefill(decoder.embed([1, 2, 3]), decoder.new_state())
-    assert len(rotated) == CONFIG.n_layer
-    assert all(any(x is r for x, _ in seen) for r in rotated)
+    assert len(rotated) == 1 + CONFIG.n_layer + 1  # what enters, every out_proj's input, the head's
+    assert all(any(x is r for x, _ in seen) for r in rotated[1:])
+    assert len(rotated[-1]) == 1  # only the last position gets logits
 
 
-def test_the_manifest_the_card_and_inspect_say_so(exported, capfd):
-    bundle = exported("w4a16-g128", "out-proj")
-    assert bundle.manifest.recipe.online_hadamard
-    assert "method rtn, out_proj rotated by a Hadamard matrix." in bundle.path(CARD).read_text(encoding="utf-8")
+@each_rotation
+def test_the_manifest_the_card_and_inspect_say_so(exported, rotation, capfd):
+    says = {
+        "out-proj": "out_proj rotated by a Hadamard matrix",
+        "residual": "residual stream rotated by a Hadamard matrix",
+        "both": "residual stream and out_proj rotated by Hadamard matrices",
+    }[rotation]
+    bundle = exported("fp16", rotation)
+    assert bundle.manifest.recipe.rotations == ROTATIONS[rotation]
+    assert f"method none, {says}." in bundle.path(CARD).read_text(encoding="utf-8")
     assert run_command(inspect.command, [str(bundle.directory)]) == 0
-    assert "recipe: w4a16-g128, rtn, out_proj rotated" in " ".join(capfd.readouterr().out.split())
+    assert f"recipe: fp16, none, {says}" in " ".join(capfd.readouterr().out.split())
+
+
+def test_nothing_is_said_where_nothing_is_rotated(exported):
     plain = exported("w4a16-g128", "none")
-    assert not plain.manifest.recipe.online_hadamard
+    assert rotation_words(plain.manifest.recipe) == "" and plain.manifest.recipe.rotations == ()
     assert "rotated" not in plain.path(CARD).read_text(encoding="utf-8")
 
 
-def test_a_manifest_from_before_the_rotation_opens(exported, tmp_path):
+def test_a_manifest_without_rotations_has_none(exported, tmp_path):
     folder = shutil.copytree(exported("w4a16-g128", "none").directory, tmp_path / "old")
     manifest = json.loads((folder / MANIFEST).read_text())
-    del manifest["recipe"]["online_hadamard"]
+    del manifest["recipe"]["rotations"]
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    assert Bundle.open(folder).manifest.recipe.online_hadamard is False
+    assert Bundle.open(folder).manifest.recipe.rotations == ()
 
 
 def test_export_takes_a_rotation(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = ["--target", "cpu", "--checkpoint", source, "--scheme", "fp16", "--golden-lines", "2"]
-    assert run_command(export.command, [*given, "--rotation", "out-proj"]) == 0
+    assert run_command(export.command, [*given, "--rotation", "both"]) == 0
     (made,) = (tmp_path / "bundles").iterdir()
-    assert made.name == "mamba-tiny-cpu-fp16-rotated" and Bundle.open(made).manifest.recipe.online_hadamard
+    assert made.name == "mamba-tiny-cpu-fp16-rotated" and Bundle.open(made).manifest.recipe.rotations == ("residual", "out-proj")
 
 
 def test_a_rotation_that_cannot_be_is_refused(source, tmp_path, capfd):
-    odd = str(write_text_only(tmp_path / "mamba-odd", config=MambaConfig(128, 2, 512, 112, 16, 4, 8)))
+    odd = str(write_text_only(tmp_path / "mamba-odd", config=MambaConfig(112, 2, 512, 112, 16, 4, 8)))
     given = ["--target", "cpu", "--scheme", "fp16", "--out", str(tmp_path / "out")]
     for checkpoint, rotation, says in (
         (odd, "out-proj", "out_proj's input cannot be rotated: width 112 has no Hadamard matrix"),
+        (odd, "residual", "the residual stream cannot be rotated: width 112 has no Hadamard matrix"),
         (source, "in-proj", "Invalid value"),
     ):
         assert run_command(export.command, [*given, "--checkpoint", checkpoint, "--rotation", rotation]) == 2
@@ -213,7 +258,8 @@ def test_a_rotation_that_cannot_be_is_refused(source, tmp_path, capfd):
         export_bundle(source, target_named("cpu"), tmp_path / "out", rotation="outproj")
 
 
-def test_a_manifest_with_a_rotation_that_cannot_be_is_refused(exported):
-    recipe = exported("fp16", "out-proj").manifest.recipe
+@each_rotation
+def test_a_manifest_with_a_rotation_that_cannot_be_is_refused(exported, rotation):
+    recipe = exported("fp16", rotation).manifest.recipe
     with pytest.raises(InputError, match="cannot be rotated"):
-        stored_tensors(MambaConfig(128, 2, 512, 112, 16, 4, 8), recipe)
+        stored_tensors(MambaConfig(112, 2, 512, 112, 16, 4, 8), recipe)

@@ -7,21 +7,27 @@ import numpy as np
 import pytest
 
 import cobra_edge
+from cobra_edge.assemble import export_bundle
 from cobra_edge.bundle import Bundle
 from cobra_edge.decode import _cpu
 from cobra_edge.decode import numpy_reference as reference
-from cobra_edge.decode.backends import open_decoder
+from cobra_edge.decode.backends import BACKENDS, open_decoder
 from cobra_edge.decode.cpu import CpuDecoder, physical_cores
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.errors import InputError
 from cobra_edge.hadamard import hadamard_factors, hadamard_matrix, rotate
+from cobra_edge.model.checkpoint import open_checkpoint
+from cobra_edge.model.config import MambaConfig, decoder_shapes
 from cobra_edge.packing import QuantizedTensor
 from cobra_edge.quantize.rtn import round_to_nearest
-from cobra_edge.scheme import SCHEMES, Scheme
+from cobra_edge.recipe import ROTATIONS
+from cobra_edge.scheme import Scheme
+from cobra_edge.targets import target_named
 
-from .conftest import MINI
+from .conftest import MINI, write_text_only
+from .handmade import INT_SCHEMES, magnitudes, mixed_recipe, write_bundle
 from .tolerance import assert_close
 
 KERNELS = _cpu.kernel_names()
@@ -59,7 +65,8 @@ def test_norm(name, width):
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("tokens", [1, 3, 4, 20, 63, 129])
 @pytest.mark.parametrize(
-    ("bits", "group"), [(4, 32), (4, 64), (4, 128), (4, 256), (3, 64), (3, 128), (3, 256), (8, 32), (8, 128), (8, 256)]
+    ("bits", "group"),
+    [(4, 32), (4, 64), (4, 128), (4, 256), (3, 64), (3, 128), (3, 256), (8, 32), (8, 128), (8, 256), (8, 512)],
 )
 def test_product_with_quantized_weights(name, tokens, bits, group):
     rng = np.random.default_rng(bits * group + tokens)
@@ -76,18 +83,67 @@ def test_product_with_quantized_weights(name, tokens, bits, group):
 
 
 @pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("width", [32, 96, 160, 2560, 5120])
+def test_one_group_for_a_whole_row(name, width):
+    """Any multiple of a block may be a row: no whole register, one, or many; one token and many leave the same bits."""
+    rng = np.random.default_rng(width)
+    w = quantized(rng, 21, width, 8, width)
+    x = rng.standard_normal((9, width)).astype(np.float32)
+    for int8, inputs in ((False, x), (True, reference.round_activations(x, width))):
+        many = kernels.multiply(w.codes, w.scales, x, int8, None, name)
+        assert_close(many, inputs @ w.dequantize().T, "decoder")
+        for few in (1, 3):
+            assert_bits(kernels.multiply(w.codes, w.scales, x[:few], int8, None, name), many[:few], name, int8)
+
+
+def assert_bits(got, expected, name, int8):
+    """Compare to the bit; plain C++ sums float32 products in the order its compiler chose, for one token as for many."""
+    assert np.array_equal(got, expected), (name, int8, np.abs(got - expected).max())
+
+
+@pytest.mark.parametrize("name", KERNELS)
 def test_many_groups_and_extreme_codes(name):
     """More groups than are widened together, every code and activation at the end of its range: no sum may overflow."""
-    for bits, group in ((3, 64), (4, 32), (4, 128), (4, 512), (8, 32), (8, 128)):
-        n_in = 72 * group
+    for bits, group, n_groups in ((3, 64, 72), (4, 32, 72), (4, 128, 72), (4, 512, 72), (8, 32, 72), (8, 128, 72), (8, 44128, 1)):
+        n_in = n_groups * group
         for code in (0, 255):
             codes = np.full((3, n_in * bits // 8), code, np.uint8)
-            scales = np.full((3, 72), 0.5, np.float16)
+            scales = np.full((3, n_groups), 0.5, np.float16)
             for value in (-1.0, 1.0):
                 x = np.full((5, n_in), value, np.float32)
                 weight = ((code & (2**bits - 1)) - 2 ** (bits - 1)) * 0.5
                 got = kernels.multiply(codes, scales, x, True, None, name)
                 assert_close(got, np.full((5, 3), weight * value * n_in, np.float32), "decoder")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("bits", "group"), [(3, 64), (4, 32), (4, 128), (8, 128), (8, 512)])
+def test_clipped_activations(name, bits, group):
+    rng = np.random.default_rng(group)
+    w = quantized(rng, 13, 512, bits, group)
+    clips = rng.uniform(0.5, 4, 512 // group).astype(np.float32)  # some reached, some not
+    for tokens in (1, 3, 20):
+        x = rng.standard_normal((tokens, 512)).astype(np.float32)
+        x[:, ::97] *= 20
+        expected = reference.round_activations(x, group, clips) @ w.dequantize().T
+        got = kernels.multiply(w.codes, w.scales, x, True, None, name, clips)
+        assert_close(got, expected, "decoder")
+        free = kernels.multiply(w.codes, w.scales, x, True, None, name)
+        assert not np.allclose(got, free, rtol=1e-2)
+        far = np.full_like(clips, 1e30)
+        assert np.array_equal(kernels.multiply(w.codes, w.scales, x, True, None, name, far), free)
+        assert np.array_equal(
+            kernels.multiply(w.codes, w.scales, x, False, None, name, clips), kernels.multiply(w.codes, w.scales, x, False, None, name)
+        )
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("clips", [None, np.full(2, 1e-42, np.float32)])
+def test_groups_too_quiet_to_be_divided_by_are_zeros(name, clips):
+    w = quantized(np.random.default_rng(0), 5, 128, 4, 64)
+    x = np.full((3, 128), 1e-40 if clips is None else 1.0, np.float32)
+    assert not kernels.multiply(w.codes, w.scales, x, True, None, name, clips).any()
+    assert not reference.round_activations(x, 64, clips).any()
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -161,7 +217,7 @@ def test_scan_with_carried_state(name, d_state, tokens):
         assert_close(ours, h, "scan")
 
 
-@pytest.mark.parametrize("scheme", list(SCHEMES))
+@pytest.mark.parametrize("scheme", INT_SCHEMES)
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_decoder_equals_its_reference_on_cobra_mini(mini_bundle, scheme, name):
     """Held against torch where activations stay float32, against numpy that rounds the same way where they do not.
@@ -191,6 +247,68 @@ def test_the_decoder_equals_its_reference_on_cobra_mini(mini_bundle, scheme, nam
         assert_close(a.ssm, b.ssm, "decoder", kind)
         assert_close(a.conv, b.conv, "decoder", kind)
         assert a.n_tokens == b.n_tokens == 64 + len(tokens) + 1
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Every matrix of another scheme, both rotations, clips: a head that is not tied, and a dt_proj of one group a row."""
+    root = tmp_path_factory.mktemp("mixed")
+    config = MambaConfig(384, 3, 512, 768, 16, 4, 160, tied=False)
+    source = str(write_text_only(root / "mamba-mixed", config=config))
+    plain = Bundle.open(export_bundle(source, target_named("cpu"), root / "plain", scheme="fp16", golden_lines=2).directory)
+    recipe = mixed_recipe(config, rotations=ROTATIONS["both"], activations="int8", activation_percentile=99.9)
+    stored = {recipe.storage(name) for name in decoder_shapes(config)} - {"float16", "float32"}
+    assert stored == set(INT_SCHEMES) - {"fp16"}
+    free, checkpoint = msgspec.structs.replace(recipe, activation_percentile=None), open_checkpoint(source)
+    bundle = write_bundle(plain, checkpoint, free, root / "free")
+    reader = NumpyDecoder(bundle)
+    return write_bundle(plain, checkpoint, recipe, root / "clipped", magnitudes(bundle, reader.embed(list(range(100)))))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("activations", ["float32", "int8", None])
+def test_a_mixed_recipe_runs(mixed, name, activations):
+    tokens = np.random.default_rng(0).integers(0, 512, 40).tolist()
+    options = DecoderOptions(2, activations)
+    ours, truth = CpuDecoder(mixed, options, name), NumpyDecoder(mixed, options)
+    a, b = ours.new_state(), truth.new_state()
+    kind = activations or "int8"
+    assert_close(ours.embed(tokens), truth.embed(tokens), "decoder")
+    assert_close(ours.forward(ours.embed(tokens), a), truth.forward(truth.embed(tokens), b), "decoder", kind)
+    assert_close(a.ssm, b.ssm, "decoder", kind)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("activations", ["float32", "int8"])
+def test_cuts_and_threads_do_not_change_a_bit_of_a_mixed_recipe(mixed, name, activations):
+    """Some groups are rounded by the threads that own their channels, others by token."""
+    embeddings = np.random.default_rng(1).standard_normal((140, 384)).astype(np.float32)
+    found = []
+    for threads, cut in ((1, 140), (2, 1), (3, 63), (5, 129)):
+        decoder = CpuDecoder(mixed, DecoderOptions(threads, activations), name)
+        state = decoder.new_state()
+        parts = [decoder.forward(part, state) for part in np.split(embeddings, [cut]) if len(part)]
+        found.append((np.concatenate(parts), state.ssm, state.conv))
+    for other in found[1:]:
+        assert all(np.array_equal(x, y) for x, y in zip(found[0], other, strict=True))
+
+
+def test_the_recipe_says_which_activations_unless_one_is_given(mixed):
+    tokens = [1, 2, 3]
+    for decoder_of in (NumpyDecoder, CpuDecoder):
+        found = {}
+        for activations in (None, "int8", "float32"):
+            decoder = decoder_of(mixed, DecoderOptions(activations=activations))
+            found[activations] = decoder.prefill(decoder.embed(tokens), decoder.new_state())
+        assert np.array_equal(found[None], found["int8"]) and not np.array_equal(found[None], found["float32"])
+
+
+def test_codes_of_other_formats_are_refused(tiny):
+    recipe = msgspec.structs.replace(tiny.manifest.recipe, tensors={"backbone.layers.0.mixer.in_proj.weight": "bnb-nf4"})
+    bundle = Bundle(tiny.directory, msgspec.structs.replace(tiny.manifest, recipe=recipe))
+    native = next(b for b in BACKENDS if b.name == "native")
+    assert native.refuses(tiny) is None
+    assert native.refuses(bundle) == "codes of bitsandbytes' nf4 are run by bitsandbytes"
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +395,10 @@ IN_PROJ = "backbone.layers.1.mixer.in_proj.weight"
         (lambda s, t: t.update({f"{IN_PROJ}.codes": t[f"{IN_PROJ}.codes"].view(np.int8)}), "uint8 codes"),
         (lambda s, t: t.update({"backbone.norm_f.weight": np.zeros(3, np.float32)}), "norm_f has 3 values"),
         (lambda s, t: t.update({"backbone.norm_f.weight": np.zeros(128, np.float64)}), "not float32"),
+        (lambda s, t: t.update({f"{IN_PROJ}.clips": np.ones(2, np.float32)}), "clips are not 1 of float32, one a group"),
+        (lambda s, t: t.update({f"{IN_PROJ}.clips": np.ones(1)}), "clips are not 1 of float32"),
+        (lambda s, t: t.update({"residual_rotation": np.ones((3, 3), np.float32)}), "no rotation of 128 channels"),
+        (lambda s, t: t.update({"rotation": np.ones((3, 3), np.float32)}), "no rotation of 256 channels"),
         (lambda s, t: s.update(d_state=15), r"x_proj is|A_log has"),
         (lambda s, t: s.update(d_inner=128), "hold neither 8-, 4- nor 3-bit"),
         (lambda s, t: s.update(vocab=513), "the config asks for"),

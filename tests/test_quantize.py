@@ -139,6 +139,13 @@ def test_quantized_tensor_checks_its_parts():
     three = round_to_nearest(np.ones((4, 128), np.float32), SCHEMES["w3a16-g64"])
     with pytest.raises(InputError):
         QuantizedTensor(three.codes[:, :-1], three.scales, three.scheme)
+    row = round_to_nearest(np.ones((4, 256), np.float32), SCHEMES["w8a16-channel"])
+    with pytest.raises(InputError):
+        QuantizedTensor(row.codes[:, :0], row.scales, row.scheme)
+    assert QuantizedTensor(good.codes, good.scales, good.scheme, np.ones(2, np.float32)).rows(np.array([1])).clips is not None
+    for clips in (np.ones(3, np.float32), np.ones(2), np.ones((1, 2), np.float32)):
+        with pytest.raises(InputError, match="clips .* expected float32"):
+            QuantizedTensor(good.codes, good.scales, good.scheme, clips)
 
 
 def test_three_bit_codes_take_three_eighths_of_a_byte():
@@ -146,6 +153,21 @@ def test_three_bit_codes_take_three_eighths_of_a_byte():
     codes, scales = stored_tensors(CONFIG, recipe)["backbone.layers.1.mixer.out_proj.weight"]
     assert (codes.dtype, codes.shape) == ("uint8", (256, 512 * 3 // 8))
     assert (scales.dtype, scales.shape) == ("float16", (256, 512 // 64))
+
+
+def test_clips_are_stored_for_what_enters_a_product():
+    for tied in (True, False):
+        config = MambaConfig(256, 1, 512, 512, 16, 4, 16, tied=tied)
+        tensors = {"backbone.embedding.weight": "w4a16-g64", "lm_head.weight": "w8a16-channel"}
+        tensors["backbone.layers.*.mixer.in_proj.weight"] = "w4a16-g128"
+        tensors["backbone.layers.*.mixer.x_proj.weight"] = "float16"
+        plan = stored_tensors(config, Recipe("mixed", "rtn", tensors, activation_percentile=99.9))
+        clips = {t.name: (t.dtype, t.shape) for entries in plan.values() for t in entries if t.name.endswith(".clips")}
+        head = ("backbone.embedding.weight.clips", 4) if tied else ("lm_head.weight.clips", 1)
+        expected = {head[0]: ("float32", (head[1],)), "backbone.layers.0.mixer.in_proj.weight.clips": ("float32", (2,))}
+        assert clips == expected
+        free = stored_tensors(config, Recipe("mixed", "rtn", tensors))
+        assert not any(t.name.endswith(".clips") for entries in free.values() for t in entries)
 
 
 def test_recipe_keeps_the_sensitive_tensors_float():

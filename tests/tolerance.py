@@ -7,7 +7,7 @@ import numpy as np
 # (operation, dtype) -> largest relative RMS, largest absolute difference over the largest magnitude
 TOLERANCES = {
     ("decoder", "float32"): (1e-5, 1e-4),
-    ("decoder", "float16"): (1e-3, 3e-3),  # the same decoder with its out_proj rounded to float16 in another basis
+    ("decoder", "float16"): (3e-3, 1e-2),  # the same decoder with its matrices rounded to float16 in another basis
     ("decoder", "int8"): (3e-2, 1e-1),
     ("decoder", "bnb-int8"): (3e-2, 5e-2),  # activations rounded, beside activations left; seen: 1.2e-2 and 1.9e-2
     ("exponential", "float32"): (2e-7, 1e-6),

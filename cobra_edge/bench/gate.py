@@ -31,7 +31,7 @@ def check(bundle: Bundle, options: DecoderOptions, kernels: str, bar: Progress) 
     Raises:
         MachineError: it is beyond the limit; no figure of this decoder would mean anything.
     """
-    form = options.activations
+    form = options.activations_of(bundle.manifest.recipe)
     task = bar.add_task(f"checking against numpy, {form}", total=1)
     tokens = list(range(5, 5 + _TOKENS))
     twin = NumpyDecoder(bundle, options)

@@ -26,11 +26,11 @@ from ..bundle import (
 )
 from ..errors import BundleError
 from ..memory import decoder_bytes, plan_memory
-from ..model.config import CobraConfig, MambaConfig
-from ..recipe import Recipe, StoredTensor, quantized_scheme, uniform_recipe, stored_tensors
+from ..model.config import CobraConfig, MambaConfig, decoder_shapes
+from ..recipe import StoredTensor, quantized_scheme, stored_tensors, uniform_recipe
 from ..regress.golden import GoldenLine, write_golden
 from ..resources import MINI
-from ..scheme import scheme_named
+from ..scheme import Scheme, scheme_named
 from ..targets import target_named
 from ..tensor_file import TensorFileWriter
 from ..text import END_OF_TEXT
@@ -59,13 +59,13 @@ def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progres
             found = Bundle.open(directory)
             if found.manifest.model == config and found.manifest.recipe == recipe:
                 return found
-    plan = stored_tensors(mamba, recipe)
+    plan, shapes = stored_tensors(mamba, recipe), decoder_shapes(mamba)
     task, rng = bar.add_task(f"random decoder, {scheme}", total=len(plan)), np.random.default_rng(0)
     with staged_directory(directory, force=True, needed_bytes=decoder_bytes(config, recipe)) as stage:
         with TensorFileWriter(stage / DECODER, [t for entries in plan.values() for t in entries]) as writer:
             for name, entries in plan.items():
                 for tensor in entries:
-                    writer.write(tensor.name, _random(name, tensor, recipe, rng))
+                    writer.write(tensor.name, _random(tensor, shapes[name], quantized_scheme(recipe, name), rng))
                 bar.advance(task)
         (stage / TOKENIZER).write_bytes((MINI / TOKENIZER).read_bytes())
         (stage / PROMPT).write_bytes(msgspec.json.encode(PromptFile(config.prompt_style, END_OF_TEXT, 0)))
@@ -80,8 +80,8 @@ def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progres
     return Bundle.open(directory)
 
 
-def _random(name: str, tensor: StoredTensor, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
-    """Return values that keep a deep decoder finite and calm: matrices come out near 1/√in, whatever their bits."""
+def _random(tensor: StoredTensor, shape: tuple[int, ...], scheme: Scheme | None, rng: np.random.Generator) -> np.ndarray:
+    """Return values that keep a deep decoder finite and calm: matrices, of `shape`, come out near 1/√in, whatever their bits."""
     if tensor.dtype == "uint8":
         return rng.integers(0, 256, tensor.shape, np.uint8)
     if tensor.name.endswith("A_log"):
@@ -89,11 +89,10 @@ def _random(name: str, tensor: StoredTensor, recipe: Recipe, rng: np.random.Gene
     elif tensor.name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
         values = np.ones(tensor.shape)
     elif tensor.name.endswith(_SCALES):
-        scheme = quantized_scheme(recipe, name)
-        assert scheme is not None and scheme.group_size is not None
+        assert scheme is not None
         spread = 2**scheme.weight_bits / 12**0.5  # of uniform codes
-        gain = 0.5 if "out_proj" in name else 1.0  # every layer adds to the residual
-        values = np.full(tensor.shape, gain * (tensor.shape[1] * scheme.group_size) ** -0.5 / spread)
+        gain = 0.5 if "out_proj" in tensor.name else 1.0  # every layer adds to the residual
+        values = np.full(tensor.shape, gain * shape[1] ** -0.5 / spread)
     else:
         values = 0.02 * rng.standard_normal(tensor.shape, np.float32)
     return values.astype(tensor.dtype)

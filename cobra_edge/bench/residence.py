@@ -66,7 +66,8 @@ def measure_residence(bundle: Bundle, options: DecoderOptions, kernels: str, bar
     """
     from .machine import measure
 
-    arguments = [str(bundle.directory), "--activations", options.activations, "--kernels", kernels]
+    activations = options.activations_of(bundle.manifest.recipe)
+    arguments = [str(bundle.directory), "--activations", activations, "--kernels", kernels]
     if options.threads is not None:
         arguments += ["--threads", str(options.threads)]
     task, seconds, peaks = bar.add_task("opening, twice", total=2), [], []
@@ -80,7 +81,7 @@ def measure_residence(bundle: Bundle, options: DecoderOptions, kernels: str, bar
             peaks.append(done.peak_bytes)
             bar.advance(task)
     return {
-        "activations": options.activations,
+        "activations": activations,
         "prompt_tokens": _PROMPT_TOKENS,
         "first_open_seconds": seconds[0],
         "open_seconds": seconds[1],

@@ -38,6 +38,11 @@ def _native(bundle: Bundle, options: DecoderOptions) -> Decoder:
 def _native_refuses(bundle: Bundle) -> str | None:
     from .cpu import why_not
 
+    recipe = bundle.manifest.recipe
+    for storage in dict.fromkeys(recipe.tensors.values()):
+        code_format = SCHEMES[storage].code_format if storage in SCHEMES else "int"
+        if code_format != "int":
+            return f"codes of bitsandbytes' {code_format} are run by bitsandbytes"
     return why_not()
 
 

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from ..bundle import Bundle
-from ..errors import BundleError, InputError
+from ..errors import InputError
 from ..hadamard import hadamard_factors, hadamard_matrix
 from ..packing import QuantizedTensor
 from .decoder import DecoderOptions, DecoderState
@@ -82,20 +82,24 @@ class CpuDecoder:
         for name, value in bundle.decoder_tensors().items():
             if isinstance(value, QuantizedTensor):
                 arrays |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
+                if value.clips is not None:
+                    arrays[f"{name}.clips"] = value.clips
             else:
                 arrays[name] = value
-        if bundle.manifest.recipe.online_hadamard:
-            try:
-                arrays["rotation"] = hadamard_matrix(hadamard_factors(self.config.d_inner)[0])
-            except InputError as error:
-                raise BundleError(f"{bundle.directory}: the recipe rotates out_proj's input, but {error}") from error
+        # Widths without such a matrix were refused when the tensors were read.
+        recipe = bundle.manifest.recipe
+        if recipe.rotates_out_proj:
+            arrays["rotation"] = hadamard_matrix(hadamard_factors(self.config.d_inner)[0])
+        if recipe.rotates_residual:
+            arrays["residual_rotation"] = hadamard_matrix(hadamard_factors(self.config.d_model)[0])
+        activations = options.activations_of(recipe)
         sizes: dict[str, Any] = msgspec.structs.asdict(self.config)
         try:
-            self._native = _cpu.Decoder(sizes, arrays, kernels, threads, options.activations == "int8")
+            self._native = _cpu.Decoder(sizes, arrays, kernels, threads, activations == "int8")
         except ValueError as error:
             raise InputError(f"{bundle.directory}: {error}") from error
         self.kernels: str = self._native.kernels
-        log.info("decoder kernels: %s, %d threads, %s activations", self.kernels, threads, options.activations)
+        log.info("decoder kernels: %s, %d threads, %s activations", self.kernels, threads, activations)
 
     def new_state(self) -> DecoderState:
         """See `Decoder.new_state`."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError, near_matches
 from ..model.config import MambaConfig
-from ..recipe import StoredTensor
+from ..recipe import Recipe, StoredTensor
 from ..tensor_file import read_tensors
 
 ACTIVATIONS = ("float32", "int8")
@@ -78,19 +78,23 @@ class DecoderOptions:
 
     Attributes:
         threads: of a CPU backend; None for one a physical core.
-        activations: "float32" leaves what enters a product as it is, as the schemes with a16 in their name promise; "int8"
-            rounds it where the weights are quantized, one scale a group: faster, at a drift of its own.
+        activations: "float32" leaves what enters a product as it is; "int8" rounds it where the weights are quantized, one scale
+            a group: faster, at a drift of its own; None does what the recipe says.
     """
 
     threads: int | None = None
-    activations: str = "float32"
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for values that mean nothing."""
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise InputError(f"threads is {self.threads}, expected 1 to 1024")
-        if self.activations not in ACTIVATIONS:
+        if self.activations is not None and self.activations not in ACTIVATIONS:
             raise InputError(f"unknown activations {self.activations!r}{near_matches(self.activations, ACTIVATIONS)}")
+
+    def activations_of(self, recipe: Recipe) -> str:
+        """Return the form of activations for a decoder of that recipe, "float32" or "int8"."""
+        return self.activations or recipe.activations
 
 
 DEFAULT_OPTIONS = DecoderOptions()

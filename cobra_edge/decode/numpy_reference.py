@@ -11,13 +11,14 @@ import logging
 import numpy as np
 
 from ..bundle import Bundle
-from ..hadamard import rotate
+from ..hadamard import rotate, unrotate
 from ..packing import QuantizedTensor
 from .decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState
 
 log = logging.getLogger(__name__)
 
 _KEEP_BYTES = 2 << 30  # a decoder that dequantizes to no more than this is dequantized once
+_QUIETEST = np.float32(1e-36)  # a group with no larger magnitude is rounded to zeros: 127 / that would overflow
 _SCAN_CHUNK_BYTES = 1 << 22  # decay factors computed ahead; about the size of a second-level cache
 
 
@@ -71,11 +72,18 @@ def selective_scan(u: np.ndarray, dt: np.ndarray, A: np.ndarray, B: np.ndarray, 
     return y
 
 
-def round_activations(x: np.ndarray, group: int) -> np.ndarray:
-    """Round x (seq, width) float32 to signed 8-bit codes, one scale for `group` neighbours, and return what they stand for."""
+def round_activations(x: np.ndarray, group: int, clips: np.ndarray | None = None) -> np.ndarray:
+    """Round x (seq, width) float32 to signed 8-bit codes, one scale for `group` neighbours, and return what they stand for.
+
+    The scale is a group's largest magnitude / 127. With clips (width / group,) float32 no group's is larger than its clip / 127, and
+    what lies beyond gets the last code.
+    """
     groups = x.reshape(len(x), -1, group)
     top = np.abs(groups).max(axis=2, keepdims=True)
-    codes = np.rint(groups * np.divide(127, top, out=np.zeros_like(top), where=top > 0))
+    if clips is not None:
+        top = np.minimum(top, clips[:, None])
+        groups = np.clip(groups, -top, top)
+    codes = np.rint(groups * np.divide(127, top, out=np.zeros_like(top), where=top > _QUIETEST))
     return (codes * (top / np.float32(127))).reshape(x.shape).astype(np.float32)
 
 
@@ -86,9 +94,8 @@ class NumpyDecoder:
 
     def __init__(self, bundle: Bundle, options: DecoderOptions = DEFAULT_OPTIONS) -> None:
         """Read the decoder; of the options, activations count here. Raises BundleError when a tensor does not fit."""
-        self._int8 = options.activations == "int8"
-        self.config = bundle.manifest.model.mamba
-        self._rotated = bundle.manifest.recipe.online_hadamard
+        self.config, self._recipe = bundle.manifest.model.mamba, bundle.manifest.recipe
+        self._int8 = options.activations_of(self._recipe) == "int8"
         self._tensors = bundle.decoder_tensors()
         self._keep = self.config.n_parameters * 4 <= _KEEP_BYTES
         if not self._keep:
@@ -112,8 +119,7 @@ class NumpyDecoder:
         """Return x (seq, in) times the transposed matrix, (seq, out); x rounded first where that is asked for."""
         weight = self._tensors[name]
         if self._int8 and isinstance(weight, QuantizedTensor):
-            assert weight.scheme.group_size is not None
-            x = round_activations(x, weight.scheme.group_size)
+            x = round_activations(x, weight.scheme.group(weight.shape[1]), weight.clips)
         return x @ self._float(name).T
 
     def new_state(self) -> DecoderState:
@@ -124,10 +130,14 @@ class NumpyDecoder:
         """See `Decoder.embed`."""
         table = self._tensors["backbone.embedding.weight"]
         rows = np.asarray(tokens, np.int64)
-        return table.rows(rows).dequantize() if isinstance(table, QuantizedTensor) else table[rows].astype(np.float32)
+        found = table.rows(rows).dequantize() if isinstance(table, QuantizedTensor) else table[rows].astype(np.float32)
+        return unrotate(found) if self._recipe.rotates_residual else found
 
     def _blocks(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
+        """Return the residual stream behind the last layer, in the basis the weights are stored in."""
         c, residual = self.config, embeddings.astype(np.float32)
+        if self._recipe.rotates_residual:
+            residual = rotate(residual)
         for i in range(c.n_layer):
             prefix = f"backbone.layers.{i}."
             mixer = prefix + "mixer."
@@ -140,12 +150,17 @@ class NumpyDecoder:
             y = selective_scan(u, dt, self._float(mixer + "A_log"), B, np.ascontiguousarray(C), state.ssm[i])
             y += self._float(mixer + "D") * u
             y *= silu(z)
-            residual = residual + self._multiply(rotate(y) if self._rotated else y, mixer + "out_proj.weight")
+            y = rotate(y) if self._recipe.rotates_out_proj else y
+            residual = residual + self._multiply(y, mixer + "out_proj.weight")
         state.n_tokens += len(embeddings)
-        return rms_norm(residual, self._float("backbone.norm_f.weight"), c.norm_eps)
+        return residual
 
-    def _head(self, hidden: np.ndarray) -> np.ndarray:
-        return self._multiply(hidden, "backbone.embedding.weight" if self.config.tied else "lm_head.weight")
+    def _head(self, residual: np.ndarray) -> np.ndarray:
+        turned = self._recipe.rotates_residual
+        own = unrotate(residual) if turned else residual
+        normed = rms_norm(own, self._float("backbone.norm_f.weight"), self.config.norm_eps)
+        name = "backbone.embedding.weight" if self.config.tied else "lm_head.weight"
+        return self._multiply(rotate(normed) if turned else normed, name)
 
     def prefill(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
         """See `Decoder.prefill`."""

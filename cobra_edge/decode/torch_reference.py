@@ -14,6 +14,11 @@ from ..packing import QuantizedTensor
 from .decoder import DecoderState
 
 
+def _rotation(width: int) -> torch.Tensor:
+    """Return R written out, (width, width): the plain form that the butterflies of `rotate` are compared with."""
+    return torch.from_numpy(hadamard_matrix(width) / np.float32(width**0.5))
+
+
 class TorchDecoder:
     """A bundle's dequantized weights in `cobra_edge.model.mamba`, float32 on the CPU."""
 
@@ -28,13 +33,16 @@ class TorchDecoder:
             for name, v in bundle.decoder_tensors().items()
         }
         self.model.load_state_dict({k: torch.from_numpy(v) for k, v in dense.items()}, strict=False)
-        if bundle.manifest.recipe.online_hadamard:
+        self._rotation: torch.Tensor | None = None  # of the residual stream
+        if bundle.manifest.recipe.rotates_out_proj:
             self._rotate_inputs_of_out_proj()
+        if bundle.manifest.recipe.rotates_residual:
+            self._rotation = _rotation(self.config.d_model)
+            self._turn_the_residual_around_norm_f(self._rotation)
 
     def _rotate_inputs_of_out_proj(self) -> None:
-        """Have every out_proj see R y, R written out: the plain form that the butterflies of `rotate` are compared with."""
-        width = self.config.d_inner
-        rotation = torch.from_numpy(hadamard_matrix(width) / np.float32(width**0.5))
+        """Have every out_proj see R y."""
+        rotation = _rotation(self.config.d_inner)
 
         def rotated(_module: Any, inputs: tuple[torch.Tensor]) -> torch.Tensor:
             return inputs[0] @ rotation.T
@@ -43,6 +51,12 @@ class TorchDecoder:
             if name.endswith(".mixer.out_proj"):
                 module.register_forward_pre_hook(rotated)
 
+    def _turn_the_residual_around_norm_f(self, rotation: torch.Tensor) -> None:
+        """Have norm_f, with its weight, see the model's own residual stream, and the head see R times what comes out."""
+        norm = self.model.backbone.norm_f
+        norm.register_forward_pre_hook(lambda _module, inputs: inputs[0] @ rotation)
+        norm.register_forward_hook(lambda _module, _inputs, normed: normed @ rotation.T)
+
     def new_state(self) -> DecoderState:
         """See `Decoder.new_state`."""
         return DecoderState.zeros(self.config)
@@ -50,12 +64,16 @@ class TorchDecoder:
     @torch.inference_mode()
     def embed(self, tokens: list[int]) -> np.ndarray:
         """See `Decoder.embed`."""
-        return self.model.embed(torch.tensor(tokens)).numpy()
+        rows = self.model.embed(torch.tensor(tokens))
+        return (rows if self._rotation is None else rows @ self._rotation).numpy()
 
     @torch.inference_mode()
     def _hidden(self, embeddings: np.ndarray, state: DecoderState) -> torch.Tensor:
         before = MambaState(*(tuple(torch.from_numpy(a)[:, None]) for a in (state.conv, state.ssm)))
-        hidden, after = self.model.hidden(torch.from_numpy(embeddings.astype(np.float32))[None], before)
+        residual = torch.from_numpy(embeddings.astype(np.float32))
+        if self._rotation is not None:
+            residual = residual @ self._rotation.T
+        hidden, after = self.model.hidden(residual[None], before)
         state.conv[:], state.ssm[:] = (torch.cat(t).numpy() for t in (after.conv, after.ssm))
         state.n_tokens += len(embeddings)
         return hidden[0]

@@ -47,7 +47,7 @@ Array array_of(const nb::dict& tensors, const std::string& name) {
     return array;
 }
 
-Matrix matrix_from(const std::string& name, const Array& values, const Array* scales, int64_t cols) {
+Matrix matrix_from(const std::string& name, const Array& values, const Array* scales, const Array* clips, int64_t cols) {
     Matrix m;
     m.values = values.data();
     if (values.ndim() != 2) throw std::invalid_argument("tensor " + name + " is not a matrix");
@@ -77,6 +77,11 @@ Matrix matrix_from(const std::string& name, const Array& values, const Array* sc
                                     std::to_string(block));
     m.scales = static_cast<const uint16_t*>(scales->data());
     m.group = cols / groups;
+    if (clips == nullptr) return m;
+    if (clips->dtype() != kF32 || clips->ndim() != 1 || dim(*clips, 0) != groups)
+        throw std::invalid_argument("tensor " + name + ": its clips are not " + std::to_string(groups) +
+                                    " of float32, one a group");
+    m.clips = static_cast<const float*>(clips->data());
     return m;
 }
 

@@ -32,9 +32,9 @@ Out fresh(std::initializer_list<size_t> shape);
 
 inline int64_t dim(const Array& array, size_t axis) { return static_cast<int64_t>(array.shape(axis)); }
 
-// A matrix with `cols` inputs: float values without scales, or packed codes with scales. Raises std::invalid_argument where
-// they do not fit each other.
-Matrix matrix_from(const std::string& name, const Array& values, const Array* scales, int64_t cols);
+// A matrix with `cols` inputs: float values without scales, or packed codes with scales and perhaps clips. Raises
+// std::invalid_argument where they do not fit each other.
+Matrix matrix_from(const std::string& name, const Array& values, const Array* scales, const Array* clips, int64_t cols);
 
 // The array of a name; raises std::invalid_argument when it is missing or its elements are not aligned.
 Array array_of(const nb::dict& tensors, const std::string& name);

@@ -9,6 +9,7 @@ namespace cobra_edge {
 namespace {
 
 constexpr int64_t kRows = 16;  // rows of a matrix that the kernels take together
+constexpr int64_t kWidestGroup = INT32_MAX / ((255 + 128) * 127);
 
 void expect(bool ok, const std::string& what) {
     if (!ok) throw std::invalid_argument(what);
@@ -24,6 +25,21 @@ void expect_matrix(const Matrix& m, const char* name, int64_t rows, int64_t cols
            std::string(name) + ": groups of " + std::to_string(m.group) + " do not divide " + std::to_string(m.cols) +
                " inputs into multiples of " + std::to_string(block));
     expect(m.scales != nullptr, std::string(name) + " has no scales");
+    // The worst that lies in a sum while a group is added up is (255 + 128) · 127 for each of its inputs.
+    expect(m.group <= kWidestGroup, std::string(name) + ": groups of " + std::to_string(m.group) +
+                                        " inputs could overflow sums of 32 bits, at most " + std::to_string(kWidestGroup));
+}
+
+// The order of a rotation's matrix, 0 where there is none.
+int64_t order_of(const Floats& matrix, int64_t width) {
+    if (matrix.empty()) return 0;
+    const auto entries = static_cast<int64_t>(matrix.size());
+    const auto order = static_cast<int64_t>(std::lround(std::sqrt(static_cast<double>(entries))));
+    const int64_t power = width / order;
+    expect(order * order == entries && order * power == width && (power & (power - 1)) == 0,
+           "the rotation's matrix has " + std::to_string(entries) + " entries, which make no rotation of " +
+               std::to_string(width) + " channels");
+    return order;
 }
 
 void expect_floats(const Floats& f, const char* name, int64_t size) {
@@ -57,14 +73,6 @@ void Decoder::check() const {
     expect_matrix(weights_.embedding, "embedding", c.vocab, c.d_model);
     expect_matrix(weights_.head, "head", c.vocab, c.d_model);
     expect_floats(weights_.norm_f, "norm_f", c.d_model);
-    const auto entries = static_cast<int64_t>(weights_.rotation.size());
-    if (entries) {
-        const auto order = static_cast<int64_t>(std::lround(std::sqrt(static_cast<double>(entries))));
-        const int64_t power = c.d_inner / order;
-        expect(order * order == entries && order * power == c.d_inner && (power & (power - 1)) == 0,
-               "the rotation's matrix has " + std::to_string(entries) + " entries, which make no rotation of " +
-                   std::to_string(c.d_inner) + " channels");
-    }
     for (const auto& l : weights_.layers) {
         expect_floats(l.norm, "norm", c.d_model);
         expect_matrix(l.in_proj, "in_proj", 2 * c.d_inner, c.d_model);
@@ -84,8 +92,14 @@ void Decoder::allocate() {
     const auto rows = [](int64_t width) { return static_cast<size_t>(kChunk * width); };
     for (const auto& l : weights_.layers)
         for (const Matrix* m : {&l.x_proj, &l.out_proj})
-            if (as_int8(*m)) grain_ = std::lcm(grain_, m->group);
-    rotation_order_ = std::lround(std::sqrt(static_cast<double>(weights_.rotation.size())));
+            if (as_int8(*m) && !rounded_by_token(*m)) grain_ = std::lcm(grain_, m->group);
+    rotation_order_ = order_of(weights_.rotation, c.d_inner);
+    residual_order_ = order_of(weights_.residual_rotation, c.d_model);
+    residual_back_.resize(weights_.residual_rotation.size());
+    for (int64_t i = 0; i < residual_order_; ++i)
+        for (int64_t j = 0; j < residual_order_; ++j)
+            residual_back_[static_cast<size_t>(j * residual_order_ + i)] =
+                weights_.residual_rotation[static_cast<size_t>(i * residual_order_ + j)];
     const int64_t widest = std::max({c.d_model, c.d_inner, c.dt_rank});
     residual_.resize(rows(c.d_model));
     normed_.resize(rows(c.d_model));
@@ -106,11 +120,14 @@ Decoder::Range Decoder::share(int64_t total, int64_t grain, int rank) const {
 }
 
 void Decoder::embed(const int64_t* tokens, int64_t n, float* out) {
+    Floats spare(turned() ? static_cast<size_t>(config_.d_model) : 0);  // its own: a forward may be under way
     for (int64_t i = 0; i < n; ++i) {
         if (tokens[i] < 0 || tokens[i] >= config_.vocab)
             throw std::out_of_range("token " + std::to_string(tokens[i]) + " is outside the vocabulary of " +
                                     std::to_string(config_.vocab));
-        kernels_.dequantize_row(weights_.embedding, tokens[i], out + i * config_.d_model);
+        float* row = out + i * config_.d_model;
+        kernels_.dequantize_row(weights_.embedding, tokens[i], row);
+        if (turned()) kernels_.rotate(row, residual_back_.data(), residual_order_, config_.d_model, spare.data());
     }
 }
 
@@ -122,6 +139,9 @@ void Decoder::forward(const float* embeddings, int64_t n, float* conv, float* ss
             const Range mine = share(tokens, 1, rank);  // the tokens this thread will norm: no barrier in between
             std::copy(embeddings + (start + mine.from) * width, embeddings + (start + mine.to) * width,
                       residual_.data() + mine.from * width);
+            for (int64_t t = mine.from; turned() && t < mine.to; ++t)
+                kernels_.rotate(residual_.data() + t * width, weights_.residual_rotation.data(), residual_order_, width,
+                                scratch_[static_cast<size_t>(rank)].data());
             chunk(rank, tokens, conv, ssm);
             if (every_position)
                 head(rank, 0, tokens, logits + start * config_.vocab);
@@ -144,6 +164,14 @@ void Decoder::prepare(const Matrix& m, const float* x, int64_t stride, Range tok
         kernels_.quantize(x + t * stride, m, t, columns.from / m.group, columns.to / m.group, rows_of(m));
 }
 
+// Round channels of u for a product with m: each thread those it computed, or whole tokens once all have theirs.
+void Decoder::prepare_channels(const Matrix& m, int rank, int64_t tokens, Range channels) {
+    const int64_t inner = config_.d_inner;
+    if (!rounded_by_token(m)) return prepare(m, u_.data(), inner, {0, tokens}, channels);
+    team_.barrier();
+    prepare(m, u_.data(), inner, share(tokens, 1, rank), {0, inner});
+}
+
 void Decoder::multiply(const Matrix& m, int rank, Range rows, const float* x, int64_t x_stride, int64_t tokens, float* out,
                        int64_t stride, bool add) {
     float* scratch = scratch_[static_cast<size_t>(rank)].data();
@@ -154,7 +182,7 @@ void Decoder::multiply(const Matrix& m, int rank, Range rows, const float* x, in
 void Decoder::layer(int rank, const LayerWeights& w, int64_t tokens, float* conv, float* ssm) {
     const Config& c = config_;
     const int64_t inner = c.d_inner, low_width = c.dt_rank + 2 * c.d_state;
-    const Range every{0, tokens}, own = share(tokens, 1, rank), channels = share(inner, grain_, rank);
+    const Range own = share(tokens, 1, rank), channels = share(inner, grain_, rank);
     float *normed = normed_.data(), *xz = xz_.data(), *u = u_.data(), *low = low_.data(), *dt = dt_.data();
 
     for (int64_t t = own.from; t < own.to; ++t)
@@ -166,7 +194,7 @@ void Decoder::layer(int rank, const LayerWeights& w, int64_t tokens, float* conv
 
     const Conv taps{w.conv_weight.data(), w.conv_bias.data(), c.d_conv, inner};
     kernels_.conv_silu(taps, channels.from, channels.to, xz, 2 * inner, tokens, conv, u, inner);
-    prepare(w.x_proj, u, inner, every, channels);
+    prepare_channels(w.x_proj, rank, tokens, channels);
     team_.barrier();
     multiply(w.x_proj, rank, share(low_width, kRows, rank), u, inner, tokens, low, low_width, false);
     team_.barrier();
@@ -183,7 +211,7 @@ void Decoder::layer(int rank, const LayerWeights& w, int64_t tokens, float* conv
     kernels_.selective_scan(scan, channels.from, channels.to, tokens, dt, inner, B, C, low_width, xz + inner, 2 * inner, ssm,
                             u, u, inner);
     if (weights_.rotation.empty()) {
-        prepare(w.out_proj, u, inner, every, channels);
+        prepare_channels(w.out_proj, rank, tokens, channels);
     } else {
         team_.barrier();  // a rotation mixes the channels of every thread
         for (int64_t t = own.from; t < own.to; ++t)
@@ -200,8 +228,13 @@ void Decoder::head(int rank, int64_t first, int64_t tokens, float* logits) {
     const int64_t width = config_.d_model;
     const Range own = share(tokens, 1, rank);
     float *normed = normed_.data(), *residual = residual_.data() + first * width;
-    for (int64_t t = own.from; t < own.to; ++t)
-        kernels_.rms_norm(residual + t * width, weights_.norm_f.data(), config_.norm_eps, width, normed + t * width);
+    float* spare = scratch_[static_cast<size_t>(rank)].data();
+    for (int64_t t = own.from; t < own.to; ++t) {
+        float *from = residual + t * width, *to = normed + t * width;
+        if (turned()) kernels_.rotate(from, residual_back_.data(), residual_order_, width, spare);
+        kernels_.rms_norm(from, weights_.norm_f.data(), config_.norm_eps, width, to);
+        if (turned()) kernels_.rotate(to, weights_.residual_rotation.data(), residual_order_, width, spare);
+    }
     prepare(weights_.head, normed, width, own, {0, width});
     team_.barrier();
     const Range rows = share(config_.vocab, kRows, rank);

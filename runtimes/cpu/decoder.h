@@ -35,9 +35,11 @@ struct LayerWeights {
 struct Weights {
     Matrix embedding;  // (vocab, d_model)
     std::vector<LayerWeights> layers;
-    Floats norm_f;    // (d_model)
-    Matrix head;      // (vocab, d_model); the embedding where tied
-    Floats rotation;  // (order, order) entries ±1: out_proj's input is rotated, see Kernels::rotate; empty for none
+    Floats norm_f;  // (d_model)
+    Matrix head;    // (vocab, d_model); the embedding where tied
+    // (order, order) entries ±1, see Kernels::rotate; empty for no rotation.
+    Floats rotation;           // of out_proj's input
+    Floats residual_rotation;  // of the residual stream: in its basis embedding, layers and head are, norm_f is not
 };
 
 class Decoder {
@@ -50,7 +52,8 @@ class Decoder {
     const Kernels& kernels() const { return kernels_; }
     int threads() const { return team_.size(); }
 
-    // Rows of the embedding, (n, d_model). Raises std::out_of_range for a token beyond the vocabulary.
+    // Rows of the embedding in the model's own basis, (n, d_model). Raises std::out_of_range for a token beyond the
+    // vocabulary.
     void embed(const int64_t* tokens, int64_t n, float* out);
 
     // Read n embeddings (n, d_model); conv (n_layer, d_inner, d_conv) and ssm (n_layer, d_inner, d_state) move on.
@@ -64,14 +67,18 @@ class Decoder {
     Range share(int64_t total, int64_t grain, int rank) const;
     void check() const;
     void allocate();
+    bool turned() const { return residual_order_ > 0; }
     void chunk(int rank, int64_t tokens, float* conv, float* ssm);
     void layer(int rank, const LayerWeights& w, int64_t tokens, float* conv, float* ssm);
     void head(int rank, int64_t first, int64_t tokens, float* logits);
     void prepare(const Matrix& m, const float* x, int64_t stride, Range tokens, Range columns);
+    void prepare_channels(const Matrix& m, int rank, int64_t tokens, Range channels);
     void multiply(const Matrix& m, int rank, Range rows, const float* x, int64_t x_stride, int64_t tokens, float* out,
                   int64_t stride, bool add);
     Int8Rows rows_of(const Matrix& m) { return {codes_.data(), code_scales_.data(), code_sums_.data(), m.cols, m.groups()}; }
     bool as_int8(const Matrix& m) const { return int8_ && m.quantized(); }
+    // Groups so wide that threads which own whole ones would be few.
+    bool rounded_by_token(const Matrix& m) const { return as_int8(m) && m.group > kWidestOwned; }
 
     const Config config_;
     Weights weights_;
@@ -81,9 +88,11 @@ class Decoder {
 
     // Channels of one thread come in whole groups of the matrices they go into, so that it can round what it computed.
     int64_t grain_ = kChannels;
+    static constexpr int64_t kWidestOwned = 128;
     // Activations of up to kChunk tokens.
     static constexpr int64_t kChunk = 128;
-    int64_t rotation_order_ = 0;
+    int64_t rotation_order_ = 0, residual_order_ = 0;
+    Floats residual_back_;  // residual_rotation transposed, which undoes it: Sylvester's part is symmetric
     Floats residual_, normed_, xz_, u_, low_, dt_;
     std::vector<Floats> scratch_;  // a thread's unpacked or dequantized rows
     std::vector<int8_t> codes_;

@@ -131,17 +131,24 @@ static void plain_multiply_float(const Matrix& m, int64_t from, int64_t to, cons
     }
 }
 
-// Round a group to int8: the scale is the largest magnitude / 127. Writes the codes, returns the scale and their sum.
-static inline float round_group(const float* __restrict x, int64_t n, int8_t* __restrict codes, int32_t* sum) {
+// A group with no larger magnitude is rounded to zeros: 127 / that would overflow.
+constexpr float kQuietest = 1e-36f;
+
+// Round a group to int8: the scale is the largest magnitude, or the clip, / 127. Writes the codes, returns the scale and their
+// sum.
+template <bool kClipped>
+static inline float round_group(const float* __restrict x, int64_t n, float clip, int8_t* __restrict codes, int32_t* sum) {
     float top = 0.0f;
 #pragma omp simd reduction(max : top)
     for (int64_t i = 0; i < n; ++i) top = std::fabs(x[i]) > top ? std::fabs(x[i]) : top;
-    const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    if (kClipped) top = clip < top ? clip : top;
+    const float inverse = top > kQuietest ? 127.0f / top : 0.0f;
     int32_t all = 0;
 #pragma omp simd reduction(+ : all)
     for (int64_t i = 0; i < n; ++i) {
+        const float low = kClipped && x[i] < -top ? -top : x[i], value = kClipped && low > top ? top : low;
         // Adding 1.5 · 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits.
-        const float shifted = x[i] * inverse + 12582912.0f;
+        const float shifted = value * inverse + 12582912.0f;
         int32_t bits;
         std::memcpy(&bits, &shifted, 4);
         bits -= 0x4b400000;
@@ -155,7 +162,10 @@ static inline float round_group(const float* __restrict x, int64_t n, int8_t* __
 static void quantize(const float* x, const Matrix& m, int64_t token, int64_t from, int64_t to, const Int8Rows& rows) {
     for (int64_t g = from; g < to; ++g) {
         const int64_t at = token * rows.groups + g;
-        rows.scales[at] = round_group(x + g * m.group, m.group, rows.codes + token * rows.width + g * m.group, rows.sums + at);
+        const float* from_x = x + g * m.group;
+        int8_t* codes = rows.codes + token * rows.width + g * m.group;
+        rows.scales[at] = m.clips ? round_group<true>(from_x, m.group, m.clips[g], codes, rows.sums + at)
+                                  : round_group<false>(from_x, m.group, 0.0f, codes, rows.sums + at);
     }
 }
 

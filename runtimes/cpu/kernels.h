@@ -41,7 +41,8 @@ struct Matrix {
     const uint16_t* scales = nullptr;  // float16, (rows, cols / group); codes only
     int64_t rows = 0;
     int64_t cols = 0;
-    int64_t group = 0;  // inputs that share a scale; codes only
+    int64_t group = 0;             // inputs that share a scale; codes only
+    const float* clips = nullptr;  // (cols / group), the largest magnitude that rounding an input keeps; null for any
 
     COBRA_INLINE bool quantized() const { return storage != Storage::kFloat32 && storage != Storage::kFloat16; }
     COBRA_INLINE int64_t groups() const { return cols / group; }
@@ -93,7 +94,8 @@ struct Kernels {
     // out = x / rms(x) * weight, over `width` values of one token.
     void (*rms_norm)(const float* x, const float* weight, float eps, int64_t width, float* out);
 
-    // Write the int8 form of groups [from, to) of token `token` for a product with `matrix`; x is that token's whole row.
+    // Write the int8 form of groups [from, to) of token `token` for a product with `matrix`; x is that token's whole row. A
+    // group's scale is its largest magnitude, or its clip where that is less, over 127; codes beyond are ±127.
     void (*quantize)(const float* x, const Matrix& matrix, int64_t token, int64_t from, int64_t to, const Int8Rows& rows);
 
     // out[t * stride + r] (+)= matrix[r] · activations[t] for rows [from, to) and all tokens.

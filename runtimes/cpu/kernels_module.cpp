@@ -41,9 +41,9 @@ Out rms_norm(const In<1>& x, const In<1>& weight, float eps, const std::string& 
 
 // x (tokens, cols) times the transposed matrix, (tokens, rows); added to `onto` where that is given.
 Out multiply(const Array& values, const std::optional<Array>& scales, const In<2>& x, bool int8,
-             const std::optional<In<2>>& onto, const std::string& kernels) {
+             const std::optional<In<2>>& onto, const std::string& kernels, const std::optional<Array>& clips) {
     const int64_t tokens = len(x.shape(0)), cols = len(x.shape(1));
-    const Matrix m = matrix_from("values", values, scales ? &*scales : nullptr, cols);
+    const Matrix m = matrix_from("values", values, scales ? &*scales : nullptr, clips ? &*clips : nullptr, cols);
     expect(m.cols == cols, "x is not as wide as the matrix");
     expect(!int8 || m.quantized(), "int8 activations need a quantized matrix");
     auto out = poisoned({x.shape(0), static_cast<size_t>(m.rows)});
@@ -67,7 +67,7 @@ Out multiply(const Array& values, const std::optional<Array>& scales, const In<2
 }
 
 Out dequantize(const Array& values, const std::optional<Array>& scales, int64_t cols, const std::string& kernels) {
-    const Matrix m = matrix_from("values", values, scales ? &*scales : nullptr, cols);
+    const Matrix m = matrix_from("values", values, scales ? &*scales : nullptr, nullptr, cols);
     auto out = poisoned({static_cast<size_t>(m.rows), static_cast<size_t>(m.cols)});
     for (int64_t r = 0; r < m.rows; ++r) kernels_named(kernels).dequantize_row(m, r, out.data() + r * m.cols);
     return out;
@@ -170,7 +170,7 @@ void bind_kernels(nb::module_& m) {
     m.def("exponential", &exponential, nb::arg("x"), nb::arg("kernels"));
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"), nb::arg("kernels"));
     m.def("multiply", &multiply, nb::arg("values"), nb::arg("scales").none(), nb::arg("x"), nb::arg("int8"),
-          nb::arg("onto").none(), nb::arg("kernels"));
+          nb::arg("onto").none(), nb::arg("kernels"), nb::arg("clips").none() = nb::none());
     m.def("dequantize", &dequantize, nb::arg("values"), nb::arg("scales").none(), nb::arg("cols"), nb::arg("kernels"));
     m.def("conv_silu", &conv_silu, nb::arg("x"), nb::arg("state"), nb::arg("weight"), nb::arg("bias"), nb::arg("kernels"));
     m.def("selective_scan", &selective_scan, nb::arg("u"), nb::arg("dt"), nb::arg("A"), nb::arg("B"), nb::arg("C"),

@@ -20,11 +20,13 @@ Floats floats_of(const nb::dict& tensors, const std::string& name) {
     return Floats(values, values + array.size());
 }
 
-// The matrix `name` with `cols` inputs: either one float array, or name.codes and name.scales.
+// The matrix `name` with `cols` inputs: either one float array, or name.codes and name.scales, perhaps with name.clips.
 Matrix matrix_of(const nb::dict& tensors, const std::string& name, int64_t cols) {
-    if (tensors.contains(name.c_str())) return matrix_from(name, array_of(tensors, name), nullptr, cols);
-    const Array scales = array_of(tensors, name + ".scales");
-    return matrix_from(name, array_of(tensors, name + ".codes"), &scales, cols);
+    if (tensors.contains(name.c_str())) return matrix_from(name, array_of(tensors, name), nullptr, nullptr, cols);
+    const Array codes = array_of(tensors, name + ".codes"), scales = array_of(tensors, name + ".scales");
+    if (!tensors.contains((name + ".clips").c_str())) return matrix_from(name, codes, &scales, nullptr, cols);
+    const Array clips = array_of(tensors, name + ".clips");
+    return matrix_from(name, codes, &scales, &clips, cols);
 }
 
 Weights weights_of(const Config& c, const nb::dict& tensors) {
@@ -47,6 +49,7 @@ Weights weights_of(const Config& c, const nb::dict& tensors) {
     }
     w.norm_f = floats_of(tensors, "backbone.norm_f.weight");
     if (tensors.contains("rotation")) w.rotation = floats_of(tensors, "rotation");
+    if (tensors.contains("residual_rotation")) w.residual_rotation = floats_of(tensors, "residual_rotation");
     w.head = c.tied ? w.embedding : matrix_of(tensors, "lm_head.weight", c.d_model);
     return w;
 }
