@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import click
+import msgspec
 import numpy as np
 
 import cobra_edge
@@ -22,10 +23,14 @@ from cobra_edge.bundle import Bundle
 from cobra_edge.decode.decoder import ACTIVATIONS, DecoderOptions
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.hadamard import hadamard_factors, hadamard_matrix
+from cobra_edge.model.checkpoint import Checkpoint, open_checkpoint
 from cobra_edge.packing import QuantizedTensor
+from cobra_edge.recipe import ROTATIONS
 from cobra_edge.resources import MINI
-from cobra_edge.scheme import SCHEMES
+from cobra_edge.scheme import scheme_named
 from cobra_edge.targets import target_named
+
+from .handmade import INT_SCHEMES, magnitudes, mixed_recipe, write_bundle
 
 _STORAGES = {"float32": 0, "float16": 1, 8: 2, 4: 3, 3: 4}  # enum class Storage in runtimes/cpu/kernels.h
 
@@ -55,9 +60,9 @@ def _array(out: BinaryIO, values: np.ndarray, dtype: str = "<f4") -> None:
 
 def _matrix(out: BinaryIO, value: np.ndarray | QuantizedTensor) -> None:
     if isinstance(value, QuantizedTensor):
-        assert value.scheme.group_size is not None
-        _numbers(out, _STORAGES[value.scheme.weight_bits], *value.shape, value.scheme.group_size)
+        _numbers(out, _STORAGES[value.scheme.weight_bits], *value.shape, value.scheme.group(value.shape[1]))
         out.write(value.codes.tobytes() + value.scales.tobytes())
+        _array(out, np.zeros(0) if value.clips is None else value.clips)
     else:
         _numbers(out, _STORAGES[value.dtype.name], *value.shape, 0)
         out.write(value.tobytes())
@@ -95,8 +100,9 @@ def write_case(bundle: Bundle, activations: str, file: Path) -> None:
         _array(out, norm)
         if not c.tied:
             _matrix(out, tensors["lm_head.weight"])
-        rotated = bundle.manifest.recipe.online_hadamard
-        _array(out, hadamard_matrix(hadamard_factors(c.d_inner)[0]) if rotated else np.zeros(0))
+        recipe = bundle.manifest.recipe
+        for rotated, width in ((recipe.rotates_out_proj, c.d_inner), (recipe.rotates_residual, c.d_model)):
+            _array(out, hadamard_matrix(hadamard_factors(width)[0]) if rotated else np.zeros(0))
         _array(out, seen)
         _array(out, np.array(tokens), "<i8")
         _array(out, logits)
@@ -105,15 +111,32 @@ def write_case(bundle: Bundle, activations: str, file: Path) -> None:
 @click.command(epilog="Example: python -m tests.native_case build/cases")
 @click.argument("directory", type=click.Path(path_type=Path))
 def command(directory: Path) -> None:
-    """Export cobra-mini by every scheme, one of them rotated too, and write a case for each form of activations."""
+    """Write a case for each form of activations of cobra-mini by every scheme, rotated, and with all of it mixed and clipped."""
     directory.mkdir(parents=True, exist_ok=True)
-    for scheme, rotation in [*((scheme, "none") for scheme in SCHEMES), ("w4a16-g128", "out-proj")]:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "bundle"
-            made = export_bundle("mini", target_named("cpu"), out, scheme=scheme, rotation=rotation, golden_lines=1)
+    # Of schemes that store alike, one is enough.
+    schemes = {(s.weight_bits, s.group_size): s.name for s in map(scheme_named, reversed(INT_SCHEMES))}
+    plans = [*((scheme, "none") for scheme in schemes.values()), ("w4a16-g128", "out-proj"), ("w4a16-g128", "both")]
+    checkpoint = open_checkpoint("mini")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        bundles = {}
+        for scheme, rotation in plans:
+            name = scheme if rotation == "none" else f"{scheme}-{rotation}"
+            out = folder / name
+            bundles[name] = Bundle.open(
+                export_bundle("mini", target_named("cpu"), out, scheme=scheme, rotation=rotation, golden_lines=1).directory
+            )
+        bundles["mixed"] = _mixed(bundles["fp16"], checkpoint, folder)
+        for name, bundle in bundles.items():
             for activations in ACTIVATIONS:
-                mark = "" if rotation == "none" else "-rotated"
-                write_case(Bundle.open(made.directory), activations, directory / f"{scheme}{mark}-{activations}.bin")
+                write_case(bundle, activations, directory / f"{name}-{activations}.bin")
+
+
+def _mixed(plain: Bundle, checkpoint: Checkpoint, folder: Path) -> Bundle:
+    recipe = mixed_recipe(checkpoint.config.mamba, rotations=ROTATIONS["both"], activation_percentile=99.9)
+    free = write_bundle(plain, checkpoint, msgspec.structs.replace(recipe, activation_percentile=None), folder / "free")
+    seen = cobra_edge.load(plain).visual_embeddings(MINI / "demo.png")
+    return write_bundle(plain, checkpoint, recipe, folder / "mixed", magnitudes(free, seen))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,10 @@ class Reader {
         m.cols = number();
         m.group = number();
         m.values = bytes(static_cast<size_t>(m.rows * m.row_bytes()));
-        if (m.quantized()) m.scales = reinterpret_cast<const uint16_t*>(bytes(static_cast<size_t>(m.rows * m.groups() * 2)));
+        if (!m.quantized()) return m;
+        m.scales = reinterpret_cast<const uint16_t*>(bytes(static_cast<size_t>(m.rows * m.groups() * 2)));
+        const auto clips = static_cast<size_t>(number());
+        if (clips) m.clips = reinterpret_cast<const float*>(bytes(clips * sizeof(float)));
         return m;
     }
 
@@ -88,6 +91,7 @@ Replayed replay(const char* file, const Kernels& kernels) {
     w.norm_f = in.floats();
     w.head = c.tied ? w.embedding : in.matrix();
     w.rotation = in.floats();
+    w.residual_rotation = in.floats();
     Floats x = in.floats();
     const std::vector<int64_t> tokens = in.numbers();
     const Floats expected = in.floats();

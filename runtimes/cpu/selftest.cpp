@@ -57,6 +57,7 @@ struct Owned {
     Matrix m;
     std::vector<uint8_t> bytes;
     std::vector<uint16_t> scales;
+    Floats clips;
     std::vector<double> dense;
 };
 
@@ -69,7 +70,7 @@ int value_of(Storage storage, const uint8_t* row, int64_t c) {
     return ((block[j] >> (2 * s) & 3) | (block[16 + j % 8] >> (2 * s + j / 8) & 1) << 2) - 4;
 }
 
-Owned quantized(int64_t rows, int64_t cols, Storage storage, int64_t group, int scale_exponent = 10) {
+Owned quantized(int64_t rows, int64_t cols, Storage storage, int64_t group, bool clipped, int scale_exponent = 10) {
     Owned o;
     o.m.storage = storage;
     o.m.rows = rows;
@@ -81,6 +82,11 @@ Owned quantized(int64_t rows, int64_t cols, Storage storage, int64_t group, int 
     for (auto& s : o.scales) s = static_cast<uint16_t>((random_bits() & 0x83ff) | static_cast<unsigned>(scale_exponent) << 10);
     o.m.values = o.bytes.data();
     o.m.scales = o.scales.data();
+    if (clipped) {
+        o.clips = normal(o.m.groups(), 0.5f);  // most are reached
+        for (auto& c : o.clips) c = 1.5f + std::fabs(c);
+        o.m.clips = o.clips.data();
+    }
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < cols; ++c) {
             const double scale = half_value(o.scales[static_cast<size_t>(r * o.m.groups() + c / group)]);
@@ -101,23 +107,28 @@ std::vector<double> product(const Owned& o, const std::vector<double>& x, int64_
     return y;
 }
 
-// What int8 activations stand for: each group to nearest on 127 steps of its largest magnitude.
-std::vector<double> rounded(const Floats& x, int64_t group) {
+// What int8 activations stand for: each group to nearest on 127 steps of its largest magnitude, or of its clip where that is
+// less.
+std::vector<double> rounded(const Floats& x, const Matrix& m) {
     std::vector<double> out;
-    for (size_t start = 0; start < x.size(); start += static_cast<size_t>(group)) {
+    const auto group = static_cast<size_t>(m.group);
+    for (size_t start = 0; start < x.size(); start += group) {
         float top = 0;
-        for (int64_t i = 0; i < group; ++i) top = std::max(top, std::fabs(x[start + static_cast<size_t>(i)]));
+        for (size_t i = start; i < start + group; ++i) top = std::max(top, std::fabs(x[i]));
+        if (m.clips) top = std::min(top, m.clips[start / group % static_cast<size_t>(m.groups())]);
         const float inverse = top > 0 ? 127.0f / top : 0.0f;
-        for (int64_t i = 0; i < group; ++i)
-            out.push_back(std::nearbyint(x[start + static_cast<size_t>(i)] * inverse) * static_cast<double>(top / 127.0f));
+        for (size_t i = start; i < start + group; ++i) {
+            const float code = std::nearbyint(std::max(-top, std::min(top, x[i])) * inverse);
+            out.push_back(code * static_cast<double>(top / 127.0f));
+        }
     }
     return out;
 }
 
-void test_products(const Kernels& k, Storage storage, int64_t group) {
+void test_products(const Kernels& k, Storage storage, int64_t group, int64_t cols, bool clipped) {
     for (const int64_t tokens : {1, 3, 4, 9, 21}) {
-        const int64_t cols = 3 * std::max<int64_t>(group, 128), rows = 13;
-        const Owned o = quantized(rows, cols, storage, group);
+        const int64_t rows = 13;
+        const Owned o = quantized(rows, cols, storage, group, clipped);
         const Floats x = normal(tokens * cols);
         std::vector<int8_t> codes(x.size());
         Floats code_scales = poisoned(tokens * o.m.groups());
@@ -126,7 +137,7 @@ void test_products(const Kernels& k, Storage storage, int64_t group) {
         for (int64_t t = 0; t < tokens; ++t) k.quantize(x.data() + t * cols, o.m, t, 0, o.m.groups(), packed);
         Floats y = poisoned(tokens * rows), scratch(static_cast<size_t>(scratch_floats(cols)));
         k.multiply_int8(o.m, 0, rows, packed, tokens, y.data(), rows, false, scratch.data());
-        judge(k, "int8 product", group, distance(y, product(o, rounded(x, group), tokens)), 1e-5);
+        judge(k, "int8 product", group, distance(y, product(o, rounded(x, o.m), tokens)), 1e-5);
         y = poisoned(tokens * rows);
         k.multiply_float(o.m, 0, rows, x.data(), cols, tokens, y.data(), rows, false, scratch.data());
         const std::vector<double> wide(x.begin(), x.end());
@@ -229,10 +240,12 @@ struct Model {
     std::vector<Owned> matrices;
     std::vector<Floats> floats;
 
-    Weights weights(Storage storage, int64_t group, bool rotated = false) {
+    // Groups of 0 are whole rows. Rotated: in both places, by a matrix that is not its own transpose, and clipped.
+    Weights weights(Storage storage, int64_t group, bool rotated) {
         const Config& c = config;
         const auto matrix = [&](int64_t rows, int64_t cols) {
-            matrices.push_back(quantized(rows, cols, storage, group, storage == Storage::kInt4 ? 7 : 3));
+            const int exponent = storage == Storage::kInt4 ? 7 : 3;
+            matrices.push_back(quantized(rows, cols, storage, group ? group : cols, rotated, exponent));
             return matrices.back().m;
         };
         Weights w;
@@ -249,7 +262,7 @@ struct Model {
                                 matrix(c.dt_rank + 2 * c.d_state, c.d_inner), dt, normal(c.d_inner, 0.1f),
                                 normal(c.d_inner * c.d_state), normal(c.d_inner), matrix(c.d_model, c.d_inner)});
         }
-        if (rotated) w.rotation = {1.0f, 1.0f, 1.0f, -1.0f};
+        if (rotated) w.rotation = w.residual_rotation = {1.0f, 1.0f, -1.0f, 1.0f};
         w.norm_f.assign(static_cast<size_t>(c.d_model), 1.0f);
         return w;
     }
@@ -271,6 +284,18 @@ Floats run(const Model& model, const Weights& weights, const Kernels& k, int thr
     return logits;
 }
 
+// Embeddings come out in the model's own basis: rotated again they are the table's rows.
+void test_embedding(const Kernels& k) {
+    Model model;
+    const Weights weights = model.weights(Storage::kInt8, 32, true);
+    const int64_t width = model.config.d_model, row = 77;
+    Floats x = poisoned(width), spare = poisoned(width);
+    Decoder(model.config, weights, k, 1, false).embed(&row, 1, x.data());
+    k.rotate(x.data(), weights.residual_rotation.data(), 2, width, spare.data());
+    const double* stored = model.matrices[0].dense.data() + row * width;
+    judge(k, "rotated embedding", width, distance(x, std::vector<double>(stored, stored + width)), 1e-5);
+}
+
 void test_decoder(const Kernels& k, const Kernels& plain, Storage storage, int64_t group, bool rotated = false) {
     Model model;
     const Weights weights = model.weights(storage, group, rotated);
@@ -289,7 +314,7 @@ void test_decoder(const Kernels& k, const Kernels& plain, Storage storage, int64
 
 void test_refusals(const Kernels& k) {
     Model model;
-    const Weights weights = model.weights(Storage::kInt4, 32);
+    const Weights weights = model.weights(Storage::kInt4, 32, false);
     const auto refused = [&](Config config, const char* what) {
         try {
             Decoder(config, weights, k, 1, true);
@@ -310,12 +335,14 @@ void test_refusals(const Kernels& k) {
     c = model.config;
     c.n_layer = 3;
     refused(c, "more layers");
-    Weights rotated = weights;
-    rotated.rotation.assign(9, 1.0f);
-    try {
-        Decoder(model.config, rotated, k, 1, true);
-        judge(k, "a rotation of another width", 0, 1, 0);
-    } catch (const std::invalid_argument&) {
+    for (Floats Weights::* const matrix : {&Weights::rotation, &Weights::residual_rotation}) {
+        Weights rotated = weights;
+        (rotated.*matrix).assign(9, 1.0f);
+        try {
+            Decoder(model.config, rotated, k, 1, true);
+            judge(k, "a rotation of another width", 0, 1, 0);
+        } catch (const std::invalid_argument&) {
+        }
     }
 }
 
@@ -338,7 +365,10 @@ int main(int arguments, char** argument) {
         std::printf("%s\n", k.name);
         for (const auto storage : {Storage::kInt3, Storage::kInt4, Storage::kInt8})
             for (const int64_t group : {32, 64, 128, 256})
-                if (group % block_of(storage) == 0) test_products(k, storage, group);
+                for (const bool clipped : {false, true})
+                    if (group % block_of(storage) == 0)
+                        test_products(k, storage, group, 3 * std::max<int64_t>(group, 128), clipped);
+        for (const int64_t cols : {32, 96, 160, 2560}) test_products(k, Storage::kInt8, cols, cols, cols == 160);
         test_exponential(k);
         for (const int64_t channels : {1, 16, 37}) {
             for (const int64_t d_state : {1, 16, 17}) test_scan(k, channels, d_state);
@@ -349,6 +379,8 @@ int main(int arguments, char** argument) {
         for (const auto storage : {Storage::kInt4, Storage::kInt8})
             for (const int64_t group : {32, 128}) test_decoder(k, *tables[count - 1], storage, group);
         test_decoder(k, *tables[count - 1], Storage::kInt4, 128, true);
+        for (const bool rotated : {false, true}) test_decoder(k, *tables[count - 1], Storage::kInt8, 0, rotated);
+        test_embedding(k);
         for (const int64_t order : {1, 3, 20})
             for (const int64_t power : {1, 2, 64}) test_rotation(k, order, power);
         test_refusals(k);
