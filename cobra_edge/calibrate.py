@@ -122,8 +122,8 @@ def _require_room(partial: Path, file_bytes: int) -> None:
     needed, free = 2 * file_bytes + _MARGIN_BYTES - kept, shutil.disk_usage(partial.parent).free
     if needed > free:
         raise MachineError(
-            f"{partial.parent}: {free / 2**30:.1f} GiB free, {needed / 2**30:.1f} GiB needed (twice the statistics, while they are "
-            "put together); free some, or give --out on another disk"
+            f"{partial.parent}: {free / 2**30:.1f} GiB free, {needed / 2**30:.1f} GiB needed (twice the statistics, "
+            "while they are put together); free some, or give --out on another disk"
         )
 
 

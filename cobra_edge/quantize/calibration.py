@@ -110,7 +110,7 @@ def collect_statistics(
         partial: directory in which finished layers are kept, so that the same call goes on after an interruption; the tensors
             of what is returned are mapped from there. None keeps everything in memory.
         operations: the sequential operations of a mixer.
-        on_progress: called with a stage's name, how much of it is done, and how much there is: pictures, or positions of a layer.
+        on_progress: called with a stage's name, how much of it is done and how much there is: pictures, or positions.
 
     Raises:
         InputError: a question that gives no tokens, a picture that cannot be read, weights or activations that are not finite.
@@ -138,10 +138,8 @@ def collect_statistics(
         streams = torch.from_numpy(kept)
     done = parts.finished()
     for index, block in enumerate(stream_blocks(checkpoint, operations, done), done):
-        name = f"layer {index + 1} of {config.n_layer}"
-        on_progress(name, 0, positions)
         observed = _ObservedBlock(block, index, config, positions)
-        _stream(observed, streams, sequences, config, lambda n, name=name: on_progress(name, n, positions))
+        _stream(observed, streams, sequences, on_progress)
         parts.keep(index, observed.tensors())
         parts.keep_streams(index + 1, streams.numpy())
     if not parts.has(config.n_layer):
@@ -191,20 +189,29 @@ def _embedded(checkpoint: Checkpoint, text: _Text, pictures: Path, on_progress: 
     """Return the streams before the first layer, (positions, d_model) float32."""
     parts = []
     if text.pictures:
-        model, transform = load_vision(checkpoint), ImageTransform.of(checkpoint.config)
-        for done, name in enumerate(text.pictures):
-            on_progress("pictures", done, len(text.pictures))
-            seen = model(torch.from_numpy(transform.pixels(load_picture(pictures / name))))[0]
-            if not torch.isfinite(seen).all():
-                raise InputError(
-                    f"{name}: its visual embeddings hold NaN or infinity; the vision weights are damaged or overflow"
-                )
-            parts.append(seen)
-        on_progress("pictures", len(text.pictures), len(text.pictures))
+        parts.append(_seen(checkpoint, [pictures / name for name in text.pictures], on_progress))
     table = checkpoint.decoder["backbone.embedding.weight"]
     tokens = torch.tensor([t for line in text.tokens for t in line])
     parts.append(require_finite("backbone.embedding.weight", table[tokens].float()))
     return torch.cat(parts)
+
+
+def _seen(checkpoint: Checkpoint, pictures: list[Path], on_progress: OnProgress) -> Tensor:
+    """Return the visual embeddings of pictures, (pictures · n_visual_tokens, d_model) float32."""
+    model, transform = load_vision(checkpoint), ImageTransform.of(checkpoint.config)
+    seen, most = list[Tensor](), max(1, _POSITIONS_AT_ONCE // checkpoint.config.n_visual_tokens)
+    for start in range(0, len(pictures), most):
+        on_progress("pictures", start, len(pictures))
+        files = pictures[start : start + most]
+        batch = model(torch.from_numpy(np.concatenate([transform.pixels(load_picture(f)) for f in files])))
+        for file, embeddings in zip(files, batch, strict=True):
+            if not torch.isfinite(embeddings).all():
+                raise InputError(
+                    f"{file}: its visual embeddings hold NaN or infinity; the vision weights are damaged or overflow"
+                )
+            seen.append(embeddings)
+    on_progress("pictures", len(pictures), len(pictures))
+    return torch.cat(seen)
 
 
 def _batches(sequences: list[_Sequence]) -> Iterator[list[int]]:
@@ -223,7 +230,7 @@ class _ObservedBlock:
     """One block, and what enters its products."""
 
     def __init__(self, block: Block, index: int, config: MambaConfig, positions: int) -> None:
-        self.block = block
+        self.block, self.index, self.config = block, index, config
         self.unit = RMSNorm(config.d_model, config.norm_eps)  # the block's norm without its weight
         self.sites = {site: Site(site_name(index, site), site_width(config, site), positions) for site in LAYER_SITES}
         self.block.mixer.x_proj.register_forward_hook(self._at_x_proj)
@@ -252,29 +259,28 @@ class _ObservedBlock:
         }
 
 
-def _stream(
-    block: _ObservedBlock, streams: Tensor, sequences: list[_Sequence], config: MambaConfig, on_positions: Callable[[int], None]
-) -> None:
-    """Run every sequence through a block and put what leaves it in the place of what entered."""
+def _stream(block: _ObservedBlock, streams: Tensor, sequences: list[_Sequence], on_progress: OnProgress) -> None:
+    """Run every sequence through a block, and put what leaves it in the place of what entered."""
+    config, stage, done = block.config, f"layer {block.index + 1} of {block.config.n_layer}", 0
     nothing = torch.zeros(config.d_inner, config.d_conv), torch.zeros(config.d_inner, config.d_state)
     after: dict[int | None, tuple[Tensor, Tensor]] = {None: nothing}
-    done = 0
+    on_progress(stage, 0, len(streams))
     for batch in _batches(sequences):
         members = [sequences[i] for i in batch]
         conv, ssm = (torch.stack([after[s.after][part] for s in members]) for part in (0, 1))
         out, conv, ssm = block(torch.stack([streams[s.rows] for s in members]), conv, ssm)
-        for i, sequence, row in zip(batch, members, range(len(batch)), strict=True):
+        for row, (index, sequence) in enumerate(zip(batch, members, strict=True)):
             streams[sequence.rows] = out[row]
             if sequence.is_picture:
-                after[i] = conv[row], ssm[row]
-        done += sum(s.length for s in members)
-        on_positions(done)
+                after[index] = conv[row], ssm[row]
+            done += sequence.length
+        on_progress(stage, done, len(streams))
 
 
 def _head(checkpoint: Checkpoint, streams: Tensor) -> dict[str, np.ndarray]:
     """Return what is stored of the head, from the streams after the last layer."""
     config, name = checkpoint.config.mamba, "backbone.norm_f.weight"
     unit, site = RMSNorm(config.d_model, config.norm_eps), Site(HEAD, config.d_model, len(streams))
-    for piece in streams.split(_POSITIONS_AT_ONCE):
-        site.add(unit(piece))
+    for start in range(0, len(streams), _POSITIONS_AT_ONCE):
+        site.add(unit(streams[start : start + _POSITIONS_AT_ONCE]))
     return site.tensors(require_finite(name, checkpoint.decoder[name].float()).numpy(), "own")

@@ -51,8 +51,8 @@ class Site:
         moment = self._sum.div_(self._seen).numpy()
         if not np.isfinite(np.diagonal(moment)).all():
             raise InputError(
-                f"{self.name}: its input holds NaN or infinity, or values whose squares overflow float32; the checkpoint is damaged "
-                "or does not suit these questions"
+                f"{self.name}: its input holds NaN, infinity, or values whose squares overflow float32; the checkpoint is "
+                "damaged, or its activations diverge on this data"
             )
         unit = torch.cat(self._samples).numpy()
         own = unit if weight is None else unit * weight

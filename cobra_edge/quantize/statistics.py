@@ -1,4 +1,4 @@
-"""Calibration statistics: what enters each matrix product of a decoder, as one safetensors file. docs/statistics.md has the format.
+"""Calibration statistics: what enters each matrix product of a decoder, as one safetensors file (docs/statistics.md).
 
 A site is one product's input: "in_proj", "x_proj", "dt_proj" and "out_proj" of every layer, and "head". Of each the file holds
 
@@ -137,8 +137,8 @@ def histogram_of(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         samples: (positions, n) float32, finite.
 
     Returns:
-        The largest magnitude of each group of 32 inputs (groups,) float32, and counts (groups, 128) int32. With `top` the largest
-        of all, bin k counts magnitudes up to top · 2^((k - 127) / 8) that no lower bin counts.
+        The largest magnitude of each group of 32 inputs (groups,) float32, and counts (groups, 128) int32. With `top` the
+        largest of all, bin k counts magnitudes up to top · 2^((k - 127) / 8) that no lower bin counts.
     """
     positions, n = samples.shape
     groups = -(-n // GROUP)
@@ -195,8 +195,8 @@ class Statistics:
             layer, site: which product's input; the head's layer is None.
             group: how many neighbouring inputs share a bound: a multiple of 32 that divides n, or n itself.
             percentile: above 0, up to 100. 100 gives the largest magnitude seen.
-            rotated: of R x instead of x (at in_proj and head the norm's weight is in neither R x/rms nor missing from x:
-                in_proj R(x / rms), for its weight is folded into the matrix; head R(weight · x / rms)).
+            rotated: of what enters the product of a rotated model: at in_proj R x without the norm's weight, which is folded
+                into the matrix there; at head and out_proj R of what enters it unrotated; elsewhere the same.
 
         Returns:
             (n / group,) float32: the upper edge of the bin in which the percentile falls, at most 9 % above it.
@@ -279,8 +279,8 @@ def read_statistics(file: Path, config: CobraConfig, model_sha256: str) -> Stati
         model_sha256: that model's hash, `Checkpoint.sha256`.
 
     Raises:
-        InputError: unreadable, statistics of another model, or not exactly the tensors that the model's sizes ask for. Values are
-            checked where they are read.
+        InputError: unreadable, statistics of another model, or not exactly the tensors that the model's sizes ask for.
+            Values are checked where they are read.
     """
     header = read_header(file)
     if header.model_sha256 != model_sha256:
