@@ -74,6 +74,7 @@ def command(source: str, data: Path, out: Path, force: bool, n_lines: int | None
     from .decode.native_operations import best_operations
     from .model.checkpoint import open_checkpoint
     from .quantize.calibration import collect_statistics
+    from .quantize.partial import remove_parts
     from .quantize.statistics import statistics_tensors, write_statistics
 
     checkpoint = open_checkpoint(source, **options)
@@ -87,7 +88,7 @@ def command(source: str, data: Path, out: Path, force: bool, n_lines: int | None
         )
         stage("write the file", 0, 1)
         write_statistics(statistics, out)
-    shutil.rmtree(partial)
+    remove_parts(partial)
     header = statistics.header
     if as_json:
         print_json({"statistics": str(out), "bytes": out.stat().st_size, **msgspec.structs.asdict(header)})

@@ -32,6 +32,7 @@ from cobra_edge.model.mamba import causal_conv as plain_conv
 from cobra_edge.model.mamba import selective_scan as plain_scan
 from cobra_edge.quantize import calibration
 from cobra_edge.quantize.calibration import collect_statistics
+from cobra_edge.quantize.partial import remove_parts
 from cobra_edge.quantize.statistics import (
     BINS,
     LAYER_SITES,
@@ -68,7 +69,7 @@ def silu(x):
 
 
 def naive_inputs(checkpoint, lines, visual):
-    """Return {(layer, site): [every position's input, float64]}: whole sequences, a token and a layer at a time, nothing shared.
+    """Return {(layer, site): every position's input, float64}: whole sequences, token by token, nothing shared.
 
     The positions of a picture are listed for the first line that asks about it, and left out of the others'.
     """
@@ -110,7 +111,7 @@ def assert_same_as_naive(statistics, naive):
         assert len(inputs) == statistics.header.positions
         expected = inputs.T @ inputs / len(inputs)
         assert_close(statistics.diagonal(layer, site), np.diagonal(expected), "statistics")
-        # Correlations are float16: rounding of 2⁻¹² of the products of two inputs' magnitudes.
+        # Correlations are float16: their rounding, as a share of the product of two inputs' magnitudes.
         root = np.sqrt(np.diagonal(expected))
         difference = np.abs(statistics.second_moment(layer, site) - expected)
         assert (difference <= 5e-4 * np.outer(root, root)).all(), (layer, site)
@@ -147,7 +148,7 @@ def mini_statistics(mini):
 
 
 def test_lines_that_go_on_from_their_picture_give_what_whole_sequences_give(mini_statistics, mini_naive):
-    """A picture's positions count once, though three lines ask about each; the naive twin reads every line from its beginning."""
+    """A picture's positions count once, though lines share it; the naive twin reads every line from its beginning."""
     assert mini_statistics.header.positions == len(mini_naive[None, "head"])
     assert_same_as_naive(mini_statistics, mini_naive)
 
@@ -395,6 +396,29 @@ def test_other_inputs_begin_anew(text_only, tmp_path, caplog):
         fewer = collect_statistics(checkpoint, QUESTIONS[:2], tmp_path, partial=partial)
     assert "starting anew" in caplog.text
     assert fewer.fingerprint() == collect_statistics(checkpoint, QUESTIONS[:2], tmp_path).fingerprint()
+
+
+def test_a_removal_that_was_interrupted_is_taken_up(text_only, tmp_path, monkeypatch):
+    """Whichever file it stopped before, the next run goes on or begins, and ends with the same."""
+    checkpoint, partial = open_checkpoint(str(text_only)), tmp_path / "partial"
+    expected = collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial).fingerprint()
+    files, real = len(list(partial.iterdir())), Path.unlink
+    for before in range(files):
+        left = before
+
+        def unlink(self, missing_ok=False):
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            real(self, missing_ok)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "unlink", unlink)
+            remove_parts(partial)
+        assert collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial).fingerprint() == expected
+    remove_parts(partial)
+    assert not partial.exists()
 
 
 def test_a_directory_of_somebody_else_is_left_alone(text_only, tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +22,13 @@ log = logging.getLogger(__name__)
 
 _IDENTITY = "inputs.json"
 _STREAMS = "streams"
+
+
+def remove_parts(directory: Path) -> None:
+    """Remove a directory of parts: streams first, identity last, so that a run can go on from whatever an interruption leaves."""
+    for file in sorted(directory.iterdir(), key=lambda f: (f.name == _IDENTITY, not f.name.startswith(_STREAMS))):
+        file.unlink()
+    directory.rmdir()
 
 
 class Parts:
@@ -46,7 +52,7 @@ class Parts:
             raise InputError(f"{directory}: not a calibration that was interrupted; remove it or give another --out")
         if mark.is_file() and mark.read_bytes() != identity:
             log.warning("%s: left by a calibration with other inputs; starting anew", directory)
-            shutil.rmtree(directory)
+            remove_parts(directory)
         directory.mkdir(parents=True, exist_ok=True)
         if not mark.is_file():
             staged = mark.with_suffix(".new")
