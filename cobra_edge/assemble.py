@@ -7,10 +7,8 @@ only then give the directory its name.
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +41,7 @@ from .memory import plan_memory
 from .model_card import model_card
 from .recipe import ROTATIONS, Recipe, uniform_recipe
 from .regress.budget import Verdict, judge, read_budget
-from .regress.suite import HELDOUT, Line, read_suite
+from .regress.suite import HELDOUT, Line, read_suite, spread
 from .scheme import scheme_named
 from .targets import Target
 from .terminal import progress
@@ -119,7 +117,7 @@ def export_bundle(
     check_goal(directory, force=force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
     small = config.mamba.n_parameters < _SMALL
-    lines = _spread(lines, golden_lines or _GOLDEN_LINES[0 if small else 1])
+    lines = spread(lines, golden_lines or _GOLDEN_LINES[0 if small else 1])
     needed = plan.decoder_bytes + plan.vision_bytes + _WRITING_MARGIN_BYTES
 
     with staged_directory(directory, force=force, needed_bytes=needed) as stage:
@@ -173,18 +171,6 @@ def _require_torch() -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise MachineError(f"export needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
-
-
-def _spread(lines: list[Line], wanted: int) -> list[Line]:
-    """Return `wanted` lines, as many of each task as of the others, spread evenly over each task's own."""
-    wanted, by_task = min(wanted, len(lines)), defaultdict[str, list[Line]](list)
-    for line in lines:
-        by_task[line.task].append(line)
-    counts = dict.fromkeys(by_task, 0)
-    for task in itertools.islice(itertools.cycle(by_task), wanted * len(by_task)):
-        if sum(counts.values()) < wanted and counts[task] < len(by_task[task]):
-            counts[task] += 1
-    return [of[i * len(of) // counts[task]] for task, of in by_task.items() for i in range(counts[task])]
 
 
 def _write_vision(

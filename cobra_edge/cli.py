@@ -13,6 +13,7 @@ from .version import __version__
 # Verbs are imported when they are called: `run` must start at once on a device that lacks what `export` needs.
 VERBS = {
     "export": "Export a checkpoint to a bundle for a device.",
+    "calibrate": "Take statistics of activations, for quantizers that look at them.",
     "run": "Ask a bundle about a picture.",
     "inspect": "Print what is in a bundle, after checking it.",
     "bench": "Measure, and keep the result.",

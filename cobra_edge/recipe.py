@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from .errors import InputError, near_matches
 from .hadamard import hadamard_factors
@@ -86,6 +88,11 @@ class StoredTensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes its values take."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 def uniform_recipe(

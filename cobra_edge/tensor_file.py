@@ -13,7 +13,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -33,12 +33,13 @@ _ALIGNMENT = 64  # of the data's start, so that memory-mapped rows can be loaded
 class TensorFileWriter:
     """Writes the announced tensors in the announced order; leaving the context early leaves a file no reader accepts."""
 
-    def __init__(self, file: Path, tensors: Iterable[StoredTensor]) -> None:
-        """Open the file and write its header. Raises OSError as the file system does."""
+    def __init__(self, file: Path, tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None = None) -> None:
+        """Open the file and write its header, with metadata where some is given. Raises OSError as the file system does."""
         self._waiting = list(tensors)
-        header, offset = {}, 0
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        offset = 0
         for t in self._waiting:
-            end = offset + math.prod(t.shape) * np.dtype(t.dtype).itemsize
+            end = offset + t.n_bytes
             header[t.name] = {"dtype": _CODES[t.dtype], "shape": list(t.shape), "data_offsets": [offset, end]}
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
@@ -116,6 +117,12 @@ def read_tensors(file: Path, expected: list[StoredTensor] | None = None) -> dict
     """
     with _opened(file, expected) as stream:
         return {name: stream.get_tensor(name) for name in sorted(stream.keys())}
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Return the metadata of a file, empty where it has none. Raises BundleError: unreadable."""
+    with _opened(file, None) as stream:
+        return dict(stream.metadata() or {})
 
 
 def map_tensors(file: Path, expected: list[StoredTensor]) -> dict[str, np.ndarray]:

@@ -75,6 +75,7 @@ def test_the_core_needs_no_torch():
     program = (
         "import sys, cobra_edge, cobra_edge.run, cobra_edge.inspect, cobra_edge.vision.session\n"
         "import cobra_edge.decode.numpy_reference, cobra_edge.regress.golden\n"
+        "import cobra_edge.calibrate, cobra_edge.quantize.statistics\n"
         "print(sorted({'torch', 'timm', 'torchvision', 'onnx', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

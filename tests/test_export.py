@@ -349,11 +349,11 @@ def test_nothing_in_a_name_is_obeyed(export, tmp_path):
 def test_golden_lines_are_of_every_task():
     from collections import Counter
 
-    from cobra_edge.regress.suite import HELDOUT, read_suite
+    from cobra_edge.regress.suite import HELDOUT, read_suite, spread
 
     lines = read_suite(HELDOUT)
     for wanted in (1, 4, 5, 32, len(lines), len(lines) + 1):
-        chosen = assemble._spread(lines, wanted)
+        chosen = spread(lines, wanted)
         counts = Counter(line.task for line in chosen)
         assert len(chosen) == min(wanted, len(lines)) == len(set(chosen))
         assert len(counts) == min(wanted, 5)

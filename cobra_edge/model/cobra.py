@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
-from .mamba import Block, MambaState, RMSNorm
+from .mamba import REFERENCE, Block, MambaState, Operations, RMSNorm
 from .projector import Projector
 from .vision import load_tower
 from .weight_files import require_finite
@@ -40,12 +40,17 @@ def load_vision(checkpoint: Checkpoint) -> VisionModel:
     return VisionModel(load_tower(config.vision, checkpoint.vision_weights), projector).eval()
 
 
-def stream_blocks(checkpoint: Checkpoint) -> Iterator[Block]:
-    """Yield the decoder's blocks one after the other in float32, one in memory at a time."""
-    for index in range(checkpoint.config.mamba.n_layer):
+def stream_blocks(checkpoint: Checkpoint, operations: Operations = REFERENCE, first: int = 0) -> Iterator[Block]:
+    """Yield the decoder's blocks from layer `first` on, one after the other in float32, one in memory at a time.
+
+    Raises:
+        InputError: a tensor of the next block holds NaN or infinity; it is named.
+    """
+    for index in range(first, checkpoint.config.mamba.n_layer):
         prefix = f"backbone.layers.{index}."
-        block = Block(checkpoint.config.mamba)
-        block.load_state_dict({k[len(prefix) :]: v.float() for k, v in checkpoint.decoder.items() if k.startswith(prefix)})
+        block = Block(checkpoint.config.mamba, operations)
+        own = {k: v for k, v in checkpoint.decoder.items() if k.startswith(prefix)}
+        block.load_state_dict({k[len(prefix) :]: require_finite(k, v.float()) for k, v in own.items()})
         yield block.eval()
 
 

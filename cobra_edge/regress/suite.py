@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from pathlib import Path
 
 import msgspec
@@ -45,3 +47,15 @@ def read_suite(file: Path) -> list[Line]:
     if not lines:
         raise InputError(f"{file}: no lines; expected at least one question")
     return lines
+
+
+def spread(lines: list[Line], wanted: int) -> list[Line]:
+    """Return `wanted` lines, as many of each task as of the others, spread evenly over each task's own."""
+    wanted, by_task = min(wanted, len(lines)), defaultdict[str, list[Line]](list)
+    for line in lines:
+        by_task[line.task].append(line)
+    counts = dict.fromkeys(by_task, 0)
+    for task in itertools.islice(itertools.cycle(by_task), wanted * len(by_task)):
+        if sum(counts.values()) < wanted and counts[task] < len(by_task[task]):
+            counts[task] += 1
+    return [of[i * len(of) // counts[task]] for task, of in by_task.items() for i in range(counts[task])]

@@ -81,7 +81,9 @@ Out conv_silu(const In<2>& x, const InOut<2>& state, const In<2>& weight, const 
            "shapes do not fit each other");
     auto u = poisoned({x.shape(0), x.shape(1)});
     const Conv conv{weight.data(), bias.data(), taps, channels};
-    kernels_named(kernels).conv_silu(conv, 0, channels, x.data(), channels, len(x.shape(0)), state.data(), u.data(), channels);
+    const Kernels& k = kernels_named(kernels);
+    const nb::gil_scoped_release unlocked;
+    k.conv_silu(conv, 0, channels, x.data(), channels, len(x.shape(0)), state.data(), u.data(), channels);
     return u;
 }
 
@@ -96,8 +98,10 @@ Out selective_scan(const In<2>& u, const In<2>& dt, const In<2>& A, const In<2>&
     expect(d_state >= 1 && d_state <= 256, "d_state must be 1 to 256");
     auto out = poisoned({u.shape(0), u.shape(1)});
     const Scan scan{A.data(), D.data(), dt_bias.data(), channels, d_state};
-    kernels_named(kernels).selective_scan(scan, 0, channels, tokens, dt.data(), channels, B.data(), C.data(), d_state,
-                                          z.data(), channels, h.data(), u.data(), out.data(), channels);
+    const Kernels& k = kernels_named(kernels);
+    const nb::gil_scoped_release unlocked;
+    k.selective_scan(scan, 0, channels, tokens, dt.data(), channels, B.data(), C.data(), d_state, z.data(), channels, h.data(),
+                     u.data(), out.data(), channels);
     return out;
 }
 

@@ -1,0 +1,134 @@
+"""Calibrate: take statistics of what enters every matrix product of a checkpoint, for quantizers that look at activations.
+
+python -m cobra_edge.calibrate --checkpoint mini --data cobra_edge/mini/calibration.jsonl --out statistics.safetensors
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from .errors import InputError, MachineError
+from .regress.suite import read_suite, spread
+from .resources import MINI
+from .terminal import Stages, debug_option, errors, main_of, print_json, say, tell
+
+_MARGIN_BYTES = 64 << 20
+
+
+class _Rate(ProgressColumn):
+    """How many positions (or pictures) a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+
+
+class _Stage:
+    """One bar, for one stage after the other: `collect_statistics`' on_progress."""
+
+    def __init__(self, bar: Stages) -> None:
+        self.bar, self.name, self.task = bar, "", bar.add_task("hash the checkpoint", total=None)
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        if name != self.name:
+            if not errors.is_terminal:
+                tell(name)
+            self.name = name
+            self.bar.reset(self.task, description=name, total=total)
+        self.bar.update(self.task, completed=done)
+
+
+@click.command(epilog="Example: python -m cobra_edge.calibrate --checkpoint mini --out statistics.safetensors")
+@click.option("--checkpoint", "source", required=True, help="mini, a registry name such as cobra+3b, or a directory.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=MINI / "calibration.jsonl",
+    help="JSON lines of image, prompt, answer and task; default: the set of synthetic scenes that ships.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File of the statistics.")
+@click.option("--force", is_flag=True, help="Replace a file that is already there.")
+@click.option("--lines", "n_lines", type=click.IntRange(1), help="Read that many lines, of every task as many; default: all.")
+@click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@debug_option
+def command(source: str, data: Path, out: Path, force: bool, n_lines: int | None, as_json: bool, **options: Any) -> None:
+    """Take statistics of what enters every matrix product, one layer in memory at a time.
+
+    Finished layers are kept in OUT.partial: after an interruption the same command goes on with the next one.
+
+    Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
+    """
+    if out.is_dir() or (out.exists() and not force):
+        raise InputError(f"{out} is already there; give --force to replace a file, or another --out")
+    lines = read_suite(data)
+    lines = lines if n_lines is None else spread(lines, n_lines)
+    _require_torch()
+    from .decode.native_operations import best_operations
+    from .model.checkpoint import open_checkpoint
+    from .quantize.calibration import collect_statistics
+    from .quantize.partial import remove_parts
+    from .quantize.statistics import statistics_tensors, write_statistics
+
+    checkpoint = open_checkpoint(source, **options)
+    partial = out.with_name(f"{out.name}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _require_room(partial, sum(t.n_bytes for t in statistics_tensors(checkpoint.config.mamba)))
+    with _bar() as bar:
+        stage = _Stage(bar)
+        statistics = collect_statistics(
+            checkpoint, lines, data.parent, partial=partial, operations=best_operations(), on_progress=stage
+        )
+        stage("write the file", 0, 1)
+        write_statistics(statistics, out)
+    remove_parts(partial)
+    header = statistics.header
+    if as_json:
+        print_json({"statistics": str(out), "bytes": out.stat().st_size, **msgspec.structs.asdict(header)})
+    else:
+        say(f"{header.lines} lines, {header.positions} positions of {header.model_id} ({header.model_sha256[:12]}…)")
+        say(f"statistics: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
+
+
+def _bar() -> Stages:
+    return Stages(
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=not errors.is_terminal,
+    )
+
+
+def _require_torch() -> None:
+    try:
+        import timm  # noqa: F401 - only whether they are there
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MachineError(f"calibrate needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
+
+
+def _require_room(partial: Path, file_bytes: int) -> None:
+    """Raise MachineError where the disk has no room for finished layers and for the file made of them."""
+    kept = sum(f.stat().st_size for f in partial.glob("*")) if partial.is_dir() else 0
+    needed, free = 2 * file_bytes + _MARGIN_BYTES - kept, shutil.disk_usage(partial.parent).free
+    if needed > free:
+        raise MachineError(
+            f"{partial.parent}: {free / 2**30:.1f} GiB free, {needed / 2**30:.1f} GiB needed (twice the statistics, "
+            "while they are put together); free some, or give --out on another disk"
+        )
+
+
+main = main_of(command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Take statistics: stream questions about pictures through the float model, one layer in memory at a time.
+
+Lines that share a picture share its visual positions: those are read once, and every line goes on from the state they left.
+Between two layers only the residual streams are kept, (positions, d_model) float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..image import ImageTransform, load_picture
+from ..model.checkpoint import Checkpoint
+from ..model.cobra import load_vision, stream_blocks
+from ..model.config import MambaConfig
+from ..model.mamba import REFERENCE, Block, Operations, RMSNorm
+from ..model.weight_files import require_finite
+from ..text import END_OF_TEXT, PromptTemplate, TextCodec
+from ..version import __version__
+from .partial import Parts
+from .site import Site
+from .statistics import HEAD, LAYER_SITES, SCHEMA_VERSION, Header, Statistics, site_name, site_tensors, site_width
+
+log = logging.getLogger(__name__)
+
+# What is advised: every task a few dozen times, and positions enough for the widest second moment. It has d_inner dimensions;
+# with as many positions as dimensions it is singular in all but luck, with four times as many its small directions are known
+# to within a factor of about (1 - √¼)² = ¼ (Marchenko and Pastur 1967).
+_ADVISED_LINES = 128
+_ADVISED_POSITIONS_PER_INPUT = 4
+_POSITIONS_AT_ONCE = 2048
+
+OnProgress = Callable[[str, int, int], None]  # a stage, how much of it is done, how much there is
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    pass
+
+
+class Question(Protocol):
+    """A line of a suite, as `regress.suite.Line`: `image` is relative to the pictures' directory, None without a picture."""
+
+    @property
+    def prompt(self) -> str: ...  # noqa: D102
+    @property
+    def answer(self) -> str: ...  # noqa: D102
+    @property
+    def image(self) -> str | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Consecutive positions of the streams that are read one after the other: a picture, or a line after its picture."""
+
+    start: int
+    length: int
+    is_picture: bool
+    after: int | None = None  # index of the picture's sequence, whose state it goes on from
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + self.length)
+
+
+@dataclass(frozen=True, eq=False)
+class _Text:
+    """Pictures by name, and of each line its tokens and its picture's index."""
+
+    pictures: list[str]
+    tokens: list[list[int]]
+    picture_of: list[int | None]
+
+    def sequences(self, n_visual: int) -> list[_Sequence]:
+        """Return pictures first, then the lines."""
+        seen = [_Sequence(i * n_visual, n_visual, is_picture=True) for i in range(len(self.pictures))]
+        start = len(seen) * n_visual
+        for tokens, picture in zip(self.tokens, self.picture_of, strict=True):
+            seen.append(_Sequence(start, len(tokens), is_picture=False, after=picture))
+            start += len(tokens)
+        return seen
+
+
+@torch.inference_mode()
+def collect_statistics(
+    checkpoint: Checkpoint,
+    lines: Sequence[Question],
+    pictures: Path,
+    *,
+    partial: Path | None = None,
+    operations: Operations = REFERENCE,
+    on_progress: OnProgress = _silent,
+) -> Statistics:
+    """Take statistics of every matrix product's input.
+
+    Args:
+        checkpoint: whose float decoder and vision model; one without vision reads the text alone.
+        lines: questions with their answers.
+        pictures: directory that their images are relative to.
+        partial: directory in which finished layers are kept, so that the same call goes on after an interruption; the tensors
+            of what is returned are mapped from there. None keeps everything in memory.
+        operations: the sequential operations of a mixer.
+        on_progress: called with a stage's name, how much of it is done and how much there is: pictures, or positions.
+
+    Raises:
+        InputError: a question that gives no tokens, a picture that cannot be read, weights or activations that are not finite.
+    """
+    config = checkpoint.config.mamba
+    text = _tokenised(checkpoint, lines)
+    sequences = text.sequences(checkpoint.config.n_visual_tokens)
+    positions = sum(s.length for s in sequences)
+    header = Header(
+        SCHEMA_VERSION,
+        __version__,
+        checkpoint.config.model_id,
+        checkpoint.sha256(),
+        _data_sha256(lines, [pictures / name for name in text.pictures]),
+        len(lines),
+        positions,
+    )
+    _warn_of_few(header, config)
+    parts = Parts(partial, msgspec.json.encode(header))
+    kept = parts.read_streams((positions, config.d_model))
+    if kept is None:
+        streams = _embedded(checkpoint, text, pictures, on_progress)
+        parts.keep_streams(0, streams.numpy())
+    else:
+        streams = torch.from_numpy(kept)
+    done = parts.finished()
+    for index, block in enumerate(stream_blocks(checkpoint, operations, done), done):
+        observed = _ObservedBlock(block, index, config, positions)
+        _stream(observed, streams, sequences, on_progress)
+        parts.keep(index, observed.tensors())
+        parts.keep_streams(index + 1, streams.numpy())
+    if not parts.has(config.n_layer):
+        parts.keep(config.n_layer, _head(checkpoint, streams))
+    expected = {i: [t for s in LAYER_SITES for t in site_tensors(config, i, s)] for i in range(config.n_layer)}
+    expected[config.n_layer] = site_tensors(config, None, HEAD)
+    return Statistics(header, config, parts.tensors(expected), str(partial or "statistics"))
+
+
+def _tokenised(checkpoint: Checkpoint, lines: Sequence[Question]) -> _Text:
+    codec = TextCodec.open(checkpoint.tokenizer_file(), checkpoint.config.mamba.vocab)
+    template, sees = PromptTemplate(checkpoint.config.prompt_style), checkpoint.config.vision is not None
+    names = sorted({line.image for line in lines if line.image is not None}) if sees else []
+    index = {name: i for i, name in enumerate(names)}
+    tokens = []
+    for number, line in enumerate(lines, 1):
+        try:
+            asked, answer = codec.encode(template.first_turn(line.prompt)), codec.encode(line.answer)
+        except InputError as error:
+            raise InputError(f"calibration data, question {number}: {error}") from error
+        if not answer:
+            raise InputError(
+                f"calibration data, question {number} ({line.prompt[:60]!r}): no answer; expected what the model should say"
+            )
+        tokens.append([*asked, *codec.encode(line.answer + END_OF_TEXT)])
+    return _Text(names, tokens, [index.get(line.image or "") for line in lines])
+
+
+def _data_sha256(lines: Sequence[Question], pictures: list[Path]) -> str:
+    digest = hashlib.sha256(msgspec.json.encode([(line.image, line.prompt, line.answer) for line in lines]))
+    for picture in pictures:
+        digest.update(picture.read_bytes())
+    return digest.hexdigest()
+
+
+def _warn_of_few(header: Header, config: MambaConfig) -> None:
+    advised = _ADVISED_POSITIONS_PER_INPUT * config.d_inner
+    if header.lines < _ADVISED_LINES or header.positions < advised:
+        log.warning(
+            "calibration data: %d lines with %d positions; advisable are %d lines and %d positions (%d for each of the widest "
+            "product's %d inputs)",
+            header.lines, header.positions, _ADVISED_LINES, advised, _ADVISED_POSITIONS_PER_INPUT, config.d_inner,
+        )  # fmt: skip
+
+
+def _embedded(checkpoint: Checkpoint, text: _Text, pictures: Path, on_progress: OnProgress) -> Tensor:
+    """Return the streams before the first layer, (positions, d_model) float32."""
+    parts = []
+    if text.pictures:
+        parts.append(_seen(checkpoint, [pictures / name for name in text.pictures], on_progress))
+    table = checkpoint.decoder["backbone.embedding.weight"]
+    tokens = torch.tensor([t for line in text.tokens for t in line])
+    parts.append(require_finite("backbone.embedding.weight", table[tokens].float()))
+    return torch.cat(parts)
+
+
+def _seen(checkpoint: Checkpoint, pictures: list[Path], on_progress: OnProgress) -> Tensor:
+    """Return the visual embeddings of pictures, (pictures · n_visual_tokens, d_model) float32."""
+    model, transform = load_vision(checkpoint), ImageTransform.of(checkpoint.config)
+    seen, most = list[Tensor](), max(1, _POSITIONS_AT_ONCE // checkpoint.config.n_visual_tokens)
+    for start in range(0, len(pictures), most):
+        on_progress("pictures", start, len(pictures))
+        files = pictures[start : start + most]
+        batch = model(torch.from_numpy(np.concatenate([transform.pixels(load_picture(f)) for f in files])))
+        for file, embeddings in zip(files, batch, strict=True):
+            if not torch.isfinite(embeddings).all():
+                raise InputError(
+                    f"{file}: its visual embeddings hold NaN or infinity; the vision weights are damaged or overflow"
+                )
+            seen.append(embeddings)
+    on_progress("pictures", len(pictures), len(pictures))
+    return torch.cat(seen)
+
+
+def _batches(sequences: list[_Sequence]) -> Iterator[list[int]]:
+    """Yield indices of sequences to be read together: equally long, pictures before the lines that go on from them."""
+
+    def kind(i: int) -> tuple[bool, int]:
+        return not sequences[i].is_picture, sequences[i].length
+
+    for (_, length), alike in itertools.groupby(sorted(range(len(sequences)), key=kind), kind):
+        indices, most = list(alike), max(1, _POSITIONS_AT_ONCE // length)
+        for start in range(0, len(indices), most):
+            yield indices[start : start + most]
+
+
+class _ObservedBlock:
+    """One block, and what enters its products."""
+
+    def __init__(self, block: Block, index: int, config: MambaConfig, positions: int) -> None:
+        self.block, self.index, self.config = block, index, config
+        self.unit = RMSNorm(config.d_model, config.norm_eps)  # the block's norm without its weight
+        self.sites = {site: Site(site_name(index, site), site_width(config, site), positions) for site in LAYER_SITES}
+        self.block.mixer.x_proj.register_forward_hook(self._at_x_proj)
+        self.block.mixer.out_proj.register_forward_pre_hook(self._at_out_proj)
+
+    def _at_x_proj(self, _module: Any, inputs: tuple[Tensor], outputs: Tensor) -> None:
+        self.sites["x_proj"].add(inputs[0])
+        self.sites["dt_proj"].add(outputs[..., : self.block.mixer.dt_rank])
+
+    def _at_out_proj(self, _module: Any, inputs: tuple[Tensor]) -> None:
+        self.sites["out_proj"].add(inputs[0])
+
+    def __call__(self, residual: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the block over residual (batch, seq, d_model); return what leaves it, and the state."""
+        self.sites["in_proj"].add(self.unit(residual))
+        out, conv, ssm = self.block.mixer(self.block.norm(residual), conv, ssm)
+        return residual + out, conv, ssm
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Return what is stored of the layer."""
+        return {
+            **self.sites["in_proj"].tensors(self.block.norm.weight.numpy(), "unit"),
+            **self.sites["x_proj"].tensors(),
+            **self.sites["dt_proj"].tensors(),
+            **self.sites["out_proj"].tensors(rotation="own"),
+        }
+
+
+def _stream(block: _ObservedBlock, streams: Tensor, sequences: list[_Sequence], on_progress: OnProgress) -> None:
+    """Run every sequence through a block, and put what leaves it in the place of what entered."""
+    config, stage, done = block.config, f"layer {block.index + 1} of {block.config.n_layer}", 0
+    nothing = torch.zeros(config.d_inner, config.d_conv), torch.zeros(config.d_inner, config.d_state)
+    after: dict[int | None, tuple[Tensor, Tensor]] = {None: nothing}
+    on_progress(stage, 0, len(streams))
+    for batch in _batches(sequences):
+        members = [sequences[i] for i in batch]
+        conv, ssm = (torch.stack([after[s.after][part] for s in members]) for part in (0, 1))
+        out, conv, ssm = block(torch.stack([streams[s.rows] for s in members]), conv, ssm)
+        for row, (index, sequence) in enumerate(zip(batch, members, strict=True)):
+            streams[sequence.rows] = out[row]
+            if sequence.is_picture:
+                after[index] = conv[row], ssm[row]
+            done += sequence.length
+        on_progress(stage, done, len(streams))
+
+
+def _head(checkpoint: Checkpoint, streams: Tensor) -> dict[str, np.ndarray]:
+    """Return what is stored of the head, from the streams after the last layer."""
+    config, name = checkpoint.config.mamba, "backbone.norm_f.weight"
+    unit, site = RMSNorm(config.d_model, config.norm_eps), Site(HEAD, config.d_model, len(streams))
+    for start in range(0, len(streams), _POSITIONS_AT_ONCE):
+        site.add(unit(streams[start : start + _POSITIONS_AT_ONCE]))
+    return site.tensors(require_finite(name, checkpoint.decoder[name].float()).numpy(), "own")

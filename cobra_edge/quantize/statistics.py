@@ -1,0 +1,292 @@
+"""Calibration statistics: what enters each matrix product of a decoder, as one safetensors file (docs/statistics.md).
+
+A site is one product's input: "in_proj", "x_proj", "dt_proj" and "out_proj" of every layer, and "head". Of each the file holds
+
+* the second moment H = mean over positions of x xᵀ, as its diagonal and as the correlations H_ij / √(H_ii · H_jj) in float16:
+  what error a change of the weights makes, and which inputs are loud;
+* a histogram of magnitudes for each group of 32 neighbouring inputs, in the model's own basis and in the rotated one: where
+  rounded activations may be clipped.
+
+At in_proj and head x is the normalised residual without the norm's weight, so that norms can be folded and the stream rotated
+afterwards. Tensors are mapped, and read a site at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ..errors import InputError
+from ..model.config import CobraConfig, MambaConfig
+from ..recipe import StoredTensor
+from ..tensor_file import TensorFileWriter, map_tensors, read_metadata
+
+SCHEMA_VERSION = 1
+LAYER_SITES = ("in_proj", "x_proj", "dt_proj", "out_proj")
+HEAD = "head"
+GROUP = 32  # neighbouring inputs that share a histogram
+BINS = 128
+_BINS_PER_OCTAVE = 8
+_METADATA = "statistics"  # the key of the header among the file's metadata
+_ROUNDING = 2e-3  # by how much a correlation may exceed 1 for being a float16
+_MATRIX = re.compile(r"backbone\.layers\.(\d+)\.mixer\.(in_proj|x_proj|dt_proj|out_proj)\.weight")
+
+
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the statistics were taken of.
+
+    Attributes:
+        schema_version: of the file.
+        cobra_edge: version that wrote it.
+        model_id: of the model, for messages.
+        model_sha256: of the checkpoint, as `Checkpoint.sha256` says.
+        data_sha256: over the questions that were read and the bytes of their pictures.
+        lines: questions that were read.
+        positions: visual and text positions that H is the mean over; a picture's count once, however many lines ask about it.
+    """
+
+    schema_version: int
+    cobra_edge: str
+    model_id: str
+    model_sha256: str
+    data_sha256: str
+    lines: int
+    positions: int
+
+
+def site_of(name: str) -> tuple[int | None, str] | None:
+    """Return (layer, site) of what a matrix of the decoder is multiplied with; None for a tensor that is not a product's."""
+    if name in ("lm_head.weight", "backbone.embedding.weight"):  # a tied head is the embedding
+        return None, HEAD
+    found = _MATRIX.fullmatch(name)
+    return (int(found[1]), found[2]) if found else None
+
+
+def site_name(layer: int | None, site: str) -> str:
+    """Return what the site's tensors begin with."""
+    return HEAD if layer is None else f"backbone.layers.{layer}.mixer.{site}"
+
+
+def site_width(config: MambaConfig, site: str) -> int:
+    """Return how many inputs the site's product has."""
+    widths = {"in_proj": config.d_model, "dt_proj": config.dt_rank, HEAD: config.d_model}
+    return widths.get(site, config.d_inner)
+
+
+def site_tensors(config: MambaConfig, layer: int | None, site: str) -> list[StoredTensor]:
+    """Return what is stored of a site."""
+    name, n = site_name(layer, site), site_width(config, site)
+    groups = -(-n // GROUP)
+    return [
+        StoredTensor(f"{name}.diagonal", "float32", (n,)),
+        StoredTensor(f"{name}.correlation", "float16", (n * (n + 1) // 2,)),
+        StoredTensor(f"{name}.peak", "float32", (2, groups)),
+        StoredTensor(f"{name}.histogram", "int32", (2, groups, BINS)),
+    ]
+
+
+def sites(config: MambaConfig) -> list[tuple[int | None, str]]:
+    """Return every site as (layer, site), in file order; the head's layer is None."""
+    return [*((i, site) for i in range(config.n_layer) for site in LAYER_SITES), (None, HEAD)]
+
+
+def statistics_tensors(config: MambaConfig) -> list[StoredTensor]:
+    """Return every tensor of the file, in file order."""
+    return [t for layer, site in sites(config) for t in site_tensors(config, layer, site)]
+
+
+def packed_moment(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the diagonal (n,) float32 and the correlations (n·(n+1)/2,) float16 of a second moment.
+
+    Args:
+        moment: (n, n) float32, finite, of which the lower triangle is read.
+    """
+    n, diagonal = len(moment), np.diagonal(moment).astype(np.float32)
+    root = np.sqrt(diagonal)
+    inverse = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
+    correlation, start = np.empty(n * (n + 1) // 2, np.float16), 0
+    for i in range(n):
+        correlation[start : start + i + 1] = moment[i, : i + 1] * inverse[: i + 1] * inverse[i]
+        start += i + 1
+    return diagonal, correlation
+
+
+def unpacked_moment(diagonal: np.ndarray, correlation: np.ndarray) -> np.ndarray:
+    """Undo `packed_moment`: return the whole symmetric matrix, (n, n) float32, its diagonal exactly as given."""
+    n, start, root = len(diagonal), 0, np.sqrt(diagonal)
+    moment = np.zeros((n, n), np.float32)
+    for i in range(n):
+        moment[i, :i] = correlation[start : start + i] * root[:i] * root[i]
+        start += i + 1
+    moment += moment.T.copy()
+    np.fill_diagonal(moment, diagonal)
+    return moment
+
+
+def histogram_of(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count magnitudes in bins that halve every eight, down from the largest of all samples: sixteen octaves.
+
+    Args:
+        samples: (positions, n) float32, finite.
+
+    Returns:
+        The largest magnitude of each group of 32 inputs (groups,) float32, and counts (groups, 128) int32. With `top` the
+        largest of all, bin k counts magnitudes up to top · 2^((k - 127) / 8) that no lower bin counts.
+    """
+    positions, n = samples.shape
+    groups = -(-n // GROUP)
+    magnitudes = np.zeros((positions, groups * GROUP), np.float32)
+    np.abs(samples, out=magnitudes[:, :n])
+    peak = magnitudes.reshape(positions, groups, GROUP).max(axis=(0, 2), initial=0.0)
+    top = float(peak.max())
+    with np.errstate(divide="ignore", over="ignore"):
+        bins = np.log2(magnitudes / np.float32(top or 1.0))
+    np.ceil(bins * _BINS_PER_OCTAVE + (BINS - 1), out=bins)
+    codes = np.clip(bins, 0, BINS - 1).astype(np.int32).reshape(positions, groups, GROUP)
+    codes += (np.arange(groups, dtype=np.int32) * BINS)[:, None]
+    counts = np.bincount(codes.ravel(), minlength=groups * BINS).reshape(groups, BINS).astype(np.int32)
+    counts[-1, 0] -= positions * (groups * GROUP - n)  # the last group's missing inputs
+    return peak, counts
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Statistics of one model, from a file or just taken.
+
+    Attributes:
+        header: what they were taken of.
+        config: sizes of the decoder.
+        tensors: as `statistics_tensors` says, mapped or in memory.
+        origin: where they come from, for messages.
+    """
+
+    header: Header
+    config: MambaConfig
+    tensors: Mapping[str, np.ndarray]
+    origin: str = "statistics"
+
+    def diagonal(self, layer: int | None, site: str) -> np.ndarray:
+        """Return the mean square of each input, (n,) float32. Raises InputError where the file holds nonsense."""
+        name = site_name(layer, site)
+        values = self.tensors[f"{name}.diagonal"]
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise InputError(f"{self.origin}: {name}.diagonal holds values that are no mean squares; calibrate again")
+        return values
+
+    def second_moment(self, layer: int | None, site: str) -> np.ndarray:
+        """Return H, (n, n) float32, symmetric. Raises InputError where the file holds nonsense."""
+        name, diagonal = site_name(layer, site), self.diagonal(layer, site)
+        correlation = self.tensors[f"{name}.correlation"]
+        if not (np.abs(correlation) <= 1 + _ROUNDING).all():  # not so for NaN either
+            raise InputError(f"{self.origin}: {name}.correlation holds values beyond -1..1; calibrate again")
+        return unpacked_moment(diagonal, correlation)
+
+    def percentile(self, layer: int | None, site: str, group: int, percentile: float, *, rotated: bool) -> np.ndarray:
+        """Return for each group of inputs a bound that `percentile` per cent of its magnitudes do not exceed.
+
+        Args:
+            layer, site: which product's input; the head's layer is None.
+            group: how many neighbouring inputs share a bound: a multiple of 32 that divides n, or n itself.
+            percentile: above 0, up to 100. 100 gives the largest magnitude seen.
+            rotated: of what enters the product of a rotated model: at in_proj R x without the norm's weight, which is folded
+                into the matrix there; at head and out_proj R of what enters it unrotated; elsewhere the same.
+
+        Returns:
+            (n / group,) float32: the upper edge of the bin in which the percentile falls, at most 9 % above it.
+
+        Raises:
+            InputError: a group or percentile that cannot be, no rotated histogram, or a file that holds nonsense.
+        """
+        name, n = site_name(layer, site), site_width(self.config, site)
+        if n % group or (group % GROUP and group != n):
+            raise InputError(
+                f"{name}: no bounds for groups of {group}; expected a multiple of {GROUP} that divides {n}, or {n}"
+            )
+        if not 0 < percentile <= 100:
+            raise InputError(f"percentile {percentile} is out of range; expected above 0 and up to 100")
+        per = -(-group // GROUP)
+        peaks = self.tensors[f"{name}.peak"][int(rotated)].reshape(-1, per)
+        counts = self.tensors[f"{name}.histogram"][int(rotated)].astype(np.int64).reshape(-1, per, BINS)
+        if not (np.isfinite(peaks).all() and (peaks >= 0).all() and (counts >= 0).all()):
+            raise InputError(f"{self.origin}: {name} holds a histogram that counts nothing; calibrate again")
+        whole, peak = counts.sum(axis=1), peaks.max(axis=1)
+        total = whole.sum(axis=1)
+        if (total == 0).any():
+            basis = f"in the rotated basis: width {n} has no Hadamard matrix" if rotated else "counted; calibrate again"
+            raise InputError(f"{self.origin}: {name} has no magnitudes {basis}")
+        if percentile == 100:
+            return np.ascontiguousarray(peak, np.float32)
+        reached = whole.cumsum(axis=1) >= np.ceil(total * (percentile / 100))[:, None]
+        edges = peaks.max() * np.exp2((np.arange(BINS, dtype=np.float32) - (BINS - 1)) / _BINS_PER_OCTAVE)
+        return np.minimum(edges[reached.argmax(axis=1)], peak).astype(np.float32)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the header and of every diagonal: other model, data or numbers, other fingerprint."""
+        digest = hashlib.sha256(msgspec.json.encode(self.header))
+        for layer, site in sites(self.config):
+            digest.update(np.ascontiguousarray(self.tensors[f"{site_name(layer, site)}.diagonal"]).data)
+        return digest.hexdigest()
+
+
+def write_statistics(statistics: Statistics, file: Path) -> None:
+    """Write the file, a tensor at a time; it has its name only when it is whole. Raises OSError as the file system does."""
+    staged = file.with_name(f".{file.name}.partial")
+    metadata = {_METADATA: msgspec.json.encode(statistics.header).decode()}
+    try:
+        with TensorFileWriter(staged, plan := statistics_tensors(statistics.config), metadata) as writer:
+            for tensor in plan:
+                writer.write(tensor.name, statistics.tensors[tensor.name])
+        os.replace(staged, file)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def read_header(file: Path) -> Header:
+    """Read what statistics were taken of.
+
+    Raises:
+        InputError: no such file, no safetensors file, no statistics, or of an unknown schema version.
+    """
+    if not file.is_file():
+        raise InputError(
+            f"{file}: no such file; expected statistics, as `python -m cobra_edge.calibrate --out {file}` writes them"
+        )
+    text = read_metadata(file).get(_METADATA)
+    if text is None:
+        raise InputError(f"{file}: not statistics, its metadata has no {_METADATA!r}; expected a file written by calibrate")
+    try:
+        header = msgspec.json.decode(text, type=Header)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: its header is not that of statistics ({error}); calibrate again") from error
+    if header.schema_version != SCHEMA_VERSION:
+        raise InputError(f"{file}: schema version {header.schema_version}, expected {SCHEMA_VERSION}; calibrate again")
+    return header
+
+
+def read_statistics(file: Path, config: CobraConfig, model_sha256: str) -> Statistics:
+    """Open a file of statistics.
+
+    Args:
+        file: what `write_statistics` wrote.
+        config: of the model they are to be used for.
+        model_sha256: that model's hash, `Checkpoint.sha256`.
+
+    Raises:
+        InputError: unreadable, statistics of another model, or not exactly the tensors that the model's sizes ask for.
+            Values are checked where they are read.
+    """
+    header = read_header(file)
+    if header.model_sha256 != model_sha256:
+        raise InputError(
+            f"{file}: statistics of another model: {header.model_id} ({header.model_sha256[:12]}…), expected {config.model_id} "
+            f"({model_sha256[:12]}…); calibrate again with this checkpoint"
+        )
+    tensors = map_tensors(file, statistics_tensors(config.mamba))
+    return Statistics(header, config.mamba, tensors, file.name)
