@@ -176,7 +176,7 @@ class Bundle:
                 clips = arrays.get(f"{name}.clips")
                 if clips is not None and not (np.isfinite(clips).all() and (clips > 0).all()):
                     raise BundleError(
-                        f"{self.path(DECODER)}: {name}.clips holds values that are not positive and finite; export the bundle again"
+                        f"{self.path(DECODER)}: {name}.clips holds values that are not positive and finite; export it again"
                     )
                 tensors[name] = QuantizedTensor(arrays[f"{name}.codes"], arrays[f"{name}.scales"], scheme, clips)
         return tensors

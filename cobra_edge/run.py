@@ -30,7 +30,9 @@ from .terminal import debug_option, main_of, plain, print_json, tell
 @click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of the decoder; default: one a physical core.")
 @click.option(
-    "--activations", type=click.Choice(ACTIVATIONS), help="What enters a product; int8: faster. Default: as the bundle's recipe says."
+    "--activations",
+    type=click.Choice(ACTIVATIONS),
+    help="What enters a product; int8: faster. Default: as the bundle's recipe says.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 @debug_option

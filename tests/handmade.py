@@ -36,7 +36,7 @@ def mixed_recipe(config: MambaConfig, **fields: object) -> Recipe:
 
 
 def magnitudes(bundle: Bundle, embeddings: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the largest magnitude of each input (in,) of each matrix while the numpy decoder reads embeddings (seq, d_model)."""
+    """Return the largest magnitude of each input (in,) of every matrix while numpy reads embeddings (seq, d_model)."""
     found: dict[str, np.ndarray] = {}
 
     class Watched(NumpyDecoder):

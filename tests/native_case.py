@@ -111,7 +111,7 @@ def write_case(bundle: Bundle, activations: str, file: Path) -> None:
 @click.command(epilog="Example: python -m tests.native_case build/cases")
 @click.argument("directory", type=click.Path(path_type=Path))
 def command(directory: Path) -> None:
-    """Write a case for each form of activations of cobra-mini by every scheme, rotated, and with all of it mixed and clipped."""
+    """Write cases of cobra-mini for each form of activations: by every scheme, rotated, and all of it mixed and clipped."""
     directory.mkdir(parents=True, exist_ok=True)
     # Of schemes that store alike, one is enough.
     schemes = {(s.weight_bits, s.group_size): s.name for s in map(scheme_named, reversed(INT_SCHEMES))}

@@ -14,7 +14,8 @@ from cobra_edge import inspect
 from cobra_edge.bundle import DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_sha256, staged_directory
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
-from cobra_edge.recipe import StoredTensor
+from cobra_edge.packing import QuantizedTensor
+from cobra_edge.recipe import StoredTensor, stored_tensors
 from cobra_edge.regress.golden import read_golden
 from cobra_edge.tensor_file import TensorFileWriter, read_tensors
 from cobra_edge.terminal import run_command
@@ -44,6 +45,29 @@ def test_a_whole_bundle_opens(bundle):
     assert opened.manifest.drift is not None and opened.manifest.drift.lines == 3
     assert "Drift from the float model" in (bundle / "README.md").read_text()
     assert not any(f.name.startswith(".") for f in bundle.parent.iterdir())
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
+def test_clips_that_clip_nothing_sensible_are_refused(bundle, bad):
+    name = "backbone.layers.1.mixer.out_proj.weight"
+    whole = Bundle.open(bundle)
+    recipe = msgspec.structs.replace(whole.manifest.recipe, activation_percentile=99.9)
+    clipped = Bundle(bundle, msgspec.structs.replace(whole.manifest, recipe=recipe))
+    with pytest.raises(BundleError, match=r"missing tensors \['backbone.embedding.weight.clips'"):
+        clipped.decoder_tensors()
+    tensors, plan = load_file(bundle / DECODER), stored_tensors(whole.manifest.model.mamba, recipe)
+    for value in (1.0, bad):
+        with TensorFileWriter(bundle / DECODER, [t for entries in plan.values() for t in entries]) as writer:
+            for t in (t for entries in plan.values() for t in entries):
+                values = tensors.get(t.name, np.ones(t.shape, np.float32))
+                if t.name == f"{name}.clips":
+                    values[-1] = value
+                writer.write(t.name, values)
+        if value == 1.0:
+            read = clipped.decoder_tensors()[name]
+            assert isinstance(read, QuantizedTensor) and read.clips is not None and np.array_equal(read.clips, [1, 1])
+    with pytest.raises(BundleError, match=rf"{name}.clips holds values that are not positive and finite"):
+        clipped.decoder_tensors()
 
 
 @pytest.mark.parametrize("name", [DECODER, GOLDEN, TOKENIZER, PROMPT, "README.md"])

@@ -241,7 +241,10 @@ def test_export_takes_a_rotation(source, tmp_path, monkeypatch):
     given = ["--target", "cpu", "--checkpoint", source, "--scheme", "fp16", "--golden-lines", "2"]
     assert run_command(export.command, [*given, "--rotation", "both"]) == 0
     (made,) = (tmp_path / "bundles").iterdir()
-    assert made.name == "mamba-tiny-cpu-fp16-rotated" and Bundle.open(made).manifest.recipe.rotations == ("residual", "out-proj")
+    assert made.name == "mamba-tiny-cpu-fp16-rotated" and Bundle.open(made).manifest.recipe.rotations == (
+        "residual",
+        "out-proj",
+    )
 
 
 def test_a_rotation_that_cannot_be_is_refused(source, tmp_path, capfd):

@@ -104,7 +104,15 @@ def assert_bits(got, expected, name, int8):
 @pytest.mark.parametrize("name", KERNELS)
 def test_many_groups_and_extreme_codes(name):
     """More groups than are widened together, every code and activation at the end of its range: no sum may overflow."""
-    for bits, group, n_groups in ((3, 64, 72), (4, 32, 72), (4, 128, 72), (4, 512, 72), (8, 32, 72), (8, 128, 72), (8, 44128, 1)):
+    for bits, group, n_groups in (
+        (3, 64, 72),
+        (4, 32, 72),
+        (4, 128, 72),
+        (4, 512, 72),
+        (8, 32, 72),
+        (8, 128, 72),
+        (8, 44128, 1),
+    ):
         n_in = n_groups * group
         for code in (0, 255):
             codes = np.full((3, n_in * bits // 8), code, np.uint8)
@@ -133,7 +141,8 @@ def test_clipped_activations(name, bits, group):
         far = np.full_like(clips, 1e30)
         assert np.array_equal(kernels.multiply(w.codes, w.scales, x, True, None, name, far), free)
         assert np.array_equal(
-            kernels.multiply(w.codes, w.scales, x, False, None, name, clips), kernels.multiply(w.codes, w.scales, x, False, None, name)
+            kernels.multiply(w.codes, w.scales, x, False, None, name, clips),
+            kernels.multiply(w.codes, w.scales, x, False, None, name),
         )
 
 

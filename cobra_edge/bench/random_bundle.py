@@ -81,7 +81,7 @@ def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progres
 
 
 def _random(tensor: StoredTensor, shape: tuple[int, ...], scheme: Scheme | None, rng: np.random.Generator) -> np.ndarray:
-    """Return values that keep a deep decoder finite and calm: matrices, of `shape`, come out near 1/√in, whatever their bits."""
+    """Return values that keep a deep decoder finite and calm: matrices of `shape` come out near 1/√in, whatever their bits."""
     if tensor.dtype == "uint8":
         return rng.integers(0, 256, tensor.shape, np.uint8)
     if tensor.name.endswith("A_log"):

@@ -78,8 +78,8 @@ class DecoderOptions:
 
     Attributes:
         threads: of a CPU backend; None for one a physical core.
-        activations: "float32" leaves what enters a product as it is; "int8" rounds it where the weights are quantized, one scale
-            a group: faster, at a drift of its own; None does what the recipe says.
+        activations: "float32" leaves what enters a product as it is; "int8" rounds it where the weights are quantized, one
+            scale a group: faster, at a drift of its own; None does what the recipe says.
     """
 
     threads: int | None = None
