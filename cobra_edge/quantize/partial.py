@@ -101,11 +101,18 @@ class Parts:
         """Return all tensors of the parts, mapped where they lie in a directory. Raises InputError where one is damaged."""
         if self.directory is None:
             return {name: values for part in self._memory.values() for name, values in part.items()}
-        return {
-            name: values
-            for index, wanted in expected.items()
-            for name, values in map_tensors(self._part(index), wanted).items()
-        }
+        found: dict[str, np.ndarray] = {}
+        with self._damage_explained():
+            for index, wanted in expected.items():
+                found |= map_tensors(self._part(index), wanted)
+        return found
+
+    @contextmanager
+    def _damage_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except BundleError as error:
+            raise InputError(f"{error}; remove {self.directory} and calibrate again") from error
 
     def _part(self, index: int) -> Path:
         assert self.directory is not None
