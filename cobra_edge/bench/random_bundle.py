@@ -27,7 +27,7 @@ from ..bundle import (
 from ..errors import BundleError
 from ..memory import decoder_bytes, plan_memory
 from ..model.config import CobraConfig, MambaConfig
-from ..recipe import Recipe, StoredTensor, quantized_scheme, stored_tensors, uniform_recipe
+from ..recipe import Recipe, StoredTensor, quantized_scheme, uniform_recipe, stored_tensors
 from ..regress.golden import GoldenLine, write_golden
 from ..resources import MINI
 from ..scheme import scheme_named
