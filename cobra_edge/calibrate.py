@@ -23,24 +23,24 @@ _MARGIN_BYTES = 64 << 20
 
 
 class _Rate(ProgressColumn):
-    """How many positions (or pictures) a second."""
+    """How many positions, or pictures, a second."""
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+        return Text("" if task.speed is None else f"{task.speed:,.1f} {task.fields['unit']}/s")
 
 
 class _Stage:
     """One bar, for one stage after the other: `collect_statistics`' on_progress."""
 
     def __init__(self, bar: Stages) -> None:
-        self.bar, self.name, self.task = bar, "", bar.add_task("hash the checkpoint", total=None)
+        self.bar, self.name, self.task = bar, "", bar.add_task("hash the checkpoint", total=None, unit="")
 
     def __call__(self, name: str, done: int, total: int) -> None:
         if name != self.name:
             if not errors.is_terminal:
                 tell(name)
             self.name = name
-            self.bar.reset(self.task, description=name, total=total)
+            self.bar.reset(self.task, description=name, total=total, unit="pictures" if name == "pictures" else "positions")
         self.bar.update(self.task, completed=done)
 
 

@@ -350,6 +350,28 @@ def test_weights_and_activations_that_are_not_finite_are_named(text_only):
         collect_statistics(checkpoint, QUESTIONS, text_only)
 
 
+def test_visual_embeddings_that_are_not_finite_are_named(mini, monkeypatch):
+    monkeypatch.setattr(calibration, "load_vision", lambda _c: lambda pixels: torch.full((len(pixels), 64, 256), float("inf")))
+    with pytest.raises(InputError, match=r"000\.png: its visual embeddings hold NaN or infinity"):
+        collect_statistics(mini, a_few_lines(), MINI)
+
+
+def test_a_machine_without_the_libraries_is_told(called, text_only, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    code, _, err = called("--checkpoint", text_only, "--out", tmp_path / "s")
+    assert code == 3 and "cobra-edge[export]" in err
+
+
+@pytest.mark.parametrize("pattern", ["part-0.*", "streams-2.*"])
+def test_a_damaged_part_is_told(text_only, tmp_path, pattern):
+    checkpoint, partial = open_checkpoint(str(text_only)), tmp_path / "partial"
+    collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial)
+    (file,) = partial.glob(pattern)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match="not a whole safetensors file.*remove .*partial and calibrate again"):
+        collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial)
+
+
 def interrupt_after(stage, done_at_least):
     def on_progress(name, done, _total):
         if name == stage and done >= done_at_least:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import BundleError, InputError
 from ..recipe import StoredTensor
 from ..tensor_file import TensorFileWriter, map_tensors, read_tensors
 
@@ -25,7 +26,7 @@ _STREAMS = "streams"
 
 
 def remove_parts(directory: Path) -> None:
-    """Remove a directory of parts: streams first, identity last, so that a run can go on from whatever an interruption leaves."""
+    """Remove a directory of parts: streams first, identity last, so that a run can go on from whatever is left."""
     for file in sorted(directory.iterdir(), key=lambda f: (f.name == _IDENTITY, not f.name.startswith(_STREAMS))):
         file.unlink()
     directory.rmdir()
@@ -73,7 +74,8 @@ class Parts:
         file = self._streams(self.finished())
         if not file.is_file():
             return None
-        return read_tensors(file, [StoredTensor(_STREAMS, "float32", shape)])[_STREAMS]
+        with self._damage_explained():
+            return read_tensors(file, [StoredTensor(_STREAMS, "float32", shape)])[_STREAMS]
 
     def keep_streams(self, index: int, streams: np.ndarray) -> None:
         """Keep the streams before part `index`, (positions, d_model) float32; those before earlier parts are removed."""
@@ -99,11 +101,18 @@ class Parts:
         """Return all tensors of the parts, mapped where they lie in a directory. Raises InputError where one is damaged."""
         if self.directory is None:
             return {name: values for part in self._memory.values() for name, values in part.items()}
-        return {
-            name: values
-            for index, wanted in expected.items()
-            for name, values in map_tensors(self._part(index), wanted).items()
-        }
+        found: dict[str, np.ndarray] = {}
+        with self._damage_explained():
+            for index, wanted in expected.items():
+                found |= map_tensors(self._part(index), wanted)
+        return found
+
+    @contextmanager
+    def _damage_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except BundleError as error:
+            raise InputError(f"{error}; remove {self.directory} and calibrate again") from error
 
     def _part(self, index: int) -> Path:
         assert self.directory is not None
