@@ -75,7 +75,7 @@ def selective_scan(u: np.ndarray, dt: np.ndarray, A: np.ndarray, B: np.ndarray, 
 def round_activations(x: np.ndarray, group: int, clips: np.ndarray | None = None) -> np.ndarray:
     """Round x (seq, width) float32 to signed 8-bit codes, one scale for `group` neighbours, and return what they stand for.
 
-    The scale is a group's largest magnitude / 127. With clips (width / group,) float32 it is at most the group's clip / 127, and
+    The scale is a group's largest magnitude / 127. With clips (width / group,) float32 it is at most clip / 127, and
     what lies beyond gets the last code.
     """
     groups = x.reshape(len(x), -1, group)
