@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,13 @@ from .errors import DriftError, InputError, MachineError, near_matches
 from .image import ImageTransform, load_picture
 from .memory import plan_memory
 from .model_card import model_card
-from .recipe import ROTATIONS, Recipe, uniform_recipe
+from .quantize.statistics import Statistics
+from .recipe import METHODS, ROTATIONS, Recipe, uniform_recipe
 from .regress.budget import Verdict, judge, read_budget
-from .regress.suite import HELDOUT, Line, read_suite, spread
-from .scheme import scheme_named
+from .regress.suite import CALIBRATION, HELDOUT, Line, read_suite, spread
+from .scheme import Scheme, scheme_named
 from .targets import Target
-from .terminal import progress
+from .terminal import progress, stages, tell
 from .text import END_OF_TEXT, PromptTemplate, TextCodec
 from .version import __version__
 
@@ -70,7 +72,11 @@ def export_bundle(
     out: Path | None = None,
     *,
     scheme: str | None = None,
+    method: str = "rtn",
     rotation: str = "none",
+    statistics: Path | None = None,
+    calibration: Path | None = None,
+    clip_activations: float | None = None,
     force: bool = False,
     vision_weights: Path | None = None,
     tokenizer: Path | None = None,
@@ -85,7 +91,11 @@ def export_bundle(
         target: what to export for.
         out: the bundle's directory; by default bundles/MODEL-TARGET-SCHEME, with -rotated where it is.
         scheme: by default the target's.
-        rotation: "out-proj" has out_proj's input rotated, "residual" the residual stream, "both" both, "none" neither; see `Recipe`.
+        method: how codes are chosen, one of `recipe.METHODS`.
+        rotation: one of `recipe.ROTATIONS`: "out-proj" has out_proj's input rotated, "residual" the residual stream.
+        statistics: what `calibrate` wrote of this checkpoint, for methods that look at activations.
+        calibration: a suite that statistics are taken of where none are given; by default the embedded one.
+        clip_activations: percentile at which rounded activations are clipped; None clips nothing.
         force: replace a bundle that is there.
         vision_weights, tokenizer: where the checkpoint itself has none.
         golden: suite whose lines become the golden ones.
@@ -97,8 +107,7 @@ def export_bundle(
         MachineError: a library, the network, memory or disk space is missing; nothing is written.
     """
     chosen = scheme_named(scheme or target.scheme)
-    if rotation not in ROTATIONS:
-        raise InputError(f"unknown rotation {rotation!r}{near_matches(rotation, ROTATIONS)}")
+    _check_choices(chosen, method, rotation, clip_activations)
     limits = read_budget(budget).limits_of(chosen.name)
     lines = read_suite(golden)
     _require_torch()
@@ -110,9 +119,11 @@ def export_bundle(
 
     checkpoint = open_checkpoint(source, vision_weights=vision_weights, tokenizer=tokenizer)
     config = checkpoint.config
-    recipe, kept = uniform_recipe(config.mamba, chosen, rotations=ROTATIONS[rotation])
+    recipe, kept = uniform_recipe(config.mamba, chosen, method, ROTATIONS[rotation])
+    recipe = msgspec.structs.replace(recipe, activation_percentile=clip_activations)
     plan = plan_memory(config, recipe, target)
-    suffix = "-rotated" if recipe.rotations else ""
+    suffix = f"-{method}" if recipe.method not in ("none", "rtn") else ""
+    suffix += "-rotated" if recipe.rotations else ""
     directory = out or Path("bundles") / f"{config.model_id}-{target.name}-{chosen.name}{suffix}"
     check_goal(directory, force=force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
@@ -121,24 +132,71 @@ def export_bundle(
     needed = plan.decoder_bytes + plan.vision_bytes + _WRITING_MARGIN_BYTES
 
     with staged_directory(directory, force=force, needed_bytes=needed) as stage:
+        digest = _hashed(checkpoint)
         vision_rms, embeddings = _write_vision(checkpoint, golden.parent, lines, stage)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.statistics-") as scratch:
+            found = _statistics(checkpoint, digest, recipe, statistics, calibration, Path(scratch))
+            recipe = recipe if found is None else msgspec.structs.replace(recipe, statistics=found.fingerprint())
+            with progress() as bar:
+                _write_decoder(checkpoint, recipe, stage, bar, found)
         with progress() as bar:
-            _write_decoder(checkpoint, recipe, stage, bar)
             _write_golden(checkpoint, codec, golden.parent, lines, embeddings, stage, bar)
             _write_text(checkpoint, codec, stage)
-            draft = _draft(checkpoint, recipe, target, stage, bar)
+            draft = _draft(checkpoint, digest, recipe, target, stage)
             del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need room
             drift = _measure(Bundle(stage, draft), len(lines), bar)
         manifest = _seal(stage, draft, drift, target)
     return Exported(directory, manifest, kept, vision_rms, judge(drift, limits))
 
 
-def _draft(checkpoint: Any, recipe: Recipe, target: Target, stage: Path, bar: Any) -> Manifest:
+def _check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: float | None) -> None:
+    """Raise InputError for choices that are unknown, or that do not go together."""
+    if rotation not in ROTATIONS:
+        raise InputError(f"unknown rotation {rotation!r}{near_matches(rotation, ROTATIONS)}")
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}{near_matches(method, METHODS)}")
+    if scheme.code_format != "int" and (method != "rtn" or clip_activations is not None):
+        raise InputError(f"{scheme.name}: its codes are bitsandbytes' own; leave --method and --clip-activations out")
+    if clip_activations is not None and method.startswith("awq"):
+        raise InputError(
+            "--clip-activations: percentiles are of inputs without AWQ's scales; take another method, or clip nothing"
+        )
+
+
+def _hashed(checkpoint: Any) -> str:
+    with progress() as bar:
+        source_mib = sum(f.stat().st_size for f in checkpoint.hashed_files()) / 2**20
+        task = bar.add_task("hash the checkpoint, MiB", total=source_mib)
+        digest: str = checkpoint.sha256(lambda n: bar.advance(task, n / 2**20))
+    return digest
+
+
+def _statistics(
+    checkpoint: Any, digest: str, recipe: Recipe, file: Path | None, data: Path | None, scratch: Path
+) -> Statistics | None:
+    """Return the statistics that the recipe needs: from the file, or taken now; None where it needs none."""
+    from .decode.native_operations import best_operations
+    from .quantize.calibration import collect_statistics
+    from .quantize.statistics import read_statistics
+
+    if file is not None:
+        found = read_statistics(file, checkpoint.config, digest)
+    elif recipe.method in ("none", "rtn") and recipe.activation_percentile is None:
+        return None
+    else:
+        if data is None:
+            tell("no --statistics given: taking them of the embedded calibration set, pictures of synthetic scenes")
+        data = data or CALIBRATION
+        with stages() as stage:
+            found = collect_statistics(
+                checkpoint, read_suite(data), data.parent, partial=scratch, operations=best_operations(), on_progress=stage
+            )
+    return found
+
+
+def _draft(checkpoint: Any, digest: str, recipe: Recipe, target: Target, stage: Path) -> Manifest:
     """Return the manifest but for its files and the drift."""
     vision_bytes = sum(f.stat().st_size for f in stage.iterdir() if f.name.startswith(VISION))
-    source_mib = sum(f.stat().st_size for f in checkpoint.hashed_files()) / 2**20
-    task = bar.add_task("hash the checkpoint, MiB", total=source_mib)
-    digest = checkpoint.sha256(lambda n: bar.advance(task, n / 2**20))
     return Manifest(
         schema_version=SCHEMA_VERSION,
         cobra_edge=__version__,
@@ -198,12 +256,12 @@ def _write_vision(
     return worst, [by_name.get(line.image or "") for line in lines]
 
 
-def _write_decoder(checkpoint: Any, recipe: Any, stage: Path, bar: Any) -> None:
+def _write_decoder(checkpoint: Any, recipe: Any, stage: Path, bar: Any, statistics: Statistics | None) -> None:
     from .model.config import decoder_shapes
     from .quantize.decoder_file import write_decoder
 
     task = bar.add_task(f"decoder as {recipe.scheme}", total=len(decoder_shapes(checkpoint.config.mamba)))
-    write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task))
+    write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task), statistics)
 
 
 def _write_golden(

@@ -11,37 +11,12 @@ from typing import Any
 
 import click
 import msgspec
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
 
 from .errors import InputError, MachineError
-from .regress.suite import read_suite, spread
-from .resources import MINI
-from .terminal import Stages, debug_option, errors, main_of, print_json, say, tell
+from .regress.suite import CALIBRATION, read_suite, spread
+from .terminal import debug_option, main_of, print_json, say, stages
 
 _MARGIN_BYTES = 64 << 20
-
-
-class _Rate(ProgressColumn):
-    """How many positions, or pictures, a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.1f} {task.fields['unit']}/s")
-
-
-class _Stage:
-    """One bar, for one stage after the other: `collect_statistics`' on_progress."""
-
-    def __init__(self, bar: Stages) -> None:
-        self.bar, self.name, self.task = bar, "", bar.add_task("hash the checkpoint", total=None, unit="")
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        if name != self.name:
-            if not errors.is_terminal:
-                tell(name)
-            self.name = name
-            self.bar.reset(self.task, description=name, total=total, unit="pictures" if name == "pictures" else "positions")
-        self.bar.update(self.task, completed=done)
 
 
 @click.command(epilog="Example: python -m cobra_edge.calibrate --checkpoint mini --out statistics.safetensors")
@@ -49,7 +24,7 @@ class _Stage:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    default=MINI / "calibration.jsonl",
+    default=CALIBRATION,
     help="JSON lines of image, prompt, answer and task; default: the set of synthetic scenes that ships.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File of the statistics.")
@@ -81,8 +56,7 @@ def command(source: str, data: Path, out: Path, force: bool, n_lines: int | None
     partial = out.with_name(f"{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     _require_room(partial, sum(t.n_bytes for t in statistics_tensors(checkpoint.config.mamba)))
-    with _bar() as bar:
-        stage = _Stage(bar)
+    with stages() as stage:
         statistics = collect_statistics(
             checkpoint, lines, data.parent, partial=partial, operations=best_operations(), on_progress=stage
         )
@@ -95,18 +69,6 @@ def command(source: str, data: Path, out: Path, force: bool, n_lines: int | None
     else:
         say(f"{header.lines} lines, {header.positions} positions of {header.model_id} ({header.model_sha256[:12]}…)")
         say(f"statistics: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
-
-
-def _bar() -> Stages:
-    return Stages(
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=errors,
-        disable=not errors.is_terminal,
-    )
 
 
 def _require_torch() -> None:

@@ -12,13 +12,11 @@ import click
 
 from .assemble import export_bundle
 from .errors import DriftError
-from .recipe import ROTATIONS
+from .recipe import METHODS, ROTATIONS
 from .regress.suite import HELDOUT
 from .tables import drift_table, memory_table
 from .targets import target_named
 from .terminal import debug_option, main_of, print_json, results, say, tell
-
-METHODS = ("rtn",)
 
 
 @click.command(epilog="Example: python -m cobra_edge.export --target jetson --checkpoint mini --out bundles/mini --force")
@@ -31,7 +29,14 @@ METHODS = ("rtn",)
     type=click.Choice(list(ROTATIONS)),
     default="none",
     show_default=True,
-    help="Spread the outliers of out_proj's input over all channels by a Hadamard matrix, at run time.",
+    help="Spread outliers over all channels by Hadamard matrices: of out_proj's input, the residual stream, or both.",
+)
+@click.option("--statistics", type=click.Path(path_type=Path), help="What calibrate wrote of this checkpoint.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="JSON lines to take statistics of, where none are given.")
+@click.option(
+    "--clip-activations",
+    type=click.FloatRange(0, 100, min_open=True),
+    help="Clip rounded activations at this percentile of their magnitudes, such as 99.9.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory of the bundle.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
@@ -42,7 +47,7 @@ METHODS = ("rtn",)
 @click.option("--budget", type=click.Path(path_type=Path), help="Drift budget (TOML); default: the one that ships.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @debug_option
-def command(target_name: str, checkpoint: str | None, method: str, as_json: bool, out: Path | None, **options: Any) -> None:
+def command(target_name: str, checkpoint: str | None, as_json: bool, out: Path | None, **options: Any) -> None:
     """Export a checkpoint to a bundle for a device, and measure what quantization cost.
 
     Exit codes: 0 done; 1 done, but the drift exceeds its budget; 2 bad input; 3 this machine lacks something;

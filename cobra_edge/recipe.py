@@ -25,6 +25,8 @@ ROTATIONS: dict[str, tuple[str, ...]] = {
     "residual": (RESIDUAL,),
     "both": (RESIDUAL, OUT_PROJ),
 }
+# How codes are chosen; all but rtn look at activations.
+METHODS = ("rtn", "gptq", "awq", "awq-gptq")
 MIXED = "mixed"  # the scheme of a recipe whose tensors have several
 _LAYER = re.compile(r"(?<=backbone\.layers\.)\d+(?=\.)")
 _EMBEDDING = "backbone.embedding.weight"
@@ -103,12 +105,14 @@ def uniform_recipe(
     Args:
         config: sizes of the decoder.
         scheme: what was asked for.
-        method: how codes are to be chosen; "none" is written for a scheme without codes.
+        method: how codes are to be chosen; "none" is written for a scheme without codes of ours.
         rotations: see `Recipe`.
 
     Raises:
-        InputError: the scheme fits no matrix at all, or a width that is to be rotated has no Hadamard matrix.
+        InputError: an unknown method, the scheme fits no matrix at all, or a width that is to be rotated has no Hadamard matrix.
     """
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}{near_matches(method, METHODS)}")
     _require_hadamard(config, rotations)
     shapes = decoder_shapes(config)
     tensors, kept = {}, {}
@@ -126,7 +130,7 @@ def uniform_recipe(
         raise InputError(f"scheme {scheme.name} fits no matrix of this model: {next(iter(kept.values()))}")
     recipe = Recipe(
         scheme.name,
-        method if scheme.weight_bits != 16 else "none",
+        method if scheme.weight_bits != 16 and scheme.code_format == "int" else "none",
         tensors,
         rotations=rotations,  # type: ignore[arg-type] # checked above
         activations="int8" if scheme.activation_bits == 8 else "float32",

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -17,7 +18,18 @@ import click
 import msgspec
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from .errors import CobraEdgeError, InputError, MachineError
 
@@ -51,6 +63,32 @@ def progress() -> Stages:
         console=errors,
         disable=not errors.is_terminal,
     )
+
+
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that shows one stage after the other on one bar: told a stage's name, how much of it is done, and of what."""
+    columns = TextColumn("{task.description:<28}"), BarColumn(), _Rate(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+        task, shown = bar.add_task("", total=None), ""
+
+        def show(name: str, done: int, total: int) -> None:
+            nonlocal shown
+            if name != shown:
+                if not errors.is_terminal:
+                    tell(name)
+                shown = name
+                bar.reset(task, description=name, total=total)
+            bar.update(task, completed=done)
+
+        yield show
 
 
 def print_json(data: Any) -> None:

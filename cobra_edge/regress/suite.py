@@ -11,7 +11,7 @@ import msgspec
 from ..errors import InputError
 from ..resources import MINI
 
-HELDOUT = MINI / "heldout.jsonl"
+HELDOUT, CALIBRATION = MINI / "heldout.jsonl", MINI / "calibration.jsonl"
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

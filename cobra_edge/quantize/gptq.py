@@ -1,0 +1,85 @@
+"""GPTQ: round a matrix column after column, and let the columns still to come make up for each column's error.
+
+Source: Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", section 3,
+algorithm 1. Columns are taken by descending mean square of their inputs (its "act-order"); scales are fixed beforehand, so that
+groups stay neighbours whatever the order. Damping grows until the factorization succeeds instead of failing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..packing import QuantizedTensor, pack
+from ..scheme import Scheme
+from .rtn import require_fit
+from .scales import least_error_scales
+
+log = logging.getLogger(__name__)
+
+_DAMPING = 0.01  # of the mean square of all inputs, added to each; ten times more after each failure
+_MOST_DAMPING = 1e4
+_COLUMNS_AT_ONCE = 64  # whose errors go to the columns behind them as one product
+
+
+def gptq(weight: np.ndarray, second_moment: np.ndarray, scheme: Scheme) -> QuantizedTensor:
+    """Quantize a matrix W so that the error of W x is small for the inputs it meets: tr(ΔW H ΔWᵀ), H their second moment.
+
+    Args:
+        weight: (out, in) float32, finite.
+        second_moment: (in, in) float32, symmetric; inputs that are always 0 may have zeros.
+        scheme: with groups and integer codes.
+
+    Raises:
+        InputError: a group size that does not divide, values that are not finite, a second moment that no damping mends.
+    """
+    require_fit(weight, scheme)
+    scales = least_error_scales(weight, scheme)
+    order = np.argsort(-np.diagonal(second_moment), kind="stable")
+    factor = inverse_factor(second_moment[np.ix_(order, order)])
+    steps = np.repeat(scales.astype(np.float32), scheme.group(weight.shape[1]), axis=1)
+    columns, steps = (torch.from_numpy(np.ascontiguousarray(a[:, order].T)) for a in (weight, steps))
+    codes = _round_columns(columns, steps, factor, scheme.zero_code)
+    unsigned = np.empty(weight.shape, np.uint8)
+    unsigned[:, order] = (codes.T + scheme.zero_code).to(torch.uint8).numpy()
+    return QuantizedTensor(pack(unsigned, scheme), scales, scheme)
+
+
+def inverse_factor(second_moment: np.ndarray) -> torch.Tensor:
+    """Return the upper Cholesky factor of the inverse of the damped matrix, (in, in) float32.
+
+    Raises:
+        InputError: not finite, or not positive definite with any damping.
+    """
+    moment = torch.from_numpy(np.array(second_moment, np.float64))
+    if not torch.isfinite(moment).all():
+        raise InputError("a second moment holds NaN or infinity; calibrate again")
+    mean, damping = float(moment.diagonal().mean()) or 1.0, _DAMPING
+    while damping <= _MOST_DAMPING:
+        damped = moment + damping * mean * torch.eye(len(moment), dtype=torch.float64)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return upper.float()
+        log.info("second moment is not positive definite with damping %g; ten times more", damping)
+        damping *= 10
+    raise InputError("a second moment is not positive definite with any damping; calibrate again with more lines")
+
+
+def _round_columns(columns: torch.Tensor, steps: torch.Tensor, factor: torch.Tensor, zero: int) -> torch.Tensor:
+    """Return signed codes (in, out); columns (in, out), of which the contents are used up, are the transposed weights."""
+    n_in, codes = len(columns), torch.empty_like(columns)
+    for start in range(0, n_in, _COLUMNS_AT_ONCE):
+        end = min(start + _COLUMNS_AT_ONCE, n_in)
+        errors = torch.empty_like(columns[start:end])
+        for j in range(start, end):
+            code = torch.where(steps[j] == 0, 0.0, columns[j] / steps[j]).round_().clamp_(-zero, zero - 1)
+            codes[j] = code
+            error = torch.sub(columns[j], code * steps[j], out=errors[j - start]).div_(factor[j, j])
+            columns[j + 1 : end].addr_(factor[j, j + 1 : end], error, alpha=-1)
+        columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
+    return codes

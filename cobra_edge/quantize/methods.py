@@ -1,0 +1,84 @@
+"""Which method makes a matrix's codes, and what it needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..model.config import MambaConfig, decoder_shapes
+from ..packing import QuantizedTensor
+from ..recipe import Recipe, quantized_scheme
+from ..scheme import Scheme
+from .awq import input_scales
+from .bitsandbytes_codes import quantize_bitsandbytes
+from .gptq import gptq
+from .moments import stored_moment
+from .preparation import InputScales, prepared
+from .rtn import require_fit, round_to_nearest
+from .scales import least_error_scales
+from .statistics import Statistics
+
+EMBEDDING = "backbone.embedding.weight"
+_SCALED = ("mixer.in_proj.weight", "mixer.dt_proj.weight")
+
+
+@dataclass(frozen=True, eq=False)
+class Quantizer:
+    """Quantizes the tensors of one model by one recipe.
+
+    Attributes:
+        config: sizes of the decoder.
+        recipe: schemes, rotations, and the method.
+        tensor: gives any of the model's own tensors by name, float32, and raises InputError where it is not finite.
+        statistics: of this model; None where the method needs none.
+        scales: AWQ's, by matrix.
+    """
+
+    config: MambaConfig
+    recipe: Recipe
+    tensor: Callable[[str], np.ndarray]
+    statistics: Statistics | None
+    scales: InputScales
+
+    def prepared(self, name: str) -> np.ndarray:
+        """Return what takes the place of a tensor before it is quantized, float32."""
+        return prepared(name, self.tensor, self.recipe, self.scales)
+
+    def quantize(self, name: str, scheme: Scheme) -> QuantizedTensor:
+        """Return a matrix's codes and scales. Raises InputError where it does not fit the scheme, MachineError for a library."""
+        values = self.prepared(name)
+        if scheme.code_format != "int":
+            return quantize_bitsandbytes(values, scheme)
+        require_fit(values, scheme)
+        statistics = self.statistics
+        if statistics is None or (name == EMBEDDING and not self.config.tied):
+            return round_to_nearest(values, scheme, least_error_scales(values, scheme))
+        # The table is looked up as well as multiplied with: each of its rows has to stay what it is, so no error is moved.
+        if name == EMBEDDING or not self.recipe.method.endswith("gptq"):
+            moment = stored_moment(name, self.tensor, self.recipe, statistics, self.scales)
+            return round_to_nearest(values, scheme, least_error_scales(values, scheme, np.diagonal(moment)))
+        return gptq(values, stored_moment(name, self.tensor, self.recipe, statistics, self.scales), scheme)
+
+
+def quantizer(
+    config: MambaConfig,
+    recipe: Recipe,
+    tensor: Callable[[str], np.ndarray],
+    statistics: Statistics | None,
+    on_matrix: Callable[[], None] = lambda: None,
+) -> Quantizer:
+    """Return what quantizes a model, AWQ's scales found where the method has them; on_matrix is called after each of those."""
+    plain = Quantizer(config, recipe, tensor, statistics if recipe.method != "rtn" else None, {})
+    if not recipe.method.startswith("awq"):
+        return plain
+    assert statistics is not None
+    scales = {}
+    for name in decoder_shapes(config):
+        scheme = quantized_scheme(recipe, name)
+        if name.endswith(_SCALED) and scheme is not None and scheme.code_format == "int":
+            moment = stored_moment(name, tensor, recipe, statistics)
+            scales[name] = input_scales(plain.prepared(name), moment, scheme)
+            on_matrix()
+    return Quantizer(config, recipe, tensor, statistics, scales)
