@@ -16,6 +16,7 @@ import click
 from ..errors import InputError
 from ..terminal import debug_option, main_of
 from .decode_figures import decode_goals_table, decode_table
+from .methods_figures import methods_table
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -84,6 +85,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "goals": goals_table,
     "decode": lambda: decode_table(found_results("cpu-decode", "cpu-decode-avx2")),
     "decode_goals": lambda: decode_goals_table(found_results("cpu-decode", "cpu-decode-avx2")),
+    "methods": lambda: methods_table(next(iter(found_results("methods-cobra-3b")), None)),
 }
 
 

@@ -71,7 +71,7 @@ def measure(arguments: list[str], environment: dict[str, str] | None = None) -> 
     child = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, env=variables)
     peak = 0
     while True:
-        peak = max(peak, _high_water_mark(child.pid))
+        peak = max(peak, high_water_mark(child.pid))
         try:
             stdout, _ = child.communicate(timeout=_POLL_SECONDS)
             return Finished(child.returncode, stdout, time.perf_counter() - began, peak)
@@ -79,7 +79,7 @@ def measure(arguments: list[str], environment: dict[str, str] | None = None) -> 
             continue
 
 
-def _high_water_mark(pid: int) -> int:
+def high_water_mark(pid: int) -> int:
     """Return the largest resident set of a running process so far, in bytes; 0 when it has gone."""
     try:
         for row in Path(f"/proc/{pid}/status").read_text().splitlines():

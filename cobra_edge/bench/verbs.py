@@ -18,6 +18,7 @@ from ..tables import figure
 from ..targets import target_named
 from ..terminal import debug_option, print_json, progress, results
 from .decode_verb import decode
+from .methods_verb import methods
 from .results import keep
 from .shapes import shape_named
 
@@ -28,6 +29,7 @@ def command() -> None:
 
 
 command.add_command(decode)
+command.add_command(methods)
 
 
 @command.command(epilog="Example: python -m cobra_edge.bench export --shape cobra-3b --scratch /tmp")

@@ -138,7 +138,7 @@ def collect_statistics(
         streams = torch.from_numpy(kept)
     done = parts.finished()
     for index, block in enumerate(stream_blocks(checkpoint, operations, done), done):
-        observed = _ObservedBlock(block, index, config, positions)
+        observed = ObservedBlock(block, index, config, positions)
         _stream(observed, streams, sequences, on_progress)
         parts.keep(index, observed.tensors())
         parts.keep_streams(index + 1, streams.numpy())
@@ -226,7 +226,7 @@ def _batches(sequences: list[_Sequence]) -> Iterator[list[int]]:
             yield indices[start : start + most]
 
 
-class _ObservedBlock:
+class ObservedBlock:
     """One block, and what enters its products."""
 
     def __init__(self, block: Block, index: int, config: MambaConfig, positions: int) -> None:
@@ -259,7 +259,7 @@ class _ObservedBlock:
         }
 
 
-def _stream(block: _ObservedBlock, streams: Tensor, sequences: list[_Sequence], on_progress: OnProgress) -> None:
+def _stream(block: ObservedBlock, streams: Tensor, sequences: list[_Sequence], on_progress: OnProgress) -> None:
     """Run every sequence through a block, and put what leaves it in the place of what entered."""
     config, stage, done = block.config, f"layer {block.index + 1} of {block.config.n_layer}", 0
     nothing = torch.zeros(config.d_inner, config.d_conv), torch.zeros(config.d_inner, config.d_state)
