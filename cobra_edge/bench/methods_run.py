@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +17,18 @@ from .planted import PlantedLayer, kurtosis, loudest
 from .rounded import rounded_rows
 from .spread import spread
 
-REAL_POSITIONS = 33_000  # of the data that calibrate is meant for: 128 questions about pictures of 729 patches, shared by some
-_ERRORS = (*SITES, "layer")
+REAL_POSITIONS = 33_000  # of the full-size calibration that minutes are given for
+
+
+@dataclass(frozen=True, eq=False)
+class _Findings:
+    """What one layer showed: its inputs, seconds of calibration, errors and seconds by contender and site, rounded rows."""
+
+    inputs: dict[str, Any]
+    calibration: dict[str, float]
+    errors: dict[str, dict[str, float]]
+    seconds: dict[str, dict[str, float]]
+    rounded: list[dict[str, Any]]
 
 
 def measure_methods(
@@ -33,40 +43,20 @@ def measure_methods(
         outliers: share of loud channels.
         on_step: called after the calibration of a layer and after each contender.
     """
-    errors = {c.name: defaultdict[str, list[float]](list) for c in CONTENDERS}
-    seconds = {c.name: defaultdict[str, list[float]](list) for c in CONTENDERS}
-    calibrations, inputs, rounded = list[tuple[float, float]](), list[dict[str, Any]](), list[list[dict[str, Any]]]()
-    for index in range(layers):
-        layer = PlantedLayer(config, index, outliers)
-        took = calibrated(layer, positions)
-        unheard = heard(layer, held_out)
-        inputs.append(_inputs(unheard))
-        on_step()
-        kept = {}
-        for contender in CONTENDERS:
-            result = made(contender, layer, took.statistics)
-            for site, error in errors_of(result, layer, unheard).items():
-                errors[contender.name][site].append(error)
-            for site, value in result.seconds.items():
-                seconds[contender.name][site].append(value)
-            if contender.method == "gptq":
-                kept[contender.name] = result
-            on_step()
-        rounded.append(list(rounded_rows(layer, took.statistics, unheard, kept)))
-        calibrations.append((took.streaming_seconds, took.finishing_seconds))
-    streaming, finishing = (spread(each) for each in zip(*calibrations, strict=True))
-    calibration = {"streaming_seconds_a_layer": streaming, "finishing_seconds_a_layer": finishing}
-    rows = [
-        {
-            "method": c.name,
-            "errors": {site: spread(errors[c.name][site]) for site in _ERRORS},
-            "seconds_a_layer": spread([sum(each) for each in zip(*seconds[c.name].values(), strict=True)]),
-            "seconds_a_matrix": {site: spread(seconds[c.name][site]) for site in SITES},
+    found = [_measured(PlantedLayer(config, seed, outliers), positions, held_out, on_step) for seed in range(layers)]
+    calibration = {part: spread([f.calibration[part] for f in found]) for part in found[0].calibration}
+    rows = []
+    for contender in CONTENDERS:
+        errors, seconds = (
+            [each[contender.name] for each in of] for of in ([f.errors for f in found], [f.seconds for f in found])
+        )
+        row = {
+            "method": contender.name,
+            "errors": {site: spread([e[site] for e in errors]) for site in errors[0]},
+            "seconds_a_layer": spread([sum(s.values()) for s in seconds]),
+            "seconds_a_matrix": {site: spread([s[site] for s in seconds]) for site in SITES},
         }
-        for c in CONTENDERS
-    ]
-    for contender, row in zip(CONTENDERS, rows, strict=True):
-        row["minutes_of_all_layers"] = _minutes(config, row, calibration, positions, contender.method != "rtn")
+        rows.append(row | {"minutes_of_all_layers": _minutes(config, row, calibration, positions, contender.method != "rtn")})
     return {
         "scheme": SCHEME,
         "layers": layers,
@@ -77,12 +67,27 @@ def measure_methods(
         "held_out_positions": held_out,
         "outliers": outliers,
         "threads": torch.get_num_threads(),
-        "inputs": inputs,
+        "inputs": [f.inputs for f in found],
         "calibration": calibration,
         "rows": rows,
-        "activations": [_together(same) for same in zip(*rounded, strict=True)],
+        "activations": [_together(same) for same in zip(*(f.rounded for f in found), strict=True)],
         "peak_gib": round(high_water_mark(os.getpid()) / 2**30, 2),
     }
+
+
+def _measured(layer: PlantedLayer, positions: int, held_out: int, on_step: Callable[[], None]) -> _Findings:
+    took, unheard = calibrated(layer, positions), heard(layer, held_out)
+    on_step()
+    errors, seconds, kept = {}, {}, {}
+    for contender in CONTENDERS:
+        result = made(contender, layer, took.statistics)
+        errors[contender.name], seconds[contender.name] = errors_of(result, layer, unheard), result.seconds
+        if contender.method == "gptq":
+            kept[contender.name] = result
+        on_step()
+    rounded = list(rounded_rows(layer, took.statistics, unheard, kept))
+    parts = {"streaming_seconds_a_layer": took.streaming_seconds, "finishing_seconds_a_layer": took.finishing_seconds}
+    return _Findings(_inputs(unheard), parts, errors, seconds, rounded)
 
 
 def _inputs(unheard: Heard) -> dict[str, Any]:
