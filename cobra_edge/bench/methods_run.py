@@ -67,6 +67,7 @@ def measure_methods(
         "held_out_positions": held_out,
         "outliers": outliers,
         "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[2], 1),  # of the last 15 minutes; more than the threads is other work
         "inputs": [f.inputs for f in found],
         "calibration": calibration,
         "rows": rows,
