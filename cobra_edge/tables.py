@@ -38,7 +38,7 @@ def megabytes(size_bytes: int) -> str:
 
 def rotation_words(recipe: Recipe) -> str:
     """Say what is rotated, to follow after scheme and method; nothing where nothing is."""
-    return ", out_proj rotated by a Hadamard matrix" if recipe.online_hadamard else ""
+    return ", out_proj rotated by a Hadamard matrix" if recipe.rotates_out_proj else ""
 
 
 def bits_per_weight(manifest: Manifest) -> float:

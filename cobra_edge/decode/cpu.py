@@ -84,7 +84,7 @@ class CpuDecoder:
                 arrays |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
             else:
                 arrays[name] = value
-        if bundle.manifest.recipe.online_hadamard:
+        if bundle.manifest.recipe.rotates_out_proj:
             try:
                 arrays["rotation"] = hadamard_matrix(hadamard_factors(self.config.d_inner)[0])
             except InputError as error:

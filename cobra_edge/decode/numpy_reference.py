@@ -88,7 +88,7 @@ class NumpyDecoder:
         """Read the decoder; of the options, activations count here. Raises BundleError when a tensor does not fit."""
         self._int8 = options.activations == "int8"
         self.config = bundle.manifest.model.mamba
-        self._rotated = bundle.manifest.recipe.online_hadamard
+        self._rotated = bundle.manifest.recipe.rotates_out_proj
         self._tensors = bundle.decoder_tensors()
         self._keep = self.config.n_parameters * 4 <= _KEEP_BYTES
         if not self._keep:

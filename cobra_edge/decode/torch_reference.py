@@ -28,7 +28,7 @@ class TorchDecoder:
             for name, v in bundle.decoder_tensors().items()
         }
         self.model.load_state_dict({k: torch.from_numpy(v) for k, v in dense.items()}, strict=False)
-        if bundle.manifest.recipe.online_hadamard:
+        if bundle.manifest.recipe.rotates_out_proj:
             self._rotate_inputs_of_out_proj()
 
     def _rotate_inputs_of_out_proj(self) -> None:
