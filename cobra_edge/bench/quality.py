@@ -8,6 +8,7 @@ quantize: where those do not give the reference's answers, its figures would be 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,47 +55,62 @@ def measure(folder: Path, peer_python: str, only: Collection[str] = (), builds: 
     """
     lines = read_suite(HELDOUT)
     bundle, session, reference = _run_build(REFERENCE, folder, lines)
-    questions = _questions(session, lines)
-    truth = Answers.of(reference.logits, reference.logits, questions)
-    rows = [_row(REFERENCE.label, "reference", 16, reference) | figures(truth, truth, questions)]
-    answers: dict[str, Answers] = {}
-    agreement: dict[str, float] = {}
-
-    def wanted(label: str) -> bool:
-        return not only or label in only
-
-    def add(label: str, kind: str, weight_bits: int, ask: Callable[[], Answered]) -> None:
-        try:
-            found = ask()
-        except MachineError as error:
-            if kind != "peer":
-                raise
-            rows.append(_not_measured(label, weight_bits, str(error)))
-            return
-        answers[label] = Answers.of(found.logits, reference.logits, questions)
-        rows.append(_row(label, kind, weight_bits, found) | figures(answers[label], truth, questions))
-
+    contest = _Contest(_questions(session, lines), reference)
     for family in _families(bundle, folder, peer_python):
-        labels = [label for label in family.peers if wanted(label)]
-        reason = family.refuses() if labels else None
-        if labels and reason is None:
-            floats = _watched(f"{family.name}, float", len(lines), lambda on, f=family: f.answer_in_float(questions, on))
-            agreement[family.name] = require_agreement(family.name, floats, reference.logits)
-        for label in labels:
-            if reason is not None:
-                rows.append(_not_measured(label, family.peers[label], reason))
-                continue
-            found = _watched(label, len(lines), lambda on, f=family, name=label: f.answer(name, questions, on))
-            add(label, "peer", family.peers[label], lambda found=found: found)
+        labels = [label for label in family.peers if not only or label in only]
+        if labels:
+            contest.ask_family(family, labels)
     for build in builds:
-        if wanted(build.label):
-            kind = "peer" if build.peer else "ours"
-            add(build.label, kind, build.weight_bits, lambda b=build: _run_build(b, folder, lines)[2])
-    ours, peers = ([r for r in rows if r["kind"] == kind] for kind in ("ours", "peer"))
-    for row in ours:
-        of = [p["label"] for p in peers if p["label"] in answers]
-        row["against"] = {label: against(answers[row["label"]], answers[label], questions) for label in of}
-    return {"rows": [rows[0], *ours, *peers], "float_agreement": agreement}
+        if not only or build.label in only:
+            contest.ask_build(build, folder, lines)
+    return {"rows": contest.judged(), "float_agreement": contest.agreement}
+
+
+class _Contest:
+    """The rows so far, and the answers they were made from."""
+
+    def __init__(self, questions: Questions, reference: Answered) -> None:
+        self._questions, self._reference = questions, reference.logits
+        self._truth = Answers.of(reference.logits, reference.logits, questions)
+        self._answers: dict[str, Answers] = {}
+        self._rows = [_row(REFERENCE.label, "reference", 16, reference) | figures(self._truth, self._truth, questions)]
+        self.agreement: dict[str, float] = {}
+
+    def _add(self, label: str, kind: str, weight_bits: int, found: Answered) -> None:
+        answers = self._answers[label] = Answers.of(found.logits, self._reference, self._questions)
+        self._rows.append(_row(label, kind, weight_bits, found) | figures(answers, self._truth, self._questions))
+
+    def ask_family(self, family: Family, labels: Sequence[str]) -> None:
+        """Ask peers of one library, after its float form has agreed."""
+        reason, total = family.refuses(), len(self._questions.tokens)
+        if reason is not None:
+            self._rows += [_not_measured(label, family.peers[label], reason) for label in labels]
+            return
+        floats = _watched(f"{family.name}, float", total, partial(family.answer_in_float, self._questions))
+        self.agreement[family.name] = require_agreement(family.name, floats, self._reference)
+        for label in labels:
+            found = _watched(label, total, partial(family.answer, label, self._questions))
+            self._add(label, "peer", family.peers[label], found)
+
+    def ask_build(self, build: Build, folder: Path, lines: list[Line]) -> None:
+        """Export and ask a build; a peer's that this machine cannot make is not measured."""
+        try:
+            found = _run_build(build, folder, lines)[2]
+        except MachineError as error:
+            if not build.peer:
+                raise
+            self._rows.append(_not_measured(build.label, build.weight_bits, str(error)))
+            return
+        self._add(build.label, "peer" if build.peer else "ours", build.weight_bits, found)
+
+    def judged(self) -> list[dict[str, Any]]:
+        """Return all rows, the reference first, ours before peers and each of them compared with every peer."""
+        ours, peers = ([r for r in self._rows if r["kind"] == kind] for kind in ("ours", "peer"))
+        for row in ours:
+            met = {p["label"]: self._answers[p["label"]] for p in peers if p["label"] in self._answers}
+            mine = self._answers[row["label"]]
+            row["against"] = {label: against(mine, other, self._questions) for label, other in met.items()}
+        return [self._rows[0], *ours, *peers]
 
 
 def known_labels() -> list[str]:

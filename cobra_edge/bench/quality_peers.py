@@ -108,7 +108,8 @@ class LlamaCppFamily:
     def _source(self) -> Path:
         file, weights = self._folder / "F32.gguf", self._folder / "weights.npz"
         if not file.is_file():
-            np.savez(weights, **{name: np.asarray(values) for name, values in self._tensors.items()})
+            arrays: dict[str, Any] = dict(self._tensors)
+            np.savez(weights, **arrays)
             self._done("write", str(file), msgspec.json.encode(self._config).decode(), str(weights))
         return file
 

@@ -54,7 +54,8 @@ class TorchFamily:
 
     def __init__(self, name: str, peers: tuple[TorchPeer, ...], config: MambaConfig, tensors: Mapping[str, np.ndarray]) -> None:
         """Take the library's name as pip knows it, and the decoder's sizes and weights under state-spaces names."""
-        self.name, self.peers = name, {p.label: p.weight_bits for p in peers}
+        self.name = name
+        self.peers: Mapping[str, int] = {p.label: p.weight_bits for p in peers}
         self._quantizers = {p.label: p.quantizer for p in peers}
         self._config, self._tensors = config, tensors
 
