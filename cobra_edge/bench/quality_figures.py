@@ -65,7 +65,9 @@ def quality_goals_table(result: Row) -> str:
         lines.append(_below(f"8 bits: mean KLD below that of {EIGHT_BIT_PEER}", _best(within), eight[0]))
     for bits, lost in LOST_AT_MOST.items():
         best = _best(r for r in ours if r["weight_bits"] == bits and r["activations"] == "float32")
-        lines.append(_every_task(f"w{bits}a16: every task within {100 * lost:g} points of float", best, lost))
+        lines.append(
+            _every_task(f"w{bits}a16: every task within {100 * lost:g} point{'s' * (lost != 0.01)} of float", best, lost)
+        )
     return "\n".join(lines)
 
 
@@ -108,7 +110,7 @@ def _number(axes: Any, points: Sequence[tuple[float, float]]) -> None:
     places = axes.transData.transform(points)
     taken = [tuple(place) for place in places]
     for number, (x, y) in enumerate(places, 1):
-        spots = [(side * far, up) for far in (14, 26, 40) for up in (0, 13, -13, 26, -26) for side in (1, -1)]
+        spots = [(side * far, up) for far in (18, 30, 44) for up in (0, 13, -13, 26, -26) for side in (1, -1)]
         clear = [s for s in spots if all(abs(x + s[0] - tx) > 17 or abs(y + s[1] - ty) > 12 for tx, ty in taken)]
         dx, dy = (clear or spots)[0]
         taken.append((x + dx, y + dy))

@@ -69,12 +69,14 @@ def interval_of_sums(function: Callable[..., Any], *columns: np.ndarray) -> Inte
 
 def mean(sums: np.ndarray, counts: np.ndarray) -> Interval:
     """Return the mean over all tokens (or lines) of a measure, from each picture's sum and count, (pictures,) each."""
-    return interval_of_sums(np.divide, sums, counts)
+    counted = counts > 0  # a picture that has none of what is averaged is no part of this sample
+    return interval_of_sums(np.divide, sums[counted], counts[counted])
 
 
 def difference_of_means(sums: np.ndarray, other: np.ndarray, counts: np.ndarray) -> Interval:
     """Return mean(sums) - mean(other) over the same tokens, paired; arrays are (pictures,)."""
-    return interval_of_sums(lambda a, b, n: (a - b) / n, sums, other, counts)
+    counted = counts > 0
+    return interval_of_sums(lambda a, b, n: (a - b) / n, sums[counted], other[counted], counts[counted])
 
 
 def ratio_of_means(sums: np.ndarray, other: np.ndarray) -> Interval:
