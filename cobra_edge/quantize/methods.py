@@ -47,7 +47,7 @@ class Quantizer:
         return prepared(name, self.tensor, self.recipe, self.scales)
 
     def quantize(self, name: str, scheme: Scheme) -> QuantizedTensor:
-        """Return a matrix's codes and scales. Raises InputError where it does not fit the scheme, MachineError for a library."""
+        """Return a matrix's codes and scales. Raises InputError where it does not fit, MachineError for a library."""
         values = self.prepared(name)
         if scheme.code_format != "int":
             return quantize_bitsandbytes(values, scheme)
