@@ -35,7 +35,7 @@ def model(request):
 @each_scaling
 @each_rotation
 def test_a_transformed_model_is_the_same_model(model, rotation, scaled):
-    """In float64 only the order of sums differs,"""
+    """In float64 only the order of sums differs."""
     config, weights, truth = model
     stored = transformed(weights, config, ROTATIONS[rotation], random_scales(weights) if scaled else {})
     assert max(distance(naive_logits(stored, config, TOKENS, ROTATIONS[rotation]), truth)) <= 1e-10

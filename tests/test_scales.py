@@ -6,7 +6,7 @@ import pytest
 from cobra_edge.errors import InputError
 from cobra_edge.packing import QuantizedTensor
 from cobra_edge.quantize.rtn import round_to_nearest
-from cobra_edge.quantize.scales import least_error_scales, largest_value_scales
+from cobra_edge.quantize.scales import largest_value_scales, least_error_scales
 from cobra_edge.scheme import SCHEMES
 
 INT = [s for s in SCHEMES.values() if s.group_size and s.code_format == "int"]

@@ -70,6 +70,7 @@ def quantizer(
     on_matrix: Callable[[], None] = lambda: None,
 ) -> Quantizer:
     """Return what quantizes a model, AWQ's scales found where the method has them; on_matrix is called after each of those."""
+    assert statistics is not None or recipe.method in ("none", "rtn")
     plain = Quantizer(config, recipe, tensor, statistics if recipe.method != "rtn" else None, {})
     if not recipe.method.startswith("awq"):
         return plain
