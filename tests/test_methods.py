@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cobra_edge.errors import InputError
 from cobra_edge.model.config import MambaConfig, decoder_shapes
 from cobra_edge.packing import unpack
 from cobra_edge.quantize.bitsandbytes_codes import quantize_bitsandbytes, why_no_bitsandbytes
@@ -24,7 +25,7 @@ from cobra_edge.quantize.statistics import (
     sites,
 )
 from cobra_edge.recipe import METHODS, ROTATIONS, Recipe, quantized_scheme, uniform_recipe
-from cobra_edge.scheme import SCHEMES
+from cobra_edge.scheme import SCHEMES, Scheme
 
 from .conftest import random_tensors
 from .naive_decoder import float64, orthonormal, random_scales, transformed
@@ -195,6 +196,30 @@ def test_rounding_to_nearest_never_looks_at_statistics(weights, statistics):
 def test_a_method_that_looks_at_activations_is_never_silently_another(weights, method):
     with pytest.raises(AssertionError):
         make(uniform_recipe(CONFIG, W4, method)[0], weights, None)
+
+
+def test_statistics_are_mended_or_refused_where_they_are_read(weights, statistics):
+    """No inputs have correlations of -1 all to all, but each of them could be one: damping mends even that."""
+    ruined = dict(statistics.tensors)
+    name = f"{site_name(0, 'out_proj')}.correlation"
+    ruined[name] = np.full_like(ruined[name], -1)
+    found = make(uniform_recipe(CONFIG, W4, "gptq")[0], weights, Statistics(statistics.header, CONFIG, ruined))
+    assert found.quantize(OUT, W4).shape == weights[OUT].shape
+    ruined[name] = np.full_like(ruined[name], np.nan)
+    with pytest.raises(InputError, match="out_proj.correlation holds values beyond -1..1; calibrate again"):
+        found.quantize(OUT, W4)
+
+
+def test_a_refusal_names_its_matrix(weights, statistics, monkeypatch):
+    hopeless = -np.eye(CONFIG.d_inner, dtype=np.float32)
+    monkeypatch.setattr("cobra_edge.quantize.methods.stored_moment", lambda *_: hopeless)
+    with pytest.raises(InputError, match=f"^{OUT}: a second moment is not positive definite with any damping"):
+        make(uniform_recipe(CONFIG, W4, "gptq")[0], weights, statistics).quantize(OUT, W4)
+    loud = {**weights, OUT: weights[OUT] * np.float32(1e9)}
+    with pytest.raises(InputError, match=f"^{OUT}: a weight is not finite or too large for a float16 scale"):
+        make(uniform_recipe(CONFIG, W4, "rtn")[0], loud, None).quantize(OUT, W4)
+    with pytest.raises(InputError, match=f"^{OUT}: group size 256 does not divide in_features 384"):
+        make(uniform_recipe(CONFIG, W4, "rtn")[0], weights, None).quantize(OUT, Scheme("w4a16-g256", 4, 256))
 
 
 @pytest.mark.parametrize(("scheme", "scaled"), [(W4, {IN}), (W8, {IN, DT})], ids=["w4", "w8"])
