@@ -109,7 +109,7 @@ def uniform_recipe(
         rotations: see `Recipe`.
 
     Raises:
-        InputError: an unknown method, the scheme fits no matrix at all, or a width that is to be rotated has no Hadamard matrix.
+        InputError: an unknown method, the scheme fits no matrix at all, or a width to be rotated has no Hadamard matrix.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}{near_matches(method, METHODS)}")

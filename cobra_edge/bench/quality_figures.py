@@ -18,7 +18,7 @@ LOST_AT_MOST = {4: 0.01, 8: 0.002}  # share of the answers of any task, by bits 
 
 
 def quality_table(result: Row) -> str:
-    """Return drift and accuracy of each build and peer as Markdown, 95 % intervals in brackets."""
+    """Return drift and accuracy of each build and peer as Markdown, 95 % intervals of the KLD in brackets."""
     rows = result["rows"]
     tasks = [*GOALS, "caption"]
     head = ["build", "bits / weight: matrices", "all", "activations", "mean KLD (nats)", "p99 KLD", "top-1", "perplexity ratio"]
@@ -30,8 +30,8 @@ def quality_table(result: Row) -> str:
             )
             continue
         cells = [row["label"], f"{row['bits_matrices']:.2f}", f"{row['bits_all']:.2f}", row["activations"]]
-        cells += [_spread(row["kld_mean"], ".2e"), _spread(row["kld_p99"], ".1e"), _spread(row["top1_agreement"], ".2%")]
-        cells += [_spread(row["perplexity_ratio"], ".4f"), *(f"{row['accuracy'][t]['right']:.1%}" for t in tasks)]
+        cells += [_spread(row["kld_mean"], ".2e"), _spread(row["kld_p99"], ".1e"), f"{row['top1_agreement']['value']:.2%}"]
+        cells += [f"{row['perplexity_ratio']['value']:.4f}", *(f"{row['accuracy'][t]['right']:.1%}" for t in tasks)]
         lines.append(_line(cells))
     return "\n".join(lines)
 
