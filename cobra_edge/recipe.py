@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +71,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def storage(self, name: str) -> str:
         """Return how the tensor is stored."""
-        return self.tensors.get(name) or self.tensors.get(_LAYER.sub("*", name)) or FLOAT32
+        return self.tensors.get(name) or self.tensors.get(_pattern(name)) or FLOAT32
 
     @property
     def rotates_residual(self) -> bool:
@@ -120,9 +121,7 @@ def uniform_recipe(
         shape = shapes.get(pattern.replace("*", "0"))
         if shape is None:
             continue
-        reason = scheme.refuses(shape[1])
-        if reason is None and pattern == _DT_PROJ and scheme.weight_bits < 8:
-            reason = "it decides how long the recurrence remembers, and is small: 8 bits or float"
+        reason = _keeps_float(pattern, shape[1], scheme)
         tensors[pattern] = FLOAT16 if scheme.weight_bits == 16 or reason else scheme.name
         if reason:
             kept[pattern] = reason
@@ -177,6 +176,44 @@ def stored_tensors(config: MambaConfig, recipe: Recipe) -> dict[str, list[Stored
         if recipe.activation_percentile is not None and scheme.code_format == "int" and multiplied:
             plan[name].append(StoredTensor(f"{name}.clips", "float32", (groups,)))
     return plan
+
+
+def matrix_names(config: MambaConfig) -> list[str]:
+    """Return the decoder's matrices, in file order; a tied head is the embedding and not named again."""
+    return [name for name in decoder_shapes(config) if _pattern(name) in _MATRICES]
+
+
+def matrix_bits(config: MambaConfig, recipe: Recipe) -> int:
+    """Return the bits that all matrices take in the file: codes, scales and clips, and those left float.
+
+    Raises:
+        InputError: what `stored_tensors` raises.
+    """
+    plan = stored_tensors(config, recipe)
+    return 8 * sum(entry.n_bytes for name in matrix_names(config) for entry in plan[name])
+
+
+def matrix_weights(config: MambaConfig) -> int:
+    """Return how many weights the matrices have, by which `matrix_bits` is divided."""
+    shapes = decoder_shapes(config)
+    return sum(math.prod(shapes[name]) for name in matrix_names(config))
+
+
+def storages(config: MambaConfig, name: str, schemes: Iterable[str]) -> list[str]:
+    """Return those of the schemes that a matrix may be stored by, in that order; "float16" always is among them, last."""
+    n_in = decoder_shapes(config)[name][1]
+    return [s for s in schemes if _keeps_float(_pattern(name), n_in, scheme_named(s)) is None] + [FLOAT16]
+
+
+def _pattern(name: str) -> str:
+    return _LAYER.sub("*", name)
+
+
+def _keeps_float(pattern: str, n_in: int, scheme: Scheme) -> str | None:
+    """Say why a matrix that matches the pattern stays float16, or None."""
+    if pattern == _DT_PROJ and scheme.weight_bits < 8:
+        return scheme.refuses(n_in) or "it decides how long the recurrence remembers, and is small: 8 bits or float"
+    return scheme.refuses(n_in)
 
 
 def quantized_scheme(recipe: Recipe, name: str) -> Scheme | None:
