@@ -156,26 +156,33 @@ def stored_tensors(config: MambaConfig, recipe: Recipe) -> dict[str, list[Stored
         InputError: the recipe names an unknown storage, a scheme that does not fit the tensor, or a rotation that cannot be.
     """
     _require_hadamard(config, recipe.rotations)
-    plan = {}
-    for name, shape in decoder_shapes(config).items():
-        storage = recipe.storage(name)
-        if storage in (FLOAT16, FLOAT32):
-            plan[name] = [StoredTensor(name, storage, shape)]
-            continue
-        scheme = scheme_named(storage)
-        if scheme.group_size is None or len(shape) != 2 or scheme.refuses(shape[1]):
-            raise InputError(f"recipe: {name} of shape {shape} cannot be stored as {storage}")
-        out, n_in = shape
-        groups = n_in // scheme.group(n_in)
-        plan[name] = [
-            StoredTensor(f"{name}.codes", scheme.code_dtype, (out, n_in * scheme.weight_bits // 8)),
-            StoredTensor(f"{name}.scales", scheme.scale_dtype, (out, groups)),
-        ]
-        # An embedding that is not the head too is looked up and enters no product.
-        multiplied = config.tied or name != _EMBEDDING
-        if recipe.activation_percentile is not None and scheme.code_format == "int" and multiplied:
-            plan[name].append(StoredTensor(f"{name}.clips", "float32", (groups,)))
-    return plan
+    return {name: _stored(config, recipe, name, shape) for name, shape in decoder_shapes(config).items()}
+
+
+def _stored(config: MambaConfig, recipe: Recipe, name: str, shape: tuple[int, ...]) -> list[StoredTensor]:
+    storage = recipe.storage(name)
+    if storage in (FLOAT16, FLOAT32):
+        return [StoredTensor(name, storage, shape)]
+    scheme = scheme_named(storage)
+    if scheme.group_size is None or len(shape) != 2 or scheme.refuses(shape[1]):
+        raise InputError(f"recipe: {name} of shape {shape} cannot be stored as {storage}")
+    out, n_in = shape
+    groups = n_in // scheme.group(n_in)
+    entries = [
+        StoredTensor(f"{name}.codes", scheme.code_dtype, (out, n_in * scheme.weight_bits // 8)),
+        StoredTensor(f"{name}.scales", scheme.scale_dtype, (out, groups)),
+    ]
+    if has_clips(config, recipe, name):
+        entries.append(StoredTensor(f"{name}.clips", "float32", (groups,)))
+    return entries
+
+
+def has_clips(config: MambaConfig, recipe: Recipe, name: str) -> bool:
+    """Tell whether clips are stored beside a quantized matrix."""
+    # An embedding that is not the head too is looked up and enters no product.
+    multiplied = config.tied or name != _EMBEDDING
+    scheme = quantized_scheme(recipe, name)
+    return recipe.activation_percentile is not None and multiplied and scheme is not None and scheme.code_format == "int"
 
 
 def matrix_names(config: MambaConfig) -> list[str]:
@@ -183,18 +190,18 @@ def matrix_names(config: MambaConfig) -> list[str]:
     return [name for name in decoder_shapes(config) if _pattern(name) in _MATRICES]
 
 
-def matrix_bits(config: MambaConfig, recipe: Recipe) -> int:
-    """Return the bits that all matrices take in the file: codes, scales and clips, and those left float.
+def matrix_bits(config: MambaConfig, recipe: Recipe) -> dict[str, int]:
+    """Return the bits that each matrix takes in the file: codes, scales and clips, or what is left float.
 
     Raises:
-        InputError: what `stored_tensors` raises.
+        InputError: the recipe names an unknown storage, or a scheme that does not fit the matrix.
     """
-    plan = stored_tensors(config, recipe)
-    return 8 * sum(entry.n_bytes for name in matrix_names(config) for entry in plan[name])
+    shapes = decoder_shapes(config)
+    return {n: 8 * sum(e.n_bytes for e in _stored(config, recipe, n, shapes[n])) for n in matrix_names(config)}
 
 
 def matrix_weights(config: MambaConfig) -> int:
-    """Return how many weights the matrices have, by which `matrix_bits` is divided."""
+    """Return how many weights the matrices have, by which the sum of `matrix_bits` is divided."""
     shapes = decoder_shapes(config)
     return sum(math.prod(shapes[name]) for name in matrix_names(config))
 
