@@ -39,6 +39,7 @@ _ADVISED_LINES = 128
 _ADVISED_POSITIONS_PER_INPUT = 4
 _POSITIONS_AT_ONCE = 2048
 
+
 @dataclass(frozen=True)
 class _Sequence:
     """Consecutive positions of the streams that are read one after the other: a picture, or a line after its picture."""

@@ -1,30 +1,33 @@
 """Mix: which scheme each matrix gets under a budget of bits, so that the whole model drifts least.
 
-Σ KLD of each matrix alone under Σ bits ≤ budget is a multiple-choice knapsack, and a solver finds its best solutions. But
-errors of several matrices do not just add up: the best solutions, and the uniform recipes that fit, are measured as a whole,
-and the best measured one is taken.
+Σ KLD of each matrix alone under Σ bits ≤ budget is a multiple-choice knapsack, and a solver finds its best solution. But errors
+of several matrices do not just add up (those of the embedding and of a tied head meet, for one): the best solution, its
+neighbours and the uniform recipes that fit are measured as a whole, and the best measured one is taken.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import InputError, MachineError
 from ..model.config import MambaConfig
-from ..recipe import FLOAT16, Recipe, matrix_bits, matrix_names, matrix_weights, uniform_recipe
+from ..recipe import Recipe, matrix_bits, matrix_names, matrix_weights, uniform_recipe
 from ..scheme import SCHEMES
 from .sensitivity import SCHEMES_OF_A_MIX, Table, candidates, of_tensors
 
 log = logging.getLogger(__name__)
 
-_SOLUTIONS = 8  # of the knapsack, that are measured
+_MEASURED = 32  # mixes, at most
 _SOLVER_SECONDS = 60.0
 _SCALE = 1e6  # of the costs: the solver takes differences below 1e-6 for none
+_SOLVER_ROUNDING = 1e-6  # by which it may exceed a bound
 
 # By matrix and storage: bits in the file.
 Sizes = Mapping[str, Mapping[str, int]]
@@ -55,10 +58,14 @@ def option_bits(config: MambaConfig, recipe: Recipe) -> dict[str, dict[str, int]
     }
 
 
+def smallest_mix(config: MambaConfig, recipe: Recipe) -> dict[str, str]:
+    """Return the storage of each matrix that takes the least bits."""
+    return {name: min(tried, key=tried.__getitem__) for name, tried in option_bits(config, recipe).items()}
+
+
 def require_reachable(config: MambaConfig, recipe: Recipe, bits_per_weight: float) -> None:
     """Raise InputError where no mix takes as few bits a weight."""
-    sizes = option_bits(config, recipe)
-    smallest = {name: min(tried, key=tried.__getitem__) for name, tried in sizes.items()}
+    sizes, smallest = option_bits(config, recipe), smallest_mix(config, recipe)
     least = sum(sizes[name][s] for name, s in smallest.items()) / matrix_weights(config)
     if bits_per_weight < least:
         by_storage: dict[str, set[str]] = {}
@@ -71,17 +78,16 @@ def require_reachable(config: MambaConfig, recipe: Recipe, bits_per_weight: floa
         )
 
 
-def best_solutions(costs: Table, sizes: Sizes, budget_bits: float, wanted: int = 1) -> list[dict[str, str]]:
+def solve(costs: Table, sizes: Sizes, budget_bits: float) -> dict[str, str] | None:
     """Solve the multiple-choice knapsack: one storage for each matrix, least Σ cost with Σ bits ≤ budget.
 
     Args:
         costs: by matrix and storage, not negative.
         sizes: bits of at least those storages.
         budget_bits: for all matrices together.
-        wanted: how many solutions, each the best of those not yet given.
 
     Returns:
-        Storages by matrix, best first; fewer than wanted, or none, where there are no more.
+        Storage by matrix, or None where nothing fits.
 
     Raises:
         MachineError: scipy is not installed.
@@ -92,29 +98,28 @@ def best_solutions(costs: Table, sizes: Sizes, budget_bits: float, wanted: int =
     except ImportError as error:
         raise MachineError(f"mixing schemes needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
     pairs = [(name, storage) for name, row in costs.items() for storage in row]
-    names = list(costs)
+    index = {name: i for i, name in enumerate(costs)}
     cost = np.array([costs[n][s] for n, s in pairs])
     bits = np.array([sizes[n][s] for n, s in pairs], np.float64)
-    rows = [names.index(n) for n, _ in pairs]
-    one_each = csr_array((np.ones(len(pairs)), (rows, range(len(pairs)))), (len(names), len(pairs)))
-    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(bits[None] / budget_bits, -np.inf, 1)]
-    found = list[dict[str, str]]()
-    while len(found) < wanted:
-        # Without presolve: HiGHS' writes to stdout.
-        options = {"presolve": False, "mip_rel_gap": 0.0, "time_limit": _SOLVER_SECONDS}
+    belongs = csr_array((np.ones(len(pairs)), ([index[n] for n, _ in pairs], range(len(pairs)))), (len(costs), len(pairs)))
+    room = 1.0
+    while True:
         solved = milp(
-            cost * (_SCALE / (cost.max() or 1)), integrality=np.ones(len(pairs)), bounds=Bounds(0, 1), constraints=constraints,
-            options=options,
-        )  # fmt: skip
+            cost * (_SCALE / (cost.max() or 1)),
+            integrality=np.ones(len(pairs)),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(belongs, 1, 1), LinearConstraint(bits[None] / budget_bits, -np.inf, room)],
+            # Presolve would write to stdout.
+            options={"presolve": False, "mip_rel_gap": 0.0, "time_limit": _SOLVER_SECONDS},
+        )
         if solved.x is None:
-            break
+            return None
         if solved.status != 0:
-            log.warning("the best mix was not proven best after %.0f s; going on with the best found", _SOLVER_SECONDS)
+            log.warning("the best mix was not proven best within %.0f s; going on with the best found", _SOLVER_SECONDS)
         taken = solved.x > 0.5
-        if bits[taken].sum() <= budget_bits:  # the solver allows itself a rounding error
-            found.append({n: s for (n, s), t in zip(pairs, taken, strict=True) if t})
-        constraints.append(LinearConstraint(taken[None].astype(float), -np.inf, len(names) - 1))
-    return found
+        if bits[taken].sum() <= budget_bits:
+            return {n: s for (n, s), t in zip(pairs, taken, strict=True) if t}
+        room -= _SOLVER_ROUNDING  # the solver took a rounding error for room
 
 
 def uniform_mixes(config: MambaConfig) -> list[dict[str, str]]:
@@ -154,24 +159,44 @@ def choose_mix(
     require_reachable(config, recipe, bits_per_weight)
     sizes, weights = option_bits(config, recipe), matrix_weights(config)
     budget = bits_per_weight * weights
+    measured = dict[tuple[str, ...], Mix]()
 
-    def bits(tensors: Mapping[str, str]) -> int:
-        return sum(matrix_bits(config, of_tensors(recipe, dict(tensors))).values())
+    def try_out(tensors: dict[str, str]) -> Mix | None:
+        bits = sum(matrix_bits(config, of_tensors(recipe, tensors)).values())
+        key = tuple(tensors[name] for name in sizes)
+        if key in measured or bits > budget or len(measured) == _MEASURED:
+            return None
+        on_mix(len(measured), _MEASURED)
+        alone = sum(table[name].get(storage, math.inf) for name, storage in tensors.items())
+        mix = measured[key] = Mix(tensors, bits / weights, measure(of_tensors(recipe, tensors)), alone)
+        log.info("mix of %.3f bits a weight: KLD %.3e, %.3e if errors just added up", mix.bits_per_weight, mix.kld, alone)
+        return mix
 
-    tried = _distinct([*best_solutions(table, sizes, budget, _SOLUTIONS), *uniform_mixes(config)])
-    tried = [t for t in tried if bits(t) <= budget]
-    measured = []
-    for done, tensors in enumerate(tried):
-        on_mix(done, len(tried))
-        alone = sum(table[n].get(s, math.inf) for n, s in tensors.items())
-        measured.append(Mix(tensors, bits(tensors) / weights, measure(of_tensors(recipe, tensors)), alone))
-        log.info("mix of %.3f bits: KLD %.3e, %.3e expected", measured[-1].bits_per_weight, measured[-1].kld, alone)
-    on_mix(len(tried), len(tried))
-    best = min(measured, key=lambda m: (m.kld, m.bits_per_weight), default=None)
+    for tensors in uniform_mixes(config):
+        try_out(tensors)
+    _search(table, sizes, budget, try_out)
+    on_mix(_MEASURED, _MEASURED)
+    best = min(measured.values(), key=lambda m: (m.kld, m.bits_per_weight), default=None)
     if best is None or not math.isfinite(best.kld):
         raise InputError(f"no mix of {bits_per_weight:g} bits a weight gives finite answers; ask for more bits")
     return best
 
 
-def _distinct(mixes: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    return list({tuple(sorted(m.items())): m for m in mixes}.values())
+def _search(table: Table, sizes: Sizes, budget: float, try_out: Callable[[dict[str, str]], Mix | None]) -> None:
+    """Try the knapsack's solution, then those that differ from the best one tried in a matrix, until none is new.
+
+    A node is a table and its solution. Its children lack one of the solution's choices each (as in Lawler 1972, for the k
+    best solutions of a discrete problem), but nodes are opened by what was measured.
+    """
+    opened, count = list[tuple[float, int, Table, dict[str, str]]](), itertools.count()
+
+    def visit(tables: list[Table]) -> None:
+        solutions = [(costs, s) for costs in tables if all(costs.values()) and (s := solve(costs, sizes, budget)) is not None]
+        for costs, solution in sorted(solutions, key=lambda pair: sum(table[n][s] for n, s in pair[1].items())):
+            if (mix := try_out(solution)) is not None:
+                heapq.heappush(opened, (mix.kld, next(count), costs, solution))
+
+    visit([table])
+    while opened:
+        _, _, costs, solution = heapq.heappop(opened)
+        visit([{**costs, n: {s: c for s, c in costs[n].items() if s != solution[n]}} for n in table])

@@ -136,7 +136,9 @@ def read_sensitivity(file: Path, config: MambaConfig, model_sha256: str, recipe:
     for choice in ("method", "rotations", "activations", "activation_percentile"):
         got, expected = getattr(found, choice), getattr(recipe, choice)
         if got != expected:
-            raise InputError(f"{file}: scanned with {choice} {got!r}, this export has {expected!r}; scan again, or take the same")
+            raise InputError(
+                f"{file}: scanned with {choice} {got!r}, this export has {expected!r}; scan again, or take the same"
+            )
     expected_names, tried = matrix_names(config), candidates(config)
     if sorted(found.kld) != sorted(expected_names):
         raise InputError(f"{file}: has {len(found.kld)} matrices, not the {len(expected_names)} of this model; scan again")
