@@ -11,13 +11,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..bundle import DECODER, Bundle
 from ..model.config import MambaConfig, decoder_shapes
-from ..recipe import stored_tensors
-
-_KINDS = ("embedding.weight", "in_proj.weight", "x_proj.weight", "dt_proj.weight", "out_proj.weight", "lm_head.weight")
+from ..recipe import matrix_bits, matrix_names, matrix_weights
 
 
 @dataclass(frozen=True)
@@ -28,24 +24,16 @@ class StoredBits:
     all: float
 
 
-def matrix_names(config: MambaConfig) -> list[str]:
-    """Return the decoder's matrices by name; a tied head is the embedding and not named again."""
-    return [name for name in decoder_shapes(config) if name.endswith(_KINDS)]
-
-
 def stored_bits(config: MambaConfig, matrix_bytes: int, all_bytes: int) -> StoredBits:
     """Return bits per weight of a decoder whose matrices take so many bytes, and which takes so many in all."""
-    shapes = decoder_shapes(config)
-    weights = sum(math.prod(shapes[name]) for name in matrix_names(config))
-    return StoredBits(8 * matrix_bytes / weights, 8 * all_bytes / config.n_parameters)
+    return StoredBits(8 * matrix_bytes / matrix_weights(config), 8 * all_bytes / config.n_parameters)
 
 
 def bundle_bits(bundle: Bundle) -> StoredBits:
     """Count a bundle's decoder."""
     config = bundle.manifest.model.mamba
-    plan = stored_tensors(config, bundle.manifest.recipe)
-    matrix_bytes = sum(np.dtype(t.dtype).itemsize * math.prod(t.shape) for name in matrix_names(config) for t in plan[name])
-    return stored_bits(config, matrix_bytes, bundle.manifest.files[DECODER].bytes)
+    bits = sum(matrix_bits(config, bundle.manifest.recipe).values())
+    return stored_bits(config, bits // 8, bundle.manifest.files[DECODER].bytes)
 
 
 def gguf_bits(config: MambaConfig, tensors: dict[str, int], file_bytes: int) -> StoredBits:
