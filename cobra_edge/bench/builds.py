@@ -59,6 +59,9 @@ BUILDS = (
     Build("w4a8 gptq, rotated, clipped at 99.99", {"scheme": "w4a8", **_BEST, "clip_activations": 99.99}),
     Build("w3a16-g64", {"scheme": "w3a16-g64"}),
     Build("w3a16-g64 gptq, rotated", {"scheme": "w3a16-g64", **_BEST}),
+    Build("mixed, 4.3 bits", {"scheme": "w4a16-g128", "bits": 4.3, **_BEST}),
+    Build("mixed, 4.0 bits", {"scheme": "w4a16-g128", "bits": 4.0, **_BEST}),
+    Build("mixed, 3.5 bits", {"scheme": "w4a16-g128", "bits": 3.5, **_BEST}),
     Build("bitsandbytes nf4", {"scheme": "bnb-nf4"}, peer=True),
     Build("bitsandbytes int8", {"scheme": "bnb-int8"}, peer=True),
 )
