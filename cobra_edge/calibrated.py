@@ -130,7 +130,7 @@ def find_mix(
         sensitivity: file of a scan; None scans now.
 
     Raises:
-        InputError: what `read_sensitivity`, `find_sensitivity` and `choose_mix` raise. MachineError: scipy is not installed.
+        InputError: what `read_sensitivity`, `find_sensitivity` and `choose_mix` raise.
     """
     config = checkpoint.config.mamba
     known = None if sensitivity is None else read_sensitivity(sensitivity, config, digest, recipe)
