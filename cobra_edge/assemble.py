@@ -137,10 +137,8 @@ def export_bundle(
     plan = plan_memory(config, recipe, target)
     suffix = f"-{method}" if recipe.method not in ("none", "rtn") else ""
     suffix += "-rotated" if recipe.rotations else ""
-    directory = (
-        out
-        or Path("bundles") / f"{config.model_id}-{target.name}-{chosen.name if bits is None else f'{MIXED}-{bits:.2f}'}{suffix}"
-    )
+    stored = chosen.name if bits is None else f"{MIXED}-{bits:.2f}"
+    directory = out or Path("bundles") / f"{config.model_id}-{target.name}-{stored}{suffix}"
     check_goal(directory, force=force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
     small = config.mamba.n_parameters < _SMALL

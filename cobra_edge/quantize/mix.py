@@ -1,7 +1,8 @@
 """Mix: which scheme each matrix gets under a budget of bits, so that the whole model drifts least.
 
-Σ KLD of each matrix alone under Σ bits ≤ budget is a multiple-choice knapsack, and is solved exactly. But errors of several matrices do not just add up (those of the embedding and of a tied head meet, for one): the best solution, its
-neighbours and the uniform recipes that fit are measured as a whole, and the best measured one is taken.
+Σ KLD of each matrix alone under Σ bits ≤ budget is a multiple-choice knapsack, and is solved exactly. But errors of several
+matrices do not just add up (those of the embedding and of a tied head meet, for one): the best solution, its neighbours and the
+uniform recipes that fit are measured as a whole, and the best measured one is taken.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def require_reachable(config: MambaConfig, recipe: Recipe, bits_per_weight: floa
             by_storage.setdefault(storage, set()).add(name.removesuffix(".weight").rpartition(".")[2])
         bounds = ", ".join(f"{s} ({', '.join(sorted(kinds))})" for s, kinds in sorted(by_storage.items()))
         raise InputError(
-            f"{bits_per_weight:g} bits a weight cannot be reached: this model takes at least {math.ceil(least * 1000) / 1000:g}, "
-            f"scales counted; the smallest that matrices can be stored by is {bounds}; ask for more"
+            f"{bits_per_weight:g} bits a weight cannot be reached: this model takes {math.ceil(least * 1000) / 1000:g} at least, "
+            f"counting scales; the smallest that matrices can be stored by is {bounds}; ask for more"
         )
 
 
@@ -159,7 +160,8 @@ def choose_mix(
         return mix
 
     for tensors in uniform_mixes(config):
-        try_out(tensors)
+        if all(storage in sizes[name] for name, storage in tensors.items()):
+            try_out(tensors)
     _search(table, sizes, budget, try_out)
     on_mix(_MEASURED, _MEASURED)
     best = min(measured.values(), key=lambda m: (m.kld, m.bits_per_weight), default=None)
