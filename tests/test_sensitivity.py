@@ -194,7 +194,7 @@ def test_sensitivities_come_back(kept):
     [
         ({"schema_version": 2}, "schema version 2"),
         ({"model_sha256": "def"}, "of another model"),
-        ({"method": "gptq"}, "method 'gptq', expected 'rtn'"),
+        ({"method": "gptq"}, "method 'gptq', this export has 'rtn'"),
         ({"rotations": ()}, "rotations"),
         ({"activations": "int8"}, "activations 'int8'"),
         ({"activation_percentile": 99.0}, "activation_percentile"),
@@ -254,7 +254,7 @@ def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--bits", "2"), "cannot be reached"),
+        (("--bits", "2"), "cannot be had"),
         (("--bits", "4", "--scheme", "bnb-nf4"), "mixes schemes of ours"),
         (("--sensitivity", "x"), "--bits 4.0"),
         (("--bits", "0"), "Invalid value"),

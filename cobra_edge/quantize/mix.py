@@ -71,7 +71,7 @@ def require_reachable(config: MambaConfig, recipe: Recipe, bits_per_weight: floa
             by_storage.setdefault(storage, set()).add(name.removesuffix(".weight").rpartition(".")[2])
         bounds = ", ".join(f"{s} ({', '.join(sorted(kinds))})" for s, kinds in sorted(by_storage.items()))
         raise InputError(
-            f"{bits_per_weight:g} bits a weight cannot be reached: this model takes {math.ceil(least * 1000) / 1000:g} at least, "
+            f"{bits_per_weight:g} bits a weight cannot be had: this model takes {math.ceil(least * 1000) / 1000:g} at least, "
             f"counting scales; the smallest that matrices can be stored by is {bounds}; ask for more"
         )
 
