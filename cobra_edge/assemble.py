@@ -137,10 +137,8 @@ def export_bundle(
     plan = plan_memory(config, recipe, target)
     suffix = f"-{method}" if recipe.method not in ("none", "rtn") else ""
     suffix += "-rotated" if recipe.rotations else ""
-    directory = (
-        out
-        or Path("bundles") / f"{config.model_id}-{target.name}-{chosen.name if bits is None else f'{MIXED}-{bits:.2f}'}{suffix}"
-    )
+    stored = chosen.name if bits is None else f"{MIXED}-{bits:.2f}"
+    directory = out or Path("bundles") / f"{config.model_id}-{target.name}-{stored}{suffix}"
     check_goal(directory, force=force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
     small = config.mamba.n_parameters < _SMALL
@@ -176,6 +174,8 @@ def check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: 
         raise InputError(f"unknown method {method!r}{near_matches(method, METHODS)}")
     if scheme.code_format != "int" and (method != "rtn" or clip_activations is not None):
         raise InputError(f"{scheme.name}: its codes are bitsandbytes' own; leave --method and --clip-activations out")
+    if scheme.group_size is None and clip_activations is not None:
+        raise InputError(f"{scheme.name}: no activation is rounded, so none can be clipped; leave --clip-activations out")
     if clip_activations is not None and method.startswith("awq"):
         raise InputError(
             "--clip-activations: percentiles are of inputs without AWQ's scales; take another method, or clip nothing"

@@ -30,7 +30,7 @@ def hashed(checkpoint: Any) -> str:
 def statistics_for(
     checkpoint: Any, digest: str, recipe: Recipe, file: Path | None, data: Path | None, beside: Path
 ) -> Iterator[Statistics | None]:
-    """Give the statistics that the recipe needs: from the file, or taken now; None where it needs none.
+    """Give the statistics that the recipe needs: from the file, or taken now; None where it needs none, though a file is checked.
 
     Args:
         checkpoint: an opened one.
@@ -43,7 +43,8 @@ def statistics_for(
     Raises:
         InputError: what `read_statistics` and `collect_statistics` raise.
     """
-    if file is None and recipe.method in ("none", "rtn") and recipe.activation_percentile is None:
+    needed = recipe.method not in ("none", "rtn") or recipe.activation_percentile is not None
+    if file is None and not needed:
         yield None
         return
     from .decode.native_operations import best_operations
@@ -51,7 +52,8 @@ def statistics_for(
     from .quantize.statistics import read_statistics
 
     if file is not None:
-        yield read_statistics(file, checkpoint.config, digest)
+        given = read_statistics(file, checkpoint.config, digest)
+        yield given if needed else None
         return
     if data is None:
         tell("no --statistics given: taking them of the embedded calibration set, pictures of synthetic scenes")
@@ -130,7 +132,7 @@ def find_mix(
         sensitivity: file of a scan; None scans now.
 
     Raises:
-        InputError: what `read_sensitivity`, `find_sensitivity` and `choose_mix` raise. MachineError: scipy is not installed.
+        InputError: what `read_sensitivity`, `find_sensitivity` and `choose_mix` raise.
     """
     config = checkpoint.config.mamba
     known = None if sensitivity is None else read_sensitivity(sensitivity, config, digest, recipe)

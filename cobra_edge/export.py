@@ -74,9 +74,8 @@ def command(target_name: str, checkpoint: str | None, as_json: bool, out: Path |
         for name, reason in exported.kept_float.items():
             say(f"kept in float16: {name} ({reason})")
         if exported.mix is not None:
-            say(
-                f"mix: {exported.mix.bits_per_weight:.3f} bits a weight of the matrices, KLD {exported.mix.kld:.3g} where it was chosen"
-            )
+            mix = exported.mix
+            say(f"mix: {mix.bits_per_weight:.3f} bits a weight of the matrices; KLD {mix.kld:.3g} on the calibration data")
         results.print(memory_table(exported.manifest, target))
         results.print(drift_table(exported.manifest, exported.verdicts))
         say(f"bundle: {exported.directory}")

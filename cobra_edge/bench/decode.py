@@ -20,6 +20,7 @@ from ..bundle import DECODER, Bundle
 from ..decode.cpu import CpuDecoder, physical_cores
 from ..decode.decoder import DecoderOptions
 from ..memory import state_bytes
+from ..recipe import matrix_names, quantized_scheme
 from .contestants import Contestant, Native, states_after
 from .follow_up import measure_follow_up
 from .gate import check

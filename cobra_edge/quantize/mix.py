@@ -1,8 +1,8 @@
 """Mix: which scheme each matrix gets under a budget of bits, so that the whole model drifts least.
 
-Σ KLD of each matrix alone under Σ bits ≤ budget is a multiple-choice knapsack, and a solver finds its best solution. But errors
-of several matrices do not just add up (those of the embedding and of a tied head meet, for one): the best solution, its
-neighbours and the uniform recipes that fit are measured as a whole, and the best measured one is taken.
+Σ KLD of each matrix alone under Σ bits ≤ budget is a multiple-choice knapsack, and is solved exactly. But errors of several
+matrices do not just add up (those of the embedding and of a tied head meet, for one): the best solution, its neighbours and the
+uniform recipes that fit are measured as a whole, and the best measured one is taken.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import InputError, MachineError
+from ..errors import InputError
 from ..model.config import MambaConfig
 from ..recipe import Recipe, matrix_bits, matrix_names, matrix_weights, uniform_recipe
 from ..scheme import SCHEMES
@@ -25,9 +25,7 @@ from .sensitivity import SCHEMES_OF_A_MIX, Table, candidates, of_tensors
 log = logging.getLogger(__name__)
 
 _MEASURED = 32  # mixes, at most
-_SOLVER_SECONDS = 60.0
-_SCALE = 1e6  # of the costs: the solver takes differences below 1e-6 for none
-_SOLVER_ROUNDING = 1e-6  # by which it may exceed a bound
+_UNITS = 1 << 16  # that a budget is divided into at most
 
 # By matrix and storage: bits in the file.
 Sizes = Mapping[str, Mapping[str, int]]
@@ -73,53 +71,43 @@ def require_reachable(config: MambaConfig, recipe: Recipe, bits_per_weight: floa
             by_storage.setdefault(storage, set()).add(name.removesuffix(".weight").rpartition(".")[2])
         bounds = ", ".join(f"{s} ({', '.join(sorted(kinds))})" for s, kinds in sorted(by_storage.items()))
         raise InputError(
-            f"{bits_per_weight:g} bits a weight cannot be reached: this model takes at least {math.ceil(least * 1000) / 1000:g}, "
-            f"scales counted; the smallest that matrices can be stored by is {bounds}; ask for more"
+            f"{bits_per_weight:g} bits a weight cannot be had: this model takes {math.ceil(least * 1000) / 1000:g} at least, "
+            f"counting scales; the smallest that matrices can be stored by is {bounds}; ask for more"
         )
 
 
 def solve(costs: Table, sizes: Sizes, budget_bits: float) -> dict[str, str] | None:
     """Solve the multiple-choice knapsack: one storage for each matrix, least Σ cost with Σ bits ≤ budget.
 
+    Exactly, by dynamic programming over the bits spent, as long as the budget is no more than 2^16 units of what all sizes are
+    multiples of; beyond, sizes are rounded up to 2^-16 of the budget, and the budget is still kept.
+
     Args:
-        costs: by matrix and storage, not negative.
+        costs: by matrix and storage.
         sizes: bits of at least those storages.
         budget_bits: for all matrices together.
 
     Returns:
         Storage by matrix, or None where nothing fits.
-
-    Raises:
-        MachineError: scipy is not installed.
     """
-    try:
-        from scipy.optimize import Bounds, LinearConstraint, milp
-        from scipy.sparse import csr_array
-    except ImportError as error:
-        raise MachineError(f"mixing schemes needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
-    pairs = [(name, storage) for name, row in costs.items() for storage in row]
-    index = {name: i for i, name in enumerate(costs)}
-    cost = np.array([costs[n][s] for n, s in pairs])
-    bits = np.array([sizes[n][s] for n, s in pairs], np.float64)
-    belongs = csr_array((np.ones(len(pairs)), ([index[n] for n, _ in pairs], range(len(pairs)))), (len(costs), len(pairs)))
-    room = 1.0
-    while True:
-        solved = milp(
-            cost * (_SCALE / (cost.max() or 1)),
-            integrality=np.ones(len(pairs)),
-            bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(belongs, 1, 1), LinearConstraint(bits[None] / budget_bits, -np.inf, room)],
-            # Presolve would write to stdout.
-            options={"presolve": False, "mip_rel_gap": 0.0, "time_limit": _SOLVER_SECONDS},
-        )
-        if solved.x is None:
-            return None
-        if solved.status != 0:
-            log.warning("the best mix was not proven best within %.0f s; going on with the best found", _SOLVER_SECONDS)
-        taken = solved.x > 0.5
-        if bits[taken].sum() <= budget_bits:
-            return {n: s for (n, s), t in zip(pairs, taken, strict=True) if t}
-        room -= _SOLVER_ROUNDING  # the solver took a rounding error for room
+    unit = max(math.gcd(*(sizes[n][s] for n, row in costs.items() for s in row)), math.ceil(budget_bits / _UNITS))
+    room = int(budget_bits // unit)
+    least, choices = np.zeros(room + 1), list[np.ndarray]()  # least[u]: cost of the matrices so far within u units
+    for name, row in costs.items():
+        spent = np.full((len(row), room + 1), np.inf)
+        for i, (storage, cost) in enumerate(row.items()):
+            size = -(-sizes[name][storage] // unit)
+            if size <= room:
+                spent[i, size:] = least[: room + 1 - size] + cost
+        choices.append(spent.argmin(axis=0).astype(np.uint8))
+        least = spent.min(axis=0)
+    if not np.isfinite(least[room]):
+        return None
+    found = dict[str, str]()
+    for name, choice in zip(reversed(costs), reversed(choices), strict=True):
+        found[name] = list(costs[name])[choice[room]]
+        room -= -(-sizes[name][found[name]] // unit)
+    return {name: found[name] for name in costs}
 
 
 def uniform_mixes(config: MambaConfig) -> list[dict[str, str]]:
@@ -153,8 +141,7 @@ def choose_mix(
         on_mix: told how many of the mixes are measured, and how many there are.
 
     Raises:
-        InputError: the budget is below what any mix takes, or nothing within it gives finite answers. MachineError: scipy is
-            not installed.
+        InputError: the budget is below what any mix takes, or nothing within it gives finite answers.
     """
     require_reachable(config, recipe, bits_per_weight)
     sizes, weights = option_bits(config, recipe), matrix_weights(config)
@@ -173,7 +160,8 @@ def choose_mix(
         return mix
 
     for tensors in uniform_mixes(config):
-        try_out(tensors)
+        if all(storage in sizes[name] for name, storage in tensors.items()):
+            try_out(tensors)
     _search(table, sizes, budget, try_out)
     on_mix(_MEASURED, _MEASURED)
     best = min(measured.values(), key=lambda m: (m.kld, m.bits_per_weight), default=None)

@@ -55,7 +55,11 @@ class Questions:
 
 
 def tokenised(checkpoint: Checkpoint, lines: Sequence[Question]) -> Questions:
-    """Return lines as the checkpoint reads them; one without vision sees no pictures. Raises InputError for a line without answer."""
+    """Return lines as the checkpoint reads them; one without vision sees no pictures.
+
+    Raises:
+        InputError: a line that gives no tokens, or has no answer; its number is named.
+    """
     codec = TextCodec.open(checkpoint.tokenizer_file(), checkpoint.config.mamba.vocab)
     template, sees = PromptTemplate(checkpoint.config.prompt_style), checkpoint.config.vision is not None
     names = sorted({line.image for line in lines if line.image is not None}) if sees else []

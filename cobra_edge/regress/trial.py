@@ -1,4 +1,4 @@
-"""Try recipes in memory: how far would the model drift, before anything is written?
+"""Try recipes in memory: how far the model would drift, before anything is written.
 
 The runtime is the one that a bundle would have, over weights in memory. Visual embeddings are the float model's.
 """
