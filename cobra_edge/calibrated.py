@@ -30,7 +30,7 @@ def hashed(checkpoint: Any) -> str:
 def statistics_for(
     checkpoint: Any, digest: str, recipe: Recipe, file: Path | None, data: Path | None, beside: Path
 ) -> Iterator[Statistics | None]:
-    """Give the statistics that the recipe needs: from the file, or taken now; None where it needs none, though a file is checked.
+    """Give the statistics that the recipe needs: from the file, or taken now; None where it needs none.
 
     Args:
         checkpoint: an opened one.
