@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +35,20 @@ from .bundle import (
     file_entries,
     staged_directory,
 )
+from .calibrated import find_mix, hashed, statistics_for
 from .errors import DriftError, InputError, MachineError, near_matches
 from .image import ImageTransform, load_picture
 from .memory import plan_memory
 from .model_card import model_card
+from .quantize.mix import Mix, require_reachable, smallest_mix
+from .quantize.sensitivity import of_tensors
 from .quantize.statistics import Statistics
-from .recipe import METHODS, ROTATIONS, Recipe, uniform_recipe
+from .recipe import METHODS, MIXED, ROTATIONS, Recipe, matrix_weights, uniform_recipe
 from .regress.budget import Verdict, judge, read_budget
-from .regress.suite import CALIBRATION, HELDOUT, Line, read_suite, spread
+from .regress.suite import HELDOUT, Line, read_suite, spread
 from .scheme import Scheme, scheme_named
 from .targets import Target
-from .terminal import progress, stages, tell
+from .terminal import progress
 from .text import END_OF_TEXT, PromptTemplate, TextCodec
 from .version import __version__
 
@@ -64,6 +66,7 @@ class Exported:
     kept_float: dict[str, str]
     onnx_relative_rms: float | None
     verdicts: list[Verdict]
+    mix: Mix | None = None
 
 
 def export_bundle(
@@ -74,6 +77,8 @@ def export_bundle(
     scheme: str | None = None,
     method: str = "rtn",
     rotation: str = "none",
+    bits: float | None = None,
+    sensitivity: Path | None = None,
     statistics: Path | None = None,
     calibration: Path | None = None,
     clip_activations: float | None = None,
@@ -93,8 +98,11 @@ def export_bundle(
         scheme: by default the target's.
         method: how codes are chosen, one of `recipe.METHODS`.
         rotation: one of `recipe.ROTATIONS`: "out-proj" has out_proj's input rotated, "residual" the residual stream.
+        bits: budget a weight, for the best mix of schemes; `scheme` then only says what activations are.
+        sensitivity: what `sensitivity` wrote of this checkpoint; None scans now where a mix is wanted.
         statistics: what `calibrate` wrote of this checkpoint, for methods that look at activations.
-        calibration: a suite that statistics are taken of where none are given; by default the embedded one.
+        calibration: a suite that statistics are taken of where none are given, and mixes are measured on; by default the
+            embedded one.
         clip_activations: percentile at which rounded activations are clipped; None clips nothing.
         force: replace a bundle that is there.
         vision_weights, tokenizer: where the checkpoint itself has none.
@@ -107,8 +115,9 @@ def export_bundle(
         MachineError: a library, the network, memory or disk space is missing; nothing is written.
     """
     chosen = scheme_named(scheme or target.scheme)
-    _check_choices(chosen, method, rotation, clip_activations)
-    limits = read_budget(budget).limits_of(chosen.name)
+    check_choices(chosen, method, rotation, clip_activations)
+    _check_mix(chosen, bits, sensitivity)
+    limits = read_budget(budget).limits_of(chosen.name if bits is None else MIXED)
     lines = read_suite(golden)
     _require_torch()
     if chosen.code_format != "int":
@@ -121,22 +130,30 @@ def export_bundle(
     config = checkpoint.config
     recipe, kept = uniform_recipe(config.mamba, chosen, method, ROTATIONS[rotation])
     recipe = msgspec.structs.replace(recipe, activation_percentile=clip_activations)
+    if bits is not None:
+        recipe, kept = msgspec.structs.replace(recipe, method=method), {}
+        require_reachable(config.mamba, recipe, bits)
+        recipe = of_tensors(recipe, smallest_mix(config.mamba, recipe))  # until the best one is found
     plan = plan_memory(config, recipe, target)
     suffix = f"-{method}" if recipe.method not in ("none", "rtn") else ""
     suffix += "-rotated" if recipe.rotations else ""
-    directory = out or Path("bundles") / f"{config.model_id}-{target.name}-{chosen.name}{suffix}"
+    stored = chosen.name if bits is None else f"{MIXED}-{bits:.2f}"
+    directory = out or Path("bundles") / f"{config.model_id}-{target.name}-{stored}{suffix}"
     check_goal(directory, force=force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
     small = config.mamba.n_parameters < _SMALL
     lines = spread(lines, golden_lines or _GOLDEN_LINES[0 if small else 1])
     needed = plan.decoder_bytes + plan.vision_bytes + _WRITING_MARGIN_BYTES
+    needed += 0 if bits is None else int(min(bits, 16) * matrix_weights(config.mamba) / 8)
+    mix = None
 
     with staged_directory(directory, force=force, needed_bytes=needed) as stage:
-        digest = _hashed(checkpoint)
+        digest = hashed(checkpoint)
         vision_rms, embeddings = _write_vision(checkpoint, golden.parent, lines, stage)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.statistics-") as scratch:
-            found = _statistics(checkpoint, digest, recipe, statistics, calibration, Path(scratch))
+        with statistics_for(checkpoint, digest, recipe, statistics, calibration, directory) as found:
             recipe = recipe if found is None else msgspec.structs.replace(recipe, statistics=found.fingerprint())
+            if bits is not None:
+                recipe, mix = find_mix(checkpoint, digest, recipe, found, calibration, bits, sensitivity)
             with progress() as bar:
                 _write_decoder(checkpoint, recipe, stage, bar, found)
         with progress() as bar:
@@ -146,10 +163,10 @@ def export_bundle(
             del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need room
             drift = _measure(Bundle(stage, draft), len(lines), bar)
         manifest = _seal(stage, draft, drift, target)
-    return Exported(directory, manifest, kept, vision_rms, judge(drift, limits))
+    return Exported(directory, manifest, kept, vision_rms, judge(drift, limits), mix)
 
 
-def _check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: float | None) -> None:
+def check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: float | None) -> None:
     """Raise InputError for choices that are unknown, or that do not go together."""
     if rotation not in ROTATIONS:
         raise InputError(f"unknown rotation {rotation!r}{near_matches(rotation, ROTATIONS)}")
@@ -157,41 +174,22 @@ def _check_choices(scheme: Scheme, method: str, rotation: str, clip_activations:
         raise InputError(f"unknown method {method!r}{near_matches(method, METHODS)}")
     if scheme.code_format != "int" and (method != "rtn" or clip_activations is not None):
         raise InputError(f"{scheme.name}: its codes are bitsandbytes' own; leave --method and --clip-activations out")
+    if scheme.group_size is None and clip_activations is not None:
+        raise InputError(f"{scheme.name}: no activation is rounded, so none can be clipped; leave --clip-activations out")
     if clip_activations is not None and method.startswith("awq"):
         raise InputError(
             "--clip-activations: percentiles are of inputs without AWQ's scales; take another method, or clip nothing"
         )
 
 
-def _hashed(checkpoint: Any) -> str:
-    with progress() as bar:
-        source_mib = sum(f.stat().st_size for f in checkpoint.hashed_files()) / 2**20
-        task = bar.add_task("hash the checkpoint, MiB", total=source_mib)
-        digest: str = checkpoint.sha256(lambda n: bar.advance(task, n / 2**20))
-    return digest
-
-
-def _statistics(
-    checkpoint: Any, digest: str, recipe: Recipe, file: Path | None, data: Path | None, scratch: Path
-) -> Statistics | None:
-    """Return the statistics that the recipe needs: from the file, or taken now; None where it needs none."""
-    from .decode.native_operations import best_operations
-    from .quantize.calibration import collect_statistics
-    from .quantize.statistics import read_statistics
-
-    if file is not None:
-        found = read_statistics(file, checkpoint.config, digest)
-    elif recipe.method in ("none", "rtn") and recipe.activation_percentile is None:
-        return None
-    else:
-        if data is None:
-            tell("no --statistics given: taking them of the embedded calibration set, pictures of synthetic scenes")
-        data = data or CALIBRATION
-        with stages() as stage:
-            found = collect_statistics(
-                checkpoint, read_suite(data), data.parent, partial=scratch, operations=best_operations(), on_progress=stage
-            )
-    return found
+def _check_mix(scheme: Scheme, bits: float | None, sensitivity: Path | None) -> None:
+    """Raise InputError for a mix that cannot be."""
+    if bits is None and sensitivity is not None:
+        raise InputError("--sensitivity is for mixes of schemes; give their budget too, such as --bits 4.0")
+    if bits is not None and scheme.code_format != "int":
+        raise InputError(
+            f"--bits mixes schemes of ours, not {scheme.name}; take one whose name ends as activations shall, such as w4a8"
+        )
 
 
 def _draft(checkpoint: Any, digest: str, recipe: Recipe, target: Target, stage: Path) -> Manifest:

@@ -14,6 +14,7 @@ from .version import __version__
 VERBS = {
     "export": "Export a checkpoint to a bundle for a device.",
     "calibrate": "Take statistics of activations, for quantizers that look at them.",
+    "sensitivity": "Find out which matrices a model can spare bits of.",
     "run": "Ask a bundle about a picture.",
     "inspect": "Print what is in a bundle, after checking it.",
     "bench": "Measure, and keep the result.",

@@ -31,8 +31,12 @@ from .terminal import debug_option, main_of, print_json, results, say, tell
     show_default=True,
     help="Spread outliers over all channels by Hadamard matrices: of out_proj's input, the residual stream, or both.",
 )
+@click.option("--bits", type=click.FloatRange(0, min_open=True), help="Mix schemes: the best mix within so many bits a weight.")
+@click.option("--sensitivity", type=click.Path(path_type=Path), help="What sensitivity wrote of this checkpoint, for --bits.")
 @click.option("--statistics", type=click.Path(path_type=Path), help="What calibrate wrote of this checkpoint.")
-@click.option("--calibration", type=click.Path(path_type=Path), help="JSON lines to take statistics of, where none are given.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), help="JSON lines for statistics, where none are given, and for --bits."
+)
 @click.option(
     "--clip-activations",
     type=click.FloatRange(0, 100, min_open=True),
@@ -64,10 +68,14 @@ def command(target_name: str, checkpoint: str | None, as_json: bool, out: Path |
             "kept_float16": exported.kept_float,
             "onnx_relative_rms": exported.onnx_relative_rms,
             "drift_verdicts": exported.verdicts,
+            "mix": exported.mix,
         })  # fmt: skip
     else:
         for name, reason in exported.kept_float.items():
             say(f"kept in float16: {name} ({reason})")
+        if exported.mix is not None:
+            mix = exported.mix
+            say(f"mix: {mix.bits_per_weight:.3f} bits a weight of the matrices; KLD {mix.kld:.3g} on the calibration data")
         results.print(memory_table(exported.manifest, target))
         results.print(drift_table(exported.manifest, exported.verdicts))
         say(f"bundle: {exported.directory}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +71,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def storage(self, name: str) -> str:
         """Return how the tensor is stored."""
-        return self.tensors.get(name) or self.tensors.get(_LAYER.sub("*", name)) or FLOAT32
+        return self.tensors.get(name) or self.tensors.get(_pattern(name)) or FLOAT32
 
     @property
     def rotates_residual(self) -> bool:
@@ -109,7 +110,7 @@ def uniform_recipe(
         rotations: see `Recipe`.
 
     Raises:
-        InputError: an unknown method, the scheme fits no matrix at all, or a width that is to be rotated has no Hadamard matrix.
+        InputError: an unknown method, the scheme fits no matrix at all, or a width to be rotated has no Hadamard matrix.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}{near_matches(method, METHODS)}")
@@ -120,9 +121,7 @@ def uniform_recipe(
         shape = shapes.get(pattern.replace("*", "0"))
         if shape is None:
             continue
-        reason = scheme.refuses(shape[1])
-        if reason is None and pattern == _DT_PROJ and scheme.weight_bits < 8:
-            reason = "it decides how long the recurrence remembers, and is small: 8 bits or float"
+        reason = _keeps_float(pattern, shape[1], scheme)
         tensors[pattern] = FLOAT16 if scheme.weight_bits == 16 or reason else scheme.name
         if reason:
             kept[pattern] = reason
@@ -157,26 +156,71 @@ def stored_tensors(config: MambaConfig, recipe: Recipe) -> dict[str, list[Stored
         InputError: the recipe names an unknown storage, a scheme that does not fit the tensor, or a rotation that cannot be.
     """
     _require_hadamard(config, recipe.rotations)
-    plan = {}
-    for name, shape in decoder_shapes(config).items():
-        storage = recipe.storage(name)
-        if storage in (FLOAT16, FLOAT32):
-            plan[name] = [StoredTensor(name, storage, shape)]
-            continue
-        scheme = scheme_named(storage)
-        if scheme.group_size is None or len(shape) != 2 or scheme.refuses(shape[1]):
-            raise InputError(f"recipe: {name} of shape {shape} cannot be stored as {storage}")
-        out, n_in = shape
-        groups = n_in // scheme.group(n_in)
-        plan[name] = [
-            StoredTensor(f"{name}.codes", scheme.code_dtype, (out, n_in * scheme.weight_bits // 8)),
-            StoredTensor(f"{name}.scales", scheme.scale_dtype, (out, groups)),
-        ]
-        # An embedding that is not the head too is looked up and enters no product.
-        multiplied = config.tied or name != _EMBEDDING
-        if recipe.activation_percentile is not None and scheme.code_format == "int" and multiplied:
-            plan[name].append(StoredTensor(f"{name}.clips", "float32", (groups,)))
-    return plan
+    return {name: _stored(config, recipe, name, shape) for name, shape in decoder_shapes(config).items()}
+
+
+def _stored(config: MambaConfig, recipe: Recipe, name: str, shape: tuple[int, ...]) -> list[StoredTensor]:
+    storage = recipe.storage(name)
+    if storage in (FLOAT16, FLOAT32):
+        return [StoredTensor(name, storage, shape)]
+    scheme = scheme_named(storage)
+    if scheme.group_size is None or len(shape) != 2 or scheme.refuses(shape[1]):
+        raise InputError(f"recipe: {name} of shape {shape} cannot be stored as {storage}")
+    out, n_in = shape
+    groups = n_in // scheme.group(n_in)
+    entries = [
+        StoredTensor(f"{name}.codes", scheme.code_dtype, (out, n_in * scheme.weight_bits // 8)),
+        StoredTensor(f"{name}.scales", scheme.scale_dtype, (out, groups)),
+    ]
+    if has_clips(config, recipe, name):
+        entries.append(StoredTensor(f"{name}.clips", "float32", (groups,)))
+    return entries
+
+
+def has_clips(config: MambaConfig, recipe: Recipe, name: str) -> bool:
+    """Tell whether clips are stored beside a quantized matrix."""
+    # An embedding that is not the head too is looked up and enters no product.
+    multiplied = config.tied or name != _EMBEDDING
+    scheme = quantized_scheme(recipe, name)
+    return recipe.activation_percentile is not None and multiplied and scheme is not None and scheme.code_format == "int"
+
+
+def matrix_names(config: MambaConfig) -> list[str]:
+    """Return the decoder's matrices, in file order; a tied head is the embedding and not named again."""
+    return [name for name in decoder_shapes(config) if _pattern(name) in _MATRICES]
+
+
+def matrix_bits(config: MambaConfig, recipe: Recipe) -> dict[str, int]:
+    """Return the bits that each matrix takes in the file: codes, scales and clips, or what is left float.
+
+    Raises:
+        InputError: the recipe names an unknown storage, or a scheme that does not fit the matrix.
+    """
+    shapes = decoder_shapes(config)
+    return {n: 8 * sum(e.n_bytes for e in _stored(config, recipe, n, shapes[n])) for n in matrix_names(config)}
+
+
+def matrix_weights(config: MambaConfig) -> int:
+    """Return how many weights the matrices have, by which the sum of `matrix_bits` is divided."""
+    shapes = decoder_shapes(config)
+    return sum(math.prod(shapes[name]) for name in matrix_names(config))
+
+
+def storages(config: MambaConfig, name: str, schemes: Iterable[str]) -> list[str]:
+    """Return those of the schemes that a matrix may be stored by, in that order; "float16" always is among them, last."""
+    n_in = decoder_shapes(config)[name][1]
+    return [s for s in schemes if _keeps_float(_pattern(name), n_in, scheme_named(s)) is None] + [FLOAT16]
+
+
+def _pattern(name: str) -> str:
+    return _LAYER.sub("*", name)
+
+
+def _keeps_float(pattern: str, n_in: int, scheme: Scheme) -> str | None:
+    """Say why a matrix that matches the pattern stays float16, or None."""
+    if pattern == _DT_PROJ and scheme.weight_bits < 8:
+        return scheme.refuses(n_in) or "it decides how long the recurrence remembers, and is small: 8 bits or float"
+    return scheme.refuses(n_in)
 
 
 def quantized_scheme(recipe: Recipe, name: str) -> Scheme | None:

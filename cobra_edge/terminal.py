@@ -74,7 +74,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function that shows one stage after the other on one bar: told a stage's name, how much of it is done, and of what."""
+    """Give a function that shows one stage after the other on one bar, told its name, how much of it is done, and of what."""
     columns = TextColumn("{task.description:<28}"), BarColumn(), _Rate(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
         task, shown = bar.add_task("", total=None), ""

@@ -8,6 +8,7 @@ import pytest
 
 from cobra_edge.bench.figures import with_tables
 from cobra_edge.errors import InputError
+from cobra_edge.recipe import MIXED
 from cobra_edge.regress.budget import judge, read_budget
 from cobra_edge.regress.metrics import kl_divergence, top1_agreement
 from cobra_edge.scheme import SCHEMES
@@ -39,7 +40,7 @@ def test_a_target_file_with_a_typo_is_refused(tmp_path):
 
 
 def test_the_budget_knows_every_scheme():
-    assert set(read_budget().schemes) == set(SCHEMES)
+    assert set(read_budget().schemes) == {*SCHEMES, MIXED}
 
 
 def test_a_value_that_is_not_a_number_is_never_within(mini_bundle):

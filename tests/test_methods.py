@@ -1,172 +1,250 @@
-"""The bench of methods: its outliers are there, its errors are those of the matrices, and rotation with GPTQ mends them."""
-
-import json
-import math
+"""What stored matrices are multiplied with, and which method makes whose codes."""
 
 import numpy as np
 import pytest
-import torch
 
-from cobra_edge.bench import figures, methods_figures, verbs
-from cobra_edge.bench.methods import CONTENDERS, SITES, calibrated, errors_of, heard, made, mixed, name_of, restored
-from cobra_edge.bench.methods_run import REAL_POSITIONS, measure_methods
-from cobra_edge.bench.planted import LOUD, PlantedLayer, kurtosis, loudest
-from cobra_edge.bench.shapes import shape_named
-from cobra_edge.hadamard import rotate
-from cobra_edge.model.config import MambaConfig
-from cobra_edge.terminal import run_command
+from cobra_edge.errors import InputError
+from cobra_edge.model.config import MambaConfig, decoder_shapes
+from cobra_edge.packing import unpack
+from cobra_edge.quantize.bitsandbytes_codes import quantize_bitsandbytes, why_no_bitsandbytes
+from cobra_edge.quantize.gptq import gptq
+from cobra_edge.quantize.methods import EMBEDDING, quantizer
+from cobra_edge.quantize.moments import clips, stored_moment
+from cobra_edge.quantize.preparation import prepared
+from cobra_edge.quantize.rtn import round_to_nearest
+from cobra_edge.quantize.scales import least_error_scales
+from cobra_edge.quantize.statistics import (
+    SCHEMA_VERSION,
+    Header,
+    Statistics,
+    histogram_of,
+    packed_moment,
+    site_name,
+    site_of,
+    site_width,
+    sites,
+)
+from cobra_edge.recipe import METHODS, ROTATIONS, Recipe, quantized_scheme, uniform_recipe
+from cobra_edge.scheme import SCHEMES, Scheme
 
+from .conftest import random_tensors
+from .naive_decoder import float64, orthonormal, random_scales, transformed
 from .tolerance import assert_close
 
-SMALL = MambaConfig(256, 8, 64, 512, 16, 4, 16)
+# Widths whose Hadamard matrices are not symmetric, and a dt_proj that 8-bit schemes fit.
+CONFIG = MambaConfig(384, 1, 128, 384, 16, 4, 32, tied=True)
+UNTIED = MambaConfig(384, 1, 128, 384, 16, 4, 32, tied=False)
+W4, W8 = SCHEMES["w4a16-g128"], SCHEMES["w8a16-channel"]
+IN, X, DT, OUT = (f"backbone.layers.0.mixer.{part}_proj.weight" for part in ("in", "x", "dt", "out"))
+POSITIONS = 900
 
 
 @pytest.fixture(scope="module")
-def layer():
-    return PlantedLayer(SMALL, seed=0)
+def inputs():
+    """Return what enters each site, {(layer, site): (positions, width) float64}: correlated, some channels loud, one dead."""
+    rng, found = np.random.default_rng(0), {}
+    for layer, site in sites(CONFIG):
+        width = site_width(CONFIG, site)
+        mixing = np.eye(width) + 0.5 * rng.standard_normal((width, width)) / np.sqrt(width)
+        x = rng.standard_normal((POSITIONS, width)) @ mixing * np.exp(rng.standard_normal(width))
+        x[:, 3] = 0
+        found[layer, site] = x
+    return found
 
 
 @pytest.fixture(scope="module")
-def took(layer):
-    return calibrated(layer, 512)
+def weights():
+    return {name: tensor.numpy() for name, tensor in random_tensors(decoder_shapes(UNTIED)).items()}
 
 
 @pytest.fixture(scope="module")
-def held_out(layer):
-    return heard(layer, 512)
-
-
-@pytest.fixture(scope="module")
-def result():
-    return {
-        "model": "small",
-        **measure_methods(SMALL, 1, 512, 512, 0.03, lambda: None),
-        "machine": {"processor": "P", "commit": "c"},
-    }
-
-
-def test_outliers_are_where_they_were_planted(layer, held_out):
-    streams = layer.streams(512).numpy()
-    levels = np.sqrt((streams**2).mean(axis=0))
-    assert layer.loud["in_proj"].sum() == round(0.03 * 256) and layer.loud["out_proj"].sum() == round(0.03 * 512)
-    assert ((levels > LOUD[0] / 2) == layer.loud["in_proj"]).all() and levels.max() < LOUD[1] * 1.5
-    for site in ("in_proj", "out_proj"):
-        x, loud = held_out.inputs[site], layer.loud[site]
-        levels = np.sqrt((x**2).mean(axis=0))
-        assert levels[loud].min() > 5 * np.median(levels[~loud]) and loudest(x) > 15
-        assert kurtosis(x) > 15 and kurtosis(rotate(x)) < 5 and loudest(rotate(x)) < 3
-
-
-def test_without_outliers_nothing_is_loud():
-    plain = PlantedLayer(SMALL, seed=0, outliers=0)
-    found = heard(plain, 512)
-    assert not plain.loud["in_proj"].any() and (plain.tensor("backbone.layers.0.mixer.D") == 1).all()
-    assert loudest(found.inputs["in_proj"]) < 4 and kurtosis(plain.streams(512).numpy()) < 4
-
-
-def test_every_draw_is_another_and_a_seed_is_the_same_layer(layer):
-    assert not torch.equal(layer.streams(4), layer.streams(4))
-    again = PlantedLayer(SMALL, seed=0)
-    assert np.array_equal(again.tensor(name_of("in_proj")), layer.tensor(name_of("in_proj")))
-    assert not np.array_equal(PlantedLayer(SMALL, seed=1).tensor(name_of("in_proj")), layer.tensor(name_of("in_proj")))
-
-
-@pytest.mark.parametrize("contender", CONTENDERS, ids=lambda c: c.name)
-def test_what_is_stored_is_brought_back(layer, took, contender):
-    quantize = made(contender, layer, took.statistics).quantizer
-    for site in SITES:
-        back = restored(site, quantize.prepared(name_of(site)), quantize)
-        assert_close(back, layer.tensor(name_of(site)), "rotation")
-    if contender.method.startswith("awq"):
-        assert np.ptp(quantize.scales[name_of("in_proj")]) > 0.1  # else nothing was brought back
-
-
-def test_errors_are_those_of_the_matrices(layer, took, held_out):
-    result = made(CONTENDERS[0], layer, took.statistics)
-    errors, name = errors_of(result, layer, held_out), name_of("x_proj")
-    x, weight, stored = (a.astype(np.float64) for a in (held_out.inputs["x_proj"], layer.tensor(name), result.stored["x_proj"]))
-    naive = math.sqrt(((x @ stored.T - x @ weight.T) ** 2).sum() / ((x @ weight.T) ** 2).sum())
-    assert errors["x_proj"] == pytest.approx(naive, rel=1e-4) and errors["layer"] > errors["out_proj"] / 2
-    assert_close(mixed(layer.block(), held_out.streams, layer.config), held_out.output, "product")
-
-
-def test_rotation_with_gptq_mends_what_outliers_do(result):
-    errors = {row["method"]: {site: e["median"] for site, e in row["errors"].items()} for row in result["rows"]}
-    best = errors["rotation both, gptq"]
-    for worse in ("rtn, largest-value scales", "rtn, least-error scales", "gptq"):
-        for site in ("in_proj", "out_proj", "layer"):
-            assert best[site] < 0.8 * errors[worse][site], (worse, site)
-    assert list(errors) == [c.name for c in CONTENDERS]
-
-
-def test_one_scale_a_position_loses_the_quiet_channels(result):
-    quiet = {(r["form"], r["clipped_at"], r["site"]): r["quiet"]["median"] for r in result["activations"]}
-    assert len(quiet) == len(result["activations"]) == 12
-    for site in ("in_proj", "out_proj"):
-        naive, grouped, rotated = (
-            quiet[form, None, site] for form in ("one scale a position", "groups of 128", "groups of 128, rotation both")
+def statistics(inputs, weights):
+    """Return the statistics of these inputs; at in_proj and head they are before the norm's weight."""
+    tensors = {}
+    norms = {"in_proj": weights["backbone.layers.0.norm.weight"], "head": weights["backbone.norm_f.weight"]}
+    for (layer, site), x in inputs.items():
+        name, own = site_name(layer, site), x * norms.get(site, 1)
+        turned = (
+            (x if site == "in_proj" else own) @ orthonormal(x.shape[1]).T if site in ("in_proj", "out_proj", "head") else own
         )
-        assert rotated < grouped < naive and rotated < naive / 2
+        parts = [histogram_of(values.astype(np.float32)) for values in (own, turned)]
+        diagonal, correlation = packed_moment((x.T @ x / len(x)).astype(np.float32))
+        tensors |= {f"{name}.diagonal": diagonal, f"{name}.correlation": correlation}
+        tensors |= {f"{name}.peak": np.stack([p[0] for p in parts]), f"{name}.histogram": np.stack([p[1] for p in parts])}
+    return Statistics(Header(SCHEMA_VERSION, "0", "random", "", "", 1, POSITIONS), CONFIG, tensors)
 
 
-def test_minutes_are_those_of_all_layers(result):
-    calibration = result["calibration"]
-    for row in result["rows"]:
-        minutes, layer_seconds = row["minutes_of_all_layers"], row["seconds_a_layer"]["median"]
-        tables = 2 * 64 / 1024 if not SMALL.tied else 64 / 1024
-        expected = 8 * layer_seconds + tables * row["seconds_a_matrix"]["in_proj"]["median"]
-        assert minutes["quantize"] == pytest.approx(expected / 60)
-        streaming, finishing = (calibration[f"{part}_seconds_a_layer"]["median"] for part in ("streaming", "finishing"))
-        wanted = 0 if "rtn" in row["method"] else 8 * (streaming * REAL_POSITIONS / 512 + finishing) / 60
-        assert minutes["calibrate"] == pytest.approx(wanted)
-        assert minutes["both"] == pytest.approx(minutes["calibrate"] + minutes["quantize"])
-    assert result["peak_gib"] > 0.1 and "from 1 of 8 layers" in result["extrapolated"]
+def entering(name, inputs, weights, rotations, scales):
+    """Return what a stored matrix is multiplied with at every position, (positions, in) float64: the twin of a runtime."""
+    layer, site = site_of(name)
+    x = inputs[layer, site]
+    if site == "head":
+        x = x * weights["backbone.norm_f.weight"]
+    if site == "in_proj" and "residual" not in rotations:
+        x = x * weights["backbone.layers.0.norm.weight"]
+    if "residual" in rotations and site in ("in_proj", "head") or "out-proj" in rotations and site == "out_proj":
+        x = x @ orthonormal(x.shape[1]).T
+    return x / scales.get(name, 1)
 
 
-def test_tables_are_made_from_the_result(result, tmp_path, monkeypatch):
-    kept = json.loads(json.dumps(result))
-    kept["peak_gib"] = 17.0
-    kept["rows"][0]["minutes_of_all_layers"]["both"] = 91.0
-    kept["rows"][0]["errors"]["out_proj"]["median"] = 0.1236
-    shown = methods_figures.methods_table(kept)
-    assert shown.count("\n|---|") == 3 and "12.36%" in shown and "extrapolated from 1 of 8 layers" in shown
-    assert shown.count("**missed**") == 2 and "17.0 GiB, **missed**" in shown
-    monkeypatch.setattr(figures, "RESULTS", tmp_path)
-    text = "<!-- table: methods -->\nold\n<!-- end -->"
-    assert "not measured" in figures.with_tables(text)
-    (tmp_path / "methods-cobra-3b.json").write_text(json.dumps(kept))
-    assert shown in figures.with_tables(text)
+@pytest.mark.parametrize("scaled", [False, True], ids=["unscaled", "scaled"])
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("name", [IN, X, DT, OUT, EMBEDDING, "lm_head.weight"])
+def test_the_stored_moment_is_that_of_what_enters(inputs, weights, statistics, name, rotation, scaled):
+    scales = random_scales(weights) if scaled else {}
+    recipe = Recipe("w4a16-g128", "gptq", {}, rotations=ROTATIONS[rotation])
+    got = stored_moment(name, weights.__getitem__, recipe, statistics, scales)
+    x = entering(name, inputs, weights, recipe.rotations, scales)
+    assert_close(got, x.T @ x / len(x), "statistics", "float16")
+    assert_close(got, got.T, "statistics")
 
 
-def test_the_verb_keeps_and_prints_what_was_measured(result, tmp_path, monkeypatch, capsys):
-    asked = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cobra_edge.bench.methods_run.measure_methods", lambda *given: asked.append(given) or result)
-    given = ["methods", "--shape", "cobra-mini", "--layers", "1", "--positions", "512", "--outliers", "0.1"]
-    assert run_command(verbs.command, [*given, "--json"]) == 0
-    kept = json.loads((tmp_path / "bench" / "results" / "methods-cobra-mini.json").read_text())
-    assert json.loads(capsys.readouterr().out) == kept and kept["machine"]["cores"] and kept["rows"] == result["rows"]
-    assert asked[0][:5] == (shape_named("cobra-mini").mamba, 1, 512, 1024, 0.1)
-    assert run_command(verbs.command, [*given, "--name", "other"]) == 0
-    shown = capsys.readouterr().out
-    assert "rotation both, gptq" in shown and "kept: bench/results/other.json" in shown
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_products_are_as_large_as_they_were(inputs, weights, statistics, rotation):
+    """What is stored times what enters it is what the model computes: preparation and moments fit each other."""
+    recipe, scales = Recipe("w4a16-g128", "gptq", {}, rotations=ROTATIONS[rotation]), random_scales(weights)
+    for name in (IN, DT, OUT, "lm_head.weight"):
+        stored = prepared(name, weights.__getitem__, recipe, scales).astype(np.float64)
+        moment = stored_moment(name, weights.__getitem__, recipe, statistics, scales).astype(np.float64)
+        own = entering(name, inputs, weights, (), {}) @ weights[name].astype(np.float64).T
+        assert np.einsum("oi,ij,oj->", stored, moment, stored) == pytest.approx((own**2).sum() / POSITIONS, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--shape", "cobra-3"], "unknown shape 'cobra-3'; did you mean 'cobra-3b'"),
-        (["--shape", "cobra-3b", "--layers", "65"], "--layers 65: cobra-3b has 64"),
-        (["--positions", "1000"], "1000 is no multiple of 512"),
-        (["--name", "../x"], "no name for a result"),
-    ],
-)
-def test_what_does_not_fit_is_refused_before_any_work(tmp_path, monkeypatch, capsys, options, message):
-    monkeypatch.chdir(tmp_path)
-    assert run_command(verbs.command, ["methods", *options]) == 2
-    assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_clips_are_of_the_basis_that_is_rounded(inputs, weights, statistics, rotation):
+    for percentile, at_most in ((100, 1 + 1e-6), (90, 1.1)):
+        recipe = Recipe("w4a8", "gptq", {}, rotations=ROTATIONS[rotation], activation_percentile=percentile)
+        for name, group in ((IN, 128), (X, 128), (DT, 32), (OUT, 384), (EMBEDDING, 64)):
+            got = clips(name, group, recipe, statistics)
+            x = np.abs(entering(name, inputs, weights, recipe.rotations, {})).reshape(POSITIONS, -1, group)
+            exact = np.quantile(x, percentile / 100, axis=(0, 2), method="inverted_cdf")
+            assert got.dtype == np.float32 and got.shape == exact.shape
+            assert (got >= exact * (1 - 1e-5)).all() and (got <= exact * at_most).all(), name
 
 
-def test_help_has_an_example(capsys):
-    assert run_command(verbs.command, ["methods", "--help"]) == 0
-    assert "Example: python -m cobra_edge.bench methods --shape cobra-3b --layers 2" in capsys.readouterr().out
+def test_clips_of_inputs_that_are_always_zero_are_positive(statistics):
+    silent = {name: values.copy() for name, values in statistics.tensors.items()}
+    name = site_name(0, "x_proj")
+    silent[f"{name}.peak"][:, :4] = 0
+    silent[f"{name}.histogram"][:, :4] = 0
+    silent[f"{name}.histogram"][:, :4, 0] = 32 * POSITIONS
+    recipe = Recipe("w4a8", "rtn", {}, activation_percentile=99.9)
+    found = clips(X, 128, recipe, Statistics(statistics.header, CONFIG, silent))
+    assert (found > 0).all() and found[0] < 1e-30 < 1e-3 < found[1]
+
+
+def make(recipe, weights, statistics, config=CONFIG, **options):
+    return quantizer(config, recipe, weights.__getitem__, statistics, **options)
+
+
+def nearest(quantized, values):
+    """Return which codes are the nearest to their own weight, (out, in)."""
+    step = np.repeat(quantized.scales.astype(np.float32), quantized.scheme.group(values.shape[1]), axis=1)
+    zero = quantized.scheme.zero_code
+    code = unpack(quantized.codes, quantized.scheme).astype(int) - zero
+    best = np.clip(np.rint(values / step), -zero, zero - 1)
+    return (code == best) | (np.abs(np.abs(values / step - code) - 0.5) < 1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
+def test_each_row_of_the_embedding_stays_what_it_is(weights, statistics, method, config):
+    """It is looked up as well as multiplied with: no error may be moved there. Elsewhere that is all that GPTQ does."""
+    recipe, _ = uniform_recipe(config, W4, method, ROTATIONS["both"])
+    found = make(recipe, weights, statistics, config)
+    for name in (n for n in decoder_shapes(config) if quantized_scheme(recipe, n)):
+        moved = ~nearest(found.quantize(name, W4), found.prepared(name))
+        if method.endswith("gptq") and name != EMBEDDING:
+            assert moved.mean() > 0.1, name
+        else:
+            assert not moved.any(), name
+
+
+def test_only_an_embedding_that_is_the_head_is_weighed_by_the_head(weights, statistics):
+    values = weights[EMBEDDING]
+    heard = np.diagonal(stored_moment(EMBEDDING, weights.__getitem__, Recipe("", "gptq", {}), statistics))
+    for config, importance in ((CONFIG, heard), (UNTIED, None)):
+        recipe, _ = uniform_recipe(config, W4, "gptq")
+        got = make(recipe, weights, statistics, config).quantize(EMBEDDING, W4)
+        assert np.array_equal(got.scales, least_error_scales(values, W4, importance))
+    assert not np.array_equal(least_error_scales(values, W4, heard), least_error_scales(values, W4))
+
+
+def test_each_method_makes_its_codes(weights, statistics):
+    """Of a matrix that gets no scales by AWQ, so that all of them quantize the same values."""
+    moment = stored_moment(OUT, weights.__getitem__, Recipe("", "gptq", {}), statistics)
+    values = weights[OUT]
+    rounded = round_to_nearest(values, W4, least_error_scales(values, W4))
+    weighed = round_to_nearest(values, W4, least_error_scales(values, W4, np.diagonal(moment)))
+    moved = gptq(values, moment, W4)
+    expected = {"rtn": rounded, "gptq": moved, "awq": weighed, "awq-gptq": moved}
+    for method, truth in expected.items():
+        got = make(uniform_recipe(CONFIG, W4, method)[0], weights, statistics).quantize(OUT, W4)
+        assert np.array_equal(got.codes, truth.codes) and np.array_equal(got.scales, truth.scales), method
+    assert len({q.codes.tobytes() for q in (rounded, weighed, moved)}) == 3
+
+
+def test_rounding_to_nearest_never_looks_at_statistics(weights, statistics):
+    """They may be there for clipping."""
+    recipe, _ = uniform_recipe(CONFIG, W4, "rtn")
+    for name in (EMBEDDING, IN):
+        with_them, without = (make(recipe, weights, s).quantize(name, W4) for s in (statistics, None))
+        assert np.array_equal(with_them.codes, without.codes) and np.array_equal(with_them.scales, without.scales)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "awq-gptq"])
+def test_a_method_that_looks_at_activations_is_never_silently_another(weights, method):
+    with pytest.raises(AssertionError):
+        make(uniform_recipe(CONFIG, W4, method)[0], weights, None)
+
+
+def test_statistics_are_mended_or_refused_where_they_are_read(weights, statistics):
+    """No inputs have correlations of -1 all to all, but each of them could be one: damping mends even that."""
+    ruined = dict(statistics.tensors)
+    name = f"{site_name(0, 'out_proj')}.correlation"
+    ruined[name] = np.full_like(ruined[name], -1)
+    found = make(uniform_recipe(CONFIG, W4, "gptq")[0], weights, Statistics(statistics.header, CONFIG, ruined))
+    assert found.quantize(OUT, W4).shape == weights[OUT].shape
+    ruined[name] = np.full_like(ruined[name], np.nan)
+    with pytest.raises(InputError, match="out_proj.correlation holds values beyond -1..1; calibrate again"):
+        found.quantize(OUT, W4)
+
+
+def test_a_refusal_names_its_matrix(weights, statistics, monkeypatch):
+    hopeless = -np.eye(CONFIG.d_inner, dtype=np.float32)
+    monkeypatch.setattr("cobra_edge.quantize.methods.stored_moment", lambda *_: hopeless)
+    with pytest.raises(InputError, match=f"^{OUT}: a second moment is not positive definite with any damping"):
+        make(uniform_recipe(CONFIG, W4, "gptq")[0], weights, statistics).quantize(OUT, W4)
+    loud = {**weights, OUT: weights[OUT] * np.float32(1e9)}
+    with pytest.raises(InputError, match=f"^{OUT}: a weight is not finite or too large for a float16 scale"):
+        make(uniform_recipe(CONFIG, W4, "rtn")[0], loud, None).quantize(OUT, W4)
+    with pytest.raises(InputError, match=f"^{OUT}: group size 256 does not divide in_features 384"):
+        make(uniform_recipe(CONFIG, W4, "rtn")[0], weights, None).quantize(OUT, Scheme("w4a16-g256", 4, 256))
+
+
+@pytest.mark.parametrize(("scheme", "scaled"), [(W4, {IN}), (W8, {IN, DT})], ids=["w4", "w8"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rotation", ["none", "both"])
+def test_only_quantized_in_and_dt_projections_have_scales(weights, statistics, scheme, scaled, method, rotation):
+    """dt_proj stays float16 below 8 bits, where a scale would only be rounded."""
+    told = []
+    recipe, _ = uniform_recipe(CONFIG, scheme, method, ROTATIONS[rotation])
+    found = make(recipe, weights, statistics, on_matrix=lambda: told.append(1))
+    expected = scaled if method.startswith("awq") else set()
+    assert set(found.scales) == expected and len(told) == len(expected)
+    twin = transformed(float64(random_tensors(decoder_shapes(UNTIED))), CONFIG, recipe.rotations, found.scales)
+    for name in decoder_shapes(CONFIG):
+        assert_close(found.prepared(name), twin[name], "rotation")
+
+
+@pytest.mark.parametrize("scheme", ["bnb-nf4", "bnb-int8"])
+def test_codes_of_bitsandbytes_are_its_own_whatever_the_method(weights, statistics, scheme):
+    if why_no_bitsandbytes():
+        pytest.skip("bitsandbytes is not installed")
+    chosen = SCHEMES[scheme]
+    assert uniform_recipe(CONFIG, chosen, "gptq")[0].method == "none"
+    for method in ("gptq", "awq"):
+        recipe = Recipe(scheme, method, dict.fromkeys((IN, DT, OUT), scheme))
+        found = make(recipe, weights, statistics)
+        got, own = found.quantize(IN, chosen), quantize_bitsandbytes(weights[IN], chosen)
+        assert found.scales == {} and np.array_equal(got.codes, own.codes) and np.array_equal(got.scales, own.scales)

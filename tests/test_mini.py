@@ -10,7 +10,8 @@ import cobra_edge
 from calibration.make_suites import draw_suite
 from calibration.questions import TASKS
 from calibration.scenes import draw_scene, render
-from cobra_edge.bench.figures import GOALS, read_result
+from cobra_edge.bench.figures import read_result
+from cobra_edge.bench.quality_figures import GOALS
 from cobra_edge.errors import InputError
 from cobra_edge.regress.accuracy import run_suite
 from cobra_edge.regress.suite import HELDOUT, Line, read_suite
@@ -93,7 +94,9 @@ def accuracy(mini_bundle):
 @pytest.fixture(scope="module")
 def recorded():
     """Return the float model's accuracy a task as it was measured and is shown in the README."""
-    return next(r for r in read_result("quality")["rows"] if r["scheme"] == "fp16")["accuracy"]
+    reference = read_result("quality")["rows"][0]
+    assert reference["kind"] == "reference"
+    return {task: found["right"] for task, found in reference["accuracy"].items()}
 
 
 @pytest.mark.parametrize("task", GOALS)

@@ -9,7 +9,7 @@ from cobra_edge.errors import InputError
 from cobra_edge.model.config import MambaConfig
 from cobra_edge.packing import QuantizedTensor, pack, unpack
 from cobra_edge.quantize.rtn import round_to_nearest
-from cobra_edge.recipe import Recipe, uniform_recipe, stored_tensors
+from cobra_edge.recipe import Recipe, stored_tensors, uniform_recipe
 from cobra_edge.scheme import SCHEMES, Scheme, scheme_named
 
 QUANTIZED = [s for s in SCHEMES.values() if s.group_size and s.code_format == "int"]

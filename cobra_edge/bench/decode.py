@@ -20,7 +20,7 @@ from ..bundle import DECODER, Bundle
 from ..decode.cpu import CpuDecoder, physical_cores
 from ..decode.decoder import DecoderOptions
 from ..memory import state_bytes
-from ..scheme import scheme_named
+from ..recipe import matrix_names, quantized_scheme
 from .contestants import Contestant, Native, states_after
 from .follow_up import measure_follow_up
 from .gate import check
@@ -95,7 +95,9 @@ def measure_bundle(
         MachineError: the native decoder is not what it should be, or the peer fails. InputError: kernels this processor lacks.
     """
     scheme = bundle.manifest.recipe.scheme
-    quantized = scheme_named(scheme).weight_bits < 16  # where it is not, activations have one form
+    config = bundle.manifest.model.mamba
+    # Where nothing is quantized, activations have one form.
+    quantized = any(quantized_scheme(bundle.manifest.recipe, name) for name in matrix_names(config))
     forms = plan.activations if quantized else ("float32",)
     options = {form: DecoderOptions(plan.threads, form) for form in forms}
     distances = {form: check(bundle, options[form], plan.kernels, bar) for form in forms}

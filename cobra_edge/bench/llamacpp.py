@@ -1,11 +1,15 @@
-"""llama.cpp as a peer: a Mamba of the same shape and random weights as GGUF, timed in a process of its own.
+"""llama.cpp as a peer: a Mamba as GGUF, timed or asked in a process of its own.
 
-    python llamacpp.py check                                   # are the libraries there?
+    python llamacpp.py check                                   # are the libraries there, and which?
     python llamacpp.py write F16.gguf '{"d_model": …}'         # random weights
+    python llamacpp.py write F32.gguf '{"d_model": …}' W.npz   # these weights, named as in the state-spaces layout
     python llamacpp.py quantize F16.gguf Q4_0.gguf Q4_0
+    python llamacpp.py sizes Q4_0.gguf                         # bytes of the file and of each tensor in it
+    python llamacpp.py answer Q4_0.gguf QUESTIONS.npz LOGITS.npz THREADS   # see `answer`
     python llamacpp.py serve Q4_0.gguf THREADS                 # one JSON object a line: {"prefill": 256}, {"steps": 16}
 
-Each answers with one JSON object a line, `serve` with its facts first; what goes wrong is {"error": …}.
+Each answers with one JSON object a line, `serve` with its facts first, `answer` with how far it is; what goes wrong is
+{"error": …}.
 
 The file stands alone, it imports nothing of this package: a peer may live in an environment of its own. Its process waits for
 a line while others are timed, so that its threads are asleep then.
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -24,17 +29,29 @@ import numpy as np
 
 _UBATCH = 512  # llama.cpp's default; a longer prompt is read in pieces of it
 _LONGEST_PROMPT = 4096
+_LINES_A_REPORT = 32
+# Tensors of the state-spaces layout by their name in a GGUF.
+_OUTER = {
+    "backbone.embedding.weight": "token_embd.weight",
+    "backbone.norm_f.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_INNER = {
+    "norm.weight": "attn_norm.weight",
+    "mixer.in_proj.weight": "ssm_in.weight",
+    "mixer.conv1d.weight": "ssm_conv1d.weight",
+    "mixer.conv1d.bias": "ssm_conv1d.bias",
+    "mixer.x_proj.weight": "ssm_x.weight",
+    "mixer.dt_proj.weight": "ssm_dt.weight",
+    "mixer.dt_proj.bias": "ssm_dt.bias",
+    "mixer.A_log": "ssm_a",
+    "mixer.D": "ssm_d",
+    "mixer.out_proj.weight": "ssm_out.weight",
+}
 
 
-def write_float16(file: Path, sizes: dict[str, int]) -> None:
-    """Write a Mamba of random weights as float16 GGUF; every layer has the same values, which no speed depends on.
-
-    Args:
-        file: where.
-        sizes: d_model, n_layer, vocab, d_inner, d_state, d_conv, dt_rank.
-    """
-    import gguf
-
+def random_tensors(sizes: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return tensors under their GGUF names, matrices float16; every layer has the same values, which no speed depends on."""
     d_model, inner, state, rank = sizes["d_model"], sizes["d_inner"], sizes["d_state"], sizes["dt_rank"]
     random = np.random.default_rng(0)
 
@@ -56,31 +73,74 @@ def write_float16(file: Path, sizes: dict[str, int]) -> None:
         "ssm_d": np.ones(inner, np.float32),
         "ssm_out.weight": matrix(d_model, inner),
     }
+    outer = {
+        "token_embd.weight": matrix(sizes["vocab"], d_model),
+        "output_norm.weight": np.ones(d_model, np.float32),
+    }
+    return outer | {f"blk.{i}.{name}": values for i in range(sizes["n_layer"]) for name, values in layer.items()}
+
+
+def translated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a decoder of the state-spaces layout as a GGUF has it: other names, all float32, A and not its logarithm.
+
+    Raises:
+        ValueError: a tensor that a GGUF of a Mamba has no place for.
+    """
+    found = {}
+    for name, values in tensors.items():
+        layer = re.fullmatch(r"backbone\.layers\.(\d+)\.(.+)", name)
+        inner = _INNER.get(layer[2]) if layer else None
+        goal = f"blk.{layer[1]}.{inner}" if layer and inner else _OUTER.get(name)
+        if goal is None:
+            raise ValueError(f"{name} has no place in a GGUF of a Mamba; known: {sorted([*_OUTER, *_INNER])}")
+        wide = values.astype(np.float32)
+        if goal.endswith("ssm_a"):
+            wide = -np.exp(wide)
+        found[goal] = wide[:, 0] if goal.endswith("ssm_conv1d.weight") else wide
+    return found
+
+
+def write_gguf(file: Path, sizes: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """Write a Mamba as GGUF.
+
+    Args:
+        file: where.
+        sizes: d_model, n_layer, vocab, d_inner, d_state, d_conv, dt_rank, and norm_eps where it is not 1e-5.
+        tensors: by GGUF name; without output.weight the head is tied to token_embd.weight.
+    """
+    import gguf
+
+    half = tensors["token_embd.weight"].dtype == np.float16
     writer = gguf.GGUFWriter(file, "mamba")
-    writer.add_name("random")
+    writer.add_name("bench")
     writer.add_context_length(1 << 20)
-    writer.add_embedding_length(d_model)
+    writer.add_embedding_length(sizes["d_model"])
     writer.add_feed_forward_length(0)
     writer.add_head_count(0)
     writer.add_block_count(sizes["n_layer"])
     writer.add_ssm_conv_kernel(sizes["d_conv"])
-    writer.add_ssm_inner_size(inner)
-    writer.add_ssm_state_size(state)
-    writer.add_ssm_time_step_rank(rank)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_ssm_inner_size(sizes["d_inner"])
+    writer.add_ssm_state_size(sizes["d_state"])
+    writer.add_ssm_time_step_rank(sizes["dt_rank"])
+    writer.add_layer_norm_rms_eps(sizes.get("norm_eps", 1e-5))
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
     writer.add_ssm_dt_b_c_rms(False)
     writer.add_tokenizer_model("no_vocab")
     writer.add_vocab_size(sizes["vocab"])
-    writer.add_tensor("token_embd.weight", matrix(sizes["vocab"], d_model))
-    writer.add_tensor("output_norm.weight", np.ones(d_model, np.float32))
-    for i in range(sizes["n_layer"]):
-        for name, values in layer.items():
-            writer.add_tensor(f"blk.{i}.{name}", values)
+    for name, values in tensors.items():
+        writer.add_tensor(name, np.ascontiguousarray(values))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def sizes_of(file: Path) -> dict[str, Any]:
+    """Return file_bytes, and tensors {name: [type, bytes]} as they lie in a GGUF."""
+    import gguf
+
+    tensors = {t.name: [t.tensor_type.name, int(t.n_bytes)] for t in gguf.GGUFReader(file).tensors}
+    return {"file_bytes": file.stat().st_size, "tensors": tensors}
 
 
 def _quiet() -> Any:
@@ -126,10 +186,8 @@ class Peer:
 
     def facts(self) -> dict[str, Any]:
         """Return what this build is and what it opened."""
-        from importlib.metadata import version
-
         return {
-            "version": f"llama-cpp-python {version('llama-cpp-python')}",
+            "version": _version(),
             "built_for": self._api.llama_print_system_info().decode().strip(),
             "weights_bytes": int(self._api.llama_model_size(self._model)),
         }
@@ -160,6 +218,63 @@ class Peer:
         """Read so many tokens one by one, logits each time; returns seconds."""
         return self._checked(1, count)
 
+    def read(self, rows: np.ndarray, start: int, answer_from: int) -> np.ndarray:
+        """Read so many positions and return the logits of those from `answer_from` on, (n, vocab) float32.
+
+        Args:
+            rows: (seq, d_model) float32 embeddings, or (seq,) int32 tokens.
+            start: how many positions were read before; 0 forgets all there were.
+            answer_from: the first of these positions whose logits are wanted.
+        """
+        api, count = self._api, len(rows)
+        if start == 0:
+            api.llama_memory_clear(api.llama_get_memory(self._context), True)
+        batch = api.llama_batch_init(count, rows.shape[1] if rows.ndim == 2 else 0, 1)
+        try:
+            batch.n_tokens = count
+            data = np.ascontiguousarray(rows)
+            ctypes.memmove(batch.embd if rows.ndim == 2 else batch.token, data.ctypes.data, data.nbytes)
+            for i in range(count):
+                batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = start + i, 1, 0
+                batch.logits[i] = i >= answer_from
+            code = api.llama_decode(self._context, batch)
+            if code:
+                raise RuntimeError(f"llama_decode ended with {code}")
+        finally:
+            api.llama_batch_free(batch)
+        wanted = max(0, count - answer_from)
+        if not wanted:
+            return np.empty((0, self._vocab), np.float32)
+        return np.ctypeslib.as_array(api.llama_get_logits(self._context), (wanted, self._vocab)).copy()
+
+
+def answer(file: Path, questions: Path, goal: Path, threads: int) -> None:
+    """Read each line and write the logits of its answer positions, (all of them, vocab) float32, as `logits` of an npz.
+
+    Args:
+        file: a GGUF.
+        questions: an npz: embeddings (pictures, n_visual, d_model) float32; picture (lines,) int32, -1 for none; tokens of all
+            lines one after the other, int32; length (lines,) int32, how many are a line's; answer_from (lines,) int32, the
+            first of them after which logits are wanted.
+        goal: where the logits go.
+        threads: how many.
+    """
+    peer, found = Peer(file, threads), []
+    with np.load(questions, allow_pickle=False) as asked:
+        pictures, tokens, first = asked["embeddings"], asked["tokens"].astype(np.int32), asked["answer_from"]
+        lines = list(zip(asked["picture"], asked["length"], first, strict=True))
+    end = 0
+    for number, (picture, length, answer_from) in enumerate(lines, 1):
+        seen = 0
+        if picture >= 0:
+            seen = len(pictures[picture])
+            peer.read(pictures[picture], 0, seen - 1)  # one row of logits: a batch without any is refused by some builds
+        found.append(peer.read(tokens[end : end + length], seen, int(answer_from)))
+        end += int(length)
+        if number % _LINES_A_REPORT == 0:
+            _say({"lines": number})
+    np.savez(goal, logits=np.concatenate(found))
+
 
 def serve(file: Path, threads: int) -> None:
     """Open the file, say what it is, then time what each line of stdin asks for until there are no more."""
@@ -170,26 +285,45 @@ def serve(file: Path, threads: int) -> None:
         _say({"seconds": peer.prefill(order["prefill"]) if "prefill" in order else peer.steps(order["steps"])})
 
 
-def _say(answer: dict[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"llama-cpp-python {version('llama-cpp-python')}"
+
+
+def _say(said: dict[str, Any]) -> None:
+    print(json.dumps(said), flush=True)
 
 
 def main(arguments: list[str]) -> None:
     """Do what the module's docstring shows."""
     verb, *rest = arguments
+    said: dict[str, Any] = {"done": verb}
     try:
         if verb == "check":
             import gguf  # noqa: F401 - only whether it is there
             import llama_cpp  # noqa: F401
+
+            said["version"] = _version()
         elif verb == "write":
-            write_float16(Path(rest[0]), json.loads(rest[1]))
+            sizes = json.loads(rest[1])
+            if len(rest) > 2:
+                with np.load(rest[2], allow_pickle=False) as given:
+                    tensors = translated(dict(given))
+            else:
+                tensors = random_tensors(sizes)
+            write_gguf(Path(rest[0]), sizes, tensors)
         elif verb == "quantize":
             quantize(Path(rest[0]), Path(rest[1]), rest[2])
+        elif verb == "sizes":
+            said |= sizes_of(Path(rest[0]))
+        elif verb == "answer":
+            answer(Path(rest[0]), Path(rest[1]), Path(rest[2]), int(rest[3]))
         else:
             serve(Path(rest[0]), int(rest[1]))
             return
-        _say({"done": verb})
-    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        _say(said)
+    except (ImportError, RuntimeError, OSError, AttributeError, ValueError, KeyError) as error:
         _say({"error": f"{type(error).__name__}: {error}"})
 
 

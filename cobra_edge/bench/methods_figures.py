@@ -81,10 +81,8 @@ def _activations(result: Result) -> Cells:
 def _effort(result: Result) -> Cells:
     m, parts = result["machine"], result["calibration"]
     streaming, finishing = (parts[f"{part}_seconds_a_layer"]["median"] for part in ("streaming", "finishing"))
-    head = (
-        f"Time, on {m['processor']}, {result['threads']} threads, load average "
-    head += f"{result.get('load_average', NOT_MEASURED)}. Statistics of a layer took {streaming + finishing:.0f} s for "
-    )
+    head = f"Time, on {m['processor']}, {result['threads']} threads, load average {result.get('load_average', NOT_MEASURED)}. "
+    head += f"Statistics of a layer took {streaming + finishing:.0f} s for "
     head += f"{result['positions']} positions. Minutes are **extrapolated from {result['layers']} of {result['of_layers']} "
     head += f"layers**, for {result['positions_of_minutes']} positions, embedding and head counted by their rows, pictures not "
     head += f"counted; the goal is {MINUTES}. Peak resident memory of the measuring command was {result['peak_gib']:.1f} GiB, "

@@ -19,6 +19,7 @@ from ..targets import target_named
 from ..terminal import debug_option, print_json, progress, results
 from .decode_verb import decode
 from .methods_verb import methods
+from .quality_verb import quality
 from .results import keep
 from .shapes import shape_named
 
@@ -30,6 +31,7 @@ def command() -> None:
 
 command.add_command(decode)
 command.add_command(methods)
+command.add_command(quality)
 
 
 @command.command(epilog="Example: python -m cobra_edge.bench export --shape cobra-3b --scratch /tmp")
@@ -92,38 +94,5 @@ def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_li
     table.add_row("checkpoint, GB", f"{checkpoint_bytes / 1e9:.2f}")
     table.add_row("bundle, GB", f"{sum(files.values()) / 1e9:.2f}")
     table.add_row("vision graph against torch, relative RMS", figure(exported["onnx_relative_rms"]))
-    results.print(table)
-    results.print(f"kept: {file}", highlight=False)
-
-
-@command.command(epilog="Example: python -m cobra_edge.bench quality")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-@debug_option
-def quality(as_json: bool) -> None:
-    """Run the held-out suite of cobra-mini through each scheme: drift from float, accuracy a task."""
-    from .machine import machine
-    from .quality import measure_schemes
-
-    with tempfile.TemporaryDirectory() as folder, progress() as bar:
-        rows = measure_schemes(Path(folder), bar)
-    result = {"bench": "quality", "model": "cobra-mini", "rows": rows, "machine": machine()}
-    file = keep("quality", result)
-    if as_json:
-        print_json(result)
-        return
-    table = Table(title=f"cobra-mini on {rows[0]['lines']} held-out lines", title_justify="left")
-    tasks = list(rows[0]["accuracy"])
-    for column in ("scheme", "activations", "bits", "mean KLD", "top-1", *tasks, "ppl"):
-        table.add_column(column, justify="left" if column in ("scheme", "activations") else "right")
-    for r in rows:
-        cells = [
-            r["scheme"],
-            r["activations"],
-            f"{r['bits_per_weight']:.2f}",
-            f"{r['kld_mean']:.1e}",
-            f"{r['top1_agreement']:.1%}",
-        ]
-        cells += [f"{r['accuracy'][t]:.1%}" for t in tasks]
-        table.add_row(*cells, f"{r['caption_perplexity']:.3f}")
     results.print(table)
     results.print(f"kept: {file}", highlight=False)

@@ -12,7 +12,7 @@ from ..errors import InputError, MachineError, near_matches
 from ..memory import memory_for
 from ..quantize.bitsandbytes_codes import why_no_bitsandbytes
 from ..scheme import SCHEMES
-from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions
+from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions, Weights
 
 log = logging.getLogger(__name__)
 
@@ -118,3 +118,11 @@ def open_decoder(
                 return backend.open(bundle, options)
         reasons.append(f"{backend.name}: {reason}")
     raise MachineError(f"no decoder runs this bundle on {device!r} ({'; '.join(reasons)})")
+
+
+def open_weights(weights: Weights, options: DecoderOptions = DEFAULT_OPTIONS) -> Decoder:
+    """Open a decoder over weights in memory with codes of ours: the native one, or numpy's where that is missing."""
+    from .cpu import CpuDecoder, why_not
+    from .numpy_reference import NumpyDecoder
+
+    return NumpyDecoder(weights, options) if why_not() else CpuDecoder(weights, options)

@@ -20,7 +20,7 @@ from ..bundle import Bundle
 from ..errors import InputError
 from ..hadamard import hadamard_factors, hadamard_matrix
 from ..packing import QuantizedTensor
-from .decoder import DecoderOptions, DecoderState
+from .decoder import DecoderOptions, DecoderState, Weights
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +60,11 @@ class CpuDecoder:
 
     name = "native"
 
-    def __init__(self, bundle: Bundle, options: DecoderOptions, kernels: str = "auto") -> None:
+    def __init__(self, source: Bundle | Weights, options: DecoderOptions, kernels: str = "auto") -> None:
         """Map the weights and start the threads.
 
         Args:
-            bundle: an opened bundle.
+            source: an opened bundle, or weights in memory.
             options: threads and activations.
             kernels: an instruction set by name, or "auto" for the best this processor has.
 
@@ -73,13 +73,14 @@ class CpuDecoder:
         """
         from . import _cpu
 
-        self.config = bundle.manifest.model.mamba
+        weights = Weights.of(source)
+        self.config = weights.config
         cores = physical_cores()
         threads = options.threads or cores
         if threads > cores:
             log.warning("%d threads on %d cores: they will wait for each other; take %d", threads, cores, cores)
         arrays: dict[str, np.ndarray] = {}
-        for name, value in bundle.decoder_tensors().items():
+        for name, value in weights.tensors.items():
             if isinstance(value, QuantizedTensor):
                 arrays |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
                 if value.clips is not None:
@@ -87,7 +88,7 @@ class CpuDecoder:
             else:
                 arrays[name] = value
         # Widths without such a matrix were refused when the tensors were read.
-        recipe = bundle.manifest.recipe
+        recipe = weights.recipe
         if recipe.rotates_out_proj:
             arrays["rotation"] = hadamard_matrix(hadamard_factors(self.config.d_inner)[0])
         if recipe.rotates_residual:
@@ -97,7 +98,7 @@ class CpuDecoder:
         try:
             self._native = _cpu.Decoder(sizes, arrays, kernels, threads, activations == "int8")
         except ValueError as error:
-            raise InputError(f"{bundle.directory}: {error}") from error
+            raise InputError(f"{weights.origin}: {error}") from error
         self.kernels: str = self._native.kernels
         log.info("decoder kernels: %s, %d threads, %s activations", self.kernels, threads, activations)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from ..bundle import Bundle
 from ..errors import InputError, near_matches
 from ..model.config import MambaConfig
+from ..packing import QuantizedTensor
 from ..recipe import Recipe, StoredTensor
 from ..tensor_file import read_tensors
 
@@ -98,6 +101,31 @@ class DecoderOptions:
 
 
 DEFAULT_OPTIONS = DecoderOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What a decoder is made of: a bundle's tensors, or some in memory.
+
+    Attributes:
+        config: sizes.
+        recipe: its rotations are those of the tensors; how each is stored, the tensors say themselves.
+        tensors: by name, as `Bundle.decoder_tensors` gives them.
+        origin: where they come from, for messages.
+    """
+
+    config: MambaConfig
+    recipe: Recipe
+    tensors: Mapping[str, np.ndarray | QuantizedTensor]
+    origin: str
+
+    @classmethod
+    def of(cls, source: Bundle | Weights) -> Weights:
+        """Return a bundle's weights, mapped; weights as they are. Raises BundleError when a tensor does not fit."""
+        if isinstance(source, Weights):
+            return source
+        manifest = source.manifest
+        return cls(manifest.model.mamba, manifest.recipe, source.decoder_tensors(), str(source.directory))
 
 
 class Decoder(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..hadamard import rotate, unrotate
 from ..packing import QuantizedTensor
-from .decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState
+from .decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState, Weights
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +92,12 @@ class NumpyDecoder:
 
     name = "numpy"
 
-    def __init__(self, bundle: Bundle, options: DecoderOptions = DEFAULT_OPTIONS) -> None:
+    def __init__(self, source: Bundle | Weights, options: DecoderOptions = DEFAULT_OPTIONS) -> None:
         """Read the decoder; of the options, activations count here. Raises BundleError when a tensor does not fit."""
-        self.config, self._recipe = bundle.manifest.model.mamba, bundle.manifest.recipe
+        weights = Weights.of(source)
+        self.config, self._recipe = weights.config, weights.recipe
         self._int8 = options.activations_of(self._recipe) == "int8"
-        self._tensors = bundle.decoder_tensors()
+        self._tensors = weights.tensors
         self._keep = self.config.n_parameters * 4 <= _KEEP_BYTES
         if not self._keep:
             log.warning("this decoder is dequantized layer by layer for every token: right, but slow")

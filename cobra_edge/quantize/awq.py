@@ -40,6 +40,7 @@ def input_scales(weight: np.ndarray, second_moment: np.ndarray, scheme: Scheme) 
 
 def _error(rows: np.ndarray, moment: np.ndarray, scales: np.ndarray, scheme: Scheme) -> float:
     scaled = rows * scales
-    rounded = round_to_nearest(scaled, scheme, least_error_scales(scaled, scheme)).dequantize()
+    steps = least_error_scales(scaled, scheme, np.diagonal(moment) / scales**2)
+    rounded = round_to_nearest(scaled, scheme, steps).dequantize()
     difference = (rounded - scaled) / scales
     return float(((difference @ moment) * difference).sum())

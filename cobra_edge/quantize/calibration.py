@@ -9,26 +9,24 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..image import ImageTransform, load_picture
 from ..model.checkpoint import Checkpoint
-from ..model.cobra import load_vision, stream_blocks
+from ..model.cobra import stream_blocks
 from ..model.config import MambaConfig
 from ..model.mamba import REFERENCE, Block, Operations, RMSNorm
 from ..model.weight_files import require_finite
-from ..text import END_OF_TEXT, PromptTemplate, TextCodec
 from ..version import __version__
 from .partial import Parts
+from .questions import OnProgress, Question, Questions, seen, silent, tokenised
 from .site import Site
 from .statistics import HEAD, LAYER_SITES, SCHEMA_VERSION, Header, Statistics, site_name, site_tensors, site_width
 
@@ -40,23 +38,6 @@ log = logging.getLogger(__name__)
 _ADVISED_LINES = 128
 _ADVISED_POSITIONS_PER_INPUT = 4
 _POSITIONS_AT_ONCE = 2048
-
-OnProgress = Callable[[str, int, int], None]  # a stage, how much of it is done, how much there is
-
-
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    pass
-
-
-class Question(Protocol):
-    """A line of a suite, as `regress.suite.Line`: `image` is relative to the pictures' directory, None without a picture."""
-
-    @property
-    def prompt(self) -> str: ...  # noqa: D102
-    @property
-    def answer(self) -> str: ...  # noqa: D102
-    @property
-    def image(self) -> str | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -73,24 +54,6 @@ class _Sequence:
         return slice(self.start, self.start + self.length)
 
 
-@dataclass(frozen=True, eq=False)
-class _Text:
-    """Pictures by name, and of each line its tokens and its picture's index."""
-
-    pictures: list[str]
-    tokens: list[list[int]]
-    picture_of: list[int | None]
-
-    def sequences(self, n_visual: int) -> list[_Sequence]:
-        """Return pictures first, then the lines."""
-        seen = [_Sequence(i * n_visual, n_visual, is_picture=True) for i in range(len(self.pictures))]
-        start = len(seen) * n_visual
-        for tokens, picture in zip(self.tokens, self.picture_of, strict=True):
-            seen.append(_Sequence(start, len(tokens), is_picture=False, after=picture))
-            start += len(tokens)
-        return seen
-
-
 @torch.inference_mode()
 def collect_statistics(
     checkpoint: Checkpoint,
@@ -99,7 +62,7 @@ def collect_statistics(
     *,
     partial: Path | None = None,
     operations: Operations = REFERENCE,
-    on_progress: OnProgress = _silent,
+    on_progress: OnProgress = silent,
 ) -> Statistics:
     """Take statistics of every matrix product's input.
 
@@ -116,8 +79,8 @@ def collect_statistics(
         InputError: a question that gives no tokens, a picture that cannot be read, weights or activations that are not finite.
     """
     config = checkpoint.config.mamba
-    text = _tokenised(checkpoint, lines)
-    sequences = text.sequences(checkpoint.config.n_visual_tokens)
+    text = tokenised(checkpoint, lines)
+    sequences = _sequences(text, checkpoint.config.n_visual_tokens)
     positions = sum(s.length for s in sequences)
     header = Header(
         SCHEMA_VERSION,
@@ -149,23 +112,14 @@ def collect_statistics(
     return Statistics(header, config, parts.tensors(expected), str(partial or "statistics"))
 
 
-def _tokenised(checkpoint: Checkpoint, lines: Sequence[Question]) -> _Text:
-    codec = TextCodec.open(checkpoint.tokenizer_file(), checkpoint.config.mamba.vocab)
-    template, sees = PromptTemplate(checkpoint.config.prompt_style), checkpoint.config.vision is not None
-    names = sorted({line.image for line in lines if line.image is not None}) if sees else []
-    index = {name: i for i, name in enumerate(names)}
-    tokens = []
-    for number, line in enumerate(lines, 1):
-        try:
-            asked, answer = codec.encode(template.first_turn(line.prompt)), codec.encode(line.answer)
-        except InputError as error:
-            raise InputError(f"calibration data, question {number}: {error}") from error
-        if not answer:
-            raise InputError(
-                f"calibration data, question {number} ({line.prompt[:60]!r}): no answer; expected what the model should say"
-            )
-        tokens.append([*asked, *codec.encode(line.answer + END_OF_TEXT)])
-    return _Text(names, tokens, [index.get(line.image or "") for line in lines])
+def _sequences(text: Questions, n_visual: int) -> list[_Sequence]:
+    """Return pictures first, then the lines."""
+    found = [_Sequence(i * n_visual, n_visual, is_picture=True) for i in range(len(text.pictures))]
+    start = len(found) * n_visual
+    for tokens, picture in zip(text.tokens, text.picture_of, strict=True):
+        found.append(_Sequence(start, len(tokens), is_picture=False, after=picture))
+        start += len(tokens)
+    return found
 
 
 def _data_sha256(lines: Sequence[Question], pictures: list[Path]) -> str:
@@ -185,33 +139,15 @@ def _warn_of_few(header: Header, config: MambaConfig) -> None:
         )  # fmt: skip
 
 
-def _embedded(checkpoint: Checkpoint, text: _Text, pictures: Path, on_progress: OnProgress) -> Tensor:
+def _embedded(checkpoint: Checkpoint, text: Questions, pictures: Path, on_progress: OnProgress) -> Tensor:
     """Return the streams before the first layer, (positions, d_model) float32."""
     parts = []
     if text.pictures:
-        parts.append(_seen(checkpoint, [pictures / name for name in text.pictures], on_progress))
+        parts.append(seen(checkpoint, [pictures / name for name in text.pictures], on_progress))
     table = checkpoint.decoder["backbone.embedding.weight"]
     tokens = torch.tensor([t for line in text.tokens for t in line])
     parts.append(require_finite("backbone.embedding.weight", table[tokens].float()))
     return torch.cat(parts)
-
-
-def _seen(checkpoint: Checkpoint, pictures: list[Path], on_progress: OnProgress) -> Tensor:
-    """Return the visual embeddings of pictures, (pictures · n_visual_tokens, d_model) float32."""
-    model, transform = load_vision(checkpoint), ImageTransform.of(checkpoint.config)
-    seen, most = list[Tensor](), max(1, _POSITIONS_AT_ONCE // checkpoint.config.n_visual_tokens)
-    for start in range(0, len(pictures), most):
-        on_progress("pictures", start, len(pictures))
-        files = pictures[start : start + most]
-        batch = model(torch.from_numpy(np.concatenate([transform.pixels(load_picture(f)) for f in files])))
-        for file, embeddings in zip(files, batch, strict=True):
-            if not torch.isfinite(embeddings).all():
-                raise InputError(
-                    f"{file}: its visual embeddings hold NaN or infinity; the vision weights are damaged or overflow"
-                )
-            seen.append(embeddings)
-    on_progress("pictures", len(pictures), len(pictures))
-    return torch.cat(seen)
 
 
 def _batches(sequences: list[_Sequence]) -> Iterator[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy as np
 from ..errors import InputError
 from ..model.checkpoint import Checkpoint
 from ..model.weight_files import require_finite
-from ..recipe import Recipe, quantized_scheme, stored_tensors
+from ..packing import QuantizedTensor
+from ..recipe import FLOAT16, Recipe, has_clips, quantized_scheme, stored_tensors
 from ..tensor_file import TensorFileWriter
-from .methods import quantizer
+from .methods import Quantizer, quantizer
 from .moments import clips
 from .statistics import Statistics
 
@@ -44,17 +46,29 @@ def write_decoder(
     plan, quantize = stored_tensors(config, recipe), quantizer(config, recipe, tensor, statistics)
     with TensorFileWriter(file, [t for entries in plan.values() for t in entries]) as writer:
         for name, entries in plan.items():
-            scheme = quantized_scheme(recipe, name)
-            if scheme is not None:
-                quantized = quantize.quantize(name, scheme)
-                writer.write(entries[0].name, quantized.codes)
-                writer.write(entries[1].name, quantized.scales)
-                if len(entries) > 2:
-                    assert statistics is not None
-                    writer.write(entries[2].name, clips(name, scheme.group(quantized.shape[1]), recipe, statistics))
-            else:
-                values = quantize.prepared(name)
-                if entries[0].dtype == "float16" and np.abs(values).max() > np.finfo(np.float16).max:
-                    raise InputError(f"{name}: a value of {np.abs(values).max():.3g} does not fit float16")
-                writer.write(name, values.astype(entries[0].dtype))
+            value = stored_value(quantize, name, statistics)
+            parts = [value] if isinstance(value, np.ndarray) else [value.codes, value.scales, value.clips]
+            for entry, part in zip(entries, parts, strict=False):
+                assert part is not None
+                writer.write(entry.name, part)
             on_tensor()
+
+
+def stored_value(quantize: Quantizer, name: str, statistics: Statistics | None = None) -> np.ndarray | QuantizedTensor:
+    """Return a tensor of the decoder as the quantizer's recipe stores it.
+
+    Raises:
+        InputError: it holds NaN or infinity, or does not fit its scheme or float16; it is named.
+    """
+    config, recipe = quantize.config, quantize.recipe
+    scheme = quantized_scheme(recipe, name)
+    if scheme is None:
+        values = quantize.prepared(name)
+        if recipe.storage(name) == FLOAT16 and np.abs(values).max() > np.finfo(np.float16).max:
+            raise InputError(f"{name}: a value of {np.abs(values).max():.3g} does not fit float16")
+        return np.ascontiguousarray(values, recipe.storage(name))
+    quantized = quantize.quantize(name, scheme)
+    if not has_clips(config, recipe, name):
+        return quantized
+    assert statistics is not None
+    return replace(quantized, clips=clips(name, scheme.group(quantized.shape[1]), recipe, statistics))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import InputError
 from ..model.config import MambaConfig, decoder_shapes
 from ..packing import QuantizedTensor
 from ..recipe import Recipe, quantized_scheme
@@ -47,19 +48,34 @@ class Quantizer:
         return prepared(name, self.tensor, self.recipe, self.scales)
 
     def quantize(self, name: str, scheme: Scheme) -> QuantizedTensor:
-        """Return a matrix's codes and scales. Raises InputError where it does not fit the scheme, MachineError for a library."""
-        values = self.prepared(name)
+        """Return a matrix's codes and scales.
+
+        Raises:
+            InputError: it does not fit the scheme, or the statistics hold nonsense; it is named. MachineError: a library is
+                missing.
+        """
+        values, moment = self.prepared(name), self._moment(name, scheme)
+        try:
+            return self._codes(name, values, scheme, moment)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+
+    def _moment(self, name: str, scheme: Scheme) -> np.ndarray | None:
+        """Return the second moment of what a stored matrix is multiplied with, or None where none counts."""
+        looked_up_only = name == EMBEDDING and not self.config.tied
+        if self.statistics is None or scheme.code_format != "int" or looked_up_only:
+            return None
+        return stored_moment(name, self.tensor, self.recipe, self.statistics, self.scales)
+
+    def _codes(self, name: str, values: np.ndarray, scheme: Scheme, moment: np.ndarray | None) -> QuantizedTensor:
         if scheme.code_format != "int":
             return quantize_bitsandbytes(values, scheme)
         require_fit(values, scheme)
-        statistics = self.statistics
-        if statistics is None or (name == EMBEDDING and not self.config.tied):
-            return round_to_nearest(values, scheme, least_error_scales(values, scheme))
         # The table is looked up as well as multiplied with: each of its rows has to stay what it is, so no error is moved.
-        if name == EMBEDDING or not self.recipe.method.endswith("gptq"):
-            moment = stored_moment(name, self.tensor, self.recipe, statistics, self.scales)
-            return round_to_nearest(values, scheme, least_error_scales(values, scheme, np.diagonal(moment)))
-        return gptq(values, stored_moment(name, self.tensor, self.recipe, statistics, self.scales), scheme)
+        if moment is not None and name != EMBEDDING and self.recipe.method.endswith("gptq"):
+            return gptq(values, moment, scheme)
+        importance = None if moment is None else np.diagonal(moment)
+        return round_to_nearest(values, scheme, least_error_scales(values, scheme, importance))
 
 
 def quantizer(
@@ -70,6 +86,7 @@ def quantizer(
     on_matrix: Callable[[], None] = lambda: None,
 ) -> Quantizer:
     """Return what quantizes a model, AWQ's scales found where the method has them; on_matrix is called after each of those."""
+    assert statistics is not None or recipe.method in ("none", "rtn")
     plain = Quantizer(config, recipe, tensor, statistics if recipe.method != "rtn" else None, {})
     if not recipe.method.startswith("awq"):
         return plain

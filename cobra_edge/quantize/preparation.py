@@ -57,3 +57,9 @@ def prepared(name: str, tensor: Callable[[str], np.ndarray], recipe: Recipe, sca
             values = rotate(values)  # row w of W becomes R w, which is row w of W Rᵀ
         return np.ascontiguousarray(rotate(values.T).T) if recipe.rotates_residual else values
     return values
+
+
+def fed_by(name: str) -> str:
+    """Return the tensor that takes back what AWQ's scales do to an in_proj or dt_proj: the norm's weight, or x_proj's rows."""
+    layer, _, kind = name.rpartition(".mixer.")
+    return f"{layer}.norm.weight" if kind == "in_proj.weight" else f"{layer}.mixer.x_proj.weight"

@@ -1,0 +1,102 @@
+"""Questions about pictures with their answers, as a decoder reads them: visual embeddings in front of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..image import ImageTransform, load_picture
+from ..model.checkpoint import Checkpoint
+from ..model.cobra import load_vision
+from ..text import END_OF_TEXT, PromptTemplate, TextCodec
+
+_POSITIONS_AT_ONCE = 2048
+
+OnProgress = Callable[[str, int, int], None]  # a stage, how much of it is done, how much there is
+
+
+def silent(_stage: str, _done: int, _total: int) -> None:
+    """Tell nobody: an OnProgress."""
+
+
+class Question(Protocol):
+    """A line of a suite, as `regress.suite.Line`: `image` is relative to the pictures' directory, None without a picture."""
+
+    @property
+    def prompt(self) -> str: ...  # noqa: D102
+    @property
+    def answer(self) -> str: ...  # noqa: D102
+    @property
+    def image(self) -> str | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """Questions as a model reads them.
+
+    Attributes:
+        pictures: names of the pictures, each once.
+        tokens: of each line, question and answer with its end token.
+        answer_from: of each line, the index in its tokens at which the answer begins.
+        picture_of: of each line, the index of its picture, or None.
+    """
+
+    pictures: list[str]
+    tokens: list[list[int]]
+    answer_from: list[int]
+    picture_of: list[int | None]
+
+
+def tokenised(checkpoint: Checkpoint, lines: Sequence[Question]) -> Questions:
+    """Return lines as the checkpoint reads them; one without vision sees no pictures.
+
+    Raises:
+        InputError: a line that gives no tokens, or has no answer; its number is named.
+    """
+    codec = TextCodec.open(checkpoint.tokenizer_file(), checkpoint.config.mamba.vocab)
+    template, sees = PromptTemplate(checkpoint.config.prompt_style), checkpoint.config.vision is not None
+    names = sorted({line.image for line in lines if line.image is not None}) if sees else []
+    index = {name: i for i, name in enumerate(names)}
+    tokens, starts = list[list[int]](), list[int]()
+    for number, line in enumerate(lines, 1):
+        try:
+            asked, answer = codec.encode(template.first_turn(line.prompt)), codec.encode(line.answer)
+        except InputError as error:
+            raise InputError(f"calibration data, question {number}: {error}") from error
+        if not answer:
+            raise InputError(
+                f"calibration data, question {number} ({line.prompt[:60]!r}): no answer; expected what the model should say"
+            )
+        starts.append(len(asked))
+        tokens.append([*asked, *codec.encode(line.answer + END_OF_TEXT)])
+    return Questions(names, tokens, starts, [index.get(line.image or "") for line in lines])
+
+
+@torch.inference_mode()
+def seen(checkpoint: Checkpoint, pictures: list[Path], on_progress: OnProgress = silent) -> Tensor:
+    """Return the visual embeddings of pictures by the float model, (pictures · n_visual_tokens, d_model) float32.
+
+    Raises:
+        InputError: a picture that cannot be read, or embeddings that are not finite.
+    """
+    model, transform = load_vision(checkpoint), ImageTransform.of(checkpoint.config)
+    found, most = list[Tensor](), max(1, _POSITIONS_AT_ONCE // checkpoint.config.n_visual_tokens)
+    for start in range(0, len(pictures), most):
+        on_progress("pictures", start, len(pictures))
+        files = pictures[start : start + most]
+        batch = model(torch.from_numpy(np.concatenate([transform.pixels(load_picture(f)) for f in files])))
+        for file, embeddings in zip(files, batch, strict=True):
+            if not torch.isfinite(embeddings).all():
+                raise InputError(
+                    f"{file}: its visual embeddings hold NaN or infinity; the vision weights are damaged or overflow"
+                )
+            found.append(embeddings)
+    on_progress("pictures", len(pictures), len(pictures))
+    return torch.cat(found)

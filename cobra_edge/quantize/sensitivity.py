@@ -1,0 +1,148 @@
+"""Sensitivity: how far the model drifts when one matrix alone is quantized, by each scheme that fits it.
+
+Its JSON file is what `python -m cobra_edge.sensitivity` writes and `export --bits` takes back.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ..errors import InputError
+from ..model.config import MambaConfig
+from ..recipe import MIXED, Recipe, matrix_names, storages
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+# What a matrix of a mix may be stored by, besides float16. Schemes differ in activations only for a whole recipe.
+SCHEMES_OF_A_MIX = ("w3a16-g64", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w8a16-g128", "w8a16-channel")
+
+# Mean KLD (nats) by matrix and storage.
+Table = dict[str, dict[str, float]]
+
+
+class Sensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a scan found, and what it is true of.
+
+    Attributes:
+        schema_version: of the file.
+        cobra_edge: version that wrote it.
+        model_id: of the model, for messages.
+        model_sha256: of the checkpoint, as `Checkpoint.sha256` says.
+        method, rotations, activations, activation_percentile: as in `Recipe`.
+        lines: questions that were read.
+        positions: answer tokens that KLD is the mean over.
+        kld: mean KLD from the float model in nats, by matrix and storage, every other matrix float32.
+    """
+
+    schema_version: int
+    cobra_edge: str
+    model_id: str
+    model_sha256: str
+    method: str
+    rotations: tuple[str, ...]
+    activations: Literal["float32", "int8"]
+    activation_percentile: float | None
+    lines: int
+    positions: int
+    kld: Table
+
+
+def candidates(config: MambaConfig) -> dict[str, list[str]]:
+    """Return for each matrix the storages that a scan tries; one scale a row only where no other 8-bit scheme fits."""
+    found = {}
+    for name in matrix_names(config):
+        fits = storages(config, name, SCHEMES_OF_A_MIX)
+        found[name] = [s for s in fits if s != "w8a16-channel" or "w8a16-g128" not in fits]
+    return found
+
+
+def passes(config: MambaConfig) -> int:
+    """Return how often a scan runs the whole model over all lines, the float reference not counted."""
+    return sum(len(tried) for tried in candidates(config).values())
+
+
+def scan(
+    config: MambaConfig, recipe: Recipe, measure: Callable[[Recipe], float], on_pass: Callable[[], None] = lambda: None
+) -> Table:
+    """Quantize each matrix alone by each scheme that fits it, and measure.
+
+    Args:
+        config: sizes of the decoder.
+        recipe: method, rotations and activations; its tensors do not count.
+        measure: returns the mean KLD (nats) of a recipe from the float model; what it does not name is float32.
+        on_pass: called after each measurement.
+
+    Returns:
+        Mean KLD by matrix and storage. Storages by which the model's answers are not finite are left out.
+
+    Raises:
+        InputError: a matrix that cannot be stored in any way, and what `measure` raises.
+    """
+    table: Table = {}
+    for name, tried in candidates(config).items():
+        table[name] = {}
+        for storage in tried:
+            kld = measure(of_tensors(recipe, {name: storage}))
+            if math.isfinite(kld):
+                table[name][storage] = kld
+            else:
+                log.warning("%s as %s: what the model answers is not finite; left out", name, storage)
+            on_pass()
+        if not table[name]:
+            raise InputError(f"{name}: the model's answers are not finite however it is stored; the checkpoint overflows")
+    return table
+
+
+def of_tensors(recipe: Recipe, tensors: dict[str, str]) -> Recipe:
+    """Return the recipe with these tensors, as a mix."""
+    return msgspec.structs.replace(recipe, scheme=MIXED, tensors=tensors)
+
+
+def write_sensitivity(found: Sensitivity, file: Path) -> None:
+    """Write the file. Raises OSError as the file system does."""
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+
+
+def read_sensitivity(file: Path, config: MambaConfig, model_sha256: str, recipe: Recipe) -> Sensitivity:
+    """Read a file that `write_sensitivity` wrote.
+
+    Args:
+        file: where.
+        config: of the model it is to be used for.
+        model_sha256: that model's hash.
+        recipe: with the method, rotations and activations it is to be used for.
+
+    Raises:
+        InputError: unreadable, of another model, of other choices, or without a figure for each matrix.
+    """
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=Sensitivity)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: {error}; expected what `python -m cobra_edge.sensitivity --out {file}` writes") from error
+    if found.schema_version != SCHEMA_VERSION:
+        raise InputError(f"{file}: schema version {found.schema_version}, expected {SCHEMA_VERSION}; scan again")
+    if found.model_sha256 != model_sha256:
+        raise InputError(
+            f"{file}: sensitivities of another model: {found.model_id} ({found.model_sha256[:12]}…), expected "
+            f"{model_sha256[:12]}…; scan this checkpoint"
+        )
+    for choice in ("method", "rotations", "activations", "activation_percentile"):
+        got, expected = getattr(found, choice), getattr(recipe, choice)
+        if got != expected:
+            raise InputError(
+                f"{file}: scanned with {choice} {got!r}, this export has {expected!r}; scan again, or take the same"
+            )
+    expected_names, tried = matrix_names(config), candidates(config)
+    if sorted(found.kld) != sorted(expected_names):
+        raise InputError(f"{file}: has {len(found.kld)} matrices, not the {len(expected_names)} of this model; scan again")
+    for name, row in found.kld.items():
+        if not row or not set(row) <= set(tried[name]) or not all(math.isfinite(v) and v >= 0 for v in row.values()):
+            raise InputError(f"{file}: {name} has no figures, or some that are no KLD of a scheme that fits; scan again")
+    return found

@@ -1,0 +1,138 @@
+"""Sensitivity: which matrices of a checkpoint can spare bits, and which cannot.
+
+python -m cobra_edge.sensitivity --checkpoint mini --method gptq --rotation both --out sensitivity.json --plot sensitivity.png
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from .assemble import check_choices
+from .calibrated import find_sensitivity, hashed, statistics_for
+from .errors import InputError, MachineError
+from .quantize.sensitivity import SCHEMES_OF_A_MIX, Sensitivity, write_sensitivity
+from .recipe import FLOAT16, METHODS, MIXED, ROTATIONS, Recipe
+from .scheme import scheme_named
+from .terminal import debug_option, main_of, print_json, results, say
+
+
+@click.command(epilog="Example: python -m cobra_edge.sensitivity --checkpoint mini --method gptq --out sensitivity.json")
+@click.option("--checkpoint", "source", required=True, help="mini, a registry name such as cobra+3b, or a directory.")
+@click.option(
+    "--activations",
+    type=click.Choice(["float32", "int8"]),
+    default="float32",
+    show_default=True,
+    help="What enters a product with quantized weights.",
+)
+@click.option("--method", type=click.Choice(METHODS), default="rtn", show_default=True, help="How codes are chosen.")
+@click.option("--rotation", type=click.Choice(list(ROTATIONS)), default="none", show_default=True, help="As for export.")
+@click.option("--statistics", type=click.Path(path_type=Path), help="What calibrate wrote of this checkpoint.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="JSON lines to measure on; default: the set that ships.")
+@click.option("--clip-activations", type=click.FloatRange(0, 100, min_open=True), help="As for export.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File of the sensitivities, for export --sensitivity."
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw them as PNG.")
+@click.option("--force", is_flag=True, help="Replace files that are already there.")
+@click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@debug_option
+def command(source: str, out: Path, plot: Path | None, force: bool, as_json: bool, **options: Any) -> None:
+    """Quantize each matrix alone by each scheme that fits it, and measure how far the model drifts.
+
+    Each figure is a run of the whole model over all questions: minutes for cobra-mini, days for billions of weights.
+
+    Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
+    """
+    for file in filter(None, (out, plot)):
+        if file.is_dir() or (file.exists() and not force):
+            raise InputError(f"{file} is already there; give --force to replace a file, or another path")
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise MachineError("--plot needs matplotlib; install it with: pip install matplotlib")
+    found = _scanned(source, out, options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_sensitivity(found, out)
+    if plot is not None:
+        draw(found, plot)
+    if as_json:
+        print_json(found)
+    else:
+        results.print(_table(found))
+        say(f"sensitivities: {out}")
+
+
+def _scanned(source: str, out: Path, options: dict[str, Any]) -> Sensitivity:
+    method, rotation, clip = options["method"], options["rotation"], options["clip_activations"]
+    check_choices(scheme_named("w4a16-g128"), method, rotation, clip)
+    try:
+        from .model.checkpoint import open_checkpoint
+    except ImportError as error:
+        raise MachineError(f"sensitivity needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
+    checkpoint = open_checkpoint(source, vision_weights=options["vision_weights"], tokenizer=options["tokenizer"])
+    digest = hashed(checkpoint)
+    recipe = Recipe(
+        MIXED,
+        method,
+        {},
+        rotations=ROTATIONS[rotation],  # type: ignore[arg-type] # of the table
+        activations=options["activations"],
+        activation_percentile=clip,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with statistics_for(checkpoint, digest, recipe, options["statistics"], options["calibration"], out) as statistics:
+        return find_sensitivity(checkpoint, digest, recipe, statistics, options["calibration"])
+
+
+def _columns(found: Sensitivity) -> list[str]:
+    """Return the storages that any matrix was tried with, least bits first."""
+    return [s for s in (*SCHEMES_OF_A_MIX, FLOAT16) if any(s in row for row in found.kld.values())]
+
+
+def _table(found: Sensitivity) -> Table:
+    title = f"{found.model_id}, {found.method}: mean KLD (nats) with one matrix quantized, {found.positions} answer tokens"
+    table = Table(title=title, title_justify="left")
+    table.add_column("matrix")
+    for storage in _columns(found):
+        table.add_column(storage, justify="right")
+    for name, row in found.kld.items():
+        table.add_row(_short(name), *(f"{row[s]:.2e}" if s in row else "" for s in _columns(found)))
+    return table
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("backbone.").removesuffix(".weight").replace(".mixer.", ".")
+
+
+def draw(found: Sensitivity, file: Path) -> None:
+    """Draw KLD by matrix, one line a scheme; matrices of a kind stand together, in the order of the layers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = sorted(found.kld, key=lambda name: name.rpartition(".layers.")[2].partition(".")[2] or name)
+    figure, axes = pyplot.subplots(figsize=(max(8, 0.3 * len(names)), 5))
+    for storage in _columns(found):
+        points = [(i, found.kld[name][storage]) for i, name in enumerate(names) if found.kld[name].get(storage, 0) > 0]
+        axes.plot([i for i, _ in points], [kld for _, kld in points], "o", label=storage, alpha=0.8)
+    axes.set_xticks(range(len(names)), [_short(name) for name in names], rotation=60, ha="right", fontsize="small")
+    axes.set(yscale="log", ylabel="mean KLD from float (nats)")
+    axes.set_title(f"{found.model_id}, {found.method}: one matrix quantized, the others float")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+main = main_of(command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,418 @@
+"""The bench of quality: intervals, bits, peers and goals. How good a build is, is measured and not tested."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from cobra_edge.bench import quality, quality_figures
+from cobra_edge.bench.builds import BUILDS
+from cobra_edge.bench.llamacpp import main as child_main
+from cobra_edge.bench.llamacpp import sizes_of, translated, write_gguf
+from cobra_edge.bench.quality import require_agreement
+from cobra_edge.bench.quality_peers import LlamaCppFamily
+from cobra_edge.bench.questions import Answers, Questions, against, figures
+from cobra_edge.bench.stored_bits import bundle_bits, gguf_bits, matrix_names, with_float_rest
+from cobra_edge.bench.torch_peers import TorchFamily, TorchPeer
+from cobra_edge.bench.verbs import command
+from cobra_edge.bundle import Bundle
+from cobra_edge.errors import InputError, MachineError
+from cobra_edge.model.config import MambaConfig, decoder_shapes
+from cobra_edge.regress import intervals
+from cobra_edge.terminal import run_command
+
+from .conftest import MINI_MAMBA, random_tensors
+
+TINY = MambaConfig(128, 2, 512, 256, 16, 4, 8)
+TINY_MATRICES = 512 * 128 + 2 * (512 * 128 + 40 * 256 + 256 * 8 + 128 * 256)  # embedding, then in, x, dt and out of each layer
+
+
+def naive(statistic, pictures, seed=1):
+    """Draw pictures again one suite at a time; return the 2.5 % and 97.5 % ends."""
+    random = np.random.default_rng(seed)
+    drawn = [statistic(random.integers(0, pictures, pictures)) for _ in range(intervals.RESAMPLES)]
+    return np.quantile(drawn, [0.025, 0.975])
+
+
+@pytest.fixture
+def clusters():
+    random = np.random.default_rng(7)
+    counts = random.integers(1, 9, 60).astype(float)
+    sums, other = (random.gamma(1.0, scale, 60) * counts for scale in (0.1, 0.2))
+    return sums, other, counts
+
+
+def test_intervals_are_those_of_a_naive_loop(clusters):
+    a, b, n = clusters
+    for found, statistic in (
+        (intervals.mean(a, n), lambda i: a[i].sum() / n[i].sum()),
+        (intervals.difference_of_means(a, b, n), lambda i: (a[i].sum() - b[i].sum()) / n[i].sum()),
+        (intervals.ratio_of_means(a, b), lambda i: a[i].sum() / b[i].sum()),
+    ):
+        low, high = naive(statistic, 60)
+        assert found.value == pytest.approx(statistic(np.arange(60)))
+        assert [found.low, found.high] == pytest.approx([low, high], abs=0.06 * (high - low))
+
+
+def test_a_quantile_draws_whole_pictures():
+    random = np.random.default_rng(3)
+    groups = [np.full(size, value) for size, value in zip(random.integers(1, 9, 40), random.gamma(1.0, size=40), strict=True)]
+    low, high = naive(lambda i: np.quantile(np.concatenate([groups[k] for k in i]), 0.9), 40)
+    found = intervals.quantile(groups, 0.9)
+    assert found.value == np.quantile(np.concatenate(groups), 0.9)
+    assert [found.low, found.high] == pytest.approx([low, high], abs=0.1 * (high - low))
+
+
+def test_lines_of_one_picture_are_not_independent():
+    """Ten lines that all say what their picture says are no more than one: the interval must not shrink."""
+    of_pictures = np.random.default_rng(0).normal(size=50)
+    one = intervals.mean(of_pictures, np.ones(50))
+    ten = intervals.mean(10 * of_pictures, 10 * np.ones(50))
+    assert ten.high - ten.low == pytest.approx(one.high - one.low)
+
+
+def test_an_interval_of_equals_has_no_width_and_one_of_a_single_picture_is_refused():
+    assert intervals.mean(np.ones(5), np.ones(5)) == intervals.Interval(1.0, 1.0, 1.0)
+    for refused in (lambda: intervals.mean(np.ones(1), np.ones(1)), lambda: intervals.quantile([np.ones(3)], 0.5)):
+        with pytest.raises(InputError, match="two or more pictures"):
+            refused()
+
+
+def test_pictures_without_a_line_of_a_task_are_not_drawn():
+    found = intervals.mean(np.array([1.0, 0.0, 0.0, 0.0]), np.array([1.0, 1.0, 0.0, 0.0]))
+    assert found == intervals.Interval(0.5, 0.0, 1.0)
+    assert intervals.difference_of_means(np.array([1.0, 1, 0]), np.zeros(3), np.array([1.0, 1, 0])).low == 1
+
+
+def test_intervals_say_what_they_lack(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(MachineError, match=r"cobra-edge\[eval\]"):
+        intervals.mean(np.ones(5), np.ones(5))
+
+
+@pytest.fixture
+def questions():
+    """Three pictures, five lines, a vocabulary of 512, two tokens of prompt and one or two of answer."""
+    targets = tuple(np.array(t, np.int32) for t in ([1, 0], [2, 0], [0], [3, 0], [1, 0]))
+    return Questions(
+        np.random.default_rng(0).standard_normal((3, 4, 128)).astype(np.float32),
+        np.array([0, 0, 1, 2, 2], np.int32),
+        ("count", "caption", "count", "count", "caption"),
+        tuple(np.array([5, 6, *t[:-1]], np.int32) for t in targets),
+        np.ones(5, np.int32),
+        targets,
+    )
+
+
+def saying(tokens, sure=4.0):
+    logits = np.zeros((len(tokens), 512), np.float32)
+    logits[np.arange(len(tokens)), tokens] = sure
+    return logits
+
+
+def test_a_row_by_hand(questions):
+    reference = [saying(t) for t in questions.targets]
+    wrong = [reference[0], saying([2, 4]), saying([0], sure=3.0), saying([3, 0], sure=3.0), reference[4]]
+    truth, found = (Answers.of(logits, reference, questions) for logits in (reference, wrong))
+    row = figures(found, truth, questions)
+
+    def kl(p, q):
+        p, q = (np.exp(x) / np.exp(x).sum() for x in (p.astype(float), q.astype(float)))
+        return (p * np.log(p / q)).sum()
+
+    swapped, softer = kl(saying([0])[0], saying([4])[0]), kl(saying([0])[0], saying([0], sure=3.0)[0])
+    assert row["lines"] == 5 and row["pictures"] == 3 and row["answer_tokens"] == 9
+    assert row["kld_mean"]["value"] == pytest.approx((swapped + 3 * softer) / 9, rel=1e-5)
+    # Pictures of 4, 1 and 4 tokens: three times the same one is a draw in 27, more than the 2.5 % beyond each end.
+    assert row["kld_mean"]["low"] == pytest.approx(softer / 2, rel=1e-5)
+    assert row["kld_mean"]["high"] == pytest.approx(swapped / 4, rel=1e-5)
+    assert row["top1_agreement"]["value"] == pytest.approx(8 / 9, rel=1e-5)
+    lost = 4.0 + 3 * (np.log(511 + np.exp(3)) - 3 - np.log(511 + np.exp(4)) + 4)
+    assert row["perplexity_ratio"]["value"] == pytest.approx(np.exp(lost / 9), rel=1e-5)
+    assert row["accuracy"]["count"] == {"lines": 3, "right": 1.0, "difference": {"value": 0.0, "low": 0.0, "high": 0.0}}
+    assert row["accuracy"]["caption"]["right"] == 0.5
+    assert row["accuracy"]["caption"]["difference"]["value"] == -0.5
+    pair = against(found, found, questions)
+    assert pair["kld_ratio"]["low"] == pair["kld_ratio"]["high"] == 1 and pair["kld_difference"]["high"] == 0
+    assert against(found, truth, questions)["kld_ratio"] is None
+
+
+def test_a_float_form_that_disagrees_is_refused(questions):
+    reference = [saying(t) for t in questions.targets]
+    assert require_agreement("x", reference, reference) == 0
+    for other in ([2 * r for r in reference], [r * np.nan for r in reference]):
+        with pytest.raises(MachineError, match="x with float weights differs from the reference: mean KLD"):
+            require_agreement("x", other, reference)
+
+
+def test_bits_by_hand(tiny_bundle):
+    """tiny_bundle is w8a16-g128: 8 bits and a float16 scale for 128 weights; dt_proj, 8 wide, stays float16."""
+    bundle = Bundle.open(tiny_bundle)
+    assert bundle.manifest.recipe.scheme == "w8a16-g128" and bundle.manifest.model.mamba == TINY
+    narrow = 2 * 256 * 8
+    expected = ((TINY_MATRICES - narrow) * 8.125 + narrow * 16) / TINY_MATRICES
+    assert bundle_bits(bundle).matrices == pytest.approx(expected)
+    file_bytes = bundle.path("decoder.safetensors").stat().st_size
+    assert bundle_bits(bundle).all == pytest.approx(8 * file_bytes / TINY.n_parameters)
+
+
+def test_bits_of_peers_by_hand():
+    names = [n for n in matrix_names(TINY) if "in_proj" in n]
+    found = with_float_rest(TINY, names, 2 * 512 * 128 // 2)
+    assert found.matrices == pytest.approx((2 * 512 * 128 * 4 + (TINY_MATRICES - 2 * 512 * 128) * 16) / TINY_MATRICES)
+    vectors = TINY.n_parameters - TINY_MATRICES
+    assert found.all == pytest.approx((found.matrices * TINY_MATRICES + 32 * vectors) / TINY.n_parameters)
+    sizes = {
+        "token_embd.weight": 1000,
+        "blk.0.ssm_in.weight": 200,
+        "blk.1.ssm_dt.weight": 30,
+        "blk.0.ssm_a": 9,
+        "output_norm.weight": 9,
+    }
+    assert gguf_bits(TINY, sizes, 5000).matrices == 8 * 1230 / TINY_MATRICES
+    assert gguf_bits(TINY, sizes, 5000).all == 8 * 5000 / TINY.n_parameters
+
+
+@pytest.fixture
+def tensors():
+    return {name: t.numpy() for name, t in random_tensors(decoder_shapes(TINY)).items()}
+
+
+def test_a_gguf_holds_the_decoder(tmp_path, tensors):
+    gguf = pytest.importorskip("gguf")
+    import msgspec
+
+    file = tmp_path / "F32.gguf"
+    write_gguf(file, msgspec.to_builtins(TINY), translated(tensors))
+    reader = gguf.GGUFReader(file)
+    found = {t.name: t.data.reshape(t.shape[::-1]) for t in reader.tensors}
+    assert len(found) == len(tensors) and "output.weight" not in found
+    np.testing.assert_array_equal(found["blk.1.ssm_in.weight"], tensors["backbone.layers.1.mixer.in_proj.weight"])
+    np.testing.assert_array_equal(found["blk.1.ssm_a"], -np.exp(tensors["backbone.layers.1.mixer.A_log"]))
+    np.testing.assert_array_equal(found["blk.0.ssm_conv1d.weight"], tensors["backbone.layers.0.mixer.conv1d.weight"][:, 0])
+    np.testing.assert_array_equal(found["blk.0.ssm_dt.bias"], tensors["backbone.layers.0.mixer.dt_proj.bias"])
+    np.testing.assert_array_equal(found["token_embd.weight"], tensors["backbone.embedding.weight"])
+    assert reader.fields["tokenizer.ggml.model"].contents() == "no_vocab"
+    assert reader.fields["mamba.ssm.inner_size"].contents() == 256
+    sizes = sizes_of(file)
+    assert sizes["tensors"]["blk.0.ssm_dt.weight"] == ["F32", 4 * 256 * 8]
+    assert sizes["file_bytes"] == file.stat().st_size
+
+
+def test_a_tensor_without_a_place_is_refused(tmp_path, tensors, capsys):
+    odd = {"backbone.layers.0.mixer.gate": np.ones(3)}
+    with pytest.raises(ValueError, match=r"mixer\.gate has no place in a GGUF"):
+        translated(tensors | odd)
+    np.savez(tmp_path / "w.npz", **odd)
+    child_main(["write", str(tmp_path / "x.gguf"), "{}", str(tmp_path / "w.npz")])
+    assert "no place" in json.loads(capsys.readouterr().out)["error"]
+
+
+# Answers as llamacpp.py does: everybody says the target. Misbehaves as the file `kind` beside it says.
+FAKE_CHILD = """
+import json, pathlib, sys
+import numpy as np
+verb, *rest = sys.argv[1:]
+kind = pathlib.Path(__file__).with_name("kind").read_text()
+def say(answer): print(json.dumps(answer), flush=True)
+if kind == "missing": say({"error": "ModuleNotFoundError: No module named 'llama_cpp'"})
+elif kind == "broken" and verb != "check": say({"error": "RuntimeError: llama_decode ended with 1"})
+elif verb == "check": say({"done": verb, "version": "llama 9"})
+elif verb == "write":
+    pathlib.Path(rest[0]).write_text(",".join(np.load(rest[2])))
+    say({"done": verb})
+elif verb == "quantize": say({"done": verb})
+elif verb == "sizes": say({"done": verb, "file_bytes": 5000, "tensors": {"token_embd.weight": ["Q4_0", 1000]}})
+else:
+    q = np.load(rest[1])
+    n = int((q["length"] - q["answer_from"]).sum()) + (kind == "long")
+    say({"lines": 2})
+    np.savez(rest[2], logits=np.arange(n * 512, dtype=np.float32).reshape(n, 512))
+    say({"done": verb})
+"""
+
+
+@pytest.fixture
+def llama_cpp(tmp_path, tensors):
+    (tmp_path / "child.py").write_text(FAKE_CHILD)
+    (tmp_path / "kind").write_text("good")
+    return LlamaCppFamily(TINY, tensors, tmp_path, sys.executable, tmp_path / "child.py")
+
+
+def test_llama_cpp_answers(llama_cpp, questions, tmp_path):
+    assert llama_cpp.refuses() is None
+    told = []
+    found = llama_cpp.answer("llama.cpp Q4_0", questions, told.append)
+    assert told == [2] and [f.shape for f in found.logits] == [(len(t), 512) for t in questions.targets]
+    assert found.logits[2][0, 0] == 4 * 512  # the fifth answer token
+    assert found.bits.matrices == 8 * 1000 / TINY_MATRICES and found.facts["runtime"] == "llama 9"
+    assert "backbone.layers.1.mixer.A_log" in (tmp_path / "F32.gguf").read_text()
+    asked = np.load(tmp_path / "questions.npz")
+    assert asked["tokens"][:5].tolist() == [5, 6, 1, 5, 6] and asked["length"].tolist() == [3, 3, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("broken", "llama_decode ended with 1"), ("long", r"logits of shape \(10, 512\), expected \(9, 512\)")],
+)
+def test_llama_cpp_that_fails_says_why(llama_cpp, questions, tmp_path, kind, message):
+    (tmp_path / "kind").write_text(kind)
+    with pytest.raises(MachineError, match=message):
+        llama_cpp.answer_in_float(questions, lambda _: None)
+
+
+def test_a_missing_library_is_a_reason_and_a_missing_interpreter_an_error(llama_cpp, tmp_path, tensors):
+    (tmp_path / "kind").write_text("missing")
+    assert "No module named 'llama_cpp'" in llama_cpp.refuses() and "--peer-python" in llama_cpp.refuses()
+    with pytest.raises(InputError, match="cannot be started"):
+        LlamaCppFamily(TINY, tensors, tmp_path, "/no/such/python").refuses()
+
+    def absent():
+        raise ImportError("No module named 'hqq'")
+
+    family = TorchFamily("hqq", (TorchPeer("hqq int4", 4, absent),), TINY, tensors)
+    assert family.refuses() == "hqq: No module named 'hqq'; pip install 'cobra-edge[peers]'"
+
+
+def test_a_torch_peer_answers_as_the_model_does(questions, tensors):
+    """A quantizer that rounds nothing but to float16 leaves the answers nearly what they are; one that zeroes does not."""
+
+    def keeps(layer):
+        return layer, layer.weight.nbytes
+
+    def zeroes(layer):
+        layer.weight.data.zero_()
+        return layer, 0
+
+    peers = (TorchPeer("keeps", 16, lambda: keeps), TorchPeer("zeroes", 0, lambda: zeroes))
+    family = TorchFamily("torch", peers, TINY, tensors)
+    assert family.refuses() is None
+    told = []
+    reference = family.answer_in_float(questions, told.append)
+    assert told == [1, 2, 3, 4, 5] and [r.shape for r in reference] == [(len(t), 512) for t in questions.targets]
+    kept, lost = (family.answer(label, questions, lambda _: None) for label in ("keeps", "zeroes"))
+    drifts = [Answers.of(f.logits, reference, questions).kld_of_lines.sum() for f in (kept, lost)]
+    assert 0 < drifts[0] < 1e-4 < drifts[1]
+    assert kept.bits.matrices == 16 and lost.bits.matrices < 8 and "embedding" in kept.facts["left_float"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "w4a16-g12"], "unknown build 'w4a16-g12'; did you mean"),
+        (["--name", "../x"], "no name for a result"),
+    ],
+)
+def test_options_are_checked_before_any_work(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(command, ["quality", *options]) == 2
+    assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_labels_are_unique():
+    labels = quality.known_labels()
+    assert len(set(labels)) == len(labels) and {b.label for b in BUILDS} < set(labels)
+
+
+class Stub:
+    """A family whose float form is off by `off`, and whose peer says what the reference does."""
+
+    def __init__(self, reference, reason=None, off=0.0):
+        self.name, self.peers, self._reference, self._reason, self._off = "stub", {"stub": 4}, reference, reason, off
+
+    def refuses(self):
+        return self._reason
+
+    def answer_in_float(self, questions, on_lines):
+        return [r + self._off * np.arange(512) for r in self._reference]
+
+    def answer(self, label, questions, on_lines):
+        from cobra_edge.bench.quality_peers import Answered
+
+        return Answered(self._reference, with_float_rest(TINY, [], 0))
+
+
+def test_a_contest(questions, monkeypatch, tmp_path):
+    from cobra_edge.bench.builds import Build
+    from cobra_edge.bench.quality_peers import Answered
+
+    logits = [saying(t) for t in questions.targets]
+    bits = with_float_rest(TINY, [], 0)
+
+    def contest():
+        return quality._Contest(questions, Answered(logits, bits))
+
+    with pytest.raises(MachineError, match="stub with float weights differs"):
+        contest().ask_family(Stub(logits, off=1.0), ["stub"])
+    made = contest()
+    made.ask_family(Stub(logits, reason="no such library"), ["stub"])
+
+    def run(build, folder, lines):
+        if build.label == "lacking":
+            raise MachineError("no bitsandbytes")
+        return None, None, Answered([2 * r for r in logits], bits)
+
+    monkeypatch.setattr(quality, "_run_build", run)
+    made.ask_build(Build("a", {"scheme": "w4a16-g128"}), tmp_path, [])
+    made.ask_build(Build("lacking", {"scheme": "bnb-nf4"}, peer=True), tmp_path, [])
+    with pytest.raises(MachineError, match="no bitsandbytes"):
+        made.ask_build(Build("lacking", {"scheme": "w4a16-g128"}), tmp_path, [])
+    rows = made.judged()
+    assert [(r["label"], r["kind"]) for r in rows] == [
+        ("fp16", "reference"),
+        ("a", "ours"),
+        ("stub", "peer"),
+        ("lacking", "peer"),
+    ]
+    assert rows[2]["not_measured"] == "no such library" and rows[3]["not_measured"] == "no bitsandbytes"
+    assert "kld_mean" not in rows[2] and rows[1]["kld_mean"]["low"] > 0 and rows[1]["against"] == {}
+    assert json.dumps(rows)
+
+
+def made_up(label, kind, bits, matrices, kld, lost=0.0, ratio=None, activations="float32"):
+    def sure(value):
+        return {"value": value, "low": value, "high": value}
+
+    accuracy = {t: {"lines": 100, "right": 0.99, "difference": sure(0.0)} for t in (*quality_figures.GOALS, "caption")}
+    accuracy["count"]["difference"] = {"value": -lost, "low": -lost - 0.02, "high": 0.0}
+    row = {"label": label, "kind": kind, "weight_bits": bits, "bits_matrices": matrices, "bits_all": matrices + 1}
+    row |= {"activations": activations, "kld_mean": sure(kld), "kld_p99": sure(kld), "top1_agreement": sure(1.0)}
+    row |= {"perplexity_ratio": sure(1.0), "accuracy": accuracy, "caption_perplexity": 1.05}
+    return row | ({"against": {name: {"kld_ratio": r} for name, r in ratio.items()}} if kind == "ours" else {})
+
+
+def test_goals_are_judged_from_the_rows(tmp_path):
+    below, over = {"value": 0.5, "low": 0.4, "high": 0.7}, {"value": 1.2, "low": 0.9, "high": 1.5}
+    rows = [
+        made_up("fp16", "reference", 16, 16.0, 0.0),
+        made_up("w8", "ours", 8, 8.2, 1e-5, ratio={"llama.cpp Q8_0": below}),
+        made_up("four", "ours", 4, 4.2, 1e-3, lost=0.005, ratio={"A": below, "B": over}),
+        made_up("wide", "ours", 4, 4.7, 1e-4, lost=0.02, ratio={"A": below, "B": below}),
+        made_up("A", "peer", 4, 4.8, 2e-3),
+        made_up("B", "peer", 4, 4.8, 2e-3),
+        {"label": "C", "kind": "peer", "weight_bits": 4, "not_measured": "no library"},
+        made_up("llama.cpp Q8_0", "peer", 8, 8.6, 3e-5),
+    ]
+    text = quality_figures.quality_goals_table({"rows": rows})
+    for line in (
+        "below that of A | four | 0.50 (0.40–0.70) times | reached |",
+        "below that of B | four | 1.20 (0.90–1.50) times | **missed**, the interval reaches over |",
+        "below that of C | four | not measured |  |",
+        "llama.cpp Q8_0 | w8 | 0.50 (0.40–0.70) times | reached |",
+        "w4a16: every task within 1 point of float | wide | count -2.0 (-4.0–+0.0) | **missed**, the interval reaches over |",
+        "w8a16: every task within 0.2 points of float | w8 | count",
+    ):
+        assert line in text, line
+    assert quality_figures.quality_goals_table({"rows": rows[:1]}).count("not measured") == 2
+    shown = quality_figures.quality_table({"rows": rows})
+    assert "| C (not measured: no library) | – |" in shown and "| four | 4.20 | 5.20 | float32 | 1.00e-03 (" in shown
+    assert "| count | 100 | 99.0% | 85% | reached |" in quality_figures.goals_table({"rows": rows})
+    quality_figures.draw_drift({"rows": rows}, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_mini_is_what_the_peers_are_asked_with(mini_bundle):
+    """The fp16 build's tensors are what peers get: the checkpoint's own, in the shapes of its config."""
+    tensors = Bundle.open(mini_bundle("fp16")).decoder_tensors()
+    assert {n: t.shape for n, t in tensors.items()} == decoder_shapes(MINI_MAMBA)

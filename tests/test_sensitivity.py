@@ -1,0 +1,273 @@
+"""Sensitivity and mixes: the knapsack against brute force, the scan against a bundle, budgets, and what is refused."""
+
+import itertools
+import json
+import math
+
+import msgspec
+import numpy as np
+import pytest
+
+from cobra_edge import export as export_module
+from cobra_edge import sensitivity as verb
+from cobra_edge.bundle import Bundle
+from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.errors import InputError
+from cobra_edge.model.checkpoint import open_checkpoint
+from cobra_edge.model.config import decoder_shapes
+from cobra_edge.quantize.mix import choose_mix, option_bits, require_reachable, solve
+from cobra_edge.quantize.questions import tokenised
+from cobra_edge.quantize.sensitivity import Sensitivity, candidates, passes, read_sensitivity, scan, write_sensitivity
+from cobra_edge.recipe import MIXED, Recipe, matrix_bits, matrix_weights, uniform_recipe
+from cobra_edge.regress.metrics import kl_divergence
+from cobra_edge.regress.suite import CALIBRATION, Line, read_suite, spread
+from cobra_edge.regress.trial import Trial
+from cobra_edge.scheme import SCHEMES
+from cobra_edge.tensor_file import map_tensors
+from cobra_edge.terminal import run_command
+
+from .conftest import MINI, MINI_MAMBA, TINY_MAMBA
+from .handmade import write_bundle
+
+LINES = [Line("What is there?", "a red cup", "t"), Line("How many?", "two of them", "t")]
+BASE = Recipe(MIXED, "rtn", {}, rotations=("residual", "out-proj"))
+
+
+def brute(costs, sizes, budget):
+    best = (math.inf, None)
+    for chosen in itertools.product(*(row for row in costs.values())):
+        bits = sum(sizes[n][s] for n, s in zip(costs, chosen, strict=True))
+        cost = sum(costs[n][s] for n, s in zip(costs, chosen, strict=True))
+        if bits <= budget and cost < best[0]:
+            best = cost, chosen
+    return best
+
+
+def test_the_knapsack_is_solved_as_by_brute_force():
+    random = np.random.default_rng(0)
+    unsolvable = 0
+    for _ in range(200):
+        names = [str(i) for i in range(random.integers(1, 6))]
+        rows = {n: [f"s{i}" for i in range(random.integers(1, 5))] for n in names}
+        sizes = {n: {s: int(random.integers(1, 40)) * 24 for s in row} for n, row in rows.items()}
+        costs = {n: {s: float(random.exponential()) for s in row} for n, row in rows.items()}
+        budget = float(random.uniform(0, 24 * 30 * len(names)))
+        expected, chosen = brute(costs, sizes, budget)
+        found = solve(costs, sizes, budget)
+        if chosen is None:
+            unsolvable += 1
+            assert found is None
+        else:
+            assert sum(costs[n][s] for n, s in found.items()) == pytest.approx(expected, rel=1e-12)
+            assert sum(sizes[n][s] for n, s in found.items()) <= budget
+    assert 0 < unsolvable < 150
+
+
+def test_a_knapsack_too_fine_for_its_units_still_keeps_the_budget():
+    random = np.random.default_rng(1)
+    sizes = {str(n): {s: int(random.integers(10**8, 10**9)) for s in "abcd"} for n in range(12)}
+    costs = {n: {s: 1e9 / bits for s, bits in row.items()} for n, row in sizes.items()}
+    budget = 12 * 4.0e8
+    found = solve(costs, sizes, budget)
+    spent = sum(sizes[n][s] for n, s in found.items())
+    assert budget * 0.95 < spent <= budget
+
+
+@pytest.fixture
+def trial(text_only):
+    return Trial(open_checkpoint(str(text_only)), BASE, None, LINES, text_only)
+
+
+def test_a_trial_measures_what_a_bundle_of_the_same_recipe_answers(text_only, tiny_bundle, tmp_path, trial):
+    checkpoint, name = open_checkpoint(str(text_only)), "backbone.layers.1.mixer.in_proj.weight"
+    recipe = msgspec.structs.replace(BASE, tensors={name: "w3a16-g64"})
+    assert trial.kld(BASE) < 1e-12
+    asked, klds = tokenised(checkpoint, LINES), []
+    floats = msgspec.structs.replace(BASE, tensors={}, rotations=())
+    bundles = [write_bundle(Bundle.open(tiny_bundle), checkpoint, r, tmp_path / str(i)) for i, r in enumerate((floats, recipe))]
+    # round_to_nearest by least-error scales is what the method takes; write_bundle takes the plain ones.
+    from cobra_edge.quantize.decoder_file import write_decoder
+
+    write_decoder(checkpoint, recipe, bundles[1].directory / "decoder.safetensors", lambda: None)
+    for tokens, start in zip(asked.tokens, asked.answer_from, strict=True):
+        logits = []
+        for bundle in bundles:
+            decoder = NumpyDecoder(bundle)
+            logits.append(decoder.forward(decoder.embed(tokens[:-1]), decoder.new_state())[start - 1 :])
+        klds.append(kl_divergence(*logits))
+    expected = np.concatenate(klds)
+    assert trial.positions == len(expected) and trial.lines == 2
+    assert trial.kld(recipe) == pytest.approx(expected.mean(), rel=1e-3) and expected.mean() > 1e-6
+
+
+def test_a_scan_measures_every_matrix_by_every_scheme_that_fits():
+    seen = []
+
+    def measure(recipe):
+        seen.append(recipe.tensors)
+        return math.inf if recipe.tensors.get("backbone.embedding.weight") == "w3a16-g64" else 1.0
+
+    table = scan(MINI_MAMBA, BASE, measure)
+    assert len(seen) == passes(MINI_MAMBA) == sum(len(row) for row in table.values()) + 1
+    assert all(len(tensors) == 1 for tensors in seen) and "w3a16-g64" not in table["backbone.embedding.weight"]
+    assert list(table["backbone.layers.0.mixer.dt_proj.weight"]) == ["float16"]  # 16 inputs fit no scheme
+    assert list(table["backbone.layers.3.mixer.x_proj.weight"])[-1] == "float16" and len(table) == 17
+    with pytest.raises(InputError, match="not finite however"):
+        scan(MINI_MAMBA, BASE, lambda recipe: math.inf)
+
+
+def additive(config):
+    """Return costs that fall with the bits, and a measure by which errors of matrices just add up."""
+    sizes = option_bits(config, BASE)
+    table = {n: {s: (i + 1) / bits for s, bits in row.items()} for i, (n, row) in enumerate(sizes.items())}
+    return table, lambda recipe: sum(table[n][s] for n, s in recipe.tensors.items())
+
+
+def test_a_mix_keeps_its_budget_and_beats_what_fits_it():
+    table, measure = additive(MINI_MAMBA)
+    for budget in (3.478, 4.0, 4.3, 7.9, 99.0):
+        mix = choose_mix(MINI_MAMBA, BASE, table, budget, measure)
+        bits = sum(matrix_bits(MINI_MAMBA, msgspec.structs.replace(BASE, tensors=mix.tensors)).values())
+        assert mix.bits_per_weight == bits / matrix_weights(MINI_MAMBA) <= budget
+        expected = solve(table, option_bits(MINI_MAMBA, BASE), budget * matrix_weights(MINI_MAMBA))
+        assert mix.kld <= measure(msgspec.structs.replace(BASE, tensors=expected))
+    assert set(mix.tensors.values()) == {"float16"}  # more than the largest: the best there is
+
+
+def test_a_mix_is_chosen_by_what_was_measured():
+    """Where the embedding beside a quantized in_proj costs more than alone, another mix than the knapsack's is taken."""
+    table, measure = additive(MINI_MAMBA)
+    knapsack = solve(table, option_bits(MINI_MAMBA, BASE), 4.0 * matrix_weights(MINI_MAMBA))
+    spoilt = "backbone.layers.2.mixer.in_proj.weight"
+
+    def interacting(recipe):
+        return measure(recipe) + (1.0 if recipe.tensors[spoilt] == knapsack[spoilt] else 0.0)
+
+    mix = choose_mix(MINI_MAMBA, BASE, table, 4.0, interacting)
+    assert mix.tensors[spoilt] != knapsack[spoilt] and mix.kld < interacting(msgspec.structs.replace(BASE, tensors=knapsack))
+
+
+def test_a_budget_out_of_reach_is_refused_with_the_least_there_is():
+    with pytest.raises(InputError, match=r"takes 3\.478 at least.*float16 \(dt_proj\), w3a16-g64 \(embedding, in_proj"):
+        require_reachable(MINI_MAMBA, BASE, 2.0)
+    require_reachable(MINI_MAMBA, BASE, 3.478)
+
+
+def test_bits_are_those_of_the_file(text_only, tmp_path):
+    from cobra_edge.quantize.decoder_file import write_decoder
+    from cobra_edge.recipe import stored_tensors
+
+    table, measure = additive(TINY_MAMBA)
+    mix = choose_mix(TINY_MAMBA, BASE, table, 4.2, measure)
+    recipe, file = msgspec.structs.replace(BASE, tensors=mix.tensors), tmp_path / "decoder.safetensors"
+    write_decoder(open_checkpoint(str(text_only)), recipe, file, lambda: None)
+    stored = map_tensors(file, [t for entries in stored_tensors(TINY_MAMBA, recipe).values() for t in entries])
+    bits = sum(8 * a.nbytes for n, a in stored.items() if n.removesuffix(".codes").removesuffix(".scales") in mix.tensors)
+    weights = sum(
+        math.prod(s) for n, s in decoder_shapes(TINY_MAMBA).items() if n.endswith(("proj.weight", "embedding.weight"))
+    )
+    assert bits / weights == mix.bits_per_weight <= 4.2 and len(set(mix.tensors.values())) > 1
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Return a file of sensitivities, and a function that writes it with some fields changed."""
+    table, _ = additive(TINY_MAMBA)
+    fields = dict(
+        schema_version=1, cobra_edge="0", model_id="m", model_sha256="abc", method="rtn", rotations=("residual", "out-proj"),
+        activations="float32", activation_percentile=None, lines=1, positions=1, kld=table,
+    )  # fmt: skip
+
+    def write(**changed):
+        write_sensitivity(Sensitivity(**(fields | changed)), tmp_path / "s.json")
+        return tmp_path / "s.json"
+
+    return write
+
+
+def test_sensitivities_come_back(kept):
+    assert read_sensitivity(kept(), TINY_MAMBA, "abc", BASE).kld == additive(TINY_MAMBA)[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"schema_version": 2}, "schema version 2"),
+        ({"model_sha256": "def"}, "of another model"),
+        ({"method": "gptq"}, "method 'gptq', this export has 'rtn'"),
+        ({"rotations": ()}, "rotations"),
+        ({"activations": "int8"}, "activations 'int8'"),
+        ({"activation_percentile": 99.0}, "activation_percentile"),
+        ({"kld": {}}, "has 0 matrices"),
+        ({"kld": {n: {} for n in candidates(TINY_MAMBA)}}, "has no figures"),
+        ({"kld": {n: {"float16": -1.0} for n in candidates(TINY_MAMBA)}}, "no KLD"),
+        ({"kld": {n: {"w2a16": 1.0} for n in candidates(TINY_MAMBA)}}, "scheme that fits"),
+    ],
+)
+def test_foreign_sensitivities_are_refused(kept, changed, says):
+    with pytest.raises(InputError, match=says):
+        read_sensitivity(kept(**changed), TINY_MAMBA, "abc", BASE)
+
+
+def test_a_file_of_something_else_is_no_sensitivities(tmp_path):
+    (tmp_path / "x").write_text('{"a": 1}')
+    for name in ("x", "nowhere"):
+        with pytest.raises(InputError, match=r"cobra_edge\.sensitivity"):
+            read_sensitivity(tmp_path / name, TINY_MAMBA, "abc", BASE)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Return a suite of a few calibration lines, pictures where they are."""
+    file = tmp_path_factory.mktemp("few") / "few.jsonl"
+    lines = spread(read_suite(CALIBRATION), 10)
+    texts = [json.dumps(msgspec.to_builtins(line) | {"image": line.image and str(MINI / line.image)}) for line in lines]
+    file.write_text("\n".join(texts))
+    return file
+
+
+def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_path, capfd):
+    choices = ["--method", "gptq", "--rotation", "both", "--calibration", str(few)]
+    file, plot = tmp_path / "s.json", tmp_path / "s.png"
+    given = ["--checkpoint", "mini", *choices, "--out", str(file), "--plot", str(plot)]
+    assert run_command(verb.command, given) == 0
+    assert "layers.2.x_proj" in capfd.readouterr().out and plot.read_bytes()[1:4] == b"PNG"
+    assert run_command(verb.command, given) == 2 and "already there" in capfd.readouterr().err
+
+    def exported(*arguments):
+        out = tmp_path / "-".join(arguments)
+        given = ["--target", "cpu", "--checkpoint", "mini", *choices, *arguments, "--out", str(out), "--json"]
+        assert run_command(export_module.command, given) == 0
+        data = json.loads(capfd.readouterr().out)
+        return data["mix"], Bundle.open(out).manifest
+
+    mix, mixed = exported("--bits", "4.3", "--sensitivity", str(file))
+    _, uniform = exported("--scheme", "w3a16-g64")
+    assert mixed.recipe.scheme == MIXED and mixed.recipe.tensors == mix["tensors"] and mixed.recipe.statistics
+    bits = sum(matrix_bits(mixed.model.mamba, mixed.recipe).values()) / matrix_weights(mixed.model.mamba)
+    assert 3.478 < bits == mix["bits_per_weight"] <= 4.3
+    assert mixed.drift.kld_mean < uniform.drift.kld_mean
+    fits, _ = uniform_recipe(uniform.model.mamba, SCHEMES["w4a16-g128"])
+    assert sum(matrix_bits(uniform.model.mamba, fits).values()) / matrix_weights(uniform.model.mamba) > 4.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--bits", "2"), "cannot be had"),
+        (("--bits", "4", "--scheme", "bnb-nf4"), "mixes schemes of ours"),
+        (("--sensitivity", "x"), "--bits 4.0"),
+        (("--bits", "0"), "Invalid value"),
+        (("--bits", "4", "--sensitivity", "/nowhere"), "cobra_edge.sensitivity"),
+    ],
+)
+def test_mixes_that_cannot_be(text_only, tmp_path, capfd, arguments, says):
+    given = ["--target", "cpu", "--checkpoint", str(text_only), *arguments, "--out", str(tmp_path / "b")]
+    assert run_command(export_module.command, given) == 2
+    assert says in " ".join(capfd.readouterr().err.split()) and not (tmp_path / "b").exists()
+
+
+def test_a_plot_without_matplotlib(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(verb.importlib.util, "find_spec", lambda name: None)
+    given = ["--checkpoint", "mini", "--out", str(tmp_path / "s"), "--plot", str(tmp_path / "p")]
+    assert run_command(verb.command, given) == 3 and "pip install" in capfd.readouterr().err
