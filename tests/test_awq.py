@@ -31,7 +31,8 @@ def case(out=64, loud=(5, 77), factor=30.0):
 def naive_error(weight, moment, scales, scheme):
     """Return tr(ΔW H ΔWᵀ) of the matrix that is W again once its inputs are divided by the scales, float64."""
     scaled = (weight * scales).astype(np.float32)
-    restored = round_to_nearest(scaled, scheme, least_error_scales(scaled, scheme)).dequantize()
+    steps = least_error_scales(scaled, scheme, np.diagonal(moment) / scales**2)
+    restored = round_to_nearest(scaled, scheme, steps).dequantize()
     difference = restored.astype(np.float64) / scales - weight
     return float(np.trace(difference @ moment.astype(np.float64) @ difference.T))
 

@@ -30,7 +30,7 @@ from cobra_edge.model.config import MambaConfig
 from cobra_edge.model.mamba import REFERENCE
 from cobra_edge.model.mamba import causal_conv as plain_conv
 from cobra_edge.model.mamba import selective_scan as plain_scan
-from cobra_edge.quantize import calibration
+from cobra_edge.quantize import calibration, questions
 from cobra_edge.quantize.calibration import collect_statistics
 from cobra_edge.quantize.partial import remove_parts
 from cobra_edge.quantize.statistics import (
@@ -351,7 +351,7 @@ def test_weights_and_activations_that_are_not_finite_are_named(text_only):
 
 
 def test_visual_embeddings_that_are_not_finite_are_named(mini, monkeypatch):
-    monkeypatch.setattr(calibration, "load_vision", lambda _c: lambda pixels: torch.full((len(pixels), 64, 256), float("inf")))
+    monkeypatch.setattr(questions, "load_vision", lambda _c: lambda pixels: torch.full((len(pixels), 64, 256), float("inf")))
     with pytest.raises(InputError, match=r"000\.png: its visual embeddings hold NaN or infinity"):
         collect_statistics(mini, a_few_lines(), MINI)
 
