@@ -389,6 +389,7 @@ def test_goals_are_judged_from_the_rows(tmp_path):
         made_up("w8", "ours", 8, 8.2, 1e-5, ratio={"llama.cpp Q8_0": below}),
         made_up("four", "ours", 4, 4.2, 1e-3, lost=0.005, ratio={"A": below, "B": over}),
         made_up("wide", "ours", 4, 4.7, 1e-4, lost=0.02, ratio={"A": below, "B": below}),
+        made_up("mixed, 4.5 bits", "ours", 4, 4.5, 1e-5, ratio={"A": below, "B": below}),  # judged as a mix, not as w4a16
         made_up("A", "peer", 4, 4.8, 2e-3),
         made_up("B", "peer", 4, 4.8, 2e-3),
         {"label": "C", "kind": "peer", "weight_bits": 4, "not_measured": "no library"},
@@ -401,10 +402,11 @@ def test_goals_are_judged_from_the_rows(tmp_path):
         "below that of C | four | not measured |  |",
         "llama.cpp Q8_0 | w8 | 0.50 (0.40–0.70) times | reached |",
         "w4a16: every task within 1 point of float | wide | count -2.0 (-4.0–+0.0) | **missed**, the interval reaches over |",
+        "≤ 4.3 bits: every task within 1 point of float | four | count -0.5 (-2.5–+0.0) | reached, the interval reaches over |",
         "w8a16: every task within 0.2 points of float | w8 | count",
     ):
         assert line in text, line
-    assert quality_figures.quality_goals_table({"rows": rows[:1]}).count("not measured") == 2
+    assert quality_figures.quality_goals_table({"rows": rows[:1]}).count("not measured") == 3
     shown = quality_figures.quality_table({"rows": rows})
     assert "| C (not measured: no library) | – |" in shown and "| four | 4.20 | 5.20 | float32 | 1.00e-03 (" in shown
     assert "| count | 100 | 99.0% | 85% | reached |" in quality_figures.goals_table({"rows": rows})
