@@ -257,8 +257,11 @@ def _write_vision(
 def _write_decoder(checkpoint: Any, recipe: Any, stage: Path, bar: Any, statistics: Statistics | None) -> None:
     from .model.config import decoder_shapes
     from .quantize.decoder_file import write_decoder
+    from .quantize.methods import scaled_matrices
 
-    task = bar.add_task(f"decoder as {recipe.scheme}", total=len(decoder_shapes(checkpoint.config.mamba)))
+    config = checkpoint.config.mamba
+    total = len(decoder_shapes(config)) + len(scaled_matrices(config, recipe))
+    task = bar.add_task(f"decoder as {recipe.scheme}", total=total)
     write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task), statistics)
 
 

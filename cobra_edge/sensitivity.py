@@ -57,7 +57,6 @@ def command(source: str, out: Path, plot: Path | None, force: bool, as_json: boo
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise MachineError("--plot needs matplotlib; install it with: pip install matplotlib")
     found = _scanned(source, out, options)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_sensitivity(found, out)
     if plot is not None:
         draw(found, plot)

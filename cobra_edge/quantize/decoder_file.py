@@ -32,7 +32,7 @@ def write_decoder(
         checkpoint: opened, tensors memory-mapped.
         recipe: storage of each tensor, what is rotated, and the method.
         file: decoder.safetensors.
-        on_tensor: called after each tensor, for progress.
+        on_tensor: called after each of `scaled_matrices` and each tensor, for progress.
         statistics: of this model; needed by every method but rtn, and for clipping.
 
     Raises:
@@ -43,7 +43,7 @@ def write_decoder(
     def tensor(name: str) -> np.ndarray:
         return require_finite(name, checkpoint.decoder[name].float()).numpy()
 
-    plan, quantize = stored_tensors(config, recipe), quantizer(config, recipe, tensor, statistics)
+    plan, quantize = stored_tensors(config, recipe), quantizer(config, recipe, tensor, statistics, on_tensor)
     with TensorFileWriter(file, [t for entries in plan.values() for t in entries]) as writer:
         for name, entries in plan.items():
             value = stored_value(quantize, name, statistics)

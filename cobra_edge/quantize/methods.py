@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,17 +85,21 @@ def quantizer(
     statistics: Statistics | None,
     on_matrix: Callable[[], None] = lambda: None,
 ) -> Quantizer:
-    """Return what quantizes a model, AWQ's scales found where the method has them; on_matrix is called after each of those."""
+    """Return what quantizes a model, AWQ's scales found; on_matrix is called after each of `scaled_matrices`."""
     assert statistics is not None or recipe.method in ("none", "rtn")
     plain = Quantizer(config, recipe, tensor, statistics if recipe.method != "rtn" else None, {})
-    if not recipe.method.startswith("awq"):
-        return plain
-    assert statistics is not None
     scales = {}
-    for name in decoder_shapes(config):
-        scheme = quantized_scheme(recipe, name)
-        if name.endswith(_SCALED) and scheme is not None and scheme.code_format == "int":
-            moment = stored_moment(name, tensor, recipe, statistics)
-            scales[name] = input_scales(plain.prepared(name), moment, scheme)
-            on_matrix()
-    return Quantizer(config, recipe, tensor, statistics, scales)
+    for name, scheme in scaled_matrices(config, recipe).items():
+        assert statistics is not None
+        moment = stored_moment(name, tensor, recipe, statistics)
+        scales[name] = input_scales(plain.prepared(name), moment, scheme)
+        on_matrix()
+    return replace(plain, scales=scales)
+
+
+def scaled_matrices(config: MambaConfig, recipe: Recipe) -> dict[str, Scheme]:
+    """Return the matrices whose inputs get AWQ's scales, with their schemes; none by other methods."""
+    if not recipe.method.startswith("awq"):
+        return {}
+    found = {name: quantized_scheme(recipe, name) for name in decoder_shapes(config) if name.endswith(_SCALED)}
+    return {name: scheme for name, scheme in found.items() if scheme is not None and scheme.code_format == "int"}

@@ -81,6 +81,6 @@ def _search(rows: torch.Tensor, plain: torch.Tensor, importance: torch.Tensor, z
         wide = scale.float()[..., None]
         codes = torch.where(wide == 0, 0.0, rows / wide).round_().clamp_(-zero, zero - 1)
         error = ((codes * wide).sub_(rows).square_().mul_(counts)).sum(-1)
-        better = (error < least) & torch.isfinite(wide[..., 0])
+        better = error < least  # never so with a scale beyond float16, whose error is not a number
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return best
