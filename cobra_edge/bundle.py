@@ -26,10 +26,12 @@ from .errors import BundleError, InputError, MachineError
 from .image import ImageTransform
 from .model.config import CobraConfig
 from .packing import QuantizedTensor
+from .precision import InputForm, PrecisionName
 from .recipe import Recipe, quantized_scheme, stored_tensors
 from .tensor_file import map_tensors
 from .text import PromptTemplate, TextCodec
 from .verified import content_sha256, first_changed
+from .vision.engines import EngineKey
 
 SCHEMA_VERSION = 1
 MANIFEST, DECODER, VISION, TOKENIZER = "manifest.json", "decoder.safetensors", "vision.onnx", "tokenizer.json"
@@ -93,6 +95,23 @@ class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vision_relative_rms: float | None
 
 
+class VisionGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How vision.onnx was made.
+
+    Attributes:
+        precision: in which numbers its matrix products are, a name of `precision.PRECISIONS`.
+        input: what it takes: "float32", normalised pixels, or "uint8", pictures as they are decoded.
+        parity: its relative RMS distance from the torch model in float32, by "encoder 0", … and "projector", the worst of what
+            the export looked at.
+        wide: products that int8 leaves float, by node name, with the relative error that int8 would have had there.
+    """
+
+    precision: PrecisionName = "fp32"
+    input: InputForm = "float32"
+    parity: dict[str, float] = {}
+    wide: dict[str, float] = {}
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """manifest.json."""
 
@@ -105,6 +124,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, FileEntry]
     memory_plan: MemoryPlan
     drift: Drift | None
+    vision: VisionGraph | None = None  # bundles from before it was written down have fp32 and float32
+    engines: dict[str, EngineKey] = {}  # by file name: engines that were built with the bundle
 
 
 class PromptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,0 +1,75 @@
+"""Which runtime computes a bundle's visual embeddings: a table that explains itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..bundle import VISION, Bundle
+from ..errors import InputError, MachineError, near_matches
+
+log = logging.getLogger(__name__)
+
+
+class VisionRunner(Protocol):
+    """An opened vision graph or engine."""
+
+    name: str  # what runs it, such as "onnxruntime, CPU"
+
+    def embed(self, pixels: np.ndarray) -> np.ndarray:
+        """Turn what `ImageTransform.pixels` gives into visual embeddings (n_visual_tokens, d_model) float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class VisionRuntime:
+    """One row: on which device it runs, why it would not, and how it is opened (threads matter on a CPU only)."""
+
+    name: str
+    devices: tuple[str, ...]
+    refuses: Callable[[Bundle], str | None]
+    open: Callable[[Bundle, str, int | None], VisionRunner]
+
+
+def _onnxruntime(bundle: Bundle, device: str, threads: int | None) -> VisionRunner:
+    from .session import VisionSession
+
+    return VisionSession(bundle.path(VISION), bundle.manifest.model, threads)
+
+
+# In order of preference.
+RUNTIMES = (VisionRuntime("onnxruntime", ("cpu", "cuda"), lambda bundle: None, _onnxruntime),)
+RUNTIME_NAMES = ("auto", *(r.name for r in RUNTIMES))
+
+
+def open_vision(bundle: Bundle, device: str = "auto", runtime: str = "auto", threads: int | None = None) -> VisionRunner:
+    """Open the bundle's vision graph on the first runtime that does not refuse.
+
+    Args:
+        bundle: an opened bundle with vision.
+        device: "auto", "cpu" or "cuda".
+        runtime: "auto" or a name of the table.
+        threads: on a CPU; None for one a physical core.
+
+    Raises:
+        InputError: an unknown runtime. MachineError: every one that was asked for refuses, each reason is given.
+    """
+    if runtime not in RUNTIME_NAMES:
+        raise InputError(f"unknown vision runtime {runtime!r}{near_matches(runtime, RUNTIME_NAMES)}")
+    reasons = []
+    for row in RUNTIMES:
+        if runtime not in ("auto", row.name):
+            continue
+        reason = f"does not run on {device!r}" if device not in ("auto", *row.devices) else row.refuses(bundle)
+        if reason is None:
+            for refused in reasons:
+                log.info("vision: not %s", refused)
+            opened = row.open(bundle, device, threads)
+            log.info("vision: %s", opened.name)
+            return opened
+        reasons.append(f"{row.name}: {reason}")
+    raise MachineError(f"nothing here runs this bundle's vision on {device!r} ({'; '.join(reasons)})")
