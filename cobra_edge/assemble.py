@@ -31,24 +31,26 @@ from .bundle import (
     Manifest,
     PromptFile,
     Source,
+    VisionGraph,
     check_goal,
     file_entries,
     staged_directory,
 )
 from .calibrated import find_mix, hashed, statistics_for
 from .errors import DriftError, InputError, MachineError, near_matches
-from .image import ImageTransform, load_picture
+from .image import load_picture
 from .memory import plan_memory
 from .model_card import model_card
+from .precision import InputForm, PrecisionName, precision_named
 from .quantize.mix import Mix, require_reachable, smallest_mix
 from .quantize.sensitivity import of_tensors
 from .quantize.statistics import Statistics
 from .recipe import METHODS, MIXED, ROTATIONS, Recipe, matrix_weights, uniform_recipe
 from .regress.budget import Verdict, judge, read_budget
-from .regress.suite import HELDOUT, Line, read_suite, spread
+from .regress.suite import CALIBRATION, HELDOUT, Line, read_suite, spread
 from .scheme import Scheme, scheme_named
-from .targets import Target
-from .terminal import progress
+from .targets import Target, why_not_precision
+from .terminal import progress, stages
 from .text import END_OF_TEXT, PromptTemplate, TextCodec
 from .version import __version__
 
@@ -64,7 +66,7 @@ class Exported:
     directory: Path
     manifest: Manifest
     kept_float: dict[str, str]
-    onnx_relative_rms: float | None
+    vision: VisionGraph | None
     verdicts: list[Verdict]
     mix: Mix | None = None
 
@@ -83,6 +85,8 @@ def export_bundle(
     calibration: Path | None = None,
     clip_activations: float | None = None,
     force: bool = False,
+    vision_precision: str | None = None,
+    vision_input: InputForm = "uint8",
     vision_weights: Path | None = None,
     tokenizer: Path | None = None,
     golden: Path = HELDOUT,
@@ -101,10 +105,12 @@ def export_bundle(
         bits: budget a weight, for the best mix of schemes; `scheme` then only says what activations are.
         sensitivity: what `sensitivity` wrote of this checkpoint; None scans now where a mix is wanted.
         statistics: what `calibrate` wrote of this checkpoint, for methods that look at activations.
-        calibration: a suite that statistics are taken of where none are given, and mixes are measured on; by default the
-            embedded one.
+        calibration: a suite that statistics are taken of where none are given, that mixes are measured on, and whose pictures
+            int8 vision is calibrated with; by default the embedded one.
         clip_activations: percentile at which rounded activations are clipped; None clips nothing.
         force: replace a bundle that is there.
+        vision_precision: of the vision graph, one of `precision.PRECISIONS`; by default the target's.
+        vision_input: what the graph takes: "uint8", pictures as they are decoded, or "float32", normalised pixels.
         vision_weights, tokenizer: where the checkpoint itself has none.
         golden: suite whose lines become the golden ones.
         golden_lines: how many; by default 32, or 4 for a model of more than 10⁹ weights.
@@ -117,7 +123,8 @@ def export_bundle(
     chosen = scheme_named(scheme or target.scheme)
     check_choices(chosen, method, rotation, clip_activations)
     _check_mix(chosen, bits, sensitivity)
-    limits = read_budget(budget).limits_of(chosen.name if bits is None else MIXED)
+    precision = _checked_precision(target, vision_precision)
+    limits = read_budget(budget).limits_of(chosen.name if bits is None else MIXED, precision)
     lines = read_suite(golden)
     _require_torch()
     if chosen.code_format != "int":
@@ -134,7 +141,7 @@ def export_bundle(
         recipe, kept = msgspec.structs.replace(recipe, method=method), {}
         require_reachable(config.mamba, recipe, bits)
         recipe = of_tensors(recipe, smallest_mix(config.mamba, recipe))  # until the best one is found
-    plan = plan_memory(config, recipe, target)
+    plan = plan_memory(config, recipe, target, precision)
     suffix = f"-{method}" if recipe.method not in ("none", "rtn") else ""
     suffix += "-rotated" if recipe.rotations else ""
     stored = chosen.name if bits is None else f"{MIXED}-{bits:.2f}"
@@ -149,7 +156,8 @@ def export_bundle(
 
     with staged_directory(directory, force=force, needed_bytes=needed) as stage:
         digest = hashed(checkpoint)
-        vision_rms, embeddings = _write_vision(checkpoint, golden.parent, lines, stage)
+        pictures = _pictures(calibration or CALIBRATION) if precision == "int8" else []
+        graph, embeddings = _write_vision(checkpoint, golden.parent, lines, stage, precision, vision_input, pictures)
         with statistics_for(checkpoint, digest, recipe, statistics, calibration, directory) as found:
             recipe = recipe if found is None else msgspec.structs.replace(recipe, statistics=found.fingerprint())
             if bits is not None:
@@ -159,11 +167,11 @@ def export_bundle(
         with progress() as bar:
             _write_golden(checkpoint, codec, golden.parent, lines, embeddings, stage, bar)
             _write_text(checkpoint, codec, stage)
-            draft = _draft(checkpoint, digest, recipe, target, stage)
+            draft = _draft(checkpoint, digest, recipe, target, stage, graph)
             del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need room
             drift = _measure(Bundle(stage, draft), len(lines), bar)
         manifest = _seal(stage, draft, drift, target)
-    return Exported(directory, manifest, kept, vision_rms, judge(drift, limits), mix)
+    return Exported(directory, manifest, kept, graph, judge(drift, limits), mix)
 
 
 def check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: float | None) -> None:
@@ -192,7 +200,21 @@ def _check_mix(scheme: Scheme, bits: float | None, sensitivity: Path | None) -> 
         )
 
 
-def _draft(checkpoint: Any, digest: str, recipe: Recipe, target: Target, stage: Path) -> Manifest:
+def _checked_precision(target: Target, wanted: str | None) -> PrecisionName:
+    """Return the precision to export in. Raises InputError for one that is unknown or that the target cannot run."""
+    precision = precision_named(wanted or target.vision_precision)
+    reason = why_not_precision(target, precision)
+    if reason is not None:
+        raise InputError(f"--vision-precision {precision.name}: {reason}")
+    return precision.name
+
+
+def _pictures(suite: Path) -> list[Path]:
+    """Return every picture of a suite once, in order."""
+    return [suite.parent / name for name in dict.fromkeys(line.image for line in read_suite(suite)) if name is not None]
+
+
+def _draft(checkpoint: Any, digest: str, recipe: Recipe, target: Target, stage: Path, graph: VisionGraph | None) -> Manifest:
     """Return the manifest but for its files and the drift."""
     vision_bytes = sum(f.stat().st_size for f in stage.iterdir() if f.name.startswith(VISION))
     return Manifest(
@@ -203,8 +225,9 @@ def _draft(checkpoint: Any, digest: str, recipe: Recipe, target: Target, stage: 
         target=target.name,
         recipe=recipe,
         files={},
-        memory_plan=plan_memory(checkpoint.config, recipe, target, vision_bytes),
+        memory_plan=plan_memory(checkpoint.config, recipe, target, vision_file_bytes=vision_bytes),
         drift=None,
+        vision=graph,
     )
 
 
@@ -230,28 +253,26 @@ def _require_torch() -> None:
 
 
 def _write_vision(
-    checkpoint: Any, pictures: Path, lines: list[Line], stage: Path
-) -> tuple[float | None, list[np.ndarray | None]]:
-    """Write vision.onnx; return its distance from torch and the float embeddings of each golden line."""
-    config = checkpoint.config
-    if config.vision is None:
+    checkpoint: Any,
+    suite: Path,
+    lines: list[Line],
+    stage: Path,
+    precision: PrecisionName,
+    form: InputForm,
+    calibration: list[Path],
+) -> tuple[VisionGraph | None, list[np.ndarray | None]]:
+    """Write vision.onnx and image.json; return how it was made and the float embeddings of each golden line."""
+    if checkpoint.config.vision is None:
         return None, [None] * len(lines)
-    from .model.cobra import load_vision
-    from .vision.onnx_export import check_parity, export_onnx
+    from .vision.graph import write_graph
 
-    model, transform = load_vision(checkpoint), ImageTransform.of(config)  # may fetch, with the hub's own progress
     names = sorted({line.image for line in lines if line.image is not None})
-    pixels = [transform.pixels(load_picture(pictures / name)) for name in names]
-    noise = np.random.default_rng(0).standard_normal(transform.shape, np.float32)
-    with progress() as bar:
-        task = bar.add_task("vision graph", total=2)
-        export_onnx(model, config, stage / VISION)
-        bar.advance(task)
-        worst, references = check_parity(model, config, stage / VISION, [*pixels, noise])
-        bar.advance(task)
-    by_name = dict(zip(names, references, strict=False))
-    (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(transform)) + b"\n")
-    return worst, [by_name.get(line.image or "") for line in lines]
+    pictures = [suite / name for name in names]
+    with stages() as on_step:
+        written = write_graph(checkpoint, stage, precision, form, pictures, calibration, on_step)
+    by_name = dict(zip(names, written.embeddings, strict=True))
+    (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
+    return written.graph, [by_name.get(line.image or "") for line in lines]
 
 
 def _write_decoder(checkpoint: Any, recipe: Any, stage: Path, bar: Any, statistics: Statistics | None) -> None:
@@ -313,7 +334,11 @@ def _measure(bundle: Bundle, n_lines: int, bar: Any) -> Drift:
     from .regress.golden import measure_drift
 
     task = bar.add_task("drift of the finished bundle", total=n_lines)
-    return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task))
+    if bundle.manifest.vision is None:
+        return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task))
+    from .vision.emulation import open_emulated
+
+    return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task), open_emulated)
 
 
 def _require_finite_drift(drift: Drift) -> None:

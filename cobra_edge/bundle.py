@@ -82,6 +82,7 @@ class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         top1_agreement: share of positions where both choose the same token.
         perplexity_ratio: perplexity of the given answers, quantized over float.
         vision_relative_rms: of the visual embeddings, vision graph against torch; None without vision.
+        vision_runtime: what computed them.
     """
 
     runtime: str
@@ -93,6 +94,7 @@ class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top1_agreement: float
     perplexity_ratio: float
     vision_relative_rms: float | None
+    vision_runtime: str | None = None
 
 
 class VisionGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,6 +174,11 @@ class Bundle:
             raise BundleError(f"{directory}: {', '.join(stray)} is not in the manifest; do not use this bundle")
         return bundle
 
+    @property
+    def vision_graph(self) -> VisionGraph:
+        """How vision.onnx was made."""
+        return self.manifest.vision or VisionGraph()
+
     def path(self, name: str) -> Path:
         """Return the path of one of the bundle's files."""
         return self.directory / name
@@ -213,7 +220,7 @@ class Bundle:
     def image(self) -> ImageTransform:
         """Return the image transform. Raises BundleError when it does not fit the model."""
         transform = _decode(self.path(IMAGE), ImageTransform)
-        if transform != ImageTransform.of(self.manifest.model):
+        if transform != ImageTransform.of(self.manifest.model, self.vision_graph.input):
             raise BundleError(f"{self.directory}: {IMAGE} does not fit the model config; export again")
         return transform
 

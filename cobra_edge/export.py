@@ -35,7 +35,9 @@ from .terminal import debug_option, main_of, print_json, results, say, tell
 @click.option("--sensitivity", type=click.Path(path_type=Path), help="What sensitivity wrote of this checkpoint, for --bits.")
 @click.option("--statistics", type=click.Path(path_type=Path), help="What calibrate wrote of this checkpoint.")
 @click.option(
-    "--calibration", type=click.Path(path_type=Path), help="JSON lines for statistics, where none are given, and for --bits."
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="JSON lines for statistics, where none are given, for --bits and int8 vision.",
 )
 @click.option(
     "--clip-activations",
@@ -44,6 +46,14 @@ from .terminal import debug_option, main_of, print_json, results, say, tell
 )
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory of the bundle.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@click.option("--vision-precision", help="fp32, fp16, bf16 or int8: of the vision graph's products; default: the target's.")
+@click.option(
+    "--vision-input",
+    type=click.Choice(("uint8", "float32")),
+    default="uint8",
+    show_default=True,
+    help="What the vision graph takes: pictures as decoded, or normalised pixels.",
+)
 @click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")
 @click.option("--golden", type=click.Path(path_type=Path), default=HELDOUT, help="Suite for the golden lines.")
@@ -66,7 +76,6 @@ def command(target_name: str, checkpoint: str | None, as_json: bool, out: Path |
             "bundle": str(exported.directory),
             "manifest": exported.manifest,
             "kept_float16": exported.kept_float,
-            "onnx_relative_rms": exported.onnx_relative_rms,
             "drift_verdicts": exported.verdicts,
             "mix": exported.mix,
         })  # fmt: skip

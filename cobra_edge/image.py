@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import InputError
 from .model.config import CobraConfig
+from .precision import InputForm
 
 MAX_PIXELS = 64_000_000  # a 64-megapixel photograph; anything larger is a mistake or a decompression bomb
 MAX_FILE_BYTES = 256 << 20
@@ -30,31 +31,56 @@ class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What becomes image.json of a bundle: how a picture becomes the vision graph's input."""
+    """What becomes image.json of a bundle: how a picture becomes the vision graph's input.
+
+    Attributes:
+        image_size: side of the square that an encoder sees, in pixels.
+        resize_strategy: one of `config.RESIZE_STRATEGIES`.
+        encoders: how each wants its values.
+        input: "float32" for normalised pixels, "uint8" for squares as they are decoded, which the graph itself normalises.
+    """
 
     image_size: int
     resize_strategy: str
     encoders: tuple[Normalisation, ...]
+    input: InputForm = "float32"
 
     @classmethod
-    def of(cls, config: CobraConfig) -> ImageTransform:
+    def of(cls, config: CobraConfig, form: InputForm = "float32") -> ImageTransform:
         """Return the transform of a model with vision."""
         assert config.vision is not None
         encoders = tuple(Normalisation(e.mean, e.std) for e in config.vision.encoders)
-        return cls(config.vision.image_size, config.image_resize_strategy, encoders)
+        return cls(config.vision.image_size, config.image_resize_strategy, encoders, form)
+
+    @property
+    def n_squares(self) -> int:
+        """How many different squares a picture becomes: letterbox pads with each encoder's own mean colour."""
+        return len(self.encoders) if self.resize_strategy == "letterbox" else 1
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Shape of what `pixels` returns."""
+        if self.input == "uint8":
+            return self.n_squares, self.image_size, self.image_size, 3
         return 1, 3 * len(self.encoders), self.image_size, self.image_size
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
-        """Turn an RGB picture into (1, 3·n_encoders, image_size, image_size) float32, normalised per encoder."""
+        """Turn an RGB picture into what the vision graph takes.
+
+        Returns:
+            (1, 3·n_encoders, image_size, image_size) float32, normalised per encoder; or, where `input` is "uint8",
+            (n_squares, image_size, image_size, 3) uint8.
+        """
+        squares = np.stack([np.asarray(self.square(picture, e)) for e in self.encoders[: self.n_squares]])
+        return squares if self.input == "uint8" else self.normalised(squares)
+
+    def normalised(self, squares: np.ndarray) -> np.ndarray:
+        """Turn squares (n_squares, size, size, 3) uint8 into (1, 3·n_encoders, size, size) float32, normalised per encoder."""
         parts = []
-        for encoder in self.encoders:
-            square = np.asarray(self.square(picture, encoder), np.float32).transpose(2, 0, 1) / 255
+        for index, encoder in enumerate(self.encoders):
+            values = squares[index % self.n_squares].astype(np.float32).transpose(2, 0, 1) / 255
             mean, std = (np.array(v, np.float32)[:, None, None] for v in (encoder.mean, encoder.std))
-            parts.append((square - mean) / std)
+            parts.append((values - mean) / std)
         return np.concatenate(parts)[None]
 
     def square(self, picture: Image.Image, encoder: Normalisation) -> Image.Image:

@@ -33,7 +33,11 @@ def command(bundle: Path, as_json: bool) -> None:
     read_golden(opened)
     budget = read_budget()
     scheme, drift = manifest.recipe.scheme, manifest.drift
-    verdicts = judge(drift, budget.limits_of(scheme)) if drift is not None and scheme in budget.schemes else []
+    verdicts = (
+        judge(drift, budget.limits_of(scheme, opened.vision_graph.precision))
+        if drift is not None and scheme in budget.schemes
+        else []
+    )
     if as_json:
         print_json({
             "manifest": manifest,

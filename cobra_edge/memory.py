@@ -12,6 +12,7 @@ import numpy as np
 from .bundle import Manifest, MemoryPlan
 from .errors import InputError, MachineError
 from .model.config import CobraConfig, projector_shapes
+from .precision import PrecisionName, precision_named
 from .recipe import Recipe, stored_tensors
 from .targets import Target
 
@@ -44,25 +45,33 @@ def working_bytes(config: CobraConfig) -> int:
     return max(decoder, vision)
 
 
-def vision_bytes(config: CobraConfig) -> int:
-    """Return an estimate of the vision graph's weights in float32, from the encoders' widths and depths."""
+def vision_bytes(config: CobraConfig, precision: PrecisionName) -> int:
+    """Return an estimate of the vision graph's weights, from the encoders' widths and depths."""
     if config.vision is None or config.projector is None:
         return 0
     shapes = projector_shapes(config.projector, config.vision.feature_dim, config.mamba.d_model)
     total = sum(math.prod(s) for s in shapes.values())
     for e in config.vision.encoders:
         total += (e.depth - 1) * 12 * e.embed_dim**2 + e.embed_dim * (3 * e.patch_size**2 + config.vision.n_patches)
-    return total * _FLOAT
+    return total * precision_named(precision).bits // 8
 
 
-def plan_memory(config: CobraConfig, recipe: Recipe, target: Target, vision_file_bytes: int | None = None) -> MemoryPlan:
-    """Return the plan; the vision graph's size is estimated until the file is written.
+def plan_memory(
+    config: CobraConfig,
+    recipe: Recipe,
+    target: Target,
+    precision: PrecisionName | None = None,
+    vision_file_bytes: int | None = None,
+) -> MemoryPlan:
+    """Return the plan; the vision graph's size is estimated, in a precision or the target's own, until the file is written.
 
     Raises:
         InputError: the model cannot fit the target; the numbers are given.
     """
     plan = MemoryPlan(
-        vision_bytes=vision_bytes(config) if vision_file_bytes is None else vision_file_bytes,
+        vision_bytes=vision_bytes(config, precision or target.vision_precision)
+        if vision_file_bytes is None
+        else vision_file_bytes,
         decoder_bytes=decoder_bytes(config, recipe),
         state_bytes=state_bytes(config),
         working_bytes=working_bytes(config),

@@ -15,6 +15,7 @@ from .decode.decoder import ACTIVATIONS, DecoderOptions
 from .generate import Sampling
 from .session import load
 from .terminal import debug_option, main_of, plain, print_json, tell
+from .vision.runtimes import RUNTIME_NAMES
 
 
 @click.command(epilog='Example: python -m cobra_edge.run BUNDLE --image scene.png --prompt "What is in the image?"')
@@ -26,8 +27,9 @@ from .terminal import debug_option, main_of, plain, print_json, tell
 @click.option("--top-k", type=int, default=0, help="Choose among the k likeliest tokens; 0 for all.")
 @click.option("--top-p", type=float, default=1.0, help="Choose among the likeliest tokens that hold this share.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same answer.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where the decoder runs.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where it runs.")
 @click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder.")
+@click.option("--vision-runtime", type=click.Choice(RUNTIME_NAMES), default="auto", show_default=True, help="What sees.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of the decoder; default: one a physical core.")
 @click.option(
     "--activations",
@@ -47,6 +49,7 @@ def command(
     seed: int,
     device: str,
     decoder_kernels: str,
+    vision_runtime: str,
     threads: int | None,
     activations: str | None,
     as_json: bool,
@@ -54,7 +57,7 @@ def command(
     """Ask BUNDLE a question, about a picture or not, and stream the answer."""
     sampling = Sampling(temperature, top_k, top_p, seed)
     options = DecoderOptions(threads, activations)
-    session = load(bundle, device=device, kernels=decoder_kernels, options=options)
+    session = load(bundle, device=device, kernels=decoder_kernels, options=options, vision_runtime=vision_runtime)
     if image is None and session.config.vision is not None:
         tell("no --image given: asking about nothing seen")
     answer = session.ask(image, prompt, max_new_tokens=max_new_tokens, sampling=sampling)
@@ -74,6 +77,7 @@ def command(
         "ttft_ms": answer.ttft_ms,
         "tpot_ms": answer.tpot_ms,
         "decoder": session.decoder.name,
+        "vision": None if session.vision is None else session.vision.name,
     })  # fmt: skip
 
 

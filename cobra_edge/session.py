@@ -15,13 +15,14 @@ import numpy as np
 from PIL import Image
 from tokenizers.decoders import DecodeStream
 
-from .bundle import VISION, Bundle
+from .bundle import Bundle
 from .decode.backends import open_decoder
 from .decode.decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState
 from .errors import InputError
 from .generate import GREEDY, Sampling, generate
 from .image import load_picture
 from .memory import memory_for
+from .vision.runtimes import open_vision
 
 Picture = Path | str | bytes | Image.Image
 
@@ -66,17 +67,20 @@ class Session:
     """An opened bundle: vision graph, decoder, tokenizer."""
 
     def __init__(
-        self, bundle: Bundle, device: str = "auto", kernels: str = "auto", options: DecoderOptions = DEFAULT_OPTIONS
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        kernels: str = "auto",
+        options: DecoderOptions = DEFAULT_OPTIONS,
+        vision_runtime: str = "auto",
     ) -> None:
         """Open all parts. Raises BundleError, InputError or MachineError when one cannot be."""
         self.bundle, self.config = bundle, bundle.manifest.model
         self.codec, self.template = bundle.text()
         self.decoder = open_decoder(bundle, device, kernels, options)
-        self._vision, self._transform = None, None
+        self.vision, self._transform = None, None
         if self.config.vision is not None:
-            from .vision.session import VisionSession
-
-            self._vision = VisionSession(bundle.path(VISION), self.config, options.threads)
+            self.vision = open_vision(bundle, device, vision_runtime, options.threads)
             self._transform = bundle.image()
 
     def visual_embeddings(self, image: Picture) -> np.ndarray:
@@ -85,10 +89,10 @@ class Session:
         Raises:
             InputError: the model has no eyes, or the picture is unreadable.
         """
-        if self._vision is None or self._transform is None:
+        if self.vision is None or self._transform is None:
             raise InputError(f"{self.config.model_id} is a text-only model; ask without an image")
         picture = load_picture(Path(image) if isinstance(image, str) else image)
-        return self._vision.embed(self._transform.pixels(picture))
+        return self.vision.embed(self._transform.pixels(picture))
 
     def look(self, image: Picture) -> DecoderState:
         """Read an image; the state returned can start any number of questions, and be saved. Raises as above."""
@@ -184,6 +188,7 @@ def load(
     device: str = "auto",
     kernels: str = "auto",
     options: DecoderOptions = DEFAULT_OPTIONS,
+    vision_runtime: str = "auto",
 ) -> Session:
     """Open a bundle and return a session. Raises BundleError when it is not whole, MachineError when nothing runs it."""
-    return Session(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), device, kernels, options)
+    return Session(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), device, kernels, options, vision_runtime)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from .bundle import DECODER, Manifest
+from .bundle import DECODER, Drift, Manifest
 from .recipe import OUT_PROJ, RESIDUAL, Recipe
 from .regress.budget import Verdict
 from .targets import Target
@@ -66,7 +66,9 @@ def drift_rows(manifest: Manifest, verdicts: list[Verdict]) -> list[tuple[str, s
 def drift_table(manifest: Manifest, verdicts: list[Verdict]) -> Table:
     """Return the drift against the float model, beside its budget."""
     drift = manifest.drift
-    where = "not measured" if drift is None else f"{drift.lines} golden lines, {drift.positions} answer tokens, {drift.runtime}"
+    where = (
+        "not measured" if drift is None else f"{drift.lines} golden lines, {drift.positions} answer tokens, {_seen_by(drift)}"
+    )
     title = cell(f"drift of {manifest.recipe.scheme} from the float model ({where})")
     table = Table(title=title, title_justify="left")
     table.add_column("measure")
@@ -75,6 +77,10 @@ def drift_table(manifest: Manifest, verdicts: list[Verdict]) -> Table:
     for row in drift_rows(manifest, verdicts):
         table.add_row(*row, style="red" if row[3] == "EXCEEDED" else None)
     return table
+
+
+def _seen_by(drift: Drift) -> str:
+    return drift.runtime if drift.vision_runtime is None else f"{drift.runtime}; vision by {drift.vision_runtime}"
 
 
 def memory_table(manifest: Manifest, target: Target | None) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from .errors import InputError, near_matches
+from .precision import Precision, PrecisionName
 from .resources import export_data
 
 if sys.version_info >= (3, 11):
@@ -31,6 +32,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         reserved_gb: what the system and the CUDA context take of the memory.
         vision_runtime, decoder_runtime: what will run the two halves there.
         scheme: the scheme used when none is asked for.
+        vision_precision: the same for the vision graph's matrix products.
         default_of: the family this profile is the default of, or None.
     """
 
@@ -41,6 +43,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decoder_runtime: str
     scheme: str
     reserved_gb: float
+    vision_precision: PrecisionName
     compute_capability: str | None = None
     memory_gb: float | None = None
     memory_bandwidth_gb_s: float | None = None
@@ -74,3 +77,19 @@ def target_named(name: str) -> Target:
     if name in families:
         return families[name]
     raise InputError(f"unknown target {name!r}{near_matches(name, [*families, *known])}")
+
+
+def why_not_precision(target: Target, precision: Precision) -> str | None:
+    """Return why a target cannot run a vision graph of a precision; None where it can, or where its card is not yet known."""
+    if target.compute_capability is None:
+        if target.vision_runtime == "onnxruntime" and precision.name == "bf16":
+            return "onnxruntime multiplies no bfloat16 on a processor; take fp32 or int8"
+        return None
+    major, _, minor = target.compute_capability.partition(".")
+    needed = precision.capability_min
+    if needed is not None and (int(major), int(minor)) < needed:
+        return (
+            f"{precision.name} needs a card of compute capability {needed[0]}.{needed[1]} or later, {target.title} has "
+            f"{target.compute_capability}; take fp16"
+        )
+    return None

@@ -45,7 +45,7 @@ def test_asking_a_remembered_image_gives_the_same_bits(mini_bundle, kernels, tmp
 
 def test_vision_takes_as_many_threads_as_the_decoder(mini_bundle):
     session = cobra_edge.load(mini_bundle("w4a16-g128"), options=DecoderOptions(threads=1))
-    options = session._vision._session.get_session_options()
+    options = session.vision._session.get_session_options()
     assert options.intra_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 

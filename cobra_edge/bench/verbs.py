@@ -79,7 +79,7 @@ def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_li
         "peak_gib": round(done.peak_bytes / 2**30, 2),
         "checkpoint_bytes": checkpoint_bytes,
         "bundle_bytes": files,
-        "onnx_relative_rms": exported["onnx_relative_rms"],
+        "vision": exported["manifest"]["vision"],
         "machine": machine(),
     }
     file = keep(f"export-{shape}", result)
@@ -93,6 +93,6 @@ def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_li
     table.add_row("peak resident memory, GiB", f"{done.peak_bytes / 2**30:.2f}")
     table.add_row("checkpoint, GB", f"{checkpoint_bytes / 1e9:.2f}")
     table.add_row("bundle, GB", f"{sum(files.values()) / 1e9:.2f}")
-    table.add_row("vision graph against torch, relative RMS", figure(exported["onnx_relative_rms"]))
+    table.add_row("vision graph against torch, relative RMS", figure(result["vision"]["parity"]["projector"]))
     results.print(table)
     results.print(f"kept: {file}", highlight=False)

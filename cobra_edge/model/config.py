@@ -7,6 +7,7 @@ two are checked against each other. Nothing here imports torch: the bundle reade
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Literal
 
@@ -171,6 +172,12 @@ class CobraConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if (self.vision is None) != (self.projector is None):
             raise InputError("model config: a vision backbone and a projector come together or not at all")
+        side = 0 if self.vision is None else math.isqrt(self.vision.n_patches)
+        if self.vision is not None and self.projector == "fused-ldpnet" and side < LDPNET_GRID:
+            raise InputError(
+                f"model config: {self.projector} pools patches to a grid of {LDPNET_GRID} × {LDPNET_GRID}, "
+                f"{self.vision.backbone_id} gives {side} × {side}; take a larger image size or another projector"
+            )
         if self.image_resize_strategy not in RESIZE_STRATEGIES:
             raise InputError(
                 f"unknown image_resize_strategy {self.image_resize_strategy!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -23,15 +24,35 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits by scheme name."""
+    """Limits by the decoder's scheme, and what the vision graph's precision may add to them."""
 
     schemes: dict[str, Limits]
+    vision: dict[str, Limits] = {}
 
-    def limits_of(self, scheme: str) -> Limits:
-        """Return a scheme's limits. Raises InputError, with near matches, where the budget knows nothing of it."""
+    def limits_of(self, scheme: str, precision: str | None = None) -> Limits:
+        """Return the limits of a build: of its scheme, and of its vision graph's precision where it has one.
+
+        Two small drifts add up at worst, so allowances do: divergences are added, shares of disagreement too, ratios
+        multiplied. Whether a drift of the answers is judged at all is the scheme's to say.
+
+        Raises:
+            InputError: with near matches, where the budget knows nothing of the scheme.
+        """
         if scheme not in self.schemes:
             raise InputError(f"the budget has no limits for scheme {scheme!r}{near_matches(scheme, self.schemes)}")
-        return self.schemes[scheme]
+        decoder, vision = self.schemes[scheme], self.vision.get(precision or "", Limits())
+        rms = decoder.vision_relative_rms_max
+        return Limits(
+            kld_mean_max=_both(decoder.kld_mean_max, vision.kld_mean_max, lambda a, b: a + b),
+            kld_p99_max=_both(decoder.kld_p99_max, vision.kld_p99_max, lambda a, b: a + b),
+            top1_agreement_min=_both(decoder.top1_agreement_min, vision.top1_agreement_min, lambda a, b: a + b - 1),
+            perplexity_ratio_max=_both(decoder.perplexity_ratio_max, vision.perplexity_ratio_max, lambda a, b: a * b),
+            vision_relative_rms_max=vision.vision_relative_rms_max if rms is None else rms,
+        )
+
+
+def _both(decoder: float | None, vision: float | None, together: Callable[[float, float], float]) -> float | None:
+    return decoder if decoder is None or vision is None else together(decoder, vision)
 
 
 class Verdict(msgspec.Struct, frozen=True):

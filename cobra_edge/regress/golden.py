@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..bundle import GOLDEN, VISION, Bundle, Drift
+from ..bundle import GOLDEN, Bundle, Drift
 from ..decode.decoder import Decoder
 from ..errors import BundleError
 from ..model.config import CobraConfig
 from ..recipe import StoredTensor
 from ..tensor_file import TensorFileWriter, read_tensors
+from ..vision.runtimes import VisionRunner, open_vision
 from .metrics import kl_divergence, negative_log_likelihood, top1_agreement
 
 
@@ -91,16 +92,22 @@ def _checked_line(fields: dict[str, np.ndarray | None], config: CobraConfig) -> 
     return GoldenLine(tokens, answer_from, logits, picture, embeddings) if fits else None
 
 
-def measure_drift(bundle: Bundle, decoder: Decoder, on_line: Callable[[], None] = lambda: None) -> Drift:
+def measure_drift(
+    bundle: Bundle,
+    decoder: Decoder,
+    on_line: Callable[[], None] = lambda: None,
+    look: Callable[[Bundle], VisionRunner] = open_vision,
+) -> Drift:
     """Run the golden lines through the bundle's own vision graph and the decoder, and compare with the float logits.
 
     Args:
         bundle: an opened bundle.
         decoder: the runtime to measure.
         on_line: called after each line, for progress.
+        look: opens the vision runtime to measure.
     """
     lines = read_golden(bundle)
-    seen = _look_at_all(bundle, lines)
+    seen, seen_by = _look_at_all(bundle, lines, look)
     kld, agree, nll, nll_reference = [], [], [], []
     for line, embeddings in zip(lines, seen, strict=True):
         state = decoder.new_state()
@@ -125,18 +132,19 @@ def measure_drift(bundle: Bundle, decoder: Decoder, on_line: Callable[[], None] 
         top1_agreement=float(np.concatenate(agree).mean()),
         perplexity_ratio=float(np.exp(np.concatenate(nll).mean() - np.concatenate(nll_reference).mean())),
         vision_relative_rms=_vision_distance(lines, seen),
+        vision_runtime=seen_by,
     )
 
 
-def _look_at_all(bundle: Bundle, lines: list[GoldenLine]) -> list[np.ndarray | None]:
-    """Return the bundle's own embeddings of each line; the vision graph is closed again before the decoder works."""
+def _look_at_all(
+    bundle: Bundle, lines: list[GoldenLine], look: Callable[[Bundle], VisionRunner]
+) -> tuple[list[np.ndarray | None], str | None]:
+    """Return the bundle's own embeddings of each line, and what made them; it is closed again before the decoder works."""
     if bundle.manifest.model.vision is None:
-        return [None] * len(lines)
-    from ..vision.session import VisionSession
-
-    vision, transform = VisionSession(bundle.path(VISION), bundle.manifest.model), bundle.image()
+        return [None] * len(lines), None
+    vision, transform = look(bundle), bundle.image()
     pictures = [line.picture for line in lines]
-    return [None if p is None else vision.embed(transform.pixels(Image.fromarray(p))) for p in pictures]
+    return [None if p is None else vision.embed(transform.pixels(Image.fromarray(p))) for p in pictures], vision.name
 
 
 def _vision_distance(lines: list[GoldenLine], seen: list[np.ndarray | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""Write the vision tower and projector as one ONNX graph, and prove that it computes what torch computes."""
+"""Write the vision tower and projector as one ONNX graph."""
 
 from __future__ import annotations
 
@@ -9,55 +9,77 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
+from torch import Tensor, nn
 
-from ..errors import CobraEdgeError
+from ..image import ImageTransform
 from ..model.cobra import VisionModel
-from ..model.config import CobraConfig
-from .session import INPUT, OUTPUT, VisionSession
+from ..precision import PrecisionName
+from .exportable import make_exportable
+from .session import INPUT, OUTPUT
 
 OPSET = 18  # what TensorRT 10.3 (JetPack 6) and current onnxruntime both read in full
 EXTERNAL_DATA_ABOVE_BYTES = 1 << 30  # a protobuf file ends at 2 GiB
-PARITY_RELATIVE_RMS = 1e-4
 
 
-class ParityError(CobraEdgeError):
-    """The exported graph does not compute what the torch model computes; nothing is written. The input is not at fault."""
-
-    exit_code = 3
-
-
-def relative_rms(got: np.ndarray, expected: np.ndarray) -> float:
-    """Return ‖got - expected‖ / ‖expected‖ of two arrays of one shape; NaN counts as infinity."""
-    difference, size = np.linalg.norm(got.astype(np.float64) - expected), np.linalg.norm(expected)
-    value = float(difference / (size + 1e-30))
-    return value if np.isfinite(value) else float("inf")
+def feature_name(index: int) -> str:
+    """Return what the graph calls an encoder's features (1, n_patches, embed_dim) float32, none of its outputs."""
+    return f"encoder_{index}"
 
 
-def export_onnx(model: VisionModel, config: CobraConfig, file: Path) -> None:
-    """Write the graph: INPUT (1, 3·n_encoders, size, size) to OUTPUT (1, n_visual_tokens, d_model), float32, static shapes.
+class _Graph(nn.Module):
+    """What is traced: from the input form to the embeddings, and the features on the way."""
 
-    Weights go to `<file>.data` when they exceed EXTERNAL_DATA_ABOVE_BYTES. The graph is checked with onnx's checker.
+    def __init__(self, model: VisionModel, transform: ImageTransform) -> None:
+        super().__init__()
+        self.tower, self.projector = model.tower, model.projector
+        self.form, self.n_squares = transform.input, transform.n_squares
+        means, deviations = (torch.tensor([getattr(e, what) for e in transform.encoders]) for what in ("mean", "std"))
+        self.register_buffer("factor", (1 / (255 * deviations))[:, None, :, None, None])
+        self.register_buffer("shift", (-means / deviations)[:, None, :, None, None])
+
+    def forward(self, taken: Tensor) -> tuple[Tensor, ...]:
+        encoders: Any = self.tower.encoders
+        if self.form == "uint8":
+            values, factor, shift = taken.permute(0, 3, 1, 2).float(), self.get_buffer("factor"), self.get_buffer("shift")
+            parts = [values[i % self.n_squares][None] * factor[i] + shift[i] for i in range(len(encoders))]
+        else:
+            parts = list(taken.chunk(len(encoders), dim=1))
+        features = [encoder(part) for encoder, part in zip(encoders, parts, strict=True)]
+        return self.projector(torch.cat(features, dim=-1)), *features
+
+
+def export_onnx(model: VisionModel, transform: ImageTransform, file: Path, precision: PrecisionName = "fp32") -> None:
+    """Write the graph: INPUT, shaped and typed as the transform's pixels, to OUTPUT (1, n_visual_tokens, d_model) float32.
+
+    Shapes are static. Weights go to `<file>.data` when they exceed EXTERNAL_DATA_ABOVE_BYTES. The graph is checked with onnx's
+    checker.
+
+    Args:
+        model: is made exportable in place, and of no other use afterwards.
+        transform: says which input form is wanted.
+        file: where.
+        precision: of the matrix products: "fp32", "fp16" or "bf16".
     """
-    assert config.vision is not None
-    size = config.vision.image_size
-    example = torch.zeros(1, 3 * len(config.vision.encoders), size, size)
+    make_exportable(model, precision)
+    example = torch.zeros(transform.shape, dtype=getattr(torch, transform.input))
+    features = [feature_name(i) for i in range(len(transform.encoders))]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     # The exporter prints its progress on stdout, which belongs to our caller's --json.
     with torch.inference_mode(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model,
+            _Graph(model, transform).eval(),
             (example,),
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[OUTPUT, *features],
             verbose=False,
         )
     assert program is not None
+    del program.model.graph.outputs[1:]  # they were outputs to get their names
     _forget_where_it_was_made(program.model)
     weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     program.save(str(file), external_data=weights_bytes > EXTERNAL_DATA_ABOVE_BYTES)
@@ -75,29 +97,3 @@ def _forget_where_it_was_made(model: Any) -> None:
             value.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
-
-
-def check_parity(
-    model: VisionModel, config: CobraConfig, file: Path, pixels: list[np.ndarray]
-) -> tuple[float, list[np.ndarray]]:
-    """Compare the written graph with torch on normalised pixels (1, 3·n_encoders, size, size).
-
-    Returns:
-        The largest relative RMS difference, and torch's embeddings (n_visual_tokens, d_model) for each input.
-
-    Raises:
-        ParityError: the difference exceeds PARITY_RELATIVE_RMS.
-    """
-    session = VisionSession(file, config)
-    worst, references = 0.0, []
-    for p in pixels:
-        with torch.inference_mode():
-            reference = model(torch.from_numpy(p))[0].numpy()
-        worst = max(worst, relative_rms(session.embed(p), reference))
-        references.append(reference)
-    if worst > PARITY_RELATIVE_RMS:
-        raise ParityError(
-            f"the ONNX graph differs from torch by a relative RMS of {worst:.2e}, at most {PARITY_RELATIVE_RMS:.0e} "
-            "is allowed; please report the checkpoint and the versions of torch and onnxruntime"
-        )
-    return worst, references

@@ -38,7 +38,8 @@ class VisionRuntime:
 def _onnxruntime(bundle: Bundle, device: str, threads: int | None) -> VisionRunner:
     from .session import VisionSession
 
-    return VisionSession(bundle.path(VISION), bundle.manifest.model, threads)
+    graph = bundle.vision_graph
+    return VisionSession(bundle.path(VISION), bundle.manifest.model, graph.input, threads, device, graph.precision)
 
 
 # In order of preference.
@@ -60,7 +61,7 @@ def open_vision(bundle: Bundle, device: str = "auto", runtime: str = "auto", thr
     """
     if runtime not in RUNTIME_NAMES:
         raise InputError(f"unknown vision runtime {runtime!r}{near_matches(runtime, RUNTIME_NAMES)}")
-    reasons = []
+    reasons: list[str] = []
     for row in RUNTIMES:
         if runtime not in ("auto", row.name):
             continue

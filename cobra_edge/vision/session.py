@@ -2,50 +2,128 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import platformdirs
 
-from ..errors import BundleError
+from ..errors import BundleError, MachineError
+from ..image import ImageTransform
 from ..model.config import CobraConfig
+from ..precision import InputForm, PrecisionName
+from .providers import PROVIDERS, Provider, eligible, provider_options
+
+log = logging.getLogger(__name__)
 
 INPUT, OUTPUT = "pixels", "embeddings"
+_CPU = PROVIDERS[-1]
+_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
+
+
+def open_on_cpu(file: Path, threads: int | None = None) -> Any:
+    """Open any graph on the CPU. Raises BundleError where onnxruntime cannot."""
+    try:
+        return _open(file, _CPU, "fp32", threads)
+    except Exception as error:  # onnxruntime's own exception types share no base but Exception
+        raise BundleError(f"{file}: onnxruntime cannot open it ({error})") from error
+
+
+def _open(file: Path, provider: Provider, precision: PrecisionName, threads: int | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    # Its threads would go on spinning on the cores that the decoder needs next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    cache = str(platformdirs.user_cache_path("cobra_edge") / "onnxruntime")
+    chosen = (provider.name, dict(provider_options(provider, precision, cache)))
+    # A processor takes what another provider has no kernel for, such as shapes.
+    wanted = [chosen] if provider is _CPU else [chosen, (_CPU.name, {})]
+    return onnxruntime.InferenceSession(file, options, providers=wanted)
 
 
 class VisionSession:
-    """An opened vision graph."""
+    """An opened vision graph.
 
-    def __init__(self, file: Path, config: CobraConfig, threads: int | None = None) -> None:
-        """Open the graph on the CPU.
+    Attributes:
+        name: "onnxruntime, " and the execution provider that runs it.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        config: CobraConfig,
+        form: InputForm = "float32",
+        threads: int | None = None,
+        device: str = "cpu",
+        precision: PrecisionName = "fp32",
+    ) -> None:
+        """Open the graph on the best execution provider that takes it; why better ones did not is logged.
 
         Args:
             file: the graph.
             config: of the model it belongs to.
-            threads: how many; None for one a physical core.
+            form: what it takes.
+            threads: on a CPU; None for one a physical core.
+            device: "auto", "cpu" or "cuda".
+            precision: of its products.
 
         Raises:
             BundleError: unreadable, or its input and output are not those of the config.
+            MachineError: no provider takes it; each one's reason is given.
         """
-        assert config.vision is not None
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
-        # Its threads would go on spinning on the cores that the decoder needs next.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own exception types share no base but Exception
-            raise BundleError(f"{file}: onnxruntime cannot open it ({error})") from error
-        size = config.vision.image_size
-        wanted_in = [1, 3 * len(config.vision.encoders), size, size]
-        wanted_out = [1, config.n_visual_tokens, config.mamba.d_model]
-        got = [(i.name, i.shape) for i in (*self._session.get_inputs(), *self._session.get_outputs())]
-        if got != [(INPUT, wanted_in), (OUTPUT, wanted_out)]:
-            raise BundleError(f"{file}: inputs and outputs are {got}, expected {INPUT} {wanted_in} and {OUTPUT} {wanted_out}")
+        self._session, provider = _first_that_opens(file, threads, device, precision)
+        self.name = f"onnxruntime, {provider.title}"
+        self._require_ends(file, config, form)
+        self._binding = None if provider is _CPU else self._bound(config)
+
+    def _require_ends(self, file: Path, config: CobraConfig, form: InputForm) -> None:
+        shape = ImageTransform.of(config, form).shape
+        wanted = [(INPUT, _TYPES[form], list(shape))]
+        wanted += [(OUTPUT, _TYPES["float32"], [1, config.n_visual_tokens, config.mamba.d_model])]
+        got = [(i.name, i.type, i.shape) for i in (*self._session.get_inputs(), *self._session.get_outputs())]
+        if got != wanted:
+            raise BundleError(f"{file}: inputs and outputs are {got}, expected {wanted}; export the bundle again")
+
+    def _bound(self, config: CobraConfig) -> Any:
+        """Bind the output to memory of this process that is written again and again."""
+        binding = self._session.io_binding()
+        self._embeddings = np.empty((1, config.n_visual_tokens, config.mamba.d_model), np.float32)
+        binding.bind_output(OUTPUT, "cpu", 0, np.float32, self._embeddings.shape, self._embeddings.ctypes.data)
+        return binding
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """Turn pixels (1, 3·n_encoders, size, size) float32 into visual embeddings (n_visual_tokens, d_model) float32."""
-        embeddings: Any = self._session.run([OUTPUT], {INPUT: pixels})[0]
-        return embeddings[0]
+        """Turn what `ImageTransform.pixels` gives into visual embeddings (n_visual_tokens, d_model) float32."""
+        if self._binding is None:
+            embeddings: Any = self._session.run([OUTPUT], {INPUT: pixels})[0]
+            return embeddings[0]
+        self._binding.bind_cpu_input(INPUT, np.ascontiguousarray(pixels))
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+        return self._embeddings[0].copy()
+
+
+def _first_that_opens(file: Path, threads: int | None, device: str, precision: PrecisionName) -> tuple[Any, Provider]:
+    candidates, reasons = eligible(device)
+    broken: Exception | None = None
+    for provider in candidates:
+        if provider is _CPU and precision == "bf16":
+            reasons.append("CPU: onnxruntime multiplies no bfloat16 there; export with --vision-precision fp16")
+            continue
+        try:
+            session = _open(file, provider, precision, threads)
+        except Exception as error:  # as above
+            broken = error
+            reasons.append(f"{provider.title}: {error}")
+            continue
+        if session.get_providers()[0] != provider.name:
+            reasons.append(f"{provider.title}: its libraries do not load here")
+            continue
+        for reason in reasons:
+            log.info("vision: not on %s", reason)
+        return session, provider
+    if broken is not None and [p.name for p in candidates] == [_CPU.name]:
+        raise BundleError(f"{file}: onnxruntime cannot open it ({broken})") from broken
+    raise MachineError(f"{file}: onnxruntime runs it on nothing here ({'; '.join(reasons)})")

@@ -1,0 +1,78 @@
+"""What a 16-bit graph computes on a device, written so that a CPU computes it.
+
+A GPU multiplies 16-bit operands, adds in float32 and rounds the sum to 16 bits. onnxruntime on a CPU has no such products: it
+takes fp16 graphs in float32 throughout, which is closer to the float model than any device, and refuses bf16. So parity and
+drift of 16-bit graphs are measured on a twin: every operation in float32, its 16-bit operands widened, its results rounded to
+16 bits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from ..bundle import VISION, Bundle
+from .runtimes import VisionRunner, open_vision
+from .session import VisionSession
+
+_SIXTEEN_BITS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def write_emulated(graph: Path, twin: Path) -> None:
+    """Write the twin of a graph beside it, where its external data is found.
+
+    Args:
+        graph: an ONNX file with 16-bit operations.
+        twin: the file to write, in the same directory.
+    """
+    assert graph.parent == twin.parent
+    model = onnx.load(str(graph), load_external_data=False)
+    types = _types(model)
+    nodes: list[onnx.NodeProto] = []
+    widened: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type != "Cast":
+            for i, name in enumerate(node.input):
+                if types.get(name) in _SIXTEEN_BITS:
+                    if name not in widened:
+                        widened[name] = f"{name}/float32"
+                        nodes.append(helper.make_node("Cast", [name], [widened[name]], to=TensorProto.FLOAT))
+                    node.input[i] = widened[name]
+        rounded = [o for o in node.output if types.get(o) in _SIXTEEN_BITS and node.op_type != "Cast"]
+        for i, name in enumerate(node.output):
+            if name in rounded:
+                node.output[i] = f"{name}/unrounded"
+        nodes.append(node)
+        nodes += [helper.make_node("Cast", [f"{name}/unrounded"], [name], to=types[name]) for name in rounded]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    del model.graph.value_info[:]  # of the types before
+    twin.write_bytes(model.SerializeToString())
+
+
+def open_emulated(bundle: Bundle) -> VisionRunner:
+    """Open a bundle's graph as a device of its precision computes it; the twin lies beside it only while it is opened.
+
+    Raises:
+        BundleError: as `VisionSession`.
+    """
+    graph, file = bundle.vision_graph, bundle.path(VISION)
+    if graph.precision not in ("fp16", "bf16"):
+        return open_vision(bundle, "cpu", "onnxruntime")
+    twin = file.with_name(f"emulated-{VISION}")
+    try:
+        write_emulated(file, twin)
+        session = VisionSession(twin, bundle.manifest.model, graph.input)
+        session.name += f", {graph.precision} emulated"
+        return session
+    finally:
+        twin.unlink(missing_ok=True)
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the element type of every value that has one."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
+    return types | {t.name: t.data_type for t in graph.initializer}

@@ -1,0 +1,104 @@
+"""The tower in the forms that runtimes fuse, its matrix products in the numbers of a precision.
+
+What is computed stays the same; how it is written changes. Attention is split, product, softmax, product, without a scale of
+its own (which goes into the queries' weights), a layer scale goes into the product before it, and GELU is written in the order
+that onnxruntime knows. In 16 bits the matrix products take 16-bit operands and give 16-bit results; everything between them
+stays float32: the residual stream, where DINOv2 carries channels hundreds of times louder than the rest (Darcet et al. 2024,
+"Vision Transformers Need Registers"), norms and GELU. Softmax lies between two products that a GPU fuses into one kernel, and
+stays in their type there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model.cobra import VisionModel
+from ..precision import PrecisionName
+
+_DTYPES: dict[PrecisionName, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class _Product(nn.Module):
+    """A linear layer or convolution whose operands are of its weights' type; the result is float32."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.dtype = layer.to(dtype), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.to(self.dtype)).float()
+
+
+class _Gelu(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.erf(x / math.sqrt(2)) + 1) * 0.5
+
+
+class _Attention(nn.Module):
+    """Self-attention of (1, tokens, width) float32, the scores' scale folded into the queries."""
+
+    def __init__(self, attention: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.heads, self.width = attention.num_heads, attention.attn_dim
+        with torch.no_grad():
+            attention.qkv.weight[: self.width] *= attention.scale
+            if attention.qkv.bias is not None:
+                attention.qkv.bias[: self.width] *= attention.scale
+        self.qkv, self.proj, self.dtype = attention.qkv.to(dtype), attention.proj.to(dtype), dtype
+
+    def forward(self, x: Tensor, **_unused: object) -> Tensor:
+        q, k, v = (self._heads(part) for part in self.qkv(x.to(self.dtype)).split(self.width, dim=-1))
+        mixed = (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        return self.proj(mixed.transpose(1, 2).flatten(2)).float()
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.reshape(1, x.shape[1], self.heads, -1).transpose(1, 2)
+
+
+def make_exportable(model: VisionModel, precision: PrecisionName) -> None:
+    """Rewrite a model in place; what it computes changes only by rounding.
+
+    Args:
+        model: tower and projector in float32.
+        precision: of the matrix products: "fp32", "fp16" or "bf16".
+    """
+    dtype = _DTYPES[precision]
+    tower: Any = model.tower
+    for encoder in tower.encoders:
+        vit = encoder.vit
+        vit.patch_embed.proj = _Product(vit.patch_embed.proj, dtype)
+        for block in vit.blocks:
+            _fold_layer_scales(block)
+            if _is_plain(block.attn):
+                block.attn = _Attention(block.attn, dtype)
+    _replace_leaves(model, dtype)
+
+
+def _is_plain(attention: Any) -> bool:
+    """Whether attention does nothing but project, mix and project; one with norms or a gate keeps its own form and type."""
+    between = (attention.q_norm, attention.k_norm, attention.norm)
+    return all(isinstance(m, nn.Identity) for m in between) and attention.gate is None
+
+
+@torch.no_grad()
+def _fold_layer_scales(block: Any) -> None:
+    for name, layer in (("ls1", block.attn.proj), ("ls2", block.mlp.fc2)):
+        scale = getattr(block, name)
+        if not isinstance(scale, nn.Identity):
+            layer.weight *= scale.gamma[:, None]
+            layer.bias *= scale.gamma
+            setattr(block, name, nn.Identity())
+
+
+def _replace_leaves(module: nn.Module, dtype: torch.dtype) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.GELU) and child.approximate == "none":
+            setattr(module, name, _Gelu())
+        elif isinstance(child, nn.Linear | nn.Conv2d):
+            setattr(module, name, _Product(child, dtype))
+        elif not isinstance(child, _Product | _Attention):
+            _replace_leaves(child, dtype)
