@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
+from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 
 from ..errors import InputError
 from .onnx_export import EXTERNAL_DATA_ABOVE_BYTES, relative_rms
@@ -95,17 +96,15 @@ def quantize_int8(
 
 def _quantized(file: Path, products: Sequence[Product], found: Measured) -> onnx.ModelProto:
     """Return the graph with the products in int8."""
-    ranges = {
-        p.source: TensorData(lowest=np.float32(-found.highest[p.node]), highest=np.float32(found.highest[p.node]))
-        for p in products
-    }
-    quantizer = QDQQuantizer(
+    highest = {p.source: np.float32(found.highest[p.node]) for p in products}
+    ranges = TensorsData(CalibrationMethod.MinMax, {name: (-top, top) for name, top in highest.items()})
+    quantizer: Any = QDQQuantizer(  # type: ignore[no-untyped-call]  # onnxruntime annotates some of its quantizer
         onnx.load(file),
         per_channel=True,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,
-        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+        tensors_range=ranges,
         nodes_to_quantize=[p.node for p in products],
         nodes_to_exclude=[],
         op_types_to_quantize=["MatMul"],
@@ -153,4 +152,8 @@ def _distance(file: Path, pixels: Sequence[np.ndarray], outputs: Sequence[np.nda
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     chosen = range(0, len(pixels), -(-len(pixels) // _CHECKED))
-    return max(relative_rms(session.run(None, {name: pixels[i]})[0], outputs[i]) for i in chosen)
+    worst = 0.0
+    for i in chosen:
+        output: Any = session.run(None, {name: pixels[i]})[0]
+        worst = max(worst, relative_rms(output, outputs[i]))
+    return worst

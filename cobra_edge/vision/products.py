@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -71,9 +72,10 @@ def measured(
     name = session.get_inputs()[0].name
     highest = dict.fromkeys((p.node for p in products), 0.0)
     rows: dict[str, list[np.ndarray]] = {p.node: [] for p in products}
-    outputs = []
+    outputs = list[np.ndarray]()
     for number, picture in enumerate(pixels):
-        output, *sources = session.run(None, {name: picture})
+        values: Any = session.run(None, {name: picture})
+        output, *sources = values
         outputs.append(output)
         for product, x in zip(products, sources, strict=True):
             flat = x.reshape(-1, x.shape[-1])
