@@ -108,7 +108,8 @@ def test_the_form_is_what_tensorrt_takes(float_graph, quantized):
     assert len(zeros) == 3 * len(products) and all(z.dtype == np.int8 and not z.any() for z in zeros)
     shapes = sorted(v.shape for v in values.values() if v.dtype == np.int8 and v.ndim == 2)
     assert shapes == sorted(initializers(float_graph)[p.weight].shape for p in products)
-    assert all(v.dtype == np.float32 for name, v in values.items() if name.endswith("bias"))
+    biases = [v for name, v in values.items() if name.endswith("bias_row")]
+    assert len(biases) == len(products) and all(v.dtype == np.float32 for v in biases)
     assert before.graph.input == after.graph.input and before.graph.output == after.graph.output
 
 
@@ -171,7 +172,22 @@ def test_the_product_with_an_outlier_is_left_wide(float_graph, pixels, tmp_path)
     report = quantize_int8(graph, tmp_path / "wide.onnx", pixels, relative_rms_goal=0.02, on_step=lambda: steps.append(1))
     assert [w.product for w in report.wide] == [OUTLIER] and report.wide[0].error == all_int8.errors[0][1]
     assert report.relative_rms <= 0.02 < all_int8.relative_rms and report.quantized == 34
-    assert initializers(tmp_path / "wide.onnx")[f"{OUTLIER}.bias"].ndim == 1 and len(steps) == len(pixels)
+    kept = initializers(tmp_path / "wide.onnx")
+    assert f"{OUTLIER}.bias" in kept and f"{OUTLIER}.bias_row" not in kept and len(steps) == len(pixels)
+
+
+def test_a_bias_that_others_read_too_stays_what_it_was_for_them(float_graph, pixels, tmp_path):
+    proto, norm = onnx.load(float_graph), "tower.encoders.0.vit.blocks.1.norm2.bias"
+    proj = norm.replace("norm2", "attn.proj")
+    for node in proto.graph.node:
+        node.input[:] = [norm if name == proj else name for name in node.input]
+    proto.graph.initializer.remove(next(i for i in proto.graph.initializer if i.name == proj))
+    onnx.save(proto, tmp_path / "shared.onnx")
+    report = quantize_int8(tmp_path / "shared.onnx", tmp_path / "int8.onnx", pixels)
+    values = initializers(tmp_path / "int8.onnx")
+    assert values[norm].shape == (128,) and (values[f"{norm}_row"] == values[norm]).all()
+    assert report.relative_rms < 0.02 and proj.removesuffix(".bias") not in dict(report.errors)
+    assert len(dict(report.errors)) == 35
 
 
 def test_no_more_are_left_wide_than_allowed(float_graph, pixels, tmp_path):

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
+from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from ..errors import InputError
 from .onnx_export import EXTERNAL_DATA_ABOVE_BYTES, relative_rms
@@ -98,8 +100,12 @@ def _quantized(file: Path, products: Sequence[Product], found: Measured) -> onnx
     """Return the graph with the products in int8."""
     highest = {p.source: np.float32(found.highest[p.node]) for p in products}
     ranges = TensorsData(CalibrationMethod.MinMax, {name: (-top, top) for name, top in highest.items()})
+    model = onnx.load(file)
+    if highest.keys() <= {value.name for value in model.graph.value_info}:
+        # Shapes are known: without the mark the quantizer would infer them, over two more copies of the weights.
+        add_infer_metadata(model)
     quantizer: Any = QDQQuantizer(  # type: ignore[no-untyped-call]  # onnxruntime annotates some of its quantizer
-        onnx.load(file),
+        model,
         per_channel=True,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
@@ -131,10 +137,19 @@ def _keep_products_apart(graph: onnx.GraphProto, nodes: set[str]) -> None:
     Gemm with a float bias: the whole product would run in float, from weights dequantized at every run.
     """
     outputs = {node.output[0] for node in graph.node if node.name in nodes}
-    biases = {name for node in graph.node if node.op_type == "Add" and outputs & set(node.input) for name in node.input}
-    for tensor in graph.initializer:
-        if tensor.name in biases and len(tensor.dims) == 1:
-            tensor.dims[:] = [1, 1, tensor.dims[0]]
+    vectors = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 1}
+    rows = dict[str, str]()  # an exporter gives equal biases one tensor, which others may read too
+    for node in graph.node:
+        if node.op_type != "Add" or not outputs & set(node.input):
+            continue
+        for index, name in enumerate(node.input):
+            if name in vectors:
+                rows[name] = node.input[index] = f"{name}_row"
+    read = {name for node in graph.node for name in node.input}
+    for name, row in rows.items():
+        graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(vectors[name])[None, None], row))
+        if name not in read:
+            graph.initializer.remove(vectors[name])
 
 
 def _write(model: onnx.ModelProto, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,15 +47,19 @@ class Measured:
 
 
 def products_of(graph: onnx.GraphProto) -> list[Product]:
-    """Return every MatMul whose second operand is a stored matrix, labelled by the bias that is added to it."""
+    """Return every MatMul whose second operand is a stored matrix, labelled by the bias that is added to it alone."""
     matrices = {i.name for i in graph.initializer if len(i.dims) == 2}
     vectors = {i.name for i in graph.initializer if len(i.dims) == 1}
-    readers = {name: node for node in graph.node for name in node.input}
+    readers = defaultdict[str, list[onnx.NodeProto]](list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
     found = []
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in matrices:
-            after = readers.get(node.output[0])
-            bias = [name for name in after.input if name in vectors] if after is not None and after.op_type == "Add" else []
+            added = (name for after in readers[node.output[0]] if after.op_type == "Add" for name in after.input)
+            # An exporter gives equal biases one tensor: then its name is that of another product.
+            bias = [name for name in added if name in vectors and len(readers[name]) == 1]
             label = bias[0].removesuffix(".bias") if bias else node.name
             found.append(Product(node.name, node.input[0], node.input[1], label))
     return found
