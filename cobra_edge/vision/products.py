@@ -1,0 +1,142 @@
+"""The products with weights in a vision graph: what enters them, and what rounding both sides to int8 costs each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from ..errors import InputError
+
+ROWS = 512  # rows of a product's input, over all pictures, that its error is measured on
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Product:
+    """A MatMul of an activation and a stored weight (in, out): the names of node, input and weight, and a name to read."""
+
+    node: str
+    source: str
+    weight: str
+    label: str
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What calibration found.
+
+    Attributes:
+        highest: by product's node, the largest magnitude that enters it.
+        errors: by product's node, the relative error of its output in int8, of 1.
+        outputs: the graph's output for each picture.
+    """
+
+    highest: dict[str, float]
+    errors: dict[str, float]
+    outputs: list[np.ndarray]
+
+
+def products_of(graph: onnx.GraphProto) -> list[Product]:
+    """Return every MatMul whose second operand is a stored matrix, labelled by the bias that is added to it alone."""
+    matrices = {i.name for i in graph.initializer if len(i.dims) == 2}
+    vectors = {i.name for i in graph.initializer if len(i.dims) == 1}
+    readers = defaultdict[str, list[onnx.NodeProto]](list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    found = []
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in matrices:
+            added = (name for after in readers[node.output[0]] if after.op_type == "Add" for name in after.input)
+            # An exporter gives equal biases one tensor: then its name is that of another product.
+            bias = [name for name in added if name in vectors and len(readers[name]) == 1]
+            label = bias[0].removesuffix(".bias") if bias else node.name
+            found.append(Product(node.name, node.input[0], node.input[1], label))
+    return found
+
+
+def measured(
+    file: Path, products: list[Product], pixels: Iterable[np.ndarray], n_pictures: int, on_step: Callable[[], None]
+) -> Measured:
+    """Run the float graph on every picture, one in memory at a time, and measure each product by itself.
+
+    Raises:
+        InputError: an input of a product is not finite.
+    """
+    session = _watching(file, products)
+    name = session.get_inputs()[0].name
+    highest = dict.fromkeys((p.node for p in products), 0.0)
+    rows: dict[str, list[np.ndarray]] = {p.node: [] for p in products}
+    outputs = list[np.ndarray]()
+    for number, picture in enumerate(pixels):
+        values: Any = session.run(None, {name: picture})
+        output, *sources = values
+        outputs.append(output)
+        for product, x in zip(products, sources, strict=True):
+            flat = x.reshape(-1, x.shape[-1])
+            top = float(max(flat.max(), -flat.min()))
+            if not np.isfinite(top):
+                raise InputError(
+                    f"calibration picture {number + 1}: what enters {product.label} is NaN or infinite; "
+                    "the vision weights are damaged or overflow"
+                )
+            highest[product.node] = max(highest[product.node], top)
+            rows[product.node].append(flat[rows_of(len(flat), number, n_pictures)].copy())
+        del sources
+        on_step()
+    del session
+    return Measured(highest, _errors(file, products, rows, highest), outputs)
+
+
+def _watching(file: Path, products: list[Product]) -> onnxruntime.InferenceSession:
+    """Open the graph with what enters each product as further outputs, in the order of the products."""
+    model = onnx.load(file, load_external_data=False)
+    model.graph.output.extend(onnx.ValueInfoProto(name=p.source) for p in products)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _errors(
+    file: Path, products: list[Product], rows: dict[str, list[np.ndarray]], highest: dict[str, float]
+) -> dict[str, float]:
+    weights = {i.name: i for i in onnx.load(file, load_external_data=False).graph.initializer}
+    errors = {}
+    for p in products:
+        weight = torch.from_numpy(numpy_helper.to_array(weights[p.weight], str(file.parent)).astype(np.float32))
+        errors[p.node] = relative_error(torch.from_numpy(np.concatenate(rows.pop(p.node))), weight, highest[p.node])
+    return errors
+
+
+def rows_of(n_rows: int, number: int, n_pictures: int) -> slice:
+    """Return which rows of picture `number` are kept: ROWS over all pictures, evenly, other positions in each picture."""
+    step = max(1, n_rows * n_pictures // ROWS)
+    return slice(number * 7 % min(step, n_rows), None, step)
+
+
+def relative_error(x: Tensor, weight: Tensor, highest: float) -> float:
+    """Return how far a product is off in int8, relative to the float product.
+
+    Every row counts alike: in a ViT a few tokens are a hundred times larger than the rest, and a norm follows.
+
+    Args:
+        x: rows (n, in) float32.
+        weight: (in, out) float32, rounded with one scale for each column.
+        highest: magnitude that becomes 127 in x.
+    """
+    scales = weight.abs().amax(0).clamp_min(_TINY) / 127
+    step = max(highest, _TINY) / 127
+    exact = x @ weight
+    off = ((x / step).round().clamp(-127, 127) * step) @ ((weight / scales).round() * scales) - exact
+    return float((off.square().sum(1) / exact.square().sum(1).clamp_min(_TINY)).mean().sqrt())
