@@ -264,12 +264,14 @@ def _write_vision(
     """Write vision.onnx and image.json; return how it was made and the float embeddings of each golden line."""
     if checkpoint.config.vision is None:
         return None, [None] * len(lines)
+    from .model.cobra import load_vision
     from .vision.graph import write_graph
 
+    model = load_vision(checkpoint)  # may fetch, with the hub's own progress
     names = sorted({line.image for line in lines if line.image is not None})
     pictures = [suite / name for name in names]
     with stages() as on_step:
-        written = write_graph(checkpoint, stage, precision, form, pictures, calibration, on_step)
+        written = write_graph(model, checkpoint.config, stage, precision, form, pictures, calibration, on_step)
     by_name = dict(zip(names, written.embeddings, strict=True))
     (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
     return written.graph, [by_name.get(line.image or "") for line in lines]

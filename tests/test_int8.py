@@ -1,5 +1,7 @@
 """int8 of the vision graph: what is written, what onnxruntime makes of it, which products stay wide, and smoothing."""
 
+import copy
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,7 +15,8 @@ from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.model.cobra import load_vision
 from cobra_edge.vision import int8, smoothing
 from cobra_edge.vision.int8 import quantize_int8
-from cobra_edge.vision.onnx_export import export_onnx, relative_rms
+from cobra_edge.vision.onnx_export import export_onnx
+from cobra_edge.vision.parity import relative_rms
 from cobra_edge.vision.products import ROWS, products_of, relative_error, rows_of
 from cobra_edge.vision.smoothing import smoothed, smoothing_factors
 
@@ -42,7 +45,7 @@ def model(mini):
 @pytest.fixture(scope="module")
 def float_graph(mini, model, tmp_path_factory):
     file = tmp_path_factory.mktemp("float") / "vision.onnx"
-    export_onnx(model, mini.config, file)
+    export_onnx(copy.deepcopy(model), ImageTransform.of(mini.config), file)
     return file
 
 
@@ -241,7 +244,7 @@ def test_smoothing_keeps_the_function_and_removes_outliers(mini, pixels, tmp_pat
     assert_close(better(x).numpy(), planted(x).numpy(), "vision")
     far = []
     for name, each in (("planted", planted), ("better", better)):
-        export_onnx(each, mini.config, tmp_path / f"{name}.onnx")
+        export_onnx(copy.deepcopy(each), ImageTransform.of(mini.config), tmp_path / f"{name}.onnx")
         far.append(quantize_int8(tmp_path / f"{name}.onnx", tmp_path / "int8.onnx", pixels, relative_rms_goal=9.0).relative_rms)
     assert far[0] > 0.1 and far[1] < 0.02
 

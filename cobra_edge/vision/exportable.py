@@ -14,6 +14,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.cobra import VisionModel
@@ -23,14 +24,20 @@ _DTYPES: dict[PrecisionName, torch.dtype] = {"fp32": torch.float32, "fp16": torc
 
 
 class _Product(nn.Module):
-    """A linear layer or convolution whose operands are of its weights' type; the result is float32."""
+    """A linear layer or patch embedding with operands of one type and a float32 result; its parameters keep their names."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
-        self.layer, self.dtype = layer.to(dtype), dtype
+        layer = layer.to(dtype)
+        self.weight, self.bias, self.dtype = layer.weight, layer.bias, dtype
+        self.convolution = (layer.stride, layer.padding, layer.groups) if isinstance(layer, nn.Conv2d) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.to(self.dtype)).float()
+        x = x.to(self.dtype)
+        if self.convolution is None:
+            return F.linear(x, self.weight, self.bias).float()
+        stride, padding, groups = self.convolution
+        return F.conv2d(x, self.weight, self.bias, stride, padding, groups=groups).float()
 
 
 class _Gelu(nn.Module):

@@ -21,7 +21,8 @@ from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType,
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from ..errors import InputError
-from .onnx_export import EXTERNAL_DATA_ABOVE_BYTES, relative_rms
+from .onnx_export import EXTERNAL_DATA_ABOVE_BYTES
+from .parity import relative_rms
 from .products import Measured, Product, measured, products_of
 
 RELATIVE_RMS_GOAL = 0.05

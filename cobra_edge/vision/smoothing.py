@@ -45,7 +45,7 @@ class _Site:
         self.product.weight.data *= factors
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def smoothed(model: VisionModel, pixels: Sequence[np.ndarray]) -> VisionModel:
     """Return a copy that computes the same with smaller outlier channels; `model` is left as it is.
 
