@@ -41,8 +41,23 @@ def _onnxruntime(bundle: Bundle, device: str, threads: int | None) -> VisionRunn
     return VisionSession(bundle.path(VISION), bundle.manifest.model, threads)
 
 
+def _tensorrt(bundle: Bundle, device: str, threads: int | None) -> VisionRunner:
+    from .tensorrt import open_engine
+
+    return open_engine(bundle, device, threads)
+
+
+def _tensorrt_refuses(bundle: Bundle) -> str | None:
+    from .tensorrt import refuses
+
+    return refuses(bundle)
+
+
 # In order of preference.
-RUNTIMES = (VisionRuntime("onnxruntime", ("cpu", "cuda"), lambda bundle: None, _onnxruntime),)
+RUNTIMES = (
+    VisionRuntime("tensorrt", ("cuda",), _tensorrt_refuses, _tensorrt),
+    VisionRuntime("onnxruntime", ("cpu", "cuda"), lambda bundle: None, _onnxruntime),
+)
 RUNTIME_NAMES = ("auto", *(r.name for r in RUNTIMES))
 
 
