@@ -26,9 +26,9 @@ from .vision.tensorrt_build import engine_of
 def command(bundle: Path, cache: Path | None, force: bool, as_json: bool) -> None:
     """Build BUNDLE's TensorRT engine for this machine's card and keep it, unless it is there already.
 
-    It takes minutes, and running the bundle would do it at its first start. The graph's numbers are those of the bundle (see
-    export --vision-precision). Exit codes: 0 the engine is there; 2 the bundle is not whole or has no vision; 3 this machine lacks
-    TensorRT, a card that can, memory or disk; 130 interrupted, nothing is left behind.
+    It takes minutes, and running the bundle would do it at its first start. The numbers it computes in are the graph's: see
+    export --vision-precision. Exit codes: 0 the engine is there; 2 the bundle is not whole or has no vision; 3 this machine
+    lacks TensorRT, a card that can, memory or disk; 130 interrupted, nothing is left behind.
     """
     built = engine_of(Bundle.open(bundle), EngineCache(cache), stages, tell, force=force)
     if as_json:

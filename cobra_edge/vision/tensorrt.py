@@ -26,8 +26,8 @@ from .session import INPUT, OUTPUT
 
 VERSION_MIN = (10, 3)
 HOW_TO_GET = (
-    "on a Jetson it comes with JetPack 6.1 or later (sudo apt install nvidia-jetpack; a virtual environment sees it when it was "
-    "made with --system-site-packages), or use a container of export/containers"
+    "on a Jetson it comes with JetPack 6.1 or later (sudo apt install nvidia-jetpack; a virtual environment sees it when made "
+    "with --system-site-packages), or use a container of export/containers"
 )
 
 
