@@ -1,8 +1,8 @@
 """A fake of the few calls of cuda.bindings.runtime that the package makes. It is not CUDA.
 
 Device memory is host memory that begins as NaNs. A stream does nothing until it is synchronised: what is read before that is
-what was there before, so a forgotten synchronisation shows. Every address and handle is checked. Return values have NVIDIA's form,
-an error code and then values.
+what was there before, so a forgotten synchronisation shows. Every address and handle is checked. Return values have NVIDIA's
+form, an error code and then values.
 
 What it proves: that memory and streams are made, used in order and given back. What it cannot: anything about a driver, a card,
 real asynchrony, pinned memory or speed.
@@ -24,18 +24,18 @@ import numpy as np
 ORIN_NANO = "Orin;8.7;7990000000;6000000000;8;1"
 
 
-class cudaError_t(enum.IntEnum):  # noqa: N801 - NVIDIA's name
+class cudaError_t(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
 
 
-class cudaMemcpyKind(enum.IntEnum):  # noqa: N801 - NVIDIA's name
+class cudaMemcpyKind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
 
 
-class cudaDeviceAttr(enum.IntEnum):  # noqa: N801 - NVIDIA's name
+class cudaDeviceAttr(enum.IntEnum):
     cudaDevAttrMultiProcessorCount = 16
     cudaDevAttrIntegrated = 18
 

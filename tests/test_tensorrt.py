@@ -114,9 +114,7 @@ def built(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict
 
 def leftovers() -> list[str]:
     """Return what is in the cache of engines but locks."""
-    return sorted(f.name for f in EngineCache().directory.glob("*") if f.suffix != ".lock") + sorted(
-        f.name for f in EngineCache().directory.glob(".*")
-    )
+    return sorted(f.name for f in EngineCache().directory.glob("*") if f.suffix != ".lock")
 
 
 def pixels(bundle: Bundle) -> np.ndarray:
@@ -143,9 +141,9 @@ def test_the_engine_computes_what_the_graph_computes(device: Device, path: Path,
 def test_auto_takes_tensorrt_where_it_is_and_onnxruntime_where_not(device: Device, path: Path) -> None:
     bundle = Bundle.open(path)
     assert runtimes.open_vision(bundle).name.startswith("TensorRT")
-    assert not runtimes.open_vision(bundle, "cpu").name.startswith("TensorRT")
+    assert isinstance(runtimes.open_vision(bundle, "cpu"), VisionSession)
     device.card("")
-    assert not runtimes.open_vision(bundle).name.startswith("TensorRT")
+    assert isinstance(runtimes.open_vision(bundle), VisionSession)
 
 
 def test_the_verb_builds_once_and_tells_what(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,7 +205,7 @@ def test_another_graph_gets_another_engine(
 
     first, second = built(path, capsys), built(other_graph(path, tmp_path / "other", rename), capsys)
     assert first["file"] != second["file"]
-    assert [b["known"] for b in device.builds] == [-1, 0]  # what was timed for the first is known to the second
+    assert [b["known"] for b in device.builds] == [0, 1]  # what was timed for the first is known to the second
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no record"])
@@ -244,7 +242,7 @@ def test_damaged_times_are_ignored(device: Device, path: Path, capsys: pytest.Ca
     times.write_bytes(damage)
     built(path, capsys, "--force")
     built(path, capsys, "--force")
-    assert [b["known"] for b in device.builds] == [-1, 0, -1, 0]
+    assert [b["known"] for b in device.builds] == [0, 1, 0, 1]
 
 
 def test_times_that_tensorrt_does_not_want_are_ignored(device: Device, tmp_path: Path) -> None:
@@ -428,7 +426,7 @@ def test_too_little_memory(device: Device, path: Path, capsys: pytest.CaptureFix
     said = refused(path, capsys, 3)
     assert f"at least {needed / 1e9:.2f} GB" in said and f"{(needed - 1) / 1e9:.2f} GB are free" in said
     assert not device.builds and not leftovers()
-    assert not runtimes.open_vision(Bundle.open(path)).name.startswith("TensorRT")
+    assert isinstance(runtimes.open_vision(Bundle.open(path)), VisionSession)
     # On a Jetson what Linux would free of caches counts; a card of its own knows best.
     device.patch.setattr(tensorrt, "available_memory_bytes", lambda: needed)
     device.card(f"Orin;8.7;7990000000;{needed - 1};8;0")
