@@ -1,13 +1,13 @@
 """A thin fake of the TensorRT Python API, as far as the package uses it. It is not TensorRT.
 
-Written after NVIDIA's published API documentation of 10.3 and its migration guide to 11. It raises `OrderError` where calls come
-in an order that TensorRT does not allow, and is stricter than Python needs: whatever is used after what it was made from is gone
-raises, where the real bindings keep most parents alive. An "engine" holds the graph, the version and the compute capability;
-running it means onnxruntime, when the fake stream is synchronised (fake_cuda).
+Written after NVIDIA's published API documentation of 10.3 and its migration guide to 11. It raises `OrderError` where calls
+come in an order that TensorRT does not allow, and is stricter than Python needs: whatever is used after what it was made from
+is gone raises, where the real bindings keep most parents alive. An "engine" holds the graph, the version and the compute
+capability; running it means onnxruntime, when the fake stream is synchronised (fake_cuda).
 
 What it proves: the order of calls, that every refusal is heard and told, that engines and measured times are kept, found,
-rejected and made again, that builds exclude each other and can be ended. What it cannot: that TensorRT takes the graph, that the
-numbers are right, how much memory and how long it needs, what its messages are, and that the real signatures are as documented.
+rejected and made again, that builds exclude each other and can be ended. What it cannot: that TensorRT takes the graph, that
+the numbers are right, how much memory and time it needs, what its messages are, that real signatures are as documented.
 
 `install` fills a module named `tensorrt` with the API of a version: 10 has EXPLICIT_BATCH and flags of precisions, 11 has not,
 and types every network strongly. What the builder does is said by the environment, for processes that a test starts:
