@@ -102,16 +102,18 @@ def open_engine(bundle: Bundle, _device: str = "cuda", _threads: int | None = No
     from ..terminal import stages, tell
     from .tensorrt_build import engine_of
 
-    cache = EngineCache()
-    built = engine_of(bundle, cache, stages, tell)
-    data = cache.read(built.key)
+    reason = refuses(bundle)
+    if reason is not None:
+        raise MachineError(reason)
+    cache, key = EngineCache(), engine_key(bundle, first_card())
+    data = cache.read(key)
     if data is not None:
         try:
             return TensorRTRunner(data, bundle)
         except UnreadableEngineError as error:
             tell(f"{error}; it is built again")
-    built = engine_of(bundle, cache, stages, tell, force=True)
-    data = cache.read(built.key)
+    built = engine_of(bundle, cache, stages, tell, force=data is not None)
+    data = cache.read(key)
     if data is None:
         raise MachineError(f"{built.file}: is not what was just written there; check the disk")
     return TensorRTRunner(data, bundle)
