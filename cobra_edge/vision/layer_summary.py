@@ -8,8 +8,12 @@ from collections import Counter
 import msgspec
 
 _TENSOR = re.compile(r"Dimensions: \[[^\]]*\][^{}]*?Datatype: (\w+)")
-_LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<rest>.*)$")
-_IO = re.compile(r"^\s*Name: (?P<name>[^,]+), IOMode: (?P<mode>\w+), DataType: (?P<dtype>\w+), Dimensions: \[(?P<shape>[\d,]*)\]")
+_LAYER = re.compile(
+    r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<rest>.*)$"
+)
+_IO = re.compile(
+    r"^\s*Name: (?P<name>[^,]+), IOMode: (?P<mode>\w+), DataType: (?P<dtype>\w+), Dimensions: \[(?P<shape>[\d,]*)\]"
+)
 _SYNCHRONISATION = ("signal", "wait")
 
 
@@ -47,7 +51,9 @@ class LayerSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_layers(text: str) -> LayerSummary:
     """Read the builder's description; lines that are no layers are passed over, an empty text gives an empty summary."""
-    layers, inputs, outputs = [], [], []
+    layers: list[Layer] = []
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
     for line in text.splitlines():
         if (io := _IO.match(line)) is not None:
             shape = tuple(int(n) for n in io["shape"].split(",") if n)

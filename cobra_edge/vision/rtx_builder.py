@@ -8,6 +8,7 @@ what it could return, and because it is ended where memory runs out: its end is 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ _COMPILING = 0.5  # share of the progress that is compiling; the rest is writing
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What to build: an ONNX file, where the engine goes, capabilities such as "8.6", and the bytes of weights, for progress."""
+    """What to build: the ONNX file, where the engine goes, capabilities such as "8.6"; the bytes of weights, for progress."""
 
     graph: str
     engine: str
@@ -189,7 +190,8 @@ def _writer(trt: Any, file: BinaryIO, expected_bytes: int, tell: Callable[[Event
 
 def _main() -> int:
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    out = sys.stdout.buffer
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the library prints is no event
 
     def tell(event: Event) -> None:
         out.write(msgspec.json.encode(event) + b"\n")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,7 +22,8 @@ from ..errors import BundleError
 MAGIC = b"cobra-edge engine without weights 1\n"
 _HEADER_LIMIT_BYTES = 4 << 20
 _PIECE_BYTES_MIN = 16 << 10  # shorter tensors are cheaper to keep than to name
-_ALIGNMENT = 32  # of tensors in an engine, as seen in engines
+_ALIGNMENT = 32  # of tensors in an engine to each other, as seen
+_TRIED, _PROBE_BYTES = 4, 256
 _CHUNK_BYTES = 64 << 20
 
 
@@ -52,11 +54,11 @@ def strip_weights(engine: Path, graph: Path, stripped: Path) -> int:
     """
     whole = _mapped(engine)
     pieces = _pieces(whole, _tensors(graph))
-    header = msgspec.json.encode(Header(len(whole), hashlib.sha256(whole).hexdigest(), tuple(pieces)))
+    header = msgspec.json.encode(Header(len(whole), hashlib.sha256(whole.data).hexdigest(), tuple(pieces)))
     with stripped.open("wb") as out:
         out.write(MAGIC + len(header).to_bytes(8, "little") + header)
         for start, end in _between(pieces, len(whole)):
-            out.write(whole[start:end])
+            out.write(whole[start:end].data)
     return sum(p.length for p in pieces)
 
 
@@ -129,9 +131,11 @@ def _pieces(whole: np.ndarray, tensors: list[tuple[str, int, np.ndarray]]) -> li
         by_key.setdefault(int(entry[2][:8].copy().view(np.uint64)[0]), []).append(entry)
     by_key.pop(0, None)  # nothing begins like so much else
     keys = np.array(list(by_key), np.uint64)
-    pieces, last = [], 0
-    for chunk in range(0, len(whole) - 7, _CHUNK_BYTES):
-        words = whole[chunk : min(chunk + _CHUNK_BYTES, len(whole) // 8 * 8)].view(np.uint64)[:: _ALIGNMENT // 8]
+    pieces: list[Piece] = []
+    last = 0
+    for chunk in range(_phase(whole, tensors), len(whole), _CHUNK_BYTES):
+        part = whole[chunk : chunk + _CHUNK_BYTES]
+        words = part[: len(part) // 8 * 8].view(np.uint64)[:: _ALIGNMENT // 8]
         for i in np.flatnonzero(np.isin(words, keys)):
             at = chunk + int(i) * _ALIGNMENT
             if at < last:
@@ -142,6 +146,18 @@ def _pieces(whole: np.ndarray, tensors: list[tuple[str, int, np.ndarray]]) -> li
                     last = at + len(content)
                     break
     return pieces
+
+
+def _phase(whole: np.ndarray, tensors: list[tuple[str, int, np.ndarray]]) -> int:
+    """Return where tensors lie modulo their alignment: what comes before them differs in length from engine to engine."""
+    mapping: Any = whole.base
+    if mapping is None:
+        return 0
+    for _, _, content in sorted(tensors, key=lambda t: -len(t[2]))[:_TRIED]:
+        at = mapping.find(content[:_PROBE_BYTES].tobytes())
+        if at >= 0:
+            return at % _ALIGNMENT
+    return 0
 
 
 def _header(stripped: Path, data: np.ndarray) -> tuple[Header, int]:
