@@ -35,7 +35,7 @@ class RtxVision:
         with ExitStack() as opened:
             self._stream = opened.enter_context(closing(Stream()))
             self._open(trt, engine)
-            self._input, self._output = (opened.enter_context(closing(b)) for b in self._buffers(trt, bundle))
+            self._input, self._output = self._buffers(trt, bundle, opened)
             self._buffers_and_stream = opened.pop_all()
 
     def _open(self, trt: Any, engine: bytes | bytearray | memoryview) -> None:
@@ -78,7 +78,7 @@ class RtxVision:
             raise MachineError(f"{self.name}: {doing} failed: {self._logger.take()}")
         return thing
 
-    def _buffers(self, trt: Any, bundle: Bundle) -> tuple[DeviceBuffer, DeviceBuffer]:
+    def _buffers(self, trt: Any, bundle: Bundle, opened: ExitStack) -> tuple[DeviceBuffer, DeviceBuffer]:
         """Allocate memory for the one input and the one output, and tell the engine where it is."""
         engine, config = self._engine, bundle.manifest.model
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -99,9 +99,10 @@ class RtxVision:
                 f"{bundle.directory}: its engine has {got}; expected one input of {taken} and one output of float32 "
                 f"{list(given)}; export the bundle again"
             )
-        buffers = tuple(DeviceBuffer(shapes[n], dtypes[n]) for n in (inputs[0], outputs[0]))
-        for name, buffer in zip((inputs[0], outputs[0]), buffers, strict=True):
-            if not self._context.set_tensor_address(name, buffer.address):
+        buffers = []
+        for name in (inputs[0], outputs[0]):
+            buffers.append(opened.enter_context(closing(DeviceBuffer(shapes[name], dtypes[name]))))
+            if not self._context.set_tensor_address(name, buffers[-1].address):
                 raise MachineError(f"{self.name}: {name} has no place: {self._logger.take()}")
         return buffers[0], buffers[1]
 
