@@ -23,7 +23,7 @@ import tensorrt_rtx
 class FakeCuda:
     """cuda.bindings.runtime. Addresses are those of real arrays, poisoned with NaN."""
 
-    class cudaMemcpyKind(IntEnum):  # noqa: N801 - CUDA's name
+    class cudaMemcpyKind(IntEnum):
         cudaMemcpyHostToDevice = 1
         cudaMemcpyDeviceToHost = 2
 
@@ -32,40 +32,40 @@ class FakeCuda:
         self.memory: dict[int, np.ndarray] = {}
         self.streams: dict[int, list[Callable[[], None]]] = {}
 
-    def cudaDriverGetVersion(self):  # noqa: N802
+    def cudaDriverGetVersion(self):
         return 0, self.driver
 
-    def cudaGetDeviceCount(self):  # noqa: N802
+    def cudaGetDeviceCount(self):
         return (0, self.cards) if self.cards else (100, None)
 
-    def cudaGetErrorString(self, error):  # noqa: N802
+    def cudaGetErrorString(self, error):
         return 0, {2: b"out of memory", 100: b"no CUDA-capable device is detected"}.get(int(error), b"invalid argument")
 
-    def cudaGetDeviceProperties(self, _device):  # noqa: N802
+    def cudaGetDeviceProperties(self, _device):
         major, minor = map(int, self.capability.split("."))
         return 0, SimpleNamespace(name=self.name.encode(), major=major, minor=minor)
 
-    def cudaMemGetInfo(self):  # noqa: N802
+    def cudaMemGetInfo(self):
         return 0, self.memory_bytes - self._used(), self.memory_bytes
 
-    def cudaMalloc(self, size):  # noqa: N802
+    def cudaMalloc(self, size):
         if self._used() + size > self.memory_bytes:
             return 2, None
         array = np.full(size, 0xFF, np.uint8)  # NaN as float32
         self.memory[array.ctypes.data] = array
         return 0, array.ctypes.data
 
-    def cudaFree(self, address):  # noqa: N802
+    def cudaFree(self, address):
         return (0,) if self.memory.pop(address, None) is not None else (1,)
 
-    def cudaStreamCreate(self):  # noqa: N802
+    def cudaStreamCreate(self):
         self.streams[handle := 1 + max(self.streams, default=0)] = []
         return 0, handle
 
-    def cudaStreamDestroy(self, handle):  # noqa: N802
+    def cudaStreamDestroy(self, handle):
         return (0,) if self.streams.pop(handle, None) is not None else (1,)
 
-    def cudaStreamSynchronize(self, handle):  # noqa: N802
+    def cudaStreamSynchronize(self, handle):
         if handle not in self.streams:
             return (1,)
         work, self.streams[handle] = self.streams[handle], []
@@ -73,7 +73,7 @@ class FakeCuda:
             do()
         return (0,)
 
-    def cudaMemcpyAsync(self, to, source, size, kind, stream):  # noqa: N802
+    def cudaMemcpyAsync(self, to, source, size, kind, stream):
         device = to if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else source
         if device not in self.memory or size > len(self.memory[device]) or stream not in self.streams:
             return (1,)

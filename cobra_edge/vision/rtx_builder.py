@@ -85,7 +85,8 @@ def build(job: Job, tell: Callable[[Event], None]) -> Finished | Failed:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(job.graph):
-        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        reasons = [f"{e.desc()}{f' at {e.node_operator()} {e.node_name()}' if e.node_operator() else ''}" for e in errors]
         return Failed("; ".join(reasons) or logger.reason(), unreadable=True)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
