@@ -74,7 +74,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setenv("FAKE_BUILDS", str(folder / "builds"))
     monkeypatch.setenv("FAKE_CARD", fake_cuda.ORIN_NANO)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tensorrt, "available_memory_bytes", lambda: 6_000_000_000)
+    monkeypatch.setattr(tensorrt, "available_bytes", lambda: 6_000_000_000)
     made = Device(folder, monkeypatch)
     made.tensorrt("10.3.0")
     yield made
@@ -421,14 +421,14 @@ def test_a_card_too_old_for_the_precision(
 def test_too_little_memory(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tensorrt.graph_bytes(Bundle.open(path))
     needed = 2 * weights + (64 << 20)
-    device.patch.setattr(tensorrt, "available_memory_bytes", lambda: needed - 1)
+    device.patch.setattr(tensorrt, "available_bytes", lambda: needed - 1)
     device.card(f"Orin;8.7;7990000000;{needed - 1};8;1")
     said = refused(path, capsys, 3)
     assert f"at least {needed / 1e9:.2f} GB" in said and f"{(needed - 1) / 1e9:.2f} GB are free" in said
     assert not device.builds and not leftovers()
     assert isinstance(runtimes.open_vision(Bundle.open(path)), VisionSession)
-    # On a Jetson what Linux would free of caches counts; a card of its own knows best.
-    device.patch.setattr(tensorrt, "available_memory_bytes", lambda: needed)
+    # On a Jetson what Linux would free of caches counts; with a card of its own the less of both.
+    device.patch.setattr(tensorrt, "available_bytes", lambda: needed)
     device.card(f"Orin;8.7;7990000000;{needed - 1};8;0")
     refused(path, capsys, 3)
     device.card(f"Orin;8.7;7990000000;{needed - 1};8;1")

@@ -20,6 +20,7 @@ from ..bundle import VISION, Bundle, VisionGraph
 from ..errors import MachineError
 from ..precision import precision_named, why_not
 from ..targets import Target, targets
+from .build_memory import available_bytes
 from .device_buffers import Card, DeviceBuffer, Stream, checked, first_card, why_no_cuda
 from .engines import EngineCache, EngineKey, onnx_digest
 from .session import INPUT, OUTPUT
@@ -93,7 +94,7 @@ def refuses(bundle: Bundle, cache: EngineCache | None = None) -> str | None:
     return why_too_little_memory(bundle, card)
 
 
-def open_engine(bundle: Bundle, _device: str = "cuda", _threads: int | None = None) -> TensorRTRunner:
+def open_engine(bundle: Bundle) -> TensorRTRunner:
     """Open the engine of a bundle from the user's cache; where it is missing or does not fit it is built first.
 
     Raises:
@@ -215,17 +216,12 @@ def shares_memory() -> bool:
     return bool(checked(cuda.cudaDeviceGetAttribute(attribute, 0), "asking the card for its kind"))
 
 
-def available_memory_bytes() -> int | None:
-    """Return what Linux could give to programs now, as /proc/meminfo has it; None where there is no such file."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        return None
-    return int(found[0]) * 1024 if found else None
-
-
 def free_bytes(card: Card) -> int:
-    """Return the memory that a build can have; where it is shared, caches of files that Linux would drop count as free."""
-    shared = available_memory_bytes() if shares_memory() else None
-    return card.free_bytes if shared is None else max(card.free_bytes, shared)
+    """Return the memory that a build can have: of processor and card the less, or what both share.
+
+    CUDA does not count caches of files on a Jetson, which Linux would drop, so there Linux is asked alone.
+    """
+    there = available_bytes()
+    if there is None:
+        return card.free_bytes
+    return there if shares_memory() else min(there, card.free_bytes)
