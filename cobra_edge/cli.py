@@ -15,6 +15,7 @@ VERBS = {
     "export": "Export a checkpoint to a bundle for a device.",
     "calibrate": "Take statistics of activations, for quantizers that look at them.",
     "sensitivity": "Find out which matrices a model can spare bits of.",
+    "build": "Build the TensorRT engine of a bundle, on the device that will run it.",
     "run": "Ask a bundle about a picture.",
     "inspect": "Print what is in a bundle, after checking it.",
     "bench": "Measure, and keep the result.",

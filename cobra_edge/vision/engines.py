@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         precision: of the graph, a name of `precision.PRECISIONS`.
         onnx_sha256: over the graph and its external data, as `onnx_digest` makes it.
         stripped: whether the weights were left out, to be taken from the graph when the engine is opened.
+        card: name and size of the one card it was timed on; empty where it is as good on any card of its capabilities.
     """
 
     runtime: str
@@ -36,6 +37,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: str
     onnx_sha256: str
     stripped: bool = False
+    card: str = ""
 
     @property
     def stem(self) -> str:
@@ -83,6 +85,10 @@ class EngineCache:
         whole = record.key == key and len(data) == record.bytes and hashlib.sha256(data).hexdigest() == record.sha256
         return data if whole else None
 
+    def has(self, key: EngineKey) -> bool:
+        """Return whether an engine of this key was published; only `read` looks whether it is whole."""
+        return self.record(key).is_file() and self.engine(key).is_file()
+
     def publish(self, key: EngineKey, data: bytes | memoryview) -> Path:
         """Keep an engine, the record last: a reader finds both or takes neither. Raises OSError as the file system does."""
         record = EngineRecord(key, len(data), hashlib.sha256(data).hexdigest())
@@ -105,8 +111,21 @@ class EngineCache:
             raise
 
     @contextmanager
-    def locked(self, key: EngineKey) -> Iterator[None]:
-        """Let one process at a time build the engine of a key; the lock is gone when its holder is, however it ended."""
+    def locked(self, key: EngineKey, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Let one process at a time build the engine of a key; the lock is gone when its holder is, however it ended.
+
+        Args:
+            key: of the engine.
+            waiting: called once where another process holds the lock; look again for the engine after that.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self.directory / f"{key.stem}.lock"):
+        lock = filelock.FileLock(self.directory / f"{key.stem}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            waiting()
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()

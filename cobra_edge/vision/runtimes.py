@@ -42,8 +42,36 @@ def _onnxruntime(bundle: Bundle, device: str, threads: int | None) -> VisionRunn
     return VisionSession(bundle.path(VISION), bundle.manifest.model, graph.input, threads, device, graph.precision)
 
 
+def _tensorrt_rtx(bundle: Bundle, _device: str, _threads: int | None) -> VisionRunner:
+    from .rtx_vision import open_engine
+
+    return open_engine(bundle)
+
+
+def _tensorrt_rtx_refuses(bundle: Bundle) -> str | None:
+    from .rtx_vision import refuses
+
+    return refuses(bundle)
+
+
+def _tensorrt(bundle: Bundle, _device: str, _threads: int | None) -> VisionRunner:
+    from .tensorrt import open_engine
+
+    return open_engine(bundle)
+
+
+def _tensorrt_refuses(bundle: Bundle) -> str | None:
+    from .tensorrt import refuses
+
+    return refuses(bundle)
+
+
 # In order of preference.
-RUNTIMES = (VisionRuntime("onnxruntime", ("cpu", "cuda"), lambda bundle: None, _onnxruntime),)
+RUNTIMES = (
+    VisionRuntime("tensorrt-rtx", ("cuda",), _tensorrt_rtx_refuses, _tensorrt_rtx),
+    VisionRuntime("tensorrt", ("cuda",), _tensorrt_refuses, _tensorrt),
+    VisionRuntime("onnxruntime", ("cpu", "cuda"), lambda bundle: None, _onnxruntime),
+)
 RUNTIME_NAMES = ("auto", *(r.name for r in RUNTIMES))
 
 

@@ -1,0 +1,116 @@
+"""Memory and a stream on the first CUDA card, through NVIDIA's cuda-bindings: all that an engine needs beside itself.
+
+Importable anywhere; cuda-bindings is looked for when it is needed. Every error of CUDA is a MachineError with CUDA's own words.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import MachineError
+
+
+@dataclass(frozen=True)
+class Card:
+    """The card that engines run on: its name, compute capability such as "8.6", and whole and free memory in bytes."""
+
+    name: str
+    capability: str
+    memory_bytes: int
+    free_bytes: int
+
+
+def _cuda() -> Any:
+    from cuda.bindings import runtime
+
+    return runtime
+
+
+def why_no_cuda() -> str | None:
+    """Return why no CUDA card can be used, or None where one can."""
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
+        return "cuda-bindings is not installed (pip install cuda-bindings)"
+    cuda = _cuda()
+    try:
+        if not checked(cuda.cudaDriverGetVersion(), "asking for the driver"):
+            return "there is no NVIDIA driver"
+        if not checked(cuda.cudaGetDeviceCount(), "looking for a card"):
+            return "there is no CUDA card"
+    except MachineError as error:
+        return str(error)
+    return None
+
+
+def first_card() -> Card:
+    """Return the card that new buffers are on. Raises MachineError where CUDA does not answer."""
+    cuda = _cuda()
+    properties = checked(cuda.cudaGetDeviceProperties(0), "asking the card for its properties")
+    free, total = checked(cuda.cudaMemGetInfo(), "asking the card for its memory")
+    return Card(properties.name.decode(errors="replace"), f"{properties.major}.{properties.minor}", total, free)
+
+
+class Stream:
+    """Work that the card does in order."""
+
+    def __init__(self) -> None:
+        """Make a stream. Raises MachineError as CUDA does."""
+        self.handle = int(checked(_cuda().cudaStreamCreate(), "making a stream"))
+
+    def synchronise(self) -> None:
+        """Wait until all work is done; what was copied out may be read then. Raises MachineError where any of it failed."""
+        checked(_cuda().cudaStreamSynchronize(self.handle), "waiting for the card")
+
+    def close(self) -> None:
+        """Give the stream back; again is nothing."""
+        handle, self.handle = self.handle, 0
+        if handle:
+            checked(_cuda().cudaStreamDestroy(handle), "giving a stream back")
+
+
+class DeviceBuffer:
+    """Memory on the card for one array."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type) -> None:
+        """Allocate memory for an array of this shape and dtype. Raises MachineError where the card has no room."""
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.nbytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
+        self.address = int(checked(_cuda().cudaMalloc(self.nbytes), f"allocating {self.nbytes / 1e6:.1f} MB on the card"))
+
+    def copy_in(self, array: np.ndarray, stream: Stream) -> None:
+        """Copy a contiguous array of this shape and dtype to the card; keep it unchanged until the stream is synchronised."""
+        self._copy(self.address, array.ctypes.data, array, stream, "cudaMemcpyHostToDevice")
+
+    def copy_out(self, array: np.ndarray, stream: Stream) -> None:
+        """Copy from the card into a contiguous array of this shape and dtype, to be read once the stream is synchronised."""
+        self._copy(array.ctypes.data, self.address, array, stream, "cudaMemcpyDeviceToHost")
+
+    def _copy(self, to: int, source: int, array: np.ndarray, stream: Stream, direction: str) -> None:
+        assert self.address, "the buffer was given back"
+        if array.shape != self.shape or array.dtype != self.dtype or not array.flags.c_contiguous:
+            raise ValueError(f"got {array.dtype} {array.shape}, expected contiguous {self.dtype} {self.shape}")
+        cuda = _cuda()
+        kind = getattr(cuda.cudaMemcpyKind, direction)
+        checked(cuda.cudaMemcpyAsync(to, source, self.nbytes, kind, stream.handle), "copying to or from the card")
+
+    def close(self) -> None:
+        """Give the memory back; again is nothing."""
+        address, self.address = self.address, 0
+        if address:
+            checked(_cuda().cudaFree(address), "giving memory back")
+
+
+def checked(returned: tuple[Any, ...], doing: str) -> Any:
+    """Return what a call of CUDA returned behind its error code: one value, several as a tuple, or None.
+
+    Raises:
+        MachineError: the code is not success; `doing` begins the message.
+    """
+    error, *values = returned
+    if int(error) != 0:
+        _, text = _cuda().cudaGetErrorString(error)
+        raise MachineError(f"{doing} failed: {text.decode(errors='replace')} (CUDA error {int(error)})")
+    return None if not values else values[0] if len(values) == 1 else tuple(values)

@@ -1,0 +1,127 @@
+"""Which engine of TensorRT for RTX runs a bundle's vision here: the bundle's own, or one built again for this card."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..bundle import VISION, Bundle, VisionGraph
+from .device_buffers import Card, first_card, why_no_cuda
+from .engines import EngineCache, EngineKey, onnx_digest
+from .rtx_runner import RtxVision
+from .splice import restore_weights
+from .tensorrt_rtx import (
+    RUNTIME,
+    build_engine,
+    library_version,
+    supported_capabilities,
+    why_no_precision,
+    why_no_tensorrt_rtx,
+    why_too_little_memory,
+)
+
+log = logging.getLogger(__name__)
+
+
+def refuses(bundle: Bundle) -> str | None:
+    """Return why a bundle's vision does not run on TensorRT for RTX here, or None where it does."""
+    reason = why_no_tensorrt_rtx() or why_no_cuda()
+    if reason is not None:
+        return reason
+    if not any(key.runtime == RUNTIME for key in bundle.manifest.engines.values()):
+        return "the bundle was exported without an engine of TensorRT for RTX (--target rtx)"
+    card = first_card()
+    if card.capability not in supported_capabilities():
+        return (
+            f"TensorRT for RTX {library_version()} does not support {card.name} (compute capability {card.capability}), "
+            f"it supports {', '.join(supported_capabilities())}"
+        )
+    engine, key = _fitting(bundle, card), wanted_key(bundle, card)
+    if isinstance(engine, str) and EngineCache().read(key) is None:
+        short = why_no_precision(key.precision, key.capabilities) or why_too_little_memory(bundle.path(VISION))
+        if short is not None:
+            return f"{engine}; {short}"
+    return None
+
+
+def wanted_key(bundle: Bundle, card: Card) -> EngineKey:
+    """Return the key of an engine that the installed library would build for this bundle and this card alone."""
+    precision = (bundle.manifest.vision or VisionGraph()).precision
+    return EngineKey(RUNTIME, library_version(), (card.capability,), precision, onnx_digest(_graph_files(bundle)))
+
+
+def why_not_this(key: EngineKey, bundle: Bundle, card: Card) -> str | None:
+    """Return why an engine is not for this library, card and graph, or None where it is."""
+    wanted = wanted_key(bundle, card)
+    if key.version != wanted.version:
+        return f"the bundle's engine was built by TensorRT for RTX {key.version}, {wanted.version} is installed"
+    if card.capability not in key.capabilities:
+        built = ", ".join(key.capabilities)
+        return f"the bundle's engine is for compute capability {built}, {card.name} has {card.capability}"
+    if key.precision != wanted.precision:
+        return f"the bundle's engine computes in {key.precision}, its graph in {wanted.precision}"
+    if key.onnx_sha256 != wanted.onnx_sha256:
+        return "the bundle's engine was built from another graph than its vision.onnx"
+    return None
+
+
+def open_engine(bundle: Bundle) -> RtxVision:
+    """Open the bundle's engine, or one of the user's cache, which is built where there is none yet; why is logged.
+
+    Raises:
+        MachineError: the engine cannot be opened on the card, or memory is lacking.
+        InputError: none can be built.
+    """
+    card = first_card()
+    fitting = _fitting(bundle, card)
+    if not isinstance(fitting, str):
+        name, key = fitting
+        if key.stripped:
+            files = {f: bundle.path(f) for f in _graph_files(bundle)}
+            return RtxVision(restore_weights(bundle.path(name), files), key, bundle, card)
+        with _mapped(bundle.path(name)) as mapped:
+            return RtxVision(mapped, key, bundle, card)
+    log.warning("vision: %s; another is taken from the cache, or built once", fitting)
+    key, cache = wanted_key(bundle, card), EngineCache()
+    with cache.locked(key):
+        data = cache.read(key)
+        if data is None:
+            with tempfile.TemporaryDirectory(dir=cache.directory, prefix=".building-") as scratch:
+                draft = Path(scratch) / "engine"
+                build_engine(bundle.path(VISION), draft, key.precision, key.capabilities, key.onnx_sha256)
+                data = draft.read_bytes()
+            cache.publish(key, data)
+    return RtxVision(data, key, bundle, card)
+
+
+def _fitting(bundle: Bundle, card: Card) -> tuple[str, EngineKey] | str:
+    """Return name and key of an engine of the bundle that fits, or why the last one looked at does not."""
+    reason = "the bundle has no engine of TensorRT for RTX"
+    for name, key in bundle.manifest.engines.items():
+        if key.runtime != RUNTIME:
+            continue
+        why = why_not_this(key, bundle, card)
+        if why is None:
+            return name, key
+        reason = why
+    return reason
+
+
+def _graph_files(bundle: Bundle) -> dict[str, str]:
+    """Return {name: sha256} of the graph and its data, as the manifest has them."""
+    return {name: entry.sha256 for name, entry in bundle.manifest.files.items() if name.startswith(VISION)}
+
+
+@contextmanager
+def _mapped(file: Path) -> Iterator[memoryview]:
+    """Give a file's bytes without reading them first."""
+    with (
+        file.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+    ):
+        yield view

@@ -1,0 +1,227 @@
+"""TensorRT as JetPack brings it: whether it is here, what its engines are called, and running one.
+
+The graph carries its own types (casts to 16 bits, or quantize and dequantize for int8), so networks are always strongly typed:
+TensorRT 10 does so when it is asked, 11 knows nothing else. Engines are built by `tensorrt_build`.
+
+Source: NVIDIA TensorRT documentation, "Strongly Typed Networks", "Explicit Quantization", "Migrating from 10.x to 11.x".
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..bundle import VISION, Bundle, VisionGraph
+from ..errors import MachineError
+from ..precision import precision_named, why_not
+from ..targets import Target, targets
+from .build_memory import available_bytes
+from .device_buffers import Card, DeviceBuffer, Stream, checked, first_card, why_no_cuda
+from .engines import EngineCache, EngineKey, onnx_digest
+from .session import INPUT, OUTPUT
+
+VERSION_MIN = (10, 3)
+HOW_TO_GET = (
+    "on a Jetson it comes with JetPack 6.1 or later (sudo apt install nvidia-jetpack; a virtual environment sees it when made "
+    "with --system-site-packages), or use a container of export/containers"
+)
+
+
+def tensorrt() -> Any:
+    """Import NVIDIA's module, which is there where `why_no_tensorrt` says None."""
+    return importlib.import_module("tensorrt")
+
+
+def why_no_tensorrt() -> str | None:
+    """Return why TensorRT cannot be used here, or None where it can."""
+    if importlib.util.find_spec("tensorrt") is None:
+        return f"TensorRT is not installed; {HOW_TO_GET}"
+    try:
+        version = str(tensorrt().__version__)
+    except (ImportError, OSError, AttributeError) as error:
+        return f"TensorRT is installed but cannot be loaded ({error}); {HOW_TO_GET}"
+    parts = re.match(r"(\d+)\.(\d+)", version)
+    if parts is None or (int(parts[1]), int(parts[2])) < VERSION_MIN:
+        return f"TensorRT is {version}, {VERSION_MIN[0]}.{VERSION_MIN[1]} or later is needed; {HOW_TO_GET}"
+    return why_no_cuda()
+
+
+def graph_files(bundle: Bundle) -> dict[str, str]:
+    """Return {file name: sha256} of the graph and its data, from the manifest."""
+    return {name: entry.sha256 for name, entry in bundle.manifest.files.items() if name.startswith(VISION)}
+
+
+def graph_bytes(bundle: Bundle) -> int:
+    """Return the size of the graph and its data."""
+    return sum(bundle.manifest.files[name].bytes for name in graph_files(bundle))
+
+
+def engine_key(bundle: Bundle, card: Card) -> EngineKey:
+    """Return what identifies the engine of a bundle's graph, by the TensorRT that is here, for a card."""
+    cuda = importlib.import_module("cuda.bindings.runtime")
+    attribute = cuda.cudaDeviceAttr.cudaDevAttrMultiProcessorCount
+    # All Jetson Orins are called "Orin" and have one compute capability; kernels are chosen by timing them on one of them.
+    processors = checked(cuda.cudaDeviceGetAttribute(attribute, 0), "asking the card for its size")
+    return EngineKey(
+        "tensorrt",
+        str(tensorrt().__version__),
+        (card.capability,),
+        (bundle.manifest.vision or VisionGraph()).precision,
+        onnx_digest(graph_files(bundle)),
+        card=f"{card.name}, {processors} multiprocessors",
+    )
+
+
+def refuses(bundle: Bundle, cache: EngineCache | None = None) -> str | None:
+    """Return why TensorRT does not run a bundle's vision here, or None where it does, perhaps after building the engine."""
+    from .tensorrt_build import why_too_little_memory
+
+    reason = why_no_tensorrt()
+    if reason is not None:
+        return reason
+    card = first_card()
+    here: Target = msgspec.structs.replace(
+        targets()["jetson-orin-nano"], title=card.name, compute_capability=card.capability, vision_runtime="tensorrt"
+    )
+    reason = why_not(precision_named((bundle.manifest.vision or VisionGraph()).precision), here)
+    if reason is not None or (cache or EngineCache()).has(engine_key(bundle, card)):
+        return reason
+    return why_too_little_memory(bundle, card)
+
+
+def open_engine(bundle: Bundle) -> TensorRTRunner:
+    """Open the engine of a bundle from the user's cache; where it is missing or does not fit it is built first.
+
+    Raises:
+        MachineError: memory or disk do not suffice, or TensorRT cannot build or run it.
+    """
+    from ..terminal import stages, tell
+    from .tensorrt_build import engine_of
+
+    reason = refuses(bundle)
+    if reason is not None:
+        raise MachineError(reason)
+    cache, key = EngineCache(), engine_key(bundle, first_card())
+    data = cache.read(key)
+    if data is not None:
+        try:
+            return TensorRTRunner(data, bundle)
+        except UnreadableEngineError as error:
+            tell(f"{error}; it is built again")
+    built = engine_of(bundle, cache, stages, tell, force=data is not None)
+    data = cache.read(key)
+    if data is None:
+        raise MachineError(f"{built.file}: is not what was just written there; check the disk")
+    return TensorRTRunner(data, bundle)
+
+
+class UnreadableEngineError(MachineError):
+    """TensorRT does not read an engine of the right key: a patch of TensorRT or of the driver came in between."""
+
+
+def listener() -> Any:
+    """Return a logger for TensorRT that keeps errors and warnings in `.heard` and prints nothing."""
+    trt = tensorrt()
+
+    class Listener(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.heard: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+                self.heard.append(message)
+
+    return Listener()
+
+
+class TensorRTRunner:
+    """A built engine, ready to run."""
+
+    def __init__(self, engine: bytes, bundle: Bundle) -> None:
+        """Open an engine on the first card.
+
+        Args:
+            engine: as it was built.
+            bundle: what it was built from.
+
+        Raises:
+            UnreadableEngineError: TensorRT does not read it, or its input and output are not the bundle's.
+            MachineError: no memory to run it.
+        """
+        trt = tensorrt()
+        self.name = f"TensorRT {trt.__version__}, {first_card().name}"
+        # Kept in the order in which they depend on each other: TensorRT wants each to outlive what was made from it.
+        self._logger = listener()
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(engine)
+        if self._engine is None:
+            raise UnreadableEngineError(f"TensorRT {trt.__version__} does not read the engine{self._last_words()}")
+        self._check(bundle)
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise MachineError(f"TensorRT has no memory to run the engine{self._last_words()}; close other programs")
+        kinds = {trt.DataType.FLOAT: np.float32, trt.DataType.UINT8: np.uint8}
+        self._stream, self._buffers = Stream(), {}
+        for name in (INPUT, OUTPUT):
+            kind = kinds[self._engine.get_tensor_dtype(name)]
+            self._buffers[name] = DeviceBuffer(tuple(self._engine.get_tensor_shape(name)), kind)
+            if not self._context.set_tensor_address(name, self._buffers[name].address):
+                raise MachineError(f"TensorRT does not take the memory for {name}{self._last_words()}")
+
+    def _check(self, bundle: Bundle) -> None:
+        trt, config = tensorrt(), bundle.manifest.model
+        graph = bundle.manifest.vision or VisionGraph()
+        names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
+        got: list[Any] = [sorted(names)]
+        if names == {INPUT, OUTPUT}:
+            got = [self._engine.get_tensor_dtype(n) for n in (INPUT, OUTPUT)] + [tuple(self._engine.get_tensor_shape(OUTPUT))]
+        entering = trt.DataType.UINT8 if graph.input == "uint8" else trt.DataType.FLOAT
+        expected = [entering, trt.DataType.FLOAT, (1, config.n_visual_tokens, config.mamba.d_model)]
+        if got != expected:
+            raise UnreadableEngineError(f"the engine takes and gives {got}, expected {expected} of {INPUT} and {OUTPUT}")
+
+    def embed(self, pixels: np.ndarray) -> np.ndarray:
+        """Turn what `ImageTransform.pixels` gives into visual embeddings (n_visual_tokens, d_model) float32."""
+        given, made = self._buffers[INPUT], self._buffers[OUTPUT]
+        pixels = np.ascontiguousarray(pixels)
+        embeddings = np.empty(made.shape, made.dtype)
+        given.copy_in(pixels, self._stream)
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise MachineError(f"TensorRT could not run the engine{self._last_words()}")
+        made.copy_out(embeddings, self._stream)
+        self._stream.synchronise()
+        return embeddings[0]
+
+    def close(self) -> None:
+        """Give the card's memory back; again is nothing."""
+        for buffer in self._buffers.values():
+            buffer.close()
+        self._stream.close()
+        self._context = self._engine = self._runtime = None
+
+    def _last_words(self) -> str:
+        return f" ({self._logger.heard[-1]})" if self._logger.heard else ""
+
+
+def shares_memory() -> bool:
+    """Return whether the first card and the processor have one memory, as on a Jetson."""
+    cuda = importlib.import_module("cuda.bindings.runtime")
+    attribute = cuda.cudaDeviceAttr.cudaDevAttrIntegrated
+    return bool(checked(cuda.cudaDeviceGetAttribute(attribute, 0), "asking the card for its kind"))
+
+
+def free_bytes(card: Card) -> int:
+    """Return the memory that a build can have: of processor and card the less, or what both share.
+
+    CUDA does not count caches of files on a Jetson, which Linux would drop, so there Linux is asked alone.
+    """
+    there = available_bytes()
+    if there is None:
+        return card.free_bytes
+    return there if shares_memory() else min(there, card.free_bytes)

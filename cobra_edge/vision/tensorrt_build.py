@@ -1,0 +1,223 @@
+"""Building the TensorRT engine of a bundle: once for each key, whoever asks, in a process of its own.
+
+The builder is native code that hears no signal, says nothing for minutes and is what the kernel kills first where memory runs
+out. As a child it can be ended at any moment, its end is told as what it was, and its memory is free again before the engine
+is opened. It writes into a directory that is removed however the build ends; only whole engines are published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from ..bundle import VISION, Bundle
+from ..errors import BundleError, MachineError
+from .device_buffers import Card, first_card
+from .engines import EngineCache, EngineKey
+from .tensorrt import engine_key, free_bytes, graph_bytes, refuses
+from .tensorrt_job import Failure, Job, Message, Phase
+
+# NVIDIA: at least two copies of the weights are in host memory, the parsed graph's and the engine's. A Jetson has one memory.
+WEIGHT_COPIES = 2
+WORKSPACE_LEAST_BYTES = 64 << 20
+_DIGEST_BYTES = 32
+
+Show = Callable[[str, int, int], None]
+Stages = Callable[[], AbstractContextManager[Show]]
+
+
+class BuiltEngine(msgspec.Struct, frozen=True):
+    """An engine in the cache.
+
+    Attributes:
+        key: what it was built from and for.
+        file: where it is.
+        bytes: its size.
+        seconds: how long it took to build; None where it was there already.
+        workspace_bytes: memory that its kernels may take beside weights and activations; None where it was there already.
+    """
+
+    key: EngineKey
+    file: str
+    bytes: int
+    seconds: float | None = None
+    workspace_bytes: int | None = None
+
+
+def workspace_bytes(bundle: Bundle, free: int) -> int:
+    """Return how much scratch memory a kernel may take, at the build and at each run after it.
+
+    Args:
+        bundle: whose memory plan says what is left on its target while its decoder is in memory too.
+        free: bytes that can be had now.
+    """
+    plan = bundle.manifest.memory_plan
+    left = free - WEIGHT_COPIES * graph_bytes(bundle)
+    if plan.available_bytes is None:
+        return left
+    return min(left, plan.available_bytes - plan.total_bytes + plan.working_bytes)
+
+
+def why_too_little_memory(bundle: Bundle, card: Card) -> str | None:
+    """Return why the engine cannot be built in the memory that is free, in numbers, or None where it may be."""
+    weights, free = graph_bytes(bundle), free_bytes(card)
+    needed = WEIGHT_COPIES * weights + WORKSPACE_LEAST_BYTES
+    if free >= needed:
+        return None
+    return (
+        f"building the engine takes at least {needed / 1e9:.2f} GB ({WEIGHT_COPIES} times {weights / 1e9:.2f} of weights, "
+        f"{WORKSPACE_LEAST_BYTES / 1e9:.2f} of workspace), {free / 1e9:.2f} GB are free; close other programs, stop the "
+        "desktop (sudo init 3), or export with a narrower --vision-precision"
+    )
+
+
+def engine_of(
+    bundle: Bundle, cache: EngineCache, stages: Stages, tell: Callable[[str], None], *, force: bool = False
+) -> BuiltEngine:
+    """Return the engine of a bundle's graph for this TensorRT and card, built where the cache has no whole one.
+
+    Args:
+        bundle: an opened bundle with vision.
+        cache: where engines are kept.
+        stages: gives a function that shows the progress, told a name, how much is done, and of what.
+        tell: says one line to the user.
+        force: build it even if it is there.
+
+    Raises:
+        BundleError: the bundle has no vision. MachineError: no TensorRT, no card, the wrong card, too little memory or disk, or
+            the builder failed.
+    """
+    if bundle.manifest.model.vision is None:
+        raise BundleError(f"{bundle.directory}: {bundle.manifest.model.model_id} is a text-only model, it needs no engine")
+    reason = refuses(bundle, cache)
+    if reason is not None:
+        raise MachineError(reason)
+    card = first_card()
+    key = engine_key(bundle, card)
+
+    def found() -> BuiltEngine | None:
+        data = cache.read(key)
+        return None if data is None else BuiltEngine(key, str(cache.engine(key)), len(data))
+
+    there = None if force else found()
+    if there is not None:
+        return there
+    waited: list[bool] = []
+
+    def wait() -> None:
+        waited.append(True)
+        tell("another process builds this engine; waiting for it")
+
+    with cache.locked(key, wait):
+        there = found() if waited or not force else None
+        return there or _build(bundle, key, card, cache, stages, tell)
+
+
+def _build(
+    bundle: Bundle, key: EngineKey, card: Card, cache: EngineCache, stages: Stages, tell: Callable[[str], None]
+) -> BuiltEngine:
+    reason = why_too_little_memory(bundle, card)  # again: whoever held the lock may have needed it
+    if reason is not None:
+        raise MachineError(reason)
+    weights, disk = graph_bytes(bundle), shutil.disk_usage(cache.directory).free
+    if disk < WEIGHT_COPIES * weights:
+        raise MachineError(
+            f"{cache.directory}: {disk / 1e9:.2f} GB free, about {WEIGHT_COPIES * weights / 1e9:.2f} GB needed for the engine; "
+            "free some space, or give another directory with --cache"
+        )
+    tell(
+        f"building the TensorRT engine for {card.name}: several minutes, most of them silent while kernels are timed on it; "
+        f"the engine is kept in {cache.directory}"
+    )
+    began, workspace = time.monotonic(), workspace_bytes(bundle, free_bytes(card))
+    prefix = f".building-{key.stem}-"
+    for left in cache.directory.glob(f"{prefix}*"):  # by a process that was killed: the lock is ours now
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=cache.directory, prefix=prefix) as directory:
+        job = Job(str(bundle.path(VISION).resolve()), str(Path(directory).resolve()), workspace)
+        timings = _timing_file(cache, key)
+        job.timing.write_bytes(_read_timings(timings))
+        with stages() as show:
+            _run(job, show)
+        data = job.plan.read_bytes()
+        job.plan.unlink()  # the disk need not hold it twice
+        file = cache.publish(key, data)
+        new = job.timing.read_bytes()
+        cache.replace(timings, hashlib.sha256(new).digest() + new)
+    return BuiltEngine(key, str(file), len(data), time.monotonic() - began, workspace)
+
+
+def _timing_file(cache: EngineCache, key: EngineKey) -> Path:
+    """Return where measured times of kernels lie: those of one card and version serve all graphs."""
+    digest = hashlib.sha256(key.card.encode()).hexdigest()[:16]
+    return cache.directory / f"timings-{key.runtime}-{key.version}-sm{key.capabilities[0].replace('.', '')}-{digest}.cache"
+
+
+def _read_timings(file: Path) -> bytes:
+    """Return what was measured before, nothing where that is missing or damaged: it saves time and is worth no failure."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return b""
+    digest, timings = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    return timings if hashlib.sha256(timings).digest() == digest else b""
+
+
+def _run(job: Job, show: Show) -> None:
+    """Let a child build, and show what it reports. Raises MachineError where it fails; it ends when this ends."""
+    with (Path(job.directory) / "stderr").open("w+b") as noise:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "cobra_edge.vision.tensorrt_job"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            # CUDA loads kernels when they are used, which saves memory.
+            env={"CUDA_MODULE_LOADING": "LAZY", **os.environ},
+        )
+        assert child.stdin is not None and child.stdout is not None
+        failure = None
+        try:
+            with child.stdin as asked, child.stdout as told:
+                asked.write(msgspec.json.encode(job))
+                asked.close()
+                for line in told:
+                    message = msgspec.json.decode(line, type=Message)
+                    if isinstance(message, Phase):
+                        show(message.name, message.done, message.total)
+                    else:
+                        failure = message
+            code = child.wait()
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        if code != 0 or failure is not None:
+            raise MachineError(_epitaph(code, failure, noise, job))
+
+
+def _epitaph(code: int, failure: Failure | None, noise: IO[bytes], job: Job) -> str:
+    """Say why there is no engine."""
+    if failure is not None:
+        return failure.reason
+    if code == -signal.SIGKILL:
+        return (
+            "the builder was killed, as the kernel does where memory runs out (workspace was limited to "
+            f"{job.workspace_bytes / 1e9:.2f} GB); close other programs, stop the desktop, or add swap"
+        )
+    noise.seek(0)
+    lines = noise.read().decode(errors="replace").split("\n")
+    last = next((text.strip() for text in reversed(lines) if text.strip()), "it said nothing")
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"the builder {how} ({last}); the engine can also be tried with another --vision-precision"

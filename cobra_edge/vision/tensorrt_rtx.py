@@ -1,0 +1,284 @@
+"""TensorRT for RTX: engines for consumer cards, built ahead of time on a machine that has none.
+
+What is fused, and how, is decided here; kernels are compiled on the card when the engine is opened, and kept there in a runtime
+cache (rtx_vision.py). So a build needs no card, takes seconds, and serves many cards. Nothing is timed: the library's timing
+cache does nothing since version 1.2, and none is written.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ..errors import InputError, MachineError
+from ..precision import precision_named, why_not
+from ..targets import Target
+from .build_memory import available_bytes, require_memory
+from .engines import EngineKey, onnx_digest
+from .layer_summary import LayerSummary
+from .rtx_builder import Event, Failed, Finished, Job, Progressed
+from .splice import strip_weights as splice_out
+
+RUNTIME = "tensorrt-rtx"
+INSTALL = "pip install 'cobra-edge[rtx]'"
+GRAPH = "vision.onnx"
+ENGINES = "engines"
+_TURING = "7.5"
+# Measured with the 2.95 GB of a full-size float32 tower, kept beside the graph: the builder took 3.5 GB that were not pages of
+# that file. Weights inside the graph are held once more, by the parser.
+_MEMORY_PER_BYTE, _MEMORY_PER_INNER_BYTE, _MEMORY_BYTES = 1.3, 3.0, 500_000_000
+
+OnProgress = Callable[[str, int, int], None]  # the builder's phase; how much of the whole build is done, of how much
+_PROGRESS_TOTAL = 1000
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine in its file: its key, and what is inside."""
+
+    key: EngineKey
+    layers: LayerSummary
+
+
+def why_no_tensorrt_rtx() -> str | None:
+    """Return why TensorRT for RTX is not there, or None where it is."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        return f"tensorrt_rtx is not installed ({INSTALL})"
+    try:
+        import tensorrt_rtx  # noqa: F401 - only whether its libraries load
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"tensorrt_rtx cannot be loaded ({error}); install it again: {INSTALL}"
+    return None
+
+
+def require_tensorrt_rtx() -> None:
+    """Raise MachineError, with how to get it, where TensorRT for RTX is not there."""
+    reason = why_no_tensorrt_rtx()
+    if reason is not None:
+        raise MachineError(reason)
+
+
+def library_version() -> str:
+    """Return the version of the installed library."""
+    import tensorrt_rtx
+
+    return str(tensorrt_rtx.__version__)
+
+
+def supported_capabilities() -> tuple[str, ...]:
+    """Return the compute capabilities that the installed library builds for, in order, such as ("7.5", …, "12.0")."""
+    import tensorrt_rtx
+
+    names = [n[2:] for n in dir(tensorrt_rtx.ComputeCapability) if n.startswith("SM") and n[2:].isdigit()]
+    return tuple(f"{n[:-1]}.{n[-1]}" for n in sorted(names, key=int))
+
+
+def capabilities_of(target: Target) -> tuple[str, ...]:
+    """Return what an engine for a target is built for: its card, or every card since Ampere where it may be any.
+
+    Raises:
+        InputError: the library has no engines for the target's card.
+    """
+    if target.compute_capability is None:
+        return tuple(c for c in supported_capabilities() if c != _TURING)
+    _require_supported((target.compute_capability,))
+    return (target.compute_capability,)
+
+
+def build_engine(
+    graph: Path,
+    file: Path,
+    precision: str,
+    capabilities: Sequence[str],
+    onnx_sha256: str,
+    *,
+    strip_weights: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Built:
+    """Build the engine of a graph into a file. Needs no GPU; nothing is left of a build that fails or is interrupted.
+
+    Args:
+        graph: an ONNX file, its external data beside it.
+        file: where the engine goes; its directory exists.
+        precision: the graph's, a name of `precision.PRECISIONS`: it becomes part of the key.
+        capabilities: CUDA compute capabilities it shall run on, such as ("8.6", "8.9").
+        onnx_sha256: over graph and data, for the key.
+        strip_weights: leave out what the graph holds already (splice.py).
+        on_progress: told each phase, and of the whole build how much is done, and of how much.
+
+    Raises:
+        InputError: a capability or a precision the library has not, or a graph that it cannot read or build.
+        MachineError: the library is missing, or memory is.
+    """
+    require_tensorrt_rtx()
+    _require_supported(capabilities)
+    refused = why_no_precision(precision, capabilities)
+    if refused is not None:
+        raise InputError(refused)
+    require_memory(_needed_bytes(graph), f"building an engine of {graph.name}")
+    key = EngineKey(RUNTIME, library_version(), tuple(sorted(capabilities, key=_order)), precision, onnx_sha256, strip_weights)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".building-") as scratch:
+        draft = Path(scratch) / "engine"
+        finished = _run_builder(graph, draft, key, on_progress or (lambda phase, done, total: None))
+        if strip_weights:
+            splice_out(draft, graph, Path(scratch) / "stripped")
+            draft = Path(scratch) / "stripped"
+        draft.replace(file)
+    return Built(key, finished.layers)
+
+
+def add_engine(
+    stage: Path,
+    graph_files: dict[str, str],
+    precision: str,
+    target: Target,
+    *,
+    strip_weights: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, EngineKey]:
+    """Build the engine of a staged bundle's graph: `engines/<stem>.engine`, and what is inside as `engines/<stem>.layers.json`.
+
+    Args:
+        stage: the directory, with vision.onnx.
+        graph_files: {name: sha256} of vision.onnx and its data, as they were written.
+        precision: the graph's.
+        target: what to build for.
+        strip_weights, on_progress: as build_engine takes them.
+
+    Returns:
+        What Manifest.engines holds: the engine's key by its file name.
+
+    Raises:
+        InputError, MachineError: as build_engine does, or the target's card cannot multiply in this precision.
+    """
+    require_tensorrt_rtx()
+    refused = why_not(precision_named(precision), target)
+    if refused is not None:
+        raise InputError(refused)
+    directory = stage / ENGINES
+    directory.mkdir(exist_ok=True)
+    draft = directory / ".engine"
+    built = build_engine(
+        stage / GRAPH,
+        draft,
+        precision,
+        capabilities_of(target),
+        onnx_digest(graph_files),
+        strip_weights=strip_weights,
+        on_progress=on_progress,
+    )
+    engine = directory / f"{built.key.stem}.engine"
+    draft.replace(engine)
+    engine.with_name(f"{built.key.stem}.layers.json").write_bytes(
+        msgspec.json.format(msgspec.json.encode(built.layers)) + b"\n"
+    )
+    return {f"{ENGINES}/{engine.name}": built.key}
+
+
+def why_too_little_memory(graph: Path) -> str | None:
+    """Return why an engine of this graph cannot be built for want of memory, or None where it can."""
+    there, needed = available_bytes(), _needed_bytes(graph)
+    if there is None or there >= needed:
+        return None
+    return f"building one takes about {needed / 1e9:.1f} GB of memory, {there / 1e9:.1f} GB are available"
+
+
+def _require_supported(capabilities: Sequence[str]) -> None:
+    supported = supported_capabilities()
+    unknown = sorted(set(capabilities) - set(supported))
+    if unknown or not capabilities:
+        raise InputError(
+            f"TensorRT for RTX {library_version()} has no engines for compute capability {', '.join(unknown) or 'none'}; "
+            f"it has them for {', '.join(supported)}"
+        )
+
+
+def why_no_precision(precision: str, capabilities: Sequence[str]) -> str | None:
+    """Return why the library has no engines in a precision for these cards; the oldest of them decides."""
+    oldest = min(capabilities, key=_order)
+    needed = precision_named(precision).capability_min
+    if needed is not None and _order(oldest) < needed:
+        return f"{precision} needs compute capability {needed[0]}.{needed[1]} or later, {oldest} is asked for; take fp16"
+    if oldest == _TURING and precision != "fp16":
+        return f"TensorRT for RTX multiplies no {precision} on compute capability {_TURING}; take fp16"
+    return None
+
+
+def _order(capability: str) -> tuple[int, int]:
+    major, _, minor = capability.partition(".")
+    return int(major), int(minor)
+
+
+def _graph_bytes(graph: Path) -> tuple[int, int]:
+    """Return the bytes of the graph itself, and of its data beside it."""
+    beside = sum(f.stat().st_size for f in graph.parent.glob(f"{graph.name}.data*"))
+    return graph.stat().st_size, beside
+
+
+def _needed_bytes(graph: Path) -> int:
+    """Return an estimate of the memory that a build takes."""
+    inner, beside = _graph_bytes(graph)
+    return int(_MEMORY_PER_INNER_BYTE * inner + _MEMORY_PER_BYTE * beside) + _MEMORY_BYTES
+
+
+def _run_builder(graph: Path, engine: Path, key: EngineKey, on_progress: OnProgress) -> Finished:
+    """Let a process of its own build; it is ended with this one, or where this one is interrupted."""
+    job = Job(str(graph), str(engine), key.capabilities, sum(_graph_bytes(graph)))
+    command = [sys.executable, "-m", f"{__package__}.rtx_builder"]
+    with (
+        tempfile.TemporaryFile() as noise,
+        # A session of its own: Ctrl-C reaches this process alone, which then ends the builder.
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, start_new_session=True
+        ) as builder,
+    ):
+        assert builder.stdin is not None and builder.stdout is not None
+        last: Event | None = None
+        try:
+            builder.stdin.write(msgspec.json.encode(job))
+            builder.stdin.close()
+            for line in builder.stdout:
+                last = msgspec.json.decode(line, type=Event)
+                if isinstance(last, Progressed):
+                    on_progress(last.phase, int(last.share * _PROGRESS_TOTAL), _PROGRESS_TOTAL)
+        except BaseException:
+            builder.kill()
+            raise
+        code = builder.wait()
+        noise.seek(0)
+        words = noise.read().decode(errors="replace").strip()
+    return _finished(last, code, words, graph, key)
+
+
+def _finished(last: Event | None, code: int, words: str, graph: Path, key: EngineKey) -> Finished:
+    """Return how a build ended well. Raises InputError or MachineError where it did not."""
+    if isinstance(last, Finished):
+        return last
+    library = f"TensorRT for RTX {key.version}"
+    if isinstance(last, Failed):
+        if last.unreadable:
+            raise InputError(f"{graph}: {library} cannot read it ({last.reason}); export it again")
+        if "alloc" in last.reason.lower() or "memory" in last.reason.lower():
+            raise MachineError(f"{library} ran out of memory or disk ({last.reason}); {_needed(graph)}")
+        raise InputError(
+            f"{graph}: {library} builds no {key.precision} engine for compute capability {', '.join(key.capabilities)} "
+            f"({last.reason}); take another --vision-precision or target"
+        )
+    if code < 0:
+        name = signal.Signals(-code).name
+        raise MachineError(f"the builder of {library} was ended by {name}, which most often means no memory; {_needed(graph)}")
+    raise MachineError(f"the builder of {library} ended with code {code} and said: {words[-500:] or 'nothing'}")
+
+
+def _needed(graph: Path) -> str:
+    there = available_bytes()
+    have = "unknown" if there is None else f"{there / 1e9:.1f} GB"
+    return f"about {_needed_bytes(graph) / 1e9:.1f} GB are needed, available: {have}"

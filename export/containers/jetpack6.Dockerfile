@@ -1,0 +1,35 @@
+# cobra_edge on JetPack 6.1 and 6.2 (Orin): Ubuntu 22.04, Python 3.10, CUDA 12.6, TensorRT 10.3.
+# On the Jetson, from the root of the repository:
+#   docker build -f export/containers/jetpack6.Dockerfile -t cobra-edge:jetpack6 .
+ARG BASE=nvcr.io/nvidia/l4t-tensorrt:r10.3.0-devel
+
+FROM ${BASE} AS wheel
+ENV DEBIAN_FRONTEND=noninteractive
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends build-essential cmake python3-dev python3-pip python3-venv \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /source
+COPY CMakeLists.txt LICENSE README.md pyproject.toml ./
+COPY cobra_edge cobra_edge
+COPY export export
+COPY runtimes runtimes
+# Its own pip: Ubuntu's is too old for some of the wheels' tags.
+RUN python3 -m venv /build && /build/bin/pip install --upgrade pip && /build/bin/pip wheel --no-deps --wheel-dir /wheels .
+
+FROM ${BASE}
+ENV DEBIAN_FRONTEND=noninteractive
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3-venv \
+ && rm -rf /var/lib/apt/lists/*
+# Found here and not at the first start: another Python, or a base without TensorRT's Python module.
+RUN python3 -c "import sys, importlib.util as u; assert sys.version_info[:2] == (3, 10), sys.version; assert u.find_spec('tensorrt')"
+COPY --from=wheel /wheels /wheels
+# TensorRT's module belongs to the system, so the environment has to see it.
+RUN python3 -m venv --system-site-packages /opt/cobra-edge \
+ && /opt/cobra-edge/bin/pip install --no-cache-dir --upgrade pip \
+ && /opt/cobra-edge/bin/pip install --no-cache-dir "$(ls /wheels/*.whl)[jetpack6]"
+# Engines are kept under it: mount a volume there, or each new container builds again.
+ENV XDG_CACHE_HOME=/cache
+VOLUME /cache
+ENTRYPOINT ["/opt/cobra-edge/bin/cobra-edge"]
+CMD ["--help"]

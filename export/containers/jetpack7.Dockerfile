@@ -1,0 +1,35 @@
+# cobra_edge on JetPack 7: Ubuntu 24.04, Python 3.12, CUDA 13. The base is NVIDIA's for ARM servers (SBSA), which serves here too.
+# JetPack 7.2 (Orin, Thor) takes the base below, which has TensorRT 10.16; for 7.0 and 7.1 (Thor) add
+#   --build-arg BASE=nvcr.io/nvidia/tensorrt:25.08-py3
+# On the Jetson, from the root of the repository:
+#   docker build -f export/containers/jetpack7.Dockerfile -t cobra-edge:jetpack7 .
+ARG BASE=nvcr.io/nvidia/tensorrt:26.05-py3
+
+FROM ${BASE} AS wheel
+ENV DEBIAN_FRONTEND=noninteractive
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends build-essential cmake python3-dev python3-pip python3-venv \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /source
+COPY CMakeLists.txt LICENSE README.md pyproject.toml ./
+COPY cobra_edge cobra_edge
+COPY export export
+COPY runtimes runtimes
+RUN python3 -m venv /build && /build/bin/pip wheel --no-deps --wheel-dir /wheels .
+
+FROM ${BASE}
+ENV DEBIAN_FRONTEND=noninteractive
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3-venv \
+ && rm -rf /var/lib/apt/lists/*
+# Found here and not at the first start: another Python, or a base without TensorRT's Python module.
+RUN python3 -c "import sys, importlib.util as u; assert sys.version_info[:2] == (3, 12), sys.version; assert u.find_spec('tensorrt')"
+COPY --from=wheel /wheels /wheels
+# TensorRT's module belongs to the system, so the environment has to see it.
+RUN python3 -m venv --system-site-packages /opt/cobra-edge \
+ && /opt/cobra-edge/bin/pip install --no-cache-dir "$(ls /wheels/*.whl)[jetpack7]"
+# Engines are kept under it: mount a volume there, or each new container builds again.
+ENV XDG_CACHE_HOME=/cache
+VOLUME /cache
+ENTRYPOINT ["/opt/cobra-edge/bin/cobra-edge"]
+CMD ["--help"]

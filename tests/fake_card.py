@@ -1,0 +1,186 @@
+"""A card that is not there: CUDA's runtime and TensorRT for RTX's, as far as this package calls them.
+
+Not a model of their speed or numbers: it holds callers to the order of calls. Work that is put on a stream is done when the
+stream is synchronised and not before; memory that was given back, or an input or output without an address, fails.
+An engine runs as `FakeTensorRT.function`, and is opened when its bytes are among `FakeTensorRT.engines`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from importlib.machinery import ModuleSpec
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tensorrt_rtx
+
+
+class FakeCuda:
+    """cuda.bindings.runtime. Addresses are those of real arrays, poisoned with NaN."""
+
+    class cudaMemcpyKind(IntEnum):
+        cudaMemcpyHostToDevice = 1
+        cudaMemcpyDeviceToHost = 2
+
+    def __init__(self, capability: str = "8.6", name: str = "GeForce Test 3060", memory_bytes: int = 1 << 30) -> None:
+        self.capability, self.name, self.memory_bytes, self.driver, self.cards = capability, name, memory_bytes, 13000, 1
+        self.memory: dict[int, np.ndarray] = {}
+        self.streams: dict[int, list[Callable[[], None]]] = {}
+
+    def cudaDriverGetVersion(self):
+        return 0, self.driver
+
+    def cudaGetDeviceCount(self):
+        return (0, self.cards) if self.cards else (100, None)
+
+    def cudaGetErrorString(self, error):
+        return 0, {2: b"out of memory", 100: b"no CUDA-capable device is detected"}.get(int(error), b"invalid argument")
+
+    def cudaGetDeviceProperties(self, _device):
+        major, minor = map(int, self.capability.split("."))
+        return 0, SimpleNamespace(name=self.name.encode(), major=major, minor=minor)
+
+    def cudaMemGetInfo(self):
+        return 0, self.memory_bytes - self._used(), self.memory_bytes
+
+    def cudaMalloc(self, size):
+        if self._used() + size > self.memory_bytes:
+            return 2, None
+        array = np.full(size, 0xFF, np.uint8)  # NaN as float32
+        self.memory[array.ctypes.data] = array
+        return 0, array.ctypes.data
+
+    def cudaFree(self, address):
+        return (0,) if self.memory.pop(address, None) is not None else (1,)
+
+    def cudaStreamCreate(self):
+        self.streams[handle := 1 + max(self.streams, default=0)] = []
+        return 0, handle
+
+    def cudaStreamDestroy(self, handle):
+        return (0,) if self.streams.pop(handle, None) is not None else (1,)
+
+    def cudaStreamSynchronize(self, handle):
+        if handle not in self.streams:
+            return (1,)
+        work, self.streams[handle] = self.streams[handle], []
+        for do in work:
+            do()
+        return (0,)
+
+    def cudaMemcpyAsync(self, to, source, size, kind, stream):
+        device = to if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else source
+        if device not in self.memory or size > len(self.memory[device]) or stream not in self.streams:
+            return (1,)
+        self.streams[stream].append(lambda: ctypes.memmove(to, source, size) and None)
+        return (0,)
+
+    def _used(self) -> int:
+        return sum(a.nbytes for a in self.memory.values())
+
+
+@dataclass
+class FakeTensorRT:
+    """tensorrt_rtx's run time; all else is the real library's."""
+
+    cuda: FakeCuda
+    inputs: dict[str, tuple[tuple[int, ...], Any]]  # shape and dtype of each
+    outputs: dict[str, tuple[tuple[int, ...], Any]]
+    function: Callable[[np.ndarray], np.ndarray]
+    engines: list[bytes] | None = None  # None: any
+    opened: list[bytes] = field(default_factory=list)
+    compiled: bytes = b"kernels"
+    caches: list[tuple[bytes, bool]] = field(default_factory=list)  # what was offered to a runtime cache, and whether taken
+    fails: bool = False
+
+    def module(self, version: str = tensorrt_rtx.__version__) -> types.ModuleType:
+        """Return what `import tensorrt_rtx` shall give."""
+        module = types.ModuleType("tensorrt_rtx")
+        module.__dict__.update({k: v for k, v in tensorrt_rtx.__dict__.items() if not k.startswith("__")})
+        module.__spec__ = ModuleSpec("tensorrt_rtx", None)
+        module.__version__ = version
+        module.Runtime = lambda logger: _Runtime(self, logger)
+        return module
+
+
+class _Runtime:
+    def __init__(self, fake: FakeTensorRT, logger: Any) -> None:
+        self.fake, self.logger = fake, logger
+
+    def deserialize_cuda_engine(self, data):
+        if self.fake.engines is not None and bytes(data) not in self.fake.engines:
+            self.logger.log(tensorrt_rtx.ILogger.ERROR, "the magic tag does not match")
+            return None
+        self.fake.opened.append(bytes(data))
+        return _Engine(self.fake, self.logger)
+
+
+class _Engine:
+    def __init__(self, fake: FakeTensorRT, logger: Any) -> None:
+        self.fake, self.logger = fake, logger
+        self.tensors = {**fake.inputs, **fake.outputs}
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, i):
+        return list(self.tensors)[i]
+
+    def get_tensor_mode(self, name):
+        return tensorrt_rtx.TensorIOMode.INPUT if name in self.fake.inputs else tensorrt_rtx.TensorIOMode.OUTPUT
+
+    def get_tensor_shape(self, name):
+        return self.tensors[name][0]
+
+    def get_tensor_dtype(self, name):
+        return {"float32": tensorrt_rtx.float32, "uint8": tensorrt_rtx.uint8}[np.dtype(self.tensors[name][1]).name]
+
+    def create_runtime_config(self):
+        return SimpleNamespace(
+            create_runtime_cache=lambda: _RuntimeCache(self.fake), set_runtime_cache=lambda cache: setattr(self, "cache", cache)
+        )
+
+    def create_execution_context(self, _config):
+        assert isinstance(self.cache, _RuntimeCache), "no runtime cache was set"
+        self.cache.content = self.fake.compiled
+        return _Context(self)
+
+
+class _RuntimeCache:
+    def __init__(self, fake: FakeTensorRT) -> None:
+        self.fake, self.content = fake, b""
+
+    def deserialize(self, data):
+        taken = bytes(data) == self.fake.compiled
+        self.fake.caches.append((bytes(data), taken))
+        return taken
+
+    def serialize(self):
+        return self.content
+
+
+class _Context:
+    def __init__(self, engine: _Engine) -> None:
+        self.engine, self.addresses = engine, {}
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return address in self.engine.fake.cuda.memory
+
+    def execute_async_v3(self, stream):
+        fake = self.engine.fake
+        missing = self.engine.tensors.keys() - self.addresses.keys()
+        if missing or fake.fails or stream not in fake.cuda.streams:
+            self.engine.logger.log(tensorrt_rtx.ILogger.ERROR, f"no address for {sorted(missing)}")
+            return False
+        fake.cuda.streams[stream].append(self._run)
+        return True
+
+    def _run(self) -> None:
+        fake = self.engine.fake
+        (taken, (shape, dtype)), (given, (out_shape, out_dtype)) = (*fake.inputs.items(), *fake.outputs.items())
+        source = fake.cuda.memory[self.addresses[taken]].view(dtype).reshape(shape)
+        fake.cuda.memory[self.addresses[given]].view(out_dtype).reshape(out_shape)[:] = fake.function(source)
