@@ -21,13 +21,11 @@ from cobra_edge.vision import build_memory, device_buffers, rtx_builder, tensorr
 from cobra_edge.vision.engines import EngineCache, EngineKey
 from cobra_edge.vision.layer_summary import Layer, LayerSummary, Tensor, read_layers
 from cobra_edge.vision.rtx_vision import open_engine, refuses, wanted_key
+from cobra_edge.vision.runtimes import open_vision
 from cobra_edge.vision.splice import restore_weights, strip_weights
 
 from .fake_card import FakeCuda, FakeTensorRT
 
-pytestmark = pytest.mark.skipif(
-    (reason := tensorrt_rtx.why_no_tensorrt_rtx()) is not None, reason=reason or "TensorRT for RTX is there"
-)
 SIDE, DEPTH = 64, 3
 
 
@@ -121,6 +119,30 @@ def test_a_float16_graph_is_multiplied_in_float16(graph, tmp_path, capabilities)
     assert built.layers.inputs[0].dtype == built.layers.outputs[0].dtype == "Float"
 
 
+def test_a_quantized_product_is_multiplied_in_int8(tmp_path):
+    random = np.random.default_rng(0)
+    tensors = {
+        "scale": np.float32(0.02),
+        "zero": np.int8(0),
+        "codes": random.integers(-127, 128, (SIDE, SIDE)).astype(np.int8),
+        "scales": np.full(SIDE, 0.01, np.float32),
+        "zeros": np.zeros(SIDE, np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["pixels", "scale", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["rounded", "scale", "zero"], ["input"]),
+        helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["weight"], axis=1),
+        helper.make_node("MatMul", ["input", "weight"], ["product"]),
+        helper.make_node("Gelu", ["product"], ["embeddings"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, SIDE, SIDE]) for n in ("pixels", "embeddings")]
+    values = [numpy_helper.from_array(np.asarray(a), n) for n, a in tensors.items()]
+    whole = helper.make_graph(nodes, "graph", ends[:1], ends[1:], values)
+    onnx.save(helper.make_model(whole, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), str(tmp_path / VISION))
+    built = build(tmp_path / VISION, tmp_path / "engine", "int8", ("8.6", "8.9"))
+    assert [("Int8" in layer.dtypes) for layer in built.layers.layers if layer.kind == "gemm"] == [True]
+
+
 def test_weights_beside_the_graph_are_found(graph, tmp_path):
     model = onnx.load(str(graph))
     onnx.save(model, str(graph), save_as_external_data=True, location=f"{VISION}.data", size_threshold=0)
@@ -182,7 +204,7 @@ def test_damaged_engines_without_weights_are_refused(graph, tmp_path):
 @pytest.mark.parametrize(
     ("precision", "capabilities", "message"),
     [
-        ("fp32", ("7.5",), "multiplies no fp32 on compute capability 7.5; take fp16"),
+        ("fp32", ("7.5",), "multiplies no float32 on compute capability 7.5, and fp32 has some; take fp16"),
         ("bf16", ("8.6", "7.5"), "bf16 needs compute capability 8.0 or later"),
         ("fp16", ("9.0", "8.6"), "no engines for compute capability 9.0; it has them for 7.5, 8.0, 8.6"),
         ("fp16", (), "no engines for compute capability none"),
@@ -422,7 +444,7 @@ def test_what_cannot_run_here_is_refused_with_the_reason(rtx_bundle, cuda, monke
     cuda.capability = "9.0"
     assert "does not support GeForce Test 3060 (compute capability 9.0)" in refuses(rtx_bundle)
     cuda.capability = "7.5"
-    assert "fp32 on compute capability 7.5" in refuses(rtx_bundle)
+    assert "no float32 on compute capability 7.5" in refuses(rtx_bundle)
     cuda.capability = "8.6"
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemAvailable: 1000 kB\n")
@@ -433,8 +455,24 @@ def test_what_cannot_run_here_is_refused_with_the_reason(rtx_bundle, cuda, monke
     assert refuses(rtx_bundle) == "there is no NVIDIA driver"
     cuda.driver, cuda.cards = 13000, 0
     assert "no CUDA-capable device is detected" in refuses(rtx_bundle)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    assert "cobra-edge[rtx]" in refuses(rtx_bundle)
+    monkeypatch.setattr(tensorrt_rtx.importlib.util, "find_spec", lambda name: None)
+    assert refuses(rtx_bundle) == "tensorrt_rtx is not installed (pip install 'cobra-edge[rtx]')"
+
+
+def test_an_engine_that_the_manifest_does_not_vouch_for_is_never_opened(rtx_bundle, cuda, monkeypatch, caplog):
+    fake = fake_rtx(cuda, monkeypatch)
+    ((name, key),) = rtx_bundle.manifest.engines.items()
+    open_engine(with_manifest(rtx_bundle, engines={f"../{rtx_bundle.directory.name}/{name}": key}))
+    assert "is not among the bundle's files" in caplog.text
+    assert fake.opened == [EngineCache().read(wanted_key(rtx_bundle, device_buffers.first_card()))]
+
+
+def test_the_table_prefers_the_card_and_says_why_it_is_not_taken(rtx_bundle, cuda, monkeypatch):
+    fake_rtx(cuda, monkeypatch)
+    assert open_vision(rtx_bundle).name.startswith("TensorRT for RTX")
+    cuda.driver = 0
+    with pytest.raises(MachineError, match="tensorrt-rtx: there is no NVIDIA driver"):
+        open_vision(rtx_bundle, runtime="tensorrt-rtx")
 
 
 def test_an_engine_that_the_library_will_not_open_is_told_in_its_words(rtx_bundle, cuda, monkeypatch):

@@ -21,6 +21,7 @@ from .tensorrt_rtx import (
     supported_capabilities,
     why_no_precision,
     why_no_tensorrt_rtx,
+    why_not_installed,
     why_too_little_memory,
 )
 
@@ -29,11 +30,12 @@ log = logging.getLogger(__name__)
 
 def refuses(bundle: Bundle) -> str | None:
     """Return why a bundle's vision does not run on TensorRT for RTX here, or None where it does."""
-    reason = why_no_tensorrt_rtx() or why_no_cuda()
-    if reason is not None:
-        return reason
+    # What is quick to find out comes first: loading the library takes a good part of a second.
     if not any(key.runtime == RUNTIME for key in bundle.manifest.engines.values()):
         return "the bundle was exported without an engine of TensorRT for RTX (--target rtx)"
+    reason = why_not_installed() or why_no_cuda() or why_no_tensorrt_rtx()
+    if reason is not None:
+        return reason
     card = first_card()
     if card.capability not in supported_capabilities():
         return (
@@ -104,7 +106,7 @@ def _fitting(bundle: Bundle, card: Card) -> tuple[str, EngineKey] | str:
     for name, key in bundle.manifest.engines.items():
         if key.runtime != RUNTIME:
             continue
-        why = why_not_this(key, bundle, card)
+        why = why_not_this(key, bundle, card) if name in bundle.manifest.files else f"{name!r} is not among the bundle's files"
         if why is None:
             return name, key
         reason = why

@@ -48,10 +48,16 @@ class Built:
     layers: LayerSummary
 
 
+def why_not_installed() -> str | None:
+    """Return how to install TensorRT for RTX, or None where it is; without loading it."""
+    found = importlib.util.find_spec("tensorrt_rtx") is not None
+    return None if found else f"tensorrt_rtx is not installed ({INSTALL})"
+
+
 def why_no_tensorrt_rtx() -> str | None:
-    """Return why TensorRT for RTX is not there, or None where it is."""
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        return f"tensorrt_rtx is not installed ({INSTALL})"
+    """Return why TensorRT for RTX is not there, or None where it is, and loads."""
+    if (reason := why_not_installed()) is not None:
+        return reason
     try:
         import tensorrt_rtx  # noqa: F401 - only whether its libraries load
     except (ImportError, OSError, RuntimeError) as error:
@@ -208,7 +214,7 @@ def why_no_precision(precision: str, capabilities: Sequence[str]) -> str | None:
     if needed is not None and _order(oldest) < needed:
         return f"{precision} needs compute capability {needed[0]}.{needed[1]} or later, {oldest} is asked for; take fp16"
     if oldest == _TURING and precision != "fp16":
-        return f"TensorRT for RTX multiplies no {precision} on compute capability {_TURING}; take fp16"
+        return f"TensorRT for RTX multiplies no float32 on compute capability {_TURING}, and {precision} has some; take fp16"
     return None
 
 
