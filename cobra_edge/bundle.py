@@ -179,6 +179,11 @@ class Bundle:
         """How vision.onnx was made."""
         return self.manifest.vision or VisionGraph()
 
+    @property
+    def graph_files(self) -> dict[str, str]:
+        """{file name: sha256} of the vision graph and its data."""
+        return {name: entry.sha256 for name, entry in self.manifest.files.items() if name.startswith(VISION)}
+
     def path(self, name: str) -> Path:
         """Return the path of one of the bundle's files."""
         return self.directory / name

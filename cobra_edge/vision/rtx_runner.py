@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle, VisionGraph
+from ..bundle import Bundle
 from ..errors import BundleError, MachineError
 from .device_buffers import Card, DeviceBuffer, Stream
 from .engines import EngineKey
@@ -84,7 +84,7 @@ class RtxVision:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         outputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
-        taken = np.dtype((bundle.manifest.vision or VisionGraph()).input)
+        taken = np.dtype(bundle.vision_graph.input)
         given = (1, config.n_visual_tokens, config.mamba.d_model)
         shapes = {n: tuple(engine.get_tensor_shape(n)) for n in names}
         dtypes = {n: np.dtype(trt.nptype(engine.get_tensor_dtype(n))) for n in names}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..bundle import VISION, Bundle, VisionGraph
+from ..bundle import VISION, Bundle
 from .device_buffers import Card, first_card, why_no_cuda
 from .engines import EngineCache, EngineKey, onnx_digest
 from .rtx_runner import RtxVision
@@ -52,8 +52,8 @@ def refuses(bundle: Bundle) -> str | None:
 
 def wanted_key(bundle: Bundle, card: Card) -> EngineKey:
     """Return the key of an engine that the installed library would build for this bundle and this card alone."""
-    precision = (bundle.manifest.vision or VisionGraph()).precision
-    return EngineKey(RUNTIME, library_version(), (card.capability,), precision, onnx_digest(_graph_files(bundle)))
+    precision = bundle.vision_graph.precision
+    return EngineKey(RUNTIME, library_version(), (card.capability,), precision, onnx_digest(bundle.graph_files))
 
 
 def why_not_this(key: EngineKey, bundle: Bundle, card: Card) -> str | None:
@@ -83,7 +83,7 @@ def open_engine(bundle: Bundle) -> RtxVision:
     if not isinstance(fitting, str):
         name, key = fitting
         if key.stripped:
-            files = {f: bundle.path(f) for f in _graph_files(bundle)}
+            files = {f: bundle.path(f) for f in bundle.graph_files}
             return RtxVision(restore_weights(bundle.path(name), files), key, bundle, card)
         with _mapped(bundle.path(name)) as mapped:
             return RtxVision(mapped, key, bundle, card)
@@ -111,11 +111,6 @@ def _fitting(bundle: Bundle, card: Card) -> tuple[str, EngineKey] | str:
             return name, key
         reason = why
     return reason
-
-
-def _graph_files(bundle: Bundle) -> dict[str, str]:
-    """Return {name: sha256} of the graph and its data, as the manifest has them."""
-    return {name: entry.sha256 for name, entry in bundle.manifest.files.items() if name.startswith(VISION)}
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..bundle import VISION, Bundle, VisionGraph
+from ..bundle import Bundle
 from ..errors import MachineError
-from ..precision import precision_named, why_not
-from ..targets import Target, targets
+from ..precision import precision_named
+from ..targets import Target, targets, why_not_precision
 from .build_memory import available_bytes
 from .device_buffers import Card, DeviceBuffer, Stream, checked, first_card, why_no_cuda
 from .engines import EngineCache, EngineKey, onnx_digest
@@ -51,14 +51,9 @@ def why_no_tensorrt() -> str | None:
     return why_no_cuda()
 
 
-def graph_files(bundle: Bundle) -> dict[str, str]:
-    """Return {file name: sha256} of the graph and its data, from the manifest."""
-    return {name: entry.sha256 for name, entry in bundle.manifest.files.items() if name.startswith(VISION)}
-
-
 def graph_bytes(bundle: Bundle) -> int:
     """Return the size of the graph and its data."""
-    return sum(bundle.manifest.files[name].bytes for name in graph_files(bundle))
+    return sum(bundle.manifest.files[name].bytes for name in bundle.graph_files)
 
 
 def engine_key(bundle: Bundle, card: Card) -> EngineKey:
@@ -71,8 +66,8 @@ def engine_key(bundle: Bundle, card: Card) -> EngineKey:
         "tensorrt",
         str(tensorrt().__version__),
         (card.capability,),
-        (bundle.manifest.vision or VisionGraph()).precision,
-        onnx_digest(graph_files(bundle)),
+        bundle.vision_graph.precision,
+        onnx_digest(bundle.graph_files),
         card=f"{card.name}, {processors} multiprocessors",
     )
 
@@ -88,7 +83,7 @@ def refuses(bundle: Bundle, cache: EngineCache | None = None) -> str | None:
     here: Target = msgspec.structs.replace(
         targets()["jetson-orin-nano"], title=card.name, compute_capability=card.capability, vision_runtime="tensorrt"
     )
-    reason = why_not(precision_named((bundle.manifest.vision or VisionGraph()).precision), here)
+    reason = why_not_precision(here, precision_named(bundle.vision_graph.precision))
     if reason is not None or (cache or EngineCache()).has(engine_key(bundle, card)):
         return reason
     return why_too_little_memory(bundle, card)
@@ -176,7 +171,7 @@ class TensorRTRunner:
 
     def _check(self, bundle: Bundle) -> None:
         trt, config = tensorrt(), bundle.manifest.model
-        graph = bundle.manifest.vision or VisionGraph()
+        graph = bundle.vision_graph
         names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
         got: list[Any] = [sorted(names)]
         if names == {INPUT, OUTPUT}:

@@ -19,8 +19,8 @@ from pathlib import Path
 import msgspec
 
 from ..errors import InputError, MachineError
-from ..precision import precision_named, why_not
-from ..targets import Target
+from ..precision import precision_named
+from ..targets import Target, why_not_precision
 from .build_memory import available_bytes, require_memory
 from .engines import EngineKey, onnx_digest
 from .layer_summary import LayerSummary
@@ -166,7 +166,7 @@ def add_engine(
         InputError, MachineError: as build_engine does, or the target's card cannot multiply in this precision.
     """
     require_tensorrt_rtx()
-    refused = why_not(precision_named(precision), target)
+    refused = why_not_precision(target, precision_named(precision))
     if refused is not None:
         raise InputError(refused)
     directory = stage / ENGINES
