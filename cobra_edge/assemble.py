@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from .assemble_vision import build_engine_ahead, checked_engine, checked_precision, write_vision
 from .bundle import (
     CARD,
     DECODER,
     GOLDEN,
-    IMAGE,
     MANIFEST,
     PROMPT,
     SCHEMA_VERSION,
@@ -41,7 +41,7 @@ from .errors import DriftError, InputError, MachineError, near_matches
 from .image import load_picture
 from .memory import plan_memory
 from .model_card import model_card
-from .precision import InputForm, PrecisionName, precision_named
+from .precision import InputForm
 from .quantize.mix import Mix, require_reachable, smallest_mix
 from .quantize.sensitivity import of_tensors
 from .quantize.statistics import Statistics
@@ -49,10 +49,11 @@ from .recipe import METHODS, MIXED, ROTATIONS, Recipe, matrix_weights, uniform_r
 from .regress.budget import Verdict, judge, read_budget
 from .regress.suite import CALIBRATION, HELDOUT, Line, read_suite, spread
 from .scheme import Scheme, scheme_named
-from .targets import Target, why_not_precision
-from .terminal import progress, stages
+from .targets import Target
+from .terminal import progress
 from .text import END_OF_TEXT, PromptTemplate, TextCodec
 from .version import __version__
+from .vision.engines import EngineKey
 
 _SMALL = 10**9  # below this many weights the float reference is quick, and more golden lines are affordable
 _GOLDEN_LINES = (32, 4)
@@ -87,6 +88,7 @@ def export_bundle(
     force: bool = False,
     vision_precision: str | None = None,
     vision_input: InputForm = "uint8",
+    engine: str = "auto",
     vision_weights: Path | None = None,
     tokenizer: Path | None = None,
     golden: Path = HELDOUT,
@@ -111,6 +113,7 @@ def export_bundle(
         force: replace a bundle that is there.
         vision_precision: of the vision graph, one of `precision.PRECISIONS`; by default the target's.
         vision_input: what the graph takes: "uint8", pictures as they are decoded, or "float32", normalised pixels.
+        engine: one of ENGINES: what becomes of an engine that is built ahead of time, where the target runs one.
         vision_weights, tokenizer: where the checkpoint itself has none.
         golden: suite whose lines become the golden ones.
         golden_lines: how many; by default 32, or 4 for a model of more than 10⁹ weights.
@@ -123,7 +126,8 @@ def export_bundle(
     chosen = scheme_named(scheme or target.scheme)
     check_choices(chosen, method, rotation, clip_activations)
     _check_mix(chosen, bits, sensitivity)
-    precision = _checked_precision(target, vision_precision)
+    precision = checked_precision(target, vision_precision)
+    engine = checked_engine(target, engine)
     limits = read_budget(budget).limits_of(chosen.name if bits is None else MIXED, precision)
     lines = read_suite(golden)
     _require_torch()
@@ -151,13 +155,15 @@ def export_bundle(
     small = config.mamba.n_parameters < _SMALL
     lines = spread(lines, golden_lines or _GOLDEN_LINES[0 if small else 1])
     needed = plan.decoder_bytes + plan.vision_bytes + _WRITING_MARGIN_BYTES
+    needed += plan.vision_bytes if engine == "embedded" else 0
     needed += 0 if bits is None else int(min(bits, 16) * matrix_weights(config.mamba) / 8)
     mix = None
 
     with staged_directory(directory, force=force, needed_bytes=needed) as stage:
         digest = hashed(checkpoint)
-        pictures = _pictures(calibration or CALIBRATION) if precision == "int8" else []
-        graph, embeddings = _write_vision(checkpoint, golden.parent, lines, stage, precision, vision_input, pictures)
+        sights = [None if line.image is None else golden.parent / line.image for line in lines]
+        graph, embeddings = write_vision(checkpoint, sights, stage, precision, vision_input, calibration or CALIBRATION)
+        engines = {} if graph is None else build_engine_ahead(stage, precision, target, engine)
         with statistics_for(checkpoint, digest, recipe, statistics, calibration, directory) as found:
             recipe = recipe if found is None else msgspec.structs.replace(recipe, statistics=found.fingerprint())
             if bits is not None:
@@ -167,7 +173,7 @@ def export_bundle(
         with progress() as bar:
             _write_golden(checkpoint, codec, golden.parent, lines, embeddings, stage, bar)
             _write_text(checkpoint, codec, stage)
-            draft = _draft(checkpoint, digest, recipe, target, stage, graph)
+            draft = _draft(checkpoint, digest, recipe, target, stage, graph, engines)
             del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need room
             drift = _measure(Bundle(stage, draft), len(lines), bar)
         manifest = _seal(stage, draft, drift, target)
@@ -200,21 +206,15 @@ def _check_mix(scheme: Scheme, bits: float | None, sensitivity: Path | None) -> 
         )
 
 
-def _checked_precision(target: Target, wanted: str | None) -> PrecisionName:
-    """Return the precision to export in. Raises InputError for one that is unknown or that the target cannot run."""
-    precision = precision_named(wanted or target.vision_precision)
-    reason = why_not_precision(target, precision)
-    if reason is not None:
-        raise InputError(f"--vision-precision {precision.name}: {reason}")
-    return precision.name
-
-
-def _pictures(suite: Path) -> list[Path]:
-    """Return every picture of a suite once, in order."""
-    return [suite.parent / name for name in dict.fromkeys(line.image for line in read_suite(suite)) if name is not None]
-
-
-def _draft(checkpoint: Any, digest: str, recipe: Recipe, target: Target, stage: Path, graph: VisionGraph | None) -> Manifest:
+def _draft(
+    checkpoint: Any,
+    digest: str,
+    recipe: Recipe,
+    target: Target,
+    stage: Path,
+    graph: VisionGraph | None,
+    engines: dict[str, EngineKey],
+) -> Manifest:
     """Return the manifest but for its files and the drift."""
     vision_bytes = sum(f.stat().st_size for f in stage.iterdir() if f.name.startswith(VISION))
     return Manifest(
@@ -228,6 +228,7 @@ def _draft(checkpoint: Any, digest: str, recipe: Recipe, target: Target, stage: 
         memory_plan=plan_memory(checkpoint.config, recipe, target, vision_file_bytes=vision_bytes),
         drift=None,
         vision=graph,
+        engines=engines,
     )
 
 
@@ -250,31 +251,6 @@ def _require_torch() -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise MachineError(f"export needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
-
-
-def _write_vision(
-    checkpoint: Any,
-    suite: Path,
-    lines: list[Line],
-    stage: Path,
-    precision: PrecisionName,
-    form: InputForm,
-    calibration: list[Path],
-) -> tuple[VisionGraph | None, list[np.ndarray | None]]:
-    """Write vision.onnx and image.json; return how it was made and the float embeddings of each golden line."""
-    if checkpoint.config.vision is None:
-        return None, [None] * len(lines)
-    from .model.cobra import load_vision
-    from .vision.graph import write_graph
-
-    model = load_vision(checkpoint)  # may fetch, with the hub's own progress
-    names = sorted({line.image for line in lines if line.image is not None})
-    pictures = [suite / name for name in names]
-    with stages() as on_step:
-        written = write_graph(model, checkpoint.config, stage, precision, form, pictures, calibration, on_step)
-    by_name = dict(zip(names, written.embeddings, strict=True))
-    (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
-    return written.graph, [by_name.get(line.image or "") for line in lines]
 
 
 def _write_decoder(checkpoint: Any, recipe: Any, stage: Path, bar: Any, statistics: Statistics | None) -> None:

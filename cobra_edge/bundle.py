@@ -163,6 +163,9 @@ class Bundle:
         absent = sorted(needed - manifest.files.keys())
         if absent:
             raise BundleError(f"{directory}: the manifest lists no {', '.join(absent)}; export the bundle again")
+        unvouched = sorted(manifest.engines.keys() - manifest.files.keys())
+        if unvouched:
+            raise BundleError(f"{directory}: the manifest has no hash of {', '.join(unvouched)}; export the bundle again")
         for name, entry in manifest.files.items():
             _check_place_and_size(directory, name, entry)
         changed = first_changed([(directory / name, e.sha256) for name, e in manifest.files.items()], thorough=thorough)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from .assemble import export_bundle
+from .assemble_vision import ENGINES
 from .errors import DriftError
 from .recipe import METHODS, ROTATIONS
 from .regress.suite import HELDOUT
@@ -53,6 +54,13 @@ from .terminal import debug_option, main_of, print_json, results, say, tell
     default="uint8",
     show_default=True,
     help="What the vision graph takes: pictures as decoded, or normalised pixels.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="auto",
+    show_default=True,
+    help="RTX targets: build the vision engine now, its weights embedded or stripped (taken from the graph when opened).",
 )
 @click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")

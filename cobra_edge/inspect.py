@@ -13,7 +13,7 @@ from rich.table import Table
 from .bundle import Bundle
 from .regress.budget import judge, read_budget
 from .regress.golden import read_golden
-from .tables import bits_per_weight, cell, drift_table, megabytes, memory_table, rotation_words
+from .tables import bits_per_weight, cell, drift_table, figure, megabytes, memory_table, rotation_words
 from .targets import targets
 from .terminal import debug_option, main_of, print_json, results, say
 
@@ -62,6 +62,8 @@ def command(bundle: Path, as_json: bool) -> None:
     for name, entry in manifest.files.items():
         files.add_row(cell(name), megabytes(entry.bytes))
     results.print(files)
+    if model.vision is not None:
+        _say_vision(opened)
     title = f"recipe: {manifest.recipe.scheme}, {manifest.recipe.method}{rotation_words(manifest.recipe)}"
     recipe = Table(title=cell(title), title_justify="left")
     recipe.add_column("tensor")
@@ -72,6 +74,18 @@ def command(bundle: Path, as_json: bool) -> None:
     results.print(recipe)
     results.print(memory_table(manifest, target))
     results.print(drift_table(manifest, verdicts))
+
+
+def _say_vision(bundle: Bundle) -> None:
+    graph = bundle.vision_graph
+    far = ", ".join(f"{at} {figure(rms)}" for at, rms in graph.parity.items())
+    say(f"vision graph: {graph.precision}, takes {graph.input}; relative RMS from torch: {far or 'not measured'}")
+    if graph.wide:
+        say(f"left float in it: {', '.join(graph.wide)}")
+    for name, key in bundle.manifest.engines.items():
+        cards = ", ".join(key.capabilities)
+        weights = "without weights" if key.stripped else "with weights"
+        say(f"engine {name}: {key.runtime} {key.version}, {key.precision}, compute capability {cards}, {weights}")
 
 
 main = main_of(command)

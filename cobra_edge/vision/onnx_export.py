@@ -42,7 +42,8 @@ class _Graph(nn.Module):
     def forward(self, taken: Tensor) -> tuple[Tensor, ...]:
         encoders: Any = self.tower.encoders
         if self.form == "uint8":
-            values, factor, shift = taken.permute(0, 3, 1, 2).float(), self.get_buffer("factor"), self.get_buffer("shift")
+            # Engines take bytes as an input only, and want them widened before anything else.
+            values, factor, shift = taken.float().permute(0, 3, 1, 2), self.get_buffer("factor"), self.get_buffer("shift")
             parts = [values[i % self.n_squares][None] * factor[i] + shift[i] for i in range(len(encoders))]
         else:
             parts = list(taken.chunk(len(encoders), dim=1))

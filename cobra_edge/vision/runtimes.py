@@ -95,10 +95,16 @@ def open_vision(bundle: Bundle, device: str = "auto", runtime: str = "auto", thr
             continue
         reason = f"does not run on {device!r}" if device not in ("auto", *row.devices) else row.refuses(bundle)
         if reason is None:
-            for refused in reasons:
-                log.info("vision: not %s", refused)
-            opened = row.open(bundle, device, threads)
-            log.info("vision: %s", opened.name)
-            return opened
+            try:
+                opened = row.open(bundle, device, threads)
+            except MachineError as error:  # an engine that this card or driver will not take; the next runtime may do
+                if runtime != "auto" or row is RUNTIMES[-1]:
+                    raise
+                reason = str(error)
+            else:
+                for refused in reasons:
+                    log.info("vision: not %s", refused)
+                log.info("vision: %s", opened.name)
+                return opened
         reasons.append(f"{row.name}: {reason}")
     raise MachineError(f"nothing here runs this bundle's vision on {device!r} ({'; '.join(reasons)})")

@@ -1,0 +1,122 @@
+"""The vision half of an export: the graph in the precision asked for, and an engine where one is built ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from .bundle import IMAGE, VISION, VisionGraph, file_sha256
+from .errors import InputError, MachineError, near_matches
+from .precision import InputForm, PrecisionName, precision_named
+from .regress.suite import read_suite
+from .targets import Target, why_not_precision
+from .terminal import stages, tell
+from .vision.engines import EngineKey
+
+RTX = "tensorrt-rtx"
+# What becomes of an engine: built with its weights, without them (they are in the graph too), or not at all. auto embeds one
+# where the target runs it and the library is here.
+ENGINES = ("auto", "embedded", "stripped", "none")
+
+
+def checked_precision(target: Target, wanted: str | None) -> PrecisionName:
+    """Return the precision to export in. Raises InputError for one that is unknown or that the target cannot run."""
+    precision = precision_named(wanted or target.vision_precision)
+    reason = why_not_precision(target, precision)
+    if reason is not None:
+        raise InputError(f"--vision-precision {precision.name}: {reason}")
+    return precision.name
+
+
+def checked_engine(target: Target, wanted: str) -> str:
+    """Return what shall become of an engine: "embedded", "stripped" or "none".
+
+    Raises:
+        InputError: an unknown choice, or the target runs no engine that is built ahead of time.
+        MachineError: an engine was asked for, and its library is missing.
+    """
+    if wanted not in ENGINES:
+        raise InputError(f"unknown --engine {wanted!r}{near_matches(wanted, ENGINES)}")
+    if wanted == "none" or (wanted == "auto" and target.vision_runtime != RTX):
+        return "none"
+    if target.vision_runtime != RTX:
+        raise InputError(
+            f"--engine {wanted}: {target.title} runs no engine that is built ahead of time; leave it out, and on a Jetson run: "
+            "python -m cobra_edge.build BUNDLE"
+        )
+    from .vision.tensorrt_rtx import why_no_tensorrt_rtx
+
+    reason = why_no_tensorrt_rtx()
+    if reason is None:
+        return "embedded" if wanted == "auto" else wanted
+    if wanted != "auto":
+        raise MachineError(f"--engine {wanted}: {reason}")
+    tell(f"no engine for {target.title}: {reason}; the bundle goes without one, and its graph runs on onnxruntime")
+    return "none"
+
+
+def write_vision(
+    checkpoint: Any,
+    pictures: Sequence[Path | None],
+    stage: Path,
+    precision: PrecisionName,
+    form: InputForm,
+    calibration: Path,
+) -> tuple[VisionGraph | None, list[np.ndarray | None]]:
+    """Write vision.onnx and image.json into `stage`.
+
+    Args:
+        checkpoint: an opened one; without vision nothing is written.
+        pictures: of the golden lines.
+        stage: the bundle to be.
+        precision: of the graph.
+        form: what it takes.
+        calibration: suite whose pictures int8 is calibrated with.
+
+    Returns:
+        How the graph was made, and the float embeddings (n_visual_tokens, d_model) float32 of each golden line's picture.
+    """
+    if checkpoint.config.vision is None:
+        return None, [None] * len(pictures)
+    from .model.cobra import load_vision
+    from .vision.graph import write_graph
+
+    model = load_vision(checkpoint)  # may fetch, with the hub's own progress
+    files = sorted({file for file in pictures if file is not None})
+    calibrate = _pictures_of(calibration) if precision == "int8" else []
+    with stages() as on_step:
+        written = write_graph(model, checkpoint.config, stage, precision, form, files, calibrate, on_step)
+    embeddings = dict(zip(files, written.embeddings, strict=True))
+    (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
+    return written.graph, [None if file is None else embeddings[file] for file in pictures]
+
+
+def _pictures_of(suite: Path) -> list[Path]:
+    """Return every picture of a suite once, in order."""
+    return [suite.parent / name for name in dict.fromkeys(line.image for line in read_suite(suite)) if name is not None]
+
+
+def build_engine_ahead(stage: Path, precision: PrecisionName, target: Target, engine: str) -> dict[str, EngineKey]:
+    """Build the engine of a staged graph as `checked_engine` says; returns its key by its file's name.
+
+    Raises:
+        InputError, MachineError: as `tensorrt_rtx.add_engine`.
+    """
+    if engine == "none":
+        return {}
+    from .vision.tensorrt_rtx import add_engine
+
+    files = {f.name: file_sha256(f) for f in stage.iterdir() if f.name.startswith(VISION)}
+    with stages() as on_step:
+        return add_engine(
+            stage,
+            files,
+            precision,
+            target,
+            strip_weights=engine == "stripped",
+            on_progress=lambda _phase, done, total: on_step(f"engine for {target.title}", done, total),
+        )
