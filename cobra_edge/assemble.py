@@ -54,6 +54,7 @@ from .terminal import progress
 from .text import END_OF_TEXT, PromptTemplate, TextCodec
 from .version import __version__
 from .vision.engines import EngineKey
+from .vision.runtimes import VisionRunner
 
 _SMALL = 10**9  # below this many weights the float reference is quick, and more golden lines are affordable
 _GOLDEN_LINES = (32, 4)
@@ -316,7 +317,10 @@ def _measure(bundle: Bundle, n_lines: int, bar: Any) -> Drift:
         return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task))
     from .vision.emulation import open_emulated
 
-    return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task), open_emulated)
+    def look(seen: Bundle) -> VisionRunner:
+        return open_emulated(seen.path(VISION), seen.manifest.model, seen.vision_graph)
+
+    return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task), look)
 
 
 def _require_finite_drift(drift: Drift) -> None:

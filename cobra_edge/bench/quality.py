@@ -55,7 +55,7 @@ def measure(folder: Path, peer_python: str, only: Collection[str] = (), builds: 
     """
     lines = read_suite(HELDOUT)
     bundle, session, reference = _run_build(REFERENCE, folder, lines)
-    contest = _Contest(_questions(session, lines), reference)
+    contest = _Contest(questions_of(session, lines), reference)
     for family in _families(bundle, folder, peer_python):
         labels = [label for label in family.peers if not only or label in only]
         if labels:
@@ -173,7 +173,7 @@ def _watched(what: str, total: int, run: Callable[[OnLines], Any]) -> Any:
         return run(lambda done: bar.update(task, completed=done))
 
 
-def _questions(session: Session, lines: list[Line]) -> Questions:
+def questions_of(session: Session, lines: list[Line]) -> Questions:
     """Put the suite into numbers; every line of it has a picture."""
     names = list(dict.fromkeys(line.image for line in lines if line.image is not None))
     prompts = [session.codec.encode(session.template.first_turn(line.prompt)) for line in lines]

@@ -22,6 +22,7 @@ from .methods_verb import methods
 from .quality_verb import quality
 from .results import keep
 from .shapes import shape_named
+from .vision_verb import vision
 
 
 @click.group(epilog="Example: python -m cobra_edge.bench export --shape cobra-3b")
@@ -32,6 +33,7 @@ def command() -> None:
 command.add_command(decode)
 command.add_command(methods)
 command.add_command(quality)
+command.add_command(vision)
 
 
 @command.command(epilog="Example: python -m cobra_edge.bench export --shape cobra-3b --scratch /tmp")

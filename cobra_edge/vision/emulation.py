@@ -13,8 +13,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from ..bundle import VISION, Bundle
-from .runtimes import VisionRunner, open_vision
+from ..bundle import VISION, VisionGraph
+from ..model.config import CobraConfig
 from .session import VisionSession
 
 _SIXTEEN_BITS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -52,19 +52,18 @@ def write_emulated(graph: Path, twin: Path) -> None:
     twin.write_bytes(model.SerializeToString())
 
 
-def open_emulated(bundle: Bundle) -> VisionRunner:
-    """Open a bundle's graph as a device of its precision computes it; the twin lies beside it only while it is opened.
+def open_emulated(file: Path, config: CobraConfig, graph: VisionGraph) -> VisionSession:
+    """Open a graph as a device of its precision computes it; the twin lies beside it only while it is opened.
 
     Raises:
         BundleError: as `VisionSession`.
     """
-    graph, file = bundle.vision_graph, bundle.path(VISION)
     if graph.precision not in ("fp16", "bf16"):
-        return open_vision(bundle, "cpu", "onnxruntime")
+        return VisionSession(file, config, graph.input)
     twin = file.with_name(f"emulated-{VISION}")
     try:
         write_emulated(file, twin)
-        session = VisionSession(twin, bundle.manifest.model, graph.input)
+        session = VisionSession(twin, config, graph.input)
         session.name += f", {graph.precision} emulated"
         return session
     finally:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-ROWS = 512  # rows of a product's input, over all pictures, that its error is measured on
+ROWS = 256  # rows of a product's input, over all pictures, that its error is measured on
 _TINY = 1e-30
 
 

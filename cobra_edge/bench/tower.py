@@ -1,0 +1,120 @@
+"""Steps of `bench vision` that need torch and a process of their own; each prints one JSON object.
+
+python -m cobra_edge.bench.tower write cobra-3b fp16 DIRECTORY
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+
+import click
+import msgspec
+import torch
+from torch import nn
+
+from ..bundle import VISION, file_sha256
+from ..model.checkpoint import open_checkpoint
+from ..model.cobra import VisionModel, load_vision
+from ..model.config import CobraConfig, projector_kind, vision_backbone
+from ..model.projector import Projector
+from ..model.vision import VisionTower
+from ..precision import PrecisionName
+from ..regress.suite import CALIBRATION, HELDOUT, read_suite
+from ..targets import target_named
+from ..terminal import main_of, print_json, stages
+from ..vision.graph import write_graph
+from .shapes import shape_named
+from .written_graph import facts, keep_facts
+
+TRAINED = "cobra-mini"
+_PARITY_PICTURES, _CALIBRATION_PICTURES = 2, 8  # a full-size tower takes seconds for each
+
+
+def config_of(shape: str) -> CobraConfig:
+    """Return the config of a shape's vision. Raises InputError for an unknown one."""
+    if shape == TRAINED:
+        return open_checkpoint("mini").config
+    named = shape_named(shape)
+    kind = projector_kind(named.arch_specifier)
+    return CobraConfig(shape, vision_backbone(named.vision_backbone_id), kind, named.mamba)
+
+
+def tower(shape: str) -> VisionModel:
+    """Return the tower of a shape: cobra-mini's own, or one of random weights.
+
+    Freshly made layer scales are 1e-5: blocks would hardly count, nor would what rounding does in them. They are set to 1.
+    """
+    if shape == TRAINED:
+        return load_vision(open_checkpoint("mini"))
+    config = config_of(shape)
+    assert config.vision is not None and config.projector is not None
+    torch.manual_seed(0)
+    projector = Projector(config.projector, config.vision.feature_dim, config.mamba.d_model)
+    model = VisionModel(VisionTower(config.vision), projector).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(".gamma"):
+            nn.init.ones_(parameter)
+    return model
+
+
+def pictures_of(suite: Path) -> list[Path]:
+    """Return every picture of a suite once."""
+    return [suite.parent / name for name in dict.fromkeys(line.image for line in read_suite(suite)) if name is not None]
+
+
+@click.group()
+def command() -> None:
+    """Take a step of `bench vision`."""
+
+
+@command.command()
+@click.argument("shape")
+@click.argument("precision")
+@click.argument("directory", type=click.Path(path_type=Path))
+def write(shape: str, precision: PrecisionName, directory: Path) -> None:
+    """Write the graph of SHAPE into DIRECTORY, proven against torch; what takes pictures as they are."""
+    directory.mkdir()
+    every = slice(None) if shape == TRAINED else slice(_CALIBRATION_PICTURES)
+    with stages() as on_step:
+        written = write_graph(
+            tower(shape),
+            config_of(shape),
+            directory,
+            precision,
+            "uint8",
+            pictures_of(HELDOUT)[:_PARITY_PICTURES],
+            pictures_of(CALIBRATION)[every],
+            on_step,
+        )
+    keep_facts(directory, config_of(shape), written.graph)
+    print_json({"graph": written.graph})
+
+
+@command.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("target")
+def engine(directory: Path, target: str) -> None:
+    """Build an engine of TensorRT for RTX beside the graph of DIRECTORY."""
+    from ..vision.tensorrt_rtx import add_engine
+
+    _, graph = facts(directory)
+    files = {f.name: file_sha256(f) for f in directory.iterdir() if f.name.startswith(VISION)}
+    began = time.perf_counter()
+    with stages() as on_step:
+        keys = add_engine(
+            directory, files, graph.precision, target_named(target), on_progress=lambda _, n, total: on_step("engine", n, total)
+        )
+    seconds = time.perf_counter() - began
+    # The builder is a child that begins small; the kernel keeps its mark when it has gone.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    sizes = {name: (directory / name).stat().st_size for name in keys}
+    layers = [(directory / name).with_suffix(".layers.json").read_bytes() for name in keys]
+    print_json({"keys": keys, "seconds": seconds, "peak_bytes": peak, "bytes": sizes, "layers": msgspec.json.decode(layers[0])})
+
+
+main = main_of(command)
+
+if __name__ == "__main__":
+    main()
