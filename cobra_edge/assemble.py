@@ -53,7 +53,7 @@ from .targets import Target
 from .terminal import progress
 from .text import END_OF_TEXT, PromptTemplate, TextCodec
 from .version import __version__
-from .vision.engines import EngineKey
+from .vision.engines.cache import EngineKey
 from .vision.runtimes import VisionRunner
 
 _SMALL = 10**9  # below this many weights the float reference is quick, and more golden lines are affordable
@@ -315,7 +315,7 @@ def _measure(bundle: Bundle, n_lines: int, bar: Any) -> Drift:
     task = bar.add_task("drift of the finished bundle", total=n_lines)
     if bundle.manifest.vision is None:
         return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task))
-    from .vision.emulation import open_emulated
+    from .vision.graph.emulation import open_emulated
 
     def look(seen: Bundle) -> VisionRunner:
         return open_emulated(seen.path(VISION), seen.manifest.model, seen.vision_graph)

@@ -15,7 +15,7 @@ from .precision import InputForm, PrecisionName, precision_named
 from .regress.suite import read_suite
 from .targets import Target, why_not_precision
 from .terminal import stages, tell
-from .vision.engines import EngineKey
+from .vision.engines.cache import EngineKey
 
 RTX = "tensorrt-rtx"
 # What becomes of an engine: built with its weights, without them (they are in the graph too), or not at all. auto embeds one
@@ -48,7 +48,7 @@ def checked_engine(target: Target, wanted: str) -> str:
             f"--engine {wanted}: {target.title} runs no engine that is built ahead of time; leave it out, and on a Jetson run: "
             "python -m cobra_edge.build BUNDLE"
         )
-    from .vision.tensorrt_rtx import why_no_tensorrt_rtx
+    from .vision.engines.tensorrt_rtx import why_no_tensorrt_rtx
 
     reason = why_no_tensorrt_rtx()
     if reason is None:
@@ -83,7 +83,7 @@ def write_vision(
     if checkpoint.config.vision is None:
         return None, [None] * len(pictures)
     from .model.cobra import load_vision
-    from .vision.graph import write_graph
+    from .vision.graph.write import write_graph
 
     model = load_vision(checkpoint)  # may fetch, with the hub's own progress
     files = sorted({file for file in pictures if file is not None})
@@ -108,7 +108,7 @@ def build_engine_ahead(stage: Path, precision: PrecisionName, target: Target, en
     """
     if engine == "none":
         return {}
-    from .vision.tensorrt_rtx import add_engine
+    from .vision.engines.tensorrt_rtx import add_engine
 
     files = {f.name: file_sha256(f) for f in stage.iterdir() if f.name.startswith(VISION)}
     with stages() as on_step:

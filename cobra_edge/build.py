@@ -13,8 +13,8 @@ from rich.table import Table
 from .bundle import Bundle
 from .tables import cell, megabytes
 from .terminal import debug_option, main_of, print_json, results, stages, tell
-from .vision.engines import EngineCache
-from .vision.tensorrt_build import engine_of
+from .vision.engines.cache import EngineCache
+from .vision.engines.tensorrt_build import engine_of
 
 
 @click.command(epilog="Example: python -m cobra_edge.build BUNDLE --json")

@@ -31,7 +31,7 @@ from .recipe import Recipe, quantized_scheme, stored_tensors
 from .tensor_file import map_tensors
 from .text import PromptTemplate, TextCodec
 from .verified import content_sha256, first_changed
-from .vision.engines import EngineKey
+from .vision.engines.cache import EngineKey
 
 SCHEMA_VERSION = 1
 MANIFEST, DECODER, VISION, TOKENIZER = "manifest.json", "decoder.safetensors", "vision.onnx", "tokenizer.json"

@@ -23,8 +23,9 @@ from cobra_edge import build
 from cobra_edge.bundle import MANIFEST, VISION, Bundle, VisionGraph, file_entries
 from cobra_edge.errors import BundleError, MachineError
 from cobra_edge.terminal import run_command, stages
-from cobra_edge.vision import runtimes, tensorrt, tensorrt_build, tensorrt_job
-from cobra_edge.vision.engines import EngineCache
+from cobra_edge.vision import runtimes
+from cobra_edge.vision.engines import tensorrt, tensorrt_build, tensorrt_job
+from cobra_edge.vision.engines.cache import EngineCache
 from cobra_edge.vision.session import VisionSession
 
 from . import fake_cuda, fake_tensorrt

@@ -17,12 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 from cobra_edge.bundle import VISION, Bundle, Manifest, VisionGraph, file_entries
 from cobra_edge.errors import BundleError, InputError, MachineError
 from cobra_edge.targets import target_named
-from cobra_edge.vision import build_memory, device_buffers, rtx_builder, tensorrt_rtx
-from cobra_edge.vision.engines import EngineCache, EngineKey
-from cobra_edge.vision.layer_summary import Layer, LayerSummary, Tensor, read_layers
-from cobra_edge.vision.rtx_vision import open_engine, refuses, wanted_key
+from cobra_edge.vision.engines import build_memory, device_buffers, rtx_builder, tensorrt_rtx
+from cobra_edge.vision.engines.cache import EngineCache, EngineKey
+from cobra_edge.vision.engines.layer_summary import Layer, LayerSummary, Tensor, read_layers
+from cobra_edge.vision.engines.rtx_vision import open_engine, refuses, wanted_key
+from cobra_edge.vision.engines.splice import restore_weights, strip_weights
 from cobra_edge.vision.runtimes import open_vision
-from cobra_edge.vision.splice import restore_weights, strip_weights
 
 from .fake_card import FakeCuda, FakeTensorRT
 
@@ -312,7 +312,10 @@ def test_a_builder_that_nobody_listens_to_stops_by_itself(tower, tmp_path):
 def test_a_full_disk_is_told(tower, monkeypatch):
     job = rtx_builder.Job(str(tower[0] / VISION), "/dev/full", ("8.9",), 1)
     ran = subprocess.run(
-        [sys.executable, "-m", "cobra_edge.vision.rtx_builder"], input=msgspec.json.encode(job), capture_output=True, check=True
+        [sys.executable, "-m", "cobra_edge.vision.engines.rtx_builder"],
+        input=msgspec.json.encode(job),
+        capture_output=True,
+        check=True,
     )
     last = json.loads(ran.stdout.splitlines()[-1])
     assert last["type"] == "failed" and "No space left" in last["reason"]

@@ -16,10 +16,10 @@ from cobra_edge.image import ImageTransform, load_picture
 from cobra_edge.model.config import VISION_BACKBONES, CobraConfig, MambaConfig, VisionConfig
 from cobra_edge.precision import precision_named
 from cobra_edge.targets import target_named, why_not_precision
-from cobra_edge.vision.emulation import write_emulated
-from cobra_edge.vision.exportable import make_exportable
-from cobra_edge.vision.onnx_export import export_onnx
-from cobra_edge.vision.parity import ParityError, measure_parity, reference, relative_rms, require_parity
+from cobra_edge.vision.graph.emulation import write_emulated
+from cobra_edge.vision.graph.exportable import make_exportable
+from cobra_edge.vision.graph.onnx_export import export_onnx
+from cobra_edge.vision.graph.parity import ParityError, measure_parity, reference, relative_rms, require_parity
 from cobra_edge.vision.session import VisionSession
 
 from .test_vision import MINI, small

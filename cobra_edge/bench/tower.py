@@ -24,7 +24,7 @@ from ..precision import PrecisionName
 from ..regress.suite import CALIBRATION, HELDOUT, read_suite
 from ..targets import target_named
 from ..terminal import main_of, print_json, stages
-from ..vision.graph import write_graph
+from ..vision.graph.write import write_graph
 from .shapes import shape_named
 from .written_graph import facts, keep_facts
 
@@ -97,7 +97,7 @@ def write(shape: str, precision: PrecisionName, directory: Path) -> None:
 @click.argument("target")
 def engine(directory: Path, target: str) -> None:
     """Build an engine of TensorRT for RTX beside the graph of DIRECTORY."""
-    from ..vision.tensorrt_rtx import add_engine
+    from ..vision.engines.tensorrt_rtx import add_engine
 
     _, graph = facts(directory)
     files = {f.name: file_sha256(f) for f in directory.iterdir() if f.name.startswith(VISION)}

@@ -20,7 +20,7 @@ from ..regress.budget import read_budget
 from ..regress.suite import HELDOUT, read_suite
 from ..session import Session
 from ..targets import target_named
-from ..vision.emulation import open_emulated
+from ..vision.graph.emulation import open_emulated
 from .quality import questions_of
 from .questions import Answers, Questions, figures
 from .tower import TRAINED, config_of, pictures_of, tower

@@ -67,7 +67,7 @@ def vision(
             f"bench vision needs {error.name}; install it with: pip install 'cobra-edge[export,eval]'"
         ) from error
     if engines:
-        from ..vision.tensorrt_rtx import require_tensorrt_rtx
+        from ..vision.engines.tensorrt_rtx import require_tensorrt_rtx
 
         require_tensorrt_rtx()
     from .machine import machine

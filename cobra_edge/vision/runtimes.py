@@ -43,25 +43,25 @@ def _onnxruntime(bundle: Bundle, device: str, threads: int | None) -> VisionRunn
 
 
 def _tensorrt_rtx(bundle: Bundle, _device: str, _threads: int | None) -> VisionRunner:
-    from .rtx_vision import open_engine
+    from .engines.rtx_vision import open_engine
 
     return open_engine(bundle)
 
 
 def _tensorrt_rtx_refuses(bundle: Bundle) -> str | None:
-    from .rtx_vision import refuses
+    from .engines.rtx_vision import refuses
 
     return refuses(bundle)
 
 
 def _tensorrt(bundle: Bundle, _device: str, _threads: int | None) -> VisionRunner:
-    from .tensorrt import open_engine
+    from .engines.tensorrt import open_engine
 
     return open_engine(bundle)
 
 
 def _tensorrt_refuses(bundle: Bundle) -> str | None:
-    from .tensorrt import refuses
+    from .engines.tensorrt import refuses
 
     return refuses(bundle)
 

@@ -1,6 +1,6 @@
 """TensorRT for RTX builds an engine, in a process of its own.
 
-    python -m cobra_edge.vision.rtx_builder        # a Job as JSON on stdin, events as JSON lines on stdout
+    python -m cobra_edge.vision.engines.rtx_builder        # a Job as JSON on stdin, events as JSON lines on stdout
 
 A process, because one step of the builder lasts most of the build and listens to nobody, because the library prints on stderr
 what it could return, and because it is ended where memory runs out: its end is not ours. Needs no GPU.

@@ -1,6 +1,6 @@
 """The process that builds a TensorRT engine: a job on stdin, messages on stdout, the engine in a file.
 
-python -m cobra_edge.vision.tensorrt_job < job.json
+python -m cobra_edge.vision.engines.tensorrt_job < job.json
 """
 
 from __future__ import annotations

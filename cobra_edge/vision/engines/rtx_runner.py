@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..errors import BundleError, MachineError
+from ...bundle import Bundle
+from ...errors import BundleError, MachineError
+from .cache import EngineKey
 from .device_buffers import Card, DeviceBuffer, Stream
-from .engines import EngineKey
 from .runtime_cache import RuntimeCache
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from ..errors import InputError
+from ...errors import InputError
 
 ROWS = 256  # rows of a product's input, over all pictures, that its error is measured on
 _TINY = 1e-30

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import msgspec
 
-from ..errors import InputError, MachineError
-from ..precision import precision_named
-from ..targets import Target, why_not_precision
+from ...errors import InputError, MachineError
+from ...precision import precision_named
+from ...targets import Target, why_not_precision
 from .build_memory import available_bytes, require_memory
-from .engines import EngineKey, onnx_digest
+from .cache import EngineKey, onnx_digest
 from .layer_summary import LayerSummary
 from .rtx_builder import Event, Failed, Finished, Job, Progressed
 from .splice import strip_weights as splice_out

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
-from ..errors import InputError
+from ...errors import InputError
 from .onnx_export import EXTERNAL_DATA_ABOVE_BYTES
 from .parity import relative_rms
 from .products import Measured, Product, measured, products_of
@@ -105,7 +105,7 @@ def _quantized(file: Path, products: Sequence[Product], found: Measured) -> onnx
     if highest.keys() <= {value.name for value in model.graph.value_info}:
         # Shapes are known: without the mark the quantizer would infer them, over two more copies of the weights.
         add_infer_metadata(model)
-    quantizer: Any = QDQQuantizer(  # type: ignore[no-untyped-call]  # onnxruntime annotates some of its quantizer
+    quantizer: Any = QDQQuantizer(  # onnxruntime annotates some of its quantizer
         model,
         per_channel=True,
         reduce_range=False,

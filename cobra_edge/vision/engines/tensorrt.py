@@ -16,14 +16,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..bundle import Bundle
-from ..errors import MachineError
-from ..precision import precision_named
-from ..targets import Target, targets, why_not_precision
+from ...bundle import Bundle
+from ...errors import MachineError
+from ...precision import precision_named
+from ...targets import Target, targets, why_not_precision
+from ..session import INPUT, OUTPUT
 from .build_memory import available_bytes
+from .cache import EngineCache, EngineKey, onnx_digest
 from .device_buffers import Card, DeviceBuffer, Stream, checked, first_card, why_no_cuda
-from .engines import EngineCache, EngineKey, onnx_digest
-from .session import INPUT, OUTPUT
 
 VERSION_MIN = (10, 3)
 HOW_TO_GET = (
@@ -95,7 +95,7 @@ def open_engine(bundle: Bundle) -> TensorRTRunner:
     Raises:
         MachineError: memory or disk do not suffice, or TensorRT cannot build or run it.
     """
-    from ..terminal import stages, tell
+    from ...terminal import stages, tell
     from .tensorrt_build import engine_of
 
     reason = refuses(bundle)

@@ -7,8 +7,8 @@ import logging
 import re
 from typing import Any
 
+from .cache import EngineCache, EngineKey
 from .device_buffers import Card
-from .engines import EngineCache, EngineKey
 
 log = logging.getLogger(__name__)
 

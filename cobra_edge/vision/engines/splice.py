@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..errors import BundleError
+from ...errors import BundleError
 
 MAGIC = b"cobra-edge engine without weights 1\n"
 _HEADER_LIMIT_BYTES = 4 << 20

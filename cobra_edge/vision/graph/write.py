@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bundle import VISION, VisionGraph
-from ..errors import InputError
-from ..image import ImageTransform, load_picture
-from ..model.cobra import VisionModel
-from ..model.config import CobraConfig
-from ..precision import InputForm, PrecisionName
+from ...bundle import VISION, VisionGraph
+from ...errors import InputError
+from ...image import ImageTransform, load_picture
+from ...model.cobra import VisionModel
+from ...model.config import CobraConfig
+from ...precision import InputForm, PrecisionName
 from .int8 import quantize_int8
 from .onnx_export import export_onnx
 from .parity import Reference, measure_parity, reference, require_parity

@@ -22,10 +22,10 @@ from typing import IO
 
 import msgspec
 
-from ..bundle import VISION, Bundle
-from ..errors import BundleError, MachineError
+from ...bundle import VISION, Bundle
+from ...errors import BundleError, MachineError
+from .cache import EngineCache, EngineKey
 from .device_buffers import Card, first_card
-from .engines import EngineCache, EngineKey
 from .tensorrt import engine_key, free_bytes, graph_bytes, refuses
 from .tensorrt_job import Failure, Job, Message, Phase
 
@@ -179,7 +179,7 @@ def _run(job: Job, show: Show) -> None:
     """Let a child build, and show what it reports. Raises MachineError where it fails; it ends when this ends."""
     with (Path(job.directory) / "stderr").open("w+b") as noise:
         child = subprocess.Popen(
-            [sys.executable, "-m", "cobra_edge.vision.tensorrt_job"],
+            [sys.executable, "-m", "cobra_edge.vision.engines.tensorrt_job"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=noise,

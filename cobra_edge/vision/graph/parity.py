@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import torch
 
-from ..errors import CobraEdgeError
-from ..model.cobra import VisionModel
-from ..precision import PRECISIONS, PrecisionName
+from ...errors import CobraEdgeError
+from ...model.cobra import VisionModel
+from ...precision import PRECISIONS, PrecisionName
+from ..session import INPUT, OUTPUT, open_on_cpu
 from .emulation import write_emulated
 from .onnx_export import feature_name
-from .session import INPUT, OUTPUT, open_on_cpu
 
 PROJECTOR = "projector"
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..bundle import VISION, Bundle
+from ...bundle import VISION, Bundle
+from .cache import EngineCache, EngineKey, onnx_digest
 from .device_buffers import Card, first_card, why_no_cuda
-from .engines import EngineCache, EngineKey, onnx_digest
 from .rtx_runner import RtxVision
 from .splice import restore_weights
 from .tensorrt_rtx import (

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..model.cobra import VisionModel
+from ...errors import InputError
+from ...model.cobra import VisionModel
 from .products import ROWS, relative_error, rows_of
 
 STRENGTHS = (0.25, 0.5, 0.75)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MachineError
+from ...errors import MachineError
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ..image import ImageTransform
-from ..model.cobra import VisionModel
-from ..precision import PrecisionName
+from ...image import ImageTransform
+from ...model.cobra import VisionModel
+from ...precision import PrecisionName
+from ..session import INPUT, OUTPUT
 from .exportable import make_exportable
-from .session import INPUT, OUTPUT
 
 OPSET = 18  # what TensorRT 10.3 (JetPack 6) and current onnxruntime both read in full
 EXTERNAL_DATA_ABOVE_BYTES = 1 << 30  # a protobuf file ends at 2 GiB

@@ -1,0 +1,1 @@
+"""Writing vision.onnx: from torch, in a precision, proven against torch."""
