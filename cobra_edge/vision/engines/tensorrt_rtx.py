@@ -18,18 +18,18 @@ from pathlib import Path
 
 import msgspec
 
+from ...bundle import VISION
 from ...errors import InputError, MachineError
-from ...precision import precision_named
+from ...precision import PrecisionName, precision_named
 from ...targets import Target, why_not_precision
 from .build_memory import available_bytes, require_memory
-from .cache import EngineKey, onnx_digest
+from .cache import EngineKey, RuntimeName, onnx_digest
 from .layer_summary import LayerSummary
 from .rtx_builder import Event, Failed, Finished, Job, Progressed
 from .splice import strip_weights as splice_out
 
-RUNTIME = "tensorrt-rtx"
+RUNTIME: RuntimeName = "tensorrt-rtx"
 INSTALL = "pip install 'cobra-edge[rtx]'"
-GRAPH = "vision.onnx"
 ENGINES = "engines"
 _TURING = "7.5"
 # Measured with the 2.95 GB of a full-size float32 tower, kept beside the graph: the builder took 3.5 GB that were not pages of
@@ -102,7 +102,7 @@ def capabilities_of(target: Target) -> tuple[str, ...]:
 def build_engine(
     graph: Path,
     file: Path,
-    precision: str,
+    precision: PrecisionName,
     capabilities: Sequence[str],
     onnx_sha256: str,
     *,
@@ -144,7 +144,7 @@ def build_engine(
 def add_engine(
     stage: Path,
     graph_files: dict[str, str],
-    precision: str,
+    precision: PrecisionName,
     target: Target,
     *,
     strip_weights: bool = False,
@@ -173,7 +173,7 @@ def add_engine(
     directory.mkdir(exist_ok=True)
     draft = directory / ".engine"
     built = build_engine(
-        stage / GRAPH,
+        stage / VISION,
         draft,
         precision,
         capabilities_of(target),
