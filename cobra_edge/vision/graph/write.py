@@ -61,13 +61,17 @@ def write_graph(
         on_step: told a stage's name, how much of it is done, and of what.
 
     Raises:
-        InputError: a picture cannot be read, there is none to calibrate with, or activations are not finite.
+        InputError: a picture cannot be read, there is none to calibrate with or to judge int8 by, or activations overflow.
         ParityError: the graph is not what it should be; its files are left in `stage`.
     """
     transform = ImageTransform.of(config, form)
     squares = [ImageTransform.of(config, "uint8").pixels(load_picture(f)) for f in pictures]
     # Noise is no picture: it would land beyond what int8 was calibrated for.
     noise = [] if precision == "int8" else [np.random.default_rng(0).integers(0, 256, _shape(config), np.uint8)]
+    if not squares + noise:
+        raise InputError(
+            f"{precision} vision is judged on pictures, the golden lines have none; give --golden a suite that has"
+        )
     references: list[Reference] = []
     for n, square in enumerate(squares + noise):
         on_step("vision tower in torch", n, len(squares + noise))
