@@ -85,11 +85,12 @@ def write_vision(
     from .model.cobra import load_vision
     from .vision.graph.write import write_graph
 
-    model = load_vision(checkpoint)  # may fetch, with the hub's own progress
     files = sorted({file for file in pictures if file is not None})
     calibrate = _pictures_of(calibration) if precision == "int8" else []
     with stages() as on_step:
-        written = write_graph(model, checkpoint.config, stage, precision, form, files, calibrate, on_step)
+        written = write_graph(
+            lambda: load_vision(checkpoint), checkpoint.config, stage, precision, form, files, calibrate, on_step
+        )
     embeddings = dict(zip(files, written.embeddings, strict=True))
     (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
     return written.graph, [None if file is None else embeddings[file] for file in pictures]

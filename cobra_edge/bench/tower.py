@@ -79,7 +79,7 @@ def write(shape: str, precision: PrecisionName, directory: Path) -> None:
     every = slice(None) if shape == TRAINED else slice(_CALIBRATION_PICTURES)
     with stages() as on_step:
         written = write_graph(
-            tower(shape),
+            lambda: tower(shape),
             config_of(shape),
             directory,
             precision,
