@@ -21,7 +21,7 @@ def vision_table(result: Row | None) -> str:
         return NOT_MEASURED
     rate, machine = result["product_gflops_a_second"], result["machine"]
     head = (
-        f"{result['shape']}, {result['gflops'] / 1e3:,.3f} TFLOP a picture, {machine['processor']}, "
+        f"{result['shape']}, {result['gflops']:,.1f} GFLOP a picture, {machine['processor']}, "
         f"{result['threads']} threads; a large float32 product: {_spread(rate, '.0f')} GFLOP/s; medians of "
         f"{result['rounds']} rounds in turns, low and high in brackets."
     )
@@ -83,7 +83,7 @@ def answers_table(result: Row | None) -> str:
 def vision_goals_table(full: Row | None, mini: Row | None) -> str:
     """Return the goals beside what was measured as Markdown."""
     lines = [_line(["goal", "measured", ""]), "|---" * 3 + "|"]
-    for goal, value, form, within in [*(_full_goals(full) if full else ()), *(_parity_goals(full, mini))]:
+    for goal, value, form, within in [*(_full_goals(full) if full else ()), *_parity_goals(full, mini), *_answer_goals(mini)]:
         lines.append(_line([goal, f"{value:{form}}", "reached" if within else "**missed**"]))
     return "\n".join(lines)
 
@@ -116,6 +116,14 @@ def _parity_goals(*results: Row | None) -> Iterator[tuple[str, float, str, bool]
                     ".1e",
                     worst <= limit,
                 )
+
+
+def _answer_goals(mini: Row | None) -> Iterator[tuple[str, float, str, bool]]:
+    for row in (mini or {}).get("answers", []):
+        limit = row["kld_mean_max"]
+        if limit is not None:
+            kld = row["kld_mean"]["value"]
+            yield f"cobra-mini: {row['precision']} vision alone within its budget of {limit:.0e} nats", kld, ".1e", kld <= limit
 
 
 def _spread(value: Spread, form: str) -> str:
