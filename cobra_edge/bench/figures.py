@@ -43,7 +43,7 @@ def export_table() -> str:
         ("peak resident memory, mapped files included", f"{r['peak_gib']:.1f} GiB"),
         ("checkpoint", f"{r['checkpoint_bytes'] / 1e9:.2f} GB"),
         (f"decoder as {r['scheme']}", f"{files['decoder.safetensors'] / 1e9:.2f} GB"),
-        ("vision graph, float32", f"{vision / 1e9:.2f} GB"),
+        (f"vision graph, {r['vision']['precision']}", f"{vision / 1e9:.2f} GB"),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
 
