@@ -15,8 +15,8 @@ from .precision import InputForm, PrecisionName, precision_named
 from .regress.suite import pictures_of
 from .targets import Target, why_not_precision
 from .terminal import stages, tell
+from .vision.engines import tensorrt_rtx
 from .vision.engines.cache import EngineKey
-from .vision.engines.tensorrt_rtx import RUNTIME, add_engine, capabilities_of, why_no_precision, why_no_tensorrt_rtx
 
 # What becomes of an engine: built with its weights, without them (they are in the graph too), or not at all. auto embeds one
 # where the target runs it and the library is here.
@@ -41,15 +41,15 @@ def checked_engine(target: Target, wanted: str, precision: PrecisionName) -> str
     """
     if wanted not in ENGINES:
         raise InputError(f"unknown --engine {wanted!r}{near_matches(wanted, ENGINES)}")
-    if wanted == "none" or (wanted == "auto" and target.vision_runtime != RUNTIME):
+    if wanted == "none" or (wanted == "auto" and target.vision_runtime != tensorrt_rtx.RUNTIME):
         return "none"
-    if target.vision_runtime != RUNTIME:
+    if target.vision_runtime != tensorrt_rtx.RUNTIME:
         raise InputError(
             f"--engine {wanted}: {target.title} runs no engine that is built ahead of time; leave it out, and on a Jetson run: "
             "python -m cobra_edge.build BUNDLE"
         )
-    missing = why_no_tensorrt_rtx()
-    reason = missing or why_no_precision(precision, capabilities_of(target))
+    missing = tensorrt_rtx.why_no_tensorrt_rtx()
+    reason = missing or tensorrt_rtx.why_no_precision(precision, tensorrt_rtx.capabilities_of(target))
     if reason is None:
         return "embedded" if wanted == "auto" else wanted
     if wanted != "auto":
@@ -84,11 +84,12 @@ def write_vision(
     from .model.cobra import load_vision
     from .vision.graph.write import write_graph
 
-    model = load_vision(checkpoint)  # may fetch, with the hub's own progress
     files = sorted({file for file in pictures if file is not None})
     calibrate = pictures_of(calibration) if precision == "int8" else []
     with stages() as on_step:
-        written = write_graph(model, checkpoint.config, stage, precision, form, files, calibrate, on_step)
+        written = write_graph(
+            lambda: load_vision(checkpoint), checkpoint.config, stage, precision, form, files, calibrate, on_step
+        )
     embeddings = dict(zip(files, written.embeddings, strict=True))
     (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
     return written.graph, [None if file is None else embeddings[file] for file in pictures]
@@ -104,7 +105,7 @@ def build_engine_ahead(stage: Path, precision: PrecisionName, target: Target, en
         return {}
     files = {f.name: file_sha256(f) for f in stage.iterdir() if f.name.startswith(VISION)}
     with stages() as on_step:
-        return add_engine(
+        return tensorrt_rtx.add_engine(
             stage,
             files,
             precision,

@@ -108,15 +108,16 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return cobra-mini's bundle of a scheme, exported when it is first asked for."""
+def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return cobra-mini's bundle of a scheme, and of options of an export, made when it is first asked for."""
     made: dict[str, Path] = {}
     root = tmp_path_factory.mktemp("mini")
 
-    def get(scheme: str) -> Path:
-        if scheme not in made:
-            out = root / scheme
-            made[scheme] = export_bundle("mini", target_named("jetson"), out, scheme=scheme).directory
-        return made[scheme]
+    def get(scheme: str, **options: str) -> Path:
+        name = "-".join([scheme, *options.values()])
+        if name not in made:
+            out = root / name
+            made[name] = export_bundle("mini", target_named("jetson"), out, scheme=scheme, **options).directory
+        return made[name]
 
     return get

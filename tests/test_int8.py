@@ -18,7 +18,7 @@ from cobra_edge.vision.graph.int8 import quantize_int8
 from cobra_edge.vision.graph.onnx_export import export_onnx
 from cobra_edge.vision.graph.parity import relative_rms
 from cobra_edge.vision.graph.products import ROWS, products_of, relative_error, rows_of
-from cobra_edge.vision.graph.smoothing import smoothed, smoothing_factors
+from cobra_edge.vision.graph.smoothing import smooth, smoothing_factors
 
 from .conftest import MINI
 from .tolerance import assert_close
@@ -237,9 +237,8 @@ def plant(model, factor):
 @torch.inference_mode()
 def test_smoothing_keeps_the_function_and_removes_outliers(mini, pixels, tmp_path):
     planted = plant(load_vision(mini), 60)
-    before = {k: v.clone() for k, v in planted.state_dict().items()}
-    better = smoothed(planted, pixels)
-    assert all((v == before[k]).all() for k, v in planted.state_dict().items())
+    better = copy.deepcopy(planted)
+    smooth(better, pixels)
     x = torch.from_numpy(pixels[0])
     assert_close(better(x).numpy(), planted(x).numpy(), "vision")
     far = []
@@ -256,11 +255,12 @@ def test_smoothing_factors_are_those_of_the_paper():
 
 def test_a_tower_that_gains_nothing_is_left_alone(model, pixels, monkeypatch):
     monkeypatch.setattr(smoothing, "PAYS_BELOW", 0.0)
-    kept = smoothed(model, pixels[:1]).state_dict()
-    assert all((v == kept[k]).all() for k, v in model.state_dict().items())
+    left = copy.deepcopy(model)
+    smooth(left, pixels[:1])
+    assert all((v == left.state_dict()[k]).all() for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("refuse", [lambda g, m, d: quantize_int8(g, d / "x", []), lambda g, m, d: smoothed(m, [])])
+@pytest.mark.parametrize("refuse", [lambda g, m, d: quantize_int8(g, d / "x", []), lambda g, m, d: smooth(m, [])])
 def test_no_calibration_pictures_are_refused(refuse, float_graph, model, tmp_path):
     with pytest.raises(InputError, match="needs calibration pictures, got none; give at least one"):
         refuse(float_graph, model, tmp_path)
@@ -271,7 +271,7 @@ def test_activations_that_are_not_finite_are_refused(float_graph, model, pixels,
     with pytest.raises(InputError, match=r"picture 2: what enters tower.encoders.0.vit.blocks.0.attn.qkv is NaN or infinite"):
         quantize_int8(float_graph, tmp_path / "x.onnx", [pixels[0], bad])
     with pytest.raises(InputError, match=r"blocks.0.attn.qkv: what enters it is NaN or infinite"):
-        smoothed(model, [pixels[0], bad])
+        smooth(model, [pixels[0], bad])
     assert not list(tmp_path.iterdir())
 
 

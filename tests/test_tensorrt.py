@@ -84,8 +84,8 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 @pytest.fixture
-def path(mini_bundle: Callable[[str], Path]) -> Path:
-    return mini_bundle("w4a16-g128")
+def path(mini_bundle: Callable[..., Path]) -> Path:
+    return mini_bundle("w4a16-g128", vision_precision="fp32", vision_input="float32")
 
 
 def edited(path: Path, copy: Path, **changes: Any) -> Path:
@@ -137,6 +137,18 @@ def test_the_engine_computes_what_the_graph_computes(device: Device, path: Path,
     runner.close()
     assert not fake_cuda.memory and not fake_cuda.streams
     assert len(device.builds) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_what_ships_runs_too_with_pictures_as_they_are(
+    device: Device, mini_bundle: Callable[..., Path], precision: str
+) -> None:
+    bundle = Bundle.open(mini_bundle("w4a16-g128", vision_precision=precision))
+    runner, expected = runtimes.open_vision(bundle), runtimes.open_vision(bundle, "cpu")
+    picture = np.random.default_rng(0).integers(0, 256, bundle.image().shape, np.uint8)
+    assert runner.name.startswith("TensorRT 10.3") and expected.name == "onnxruntime, CPU"
+    assert_close(runner.embed(picture), expected.embed(picture), "vision")
+    runner.close()
 
 
 def test_auto_takes_tensorrt_where_it_is_and_onnxruntime_where_not(device: Device, path: Path) -> None:

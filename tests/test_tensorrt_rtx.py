@@ -73,7 +73,9 @@ def build(graph: Path, file: Path, precision: str = "fp16", capabilities: tuple[
 def tower(mini_bundle, tmp_path_factory) -> tuple[Path, dict[str, EngineKey]]:
     """Return a stage with cobra-mini's tower, and its engine for any card."""
     stage = tmp_path_factory.mktemp("stage")
-    (stage / VISION).write_bytes((mini_bundle("w4a16-g128") / VISION).read_bytes())
+    (stage / VISION).write_bytes(
+        (mini_bundle("w4a16-g128", vision_precision="fp32", vision_input="float32") / VISION).read_bytes()
+    )
     heard: list[tuple[str, int, int]] = []
     engines = tensorrt_rtx.add_engine(
         stage, files_of(stage / VISION), "fp32", target_named("rtx"), on_progress=lambda *said: heard.append(said)
@@ -359,7 +361,7 @@ def cuda(monkeypatch, tmp_path) -> FakeCuda:
 def rtx_bundle(tower, mini_bundle) -> Bundle:
     """Return a bundle as an export for any RTX card makes it; in memory, over the stage of the tower."""
     stage, engines = tower
-    manifest = Bundle.open(mini_bundle("w4a16-g128")).manifest
+    manifest = Bundle.open(mini_bundle("w4a16-g128", vision_precision="fp32", vision_input="float32")).manifest
     return Bundle(stage, msgspec.structs.replace(manifest, engines=engines, files=file_entries(stage)))
 
 

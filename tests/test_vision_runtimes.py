@@ -1,4 +1,4 @@
-"""Which runtime and which provider of onnxruntime sees, what is refused, and what is told. Providers are feigned: no card."""
+"""Which runtime sees, what an export may choose, what is refused, and what is told."""
 
 import dataclasses
 import errno
@@ -7,11 +7,8 @@ import logging
 import shutil
 
 import msgspec
-import numpy as np
-import onnxruntime
 import pytest
 
-from cobra_edge import assemble_vision
 from cobra_edge.assemble_vision import checked_engine, checked_precision
 from cobra_edge.bundle import MANIFEST, VISION, Bundle
 from cobra_edge.errors import BundleError, InputError, MachineError
@@ -19,14 +16,10 @@ from cobra_edge.regress.budget import read_budget
 from cobra_edge.regress.golden import measure_drift
 from cobra_edge.targets import target_named
 from cobra_edge.vision import runtimes
-from cobra_edge.vision.engines import device_buffers
+from cobra_edge.vision.engines import device_buffers, tensorrt_rtx
 from cobra_edge.vision.engines.cache import EngineCache, EngineKey
-from cobra_edge.vision.graph.write import write_graph
 from cobra_edge.vision.runtimes import open_vision
 from cobra_edge.vision.session import VisionSession
-
-from .test_vision_graph import small
-from .tolerance import assert_close
 
 KEY = EngineKey("tensorrt-rtx", "1.7.1", ("8.6",), "fp32", "0" * 64)
 
@@ -34,60 +27,6 @@ KEY = EngineKey("tensorrt-rtx", "1.7.1", ("8.6",), "fp32", "0" * 64)
 @pytest.fixture
 def bundle(mini_bundle):
     return Bundle.open(mini_bundle("w4a16-g128"))
-
-
-@pytest.fixture
-def feigned(monkeypatch):
-    """Let onnxruntime say that it has every provider; the processor computes what those in `loads` are asked."""
-    asked, loads = [], {"CUDAExecutionProvider", "CPUExecutionProvider"}
-    real = onnxruntime.InferenceSession
-
-    class Feigned(real):
-        def __init__(self, file, options, providers):
-            names = [p[0] for p in providers]
-            asked.append(providers)
-            if names[0] == "NvTensorRTRTXExecutionProvider":
-                raise RuntimeError("no such card")
-            super().__init__(file, options, providers=["CPUExecutionProvider"])
-            self.names = [n for n in names if n in loads]
-
-        def get_providers(self):
-            return self.names
-
-    names = ["NvTensorRTRTXExecutionProvider", "TensorrtExecutionProvider", *loads]
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Feigned)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
-    return asked, loads
-
-
-def test_the_best_provider_that_opens_is_taken_and_the_reasons_are_told(bundle, feigned, caplog):
-    asked, loads = feigned
-    config, form = bundle.manifest.model, bundle.vision_graph.input
-    pixels = np.random.default_rng(0).integers(0, 256, bundle.image().shape).astype(form)
-    mirrored = pixels[:, :, ::-1]
-    expected = [VisionSession(bundle.path(VISION), config, form).embed(np.ascontiguousarray(p)) for p in (pixels, mirrored)]
-    asked.clear()
-    with caplog.at_level(logging.INFO):
-        vision = VisionSession(bundle.path(VISION), config, form, device="auto", precision="fp16")
-    assert vision.name == "onnxruntime, CUDA"
-    assert "TensorRT for RTX: no such card" in caplog.text and "TensorRT: its libraries do not load here" in caplog.text
-    assert [p[0][0] for p in asked] == [f"{n}ExecutionProvider" for n in ("NvTensorRTRTX", "Tensorrt", "CUDA")]
-    assert all(p[1] == ("CPUExecutionProvider", {}) for p in asked)  # for shapes and the like
-    assert asked[1][0][1]["trt_fp16_enable"] == "1" and asked[2][0][1] == {"use_tf32": "0"}
-    first = vision.embed(pixels)
-    kept = first.copy()
-    assert_close(vision.embed(mirrored), expected[1], "vision")  # strided
-    assert_close(first, expected[0], "vision")
-    assert (first == kept).all()  # the bound memory is written again, what was given out is not
-    loads.remove("CUDAExecutionProvider")
-    assert VisionSession(bundle.path(VISION), config, form, device="auto").name == "onnxruntime, CPU"
-    with pytest.raises(MachineError, match=r"runs it on nothing here.*CUDA: its libraries do not load here"):
-        VisionSession(bundle.path(VISION), config, form, device="cuda")
-
-
-def test_bf16_is_refused_where_only_a_processor_is(bundle):
-    with pytest.raises(MachineError, match="multiplies no bfloat16 there; export with --vision-precision fp16"):
-        VisionSession(bundle.path(VISION), bundle.manifest.model, device="auto", precision="bf16")
 
 
 def _row(monkeypatch, **changes):
@@ -154,9 +93,9 @@ def test_cuda_bindings_that_do_not_load_are_told(monkeypatch):
 
 
 def test_choices_of_an_engine(monkeypatch, capsys):
-    monkeypatch.setattr(assemble_vision, "why_no_tensorrt_rtx", lambda: None)
+    monkeypatch.setattr(tensorrt_rtx, "why_no_tensorrt_rtx", lambda: None)
     supported = ("7.5", "8.6", "8.9")
-    monkeypatch.setattr("cobra_edge.vision.engines.tensorrt_rtx.supported_capabilities", lambda: supported)
+    monkeypatch.setattr(tensorrt_rtx, "supported_capabilities", lambda: supported)
     assert checked_engine(target_named("rtx-4090"), "auto", "fp16") == "embedded"
     assert checked_engine(target_named("rtx-4090"), "stripped", "fp16") == "stripped"
     assert checked_engine(target_named("rtx-4090"), "none", "fp16") == "none"
@@ -170,7 +109,7 @@ def test_choices_of_an_engine(monkeypatch, capsys):
         checked_engine(target_named("rtx-2060"), "embedded", "int8")
     assert checked_engine(target_named("rtx-2060"), "auto", "int8") == "none"
     assert "no float32" in capsys.readouterr().err
-    monkeypatch.setattr(assemble_vision, "why_no_tensorrt_rtx", lambda: "it is not installed")
+    monkeypatch.setattr(tensorrt_rtx, "why_no_tensorrt_rtx", lambda: "it is not installed")
     assert checked_engine(target_named("rtx"), "auto", "fp16") == "none"
     assert "its graph runs on onnxruntime" in capsys.readouterr().err
     with pytest.raises(MachineError, match="--engine stripped: it is not installed"):
@@ -181,13 +120,6 @@ def test_precisions_that_a_target_has_not():
     assert checked_precision(target_named("jetson"), None) == "fp16"
     with pytest.raises(InputError, match=r"--vision-precision bf16: .* compute capability 8.0"):
         checked_precision(target_named("rtx-2060"), "bf16")
-
-
-def test_int8_that_nothing_can_judge_is_refused(tmp_path):
-    model, config = small("linear")
-    with pytest.raises(InputError, match="golden lines have none; give --golden"):
-        write_graph(model, config, tmp_path, "int8", "uint8", [])
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_budget_for_an_unknown_precision_is_refused(tmp_path):

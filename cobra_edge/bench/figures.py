@@ -18,6 +18,7 @@ from ..terminal import debug_option, main_of
 from .decode_figures import decode_goals_table, decode_table
 from .methods_figures import methods_table
 from .quality_figures import draw_drift, goals_table, quality_goals_table, quality_table
+from .vision_figures import answers_table, engine_table, vision_goals_table, vision_table
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -42,7 +43,7 @@ def export_table() -> str:
         ("peak resident memory, mapped files included", f"{r['peak_gib']:.1f} GiB"),
         ("checkpoint", f"{r['checkpoint_bytes'] / 1e9:.2f} GB"),
         (f"decoder as {r['scheme']}", f"{files['decoder.safetensors'] / 1e9:.2f} GB"),
-        ("vision graph, float32", f"{vision / 1e9:.2f} GB"),
+        (f"vision graph, {r['vision']['precision']}", f"{vision / 1e9:.2f} GB"),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
 
@@ -52,6 +53,10 @@ def found_results(*names: str) -> list[dict[str, Any]]:
     return [read_result(name) for name in names if (RESULTS / f"{name}.json").is_file()]
 
 
+def _maybe(name: str) -> dict[str, Any] | None:
+    return next(iter(found_results(name)), None)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quality": lambda: quality_table(read_result("quality")),
     "quality_goals": lambda: quality_goals_table(read_result("quality")),
@@ -59,7 +64,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "goals": lambda: goals_table(read_result("quality")),
     "decode": lambda: decode_table(found_results("cpu-decode", "cpu-decode-avx2")),
     "decode_goals": lambda: decode_goals_table(found_results("cpu-decode", "cpu-decode-avx2")),
-    "methods": lambda: methods_table(next(iter(found_results("methods-cobra-3b")), None)),
+    "vision": lambda: vision_table(_maybe("vision-cobra-3b")),
+    "vision_mini": lambda: vision_table(_maybe("vision-cobra-mini")),
+    "vision_answers": lambda: answers_table(_maybe("vision-cobra-mini")),
+    "vision_engines": lambda: engine_table(_maybe("vision-cobra-3b")),
+    "vision_goals": lambda: vision_goals_table(_maybe("vision-cobra-3b"), _maybe("vision-cobra-mini")),
+    "methods": lambda: methods_table(_maybe("methods-cobra-3b")),
 }
 
 

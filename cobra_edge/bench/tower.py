@@ -1,20 +1,16 @@
-"""Steps of `bench vision` that need torch and a process of their own; each prints one JSON object.
+"""The towers that `bench vision` measures, and writing the graph of one in a process of its own.
 
-python -m cobra_edge.bench.tower write cobra-3b fp16 DIRECTORY
+python -m cobra_edge.bench.tower cobra-3b fp16 DIRECTORY
 """
 
 from __future__ import annotations
 
-import resource
-import time
 from pathlib import Path
 
 import click
-import msgspec
 import torch
 from torch import nn
 
-from ..bundle import VISION, file_sha256
 from ..model.checkpoint import open_checkpoint
 from ..model.cobra import VisionModel, load_vision
 from ..model.config import CobraConfig, projector_kind, vision_backbone
@@ -22,11 +18,10 @@ from ..model.projector import Projector
 from ..model.vision import VisionTower
 from ..precision import PrecisionName
 from ..regress.suite import CALIBRATION, HELDOUT, pictures_of
-from ..targets import target_named
 from ..terminal import main_of, print_json, stages
 from ..vision.graph.write import write_graph
 from .shapes import shape_named
-from .written_graph import facts, keep_facts
+from .written_graph import keep_facts
 
 TRAINED = "cobra-mini"
 _PARITY_PICTURES, _CALIBRATION_PICTURES = 2, 8  # a full-size tower takes seconds for each
@@ -59,22 +54,17 @@ def tower(shape: str) -> VisionModel:
     return model
 
 
-@click.group()
-def command() -> None:
-    """Take a step of `bench vision`."""
-
-
-@command.command()
+@click.command()
 @click.argument("shape")
 @click.argument("precision")
 @click.argument("directory", type=click.Path(path_type=Path))
-def write(shape: str, precision: PrecisionName, directory: Path) -> None:
+def command(shape: str, precision: PrecisionName, directory: Path) -> None:
     """Write the graph of SHAPE into DIRECTORY, proven against torch; what takes pictures as they are."""
     directory.mkdir()
     every = slice(None) if shape == TRAINED else slice(_CALIBRATION_PICTURES)
     with stages() as on_step:
         written = write_graph(
-            tower(shape),
+            lambda: tower(shape),
             config_of(shape),
             directory,
             precision,
@@ -85,28 +75,6 @@ def write(shape: str, precision: PrecisionName, directory: Path) -> None:
         )
     keep_facts(directory, config_of(shape), written.graph)
     print_json({"graph": written.graph})
-
-
-@command.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.argument("target")
-def engine(directory: Path, target: str) -> None:
-    """Build an engine of TensorRT for RTX beside the graph of DIRECTORY."""
-    from ..vision.engines.tensorrt_rtx import add_engine
-
-    _, graph = facts(directory)
-    files = {f.name: file_sha256(f) for f in directory.iterdir() if f.name.startswith(VISION)}
-    began = time.perf_counter()
-    with stages() as on_step:
-        keys = add_engine(
-            directory, files, graph.precision, target_named(target), on_progress=lambda _, n, total: on_step("engine", n, total)
-        )
-    seconds = time.perf_counter() - began
-    # The builder is a child that begins small; the kernel keeps its mark when it has gone.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    sizes = {name: (directory / name).stat().st_size for name in keys}
-    layers = [(directory / name).with_suffix(".layers.json").read_bytes() for name in keys]
-    print_json({"keys": keys, "seconds": seconds, "peak_bytes": peak, "bytes": sizes, "layers": msgspec.json.decode(layers[0])})
 
 
 main = main_of(command)

@@ -89,7 +89,7 @@ def tower_flops(shape: str) -> int:
 
 
 def _written(shape: str, precision: str, directory: Path) -> dict[str, Any]:
-    done = measure(["cobra_edge.bench.tower", "write", shape, precision, str(directory)])
+    done = measure(["cobra_edge.bench.tower", shape, precision, str(directory)])
     graph = _answer(done, f"writing {shape} in {precision}")["graph"]
     files = {f.name: f.stat().st_size for f in sorted(directory.iterdir()) if f.name.startswith("vision.onnx")}
     return {
@@ -104,13 +104,15 @@ def _written(shape: str, precision: str, directory: Path) -> dict[str, Any]:
 
 
 def _alone(directory: Path) -> dict[str, Any]:
-    done = measure(["cobra_edge.bench.written_graph", str(directory)])
+    done = measure(["cobra_edge.bench.written_graph", "look", str(directory)])
     opened = _answer(done, f"running {directory.name}")["open_seconds"]
     return {"open_seconds": round(opened, 2), "run_peak_gib": round(done.peak_bytes / 2**30, 2)}
 
 
 def _engine(directory: Path, target: str) -> dict[str, Any]:
-    found = _answer(measure(["cobra_edge.bench.tower", "engine", str(directory), target]), f"engine of {directory.name}")
+    found = _answer(
+        measure(["cobra_edge.bench.written_graph", "engine", str(directory), target]), f"engine of {directory.name}"
+    )
     name, key = next(iter(found["keys"].items()))
     return {
         "version": key["version"],

@@ -1,23 +1,25 @@
-"""A graph that `bench vision` wrote, run as a device would run it: without torch.
+"""A graph that `bench vision` wrote: run as a device would run it, and made into an engine. Without torch.
 
-python -m cobra_edge.bench.written_graph DIRECTORY
+python -m cobra_edge.bench.written_graph look DIRECTORY
 """
 
 from __future__ import annotations
 
-import sys
+import resource
 import time
 from pathlib import Path
 
+import click
 import msgspec
 import numpy as np
 from PIL import Image
 
-from ..bundle import VISION, VisionGraph
+from ..bundle import VISION, VisionGraph, file_sha256
 from ..errors import MachineError
 from ..image import ImageTransform
 from ..model.config import CobraConfig
-from ..terminal import print_json
+from ..targets import target_named
+from ..terminal import main_of, print_json, stages
 from ..vision.session import VisionSession
 
 _GRAPH, _CONFIG = "graph.json", "config.json"
@@ -48,9 +50,15 @@ def a_picture(directory: Path) -> np.ndarray:
     return ImageTransform.of(config, graph.input).pixels(Image.fromarray(noise))
 
 
-def main() -> None:
-    """Open the graph, look twice, and print how long opening took."""
-    directory = Path(sys.argv[1])
+@click.group()
+def command() -> None:
+    """Take a step of `bench vision` whose memory is its own; prints one JSON object."""
+
+
+@command.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def look(directory: Path) -> None:
+    """Open the graph, look twice, and say how long opening took."""
     began = time.perf_counter()
     session = open_written(directory)
     seconds = time.perf_counter() - began
@@ -59,6 +67,30 @@ def main() -> None:
             raise MachineError(f"{directory}: embeddings that are not finite")
     print_json({"open_seconds": seconds})
 
+
+@command.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("target")
+def engine(directory: Path, target: str) -> None:
+    """Build an engine of TensorRT for RTX beside the graph."""
+    from ..vision.engines.tensorrt_rtx import add_engine
+
+    _, graph = facts(directory)
+    files = {f.name: file_sha256(f) for f in directory.iterdir() if f.name.startswith(VISION)}
+    began = time.perf_counter()
+    with stages() as on_step:
+        keys = add_engine(
+            directory, files, graph.precision, target_named(target), on_progress=lambda _, n, total: on_step("engine", n, total)
+        )
+    seconds = time.perf_counter() - began
+    # The builder is a child, which begins as small as this process; the kernel keeps its mark when it has gone.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    sizes = {name: (directory / name).stat().st_size for name in keys}
+    layers = [(directory / name).with_suffix(".layers.json").read_bytes() for name in keys]
+    print_json({"keys": keys, "seconds": seconds, "peak_bytes": peak, "bytes": sizes, "layers": msgspec.json.decode(layers[0])})
+
+
+main = main_of(command)
 
 if __name__ == "__main__":
     main()

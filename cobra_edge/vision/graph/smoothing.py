@@ -11,7 +11,6 @@ Source: SmoothQuant (Xiao et al. 2022), equation 4: s_j = max|x_j|^a / max|w_j|^
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +45,8 @@ class _Site:
 
 
 @torch.no_grad()
-def smoothed(model: VisionModel, pixels: Sequence[np.ndarray]) -> VisionModel:
-    """Return a copy that computes the same with smaller outlier channels; `model` is left as it is.
+def smooth(model: VisionModel, pixels: Sequence[np.ndarray]) -> None:
+    """Make a model compute the same with smaller outlier channels, in place.
 
     Each product gets the strength of STRENGTHS that leaves its output the least error in int8, none where that gains little.
 
@@ -58,7 +57,6 @@ def smoothed(model: VisionModel, pixels: Sequence[np.ndarray]) -> VisionModel:
     Raises:
         InputError: no pictures, or activations that are not finite.
     """
-    model = copy.deepcopy(model)
     sites = list(_sites(model))
     highest, rows = _inputs(model, sites, pixels)
     for site in sites:
@@ -70,7 +68,6 @@ def smoothed(model: VisionModel, pixels: Sequence[np.ndarray]) -> VisionModel:
             factors = smoothing_factors(top, weight, strength)
             found.append((relative_error(seen / factors, (weight * factors).T, float((top / factors).max())), factors))
         site.scale(min(found, key=lambda pair: pair[0])[1])
-    return model
 
 
 def smoothing_factors(highest: Tensor, weight: Tensor, strength: float) -> Tensor:

@@ -18,8 +18,9 @@ from ...precision import InputForm, PrecisionName
 from .int8 import quantize_int8
 from .onnx_export import export_onnx
 from .parity import Reference, measure_parity, reference, require_parity
-from .smoothing import smoothed
+from .smoothing import smooth
 
+FLOAT: PrecisionName = "fp32"
 OnStep = Callable[[str, int, int], None]
 
 
@@ -39,7 +40,7 @@ class WrittenGraph:
 
 
 def write_graph(
-    model: VisionModel,
+    load: Callable[[], VisionModel],
     config: CobraConfig,
     stage: Path,
     precision: PrecisionName,
@@ -51,69 +52,78 @@ def write_graph(
     """Write VISION into `stage`, and measure its distance from torch in float32.
 
     Args:
-        model: tower and projector in float32; of no other use afterwards.
-        config: of the model it belongs to.
+        load: gives tower and projector in float32; they are freed as soon as they are written.
+        config: of the model they belong to.
         stage: directory for VISION and its external data.
         precision: of the matrix products.
         form: what the graph takes.
-        pictures: what parity is measured on, beside one picture of noise.
+        pictures: what parity is measured on, beside one of noise, or for int8 one of those it was calibrated with.
         calibration: pictures that int8 takes its activations' scales of.
         on_step: told a stage's name, how much of it is done, and of what.
 
     Raises:
-        InputError: a picture cannot be read, there is none to calibrate with or to judge int8 by, or activations overflow.
+        InputError: a picture cannot be read, there is none to calibrate with, or activations are not finite.
         ParityError: the graph is not what it should be; its files are left in `stage`.
     """
+    if precision == "int8" and not calibration:
+        raise InputError("int8 vision is calibrated on pictures, the suite has none; give one that has, with --calibration")
     transform = ImageTransform.of(config, form)
-    squares = [ImageTransform.of(config, "uint8").pixels(load_picture(f)) for f in pictures]
+    squares = [_squares(config, f) for f in pictures]
     # Noise is no picture: it would land beyond what int8 was calibrated for.
-    noise = [] if precision == "int8" else [np.random.default_rng(0).integers(0, 256, _shape(config), np.uint8)]
-    if not squares + noise:
-        raise InputError(
-            f"{precision} vision is judged on pictures, the golden lines have none; give --golden a suite that has"
-        )
+    beside = _squares(config, calibration[0]) if precision == "int8" else _noise(config)
+    model = load()
     references: list[Reference] = []
-    for n, square in enumerate(squares + noise):
-        on_step("vision tower in torch", n, len(squares + noise))
+    for n, square in enumerate([*squares, beside]):
+        on_step("vision tower in torch", n, len([*squares, beside]))
         references.append(reference(model, transform.normalised(square)))
-    if precision == "int8":
-        wide = _write_int8(model, transform, stage, calibration, on_step)
-    else:
-        on_step(f"vision graph as {precision}", 0, 1)
-        export_onnx(model, transform, stage / VISION, precision)
-        wide = {}
-    del model
-    label, inputs = "vision graph against torch", [s if form == "uint8" else transform.normalised(s) for s in squares + noise]
-    done = iter(range(1, len(inputs) + 1))
-    on_step(label, 0, len(inputs))
-    parity = measure_parity(stage / VISION, precision, inputs, references, lambda: on_step(label, next(done), len(inputs)))
+    with tempfile.TemporaryDirectory(dir=stage, prefix=".float-") as folder:
+        # int8 is made of a float graph that nobody needs afterwards.
+        first, numbers = (stage / VISION, precision) if precision != "int8" else (Path(folder) / VISION, FLOAT)
+        if precision == "int8":
+            on_step("smoothing", 0, 1)
+            smooth(model, [transform.normalised(_squares(config, f)) for f in calibration])
+        on_step(f"vision graph as {numbers}", 0, 1)
+        export_onnx(model, transform, first, numbers)
+        del model
+        wide = {} if first == stage / VISION else _quantize(first, stage / VISION, transform, calibration, on_step)
+    parity = _parity(stage / VISION, precision, [_taken(transform, s) for s in [*squares, beside]], references, on_step)
     require_parity(parity, precision)
     graph = VisionGraph(precision, form, {at: float(f"{value:.4g}") for at, value in parity.items()}, wide)
     return WrittenGraph(graph, transform, [r.embeddings for r in references[: len(squares)]])
 
 
-def _shape(config: CobraConfig) -> tuple[int, ...]:
-    return ImageTransform.of(config, "uint8").shape
+def _squares(config: CobraConfig, file: Path) -> np.ndarray:
+    """Return a picture as (n_squares, size, size, 3) uint8."""
+    return ImageTransform.of(config, "uint8").pixels(load_picture(file))
 
 
-def _write_int8(
-    model: VisionModel, transform: ImageTransform, stage: Path, calibration: Sequence[Path], on_step: OnStep
+def _noise(config: CobraConfig) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, ImageTransform.of(config, "uint8").shape, np.uint8)
+
+
+def _taken(transform: ImageTransform, squares: np.ndarray) -> np.ndarray:
+    """Return squares as the graph takes them."""
+    return squares if transform.input == "uint8" else transform.normalised(squares)
+
+
+def _quantize(
+    float_graph: Path, out: Path, transform: ImageTransform, calibration: Sequence[Path], on_step: OnStep
 ) -> dict[str, float]:
-    """Write the int8 graph by way of a float one; return the products left wide with the error that int8 would have there."""
-    if not calibration:
-        raise InputError("int8 vision is calibrated on pictures, the suite has none; give one that has, with --calibration")
-    taken = [transform.pixels(load_picture(f)) for f in calibration]
-    float_form = ImageTransform(transform.image_size, transform.resize_strategy, transform.encoders)
-    on_step("smoothing", 0, 1)
-    model = smoothed(model, [float_form.pixels(load_picture(f)) for f in calibration])
-    with tempfile.TemporaryDirectory(dir=stage, prefix=".float-") as folder:
-        float_graph = Path(folder) / VISION
-        on_step("vision graph as fp32", 0, 1)
-        export_onnx(model, transform, float_graph)
-        del model
-        done = iter(range(1, len(taken) + 1))
-        on_step("vision graph as int8", 0, len(taken))
-        report = quantize_int8(
-            float_graph, stage / VISION, taken, on_step=lambda: on_step("vision graph as int8", next(done), len(taken))
-        )
+    """Write the int8 graph; return the products left wide with the error that int8 would have had there."""
+    label, taken = "vision graph as int8", [transform.pixels(load_picture(f)) for f in calibration]
+    done = iter(range(1, len(taken) + 1))
+    on_step(label, 0, len(taken))
+    report = quantize_int8(float_graph, out, taken, on_step=lambda: on_step(label, next(done), len(taken)))
     return {w.product: float(f"{w.error:.4g}") for w in report.wide}
+
+
+def _parity(
+    file: Path,
+    precision: PrecisionName,
+    inputs: Sequence[np.ndarray],
+    references: Sequence[Reference],
+    on_step: OnStep,
+) -> dict[str, float]:
+    label, done = "vision graph against torch", iter(range(1, len(inputs) + 1))
+    on_step(label, 0, len(inputs))
+    return measure_parity(file, precision, inputs, references, lambda: on_step(label, next(done), len(inputs)))

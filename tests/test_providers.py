@@ -1,0 +1,125 @@
+"""onnxruntime's execution providers: which is taken, and why each better one was not."""
+
+import logging
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from cobra_edge.bundle import VISION, Bundle
+from cobra_edge.errors import BundleError, MachineError
+from cobra_edge.vision import session as vision_session
+from cobra_edge.vision.providers import PROVIDERS, eligible, provider_options
+from cobra_edge.vision.runtimes import open_vision
+from cobra_edge.vision.session import VisionSession
+
+from .tolerance import assert_close
+
+RTX, TENSORRT, CUDA, CPU = PROVIDERS
+
+
+@pytest.fixture
+def bundle(mini_bundle):
+    return Bundle.open(mini_bundle("w4a16-g128"))
+
+
+@pytest.fixture
+def built_in(monkeypatch):
+    """Pretend that onnxruntime was built with these providers beside the processor's."""
+
+    def pretend(*providers):
+        names = [p.name for p in providers] + [CPU.name]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+
+    return pretend
+
+
+@pytest.fixture
+def on_card(monkeypatch):
+    """Let sessions of a card's providers open on the processor, or raise what is given for them; returns what was asked for."""
+    real, asked = onnxruntime.InferenceSession, []
+
+    def pretend(broken=None, silent=()):
+        class Session:
+            def __init__(self, file, options, providers):
+                asked.append(providers)
+                name = providers[0][0]
+                if broken and name in broken:
+                    raise RuntimeError(broken[name])
+                self._own = CPU.name if name in silent else name
+                self._real = real(file, options, providers=[CPU.name])
+
+            def get_providers(self):
+                return [self._own, CPU.name]
+
+            def __getattr__(self, name):
+                return getattr(self._real, name)
+
+        monkeypatch.setattr(vision_session.onnxruntime, "InferenceSession", Session)
+        return asked
+
+    return pretend
+
+
+def test_the_table_prefers_engines_then_cuda_then_the_processor(built_in):
+    built_in(CUDA, TENSORRT, RTX)
+    assert eligible("auto") == ([RTX, TENSORRT, CUDA, CPU], [])
+    takes, reasons = eligible("cuda")
+    assert takes == [RTX, TENSORRT, CUDA] and reasons == ["CPU: runs on cpu, cuda was asked for"]
+    built_in()
+    takes, reasons = eligible("auto")
+    assert takes == [CPU] and [r.split(":")[0] for r in reasons] == ["TensorRT for RTX", "TensorRT", "CUDA"]
+    assert "it comes with onnxruntime-gpu" in reasons[2]
+
+
+def test_each_better_one_is_logged_with_its_reason(bundle, built_in, on_card, caplog):
+    built_in(TENSORRT, CUDA)
+    on_card(broken={TENSORRT.name: "libnvinfer.so.10 not found"}, silent=(CUDA.name,))
+    with caplog.at_level(logging.INFO):
+        runner = open_vision(bundle, runtime="onnxruntime")
+    assert runner.name == "onnxruntime, CPU"
+    said = [r.getMessage() for r in caplog.records if r.name == "cobra_edge.vision.session"]
+    assert [line.partition(":")[2].strip() for line in said] == [
+        "not on TensorRT for RTX: this onnxruntime has it not; it comes with a build of onnxruntime with TensorRT for RTX",
+        "not on TensorRT: libnvinfer.so.10 not found",
+        "not on CUDA: its libraries do not load here",
+    ]
+
+
+def test_on_a_card_the_output_is_bound_once_and_written_again(bundle, built_in, on_card):
+    built_in(CUDA)
+    asked = on_card()
+    runner = open_vision(bundle, "cuda", "onnxruntime")
+    assert runner.name == "onnxruntime, CUDA"
+    assert asked == [[(CUDA.name, {"use_tf32": "0"}), (CPU.name, {})]]  # what the card has no kernel for goes to the processor
+    expected = VisionSession(bundle.path(VISION), bundle.manifest.model, "uint8", precision="fp16")
+    pictures = np.random.default_rng(0).integers(0, 256, (2, *bundle.image().shape), np.uint8)
+    seen = [runner.embed(p) for p in pictures]
+    for got, picture in zip(seen, pictures, strict=True):  # the first was not overwritten by the second
+        assert_close(got, expected.embed(picture), "vision")
+    assert_close(runner.embed(pictures[0][:, :, ::-1]), expected.embed(pictures[0][:, :, ::-1].copy()), "vision")
+
+
+def test_a_card_that_was_asked_for_and_is_not_there_is_an_error(bundle, built_in):
+    built_in()
+    with pytest.raises(MachineError, match=r"CUDA: this onnxruntime has it not; it comes with onnxruntime-gpu"):
+        open_vision(bundle, "cuda", "onnxruntime")
+
+
+def test_a_broken_graph_is_the_bundles_fault_and_not_the_machines(bundle, built_in, tmp_path):
+    built_in()
+    (tmp_path / "vision.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match="onnxruntime cannot open it"):
+        VisionSession(tmp_path / "vision.onnx", bundle.manifest.model, "uint8")
+
+
+def test_engines_that_onnxruntime_builds_are_kept_and_take_the_graphs_types():
+    assert provider_options(TENSORRT, "fp16", "/c")["trt_fp16_enable"] == "1"
+    assert "trt_fp16_enable" not in provider_options(TENSORRT, "fp32", "/c")
+    assert provider_options(TENSORRT, "int8", "/c") == {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": "/c",
+        "trt_int8_enable": "1",
+    }
+    assert provider_options(RTX, "fp16", "/c") == {"nv_runtime_cache_path": "/c"}
+    assert provider_options(CPU, "fp16", "/c") == {}
