@@ -14,13 +14,11 @@ import re
 from contextlib import ExitStack, closing
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from ...bundle import Bundle
 from ...errors import MachineError
-from ...precision import precision_named
-from ...targets import Target, targets, why_not_precision
+from ...precision import precision_named, why_no_card_of
 from ..session import INPUT, OUTPUT
 from .build_memory import available_bytes
 from .cache import EngineCache, EngineKey, onnx_digest
@@ -81,10 +79,7 @@ def refuses(bundle: Bundle, cache: EngineCache | None = None) -> str | None:
     if reason is not None:
         return reason
     card = first_card()
-    here: Target = msgspec.structs.replace(
-        targets()["jetson-orin-nano"], title=card.name, compute_capability=card.capability, vision_runtime="tensorrt"
-    )
-    reason = why_not_precision(here, precision_named(bundle.vision_graph.precision))
+    reason = why_no_card_of(card.capability, precision_named(bundle.vision_graph.precision), card.name)
     if reason is not None or (cache or EngineCache()).has(engine_key(bundle, card)):
         return reason
     return why_too_little_memory(bundle, card)
