@@ -521,8 +521,10 @@ def test_an_engine_of_another_shape(device: Device, path: Path, tmp_path: Path) 
 def test_no_memory_on_the_card_to_run(device: Device, path: Path) -> None:
     runtimes.open_vision(Bundle.open(path), "cuda", "tensorrt")
     device.card("Orin;8.7;7990000000;1000;8;1")
+    held = len(fake_cuda.memory), len(fake_cuda.streams)
     with pytest.raises(MachineError, match="allocating"):
         runtimes.open_vision(Bundle.open(path), "cuda", "tensorrt")
+    assert (len(fake_cuda.memory), len(fake_cuda.streams)) == held
 
 
 # The fakes themselves: they must hold us to the order.

@@ -21,7 +21,7 @@ from cobra_edge.vision.engines import build_memory, device_buffers, rtx_builder,
 from cobra_edge.vision.engines.cache import EngineCache, EngineKey
 from cobra_edge.vision.engines.layer_summary import Layer, LayerSummary, Tensor, read_layers
 from cobra_edge.vision.engines.rtx_vision import open_engine, refuses, wanted_key
-from cobra_edge.vision.engines.splice import restore_weights, strip_weights
+from cobra_edge.vision.engines.splice import MAGIC, Header, Piece, restore_weights, strip_weights
 from cobra_edge.vision.runtimes import open_vision
 
 from .fake_card import FakeCuda, FakeTensorRT
@@ -200,6 +200,17 @@ def test_damaged_engines_without_weights_are_refused(graph, tmp_path):
             restore_weights(file, {VISION: graph})
 
 
+def test_an_engine_that_claims_more_memory_than_there_is_is_refused_before_it_is_made(tmp_path):
+    (tmp_path / VISION).write_bytes(bytes(1000))
+    pieces = tuple(Piece(1000 * i, 1000, VISION, 0) for i in range(60_000))  # each byte of the graph again and again
+    text = msgspec.json.encode(Header(10**15 + 6 * 10**7, "0" * 64, (*pieces, Piece(6 * 10**7, 10**15, "huge", 0))))
+    (tmp_path / "stripped").write_bytes(MAGIC + len(text).to_bytes(8, "little") + text)
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(10**15)
+    with pytest.raises(MachineError, match=r"takes about 1000000\.1 GB of memory"):
+        restore_weights(tmp_path / "stripped", {VISION: tmp_path / VISION, "huge": tmp_path / "huge"})
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +218,7 @@ def test_damaged_engines_without_weights_are_refused(graph, tmp_path):
     ("precision", "capabilities", "message"),
     [
         ("fp32", ("7.5",), "multiplies no float32 on compute capability 7.5, and fp32 has some; take fp16"),
-        ("bf16", ("8.6", "7.5"), "bf16 needs compute capability 8.0 or later"),
+        ("bf16", ("8.6", "7.5"), "bf16 needs a card of compute capability 8.0 or later, the oldest that is asked for has 7.5"),
         ("fp16", ("9.0", "8.6"), "no engines for compute capability 9.0; it has them for 7.5, 8.0, 8.6"),
         ("fp16", (), "no engines for compute capability none"),
     ],
@@ -485,6 +496,15 @@ def test_an_engine_that_the_library_will_not_open_is_told_in_its_words(rtx_bundl
     with pytest.raises(MachineError, match="opening the engine failed: the magic tag does not match"):
         open_engine(rtx_bundle)
     assert cuda.streams == {}
+
+
+def test_an_empty_engine_is_told_in_the_librarys_words(rtx_bundle, cuda, monkeypatch, tmp_path):
+    fake_rtx(cuda, monkeypatch, engines=[])
+    (name,) = rtx_bundle.manifest.engines
+    (tmp_path / "engines").mkdir()
+    (tmp_path / name).touch()
+    with pytest.raises(MachineError, match="the magic tag does not match"):
+        open_engine(Bundle(tmp_path, rtx_bundle.manifest))
 
 
 def test_a_run_that_fails_is_told_in_the_librarys_words(rtx_bundle, cuda, monkeypatch):

@@ -9,6 +9,7 @@ import shutil
 import msgspec
 import pytest
 
+from cobra_edge import verified
 from cobra_edge.assemble_vision import checked_engine, checked_precision
 from cobra_edge.bundle import MANIFEST, VISION, Bundle
 from cobra_edge.errors import BundleError, InputError, MachineError
@@ -194,3 +195,14 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(BrokenPipeError), cache.locked(KEY):  # nobody reads what is told: not the cache's
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_an_engine_is_hashed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    cache, hashed, real = EngineCache(tmp_path), [], verified.content_sha256
+    monkeypatch.setattr(verified, "content_sha256", lambda *given: hashed.append(1) or real(*given))
+    monkeypatch.setattr(verified, "_SETTLED_NS", 0)
+    cache.publish(KEY, b"engine")
+    assert cache.read(KEY) == cache.read(KEY) == b"engine" and hashed == [1]
+    cache.engine(KEY).write_bytes(b"enginf")
+    assert cache.read(KEY) is None and hashed == [1, 1]
