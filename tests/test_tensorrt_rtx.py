@@ -200,15 +200,15 @@ def test_damaged_engines_without_weights_are_refused(graph, tmp_path):
             restore_weights(file, {VISION: graph})
 
 
-def test_an_engine_that_claims_more_memory_than_there_is_is_refused_before_it_is_made(tmp_path):
-    (tmp_path / VISION).write_bytes(bytes(1000))
-    pieces = tuple(Piece(1000 * i, 1000, VISION, 0) for i in range(60_000))  # each byte of the graph again and again
-    text = msgspec.json.encode(Header(10**15 + 6 * 10**7, "0" * 64, (*pieces, Piece(6 * 10**7, 10**15, "huge", 0))))
+def test_an_engine_that_claims_more_memory_than_there_is_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    (tmp_path / VISION).write_bytes(bytes(1_000_000))
+    pieces = tuple(Piece(1_000_000 * i, 1_000_000, VISION, 0) for i in range(60_000))  # the graph again and again
+    text = msgspec.json.encode(Header(60 * 10**9, "0" * 64, pieces))
     (tmp_path / "stripped").write_bytes(MAGIC + len(text).to_bytes(8, "little") + text)
-    with (tmp_path / "huge").open("wb") as file:
-        file.truncate(10**15)
-    with pytest.raises(MachineError, match=r"takes about 1000000\.1 GB of memory"):
-        restore_weights(tmp_path / "stripped", {VISION: tmp_path / VISION, "huge": tmp_path / "huge"})
+    (tmp_path / "meminfo").write_text("MemAvailable: 1000000 kB\n")
+    monkeypatch.setattr(build_memory, "_MEMINFO", tmp_path / "meminfo")
+    with pytest.raises(MachineError, match=r"together takes about 60\.0 GB of memory, 1\.0 GB are available"):
+        restore_weights(tmp_path / "stripped", {VISION: tmp_path / VISION})
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------------
