@@ -19,7 +19,7 @@ import pytest
 
 from .fake_cuda import FakeCuda
 
-tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="pip install 'cobra-edge[rtx]'; it has wheels for x86-64 only")
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs pip install 'cobra-edge[rtx]'")
 
 
 @dataclass
