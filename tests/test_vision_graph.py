@@ -16,6 +16,7 @@ from cobra_edge.image import ImageTransform, load_picture
 from cobra_edge.model.config import VISION_BACKBONES, CobraConfig, MambaConfig, VisionConfig
 from cobra_edge.precision import precision_named
 from cobra_edge.targets import target_named, why_not_precision
+from cobra_edge.vision.graph import exportable, smoothing
 from cobra_edge.vision.graph.emulation import write_emulated
 from cobra_edge.vision.graph.exportable import make_exportable
 from cobra_edge.vision.graph.onnx_export import export_onnx
@@ -148,6 +149,20 @@ def test_attention_with_norms_of_its_own_keeps_its_form():
     pixels = random_pixels(config)
     expected = run(model, pixels)
     make_exportable(model, "fp32")
+    assert_close(run(model, pixels), expected, "vision")
+
+
+def test_attention_of_a_timm_that_knows_no_gate_and_no_norm_before_its_last_product():
+    model, config = small("gelu-mlp", MINI.encoders[:1])
+    pixels = random_pixels(config)
+    expected = run(model, pixels)
+    blocks = model.tower.encoders[0].vit.blocks
+    for block in blocks:
+        for name in ("norm", "gate", "attn_dim"):
+            delattr(block.attn, name)
+    assert sum(site.name.endswith("attn.proj") for site in smoothing._sites(model)) == len(blocks)
+    make_exportable(model, "fp32")
+    assert all(isinstance(block.attn, exportable._Attention) for block in blocks)
     assert_close(run(model, pixels), expected, "vision")
 
 

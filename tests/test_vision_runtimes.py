@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from cobra_edge import verified
+from cobra_edge.assemble import export_bundle
 from cobra_edge.assemble_vision import checked_engine, checked_precision
 from cobra_edge.bundle import MANIFEST, VISION, Bundle
 from cobra_edge.errors import BundleError, InputError, MachineError
@@ -206,3 +207,11 @@ def test_an_engine_is_hashed_once(tmp_path, monkeypatch):
     assert cache.read(KEY) == cache.read(KEY) == b"engine" and hashed == [1]
     cache.engine(KEY).write_bytes(b"enginf")
     assert cache.read(KEY) is None and hashed == [1, 1]
+
+
+def test_a_text_only_model_is_judged_without_what_a_vision_graph_may_add(text_only, tmp_path):
+    exported = export_bundle(str(text_only), target_named("jetson"), tmp_path / "b", scheme="fp16", golden_lines=1)
+    limits = {v.measure: v.limit for v in exported.verdicts}
+    scheme = read_budget().schemes["fp16"]
+    assert (limits["kld_mean"], limits["top1_agreement"]) == (scheme.kld_mean_max, scheme.top1_agreement_min)
+    assert read_budget().limits_of("fp16", "fp16").top1_agreement_min < scheme.top1_agreement_min
