@@ -510,6 +510,18 @@ def test_a_builder_that_fails(
     assert leftovers() == []
 
 
+@pytest.mark.parametrize(("script", "says"), [("exit 3", "code 3"), ("printf '{\"type'; kill -9 $$", "was killed")])
+def test_a_builder_that_ends_before_it_is_asked_or_in_the_middle_of_a_word(
+    device: Device, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], script: str, says: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    device.patch.setattr(sys, "executable", str(python))
+    assert says in refused(path, capsys, 3)
+    assert leftovers() == []
+
+
 def test_an_engine_of_another_shape(device: Device, path: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(path)
     wanted = msgspec.structs.replace(bundle.manifest, vision=VisionGraph(input="uint8"))

@@ -313,6 +313,16 @@ def test_a_builder_that_is_killed_is_told_with_the_memory_it_takes(tower, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("script", "says"), [("exit 3", "code 3"), ("printf '{\"type'; kill -9 $$", "SIGKILL")])
+def test_a_builder_that_ends_before_it_is_asked_or_in_the_middle_of_a_word(graph, tmp_path, monkeypatch, script, says):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(tensorrt_rtx.sys, "executable", str(python))
+    with pytest.raises(MachineError, match=says):
+        build(graph, tmp_path / "engine")
+
+
 def test_a_builder_that_nobody_listens_to_stops_by_itself(tower, tmp_path):
     def closed(_event):
         raise BrokenPipeError

@@ -5,6 +5,8 @@ import errno
 import json
 import logging
 import shutil
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -215,3 +217,10 @@ def test_a_text_only_model_is_judged_without_what_a_vision_graph_may_add(text_on
     scheme = read_budget().schemes["fp16"]
     assert (limits["kld_mean"], limits["top1_agreement"]) == (scheme.kld_mean_max, scheme.top1_agreement_min)
     assert read_budget().limits_of("fp16", "fp16").top1_agreement_min < scheme.top1_agreement_min
+
+
+def test_what_runs_on_a_device_imports_nothing_that_only_an_export_needs():
+    modules = ["build", "run", "inspect", "vision.session", "vision.engines.rtx_vision", "vision.engines.tensorrt_build"]
+    program = f"import sys, {', '.join('cobra_edge.' + m for m in modules)}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "onnxruntime" in loaded and not {"torch", "onnx", "timm", "tensorrt", "tensorrt_rtx"} & set(loaded)

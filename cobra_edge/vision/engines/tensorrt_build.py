@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -185,10 +185,12 @@ def _run(job: Job, show: Show) -> None:
         assert child.stdin is not None and child.stdout is not None
         failure = None
         try:
-            with child.stdin as asked, child.stdout as told:
-                asked.write(msgspec.json.encode(job))
-                asked.close()
+            with child.stdout as told:
+                with suppress(BrokenPipeError), child.stdin as asked:  # it ended before it was asked: its code tells
+                    asked.write(msgspec.json.encode(job))
                 for line in told:
+                    if not line.endswith(b"\n"):  # it was ended in the middle of one
+                        break
                     message = msgspec.json.decode(line, type=Message)
                     if isinstance(message, Phase):
                         show(message.name, message.done, message.total)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,9 +244,12 @@ def _run_builder(graph: Path, engine: Path, key: EngineKey, on_progress: OnProgr
         assert builder.stdin is not None and builder.stdout is not None
         last: Event | None = None
         try:
-            builder.stdin.write(msgspec.json.encode(job))
-            builder.stdin.close()
+            with suppress(BrokenPipeError):  # it ended before it was asked: its code and words tell why
+                builder.stdin.write(msgspec.json.encode(job))
+                builder.stdin.close()
             for line in builder.stdout:
+                if not line.endswith(b"\n"):  # it was ended in the middle of one
+                    break
                 last = msgspec.json.decode(line, type=Event)
                 if isinstance(last, Progressed):
                     on_progress(last.phase, int(last.share * _PROGRESS_TOTAL), _PROGRESS_TOTAL)
