@@ -52,6 +52,8 @@ def test_a_runtime_that_fails_gives_way_to_the_next(bundle, monkeypatch, caplog,
     with caplog.at_level(logging.INFO):
         assert open_vision(bundle).name == "onnxruntime, CPU"
     assert "not tensorrt-rtx: the card is gone" in caplog.text
+    (warned,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert warned.startswith("vision: tensorrt-rtx fails, another runtime is taken: the card is gone")
     with pytest.raises(type(error), match="the card is gone"):
         open_vision(bundle, runtime="tensorrt-rtx")
 

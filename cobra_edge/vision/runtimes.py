@@ -108,6 +108,7 @@ def open_vision(bundle: Bundle, device: str = "auto", runtime: str = "auto", thr
             if runtime != "auto" or row is RUNTIMES[-1]:
                 raise
             opened, reason = None, str(error)
+            log.warning("vision: %s fails, another runtime is taken: %s", row.name, error)  # it was chosen, unlike what refuses
         if opened is not None:
             for refused in reasons:
                 log.info("vision: not %s", refused)
