@@ -128,8 +128,9 @@ def export_bundle(
     check_choices(chosen, method, rotation, clip_activations)
     _check_mix(chosen, bits, sensitivity)
     precision = checked_precision(target, vision_precision)
-    engine = checked_engine(target, engine)
-    limits = read_budget(budget).limits_of(chosen.name if bits is None else MIXED, precision)
+    engine = checked_engine(target, engine, precision)
+    allowed, stored_as = read_budget(budget), chosen.name if bits is None else MIXED
+    allowed.limits_of(stored_as)  # refused before any work
     lines = read_suite(golden)
     _require_torch()
     if chosen.code_format != "int":
@@ -140,6 +141,7 @@ def export_bundle(
 
     checkpoint = open_checkpoint(source, vision_weights=vision_weights, tokenizer=tokenizer)
     config = checkpoint.config
+    limits = allowed.limits_of(stored_as, None if config.vision is None else precision)
     recipe, kept = uniform_recipe(config.mamba, chosen, method, ROTATIONS[rotation])
     recipe = msgspec.structs.replace(recipe, activation_percentile=clip_activations)
     if bits is not None:
@@ -156,7 +158,7 @@ def export_bundle(
     small = config.mamba.n_parameters < _SMALL
     lines = spread(lines, golden_lines or _GOLDEN_LINES[0 if small else 1])
     needed = plan.decoder_bytes + plan.vision_bytes + _WRITING_MARGIN_BYTES
-    needed += plan.vision_bytes if engine == "embedded" else 0
+    needed += plan.vision_bytes if engine != "none" else 0  # whole first, where weights are left out too
     needed += 0 if bits is None else int(min(bits, 16) * matrix_weights(config.mamba) / 8)
     mix = None
 

@@ -12,12 +12,12 @@ import numpy as np
 from .bundle import IMAGE, VISION, VisionGraph, file_sha256
 from .errors import InputError, MachineError, near_matches
 from .precision import InputForm, PrecisionName, precision_named
-from .regress.suite import read_suite
+from .regress.suite import pictures_of
 from .targets import Target, why_not_precision
 from .terminal import stages, tell
+from .vision.engines import tensorrt_rtx
 from .vision.engines.cache import EngineKey
 
-RTX = "tensorrt-rtx"
 # What becomes of an engine: built with its weights, without them (they are in the graph too), or not at all. auto embeds one
 # where the target runs it and the library is here.
 ENGINES = ("auto", "embedded", "stripped", "none")
@@ -32,29 +32,28 @@ def checked_precision(target: Target, wanted: str | None) -> PrecisionName:
     return precision.name
 
 
-def checked_engine(target: Target, wanted: str) -> str:
-    """Return what shall become of an engine: "embedded", "stripped" or "none".
+def checked_engine(target: Target, wanted: str, precision: PrecisionName) -> str:
+    """Return what shall become of an engine of a graph in `precision`: "embedded", "stripped" or "none".
 
     Raises:
-        InputError: an unknown choice, or the target runs no engine that is built ahead of time.
+        InputError: an unknown choice, or the target runs no engine that is built ahead of time, or none in this precision.
         MachineError: an engine was asked for, and its library is missing.
     """
     if wanted not in ENGINES:
         raise InputError(f"unknown --engine {wanted!r}{near_matches(wanted, ENGINES)}")
-    if wanted == "none" or (wanted == "auto" and target.vision_runtime != RTX):
+    if wanted == "none" or (wanted == "auto" and target.vision_runtime != tensorrt_rtx.RUNTIME):
         return "none"
-    if target.vision_runtime != RTX:
+    if target.vision_runtime != tensorrt_rtx.RUNTIME:
         raise InputError(
             f"--engine {wanted}: {target.title} runs no engine that is built ahead of time; leave it out, and on a Jetson run: "
             "python -m cobra_edge.build BUNDLE"
         )
-    from .vision.engines.tensorrt_rtx import why_no_tensorrt_rtx
-
-    reason = why_no_tensorrt_rtx()
+    missing = tensorrt_rtx.why_no_tensorrt_rtx()
+    reason = missing or tensorrt_rtx.why_no_precision(precision, tensorrt_rtx.capabilities_of(target))
     if reason is None:
         return "embedded" if wanted == "auto" else wanted
     if wanted != "auto":
-        raise MachineError(f"--engine {wanted}: {reason}")
+        raise (InputError if missing is None else MachineError)(f"--engine {wanted}: {reason}")
     tell(f"no engine for {target.title}: {reason}; the bundle goes without one, and its graph runs on onnxruntime")
     return "none"
 
@@ -86,7 +85,7 @@ def write_vision(
     from .vision.graph.write import write_graph
 
     files = sorted({file for file in pictures if file is not None})
-    calibrate = _pictures_of(calibration) if precision == "int8" else []
+    calibrate = pictures_of(calibration) if precision == "int8" else []
     with stages() as on_step:
         written = write_graph(
             lambda: load_vision(checkpoint), checkpoint.config, stage, precision, form, files, calibrate, on_step
@@ -94,11 +93,6 @@ def write_vision(
     embeddings = dict(zip(files, written.embeddings, strict=True))
     (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
     return written.graph, [None if file is None else embeddings[file] for file in pictures]
-
-
-def _pictures_of(suite: Path) -> list[Path]:
-    """Return every picture of a suite once, in order."""
-    return [suite.parent / name for name in dict.fromkeys(line.image for line in read_suite(suite)) if name is not None]
 
 
 def build_engine_ahead(stage: Path, precision: PrecisionName, target: Target, engine: str) -> dict[str, EngineKey]:
@@ -109,11 +103,9 @@ def build_engine_ahead(stage: Path, precision: PrecisionName, target: Target, en
     """
     if engine == "none":
         return {}
-    from .vision.engines.tensorrt_rtx import add_engine
-
     files = {f.name: file_sha256(f) for f in stage.iterdir() if f.name.startswith(VISION)}
     with stages() as on_step:
-        return add_engine(
+        return tensorrt_rtx.add_engine(
             stage,
             files,
             precision,

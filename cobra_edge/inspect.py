@@ -34,7 +34,7 @@ def command(bundle: Path, as_json: bool) -> None:
     budget = read_budget()
     scheme, drift = manifest.recipe.scheme, manifest.drift
     verdicts = (
-        judge(drift, budget.limits_of(scheme, opened.vision_graph.precision))
+        judge(drift, budget.limits_of(scheme, None if manifest.model.vision is None else opened.vision_graph.precision))
         if drift is not None and scheme in budget.schemes
         else []
     )

@@ -46,3 +46,18 @@ def precision_named(name: str) -> Precision:
     if name not in PRECISIONS:
         raise InputError(f"unknown vision precision {name!r}{near_matches(name, PRECISIONS)}")
     return PRECISIONS[name]
+
+
+def capability_number(capability: str) -> tuple[int, int]:
+    """Return a compute capability such as "8.6" as numbers, which can be compared."""
+    major, _, minor = capability.partition(".")
+    return int(major), int(minor)
+
+
+def why_no_card_of(capability: str, precision: Precision, card: str) -> str | None:
+    """Return why a card of a compute capability does not multiply in a precision, or None where it does; `card` names it."""
+    needed = precision.capability_min
+    if needed is None or capability_number(capability) >= needed:
+        return None
+    least = f"{needed[0]}.{needed[1]}"
+    return f"{precision.name} needs a card of compute capability {least} or later, {card} has {capability}; take fp16"

@@ -30,7 +30,7 @@ from .vision.runtimes import RUNTIME_NAMES
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where it runs.")
 @click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder.")
 @click.option("--vision-runtime", type=click.Choice(RUNTIME_NAMES), default="auto", show_default=True, help="What sees.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of the decoder; default: one a physical core.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads on a processor; default: one a physical core.")
 @click.option(
     "--activations",
     type=click.Choice(ACTIVATIONS),

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from .errors import InputError, near_matches
-from .precision import Precision, PrecisionName
+from .precision import Precision, PrecisionName, why_no_card_of
 from .resources import export_data
 
 if sys.version_info >= (3, 11):
@@ -85,11 +85,4 @@ def why_not_precision(target: Target, precision: Precision) -> str | None:
         if target.vision_runtime == "onnxruntime" and precision.name == "bf16":
             return "onnxruntime multiplies no bfloat16 on a processor; take fp32 or int8"
         return None
-    major, _, minor = target.compute_capability.partition(".")
-    needed = precision.capability_min
-    if needed is not None and (int(major), int(minor)) < needed:
-        return (
-            f"{precision.name} needs a card of compute capability {needed[0]}.{needed[1]} or later, {target.title} has "
-            f"{target.compute_capability}; take fp16"
-        )
-    return None
+    return why_no_card_of(target.compute_capability, precision, target.title)

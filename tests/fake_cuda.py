@@ -7,16 +7,16 @@ form, an error code and then values.
 What it proves: that memory and streams are made, used in order and given back. What it cannot: anything about a driver, a card,
 real asynchrony, pinned memory or speed.
 
-The card is described by the environment, so that processes which a test starts have the same one:
-FAKE_CARD = "name;compute capability;total bytes;free bytes;multiprocessors;integrated (0 or 1)", FAKE_CARD = "" for no card.
+`FakeCuda` is a card that a test holds. `ENVIRONMENT` is described by FAKE_CARD, so that processes which a test starts have the
+same one: "name;compute capability;total bytes;free bytes;multiprocessors;integrated (0 or 1)", "" for no card.
 """
 
 from __future__ import annotations
 
 import ctypes
-import enum
 import os
 from collections.abc import Callable
+from enum import IntEnum
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,94 +24,122 @@ import numpy as np
 ORIN_NANO = "Orin;8.7;7990000000;6000000000;8;1"
 
 
-class cudaError_t(enum.IntEnum):
+class cudaError_t(IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
+    cudaErrorNoDevice = 100
 
 
-class cudaMemcpyKind(enum.IntEnum):
+class cudaMemcpyKind(IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
 
 
-class cudaDeviceAttr(enum.IntEnum):
+class cudaDeviceAttr(IntEnum):
     cudaDevAttrMultiProcessorCount = 16
     cudaDevAttrIntegrated = 18
 
 
-OK = cudaError_t.cudaSuccess
-memory: dict[int, np.ndarray] = {}
-streams: dict[int, list[Callable[[], None]]] = {}
+OK, INVALID = cudaError_t.cudaSuccess, cudaError_t.cudaErrorInvalidValue
+TEXTS = {
+    cudaError_t.cudaSuccess: b"no error",
+    cudaError_t.cudaErrorInvalidValue: b"invalid argument",
+    cudaError_t.cudaErrorMemoryAllocation: b"out of memory",
+    cudaError_t.cudaErrorNoDevice: b"no CUDA-capable device is detected",
+}
 
 
-def _card() -> list[str]:
-    return os.environ.get("FAKE_CARD", ORIN_NANO).split(";")
+class FakeCuda:
+    """One card, or none, with its driver; addresses are those of real arrays."""
+
+    cudaError_t, cudaMemcpyKind, cudaDeviceAttr = cudaError_t, cudaMemcpyKind, cudaDeviceAttr
+
+    def __init__(self, card: str = "GeForce Test 3060;8.6;1073741824;1073741824;28;0") -> None:
+        self.card, self.driver = card, 13000
+        self.memory: dict[int, np.ndarray] = {}
+        self.streams: dict[int, list[Callable[[], None]]] = {}
+
+    def facts(self) -> list[str]:
+        """Return what FAKE_CARD says, in parts; [""] for no card."""
+        return self.card.split(";")
+
+    def change(self, **parts: str) -> None:
+        """Give the card another name, capability or free."""
+        facts = self.facts()
+        for part, text in parts.items():
+            facts[("name", "capability", "total", "free").index(part)] = text
+        self.card = ";".join(facts)
+
+    def _free(self) -> int:
+        return int(self.facts()[3]) - sum(a.nbytes for a in self.memory.values())
+
+    def cudaGetErrorString(self, error):
+        return OK, TEXTS[error]
+
+    def cudaDriverGetVersion(self):
+        return OK, self.driver
+
+    def cudaGetDeviceCount(self):
+        return (OK, 1) if self.facts() != [""] else (cudaError_t.cudaErrorNoDevice, None)
+
+    def cudaGetDeviceProperties(self, device):
+        assert device == 0
+        name, capability, *_ = self.facts()
+        major, minor = capability.split(".")
+        return OK, SimpleNamespace(name=name.encode(), major=int(major), minor=int(minor))
+
+    def cudaDeviceGetAttribute(self, attribute, device):
+        assert device == 0
+        return OK, int(self.facts()[4 if attribute is cudaDeviceAttr.cudaDevAttrMultiProcessorCount else 5])
+
+    def cudaMemGetInfo(self):
+        return OK, self._free(), int(self.facts()[2])
+
+    def cudaMalloc(self, size):
+        if size > self._free():
+            return cudaError_t.cudaErrorMemoryAllocation, None
+        block = np.full(size, 0xFF, np.uint8)  # NaN as float32
+        self.memory[block.ctypes.data] = block
+        return OK, block.ctypes.data
+
+    def cudaFree(self, address):
+        return (OK,) if self.memory.pop(address, None) is not None else (INVALID,)
+
+    def cudaStreamCreate(self):
+        handle = max(self.streams, default=0) + 1
+        self.streams[handle] = []
+        return OK, handle
+
+    def cudaStreamDestroy(self, stream):
+        return (OK,) if self.streams.pop(stream, None) is not None else (INVALID,)
+
+    def cudaStreamSynchronize(self, stream):
+        if stream not in self.streams:
+            return (INVALID,)
+        while self.streams[stream]:
+            self.streams[stream].pop(0)()
+        return (OK,)
+
+    def cudaMemcpyAsync(self, to, source, size, kind, stream):
+        device = to if kind is cudaMemcpyKind.cudaMemcpyHostToDevice else source
+        if device not in self.memory or size > self.memory[device].nbytes or stream not in self.streams:
+            return (INVALID,)
+        self.streams[stream].append(lambda: ctypes.memmove(to, source, size) and None)
+        return (OK,)
 
 
-def cudaGetErrorString(error: cudaError_t) -> tuple[cudaError_t, bytes]:
-    return OK, error.name.encode()
+class _Environment(FakeCuda):
+    """What FAKE_CARD says at each call."""
+
+    def facts(self) -> list[str]:
+        return os.environ.get("FAKE_CARD", ORIN_NANO).split(";")
 
 
-def cudaDriverGetVersion() -> tuple[cudaError_t, int]:
-    return OK, 12060
+ENVIRONMENT = _Environment()
+memory, streams = ENVIRONMENT.memory, ENVIRONMENT.streams
 
 
-def cudaGetDeviceCount() -> tuple[cudaError_t, int]:
-    return OK, int(_card() != [""])
-
-
-def cudaGetDeviceProperties(device: int) -> tuple[cudaError_t, SimpleNamespace]:
-    assert device == 0
-    name, capability, *_ = _card()
-    major, minor = capability.split(".")
-    return OK, SimpleNamespace(name=name.encode(), major=int(major), minor=int(minor))
-
-
-def cudaDeviceGetAttribute(attribute: cudaDeviceAttr, device: int) -> tuple[cudaError_t, int]:
-    assert device == 0
-    return OK, int(_card()[4 if attribute is cudaDeviceAttr.cudaDevAttrMultiProcessorCount else 5])
-
-
-def cudaMemGetInfo() -> tuple[cudaError_t, int, int]:
-    return OK, int(_card()[3]), int(_card()[2])
-
-
-def cudaStreamCreate() -> tuple[cudaError_t, int]:
-    handle = max(streams, default=0) + 1
-    streams[handle] = []
-    return OK, handle
-
-
-def cudaStreamDestroy(stream: int) -> tuple[cudaError_t]:
-    del streams[stream]
-    return (OK,)
-
-
-def cudaStreamSynchronize(stream: int) -> tuple[cudaError_t]:
-    if stream not in streams:
-        return (cudaError_t.cudaErrorInvalidValue,)
-    while streams[stream]:
-        streams[stream].pop(0)()
-    return (OK,)
-
-
-def cudaMalloc(size: int) -> tuple[cudaError_t, int]:
-    if size > int(_card()[3]):
-        return cudaError_t.cudaErrorMemoryAllocation, 0
-    block = np.full(size, 0xFF, np.uint8)
-    memory[block.ctypes.data] = block
-    return OK, block.ctypes.data
-
-
-def cudaFree(address: int) -> tuple[cudaError_t]:
-    del memory[address]
-    return (OK,)
-
-
-def cudaMemcpyAsync(to: int, source: int, size: int, kind: cudaMemcpyKind, stream: int) -> tuple[cudaError_t]:
-    device = to if kind is cudaMemcpyKind.cudaMemcpyHostToDevice else source
-    if device not in memory or size > memory[device].nbytes or stream not in streams:
-        return (cudaError_t.cudaErrorInvalidValue,)
-    streams[stream].append(lambda: ctypes.memmove(to, source, size) and None)
-    return (OK,)
+def install(module: dict[str, object]) -> None:
+    """Fill the namespace of a module `cuda.bindings.runtime` with ENVIRONMENT's calls."""
+    module |= {name: getattr(ENVIRONMENT, name) for name in dir(ENVIRONMENT) if name.startswith("cuda")}

@@ -122,12 +122,12 @@ class Config(Made):
     def create_timing_cache(self, content: bytes) -> TimingCache | None:
         if content and not content.startswith(TIMING_MAGIC):
             return None
-        return TimingCache(self, content or TIMING_MAGIC + f"{self._api.version} {fake_cuda._card()[0]}\n".encode())
+        return TimingCache(self, content or TIMING_MAGIC + f"{self._api.version} {fake_cuda.ENVIRONMENT.facts()[0]}\n".encode())
 
     def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
         need(isinstance(cache, TimingCache), "a timing cache is made by create_timing_cache")
         made_by = cache._content.split(b"\n")[1].decode()
-        if made_by != f"{self._api.version} {fake_cuda._card()[0]}" and not ignore_mismatch:
+        if made_by != f"{self._api.version} {fake_cuda.ENVIRONMENT.facts()[0]}" and not ignore_mismatch:
             return False
         self._cache = cache
         return True
@@ -210,7 +210,7 @@ class Builder(Made):
         if not self._work(monitor):
             return None
         config._cache._content += hashlib.sha256(network._graph).hexdigest().encode() + b"\n"
-        head = {"version": self._api.version, "capability": fake_cuda._card()[1]}
+        head = {"version": self._api.version, "capability": fake_cuda.ENVIRONMENT.facts()[1]}
         return HostMemory(MAGIC + json.dumps(head).encode() + b"\n" + network._graph)
 
     @staticmethod
@@ -261,7 +261,7 @@ class Runtime(Made):
             self._logger().log(ILogger.ERROR, "the engine's magic tag is wrong")
             return None
         head, graph = content[len(MAGIC) :].split(b"\n", 1)
-        for name, here in (("version", self._api.version), ("capability", fake_cuda._card()[1])):
+        for name, here in (("version", self._api.version), ("capability", fake_cuda.ENVIRONMENT.facts()[1])):
             if json.loads(head)[name] != here:
                 self._logger().log(ILogger.ERROR, f"the engine's {name} is {json.loads(head)[name]}, expected {here}")
                 return None

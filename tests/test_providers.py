@@ -91,7 +91,7 @@ def test_on_a_card_the_output_is_bound_once_and_written_again(bundle, built_in, 
     asked = on_card()
     runner = open_vision(bundle, "cuda", "onnxruntime")
     assert runner.name == "onnxruntime, CUDA"
-    assert asked == [[(CUDA.name, {}), (CPU.name, {})]]  # what the card has no kernel for goes to the processor
+    assert asked == [[(CUDA.name, {"use_tf32": "0"}), (CPU.name, {})]]  # what the card has no kernel for goes to the processor
     expected = VisionSession(bundle.path(VISION), bundle.manifest.model, "uint8", precision="fp16")
     pictures = np.random.default_rng(0).integers(0, 256, (2, *bundle.image().shape), np.uint8)
     seen = [runner.embed(p) for p in pictures]

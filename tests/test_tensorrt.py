@@ -67,7 +67,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
     folder = tmp_path / "device"
     (folder / "cuda" / "bindings").mkdir(parents=True)
     (folder / "cuda" / "bindings" / "__init__.py").touch()
-    (folder / "cuda" / "bindings" / "runtime.py").write_text("from tests.fake_cuda import *\n")
+    (folder / "cuda" / "bindings" / "runtime.py").write_text("from tests import fake_cuda\nfake_cuda.install(globals())\n")
     for name in [n for n in sys.modules if n.split(".")[0] in ("tensorrt", "cuda")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(folder)
@@ -76,6 +76,8 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setenv("FAKE_CARD", fake_cuda.ORIN_NANO)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tensorrt, "available_bytes", lambda: 6_000_000_000)
+    fake_cuda.memory.clear()
+    fake_cuda.streams.clear()
     made = Device(folder, monkeypatch)
     made.tensorrt("10.3.0")
     yield made
@@ -419,7 +421,7 @@ def test_a_tensorrt_that_is_too_old(device: Device, path: Path, capsys: pytest.C
 
 def test_no_card(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     device.card("")
-    assert "no CUDA card" in refused(path, capsys, 3)
+    assert "no CUDA-capable device is detected" in refused(path, capsys, 3)
 
 
 def test_a_card_too_old_for_the_precision(
@@ -521,8 +523,10 @@ def test_an_engine_of_another_shape(device: Device, path: Path, tmp_path: Path) 
 def test_no_memory_on_the_card_to_run(device: Device, path: Path) -> None:
     runtimes.open_vision(Bundle.open(path), "cuda", "tensorrt")
     device.card("Orin;8.7;7990000000;1000;8;1")
+    held = len(fake_cuda.memory), len(fake_cuda.streams)
     with pytest.raises(MachineError, match="allocating"):
         runtimes.open_vision(Bundle.open(path), "cuda", "tensorrt")
+    assert (len(fake_cuda.memory), len(fake_cuda.streams)) == held
 
 
 # The fakes themselves: they must hold us to the order.

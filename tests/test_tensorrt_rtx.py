@@ -21,10 +21,11 @@ from cobra_edge.vision.engines import build_memory, device_buffers, rtx_builder,
 from cobra_edge.vision.engines.cache import EngineCache, EngineKey
 from cobra_edge.vision.engines.layer_summary import Layer, LayerSummary, Tensor, read_layers
 from cobra_edge.vision.engines.rtx_vision import open_engine, refuses, wanted_key
-from cobra_edge.vision.engines.splice import restore_weights, strip_weights
+from cobra_edge.vision.engines.splice import MAGIC, Header, Piece, restore_weights, strip_weights
 from cobra_edge.vision.runtimes import open_vision
 
-from .fake_card import FakeCuda, FakeTensorRT
+from .fake_cuda import FakeCuda
+from .fake_tensorrt_rtx import FakeTensorRT
 
 SIDE, DEPTH = 64, 3
 
@@ -200,6 +201,17 @@ def test_damaged_engines_without_weights_are_refused(graph, tmp_path):
             restore_weights(file, {VISION: graph})
 
 
+def test_an_engine_that_claims_more_memory_than_there_is_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    (tmp_path / VISION).write_bytes(bytes(1_000_000))
+    pieces = tuple(Piece(1_000_000 * i, 1_000_000, VISION, 0) for i in range(60_000))  # the graph again and again
+    text = msgspec.json.encode(Header(60 * 10**9, "0" * 64, pieces))
+    (tmp_path / "stripped").write_bytes(MAGIC + len(text).to_bytes(8, "little") + text)
+    (tmp_path / "meminfo").write_text("MemAvailable: 1000000 kB\n")
+    monkeypatch.setattr(build_memory, "_MEMINFO", tmp_path / "meminfo")
+    with pytest.raises(MachineError, match=r"together takes about 60\.0 GB of memory, 1\.0 GB are available"):
+        restore_weights(tmp_path / "stripped", {VISION: tmp_path / VISION})
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +219,7 @@ def test_damaged_engines_without_weights_are_refused(graph, tmp_path):
     ("precision", "capabilities", "message"),
     [
         ("fp32", ("7.5",), "multiplies no float32 on compute capability 7.5, and fp32 has some; take fp16"),
-        ("bf16", ("8.6", "7.5"), "bf16 needs compute capability 8.0 or later"),
+        ("bf16", ("8.6", "7.5"), "bf16 needs a card of compute capability 8.0 or later, the oldest that is asked for has 7.5"),
         ("fp16", ("9.0", "8.6"), "no engines for compute capability 9.0; it has them for 7.5, 8.0, 8.6"),
         ("fp16", (), "no engines for compute capability none"),
     ],
@@ -446,11 +458,11 @@ def test_an_engine_for_something_else_is_built_again_once(rtx_bundle, cuda, monk
 def test_what_cannot_run_here_is_refused_with_the_reason(rtx_bundle, cuda, monkeypatch, tmp_path):
     fake_rtx(cuda, monkeypatch)
     assert "without an engine of TensorRT for RTX" in refuses(with_manifest(rtx_bundle, engines={}))
-    cuda.capability = "9.0"
+    cuda.change(capability="9.0")
     assert "does not support GeForce Test 3060 (compute capability 9.0)" in refuses(rtx_bundle)
-    cuda.capability = "7.5"
+    cuda.change(capability="7.5")
     assert "no float32 on compute capability 7.5" in refuses(rtx_bundle)
-    cuda.capability = "8.6"
+    cuda.change(capability="8.6")
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemAvailable: 1000 kB\n")
     monkeypatch.setattr(build_memory, "_MEMINFO", meminfo)
@@ -458,7 +470,7 @@ def test_what_cannot_run_here_is_refused_with_the_reason(rtx_bundle, cuda, monke
     assert "building one takes about 0.5 GB" in refuses(with_key(rtx_bundle, onnx_sha256="1" * 64, version="0.9"))
     cuda.driver = 0
     assert refuses(rtx_bundle) == "there is no NVIDIA driver"
-    cuda.driver, cuda.cards = 13000, 0
+    cuda.driver, cuda.card = 13000, ""
     assert "no CUDA-capable device is detected" in refuses(rtx_bundle)
     monkeypatch.setattr(tensorrt_rtx.importlib.util, "find_spec", lambda name: None)
     assert refuses(rtx_bundle) == "tensorrt_rtx is not installed (pip install 'cobra-edge[rtx]')"
@@ -487,6 +499,15 @@ def test_an_engine_that_the_library_will_not_open_is_told_in_its_words(rtx_bundl
     assert cuda.streams == {}
 
 
+def test_an_empty_engine_is_told_in_the_librarys_words(rtx_bundle, cuda, monkeypatch, tmp_path):
+    fake_rtx(cuda, monkeypatch, engines=[])
+    (name,) = rtx_bundle.manifest.engines
+    (tmp_path / "engines").mkdir()
+    (tmp_path / name).touch()
+    with pytest.raises(MachineError, match="the magic tag does not match"):
+        open_engine(Bundle(tmp_path, rtx_bundle.manifest))
+
+
 def test_a_run_that_fails_is_told_in_the_librarys_words(rtx_bundle, cuda, monkeypatch):
     fake = fake_rtx(cuda, monkeypatch)
     vision = open_engine(rtx_bundle)
@@ -497,7 +518,7 @@ def test_a_run_that_fails_is_told_in_the_librarys_words(rtx_bundle, cuda, monkey
 
 def test_a_card_without_room_is_told_and_nothing_is_kept(rtx_bundle, cuda, monkeypatch):
     fake_rtx(cuda, monkeypatch)
-    cuda.memory_bytes = 310_000  # the input fits, the output does not
+    cuda.change(free="310000")  # the input fits, the output does not
     with pytest.raises(MachineError, match=r"allocating 0.1 MB on the card failed: out of memory \(CUDA error 2\)"):
         open_engine(rtx_bundle)
     assert cuda.memory == {} and cuda.streams == {}
@@ -519,7 +540,7 @@ def test_an_engine_with_other_inputs_or_outputs_is_refused(rtx_bundle, cuda, mon
 
 def test_compiled_kernels_are_kept_and_damage_only_costs_time(rtx_bundle, cuda, monkeypatch, caplog):
     pixels = np.zeros((1, 6, 112, 112), np.float32)
-    cuda.name = "GeForce Kept 3060"
+    cuda.change(name="GeForce Kept 3060")
     fake = fake_rtx(cuda, monkeypatch)
     open_engine(rtx_bundle).embed(pixels)
     (file,) = EngineCache().directory.glob("*-geforce-kept-3060.kernels")

@@ -17,7 +17,7 @@ from ..model.config import CobraConfig, projector_kind, vision_backbone
 from ..model.projector import Projector
 from ..model.vision import VisionTower
 from ..precision import PrecisionName
-from ..regress.suite import CALIBRATION, HELDOUT, read_suite
+from ..regress.suite import CALIBRATION, HELDOUT, pictures_of
 from ..terminal import main_of, print_json, stages
 from ..vision.graph.write import write_graph
 from .shapes import shape_named
@@ -52,11 +52,6 @@ def tower(shape: str) -> VisionModel:
         if name.endswith(".gamma"):
             nn.init.ones_(parameter)
     return model
-
-
-def pictures_of(suite: Path) -> list[Path]:
-    """Return every picture of a suite once."""
-    return [suite.parent / name for name in dict.fromkeys(line.image for line in read_suite(suite)) if name is not None]
 
 
 @click.command()

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import MachineError
 from ..image import ImageTransform
+from ..vision.engines.layer_summary import LayerSummary
 from .machine import Finished, measure
 from .spread import spread
 from .tower import config_of, tower
@@ -111,17 +113,14 @@ def _engine(directory: Path, target: str) -> dict[str, Any]:
     found = _answer(
         measure(["cobra_edge.bench.written_graph", "engine", str(directory), target]), f"engine of {directory.name}"
     )
-    (name, key), layers = next(iter(found["keys"].items())), found["layers"]
-    kinds: dict[str, int] = {}
-    for layer in layers["layers"]:
-        kinds[layer["kind"]] = kinds.get(layer["kind"], 0) + 1
+    name, key = next(iter(found["keys"].items()))
     return {
         "version": key["version"],
         "capabilities": key["capabilities"],
         "build_seconds": round(found["seconds"], 1),
         "build_peak_gib": round(found["peak_bytes"] / 2**30, 2),
         "bytes": found["bytes"][name],
-        "kernels": kinds,
+        "kernels": msgspec.convert(found["layers"], LayerSummary).kinds(),
     }
 
 

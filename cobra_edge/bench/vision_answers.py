@@ -17,13 +17,13 @@ from ..decode.backends import open_decoder
 from ..decode.decoder import Decoder
 from ..image import ImageTransform, load_picture
 from ..regress.budget import read_budget
-from ..regress.suite import HELDOUT, read_suite
+from ..regress.suite import HELDOUT, pictures_of, read_suite
 from ..session import Session
 from ..targets import target_named
 from ..vision.graph.emulation import open_emulated
 from .quality import questions_of
 from .questions import Answers, Questions, figures
-from .tower import TRAINED, config_of, pictures_of, tower
+from .tower import TRAINED, config_of, tower
 from .written_graph import facts
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from ..bundle import Drift
 from ..errors import InputError, near_matches
+from ..precision import PrecisionName
 from ..resources import export_data
 from ..targets import read_toml
 
@@ -27,9 +28,9 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits by the decoder's scheme, and what the vision graph's precision may add to them."""
 
     schemes: dict[str, Limits]
-    vision: dict[str, Limits] = {}
+    vision: dict[PrecisionName, Limits] = {}
 
-    def limits_of(self, scheme: str, precision: str | None = None) -> Limits:
+    def limits_of(self, scheme: str, precision: PrecisionName | None = None) -> Limits:
         """Return the limits of a build: of its scheme, and of its vision graph's precision where it has one.
 
         Two small drifts add up at worst, so allowances do: divergences are added, shares of disagreement too, ratios
@@ -40,7 +41,7 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         if scheme not in self.schemes:
             raise InputError(f"the budget has no limits for scheme {scheme!r}{near_matches(scheme, self.schemes)}")
-        decoder, vision = self.schemes[scheme], self.vision.get(precision or "", Limits())
+        decoder, vision = self.schemes[scheme], Limits() if precision is None else self.vision.get(precision, Limits())
         rms = decoder.vision_relative_rms_max
         return Limits(
             kld_mean_max=_both(decoder.kld_mean_max, vision.kld_mean_max, lambda a, b: a + b),

@@ -6,6 +6,7 @@ With them a device can check itself: no torch, no original weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,9 +143,10 @@ def _look_at_all(
     """Return the bundle's own embeddings of each line, and what made them; it is closed again before the decoder works."""
     if bundle.manifest.model.vision is None:
         return [None] * len(lines), None
-    vision, transform = look(bundle), bundle.image()
-    pictures = [line.picture for line in lines]
-    return [None if p is None else vision.embed(transform.pixels(Image.fromarray(p))) for p in pictures], vision.name
+    transform, pictures = bundle.image(), [line.picture for line in lines]
+    with closing(look(bundle)) as vision:
+        seen = [None if p is None else vision.embed(transform.pixels(Image.fromarray(p))) for p in pictures]
+    return seen, vision.name
 
 
 def _vision_distance(lines: list[GoldenLine], seen: list[np.ndarray | None]) -> float | None:

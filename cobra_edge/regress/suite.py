@@ -49,6 +49,11 @@ def read_suite(file: Path) -> list[Line]:
     return lines
 
 
+def pictures_of(suite: Path) -> list[Path]:
+    """Return every picture of a suite once, in order. Raises InputError as `read_suite` does."""
+    return [suite.parent / name for name in dict.fromkeys(line.image for line in read_suite(suite)) if name is not None]
+
+
 def spread(lines: list[Line], wanted: int) -> list[Line]:
     """Return `wanted` lines, as many of each task as of the others, spread evenly over each task's own."""
     wanted, by_task = min(wanted, len(lines)), defaultdict[str, list[Line]](list)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnxruntime
 
 from ..precision import PrecisionName
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,8 @@ def provider_options(provider: Provider, precision: PrecisionName, cache: str) -
         options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": cache}
         types = {"fp16": {"trt_fp16_enable": "1"}, "int8": {"trt_int8_enable": "1"}}
         return options | types.get(precision, {})
+    if provider.name == "CUDAExecutionProvider":
+        return {"use_tf32": "0"}  # it would round the products of a float32 graph to 10 bits
     if provider.name == "NvTensorRTRTXExecutionProvider":
         return {"nv_runtime_cache_path": cache}
     return {}

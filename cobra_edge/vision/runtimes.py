@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ..bundle import VISION, Bundle
-from ..errors import InputError, MachineError, near_matches
+from ..errors import BundleError, InputError, MachineError, near_matches
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,10 @@ class VisionRunner(Protocol):
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
         """Turn what `ImageTransform.pixels` gives into visual embeddings (n_visual_tokens, d_model) float32."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds, on a card too; it sees nothing afterwards."""
         ...
 
 
@@ -85,7 +89,9 @@ def open_vision(bundle: Bundle, device: str = "auto", runtime: str = "auto", thr
         threads: on a CPU; None for one a physical core.
 
     Raises:
-        InputError: an unknown runtime. MachineError: every one that was asked for refuses, each reason is given.
+        InputError: an unknown runtime, or the one that was asked for cannot make an engine of this graph.
+        BundleError: an engine or the graph is not what the bundle says.
+        MachineError: every one that was asked for refuses, each reason is given.
     """
     if runtime not in RUNTIME_NAMES:
         raise InputError(f"unknown vision runtime {runtime!r}{near_matches(runtime, RUNTIME_NAMES)}")
@@ -93,18 +99,19 @@ def open_vision(bundle: Bundle, device: str = "auto", runtime: str = "auto", thr
     for row in RUNTIMES:
         if runtime not in ("auto", row.name):
             continue
-        reason = f"does not run on {device!r}" if device not in ("auto", *row.devices) else row.refuses(bundle)
-        if reason is None:
-            try:
-                opened = row.open(bundle, device, threads)
-            except MachineError as error:  # an engine that this card or driver will not take; the next runtime may do
-                if runtime != "auto" or row is RUNTIMES[-1]:
-                    raise
-                reason = str(error)
-            else:
-                for refused in reasons:
-                    log.info("vision: not %s", refused)
-                log.info("vision: %s", opened.name)
-                return opened
+        try:
+            reason = f"does not run on {device!r}" if device not in ("auto", *row.devices) else row.refuses(bundle)
+            opened = row.open(bundle, device, threads) if reason is None else None
+        except BundleError:
+            raise
+        except (MachineError, InputError) as error:  # a card, a driver or a builder that will not; the next runtime may do
+            if runtime != "auto" or row is RUNTIMES[-1]:
+                raise
+            opened, reason = None, str(error)
+        if opened is not None:
+            for refused in reasons:
+                log.info("vision: not %s", refused)
+            log.info("vision: %s", opened.name)
+            return opened
         reasons.append(f"{row.name}: {reason}")
     raise MachineError(f"nothing here runs this bundle's vision on {device!r} ({'; '.join(reasons)})")

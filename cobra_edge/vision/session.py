@@ -104,6 +104,10 @@ class VisionSession:
         self._binding.synchronize_outputs()
         return self._embeddings[0].copy()
 
+    def close(self) -> None:
+        """Give its memory back."""
+        self._binding = self._session = None
+
 
 def _first_that_opens(file: Path, threads: int | None, device: str, precision: PrecisionName) -> tuple[Any, Provider]:
     candidates, reasons = eligible(device)

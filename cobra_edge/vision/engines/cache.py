@@ -6,16 +6,38 @@ these are what they were; anything else builds it again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import filelock
 import msgspec
 import platformdirs
+
+from ...errors import InputError, MachineError
+from ...precision import PrecisionName
+from ...verified import first_changed
+
+# What may become part of a file's name, and is shown: keys are read from files that others wrote.
+_FORMS = {
+    "version": re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,31}"),
+    "capabilities": re.compile(r"\d{1,2}\.\d"),
+    "onnx_sha256": re.compile(r"[0-9a-f]{64}"),
+}
+_CAPABILITIES_MOST, _CARD_LETTERS_MOST = 32, 300
+# What writing into the cache meets; any other OSError is about something else, and says so itself.
+_WRITE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ENOTDIR, errno.EEXIST),
+)
+RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
 
 
 class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,13 +53,28 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         card: name and size of the one card it was timed on; empty where it is as good on any card of its capabilities.
     """
 
-    runtime: str
+    runtime: RuntimeName
     version: str
     capabilities: tuple[str, ...]
-    precision: str
+    precision: PrecisionName
     onnx_sha256: str
     stripped: bool = False
     card: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a field that is no such thing."""
+        named = [
+            ("version", self.version),
+            *(("capabilities", c) for c in self.capabilities),
+            ("onnx_sha256", self.onnx_sha256),
+        ]
+        odd = [f"{name} {value[:80]!r}" for name, value in named if not _FORMS[name].fullmatch(value)]
+        if odd:
+            raise InputError(f"engine key: {odd[0]} is no such thing; export or build it again")
+        if not 1 <= len(self.capabilities) <= _CAPABILITIES_MOST or len(self.card) > _CARD_LETTERS_MOST:
+            raise InputError(
+                f"engine key: {len(self.capabilities)} capabilities for a card of {len(self.card)} letters; build it again"
+            )
 
     @property
     def stem(self) -> str:
@@ -76,14 +113,15 @@ class EngineCache:
         return self.directory / f"{key.stem}.json"
 
     def read(self, key: EngineKey) -> bytes | None:
-        """Return a whole engine of exactly this key, or None where there is none."""
+        """Return a whole engine of exactly this key, or None where there is none; one is hashed once (`verified`)."""
         try:
             record = msgspec.json.decode(self.record(key).read_bytes(), type=EngineRecord)
-            data = self.engine(key).read_bytes()
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            file = self.engine(key)
+            if record.key != key or file.stat().st_size != record.bytes or first_changed([(file, record.sha256)]) is not None:
+                return None
+            return file.read_bytes()
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, InputError):
             return None
-        whole = record.key == key and len(data) == record.bytes and hashlib.sha256(data).hexdigest() == record.sha256
-        return data if whole else None
 
     def has(self, key: EngineKey) -> bool:
         """Return whether an engine of this key was published; only `read` looks whether it is whole."""
@@ -97,9 +135,9 @@ class EngineCache:
         return self.engine(key)
 
     def replace(self, file: Path, data: bytes | memoryview) -> None:
-        """Write a file of the cache in one step."""
+        """Write a file of the cache in one step. Raises OSError as the file system does."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        descriptor, draft = tempfile.mkstemp(dir=self.directory, prefix=".partial-")
+        descriptor, draft = tempfile.mkstemp(dir=self.directory, prefix=f".partial-{file.name}-")
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(data)
@@ -117,15 +155,38 @@ class EngineCache:
         Args:
             key: of the engine.
             waiting: called once where another process holds the lock; look again for the engine after that.
+
+        Raises:
+            MachineError: the directory cannot be written, or what is done in it under the lock meets a full disk or the like.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.directory / f"{key.stem}.lock")
         try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            waiting()
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.directory / f"{key.stem}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                waiting()
+                lock.acquire()
+            try:
+                yield
+            finally:
+                lock.release()
+        except OSError as error:
+            if error.errno not in _WRITE_ERRORS:
+                raise
+            raise MachineError(
+                f"{self.directory}: no engine can be kept there ({error.strerror or error}); free some space, mend its rights, "
+                "or set XDG_CACHE_HOME to another directory"
+            ) from error
+
+    @contextmanager
+    def building(self, key: EngineKey) -> Iterator[Path]:
+        """Give a hidden directory to build an engine in, gone at the end; only for who holds the key's lock.
+
+        What builders of this key left that were killed goes first.
+        """
+        for kind in ("building", "partial"):
+            for left in self.directory.glob(f".{kind}-{key.stem}*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        with tempfile.TemporaryDirectory(dir=self.directory, prefix=f".building-{key.stem}-") as scratch:
+            yield Path(scratch)

@@ -13,6 +13,9 @@ import numpy as np
 
 from ...errors import MachineError
 
+# Of the CUDA that the driver knows.
+_INSTALL = "pip install 'cobra-edge[rtx]'; on a Jetson [jetpack6] or [jetpack7]"
+
 
 @dataclass(frozen=True)
 class Card:
@@ -33,15 +36,17 @@ def _cuda() -> Any:
 def why_no_cuda() -> str | None:
     """Return why no CUDA card can be used, or None where one can."""
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
-        return "cuda-bindings is not installed (pip install cuda-bindings)"
-    cuda = _cuda()
+        return f"cuda-bindings is not installed ({_INSTALL})"
     try:
+        cuda = _cuda()
         if not checked(cuda.cudaDriverGetVersion(), "asking for the driver"):
             return "there is no NVIDIA driver"
         if not checked(cuda.cudaGetDeviceCount(), "looking for a card"):
             return "there is no CUDA card"
     except MachineError as error:
         return str(error)
+    except (ImportError, OSError, RuntimeError) as error:  # its own libraries, or what it looks up in the driver's
+        return f"cuda-bindings cannot be used ({error}); install it again: {_INSTALL}"
     return None
 
 

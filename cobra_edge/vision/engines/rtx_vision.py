@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import mmap
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +42,7 @@ def refuses(bundle: Bundle) -> str | None:
             f"it supports {', '.join(supported_capabilities())}"
         )
     engine, key = _fitting(bundle, card), wanted_key(bundle, card)
-    if isinstance(engine, str) and EngineCache().read(key) is None:
+    if isinstance(engine, str) and not EngineCache().has(key):
         short = why_no_precision(key.precision, key.capabilities) or why_too_little_memory(bundle.path(VISION))
         if short is not None:
             return f"{engine}; {short}"
@@ -75,7 +74,8 @@ def open_engine(bundle: Bundle) -> RtxVision:
     """Open the bundle's engine, or one of the user's cache, which is built where there is none yet; why is logged.
 
     Raises:
-        MachineError: the engine cannot be opened on the card, or memory is lacking.
+        MachineError: the engine cannot be opened on the card, or memory or disk is lacking.
+        BundleError: the bundle's engine is not what the manifest says.
         InputError: none can be built.
     """
     card = first_card()
@@ -89,13 +89,12 @@ def open_engine(bundle: Bundle) -> RtxVision:
             return RtxVision(mapped, key, bundle, card)
     log.warning("vision: %s; another is taken from the cache, or built once", fitting)
     key, cache = wanted_key(bundle, card), EngineCache()
-    with cache.locked(key):
+    with cache.locked(key, lambda: log.warning("vision: another process builds this engine; waiting for it")):
         data = cache.read(key)
         if data is None:
-            with tempfile.TemporaryDirectory(dir=cache.directory, prefix=".building-") as scratch:
-                draft = Path(scratch) / "engine"
-                build_engine(bundle.path(VISION), draft, key.precision, key.capabilities, key.onnx_sha256)
-                data = draft.read_bytes()
+            with cache.building(key) as scratch:
+                build_engine(bundle.path(VISION), scratch / "engine", key.precision, key.capabilities, key.onnx_sha256)
+                data = (scratch / "engine").read_bytes()
             cache.publish(key, data)
     return RtxVision(data, key, bundle, card)
 
@@ -115,7 +114,10 @@ def _fitting(bundle: Bundle, card: Card) -> tuple[str, EngineKey] | str:
 
 @contextmanager
 def _mapped(file: Path) -> Iterator[memoryview]:
-    """Give a file's bytes without reading them first."""
+    """Give a file's bytes without reading them first; an empty file cannot be mapped."""
+    if not file.stat().st_size:
+        yield memoryview(b"")
+        return
     with (
         file.open("rb") as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from ...errors import BundleError
+from .build_memory import require_memory
 
 MAGIC = b"cobra-edge engine without weights 1\n"
 _HEADER_LIMIT_BYTES = 4 << 20
@@ -71,11 +72,13 @@ def restore_weights(stripped: Path, graph_files: dict[str, Path]) -> bytearray:
 
     Raises:
         BundleError: not such a file, damaged, or the graph's files are not those it was made with.
+        MachineError: memory for it is lacking.
     """
     data = _mapped(stripped)
     header, start = _header(stripped, data)
     sources = {name: _mapped(file) for name, file in graph_files.items()}
     _check_pieces(stripped, header, sources, len(data) - start)
+    require_memory(header.bytes, "putting the engine and its weights together")
     whole = bytearray(header.bytes)
     goal = np.frombuffer(whole, np.uint8)
     for piece in header.pieces:

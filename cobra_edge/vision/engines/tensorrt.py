@@ -11,15 +11,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+from contextlib import ExitStack, closing
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from ...bundle import Bundle
 from ...errors import MachineError
-from ...precision import precision_named
-from ...targets import Target, targets, why_not_precision
+from ...precision import precision_named, why_no_card_of
 from ..session import INPUT, OUTPUT
 from .build_memory import available_bytes
 from .cache import EngineCache, EngineKey, onnx_digest
@@ -43,7 +42,7 @@ def why_no_tensorrt() -> str | None:
         return f"TensorRT is not installed; {HOW_TO_GET}"
     try:
         version = str(tensorrt().__version__)
-    except (ImportError, OSError, AttributeError) as error:
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
         return f"TensorRT is installed but cannot be loaded ({error}); {HOW_TO_GET}"
     parts = re.match(r"(\d+)\.(\d+)", version)
     if parts is None or (int(parts[1]), int(parts[2])) < VERSION_MIN:
@@ -80,10 +79,7 @@ def refuses(bundle: Bundle, cache: EngineCache | None = None) -> str | None:
     if reason is not None:
         return reason
     card = first_card()
-    here: Target = msgspec.structs.replace(
-        targets()["jetson-orin-nano"], title=card.name, compute_capability=card.capability, vision_runtime="tensorrt"
-    )
-    reason = why_not_precision(here, precision_named(bundle.vision_graph.precision))
+    reason = why_no_card_of(card.capability, precision_named(bundle.vision_graph.precision), card.name)
     if reason is not None or (cache or EngineCache()).has(engine_key(bundle, card)):
         return reason
     return why_too_little_memory(bundle, card)
@@ -162,12 +158,16 @@ class TensorRTRunner:
         if self._context is None:
             raise MachineError(f"TensorRT has no memory to run the engine{self._last_words()}; close other programs")
         kinds = {trt.DataType.FLOAT: np.float32, trt.DataType.UINT8: np.uint8}
-        self._stream, self._buffers = Stream(), {}
-        for name in (INPUT, OUTPUT):
-            kind = kinds[self._engine.get_tensor_dtype(name)]
-            self._buffers[name] = DeviceBuffer(tuple(self._engine.get_tensor_shape(name)), kind)
-            if not self._context.set_tensor_address(name, self._buffers[name].address):
-                raise MachineError(f"TensorRT does not take the memory for {name}{self._last_words()}")
+        self._buffers: dict[str, DeviceBuffer] = {}
+        with ExitStack() as opened:
+            self._stream = opened.enter_context(closing(Stream()))
+            for name in (INPUT, OUTPUT):
+                kind = kinds[self._engine.get_tensor_dtype(name)]
+                buffer = DeviceBuffer(tuple(self._engine.get_tensor_shape(name)), kind)
+                self._buffers[name] = opened.enter_context(closing(buffer))
+                if not self._context.set_tensor_address(name, buffer.address):
+                    raise MachineError(f"TensorRT does not take the memory for {name}{self._last_words()}")
+            self._buffers_and_stream = opened.pop_all()
 
     def _check(self, bundle: Bundle) -> None:
         trt, config = tensorrt(), bundle.manifest.model
@@ -194,11 +194,9 @@ class TensorRTRunner:
         return embeddings[0]
 
     def close(self) -> None:
-        """Give the card's memory back; again is nothing."""
-        for buffer in self._buffers.values():
-            buffer.close()
-        self._stream.close()
+        """Give the card's memory back, the engine's before what it uses; again is nothing."""
         self._context = self._engine = self._runtime = None
+        self._buffers_and_stream.close()
 
     def _last_words(self) -> str:
         return f" ({self._logger.heard[-1]})" if self._logger.heard else ""

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -142,11 +141,8 @@ def _build(
         f"the engine is kept in {cache.directory}"
     )
     began, workspace = time.monotonic(), workspace_bytes(bundle, free_bytes(card))
-    prefix = f".building-{key.stem}-"
-    for left in cache.directory.glob(f"{prefix}*"):  # by a process that was killed: the lock is ours now
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=cache.directory, prefix=prefix) as directory:
-        job = Job(str(bundle.path(VISION).resolve()), str(Path(directory).resolve()), workspace)
+    with cache.building(key) as directory:
+        job = Job(str(bundle.path(VISION).resolve()), str(directory.resolve()), workspace)
         timings = _timing_file(cache, key)
         job.timing.write_bytes(_read_timings(timings))
         with stages() as show:

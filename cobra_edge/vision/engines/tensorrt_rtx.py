@@ -18,18 +18,18 @@ from pathlib import Path
 
 import msgspec
 
+from ...bundle import VISION
 from ...errors import InputError, MachineError
-from ...precision import precision_named
-from ...targets import Target, why_not_precision
+from ...precision import PrecisionName, capability_number, precision_named, why_no_card_of
+from ...targets import Target
 from .build_memory import available_bytes, require_memory
-from .cache import EngineKey, onnx_digest
+from .cache import EngineKey, RuntimeName, onnx_digest
 from .layer_summary import LayerSummary
 from .rtx_builder import Event, Failed, Finished, Job, Progressed
 from .splice import strip_weights as splice_out
 
-RUNTIME = "tensorrt-rtx"
+RUNTIME: RuntimeName = "tensorrt-rtx"
 INSTALL = "pip install 'cobra-edge[rtx]'"
-GRAPH = "vision.onnx"
 ENGINES = "engines"
 _TURING = "7.5"
 # Measured with the 2.95 GB of a full-size float32 tower, kept beside the graph: the builder took 3.5 GB that were not pages of
@@ -102,7 +102,7 @@ def capabilities_of(target: Target) -> tuple[str, ...]:
 def build_engine(
     graph: Path,
     file: Path,
-    precision: str,
+    precision: PrecisionName,
     capabilities: Sequence[str],
     onnx_sha256: str,
     *,
@@ -130,7 +130,9 @@ def build_engine(
     if refused is not None:
         raise InputError(refused)
     require_memory(_needed_bytes(graph), f"building an engine of {graph.name}")
-    key = EngineKey(RUNTIME, library_version(), tuple(sorted(capabilities, key=_order)), precision, onnx_sha256, strip_weights)
+    key = EngineKey(
+        RUNTIME, library_version(), tuple(sorted(capabilities, key=capability_number)), precision, onnx_sha256, strip_weights
+    )
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".building-") as scratch:
         draft = Path(scratch) / "engine"
         finished = _run_builder(graph, draft, key, on_progress or (lambda phase, done, total: None))
@@ -144,7 +146,7 @@ def build_engine(
 def add_engine(
     stage: Path,
     graph_files: dict[str, str],
-    precision: str,
+    precision: PrecisionName,
     target: Target,
     *,
     strip_weights: bool = False,
@@ -166,14 +168,11 @@ def add_engine(
         InputError, MachineError: as build_engine does, or the target's card cannot multiply in this precision.
     """
     require_tensorrt_rtx()
-    refused = why_not_precision(target, precision_named(precision))
-    if refused is not None:
-        raise InputError(refused)
     directory = stage / ENGINES
     directory.mkdir(exist_ok=True)
     draft = directory / ".engine"
     built = build_engine(
-        stage / GRAPH,
+        stage / VISION,
         draft,
         precision,
         capabilities_of(target),
@@ -209,18 +208,13 @@ def _require_supported(capabilities: Sequence[str]) -> None:
 
 def why_no_precision(precision: str, capabilities: Sequence[str]) -> str | None:
     """Return why the library has no engines in a precision for these cards; the oldest of them decides."""
-    oldest = min(capabilities, key=_order)
-    needed = precision_named(precision).capability_min
-    if needed is not None and _order(oldest) < needed:
-        return f"{precision} needs compute capability {needed[0]}.{needed[1]} or later, {oldest} is asked for; take fp16"
+    oldest = min(capabilities, key=capability_number)
+    reason = why_no_card_of(oldest, precision_named(precision), "the oldest that is asked for")
+    if reason is not None:
+        return reason
     if oldest == _TURING and precision != "fp16":
         return f"TensorRT for RTX multiplies no float32 on compute capability {_TURING}, and {precision} has some; take fp16"
     return None
-
-
-def _order(capability: str) -> tuple[int, int]:
-    major, _, minor = capability.partition(".")
-    return int(major), int(minor)
 
 
 def _graph_bytes(graph: Path) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class _Attention(nn.Module):
 
     def __init__(self, attention: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        self.heads, self.width = attention.num_heads, attention.attn_dim
+        self.heads, self.width = attention.num_heads, attention.proj.in_features
         with torch.no_grad():
             attention.qkv.weight[: self.width] *= attention.scale
             if attention.qkv.bias is not None:
@@ -86,9 +86,12 @@ def make_exportable(model: VisionModel, precision: PrecisionName) -> None:
 
 
 def _is_plain(attention: Any) -> bool:
-    """Whether attention does nothing but project, mix and project; one with norms or a gate keeps its own form and type."""
-    between = (attention.q_norm, attention.k_norm, attention.norm)
-    return all(isinstance(m, nn.Identity) for m in between) and attention.gate is None
+    """Whether attention does nothing but project, mix and project; one with norms or a gate keeps its own form and type.
+
+    Not every version of timm has all of them.
+    """
+    between = (getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm", "gate"))
+    return all(m is None or isinstance(m, nn.Identity) for m in between)
 
 
 @torch.no_grad()

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from ...errors import InputError
+from ..session import INPUT, OUTPUT, open_on_cpu
 from .onnx_export import EXTERNAL_DATA_ABOVE_BYTES
 from .parity import relative_rms
 from .products import Measured, Product, measured, products_of
@@ -163,13 +163,10 @@ def _write(model: onnx.ModelProto, out: Path) -> None:
 
 def _distance(file: Path, pixels: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
     """Return the largest relative RMS over up to _CHECKED pictures, spread evenly."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    session = open_on_cpu(file)
     chosen = range(0, len(pixels), -(-len(pixels) // _CHECKED))
     worst = 0.0
     for i in chosen:
-        output: Any = session.run(None, {name: pixels[i]})[0]
+        output: Any = session.run([OUTPUT], {INPUT: pixels[i]})[0]
         worst = max(worst, relative_rms(output, outputs[i]))
     return worst

@@ -85,7 +85,7 @@ def _sites(model: VisionModel) -> Iterator[_Site]:
         attention, width = part.attn, part.attn.proj.in_features
         yield _Site(f"{name}.attn.qkv", attention.qkv, (part.norm1.weight, part.norm1.bias))
         values = tuple(p for p in (attention.qkv.weight, attention.qkv.bias) if p is not None)
-        if isinstance(attention.norm, nn.Identity):
+        if isinstance(getattr(attention, "norm", None), nn.Identity | None):  # not every version of timm has one
             yield _Site(f"{name}.attn.proj", attention.proj, values, 2 * width)
         yield _Site(f"{name}.mlp.fc1", part.mlp.fc1, (part.norm2.weight, part.norm2.bias))
 

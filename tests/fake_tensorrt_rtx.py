@@ -1,87 +1,25 @@
-"""A card that is not there: CUDA's runtime and TensorRT for RTX's, as far as this package calls them.
+"""A fake of TensorRT for RTX's run time, as far as this package calls it, over a card that is not there (fake_cuda).
 
-Not a model of their speed or numbers: it holds callers to the order of calls. Work that is put on a stream is done when the
+Not a model of its speed or numbers: it holds callers to the order of calls. Work that is put on a stream is done when the
 stream is synchronised and not before; memory that was given back, or an input or output without an address, fails.
 An engine runs as `FakeTensorRT.function`, and is opened when its bytes are among `FakeTensorRT.engines`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import tensorrt_rtx
+import pytest
 
+from .fake_cuda import FakeCuda
 
-class FakeCuda:
-    """cuda.bindings.runtime. Addresses are those of real arrays, poisoned with NaN."""
-
-    class cudaMemcpyKind(IntEnum):
-        cudaMemcpyHostToDevice = 1
-        cudaMemcpyDeviceToHost = 2
-
-    def __init__(self, capability: str = "8.6", name: str = "GeForce Test 3060", memory_bytes: int = 1 << 30) -> None:
-        self.capability, self.name, self.memory_bytes, self.driver, self.cards = capability, name, memory_bytes, 13000, 1
-        self.memory: dict[int, np.ndarray] = {}
-        self.streams: dict[int, list[Callable[[], None]]] = {}
-
-    def cudaDriverGetVersion(self):
-        return 0, self.driver
-
-    def cudaGetDeviceCount(self):
-        return (0, self.cards) if self.cards else (100, None)
-
-    def cudaGetErrorString(self, error):
-        return 0, {2: b"out of memory", 100: b"no CUDA-capable device is detected"}.get(int(error), b"invalid argument")
-
-    def cudaGetDeviceProperties(self, _device):
-        major, minor = map(int, self.capability.split("."))
-        return 0, SimpleNamespace(name=self.name.encode(), major=major, minor=minor)
-
-    def cudaMemGetInfo(self):
-        return 0, self.memory_bytes - self._used(), self.memory_bytes
-
-    def cudaMalloc(self, size):
-        if self._used() + size > self.memory_bytes:
-            return 2, None
-        array = np.full(size, 0xFF, np.uint8)  # NaN as float32
-        self.memory[array.ctypes.data] = array
-        return 0, array.ctypes.data
-
-    def cudaFree(self, address):
-        return (0,) if self.memory.pop(address, None) is not None else (1,)
-
-    def cudaStreamCreate(self):
-        self.streams[handle := 1 + max(self.streams, default=0)] = []
-        return 0, handle
-
-    def cudaStreamDestroy(self, handle):
-        return (0,) if self.streams.pop(handle, None) is not None else (1,)
-
-    def cudaStreamSynchronize(self, handle):
-        if handle not in self.streams:
-            return (1,)
-        work, self.streams[handle] = self.streams[handle], []
-        for do in work:
-            do()
-        return (0,)
-
-    def cudaMemcpyAsync(self, to, source, size, kind, stream):
-        device = to if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else source
-        if device not in self.memory or size > len(self.memory[device]) or stream not in self.streams:
-            return (1,)
-        self.streams[stream].append(lambda: ctypes.memmove(to, source, size) and None)
-        return (0,)
-
-    def _used(self) -> int:
-        return sum(a.nbytes for a in self.memory.values())
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs pip install 'cobra-edge[rtx]'")
 
 
 @dataclass
