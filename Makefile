@@ -41,8 +41,9 @@ lint: $(VENV)/dev
 	$(BIN)/clang-format --dry-run --Werror $(RUNTIME) calibration/mixer.cpp
 	$(BIN)/mypy
 
+# A process for each core, each of one thread: twice as fast as one process whose libraries take all cores.
 check: $(VENV)/dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 test: lint check
 

@@ -54,13 +54,28 @@ def test_safetensors_is_the_same(run_directory, tmp_path):
     assert all(torch.equal(v, opened.decoder[k]) for k, v in pickled.decoder.items())
 
 
-@pytest.mark.parametrize("kind", ["linear", "gelu-mlp", "fused-gelu-mlp", "fused-ldpnet"])
-def test_every_projector_opens(run_directory, tmp_path, kind):
-    run_directory.config["model"]["arch_specifier"] = kind
-    run_directory.projector = random_tensors(projector_shapes(kind, 256, 256))
+@pytest.mark.parametrize(
+    ("kind", "backbone", "width", "n_visual_tokens"),
+    [
+        ("linear", "dinosiglip-vit-mini-112px", 256, 64),
+        ("gelu-mlp", "dinosiglip-vit-mini-112px", 256, 64),
+        ("fused-gelu-mlp", "dinosiglip-vit-mini-112px", 256, 64),
+        ("fused-ldpnet", "siglip-vit-so400m-384px", 1152, 196),
+    ],
+)
+def test_every_projector_opens(run_directory, tmp_path, kind, backbone, width, n_visual_tokens):
+    run_directory.config["model"] |= {"arch_specifier": kind, "vision_backbone_id": backbone}
+    run_directory.projector = random_tensors(projector_shapes(kind, width, 256))
     opened = open_checkpoint(str(run_directory.write(tmp_path / "run")))
     assert opened.config.projector == kind
-    assert opened.config.n_visual_tokens == (196 if kind == "fused-ldpnet" else 64)
+    assert opened.config.n_visual_tokens == n_visual_tokens
+
+
+def test_a_tower_with_too_few_patches_for_its_projector_is_refused(run_directory, tmp_path):
+    run_directory.config["model"]["arch_specifier"] = "no-align+fused-ldpnet"
+    run_directory.projector = random_tensors(projector_shapes("fused-ldpnet", 256, 256))
+    with pytest.raises(InputError, match=r"pools patches to a grid of 14 × 14, dinosiglip-vit-mini-112px gives 8 × 8"):
+        open_checkpoint(str(run_directory.write(tmp_path / "run")))
 
 
 def test_bare_mamba_in_both_layouts(text_only, tmp_path):

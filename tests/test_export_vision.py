@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from cobra_edge import assemble_vision
 from cobra_edge.bundle import MANIFEST, VISION, Bundle, file_entries
 from cobra_edge.cli import command as whole
 from cobra_edge.errors import BundleError
@@ -113,6 +115,14 @@ def test_int8_wants_pictures(export, tmp_path):
     code, _, err = export("--vision-precision", "int8", "--calibration", str(suite), target="cpu")
     assert code == 2 and "calibrated on pictures, the suite has none" in " ".join(err.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 129, 1000])
+def test_int8_takes_some_pictures_of_a_large_suite(n):
+    files = [Path(f"{i}.png") for i in range(n)]
+    taken = assemble_vision._spread(files)
+    assert taken == sorted(set(taken), key=files.index) and min(n, 32) <= len(taken) <= 64
+    assert taken[0] == files[0] and files.index(taken[-1]) >= 0.9 * (n - 1)
 
 
 def test_a_runtime_that_is_not_here_is_refused_with_the_reason(mini_bundle, capfd):
