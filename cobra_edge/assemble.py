@@ -23,15 +23,9 @@ from .bundle import (
     GOLDEN,
     MANIFEST,
     PROMPT,
-    SCHEMA_VERSION,
     TOKENIZER,
     VISION,
     Bundle,
-    Drift,
-    Manifest,
-    PromptFile,
-    Source,
-    VisionGraph,
     check_goal,
     file_entries,
     staged_directory,
@@ -39,6 +33,7 @@ from .bundle import (
 from .calibrated import find_mix, hashed, statistics_for
 from .errors import DriftError, InputError, MachineError, near_matches
 from .image import load_picture
+from .manifest import SCHEMA_VERSION, Drift, Manifest, PromptFile, Source, VisionGraph
 from .memory import plan_memory
 from .model_card import model_card
 from .precision import InputForm

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .bundle import IMAGE, VISION, VisionGraph, file_sha256
+from .bundle import IMAGE, VISION, file_sha256
 from .errors import InputError, MachineError, near_matches
+from .manifest import VisionGraph
 from .precision import InputForm, PrecisionName, precision_named
 from .regress.suite import pictures_of
 from .targets import Target, why_not_precision

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .bundle import Manifest, MemoryPlan
 from .errors import InputError, MachineError
+from .manifest import Manifest, MemoryPlan
 from .model.config import CobraConfig, projector_shapes
 from .precision import PrecisionName, precision_named
 from .recipe import Recipe, stored_tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .bundle import Manifest
+from .manifest import Manifest
 from .tables import drift_rows, megabytes, rotation_words
 from .targets import Target
 

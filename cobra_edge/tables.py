@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from .bundle import DECODER, Drift, Manifest
+from .bundle import DECODER
+from .manifest import Drift, Manifest
 from .recipe import OUT_PROJ, RESIDUAL, Recipe
 from .regress.budget import Verdict
 from .targets import Target

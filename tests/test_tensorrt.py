@@ -20,8 +20,9 @@ import onnx
 import pytest
 
 from cobra_edge import build
-from cobra_edge.bundle import MANIFEST, VISION, Bundle, VisionGraph, file_entries
+from cobra_edge.bundle import MANIFEST, VISION, Bundle, file_entries
 from cobra_edge.errors import BundleError, MachineError
+from cobra_edge.manifest import VisionGraph
 from cobra_edge.terminal import run_command, stages
 from cobra_edge.vision import runtimes
 from cobra_edge.vision.engines import tensorrt, tensorrt_build, tensorrt_job

@@ -14,8 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cobra_edge.bundle import VISION, Bundle, Manifest, VisionGraph, file_entries
+from cobra_edge.bundle import VISION, Bundle, file_entries
 from cobra_edge.errors import BundleError, InputError, MachineError
+from cobra_edge.manifest import Manifest, VisionGraph
 from cobra_edge.targets import target_named
 from cobra_edge.vision.engines import build_memory, device_buffers, rtx_builder, tensorrt_rtx
 from cobra_edge.vision.engines.cache import EngineCache, EngineKey

@@ -9,22 +9,9 @@ import msgspec
 import numpy as np
 from rich.progress import Progress
 
-from ..bundle import (
-    CARD,
-    DECODER,
-    GOLDEN,
-    MANIFEST,
-    PROMPT,
-    SCHEMA_VERSION,
-    TOKENIZER,
-    Bundle,
-    Manifest,
-    PromptFile,
-    Source,
-    file_entries,
-    staged_directory,
-)
+from ..bundle import CARD, DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_entries, staged_directory
 from ..errors import BundleError
+from ..manifest import SCHEMA_VERSION, Manifest, PromptFile, Source
 from ..memory import decoder_bytes, plan_memory
 from ..model.config import CobraConfig, MambaConfig, decoder_shapes
 from ..recipe import StoredTensor, quantized_scheme, stored_tensors, uniform_recipe

@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from ..bundle import VISION, VisionGraph, file_sha256
+from ..bundle import VISION, file_sha256
 from ..errors import MachineError
 from ..image import ImageTransform
+from ..manifest import VisionGraph
 from ..model.config import CobraConfig
 from ..targets import target_named
 from ..terminal import main_of, print_json, stages

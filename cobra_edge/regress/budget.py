@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from ..bundle import Drift
 from ..errors import InputError, near_matches
+from ..manifest import Drift
 from ..precision import PrecisionName
 from ..resources import export_data
 from ..targets import read_toml

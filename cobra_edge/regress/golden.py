@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..bundle import GOLDEN, Bundle, Drift
+from ..bundle import GOLDEN, Bundle
 from ..decode.decoder import Decoder
 from ..errors import BundleError
+from ..manifest import Drift
 from ..model.config import CobraConfig
 from ..recipe import StoredTensor
 from ..tensor_file import TensorFileWriter, read_tensors

@@ -13,7 +13,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from ...bundle import VISION, VisionGraph
+from ...bundle import VISION
+from ...manifest import VisionGraph
 from ...model.config import CobraConfig
 from ..session import VisionSession
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...bundle import VISION, VisionGraph
+from ...bundle import VISION
 from ...errors import InputError
 from ...image import ImageTransform, load_picture
+from ...manifest import VisionGraph
 from ...model.cobra import VisionModel
 from ...model.config import CobraConfig
 from ...precision import InputForm, PrecisionName
