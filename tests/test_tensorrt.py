@@ -401,7 +401,7 @@ def refused(path: Path, capsys: pytest.CaptureFixture[str], code: int) -> str:
 
 def test_no_tensorrt(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (device.folder / "tensorrt.py").unlink()
-    device.patch.delitem(sys.modules, "tensorrt", raising=False)
+    sys.modules.pop("tensorrt", None)
     said = refused(path, capsys, 3)
     assert "not installed" in said and "nvidia-jetpack" in said and "--system-site-packages" in said
     with pytest.raises(MachineError, match="TensorRT is not installed"):
