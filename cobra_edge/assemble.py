@@ -63,7 +63,6 @@ class Exported:
     directory: Path
     manifest: Manifest
     kept_float: dict[str, str]
-    vision: VisionGraph | None
     verdicts: list[Verdict]
     mix: Mix | None = None
 
@@ -175,7 +174,7 @@ def export_bundle(
             del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need room
             drift = _measure(Bundle(stage, draft), len(lines), bar)
         manifest = _seal(stage, draft, drift, target)
-    return Exported(directory, manifest, kept, graph, judge(drift, limits), mix)
+    return Exported(directory, manifest, kept, judge(drift, limits), mix)
 
 
 def check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: float | None) -> None:

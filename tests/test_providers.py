@@ -106,11 +106,13 @@ def test_a_card_that_was_asked_for_and_is_not_there_is_an_error(bundle, built_in
         open_vision(bundle, "cuda", "onnxruntime")
 
 
-def test_a_broken_graph_is_the_bundles_fault_and_not_the_machines(bundle, built_in, tmp_path):
-    built_in()
+@pytest.mark.parametrize("cards", [(), (CUDA,)])
+def test_a_broken_graph_is_the_bundles_fault_and_not_the_machines(bundle, built_in, on_card, tmp_path, cards):
+    built_in(*cards)
+    on_card()
     (tmp_path / "vision.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match="onnxruntime cannot open it"):
-        VisionSession(tmp_path / "vision.onnx", bundle.manifest.model, "uint8")
+        VisionSession(tmp_path / "vision.onnx", bundle.manifest.model, "uint8", device="auto")
 
 
 def test_engines_that_onnxruntime_builds_are_kept_and_take_the_graphs_types():

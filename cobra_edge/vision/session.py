@@ -111,7 +111,6 @@ class VisionSession:
 
 def _first_that_opens(file: Path, threads: int | None, device: str, precision: PrecisionName) -> tuple[Any, Provider]:
     candidates, reasons = eligible(device)
-    broken: Exception | None = None
     for provider in candidates:
         if provider is _CPU and precision == "bf16":
             reasons.append("CPU: onnxruntime multiplies no bfloat16 there; export with --vision-precision fp16")
@@ -119,7 +118,8 @@ def _first_that_opens(file: Path, threads: int | None, device: str, precision: P
         try:
             session = _open(file, provider, precision, threads)
         except Exception as error:  # as above
-            broken = error
+            if provider is _CPU:  # which takes every graph of ours
+                raise BundleError(f"{file}: onnxruntime cannot open it ({error})") from error
             reasons.append(f"{provider.title}: {error}")
             continue
         if session.get_providers()[0] != provider.name:
@@ -128,6 +128,4 @@ def _first_that_opens(file: Path, threads: int | None, device: str, precision: P
         for reason in reasons:
             log.info("vision: not on %s", reason)
         return session, provider
-    if broken is not None and [p.name for p in candidates] == [_CPU.name]:
-        raise BundleError(f"{file}: onnxruntime cannot open it ({broken})") from broken
     raise MachineError(f"{file}: onnxruntime runs it on nothing here ({'; '.join(reasons)})")

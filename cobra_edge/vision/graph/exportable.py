@@ -76,9 +76,7 @@ def make_exportable(model: VisionModel, precision: PrecisionName) -> None:
     dtype = _DTYPES[precision]
     tower: Any = model.tower
     for encoder in tower.encoders:
-        vit = encoder.vit
-        vit.patch_embed.proj = _Product(vit.patch_embed.proj, dtype)
-        for block in vit.blocks:
+        for block in encoder.vit.blocks:
             _fold_layer_scales(block)
             if _is_plain(block.attn):
                 block.attn = _Attention(block.attn, dtype)
