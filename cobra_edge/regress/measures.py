@@ -46,7 +46,7 @@ class Measure:
 
 
 _TABLE = (
-    Measure("kld_mean", "KLD, mean (nats)", "low", 0, ".3g", "KL(reference ‖ build) of the next token, over the answers' tokens"),
+    Measure("kld_mean", "KLD, mean (nats)", "low", 0, ".3g", "KL(reference ‖ build) of the next token, on answers"),
     Measure("kld_median", "KLD, median (nats)", "low", 0, ".3g", "half of the answers' tokens drift less"),
     Measure("kld_p90", "KLD, 90th percentile (nats)", "low", 0, ".3g", "nine tenths of the answers' tokens drift less"),
     Measure("kld_p99", "KLD, 99th percentile (nats)", "low", 0, ".3g", "all but a hundredth of the answers' tokens drift less"),
@@ -58,11 +58,11 @@ _TABLE = (
     Measure("right_change_rms", "p(right token), RMS change", "low", 0, ".3g", "the root mean square of that change"),
     Measure("perplexity", "perplexity of the answers", "low", 1, ".4f", "of the given answers, by the build", _product),
     Measure("perplexity_ratio", "perplexity, build / reference", "low", 1, ".4f", "of the given answers", _product),
-    Measure("state_error", "decoder state, worst layer", "low", 0, ".3g", "relative RMS of a layer's final recurrent state"),
-    Measure("vision_error", "visual embeddings, relative RMS", "low", 0, ".3g", "what the projector gives, against the reference"),
-    Measure("greedy_match", "greedy answers alike", "high", 1, ".2%", "share of lines answered in the very same tokens", _shares),
+    Measure("state_error", "decoder state, worst layer", "low", 0, ".3g", "relative RMS of its last recurrent state"),
+    Measure("vision_error", "visual embeddings, relative RMS", "low", 0, ".3g", "what the projector gives"),
+    Measure("greedy_match", "greedy answers alike", "high", 1, ".2%", "lines answered in the very same tokens", _shares),
     Measure(
-        "greedy_prefix", "greedy answers, part alike", "high", 1, ".2%", "share of an answer before its first difference", _shares
+        "greedy_prefix", "greedy answers, part alike", "high", 1, ".2%", "an answer's share before it differs", _shares
     ),
     Measure("length_ratio", "greedy answers, length", "near", 1, ".3f", "tokens said, build over reference", _product),
     Measure("accuracy", "accuracy", "high", 1, ".2%", "free answers scored by each task's own metric, all lines", _sum),
