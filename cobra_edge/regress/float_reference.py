@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,56 +21,42 @@ from ..model.cobra import stream_blocks
 from ..model.config import MambaConfig
 from ..model.mamba import Block, RMSNorm
 from .asked import AskedLine, reply_limit
+from .metrics import log_softmax
+from .reading import Reading
 from .sketch import sketched
 
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _POSITIONS_AT_ONCE = 8192
-
-
-@dataclass(frozen=True, eq=False)
-class FloatReading:
-    """What the float model made of a line.
-
-    Attributes:
-        logits: (n_text - 1, vocab) float32, after each token of question and answer but the last.
-        state: (n_layer, SKETCH) float32, of the recurrent state after them.
-        reply: tokens of its own greedy answer without the end token; empty where it was not asked for.
-    """
-
-    logits: np.ndarray
-    state: np.ndarray
-    reply: tuple[int, ...]
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @torch.inference_mode()
 def float_readings(
     checkpoint: Checkpoint,
     lines: Sequence[AskedLine],
-    embeddings: Sequence[np.ndarray],
+    see: Callable[[Sequence[int]], Sequence[np.ndarray]],
     *,
     precision: str | None = None,
     replies_end_with: int | None = None,
     on_layer: Callable[[], None] = lambda: None,
-) -> Iterator[FloatReading]:
+) -> Iterator[Reading]:
     """Yield the reading of each line, in order; what is in memory at once does not depend on how many there are.
 
     Args:
         checkpoint: whose decoder.
         lines: tokenised; those about one picture should follow each other, so that it is read once.
-        embeddings: (n_visual_tokens, d_model) float32 of each picture, by `AskedLine.picture`.
+        see: gives the embeddings (n_visual_tokens, d_model) float32 of pictures, by `AskedLine.picture`.
         precision: "fp16" or "bf16" for the noise floor; None is float32.
-        replies_end_with: the end token, where free answers are wanted too.
+        replies_end_with: the end token, where free answers are wanted too; without it there are none.
         on_layer: called after each layer of each of `batches`, for progress.
 
     Raises:
-        InputError: logits that are not finite; a weight that is not, by name.
+        InputError: answers that are not finite; a weight that is not, by name.
     """
     for batch in batches(lines, checkpoint.config.n_visual_tokens):
         used = sorted({line.picture for line in batch if line.picture is not None})
-        index = {picture: i for i, picture in enumerate(used)}
-        seen = [torch.from_numpy(embeddings[picture]) for picture in used]
-        reader = _Reader(checkpoint, batch, [None if p.picture is None else index[p.picture] for p in batch], precision)
-        yield from reader.read(seen, replies_end_with, on_layer)
+        seen = dict(zip(used, see(used), strict=True)) if used else {}
+        yield from _Batch(checkpoint, batch, seen, precision).read(replies_end_with, on_layer)
 
 
 def batches(lines: Sequence[AskedLine], n_visual_tokens: int) -> list[list[AskedLine]]:
@@ -89,7 +75,7 @@ def batches(lines: Sequence[AskedLine], n_visual_tokens: int) -> list[list[Asked
     return found
 
 
-def narrowed(module: nn.Module, precision: str | None) -> nn.Module:
+def narrowed(module: _Module, precision: str | None) -> _Module:
     """Have every product with weights in a module round operands and result to 16 bits; None leaves it as it is."""
     if precision is None:
         return module
@@ -125,58 +111,75 @@ class _States:
         return _States(self.conv[list(rows)], self.ssm[list(rows)])
 
 
-class _Reader:
-    """One batch of lines on its way through the layers."""
+class _Batch:
+    """Some lines on their way through the layers."""
 
     def __init__(
-        self, checkpoint: Checkpoint, lines: list[AskedLine], picture_of: list[int | None], precision: str | None
+        self, checkpoint: Checkpoint, lines: list[AskedLine], seen: dict[int, np.ndarray], precision: str | None
     ) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config.mamba
-        self.lines, self.picture_of, self.precision = lines, picture_of, precision
+        self.lines, self.seen, self.precision = lines, seen, precision
         self.table = checkpoint.decoder["backbone.embedding.weight"]
+        norm = RMSNorm(self.config.d_model, self.config.norm_eps)
+        norm.weight.data = checkpoint.decoder["backbone.norm_f.weight"].float()
+        head = nn.Linear(self.config.d_model, self.config.vocab, bias=False)
+        tied = "backbone.embedding.weight" if self.config.tied else "lm_head.weight"
+        head.weight.data = checkpoint.decoder[tied].float()
+        self.logits = nn.Sequential(norm, narrowed(head, precision))
 
-    def read(self, seen: list[Tensor], end: int | None, on_layer: Callable[[], None]) -> Iterator[FloatReading]:
-        """Yield the reading of each line; `seen` are the pictures' embeddings."""
-        lines, n = self.lines, len(self.lines)
-        prompts = [self._embed(line.prompt) for line in lines]
-        answers = [self._embed(line.answer[:-1]) for line in lines]
+    def read(self, end: int | None, on_layer: Callable[[], None]) -> Iterator[Reading]:
+        """Yield the reading of each line."""
+        index = {picture: i for i, picture in enumerate(self.seen)}
+        pictures = [torch.from_numpy(embeddings) for embeddings in self.seen.values()]
+        starts = [len(index) if line.picture is None else index[line.picture] for line in self.lines]
+        prompts = [self._embed(line.prompt) for line in self.lines]
+        answers = [self._embed(line.answer[:-1]) for line in self.lines]
         sketches, after_prompt = list[np.ndarray](), list[_States]()
         for block in self._blocks():
+            looked = _through(block, pictures, _States.zeros(self.config, len(pictures)))
             blind = _States.zeros(self.config, 1)  # the state of who sees nothing, behind the pictures'
-            looked = _through(block, seen, _States.zeros(self.config, len(seen)))
             start = _States(torch.cat([looked.conv, blind.conv]), torch.cat([looked.ssm, blind.ssm]))
-            asked = _through(block, prompts, start.of([len(seen) if p is None else p for p in self.picture_of]))
+            asked = _through(block, prompts, start.of(starts))
             told = _through(block, answers, asked)
             sketches.append(sketched(told.ssm.numpy()))
             if end is not None:
                 after_prompt.append(asked)
             on_layer()
-        heads = [self._logits(torch.cat([p, a])) for p, a in zip(prompts, answers, strict=True)]
-        logits = [h.numpy() for h in heads]
-        if self.precision is None and not all(np.isfinite(values).all() for values in logits):
-            raise InputError("the float model itself gives logits that are not finite; the checkpoint is damaged or overflows")
-        replies = [()] * n if end is None else self._replies(logits, after_prompt, end)
-        for i in range(n):
-            yield FloatReading(logits[i], np.stack([layer[i] for layer in sketches]), replies[i])
+        replies: list[tuple[int, ...]] = [()] * len(self.lines)
+        if end is not None:
+            said = [self.logits(torch.cat([p[-1:], a])).argmax(-1).tolist() for p, a in zip(prompts, answers, strict=True)]
+            replies = self._replies(said, after_prompt, end)
+        for i, line in enumerate(self.lines):
+            logits = self.logits(torch.cat([prompts[i], answers[i]])).numpy()
+            if self.precision is None and not np.isfinite(logits).all():
+                raise InputError(
+                    f"line {line.number}: the float model itself gives logits that are not finite; the checkpoint is damaged "
+                    "or overflows"
+                )
+            seen = None if line.picture is None else self.seen[line.picture]
+            yield Reading(log_softmax(logits), np.stack([layer[i] for layer in sketches]), replies[i], seen)
 
-    def _replies(self, logits: list[np.ndarray], states: list[_States], end: int) -> list[tuple[int, ...]]:
-        """Return greedy answers; where the given one is what the model says, teacher-forcing has already shown it."""
+    def _replies(self, said: list[list[int]], states: list[_States], end: int) -> list[tuple[int, ...]]:
+        """Return greedy answers.
+
+        Args:
+            said: of each line the likeliest tokens, teacher-forced; where they are the given answer, that is the reply.
+            states: of each layer, after the questions.
+            end: the end token.
+        """
         replies = [tuple(line.answer[:-1]) for line in self.lines]
-        said = [values[len(line.prompt) - 1 :].argmax(-1) for values, line in zip(logits, self.lines, strict=True)]
-        open_ = [i for i, line in enumerate(self.lines) if line.answer != said[i].tolist()]
-        if not open_:
-            return replies
-        rows = [layer.of(open_) for layer in states]
-        new = {i: [int(said[i][0])] for i in open_}
-        growing = [i for i in open_ if new[i][-1] != end]
-        while growing:
-            rows = [layer.of([open_.index(i) for i in growing]) for layer in rows]
-            open_ = growing
-            hidden = [self._embed([new[i][-1]]) for i in open_]
+        new = {i: [said[i][0]] for i, line in enumerate(self.lines) if line.answer != said[i]}
+        going = list(new)
+        rows = [layer.of(going) for layer in states]
+        while True:
+            left = [i for i in going if new[i][-1] != end and len(new[i]) < reply_limit(self.lines[i])]
+            if not left:
+                break
+            rows = [layer.of([going.index(i) for i in left]) for layer in rows]
+            going, hidden = left, [self._embed([new[i][-1]]) for i in left]
             rows = [_through(block, hidden, layer) for block, layer in zip(self._blocks(), rows, strict=True)]
-            for i, row in zip(open_, hidden, strict=True):
-                new[i].append(int(self._logits(row)[0].argmax()))
-            growing = [i for i in open_ if new[i][-1] != end and len(new[i]) < reply_limit(self.lines[i])]
+            for i, row in zip(going, hidden, strict=True):
+                new[i].append(int(self.logits(row)[0].argmax()))
         for i, tokens in new.items():
             replies[i] = tuple(tokens[:-1] if tokens[-1] == end else tokens)
         return replies
@@ -189,16 +192,6 @@ class _Reader:
     def _embed(self, tokens: Sequence[int]) -> Tensor:
         rows = self.table[torch.tensor(list(tokens))].float()
         return rows if self.precision is None else _rounded(rows, NARROW[self.precision])
-
-    def _logits(self, residual: Tensor) -> Tensor:
-        if not hasattr(self, "_head"):
-            norm = RMSNorm(self.config.d_model, self.config.norm_eps)
-            norm.weight.data = self.checkpoint.decoder["backbone.norm_f.weight"].float()
-            name = "backbone.embedding.weight" if self.config.tied else "lm_head.weight"
-            head = nn.Linear(self.config.d_model, self.config.vocab, bias=False)
-            head.weight.data = self.checkpoint.decoder[name].float()
-            self._head = nn.Sequential(norm, narrowed(head, self.precision))
-        return self._head(residual)
 
 
 def _through(block: Block, hidden: list[Tensor], states: _States) -> _States:

@@ -1,7 +1,7 @@
 """Golden lines: a held-out suite with what the float model says to it, in the bundle.
 
-With them a device can hold its own build against the float model: no torch, no original weights, no other file. The format is in
-docs/bundle.md.
+With them a device can hold its own build against the float model: no torch, no original weights, no other file. The format is
+in docs/bundle.md.
 """
 
 from __future__ import annotations

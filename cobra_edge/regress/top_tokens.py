@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .metrics import log_softmax
-
 TAIL_MASS = 1e-5
 LEAST, MOST = 8, 64
 
@@ -40,13 +38,13 @@ class TopTokens:
     tails: np.ndarray
 
     @classmethod
-    def of(cls, logits: np.ndarray, targets: np.ndarray) -> TopTokens:
-        """Keep the likely part of logits (positions, vocab) float32, and the right tokens (positions,) int."""
-        rows = [_kept(row, int(target)) for row, target in zip(log_softmax(logits), targets, strict=True)]
+    def of(cls, log_probs: np.ndarray, targets: np.ndarray) -> TopTokens:
+        """Keep the likely part of log-probabilities (positions, vocab) float64, and the right tokens (positions,) int."""
+        rows = [_kept(row, int(target)) for row, target in zip(log_probs, targets, strict=True)]
         return cls(
             np.cumsum([0, *(len(ids) for ids, _, _ in rows)]).astype(np.int64),
             np.concatenate([ids for ids, _, _ in rows]).astype(np.int32),
-            np.concatenate([log_probs for _, log_probs, _ in rows]).astype(np.float32),
+            np.concatenate([kept for _, kept, _ in rows]).astype(np.float32),
             np.array([tail for _, _, tail in rows], np.float32),
         )
 
