@@ -119,14 +119,17 @@ def judge(
     for name, limit in limits.items():
         figure = figures.get(name, Figure(None))
         missing = "" if figure.value is not None else not_taken.get(name, "not measured")
+        wide = "its value is within, the end of its interval is not: more lines would tell"
         highest = figure.value if figure.high is None else figure.high
         lowest = figure.value if figure.low is None else figure.low
         if limit.max is not None:
             within = highest is not None and highest <= limit.max
-            verdicts.append(Verdict(name, "max", limit.max, highest, within, missing))
+            unsure = not within and figure.value is not None and figure.value <= limit.max
+            verdicts.append(Verdict(name, "max", limit.max, highest, within, wide if unsure else missing))
         if limit.min is not None:
             within = lowest is not None and lowest >= limit.min
-            verdicts.append(Verdict(name, "min", limit.min, lowest, within, missing))
+            unsure = not within and figure.value is not None and figure.value >= limit.min
+            verdicts.append(Verdict(name, "min", limit.min, lowest, within, wide if unsure else missing))
         if limit.max_times_floor is not None:
             verdicts.append(_times_floor(name, limit.max_times_floor, highest, noise_floor.get(FLOOR, {}).get(name), missing))
     return tuple(verdicts)

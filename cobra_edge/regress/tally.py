@@ -37,8 +37,6 @@ _OF_SUMS = {
     "greedy_match": ("share", "alike", "lines"),
     "greedy_prefix": ("mean", "prefix", "lines"),
     "length_ratio": ("ratio", "reply_tokens", "reference_reply_tokens"),
-    "accuracy": ("mean", "score", "lines"),
-    "accuracy_change": ("mean", "score_change", "lines"),
 }
 
 
@@ -81,6 +79,7 @@ class Tally:
         self._said: defaultdict[str, list[tuple[Line, str, str]]] = defaultdict(list)
         self._worst: list[tuple[float, int, WorstLine]] = []
         self._layers = 0
+        self._partly: set[str] = set()  # tasks in which an answer can be right in part
 
     @property
     def pictures(self) -> int:
@@ -111,10 +110,11 @@ class Tally:
             "reply_tokens": len(line.reply) + 1,
             "reference_reply_tokens": len(line.reference_reply) + 1,
             "score": line.score,
-            "score_change": line.score - line.reference_score,
+            "gained": max(line.score - line.reference_score, 0),
+            "lost": max(line.reference_score - line.score, 0),
             "lines": 1,
         }
-        of_task = ("kld", "tokens", "alike", "score", "score_change", "lines")
+        of_task = ("kld", "tokens", "alike", "score", "gained", "lost", "lines")
         counted |= {f"{name}:{task}": counted[name] for name in of_task}
         counted |= {f"distance:{i}": d for i, (d, _) in enumerate(line.states)}
         counted |= {f"length:{i}": length for i, (_, length) in enumerate(line.states)}
@@ -128,6 +128,8 @@ class Tally:
             self._positions[at][0] += value
             self._positions[at][1] += 1
         self._layers, self._metrics[task] = len(line.states), asked.line.metric
+        if not {line.score, line.reference_score} <= {0, 1}:
+            self._partly.add(task)
         if METRICS[asked.line.metric].summary is not None:
             self._said[task].append((asked.line, line.text, line.reference_text))
         self.lines += 1
@@ -150,6 +152,9 @@ class Tally:
             if len(values):
                 found |= {name: float(np.quantile(values, q)) for name, q in quantiles.items()}
         found["kld_max"] = float(_joined(self._klds).max())
+        scores = (float(self._column(name).sum()) for name in ("score", "gained", "lost"))
+        score, gained, lost = (total / self.lines for total in scores)
+        found |= {"accuracy": score, "accuracy_change": gained - lost}
         layers = [_POINTS["root"](float(self._column(f"distance:{i}").sum()), self._length(i)) for i in range(self._layers)]
         return found | {"state_error": max(layers)}
 
@@ -166,9 +171,9 @@ class Tally:
         largest = float(_joined(self._klds).max())
         found["kld_max"] = Figure(largest, largest, largest)  # of these lines; nothing drawn from them can exceed it
         found["state_error"] = max((layer.state_error for layer in self.layers()), key=lambda f: f.value or 0.0)
-        for task in self._metrics:
-            found[f"accuracy.{task}"] = self._interval("mean", f"score:{task}", f"lines:{task}")
-            found[f"accuracy_change.{task}"] = self._interval("mean", f"score_change:{task}", f"lines:{task}")
+        for task in (None, *self._metrics):
+            dot = "" if task is None else f".{task}"
+            found[f"accuracy{dot}"], found[f"accuracy_change{dot}"] = self._accuracy(task)
         return found
 
     def layers(self) -> tuple[LayerFigures, ...]:
@@ -179,17 +184,17 @@ class Tally:
         """Return each task's figures, by name."""
         found = []
         for task, metric in sorted(self._metrics.items()):
-            n = self._column(f"lines:{task}").sum()
-            scored, changed = self._column(f"score:{task}").sum(), self._column(f"score_change:{task}").sum()
+            n, scored, gained, lost = (self._column(f"{name}:{task}").sum() for name in ("lines", "score", "gained", "lost"))
+            score, change = self._accuracy(task)
             said, summary = self._said[task], METRICS[metric].summary
             found.append(
                 TaskFigures(
                     task=task,
                     metric=metric,
                     lines=int(n),
-                    score=self._interval("mean", f"score:{task}", f"lines:{task}"),
-                    reference=float((scored - changed) / n),
-                    change=self._interval("mean", f"score_change:{task}", f"lines:{task}"),
+                    score=score,
+                    reference=float((scored - gained + lost) / n),
+                    change=change,
                     kld_mean=self._interval("mean", f"kld:{task}", f"tokens:{task}"),
                     greedy_match=self._interval("share", f"alike:{task}", f"lines:{task}"),
                     summary={} if summary is None else summary([(line, text) for line, text, _ in said]),
@@ -205,6 +210,14 @@ class Tally:
     def worst(self) -> tuple[WorstLine, ...]:
         """Return the lines of largest mean KLD, worst first."""
         return tuple(line for _, _, line in sorted(self._worst, reverse=True))
+
+    def _accuracy(self, task: str | None) -> tuple[Figure, Figure]:
+        """Return accuracy and its change, of a task or of all lines."""
+        of = "" if task is None else f":{task}"
+        whole = not (self._partly if task is None else self._partly & {task})
+        gained, lost, lines = (self._column(f"{name}{of}") for name in ("gained", "lost", "lines"))
+        change = (intervals.difference_of_shares if whole else intervals.difference_of_means)(gained, lost, lines)
+        return self._interval("share" if whole else "mean", f"score{of}", f"lines{of}"), Figure.of(change)
 
     def _interval(self, how: str, over: str, of: str) -> Figure:
         counts = self._column(of)
