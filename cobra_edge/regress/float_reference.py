@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..decode.native_operations import best_operations
 from ..errors import InputError
 from ..model.checkpoint import Checkpoint
 from ..model.cobra import stream_blocks
 from ..model.config import MambaConfig
-from ..model.mamba import Block, RMSNorm
+from ..model.mamba import REFERENCE, Block, RMSNorm
 from .asked import AskedLine, reply_limit
 from .metrics import log_softmax
 from .reading import Reading
@@ -185,9 +186,10 @@ class _Batch:
         return replies
 
     def _blocks(self) -> Iterator[Block]:
-        for block in stream_blocks(self.checkpoint):
-            narrowed(block, self.precision)
-            yield block
+        # Only the truth has to be plain torch throughout.
+        operations = REFERENCE if self.precision is None else best_operations()
+        for block in stream_blocks(self.checkpoint, operations):
+            yield narrowed(block, self.precision)
 
     def _embed(self, tokens: Sequence[int]) -> Tensor:
         rows = self.table[torch.tensor(list(tokens))].float()
