@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cobra_edge.errors import InputError
@@ -411,3 +412,12 @@ def test_what_the_verb_refuses_before_it_reads(tmp_path, capsys):
 def test_help_has_an_example(capsys):
     assert run_command(command, ["--help"]) == 0
     assert "Example: python -m cobra_edge.regress convert pope" in capsys.readouterr().out
+
+
+def test_the_page_about_suites_knows_every_field_metric_and_benchmark():
+    page = (Path(__file__).parent.parent / "docs" / "suites.md").read_text()
+    names = [*Line.__struct_fields__, *METRICS, *READERS]
+    assert [name for name in names if f"| `{name}` |" not in page] == []
+    (example,) = (line for line in page.splitlines() if line.startswith("{"))
+    assert flaw_of(msgspec.json.decode(example, type=Line)) is None
+    assert [name for name in READERS if f"regress convert {name} " not in page] == []
