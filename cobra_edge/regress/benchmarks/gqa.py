@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
 
 import msgspec
 
 from ..suite import Line
-from .json_files import PictureName, Text, read_json, require_unique_keys
+from .json_files import PictureName, Text, read_json_by_key
 from .prompts import short_answer
 from .reader import Reader, Sources
 
@@ -26,9 +25,7 @@ class _Question(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def _lines(sources: Sources) -> Iterator[Line]:
-    questions = read_json(sources.questions, dict[Annotated[str, msgspec.Meta(min_length=1)], _Question])
-    require_unique_keys(sources.questions)
-    for number, q in questions.items():
+    for number, q in read_json_by_key(sources.questions, _Question):
         if q.is_balanced:  # accuracy is taken over these only
             task = "gqa-open" if q.types.structural == "query" else "gqa-binary"
             yield Line(short_answer(q.question), q.answer, task, f"{q.image_id}.jpg", metric="gqa", id=number)

@@ -27,20 +27,16 @@ def read_json(file: Path, kind: type[T]) -> T:
         raise InputError(f"{file}: {error}; is it the file that this benchmark reads?") from error
 
 
-def require_unique_keys(file: Path) -> None:
-    """Raise InputError where an object of a file, which `read_json` takes, has a key twice: of the two it returns the last."""
-
-    def unique(pairs: list[tuple[str, object]]) -> None:
-        seen = set[str]()
-        for key, _ in pairs:
-            if key in seen:
-                raise InputError(f"{file}: key {key!r} comes twice in one object; expected each once")
-            seen.add(key)
-
-    try:
-        json.loads(_bytes_of(file), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: {error}") from error
+def read_json_by_key(file: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
+    """Yield each key of the object that a file is, and what it holds. Raises InputError, with the key; also for a key twice."""
+    raw = read_json(file, dict[str, msgspec.Raw])
+    _require_unique_keys(file)
+    decoder = msgspec.json.Decoder(kind)
+    for key, text in raw.items():
+        try:
+            yield key, decoder.decode(text)
+        except _DECODING as error:
+            raise InputError(f"{file}, {key!r}: {error}; is it the file that this benchmark reads?") from error
 
 
 def read_json_lines(file: Path, kind: type[T]) -> Iterator[tuple[int, T]]:
@@ -53,6 +49,22 @@ def read_json_lines(file: Path, kind: type[T]) -> Iterator[tuple[int, T]]:
             yield number, decoder.decode(text)
         except _DECODING as error:
             raise InputError(f"{file}, line {number}: {error}; is it the file that this benchmark reads?") from error
+
+
+def _require_unique_keys(file: Path) -> None:
+    """Raise InputError where an object has a key twice, of which msgspec gives the last."""
+
+    def unique(pairs: list[tuple[str, object]]) -> None:
+        seen = set[str]()
+        for key, _ in pairs:
+            if key in seen:
+                raise InputError(f"{file}: key {key!r} comes twice in one object; expected each once")
+            seen.add(key)
+
+    try:
+        json.loads(_bytes_of(file), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def _bytes_of(file: Path) -> bytes:

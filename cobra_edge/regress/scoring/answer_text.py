@@ -27,7 +27,7 @@ _STEMS = {
     "": "'ow's'at 'twas ma'am o'clock y'all",
 }
 # VizWiz's script was once saved with curly apostrophes, which meet no annotator's straight ones; these two kinds escaped.
-_STRAIGHT_WORDS = {"ain't", "aren't", "can't", "could've", "we've", "where's", "who've"}
+_STRAIGHT_WORDS = {"ain't", "aren't", "can't", "could've", "couldn't", "we've", "where's", "who've"}
 _STRAIGHT_SPELLINGS = {"couldn'tve", "hadn'tve"}
 
 
