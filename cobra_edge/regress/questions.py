@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..image import load_picture
 from .asked import AskedSuite, asked_suite
 from .golden import Golden
-from .suite import HELDOUT, BadLine, read_suite, spread
+from .suite import HELDOUT, BadLine, numbered_lines, spread
 
 
 def chosen_suite(
@@ -40,7 +40,7 @@ def chosen_suite(
         suite = golden.suite
     else:
         bad: list[BadLine] = []
-        numbered = read_suite(file or HELDOUT, bad=bad if skip_bad else None, numbered=True)
+        numbered = numbered_lines(file or HELDOUT, bad=bad if skip_bad else None)
         skipped = {line.number: line.reason for line in bad}
         codec, template = bundle.text()
         directory, sees = (file or HELDOUT).parent, bundle.manifest.model.vision is not None

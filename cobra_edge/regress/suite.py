@@ -59,7 +59,12 @@ def flaw_of(line: Line) -> str | None:
 
 
 def read_suite(file: Path, *, bad: list[BadLine] | None = None) -> list[Line]:
-    """Read every line.
+    """Read every line; see `numbered_lines`."""
+    return [line for _, line in numbered_lines(file, bad=bad)]
+
+
+def numbered_lines(file: Path, *, bad: list[BadLine] | None = None) -> list[tuple[int, Line]]:
+    """Read every line, with its number in the file, from 1.
 
     Args:
         file: JSON lines, none longer than 1 MiB.
@@ -75,7 +80,7 @@ def read_suite(file: Path, *, bad: list[BadLine] | None = None) -> list[Line]:
             for number, text in enumerate(_raw_lines(stream), 1):
                 found = _line_of(text, file.parent) if text.strip() else None
                 if isinstance(found, Line):
-                    lines.append(found)
+                    lines.append((number, found))
                 elif found is not None and bad is None:
                     raise InputError(f"{file}, line {number}: {found}")
                 elif found is not None:
