@@ -96,11 +96,18 @@ def _about(report: Report) -> list[str]:
 def _measures(report: Report) -> list[str]:
     rows = measure_rows(report)
     if len(rows) > _ROWS:
-        rows.sort(key=lambda row: row.word != FAILED)
+        rows.sort(key=lambda row: not row.failed)
     head = ("measure", "value", "95 % interval", *(f"floor {p}" for p in FLOORS), "limit", "verdict")
     cells = [
-        (escaped(r.label, _NAME), r.value, r.interval, *r.floors, "<br>".join(r.limits), f"**{r.word}**" if r.word == FAILED else r.word)
-        for r in rows
+        (
+            escaped(row.label, _NAME),
+            row.value,
+            row.interval,
+            *row.floors,
+            "<br>".join(limit for limit, _ in row.limits),
+            "<br>".join(f"**{word}**" if word == FAILED else word for _, word in row.limits) or "not judged",
+        )
+        for row in rows
     ]
     return _table(head, cells)
 
@@ -148,7 +155,7 @@ def _worst(line: WorstLine) -> list[str]:
 
 def _not_taken(report: Report) -> list[str]:
     rows = [(escaped(what, _NAME), escaped(why)) for what, why in not_taken_rows(report)]
-    rows += [(f"suite line {number}", escaped(why)) for number, why in report.suite.skipped.items()]
+    rows += [(f"suite line {number}", escaped(why)) for number, why in sorted(report.suite.skipped.items())]
     if not rows:
         return ["Everything could be taken."]
     return _details(f"Could not be taken: {len(rows)}", _table(("what", "why"), rows))

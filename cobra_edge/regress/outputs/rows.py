@@ -11,7 +11,7 @@ from ..report import Figure, Report, Verdict
 
 FLOORS = ("fp16", "bf16")
 _SIGNS = {"max": "≤", "min": "≥", "max_times_floor": "≤"}
-FAILED, HELD, NOT_JUDGED = "FAILED", "held", "not judged"
+FAILED, HELD = "FAILED", "held"
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class MeasureRow:
         label: the same for people, with its unit.
         value, interval: written with the measure's own digits; the interval is empty where there is none.
         floors: what the reference itself drifts in each of FLOORS; empty where that is not known.
-        limits: one for each verdict, such as "≤ 0.0200".
-        word: FAILED, HELD or NOT_JUDGED.
+        limits: of each verdict the limit, such as "≤ 0.02", and its word, HELD or FAILED; empty without a limit.
     """
 
     name: str
@@ -32,8 +31,12 @@ class MeasureRow:
     value: str
     interval: str
     floors: tuple[str, ...]
-    limits: tuple[str, ...]
-    word: str
+    limits: tuple[tuple[str, str], ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether any limit was not held."""
+        return any(word == FAILED for _, word in self.limits)
 
 
 def label_of(name: str) -> str:
@@ -75,15 +78,13 @@ def measure_rows(report: Report) -> list[MeasureRow]:
 
 def _row(report: Report, name: str, figure: Figure, verdicts: list[Verdict]) -> MeasureRow:
     floors = (report.noise_floor.get(precision, {}).get(name) for precision in FLOORS)
-    word = NOT_JUDGED if not verdicts else HELD if all(v.within for v in verdicts) else FAILED
     return MeasureRow(
         name,
         measure_named(name).label,
         written(name, figure.value),
         interval_words(name, figure),
         tuple("" if floor is None else written(name, floor) for floor in floors),
-        tuple(limit_words(verdict) for verdict in verdicts),
-        word,
+        tuple((limit_words(verdict), HELD if verdict.within else FAILED) for verdict in verdicts),
     )
 
 
@@ -137,6 +138,13 @@ def not_taken_rows(report: Report) -> Iterator[tuple[str, str]]:
         for part in (*found.parts, *found.layers, *found.tensors):
             if part.kld_mean is None:
                 yield f"attribution to {part.name}", part.note or "no reason was given"
+
+
+def title_of(report: Report) -> str:
+    """Name what ran and what it was compared with, short enough for a title."""
+    runtime, base = report.runtime, report.baseline
+    vision = "" if runtime.vision is None else f", vision by {runtime.vision}"
+    return f"{runtime.decoder} on {runtime.device}{vision}, against {base.kind} {base.name} ({base.computed_by})"
 
 
 def runtime_words(report: Report) -> str:

@@ -13,7 +13,6 @@ from ..measures import written
 from ..report import Figure, Part, Report
 from .difference import shortened
 from .rows import (
-    FAILED,
     FLOORS,
     baseline_words,
     headline,
@@ -22,8 +21,10 @@ from .rows import (
     not_taken_rows,
     runtime_words,
     suite_words,
+    title_of,
 )
 
+_HOW = (("runtime", runtime_words), ("baseline", baseline_words), ("suite", suite_words))
 _WORST_LINES, _WORST_PARTS, _TEXT = 3, 6, 300
 
 
@@ -34,17 +35,18 @@ def report_tables(report: Report) -> list[RenderableType]:
         InputError: the report has a name that is no measure's.
     """
     style = "bold red" if not report.passed else "bold green" if report.verdicts else "bold"
-    line = cell(f"{report.build.name}: {headline(report)}")
+    line = cell(shortened(f"{report.build.name}: {headline(report)}", _TEXT))
     line.stylize(style)
     shown: list[RenderableType] = [line, _measures(report)]
     if report.tasks:
         shown.append(_tasks(report))
     shown += [*_layers(report), *_attribution(report), *_worst(report), *_not_taken(report)]
+    shown += [cell(shortened(f"{what}: {words(report)}", _TEXT)) for what, words in _HOW]
     return shown
 
 
 def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=cell(title), title_justify="left")
+    table = Table(title=cell(shortened(title, _TEXT)), title_justify="left")
     table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="right", overflow="fold")
@@ -52,11 +54,11 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 
 def _measures(report: Report) -> Table:
-    title = f"{runtime_words(report)}; against {baseline_words(report)}; {suite_words(report)}"
-    table = _table(title, "measure", "value", "95 % interval", *(f"floor {p}" for p in FLOORS), "limit", "verdict")
+    table = _table(f"drift of {title_of(report)}", "measure", "value", "95 % interval", *(f"floor {p}" for p in FLOORS), "limit", "verdict")
     for row in measure_rows(report):
-        cells = (row.label, row.value, row.interval, *row.floors, "\n".join(row.limits), row.word)
-        table.add_row(*(cell(text) for text in cells), style="red" if row.word == FAILED else None)
+        limits, words = ("\n".join(side) for side in zip(*row.limits, strict=True)) if row.limits else ("", "not judged")
+        cells = (row.label, row.value, row.interval, *row.floors, limits, words)
+        table.add_row(*(cell(text) for text in cells), style="red" if row.failed else None)
     return table
 
 
@@ -66,8 +68,7 @@ def _with_interval(name: str, figure: Figure) -> Text:
 
 
 def _tasks(report: Report) -> Table:
-    title = f"tasks, {report.runtime.decoder} against {report.baseline.name}"
-    table = _table(title, "task", "metric", "lines", "score", "reference", "change", "KLD, mean", "greedy alike")
+    table = _table(f"tasks, {title_of(report)}", "task", "metric", "lines", "score", "reference", "change", "KLD, mean", "greedy alike")
     for task in report.tasks:
         table.add_row(
             cell(shortened(task.task, 40)),
@@ -128,7 +129,7 @@ def _worst(report: Report) -> Iterator[Table]:
 
 def _not_taken(report: Report) -> Iterator[Table]:
     rows = list(not_taken_rows(report))
-    rows += [(f"suite line {number}", why) for number, why in report.suite.skipped.items()]
+    rows += [(f"suite line {number}", why) for number, why in sorted(report.suite.skipped.items())]
     if not rows:
         return
     table = _table("what could not be taken, and why", "", "")

@@ -90,7 +90,8 @@ def report_json(report: Report) -> bytes:
     Raises:
         InputError: a number that must be finite is not; JSON has none for it.
     """
-    content = msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2) + b"\n"
+    plain = msgspec.to_builtins(report, str_keys=True, order="deterministic")
+    content = msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
     try:
         msgspec.json.decode(content, type=Report)
     except msgspec.ValidationError as error:
