@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ...terminal import plain
 
-_BEFORE, _SHOWN = 240, 700  # characters shown of what is alike, and of each side from there on
+_AROUND, _SHOWN = 240, 500  # characters shown before and after what differs, and of it
 
 
 @dataclass(frozen=True)
 class Parted:
-    """One reply, cut at the place from which it is another's no more.
+    """One reply, cut around the words in which it is not another's.
 
     Attributes:
-        alike: what both begin with; a long one is cut at its start.
-        apart: the rest; empty where the other goes on and this one ends, or where both are alike.
-        left_out: characters not shown, at either end.
+        before, after: what both have.
+        apart: what only this one says; empty where both are alike, or only the other says something there.
+        left_out: characters not shown; an ellipsis stands where they were.
     """
 
-    alike: str
+    before: str
     apart: str
+    after: str
     left_out: int
 
 
 def parted(reply: str, other: str) -> Parted:
-    """Cut a reply at the first word in which it differs from another; control characters are replaced."""
+    """Cut a reply at the first and after the last word in which it differs from another; control characters are replaced."""
     reply, other = plain(reply), plain(other)
-    place = next((i for i, (a, b) in enumerate(zip(reply, other, strict=False)) if a != b), min(len(reply), len(other)))
-    if reply != other:
-        while place and not reply[place - 1].isspace():
-            place -= 1
-    alike, apart = reply[:place], reply[place:]
-    first = max(0, len(alike) - _BEFORE) if apart or len(alike) > _SHOWN + _BEFORE else 0
-    left_out = first + max(0, len(apart) - _SHOWN)
-    return Parted(("…" if first else "") + alike[first:], apart[:_SHOWN] + ("…" if len(apart) > _SHOWN else ""), left_out)
+    start = _alike(reply, other)
+    while start and not reply[start - 1].isspace() and reply != other:
+        start -= 1
+    ends = reply[start:], other[start:]
+    tail = _alike(ends[0][::-1], ends[1][::-1])
+    while tail and not reply[len(reply) - tail].isspace():
+        tail -= 1
+    before, apart, after = reply[:start], reply[start : len(reply) - tail], reply[len(reply) - tail :]
+    if reply == other:
+        before, after = "", reply
+    limit = _AROUND if apart or before else 2 * _AROUND + _SHOWN
+    kept = (before[-_AROUND:], apart[:_SHOWN], after[:limit])
+    left_out = len(reply) - sum(map(len, kept))
+    lead = "…" if len(before) > len(kept[0]) else ""
+    return Parted(lead + kept[0], _ended(kept[1], apart), _ended(kept[2], after), left_out)
+
+
+def _ended(kept: str, full: str) -> str:
+    return kept if kept == full else f"{kept}…"
+
+
+def _alike(a: str, b: str) -> int:
+    """Return how many characters both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def shortened(text: str, limit: int) -> str:

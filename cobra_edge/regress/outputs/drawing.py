@@ -25,7 +25,7 @@ _PAGE_COLOURS = {INK: "currentColor", GRID: "var(--line)", MAIN: "var(--accent)"
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.size": 9,
+    "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
@@ -66,6 +66,16 @@ def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
 
     figure = Figure((width, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def logarithmic(axes: Axes) -> None:
+    """Make the y axis logarithmic, its numbers written plainly: formulas, matplotlib's own powers of ten too, are not drawn."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def inline_svg(figure: Figure, name: str, title: str) -> str:

@@ -11,7 +11,7 @@ from ...errors import InputError
 from ..measures import measure_named
 from ..report import Figure
 from .difference import shortened
-from .drawing import axes_of, save, style
+from .drawing import axes_of, logarithmic, save, style
 from .history import Entry
 from .libraries import require
 
@@ -91,7 +91,7 @@ def _drawn(runs: Sequence[Entry], measure: str):  # type: ignore[no-untyped-def]
         axes.axvline(x, color="#888888", lw=0.8, ls=":")
     values = [value for run in runs if (value := _figure(run, measure).value) is not None]
     if "kld" in measure and min(values) > 0:
-        axes.set_yscale("log")
+        logarithmic(axes)
     axes.set_ylabel(measure_named(measure).label)
     step = -(-len(places) // _TICKS)
     ticks = [(i, shortened(name, 8) if len(name) != 40 else name[:7]) for name, i in places.items() if i % step == 0]

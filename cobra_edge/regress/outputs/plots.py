@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from ..report import Figure, Part, Report
 from .difference import shortened
-from .drawing import GRID, INK, MAIN, SECOND, axes_of, inline_svg, style
+from .drawing import GRID, INK, MAIN, SECOND, axes_of, inline_svg, logarithmic, style
 
-_WIDTH, _HEIGHT, _BAR = 5.0, 2.9, 0.26  # inches; a phone shows the width of five in its own size
-_BARS, _NAME = 16, 28
+_WIDTH, _HEIGHT, _BAR = 4.2, 2.7, 0.25  # inches; about a phone's width, where text then has its own size
+_BARS, _NAME = 12, 26
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def report_plots(report: Report) -> list[Plot]:
         return [*_by_position(report), *_by_layer(report), *_by_task(report), *_attribution(report)]
 
 
-def _logarithmic(values: Sequence[float]) -> bool:
+def _wide(values: Sequence[float]) -> bool:
     """Tell whether values are better read on a logarithmic scale, which knows no 0."""
     return bool(values) and min(values) > 0 and max(values) > 10 * min(values)
 
@@ -44,8 +44,8 @@ def _by_position(report: Report) -> Iterator[Plot]:
             axes.plot(*zip(*chosen, strict=True), color=colour, label=label, lw=1.4, marker="o", ms=2.5)
     axes.axvline(-0.5, color=INK, lw=0.6, ls=":")
     axes.set(xlabel="token, 0 is the answer's first", ylabel="KLD, mean (nats)")
-    if _logarithmic([kld for _, kld in points]):
-        axes.set_yscale("log")
+    if _wide([kld for _, kld in points]):
+        logarithmic(axes)
     axes.grid(axis="y", color=GRID)
     axes.legend(fontsize=8)
     title = "Mean KLD by the token's place"
@@ -61,8 +61,8 @@ def _by_layer(report: Report) -> Iterator[Plot]:
     axes.errorbar(layers, values, yerr=_ends([f for _, f in taken]), color=MAIN, fmt="o", ms=3, lw=1, capsize=2)
     axes.set(xlabel="layer", ylabel="relative RMS")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if _logarithmic(values) and all((f.low or 0) > 0 for _, f in taken):
-        axes.set_yscale("log")
+    if _wide(values) and all((f.low or 0) > 0 for _, f in taken):
+        logarithmic(axes)
     else:
         axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=GRID)
@@ -86,7 +86,7 @@ def _bars(name: str, title: str, rows: Sequence[tuple[str, Figure]]) -> Plot:
     values, ends = [f.value or 0.0 for _, f in shown], _ends([f for _, f in shown])
     errors = ends if any(map(sum, ends)) else None
     axes.barh(places, values, 0.6, color=MAIN, xerr=errors, error_kw={"ecolor": INK, "lw": 0.8, "capsize": 2})
-    axes.set_yticks(places, [shortened(label, _NAME) for label, _ in shown])
+    axes.set_yticks(places, [_short(label) for label, _ in shown])
     axes.set_ylim(max(4, len(shown)) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.get_major_locator().set_params(nbins=5)
@@ -94,6 +94,10 @@ def _bars(name: str, title: str, rows: Sequence[tuple[str, Figure]]) -> Plot:
     axes.grid(axis="x", color=GRID)
     left = f" The {len(shown)} worst of {len(rows)}." if len(rows) > len(shown) else ""
     return Plot(inline_svg(figure, name, title), f"{title}.{left}")
+
+
+def _short(name: str) -> str:
+    return shortened(name.removeprefix("backbone.").removesuffix(".weight").replace(".mixer.", "."), _NAME)
 
 
 def _by_task(report: Report) -> Iterator[Plot]:
