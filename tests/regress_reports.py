@@ -12,7 +12,9 @@ from PIL import Image, ImageDraw
 
 from cobra_edge.regress import report as r
 
-HOSTILE = "<script>alert(1)</script> | [red]@octocat[/red] `x` $y$ #1 \x1b[31m\x00\ud7ff\u202e\nwww.example.com *b* _i_ {{ 7*7 }} ]]>"
+HOSTILE = (
+    "<script>alert(1)</script> | [red]@octocat[/red] `x` $y$ #1 \x1b[31m\x00\ud7ff\u202e\nwww.example.com *b* _i_ {{ 7*7 }} ]]>"
+)
 
 
 def figure(value: float, spread: float = 0.1) -> r.Figure:

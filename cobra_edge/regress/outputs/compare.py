@@ -1,6 +1,6 @@
 """Two reports side by side: what became better or worse.
 
-The rule. Of the difference d = after - before an interval is made from the two intervals (low_a, high_a), (low_b, high_b) alone:
+The rule. Of the difference d = b - a, after minus before, an interval is made from those of a and b alone:
 
     d - √((b - low_b)² + (high_a - a)²)   to   d + √((high_b - b)² + (a - low_a)²)
 

@@ -12,7 +12,8 @@ from ...errors import DriftError, InputError
 from ...tables import cell
 from ...terminal import debug_option, print_json, results
 from ..report import Report, read_report
-from .compare import Comparison, change_cells, compare as compare_reports
+from .compare import Comparison, change_cells
+from .compare import compare as compare_reports
 from .difference import shortened
 
 _COLOURS = {"worse": "red", "lost": "red", "better": "green"}

@@ -1,6 +1,6 @@
 """How figures become SVG that stands in a page: the page's colours and fonts, no dates, no random names, no scripts.
 
-Figures are drawn in marker colours that no other part has, which are then replaced by the page's own, so one figure serves light
+Figures are drawn in marker colours that nothing else has, which are then replaced by the page's own: one figure serves light
 and dark. Text stays text. Names from outside are never taken as formulas.
 """
 
@@ -52,9 +52,10 @@ def style(in_page: bool = True) -> Iterator[None]:
     """Draw and save inside: one look, whatever matplotlibrc says; glyphs that the font lacks are the viewer's to find."""
     import matplotlib
 
+    wanted: Any = _PAGE_STYLE if in_page else _STYLE
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_PAGE_STYLE if in_page else _STYLE)
+        matplotlib.rcParams.update(wanted)
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support", category=UserWarning)
         yield

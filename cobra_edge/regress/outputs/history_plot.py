@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from ..measures import measure_named
@@ -14,6 +15,9 @@ from .difference import shortened
 from .drawing import axes_of, logarithmic, save, style
 from .history import Entry
 from .libraries import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
 
 KINDS = ("svg", "png", "pdf")
 _TICKS = 30
@@ -72,30 +76,36 @@ def _lines(runs: Sequence[Entry]) -> dict[str, list[Entry]]:
     return found
 
 
-def _drawn(runs: Sequence[Entry], measure: str):  # type: ignore[no-untyped-def] # matplotlib's Figure, not imported without need
+def _points(runs: Sequence[Entry], places: dict[str, int], measure: str) -> list[tuple[int, float, float, float]]:
+    """Return (place, value, low, high) of each run that has the measure; without an interval all three are the value."""
+    figures = [(places[_place(run)], _figure(run, measure)) for run in runs]
+    return [
+        (place, f.value, f.value if f.low is None else f.low, f.value if f.high is None else f.high)
+        for place, f in figures
+        if f.value is not None
+    ]
+
+
+def _drawn(runs: Sequence[Entry], measure: str) -> MatplotlibFigure:
     places = {name: i for i, name in enumerate(dict.fromkeys(_place(run) for run in runs))}
     figure, axes = axes_of(max(7.0, min(16.0, 2.5 + 0.3 * len(places))), 4.5)
     for i, (label, of) in enumerate(_lines(runs).items()):
-        taken = [(places[_place(run)], figure_, run) for run in of if (figure_ := _figure(run, measure)).value is not None]
-        if not taken:
-            continue
-        xs, values = [x for x, _, _ in taken], [f.value for _, f, _ in taken]
-        axes.plot(xs, values, marker="o", ms=4, lw=1.4, color=f"C{i % 10}", label=label)
-        lows, highs = [f.value if f.low is None else f.low for _, f, _ in taken], [f.value if f.high is None else f.high for _, f, _ in taken]
-        axes.fill_between(xs, lows, highs, color=f"C{i % 10}", alpha=0.18, lw=0)
-    failed = [(places[_place(run)], value) for run in runs if run.passed is False and (value := _figure(run, measure).value) is not None]
-    if failed:
-        axes.plot(*zip(*failed, strict=True), "x", color="#b3261e", ms=10, mew=2, ls="", label="beyond its budget")
-    lost = [places[_place(run)] for run in runs if _figure(run, measure).value is None]
-    for x in dict.fromkeys(lost):
-        axes.axvline(x, color="#888888", lw=0.8, ls=":")
-    values = [value for run in runs if (value := _figure(run, measure).value) is not None]
-    if "kld" in measure and min(values) > 0:
+        if points := _points(of, places, measure):
+            xs, values, lows, highs = zip(*points, strict=True)
+            axes.plot(xs, values, marker="o", ms=4, lw=1.4, color=f"C{i % 10}", label=label)
+            axes.fill_between(xs, lows, highs, color=f"C{i % 10}", alpha=0.18, lw=0)
+    if failed := _points([run for run in runs if run.passed is False], places, measure):
+        xs, values, _, _ = zip(*failed, strict=True)
+        axes.plot(xs, values, "x", color="#b3261e", ms=10, mew=2, ls="", label="beyond its budget")
+    lost = dict.fromkeys(places[_place(run)] for run in runs if _figure(run, measure).value is None)
+    for i, x in enumerate(lost):
+        axes.axvline(x, color="#777777", lw=0.8, ls=":", label=None if i else "not measured")
+    if "kld" in measure and min(value for _, value, _, _ in _points(runs, places, measure)) > 0:
         logarithmic(axes)
     axes.set_ylabel(measure_named(measure).label)
-    step = -(-len(places) // _TICKS)
-    ticks = [(i, shortened(name, 8) if len(name) != 40 else name[:7]) for name, i in places.items() if i % step == 0]
-    axes.set_xticks([i for i, _ in ticks], [label for _, label in ticks], rotation=45, ha="right", fontsize=8)
+    shown = list(places)[:: -(-len(places) // _TICKS)]
+    labels = [name[:7] if len(name) == 40 else shortened(name, 20) for name in shown]  # 40 digits: a commit of git
+    axes.set_xticks([places[name] for name in shown], labels, rotation=45, ha="right", fontsize=8)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

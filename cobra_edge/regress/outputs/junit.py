@@ -35,11 +35,11 @@ def report_junit(report: Report) -> bytes:
         skipped.result = [Skipped(plain(f"not judged: {why}"))]
         cases = [skipped]
     suite.add_testcases(cases)
-    suite.time = report.times.seconds  # of the whole run: its limits are judged at once
     xml = JUnitXml(plain(f"cobra_edge.regress {report.build.name}"))
     xml.add_testsuite(suite)
-    xml.update_statistics()
-    content: bytes = xml.tostring()
+    xml.update_statistics()  # type: ignore[no-untyped-call]
+    suite.time = xml.time = report.times.seconds  # of the whole run, not the sum over cases: all limits are judged at once
+    content: bytes = xml.tostring()  # type: ignore[no-untyped-call]
     return content
 
 

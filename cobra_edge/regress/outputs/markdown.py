@@ -1,7 +1,7 @@
 """A report as Markdown that fits a pull request's comment; needs no library.
 
-Texts from outside stand in <code> with every character that Markdown or HTML knows written as a number: GitHub looks for mentions,
-issues and addresses in the page it has made, but not in code.
+Texts from outside stand in <code>, every character that Markdown or HTML knows written as a number: GitHub looks for
+mentions, issues and addresses in the page it has made, but not in code.
 Source: GitHub Flavored Markdown, sections 2.5 and 6.9; the limit is that of GitHub's API for a comment's body.
 """
 
@@ -77,8 +77,12 @@ def _sections(report: Report, previous: Report | None) -> Iterator[list[str]]:
         yield _tasks(report)
     if report.attribution is not None:
         parts = report.attribution.parts
-        rows = [(code(p.name, _NAME), written("kld_mean", p.kld_mean), written("top1_agreement", p.top1_agreement)) for p in parts]
-        yield _details("Where the drift comes from", _table(("with only this part of the build", "KLD, mean (nats)", "top-1"), rows))
+        rows = [
+            (code(p.name, _NAME), written("kld_mean", p.kld_mean), written("top1_agreement", p.top1_agreement)) for p in parts
+        ]
+        yield _details(
+            "Where the drift comes from", _table(("with only this part of the build", "KLD, mean (nats)", "top-1"), rows)
+        )
     for line in report.worst:
         yield _worst(line)
 

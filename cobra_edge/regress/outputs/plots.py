@@ -38,9 +38,8 @@ def _by_position(report: Report) -> Iterator[Plot]:
     if not points:
         return
     figure, axes = axes_of(_WIDTH, _HEIGHT)
-    for part, colour, label in ((lambda at: at < 0, SECOND, "question"), (lambda at: at >= 0, MAIN, "answer")):
-        chosen = [(at, kld) for at, kld in points if part(at)]
-        if chosen:
+    for answer, colour, label in ((False, SECOND, "question"), (True, MAIN, "answer")):
+        if chosen := [point for point in points if (point[0] >= 0) == answer]:
             axes.plot(*zip(*chosen, strict=True), color=colour, label=label, lw=1.4, marker="o", ms=2.5)
     axes.axvline(-0.5, color=INK, lw=0.6, ls=":")
     axes.set(xlabel="token, 0 is the answer's first", ylabel="KLD, mean (nats)")
@@ -60,7 +59,7 @@ def _by_layer(report: Report) -> Iterator[Plot]:
     layers, values = [at for at, _ in taken], [f.value or 0.0 for _, f in taken]
     axes.errorbar(layers, values, yerr=_ends([f for _, f in taken]), color=MAIN, fmt="o", ms=3, lw=1, capsize=2)
     axes.set(xlabel="layer", ylabel="relative RMS")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params("x", integer=True)
     if _wide(values) and all((f.low or 0) > 0 for _, f in taken):
         logarithmic(axes)
     else:
@@ -89,7 +88,7 @@ def _bars(name: str, title: str, rows: Sequence[tuple[str, Figure]]) -> Plot:
     axes.set_yticks(places, [_short(label) for label, _ in shown])
     axes.set_ylim(max(4, len(shown)) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    axes.xaxis.get_major_locator().set_params(nbins=5)
+    axes.locator_params("x", nbins=5)
     axes.set(xlabel="KLD, mean (nats)", xlim=(0, None if any(values) else 1))
     axes.grid(axis="x", color=GRID)
     left = f" The {len(shown)} worst of {len(rows)}." if len(rows) > len(shown) else ""

@@ -54,7 +54,9 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 
 def _measures(report: Report) -> Table:
-    table = _table(f"drift of {title_of(report)}", "measure", "value", "95 % interval", *(f"floor {p}" for p in FLOORS), "limit", "verdict")
+    table = _table(
+        f"drift of {title_of(report)}", "measure", "value", "95 % interval", *(f"floor {p}" for p in FLOORS), "limit", "verdict"
+    )
     for row in measure_rows(report):
         limits, words = ("\n".join(side) for side in zip(*row.limits, strict=True)) if row.limits else ("", "not judged")
         cells = (row.label, row.value, row.interval, *row.floors, limits, words)
@@ -68,7 +70,9 @@ def _with_interval(name: str, figure: Figure) -> Text:
 
 
 def _tasks(report: Report) -> Table:
-    table = _table(f"tasks, {title_of(report)}", "task", "metric", "lines", "score", "reference", "change", "KLD, mean", "greedy alike")
+    table = _table(
+        f"tasks, {title_of(report)}", "task", "metric", "lines", "score", "reference", "change", "KLD, mean", "greedy alike"
+    )
     for task in report.tasks:
         table.add_row(
             cell(shortened(task.task, 40)),
@@ -88,7 +92,9 @@ def _layers(report: Report) -> Iterator[Table]:
     if not taken:
         return
     worst = sorted(taken, key=lambda layer: -(layer.state_error.value or 0))[:_WORST_PARTS]
-    table = _table(f"decoder state by layer, worst {len(worst)} of {len(report.layers)}", "layer", "relative RMS", "95 % interval")
+    table = _table(
+        f"decoder state by layer, worst {len(worst)} of {len(report.layers)}", "layer", "relative RMS", "95 % interval"
+    )
     for layer in worst:
         figure = layer.state_error
         table.add_row(str(layer.layer), written("state_error", figure.value), interval_words("state_error", figure))
@@ -121,7 +127,12 @@ def _worst(report: Report) -> Iterator[Table]:
         table = _table(f"{of}: mean KLD {written('kld_mean', line.kld_mean)}, {where}", "", "")
         table.show_header = False
         table.columns[1].justify = "left"
-        texts = (("question", line.prompt), ("expected", line.answer), ("reference", line.reference_reply), ("build", line.reply))
+        texts = (
+            ("question", line.prompt),
+            ("expected", line.answer),
+            ("reference", line.reference_reply),
+            ("build", line.reply),
+        )
         for kind, text in texts:
             table.add_row(kind, cell(shortened(text, _TEXT)))
         yield table

@@ -95,5 +95,7 @@ def report_json(report: Report) -> bytes:
     try:
         msgspec.json.decode(content, type=Report)
     except msgspec.ValidationError as error:
-        raise InputError(f"the report cannot be kept as JSON: {error}; a figure that is not finite belongs in not_taken") from error
+        raise InputError(
+            f"the report cannot be kept as JSON: {error}; a figure that is not finite belongs in not_taken"
+        ) from error
     return content
