@@ -1,0 +1,170 @@
+"""Two reports side by side: what became better or worse.
+
+The rule. Of the difference d = b - a, after minus before, an interval is made from those of a and b alone:
+
+    d - √((b - low_b)² + (high_a - a)²)   to   d + √((high_b - b)² + (a - low_a)²)
+
+A measure is better or worse where it excludes 0, else alike. It takes the two as independent. They are not: builds
+that answer the same lines find the same lines hard, so their errors rise together and the true interval is
+narrower. What is called worse is so; a small step may pass as alike.
+Source: Zou and Donner, "Construction of confidence limits about effect measures: a general approach",
+Statistics in Medicine 27, 2008, section 2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from ...errors import InputError
+from ..measures import measure_named, written
+from ..report import Figure, Report
+from .rows import all_figures, interval_words
+
+# "lost": could be taken before and no longer, counts as worse; "unsure": differs, and has no interval to tell by.
+Word = Literal["better", "worse", "alike", "unsure", "lost", "new", "not measured"]
+_ROUNDING = 1e-9  # relative; the same sum in another order
+
+
+class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One measure of both. `difference` is after minus before, in the measure's unit, with its 95 % interval."""
+
+    measure: str
+    before: Figure
+    after: Figure
+    difference: Figure
+    word: Word
+
+
+class Comparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Two reports of one model.
+
+    Attributes:
+        before, after: the builds' names.
+        changes: in the order of the measures.
+        differs: by field of build, runtime, baseline and suite, what each has.
+        warnings: why the figures may not be comparable.
+    """
+
+    before: str
+    after: str
+    changes: tuple[Change, ...]
+    differs: dict[str, tuple[str, str]]
+    warnings: tuple[str, ...]
+
+    @property
+    def worse(self) -> list[str]:
+        """Names of measures that became worse or are lost."""
+        return [c.measure for c in self.changes if c.word in ("worse", "lost")]
+
+    @property
+    def better(self) -> list[str]:
+        """Names of measures that became better."""
+        return [c.measure for c in self.changes if c.word == "better"]
+
+
+def compare(before: Report, after: Report) -> Comparison:
+    """Compare two reports of one model.
+
+    Raises:
+        InputError: they are of different models, or a name in them is no measure's.
+    """
+    if before.build.model != after.build.model:
+        raise InputError(
+            f"reports of {before.build.model} and {after.build.model} cannot be compared; give two reports of one model"
+        )
+    old, new = all_figures(before), all_figures(after)
+    nothing = Figure(None)
+    changes = [_change(name, old.get(name, nothing), new.get(name, nothing)) for name in {**old, **new}]
+    differs = _differences(before, after)
+    return Comparison(before.build.name, after.build.name, tuple(changes), differs, tuple(_warnings(before, after)))
+
+
+def difference(before: Figure, after: Figure) -> Figure:
+    """Return after minus before, with an interval where both have one; see the module's rule."""
+    if before.value is None or after.value is None:
+        return Figure(None)
+    a, b = before.value, after.value
+    if before.low is None or before.high is None or after.low is None or after.high is None:
+        return Figure(b - a)
+    return Figure(b - a, b - a - math.hypot(b - after.low, before.high - a), b - a + math.hypot(after.high - b, a - before.low))
+
+
+def _change(name: str, before: Figure, after: Figure) -> Change:
+    return Change(name, before, after, difference(before, after), _word(name, before, after))
+
+
+def _word(name: str, before: Figure, after: Figure) -> Word:
+    measure = measure_named(name)
+    if before.value is None or after.value is None:
+        return "not measured" if before.value is after.value else "lost" if after.value is None else "new"
+    if math.isclose(before.value, after.value, rel_tol=_ROUNDING, abs_tol=_ROUNDING**2):
+        return "alike"
+    if measure.better == "near":
+        before, after = _distance(before, measure.ideal), _distance(after, measure.ideal)
+    found = difference(before, after)
+    if found.low is None or found.high is None:
+        return "unsure"
+    if found.low <= 0 <= found.high:
+        return "alike"
+    return "better" if (found.low > 0) == (measure.better == "high") else "worse"
+
+
+def _distance(figure: Figure, ideal: float) -> Figure:
+    """Return how far a figure is from the best value, with its interval."""
+    assert figure.value is not None
+    value = abs(figure.value - ideal)
+    if figure.low is None or figure.high is None:
+        return Figure(value)
+    ends = sorted((abs(figure.low - ideal), abs(figure.high - ideal)))
+    return Figure(value, 0.0 if figure.low <= ideal <= figure.high else ends[0], ends[1])
+
+
+def _differences(before: Report, after: Report) -> dict[str, tuple[str, str]]:
+    found = {}
+    for part in ("build", "runtime", "baseline", "suite"):
+        old, new = getattr(before, part), getattr(after, part)
+        for field in old.__struct_fields__:
+            a, b = getattr(old, field), getattr(new, field)
+            if a != b:
+                found[f"{part}.{field}"] = _said(a), _said(b)
+    if before.commit != after.commit:
+        found["commit"] = _said(before.commit), _said(after.commit)
+    return found
+
+
+def _said(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{len(value)} lines"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _warnings(before: Report, after: Report) -> list[str]:
+    pairs = (
+        ("checkpoints", before.build.source_sha256, after.build.source_sha256),
+        ("suites", (before.suite.sha256, before.suite.lines), (after.suite.sha256, after.suite.lines)),
+        ("baselines", before.baseline, after.baseline),
+    )
+    return [f"they are of different {what}: figures differ for that reason too" for what, a, b in pairs if a != b]
+
+
+def change_cells(change: Change) -> tuple[str, str, str, str, str, str]:
+    """Return (label, before, after, difference, its interval, word) as people read them."""
+    name, step = change.measure, change.difference
+    return (
+        measure_named(name).label,
+        written(name, change.before.value),
+        written(name, change.after.value),
+        "" if step.value is None else _signed(name, step.value),
+        "" if step.value is None else interval_words(name, step),
+        change.word,
+    )
+
+
+def _signed(name: str, value: float) -> str:
+    text = written(name, value)
+    return text if text[0] in "+-" else f"+{text}"

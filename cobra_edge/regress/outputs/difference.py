@@ -1,0 +1,61 @@
+"""Where two replies part, for people to see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import takewhile
+
+from ...terminal import plain
+
+_AROUND, _SHOWN = 240, 500  # characters shown before and after what differs, and of it
+
+
+@dataclass(frozen=True)
+class Parted:
+    """One reply, cut around the words in which it is not another's.
+
+    Attributes:
+        before, after: what both have.
+        apart: what only this one says; empty where both are alike, or only the other says something there.
+        left_out: characters not shown; an ellipsis stands where they were.
+    """
+
+    before: str
+    apart: str
+    after: str
+    left_out: int
+
+
+def parted(reply: str, other: str) -> Parted:
+    """Cut a reply at the first and after the last word in which it differs from another; control characters are replaced."""
+    reply, other = plain(reply), plain(other)
+    start = _alike(reply, other)
+    while start and not reply[start - 1].isspace() and reply != other:
+        start -= 1
+    ends = reply[start:], other[start:]
+    tail = _alike(ends[0][::-1], ends[1][::-1])
+    while tail and not reply[len(reply) - tail].isspace():
+        tail -= 1
+    before, apart, after = reply[:start], reply[start : len(reply) - tail], reply[len(reply) - tail :]
+    if reply == other:
+        before, after = "", reply
+    limit = _AROUND if apart or before else 2 * _AROUND + _SHOWN
+    kept = (before[-_AROUND:], apart[:_SHOWN], after[:limit])
+    left_out = len(reply) - sum(map(len, kept))
+    lead = "…" if len(before) > len(kept[0]) else ""
+    return Parted(lead + kept[0], _ended(kept[1], apart), _ended(kept[2], after), left_out)
+
+
+def _ended(kept: str, full: str) -> str:
+    return kept if kept == full else f"{kept}…"
+
+
+def _alike(a: str, b: str) -> int:
+    """Return how many characters both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return text on one line, control characters replaced, at most `limit` characters long."""
+    text = plain(text).replace("\n", " ⏎ ")
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

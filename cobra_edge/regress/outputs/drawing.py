@@ -1,0 +1,117 @@
+"""How figures become SVG that stands in a page: the page's colours and fonts, no dates, no random names, no scripts.
+
+Figures are drawn in marker colours that nothing else has, which are then replaced by the page's own: one figure serves light
+and dark. Text stays text. Names from outside are never taken as formulas.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from ...terminal import plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, GRID, MAIN, SECOND = "#010203", "#010204", "#010205", "#010206"
+_PAGE_COLOURS = {INK: "currentColor", GRID: "var(--line)", MAIN: "var(--accent)", SECOND: "var(--second)"}
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+_PAGE_STYLE = _STYLE | {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+}
+
+
+@contextmanager
+def style(in_page: bool = True) -> Iterator[None]:
+    """Draw and save inside: one look, whatever matplotlibrc says; glyphs that the font lacks are the viewer's to find."""
+    import matplotlib
+
+    wanted: Any = _PAGE_STYLE if in_page else _STYLE
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(wanted)
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support", category=UserWarning)
+        yield
+
+
+def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure and its axes, sizes in inches, without the state that pyplot keeps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def logarithmic(axes: Axes) -> None:
+    """Make the y axis logarithmic, its numbers written plainly: formulas, matplotlib's own powers of ten too, are not drawn."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def inline_svg(figure: Figure, name: str, title: str) -> str:
+    """Return a figure as an SVG element for a page.
+
+    Args:
+        figure: drawn inside `style`.
+        name: unique in the page; goes into the names inside.
+        title: what a screen reader says.
+    """
+    import matplotlib
+
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]}'
+    opening += f' role="img" aria-label="{escape(plain(title))}">'
+    svg = opening + svg[svg.index(">") + 1 :]
+    for marker, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(marker, colour)
+    return re.sub(r"'DejaVu Sans'[^;\"]*", "inherit-font", svg).replace("inherit-font", "system-ui, sans-serif").strip()
+
+
+def save(figure: Figure, file: Any, kind: str) -> None:
+    """Write a figure that stands alone, the same bytes for the same figure. Raises OSError as the file system does."""
+    import matplotlib
+
+    metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    with matplotlib.rc_context({"svg.hashsalt": "cobra_edge"}):
+        figure.savefig(file, format=kind, dpi=120, metadata=metadata)

@@ -1,0 +1,111 @@
+"""Drift over commits as one drawing: a line a build, its 95 % interval as a band, failed runs marked."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import InputError
+from ..measures import measure_named
+from ..report import Figure
+from .difference import shortened
+from .drawing import axes_of, logarithmic, save, style
+from .history import Entry
+from .libraries import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+KINDS = ("svg", "png", "pdf")
+_TICKS = 30
+
+
+def check_drawing(file: Path, measure: str) -> None:
+    """Find what would keep `draw_history` from drawing.
+
+    Raises:
+        InputError: the file's ending is none of KINDS, or no measure has that name. MachineError: no matplotlib.
+    """
+    measure_named(measure)
+    if file.suffix[1:] not in KINDS:
+        raise InputError(f"{file}: drawings end in {', '.join('.' + kind for kind in KINDS)}; give it one of these endings")
+    require("a drawing", "matplotlib")
+
+
+def draw_history(entries: Sequence[Entry], file: Path, measure: str = "kld_mean") -> None:
+    """Draw a measure over the runs, in the order of their times; runs of one commit share a place.
+
+    Raises:
+        InputError: as `check_drawing` says, no entry has the measure, or the file cannot be written.
+        MachineError: matplotlib is not installed.
+    """
+    check_drawing(file, measure)
+    runs = sorted(entries, key=lambda entry: entry.time)
+    if all(_figure(run, measure).value is None for run in runs):
+        known = sorted({name for run in runs for name, figure in run.measures.items() if figure.value is not None})
+        raise InputError(f"no entry has a value of {measure}; some have: {', '.join(known) or 'nothing'}")
+    with style(in_page=False):
+        figure = _drawn(runs, measure)
+        try:
+            with tempfile.TemporaryDirectory(dir=file.parent, prefix=".drawing-") as stage:
+                save(figure, Path(stage) / "drawing", file.suffix[1:])
+                os.replace(Path(stage) / "drawing", file)
+        except OSError as error:
+            raise InputError(f"{file}: cannot be written ({error}); give another path") from error
+
+
+def _figure(run: Entry, measure: str) -> Figure:
+    return run.measures.get(measure, Figure(None))
+
+
+def _place(run: Entry) -> str:
+    """Return what runs share that stand above each other: the commit, or the time of one that has none."""
+    return run.commit or run.time
+
+
+def _lines(runs: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Return the runs of each build on one suite by what a legend calls them."""
+    several = len({run.suite for run in runs}) > 1
+    found: dict[str, list[Entry]] = {}
+    for run in runs:
+        suite = f", suite {run.suite[:8]}" if several else ""
+        found.setdefault(shortened(f"{run.build} ({run.scheme}){suite}", 70), []).append(run)
+    return found
+
+
+def _points(runs: Sequence[Entry], places: dict[str, int], measure: str) -> list[tuple[int, float, float, float]]:
+    """Return (place, value, low, high) of each run that has the measure; without an interval all three are the value."""
+    figures = [(places[_place(run)], _figure(run, measure)) for run in runs]
+    return [
+        (place, f.value, f.value if f.low is None else f.low, f.value if f.high is None else f.high)
+        for place, f in figures
+        if f.value is not None
+    ]
+
+
+def _drawn(runs: Sequence[Entry], measure: str) -> MatplotlibFigure:
+    places = {name: i for i, name in enumerate(dict.fromkeys(_place(run) for run in runs))}
+    figure, axes = axes_of(max(7.0, min(16.0, 2.5 + 0.3 * len(places))), 4.5)
+    for i, (label, of) in enumerate(_lines(runs).items()):
+        if points := _points(of, places, measure):
+            xs, values, lows, highs = zip(*points, strict=True)
+            axes.plot(xs, values, marker="o", ms=4, lw=1.4, color=f"C{i % 10}", label=label)
+            axes.fill_between(xs, lows, highs, color=f"C{i % 10}", alpha=0.18, lw=0)
+    if failed := _points([run for run in runs if run.passed is False], places, measure):
+        xs, values, _, _ = zip(*failed, strict=True)
+        axes.plot(xs, values, "x", color="#b3261e", ms=10, mew=2, ls="", label="beyond its budget")
+    lost = dict.fromkeys(places[_place(run)] for run in runs if _figure(run, measure).value is None)
+    for i, x in enumerate(lost):
+        axes.axvline(x, color="#777777", lw=0.8, ls=":", label=None if i else "not measured")
+    if "kld" in measure and min(value for _, value, _, _ in _points(runs, places, measure)) > 0:
+        logarithmic(axes)
+    axes.set_ylabel(measure_named(measure).label)
+    shown = list(places)[:: -(-len(places) // _TICKS)]
+    labels = [name[:7] if len(name) == 40 else shortened(name, 20) for name in shown]  # 40 digits: a commit of git
+    axes.set_xticks([places[name] for name in shown], labels, rotation=45, ha="right", fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure

@@ -1,0 +1,69 @@
+"""A report as JUnit XML, which CI systems show: one test case a limit of the budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...terminal import plain
+from ..measures import written
+from ..report import Report, Verdict
+from .libraries import require
+from .rows import all_figures, label_of, limit_words, verdict_words
+
+if TYPE_CHECKING:
+    from junitparser import TestCase
+
+
+def report_junit(report: Report) -> bytes:
+    """Return the file. Measures are properties of the suite; without a budget the one case is skipped and says so.
+
+    Raises:
+        MachineError: junitparser is not installed. InputError: the report has a name that is no measure's.
+    """
+    require("junit.xml", "junitparser")
+    from junitparser import JUnitXml, Skipped, TestCase, TestSuite
+
+    of = plain(f"{report.suite.name}.{report.build.name}")
+    suite = TestSuite(of)
+    suite.timestamp = plain(report.times.began)
+    for name, value in _properties(report).items():
+        suite.add_property(plain(name), plain(value))
+    cases = [_case(of, verdict) for verdict in report.verdicts]
+    if not cases:
+        skipped = TestCase("budget", of)
+        why = "no budget was given" if report.budget is None else f"budget {report.budget} limits nothing"
+        skipped.result = [Skipped(plain(f"not judged: {why}"))]
+        cases = [skipped]
+    suite.add_testcases(cases)
+    xml = JUnitXml(plain(f"cobra_edge.regress {report.build.name}"))
+    xml.add_testsuite(suite)
+    xml.update_statistics()  # type: ignore[no-untyped-call]
+    suite.time = xml.time = report.times.seconds  # of the whole run, not the sum over cases: all limits are judged at once
+    content: bytes = xml.tostring()  # type: ignore[no-untyped-call]
+    return content
+
+
+def _properties(report: Report) -> dict[str, str]:
+    build, runtime = report.build, report.runtime
+    about = {
+        "cobra_edge": report.cobra_edge,
+        "commit": report.commit or "",
+        "fingerprint": build.fingerprint,
+        "scheme": build.scheme,
+        "target": build.target,
+        "decoder": runtime.decoder,
+        "vision": runtime.vision or "",
+        "baseline": report.baseline.name,
+    }
+    return about | {name: written(name, figure.value) for name, figure in all_figures(report).items()}
+
+
+def _case(of: str, verdict: Verdict) -> TestCase:
+    from junitparser import Failure, TestCase
+
+    case = TestCase(plain(f"{verdict.measure} {verdict.rule}"), of)
+    if not verdict.within or verdict.judged is None:
+        failure = Failure(plain(verdict_words(verdict)), "drift" if verdict.judged is not None else "not taken")
+        failure.text = plain(f"{label_of(verdict.measure)}: {verdict_words(verdict)}; limit: {limit_words(verdict)}")
+        case.result = [failure]
+    return case

@@ -1,0 +1,20 @@
+"""The libraries that only some outputs need, asked for by name before work is done in vain."""
+
+from __future__ import annotations
+
+import importlib
+
+from ...errors import MachineError
+
+
+def require(purpose: str, *modules: str) -> None:
+    """Import each module.
+
+    Raises:
+        MachineError: one is missing; says how to install it.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise MachineError(f"{purpose} needs {error.name}; install it with: pip install 'cobra-edge[regress]'") from error

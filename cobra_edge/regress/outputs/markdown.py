@@ -1,0 +1,175 @@
+"""A report as Markdown that fits a pull request's comment; needs no library.
+
+Texts from outside stand in <code>, every character that Markdown or HTML knows written as a number: GitHub looks for
+mentions, issues and addresses in the page it has made, but not in code.
+Source: GitHub Flavored Markdown, sections 2.5 and 6.9; the limit is that of GitHub's API for a comment's body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ...errors import InputError
+from ..measures import written
+from ..report import Report, WorstLine
+from .compare import Comparison, change_cells, compare
+from .difference import shortened
+from .rows import (
+    FAILED,
+    FLOORS,
+    baseline_words,
+    headline,
+    interval_words,
+    measure_rows,
+    not_taken_rows,
+    runtime_words,
+    suite_words,
+)
+
+LIMIT = 65_536
+_NAME, _TEXT, _ROWS = 120, 600, 60
+_KNOWN = "&<>|`*_[]()#~\\:!$\"'{}"
+
+
+def escaped(text: str, limit: int = _TEXT) -> str:
+    """Return text of any origin, inert in a paragraph, a table's cell or HTML, at most `limit` of its characters."""
+    text = shortened(text, limit)
+    numbered = "".join(f"&#{ord(c)};" if c in _KNOWN else c for c in text)
+    return numbered.replace("@", "@\u200b").replace("www.", "www&#46;")
+
+
+def code(text: str, limit: int = _TEXT) -> str:
+    """Return text of any origin as inline code."""
+    return f"<code>{escaped(text, limit)}</code>" if text else "(nothing)"
+
+
+def report_markdown(report: Report, previous: Report | None = None) -> str:
+    """Return the report; its first line is the verdict. Sections that would pass LIMIT are left out, which is said.
+
+    Args:
+        report: what to show.
+        previous: to compare with; one of another model is not compared, which is said.
+
+    Raises:
+        InputError: a report has a name that is no measure's.
+    """
+    sections = ["\n".join(section) for section in _sections(report, previous)]
+    text, left = f"**{escaped(headline(report), 400)}**\n", 0
+    room = LIMIT - 200  # for the sentence below
+    for section in sections:
+        if len(text) + len(section) + 2 > room:
+            left += 1
+        else:
+            text += f"\n{section}\n"
+    if left:
+        text += f"\n{left} sections are too long for a comment and left out; report.html and report.json have them.\n"
+    assert len(text) <= LIMIT
+    return text
+
+
+def _sections(report: Report, previous: Report | None) -> Iterator[list[str]]:
+    yield _about(report)
+    yield _measures(report)
+    if previous is not None:
+        yield _compared(report, previous)
+    yield _not_taken(report)
+    if report.tasks:
+        yield _tasks(report)
+    if report.attribution is not None:
+        parts = report.attribution.parts
+        rows = [
+            (code(p.name, _NAME), written("kld_mean", p.kld_mean), written("top1_agreement", p.top1_agreement)) for p in parts
+        ]
+        yield _details(
+            "Where the drift comes from", _table(("with only this part of the build", "KLD, mean (nats)", "top-1"), rows)
+        )
+    for line in report.worst:
+        yield _worst(line)
+
+
+def _about(report: Report) -> list[str]:
+    build, commit = report.build, "" if report.commit is None else f" at commit {code(report.commit, 12)}"
+    return [
+        f"Build {code(build.name, _NAME)} ({code(build.scheme, _NAME)}, model {code(build.model, _NAME)}){commit}. ",
+        f"Ran on {code(runtime_words(report))}. ",
+        f"Compared with {code(baseline_words(report))} ",
+        f"on {code(suite_words(report))}.",
+    ]
+
+
+def _measures(report: Report) -> list[str]:
+    rows = measure_rows(report)
+    if len(rows) > _ROWS:
+        rows.sort(key=lambda row: not row.failed)
+    head = ("measure", "value", "95 % interval", *(f"floor {p}" for p in FLOORS), "limit", "verdict")
+    cells = [
+        (
+            escaped(row.label, _NAME),
+            row.value,
+            row.interval,
+            *row.floors,
+            "<br>".join(limit for limit, _ in row.limits),
+            "<br>".join(f"**{word}**" if word == FAILED else word for _, word in row.limits) or "not judged",
+        )
+        for row in rows
+    ]
+    return _table(head, cells)
+
+
+def _tasks(report: Report) -> list[str]:
+    head = ("task", "metric", "lines", "score", "reference", "change", "95 % interval", "KLD, mean (nats)")
+    rows = [
+        (
+            code(task.task, _NAME),
+            code(task.metric, _NAME),
+            str(task.lines),
+            written("accuracy", task.score.value),
+            written("accuracy", task.reference),
+            written("accuracy_change", task.change.value),
+            interval_words("accuracy_change", task.change),
+            written("kld_mean", task.kld_mean.value),
+        )
+        for task in report.tasks
+    ]
+    return _table(head, rows)
+
+
+def _compared(report: Report, previous: Report) -> list[str]:
+    try:
+        found = compare(previous, report)
+    except InputError as error:
+        return [f"Not compared with the previous report: {escaped(str(error))}"]
+    return _details(f"Compared with the previous report: {len(found.worse)} worse, {len(found.better)} better", _changes(found))
+
+
+def _changes(found: Comparison) -> list[str]:
+    lines = [f"* {escaped(warning)}" for warning in found.warnings]
+    head = ("measure", "before", "after", "difference", "95 % interval", "")
+    rows = [tuple(escaped(text, _NAME) for text in change_cells(change)) for change in found.changes]
+    return [*lines, "", *_table(head, rows)]
+
+
+def _worst(line: WorstLine) -> list[str]:
+    where = "replies alike" if line.diverges_at is None else f"replies part at token {line.diverges_at}"
+    title = f"Line {line.number}, {code(line.task, _NAME)}: mean KLD {written('kld_mean', line.kld_mean)}, {where}"
+    texts = (("question", line.prompt), ("expected", line.answer), ("reference", line.reference_reply), ("build", line.reply))
+    picture = "no picture" if line.image is None else code(line.image, _NAME)
+    return _details(title, _table(("", ""), [("picture", picture), *((kind, code(text)) for kind, text in texts)]))
+
+
+def _not_taken(report: Report) -> list[str]:
+    rows = [(escaped(what, _NAME), escaped(why)) for what, why in not_taken_rows(report)]
+    rows += [(f"suite line {number}", escaped(why)) for number, why in sorted(report.suite.skipped.items())]
+    if not rows:
+        return ["Everything could be taken."]
+    return _details(f"Could not be taken: {len(rows)}", _table(("what", "why"), rows))
+
+
+def _details(title: str, lines: Iterable[str]) -> list[str]:
+    return [f"<details><summary>{title}</summary>", "", *lines, "", "</details>"]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows[:_ROWS]]
+    return lines + ([f"\n{len(rows) - _ROWS} more are in report.json."] if len(rows) > _ROWS else [])

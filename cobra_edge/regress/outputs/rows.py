@@ -1,0 +1,175 @@
+"""What every output says of a report, in words: the headline, a row a measure, what could not be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...errors import InputError
+from ..measures import MEASURES, measure_named, written
+from ..report import Figure, Report, Verdict
+
+FLOORS = ("fp16", "bf16")
+_SIGNS = {"max": "≤", "min": "≥", "max_times_floor": "≤"}
+FAILED, HELD = "FAILED", "held"
+
+
+@dataclass(frozen=True)
+class MeasureRow:
+    """One measure as people read it.
+
+    Attributes:
+        name: of the measure.
+        label: the same for people, with its unit.
+        value, interval: written with the measure's own digits; the interval is empty where there is none.
+        floors: what the reference itself drifts in each of FLOORS; empty where that is not known.
+        limits: of each verdict the limit, such as "≤ 0.02", and its word, HELD or FAILED; empty without a limit.
+    """
+
+    name: str
+    label: str
+    value: str
+    interval: str
+    floors: tuple[str, ...]
+    limits: tuple[tuple[str, str], ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether any limit was not held."""
+        return any(word == FAILED for _, word in self.limits)
+
+
+def label_of(name: str) -> str:
+    """Return a measure's label, or the name itself where no measure is called that."""
+    try:
+        return measure_named(name).label
+    except InputError:
+        return name
+
+
+def all_figures(report: Report) -> dict[str, Figure]:
+    """Return every measure in the table's order, then each task's `accuracy` and `accuracy_change`.
+
+    Raises:
+        InputError: a measure in the report is not one of `measures.MEASURES`.
+    """
+    unknown = [name for name in report.measures if name not in MEASURES]
+    found = {name: report.measures[name] for name in (*MEASURES, *unknown) if name in report.measures}
+    for name in unknown:
+        measure_named(name)
+    for task in report.tasks:
+        found.setdefault(f"accuracy.{task.task}", task.score)
+        found.setdefault(f"accuracy_change.{task.task}", task.change)
+    return found
+
+
+def measure_rows(report: Report) -> list[MeasureRow]:
+    """Return a row for each measure of the report and each other measure that its budget limits.
+
+    Raises:
+        InputError: a name that is no measure's.
+    """
+    figures, verdicts = all_figures(report), dict[str, list[Verdict]]()
+    for verdict in report.verdicts:
+        verdicts.setdefault(verdict.measure, []).append(verdict)
+    names = dict.fromkeys((*(n for n in figures if n in report.measures), *verdicts))
+    return [_row(report, name, figures.get(name, Figure(None)), verdicts.get(name, [])) for name in names]
+
+
+def _row(report: Report, name: str, figure: Figure, verdicts: list[Verdict]) -> MeasureRow:
+    floors = (report.noise_floor.get(precision, {}).get(name) for precision in FLOORS)
+    return MeasureRow(
+        name,
+        measure_named(name).label,
+        written(name, figure.value),
+        interval_words(name, figure),
+        tuple("" if floor is None else written(name, floor) for floor in floors),
+        tuple((limit_words(verdict), HELD if verdict.within else FAILED) for verdict in verdicts),
+    )
+
+
+def interval_words(name: str, figure: Figure) -> str:
+    """Write the ends of an interval, "low – high"; nothing where there is none."""
+    if figure.value is None or figure.low is None or figure.high is None:
+        return ""
+    return f"{written(name, figure.low)} – {written(name, figure.high)}"
+
+
+def limit_words(verdict: Verdict) -> str:
+    """Write a limit with its direction, such as "≤ 0.02"."""
+    if verdict.limit is None:
+        return "no limit known"
+    floor = " (from the noise floor)" if verdict.rule == "max_times_floor" else ""
+    return f"{_SIGNS.get(verdict.rule, verdict.rule)} {written(verdict.measure, verdict.limit)}{floor}"
+
+
+def verdict_words(verdict: Verdict) -> str:
+    """Say in a sentence why a limit was held or not."""
+    if verdict.judged is None:
+        return f"could not be taken: {verdict.note or 'no reason was given'}"
+    note = f" ({verdict.note})" if verdict.note else ""
+    held = "is within" if verdict.within else "is beyond"
+    return f"{written(verdict.measure, verdict.judged)} {held} {limit_words(verdict)}{note}"
+
+
+def headline(report: Report) -> str:
+    """Say in one line whether the budget was held."""
+    failed = [v for v in report.verdicts if not v.within]
+    if not report.verdicts:
+        why = "no budget was given" if report.budget is None else f"budget {report.budget} limits nothing"
+        return f"NOT JUDGED: {why}" if report.passed else f"FAILED: {why}, and the run did not pass"
+    if report.passed and not failed:
+        limits = "the one limit" if len(report.verdicts) == 1 else f"all {len(report.verdicts)} limits"
+        return f"PASSED: {limits} of the budget held"
+    labels = list(dict.fromkeys(label_of(v.measure) for v in failed))
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return f"FAILED: {len(failed)} of {len(report.verdicts)} limits not held: {'; '.join(labels[:3])}{more}"
+
+
+def not_taken_rows(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield what could not be taken, and why: measures, limits, parts of the attribution."""
+    for name, why in report.not_taken.items():
+        yield label_of(name), why
+    for verdict in report.verdicts:
+        if verdict.judged is None and verdict.measure not in report.not_taken:
+            yield f"the limit of {label_of(verdict.measure)}", verdict.note or "no reason was given"
+    if report.attribution is not None:
+        found = report.attribution
+        for part in (*found.parts, *found.layers, *found.tensors):
+            if part.kld_mean is None:
+                yield f"attribution to {part.name}", part.note or "no reason was given"
+
+
+def title_of(report: Report) -> str:
+    """Name what ran and what it was compared with, short enough for a title."""
+    runtime, base = report.runtime, report.baseline
+    vision = "" if runtime.vision is None else f", vision by {runtime.vision}"
+    return f"{runtime.decoder} on {runtime.device}{vision}, against {base.kind} {base.name} ({base.computed_by})"
+
+
+def runtime_words(report: Report) -> str:
+    """Name what ran the build."""
+    runtime = report.runtime
+    vision = "no vision" if runtime.vision is None else f"vision by {runtime.vision}"
+    threads = "" if runtime.threads is None else f", {runtime.threads} threads"
+    return f"decoder {runtime.decoder}, {vision}, activations {runtime.activations}, on {runtime.device}{threads}"
+
+
+def baseline_words(report: Report) -> str:
+    """Name what the build was compared with, and what of it was not kept."""
+    base = report.baseline
+    kept = (
+        "all tokens' probabilities kept"
+        if base.top_k is None
+        else f"the {base.top_k} likeliest tokens kept, at most {base.tail_mass_max:.2g} of probability not kept"
+    )
+    sketch = f", {base.state_sketch} numbers kept of each layer's state" if base.state_sketch else ""
+    return f"{base.kind} {base.name}, computed by {base.computed_by}, {kept}{sketch}"
+
+
+def suite_words(report: Report) -> str:
+    """Say what was asked."""
+    suite = report.suite
+    asked = f"{suite.name}: {suite.lines} lines about {suite.pictures} pictures"
+    left = f", {len(suite.skipped)} lines left out" if suite.skipped else ""
+    return f"{asked}, {suite.answer_tokens} answer tokens and {suite.prompt_tokens} of questions{left}"

@@ -1,0 +1,101 @@
+"""Write a report's files into a directory: all of them or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import msgspec
+
+from ...errors import InputError
+from ..report import Report
+from .html import report_html, require_html
+from .junit import report_junit
+from .libraries import require
+from .markdown import report_markdown
+
+FILES = ("report.json", "report.md", "junit.xml", "report.html")
+
+
+def check_directory(directory: Path, files: Collection[str] = FILES) -> None:
+    """Find before anything is measured what would keep `write_outputs` from writing; makes the directory.
+
+    Raises:
+        InputError: the directory cannot be made or written, or has a directory of a file's name.
+        MachineError: a library is missing that one of the files needs.
+    """
+    if "junit.xml" in files:
+        require("junit.xml", "junitparser")
+    if "report.html" in files:
+        require_html()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error}); give a directory that can") from error
+    for name in files:
+        if (directory / name).is_dir():
+            raise InputError(f"{directory / name}: is a directory where a file should go; move it or give another directory")
+
+
+def write_outputs(
+    directory: Path,
+    report: Report,
+    pictures: Mapping[str, bytes],
+    previous: Report | None = None,
+    files: Collection[str] = FILES,
+) -> None:
+    """Write the files; each is renamed into place when all of them are whole. What else is there is left alone.
+
+    Args:
+        directory: made where it is missing.
+        report: what was found.
+        pictures: content of picture files by the names in `report.worst`; those that lack are said to be missing.
+        previous: to compare with.
+        files: which of FILES.
+
+    Raises:
+        InputError: as `check_directory` says, or the report has a number that is not finite or a name that is no measure's.
+        MachineError: a library is missing.
+    """
+    check_directory(directory, files)
+    contents = {name: _content(name, report, pictures, previous) for name in FILES if name in files}
+    stage = Path(tempfile.mkdtemp(dir=directory, prefix=".report-"))
+    try:
+        for name, content in contents.items():
+            (stage / name).write_bytes(content)
+        for name in contents:
+            os.replace(stage / name, directory / name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _content(name: str, report: Report, pictures: Mapping[str, bytes], previous: Report | None) -> bytes:
+    if name == "report.json":
+        return report_json(report)
+    if name == "report.md":
+        return report_markdown(report, previous).encode()
+    if name == "junit.xml":
+        return report_junit(report)
+    return report_html(report, pictures, previous).encode()
+
+
+def report_json(report: Report) -> bytes:
+    """Return the report as JSON that `read_report` reads: indented, fields in the schema's order, names in dicts sorted.
+
+    Raises:
+        InputError: a number that must be finite is not; JSON has none for it.
+    """
+    plain = msgspec.to_builtins(report, str_keys=True, order="deterministic")
+    content = msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
+    try:
+        msgspec.json.decode(content, type=Report)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"the report cannot be kept as JSON: {error}; a figure that is not finite belongs in not_taken"
+        ) from error
+    return content
