@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from ..errors import InputError
 from ..text import END_OF_TEXT, PromptTemplate, TextCodec
-from .suite import Line
+from .suite import Line, spread
 
 _FREE_TOKENS = 32  # that an answer of the model's own may have beyond the given one
 
@@ -66,6 +66,12 @@ class AskedSuite:
         for index in range(len(self.pictures)):
             digest.update(picture_sha256(self.load(index)).encode())
         return digest.hexdigest()
+
+    def part(self, wanted: int) -> AskedSuite:
+        """Return a suite of at most so many of the lines, spread evenly over tasks."""
+        by_line = {id(asked.line): asked for asked in self.lines}
+        chosen = {id(line) for line in spread([asked.line for asked in self.lines], wanted)}
+        return replace(self, lines=[asked for key, asked in by_line.items() if key in chosen])
 
     def key(self, asked: AskedLine) -> tuple[str | None, str, str]:
         """Return what makes a line the same as another suite's: its picture's content, question and answer."""

@@ -54,7 +54,8 @@ def open_baseline(wanted: str, bundle: Bundle, open_session: Callable[[Bundle], 
         open_session: opens another bundle as the build is opened.
 
     Raises:
-        InputError: it is of another model, or nothing of that name is there. MachineError: a checkpoint's libraries are missing.
+        InputError: it is of another model, or nothing of that name is there.
+        MachineError: a checkpoint's libraries are missing.
     """
     if wanted == FP16:
         return _golden(bundle)
@@ -111,8 +112,8 @@ def _checkpoint(source: str, build: Bundle) -> Reference:
         from .float_reference import float_readings
     except ImportError as error:
         raise MachineError(
-            f"--baseline {source}: a checkpoint needs {error.name}; install it with: pip install 'cobra-edge[export]', or compare "
-            "with the bundle's golden lines (--baseline fp16)"
+            f"--baseline {source}: a checkpoint needs {error.name}; install it with: pip install 'cobra-edge[export]', or "
+            "compare with the bundle's golden lines (--baseline fp16)"
         ) from error
     checkpoint = open_checkpoint(source)
     digest, ours = hashed(checkpoint), build.manifest.source

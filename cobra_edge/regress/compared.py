@@ -28,7 +28,9 @@ class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         states: of each layer, squared distance of the recurrent states after the line, and the reference's squared length.
         vision: the same of the picture's embeddings, or None.
         reply, reference_reply: free answers, tokens.
-        score, reference_score: of their texts, by the task's metric.
+        text, reference_text: what they say.
+        score, reference_score: of the texts, by the task's metric.
+        tail, kept: of the reference's distributions, the largest probability not kept, and how many tokens are kept at most.
     """
 
     number: int
@@ -47,6 +49,7 @@ class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     score: float
     reference_score: float
     tail: float
+    kept: int
 
     @property
     def diverges_at(self) -> int | None:
@@ -77,7 +80,8 @@ def compared(asked: AskedLine, reference: Reading, build: Reading, text_of: Call
             f"line {asked.number}: the build's answer is not finite where the reference's is; it overflows, take more bits"
         )
     first, targets = len(asked.prompt) - 1, np.array(asked.answer)  # where the answer begins to be foretold
-    divergence, likeliest, right_reference, tail = _against(reference.log_probs, log_probs, np.array(asked.tokens[1:]))
+    divergence, likeliest, right_reference = _against(reference.log_probs, log_probs, np.array(asked.tokens[1:]))
+    top = reference.log_probs if isinstance(reference.log_probs, TopTokens) else None
     metric, texts = METRICS[asked.line.metric], [text_of(r.reply) for r in (build, reference)]
     return ComparedLine(
         number=asked.number,
@@ -95,19 +99,19 @@ def compared(asked: AskedLine, reference: Reading, build: Reading, text_of: Call
         reference_text=texts[1],
         score=metric.score(texts[0], asked.line),
         reference_score=metric.score(texts[1], asked.line),
-        tail=tail,
+        tail=0.0 if top is None else float(top.tails.max(initial=0)),
+        kept=0 if top is None else int(np.diff(top.offsets).max(initial=0)),
     )
 
 
 def _against(
     reference: np.ndarray | TopTokens, log_probs: np.ndarray, targets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Return KLD, the reference's likeliest token and its log p of the right one, all (positions,), and the largest tail."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return KLD, the reference's likeliest token and its log p of the right one, all (positions,)."""
     if isinstance(reference, TopTokens):
-        tail = float(reference.tails.max(initial=0))
-        return reference.divergence_of(log_probs), reference.likeliest(), reference.log_probs_of(targets), tail
+        return reference.divergence_of(log_probs), reference.likeliest(), reference.log_probs_of(targets)
     right = np.take_along_axis(reference, targets[:, None], -1)[:, 0]
-    return divergence(reference, log_probs), reference.argmax(-1), right, 0.0
+    return divergence(reference, log_probs), reference.argmax(-1), right
 
 
 def _distance(build: np.ndarray | None, reference: np.ndarray | None) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """The journal of a run: each compared line as JSON as soon as it is known, so that an interrupted run goes on where it was.
 
-`lines.partial.jsonl` in the report's directory; its first line says what was measured, and one of another build, baseline, suite or
-runtime is begun anew. When the run is through it is called `lines.jsonl`.
+`lines.partial.jsonl` in the report's directory; its first line says what was measured, and one of another build, baseline,
+suite or runtime is begun anew. When the run is through it is called `lines.jsonl`.
 """
 
 from __future__ import annotations

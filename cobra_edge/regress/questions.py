@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..image import load_picture
 from .asked import AskedSuite, asked_suite
 from .golden import Golden
-from .suite import HELDOUT, BadLine, numbered_lines, spread
+from .suite import HELDOUT, BadLine, numbered_lines
 
 
 def chosen_suite(
@@ -44,11 +44,9 @@ def chosen_suite(
         skipped = {line.number: line.reason for line in bad}
         codec, template = bundle.text()
         directory, sees = (file or HELDOUT).parent, bundle.manifest.model.vision is not None
-        suite = asked_suite(
-            (file or HELDOUT).name, numbered, directory.joinpath, codec, template, sees=sees, skipped=skipped
-        )
+        suite = asked_suite((file or HELDOUT).name, numbered, directory.joinpath, codec, template, sees=sees, skipped=skipped)
         suite = _readable(suite, skip_bad, on_picture)
-    return suite if wanted is None or wanted >= len(suite.lines) else _spread(suite, wanted)
+    return suite if wanted is None or wanted >= len(suite.lines) else suite.part(wanted)
 
 
 def _readable(suite: AskedSuite, skip_bad: bool, on_picture: Callable[[int, int], None]) -> AskedSuite:
@@ -68,9 +66,3 @@ def _readable(suite: AskedSuite, skip_bad: bool, on_picture: Callable[[int, int]
     if not left:
         raise InputError(f"{suite.name}: no line is left; every one was skipped")
     return replace(suite, lines=left, skipped=suite.skipped | lost)
-
-
-def _spread(suite: AskedSuite, wanted: int) -> AskedSuite:
-    by_line = {id(asked.line): asked for asked in suite.lines}
-    chosen = {id(line) for line in spread([asked.line for asked in suite.lines], wanted)}
-    return replace(suite, lines=[asked for key, asked in by_line.items() if key in chosen])
