@@ -69,22 +69,24 @@ _TABLE = (
     Measure("accuracy_change", "accuracy, build minus reference", "high", 0, "+.2%", "on the same lines"),
 )  # fmt: skip
 MEASURES = {m.name: m for m in _TABLE}
-_BY_TASK = ("accuracy", "accuracy_change")
+# Measures of a part: {name: what the part is}.
+PARTS = {"accuracy": "TASK", "accuracy_change": "TASK", "state_error": "LAYER"}
 
 
 def measure_named(name: str) -> Measure:
-    """Return a measure; `accuracy.TASK` and `accuracy_change.TASK` are those of one task.
+    """Return a measure; `accuracy.TASK` and `accuracy_change.TASK` are those of one task, `state_error.LAYER` is a layer's.
 
     Raises:
         InputError: with near matches, for an unknown name.
     """
-    kind, dot, task = name.partition(".")
+    kind, dot, part = name.partition(".")
     if name in MEASURES:
         return MEASURES[name]
-    if dot and task and kind in _BY_TASK:
+    if dot and part and kind in PARTS and (PARTS[kind] != "LAYER" or part.isdecimal()):
         of = MEASURES[kind]
-        return Measure(name, f"{of.label}: {task}", of.better, of.ideal, of.form, of.means, of.together)
-    known = (*MEASURES, *(f"{k}.TASK" for k in _BY_TASK))
+        label = f"decoder state, layer {part}" if PARTS[kind] == "LAYER" else f"{of.label}: {part}"
+        return Measure(name, label, of.better, of.ideal, of.form, of.means, of.together)
+    known = (*MEASURES, *(f"{kind}.{part}" for kind, part in PARTS.items()))
     raise InputError(f"unknown measure {name!r}{near_matches(name, known)}")
 
 

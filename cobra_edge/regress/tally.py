@@ -170,7 +170,9 @@ class Tally:
                 found |= {name: Figure.of(interval) for name, interval in zip(quantiles, ends, strict=True)}
         largest = float(_joined(self._klds).max())
         found["kld_max"] = Figure(largest, largest, largest)  # of these lines; nothing drawn from them can exceed it
-        found["state_error"] = max((layer.state_error for layer in self.layers()), key=lambda f: f.value or 0.0)
+        layers = self.layers()
+        found |= {f"state_error.{layer.layer}": layer.state_error for layer in layers}
+        found["state_error"] = max((layer.state_error for layer in layers), key=lambda figure: figure.value or 0.0)
         for task in (None, *self._metrics):
             dot = "" if task is None else f".{task}"
             found[f"accuracy{dot}"], found[f"accuracy_change{dot}"] = self._accuracy(task)
