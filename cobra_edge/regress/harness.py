@@ -24,6 +24,7 @@ from .baseline import Reference, open_baseline
 from .budget import Budget, judge
 from .compared import compared
 from .journal import fingerprint_of, journal
+from .measures import MEASURES
 from .questions import chosen_suite
 from .reading import readings
 from .report import Report, Runtime
@@ -139,7 +140,7 @@ def measure(
             prompt_tokens=tally.prompt_tokens,
             skipped=suite.skipped,
         ),
-        measures=figures,
+        measures={name: figure for name, figure in figures.items() if name in MEASURES},
         not_taken=not_taken,
         noise_floor=floor,
         tasks=tally.tasks(),

@@ -21,16 +21,19 @@ _GATED_PARTS = "state_error."  # every layer's too: what a fault adds to one is 
 _DIGITS = 3
 
 
-def update_budget(file: Path, scheme: str, figures: Mapping[str, Figure], margin: float) -> dict[str, Limit]:
+def update_budget(
+    file: Path, scheme: str, figures: Mapping[str, Figure], floor: Mapping[str, float], margin: float
+) -> dict[str, Limit]:
     """Write limits for a scheme: the worse end of each interval, its distance from the ideal enlarged by the margin.
 
-    Other sections and comments of the file stay as they are; a measure that the section limits relative to the noise floor
+    No limit asks for less drift than the reference itself has in 16 bits: that would judge the order of sums. Other sections and comments of the file stay as they are; a measure that the section limits relative to the noise floor
     keeps that. The file is replaced in one step.
 
     Args:
         file: a budget; made where there is none.
         scheme: whose section.
         figures: today's.
+        floor: noise floor of the reference in fp16, by measure.
         margin: 0.25 allows a quarter more.
 
     Returns:
@@ -49,7 +52,7 @@ def update_budget(file: Path, scheme: str, figures: Mapping[str, Figure], margin
     section = schemes.setdefault(scheme, tomlkit.table())
     written = {}
     for name in known or (*GATED, *(name for name in figures if name.startswith(_GATED_PARTS))):
-        limit = _limit(name, figures.get(name, Figure(None)), margin, known.get(name))
+        limit = _limit(name, figures.get(name, Figure(None)), floor.get(name), margin, known.get(name))
         if limit is None:
             continue
         written[name] = limit
@@ -60,12 +63,13 @@ def update_budget(file: Path, scheme: str, figures: Mapping[str, Figure], margin
     return written
 
 
-def _limit(name: str, figure: Figure, margin: float, before: Limit | None) -> Limit | None:
+def _limit(name: str, figure: Figure, floor: float | None, margin: float, before: Limit | None) -> Limit | None:
     """Return today's limit of a measure; what was there before where it could not be taken."""
     if figure.value is None:
         return before
     measure = measure_named(name)
-    low, high = (figure.value if end is None else end for end in (figure.low, figure.high))
+    noise = measure.ideal if floor is None else floor
+    low, high = (f(figure.value if end is None else end, noise) for f, end in ((min, figure.low), (max, figure.high)))
 
     def allowed(end: float) -> float:
         return _rounded(measure.ideal + (end - measure.ideal) * (1 + margin), away_from=measure.ideal)

@@ -14,11 +14,12 @@ from ..decode.backends import DEVICES, KERNELS
 from ..decode.decoder import ACTIVATIONS, DecoderOptions
 from ..errors import DriftError, InputError
 from ..image import load_picture
-from ..terminal import debug_option, print_json, results, say, stages
+from ..terminal import debug_option, results, say, stages, tell
 from ..vision.runtimes import RUNTIME_NAMES
 from .budget import read_budget
 from .harness import Measured, Run, measure
 from .outputs.history import append_history, read_history
+from .outputs.rows import all_figures
 from .outputs.terminal import report_tables
 from .outputs.write import check_directory, report_json, write_outputs
 from .report import Report, read_report
@@ -93,7 +94,7 @@ def measured(
     if history is not None:
         append_history(history, found.report)
     if as_json:
-        print_json(found.report) if False else _print(found.report)
+        click.echo(report_json(found.report).decode(), nl=False)
     else:
         for table in report_tables(found.report):
             results.print(table)
@@ -105,10 +106,6 @@ def measured(
     failed = [f"{v.measure} ({v.rule})" for v in found.report.verdicts if not v.within]
     if failed:
         raise DriftError(f"the drift budget is exceeded by {', '.join(failed)}; do not ship this build")
-
-
-def _print(report: Report) -> None:
-    click.echo(report_json(report).decode(), nl=False)
 
 
 def _previous(given: Path | None, directory: Path | None) -> Report | None:
@@ -134,5 +131,5 @@ def _pictures(found: Measured) -> dict[str, bytes]:
 def _update(budget: Path, report: Report, margin: float) -> None:
     from .new_limits import update_budget
 
-    written = update_budget(budget, report.build.scheme, report.measures, margin)
-    click.echo(f"{budget}: {len(written)} limits of {report.build.scheme} written; look at them before you commit", err=True)
+    written = update_budget(budget, report.build.scheme, all_figures(report), report.noise_floor.get("fp16", {}), margin)
+    tell(f"{budget}: {len(written)} limits of {report.build.scheme} written; look at them before you commit")

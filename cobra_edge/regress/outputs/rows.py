@@ -48,7 +48,7 @@ def label_of(name: str) -> str:
 
 
 def all_figures(report: Report) -> dict[str, Figure]:
-    """Return every measure in the table's order, then each task's `accuracy` and `accuracy_change`.
+    """Return every measure in the table's order, then each task's `accuracy` and `accuracy_change`, each layer's `state_error`.
 
     Raises:
         InputError: a measure in the report is not one of `measures.MEASURES`.
@@ -60,6 +60,8 @@ def all_figures(report: Report) -> dict[str, Figure]:
     for task in report.tasks:
         found.setdefault(f"accuracy.{task.task}", task.score)
         found.setdefault(f"accuracy_change.{task.task}", task.change)
+    for layer in report.layers:
+        found.setdefault(f"state_error.{layer.layer}", layer.state_error)
     return found
 
 
