@@ -26,8 +26,9 @@ def update_budget(
 ) -> dict[str, Limit]:
     """Write limits for a scheme: the worse end of each interval, its distance from the ideal enlarged by the margin.
 
-    No limit asks for less drift than the reference itself has in 16 bits: that would judge the order of sums. Other sections and comments of the file stay as they are; a measure that the section limits relative to the noise floor
-    keeps that. The file is replaced in one step.
+    No limit asks for less drift than the reference itself has in 16 bits: that would judge the order of sums. Other sections
+    and comments of the file stay as they are; a measure that the section limits relative to the noise floor keeps that. The
+    file is replaced in one step.
 
     Args:
         file: a budget; made where there is none.
