@@ -32,16 +32,18 @@ from .bundle import (
 )
 from .calibrated import find_mix, hashed, statistics_for
 from .errors import DriftError, InputError, MachineError, near_matches
-from .image import load_picture
 from .manifest import SCHEMA_VERSION, Drift, Manifest, PromptFile, Source, VisionGraph
 from .memory import plan_memory
+from .model.config import CobraConfig
 from .model_card import model_card
 from .precision import InputForm
 from .quantize.mix import Mix, require_reachable, smallest_mix
 from .quantize.sensitivity import of_tensors
 from .quantize.statistics import Statistics
 from .recipe import METHODS, MIXED, ROTATIONS, Recipe, matrix_weights, uniform_recipe
-from .regress.budget import Verdict, judge, read_budget
+from .regress.asked import AskedSuite, asked_suite
+from .regress.budget import judge, read_budget
+from .regress.report import Figure, Verdict
 from .regress.suite import CALIBRATION, HELDOUT, Line, read_suite, spread
 from .scheme import Scheme, scheme_named
 from .targets import Target
@@ -49,10 +51,9 @@ from .terminal import progress
 from .text import END_OF_TEXT, PromptTemplate, TextCodec
 from .version import __version__
 from .vision.engines.cache import EngineKey
-from .vision.runtimes import VisionRunner
 
 _SMALL = 10**9  # below this many weights the float reference is quick, and more golden lines are affordable
-_GOLDEN_LINES = (32, 4)
+_GOLDEN_LINES = (1000, 4)
 _WRITING_MARGIN_BYTES = 64 << 20
 
 
@@ -63,7 +64,7 @@ class Exported:
     directory: Path
     manifest: Manifest
     kept_float: dict[str, str]
-    verdicts: list[Verdict]
+    verdicts: tuple[Verdict, ...]
     mix: Mix | None = None
 
 
@@ -111,7 +112,7 @@ def export_bundle(
         engine: one of ENGINES: what becomes of an engine that is built ahead of time, where the target runs one.
         vision_weights, tokenizer: where the checkpoint itself has none.
         golden: suite whose lines become the golden ones.
-        golden_lines: how many; by default 32, or 4 for a model of more than 10⁹ weights.
+        golden_lines: how many; by default all (1000 at most), or 4 for a model of more than 10⁹ weights.
         budget: drift budget; by default the one that ships.
 
     Raises:
@@ -124,7 +125,7 @@ def export_bundle(
     precision = checked_precision(target, vision_precision)
     engine = checked_engine(target, engine, precision)
     allowed, stored_as = read_budget(budget), chosen.name if bits is None else MIXED
-    allowed.limits_of(stored_as)  # refused before any work
+    allowed.limits_of(stored_as, target=target.name)  # refused before any work
     lines = read_suite(golden)
     _require_torch()
     if chosen.code_format != "int":
@@ -135,7 +136,7 @@ def export_bundle(
 
     checkpoint = open_checkpoint(source, vision_weights=vision_weights, tokenizer=tokenizer)
     config = checkpoint.config
-    limits = allowed.limits_of(stored_as, None if config.vision is None else precision)
+    limits = allowed.limits_of(stored_as, None if config.vision is None else precision, target.name)
     recipe, kept = uniform_recipe(config.mamba, chosen, method, ROTATIONS[rotation])
     recipe = msgspec.structs.replace(recipe, activation_percentile=clip_activations)
     if bits is not None:
@@ -150,7 +151,7 @@ def export_bundle(
     check_goal(directory, force=force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
     small = config.mamba.n_parameters < _SMALL
-    lines = spread(lines, golden_lines or _GOLDEN_LINES[0 if small else 1])
+    asked = _golden_suite(golden, spread(lines, golden_lines or _GOLDEN_LINES[0 if small else 1]), codec, config)
     needed = plan.decoder_bytes + plan.vision_bytes + _WRITING_MARGIN_BYTES
     needed += plan.vision_bytes if engine != "none" else 0  # whole first, where weights are left out too
     needed += 0 if bits is None else int(min(bits, 16) * matrix_weights(config.mamba) / 8)
@@ -158,7 +159,7 @@ def export_bundle(
 
     with staged_directory(directory, force=force, needed_bytes=needed) as stage:
         digest = hashed(checkpoint)
-        sights = [None if line.image is None else golden.parent / line.image for line in lines]
+        sights = [golden.parent / name for name in asked.pictures]
         graph, embeddings = write_vision(checkpoint, sights, stage, precision, vision_input, calibration or CALIBRATION)
         engines = {} if graph is None else build_engine_ahead(stage, precision, target, engine)
         with statistics_for(checkpoint, digest, recipe, statistics, calibration, directory) as found:
@@ -168,13 +169,15 @@ def export_bundle(
             with progress() as bar:
                 _write_decoder(checkpoint, recipe, stage, bar, found)
         with progress() as bar:
-            _write_golden(checkpoint, codec, golden.parent, lines, embeddings, stage, bar)
+            floor = _write_golden(checkpoint, asked, embeddings, codec, stage, bar)
             _write_text(checkpoint, codec, stage)
             draft = _draft(checkpoint, digest, recipe, target, stage, graph, engines)
+            draft = msgspec.structs.replace(draft, noise_floor=floor)
             del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need room
-            drift = _measure(Bundle(stage, draft), len(lines), bar)
+            drift = _measure(Bundle(stage, draft), len(asked.lines), bar)
         manifest = _seal(stage, draft, drift, target)
-    return Exported(directory, manifest, kept, judge(drift, limits), mix)
+    figures = {name: Figure(value) for name, value in drift.measures.items()}
+    return Exported(directory, manifest, kept, judge(figures, limits, floor), mix)
 
 
 def check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: float | None) -> None:
@@ -261,41 +264,27 @@ def _write_decoder(checkpoint: Any, recipe: Any, stage: Path, bar: Any, statisti
     write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task), statistics)
 
 
+def _golden_suite(file: Path, lines: list[Line], codec: TextCodec, config: CobraConfig) -> AskedSuite:
+    """Return the golden lines as the model reads them, those of a picture together."""
+    together = sorted(lines, key=lambda line: line.image or "")
+    template, sees = PromptTemplate(config.prompt_style), config.vision is not None
+    numbered = list(enumerate(together, 1))
+    return asked_suite(file.name, numbered, file.parent.joinpath, codec, template, sees=sees, skipped={})
+
+
 def _write_golden(
-    checkpoint: Any,
-    codec: TextCodec,
-    pictures: Path,
-    lines: list[Line],
-    embeddings: list[np.ndarray | None],
-    stage: Path,
-    bar: Any,
-) -> None:
-    """Run the golden lines through the float model, layer by layer, and write inputs and logits."""
-    import torch
+    checkpoint: Any, asked: AskedSuite, embeddings: np.ndarray, codec: TextCodec, stage: Path, bar: Any
+) -> dict[str, dict[str, float]]:
+    """Run the golden lines through the float model and write what it says; returns its noise floor in 16 bits."""
+    from .regress.float_reference import NARROW, batches
+    from .regress.golden import write_golden
+    from .regress.noise_floor import golden_readings, noise_floor
 
-    from .model.cobra import reference_logits
-    from .regress.golden import GoldenLine, write_golden
-
-    template, table = PromptTemplate(checkpoint.config.prompt_style), checkpoint.decoder["backbone.embedding.weight"]
-    tokens, starts, sequences = [], [], []
-    for line, seen in zip(lines, embeddings, strict=True):
-        prompt = codec.encode(template.first_turn(line.prompt))
-        tokens.append([*prompt, *codec.encode(line.answer + END_OF_TEXT)])
-        starts.append(len(prompt))
-        text = table[torch.tensor(tokens[-1][:-1])].float()
-        sequences.append(text if seen is None else torch.cat([torch.from_numpy(seen), text]))
-    task = bar.add_task("float reference", total=checkpoint.config.mamba.n_layer)
-    keep = [len(t) - s for t, s in zip(tokens, starts, strict=True)]
-    logits = reference_logits(checkpoint, sequences, keep, lambda: bar.advance(task))
-    if not all(torch.isfinite(values).all() for values in logits):
-        raise InputError("the float model itself gives logits that are not finite; the checkpoint is damaged or overflows")
-    golden = []
-    for line, seen, ids, start, values in zip(lines, embeddings, tokens, starts, logits, strict=True):
-        picture = None
-        if seen is not None and line.image is not None:
-            picture = np.asarray(load_picture(pictures / line.image))
-        golden.append(GoldenLine(np.array(ids, np.int32), start, values.numpy(), picture, seen))
-    write_golden(stage / GOLDEN, golden)
+    layers = len(batches(asked.lines, checkpoint.config.n_visual_tokens)) * checkpoint.config.mamba.n_layer
+    task = bar.add_task("float reference", total=layers * (1 + len(NARROW)))
+    readings = golden_readings(checkpoint, asked, embeddings, codec, lambda: bar.advance(task))
+    write_golden(stage / GOLDEN, asked, readings, embeddings)
+    return noise_floor(checkpoint, asked, readings, codec, lambda: bar.advance(task))
 
 
 def _write_text(checkpoint: Any, codec: TextCodec, stage: Path) -> None:
@@ -305,23 +294,20 @@ def _write_text(checkpoint: Any, codec: TextCodec, stage: Path) -> None:
 
 
 def _measure(bundle: Bundle, n_lines: int, bar: Any) -> Drift:
-    from .decode.backends import open_decoder
-    from .regress.golden import measure_drift
+    from .regress.drift import measure_drift
+    from .session import Session
 
     task = bar.add_task("drift of the finished bundle", total=n_lines)
-    if bundle.manifest.vision is None:
-        return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task))
-    from .vision.graph.emulation import open_emulated
+    vision = None
+    if bundle.manifest.vision is not None:
+        from .vision.graph.emulation import open_emulated
 
-    def look(seen: Bundle) -> VisionRunner:
-        return open_emulated(seen.path(VISION), seen.manifest.model, seen.vision_graph)
-
-    return measure_drift(bundle, open_decoder(bundle), lambda: bar.advance(task), look)
+        vision = open_emulated(bundle.path(VISION), bundle.manifest.model, bundle.manifest.vision)
+    return measure_drift(Session(bundle, vision=vision), lambda: bar.advance(task))
 
 
 def _require_finite_drift(drift: Drift) -> None:
-    measured = msgspec.structs.asdict(drift)
-    odd = [name for name, value in measured.items() if isinstance(value, float) and not math.isfinite(value)]
+    odd = [name for name, value in drift.measures.items() if not math.isfinite(value)]
     if odd:
         raise DriftError(
             f"the drift is not finite ({', '.join(odd)}): the quantized decoder overflows where the float one does not; "

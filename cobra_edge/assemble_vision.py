@@ -62,39 +62,37 @@ def checked_engine(target: Target, wanted: str, precision: PrecisionName) -> str
 
 def write_vision(
     checkpoint: Any,
-    pictures: Sequence[Path | None],
+    pictures: Sequence[Path],
     stage: Path,
     precision: PrecisionName,
     form: InputForm,
     calibration: Path,
-) -> tuple[VisionGraph | None, list[np.ndarray | None]]:
+) -> tuple[VisionGraph | None, np.ndarray]:
     """Write vision.onnx and image.json into `stage`.
 
     Args:
         checkpoint: an opened one; without vision nothing is written.
-        pictures: of the golden lines.
+        pictures: of the golden lines, each once.
         stage: the bundle to be.
         precision: of the graph.
         form: what it takes.
         calibration: suite of whose pictures int8 is calibrated with 64 at most, spread evenly.
 
     Returns:
-        How the graph was made, and the float embeddings (n_visual_tokens, d_model) float32 of each golden line's picture.
+        How the graph was made, and the float embeddings of the pictures, (pictures, n_visual_tokens, d_model) float32.
     """
     if checkpoint.config.vision is None:
-        return None, [None] * len(pictures)
+        return None, np.empty((0, 0, checkpoint.config.mamba.d_model), np.float32)
     from .model.cobra import load_vision
     from .vision.graph.write import write_graph
 
-    files = sorted({file for file in pictures if file is not None})
     calibrate = _spread(pictures_of(calibration)) if precision == "int8" else []
     with stages() as on_step:
         written = write_graph(
-            lambda: load_vision(checkpoint), checkpoint.config, stage, precision, form, files, calibrate, on_step
+            lambda: load_vision(checkpoint), checkpoint.config, stage, precision, form, pictures, calibrate, on_step
         )
-    embeddings = dict(zip(files, written.embeddings, strict=True))
     (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
-    return written.graph, [None if file is None else embeddings[file] for file in pictures]
+    return written.graph, np.stack(written.embeddings)
 
 
 def _spread(files: list[Path]) -> list[Path]:

@@ -65,7 +65,7 @@ from .terminal import debug_option, main_of, print_json, results, say, tell
 @click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")
 @click.option("--golden", type=click.Path(path_type=Path), default=HELDOUT, help="Suite for the golden lines.")
-@click.option("--golden-lines", type=click.IntRange(1, 10_000), help="How many golden lines; default 32, big models 4.")
+@click.option("--golden-lines", type=click.IntRange(1, 10_000), help="How many golden lines; default all, big models 4.")
 @click.option("--budget", type=click.Path(path_type=Path), help="Drift budget (TOML); default: the one that ships.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @debug_option

@@ -13,6 +13,7 @@ from rich.table import Table
 from .bundle import Bundle
 from .regress.budget import judge, read_budget
 from .regress.golden import read_golden
+from .regress.report import Figure, Verdict
 from .tables import bits_per_weight, cell, drift_table, figure, megabytes, memory_table, rotation_words
 from .targets import targets
 from .terminal import debug_option, main_of, print_json, results, say
@@ -31,13 +32,7 @@ def command(bundle: Path, as_json: bool) -> None:
     if manifest.model.vision is not None:
         opened.image()
     read_golden(opened)
-    budget = read_budget()
-    scheme, drift = manifest.recipe.scheme, manifest.drift
-    verdicts = (
-        judge(drift, budget.limits_of(scheme, None if manifest.model.vision is None else opened.vision_graph.precision))
-        if drift is not None and scheme in budget.schemes
-        else []
-    )
+    verdicts = _verdicts(opened)
     if as_json:
         print_json({
             "manifest": manifest,
@@ -74,6 +69,16 @@ def command(bundle: Path, as_json: bool) -> None:
     results.print(recipe)
     results.print(memory_table(manifest, target))
     results.print(drift_table(manifest, verdicts))
+
+
+def _verdicts(bundle: Bundle) -> tuple[Verdict, ...]:
+    """Return the exported drift beside the budget that ships; nothing where that does not know the scheme."""
+    manifest, budget = bundle.manifest, read_budget()
+    if manifest.drift is None or manifest.recipe.scheme not in budget.schemes:
+        return ()
+    precision = None if manifest.model.vision is None else bundle.vision_graph.precision
+    figures = {name: Figure(value) for name, value in manifest.drift.measures.items()}
+    return judge(figures, budget.limits_of(manifest.recipe.scheme, precision, manifest.target), manifest.noise_floor)
 
 
 def _say_vision(bundle: Bundle) -> None:

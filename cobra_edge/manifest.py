@@ -9,7 +9,7 @@ from .precision import InputForm, PrecisionName
 from .recipe import Recipe
 from .vision.engines.cache import EngineKey
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,28 +43,20 @@ class MemoryPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far the bundle's answers are from the float model's, teacher-forced on the golden lines.
+    """How far the bundle's answers are from the float model's, on the golden lines.
 
     Attributes:
         runtime: the decoder backend that was measured.
+        vision_runtime: what computed the visual embeddings; None without vision.
         lines, positions: golden lines, and answer tokens in them.
-        kld_mean, kld_p99, kld_max: KL(float ‖ quantized) of next-token distributions, in nats.
-        top1_agreement: share of positions where both choose the same token.
-        perplexity_ratio: perplexity of the given answers, quantized over float.
-        vision_relative_rms: of the visual embeddings, vision graph against torch; None without vision.
-        vision_runtime: what computed them.
+        measures: by name of `regress.measures.MEASURES`, those that could be taken.
     """
 
     runtime: str
+    vision_runtime: str | None
     lines: int
     positions: int
-    kld_mean: float
-    kld_p99: float
-    kld_max: float
-    top1_agreement: float
-    perplexity_ratio: float
-    vision_relative_rms: float | None
-    vision_runtime: str | None = None
+    measures: dict[str, float]
 
 
 class VisionGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,6 +90,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drift: Drift | None
     vision: VisionGraph | None = None  # bundles from before it was written down have fp32 and float32
     engines: dict[str, EngineKey] = {}  # by file name: engines that were built with the bundle
+    noise_floor: dict[
+        str, dict[str, float]
+    ] = {}  # of the float model in "fp16" and "bf16" against float32, on the golden lines
 
 
 class PromptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,7 +22,7 @@ from .errors import InputError
 from .generate import GREEDY, Sampling, generate
 from .image import load_picture
 from .memory import memory_for
-from .vision.runtimes import open_vision
+from .vision.runtimes import VisionRunner, open_vision
 
 Picture = Path | str | bytes | Image.Image
 
@@ -73,14 +73,20 @@ class Session:
         kernels: str = "auto",
         options: DecoderOptions = DEFAULT_OPTIONS,
         vision_runtime: str = "auto",
+        vision: VisionRunner | None = None,
     ) -> None:
-        """Open all parts. Raises BundleError, InputError or MachineError when one cannot be."""
+        """Open all parts; `vision` is a runtime that is open already.
+
+        Raises:
+            BundleError, InputError, MachineError: a part cannot be opened.
+        """
         self.bundle, self.config = bundle, bundle.manifest.model
         self.codec, self.template = bundle.text()
         self.decoder = open_decoder(bundle, device, kernels, options)
-        self.vision, self._transform = None, None
+        self.vision: VisionRunner | None = None
+        self._transform = None
         if self.config.vision is not None:
-            self.vision = open_vision(bundle, device, vision_runtime, options.threads)
+            self.vision = vision or open_vision(bundle, device, vision_runtime, options.threads)
             self._transform = bundle.image()
 
     def visual_embeddings(self, image: Picture) -> np.ndarray:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from .bundle import DECODER
 from .manifest import Drift, Manifest
 from .recipe import OUT_PROJ, RESIDUAL, Recipe
-from .regress.budget import Verdict
+from .regress.measures import MEASURES, written
+from .regress.report import Verdict
 from .targets import Target
 from .terminal import plain
-
-_LABELS = {
-    "kld_mean": "KLD, mean (nats)",
-    "kld_p99": "KLD, 99th percentile (nats)",
-    "kld_max": "KLD, largest (nats)",
-    "top1_agreement": "top-1 agreement",
-    "perplexity_ratio": "perplexity, quantized / float",
-    "vision_relative_rms": "visual embeddings, relative RMS",
-}
 
 
 def cell(text: str) -> Text:
@@ -50,21 +44,22 @@ def bits_per_weight(manifest: Manifest) -> float:
     return manifest.files[DECODER].bytes * 8 / manifest.model.mamba.n_parameters
 
 
-def drift_rows(manifest: Manifest, verdicts: list[Verdict]) -> list[tuple[str, str, str, str]]:
+def drift_rows(manifest: Manifest, verdicts: Sequence[Verdict]) -> list[tuple[str, str, str, str]]:
     """Return (measure, value, limit, verdict) of each measure; empty where drift was not measured."""
     if manifest.drift is None:
         return []
-    judged = {v.measure: v for v in verdicts}
     rows = []
-    for measure, label in _LABELS.items():
-        verdict = judged.get(measure)
-        limit = figure(verdict.limit) if verdict and verdict.limit is not None else ""
-        word = "" if verdict is None or verdict.within is None else "within" if verdict.within else "EXCEEDED"
-        rows.append((label, figure(getattr(manifest.drift, measure)), limit, word))
+    for name in MEASURES:
+        limits = [v for v in verdicts if v.measure == name]
+        if name not in manifest.drift.measures and not limits:
+            continue
+        limit = ", ".join(written(name, v.limit) for v in limits)
+        word = "" if not limits else "within" if all(v.within for v in limits) else "EXCEEDED"
+        rows.append((MEASURES[name].label, written(name, manifest.drift.measures.get(name)), limit, word))
     return rows
 
 
-def drift_table(manifest: Manifest, verdicts: list[Verdict]) -> Table:
+def drift_table(manifest: Manifest, verdicts: Sequence[Verdict]) -> Table:
     """Return the drift against the float model, beside its budget."""
     drift = manifest.drift
     where = (

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from .errors import BundleError
 from .recipe import StoredTensor
 
-_CODES = {"uint8": "U8", "int8": "I8", "int32": "I32", "float16": "F16", "float32": "F32"}
+_CODES = {"uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64", "float16": "F16", "float32": "F32"}
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _ALIGNMENT = 64  # of the data's start, so that memory-mapped rows can be loaded as whole vectors
 

@@ -33,6 +33,7 @@ from cobra_edge.model.mamba import selective_scan as plain_scan
 from cobra_edge.quantize import calibration, questions
 from cobra_edge.quantize.calibration import collect_statistics
 from cobra_edge.quantize.partial import remove_parts
+from cobra_edge.quantize.questions import tokenised
 from cobra_edge.quantize.statistics import (
     BINS,
     LAYER_SITES,
@@ -320,10 +321,18 @@ def test_a_broken_line_is_numbered(called, text_only, tmp_path):
     assert code == 2 and "line 2" in err and not (tmp_path / "s.partial").exists()
     data.write_text(good + good + good.replace("Who?", " "))
     code, _, err = called("--checkpoint", text_only, "--data", data, "--out", tmp_path / "s")
-    assert code == 2 and "question 3" in err and "empty" in err
+    assert code == 2 and "line 3" in err and "empty" in err
     data.write_text(good + good.replace("I.", ""))
     code, _, err = called("--checkpoint", text_only, "--data", data, "--out", tmp_path / "s")
-    assert code == 2 and "question 2" in err and "no answer" in err
+    assert code == 2 and "line 2" in err and "answer is empty" in err
+
+
+def test_a_question_that_gives_no_tokens_is_numbered(text_only):
+    checkpoint = open_checkpoint(str(text_only))
+    with pytest.raises(InputError, match="question 4: the prompt is empty"):
+        tokenised(checkpoint, [*QUESTIONS, Line(" ", "I.", "text")])
+    with pytest.raises(InputError, match=r"question 1 \('Who\?'\): no answer"):
+        tokenised(checkpoint, [Line("Who?", "", "text")])
 
 
 def test_a_full_disk_is_foreseen(called, text_only, tmp_path, monkeypatch):

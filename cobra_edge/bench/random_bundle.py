@@ -15,12 +15,17 @@ from ..manifest import SCHEMA_VERSION, Manifest, PromptFile, Source
 from ..memory import decoder_bytes, plan_memory
 from ..model.config import CobraConfig, MambaConfig, decoder_shapes
 from ..recipe import StoredTensor, quantized_scheme, stored_tensors, uniform_recipe
-from ..regress.golden import GoldenLine, write_golden
+from ..regress.asked import asked_suite
+from ..regress.golden import write_golden
+from ..regress.reading import Reading
+from ..regress.sketch import SKETCH
+from ..regress.suite import Line
+from ..regress.top_tokens import TopTokens
 from ..resources import MINI
 from ..scheme import Scheme, scheme_named
 from ..targets import target_named
 from ..tensor_file import TensorFileWriter
-from ..text import END_OF_TEXT
+from ..text import END_OF_TEXT, PromptTemplate, TextCodec
 from ..version import __version__
 
 _SCALES = ".scales"
@@ -56,8 +61,7 @@ def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progres
                 bar.advance(task)
         (stage / TOKENIZER).write_bytes((MINI / TOKENIZER).read_bytes())
         (stage / PROMPT).write_bytes(msgspec.json.encode(PromptFile(config.prompt_style, END_OF_TEXT, 0)))
-        line = GoldenLine(np.array([1, 2], np.int32), 1, np.zeros((1, mamba.vocab), np.float32), None, None)
-        write_golden(stage / GOLDEN, [line])
+        _write_golden(stage, config)
         (stage / CARD).write_text("Random weights, for measurements only.\n", encoding="utf-8")
         manifest = Manifest(
             SCHEMA_VERSION, __version__, Source("random", "0" * 64), config, "cpu", recipe, file_entries(stage),
@@ -65,6 +69,19 @@ def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progres
         )  # fmt: skip
         (stage / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     return Bundle.open(directory)
+
+
+def _write_golden(stage: Path, config: CobraConfig) -> None:
+    """Write one golden line to which every token is as likely as any other: a bundle has to have some."""
+    mamba = config.mamba
+    codec = TextCodec.open(stage / TOKENIZER, mamba.vocab)
+    line, template = Line("Is it random?", "Yes", "random"), PromptTemplate(config.prompt_style)
+    suite = asked_suite("random", [(1, line)], Path, codec, template, sees=False, skipped={})
+    tokens = suite.lines[0].tokens
+    alike = np.full((len(tokens) - 1, mamba.vocab), -np.log(mamba.vocab))
+    state = np.ones((mamba.n_layer, SKETCH), np.float32)
+    reading = Reading(TopTokens.of(alike, np.array(tokens[1:])), state, (), None)
+    write_golden(stage / GOLDEN, suite, [reading], np.empty((0, 0, mamba.d_model), np.float32))
 
 
 def _random(tensor: StoredTensor, shape: tuple[int, ...], scheme: Scheme | None, rng: np.random.Generator) -> np.ndarray:

@@ -54,7 +54,8 @@ def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> l
             transform = ImageTransform.of(config, graph.input)
             seen = np.stack([runner.embed(transform.pixels(load_picture(file))) for file in files])
             found = Answers.of(answer(decoder, replace(questions, embeddings=seen)), reference, questions)
-            limit = read_budget().vision[graph.precision].kld_mean_max
+            allowed = read_budget().vision[graph.precision].get("kld_mean")
+            limit = None if allowed is None else allowed.max
             row = {"precision": graph.precision, "runtime": runner.name, "kld_mean_max": limit}
             rows.append(row | figures(found, truth, questions))
     return rows

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..image import ImageTransform, load_picture
@@ -80,13 +80,24 @@ def tokenised(checkpoint: Checkpoint, lines: Sequence[Question]) -> Questions:
 
 
 @torch.inference_mode()
-def seen(checkpoint: Checkpoint, pictures: list[Path], on_progress: OnProgress = silent) -> Tensor:
+def seen(
+    checkpoint: Checkpoint,
+    pictures: Sequence[Path | bytes],
+    on_progress: OnProgress = silent,
+    model: nn.Module | None = None,
+) -> Tensor:
     """Return the visual embeddings of pictures by the float model, (pictures · n_visual_tokens, d_model) float32.
+
+    Args:
+        checkpoint: whose tower and projector.
+        pictures: files, or what is in them.
+        on_progress: told of each batch.
+        model: the checkpoint's `load_vision`, where it is kept for further calls or was changed; None loads it.
 
     Raises:
         InputError: a picture that cannot be read, or embeddings that are not finite.
     """
-    model, transform = load_vision(checkpoint), ImageTransform.of(checkpoint.config)
+    model, transform = model or load_vision(checkpoint), ImageTransform.of(checkpoint.config)
     found, most = list[Tensor](), max(1, _POSITIONS_AT_ONCE // checkpoint.config.n_visual_tokens)
     for start in range(0, len(pictures), most):
         on_progress("pictures", start, len(pictures))
@@ -94,8 +105,9 @@ def seen(checkpoint: Checkpoint, pictures: list[Path], on_progress: OnProgress =
         batch = model(torch.from_numpy(np.concatenate([transform.pixels(load_picture(f)) for f in files])))
         for file, embeddings in zip(files, batch, strict=True):
             if not torch.isfinite(embeddings).all():
+                name = file if isinstance(file, Path) else "a picture of the suite"
                 raise InputError(
-                    f"{file}: its visual embeddings hold NaN or infinity; the vision weights are damaged or overflow"
+                    f"{name}: its visual embeddings hold NaN or infinity; the vision weights are damaged or overflow"
                 )
             found.append(embeddings)
     on_progress("pictures", len(pictures), len(pictures))

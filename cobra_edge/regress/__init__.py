@@ -1,1 +1,1 @@
-"""How far a quantized build is from the float model: suites, measures, budgets."""
+"""How far a quantized build is from the float model: suites, measures, budgets, reports."""

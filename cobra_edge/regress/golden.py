@@ -1,160 +1,168 @@
-"""Golden lines: held-out inputs with the float model's logits, stored in the bundle, and the drift measured on them.
+"""Golden lines: a held-out suite with what the float model says to it, in the bundle.
 
-With them a device can check itself: no torch, no original weights.
+With them a device can hold its own build against the float model: no torch, no original weights, no other file. The format is
+in docs/bundle.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
-from PIL import Image
 
 from ..bundle import GOLDEN, Bundle
-from ..decode.decoder import Decoder
-from ..errors import BundleError
-from ..manifest import Drift
-from ..model.config import CobraConfig
+from ..errors import BundleError, InputError
 from ..recipe import StoredTensor
 from ..tensor_file import TensorFileWriter, read_tensors
-from ..vision.runtimes import VisionRunner, open_vision
-from .metrics import kl_divergence, negative_log_likelihood, top1_agreement
+from .asked import AskedSuite, asked_suite
+from .reading import Reading
+from .sketch import SKETCH
+from .suite import Line
+from .top_tokens import TopTokens
+
+# {name: dtype, number of axes}; what each holds is in docs/bundle.md.
+_ARRAYS: dict[str, tuple[type[np.generic], int]] = {
+    "lines": (np.uint8, 1),
+    "pictures": (np.uint8, 1),
+    "picture_offsets": (np.int64, 1),
+    "embeddings": (np.float32, 3),
+    "kept_offsets": (np.int64, 1),
+    "kept_ids": (np.int32, 1),
+    "kept_log_probs": (np.float32, 1),
+    "tails": (np.float32, 1),
+    "states": (np.float32, 3),
+    "replies": (np.int32, 1),
+    "reply_offsets": (np.int64, 1),
+}
 
 
 @dataclass(frozen=True, eq=False)
-class GoldenLine:
-    """One line.
+class Golden:
+    """A suite, and the float model's reading of each of its lines; log-probabilities are TopTokens."""
 
-    Attributes:
-        tokens: (n_text,) int32, prompt and answer with its end token.
-        answer_from: index in tokens of the answer's first token.
-        logits: (n_text - answer_from, vocab) float32, the float model's for each answer token, before it is read.
-        picture: (height, width, 3) uint8, or None.
-        embeddings: (n_visual_tokens, d_model) float32, the float model's, or None.
-    """
-
-    tokens: np.ndarray
-    answer_from: int
-    logits: np.ndarray
-    picture: np.ndarray | None
-    embeddings: np.ndarray | None
+    suite: AskedSuite
+    readings: Sequence[Reading]
 
 
-def write_golden(file: Path, lines: list[GoldenLine]) -> None:
-    """Write lines as safetensors, numbered. Raises OSError as the file system does."""
-    arrays: dict[str, np.ndarray] = {}
-    for i, line in enumerate(lines):
-        arrays[f"{i}.tokens"] = line.tokens.astype(np.int32)
-        arrays[f"{i}.answer_from"] = np.array([line.answer_from], np.int32)
-        arrays[f"{i}.logits"] = line.logits.astype(np.float32)
-        if line.picture is not None and line.embeddings is not None:
-            arrays[f"{i}.picture"] = line.picture
-            arrays[f"{i}.embeddings"] = line.embeddings.astype(np.float32)
-    announced = [StoredTensor(name, a.dtype.name, a.shape) for name, a in arrays.items()]
-    with TensorFileWriter(file, announced) as writer:
-        for name, array in arrays.items():
-            writer.write(name, array)
-
-
-def read_golden(bundle: Bundle) -> list[GoldenLine]:
-    """Read the bundle's golden lines, dtypes and shapes checked against the model. Raises BundleError."""
-    tensors = read_tensors(bundle.path(GOLDEN))
-    lines: list[GoldenLine] = []
-    while f"{len(lines)}.tokens" in tensors:
-        fields = {name: tensors.pop(f"{len(lines)}.{name}", None) for name in _FIELDS}
-        line = _checked_line(fields, bundle.manifest.model)
-        if line is None:
-            raise BundleError(f"{GOLDEN}: line {len(lines)} is incomplete or does not fit the model config; export again")
-        lines.append(line)
-    if not lines or tensors:
-        raise BundleError(f"{GOLDEN}: {len(lines)} lines and stray tensors {sorted(tensors)[:4]}; export again")
-    return lines
-
-
-_FIELDS = {"tokens": np.int32, "answer_from": np.int32, "logits": np.float32, "picture": np.uint8, "embeddings": np.float32}
-
-
-def _checked_line(fields: dict[str, np.ndarray | None], config: CobraConfig) -> GoldenLine | None:
-    """Return the line, or None where a field is missing or not what the model asks for."""
-    if any(value is not None and value.dtype != _FIELDS[name] for name, value in fields.items()):
-        return None
-    tokens, start, logits, picture, embeddings = fields.values()
-    if tokens is None or start is None or logits is None or start.shape != (1,) or tokens.ndim != 1:
-        return None
-    answer_from, vocab = int(start[0]), config.mamba.vocab
-    fits = 1 <= answer_from < len(tokens) and tokens.min() >= 0 and tokens.max() < vocab
-    fits = fits and logits.shape == (len(tokens) - answer_from, vocab) and bool(np.isfinite(logits).all())
-    fits = fits and (picture is None) == (embeddings is None) and (picture is None or config.vision is not None)
-    if picture is not None and embeddings is not None:
-        fits = fits and picture.ndim == 3 and picture.shape[2] == 3
-        fits = fits and embeddings.shape == (config.n_visual_tokens, config.mamba.d_model)
-    return GoldenLine(tokens, answer_from, logits, picture, embeddings) if fits else None
-
-
-def measure_drift(
-    bundle: Bundle,
-    decoder: Decoder,
-    on_line: Callable[[], None] = lambda: None,
-    look: Callable[[Bundle], VisionRunner] = open_vision,
-) -> Drift:
-    """Run the golden lines through the bundle's own vision graph and the decoder, and compare with the float logits.
+def write_golden(file: Path, suite: AskedSuite, readings: Sequence[Reading], embeddings: np.ndarray) -> None:
+    """Write golden lines.
 
     Args:
-        bundle: an opened bundle.
-        decoder: the runtime to measure.
-        on_line: called after each line, for progress.
-        look: opens the vision runtime to measure.
+        file: golden.safetensors.
+        suite: what was asked.
+        readings: of each line, their log-probabilities as TopTokens.
+        embeddings: (pictures, n_visual_tokens, d_model) float32, the float model's.
+
+    Raises:
+        OSError: as the file system does.
     """
-    lines = read_golden(bundle)
-    seen, seen_by = _look_at_all(bundle, lines, look)
-    kld, agree, nll, nll_reference = [], [], [], []
-    for line, embeddings in zip(lines, seen, strict=True):
-        state = decoder.new_state()
-        if embeddings is not None:
-            decoder.prefill(embeddings, state)
-        tokens = line.tokens.tolist()
-        logits = decoder.forward(decoder.embed(tokens[:-1]), state)[line.answer_from - 1 :]
-        kld.append(kl_divergence(line.logits, logits))
-        agree.append(top1_agreement(line.logits, logits))
-        answer = line.tokens[line.answer_from :]
-        nll.append(negative_log_likelihood(logits, answer))
-        nll_reference.append(negative_log_likelihood(line.logits, answer))
-        on_line()
-    all_kld = np.concatenate(kld)
-    return Drift(
-        runtime=decoder.name,
-        lines=len(lines),
-        positions=len(all_kld),
-        kld_mean=float(all_kld.mean()),
-        kld_p99=float(np.quantile(all_kld, 0.99)),
-        kld_max=float(all_kld.max()),
-        top1_agreement=float(np.concatenate(agree).mean()),
-        perplexity_ratio=float(np.exp(np.concatenate(nll).mean() - np.concatenate(nll_reference).mean())),
-        vision_relative_rms=_vision_distance(lines, seen),
-        vision_runtime=seen_by,
-    )
+    kept = [r.log_probs for r in readings if isinstance(r.log_probs, TopTokens)]
+    assert len(kept) == len(readings) == len(suite.lines) and len(embeddings) == len(suite.pictures)
+    pictures = [_content(suite.load(i)) for i in range(len(suite.pictures))]
+    arrays = {
+        "lines": np.frombuffer(b"\n".join(msgspec.json.encode(asked.line) for asked in suite.lines), np.uint8),
+        "pictures": np.frombuffer(b"".join(pictures), np.uint8),
+        "picture_offsets": _offsets([len(p) for p in pictures]),
+        "embeddings": embeddings,
+        "kept_offsets": _offsets(np.concatenate([np.diff(t.offsets) for t in kept])),
+        "kept_ids": np.concatenate([t.ids for t in kept]),
+        "kept_log_probs": np.concatenate([t.log_probs for t in kept]),
+        "tails": np.concatenate([t.tails for t in kept]),
+        "states": np.stack([r.state for r in readings]),
+        "replies": np.array([token for r in readings for token in r.reply], np.int32),
+        "reply_offsets": _offsets([len(r.reply) for r in readings]),
+    }
+    announced = [StoredTensor(name, np.dtype(_ARRAYS[name][0]).name, a.shape) for name, a in arrays.items()]
+    with TensorFileWriter(file, announced) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array.astype(_ARRAYS[name][0], copy=False))
 
 
-def _look_at_all(
-    bundle: Bundle, lines: list[GoldenLine], look: Callable[[Bundle], VisionRunner]
-) -> tuple[list[np.ndarray | None], str | None]:
-    """Return the bundle's own embeddings of each line, and what made them; it is closed again before the decoder works."""
-    if bundle.manifest.model.vision is None:
-        return [None] * len(lines), None
-    transform, pictures = bundle.image(), [line.picture for line in lines]
-    with closing(look(bundle)) as vision:
-        seen = [None if p is None else vision.embed(transform.pixels(Image.fromarray(p))) for p in pictures]
-    return seen, vision.name
+def _content(picture: Path | bytes) -> bytes:
+    return picture if isinstance(picture, bytes) else picture.read_bytes()
 
 
-def _vision_distance(lines: list[GoldenLine], seen: list[np.ndarray | None]) -> float | None:
-    pairs = [
-        (got, line.embeddings) for line, got in zip(lines, seen, strict=True) if got is not None and line.embeddings is not None
+def _offsets(sizes: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+
+
+def read_golden(bundle: Bundle) -> Golden:
+    """Read the bundle's golden lines; everything in them is held against the model and the tokenizer. Raises BundleError."""
+    arrays = read_tensors(bundle.path(GOLDEN))
+    kinds = {name: (a.dtype.type, a.ndim) for name, a in arrays.items()}
+    if kinds != _ARRAYS:
+        odd = sorted(name for name in kinds.keys() | _ARRAYS.keys() if kinds.get(name) != _ARRAYS.get(name))
+        raise BundleError(f"{GOLDEN}: {', '.join(odd)[:200]} is missing, or not what it should be; export the bundle again")
+    try:
+        suite = _suite(bundle, arrays)
+        return Golden(suite, _readings(bundle, suite, arrays))
+    except (ValueError, IndexError, InputError, msgspec.MsgspecError) as error:
+        raise BundleError(f"{GOLDEN}: does not fit the model ({error}); export the bundle again") from error
+
+
+def _suite(bundle: Bundle, arrays: dict[str, np.ndarray]) -> AskedSuite:
+    lines = [msgspec.json.decode(text, type=Line) for text in arrays["lines"].tobytes().split(b"\n")]
+    pictures = _parts(arrays["pictures"], arrays["picture_offsets"])
+    names = list(dict.fromkeys(line.image for line in lines if line.image is not None))
+    codec, template = bundle.text()
+    sees = bundle.manifest.model.vision is not None
+    if len(pictures) != (len(names) if sees else 0):
+        raise ValueError(f"{len(pictures)} pictures, the lines name {len(names)}")
+    content = {name: picture.tobytes() for name, picture in zip(names, pictures, strict=False)}
+    numbered = list(enumerate(lines, 1))
+    return asked_suite("the bundle's golden lines", numbered, content.__getitem__, codec, template, sees=sees, skipped={})
+
+
+def _readings(bundle: Bundle, suite: AskedSuite, arrays: dict[str, np.ndarray]) -> list[Reading]:
+    config, states, embeddings = bundle.manifest.model, arrays["states"], arrays["embeddings"]
+    if states.shape != (len(suite.lines), config.mamba.n_layer, SKETCH) or not np.isfinite(states).all():
+        raise ValueError(f"states {states.shape}")
+    shape = (len(suite.pictures), config.n_visual_tokens, config.mamba.d_model)
+    if suite.pictures and (embeddings.shape != shape or not np.isfinite(embeddings).all()):
+        raise ValueError(f"embeddings {embeddings.shape}, expected finite {shape}")
+    replies = _parts(arrays["replies"], arrays["reply_offsets"])
+    if len(replies) != len(suite.lines):
+        raise ValueError(f"{len(replies)} replies to {len(suite.lines)} lines")
+    _require_tokens("replies", arrays["replies"], config.mamba.vocab)
+    positions = _offsets([len(asked.tokens) - 1 for asked in suite.lines])
+    top = _top_tokens(arrays, np.concatenate([asked.tokens[1:] for asked in suite.lines]), config.mamba.vocab)
+    return [
+        Reading(
+            top.part(int(positions[i]), int(positions[i + 1])),
+            states[i],
+            tuple(replies[i].tolist()),
+            None if asked.picture is None else embeddings[asked.picture],
+        )
+        for i, asked in enumerate(suite.lines)
     ]
-    if not pairs:
-        return None
-    got, expected = (np.stack(side).astype(np.float64) for side in zip(*pairs, strict=True))
-    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def _top_tokens(arrays: dict[str, np.ndarray], targets: np.ndarray, vocab: int) -> TopTokens:
+    """Return the distributions at all positions; `targets` (positions,) are their right tokens."""
+    offsets, ids, log_probs, tails = (arrays[name] for name in ("kept_offsets", "kept_ids", "kept_log_probs", "tails"))
+    sizes = np.diff(offsets)
+    if not (len(sizes) == len(tails) == len(targets)) or offsets[0] != 0 or (sizes < 1).any() or offsets[-1] != len(ids):
+        raise ValueError(f"{len(sizes)} distributions of {len(ids)} tokens for {len(targets)} positions")
+    _require_tokens("kept_ids", ids, vocab)
+    if log_probs.shape != ids.shape or not (np.isfinite(log_probs).all() and log_probs.max() <= 0):
+        raise ValueError("kept_log_probs are no logarithms of probabilities")
+    if not ((tails >= 0) & (tails <= 1)).all():
+        raise ValueError("tails are no probabilities")
+    rows = np.repeat(np.arange(len(tails)), sizes)
+    if (np.bincount(rows[ids == targets[rows]], minlength=len(tails)) != 1).any():
+        raise ValueError("a right token is not among those kept")
+    return TopTokens(offsets, ids, log_probs, tails)
+
+
+def _require_tokens(what: str, ids: np.ndarray, vocab: int) -> None:
+    if len(ids) and not 0 <= ids.min() <= ids.max() < vocab:
+        raise ValueError(f"{what} holds tokens the model does not know")
+
+
+def _parts(flat: np.ndarray, offsets: np.ndarray) -> list[np.ndarray]:
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(flat) or (np.diff(offsets) < 0).any():
+        raise ValueError("offsets do not divide what they should")
+    return [flat[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]

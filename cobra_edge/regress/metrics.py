@@ -17,8 +17,12 @@ def kl_divergence(reference: np.ndarray, quantized: np.ndarray) -> np.ndarray:
 
     Never negative by more than rounding; clipped at 0.
     """
-    p, q = log_softmax(reference), log_softmax(quantized)
-    return np.maximum((np.exp(p) * (p - q)).sum(-1), 0.0)
+    return divergence(log_softmax(reference), log_softmax(quantized))
+
+
+def divergence(reference: np.ndarray, quantized: np.ndarray) -> np.ndarray:
+    """Return KL(reference ‖ quantized) in nats, (positions,) float64, of log-probabilities (positions, vocab) float64."""
+    return np.maximum((np.exp(reference) * (reference - quantized)).sum(-1), 0.0)
 
 
 def top1_agreement(reference: np.ndarray, quantized: np.ndarray) -> np.ndarray:

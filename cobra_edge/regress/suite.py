@@ -1,52 +1,158 @@
-"""Read a suite: JSON lines of {"image", "prompt", "answer", "task"}, image paths relative to the file."""
+"""Suites: JSON lines, each a question with its answer and how replies to it are scored; image paths relative to the file."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
-from ..errors import InputError
+from ..errors import InputError, near_matches
 from ..resources import MINI
+from .scoring import METRICS
 
 HELDOUT, CALIBRATION = MINI / "heldout.jsonl", MINI / "calibration.jsonl"
+LONGEST_LINE_BYTES = 1 << 20
 
 
-class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One question with its answer. `image` is relative to the suite's directory, None for a question about text."""
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One question with its answer.
+
+    Attributes:
+        prompt: the question.
+        answer: what the model is teacher-forced on.
+        task: the kind of question, by which results are grouped.
+        image: relative to the suite's directory, None for a question about text.
+        answers: every accepted answer as annotators gave them, duplicates kept; empty where `answer` is the only one.
+        metric: how a reply is scored, a name in scoring's table.
+        id: the question's name in the set that it comes from.
+    """
 
     prompt: str
     answer: str
     task: str
     image: str | None = None
+    answers: tuple[str, ...] = ()
+    metric: str = "exact"
+    id: str | None = None
 
 
-def read_suite(file: Path) -> list[Line]:
-    """Read every line.
+class BadLine(msgspec.Struct, frozen=True):
+    """A line that was passed over: its number in the file, from 1, and why."""
+
+    number: int
+    reason: str
+
+
+def flaw_of(line: Line) -> str | None:
+    """Return what is wrong with a line, None where nothing is; whether its picture is there is not looked at."""
+    for field in ("prompt", "answer", "task"):
+        if not getattr(line, field).strip():
+            return f"{field} is empty; expected text"
+    if line.metric not in METRICS:
+        return f"metric {line.metric!r} is unknown{near_matches(line.metric, METRICS)}"
+    return METRICS[line.metric].refuses(line)
+
+
+def read_suite(file: Path, *, bad: list[BadLine] | None = None) -> list[Line]:
+    """Read every line; see `numbered_lines`."""
+    return [line for _, line in numbered_lines(file, bad=bad)]
+
+
+def numbered_lines(file: Path, *, bad: list[BadLine] | None = None) -> list[tuple[int, Line]]:
+    """Read every line, with its number in the file, from 1.
+
+    Args:
+        file: JSON lines, none longer than 1 MiB.
+        bad: where a list is given, lines that are not what they should be are appended to it and passed over.
 
     Raises:
-        InputError: unreadable, empty, a line that is not what it should be (its number is named), or a missing picture.
+        InputError: unreadable, empty, no line that is usable, or, where `bad` is None, a line that is not what it should be
+            (its number is named).
     """
+    lines, passed_over = [], list[BadLine]()
     try:
-        raw = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open("rb") as stream:
+            for number, text in enumerate(_raw_lines(stream), 1):
+                found = _line_of(text, file.parent) if text.strip() else None
+                if isinstance(found, Line):
+                    lines.append((number, found))
+                elif found is not None and bad is None:
+                    raise InputError(f"{file}, line {number}: {found}")
+                elif found is not None:
+                    passed_over.append(BadLine(number, found))
+    except OSError as error:
         raise InputError(f"{file}: cannot be read ({error}); expected JSON lines") from error
-    lines = []
-    for number, text in enumerate(raw, 1):
-        if not text.strip():
-            continue
-        try:
-            line = msgspec.json.decode(text, type=Line)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}, line {number}: {error}") from error
-        if line.image is not None and not (file.parent / line.image).is_file():
-            raise InputError(f"{file}, line {number}: picture {line.image} is not there")
-        lines.append(line)
+    if bad is not None:
+        bad.extend(passed_over)
+    if not lines and passed_over:
+        first = passed_over[0]
+        raise InputError(f"{file}: none of its {len(passed_over)} lines is usable; line {first.number}: {first.reason}")
     if not lines:
         raise InputError(f"{file}: no lines; expected at least one question")
     return lines
+
+
+def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield lines; of one that is too long only a start, which is too long too."""
+    while text := stream.readline(LONGEST_LINE_BYTES + 1):
+        rest = text
+        while not rest.endswith(b"\n") and (rest := stream.readline(LONGEST_LINE_BYTES)):
+            pass
+        yield text
+
+
+def _line_of(text: bytes, directory: Path) -> Line | str:
+    """Return the line, or what is wrong with it."""
+    if len(text) > LONGEST_LINE_BYTES:
+        return f"longer than {LONGEST_LINE_BYTES} bytes; expected one question a line"
+    try:
+        line = msgspec.json.decode(text, type=Line)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return str(error)
+    flaw = flaw_of(line)
+    if flaw is None and line.image is not None:
+        return missing_picture(directory, line.image) or line
+    return flaw or line
+
+
+def missing_picture(directory: Path, image: str) -> str | None:
+    """Return why a picture cannot be read, None where it is a file."""
+    path = os.path.join(directory, image)  # these functions take any name, where pathlib's raise for some
+    if os.path.isfile(path):
+        return None
+    if os.path.exists(path):
+        return f"picture {image} is not a regular file"
+    return f"picture {image} is not there; image paths start at {directory}"
+
+
+def write_suite(file: Path, lines: Iterable[Line]) -> int:
+    """Write lines, in the place of the file as a whole, and return how many; its directory is made where it is missing.
+
+    Raises:
+        InputError: no lines, or one that `read_suite` would refuse for more than its picture. OSError as the file system does.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged, written = file.with_name(f".{file.name}.{os.getpid()}.partial"), 0
+    try:
+        with staged.open("wb") as stream:
+            for written, line in enumerate(lines, 1):
+                text, flaw = msgspec.json.encode(line) + b"\n", flaw_of(line)
+                if len(text) > LONGEST_LINE_BYTES:
+                    flaw = f"longer than {LONGEST_LINE_BYTES} bytes"
+                if flaw is not None:
+                    raise InputError(f"{file}, line {written}: {flaw}")
+                stream.write(text)
+        if not written:
+            raise InputError(f"{file}: no lines to write; expected at least one question")
+        os.replace(staged, file)
+    finally:
+        staged.unlink(missing_ok=True)
+    return written
 
 
 def pictures_of(suite: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from .parity import Reference, measure_parity, reference, require_parity
 from .smoothing import smooth
 
 FLOAT: PrecisionName = "fp32"
+_COMPARED = 16  # pictures that parity is measured on
 OnStep = Callable[[str, int, int], None]
 
 
@@ -58,7 +59,8 @@ def write_graph(
         stage: directory for VISION and its external data.
         precision: of the matrix products.
         form: what the graph takes.
-        pictures: what parity is measured on, beside one of noise, or for int8 one of those it was calibrated with.
+        pictures: whose embeddings are wanted; on some of them parity is measured, beside one of noise, or for int8 one of those
+            it was calibrated with.
         calibration: pictures that int8 takes its activations' scales of.
         on_step: told a stage's name, how much of it is done, and of what.
 
@@ -74,9 +76,14 @@ def write_graph(
     beside = _squares(config, calibration[0]) if precision == "int8" else _noise(config)
     model = load()
     references: list[Reference] = []
+    embeddings: list[np.ndarray] = []
     for n, square in enumerate([*squares, beside]):
-        on_step("vision tower in torch", n, len([*squares, beside]))
-        references.append(reference(model, transform.normalised(square)))
+        on_step("vision tower in torch", n, len(squares) + 1)
+        found = reference(model, transform.normalised(square))
+        embeddings.append(found.embeddings)
+        if n < _COMPARED or square is beside:
+            references.append(found)
+    compared = [*squares[:_COMPARED], beside]
     with tempfile.TemporaryDirectory(dir=stage, prefix=".float-") as folder:
         # int8 is made of a float graph that nobody needs afterwards.
         first, numbers = (stage / VISION, precision) if precision != "int8" else (Path(folder) / VISION, FLOAT)
@@ -87,10 +94,10 @@ def write_graph(
         export_onnx(model, transform, first, numbers)
         del model
         wide = {} if first == stage / VISION else _quantize(first, stage / VISION, transform, calibration, on_step)
-    parity = _parity(stage / VISION, precision, [_taken(transform, s) for s in [*squares, beside]], references, on_step)
+    parity = _parity(stage / VISION, precision, [_taken(transform, s) for s in compared], references, on_step)
     require_parity(parity, precision)
     graph = VisionGraph(precision, form, {at: float(f"{value:.4g}") for at, value in parity.items()}, wide)
-    return WrittenGraph(graph, transform, [r.embeddings for r in references[: len(squares)]])
+    return WrittenGraph(graph, transform, embeddings[: len(squares)])
 
 
 def _squares(config: CobraConfig, file: Path) -> np.ndarray:

@@ -1,0 +1,14 @@
+"""Which processor this is, by name."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+
+def processor_name() -> str:
+    """Return what the processor calls itself, or its architecture where it is silent."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

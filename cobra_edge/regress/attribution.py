@@ -1,0 +1,235 @@
+"""Where a build's drift comes from: its parts in the baseline's place one at a time, then the decoder's layers and tensors.
+
+Each figure is the drift with only that part taken from the build. Alone they need not add up to the whole: errors of one part
+can hide another's. Whatever a baseline does not offer says why it was not tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..decode.backends import open_decoder, open_weights
+from ..decode.decoder import Decoder, DecoderOptions, DecoderState, Weights
+from ..errors import CobraEdgeError
+from ..image import load_picture
+from ..packing import QuantizedTensor
+from ..scheme import SCHEMES
+from ..session import Session
+from ..vision.engines.build_memory import require_memory
+from .asked import AskedLine, AskedSuite
+from .baseline import Reference
+from .float_tensors import Tensors, dense, float_tensors
+from .metrics import divergence, log_softmax
+from .reading import Reading
+from .report import Attribution, Part
+from .top_tokens import TopTokens
+
+_WORST_LAYERS = 3  # whose tensors are tried where a model has many
+_FEW_LAYERS = 8
+_KEPT = 12  # of the tensors, the worst
+
+Seen = Sequence[np.ndarray | None]  # of each line, the embeddings (n_visual_tokens, d_model) float32
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """The lines, and what the baseline says to them."""
+
+    suite: AskedSuite
+    references: Sequence[Reading]
+
+    def part(self, name: str, decoder: Decoder, seen: Seen, note: str = "") -> Part:
+        """Return the drift of a decoder that sees this, over the answers' tokens."""
+        klds, alike = list[np.ndarray](), list[np.ndarray]()
+        looked: tuple[int | None, DecoderState] = None, decoder.new_state()
+        for asked, reference, embeddings in zip(self.suite.lines, self.references, seen, strict=True):
+            if asked.picture != looked[0]:
+                state = decoder.new_state()
+                if embeddings is not None:
+                    decoder.prefill(embeddings, state)
+                looked = asked.picture, state
+            found = log_softmax(decoder.forward(decoder.embed(asked.tokens[:-1]), looked[1].copy())[len(asked.prompt) - 1 :])
+            kld, likeliest = _against(reference, asked, found)
+            klds.append(kld)
+            alike.append(found.argmax(-1) == likeliest)
+        return Part(name, float(np.concatenate(klds).mean()), float(np.concatenate(alike).mean()), note)
+
+
+def _against(reference: Reading, asked: AskedLine, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first = len(asked.prompt) - 1
+    if isinstance(reference.log_probs, TopTokens):
+        told = reference.log_probs.part(first, len(reference.log_probs))
+        return told.divergence_of(found), told.likeliest()
+    return divergence(reference.log_probs[first:], found), reference.log_probs[first:].argmax(-1)
+
+
+def attribution(
+    session: Session,
+    reference: Reference,
+    suite: AskedSuite,
+    options: DecoderOptions,
+    on_step: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Attribution:
+    """Try a build's parts alone on a suite's lines.
+
+    Args:
+        session: the opened build.
+        reference: the opened baseline.
+        suite: few lines; every part runs all of them.
+        options: how the build's decoder runs.
+        on_step: told a stage's name, how much of it is done, and of what.
+    """
+    trial = _Trial(suite, list(reference.readings(suite, 0)))
+    right = [reading.embeddings for reading in trial.references]
+    pictures = {asked.picture: i for i, asked in enumerate(suite.lines) if asked.picture is not None}
+    on_step("attribution, parts", 0, 1)
+    own = {p: session.visual_embeddings(suite.load(p)) for p in pictures}
+    seen = [None if asked.picture is None else own[asked.picture] for asked in suite.lines]
+    parts = [trial.part("everything", session.decoder, seen), trial.part("decoder", session.decoder, right)]
+    if options.activations_of(session.bundle.manifest.recipe) == "int8":
+        wide = open_decoder(session.bundle, kernels=session.decoder.name, options=replace(options, activations="float32"))
+        parts.append(trial.part("decoder, activations left float", wide, right))
+    with ExitStack() as stack:
+        decoder, tensors, why = _float_decoder(session, reference)
+        if pictures:
+            parts += _vision_parts(trial, session, reference, decoder, why, seen, stack)
+        if decoder is None or tensors is None:
+            return Attribution(len(suite.lines), (*parts, Part("layers and tensors", None, None, why)))
+        layers, worst = _inside(trial, session, tensors, right, options, on_step)
+    return Attribution(len(suite.lines), tuple(parts), layers, worst)
+
+
+def _float_decoder(session: Session, reference: Reference) -> tuple[Decoder | None, dict[str, np.ndarray] | None, str]:
+    """Return the baseline's decoder, its tensors in the build's form, and why there are none."""
+    manifest = session.bundle.manifest
+    if reference.golden is not None:
+        return None, None, "golden lines hold no weights; give --baseline with the checkpoint or an fp16 bundle"
+    if reference.session is not None:
+        recipe, held = reference.session.bundle.manifest.recipe, reference.session.bundle.decoder_tensors()
+        if recipe.rotations or recipe.method.startswith("awq"):
+            decoder = reference.session.decoder
+            return decoder, None, "the baseline's matrices are rotated or scaled; give the checkpoint or a plain fp16 bundle"
+        source: Callable[[str], np.ndarray] = lambda name: dense(held[name])  # noqa: E731
+    else:
+        weights = reference.checkpoint.decoder
+        source = lambda name: weights[name].float().numpy()  # noqa: E731
+    try:
+        require_memory(4 * manifest.model.mamba.n_parameters, "a float decoder beside the build")
+    except CobraEdgeError as error:
+        return (None if reference.session is None else reference.session.decoder), None, str(error)
+    tensors = float_tensors(session.bundle, session.bundle.decoder_tensors(), source)
+    return _opened(session, tensors, DecoderOptions(activations="float32")), tensors, ""
+
+
+def _opened(session: Session, tensors: Tensors | dict[str, np.ndarray], options: DecoderOptions) -> Decoder:
+    manifest = session.bundle.manifest
+    return open_weights(Weights(manifest.model.mamba, manifest.recipe, tensors, "weights in memory"), options)
+
+
+def _vision_parts(
+    trial: _Trial, session: Session, reference: Reference, decoder: Decoder | None, why: str, seen: Seen, stack: ExitStack
+) -> Iterator[Part]:
+    """Yield the drift of vision tower and projector, together and each alone."""
+    together = "vision tower and projector"
+    if decoder is None:
+        yield Part(together, None, None, why)
+        return
+    yield trial.part(together, decoder, seen)
+    try:
+        from ..vision.graph.halves import opened_halves
+
+        build = stack.enter_context(opened_halves(session.bundle))
+        float_features, float_projected = _float_halves(reference, stack)
+    except ImportError as error:
+        yield Part("vision tower", None, None, f"cutting the graph needs {error.name}; pip install 'cobra-edge[export]'")
+        return
+    except CobraEdgeError as error:
+        yield Part("vision tower", None, None, str(error))
+        return
+    transform = session.bundle.image()
+    towers, projectors = dict[int, np.ndarray](), dict[int, np.ndarray]()
+    for picture in {asked.picture for asked in trial.suite.lines if asked.picture is not None}:
+        image = load_picture(trial.suite.load(picture))
+        towers[picture] = float_projected(build.features(transform.pixels(image)))
+        projectors[picture] = build.projected(float_features(image))
+    note = "both halves by onnxruntime, CPU"
+    for name, found in (("vision tower", towers), ("projector", projectors)):
+        given = [None if asked.picture is None else found[asked.picture] for asked in trial.suite.lines]
+        yield trial.part(name, decoder, given, note)
+
+
+def _float_halves(reference: Reference, stack: ExitStack) -> tuple[Callable[[Any], list[np.ndarray]], Any]:
+    """Return the baseline's encoders, picture to features (1, n_patches, embed_dim), and its projector of those."""
+    if reference.session is not None:
+        from ..vision.graph.halves import opened_halves
+
+        halves = stack.enter_context(opened_halves(reference.session.bundle))
+        transform = reference.session.bundle.image()
+        return lambda image: halves.features(transform.pixels(image)), halves.projected
+    import torch
+
+    from ..image import ImageTransform
+    from ..model.cobra import load_vision
+
+    model, pixels = load_vision(reference.checkpoint), ImageTransform.of(reference.checkpoint.config)
+    tower: Any = model.tower
+
+    @torch.inference_mode()
+    def features(image: Any) -> list[np.ndarray]:
+        parts = torch.from_numpy(pixels.pixels(image)).chunk(len(tower.encoders), dim=1)
+        return [encoder(part).numpy() for encoder, part in zip(tower.encoders, parts, strict=True)]
+
+    @torch.inference_mode()
+    def projected(found: Sequence[np.ndarray]) -> np.ndarray:
+        embeddings: np.ndarray = model.projector(torch.cat([torch.from_numpy(f) for f in found], dim=-1))[0].numpy()
+        return embeddings
+
+    return features, projected
+
+
+def _inside(
+    trial: _Trial,
+    session: Session,
+    floats: dict[str, np.ndarray],
+    seen: Seen,
+    options: DecoderOptions,
+    on_step: Callable[[str, int, int], None],
+) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """Return the drift of each layer alone, and of tensors alone, worst first."""
+    held, n_layer = session.bundle.decoder_tensors(), session.config.mamba.n_layer
+
+    def alone(label: str, names: Sequence[str]) -> Part:
+        return trial.part(label, _opened(session, floats | {name: _runnable(held[name]) for name in names}, options), seen)
+
+    layers = []
+    for index in range(n_layer):
+        on_step("attribution, layers", index, n_layer)
+        layers.append(alone(f"layer {index}", [name for name in held if name.startswith(f"backbone.layers.{index}.")]))
+    layers.sort(key=lambda part: -(part.kld_mean or 0.0))
+    worst = layers if n_layer <= _FEW_LAYERS else layers[:_WORST_LAYERS]
+    inside = tuple(f"backbone.layers.{part.name.removeprefix('layer ')}." for part in worst)
+    names = [
+        name
+        for name, value in held.items()
+        if (name.startswith(inside) or not name.startswith("backbone.layers.")) and not _is_float32(value)
+    ]
+    tensors = []
+    for done, name in enumerate(names):
+        on_step("attribution, tensors", done, len(names))
+        tensors.append(alone(name, [name]))
+    tensors.sort(key=lambda part: -(part.kld_mean or 0.0))
+    return tuple(layers), tuple(tensors[:_KEPT])
+
+
+def _is_float32(value: np.ndarray | QuantizedTensor) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.float32
+
+
+def _runnable(value: np.ndarray | QuantizedTensor) -> np.ndarray | QuantizedTensor:
+    """Return a tensor as our own kernels take it: bitsandbytes' codes as the values they stand for."""
+    return dense(value) if isinstance(value, QuantizedTensor) and SCHEMES[value.scheme.name].code_format != "int" else value

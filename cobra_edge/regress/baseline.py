@@ -1,0 +1,136 @@
+"""What a build is compared with: golden lines in its own bundle, another bundle, or a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle import GOLDEN, MANIFEST, TOKENIZER, Bundle
+from ..calibrated import hashed
+from ..errors import InputError, MachineError
+from ..session import Session
+from .asked import AskedSuite
+from .golden import Golden, read_golden
+from .reading import Reading, readings
+
+FP16 = "fp16"  # the golden lines
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """An opened baseline.
+
+    Attributes:
+        kind: "golden", "bundle" or "checkpoint".
+        name: of the file or directory.
+        fingerprint: what it is, for telling two runs apart.
+        computed_by: what runs or ran it.
+        golden: the golden lines, where they are the baseline; other baselines' distributions are whole.
+        readings: gives what it makes of a suite's lines, from an index on.
+        session: of a bundle; None for others.
+        checkpoint: an opened `model.checkpoint.Checkpoint`; None for others.
+    """
+
+    kind: str
+    name: str
+    fingerprint: str
+    computed_by: str
+    golden: Golden | None
+    readings: Callable[[AskedSuite, int], Iterator[Reading]]
+    session: Session | None = None
+    checkpoint: Any = None
+
+
+def open_baseline(wanted: str, bundle: Bundle, open_session: Callable[[Bundle], Session]) -> Reference:
+    """Open a baseline.
+
+    Args:
+        wanted: "fp16" for the bundle's golden lines, the directory of a bundle, or a checkpoint as an export takes it.
+        bundle: the build.
+        open_session: opens another bundle as the build is opened.
+
+    Raises:
+        InputError: it is of another model, or nothing of that name is there.
+        MachineError: a checkpoint's libraries are missing.
+    """
+    if wanted == FP16:
+        return _golden(bundle)
+    if (Path(wanted) / MANIFEST).is_file():
+        return _bundle(Path(wanted), bundle, open_session)
+    return _checkpoint(wanted, bundle)
+
+
+def _golden(bundle: Bundle) -> Reference:
+    golden = read_golden(bundle)
+    entry = bundle.manifest.files[GOLDEN]
+
+    def read(suite: AskedSuite, first: int) -> Iterator[Reading]:
+        if suite is golden.suite:
+            yield from golden.readings[first:]
+            return
+        known = {golden.suite.key(asked): i for i, asked in enumerate(golden.suite.lines)}
+        for asked in suite.lines[first:]:
+            index = known.get(suite.key(asked))
+            if index is None:
+                raise InputError(
+                    f"{suite.name}, line {asked.number}: the bundle's golden lines have no answer of the float model to it; "
+                    "give --baseline with the checkpoint or an fp16 bundle, or export with --golden and this suite"
+                )
+            yield golden.readings[index]
+
+    return Reference("golden", FP16, entry.sha256, "torch, float32, at export", golden, read)
+
+
+def _bundle(directory: Path, build: Bundle, open_session: Callable[[Bundle], Session]) -> Reference:
+    other = Bundle.open(directory)
+    ours, theirs = build.manifest, other.manifest
+    if ours.model != theirs.model or ours.source.sha256 != theirs.source.sha256:
+        raise InputError(
+            f"--baseline {directory}: made from {theirs.source.id} ({theirs.source.sha256[:12]}), this build from "
+            f"{ours.source.id} ({ours.source.sha256[:12]}); drift is between builds of one checkpoint"
+        )
+    if ours.files[TOKENIZER].sha256 != theirs.files[TOKENIZER].sha256:
+        raise InputError(f"--baseline {directory}: its tokenizer is another; export both with the same one")
+    session = open_session(other)
+    vision = "" if session.vision is None else f"; vision by {session.vision.name}"
+    by = f"{session.decoder.name}, {theirs.recipe.scheme}{vision}"
+    fingerprint = "".join(sorted(entry.sha256 for entry in theirs.files.values()))
+    return Reference(
+        "bundle", directory.name, fingerprint, by, None, lambda suite, first: readings(session, suite, first), session=session
+    )
+
+
+def _checkpoint(source: str, build: Bundle) -> Reference:
+    try:
+        from ..model.checkpoint import open_checkpoint
+        from ..model.cobra import load_vision
+        from ..quantize.questions import seen
+        from .float_reference import float_readings
+    except ImportError as error:
+        raise MachineError(
+            f"--baseline {source}: a checkpoint needs {error.name}; install it with: pip install 'cobra-edge[export]', or "
+            "compare with the bundle's golden lines (--baseline fp16)"
+        ) from error
+    checkpoint = open_checkpoint(source)
+    digest, ours = hashed(checkpoint), build.manifest.source
+    if checkpoint.config != build.manifest.model or digest != ours.sha256:
+        raise InputError(
+            f"--baseline {source}: {checkpoint.source_id} ({digest[:12]}) is not the checkpoint this build was made from, "
+            f"{ours.id} ({ours.sha256[:12]}); drift is between builds of one checkpoint"
+        )
+    codec, _ = build.text()
+
+    def read(suite: AskedSuite, first: int) -> Iterator[Reading]:
+        model = load_vision(checkpoint) if suite.pictures else None
+
+        def see(pictures: Sequence[int]) -> Sequence[np.ndarray]:
+            found = seen(checkpoint, [suite.load(picture) for picture in pictures], model=model)
+            return list(found.numpy().reshape(len(pictures), -1, found.shape[-1]))
+
+        return float_readings(checkpoint, suite.lines[first:], see, replies_end_with=codec.end_id)
+
+    return Reference("checkpoint", source, digest, "torch, float32", None, read, checkpoint=checkpoint)

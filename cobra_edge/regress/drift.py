@@ -1,0 +1,27 @@
+"""Drift of a bundle from its own golden lines, without intervals: what an export writes into the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..manifest import Drift
+from ..session import Session
+from .compared import compared
+from .golden import read_golden
+from .reading import readings
+from .tally import Tally
+
+
+def measure_drift(session: Session, on_line: Callable[[], None] = lambda: None) -> Drift:
+    """Run the golden lines through an opened bundle, and compare with what the float model said.
+
+    Raises:
+        BundleError: golden lines that do not fit. DriftError: answers that are not finite.
+    """
+    golden, tally = read_golden(session.bundle), Tally()
+    read = readings(session, golden.suite)
+    for asked, reference, reading in zip(golden.suite.lines, golden.readings, read, strict=True):
+        tally.add(asked, compared(asked, reference, reading, session.codec.decode))
+        on_line()
+    vision = None if session.vision is None else session.vision.name
+    return Drift(session.decoder.name, vision, tally.lines, tally.answer_tokens, tally.values())

@@ -1,0 +1,217 @@
+"""What the float model itself says to a suite's lines: the truth that every build is compared with.
+
+Plain torch in float32, one layer in memory at a time: all pictures, then all questions from the states those left, then all
+answers, teacher-forced. Run in 16 bits (products with weights take rounded operands and give rounded results, as a GPU's do,
+the recurrence stays float32) it is the noise floor: what is lost with nothing quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..decode.native_operations import best_operations
+from ..errors import InputError
+from ..model.checkpoint import Checkpoint
+from ..model.cobra import stream_blocks
+from ..model.config import MambaConfig
+from ..model.mamba import REFERENCE, Block, RMSNorm
+from .asked import AskedLine, reply_limit
+from .metrics import log_softmax
+from .reading import Reading
+from .sketch import sketched
+
+NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_POSITIONS_AT_ONCE = 8192
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+@torch.inference_mode()
+def float_readings(
+    checkpoint: Checkpoint,
+    lines: Sequence[AskedLine],
+    see: Callable[[Sequence[int]], Sequence[np.ndarray]],
+    *,
+    precision: str | None = None,
+    replies_end_with: int | None = None,
+    on_layer: Callable[[], None] = lambda: None,
+) -> Iterator[Reading]:
+    """Yield the reading of each line, in order; what is in memory at once does not depend on how many there are.
+
+    Args:
+        checkpoint: whose decoder.
+        lines: tokenised; those about one picture should follow each other, so that it is read once.
+        see: gives the embeddings (n_visual_tokens, d_model) float32 of pictures, by `AskedLine.picture`.
+        precision: "fp16" or "bf16" for the noise floor; None is float32.
+        replies_end_with: the end token, where free answers are wanted too; without it there are none.
+        on_layer: called after each layer of each of `batches`, for progress.
+
+    Raises:
+        InputError: answers that are not finite; a weight that is not, by name.
+    """
+    for batch in batches(lines, checkpoint.config.n_visual_tokens):
+        used = sorted({line.picture for line in batch if line.picture is not None})
+        seen = dict(zip(used, see(used), strict=True)) if used else {}
+        yield from _Batch(checkpoint, batch, seen, precision).read(replies_end_with, on_layer)
+
+
+def batches(lines: Sequence[AskedLine], n_visual_tokens: int) -> list[list[AskedLine]]:
+    """Return lines in runs of some thousand positions, pictures counted once a run."""
+    found, pictures, positions = list[list[AskedLine]]([[]]), set[int](), 0
+    for line in lines:
+        new = {line.picture} - pictures - {None}
+        size = len(line.tokens) + (n_visual_tokens if new else 0)
+        if found[-1] and positions + size > _POSITIONS_AT_ONCE:
+            found.append([])
+            pictures, positions = set(), 0
+            size = len(line.tokens) + (n_visual_tokens if line.picture is not None else 0)
+        found[-1].append(line)
+        pictures |= {line.picture} if line.picture is not None else set()
+        positions += size
+    return found
+
+
+def narrowed(module: _Module, precision: str | None) -> _Module:
+    """Have every product with weights in a module round operands and result to 16 bits; None leaves it as it is."""
+    if precision is None:
+        return module
+    dtype = NARROW[precision]
+
+    def rounded_inputs(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(_rounded(i, dtype) for i in inputs)
+
+    for product in module.modules():
+        if isinstance(product, nn.Linear | nn.Conv2d):
+            product.weight.data = _rounded(product.weight.data, dtype)
+            product.register_forward_pre_hook(rounded_inputs)
+            product.register_forward_hook(lambda _module, _inputs, output: _rounded(output, dtype))
+    return module
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.to(dtype).float()
+
+
+@dataclass(eq=False)
+class _States:
+    """One layer's states of several sequences: conv (n, d_inner, d_conv) and ssm (n, d_inner, d_state) float32."""
+
+    conv: Tensor
+    ssm: Tensor
+
+    @classmethod
+    def zeros(cls, config: MambaConfig, n: int) -> _States:
+        return cls(torch.zeros(n, config.d_inner, config.d_conv), torch.zeros(n, config.d_inner, config.d_state))
+
+    def of(self, rows: Sequence[int]) -> _States:
+        return _States(self.conv[list(rows)], self.ssm[list(rows)])
+
+
+class _Batch:
+    """Some lines on their way through the layers."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, lines: list[AskedLine], seen: dict[int, np.ndarray], precision: str | None
+    ) -> None:
+        self.checkpoint, self.config = checkpoint, checkpoint.config.mamba
+        self.lines, self.seen, self.precision = lines, seen, precision
+        self.table = checkpoint.decoder["backbone.embedding.weight"]
+        norm = RMSNorm(self.config.d_model, self.config.norm_eps)
+        norm.weight.data = checkpoint.decoder["backbone.norm_f.weight"].float()
+        head = nn.Linear(self.config.d_model, self.config.vocab, bias=False)
+        tied = "backbone.embedding.weight" if self.config.tied else "lm_head.weight"
+        head.weight.data = checkpoint.decoder[tied].float()
+        self.logits = nn.Sequential(norm, narrowed(head, precision))
+
+    def read(self, end: int | None, on_layer: Callable[[], None]) -> Iterator[Reading]:
+        """Yield the reading of each line."""
+        index = {picture: i for i, picture in enumerate(self.seen)}
+        pictures = [torch.from_numpy(embeddings) for embeddings in self.seen.values()]
+        starts = [len(index) if line.picture is None else index[line.picture] for line in self.lines]
+        prompts = [self._embed(line.prompt) for line in self.lines]
+        answers = [self._embed(line.answer[:-1]) for line in self.lines]
+        sketches, after_prompt = list[np.ndarray](), list[_States]()
+        for block in self._blocks():
+            looked = _through(block, pictures, _States.zeros(self.config, len(pictures)))
+            blind = _States.zeros(self.config, 1)  # the state of who sees nothing, behind the pictures'
+            start = _States(torch.cat([looked.conv, blind.conv]), torch.cat([looked.ssm, blind.ssm]))
+            asked = _through(block, prompts, start.of(starts))
+            told = _through(block, answers, asked)
+            sketches.append(sketched(told.ssm.numpy()))
+            if end is not None:
+                after_prompt.append(asked)
+            on_layer()
+        replies: list[tuple[int, ...]] = [()] * len(self.lines)
+        if end is not None:
+            said = [self.logits(torch.cat([p[-1:], a])).argmax(-1).tolist() for p, a in zip(prompts, answers, strict=True)]
+            replies = self._replies(said, after_prompt, end)
+        for i, line in enumerate(self.lines):
+            logits = self.logits(torch.cat([prompts[i], answers[i]])).numpy()
+            if self.precision is None and not np.isfinite(logits).all():
+                raise InputError(
+                    f"line {line.number}: the float model itself gives logits that are not finite; the checkpoint is damaged "
+                    "or overflows"
+                )
+            seen = None if line.picture is None else self.seen[line.picture]
+            yield Reading(log_softmax(logits), np.stack([layer[i] for layer in sketches]), replies[i], seen)
+
+    def _replies(self, said: list[list[int]], states: list[_States], end: int) -> list[tuple[int, ...]]:
+        """Return greedy answers.
+
+        Args:
+            said: of each line the likeliest tokens, teacher-forced; where they are the given answer, that is the reply.
+            states: of each layer, after the questions.
+            end: the end token.
+        """
+        replies = [tuple(line.answer[:-1]) for line in self.lines]
+        new = {i: [said[i][0]] for i, line in enumerate(self.lines) if line.answer != said[i]}
+        going = list(new)
+        rows = [layer.of(going) for layer in states]
+        while True:
+            left = [i for i in going if new[i][-1] != end and len(new[i]) < reply_limit(self.lines[i])]
+            if not left:
+                break
+            rows = [layer.of([going.index(i) for i in left]) for layer in rows]
+            going, hidden = left, [self._embed([new[i][-1]]) for i in left]
+            rows = [_through(block, hidden, layer) for block, layer in zip(self._blocks(), rows, strict=True)]
+            for i, row in zip(going, hidden, strict=True):
+                new[i].append(int(self.logits(row)[0].argmax()))
+        for i, tokens in new.items():
+            replies[i] = tuple(tokens[:-1] if tokens[-1] == end else tokens)
+        return replies
+
+    def _blocks(self) -> Iterator[Block]:
+        # Only the truth has to be plain torch throughout.
+        operations = REFERENCE if self.precision is None else best_operations()
+        for block in stream_blocks(self.checkpoint, operations):
+            yield narrowed(block, self.precision)
+
+    def _embed(self, tokens: Sequence[int]) -> Tensor:
+        rows = self.table[torch.tensor(list(tokens))].float()
+        return rows if self.precision is None else _rounded(rows, NARROW[self.precision])
+
+
+def _through(block: Block, hidden: list[Tensor], states: _States) -> _States:
+    """Run sequences through a block, those of one length together.
+
+    Args:
+        block: norm and mixer.
+        hidden: of each sequence (seq, d_model) float32; replaced by what comes out.
+        states: before each of them.
+
+    Returns:
+        The states after each of them.
+    """
+    after = _States(torch.empty_like(states.conv), torch.empty_like(states.ssm))
+    for length in sorted({len(h) for h in hidden}):
+        rows = [i for i, h in enumerate(hidden) if len(h) == length]
+        before, residual = states.of(rows), torch.stack([hidden[i] for i in rows])
+        out, after.conv[rows], after.ssm[rows] = block.mixer(block.norm(residual), before.conv, before.ssm)
+        for i, values in zip(rows, residual + out, strict=True):
+            hidden[i] = values
+    return after

@@ -1,0 +1,98 @@
+"""Write a build's figures of today into a budget file, with a margin, for a person to review and commit."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import InputError, MachineError
+from .budget import Limit, read_budget
+from .measures import measure_named
+from .report import Figure
+
+# What a scheme's section gets where it has none yet: drift, answers, state and sight.
+GATED = (
+    "kld_mean", "kld_p99", "prompt_kld_mean", "top1_agreement", "right_change_rms", "perplexity_ratio", "state_error",
+    "vision_error", "greedy_match", "accuracy", "accuracy_change",
+)  # fmt: skip
+_DIGITS = 3
+
+
+def update_budget(file: Path, scheme: str, figures: Mapping[str, Figure], margin: float) -> dict[str, Limit]:
+    """Write limits for a scheme: the worse end of each interval, its distance from the ideal enlarged by the margin.
+
+    Other sections and comments of the file stay as they are; a measure that the section limits relative to the noise floor
+    keeps that. The file is replaced in one step.
+
+    Args:
+        file: a budget; made where there is none.
+        scheme: whose section.
+        figures: today's.
+        margin: 0.25 allows a quarter more.
+
+    Returns:
+        The limits written.
+
+    Raises:
+        InputError: not a budget, or cannot be written. MachineError: tomlkit is not installed.
+    """
+    try:
+        import tomlkit
+    except ImportError as error:
+        raise MachineError(f"--update-budget needs {error.name}; install it with: pip install 'cobra-edge[regress]'") from error
+    known = read_budget(file).schemes.get(scheme, {}) if file.exists() else {}
+    document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
+    schemes = document.setdefault("schemes", tomlkit.table(is_super_table=True))
+    section = schemes.setdefault(scheme, tomlkit.table())
+    written = {}
+    for name in known or GATED:
+        limit = _limit(name, figures.get(name, Figure(None)), margin, known.get(name))
+        if limit is None:
+            continue
+        written[name] = limit
+        table = tomlkit.inline_table()
+        table.update({key: value for key in ("max", "min", "max_times_floor") if (value := getattr(limit, key)) is not None})
+        section[name] = table
+    _replace(file, tomlkit.dumps(document))
+    return written
+
+
+def _limit(name: str, figure: Figure, margin: float, before: Limit | None) -> Limit | None:
+    """Return today's limit of a measure; what was there before where it could not be taken."""
+    if figure.value is None:
+        return before
+    measure = measure_named(name)
+    low, high = (figure.value if end is None else end for end in (figure.low, figure.high))
+
+    def allowed(end: float) -> float:
+        return _rounded(measure.ideal + (end - measure.ideal) * (1 + margin), away_from=measure.ideal)
+
+    return Limit(
+        max=None if measure.better == "high" else allowed(max(high, measure.ideal)),
+        min=None if measure.better == "low" else allowed(min(low, measure.ideal)),
+        max_times_floor=None if before is None else before.max_times_floor,
+    )
+
+
+def _rounded(value: float, away_from: float) -> float:
+    """Round the distance up to a few digits, so that what is written is never stricter than what was meant."""
+    distance = abs(value - away_from)
+    short = float(f"{distance:.{_DIGITS - 1}e}")
+    if short < distance:
+        short += 10.0 ** (int(f"{distance:e}".partition("e")[2]) - _DIGITS + 1)
+    return float(f"{away_from + (short if value > away_from else -short):.10g}")
+
+
+def _replace(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=file.parent, prefix=f".{file.name}.", delete=False, encoding="utf-8"
+        ) as stage:
+            stage.write(text)
+        os.chmod(stage.name, 0o644)
+        os.replace(stage.name, file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({error}); give another --budget") from error

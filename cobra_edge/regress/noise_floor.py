@@ -1,0 +1,97 @@
+"""The float model's readings of golden lines, and how far it is from itself in 16 bits: drift that no quantization made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ..errors import DriftError
+from ..model.checkpoint import Checkpoint
+from ..model.cobra import load_vision
+from ..quantize.questions import seen
+from ..text import TextCodec
+from .asked import AskedSuite
+from .compared import compared
+from .float_reference import NARROW, float_readings, narrowed
+from .reading import Reading
+from .tally import Tally
+from .top_tokens import TopTokens
+
+# What teacher-forcing shows; free answers in 16 bits would take as long again.
+_MEASURED = ("kld_mean", "kld_median", "kld_p90", "kld_p99", "kld_max", "prompt_kld_mean", "prompt_kld_p99", "top1_agreement",
+             "right_change_mean", "right_change_rms", "perplexity_ratio", "state_error", "vision_error")  # fmt: skip
+
+
+def golden_readings(
+    checkpoint: Checkpoint,
+    suite: AskedSuite,
+    embeddings: np.ndarray,
+    codec: TextCodec,
+    on_layer: Callable[[], None] = lambda: None,
+) -> list[Reading]:
+    """Return the float model's reading of each line, of its distributions the likely part.
+
+    Args:
+        checkpoint: the float model.
+        suite: what is asked.
+        embeddings: (pictures, n_visual_tokens, d_model) float32, the float model's.
+        codec: the model's.
+        on_layer: called after each layer, for progress.
+
+    Raises:
+        InputError: as `float_readings`.
+    """
+
+    def see(pictures: Sequence[int]) -> Sequence[np.ndarray]:
+        return [embeddings[picture] for picture in pictures]
+
+    read = float_readings(checkpoint, suite.lines, see, replies_end_with=codec.end_id, on_layer=on_layer)
+    return [
+        replace(reading, log_probs=TopTokens.of(np.asarray(reading.log_probs), np.array(asked.tokens[1:])))
+        for asked, reading in zip(suite.lines, read, strict=True)
+    ]
+
+
+def noise_floor(
+    checkpoint: Checkpoint,
+    suite: AskedSuite,
+    readings: Sequence[Reading],
+    codec: TextCodec,
+    on_layer: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, float]]:
+    """Return measures of the float model in "fp16" and "bf16" against itself in float32; none for one that overflows.
+
+    Args:
+        checkpoint, suite, codec: as `golden_readings` had them.
+        readings: what that returned.
+        on_layer: called after each layer, for progress.
+    """
+    return {precision: _floor(checkpoint, suite, readings, codec, precision, on_layer) for precision in NARROW}
+
+
+def _floor(
+    checkpoint: Checkpoint,
+    suite: AskedSuite,
+    readings: Sequence[Reading],
+    codec: TextCodec,
+    precision: str,
+    on_layer: Callable[[], None],
+) -> dict[str, float]:
+    model = narrowed(load_vision(checkpoint), precision) if suite.pictures else None
+
+    def see(pictures: Sequence[int]) -> Sequence[np.ndarray]:
+        found: torch.Tensor = seen(checkpoint, [suite.load(picture) for picture in pictures], model=model)
+        return list(found.numpy().reshape(len(pictures), -1, found.shape[-1]))
+
+    tally, narrow = Tally(), float_readings(checkpoint, suite.lines, see, precision=precision, on_layer=on_layer)
+    try:
+        for asked, reference, reading in zip(suite.lines, readings, narrow, strict=True):
+            said = replace(reading, reply=reference.reply)
+            tally.add(asked, compared(asked, reference, said, codec.decode))
+    except DriftError:
+        return {}
+    values = tally.values()
+    return {name: values[name] for name in _MEASURED if name in values}

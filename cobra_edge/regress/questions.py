@@ -1,0 +1,68 @@
+"""Which questions a run asks: the bundle's golden lines, the embedded held-out suite, or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ..bundle import Bundle
+from ..errors import InputError
+from ..image import load_picture
+from .asked import AskedSuite, asked_suite
+from .golden import Golden
+from .suite import HELDOUT, BadLine, numbered_lines
+
+
+def chosen_suite(
+    bundle: Bundle,
+    golden: Golden | None,
+    file: Path | None,
+    wanted: int | None = None,
+    *,
+    skip_bad: bool = False,
+    on_picture: Callable[[int, int], None] = lambda done, total: None,
+) -> AskedSuite:
+    """Return what is asked.
+
+    Args:
+        bundle: whose tokenizer and template.
+        golden: the golden lines where they are the baseline: without a file they are the suite.
+        file: JSON lines; None for the golden lines, or without those the embedded held-out suite.
+        wanted: at most so many lines, spread evenly over the tasks; None for all.
+        skip_bad: leave out lines that are not what they should be, and count them.
+        on_picture: told how many pictures were looked through, and of how many.
+
+    Raises:
+        InputError: unreadable, empty, a bad line or a picture that cannot be decoded, its number named.
+    """
+    if file is None and golden is not None:
+        suite = golden.suite
+    else:
+        bad: list[BadLine] = []
+        numbered = numbered_lines(file or HELDOUT, bad=bad if skip_bad else None)
+        skipped = {line.number: line.reason for line in bad}
+        codec, template = bundle.text()
+        directory, sees = (file or HELDOUT).parent, bundle.manifest.model.vision is not None
+        suite = asked_suite((file or HELDOUT).name, numbered, directory.joinpath, codec, template, sees=sees, skipped=skipped)
+        suite = _readable(suite, skip_bad, on_picture)
+    return suite if wanted is None or wanted >= len(suite.lines) else suite.part(wanted)
+
+
+def _readable(suite: AskedSuite, skip_bad: bool, on_picture: Callable[[int, int], None]) -> AskedSuite:
+    """Return the suite without lines whose pictures cannot be decoded: known before anything is measured."""
+    flaws = dict[int, str]()
+    for index in range(len(suite.pictures)):
+        on_picture(index, len(suite.pictures))
+        try:
+            load_picture(suite.load(index))
+        except InputError as error:
+            flaws[index] = str(error)
+    lost = {asked.number: flaws[asked.picture] for asked in suite.lines if asked.picture in flaws}
+    if lost and not skip_bad:
+        number, reason = next(iter(lost.items()))
+        raise InputError(f"{suite.name}, line {number}: {reason}; mend it, or leave such lines out with --skip-bad")
+    left = [asked for asked in suite.lines if asked.number not in lost]
+    if not left:
+        raise InputError(f"{suite.name}: no line is left; every one was skipped")
+    return replace(suite, lines=left, skipped=suite.skipped | lost)
