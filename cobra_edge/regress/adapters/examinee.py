@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,21 @@ log = logging.getLogger(__name__)
 
 _KEPT_PICTURES = 8  # states after a picture; 26 MB each at Cobra-3B's size
 _READ_AT_ONCE = 128  # positions whose logits lie in memory together
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a continuation is.
+
+    Attributes:
+        log_p: of all its tokens together, nats.
+        greedy: each of them is the likeliest one, so that greedy choice would write it.
+        n_tokens: how many they are.
+    """
+
+    log_p: float
+    greedy: bool
+    n_tokens: int
 
 
 class Examinee:
@@ -71,8 +87,8 @@ class Examinee:
             load(bundle, device=device, kernels=decoder_kernels, options=options, vision_runtime=vision_runtime), raw_prompts
         )
 
-    def loglikelihood(self, context: str, continuation: str, picture: Image.Image | None = None) -> tuple[float, bool]:
-        """Return log p of a continuation (nats), and whether greedy choice would write it.
+    def loglikelihood(self, context: str, continuation: str, picture: Image.Image | None = None) -> Likelihood:
+        """Return how likely a continuation is.
 
         Args:
             context: the question; where it is empty, the end token stands in its place, without any wording.
@@ -84,7 +100,7 @@ class Examinee:
         """
         before, tokens = self._split(context, continuation)
         if not tokens:
-            return 0.0, True
+            return Likelihood(0.0, True, 0)
         keep = self.session.config.max_length + 1 - self._seen(picture) - len(tokens)
         state, first = self._after(self._fitted(before, keep, "continuation"), picture)
         return self._forced(first, tokens, state.copy())
@@ -98,7 +114,7 @@ class Examinee:
         for before, tokens in windows:
             state = self.session.decoder.new_state()
             first = self.session.decoder.prefill(self.session.decoder.embed(before), state)
-            total += self._forced(first, tokens, state)[0]
+            total += self._forced(first, tokens, state).log_p
         return total
 
     def write(self, context: str, writing: Writing, picture: Image.Image | None = None) -> str:
@@ -181,8 +197,8 @@ class Examinee:
             self._read = key, state, self.session.decoder.prefill(self.session.decoder.embed(tokens), state)
         return self._read[1], self._read[2]
 
-    def _forced(self, first: np.ndarray, tokens: list[int], state: DecoderState) -> tuple[float, bool]:
-        """Return log p of tokens (nats) and whether each is the likeliest; `first` (vocab,) are the logits before the first."""
+    def _forced(self, first: np.ndarray, tokens: list[int], state: DecoderState) -> Likelihood:
+        """Return how likely tokens are; `first` (vocab,) are the logits before the first. The state moves on."""
         decoder, logits = self.session.decoder, first[None]
         total, greedy = 0.0, True
         for at in range(0, len(tokens), _READ_AT_ONCE):
@@ -193,7 +209,7 @@ class Examinee:
                 logits = rest if at else np.concatenate([logits, rest])
             total += float(np.take_along_axis(log_softmax(logits), targets[:, None], -1).sum())
             greedy &= bool((logits.argmax(-1) == targets).all())
-        return total, greedy
+        return Likelihood(total, greedy, len(tokens))
 
 
 def only_picture(visuals: Any, where: str) -> Image.Image | None:

@@ -61,7 +61,7 @@ def harness(package: str, extra: str) -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except ModuleNotFoundError as error:
-        if error.name == package:
+        if (error.name or "").partition(".")[0] == package:
             raise MachineError(f"{package} is not installed; install it with: pip install 'cobra-edge[{extra}]'") from error
         raise MachineError(f"a task, or {package}, needs {error.name}, which is not installed; install that first") from error
 

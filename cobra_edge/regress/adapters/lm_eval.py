@@ -71,7 +71,8 @@ class CobraEdgeLM(LM):
 
         def answer(_number: int, request: Instance) -> tuple[float, bool]:
             context, continuation, *more = request.args
-            return self.examinee.loglikelihood(context, continuation, _picture_of(request, more))
+            likelihood = self.examinee.loglikelihood(context, continuation, _picture_of(request, more))
+            return likelihood.log_p, likelihood.greedy
 
         return self._each("loglikelihood", requests, answer)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
@@ -51,14 +51,19 @@ class CobraEdgeLMM(lmms):
             bundle, device, decoder_kernels, vision_runtime, threads, activations, raw_prompts, batch_size
         )
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Return (log p in nats, is greedy) of each request's (context, continuation, and where its document is)."""
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Return (loss in nats a token, is greedy) of each request's (context, continuation, and where its document is).
 
-        def answer(_number: int, request: Instance) -> tuple[float, bool]:
+        A loss where the name says a likelihood: lmms-eval takes the smallest for its choice, as its own models return losses.
+        """
+
+        def answer(_number: int, request: Instance) -> GenerationResult:
             context, continuation, *where = request.args
             if callable(continuation):  # the task's own function of a document
                 continuation = continuation(self._document(*where[1:]))
-            return self.examinee.loglikelihood(context, continuation, self._picture(*where) if where else None)
+            found = self.examinee.loglikelihood(context, continuation, self._picture(*where) if where else None)
+            # Bare, the pair would become a text: 0.7.3 lets only what is in a GenerationResult through as it is.
+            return GenerationResult((-found.log_p / max(found.n_tokens, 1), found.greedy))
 
         return self._each("loglikelihood", requests, answer)
 

@@ -95,7 +95,7 @@ def show(report: dict[str, Any]) -> None:
         count = report.get("n-samples", {}).get(task, {}).get("effective", "")
         for name, value in measures.items():
             measure, _, filtered = name.partition(",")
-            if "," not in name or measure.endswith("_stderr") or not isinstance(value, float | int):
+            if "," not in name or "_stderr" in measure or not isinstance(value, float | int):
                 continue
             error = measures.get(f"{measure}_stderr,{filtered}")
             label = measure if filtered in ("", "none") else f"{measure} ({filtered})"
