@@ -296,6 +296,12 @@ def test_an_answer_longer_than_the_model_takes_is_refused(lm: CobraEdgeLM) -> No
         lm.loglikelihood([ask("loglikelihood", "What?", "blue star " * 1024)])
 
 
+def test_logits_that_are_not_finite_are_refused(lm: CobraEdgeLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm.examinee.session.decoder, "forward", lambda read, _state: np.full((len(read), 512), np.nan))
+    with pytest.raises(InputError, match="not finite"):
+        lm.loglikelihood([ask("loglikelihood", "What?", "A large red square")])
+
+
 def test_batches_and_chat_templates_are_refused(lm: CobraEdgeLM, bundle: Path) -> None:
     with pytest.raises(InputError, match="batch-size is 8"):
         CobraEdgeLM(bundle, batch_size=8)

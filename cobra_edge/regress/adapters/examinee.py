@@ -96,7 +96,7 @@ class Examinee:
             picture: seen before the context, or None.
 
         Raises:
-            InputError: a picture for a text-only model, or a continuation longer than the model takes.
+            InputError: a picture for a text-only model, a continuation longer than the model takes, logits that are not finite.
         """
         before, tokens = self._split(context, continuation)
         if not tokens:
@@ -209,6 +209,8 @@ class Examinee:
                 logits = rest if at else np.concatenate([logits, rest])
             total += float(np.take_along_axis(log_softmax(logits), targets[:, None], -1).sum())
             greedy &= bool((logits.argmax(-1) == targets).all())
+        if not np.isfinite(total):
+            raise InputError("the decoder produced logits that are not finite; check the bundle with cobra_edge.inspect")
         return Likelihood(total, greedy, len(tokens))
 
 

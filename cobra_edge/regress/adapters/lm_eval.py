@@ -137,7 +137,7 @@ def evaluate(
         InputError: an unknown task, or one that the model cannot take.
         MachineError: data of a task that cannot be had.
     """
-    manager = TaskManager(include_path=include_path)
+    manager = TaskManager(include_path=None if include_path is None else str(include_path))
     require_known(tasks, manager.all_tasks)
     try:
         found = simple_evaluate(
