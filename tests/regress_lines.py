@@ -1,15 +1,20 @@
-"""Lines and readings made by hand, for tests of what is computed from them."""
+"""Lines made by hand, suites and runs, for tests of the regression harness."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.regress.asked import AskedLine
 from cobra_edge.regress.compared import ComparedLine
-from cobra_edge.regress.suite import Line
+from cobra_edge.regress.harness import Run
+from cobra_edge.regress.suite import HELDOUT, Line
 
 
 def random_log_probs(positions: int, vocab: int, sharpness: float, seed: int = 0) -> np.ndarray:
@@ -51,3 +56,19 @@ def compared_line(number: int, picture: int | None = 0, **changes: Any) -> Compa
         kept=8,
     )
     return msgspec.structs.replace(plain, **changes)
+
+
+def run_of(bundle: Path, baseline: str | Path = "fp16", **changes: Any) -> Run:
+    """Return a run of a bundle on one thread, without attribution; `changes` replace its fields."""
+    plain = Run(bundle, str(baseline), None, None, False, "cpu", "auto", "auto", DecoderOptions(threads=1), 0, "c0ffee")
+    return replace(plain, **changes)
+
+
+def write_lines(directory: Path, lines: Sequence[Line | bytes]) -> Path:
+    """Write a suite of lines, or of bytes as they are, beside cobra-mini's held-out pictures."""
+    directory.mkdir(exist_ok=True)
+    if not (directory / "heldout").exists():
+        (directory / "heldout").symlink_to(HELDOUT.with_suffix(""))
+    texts = [line if isinstance(line, bytes) else msgspec.json.encode(line) for line in lines]
+    (directory / "suite.jsonl").write_bytes(b"".join(text + b"\n" for text in texts))
+    return directory / "suite.jsonl"

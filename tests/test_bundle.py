@@ -93,7 +93,7 @@ def test_a_file_the_manifest_forgot(bundle):
         Bundle.open(bundle)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, [2]])
 def test_an_unknown_version(bundle, version):
     edit_manifest(bundle, lambda m: m.update(schema_version=version))
     with pytest.raises(BundleError, match="schema_version"):

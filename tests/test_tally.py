@@ -269,6 +269,20 @@ def test_one_picture_has_no_interval():
         tally.figures()
 
 
+def test_what_only_one_picture_tells_has_a_figure_without_interval():
+    """A task of one line, one picture among questions about text, one question of more than a token."""
+    several = [(asked_line(i, "text", None), compared_line(i, None, prompt_kld=[])) for i in range(2, 9)]
+    one = compared_line(1, 0, prompt_kld=[0.5, 0.25], answer_kld=[1.0, 2.0], score=0.0, vision=(1.0, 4.0), reply=[])
+    tally = tally_of([(asked_line(1), one), *several])
+    figures, tasks = tally.figures(), {task.task: task for task in tally.tasks()}
+    assert figures["vision_error"] == Figure(0.5) and figures["prompt_kld_mean"] == Figure(0.375)
+    assert figures["prompt_kld_p99"] == Figure(float(np.quantile([0.25, 0.5], 0.99)))
+    assert (figures["accuracy.color"], figures["accuracy_change.color"]) == (Figure(0.0), Figure(-1.0))
+    assert (tasks["color"].kld_mean, tasks["color"].greedy_match) == (Figure(1.5), Figure(0.0))
+    for figure in (figures["kld_mean"], figures["accuracy.text"], tasks["text"].score):
+        assert figure.low is not None and figure.high is not None
+
+
 def test_a_ratio_beyond_all_bounds_is_still_a_number():
     pairs = [(asked_line(i, picture=i), compared_line(i, i, right=[-2000.0, -2000.0])) for i in range(1, 4)]
     values = tally_of(pairs).values()
