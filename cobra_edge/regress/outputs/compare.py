@@ -21,7 +21,7 @@ import msgspec
 from ...errors import InputError
 from ..measures import measure_named, written
 from ..report import Figure, Report
-from .rows import all_figures, interval_words
+from .rows import all_figures, interval_words, is_layer
 
 # "lost": could be taken before and no longer, counts as worse; "unsure": differs, and has no interval to tell by.
 Word = Literal["better", "worse", "alike", "unsure", "lost", "new", "not measured"]
@@ -150,6 +150,11 @@ def _warnings(before: Report, after: Report) -> list[str]:
         ("baselines", before.baseline, after.baseline),
     )
     return [f"they are of different {what}: figures differ for that reason too" for what, a, b in pairs if a != b]
+
+
+def changes_to_show(found: Comparison) -> list[Change]:
+    """Return the changes but for layers of which there is nothing to say."""
+    return [change for change in found.changes if not is_layer(change.measure) or change.word != "alike"]
 
 
 def change_cells(change: Change) -> tuple[str, str, str, str, str, str]:
