@@ -22,6 +22,7 @@ from cobra_edge.errors import InputError, MachineError
 from cobra_edge.regress import report as r
 from cobra_edge.regress.measures import MEASURES
 from cobra_edge.regress.outputs.difference import parted
+from cobra_edge.regress.outputs.history import Entry
 from cobra_edge.regress.outputs.html import report_html
 from cobra_edge.regress.outputs.junit import report_junit
 from cobra_edge.regress.outputs.markdown import LIMIT, escaped, report_markdown
@@ -593,3 +594,15 @@ def test_templates_are_part_of_the_package():
     assert {"base.html.j2", "report.html.j2", "compare.html.j2", "comparison.html.j2", "style.css"} <= {
         entry.name for entry in templates.iterdir()
     }
+
+
+# documentation
+
+
+@pytest.mark.parametrize(
+    "struct", [r.Report, r.Build, r.Baseline, r.Suite, r.Runtime, r.TaskFigures, r.WorstLine, r.Verdict, Entry]
+)
+def test_every_field_is_documented(struct):
+    page = (Path(__file__).parent.parent / "docs" / "regress-report.md").read_text(encoding="utf-8")
+    missing = [name for name in struct.__struct_fields__ if f"`{name}`" not in page]
+    assert not missing
