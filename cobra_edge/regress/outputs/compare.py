@@ -23,7 +23,7 @@ from ..measures import measure_named, written
 from ..report import Figure, Report
 from .rows import all_figures, interval_words, is_layer
 
-# "lost": could be taken before and no longer, counts as worse; "unsure": differs, and has no interval to tell by.
+# "lost": could be taken before and no longer, counts as worse; "unsure": differs, and has no interval to tell by, or one without width.
 Word = Literal["better", "worse", "alike", "unsure", "lost", "new", "not measured"]
 _ROUNDING = 1e-9  # relative; the same sum in another order
 
@@ -105,8 +105,8 @@ def _word(name: str, before: Figure, after: Figure) -> Word:
     if measure.better == "near":
         before, after = _distance(before, measure.ideal), _distance(after, measure.ideal)
     found = difference(before, after)
-    if found.low is None or found.high is None:
-        return "unsure"
+    if found.low is None or found.high is None or found.low == found.high:
+        return "unsure"  # no width: that of a maximum, or where every picture says the same, which tells nothing of others
     if found.low <= 0 <= found.high:
         return "alike"
     return "better" if (found.low > 0) == (measure.better == "high") else "worse"
