@@ -483,6 +483,18 @@ def test_plots_of_zeros_and_of_one_point():
     assert len(report_plots(zeros)) == 4
 
 
+@pytest.mark.parametrize("decades", [1.2, 2.2, 3, 7, 20])
+def test_a_logarithmic_axis_has_numbers_that_can_be_read(decades):
+    positions = tuple(r.PositionFigures(at, 1, 0.1 * 10 ** (-decades * at / 9)) for at in range(10))
+    plot = report_plots(bare_report(positions=positions))[0]
+    texts = [
+        element.text or "" for element in xml.etree.ElementTree.fromstring(plot.svg).iter() if element.tag.endswith("text")
+    ]
+    places = texts[: texts.index("KLD, mean (nats)")]
+    numbers = [float(text) for text in places[places.index("token, 0 is the answer's first") + 1 :]]
+    assert 3 <= len(numbers) <= 9 and numbers == sorted(set(numbers))
+
+
 def test_plots_say_how_many_bars_are_left_out():
     (plot,) = [p for p in report_plots(make_report()) if "this tensor" in p.caption]
     assert plot.caption.endswith("The 12 worst of 30.")

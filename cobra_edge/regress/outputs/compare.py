@@ -23,7 +23,7 @@ from ..measures import measure_named, written
 from ..report import Figure, Report
 from .rows import all_figures, interval_words, is_layer
 
-# "lost": could be taken before and no longer, counts as worse; "unsure": differs, and has no interval to tell by, or one without width.
+# "lost": could be taken before and no longer, counts as worse; "unsure": differs, and has no interval, or one without width.
 Word = Literal["better", "worse", "alike", "unsure", "lost", "new", "not measured"]
 _ROUNDING = 1e-9  # relative; the same sum in another order
 
