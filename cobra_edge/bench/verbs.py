@@ -17,11 +17,13 @@ from ..scheme import scheme_named
 from ..tables import figure
 from ..targets import target_named
 from ..terminal import debug_option, print_json, progress, results
+from .coverage_verb import coverage
 from .decode_verb import decode
 from .methods_verb import methods
 from .quality_verb import quality
 from .results import keep
 from .shapes import shape_named
+from .suite_cost_verb import regress
 from .vision_verb import vision
 
 
@@ -30,9 +32,11 @@ def command() -> None:
     """Measure, and keep the result under bench/results."""
 
 
+command.add_command(coverage)
 command.add_command(decode)
 command.add_command(methods)
 command.add_command(quality)
+command.add_command(regress)
 command.add_command(vision)
 
 
