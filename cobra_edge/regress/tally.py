@@ -181,6 +181,7 @@ class Tally:
         for name, (how, over, of) in _OF_SUMS.items():
             if self._column(of).sum() > 0:
                 found[name] = self._interval(how, over, of)
+        found["greedy_prefix"] = self._part("prefix", "lines")
         for quantiles, groups in ((_KLD_QUANTILES, self._klds), (_PROMPT_QUANTILES, self._prompt_klds)):
             if len(_joined(groups)):
                 ends = intervals.quantiles([np.concatenate(g) for g in groups.values()], list(quantiles.values()))
@@ -236,12 +237,19 @@ class Tally:
         whole = not (self._partly if task is None else self._partly & {task})
         gained, lost, lines = (self._column(f"{name}{of}") for name in ("gained", "lost", "lines"))
         change = (intervals.difference_of_shares if whole else intervals.difference_of_means)(gained, lost, lines)
-        return self._interval("share" if whole else "mean", f"score{of}", f"lines{of}"), Figure.of(change)
+        score = self._interval("share", f"score{of}", f"lines{of}") if whole else self._part(f"score{of}", f"lines{of}")
+        return score, Figure.of(change)
 
     def _interval(self, how: str, over: str, of: str) -> Figure:
         counts = self._column(of)
         counted = counts > 0  # a picture that has none of what is averaged is no part of this sample
         return Figure.of(_INTERVALS[how](self._column(over)[counted], counts[counted]))
+
+    def _part(self, over: str, of: str) -> Figure:
+        """Return a mean of parts, each 0 to 1, whose interval cannot leave that."""
+        figure = self._interval("mean", over, of)
+        low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (figure.low, figure.high))
+        return Figure(figure.value, low, high)
 
     def _column(self, name: str) -> np.ndarray:
         return np.array([sums.get(name, 0.0) for sums in self._sums.values()])
