@@ -11,9 +11,9 @@ def suite_cost_table(result: dict[str, Any] | None) -> str:
     """Return seconds and peak memory by baseline and by length as Markdown."""
     if result is None:
         return NOT_MEASURED
-    machine = result["machine"]
+    machine, rounds = result["machine"], result["rows"][0]["rounds"]
     lines = [
-        f"{machine['processor']}, {machine['cores']} cores; medians of {result['rows'][0]['rounds']} runs in turns, low and high "
+        f"{machine['processor']}, {machine['cores']} cores; medians of {rounds} runs in turns, low and high "
         "in brackets, the whole command.",
         "",
         "| build | baseline | lines | seconds | peak memory, MiB |",
