@@ -37,7 +37,7 @@ def made(count=40, seed=0, blind=False):
             agrees=(rng.random(tokens) < 0.8).tolist(),
             right=(reference + 0.1 * rng.standard_normal(tokens)).clip(max=0).tolist(),
             right_reference=reference.tolist(),
-            states=[(rng.random(), 4 + rng.random()), (3 * rng.random(), 9.0), (0.1 * rng.random(), 1.0)],
+            states=[(rng.random(), 4 + rng.random()), (3 * rng.random(), 8 + rng.random()), (0.1 * rng.random(), 1.0)],
             vision=None if picture is None else (0.01 * (picture + 1), 2.0 + picture),
             reply=reply,
             reference_reply=other,
@@ -87,7 +87,7 @@ def twins(lines):
         "right_change_rms": np.sqrt((change**2).mean()),
         "perplexity": np.exp(-right.mean()),
         "perplexity_ratio": np.exp((reference - right).mean()),
-        "state_error": np.sqrt(states[..., 0].sum(0) / states[..., 1].sum(0)).max(),
+        "state_error": np.sqrt((states[..., 0] / states[..., 1]).mean(0)).max(),
         "vision_error": np.sqrt(sum(d for d, _ in seen.values()) / sum(n for _, n in seen.values())) if seen else None,
         "greedy_match": np.mean([line.reply == line.reference_reply for line in lines]),
         "greedy_prefix": np.mean(prefix),
@@ -170,7 +170,7 @@ def test_layers_and_places():
     pairs = made()
     lines, tally = [line for _, line in pairs], tally_of(pairs)
     states = np.array([line.states for line in lines])
-    expected = np.sqrt(states[..., 0].sum(0) / states[..., 1].sum(0))
+    expected = np.sqrt((states[..., 0] / states[..., 1]).mean(0))
     assert [layer.layer for layer in tally.layers()] == [0, 1, 2]
     assert [layer.state_error.value for layer in tally.layers()] == pytest.approx(expected)
     figures = tally.figures()
@@ -219,8 +219,8 @@ def test_where_answers_part(reply, reference, at):
     assert found["length_ratio"] == pytest.approx((len(reply) + 3) / (len(reference) + 3))
 
 
-def test_an_answer_right_in_part_is_averaged_not_counted():
-    """VQA gives 0.3, 0.6, 0.9: a share's interval is not for these."""
+def test_an_answer_right_in_part_counts_in_part():
+    """VQA gives 0.3, 0.6, 0.9."""
     rng = np.random.default_rng(0)
     scores, before = rng.choice([0, 0.3, 0.6, 1.0], (2, 30))
     pairs = [
@@ -228,14 +228,12 @@ def test_an_answer_right_in_part_is_averaged_not_counted():
         for i, (a, b) in enumerate(zip(scores, before, strict=True), 1)
     ]
     whole = [(asked_line(i, "color", i), compared_line(i, i)) for i in range(31, 61)]
-    tally = tally_of([*pairs, *whole])
-    figures, one = tally.figures(), np.ones(30)
-    assert figures["accuracy.vqa"] == Figure.of(intervals.mean(scores, one))
+    figures, one = tally_of([*pairs, *whole]).figures(), np.ones(30)
     gained, lost = np.maximum(scores - before, 0), np.maximum(before - scores, 0)
-    assert figures["accuracy_change.vqa"] == Figure.of(intervals.difference_of_means(gained, lost, one))
+    assert figures["accuracy.vqa"].value == pytest.approx(scores.mean())
+    assert figures["accuracy_change.vqa"] == Figure.of(intervals.difference_of_shares(gained, lost, one))
     assert figures["accuracy.color"] == Figure.of(intervals.share(one, one))
-    both = np.concatenate([scores, one])
-    assert figures["accuracy"] == Figure.of(intervals.mean(both, np.ones(60)))
+    assert figures["accuracy"].value == pytest.approx((scores.sum() + 30) / 60)
 
 
 def test_a_metric_with_a_summary_gives_it_of_build_and_reference():
