@@ -1,4 +1,4 @@
-"""Make the README's tables and the drift plot from bench/results; nothing in them is typed by hand.
+"""Make the tables of README and docs and the drift plot from bench/results; nothing in them is typed by hand.
 
 python -m cobra_edge.bench.figures [--check]
 """
@@ -15,6 +15,7 @@ import click
 
 from ..errors import InputError
 from ..terminal import debug_option, main_of
+from .coverage_figures import coverage_table
 from .decode_figures import decode_goals_table, decode_table
 from .methods_figures import methods_table
 from .quality_figures import draw_drift, goals_table, quality_goals_table, quality_table
@@ -22,7 +23,7 @@ from .vision_figures import answers_table, engine_table, vision_goals_table, vis
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench" / "results"
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "regress-intervals.md")
 PLOT = ROOT / "docs" / "drift.png"
 
 
@@ -70,6 +71,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "vision_engines": lambda: engine_table(_maybe("vision-cobra-3b")),
     "vision_goals": lambda: vision_goals_table(_maybe("vision-cobra-3b"), _maybe("vision-cobra-mini")),
     "methods": lambda: methods_table(_maybe("methods-cobra-3b")),
+    "coverage": lambda: coverage_table(_maybe("interval-coverage"), small=False),
+    "coverage_small": lambda: coverage_table(_maybe("interval-coverage"), small=True),
 }
 
 
@@ -83,18 +86,19 @@ def with_tables(text: str) -> str:
 
 
 @click.command(epilog="Example: python -m cobra_edge.bench.figures --check")
-@click.option("--check", is_flag=True, help="Write nothing; exit with 2 where the README is not up to date.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with 2 where a page is not up to date.")
 @debug_option
 def command(check: bool) -> None:
-    """Fill the README's tables and draw the drift plot from bench/results."""
-    text = README.read_text(encoding="utf-8")
-    fresh = with_tables(text)
-    if check:
-        if fresh != text:
-            raise InputError("README.md differs from bench/results; run: make figures")
-        return
-    README.write_text(fresh, encoding="utf-8")
-    draw_drift(read_result("quality"), PLOT)
+    """Fill the tables of README and docs and draw the drift plot from bench/results."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        fresh = with_tables(text)
+        if check and fresh != text:
+            raise InputError(f"{page.relative_to(ROOT)} differs from bench/results; run: make figures")
+        if not check:
+            page.write_text(fresh, encoding="utf-8")
+    if not check:
+        draw_drift(read_result("quality"), PLOT)
 
 
 main = main_of(command)

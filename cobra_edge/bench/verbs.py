@@ -17,6 +17,7 @@ from ..scheme import scheme_named
 from ..tables import figure
 from ..targets import target_named
 from ..terminal import debug_option, print_json, progress, results
+from .coverage_verb import coverage
 from .decode_verb import decode
 from .methods_verb import methods
 from .quality_verb import quality
@@ -30,6 +31,7 @@ def command() -> None:
     """Measure, and keep the result under bench/results."""
 
 
+command.add_command(coverage)
 command.add_command(decode)
 command.add_command(methods)
 command.add_command(quality)

@@ -41,6 +41,7 @@ _SEED = 0
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _DRAWN_AT_ONCE = 1 << 20  # pictures; 8 MiB
 _ROUNDING = 1e-12  # relative; a spread below it is no spread
+_NO_SPREAD = 1e-5  # the same of a standard error, beside our own: squares that cancel leave the root of a rounding
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -82,7 +83,7 @@ def interval_of_sums(function: Callable[..., Any], *columns: np.ndarray, positiv
         found = [_with_error(function, rows, weights) for weights in _draws(len(rows))]
         values, errors = (np.concatenate(parts) for parts in zip(*found, strict=True))
         away = np.log(values / value) / (errors / values) if by_ratio else (values - value) / errors
-        away = np.abs(away[np.isfinite(away) & (errors > _ROUNDING * own)])
+        away = np.abs(away[np.isfinite(away) & (errors > _NO_SPREAD * own)])
         drawn = float(np.quantile(away, CONFIDENCE)) if len(away) else 0.0
         reach = max(drawn, _student(len(rows) - 1)) * own
         factor = float(np.exp(reach / value)) if by_ratio else math.nan

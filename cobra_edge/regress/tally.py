@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -35,7 +35,7 @@ _OF_SUMS = {
     "perplexity_ratio": ("exp", "nll_change", "tokens"),
     "vision_error": ("root", "vision_distance", "vision_length"),
     "greedy_match": ("share", "alike", "lines"),
-    "greedy_prefix": ("mean", "prefix", "lines"),
+    "greedy_prefix": ("share", "prefix", "lines"),
     "length_ratio": ("ratio", "reply_tokens", "reference_reply_tokens"),
 }
 
@@ -58,6 +58,13 @@ _INTERVALS: dict[str, Callable[[np.ndarray, np.ndarray], Interval]] = {
     "root": intervals.root_ratio,
     "exp": lambda a, n: intervals.mean(a, n).map(_exp),
 }
+
+
+def kind_of(measure: str) -> str:
+    """Return how a measure is made of its pictures: "mean", "share", "change", "ratio", "root", "exp" or "quantile"."""
+    name = measure.partition(".")[0]
+    kinds = {"state_error": "root", "accuracy": "share", "accuracy_change": "change"}
+    return kinds.get(name) or (_OF_SUMS[name][0] if name in _OF_SUMS else "quantile")
 
 
 class Tally:
@@ -85,6 +92,16 @@ class Tally:
     def pictures(self) -> int:
         """How many pictures; a line without one counts as one."""
         return len(self._sums)
+
+    def drawn(self, groups: Sequence[int]) -> Tally:
+        """Return the tally of a suite made of these pictures, by their place in this one's; one may come several times."""
+        found, keys = Tally(), list(self._sums)
+        for at, group in enumerate(groups):
+            key = keys[group]
+            found._sums[False, at], found._klds[False, at] = self._sums[key], self._klds[key]
+            found._prompt_klds[False, at] = self._prompt_klds[key]
+        found._metrics, found._layers, found._partly = self._metrics, self._layers, self._partly
+        return found
 
     def add(self, asked: AskedLine, line: ComparedLine) -> None:
         """Count a line."""
