@@ -126,7 +126,7 @@ def run_command(command: click.Command, arguments: Sequence[str] | None = None) 
         code = command.main(None if arguments is None else list(arguments), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        path = f"; see: {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
+        path = f"; see: {error.ctx.command_path.rstrip()} --help" if isinstance(error, click.UsageError) and error.ctx else ""
         _say_error(error.format_message().rstrip(".") + path)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):

@@ -73,7 +73,8 @@ def make_report(**changes: Any) -> r.Report:
         attribution=r.Attribution(
             24,
             (
-                r.Part("vision tower", 0.0021, 0.996), r.Part("projector", 0.0004, 0.999), r.Part("decoder", 0.0102, 0.984),
+                r.Part("vision tower", 0.0021, 0.996, "by onnxruntime"),
+                r.Part("projector", 0.0004, 0.999, "by onnxruntime"), r.Part("decoder", 0.0102, 0.984),
                 r.Part("together", 0.0123, 0.981), r.Part("head", None, None, "the head is tied to the embedding"),
             ),
             tuple(r.Part(f"layer {i}", 0.006 / (i + 1), 0.99) for i in range(12)),

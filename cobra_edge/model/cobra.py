@@ -48,9 +48,10 @@ def stream_blocks(checkpoint: Checkpoint, operations: Operations = REFERENCE, fi
     """
     for index in range(first, checkpoint.config.mamba.n_layer):
         prefix = f"backbone.layers.{index}."
-        block = Block(checkpoint.config.mamba, operations)
+        with torch.device("meta"):  # no room and no random numbers for what is replaced at once
+            block = Block(checkpoint.config.mamba, operations)
         own = {k: v for k, v in checkpoint.decoder.items() if k.startswith(prefix)}
-        block.load_state_dict({k[len(prefix) :]: require_finite(k, v.float()) for k, v in own.items()})
+        block.load_state_dict({k[len(prefix) :]: require_finite(k, v.float()) for k, v in own.items()}, assign=True)
         yield block.eval()
 
 

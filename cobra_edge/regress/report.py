@@ -255,6 +255,6 @@ def read_report(file: Path) -> Report:
     if version != REPORT_VERSION:
         raise InputError(f"{file}: schema_version is {version!r}, this cobra_edge reads {REPORT_VERSION}; measure again")
     try:
-        return msgspec.convert(data, Report)
+        return msgspec.convert(data, Report, str_keys=True)  # JSON has no other keys, `skipped` has numbers
     except msgspec.ValidationError as error:
         raise InputError(f"{file}: {error}; measure again") from error

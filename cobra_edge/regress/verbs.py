@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from .adapters.lm_eval_verb import lm_eval
+from .adapters.lmms_eval_verb import lmms_eval
 from .convert import command as convert
 from .outputs.compare_verb import compare
 from .outputs.history_verb import history
@@ -18,13 +20,6 @@ class _Regress(click.Group):
             return super().resolve_command(ctx, args)
         return None, measured, args
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0].startswith("-") and args[0] not in ("--help", "--debug"):
-            # Options may stand before the bundle.
-            ctx._protected_args, ctx.args = [*args[:1]], args[1:]
-            return ctx.args
-        return super().parse_args(ctx, args)
-
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         inner = click.Context(measured, info_name=ctx.info_name, parent=ctx.parent)
         measured.format_options(inner, formatter)
@@ -36,5 +31,6 @@ command = _Regress(
     help=measured.help,
     epilog=measured.epilog,
     subcommand_metavar="BUNDLE [OPTIONS] | COMMAND",
-    commands={"compare": compare, "history": history, "convert": convert},
+    context_settings={"ignore_unknown_options": True},  # options may stand before the bundle
+    commands={c.name or "": c for c in (compare, history, convert, lm_eval, lmms_eval)},
 )

@@ -30,12 +30,7 @@ def parted(reply: str, other: str) -> Parted:
     """Cut a reply at the first and after the last word in which it differs from another; control characters are replaced."""
     reply, other = plain(reply), plain(other)
     start = _alike(reply, other)
-    while start and not reply[start - 1].isspace() and reply != other:
-        start -= 1
-    ends = reply[start:], other[start:]
-    tail = _alike(ends[0][::-1], ends[1][::-1])
-    while tail and not reply[len(reply) - tail].isspace():
-        tail -= 1
+    tail = _alike(reply[start:][::-1], other[start:][::-1])
     before, apart, after = reply[:start], reply[start : len(reply) - tail], reply[len(reply) - tail :]
     if reply == other:
         before, after = "", reply
@@ -51,8 +46,11 @@ def _ended(kept: str, full: str) -> str:
 
 
 def _alike(a: str, b: str) -> int:
-    """Return how many characters both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    """Return how many characters both begin with, up to where a word of both ends."""
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    while same and not a[same - 1].isspace() and any(same < len(text) and not text[same].isspace() for text in (a, b)):
+        same -= 1
+    return same
 
 
 def shortened(text: str, limit: int) -> str:

@@ -23,6 +23,7 @@ from .rows import (
     interval_words,
     measure_rows,
     not_taken_rows,
+    remarks,
     runtime_words,
     suite_words,
 )
@@ -74,6 +75,7 @@ def report_html(report: Report, pictures: Mapping[str, bytes], previous: Report 
         means={name: measure.means for name, measure in MEASURES.items()},
         plots=report_plots(report),
         worst=[_worst_row(line, pictures) for line in report.worst[:_GALLERY]],
+        remarks=remarks(report),
         comparison=comparison,
         why_not_compared=why_not_compared,
         not_taken=list(not_taken_rows(report)),

@@ -7,6 +7,7 @@ Source: GitHub Flavored Markdown, sections 2.5 and 6.9; the limit is that of Git
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ...errors import InputError
@@ -28,13 +29,13 @@ from .rows import (
 
 LIMIT = 65_536
 _NAME, _TEXT, _ROWS = 120, 600, 60
-_KNOWN = "&<>|`*_[]()#~\\:!$\"'{}"
+_KNOWN = re.compile(r"[&<>|`*_\[\]#~\\$]|:(?=\S)")  # a colon before a space begins no address and no emoji
 
 
 def escaped(text: str, limit: int = _TEXT) -> str:
     """Return text of any origin, inert in a paragraph, a table's cell or HTML, at most `limit` of its characters."""
     text = shortened(text, limit)
-    numbered = "".join(f"&#{ord(c)};" if c in _KNOWN else c for c in text)
+    numbered = _KNOWN.sub(lambda found: f"&#{ord(found[0])};", text)
     return numbered.replace("@", "@\u200b").replace("www.", "www&#46;")
 
 

@@ -142,6 +142,13 @@ def not_taken_rows(report: Report) -> Iterator[tuple[str, str]]:
                 yield f"attribution to {part.name}", part.note or "no reason was given"
 
 
+def remarks(report: Report) -> list[str]:
+    """Return each note on attributed parts that were tried, said once, with the names of its parts."""
+    parts = report.attribution.parts if report.attribution is not None else ()
+    noted = dict.fromkeys(part.note for part in parts if part.note and part.kld_mean is not None)
+    return [f"{', '.join(p.name for p in parts if p.note == note and p.kld_mean is not None)}: {note}" for note in noted]
+
+
 def title_of(report: Report) -> str:
     """Name what ran and what it was compared with, short enough for a title."""
     runtime, base = report.runtime, report.baseline

@@ -19,6 +19,7 @@ from .rows import (
     interval_words,
     measure_rows,
     not_taken_rows,
+    remarks,
     runtime_words,
     suite_words,
     title_of,
@@ -41,6 +42,7 @@ def report_tables(report: Report) -> list[RenderableType]:
     if report.tasks:
         shown.append(_tasks(report))
     shown += [*_layers(report), *_attribution(report), *_worst(report), *_not_taken(report)]
+    shown += [cell(shortened(remark, _TEXT)) for remark in remarks(report)]
     shown += [cell(shortened(f"{what}: {words(report)}", _TEXT)) for what, words in _HOW]
     return shown
 
