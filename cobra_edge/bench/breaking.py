@@ -5,8 +5,7 @@ A broken bundle opens like any other: what is wrong with it, only its answers te
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +100,17 @@ def row_zeroed(name: str) -> Change:
         scales = value.scales.copy()
         scales[int(random.integers(len(scales)))] = 0
         return {name: replace(value, scales=scales)}
+
+    return change
+
+
+def row_doubled(name: str) -> Change:
+    """Return a change: one row of a float matrix, anywhere in it, doubled."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, np.ndarray]:
+        values = np.array(tensors[name])
+        values[int(random.integers(len(values)))] *= 2
+        return {name: values}
 
     return change
 
@@ -274,8 +284,3 @@ def no_end_token() -> Iterator[None]:
 
     with patch.object(reading, "generate", generate):
         yield
-
-
-def layer_names(kinds: Sequence[str], layers: Sequence[int]) -> list[str]:
-    """Return the names of mixers' tensors, by layer."""
-    return [f"backbone.layers.{layer}.mixer.{kind}" for layer, kind in itertools.product(layers, kinds)]

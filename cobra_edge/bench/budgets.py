@@ -26,10 +26,10 @@ from ..targets import target_named
 BUDGET = export_data("budgets") / "cobra-mini.toml"
 
 # Another instruction set, decoder backend or onnxruntime adds up in another order. Where every step after that is continuous,
-# the numpy decoder's figures differ from the native one's by less than 0.2 % of a limit. Where activations are rounded to 8
-# bits, one that lies between two codes goes to the other: up to 8 % with 4-bit weights, and an answer more or less. What gptq
-# and the choice of a mix do to the last bit of a sum may be another code, or another mix.
-CONTINUOUS, ROUNDED = 0.05, 0.5
+# the numpy decoder's figures lie within 0.01 % of a limit of the native one's. Where activations are rounded to 8 bits, one that
+# lies between two codes goes to the other: up to 8 %, and an answer more or less. What gptq and the choice of a mix do to the
+# last bit of a sum may be another code, or another mix.
+CONTINUOUS, ROUNDED = 0.01, 0.5
 
 HEADER = f"""\
 # How far cobra-mini's own builds may drift from the float model on their golden lines, by scheme: what our tests hold every
