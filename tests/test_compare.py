@@ -59,7 +59,8 @@ def test_a_report_is_like_itself():
         ("kld_mean", (None, None, None), (None, None, None), "not measured"),
         ("greedy_match", (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), "alike"),
         ("greedy_match", (1.0, 1.0, 1.0), (1 - 1e-13, 1 - 1e-13, 1 - 1e-13), "alike"),
-        ("greedy_match", (1.0, 1.0, 1.0), (0.9, 0.9, 0.9), "worse"),
+        ("greedy_match", (1.0, 1.0, 1.0), (0.9, 0.8, 0.95), "worse"),
+        ("kld_max", (1.0, 1.0, 1.0), (1.1, 1.1, 1.1), "unsure"),
     ],
 )
 def test_words(name, before, after, expected):

@@ -20,7 +20,9 @@ from rich.console import Console
 
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.regress import report as r
+from cobra_edge.regress.measures import MEASURES
 from cobra_edge.regress.outputs.difference import parted
+from cobra_edge.regress.outputs.history import Entry
 from cobra_edge.regress.outputs.html import report_html
 from cobra_edge.regress.outputs.junit import report_junit
 from cobra_edge.regress.outputs.markdown import LIMIT, escaped, report_markdown
@@ -96,7 +98,8 @@ def test_a_report_that_contradicts_itself_has_not_passed():
 
 def test_rows_have_each_measure_once_with_all_its_limits():
     rows = {row.name: row for row in measure_rows(make_report())}
-    assert list(rows) == [*make_report().measures, "accuracy.color", "prompt_kld_p99"]
+    whole = [name for name in MEASURES if name in make_report().measures or name == "prompt_kld_p99"]
+    assert list(rows) == [*whole, "accuracy.color"]
     kld = rows["kld_mean"]
     assert (kld.value, kld.interval, kld.floors) == ("0.0123", "0.0111 – 0.0135", ("2.1e-06", "0.00014"))
     assert kld.limits == (("≤ 0.02", "held"), ("≤ 0.005 (from the noise floor)", "FAILED")) and kld.failed
@@ -108,6 +111,22 @@ def test_rows_have_each_measure_once_with_all_its_limits():
 def test_measures_come_in_the_tables_order_whatever_the_files_is():
     shuffled = dict(sorted(make_report().measures.items(), reverse=True))
     assert list(all_figures(make_report(measures=shuffled))) == list(all_figures(make_report()))
+
+
+def test_layers_are_shown_where_they_fail_and_counted_where_they_hold():
+    layers = {f"state_error.{i}": figure(0.01 * (i + 1)) for i in range(12)}
+    limits = tuple(r.Verdict(name, "max", 0.1, f.high, f.high <= 0.1) for name, f in layers.items())
+    report = make_report(measures=dict(sorted({**make_report().measures, **layers}.items())), verdicts=limits)
+    assert [name for name in all_figures(report) if "state_error." in name] == list(layers)
+    rows = [row for row in measure_rows(report) if "layer" in row.label and row.limits]
+    assert [(row.label, row.value, row.failed) for row in rows] == [
+        ("decoder state, layer 9", "0.1", True),
+        ("decoder state, layer 10", "0.11", True),
+        ("decoder state, layer 11", "0.12", True),
+        ("decoder state, 9 layers", "", False),
+    ]
+    assert "decoder state, 9 layers" in Reader(report_html(report, {}, report)).text
+    assert "| decoder state, 9 layers |" in report_markdown(report, report)
 
 
 def test_an_unknown_measure_is_refused_with_a_hint():
@@ -257,7 +276,7 @@ def test_markdown_never_passes_githubs_limit():
 def test_markdown_keeps_failed_rows_where_there_are_too_many():
     many = tuple(r.Verdict(f"accuracy.t{i}", "min", 0.5, 0.4 if i == 199 else 0.6, i != 199) for i in range(200))
     text = report_markdown(make_report(verdicts=many))
-    assert "accuracy: t199" in text and "accuracy: t150" not in text and "157 more are in report.json" in text
+    assert "accuracy: t199" in text and "accuracy: t99 " not in text and "157 more are in report.json" in text
 
 
 # JUnit
@@ -464,6 +483,18 @@ def test_plots_of_zeros_and_of_one_point():
     assert len(report_plots(zeros)) == 4
 
 
+@pytest.mark.parametrize("decades", [1.2, 2.2, 3, 7, 20])
+def test_a_logarithmic_axis_has_numbers_that_can_be_read(decades):
+    positions = tuple(r.PositionFigures(at, 1, 0.1 * 10 ** (-decades * at / 9)) for at in range(10))
+    plot = report_plots(bare_report(positions=positions))[0]
+    texts = [
+        element.text or "" for element in xml.etree.ElementTree.fromstring(plot.svg).iter() if element.tag.endswith("text")
+    ]
+    places = texts[: texts.index("KLD, mean (nats)")]
+    numbers = [float(text) for text in places[places.index("token, 0 is the answer's first") + 1 :]]
+    assert 3 <= len(numbers) <= 9 and numbers == sorted(set(numbers))
+
+
 def test_plots_say_how_many_bars_are_left_out():
     (plot,) = [p for p in report_plots(make_report()) if "this tensor" in p.caption]
     assert plot.caption.endswith("The 12 worst of 30.")
@@ -575,3 +606,15 @@ def test_templates_are_part_of_the_package():
     assert {"base.html.j2", "report.html.j2", "compare.html.j2", "comparison.html.j2", "style.css"} <= {
         entry.name for entry in templates.iterdir()
     }
+
+
+# documentation
+
+
+@pytest.mark.parametrize(
+    "struct", [r.Report, r.Build, r.Baseline, r.Suite, r.Runtime, r.TaskFigures, r.WorstLine, r.Verdict, Entry]
+)
+def test_every_field_is_documented(struct):
+    page = (Path(__file__).parent.parent / "docs" / "regress-report.md").read_text(encoding="utf-8")
+    missing = [name for name in struct.__struct_fields__ if f"`{name}`" not in page]
+    assert not missing

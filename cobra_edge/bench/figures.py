@@ -19,6 +19,7 @@ from .coverage_figures import coverage_table
 from .decode_figures import decode_goals_table, decode_table
 from .methods_figures import methods_table
 from .quality_figures import draw_drift, goals_table, quality_goals_table, quality_table
+from .suite_cost_figures import suite_cost_table
 from .vision_figures import answers_table, engine_table, vision_goals_table, vision_table
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,6 +71,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "vision_answers": lambda: answers_table(_maybe("vision-cobra-mini")),
     "vision_engines": lambda: engine_table(_maybe("vision-cobra-3b")),
     "vision_goals": lambda: vision_goals_table(_maybe("vision-cobra-3b"), _maybe("vision-cobra-mini")),
+    "regress": lambda: suite_cost_table(_maybe("regress-cobra-mini")),
     "methods": lambda: methods_table(_maybe("methods-cobra-3b")),
     "coverage": lambda: coverage_table(_maybe("interval-coverage"), small=False),
     "coverage_small": lambda: coverage_table(_maybe("interval-coverage"), small=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ def figures(found: Answers, reference: Answers, questions: Questions) -> dict[st
     pictures = questions.by_picture
     counts = pictures(np.array([len(k) for k in found.kld]))
     agrees = np.array([a.sum() for a in found.agrees])
-    lost = np.array([(a - b).sum() for a, b in zip(found.nll, reference.nll, strict=True)])
+    nll, before = (pictures(np.array([a.sum() for a in answers.nll])) for answers in (found, reference))
     groups = [
         np.concatenate([k for k, at in zip(found.kld, questions.picture, strict=True) if at == index])
         for index in range(len(questions.embeddings))
@@ -97,7 +98,7 @@ def figures(found: Answers, reference: Answers, questions: Questions) -> dict[st
         "kld_mean": kept(intervals.mean(pictures(found.kld_of_lines), counts)),
         "kld_p99": kept(intervals.quantile(groups, 0.99)),
         "top1_agreement": kept(intervals.mean(pictures(agrees), counts)),
-        "perplexity_ratio": kept(intervals.mean(pictures(lost), counts).map(lambda x: float(np.exp(x)))),
+        "perplexity_ratio": kept(intervals.difference_of_means(nll, before, counts).map(lambda x: math.exp(min(x, 700.0)))),
         "accuracy": {task: _accuracy(found, reference, questions, task) for task in questions.tasks},
         "caption_perplexity": _short(float(np.exp(np.concatenate(caption).mean()))) if caption else None,
     }

@@ -24,6 +24,7 @@ from .methods_verb import methods
 from .quality_verb import quality
 from .results import keep
 from .shapes import shape_named
+from .suite_cost_verb import regress
 from .vision_verb import vision
 
 
@@ -38,6 +39,7 @@ command.add_command(decode)
 command.add_command(faults)
 command.add_command(methods)
 command.add_command(quality)
+command.add_command(regress)
 command.add_command(vision)
 
 

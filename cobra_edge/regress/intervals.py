@@ -139,7 +139,7 @@ def _student(freedom: int) -> float:
     try:
         from scipy.stats import t
     except ImportError as error:
-        raise MachineError(f"intervals need {error.name}; install it with: pip install 'cobra-edge[eval]'") from error
+        raise MachineError(f"intervals need {error.name}; install it with: pip install 'cobra-edge[regress]'") from error
     return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
@@ -269,7 +269,7 @@ def _tango(gained: float, lost: float, n: float) -> tuple[float, float]:
     try:
         from scipy.optimize import brentq
     except ImportError as error:
-        raise MachineError(f"intervals need {error.name}; install it with: pip install 'cobra-edge[eval]'") from error
+        raise MachineError(f"intervals need {error.name}; install it with: pip install 'cobra-edge[regress]'") from error
     risen = (gained - lost) / n
 
     def score(rise: float) -> float:

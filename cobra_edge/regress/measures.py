@@ -58,7 +58,7 @@ _TABLE = (
     Measure("right_change_rms", "p(right token), RMS change", "low", 0, ".3g", "the root mean square of that change"),
     Measure("perplexity", "perplexity of the answers", "low", 1, ".4f", "of the given answers, by the build", _product),
     Measure("perplexity_ratio", "perplexity, build / reference", "low", 1, ".4f", "of the given answers", _product),
-    Measure("state_error", "decoder state, worst layer", "low", 0, ".3g", "relative RMS of its last recurrent state"),
+    Measure("state_error", "decoder state, worst layer", "low", 0, ".3g", "relative error of the last recurrent state"),
     Measure("vision_error", "visual embeddings, relative RMS", "low", 0, ".3g", "what the projector gives"),
     Measure("greedy_match", "greedy answers alike", "high", 1, ".2%", "lines answered in the very same tokens", _shares),
     Measure(

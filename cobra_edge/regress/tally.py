@@ -21,6 +21,7 @@ from .scoring import METRICS
 from .suite import Line
 
 WORST = 12
+_SILENCE = 1e-30  # a state's squared length is at least this
 _KLD_QUANTILES = {"kld_median": 0.5, "kld_p90": 0.9, "kld_p99": 0.99}
 _PROMPT_QUANTILES = {"prompt_kld_p99": 0.99}
 
@@ -86,7 +87,6 @@ class Tally:
         self._said: defaultdict[str, list[tuple[Line, str, str]]] = defaultdict(list)
         self._worst: list[tuple[float, int, WorstLine]] = []
         self._layers = 0
-        self._partly: set[str] = set()  # tasks in which an answer can be right in part
 
     @property
     def pictures(self) -> int:
@@ -100,7 +100,7 @@ class Tally:
             key = keys[group]
             found._sums[False, at], found._klds[False, at] = self._sums[key], self._klds[key]
             found._prompt_klds[False, at] = self._prompt_klds[key]
-        found._metrics, found._layers, found._partly = self._metrics, self._layers, self._partly
+        found._metrics, found._layers = self._metrics, self._layers
         return found
 
     def add(self, asked: AskedLine, line: ComparedLine) -> None:
@@ -133,8 +133,8 @@ class Tally:
         }
         of_task = ("kld", "tokens", "alike", "score", "gained", "lost", "lines")
         counted |= {f"{name}:{task}": counted[name] for name in of_task}
-        counted |= {f"distance:{i}": d for i, (d, _) in enumerate(line.states)}
-        counted |= {f"length:{i}": length for i, (_, length) in enumerate(line.states)}
+        # Each line's relative to its own state: summed first, one loud state would speak for all.
+        counted |= {f"state:{i}": distance / max(length, _SILENCE) for i, (distance, length) in enumerate(line.states)}
         if new and line.vision is not None:
             counted |= {"vision_distance": line.vision[0], "vision_length": line.vision[1]}
         for name, value in counted.items():
@@ -145,8 +145,6 @@ class Tally:
             self._positions[at][0] += value
             self._positions[at][1] += 1
         self._layers, self._metrics[task] = len(line.states), asked.line.metric
-        if not {line.score, line.reference_score} <= {0, 1}:
-            self._partly.add(task)
         if METRICS[asked.line.metric].summary is not None:
             self._said[task].append((asked.line, line.text, line.reference_text))
         self.lines += 1
@@ -172,7 +170,7 @@ class Tally:
         scores = (float(self._column(name).sum()) for name in ("score", "gained", "lost"))
         score, gained, lost = (total / self.lines for total in scores)
         found |= {"accuracy": score, "accuracy_change": gained - lost}
-        layers = [_POINTS["root"](float(self._column(f"distance:{i}").sum()), self._length(i)) for i in range(self._layers)]
+        layers = [_POINTS["root"](float(self._column(f"state:{i}").sum()), self.lines) for i in range(self._layers)]
         return found | {"state_error": max(layers)}
 
     def figures(self) -> dict[str, Figure]:
@@ -197,7 +195,7 @@ class Tally:
 
     def layers(self) -> tuple[LayerFigures, ...]:
         """Return each layer's state error."""
-        return tuple(LayerFigures(i, self._interval("root", f"distance:{i}", f"length:{i}")) for i in range(self._layers))
+        return tuple(LayerFigures(i, self._interval("root", f"state:{i}", "lines")) for i in range(self._layers))
 
     def tasks(self) -> tuple[TaskFigures, ...]:
         """Return each task's figures, by name."""
@@ -233,10 +231,9 @@ class Tally:
     def _accuracy(self, task: str | None) -> tuple[Figure, Figure]:
         """Return accuracy and its change, of a task or of all lines."""
         of = "" if task is None else f":{task}"
-        whole = not (self._partly if task is None else self._partly & {task})
         gained, lost, lines = (self._column(f"{name}{of}") for name in ("gained", "lost", "lines"))
-        change = (intervals.difference_of_shares if whole else intervals.difference_of_means)(gained, lost, lines)
-        return self._interval("share" if whole else "mean", f"score{of}", f"lines{of}"), Figure.of(change)
+        change = intervals.difference_of_shares(gained, lost, lines)
+        return self._interval("share", f"score{of}", f"lines{of}"), Figure.of(change)
 
     def _interval(self, how: str, over: str, of: str) -> Figure:
         counts = self._column(of)
@@ -245,9 +242,6 @@ class Tally:
 
     def _column(self, name: str) -> np.ndarray:
         return np.array([sums.get(name, 0.0) for sums in self._sums.values()])
-
-    def _length(self, layer: int) -> float:
-        return max(float(self._column(f"length:{layer}").sum()), 1e-300)
 
 
 def _joined(groups: dict[tuple[bool, int], list[np.ndarray]]) -> np.ndarray:

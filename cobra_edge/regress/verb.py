@@ -83,8 +83,10 @@ def measured(
     before = _previous(previous, report)
     if report is not None:
         check_directory(report)
-    if history is not None and history.exists():
-        read_history(history)  # what is not a history is refused before anything is measured
+    if history is not None:  # what cannot be one is refused before anything is measured
+        check_directory(history.absolute().parent, ())
+        if history.exists():
+            read_history(history)
     run = Run(bundle=bundle, options=DecoderOptions(threads, activations), **options)
     name = None if update_budget else "the budget that ships" if budget is None else budget.name
     with stages() as on_step:

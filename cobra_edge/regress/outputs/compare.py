@@ -21,9 +21,9 @@ import msgspec
 from ...errors import InputError
 from ..measures import measure_named, written
 from ..report import Figure, Report
-from .rows import all_figures, interval_words
+from .rows import all_figures, interval_words, is_layer
 
-# "lost": could be taken before and no longer, counts as worse; "unsure": differs, and has no interval to tell by.
+# "lost": could be taken before and no longer, counts as worse; "unsure": differs, and has no interval, or one without width.
 Word = Literal["better", "worse", "alike", "unsure", "lost", "new", "not measured"]
 _ROUNDING = 1e-9  # relative; the same sum in another order
 
@@ -105,8 +105,8 @@ def _word(name: str, before: Figure, after: Figure) -> Word:
     if measure.better == "near":
         before, after = _distance(before, measure.ideal), _distance(after, measure.ideal)
     found = difference(before, after)
-    if found.low is None or found.high is None:
-        return "unsure"
+    if found.low is None or found.high is None or found.low == found.high:
+        return "unsure"  # no width: that of a maximum, or where every picture says the same, which tells nothing of others
     if found.low <= 0 <= found.high:
         return "alike"
     return "better" if (found.low > 0) == (measure.better == "high") else "worse"
@@ -150,6 +150,11 @@ def _warnings(before: Report, after: Report) -> list[str]:
         ("baselines", before.baseline, after.baseline),
     )
     return [f"they are of different {what}: figures differ for that reason too" for what, a, b in pairs if a != b]
+
+
+def changes_to_show(found: Comparison) -> list[Change]:
+    """Return the changes but for layers of which there is nothing to say."""
+    return [change for change in found.changes if not is_layer(change.measure) or change.word != "alike"]
 
 
 def change_cells(change: Change) -> tuple[str, str, str, str, str, str]:

@@ -12,7 +12,7 @@ from ...errors import DriftError, InputError
 from ...tables import cell
 from ...terminal import debug_option, print_json, results
 from ..report import Report, read_report
-from .compare import Comparison, change_cells
+from .compare import Comparison, change_cells, changes_to_show
 from .compare import compare as compare_reports
 from .difference import shortened
 
@@ -60,7 +60,7 @@ def comparison_tables(found: Comparison) -> list[RenderableType]:
     table = Table(title=cell(f"{found.before} (before) and {found.after} (after)"), title_justify="left")
     for column in ("measure", "before", "after", "difference", "95 % interval", ""):
         table.add_column(column, justify="left" if column == "measure" else "right", overflow="fold")
-    for change in found.changes:
+    for change in changes_to_show(found):
         table.add_row(*(cell(text) for text in change_cells(change)), style=_COLOURS.get(change.word))
     shown: list[RenderableType] = [table]
     if found.differs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -77,30 +78,30 @@ def _lines(runs: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def _points(runs: Sequence[Entry], places: dict[str, int], measure: str) -> list[tuple[int, float, float, float]]:
-    """Return (place, value, low, high) of each run that has the measure; without an interval all three are the value."""
-    figures = [(places[_place(run)], _figure(run, measure)) for run in runs]
-    return [
-        (place, f.value, f.value if f.low is None else f.low, f.value if f.high is None else f.high)
-        for place, f in figures
-        if f.value is not None
-    ]
+    """Return (place, value, low, high) of each run: all three the value without an interval, NaN without the measure."""
+    points = []
+    for run in runs:
+        figure = _figure(run, measure)
+        value = math.nan if figure.value is None else figure.value
+        low, high = (value if end is None else end for end in (figure.low, figure.high))
+        points.append((places[_place(run)], value, low, high))
+    return points
 
 
 def _drawn(runs: Sequence[Entry], measure: str) -> MatplotlibFigure:
     places = {name: i for i, name in enumerate(dict.fromkeys(_place(run) for run in runs))}
     figure, axes = axes_of(max(7.0, min(16.0, 2.5 + 0.3 * len(places))), 4.5)
     for i, (label, of) in enumerate(_lines(runs).items()):
-        if points := _points(of, places, measure):
-            xs, values, lows, highs = zip(*points, strict=True)
-            axes.plot(xs, values, marker="o", ms=4, lw=1.4, color=f"C{i % 10}", label=label)
-            axes.fill_between(xs, lows, highs, color=f"C{i % 10}", alpha=0.18, lw=0)
+        xs, values, lows, highs = zip(*_points(of, places, measure), strict=True)
+        axes.plot(xs, values, marker="o", ms=4, lw=1.4, color=f"C{i % 10}", label=label)
+        axes.fill_between(xs, lows, highs, color=f"C{i % 10}", alpha=0.18, lw=0)
     if failed := _points([run for run in runs if run.passed is False], places, measure):
         xs, values, _, _ = zip(*failed, strict=True)
         axes.plot(xs, values, "x", color="#b3261e", ms=10, mew=2, ls="", label="beyond its budget")
     lost = dict.fromkeys(places[_place(run)] for run in runs if _figure(run, measure).value is None)
     for i, x in enumerate(lost):
         axes.axvline(x, color="#777777", lw=0.8, ls=":", label=None if i else "not measured")
-    if "kld" in measure and min(value for _, value, _, _ in _points(runs, places, measure)) > 0:
+    if "kld" in measure and not any(value <= 0 for _, value, _, _ in _points(runs, places, measure)):
         logarithmic(axes)
     axes.set_ylabel(measure_named(measure).label)
     shown = list(places)[:: -(-len(places) // _TICKS)]

@@ -11,7 +11,7 @@ from ...errors import InputError
 from ...terminal import plain
 from ..measures import MEASURES, written
 from ..report import Report, WorstLine
-from .compare import Comparison, change_cells, compare
+from .compare import Comparison, change_cells, changes_to_show, compare
 from .difference import Parted, parted, shortened
 from .libraries import require
 from .pictures import Shown, shown_picture
@@ -101,7 +101,8 @@ def _rendered(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         finalize=lambda value: plain(value) if type(value) is str else value,  # Markup is ours
     )
-    environment.globals.update(written=written, interval=interval_words, change_cells=change_cells, shortened=shortened)
+    environment.globals.update(written=written, interval=interval_words, shortened=shortened)
+    environment.globals.update(change_cells=change_cells, changes_to_show=changes_to_show)
     return environment.get_template(template).render(**values)
 
 

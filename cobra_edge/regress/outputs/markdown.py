@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ...errors import InputError
 from ..measures import written
 from ..report import Report, WorstLine
-from .compare import Comparison, change_cells, compare
+from .compare import Comparison, change_cells, changes_to_show, compare
 from .difference import shortened
 from .rows import (
     FAILED,
@@ -146,7 +146,7 @@ def _compared(report: Report, previous: Report) -> list[str]:
 def _changes(found: Comparison) -> list[str]:
     lines = [f"* {escaped(warning)}" for warning in found.warnings]
     head = ("measure", "before", "after", "difference", "95 % interval", "")
-    rows = [tuple(escaped(text, _NAME) for text in change_cells(change)) for change in found.changes]
+    rows = [tuple(escaped(text, _NAME) for text in change_cells(change)) for change in changes_to_show(found)]
     return [*lines, "", *_table(head, rows)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...errors import InputError
-from ..measures import MEASURES, measure_named, written
+from ..measures import MEASURES, PARTS, measure_named, written
 from ..report import Figure, Report, Verdict
 
 FLOORS = ("fp16", "bf16")
@@ -48,25 +48,32 @@ def label_of(name: str) -> str:
 
 
 def all_figures(report: Report) -> dict[str, Figure]:
-    """Return every measure in the table's order, then each task's `accuracy` and `accuracy_change`, each layer's `state_error`.
+    """Return every measure by name: whole ones in the table's order, then tasks' and layers'.
 
     Raises:
         InputError: a measure in the report is not one of `measures.MEASURES`.
     """
-    unknown = [name for name in report.measures if name not in MEASURES]
-    found = {name: report.measures[name] for name in (*MEASURES, *unknown) if name in report.measures}
-    for name in unknown:
-        measure_named(name)
+    found = dict(report.measures)
     for task in report.tasks:
         found.setdefault(f"accuracy.{task.task}", task.score)
         found.setdefault(f"accuracy_change.{task.task}", task.change)
-    for layer in report.layers:
-        found.setdefault(f"state_error.{layer.layer}", layer.state_error)
-    return found
+    return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _place(name: str) -> tuple[bool, int, int, str]:
+    """Return a key that sorts measures; raises InputError for a name that is none."""
+    measure_named(name)
+    kind, _, part = name.partition(".")
+    return part != "", list(MEASURES).index(kind), int(part) if part.isdecimal() else 0, part
+
+
+def is_layer(name: str) -> bool:
+    """Tell whether a measure is one layer's: there are many, and those of which nothing is to be said are not shown."""
+    return PARTS.get(name.partition(".")[0]) == "LAYER" and "." in name
 
 
 def measure_rows(report: Report) -> list[MeasureRow]:
-    """Return a row for each measure of the report and each other measure that its budget limits.
+    """Return a row for each whole measure and each that the budget limits; layers whose limits held share one row.
 
     Raises:
         InputError: a name that is no measure's.
@@ -74,8 +81,14 @@ def measure_rows(report: Report) -> list[MeasureRow]:
     figures, verdicts = all_figures(report), dict[str, list[Verdict]]()
     for verdict in report.verdicts:
         verdicts.setdefault(verdict.measure, []).append(verdict)
-    names = dict.fromkeys((*(n for n in figures if n in report.measures), *verdicts))
-    return [_row(report, name, figures.get(name, Figure(None)), verdicts.get(name, [])) for name in names]
+    names = sorted({*(name for name in figures if "." not in name), *verdicts}, key=_place)
+    held = [name for name in names if is_layer(name) and all(v.within for v in verdicts[name])]
+    rows = [_row(report, name, figures.get(name, Figure(None)), verdicts.get(name, [])) for name in names if name not in held]
+    if held:
+        rows.append(
+            MeasureRow("", f"decoder state, {len(held)} layers", "", "", ("",) * len(FLOORS), (("each its own", HELD),))
+        )
+    return rows
 
 
 def _row(report: Report, name: str, figure: Figure, verdicts: list[Verdict]) -> MeasureRow:

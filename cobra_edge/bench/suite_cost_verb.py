@@ -1,0 +1,48 @@
+"""`bench regress`: what a run of the regression harness takes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from ..errors import MachineError
+from ..terminal import debug_option, print_json, results, stages
+from .results import keep
+
+
+@click.command(epilog="Example: python -m cobra_edge.bench regress")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@debug_option
+def regress(as_json: bool) -> None:
+    """Run the regression harness on cobra-mini: seconds and peak memory, by baseline and by the suite's length."""
+    try:
+        import scipy  # noqa: F401 - only whether it is there
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MachineError(
+            f"bench regress needs {error.name}; install it with: pip install 'cobra-edge[export,regress]'"
+        ) from error
+    from .machine import machine
+    from .suite_cost import suite_costs
+
+    with tempfile.TemporaryDirectory() as folder, stages() as on_step:
+        found = suite_costs(Path(folder), on_step)
+    result = {"bench": "regress", "model": "cobra-mini", **found, "machine": machine()}
+    file = keep("regress-cobra-mini", result)
+    if as_json:
+        print_json(result)
+        return
+    table = Table(title="a run of the regression harness on cobra-mini", title_justify="left")
+    for column in ("scheme", "baseline", "lines", "seconds", "peak, MiB"):
+        table.add_column(column, justify="left" if column in ("scheme", "baseline") else "right")
+    for row in found["rows"]:
+        cells = (f"{row['seconds']['median']:.1f}", f"{row['peak_mib']['median']:.0f}")
+        table.add_row(row["scheme"], row["baseline"], str(row["lines"]), *cells)
+    for row in found["lengths"]:
+        cells = (f"{row['seconds']['median']:.1f}", f"{row['peak_mib']['median']:.0f}")
+        table.add_row("by length", "fp16 bundle", str(row["lines"]), *cells)
+    results.print(table)
+    results.print(f"kept: {file}", highlight=False)
