@@ -124,7 +124,9 @@ def run_action(folder: Path, **given: str) -> Outcome:
     """
     action = parsed(ACTION)
     stub = folder / "python"
-    stub.write_text(f'#!/bin/sh\nif [ "$2" = pip ]; then echo "$@" >> "{folder}/pip.log"; else exec "{sys.executable}" "$@"; fi\n')
+    stub.write_text(
+        f'#!/bin/sh\nif [ "$2" = pip ]; then echo "$@" >> "{folder}/pip.log"; else exec "{sys.executable}" "$@"; fi\n'
+    )
     stub.chmod(0o755)
     inputs = {name: str(spec.get("default", "")) for name, spec in action["inputs"].items()}
     values = {f"inputs.{name}": text for name, text in (inputs | {"python": str(stub)} | given).items()}
@@ -197,4 +199,3 @@ def test_text_of_an_input_is_never_run(tmp_path: Path) -> None:
 def test_a_report_that_would_write_outputs_of_its_own_is_refused(tmp_path: Path) -> None:
     outcome = run_action(tmp_path, bundle="x", report="drift\npassed=true")
     assert outcome.codes["regress"] == 2 and outcome.outputs == {}
-

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
+from .. import generate
 from ..bundle import DECODER, MANIFEST, PROMPT, VISION, Bundle, Tensors, file_entries
 from ..decode.cpu import CpuDecoder
 from ..decode.decoder import DecoderState
@@ -277,10 +278,10 @@ def stale_convolution() -> Iterator[None]:
 @contextmanager
 def no_end_token() -> Iterator[None]:
     """Have answers go on where they should end."""
-    right = reading.generate
+    right = generate.generate
 
-    def generate(decoder: Any, logits: Any, state: Any, end_id: int, limit: int, sampling: Any) -> Iterator[int]:
+    def endless(decoder: Any, logits: Any, state: Any, end_id: int, limit: int, sampling: Any) -> Iterator[int]:
         return right(decoder, logits, state, -1, limit, sampling)
 
-    with patch.object(reading, "generate", generate):
+    with patch.object(reading, "generate", endless):
         yield

@@ -26,9 +26,9 @@ from ..targets import target_named
 BUDGET = export_data("budgets") / "cobra-mini.toml"
 
 # Another instruction set, decoder backend or onnxruntime adds up in another order. Where every step after that is continuous,
-# the numpy decoder's figures lie within 0.01 % of a limit of the native one's. Where activations are rounded to 8 bits, one that
-# lies between two codes goes to the other: up to 8 %, and an answer more or less. What gptq and the choice of a mix do to the
-# last bit of a sum may be another code, or another mix.
+# the numpy decoder's figures lie within 0.01 % of a limit of the native one's. Where activations are rounded to 8 bits, one
+# that lies between two codes goes to the other: up to 8 %, and an answer more or less. What gptq and the choice of a mix make
+# of the last bit of a sum may be another code, or another mix.
 CONTINUOUS, ROUNDED = 0.01, 0.5
 
 HEADER = f"""\

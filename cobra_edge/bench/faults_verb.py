@@ -1,4 +1,4 @@
-"""`bench faults`: which planted faults the harness catches; and `bench budgets`, which makes the budget it catches them with."""
+"""`bench faults`: which planted faults the harness catches; `bench budgets`: the budget it catches them with."""
 
 from __future__ import annotations
 
