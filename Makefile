@@ -10,7 +10,7 @@ RUNTIME := $(wildcard runtimes/cpu/*.h runtimes/cpu/*.cpp runtimes/cpu/*.inl)
 # What an installation is made from: when one of these changes, it is made again.
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME)
 
-.PHONY: demo test lint check test-sanitize test-arm64 test-old-x86 figures clean
+.PHONY: demo test lint check test-sanitize test-arm64 test-old-x86 figures budgets clean
 
 $(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -77,6 +77,10 @@ test-old-x86: $(CASES)/done
 
 figures: $(VENV)/dev
 	$(BIN)/python -m cobra_edge.bench.figures
+
+# cobra-mini's own drift limits; takes some minutes. Read what changed (git diff export/budgets) before you commit it.
+budgets: $(VENV)/dev
+	$(BIN)/python -m cobra_edge.bench budgets
 
 clean:
 	rm -rf $(VENV) bundles build dist .mypy_cache .pytest_cache .ruff_cache

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..terminal import debug_option, main_of
 from .coverage_figures import coverage_table
 from .decode_figures import decode_goals_table, decode_table
+from .faults_figures import faults_table
 from .methods_figures import methods_table
 from .quality_figures import draw_drift, goals_table, quality_goals_table, quality_table
 from .suite_cost_figures import suite_cost_table
@@ -24,7 +25,7 @@ from .vision_figures import answers_table, engine_table, vision_goals_table, vis
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "regress-intervals.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "regress-intervals.md", ROOT / "docs" / "regress-faults.md")
 PLOT = ROOT / "docs" / "drift.png"
 
 
@@ -74,6 +75,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regress": lambda: suite_cost_table(_maybe("regress-cobra-mini")),
     "methods": lambda: methods_table(_maybe("methods-cobra-3b")),
     "coverage": lambda: coverage_table(_maybe("interval-coverage"), small=False),
+    "faults": lambda: faults_table(_maybe("regress-faults")),
     "coverage_small": lambda: coverage_table(_maybe("interval-coverage"), small=True),
 }
 

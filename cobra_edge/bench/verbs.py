@@ -19,6 +19,7 @@ from ..targets import target_named
 from ..terminal import debug_option, print_json, progress, results
 from .coverage_verb import coverage
 from .decode_verb import decode
+from .faults_verb import budgets, faults
 from .methods_verb import methods
 from .quality_verb import quality
 from .results import keep
@@ -33,7 +34,9 @@ def command() -> None:
 
 
 command.add_command(coverage)
+command.add_command(budgets)
 command.add_command(decode)
+command.add_command(faults)
 command.add_command(methods)
 command.add_command(quality)
 command.add_command(regress)

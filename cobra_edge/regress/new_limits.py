@@ -54,7 +54,8 @@ def update_budget(
     section = schemes.setdefault(scheme, tomlkit.table())
     written = {}
     for name in known or (*GATED, *(name for name in figures if name.startswith(_GATED_PARTS))):
-        limit = _limit(name, figures.get(name, Figure(None)), floor.get(name), margin, known.get(name))
+        noise = floor.get(name, floor.get(name.partition(".")[0]))  # of the worst layer, for every layer
+        limit = _limit(name, figures.get(name, Figure(None)), noise, margin, known.get(name))
         if limit is None:
             continue
         written[name] = limit

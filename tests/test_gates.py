@@ -1,0 +1,103 @@
+"""Every build that ships is within its own drift budget: exported as an engineer would, and judged by the command.
+
+What does not depend on the scheme is computed once: the vision graph and the float model's golden answers are functions of
+checkpoint and suite alone, so a further export takes the files of the first one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cobra_edge import assemble
+from cobra_edge.assemble import export_bundle
+from cobra_edge.bench.budgets import BUDGET, CONTINUOUS, GATES, HEADER, ROUNDED, export_gate
+from cobra_edge.bundle import GOLDEN, IMAGE, VISION
+from cobra_edge.regress.budget import read_budget
+from cobra_edge.regress.new_limits import GATED
+from cobra_edge.regress.report import read_report
+from cobra_edge.regress.verb import measured
+from cobra_edge.scheme import SCHEMES
+from cobra_edge.targets import target_named
+from cobra_edge.terminal import run_command
+
+
+def remembered(compute: Callable[..., Any], files: tuple[str, ...], stage: int, kept: Path) -> Callable[..., Any]:
+    """Return a function that runs `compute` once for the same number of lines, and then copies the files that it wrote.
+
+    Args:
+        compute: writes files into one of its arguments.
+        files: their names.
+        stage: which argument that is.
+        kept: where they are kept.
+    """
+    results = dict[int, Any]()
+
+    def run(*arguments: Any) -> Any:
+        asked = next(len(getattr(a, "lines", a)) for a in arguments if hasattr(a, "lines") or isinstance(a, list))
+        folder = kept / str(asked)
+        if asked not in results:
+            results[asked] = compute(*arguments)
+            folder.mkdir(parents=True)
+            for name in files:
+                shutil.copyfile(arguments[stage] / name, folder / name)
+        for name in files:
+            shutil.copyfile(folder / name, arguments[stage] / name)
+        return results[asked]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    root = tmp_path_factory.mktemp("gates")
+    with pytest.MonkeyPatch.context() as patch:
+        vision = remembered(assemble.write_vision, (VISION, IMAGE), 2, root / "vision")
+        golden = remembered(assemble._write_golden, (GOLDEN,), 4, root / "golden")
+        patch.setattr(assemble, "write_vision", vision)
+        patch.setattr(assemble, "_write_golden", golden)
+        yield lambda scheme: export_gate(GATES[scheme], root)
+
+
+def test_there_is_a_gate_for_every_scheme_that_ships() -> None:
+    assert set(GATES) == {*SCHEMES, "mixed"} == set(read_budget(BUDGET).schemes)
+
+
+def test_the_budget_says_how_it_was_made() -> None:
+    assert BUDGET.read_text(encoding="utf-8").startswith(HEADER)
+
+
+@pytest.mark.parametrize("scheme", GATES)
+def test_every_section_limits_drift_answers_state_and_sight(scheme: str) -> None:
+    limits = read_budget(BUDGET).limits_of(scheme, "fp32", "cpu")
+    assert set(limits) == {*GATED, *(f"state_error.{layer}" for layer in range(4))}
+
+
+def test_margins_are_wide_only_where_a_last_bit_can_become_a_code() -> None:
+    wide = {scheme for scheme, gate in GATES.items() if gate.margin == ROUNDED}
+    assert wide == {"w8a8", "w4a8", "bnb-int8", "mixed"}
+    assert all(gate.margin == CONTINUOUS for scheme, gate in GATES.items() if scheme not in wide)
+
+
+@pytest.mark.parametrize("scheme", GATES)
+def test_a_build_is_within_its_budget(scheme: str, exported: Callable[[str], Path], tmp_path: Path) -> None:
+    bundle = exported(scheme)
+    arguments = [str(bundle), "--budget", str(BUDGET), "--report", str(tmp_path), "--attribution-lines", "0", "--threads", "1"]
+    code = run_command(measured, arguments)
+    report = read_report(tmp_path / "report.json")
+    assert [v for v in report.verdicts if not v.within] == []
+    assert code == 0 and report.passed and len(report.verdicts) >= len(GATED)
+    shutil.rmtree(bundle)
+
+
+def test_what_exports_share_does_not_depend_on_the_scheme(tmp_path: Path) -> None:
+    made = [
+        export_bundle("mini", target_named("cpu"), tmp_path / scheme, scheme=scheme, golden_lines=2)
+        for scheme in ("w8a16-channel", "w3a16-g64")
+    ]
+    one, other = ({name: m.manifest.files[name] for name in (VISION, IMAGE, GOLDEN)} for m in made)
+    assert one == other and made[0].manifest.noise_floor == made[1].manifest.noise_floor
