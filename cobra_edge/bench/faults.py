@@ -175,6 +175,17 @@ def try_fault(fault: Fault, good: Path, draw: int = 0) -> Found:
     return Found(int(bool(failed)), _names(failed), _names([v for v in shipped if not v.within]), worst)
 
 
+def told_apart(fault: Fault, good: Path, draw: int = 0) -> bool:
+    """Say whether a planted fault shows where the good build is the baseline: a drift larger than that of 16 bits."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "broken"
+        plant(fault, good, copy, draw)
+        with fault.running():
+            report = measured(copy, threads=1, baseline=str(good)).report
+    drift = report.measures["kld_mean"].value
+    return drift is not None and drift > report.noise_floor["fp16"]["kld_mean"]
+
+
 def verdicts_of(report: Report, bundle: Path, budget: Path | None) -> tuple[Verdict, ...]:
     """Judge a bundle's report by a budget; None for the one that ships."""
     manifest, precision = Bundle.open(bundle).manifest, report.build.vision_precision
@@ -204,13 +215,15 @@ def try_all(
         on_draw: told a name, how many times it was planted, and of how many.
     """
     for fault in faults:
-        good, found = folder / fault.gate, list[Found]()
+        good, found, apart = folder / fault.gate, list[Found](), 0
         if not good.exists():
             export_gate(GATES[fault.gate], folder)
         for draw in range(fault.draws):
             on_draw(fault.name, draw, fault.draws)
             found.append(try_fault(fault, good, draw))
-        yield _row(fault, found)
+            if found[-1].exit_code == 0:
+                apart += told_apart(fault, good, draw)
+        yield _row(fault, found) | {"told_apart": apart}
 
 
 def _row(fault: Fault, found: Sequence[Found]) -> dict[str, Any]:
