@@ -57,6 +57,8 @@ def all_figures(report: Report) -> dict[str, Figure]:
     for task in report.tasks:
         found.setdefault(f"accuracy.{task.task}", task.score)
         found.setdefault(f"accuracy_change.{task.task}", task.change)
+    for layer in report.layers:
+        found.setdefault(f"state_error.{layer.layer}", layer.state_error)
     return {name: found[name] for name in sorted(found, key=_place)}
 
 
