@@ -70,7 +70,7 @@ def test_the_good_build_is_within_its_budget(run: Callable[..., tuple[int, Repor
 @pytest.mark.parametrize(
     ("name", "measure"),
     [
-        ("one scale, x_proj, w4a16-g128", "state_error.1"),
+        ("one scale, x_proj, w4a16-g128", "state_error.3"),
         ("2 bits, of 4", "state_error.1"),
         ("2 bits, of 4", "kld_mean"),
         ("normalisation", "vision_error"),
