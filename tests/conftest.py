@@ -109,15 +109,15 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return cobra-mini's bundle of a scheme, and of options of an export, made when it is first asked for."""
+    """Return cobra-mini's bundle of a scheme, and of options of an export, made when it is first asked for; 32 golden lines."""
     made: dict[str, Path] = {}
     root = tmp_path_factory.mktemp("mini")
 
-    def get(scheme: str, **options: str) -> Path:
-        name = "-".join([scheme, *options.values()])
+    def get(scheme: str, **options: Any) -> Path:
+        name = "-".join([scheme, *(Path(str(option)).name for option in options.values())])
         if name not in made:
-            out = root / name
-            made[name] = export_bundle("mini", target_named("jetson"), out, scheme=scheme, **options).directory
+            out, given = root / name, {"golden_lines": 32} | options
+            made[name] = export_bundle("mini", target_named("jetson"), out, scheme=scheme, **given).directory
         return made[name]
 
     return get

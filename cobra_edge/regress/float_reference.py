@@ -87,10 +87,15 @@ def narrowed(module: _Module, precision: str | None) -> _Module:
 
     for product in module.modules():
         if isinstance(product, nn.Linear | nn.Conv2d):
-            product.weight.data = _rounded(product.weight.data, dtype)
+            product.weight = _constant(_rounded(product.weight, dtype))
             product.register_forward_pre_hook(rounded_inputs)
             product.register_forward_hook(lambda _module, _inputs, output: _rounded(output, dtype))
     return module
+
+
+def _constant(values: Tensor) -> nn.Parameter:
+    # Not `weight.data = …`: a module made in inference mode cannot take a tensor that was not.
+    return nn.Parameter(values, requires_grad=False)
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -122,10 +127,10 @@ class _Batch:
         self.lines, self.seen, self.precision = lines, seen, precision
         self.table = checkpoint.decoder["backbone.embedding.weight"]
         norm = RMSNorm(self.config.d_model, self.config.norm_eps)
-        norm.weight.data = checkpoint.decoder["backbone.norm_f.weight"].float()
+        norm.weight = _constant(checkpoint.decoder["backbone.norm_f.weight"].float())
         head = nn.Linear(self.config.d_model, self.config.vocab, bias=False)
         tied = "backbone.embedding.weight" if self.config.tied else "lm_head.weight"
-        head.weight.data = checkpoint.decoder[tied].float()
+        head.weight = _constant(checkpoint.decoder[tied].float())
         self.logits = nn.Sequential(norm, narrowed(head, precision))
 
     def read(self, end: int | None, on_layer: Callable[[], None]) -> Iterator[Reading]:

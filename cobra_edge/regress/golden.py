@@ -20,7 +20,7 @@ from ..tensor_file import TensorFileWriter, read_tensors
 from .asked import AskedSuite, asked_suite
 from .reading import Reading
 from .sketch import SKETCH
-from .suite import Line
+from .suite import Line, flaw_of
 from .top_tokens import TopTokens
 
 # {name: dtype, number of axes}; what each holds is in docs/bundle.md.
@@ -105,6 +105,9 @@ def read_golden(bundle: Bundle) -> Golden:
 
 def _suite(bundle: Bundle, arrays: dict[str, np.ndarray]) -> AskedSuite:
     lines = [msgspec.json.decode(text, type=Line) for text in arrays["lines"].tobytes().split(b"\n")]
+    for number, line in enumerate(lines, 1):
+        if flaw := flaw_of(line):
+            raise ValueError(f"line {number}: {flaw}")
     pictures = _parts(arrays["pictures"], arrays["picture_offsets"])
     names = list(dict.fromkeys(line.image for line in lines if line.image is not None))
     codec, template = bundle.text()
@@ -143,9 +146,11 @@ def _readings(bundle: Bundle, suite: AskedSuite, arrays: dict[str, np.ndarray]) 
 def _top_tokens(arrays: dict[str, np.ndarray], targets: np.ndarray, vocab: int) -> TopTokens:
     """Return the distributions at all positions; `targets` (positions,) are their right tokens."""
     offsets, ids, log_probs, tails = (arrays[name] for name in ("kept_offsets", "kept_ids", "kept_log_probs", "tails"))
+    # Compared, not subtracted: a difference may wrap around.
+    rising = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == len(ids) and (offsets[1:] > offsets[:-1]).all()
+    if not rising or not (len(offsets) - 1 == len(tails) == len(targets)):
+        raise ValueError(f"{len(offsets) - 1} distributions of {len(ids)} tokens for {len(targets)} positions")
     sizes = np.diff(offsets)
-    if not (len(sizes) == len(tails) == len(targets)) or offsets[0] != 0 or (sizes < 1).any() or offsets[-1] != len(ids):
-        raise ValueError(f"{len(sizes)} distributions of {len(ids)} tokens for {len(targets)} positions")
     _require_tokens("kept_ids", ids, vocab)
     if log_probs.shape != ids.shape or not (np.isfinite(log_probs).all() and log_probs.max() <= 0):
         raise ValueError("kept_log_probs are no logarithms of probabilities")
@@ -163,6 +168,6 @@ def _require_tokens(what: str, ids: np.ndarray, vocab: int) -> None:
 
 
 def _parts(flat: np.ndarray, offsets: np.ndarray) -> list[np.ndarray]:
-    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(flat) or (np.diff(offsets) < 0).any():
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(flat) or (offsets[1:] < offsets[:-1]).any():
         raise ValueError("offsets do not divide what they should")
     return [flat[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
+from decimal import ROUND_UP, Context, Decimal
 from pathlib import Path
 
 from ..errors import InputError, MachineError
@@ -73,33 +74,30 @@ def _limit(name: str, figure: Figure, floor: float | None, margin: float, before
     noise = measure.ideal if floor is None else floor
     low, high = (f(figure.value if end is None else end, noise) for f, end in ((min, figure.low), (max, figure.high)))
 
-    def allowed(end: float) -> float:
-        return _rounded(measure.ideal + (end - measure.ideal) * (1 + margin), away_from=measure.ideal)
-
     return Limit(
-        max=None if measure.better == "high" else allowed(max(high, measure.ideal)),
-        min=None if measure.better == "low" else allowed(min(low, measure.ideal)),
+        max=None if measure.better == "high" else _allowed(max(high, measure.ideal), measure.ideal, margin),
+        min=None if measure.better == "low" else _allowed(min(low, measure.ideal), measure.ideal, margin),
         max_times_floor=None if before is None else before.max_times_floor,
     )
 
 
-def _rounded(value: float, away_from: float) -> float:
-    """Round the distance up to a few digits, so that what is written is never stricter than what was meant."""
-    distance = abs(value - away_from)
-    short = float(f"{distance:.{_DIGITS - 1}e}")
-    if short < distance:
-        short += 10.0 ** (int(f"{distance:e}".partition("e")[2]) - _DIGITS + 1)
-    return float(f"{away_from + (short if value > away_from else -short):.10g}")
+def _allowed(end: float, ideal: float, margin: float) -> float:
+    """Return an end whose distance from the ideal is enlarged and rounded up to a few digits: never stricter than meant."""
+    far = (_exact(end) - _exact(ideal)) * (1 + _exact(margin))
+    return float(_exact(ideal) + Context(prec=_DIGITS, rounding=ROUND_UP).plus(far))
+
+
+def _exact(number: float) -> Decimal:
+    return Decimal(repr(float(number)))  # as it is written: 1.25 times 0.01 is 0.0125 and nothing more
 
 
 def _replace(file: Path, text: str) -> None:
+    staged = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=file.parent, prefix=f".{file.name}.", delete=False, encoding="utf-8"
-        ) as stage:
-            stage.write(text)
-        os.chmod(stage.name, 0o644)
-        os.replace(stage.name, file)
+        staged.write_text(text, encoding="utf-8")
+        os.replace(staged, file)
     except OSError as error:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
         raise InputError(f"{file}: cannot be written ({error}); give another --budget") from error

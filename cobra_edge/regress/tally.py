@@ -180,8 +180,11 @@ class Tally:
             if self._column(of).sum() > 0:
                 found[name] = self._interval(how, over, of)
         for quantiles, groups in ((_KLD_QUANTILES, self._klds), (_PROMPT_QUANTILES, self._prompt_klds)):
-            if len(_joined(groups)):
-                ends = intervals.quantiles([np.concatenate(g) for g in groups.values()], list(quantiles.values()))
+            filled = [values for group in groups.values() if len(values := np.concatenate(group))]
+            if self._one_of_several(len(filled)):
+                found |= {name: Figure(float(np.quantile(filled[0], q))) for name, q in quantiles.items()}
+            elif filled:
+                ends = intervals.quantiles(filled, list(quantiles.values()))
                 found |= {name: Figure.of(interval) for name, interval in zip(quantiles, ends, strict=True)}
         largest = float(_joined(self._klds).max())
         found["kld_max"] = Figure(largest, largest, largest)  # of these lines; nothing drawn from them can exceed it
@@ -232,13 +235,22 @@ class Tally:
         """Return accuracy and its change, of a task or of all lines."""
         of = "" if task is None else f":{task}"
         gained, lost, lines = (self._column(f"{name}{of}") for name in ("gained", "lost", "lines"))
-        change = intervals.difference_of_shares(gained, lost, lines)
-        return self._interval("share", f"score{of}", f"lines{of}"), Figure.of(change)
+        accuracy = self._interval("share", f"score{of}", f"lines{of}")
+        if self._one_of_several(int((lines > 0).sum())):
+            return accuracy, Figure(float((gained.sum() - lost.sum()) / lines.sum()))
+        return accuracy, Figure.of(intervals.difference_of_shares(gained, lost, lines))
 
     def _interval(self, how: str, over: str, of: str) -> Figure:
         counts = self._column(of)
         counted = counts > 0  # a picture that has none of what is averaged is no part of this sample
-        return Figure.of(_INTERVALS[how](self._column(over)[counted], counts[counted]))
+        sums, counts = self._column(over)[counted], counts[counted]
+        if self._one_of_several(len(counts)):
+            return Figure(_POINTS[how](float(sums.sum()), float(counts.sum())))
+        return Figure.of(_INTERVALS[how](sums, counts))
+
+    def _one_of_several(self, pictures: int) -> bool:
+        """Return whether only one of the suite's pictures has what is averaged: a figure, but no telling how sure."""
+        return pictures == 1 < self.pictures
 
     def _column(self, name: str) -> np.ndarray:
         return np.array([sums.get(name, 0.0) for sums in self._sums.values()])

@@ -1,0 +1,339 @@
+"""What becomes of a line, and of all lines: every figure beside plain numpy over values made by hand."""
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+
+from cobra_edge.errors import DriftError, InputError
+from cobra_edge.regress import intervals
+from cobra_edge.regress.compared import compared
+from cobra_edge.regress.measures import MEASURES
+from cobra_edge.regress.reading import Reading
+from cobra_edge.regress.report import Figure
+from cobra_edge.regress.scoring import METRICS
+from cobra_edge.regress.tally import WORST, Tally
+from cobra_edge.regress.top_tokens import TopTokens
+
+from .regress_lines import asked_line, compared_line, plain_kl, random_log_probs
+
+
+def made(count=40, seed=0, blind=False):
+    """Return pairs of lines: three a picture, of two tasks, answers of two to five tokens, all of it drifting."""
+    rng, pairs = np.random.default_rng(seed), []
+    for number in range(1, count + 1):
+        task = ("color", "count")[number % 2]
+        picture = None if blind or number % 7 == 0 else number // 3
+        tokens = int(rng.integers(2, 6))
+        reference = -rng.random(tokens)
+        reply, other = ([int(t) for t in rng.integers(0, 3, rng.integers(0, 4))] for _ in range(2))
+        reply = other if rng.random() < 0.6 else reply
+        line = compared_line(
+            number,
+            picture,
+            prompt_kld=rng.random(int(rng.integers(0, 4))).tolist(),
+            answer_kld=(rng.random(tokens) ** 4).tolist(),
+            agrees=(rng.random(tokens) < 0.8).tolist(),
+            right=(reference + 0.1 * rng.standard_normal(tokens)).clip(max=0).tolist(),
+            right_reference=reference.tolist(),
+            states=[(rng.random(), 4 + rng.random()), (3 * rng.random(), 9.0), (0.1 * rng.random(), 1.0)],
+            vision=None if picture is None else (0.01 * (picture + 1), 2.0 + picture),
+            reply=reply,
+            reference_reply=other,
+            text=" ".join(map(str, reply)),
+            reference_text=" ".join(map(str, other)),
+            score=float(rng.random() < 0.7),
+            reference_score=float(rng.random() < 0.8),
+            tail=float(rng.random() * 1e-5),
+            kept=int(rng.integers(8, 20)),
+        )
+        pairs.append((asked_line(number, task, picture), line))
+    return pairs
+
+
+def tally_of(pairs):
+    tally = Tally()
+    for asked, line in pairs:
+        tally.add(asked, line)
+    return tally
+
+
+def twins(lines):
+    """Return every measure, by plain sums over all lines."""
+    kld = np.concatenate([line.answer_kld for line in lines])
+    prompt = np.concatenate([line.prompt_kld for line in lines])
+    right, reference = (np.concatenate([getattr(line, of) for line in lines]) for of in ("right", "right_reference"))
+    change = np.exp(right) - np.exp(reference)
+    states = np.array([line.states for line in lines])  # (lines, layers, 2)
+    seen = {line.picture: line.vision for line in lines if line.vision is not None}
+    prefix = []
+    for line in lines:
+        same = 0
+        while same < min(len(line.reply), len(line.reference_reply)) and line.reply[same] == line.reference_reply[same]:
+            same += 1
+        longer = max(len(line.reply), len(line.reference_reply))
+        prefix.append(1.0 if line.reply == line.reference_reply else same / longer)
+    return {
+        "kld_mean": kld.mean(),
+        "kld_median": np.median(kld),
+        "kld_p90": np.quantile(kld, 0.9),
+        "kld_p99": np.quantile(kld, 0.99),
+        "kld_max": kld.max(),
+        "prompt_kld_mean": prompt.mean(),
+        "prompt_kld_p99": np.quantile(prompt, 0.99),
+        "top1_agreement": np.concatenate([line.agrees for line in lines]).mean(),
+        "right_change_mean": change.mean(),
+        "right_change_rms": np.sqrt((change**2).mean()),
+        "perplexity": np.exp(-right.mean()),
+        "perplexity_ratio": np.exp((reference - right).mean()),
+        "state_error": np.sqrt(states[..., 0].sum(0) / states[..., 1].sum(0)).max(),
+        "vision_error": np.sqrt(sum(d for d, _ in seen.values()) / sum(n for _, n in seen.values())) if seen else None,
+        "greedy_match": np.mean([line.reply == line.reference_reply for line in lines]),
+        "greedy_prefix": np.mean(prefix),
+        "length_ratio": sum(len(line.reply) + 1 for line in lines) / sum(len(line.reference_reply) + 1 for line in lines),
+        "accuracy": np.mean([line.score for line in lines]),
+        "accuracy_change": np.mean([line.score - line.reference_score for line in lines]),
+    }
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_every_measure_is_what_plain_sums_say(blind):
+    pairs = made(blind=blind)
+    expected = {name: value for name, value in twins([line for _, line in pairs]).items() if value is not None}
+    tally = tally_of(pairs)
+    assert tally.values() == pytest.approx(expected, rel=1e-9)
+    assert set(expected) == set(MEASURES) - ({"vision_error"} if blind else set())
+    figures = tally.figures()
+    assert {name: figures[name].value for name in expected} == pytest.approx(expected, rel=1e-9)
+    for name, figure in figures.items():
+        assert figure.low <= figure.value <= figure.high, name
+        if name != "kld_max":
+            assert figure.low < figure.high, name
+    assert not blind or "vision_error" not in figures
+
+
+def test_lines_are_counted():
+    pairs = made()
+    lines, tally = [line for _, line in pairs], tally_of(pairs)
+    assert tally.lines == 40 and tally.answer_tokens == sum(len(line.answer_kld) for line in lines)
+    assert tally.prompt_tokens == sum(len(line.prompt_kld) for line in lines)
+    assert tally.pictures == len({(line.picture, line.picture is None and line.number) for line in lines})
+    assert tally.tail_mass_max == max(line.tail for line in lines) and tally.kept_max == max(line.kept for line in lines)
+    assert tally_of(made(blind=True)).pictures == 40
+
+
+def test_intervals_are_of_pictures():
+    """Lines of one picture are drawn together, and a line about none is drawn alone."""
+    lines = [line for _, line in made()]
+    groups = {}
+    for line in lines:
+        groups.setdefault(("text", line.number) if line.picture is None else line.picture, []).append(line)
+    sums = np.array([sum(sum(line.answer_kld) for line in of) for of in groups.values()])
+    counts = np.array([sum(len(line.answer_kld) for line in of) for of in groups.values()])
+    alike = np.array([sum(line.reply == line.reference_reply for line in of) for of in groups.values()], float)
+    each = np.array([float(len(of)) for of in groups.values()])
+    gained, lost = (np.array([sum(line.score - line.reference_score == way for line in of) for of in groups.values()], float)
+                    for way in (1, -1))  # fmt: skip
+    values = [np.concatenate([line.answer_kld for line in of]) for of in groups.values()]
+    figures = tally_of(made()).figures()
+    assert figures["kld_mean"] == Figure.of(intervals.mean(sums, counts))
+    assert figures["greedy_match"] == Figure.of(intervals.share(alike, each))
+    assert figures["accuracy_change"] == Figure.of(intervals.difference_of_shares(gained, lost, each))
+    assert figures["kld_p90"] == Figure.of(intervals.quantile(values, 0.9))
+    alone = tally_of([(asked_line(line.number, picture=line.number), line_of(line, line.number)) for line in lines]).figures()
+    assert alone["kld_mean"] != figures["kld_mean"] and alone["kld_mean"].value == pytest.approx(figures["kld_mean"].value)
+
+
+def line_of(line, picture):
+    return msgspec.structs.replace(line, picture=picture)
+
+
+def test_tasks_are_figures_of_their_own_lines():
+    pairs = made()
+    tasks = {task.task: task for task in tally_of(pairs).tasks()}
+    figures = tally_of(pairs).figures()
+    assert list(tasks) == ["color", "count"]
+    for name, found in tasks.items():
+        of = [line for asked, line in pairs if asked.line.task == name]
+        expected = twins(of)
+        assert found.lines == len(of) and found.metric == "exact" and found.summary == {}
+        assert found.score.value == pytest.approx(expected["accuracy"])
+        assert found.reference == pytest.approx(np.mean([line.reference_score for line in of]))
+        assert found.change.value == pytest.approx(expected["accuracy_change"], abs=1e-12)
+        assert found.kld_mean.value == pytest.approx(expected["kld_mean"])
+        assert found.greedy_match.value == pytest.approx(expected["greedy_match"])
+        assert (figures[f"accuracy.{name}"], figures[f"accuracy_change.{name}"]) == (found.score, found.change)
+
+
+def test_layers_and_places():
+    pairs = made()
+    lines, tally = [line for _, line in pairs], tally_of(pairs)
+    states = np.array([line.states for line in lines])
+    expected = np.sqrt(states[..., 0].sum(0) / states[..., 1].sum(0))
+    assert [layer.layer for layer in tally.layers()] == [0, 1, 2]
+    assert [layer.state_error.value for layer in tally.layers()] == pytest.approx(expected)
+    figures = tally.figures()
+    assert [figures[f"state_error.{i}"] for i in range(3)] == [layer.state_error for layer in tally.layers()]
+    assert figures["state_error"] == figures[f"state_error.{expected.argmax()}"]
+    places = {}
+    for line in lines:
+        for at, value in enumerate(line.prompt_kld):
+            places.setdefault(at - len(line.prompt_kld), []).append(value)
+        for at, value in enumerate(line.answer_kld):
+            places.setdefault(at, []).append(value)
+    found = tally.positions()
+    assert [(p.at, p.tokens) for p in found] == [(at, len(places[at])) for at in sorted(places)]
+    assert [p.kld_mean for p in found] == pytest.approx([np.mean(places[at]) for at in sorted(places)])
+
+
+def test_the_worst_lines_come_first_and_of_equals_the_first():
+    pairs = made()
+    means = {line.number: np.mean(line.answer_kld) for _, line in pairs}
+    worst = tally_of(pairs).worst()
+    assert [w.number for w in worst] == sorted(means, key=lambda n: -means[n])[:WORST]
+    first, by_number = worst[0], {line.number: (asked, line) for asked, line in pairs}
+    asked, line = by_number[first.number]
+    assert (first.prompt, first.answer, first.task, first.image) == (
+        asked.line.prompt,
+        "Red",
+        asked.line.task,
+        asked.line.image,
+    )
+    assert (first.reply, first.reference_reply) == (line.text, line.reference_text)
+    assert (first.kld_mean, first.kld_max) == pytest.approx((np.mean(line.answer_kld), max(line.answer_kld)))
+    same = [(asked_line(n, picture=n), compared_line(n, n)) for n in range(1, WORST + 5)]
+    assert [w.number for w in tally_of(same).worst()] == list(range(1, WORST + 1))
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference", "at"),
+    [((), (), None), ((1, 2), (1, 2), None), ((1, 2), (1, 3), 1), ((), (1,), 0), ((1,), (1, 2), 1), ((1, 2, 3), (1, 2), 2)],
+)
+def test_where_answers_part(reply, reference, at):
+    line = compared_line(1, reply=list(reply), reference_reply=list(reference))
+    assert line.diverges_at == at
+    found = tally_of([(asked_line(1), line), (asked_line(2, picture=1), compared_line(2, 1))]).values()
+    share = 1.0 if at is None else at / max(len(reply), len(reference))
+    assert found["greedy_prefix"] == pytest.approx((1 + share) / 2) and found["greedy_match"] == (1.0 if at is None else 0.5)
+    assert found["length_ratio"] == pytest.approx((len(reply) + 3) / (len(reference) + 3))
+
+
+def test_an_answer_right_in_part_is_averaged_not_counted():
+    """VQA gives 0.3, 0.6, 0.9: a share's interval is not for these."""
+    rng = np.random.default_rng(0)
+    scores, before = rng.choice([0, 0.3, 0.6, 1.0], (2, 30))
+    pairs = [
+        (asked_line(i, "vqa", i), compared_line(i, i, score=float(a), reference_score=float(b)))
+        for i, (a, b) in enumerate(zip(scores, before, strict=True), 1)
+    ]
+    whole = [(asked_line(i, "color", i), compared_line(i, i)) for i in range(31, 61)]
+    tally = tally_of([*pairs, *whole])
+    figures, one = tally.figures(), np.ones(30)
+    assert figures["accuracy.vqa"] == Figure.of(intervals.mean(scores, one))
+    gained, lost = np.maximum(scores - before, 0), np.maximum(before - scores, 0)
+    assert figures["accuracy_change.vqa"] == Figure.of(intervals.difference_of_means(gained, lost, one))
+    assert figures["accuracy.color"] == Figure.of(intervals.share(one, one))
+    both = np.concatenate([scores, one])
+    assert figures["accuracy"] == Figure.of(intervals.mean(both, np.ones(60)))
+
+
+def test_a_metric_with_a_summary_gives_it_of_build_and_reference():
+    said = [("Yes", "Yes", "Yes"), ("No", "Yes", "No"), ("Yes", "No", "No"), ("Yes", "Yes", "No")]  # right, build, reference
+    pairs = []
+    for i, (right, build, reference) in enumerate(said, 1):
+        asked = asked_line(i, "exist", i, metric="yes-no")
+        asked = type(asked)(i, msgspec.structs.replace(asked.line, answer=right), asked.prompt, asked.answer, i)
+        scores = {"score": float(build == right), "reference_score": float(reference == right)}
+        pairs.append((asked, compared_line(i, i, text=build, reference_text=reference, **scores)))
+    (task,) = tally_of(pairs).tasks()
+    assert METRICS["yes-no"].summary is not None
+    assert task.summary == pytest.approx({"accuracy": 0.5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_share": 0.75})
+    expected = {"accuracy": 0.5, "precision": 1.0, "recall": 1 / 3, "f1": 0.5, "yes_share": 0.25}
+    assert task.reference_summary == pytest.approx(expected)
+    assert (task.score.value, task.reference) == (0.5, 0.5)
+
+
+def test_no_drift_is_ideal():
+    pairs = [(asked_line(i, picture=i), compared_line(i, i)) for i in range(1, 9)]
+    values = tally_of(pairs).values()
+    assert values.pop("perplexity") == pytest.approx(math.exp(0.1)) and values == {
+        name: m.ideal for name, m in MEASURES.items() if name in values
+    }
+
+
+def test_one_picture_has_no_interval():
+    tally = tally_of([(asked_line(i), compared_line(i)) for i in range(1, 9)])
+    assert tally.values()["kld_mean"] == 0
+    with pytest.raises(InputError, match="picture"):
+        tally.figures()
+
+
+def test_what_only_one_picture_tells_has_a_figure_without_interval():
+    """A task of one line, one picture among questions about text, one question of more than a token."""
+    several = [(asked_line(i, "text", None), compared_line(i, None, prompt_kld=[])) for i in range(2, 9)]
+    one = compared_line(1, 0, prompt_kld=[0.5, 0.25], answer_kld=[1.0, 2.0], score=0.0, vision=(1.0, 4.0), reply=[])
+    tally = tally_of([(asked_line(1), one), *several])
+    figures, tasks = tally.figures(), {task.task: task for task in tally.tasks()}
+    assert figures["vision_error"] == Figure(0.5) and figures["prompt_kld_mean"] == Figure(0.375)
+    assert figures["prompt_kld_p99"] == Figure(float(np.quantile([0.25, 0.5], 0.99)))
+    assert (figures["accuracy.color"], figures["accuracy_change.color"]) == (Figure(0.0), Figure(-1.0))
+    assert (tasks["color"].kld_mean, tasks["color"].greedy_match) == (Figure(1.5), Figure(0.0))
+    for figure in (figures["kld_mean"], figures["accuracy.text"], tasks["text"].score):
+        assert figure.low is not None and figure.high is not None
+
+
+def test_a_ratio_beyond_all_bounds_is_still_a_number():
+    pairs = [(asked_line(i, picture=i), compared_line(i, i, right=[-2000.0, -2000.0])) for i in range(1, 4)]
+    values = tally_of(pairs).values()
+    assert all(map(math.isfinite, values.values())) and values["perplexity_ratio"] > 1e300
+
+
+# --- one line -------------------------------------------------------------------------------------------------------------
+
+
+def readings_of(asked, vocab=40):
+    rng = np.random.default_rng(asked.number)
+    positions = len(asked.tokens) - 1
+    p = random_log_probs(positions, vocab, 3.0, 1)
+    q = p + 0.5 * rng.standard_normal(p.shape)
+    q -= np.log(np.exp(q).sum(-1, keepdims=True))
+    state = rng.standard_normal((2, 2, 256)).astype(np.float32)
+    seen = rng.standard_normal((2, 4, 8)).astype(np.float32)
+    return Reading(p, state[0], (5, 6), seen[0]), Reading(q, state[1], (5,), seen[1])
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_line_compared_by_hand(kept):
+    asked = asked_line(3)
+    reference, build = readings_of(asked)
+    targets = np.array(asked.tokens[1:])
+    told = reference
+    if kept:
+        told = Reading(TopTokens.of(reference.log_probs, targets), reference.state, reference.reply, reference.embeddings)
+    line = compared(asked, told, build, lambda tokens: {(5, 6): "Green", (5,): "Red"}[tuple(tokens)])
+    p, q = reference.log_probs, build.log_probs
+    exact = plain_kl(p, q)
+    assert line.prompt_kld + line.answer_kld == pytest.approx(exact, abs=1e-5 if kept else 1e-12)
+    assert len(line.prompt_kld) == 2 and len(line.answer_kld) == 2  # of three question tokens the last foretells the answer
+    assert line.agrees == (p[2:].argmax(-1) == q[2:].argmax(-1)).tolist()
+    assert line.right == pytest.approx([q[2, 5], q[3, 0]]) and line.right_reference == pytest.approx(
+        [p[2, 5], p[3, 0]], rel=1e-6
+    )
+    difference = build.state.astype(float) - reference.state
+    expected = np.stack([(difference**2).sum(1), (reference.state.astype(float) ** 2).sum(1)], axis=1)
+    assert np.allclose(line.states, expected, rtol=1e-6)
+    seen = build.embeddings.astype(float) - reference.embeddings
+    assert line.vision == pytest.approx(((seen**2).sum(), (reference.embeddings.astype(float) ** 2).sum()))
+    assert (line.text, line.reference_text, line.score, line.reference_score) == ("Red", "Green", 1.0, 0.0)
+    assert (line.reply, line.reference_reply, line.diverges_at) == ([5], [5, 6], 1)
+    assert (line.kept > 0, line.tail > 0) == (kept, kept)
+
+
+@pytest.mark.parametrize("broken", ["log_probs", "state"])
+def test_what_is_not_finite_has_no_distance(broken):
+    asked = asked_line(17)
+    reference, build = readings_of(asked)
+    getattr(build, broken)[1, 2] = np.nan
+    with pytest.raises(DriftError, match="line 17: the build's answer is not finite where the reference's is"):
+        compared(asked, reference, build, str)
