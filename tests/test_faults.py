@@ -70,7 +70,7 @@ def test_the_good_build_is_within_its_budget(run: Callable[..., tuple[int, Repor
 @pytest.mark.parametrize(
     ("name", "measure"),
     [
-        ("one scale, x_proj, w4a16-g128", "state_error.1"),
+        ("one scale, x_proj, w4a16-g128", "state_error.3"),
         ("2 bits, of 4", "state_error.1"),
         ("2 bits, of 4", "kld_mean"),
         ("normalisation", "vision_error"),
@@ -128,10 +128,10 @@ def test_a_row_of_the_page_says_what_was_caught_and_what_was_not() -> None:
     row = {
         "name": "x", "broken": "something", "build": "w4a16-g128", "draws": 6, "caught": 4, "caught_by_shipped": 1,
         "expected": ["kld_mean"], "expected_failed": 3, "exit_codes": [1, 1, 1, 1, 0, 0],
-        "failed": {"kld_mean": 3, "kld_p99": 4}, "worst": "kld_p99", "worst_times": 2.5, "refused": "",
+        "failed": {"kld_mean": 3, "kld_p99": 4}, "worst": "kld_p99", "worst_times": 2.5, "refused": "", "told_apart": 2,
     }  # fmt: skip
     table = faults_table({"rows": [row], "machine": {"commit": "abc"}})
-    assert "| something | `w4a16-g128` | 4 of 6 | 1 of 6 | `kld_mean`: 3 of 6 | `kld_p99`, 2.5 times |" in table
+    assert "| something | `w4a16-g128` | 4 of 6 | 1 of 6 | `kld_mean`: 3 of 6 | `kld_p99`, 2.5 times | 2 of 2 |" in table
     refused = row | {"refused": "does not fit", "worst": None, "worst_times": None, "draws": 1, "expected": []}
     assert "refused" in faults_table({"rows": [refused], "machine": {"commit": "abc"}})
     assert faults_table(None) == "not measured"

@@ -80,9 +80,9 @@ def export_gate(gate: Gate, folder: Path) -> Path:
     return export_bundle("mini", target_named("cpu"), folder / gate.scheme, **gate.export).directory
 
 
-def measured(bundle: Path, threads: int | None = None) -> Measured:
-    """Ask a bundle its golden lines; nothing is judged."""
-    run = Run(bundle, "fp16", None, None, False, "auto", "auto", "auto", DecoderOptions(threads), 0, None)
+def measured(bundle: Path, threads: int | None = None, baseline: str = "fp16") -> Measured:
+    """Ask a bundle its golden lines, or where the baseline is another bundle the held-out suite; nothing is judged."""
+    run = Run(bundle, baseline, None, None, False, "auto", "auto", "auto", DecoderOptions(threads), 0, None)
     return measure(run, None, None, None)
 
 

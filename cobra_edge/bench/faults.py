@@ -29,6 +29,7 @@ from .budgets import BUDGET, GATES, export_gate, measured
 
 _LAYER = "backbone.layers.{}.mixer."
 _EMBEDDING = "backbone.embedding.weight"
+_LAYERS = 4  # of cobra-mini
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,23 @@ class Fault:
 
 
 def _states(layer: int) -> tuple[str, ...]:
-    """Return the measures that should tell of a fault in a layer: its own state, or the worst layer's."""
-    return f"state_error.{layer}", "state_error"
+    """Return the measures that should tell of a fault in a layer: its own state and those of the layers behind it.
+
+    What a layer writes, its gate, and how its state is read out (C) are first seen by the next layer.
+    """
+    return "state_error", *(f"state_error.{i}" for i in range(layer, _LAYERS))
 
 
 def _one_scale(gate: str, kind: str, layer: int, draws: int = 6) -> Fault:
     name = _LAYER.format(layer) + f"{kind}.weight"
     # What out_proj gives enters the next layer's state first.
-    expected = _states(layer + 1) if kind == "out_proj" and layer < 3 else _states(layer)
+    expected = _states(layer + 1) if kind == "out_proj" else _states(layer)
     return Fault(f"one scale, {kind}, {gate}", f"one scale of layer {layer}'s {kind} doubled", gate, expected,
                  on_tensors(breaking.one_scale(name, 2)), draws=draws)  # fmt: skip
 
 
 def _embedding_scale(gate: str) -> Fault:
-    return Fault(f"one scale, embedding, {gate}", "one scale of the embedding doubled", gate, ("state_error", *_states(0)),
+    return Fault(f"one scale, embedding, {gate}", "one scale of the embedding doubled", gate, ("prompt_kld_mean", *_states(0)),
                  on_tensors(breaking.one_scale(_EMBEDDING, 2)), draws=6)  # fmt: skip
 
 
@@ -109,12 +113,12 @@ _TABLE = (
     # cobra-mini's dt_proj has 16 inputs, too few for any scheme: it has no scales.
     Fault("dt_proj row", "one row of layer 1's dt_proj, which is float16, doubled", "w4a16-g128", _states(1),
           on_tensors(breaking.row_doubled(_in_layer("dt_proj.weight"))), draws=6),
-    Fault("embedding row", "one row of the embedding zeroed", "w4a16-g128", ("state_error", *_states(0)),
+    Fault("embedding row", "one row of the embedding zeroed", "w4a16-g128", ("prompt_kld_mean", *_states(0)),
           on_tensors(breaking.row_zeroed(_EMBEDDING)), draws=6),
     Fault("infinite scale", "one scale of layer 1's in_proj infinite", "w4a16-g128", (),
           on_tensors(breaking.one_scale(_in_layer("in_proj.weight"), float("inf")))),
-    Fault("no rotation", "rotated matrices run without rotation", "mixed", ("state_error",), breaking.no_rotation),
-    Fault("clips", "activations clipped at 0.5", "w4a8", ("state_error", *_states(0)), breaking.clips_at(0.5)),
+    Fault("no rotation", "rotated matrices run without rotation", "mixed", _states(0), breaking.no_rotation),
+    Fault("clips", "activations clipped at 0.5", "w4a8", _states(0), breaking.clips_at(0.5)),
     Fault("normalisation", "each encoder's pictures normalised with the other's mean and deviation", "w4a16-g128",
           ("vision_error",), breaking.swapped_normalisations),
     _pixels("red and blue", "red and blue swapped", lambda pixels: pixels[..., ::-1]),
@@ -175,6 +179,17 @@ def try_fault(fault: Fault, good: Path, draw: int = 0) -> Found:
     return Found(int(bool(failed)), _names(failed), _names([v for v in shipped if not v.within]), worst)
 
 
+def told_apart(fault: Fault, good: Path, draw: int = 0) -> bool:
+    """Say whether a planted fault shows where the good build is the baseline: a drift larger than that of 16 bits."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "broken"
+        plant(fault, good, copy, draw)
+        with fault.running():
+            report = measured(copy, threads=1, baseline=str(good)).report
+    drift = report.measures["kld_mean"].value
+    return drift is not None and drift > report.noise_floor["fp16"]["kld_mean"]
+
+
 def verdicts_of(report: Report, bundle: Path, budget: Path | None) -> tuple[Verdict, ...]:
     """Judge a bundle's report by a budget; None for the one that ships."""
     manifest, precision = Bundle.open(bundle).manifest, report.build.vision_precision
@@ -204,13 +219,15 @@ def try_all(
         on_draw: told a name, how many times it was planted, and of how many.
     """
     for fault in faults:
-        good, found = folder / fault.gate, list[Found]()
+        good, found, apart = folder / fault.gate, list[Found](), 0
         if not good.exists():
             export_gate(GATES[fault.gate], folder)
         for draw in range(fault.draws):
             on_draw(fault.name, draw, fault.draws)
             found.append(try_fault(fault, good, draw))
-        yield _row(fault, found)
+            if found[-1].exit_code == 0:
+                apart += told_apart(fault, good, draw)
+        yield _row(fault, found) | {"told_apart": apart}
 
 
 def _row(fault: Fault, found: Sequence[Found]) -> dict[str, Any]:

@@ -33,7 +33,9 @@ def faults_table(result: dict[str, Any] | None) -> str:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     of = f"of {row['draws']}"
-    expected = " or ".join(f"`{name}`" for name in row["expected"])
+    layers = any(name.startswith("state_error.") for name in row["expected"])
+    expected = " or ".join(f"`{name}`" for name in row["expected"] if not name.startswith("state_error."))
+    expected += " or a layer's" if layers else ""
     furthest = f"`{row['worst']}`, {row['worst_times']:.2g} times" if row["worst"] else "–"
     if row["refused"]:
         furthest = f"refused with exit code {row['exit_codes'][0]}"
@@ -44,4 +46,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['caught_by_shipped']} {of}",
         f"{expected}: {row['expected_failed']} {of}" if expected else "–",
         furthest,
+        f"{row['told_apart']} of {row['draws'] - row['caught']}" if row["caught"] < row["draws"] else "–",
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..decode.decoder import DecoderState
+from ..errors import DriftError, InputError
 from ..generate import GREEDY, generate
 from ..session import Session
 from .asked import AskedLine, AskedSuite, reply_limit
@@ -52,11 +53,18 @@ def readings(session: Session, suite: AskedSuite, first: int = 0) -> Iterator[Re
 
 
 def read_line(session: Session, asked: AskedLine, embeddings: np.ndarray | None, looked: DecoderState) -> Reading:
-    """Read one line from the state after its picture, which is left as it is."""
+    """Read one line from the state after its picture, which is left as it is.
+
+    Raises:
+        DriftError: the free answer's logits are not finite.
+    """
     decoder, state = session.decoder, looked.copy()
     after_prompt = decoder.forward(decoder.embed(list(asked.prompt)), state)
     free = state.copy()
     after_answer = decoder.forward(decoder.embed(asked.answer[:-1]), state)
     end, limit = session.codec.end_id, reply_limit(asked)
-    reply = tuple(generate(decoder, after_prompt[-1], free, end, limit, GREEDY))
+    try:
+        reply = tuple(generate(decoder, after_prompt[-1], free, end, limit, GREEDY))
+    except InputError as error:  # logits that are not finite
+        raise DriftError(f"line {asked.number}: {error}") from error
     return Reading(log_softmax(np.concatenate([after_prompt, after_answer])), sketched(state.ssm), reply, embeddings)
