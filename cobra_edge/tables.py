@@ -45,7 +45,7 @@ def bits_per_weight(manifest: Manifest) -> float:
 
 
 def drift_rows(manifest: Manifest, verdicts: Sequence[Verdict]) -> list[tuple[str, str, str, str]]:
-    """Return (measure, value, limit, verdict) of each measure, a task's or layer's where it has a limit; empty without drift."""
+    """Return (measure, value, limit, verdict) of each measure, of a task or layer where it has a limit; none without drift."""
     if manifest.drift is None:
         return []
     rows = []
