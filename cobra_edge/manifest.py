@@ -49,7 +49,7 @@ class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         runtime: the decoder backend that was measured.
         vision_runtime: what computed the visual embeddings; None without vision.
         lines, positions: golden lines, and answer tokens in them.
-        measures: by name of `regress.measures.MEASURES`, those that could be taken.
+        measures: by name of `regress.measures.measure_named`, tasks' and layers' too, those that could be taken.
     """
 
     runtime: str

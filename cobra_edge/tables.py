@@ -10,7 +10,7 @@ from rich.text import Text
 from .bundle import DECODER
 from .manifest import Drift, Manifest
 from .recipe import OUT_PROJ, RESIDUAL, Recipe
-from .regress.measures import MEASURES, written
+from .regress.measures import MEASURES, measure_named, written
 from .regress.report import Verdict
 from .targets import Target
 from .terminal import plain
@@ -45,17 +45,17 @@ def bits_per_weight(manifest: Manifest) -> float:
 
 
 def drift_rows(manifest: Manifest, verdicts: Sequence[Verdict]) -> list[tuple[str, str, str, str]]:
-    """Return (measure, value, limit, verdict) of each measure; empty where drift was not measured."""
+    """Return (measure, value, limit, verdict) of each measure, of a task or layer where it has a limit; none without drift."""
     if manifest.drift is None:
         return []
     rows = []
-    for name in MEASURES:
+    for name in dict.fromkeys((*MEASURES, *(v.measure for v in verdicts))):
         limits = [v for v in verdicts if v.measure == name]
         if name not in manifest.drift.measures and not limits:
             continue
         limit = ", ".join(written(name, v.limit) for v in limits)
         word = "" if not limits else "within" if all(v.within for v in limits) else "EXCEEDED"
-        rows.append((MEASURES[name].label, written(name, manifest.drift.measures.get(name)), limit, word))
+        rows.append((measure_named(name).label, written(name, manifest.drift.measures.get(name)), limit, word))
     return rows
 
 

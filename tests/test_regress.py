@@ -108,7 +108,7 @@ def test_the_budget_that_ships(regress):
     assert code in (0, 1) and json.loads(out)["budget"] == "the budget that ships" and json.loads(out)["verdicts"]
 
 
-def test_todays_figures_become_the_budget(regress, tmp_path):
+def test_todays_figures_become_the_budget(regress, build, tmp_path):
     """What was written passes at once; a build of another scheme finds nothing there."""
     file = tmp_path / "new.toml"
     code, _, err = regress("--budget", file, "--update-budget", "--margin", "0.1")
@@ -117,6 +117,8 @@ def test_todays_figures_become_the_budget(regress, tmp_path):
     assert {"kld_mean", "top1_agreement", "vision_error", "state_error.0", "state_error.3"} <= set(limits)
     code, out, _ = regress("--budget", file, "--json")
     assert code == 0 and len(json.loads(out)["verdicts"]) == len(limits)
+    # An export judges by it too: nothing in it is something that an export does not measure.
+    assert set(limits) <= set(Bundle.open(build).manifest.drift.measures)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------------

@@ -167,11 +167,12 @@ class Tally:
             if len(values):
                 found |= {name: float(np.quantile(values, q)) for name, q in quantiles.items()}
         found["kld_max"] = float(_joined(self._klds).max())
-        scores = (float(self._column(name).sum()) for name in ("score", "gained", "lost"))
-        score, gained, lost = (total / self.lines for total in scores)
-        found |= {"accuracy": score, "accuracy_change": gained - lost}
+        for task in (None, *self._metrics):
+            of, dot = ("", "") if task is None else (f":{task}", f".{task}")
+            score, gained, lost, n = (float(self._column(f"{name}{of}").sum()) for name in ("score", "gained", "lost", "lines"))
+            found |= {f"accuracy{dot}": score / n, f"accuracy_change{dot}": (gained - lost) / n}
         layers = [_POINTS["root"](float(self._column(f"state:{i}").sum()), self.lines) for i in range(self._layers)]
-        return found | {"state_error": max(layers)}
+        return found | {"state_error": max(layers)} | {f"state_error.{i}": error for i, error in enumerate(layers)}
 
     def figures(self) -> dict[str, Figure]:
         """Return every measure that could be taken, with its interval. Raises InputError for fewer than two pictures."""
