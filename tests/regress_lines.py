@@ -53,6 +53,7 @@ def compared_line(number: int, picture: int | None = 0, **changes: Any) -> Compa
         score=1.0,
         reference_score=1.0,
         tail=0.0,
+        prompt_tail=0.0,
         kept=8,
     )
     return msgspec.structs.replace(plain, **changes)

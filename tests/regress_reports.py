@@ -55,7 +55,7 @@ def make_report(**changes: Any) -> r.Report:
             ("residual",), "int8", 4.37, 3_210_000,
         ),
         runtime=r.Runtime("native, AVX2", "onnxruntime CPU", "float32", 4, "cpu", "Intel Xeon, 2 cores"),
-        baseline=r.Baseline("checkpoint", "mini", "torch, float32", 64, 0.0031, 512),
+        baseline=r.Baseline("checkpoint", "mini", "torch, float32", 64, 0.0031, 0.4, 512),
         suite=r.Suite("heldout", "b" * 64, 240, 60, 1310, 4020, {17: "the picture is missing", 31: "no answer"}),
         measures=_MEASURES,
         not_taken={"prompt_kld_p99": "the baseline keeps no question tokens"},

@@ -46,6 +46,7 @@ def made(count=40, seed=0, blind=False):
             score=float(rng.random() < 0.7),
             reference_score=float(rng.random() < 0.8),
             tail=float(rng.random() * 1e-5),
+            prompt_tail=float(rng.random()),
             kept=int(rng.integers(8, 20)),
         )
         pairs.append((asked_line(number, task, picture), line))
@@ -122,6 +123,7 @@ def test_lines_are_counted():
     assert tally.lines == 40 and tally.answer_tokens == sum(len(line.answer_kld) for line in lines)
     assert tally.prompt_tokens == sum(len(line.prompt_kld) for line in lines)
     assert tally.pictures == len({(line.picture, line.picture is None and line.number) for line in lines})
+    assert tally.prompt_tail_mass_max == max(line.prompt_tail for line in lines)
     assert tally.tail_mass_max == max(line.tail for line in lines) and tally.kept_max == max(line.kept for line in lines)
     assert tally_of(made(blind=True)).pictures == 40
 

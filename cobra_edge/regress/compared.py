@@ -30,7 +30,8 @@ class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         reply, reference_reply: free answers, tokens.
         text, reference_text: what they say.
         score, reference_score: of the texts, by the task's metric.
-        tail, kept: of the reference's distributions, the largest probability not kept, and how many tokens are kept at most.
+        tail, prompt_tail: of the reference's distributions, the largest probability not kept, in the answer and the question.
+        kept: how many of their tokens are kept at most.
     """
 
     number: int
@@ -49,6 +50,7 @@ class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     score: float
     reference_score: float
     tail: float
+    prompt_tail: float
     kept: int
 
     @property
@@ -99,7 +101,8 @@ def compared(asked: AskedLine, reference: Reading, build: Reading, text_of: Call
         reference_text=texts[1],
         score=metric.score(texts[0], asked.line),
         reference_score=metric.score(texts[1], asked.line),
-        tail=0.0 if top is None else float(top.tails.max(initial=0)),
+        tail=0.0 if top is None else float(top.tails[first:].max(initial=0)),
+        prompt_tail=0.0 if top is None else float(top.tails[:first].max(initial=0)),
         kept=0 if top is None else int(np.diff(top.offsets).max(initial=0)),
     )
 

@@ -209,7 +209,15 @@ def _build(bundle: Bundle) -> reports.Build:
 def _baseline(reference: Reference, tally: Tally) -> reports.Baseline:
     whole = reference.golden is None
     top_k = None if whole else tally.kept_max
-    return reports.Baseline(reference.kind, reference.name, reference.computed_by, top_k, tally.tail_mass_max, SKETCH)
+    return reports.Baseline(
+        kind=reference.kind,
+        name=reference.name,
+        computed_by=reference.computed_by,
+        top_k=top_k,
+        tail_mass_max=tally.tail_mass_max,
+        prompt_tail_mass_max=tally.prompt_tail_mass_max,
+        state_sketch=SKETCH,
+    )
 
 
 def _not_taken(session: Session) -> dict[str, str]:

@@ -74,7 +74,8 @@ class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: of the bundle or checkpoint.
         computed_by: what ran it, such as "torch, float32".
         top_k: how many of the likeliest tokens are kept of each distribution; None for all.
-        tail_mass_max: largest probability, in any distribution, of all tokens that are not kept: bounds what KLDs lack.
+        tail_mass_max, prompt_tail_mass_max: largest probability, in any distribution on answers and on questions, of all tokens
+            that are not kept: bounds what KLDs lack.
         state_sketch: numbers kept of each layer's state.
     """
 
@@ -83,6 +84,7 @@ class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     computed_by: str
     top_k: int | None
     tail_mass_max: float
+    prompt_tail_mass_max: float
     state_sketch: int
 
 

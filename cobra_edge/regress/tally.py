@@ -73,12 +73,14 @@ class Tally:
 
     Attributes:
         lines, answer_tokens, prompt_tokens: how many.
-        tail_mass_max, kept_max: of the reference's distributions, the largest tail, and how many tokens are kept at most.
+        tail_mass_max, prompt_tail_mass_max: largest tail of the reference's distributions, on answers and on questions.
+        kept_max: how many tokens of a distribution are kept at most.
     """
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self.lines, self.answer_tokens, self.prompt_tokens, self.tail_mass_max, self.kept_max = 0, 0, 0, 0.0, 0
+        self.lines, self.answer_tokens, self.prompt_tokens, self.kept_max = 0, 0, 0, 0
+        self.tail_mass_max, self.prompt_tail_mass_max = 0.0, 0.0
         self._sums: dict[tuple[bool, int], defaultdict[str, float]] = {}
         self._klds: dict[tuple[bool, int], list[np.ndarray]] = defaultdict(list)
         self._prompt_klds: dict[tuple[bool, int], list[np.ndarray]] = defaultdict(list)
@@ -151,6 +153,7 @@ class Tally:
         self.answer_tokens += len(line.answer_kld)
         self.prompt_tokens += len(line.prompt_kld)
         self.tail_mass_max, self.kept_max = max(self.tail_mass_max, line.tail), max(self.kept_max, line.kept)
+        self.prompt_tail_mass_max = max(self.prompt_tail_mass_max, line.prompt_tail)
         heapq.heappush(self._worst, (kld / len(line.answer_kld), -line.number, _worst(asked, line)))
         if len(self._worst) > WORST:
             heapq.heappop(self._worst)
