@@ -1,0 +1,57 @@
+"""`bench budgets` writes every section anew, or leaves the file as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from cobra_edge.bench import budgets
+from cobra_edge.bench.budgets import GATES, HEADER, write_budget
+from cobra_edge.regress.budget import read_budget
+
+from .regress_reports import make_report
+
+
+@pytest.fixture
+def measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(bundle: Path) -> SimpleNamespace:
+        report = make_report()
+        return SimpleNamespace(report=msgspec.structs.replace(report, build=_named(report.build, bundle.name)))
+
+    monkeypatch.setattr(budgets, "export_gate", lambda gate, folder: folder / gate.scheme)
+    monkeypatch.setattr(budgets, "measured", measured)
+
+
+def _named(build: object, scheme: str) -> object:
+    return msgspec.structs.replace(build, scheme=scheme)  # type: ignore[type-var]
+
+
+def test_every_gate_gets_a_section_with_its_margin(measured_at_once: None, tmp_path: Path) -> None:
+    file, told = tmp_path / "budget.toml", list[str]()
+    file.write_text("[schemes.gone]\nkld_mean = { max = 1 }\n")
+    write_budget(file, tmp_path, lambda scheme, done, total: told.append(f"{done} of {total}: {scheme}"))
+    limits, high = read_budget(file).schemes, make_report().measures["kld_mean"].high
+    assert file.read_text().startswith(HEADER)
+    assert list(limits) == list(GATES) and told[1] == f"1 of {len(GATES)}: {list(GATES)[1]}"
+    assert high is not None
+    for scheme, gate in GATES.items():
+        most = limits[scheme]["kld_mean"].max
+        assert most is not None and high * (1 + gate.margin) <= most <= high * (1 + gate.margin) * 1.01
+
+
+def test_the_file_stays_where_a_build_fails(measured_at_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "budget.toml"
+    file.write_text("as it was")
+
+    def export_gate(gate: budgets.Gate, folder: Path) -> Path:
+        if gate.scheme == "mixed":
+            raise KeyboardInterrupt
+        return folder / gate.scheme
+
+    monkeypatch.setattr(budgets, "export_gate", export_gate)
+    with pytest.raises(KeyboardInterrupt):
+        write_budget(file, tmp_path, lambda scheme, done, total: None)
+    assert [f.name for f in tmp_path.iterdir()] == ["budget.toml"] and file.read_text() == "as it was"
