@@ -183,7 +183,7 @@ def test_terminal_names_runtime_baseline_figures_and_verdict():
     for expected in (
         "FAILED: 2 of 5 limits",
         "native, AVX2 on cpu, vision by onnxruntime CPU, against checkpoint mini (torch, float32)",
-        "the 64 likeliest tokens kept, at most 0.0031 of probability not kept",
+        "at most 64 likeliest tokens kept, of probability not kept at most 0.0031 on answers and 0.4 on questions",
         "0.0111 – 0.0135",
         "2.1e-06",
         "40 │",

@@ -185,8 +185,8 @@ def baseline_words(report: Report) -> str:
     kept = (
         "all tokens' probabilities kept"
         if base.top_k is None
-        else f"at most {base.top_k} likeliest tokens kept, not kept {base.tail_mass_max:.2g} of probability at most on answers and "
-        f"{base.prompt_tail_mass_max:.2g} on questions"
+        else f"at most {base.top_k} likeliest tokens kept, of probability not kept at most {base.tail_mass_max:.2g} on answers "
+        f"and {base.prompt_tail_mass_max:.2g} on questions"
     )
     sketch = f", {base.state_sketch} numbers kept of each layer's state" if base.state_sketch else ""
     return f"{base.kind} {base.name}, computed by {base.computed_by}, {kept}{sketch}"
