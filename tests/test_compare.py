@@ -25,7 +25,8 @@ def with_measures(**figures):
 
 
 def word(name, before, after):
-    found = compare(make_report(measures={name: before}, tasks=()), make_report(measures={name: after}, tasks=()))
+    before, after = (make_report(measures={name: figure}, tasks=(), layers=()) for figure in (before, after))
+    found = compare(before, after)
     (change,) = found.changes
     assert change.measure == name
     return change.word
@@ -34,7 +35,8 @@ def word(name, before, after):
 def test_a_report_is_like_itself():
     found = compare(make_report(), make_report())
     assert {change.word for change in found.changes} == {"alike"}
-    assert len(found.changes) == len(make_report().measures) + 2 * len(make_report().tasks)
+    report = make_report()
+    assert len(found.changes) == len(report.measures) + 2 * len(report.tasks) + len(report.layers)
     assert not found.differs and not found.warnings and not found.worse and not found.better
 
 

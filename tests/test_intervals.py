@@ -290,4 +290,4 @@ def test_coverage_counts_the_intervals_that_hold_the_truth():
 def test_pages_are_made_from_the_results():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        assert text.count("<!-- table: ") >= 2 and with_tables(text) == text, f"{page.name}: run make figures"
+        assert text.count("<!-- table: ") >= 1 and with_tables(text) == text, f"{page.name}: run make figures"
