@@ -25,3 +25,10 @@ def test_a_layers_limit_is_not_below_the_noise_floor_of_the_worst_layer(tmp_path
     update_budget(tmp_path / "budget.toml", "fp16", figures, {"state_error": 5e-4}, 0.0)
     limits = read_budget(tmp_path / "budget.toml").limits_of("fp16")
     assert (limits["state_error.0"].max, limits["state_error.1"].max) == (5e-4, 0.2)
+
+
+def test_the_noise_of_a_ratio_counts_to_both_sides_of_one(tmp_path: Path) -> None:
+    figures = {"perplexity_ratio": Figure(1 + 1e-8, 1 - 1e-8, 1 + 2e-8)}
+    update_budget(tmp_path / "budget.toml", "fp16", figures, {"perplexity_ratio": 1 - 5e-6}, 0.0)
+    most = read_budget(tmp_path / "budget.toml").limits_of("fp16")["perplexity_ratio"].max
+    assert most is not None and 1 + 5e-6 <= most <= 1 + 5.1e-6

@@ -46,5 +46,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['caught_by_shipped']} {of}",
         f"{expected}: {row['expected_failed']} {of}" if expected else "–",
         furthest,
-        f"{row['told_apart']} of {row['draws'] - row['caught']}" if "told_apart" in row and row["caught"] < row["draws"] else "–",
+        f"{row['told_apart']} of {row['draws'] - row['caught']}" if row["caught"] < row["draws"] else "–",
     ]

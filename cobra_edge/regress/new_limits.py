@@ -71,8 +71,9 @@ def _limit(name: str, figure: Figure, floor: float | None, margin: float, before
     if figure.value is None:
         return before
     measure = measure_named(name)
-    noise = measure.ideal if floor is None else floor
-    low, high = (f(figure.value if end is None else end, noise) for f, end in ((min, figure.low), (max, figure.high)))
+    noise = 0.0 if floor is None else abs(floor - measure.ideal)  # to either side: that it fell to one is chance
+    low = min(figure.value if figure.low is None else figure.low, measure.ideal - noise)
+    high = max(figure.value if figure.high is None else figure.high, measure.ideal + noise)
 
     return Limit(
         max=None if measure.better == "high" else _allowed(max(high, measure.ideal), measure.ideal, margin),
