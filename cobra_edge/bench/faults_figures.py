@@ -22,6 +22,7 @@ def faults_table(result: dict[str, Any] | None) -> str:
         "by the budget that ships",
         "by the expected measure",
         "furthest beyond its limit",
+        "missed, but told from the good build",
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in result["rows"]]
