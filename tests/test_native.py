@@ -465,3 +465,14 @@ def test_numpy_and_native_say_the_same(mini_bundle):
         token = int(np.argmax(logits))
         assert token == int(np.argmax(mine))
         logits, mine = exact.step(token, a), ours.step(token, b)
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("1", 1), ("1,2", 1), ("", None), ("0", None), ("many", None), ("9999", None)])
+def test_a_process_takes_as_many_threads_as_it_is_told(tiny, monkeypatch, caplog, asked, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    with caplog.at_level("INFO"):
+        CpuDecoder(tiny, DecoderOptions())
+    assert f", {threads or physical_cores()} threads, " in caplog.text
+    with caplog.at_level("INFO"):
+        CpuDecoder(tiny, DecoderOptions(threads=physical_cores()))
+    assert f", {physical_cores()} threads, " in caplog.text.splitlines()[-1]

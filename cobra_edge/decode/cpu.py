@@ -55,6 +55,12 @@ def why_not() -> str | None:
     return None
 
 
+def _asked_for() -> int | None:
+    """Return OMP_NUM_THREADS, by which whoever runs several processes tells numeric libraries how many cores each has."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) or None if first.isascii() and first.isdecimal() else None
+
+
 class CpuDecoder:
     """A bundle's decoder, run by native code."""
 
@@ -76,7 +82,7 @@ class CpuDecoder:
         weights = Weights.of(source)
         self.config = weights.config
         cores = physical_cores()
-        threads = options.threads or cores
+        threads = options.threads or min(_asked_for() or cores, cores)
         if threads > cores:
             log.warning("%d threads on %d cores: they will wait for each other; take %d", threads, cores, cores)
         arrays: dict[str, np.ndarray] = {}

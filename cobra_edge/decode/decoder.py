@@ -80,7 +80,7 @@ class DecoderOptions:
     """How a decoder is to run; a backend without such a choice passes over it.
 
     Attributes:
-        threads: of a CPU backend; None for one a physical core.
+        threads: of a CPU backend; None for one a physical core, or fewer where OMP_NUM_THREADS says so.
         activations: "float32" leaves what enters a product as it is; "int8" rounds it where the weights are quantized, one
             scale a group: faster, at a drift of its own; None does what the recipe says.
     """
