@@ -28,7 +28,7 @@ def coverage(replicates: int, name: str, as_json: bool) -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise MachineError(
-            f"bench coverage needs {error.name}; install it with: pip install 'cobra-edge[export,eval]'"
+            f"bench coverage needs {error.name}; install it with: pip install 'cobra-edge[export,regress]'"
         ) from error
     from .coverage import measure
     from .machine import machine

@@ -33,7 +33,7 @@ def quality(peer_python: str, only: tuple[str, ...], name: str | None, as_json: 
         import torch  # noqa: F401
     except ImportError as error:
         raise MachineError(
-            f"bench quality needs {error.name}; install it with: pip install 'cobra-edge[export,eval]'"
+            f"bench quality needs {error.name}; install it with: pip install 'cobra-edge[export,regress]'"
         ) from error
     from .machine import machine
     from .quality import known_labels, measure

@@ -64,7 +64,7 @@ def vision(
         import torch  # noqa: F401
     except ImportError as error:
         raise MachineError(
-            f"bench vision needs {error.name}; install it with: pip install 'cobra-edge[export,eval]'"
+            f"bench vision needs {error.name}; install it with: pip install 'cobra-edge[export,regress]'"
         ) from error
     if engines:
         from ..vision.engines.tensorrt_rtx import require_tensorrt_rtx
