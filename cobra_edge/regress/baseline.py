@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..bundle import GOLDEN, MANIFEST, TOKENIZER, Bundle
 from ..calibrated import hashed
@@ -107,9 +105,7 @@ def _bundle(directory: Path, build: Bundle, open_session: Callable[[Bundle], Ses
 def _checkpoint(source: str, build: Bundle) -> Reference:
     try:
         from ..model.checkpoint import open_checkpoint
-        from ..model.cobra import load_vision
-        from ..quantize.questions import seen
-        from .float_reference import float_readings
+        from .float_reference import float_eyes, float_readings
     except ImportError as error:
         raise MachineError(
             f"--baseline {source}: a checkpoint needs {error.name}; install it with: pip install 'cobra-edge[export]', or "
@@ -125,12 +121,7 @@ def _checkpoint(source: str, build: Bundle) -> Reference:
     codec, _ = build.text()
 
     def read(suite: AskedSuite, first: int) -> Iterator[Reading]:
-        model = load_vision(checkpoint) if suite.pictures else None
-
-        def see(pictures: Sequence[int]) -> Sequence[np.ndarray]:
-            found = seen(checkpoint, [suite.load(picture) for picture in pictures], model=model)
-            return list(found.numpy().reshape(len(pictures), -1, found.shape[-1]))
-
+        see = float_eyes(checkpoint, suite)
         return float_readings(checkpoint, suite.lines[first:], see, replies_end_with=codec.end_id)
 
     return Reference("checkpoint", source, digest, "torch, float32", None, read, checkpoint=checkpoint)

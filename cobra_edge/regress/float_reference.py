@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from ..decode.native_operations import best_operations
 from ..errors import InputError
 from ..model.checkpoint import Checkpoint
-from ..model.cobra import stream_blocks
+from ..model.cobra import load_vision, stream_blocks
 from ..model.config import MambaConfig
 from ..model.mamba import REFERENCE, Block, RMSNorm
-from .asked import AskedLine, reply_limit
+from ..quantize.questions import seen
+from .asked import AskedLine, AskedSuite, reply_limit
 from .metrics import log_softmax
 from .reading import Reading
 from .sketch import sketched
@@ -29,13 +30,15 @@ from .sketch import sketched
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _POSITIONS_AT_ONCE = 8192
 _Module = TypeVar("_Module", bound=nn.Module)
+# Embeddings (n_visual_tokens, d_model) float32 of pictures, by their index in the suite.
+See = Callable[[Sequence[int]], Sequence[np.ndarray]]
 
 
 @torch.inference_mode()
 def float_readings(
     checkpoint: Checkpoint,
     lines: Sequence[AskedLine],
-    see: Callable[[Sequence[int]], Sequence[np.ndarray]],
+    see: See,
     *,
     precision: str | None = None,
     replies_end_with: int | None = None,
@@ -56,8 +59,19 @@ def float_readings(
     """
     for batch in batches(lines, checkpoint.config.n_visual_tokens):
         used = sorted({line.picture for line in batch if line.picture is not None})
-        seen = dict(zip(used, see(used), strict=True)) if used else {}
-        yield from _Batch(checkpoint, batch, seen, precision).read(replies_end_with, on_layer)
+        looked = dict(zip(used, see(used), strict=True)) if used else {}
+        yield from _Batch(checkpoint, batch, looked, precision).read(replies_end_with, on_layer)
+
+
+def float_eyes(checkpoint: Checkpoint, suite: AskedSuite, precision: str | None = None) -> See:
+    """Return what sees a suite's pictures as the float model does, in 16 bits where a precision is given."""
+    model = narrowed(load_vision(checkpoint), precision) if suite.pictures else None
+
+    def see(pictures: Sequence[int]) -> Sequence[np.ndarray]:
+        found: Tensor = seen(checkpoint, [suite.load(picture) for picture in pictures], model=model)
+        return list(found.numpy().reshape(len(pictures), -1, found.shape[-1]))
+
+    return see
 
 
 def batches(lines: Sequence[AskedLine], n_visual_tokens: int) -> list[list[AskedLine]]:

@@ -24,7 +24,7 @@ from .attribution import attribution
 from .baseline import Reference, open_baseline
 from .budget import Budget, judge
 from .compared import compared
-from .journal import fingerprint_of, journal
+from .journal import Journal, fingerprint_of, journal
 from .measures import MEASURES
 from .questions import chosen_suite
 from .reading import readings
@@ -114,16 +114,17 @@ def measure(
     identity = fingerprint_of(
         __version__, _fingerprint(bundle), reference.kind, reference.fingerprint, digest, repr(runtime), str(len(suite.lines))
     )
-    tally, new = _asked(session, reference, suite, directory, identity, on_step)
+    found, few = None, run.attribution_lines
+    if few is None:
+        few = _FEW if manifest.model.mamba.n_parameters < 10**9 else _MANY
+    with journal(directory, identity) as kept:
+        tally = _asked(session, reference, suite, kept, on_step)
+        if few:  # while the journal is open: interrupted here, a run does not ask its lines again
+            found = attribution(session, reference, suite.part(few), run.options, on_step)
+    new = len(suite.lines) - len(kept.done)
     figures = tally.figures()
     floor, not_taken = manifest.noise_floor, _not_taken(session)
     verdicts = judge(figures, limits, floor, not_taken)
-    found = None
-    few = run.attribution_lines
-    if few is None:
-        few = _FEW if manifest.model.mamba.n_parameters < 10**9 else _MANY
-    if few:
-        found = attribution(session, reference, suite.part(few), run.options, on_step)
     seconds = time.monotonic() - clock
     report = Report(
         schema_version=reports.REPORT_VERSION,
@@ -157,23 +158,19 @@ def measure(
     return Measured(report, suite)
 
 
-def _asked(
-    session: Session, reference: Reference, suite: AskedSuite, directory: Path | None, identity: str, on_step: OnStep
-) -> tuple[Tally, int]:
-    """Ask every line that an interrupted run left; returns what all of them add up to, and how many were asked now."""
-    tally, total = Tally(), len(suite.lines)
-    with journal(directory, identity) as kept:
-        first = len(kept.done)
-        for asked, line in zip(suite.lines, kept.done, strict=False):
-            tally.add(asked, line)
-        pairs = zip(suite.lines[first:], reference.readings(suite, first), readings(session, suite, first), strict=True)
-        for done, (asked, told, said) in enumerate(pairs, first):
-            on_step("lines", done, total)
-            line = compared(asked, told, said, session.codec.decode)
-            kept.write(line)
-            tally.add(asked, line)
-        on_step("lines", total, total)
-    return tally, total - first
+def _asked(session: Session, reference: Reference, suite: AskedSuite, kept: Journal, on_step: OnStep) -> Tally:
+    """Ask every line that an interrupted run left; returns what all of them add up to."""
+    tally, total, first = Tally(), len(suite.lines), len(kept.done)
+    for asked, line in zip(suite.lines, kept.done, strict=False):
+        tally.add(asked, line)
+    pairs = zip(suite.lines[first:], reference.readings(suite, first), readings(session, suite, first), strict=True)
+    for done, (asked, told, said) in enumerate(pairs, first):
+        on_step("lines", done, total)
+        line = compared(asked, told, said, session.codec.decode)
+        kept.write(line)
+        tally.add(asked, line)
+    on_step("lines", total, total)
+    return tally
 
 
 def _runtime(session: Session, run: Run) -> Runtime:

@@ -6,16 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from ..errors import DriftError
 from ..model.checkpoint import Checkpoint
-from ..model.cobra import load_vision
-from ..quantize.questions import seen
 from ..text import TextCodec
 from .asked import AskedSuite
 from .compared import compared
-from .float_reference import NARROW, float_readings, narrowed
+from .float_reference import NARROW, float_eyes, float_readings
 from .reading import Reading
 from .tally import Tally
 from .top_tokens import TopTokens
@@ -80,12 +77,7 @@ def _floor(
     precision: str,
     on_layer: Callable[[], None],
 ) -> dict[str, float]:
-    model = narrowed(load_vision(checkpoint), precision) if suite.pictures else None
-
-    def see(pictures: Sequence[int]) -> Sequence[np.ndarray]:
-        found: torch.Tensor = seen(checkpoint, [suite.load(picture) for picture in pictures], model=model)
-        return list(found.numpy().reshape(len(pictures), -1, found.shape[-1]))
-
+    see = float_eyes(checkpoint, suite, precision)
     tally, narrow = Tally(), float_readings(checkpoint, suite.lines, see, precision=precision, on_layer=on_layer)
     try:
         for asked, reference, reading in zip(suite.lines, readings, narrow, strict=True):
