@@ -275,6 +275,21 @@ def test_an_interrupted_run_of_another_suite_begins_anew(build, known, lax, tmp_
     assert len(asked) == 6 + 10
 
 
+def test_a_run_interrupted_in_its_attribution_does_not_ask_again(build, lax, tmp_path, monkeypatch, capfd):
+    given = [str(build), "--budget", str(lax), "--lines", "10", "--report", str(tmp_path / "drift")]
+    tried, asked, real = harness.attribution, [], harness.compared
+
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "compared", lambda *a: asked.append(1) or real(*a))
+    monkeypatch.setattr(harness, "attribution", interrupted)
+    assert run_command(command, given) == 130 and len(asked) == 10
+    monkeypatch.setattr(harness, "attribution", tried)
+    assert run_command(command, given) == 0 and len(asked) == 10
+    assert read_report(tmp_path / "drift" / "report.json").attribution is not None
+
+
 def peak_mb(*arguments):
     """Return the largest resident size of a process that runs the command, in MB."""
     program = (
