@@ -1,0 +1,10 @@
+"""The CUDA decoder's kernels, in Triton: each beside its twin in plain torch, which has the same signature and says what is right.
+
+Kernels are launched through `launch.launch`, so that what a decoder launches can be recorded and compiled for cards that are
+not here. How a kernel cuts its work is data: tiles.toml.
+"""
+
+import os
+
+# Triton asks for a choice: a product and a sum may be one instruction. The native decoder fuses too.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
