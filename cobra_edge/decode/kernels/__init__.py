@@ -1,4 +1,4 @@
-"""The CUDA decoder's kernels, in Triton: each beside its twin in plain torch, which has the same signature and says what is right.
+"""The CUDA decoder's kernels in Triton, each beside its twin in plain torch: the same signature, and it says what is right.
 
 Kernels are launched through `launch.launch`, so that what a decoder launches can be recorded and compiled for cards that are
 not here. How a kernel cuts its work is data: tiles.toml.
