@@ -9,8 +9,9 @@ import torch
 from cobra_edge.decode.kernels.matrix import CardMatrix
 from cobra_edge.decode.kernels.products_one import _warps, multiply_one, multiply_one_reference
 from cobra_edge.scheme import SCHEMES
-from tests.card_case import CARD, guarded, random_matrix
-from tests.tolerance import assert_close
+
+from .card_case import CARD, guarded, random_matrix
+from .tolerance import assert_close
 
 SHAPES = [
     ("fp16", 33, 100),

@@ -23,29 +23,32 @@ EXPONENT = 0x4B000000
 
 @triton.jit
 def load_bytes(codes, row_offset, block, lane, mask, BITS: tl.constexpr):
-    """Load the bytes that hold lanes of blocks: those of the low bits, and for 3 bits those of the top bits (else the same).
+    """Load the bytes that hold lanes of blocks, int16: of the low bits, and for 3 bits of the top bits (else the same).
 
-    Offsets and lanes broadcast against each other; `row_offset` in bytes. Where `mask` is false the bytes are 0.
+    Offsets and lanes broadcast against each other; `row_offset` in bytes. Where `mask` is false the bytes are 0. Top bits come
+    at the place above that of the low bits: bit 2 · RUN + 2.
     """
     if BITS == 3:
         start = codes + row_offset + block * 24
-        low = tl.load(start + lane, mask=mask, other=0)
-        return low, tl.load(start + 16 + lane % 8, mask=mask, other=0)
+        low = tl.load(start + lane, mask=mask, other=0).to(tl.int16)
+        top = tl.load(start + 16 + lane % 8, mask=mask, other=0).to(tl.int16)
+        return low, (top << 2) >> (lane // 8).to(tl.int16)
     else:
-        low = tl.load(codes + row_offset + block * 16 + lane, mask=mask, other=0)
+        low = tl.load(codes + row_offset + block * 16 + lane, mask=mask, other=0).to(tl.int16)
         return low, low
 
 
 @triton.jit
-def run_of(low, top, lane, RUN: tl.constexpr, BITS: tl.constexpr):
-    """Return the codes of a run, uint8, from what `load_bytes` gave."""
-    if BITS == 8:
-        return low
-    elif BITS == 4:
-        return (low >> (4 * RUN)) & 15
+def centred_run(low, top, RUN: tl.constexpr, BITS: tl.constexpr):
+    """Return code - zero, float16 and exact, of a run of what `load_bytes` gave, as `centred` does: no conversion."""
+    place: tl.constexpr = 0 if BITS == 8 else (4 * RUN if BITS == 4 else 2 * RUN)
+    exponent: tl.constexpr = 0x6400 - (place << 10)  # of the float16 2^(10 - place)
+    zero: tl.constexpr = (1 << (10 - place)) + (1 << (BITS - 1))
+    if BITS == 3:
+        bits = (low & (3 << place)) | (top & (4 << place))
     else:
-        tops = (top >> (2 * RUN + lane // 8).to(tl.uint8)) & 1
-        return ((low >> (2 * RUN)) & 3) | (tops << 2)
+        bits = low & (((1 << BITS) - 1) << place)
+    return (bits | exponent).to(tl.float16, bitcast=True) - zero
 
 
 @triton.jit

@@ -26,6 +26,7 @@ from .tiles import sizes_for
 
 MOST_WARPS = 8
 
+
 def multiply_one(
     matrix: CardMatrix, x: Tensor, out: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, add: bool = False
 ) -> None:
@@ -108,7 +109,9 @@ def _add_four(total, word, exponent, x, PLACE: tl.constexpr, BITS: tl.constexpr)
 
 
 @triton.jit
-def _add_block(total, low, top, x, norm, squares, block, inside, exponent, BITS: tl.constexpr, RUNS: tl.constexpr, NORMED: tl.constexpr):
+def _add_block(
+    total, low, top, x, norm, squares, block, inside, exponent, BITS: tl.constexpr, RUNS: tl.constexpr, NORMED: tl.constexpr
+):
     """Add the products of blocks of codes with their inputs."""
     lows = four(low)
     if BITS == 3:
