@@ -18,17 +18,17 @@ SHAPES = [
     ("w8a16-channel", 48, 96),
     ("w8a16-channel", 17, 512),
     ("w8a16-g128", 20, 384),
-    ("w4a16-g128", 63, 640),
-    ("w4a16-g64", 129, 64),
+    ("w4a16-g128", 33, 640),
+    ("w4a16-g64", 63, 64),
     ("w4a16-g32", 1, 96),
     ("w4a16-g32", 8, 1024),
     ("w3a16-g64", 19, 64),
-    ("w3a16-g64", 40, 1088),
+    ("w3a16-g64", 18, 576),
 ]
 
 
 @pytest.mark.parametrize("name, n_out, n_in", SHAPES)
-@pytest.mark.parametrize("normed, add", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("normed, add", [(True, False), (False, True)])
 def test_it_is_the_product(name: str, n_out: int, n_in: int, normed: bool, add: bool) -> None:
     matrix = random_matrix(name, n_out, n_in)
     generator = torch.Generator().manual_seed(n_in)
