@@ -60,15 +60,12 @@ def four(tile):
 
 @triton.jit
 def load_words(codes, row_offset, block, BITS: tl.constexpr):
-    """Load blocks (a, b, c) as words, int32.
-
-    They are (a, b, c, 4) of the low bits, and for 3 bits (a, b, c, 2) of the top bits (else the same).
-    """
+    """Load n blocks as words, int32: (n, 4) of the low bits, and for 3 bits (n, 2) of the top bits (else the same)."""
     words = codes.to(tl.pointer_type(tl.int32)) + tl.expand_dims(row_offset // 4 + block * (6 if BITS == 3 else 4), -1)
     if BITS == 3:
         # Only every other block of 24 bytes begins where 16 bytes may be loaded at once, each where 8 may.
         pair = words + tl.arange(0, 2)
-        pairs = tl.trans(tl.join(tl.load(pair), tl.load(pair + 2)), (0, 1, 2, 4, 3))
+        pairs = tl.trans(tl.join(tl.load(pair), tl.load(pair + 2)), (0, 2, 1))
         return tl.reshape(pairs, pairs.shape[:-2] + [4]), tl.load(pair + 4)
     else:
         low = tl.load(words + tl.arange(0, 4))

@@ -146,8 +146,8 @@ def _add_floats(total, weights, x, norm, block, inside, NORMED: tl.constexpr, IN
 
 
 @triton.jit
-def _load_block(codes, row, block, BITS: tl.constexpr, IN: tl.constexpr):
-    """Load blocks of rows: words of codes, or eight float16."""
+def _load_blocks(codes, row, block, BITS: tl.constexpr, IN: tl.constexpr):
+    """Load a block of a row each: words of codes, or eight float16."""
     if BITS == 16:
         at = tl.expand_dims(block, -1) * 8 + tl.arange(0, 8)
         weights = tl.load(codes + tl.expand_dims(row * IN, -1) + at, mask=at < IN, other=0.0)
@@ -164,38 +164,44 @@ def _multiply_one(
 ):  # fmt: skip
     INPUTS: tl.constexpr = 8 if BITS == 16 else 16 * RUNS
     BLOCKS: tl.constexpr = (IN + INPUTS - 1) // INPUTS
+    THREADS: tl.constexpr = 32 * WARPS
     first = tl.program_id(0) * (4 * ROWS)
-    # Tiles are (ROWS, 4 · WARPS, 8): the middle axis is a row of four in each warp's share of the input axis.
-    middle = tl.arange(0, 4 * WARPS)
-    row = first + tl.arange(0, ROWS)[:, None] * 4 + middle[None, :] % 4
-    row = tl.minimum(row, OUT - 1).to(tl.int64)[:, :, None]
-    block = (middle // 4)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    sums = tl.zeros((ROWS, 4 * WARPS, 8), tl.float32)
+    # Which block of a turn is a thread's: 8 in a warp, the same ones for each of its four rows.
+    thread = tl.arange(0, THREADS)
+    place = thread // 32 * 8 + thread % 8
+    # What is loaded from the matrix lies in one long axis, rows above threads: however Triton orders axes whose neighbours are
+    # no neighbours in memory, threads lie in it as above.
+    long = tl.arange(0, ROWS * THREADS)
+    long_row = tl.minimum(first + long // THREADS * 4 + long // 8 % 4, OUT - 1).to(tl.int64)
+    long_place = long % THREADS // 32 * 8 + long % 8
+    sums = tl.zeros((ROWS, THREADS), tl.float32)
     squares = tl.zeros((8 * WARPS * INPUTS,), tl.float32)
-    low, top = _load_block(codes, row, tl.minimum(block, BLOCKS - 1)[None], BITS, IN)
+    low, top = _load_blocks(codes, long_row, tl.minimum(long_place, BLOCKS - 1), BITS, IN)
     for start in range(0, BLOCKS, 8 * WARPS):
-        here = tl.minimum(block, BLOCKS - 1)
-        inside = (block < BLOCKS)[:, :, None]
-        after = tl.minimum(block + 8 * WARPS, BLOCKS - 1)
-        next_low, next_top = _load_block(codes, row, after[None], BITS, IN)
+        # Behind a row's end its last block is read once more, and multiplied by zeros.
+        block = tl.minimum(start + place, BLOCKS - 1)
+        inside = (start + place < BLOCKS)[:, None]
+        after = tl.minimum(start + 8 * WARPS + long_place, BLOCKS - 1)
+        next_low, next_top = _load_blocks(codes, long_row, after, BITS, IN)
+        low = tl.reshape(low, (ROWS, THREADS, low.shape[1]))
+        top = tl.reshape(top, (ROWS, THREADS, top.shape[1]))
         if BITS == 16:
-            sums = _add_floats(sums, low, x, norm, here, inside, NORMED, IN)
+            sums = _add_floats(sums, low, x, norm, block, inside, NORMED, IN)
         elif GROUP == IN:
-            sums = _add_block(sums, low, top, x, norm, here, inside, exponent, BITS, RUNS, NORMED)
+            sums = _add_block(sums, low, top, x, norm, block, inside, exponent, BITS, RUNS, NORMED)
         else:
             # Said to have no neighbours: a thread shall load the scales of its own blocks, not neighbours to hand on.
-            group = tl.max_contiguous(here * INPUTS // GROUP, [1, 1])
-            scale = tl.load(scales + row * (IN // GROUP) + group[None]).to(tl.float32)
-            none = tl.zeros((ROWS, 4 * WARPS, 8), tl.float32)
-            total = _add_block(none, low, top, x, norm, here, inside, exponent, BITS, RUNS, NORMED)
-            sums += total * scale
+            group = tl.max_contiguous(tl.minimum(start + long_place, BLOCKS - 1) * INPUTS // GROUP, 1)
+            scale = tl.load(scales + long_row * (IN // GROUP) + group).to(tl.float32)
+            none = tl.zeros((ROWS, THREADS), tl.float32)
+            total = _add_block(none, low, top, x, norm, block, inside, exponent, BITS, RUNS, NORMED)
+            sums += total * tl.reshape(scale, (ROWS, THREADS))
         if NORMED:
             every = start * INPUTS + tl.arange(0, 8 * WARPS * INPUTS)
             plain = tl.load(x + every, mask=every < IN, other=0.0)
             squares += plain * plain
         low, top = next_low, next_top
-        block += 8 * WARPS
-    products = tl.sum(tl.reshape(tl.sum(sums, axis=2), (ROWS, WARPS, 4)), axis=1)
+    products = tl.sum(tl.sum(tl.reshape(sums, (ROWS, WARPS, 4, 8)), axis=3), axis=1)
     row = first + tl.arange(0, ROWS)[:, None] * 4 + tl.arange(0, 4)[None, :]
     if BITS != 16 and GROUP == IN:
         products *= tl.load(scales + tl.minimum(row, OUT - 1)).to(tl.float32)
