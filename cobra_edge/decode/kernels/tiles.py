@@ -44,7 +44,7 @@ def tiles() -> tuple[Tile, ...]:
 
 
 def sizes_for(kernel: str, device: torch.device, bits: int = 0, tokens: int = 0) -> Mapping[str, int]:
-    """Return the sizes of the row that fits best: the card's own, then for these bits, then for the fewest tokens that suffice."""
+    """Return the sizes of the best row: the card's own, then for these bits, then for the fewest tokens that suffice."""
     return _sizes(kernel, capability_of(device), bits, tokens)
 
 
