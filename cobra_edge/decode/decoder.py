@@ -19,19 +19,27 @@ from ..tensor_file import read_tensors
 ACTIVATIONS = ("float32", "int8")
 
 
-@dataclass(eq=False)
 class DecoderState:
     """What a decoder remembers of all tokens so far: a fixed size, whatever their number.
 
     Attributes:
-        conv: (n_layer, d_inner, d_conv) float32, the last inputs of each causal convolution, newest last.
-        ssm: (n_layer, d_inner, d_state) float32, the recurrent state.
         n_tokens: positions read so far, visual and text.
     """
 
-    conv: np.ndarray
-    ssm: np.ndarray
-    n_tokens: int = 0
+    def __init__(self, conv: np.ndarray, ssm: np.ndarray, n_tokens: int = 0) -> None:
+        """Keep the arrays, which decoders write into; what they hold is said at the properties of their names."""
+        self._conv, self._ssm = conv, ssm
+        self.n_tokens = n_tokens
+
+    @property
+    def conv(self) -> np.ndarray:
+        """The last inputs of each causal convolution, newest last: (n_layer, d_inner, d_conv) float32."""
+        return self._conv
+
+    @property
+    def ssm(self) -> np.ndarray:
+        """The recurrent state, (n_layer, d_inner, d_state) float32."""
+        return self._ssm
 
     @classmethod
     def zeros(cls, config: MambaConfig) -> DecoderState:
