@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -180,3 +180,50 @@ class Decoder(Protocol):
     def forward(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
         """Read embeddings (seq, d_model) float32; returns logits at every position, (seq, vocab)."""
         ...
+
+
+class CardEmbeddings(Protocol):
+    """Embeddings that lie on a card, or room for them."""
+
+    @property
+    def address(self) -> int:
+        """Where they begin: contiguous float32, on a multiple of 256 bytes, as TensorRT wants it."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(seq, d_model)."""
+        ...
+
+    def __len__(self) -> int:
+        """Return seq."""
+        ...
+
+
+class CardDecoder(Decoder, Protocol):
+    """A decoder on a CUDA card, which reads embeddings where a vision engine left them."""
+
+    @property
+    def stream(self) -> int:
+        """The cudaStream_t that all its work is put on; it stays as long as the process."""
+        ...
+
+    def embedding_room(self, n: int) -> CardEmbeddings:
+        """Return room for n embeddings, (n, d_model), that no work under way reads; what is put there is read by `prefill`.
+
+        The next call may return the same room.
+        """
+        ...
+
+    def prefill(self, embeddings: np.ndarray | CardEmbeddings, state: DecoderState) -> np.ndarray:
+        """See `Decoder.prefill`; embeddings on the card are read once the work before on the stream is done."""
+        ...
+
+    def forward(self, embeddings: np.ndarray | CardEmbeddings, state: DecoderState) -> np.ndarray:
+        """See `Decoder.forward`, and `prefill`."""
+        ...
+
+
+def card_decoder(decoder: Any) -> CardDecoder | None:
+    """Return a decoder as one on a card, or None where it has no stream (no attribute of that name, or None)."""
+    return cast(CardDecoder, decoder) if getattr(decoder, "stream", None) is not None else None
