@@ -214,7 +214,9 @@ class CudaDecoder:
 def needed_bytes(weights: Weights) -> int:
     """Return what a decoder takes on a card: weights, two states, and the buffers of the longest chunk of a prompt."""
     c = weights.config
-    stored = sum(v.codes.nbytes + v.scales.nbytes if isinstance(v, QuantizedTensor) else v.nbytes for v in weights.tensors.values())
+    stored = sum(
+        v.codes.nbytes + v.scales.nbytes if isinstance(v, QuantizedTensor) else v.nbytes for v in weights.tensors.values()
+    )
     states = 2 * 4 * c.n_layer * c.d_inner * (c.d_conv + c.d_state)
     return stored + states + CHUNK * bytes_per_token(c) + _LOGITS_CHUNK * 4 * c.vocab
 

@@ -66,9 +66,7 @@ class Step:
     def _layer(self, index: int, layer: CardLayer) -> None:
         eps, residual = self._weights.config.norm_eps, self._residual[0]
         multiply_one(layer.in_proj, residual, self._xz, norm=layer.norm, eps=eps)
-        convolve_and_project(
-            layer.x_proj, self._xz, self._conv_at, index, layer.taps, layer.conv_bias, self._u, self._partials
-        )
+        convolve_and_project(layer.x_proj, self._xz, self._conv_at, index, layer.taps, layer.conv_bias, self._u, self._partials)
         recur_and_gate(
             self._partials, layer.dt_proj.codes, layer.dt_bias, layer.A, layer.D, self._xz, self._u, self._ssm_at, index,
             self._y[0],
