@@ -58,7 +58,7 @@ def _convolve(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program a block of tokens and channels. Of each channel one program alone reads the old state, and then writes the new."""
+    """One program a block of tokens and channels; one program alone meets the old state of a channel, and writes the new."""
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     channel = c < d_inner

@@ -20,8 +20,8 @@ def silu(x):
 def softplus(x):
     """Return log(1 + exp(x)) of float32 to its last bits, however large or small.
 
-    A card's own logarithm is exact to 2^-22 near 1, not relative to what is small: a step Δ of 0.001 would lose half its digits.
-    log(1 + e) = 2 artanh(s) with s = e / (2 + e) ≤ 1/3, and the series' next term is below 2^-30.
+    A card's own logarithm is exact to 2^-22 near 1, not relative to what is small: a step Δ of 0.001 would lose half its
+    digits. log(1 + e) = 2 artanh(s) with s = e / (2 + e) ≤ 1/3, and the series' next term is below 2^-30.
     """
     e = tl.exp(-tl.abs(x))
     s = e / (2.0 + e)
