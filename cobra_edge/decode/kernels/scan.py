@@ -5,9 +5,9 @@ but the last from zero (the first from the state that came in) and keeps their l
 each chunk carry the state over those before it, and runs the chunk again for its outputs.
 
 Most of the time goes into one exponential for each token, channel and state, twice: exp2, one instruction where A is multiplied
-by log2 e beforehand. A multiprocessor does 16 a cycle, so 768 tokens · 5120 channels · (16 + 4 and 16 + 2 with softplus and SiLU)
-take 40 µs on 132 of them at 1.75 GHz; the other instructions, about 230 for a token and channel at 128 a cycle, take 30 µs at
-the same time.
+by log2 e beforehand. A multiprocessor does 16 a cycle, so 768 tokens · 5120 channels · (16 + 4 and 16 + 2, with softplus and
+SiLU) take 40 µs on 132 of them at 1.75 GHz; the other instructions, about 230 for a token and channel at 128 a cycle, take 30 µs
+at the same time.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def scan_many_reference(
         out[t] = stored_reference(y, out.dtype)
 
 
-# In both kernels a thread owns two channels with all their states: tiles are (states, channels) and channels lie next to each
-# other in a warp, so that a sum over states needs no other thread and what is computed once a channel is computed by one thread.
-# Triton lays tiles out as their loads like it best; `max_contiguous` keeps it from vectors along the states.
+# In both kernels a thread owns two channels with all their states: tiles are (states, channels), channels lie next to each other
+# in a warp. A sum over states needs no other thread, and what is needed once a channel is computed by one thread. Triton lays
+# tiles out as their loads like it best; `max_contiguous` keeps it from vectors along the states.
 
 
 @triton.jit
