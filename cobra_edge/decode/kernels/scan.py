@@ -6,7 +6,7 @@ each chunk carry the state over those before it, and runs the chunk again for it
 
 Most of the time goes into one exponential for each token, channel and state, twice: exp2, one instruction where A is multiplied
 by log2 e beforehand. A multiprocessor does 16 a cycle, so 768 tokens · 5120 channels · (16 + 4 and 16 + 2, with softplus and
-SiLU) take 40 µs on 132 of them at 1.75 GHz; the other instructions, about 230 for a token and channel at 128 a cycle, take 30 µs
+SiLU) take 40 µs on 132 of them at 1.75 GHz; the other instructions, about 230 for a token and channel at 128 a cycle, take 30
 at the same time.
 """
 
@@ -86,8 +86,8 @@ def scan_many_reference(
         out[t] = stored_reference(y, out.dtype)
 
 
-# In both kernels a thread owns two channels with all their states: tiles are (states, channels), channels lie next to each other
-# in a warp. A sum over states needs no other thread, and what is needed once a channel is computed by one thread. Triton lays
+# In both kernels a thread owns two channels with all their states: tiles are (states, channels), channels lie next to each
+# other in a warp. A sum over states needs no other thread, and what is needed once a channel is computed by one thread. Triton lays
 # tiles out as their loads like it best; `max_contiguous` keeps it from vectors along the states.
 
 
