@@ -41,8 +41,17 @@ class Sampling(msgspec.Struct, frozen=True):
 GREEDY = Sampling()
 
 
-def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
-    """Return a token id from logits (vocab,) float32. Raises InputError when they are not finite."""
+def choose(logits: np.ndarray, sampling: Sampling, uniform: float) -> int:
+    """Return a token id from logits (vocab,) float32.
+
+    Args:
+        logits: (vocab,) float32.
+        sampling: how.
+        uniform: a random number in [0, 1); where it lies in the cumulative distribution is the token. Greedy leaves it unread.
+
+    Raises:
+        InputError: the logits are not finite.
+    """
     if not np.isfinite(logits).all():
         raise InputError("the decoder produced logits that are not finite; check the bundle with cobra_edge.inspect")
     if sampling.temperature == 0:
@@ -56,7 +65,8 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
     p /= p.sum()
     kept = int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1
     p = p[:kept] / p[:kept].sum()
-    return int(rng.choice(order[:kept], p=p))
+    cumulative = np.cumsum(p)
+    return int(order[np.searchsorted(cumulative / cumulative[-1], uniform, side="right")])
 
 
 def generate(
@@ -68,7 +78,7 @@ def generate(
     """
     rng = np.random.default_rng(sampling.seed)
     for index in range(max_new_tokens):
-        token = choose(logits, sampling, rng)
+        token = choose(logits, sampling, rng.random())
         if token == end_id:
             return
         yield token

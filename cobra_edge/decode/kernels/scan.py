@@ -87,8 +87,8 @@ def scan_many_reference(
 
 
 # In both kernels a thread owns two channels with all their states: tiles are (states, channels), channels lie next to each
-# other in a warp. A sum over states needs no other thread, and what is needed once a channel is computed by one thread. Triton lays
-# tiles out as their loads like it best; `max_contiguous` keeps it from vectors along the states.
+# other in a warp. A sum over states needs no other thread, and what is needed once a channel is computed by one thread.
+# Triton lays tiles out as their loads like it best; `max_contiguous` keeps it from vectors along the states.
 
 
 @triton.jit
