@@ -33,6 +33,8 @@ def scan_many(
     dt_bias: torch.Tensor,
     h: torch.Tensor,
     out: torch.Tensor,
+    *,
+    fresh: bool = False,
 ) -> None:
     """Run h = exp(Δ·A)·h + Δ·B·u, out = (C·h + D·u)·silu(z) with Δ = softplus(dt + dt_bias), token after token, in float32.
 
@@ -44,6 +46,7 @@ def scan_many(
         D, dt_bias: (d_inner,) float32.
         h: (d_inner, d_state) float32, changed in place.
         out: (T, d_inner) float16, saturated, or float32, contiguous.
+        fresh: h is known to be all zeros; an implementation may make use of it, this one need not.
 
     Source: Gu and Dao 2023, equation 2a and algorithm 2.
     """
@@ -77,6 +80,8 @@ def scan_many_reference(
     dt_bias: torch.Tensor,
     h: torch.Tensor,
     out: torch.Tensor,
+    *,
+    fresh: bool = False,
 ) -> None:
     """Do what `scan_many` does."""
     delta, values = F.softplus(dt + dt_bias), u.float()
