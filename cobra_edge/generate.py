@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -43,6 +43,7 @@ GREEDY = Sampling()
 NOT_FINITE = "the decoder produced logits that are not finite; check the bundle with cobra_edge.inspect"
 
 
+@runtime_checkable
 class GeneratesItself(Protocol):
     """A decoder that chooses tokens where its logits are, by the same rule."""
 
@@ -92,9 +93,8 @@ def generate(
     Raises:
         InputError: logits are not finite.
     """
-    own: GeneratesItself | None = decoder if hasattr(decoder, "generate") else None
-    if own is not None:
-        yield from own.generate(logits, state, end_id, max_new_tokens, sampling)
+    if isinstance(decoder, GeneratesItself):
+        yield from decoder.generate(logits, state, end_id, max_new_tokens, sampling)
         return
     rng = np.random.default_rng(sampling.seed)
     for index in range(max_new_tokens):
