@@ -175,8 +175,8 @@ class Session:
             )
         state = start if isinstance(start, DecoderState) else self.look(start)
         with memory_for(f"reading a prompt of {len(tokens)} tokens", self.bundle.manifest):
-            if state is start:  # the caller's own
-                state = state.copy()
+            if state is start:  # the caller's own, perhaps of another decoder
+                state = self.decoder.new_state(like=state)
             logits = self.decoder.prefill(self.decoder.embed(tokens), state)
         answer = Answer(prompt_tokens=len(tokens), visual_tokens=seen)
         limit = min(max_new_tokens, room - len(tokens))

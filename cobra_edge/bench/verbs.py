@@ -20,6 +20,7 @@ from ..terminal import debug_option, print_json, progress, results
 from .coverage_verb import coverage
 from .decode_verb import decode
 from .faults_verb import budgets, faults
+from .kernels_verb import kernels
 from .methods_verb import methods
 from .quality_verb import quality
 from .results import keep
@@ -37,6 +38,7 @@ command.add_command(coverage)
 command.add_command(budgets)
 command.add_command(decode)
 command.add_command(faults)
+command.add_command(kernels)
 command.add_command(methods)
 command.add_command(quality)
 command.add_command(regress)
