@@ -150,7 +150,7 @@ require_packages() {
   lacking=$(missing $required) || exit 3
   if [[ $lacking ]]; then
     echo "missing here: $lacking" >&2
-    echo "bring them as wheels: pip download --only-binary=:all: --no-deps -d DIR ${lacking% }; then WHEELS=DIR $0" >&2
+    echo "bring them as wheels: pip download --only-binary=:all: --no-deps -d DIR $lacking; then WHEELS=DIR $0" >&2
     exit 3
   fi
   for pair in $needed_by; do

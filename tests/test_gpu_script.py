@@ -21,7 +21,10 @@ STEPS = ["packages", "native", "peers", "test", "tune", "kernels", "decode"]
 STUB = r"""#!/usr/bin/env bash
 echo "$*" | head -1 >> "$CALLS"
 case "$*" in
-  "- "*) cat > /dev/null; for module in $LACKING; do case " $* " in *" $module "*) printf "%s " "$module";; esac; done;;
+  "- "*)
+    cat > /dev/null; found=
+    for module in $LACKING; do case " $* " in *" $module "*) found="$found${found:+ }$module";; esac; done
+    echo "$found";;
   *get_device_capability*) [ -n "$NO_CARD" ] && exit 1; echo 9.0;;
 esac
 if [[ $FAIL && "$*" == *" $FAIL"* ]]; then echo "this went wrong"; exit 7; fi
@@ -149,16 +152,24 @@ def test_peers_that_are_not_there_fail_their_step_alone(run, tmp_path):
     assert done.returncode == 1 and found["peers"].startswith("FAILED with exit code 3") and found["decode"].startswith("done")
 
 
+# Stands for pip: writes down what it was to build and for which card, and leaves a wheel where it was asked to.
+BUILDING = """#!/usr/bin/env bash
+case "$*" in *" wheel "*)
+  cat "${@: -1}/setup.py" > "$SEEN"
+  echo "$TORCH_CUDA_ARCH_LIST" >> "$SEEN"
+  while [ "$1" != -w ]; do shift; done
+  mkdir -p "$2"; touch "$2/causal_conv1d-1.6.0-x.whl";;
+esac
+"""
+
+
 def test_sources_of_peers_are_built_for_this_card_alone(tmp_path):
     source = tmp_path / "peers" / "causal_conv1d-1.6.0"
     source.mkdir(parents=True)
     listed = 'cc_flag = []\ncc_flag.append("-gencode")\ncc_flag.append("arch=compute_75,code=sm_75")\n'
     (source / "setup.py").write_text(listed + 'if True:\n    cc_flag.append("arch=compute_90,code=sm_90")\n')
     stub = tmp_path / "python"
-    stub.write_text(
-        '#!/usr/bin/env bash\ncase "$*" in *" wheel "*) cp "${@: -1}/setup.py" "$SEEN";'
-        ' echo "$TORCH_CUDA_ARCH_LIST" >> "$SEEN"; while [ "$1" != -w ]; do shift; done; mkdir -p "$2"; touch "$2/causal_conv1d-1.6.0-x.whl";; esac\n'
-    )
+    stub.write_text(BUILDING)
     stub.chmod(0o755)
     (tmp_path / "out").mkdir()
     command = [ROOT / "bench" / "build_peers.sh", tmp_path / "peers", tmp_path / "out", "9.0", stub]
