@@ -1,14 +1,22 @@
 """Sessions: looking once and asking often, prompts, limits, streaming."""
 
+import ctypes
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import cobra_edge
-from cobra_edge.decode.decoder import DecoderOptions
+from cobra_edge import session as session_module
+from cobra_edge.bundle import Bundle
+from cobra_edge.decode import backends
+from cobra_edge.decode.decoder import DEFAULT_OPTIONS, DecoderOptions
+from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import InputError
 from cobra_edge.generate import Sampling, choose
 from cobra_edge.text import PromptTemplate, TextCodec
+from cobra_edge.vision.runtimes import open_vision
 
 from .conftest import MINI
 
@@ -41,6 +49,80 @@ def test_asking_a_remembered_image_gives_the_same_bits(mini_bundle, kernels, tmp
             assert (again.read(), again.tokens) == (fresh.text, fresh.tokens)
             assert again.visual_tokens == 64
     assert np.array_equal(before.ssm, state.ssm) and np.array_equal(before.conv, state.conv)
+
+
+class OnCard(NumpyDecoder):
+    """A decoder whose card is this process's memory: rooms begin as NaNs, and are read where vision left them."""
+
+    stream = 7
+
+    def __init__(self, bundle, options=DEFAULT_OPTIONS):
+        super().__init__(bundle, options)
+        self.rooms = []
+
+    def embedding_room(self, n):
+        memory = np.full((n, self.config.d_model), np.nan, np.float32)
+        self.rooms.append(SimpleNamespace(address=memory.ctypes.data, shape=memory.shape, memory=memory))
+        return self.rooms[-1]
+
+    def prefill(self, embeddings, state):
+        return super().prefill(getattr(embeddings, "memory", embeddings), state)
+
+
+class Eyes:
+    """A runner on that card, around one that is not."""
+
+    def __init__(self, runner):
+        self.runner, self.embed, self.asked = runner, None, []
+
+    def embed_into(self, pixels, address, stream):
+        seen = self.runner.embed(pixels)
+        ctypes.memmove(address, seen.ctypes.data, seen.nbytes)
+        self.asked.append((address, stream))
+
+
+@pytest.fixture
+def card_session(mini_bundle, monkeypatch):
+    """Return a session whose decoder and eyes are on that card, and what its eyes were opened with."""
+    opened = []
+
+    def eyes(bundle, *arguments):
+        opened.append(arguments)
+        return Eyes(open_vision(bundle, "cpu"))
+
+    row = backends.Backend("card", "cuda", lambda bundle: None, OnCard)
+    monkeypatch.setattr(backends, "BACKENDS", (row,))
+    monkeypatch.setattr(session_module, "open_vision", eyes)
+    return cobra_edge.load(mini_bundle("w4a16-g128")), opened
+
+
+def test_embeddings_stay_on_the_card_where_eyes_and_decoder_are_there(card_session, mini_bundle):
+    session, opened = card_session
+    assert opened == [("auto", "auto", None, 7)]  # the stream, last
+    expected = NumpyDecoder(Bundle.open(mini_bundle("w4a16-g128")))
+    state, wanted = session.look(PICTURE), expected.new_state()
+    (room,) = session.decoder.rooms
+    assert session.vision.asked == [(room.address, 7)] and room.shape == (64, 256)
+    expected.prefill(room.memory, wanted)
+    assert np.array_equal(state.ssm, wanted.ssm) and np.array_equal(state.conv, wanted.conv) and state.n_tokens == 64
+    assert session.ask(PICTURE, QUESTIONS[0]).read() == session.ask(state, QUESTIONS[0]).read() != ""
+    assert len(session.decoder.rooms) == 2
+    session.vision.embed = session.vision.runner.embed
+    assert np.array_equal(session.visual_embeddings(PICTURE), room.memory)
+
+
+@pytest.mark.parametrize("half", ["eyes", "decoder"])
+def test_embeddings_go_through_an_array_where_one_half_is_not_on_the_card(card_session, monkeypatch, half):
+    session, _ = card_session
+    on_card = session.look(PICTURE)
+    if half == "eyes":
+        session.vision = session.vision.runner
+    else:
+        monkeypatch.setattr(OnCard, "stream", None)
+        session.vision.embed = session.vision.runner.embed
+    state = session.look(PICTURE)
+    assert len(session.decoder.rooms) == 1
+    assert np.array_equal(state.ssm, on_card.ssm) and np.array_equal(state.conv, on_card.conv)
 
 
 def test_vision_takes_as_many_threads_as_the_decoder(mini_bundle):

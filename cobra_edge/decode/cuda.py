@@ -1,8 +1,8 @@
 """The decoder on an NVIDIA card: Triton kernels over the bundle's own codes.
 
-One token is a CUDA graph of a few launches a layer, between buffers that never move; activations are float32 there, and the state
-is found through an address, so that one graph steps any state. Many tokens go through tensor cores in float16 and a scan in
-float32. Everything runs on a stream of the decoder's own; a method has done its work when it returns.
+One token is a CUDA graph of a few launches a layer, between buffers that never move; activations are float32 there, and the
+state is found through an address, so that one graph steps any state. Many tokens go through tensor cores in float16 and a scan
+in float32. Everything runs on a stream of the decoder's own; a method has done its work when it returns.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CudaDecoder:
         device: where it runs.
     """
 
-    name = "triton"
+    name, activations = "triton", "float32"
 
     def __init__(
         self, source: Bundle | Weights, options: DecoderOptions = DEFAULT_OPTIONS, device: torch.device | None = None
@@ -76,6 +76,11 @@ class CudaDecoder:
         if options.activations_of(weights.recipe) == "int8":
             log.info("activations stay float on a card: nearer to the float model than the recipe's int8")
         log.info("decoder on %s: %s", card_title(self.device), self.describe())
+
+    @property
+    def runs_on(self) -> str:
+        """See `Decoder.runs_on`."""
+        return self.device.type
 
     def describe(self) -> str:
         """Say which kernels run what."""
@@ -221,19 +226,19 @@ def needed_bytes(weights: Weights) -> int:
     return stored + states + CHUNK * bytes_per_token(c) + _LOGITS_CHUNK * 4 * c.vocab
 
 
-def _no_room(device: torch.device, needed_bytes: int, origin: str, doing: str) -> str:
+def _no_room(device: torch.device, needed: int, origin: str, doing: str) -> str:
     free, total = torch.cuda.mem_get_info(device)
     return (
         f"{doing}: {torch.cuda.get_device_name(device)} has no room; the decoder of {origin} needs about "
-        f"{needed_bytes / 1e9:.2f} GB, {free / 1e9:.2f} of {total / 1e9:.2f} GB are free: end other programs that use the card, "
+        f"{needed / 1e9:.2f} GB, {free / 1e9:.2f} of {total / 1e9:.2f} GB are free: end other programs on the card, "
         "export with fewer bits, or take --device cpu"
     )
 
 
-def _require_room(device: torch.device, needed_bytes: int, origin: str) -> None:
+def _require_room(device: torch.device, needed: int, origin: str) -> None:
     """Raise MachineError when a card has less memory free than a decoder needs."""
     if device.type != "cuda":
         return
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if needed_bytes > torch.cuda.mem_get_info(device)[0] + reusable:
-        raise MachineError(_no_room(device, needed_bytes, origin, "opening the decoder"))
+    if needed > torch.cuda.mem_get_info(device)[0] + reusable:
+        raise MachineError(_no_room(device, needed, origin, "opening the decoder"))

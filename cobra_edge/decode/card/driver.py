@@ -22,7 +22,7 @@ def why_no_driver() -> str | None:
     try:
         ctypes.CDLL(_DRIVER)
     except OSError:
-        return f"there is no NVIDIA driver ({_DRIVER} cannot be loaded)"
+        return f"there is no NVIDIA driver ({_DRIVER} cannot be loaded); a card and its driver are needed"
     return None
 
 
@@ -69,6 +69,21 @@ def why_no_triton() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return f"triton is not installed ({_INSTALL})"
     return why_too_old()
+
+
+def why_no_torch_kernels() -> str | None:
+    """Return why torch's own kernels cannot run on the first card, or None. Only where `why_no_card` is None."""
+    import torch
+
+    built_for = [int(arch.removeprefix("sm_").rstrip("af")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+    major, minor = torch.cuda.get_device_capability(0)
+    # A kernel runs on its own capability and on later ones of the same major version.
+    if any(arch // 10 == major and arch % 10 <= minor for arch in built_for):
+        return None
+    return (
+        f"this torch ({torch.__version__}) has no kernels for {torch.cuda.get_device_name(0)}, compute capability "
+        f"{major}.{minor}, only for {', '.join(f'{a // 10}.{a % 10}' for a in built_for)}"
+    )
 
 
 def card_title(device: torch.device) -> str:

@@ -58,10 +58,6 @@ class CardState(DecoderState):
             conv, ssm = (tensor.clone() for tensor in self.tensors)
         return CardState((conv, ssm), self.n_tokens, self.stream)
 
-    def host(self) -> DecoderState:
-        """Return a snapshot in the host's memory, which any decoder of the bundle can go on from."""
-        return DecoderState(self.conv, self.ssm, self.n_tokens)
-
     def fill(self, state: DecoderState) -> None:
         """Become a copy of a state of the same shapes, on a card or in the host's memory."""
         if isinstance(state, CardState):
