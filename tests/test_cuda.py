@@ -243,11 +243,23 @@ def test_one_token_takes_few_launches():
     assert isinstance(decoder._step, Step)
 
 
+def test_embeddings_that_lie_on_the_card_are_read_there(opened):
+    decoder = opened("w4a16-g128", "both")
+    embeddings, expected = decoder.embed(TOKENS[:20]), decoder.new_state()
+    logits = decoder.prefill(embeddings, expected)
+    assert decoder.embedding_room(30).shape == (30, 384)
+    room, state = decoder.embedding_room(20), decoder.new_state()
+    ctypes.memmove(room.address, embeddings.ctypes.data, embeddings.nbytes)
+    assert np.array_equal(decoder.prefill(room, state), logits) and np.array_equal(state.ssm, expected.ssm)
+    assert np.array_equal(decoder.forward(room, decoder.new_state())[-1:].shape, (1, 512))
+    assert np.array_equal(room.rows.numpy(), embeddings)  # read, not used up
+
+
 def test_activations_stay_float_and_that_is_said(exported, opened, caplog):
     with caplog.at_level("INFO"):
         decoder = CudaDecoder(exported("w4a8"), device=CPU)
     assert "activations stay float on a card" in caplog.text and decoder.activations == "float32"
-    assert decoder.runs_on == "cpu" and decoder.stream == 0
+    assert decoder.runs_on == "cpu" and decoder.stream is None
 
 
 class TestRefusals:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -34,6 +35,28 @@ from .kernels.rotation import rotate_many
 log = logging.getLogger(__name__)
 
 _LOGITS_CHUNK = 256  # positions whose logits are on the card together
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingRoom:
+    """Room for embeddings on the card, see `CardEmbeddings`: rows (seq, d_model) float32, contiguous."""
+
+    rows: torch.Tensor
+
+    @property
+    def address(self) -> int:
+        """Where they begin."""
+        return self.rows.data_ptr()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(seq, d_model)."""
+        seq, d_model = self.rows.shape
+        return seq, d_model
+
+    def __len__(self) -> int:
+        """Return seq."""
+        return len(self.rows)
 
 
 class CudaDecoder:
@@ -73,6 +96,7 @@ class CudaDecoder:
             self._step = Step(self._weights)
             self._chooser = Chooser(self._step, self._stream)
             self._spare = self.new_state()
+        self._room: EmbeddingRoom | None = None
         if options.activations_of(weights.recipe) == "int8":
             log.info("activations stay float on a card: nearer to the float model than the recipe's int8")
         log.info("decoder on %s: %s", card_title(self.device), self.describe())
@@ -87,9 +111,16 @@ class CudaDecoder:
         return f"triton; convolution {self._sequential.convolution.name}, scan {self._sequential.scan.name}"
 
     @property
-    def stream(self) -> int:
-        """The handle of the CUDA stream that everything runs on; 0 where there is no card."""
-        return 0 if self._stream is None else int(self._stream.cuda_stream)
+    def stream(self) -> int | None:
+        """See `CardDecoder.stream`; None where there is no card."""
+        return None if self._stream is None else int(self._stream.cuda_stream)
+
+    def embedding_room(self, n: int) -> EmbeddingRoom:
+        """See `CardDecoder.embedding_room`."""
+        if self._room is None or len(self._room) < n:
+            with self._card(f"making room for {n} embeddings"):
+                self._room = EmbeddingRoom(torch.empty(n, self.config.d_model, dtype=torch.float32, device=self.device))
+        return EmbeddingRoom(self._room.rows[:n])
 
     @contextmanager
     def _card(self, doing: str) -> Iterator[None]:
@@ -132,39 +163,42 @@ class CudaDecoder:
         look_up(self._weights.embedding, torch.tensor(tokens, dtype=torch.int64, device=self.device), rows)
         return rows
 
-    def _entering(self, embeddings: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Return a copy of embeddings on the card, (seq, d_model) float32, in the basis the weights are stored in."""
-        there = torch.as_tensor(np.array(embeddings, np.float32) if isinstance(embeddings, np.ndarray) else embeddings)
-        there = there.to(self.device, torch.float32, copy=True)
+    def _chunks(self, embeddings: np.ndarray | EmbeddingRoom) -> Iterator[torch.Tensor]:
+        """Yield copies of embeddings on the card, (seq, d_model) float32, in the basis the weights are stored in."""
+        for begin in range(0, len(embeddings), CHUNK):
+            yield self._entering(embeddings, slice(begin, begin + CHUNK))
+
+    def _entering(self, embeddings: np.ndarray | EmbeddingRoom, part: slice) -> torch.Tensor:
+        if isinstance(embeddings, EmbeddingRoom):
+            there = embeddings.rows[part].clone()
+        else:
+            there = torch.tensor(np.asarray(embeddings[part], np.float32), device=self.device)
         if not self._weights.rotates_residual:
             return there
         rotated = torch.empty_like(there)
         rotate_many(there, rotated)
         return rotated
 
-    def prefill(self, embeddings: np.ndarray | torch.Tensor, state: DecoderState) -> np.ndarray:
+    def prefill(self, embeddings: np.ndarray | EmbeddingRoom, state: DecoderState) -> np.ndarray:
         """See `Decoder.prefill`; embeddings may be on the card."""
         with self._working_on(state, f"reading {len(embeddings)} tokens") as there:
-            for begin in range(0, len(embeddings), CHUNK):
-                residual = self._entering(embeddings[begin : begin + CHUNK])
+            for residual in self._chunks(embeddings):
                 run_layers(self._weights, self._sequential, residual, there)
             self._step.head(residual[-1:])
             logits = self._step.logits.cpu().numpy()
         return logits
 
-    def forward(self, embeddings: np.ndarray | torch.Tensor, state: DecoderState) -> np.ndarray:
+    def forward(self, embeddings: np.ndarray | EmbeddingRoom, state: DecoderState) -> np.ndarray:
         """See `Decoder.forward`; embeddings may be on the card."""
-        logits = np.empty((len(embeddings), self.config.vocab), np.float32)
+        logits, at = np.empty((len(embeddings), self.config.vocab), np.float32), 0
         with self._working_on(state, f"reading {len(embeddings)} tokens") as there:
-            for begin in range(0, len(embeddings), CHUNK):
-                residual = self._entering(embeddings[begin : begin + CHUNK])
+            for residual in self._chunks(embeddings):
                 run_layers(self._weights, self._sequential, residual, there)
-                normed = normed_for_head(self._weights, residual)
-                for at in range(0, len(normed), _LOGITS_CHUNK):
-                    part = normed[at : at + _LOGITS_CHUNK]
+                for part in normed_for_head(self._weights, residual).split(_LOGITS_CHUNK):
                     scored = torch.empty(len(part), self.config.vocab, dtype=torch.float32, device=self.device)
                     multiply_many(self._weights.head, part, scored)
-                    logits[begin + at : begin + at + len(part)] = scored.cpu().numpy()
+                    logits[at : at + len(part)] = scored.cpu().numpy()
+                    at += len(part)
         return logits
 
     @cached_property
