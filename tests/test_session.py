@@ -238,14 +238,27 @@ def test_tokenizer_knows_the_strings_of_the_prompt():
 def test_choosing():
     rng = np.random.default_rng(0)
     logits = np.array([0.0, 3.0, 2.0, -9.0], np.float32)
-    assert choose(logits, Sampling(), rng) == 1
-    assert {choose(logits, Sampling(1.0, top_k=2), rng) for _ in range(200)} == {1, 2}
-    assert {choose(logits, Sampling(1.0, top_p=0.5), rng) for _ in range(50)} == {1}
-    counts = np.bincount([choose(logits, Sampling(1.0), rng) for _ in range(4000)], minlength=4)
+    assert choose(logits, Sampling(), 0.5) == 1
+    assert {choose(logits, Sampling(1.0, top_k=2), rng.random()) for _ in range(200)} == {1, 2}
+    assert {choose(logits, Sampling(1.0, top_p=0.5), rng.random()) for _ in range(50)} == {1}
+    counts = np.bincount([choose(logits, Sampling(1.0), rng.random()) for _ in range(4000)], minlength=4)
     p = np.exp(logits) / np.exp(logits).sum()
     assert np.abs(counts / 4000 - p).max() < 0.03
     with pytest.raises(InputError, match="not finite"):
-        choose(np.array([0.0, np.nan], np.float32), Sampling(), rng)
+        choose(np.array([0.0, np.nan], np.float32), Sampling(), 0.5)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.7, top_k=40), Sampling(1.5, top_p=0.9), Sampling(2.0, 30, 0.5)])
+def test_a_seed_draws_what_numpy_would_choose(sampling):
+    logits = 3 * np.random.default_rng(1).standard_normal(500).astype(np.float32)
+    p = np.exp((logits.astype(np.float64) - logits.max()) / sampling.temperature)
+    order = np.argsort(-logits, kind="stable")[: sampling.top_k or None]
+    p = p[order] / p[order].sum()
+    kept = int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1
+    p = p[:kept] / p[:kept].sum()
+    ours, numpys = np.random.default_rng(7), np.random.default_rng(7)
+    got = [choose(logits, sampling, ours.random()) for _ in range(300)]
+    assert got == [numpys.choice(order[:kept], p=p) for _ in range(300)]
 
 
 @pytest.mark.parametrize(
@@ -270,4 +283,4 @@ def test_what_a_state_has_read_counts_against_the_limit(session):
 
 def test_the_smallest_temperature_is_greedy():
     logits, rng = np.array([0.5, 3.0, 2.9], np.float32), np.random.default_rng(0)
-    assert {choose(logits, Sampling(temperature=1e-320), rng) for _ in range(20)} == {1}
+    assert {choose(logits, Sampling(temperature=1e-320), rng.random()) for _ in range(20)} == {1}

@@ -92,7 +92,8 @@ class CudaDecoder:
         with self._card("opening the decoder"):
             _require_room(self.device, self._needed, weights.origin)
             self._weights = CardWeights.of(weights, self.device)
-            self._sequential = Sequential(*(choose(self.device) for choose in (choose_convolution, choose_scan)))
+            convolution = choose_convolution(self.device, self.config.d_inner, self.config.d_conv)
+            self._sequential = Sequential(convolution, choose_scan(self.device))
             self._step = Step(self._weights)
             self._chooser = Chooser(self._step, self._stream)
             self._spare = self.new_state()

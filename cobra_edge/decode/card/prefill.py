@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ...model.config import MambaConfig
-from ..kernels.fused import Convolution, Scan
+from ..kernels.fused import Chosen
 from ..kernels.norm import rms_norm_many
 from ..kernels.products_many import multiply_many
 from ..kernels.rotation import norm_between_rotations, rotate_many
@@ -22,8 +22,8 @@ CHUNK = 2048  # tokens that go through the layers together: what bounds the memo
 class Sequential:
     """The two operations that go token after token, by whichever kernels were chosen."""
 
-    convolution: Convolution
-    scan: Scan
+    convolution: Chosen
+    scan: Chosen
 
 
 def run_layers(weights: CardWeights, sequential: Sequential, residual: torch.Tensor, state: CardState) -> None:
@@ -88,12 +88,12 @@ def _layer(
     rms_norm_many(residual, layer.norm, c.norm_eps, room.normed)
     multiply_many(layer.in_proj, room.normed, room.xz)
     x, z = room.xz[:, : c.d_inner], room.xz[:, c.d_inner :]
-    sequential.convolution(x, conv, layer.taps, layer.conv_bias, room.u)
+    sequential.convolution.run(x, conv, layer.taps, layer.conv_bias, room.u)
     multiply_many(layer.x_proj, room.u, room.projected)
     low, B, C = room.projected.split([c.dt_rank, c.d_state, c.d_state], dim=1)
     room.low.copy_(low.clamp(-_LARGEST, _LARGEST))
     multiply_many(layer.dt_proj, room.low, room.dt)
-    sequential.scan(room.u, room.dt, layer.A, B, C, layer.D, z, layer.dt_bias, ssm, room.y)
+    sequential.scan.run(room.u, room.dt, layer.A, B, C, layer.D, z, layer.dt_bias, ssm, room.y)
     if weights.rotates_out_proj:
         rotate_many(room.y, room.turned)
     multiply_many(layer.out_proj, room.turned, residual, add=True)
