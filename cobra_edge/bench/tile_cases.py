@@ -207,7 +207,8 @@ class Cases:
             u, out = (self._random(tokens, c.d_inner, dtype=torch.float16) for _ in range(2))
             z = self._random(tokens, 2 * c.d_inner, dtype=torch.float16)[:, c.d_inner :]
             dt, h = self._random(tokens, c.d_inner), self._random(c.d_inner, c.d_state)
-            B, C = self._random(tokens, c.dt_rank + 2 * c.d_state).split([c.dt_rank, c.d_state, c.d_state], dim=1)[1:]
+            projected = self._random(tokens, c.dt_rank + 2 * c.d_state)
+            B, C = projected[:, c.dt_rank : -c.d_state], projected[:, -c.d_state :]
             return [Call((u, dt, x.A, B, C, x.D, z, x.dt_bias, h, out)) for x in self._weights.layers]
 
         return Case("scan_many", 0, 0, scan.scan_many, scan.scan_many_reference, calls)

@@ -12,12 +12,13 @@ import torch
 from ..decode.kernels.tiles import Tile, sizes_for, trying
 from ..errors import CobraEdgeError, InputError
 from .spread import Spread
-from .tile_cases import Call, Case
+from .tile_cases import Call, Case, Grid
 
 # Gives the seconds of each piece of work, taken in turns.
 Timer = Callable[[Sequence[Callable[[], object]]], list[Spread]]
 # Makes one piece of work of something that can be repeated, such as a captured graph.
 Prepare = Callable[[Callable[[], None]], Callable[[], object]]
+_MANY_TOKENS = 1 << 30
 _LARGEST_RMS = 2e-3  # float16 results differ by 5e-4; a kernel that is cut wrongly by far more
 _WORTH = 0.02  # what is faster by less than that may be so by chance: the row there is stays
 
@@ -42,7 +43,7 @@ def tune(
         timer, prepare: how it is timed.
         device: of the case's tensors.
     """
-    now = dict(sizes_for(case.kernel, device, case.bits, case.max_tokens or 1 << 30))
+    now = dict(sizes_for(case.kernel, device, case.bits, case.max_tokens or _MANY_TOKENS))
     unique = [now, *(dict(c) for c in candidates if dict(c) != now)]
     reasons = [_refused(case, sizes) for sizes in unique]
     works: list[Callable[[], object]] = []
@@ -64,6 +65,32 @@ def best(tried: Sequence[Tried]) -> Tried | None:
     fastest = min(able, key=_median)
     in_use = able[0] if able[0] is tried[0] else None
     return in_use if in_use is not None and _median(fastest) > (1 - _WORTH) * _median(in_use) else fastest
+
+
+def fastest_first(tried: Sequence[Tried]) -> list[Tried]:
+    """Return those that were timed, by their median."""
+    return sorted((t for t in tried if t.seconds is not None), key=_median)
+
+
+def rows_of(found: Sequence[tuple[Case, Sequence[Tried]]], capability: str) -> list[Tile]:
+    """Return the rows of tiles.toml for what was found; none for a case that refused everything."""
+    chosen = [(case, best(tried)) for case, tried in found]
+    return [Tile(c.kernel, b.sizes, c.bits, c.max_tokens, capability) for c, b in chosen if b is not None]
+
+
+def complete(rows: Sequence[Tile], grids: Sequence[Grid], device: torch.device) -> list[Tile]:
+    """Add, for a kernel of which only some numbers of tokens were tuned, the others' rows as they are.
+
+    A card's own row goes before every other, so without them it would be taken for all numbers of tokens.
+    """
+    found = {(row.kernel, row.bits, row.max_tokens): row for row in rows}
+    for row in rows:
+        for grid in grids:
+            key = row.kernel, row.bits, grid.max_tokens
+            if grid.kernel == row.kernel and key not in found:
+                sizes = dict(sizes_for(row.kernel, device, row.bits, grid.max_tokens or _MANY_TOKENS))
+                found[key] = Tile(row.kernel, sizes, row.bits, grid.max_tokens, row.capability)
+    return list(found.values())
 
 
 def _median(tried: Tried) -> float:
