@@ -160,6 +160,7 @@ def _fill_others(launches: Sequence[Launch], kept: set[int]) -> None:
     """Give every buffer that holds no weights random values: zeros can be faster than what real ones hold."""
     for launch in launches:
         for tensor in launch.arguments:
-            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-                if tensor.untyped_storage().data_ptr() not in kept:
-                    tensor.normal_()
+            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+                continue
+            if tensor.untyped_storage().data_ptr() not in kept:
+                tensor.normal_()

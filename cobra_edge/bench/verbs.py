@@ -28,6 +28,7 @@ from .quality_verb import quality
 from .results import keep
 from .shapes import shape_named
 from .suite_cost_verb import regress
+from .tiles_verb import tiles
 from .vision_verb import vision
 
 
@@ -46,6 +47,7 @@ command.add_command(methods)
 command.add_command(predict)
 command.add_command(quality)
 command.add_command(regress)
+command.add_command(tiles)
 command.add_command(vision)
 
 
