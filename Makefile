@@ -10,7 +10,7 @@ RUNTIME := $(wildcard runtimes/cpu/*.h runtimes/cpu/*.cpp runtimes/cpu/*.inl)
 # What an installation is made from: when one of these changes, it is made again.
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME)
 
-.PHONY: demo test lint check test-sanitize test-arm64 test-old-x86 figures budgets clean
+.PHONY: demo test lint check test-gpu test-sanitize test-arm64 test-old-x86 figures budgets clean
 
 $(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,10 @@ check: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 test: lint check
+
+# What needs an NVIDIA card, alone: kernels are compiled, not interpreted. bench/gpu.sh does this and the measurements.
+test-gpu: $(VENV)/dev
+	env -u TRITON_INTERPRET $(BIN)/pytest -m gpu -rs tests/test_gpu.py
 
 # The native decoder against its naive twins, and cobra-mini against the numpy decoder, without Python: under sanitizers; on an
 # emulated 64-bit ARM with and without the dot product instructions; on an emulated x86 that has no AVX. The last two need Debian's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -39,12 +40,33 @@ class Sampling(msgspec.Struct, frozen=True):
 
 
 GREEDY = Sampling()
+NOT_FINITE = "the decoder produced logits that are not finite; check the bundle with cobra_edge.inspect"
 
 
-def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
-    """Return a token id from logits (vocab,) float32. Raises InputError when they are not finite."""
+@runtime_checkable
+class GeneratesItself(Protocol):
+    """A decoder that chooses tokens where its logits are, by the same rule."""
+
+    def generate(
+        self, logits: np.ndarray, state: DecoderState, end_id: int, max_new_tokens: int, sampling: Sampling
+    ) -> Iterator[int]:
+        """See `generate`."""
+        ...
+
+
+def choose(logits: np.ndarray, sampling: Sampling, uniform: float) -> int:
+    """Return a token id from logits (vocab,) float32.
+
+    Args:
+        logits: (vocab,) float32.
+        sampling: how.
+        uniform: a random number in [0, 1); where it lies in the cumulative distribution is the token. Greedy leaves it unread.
+
+    Raises:
+        InputError: the logits are not finite.
+    """
     if not np.isfinite(logits).all():
-        raise InputError("the decoder produced logits that are not finite; check the bundle with cobra_edge.inspect")
+        raise InputError(NOT_FINITE)
     if sampling.temperature == 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")
@@ -56,7 +78,8 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
     p /= p.sum()
     kept = int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1
     p = p[:kept] / p[:kept].sum()
-    return int(rng.choice(order[:kept], p=p))
+    cumulative = np.cumsum(p)
+    return int(order[np.searchsorted(cumulative / cumulative[-1], uniform, side="right")])
 
 
 def generate(
@@ -64,11 +87,18 @@ def generate(
 ) -> Iterator[int]:
     """Yield token ids from the logits (vocab,) float32 after a prompt until the end token (not yielded) or the limit.
 
-    The state moves on in place and ends after the last yielded token that was read back.
+    The state moves on in place and ends after the last yielded token that was read back. A decoder that generates by itself
+    (`GeneratesItself`) does so.
+
+    Raises:
+        InputError: logits are not finite.
     """
+    if isinstance(decoder, GeneratesItself):
+        yield from decoder.generate(logits, state, end_id, max_new_tokens, sampling)
+        return
     rng = np.random.default_rng(sampling.seed)
     for index in range(max_new_tokens):
-        token = choose(logits, sampling, rng)
+        token = choose(logits, sampling, rng.random())
         if token == end_id:
             return
         yield token

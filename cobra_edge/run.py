@@ -77,6 +77,7 @@ def command(
         "ttft_ms": answer.ttft_ms,
         "tpot_ms": answer.tpot_ms,
         "decoder": session.decoder.name,
+        "device": session.decoder.runs_on,
         "vision": None if session.vision is None else session.vision.name,
     })  # fmt: skip
 

@@ -17,12 +17,12 @@ from tokenizers.decoders import DecodeStream
 
 from .bundle import Bundle
 from .decode.backends import open_decoder
-from .decode.decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState
+from .decode.decoder import DEFAULT_OPTIONS, CardDecoder, DecoderOptions, DecoderState, card_decoder
 from .errors import InputError
 from .generate import GREEDY, Sampling, generate
 from .image import load_picture
 from .memory import memory_for
-from .vision.runtimes import VisionRunner, open_vision
+from .vision.runtimes import CardVision, VisionRunner, card_vision, open_vision
 
 Picture = Path | str | bytes | Image.Image
 
@@ -86,7 +86,9 @@ class Session:
         self.vision: VisionRunner | None = None
         self._transform = None
         if self.config.vision is not None:
-            self.vision = vision or open_vision(bundle, device, vision_runtime, options.threads)
+            on_card = card_decoder(self.decoder)
+            stream = None if on_card is None else on_card.stream
+            self.vision = vision or open_vision(bundle, device, vision_runtime, options.threads, stream)
             self._transform = bundle.image()
 
     def visual_embeddings(self, image: Picture) -> np.ndarray:
@@ -95,18 +97,39 @@ class Session:
         Raises:
             InputError: the model has no eyes, or the picture is unreadable.
         """
-        if self.vision is None or self._transform is None:
-            raise InputError(f"{self.config.model_id} is a text-only model; ask without an image")
-        picture = load_picture(Path(image) if isinstance(image, str) else image)
-        return self.vision.embed(self._transform.pixels(picture))
+        vision, pixels = self._prepared(image)
+        return vision.embed(pixels)
 
     def look(self, image: Picture) -> DecoderState:
-        """Read an image; the state returned can start any number of questions, and be saved. Raises as above."""
+        """Read an image; the state returned can start any number of questions, and be saved. Raises as above.
+
+        Where vision and decoder are both on a card, the embeddings stay there.
+        """
+        decoder, vision = card_decoder(self.decoder), card_vision(self.vision)
+        if decoder is not None and vision is not None:
+            return self._look_on_card(decoder, vision, image)
         seen = self.visual_embeddings(image)
         with memory_for(f"reading the picture's {len(seen)} embeddings", self.bundle.manifest):
             state = self.decoder.new_state()
             self.decoder.prefill(seen, state)
         return state
+
+    def _look_on_card(self, decoder: CardDecoder, vision: CardVision, image: Picture) -> DecoderState:
+        """See `look`: one stream of work, from the pixels to the logits."""
+        _, pixels = self._prepared(image)
+        count = self.config.n_visual_tokens
+        with memory_for(f"reading the picture's {count} embeddings", self.bundle.manifest):
+            room, state = decoder.embedding_room(count), decoder.new_state()
+            vision.embed_into(pixels, room.address, decoder.stream)
+            decoder.prefill(room, state)
+        return state
+
+    def _prepared(self, image: Picture) -> tuple[VisionRunner, np.ndarray]:
+        """Return what sees, and the image as it takes it."""
+        if self.vision is None or self._transform is None:
+            raise InputError(f"{self.config.model_id} is a text-only model; ask without an image")
+        picture = load_picture(Path(image) if isinstance(image, str) else image)
+        return self.vision, self._transform.pixels(picture)
 
     def ask(
         self,
@@ -152,8 +175,8 @@ class Session:
             )
         state = start if isinstance(start, DecoderState) else self.look(start)
         with memory_for(f"reading a prompt of {len(tokens)} tokens", self.bundle.manifest):
-            if state is start:  # the caller's own
-                state = state.copy()
+            if state is start:  # the caller's own, perhaps of another decoder
+                state = self.decoder.new_state(like=state)
             logits = self.decoder.prefill(self.decoder.embed(tokens), state)
         answer = Answer(prompt_tokens=len(tokens), visual_tokens=seen)
         limit = min(max_new_tokens, room - len(tokens))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from cobra_edge.bench import decode_figures, figures, gate, limits, verbs
-from cobra_edge.bench.decode import Round, in_turns, limits_of, ratios
 from cobra_edge.bench.llamacpp import main as child_main
 from cobra_edge.bench.peers import LlamaCppFiles, started
 from cobra_edge.bench.random_bundle import random_bundle
 from cobra_edge.bench.results import keep
+from cobra_edge.bench.rounds import Round, in_turns, limits_of, ratios
 from cobra_edge.bench.spread import spread
 from cobra_edge.bundle import MANIFEST, Bundle
 from cobra_edge.decode.cpu import CpuDecoder, why_not

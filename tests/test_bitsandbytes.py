@@ -126,7 +126,7 @@ def test_rows_taken_together_or_not_give_the_same_codes(monkeypatch, scheme):
 def test_products_equal_their_naive_twins(bnb, shape):
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     weight = quantize_bitsandbytes(matrix(63), NF4)
-    got = PRODUCTS["nf4"](bnb, weight)(torch.from_numpy(x)).numpy()
+    got = PRODUCTS["nf4"](bnb, weight, torch.device("cpu"))(torch.from_numpy(x)).numpy()
     assert_close(got, x @ weight.dequantize().T, "product")
 
     weight = quantize_bitsandbytes(matrix(63), INT8)
@@ -134,7 +134,7 @@ def test_products_equal_their_naive_twins(bnb, shape):
     top = np.abs(half).max(axis=-1, keepdims=True)
     codes = np.rint(half * (127 / top)).astype(np.int64)
     naive = (codes @ weight.codes.astype(np.int64).T) * (top / 127) * (weight.scales[:, 0] / 127)
-    got = PRODUCTS["int8-rows"](bnb, weight)(torch.from_numpy(x)).numpy()
+    got = PRODUCTS["int8-rows"](bnb, weight, torch.device("cpu"))(torch.from_numpy(x)).numpy()
     assert got.dtype == np.float32
     assert_close(got, naive, "product", "int8-rows")
 
@@ -268,7 +268,7 @@ def test_what_is_stored_is_planned(tiny):
 
 
 def test_the_backend_says_why_not(tiny, tiny_bundle, tmp_path, monkeypatch):
-    with pytest.raises(MachineError, match="bitsandbytes: the recipe stores nothing in bitsandbytes' codes"):
+    with pytest.raises(MachineError, match="bitsandbytes on cpu: the recipe stores nothing in bitsandbytes' codes"):
         open_decoder(Bundle.open(tiny_bundle), "cpu", "bitsandbytes")
     bundle = tiny("bnb-int8")
     assert isinstance(open_decoder(bundle), BitsAndBytesDecoder)

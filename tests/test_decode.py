@@ -80,7 +80,7 @@ def test_numpy_equals_torch_on_cobra_mini(mini_bundle, scheme):
     assert a.n_tokens == b.n_tokens == 70
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.device == "cpu"], ids=lambda b: b.name)
 @pytest.mark.parametrize("length", [1, 63, 129])
 def test_prefill_then_steps_equals_forward(opened, backend, length):
     decoder = backend.open(opened, DecoderOptions(activations="float32"))
@@ -131,8 +131,9 @@ def test_a_state_of_another_model_is_refused(opened, tmp_path):
 def test_backends_explain_themselves(opened, monkeypatch):
     assert open_decoder(opened, "cpu", "numpy").name == "numpy"
     assert open_decoder(opened, "cpu", "torch").name == "torch"
-    with pytest.raises(MachineError, match="; ".join(f"{b.name}: runs on cpu only" for b in BACKENDS)):
+    with pytest.raises(MachineError, match="native on cpu: cuda was asked for") as refused:
         open_decoder(opened, "cuda")
+    assert all(f"{b.name} on {b.device}: " in str(refused.value) for b in BACKENDS)
     with pytest.raises(InputError, match="did you mean 'numpy'"):
         open_decoder(opened, "cpu", "nunpy")
     with pytest.raises(InputError, match="unknown device"):

@@ -105,7 +105,7 @@ def test_widths_without_a_hadamard_matrix_are_refused(width):
 # Widths are 12 · 32 and 12 · 64, so both factors of the rotations do something, and a transposed one is another.
 CONFIG = MambaConfig(384, 2, 512, 768, 16, 4, 24, tied=True)
 TOKENS = np.random.default_rng(0).integers(0, 512, 70).tolist()
-each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+each_backend = pytest.mark.parametrize("backend", [b for b in BACKENDS if b.device == "cpu"], ids=lambda b: b.name)
 each_rotation = pytest.mark.parametrize("rotation", [r for r in ROTATIONS if r != "none"])
 
 
@@ -172,7 +172,7 @@ def test_rotated_weights_are_rounded_anew(exported, backend, rotation):
 @pytest.mark.parametrize("scheme", INT_SCHEMES)
 def test_quantized_and_rotated_runs_on_every_backend(exported, backend, scheme):
     bundle = exported(scheme, "both")
-    truth = next(b for b in BACKENDS if b.name == "torch")
+    truth = next(b for b in BACKENDS if (b.name, b.device) == ("torch", "cpu"))
     assert_close(logits(bundle, backend), logits(bundle, truth), "decoder")
 
 

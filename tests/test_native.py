@@ -13,7 +13,7 @@ from cobra_edge.decode import _cpu
 from cobra_edge.decode import numpy_reference as reference
 from cobra_edge.decode.backends import BACKENDS, open_decoder
 from cobra_edge.decode.cpu import CpuDecoder, physical_cores
-from cobra_edge.decode.decoder import DecoderOptions
+from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.errors import InputError
@@ -440,9 +440,8 @@ def test_calls_that_do_not_fit_are_refused(tiny):
         decoder.prefill(np.zeros((2, 3), np.float32), state)
     with pytest.raises(ValueError, match="at least one position"):
         decoder.prefill(np.zeros((0, 128), np.float32), state)
-    state.ssm = state.ssm[:, :, :8].copy()
     with pytest.raises(ValueError, match="ssm is not of this model's shape"):
-        decoder.step(1, state)
+        decoder.step(1, DecoderState(state.conv, state.ssm[:, :, :8].copy()))
 
 
 def test_a_mapped_file_that_was_cut_is_refused(tiny_bundle, tmp_path):

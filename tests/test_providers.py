@@ -10,7 +10,7 @@ from cobra_edge.bundle import VISION, Bundle
 from cobra_edge.errors import BundleError, MachineError
 from cobra_edge.vision import session as vision_session
 from cobra_edge.vision.providers import PROVIDERS, eligible, provider_options
-from cobra_edge.vision.runtimes import open_vision
+from cobra_edge.vision.runtimes import card_vision, open_vision
 from cobra_edge.vision.session import VisionSession
 
 from .tolerance import assert_close
@@ -34,6 +34,30 @@ def built_in(monkeypatch):
     return pretend
 
 
+class Binding:
+    """onnxruntime's own, but that a card's memory is the processor's; `waits` counts those of all."""
+
+    waits = 0
+
+    def __init__(self, real):
+        self.real = real
+
+    def bind_output(self, name, device, number, dtype, shape, address):
+        if address == BAD_ADDRESS:
+            raise RuntimeError("an illegal memory access was encountered")
+        assert (device, number) in (("cuda", 0), ("cpu", 0))
+        self.real.bind_output(name, "cpu", 0, dtype, shape, address)
+
+    def synchronize_outputs(self):
+        Binding.waits += 1
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+
+BAD_ADDRESS = 4096
+
+
 @pytest.fixture
 def on_card(monkeypatch):
     """Let sessions of a card's providers open on the processor, or raise what is given for them; returns what was asked for."""
@@ -54,6 +78,12 @@ def on_card(monkeypatch):
 
             def __getattr__(self, name):
                 return getattr(self._real, name)
+
+            def io_binding(self):
+                return Binding(self._real.io_binding())
+
+            def run_with_iobinding(self, binding):
+                self._real.run_with_iobinding(binding.real)
 
         monkeypatch.setattr(vision_session.onnxruntime, "InferenceSession", Session)
         return asked
@@ -98,6 +128,56 @@ def test_on_a_card_the_output_is_bound_once_and_written_again(bundle, built_in, 
     for got, picture in zip(seen, pictures, strict=True):  # the first was not overwritten by the second
         assert_close(got, expected.embed(picture), "vision")
     assert_close(runner.embed(pictures[0][:, :, ::-1]), expected.embed(pictures[0][:, :, ::-1].copy()), "vision")
+
+
+STREAM = 94_034_000_128
+
+
+@pytest.mark.parametrize(("opened_on", "waits"), [(STREAM, 0), (STREAM + 1, 1), (None, 1), (0, 1)])
+def test_embeddings_stay_on_the_card_and_another_stream_is_waited_for(bundle, built_in, on_card, monkeypatch, opened_on, waits):
+    built_in(CUDA)
+    on_card()
+    runner = open_vision(bundle, "cuda", "onnxruntime", stream=opened_on)
+    monkeypatch.setattr(Binding, "waits", 0)
+    config = bundle.manifest.model
+    pictures = np.random.default_rng(0).integers(0, 256, (2, *bundle.image().shape), np.uint8)
+    rooms = np.full((2, config.n_visual_tokens, config.mamba.d_model), np.nan, np.float32)
+    for picture, room in zip(pictures, rooms, strict=True):
+        card_vision(runner).embed_into(picture, room.ctypes.data, STREAM)
+    assert Binding.waits == 2 * waits
+    expected = VisionSession(bundle.path(VISION), config, "uint8", precision="fp16")
+    for picture, room in zip(pictures, rooms, strict=True):
+        assert_close(room, expected.embed(picture), "vision")
+    before = rooms.copy()
+    assert np.array_equal(runner.embed(pictures[0]), rooms[0])  # as an array it is a copy of its own
+    runner.embed(pictures[1])
+    assert np.array_equal(rooms, before)
+
+
+def test_a_card_works_on_the_decoders_stream_and_a_processor_has_none(bundle, built_in, on_card):
+    built_in(CUDA)
+    asked = on_card()
+    open_vision(bundle, "cuda", "onnxruntime", stream=STREAM)
+    stream = {"has_user_compute_stream": "1", "user_compute_stream": str(STREAM)}
+    assert asked == [[(CUDA.name, {"use_tf32": "0", **stream}), (CPU.name, {})]]
+    for provider in (RTX, TENSORRT):
+        options = provider_options(provider, "fp16", "/c", STREAM)
+        assert options == {**provider_options(provider, "fp16", "/c"), **stream}
+    assert provider_options(CUDA, "fp16", "/c", 0) == {"use_tf32": "0"}  # onnxruntime takes 0 for no stream
+    assert provider_options(CPU, "fp16", "/c", STREAM) == {}
+    assert card_vision(open_vision(bundle, "cpu", stream=STREAM)) is None
+
+
+def test_a_run_that_fails_on_the_card_is_told(bundle, built_in, on_card):
+    built_in(CUDA)
+    on_card()
+    runner = open_vision(bundle, "cuda", "onnxruntime", stream=STREAM)
+    picture = np.zeros(bundle.image().shape, np.uint8)
+    with pytest.raises(MachineError, match="onnxruntime, CUDA: running the graph failed: an illegal memory access"):
+        card_vision(runner).embed_into(picture, BAD_ADDRESS, STREAM)
+    assert runner.embed(picture).shape == (64, 256)
+    runner.close()
+    assert card_vision(runner) is None
 
 
 def test_a_card_that_was_asked_for_and_is_not_there_is_an_error(bundle, built_in):

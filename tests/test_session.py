@@ -1,14 +1,22 @@
 """Sessions: looking once and asking often, prompts, limits, streaming."""
 
+import ctypes
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import cobra_edge
-from cobra_edge.decode.decoder import DecoderOptions
+from cobra_edge import session as session_module
+from cobra_edge.bundle import Bundle
+from cobra_edge.decode import backends
+from cobra_edge.decode.decoder import DEFAULT_OPTIONS, DecoderOptions
+from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import InputError
 from cobra_edge.generate import Sampling, choose
 from cobra_edge.text import PromptTemplate, TextCodec
+from cobra_edge.vision.runtimes import open_vision
 
 from .conftest import MINI
 
@@ -41,6 +49,80 @@ def test_asking_a_remembered_image_gives_the_same_bits(mini_bundle, kernels, tmp
             assert (again.read(), again.tokens) == (fresh.text, fresh.tokens)
             assert again.visual_tokens == 64
     assert np.array_equal(before.ssm, state.ssm) and np.array_equal(before.conv, state.conv)
+
+
+class OnCard(NumpyDecoder):
+    """A decoder whose card is this process's memory: rooms begin as NaNs, and are read where vision left them."""
+
+    stream = 7
+
+    def __init__(self, bundle, options=DEFAULT_OPTIONS):
+        super().__init__(bundle, options)
+        self.rooms = []
+
+    def embedding_room(self, n):
+        memory = np.full((n, self.config.d_model), np.nan, np.float32)
+        self.rooms.append(SimpleNamespace(address=memory.ctypes.data, shape=memory.shape, memory=memory))
+        return self.rooms[-1]
+
+    def prefill(self, embeddings, state):
+        return super().prefill(getattr(embeddings, "memory", embeddings), state)
+
+
+class Eyes:
+    """A runner on that card, around one that is not."""
+
+    def __init__(self, runner):
+        self.runner, self.embed, self.asked = runner, None, []
+
+    def embed_into(self, pixels, address, stream):
+        seen = self.runner.embed(pixels)
+        ctypes.memmove(address, seen.ctypes.data, seen.nbytes)
+        self.asked.append((address, stream))
+
+
+@pytest.fixture
+def card_session(mini_bundle, monkeypatch):
+    """Return a session whose decoder and eyes are on that card, and what its eyes were opened with."""
+    opened = []
+
+    def eyes(bundle, *arguments):
+        opened.append(arguments)
+        return Eyes(open_vision(bundle, "cpu"))
+
+    row = backends.Backend("card", "cuda", lambda bundle: None, OnCard)
+    monkeypatch.setattr(backends, "BACKENDS", (row,))
+    monkeypatch.setattr(session_module, "open_vision", eyes)
+    return cobra_edge.load(mini_bundle("w4a16-g128")), opened
+
+
+def test_embeddings_stay_on_the_card_where_eyes_and_decoder_are_there(card_session, mini_bundle):
+    session, opened = card_session
+    assert opened == [("auto", "auto", None, 7)]  # the stream, last
+    expected = NumpyDecoder(Bundle.open(mini_bundle("w4a16-g128")))
+    state, wanted = session.look(PICTURE), expected.new_state()
+    (room,) = session.decoder.rooms
+    assert session.vision.asked == [(room.address, 7)] and room.shape == (64, 256)
+    expected.prefill(room.memory, wanted)
+    assert np.array_equal(state.ssm, wanted.ssm) and np.array_equal(state.conv, wanted.conv) and state.n_tokens == 64
+    assert session.ask(PICTURE, QUESTIONS[0]).read() == session.ask(state, QUESTIONS[0]).read() != ""
+    assert len(session.decoder.rooms) == 2
+    session.vision.embed = session.vision.runner.embed
+    assert np.array_equal(session.visual_embeddings(PICTURE), room.memory)
+
+
+@pytest.mark.parametrize("half", ["eyes", "decoder"])
+def test_embeddings_go_through_an_array_where_one_half_is_not_on_the_card(card_session, monkeypatch, half):
+    session, _ = card_session
+    on_card = session.look(PICTURE)
+    if half == "eyes":
+        session.vision = session.vision.runner
+    else:
+        monkeypatch.setattr(OnCard, "stream", None)
+        session.vision.embed = session.vision.runner.embed
+    state = session.look(PICTURE)
+    assert len(session.decoder.rooms) == 1
+    assert np.array_equal(state.ssm, on_card.ssm) and np.array_equal(state.conv, on_card.conv)
 
 
 def test_vision_takes_as_many_threads_as_the_decoder(mini_bundle):
@@ -156,14 +238,27 @@ def test_tokenizer_knows_the_strings_of_the_prompt():
 def test_choosing():
     rng = np.random.default_rng(0)
     logits = np.array([0.0, 3.0, 2.0, -9.0], np.float32)
-    assert choose(logits, Sampling(), rng) == 1
-    assert {choose(logits, Sampling(1.0, top_k=2), rng) for _ in range(200)} == {1, 2}
-    assert {choose(logits, Sampling(1.0, top_p=0.5), rng) for _ in range(50)} == {1}
-    counts = np.bincount([choose(logits, Sampling(1.0), rng) for _ in range(4000)], minlength=4)
+    assert choose(logits, Sampling(), 0.5) == 1
+    assert {choose(logits, Sampling(1.0, top_k=2), rng.random()) for _ in range(200)} == {1, 2}
+    assert {choose(logits, Sampling(1.0, top_p=0.5), rng.random()) for _ in range(50)} == {1}
+    counts = np.bincount([choose(logits, Sampling(1.0), rng.random()) for _ in range(4000)], minlength=4)
     p = np.exp(logits) / np.exp(logits).sum()
     assert np.abs(counts / 4000 - p).max() < 0.03
     with pytest.raises(InputError, match="not finite"):
-        choose(np.array([0.0, np.nan], np.float32), Sampling(), rng)
+        choose(np.array([0.0, np.nan], np.float32), Sampling(), 0.5)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.7, top_k=40), Sampling(1.5, top_p=0.9), Sampling(2.0, 30, 0.5)])
+def test_a_seed_draws_what_numpy_would_choose(sampling):
+    logits = 3 * np.random.default_rng(1).standard_normal(500).astype(np.float32)
+    p = np.exp((logits.astype(np.float64) - logits.max()) / sampling.temperature)
+    order = np.argsort(-logits, kind="stable")[: sampling.top_k or None]
+    p = p[order] / p[order].sum()
+    kept = int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1
+    p = p[:kept] / p[:kept].sum()
+    ours, numpys = np.random.default_rng(7), np.random.default_rng(7)
+    got = [choose(logits, sampling, ours.random()) for _ in range(300)]
+    assert got == [numpys.choice(order[:kept], p=p) for _ in range(300)]
 
 
 @pytest.mark.parametrize(
@@ -188,4 +283,4 @@ def test_what_a_state_has_read_counts_against_the_limit(session):
 
 def test_the_smallest_temperature_is_greedy():
     logits, rng = np.array([0.5, 3.0, 2.9], np.float32), np.random.default_rng(0)
-    assert {choose(logits, Sampling(temperature=1e-320), rng) for _ in range(20)} == {1}
+    assert {choose(logits, Sampling(temperature=1e-320), rng.random()) for _ in range(20)} == {1}

@@ -25,7 +25,7 @@ from cobra_edge.errors import BundleError, MachineError
 from cobra_edge.manifest import VisionGraph
 from cobra_edge.terminal import run_command, stages
 from cobra_edge.vision import runtimes
-from cobra_edge.vision.engines import tensorrt, tensorrt_build, tensorrt_job
+from cobra_edge.vision.engines import device_buffers, tensorrt, tensorrt_build, tensorrt_job
 from cobra_edge.vision.engines.cache import EngineCache
 from cobra_edge.vision.session import VisionSession
 
@@ -140,6 +140,27 @@ def test_the_engine_computes_what_the_graph_computes(device: Device, path: Path,
     runner.close()
     assert not fake_cuda.memory and not fake_cuda.streams
     assert len(device.builds) == 1
+
+
+def test_embeddings_stay_on_the_card_on_the_decoders_stream(device: Device, path: Path) -> None:
+    bundle = Bundle.open(path)
+    config, given = bundle.manifest.model, pixels(bundle)
+    runner = runtimes.open_vision(bundle, "cuda", "tensorrt")
+    on_card = runtimes.card_vision(runner)
+    assert on_card is not None
+    stream = device_buffers.Stream()
+    room = device_buffers.DeviceBuffer((config.n_visual_tokens, config.mamba.d_model), np.float32)
+    on_card.embed_into(given, room.address, stream.handle)
+    got = np.empty(room.shape, np.float32)
+    room.copy_out(got, stream)
+    assert np.isnan(fake_cuda.memory[room.address].view(np.float32)).all()  # it is left on the stream
+    stream.synchronise()
+    assert_close(got, VisionSession(path / VISION, config).embed(given), "vision")
+    assert np.array_equal(runner.embed(given), got)
+    with pytest.raises(MachineError, match="TensorRT: giving embeddings its place failed"):
+        on_card.embed_into(given, 1, stream.handle)
+    runner.close()
+    assert fake_cuda.memory.keys() == {room.address} and fake_cuda.streams.keys() == {stream.handle}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -567,10 +588,10 @@ def test_the_fake_wants_the_order_of_calls(device: Device, path: Path) -> None:
 def test_the_fake_computes_only_when_it_is_waited_for(device: Device, path: Path) -> None:
     bundle = Bundle.open(path)
     runner = runtimes.open_vision(bundle, "cuda", "tensorrt")
-    runner._stream.synchronise = lambda: None
+    runner._run._stream.synchronise = lambda: None
     assert not np.array_equal(
         runner.embed(pixels(bundle)), VisionSession(path / VISION, bundle.manifest.model).embed(pixels(bundle))
     )
     fresh = runner._engine.create_execution_context()
     with pytest.raises(fake_tensorrt.OrderError, match="address"):
-        fresh.execute_async_v3(runner._stream.handle)
+        fresh.execute_async_v3(runner._run._stream.handle)

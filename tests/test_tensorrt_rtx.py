@@ -6,6 +6,7 @@ import logging
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import msgspec
@@ -525,6 +526,80 @@ def test_a_run_that_fails_is_told_in_the_librarys_words(rtx_bundle, cuda, monkey
     fake.fails = True
     with pytest.raises(MachineError, match=r"running the engine failed: no address for \[\]"):
         vision.embed(np.zeros((1, 6, 112, 112), np.float32))
+
+
+@pytest.fixture
+def on_stream(rtx_bundle, cuda, monkeypatch):
+    """Return an opened engine, its fake, and a decoder's stream and two rooms for embeddings; the first picture is done."""
+    fake = fake_rtx(cuda, monkeypatch)
+    vision = open_engine(rtx_bundle)
+    vision.embed(PICTURE)
+    stream = device_buffers.Stream()
+    rooms = [device_buffers.DeviceBuffer((64, 256), np.float32) for _ in range(2)]
+    return vision, fake, stream, rooms
+
+
+PICTURE = np.ones((1, 6, 112, 112), np.float32)
+
+
+def in_room(cuda, room) -> np.ndarray:
+    return cuda.memory[room.address].view(np.float32)
+
+
+def test_embeddings_stay_on_the_card_on_the_decoders_stream(on_stream, cuda):
+    vision, _, stream, rooms = on_stream
+    picture = PICTURE * 3
+    kept = weakref.ref(picture)
+    vision.embed_into(picture, rooms[0].address, stream.handle)
+    del picture
+    assert np.isnan(in_room(cuda, rooms[0])).all()  # it is left on the stream, and not waited for
+    assert kept() is not None  # nor was it copied yet
+    stream.synchronise()
+    assert (in_room(cuda, rooms[0]) == 3).all() and np.isnan(in_room(cuda, rooms[1])).all()
+    vision.embed_into(PICTURE * 4, rooms[1].address, stream.handle)
+    assert kept() is None
+    vision.close()
+    assert cuda.memory.keys() == {r.address for r in rooms} and cuda.streams.keys() == {stream.handle}
+
+
+def test_one_picture_waits_for_the_other_whatever_the_stream(on_stream, cuda):
+    vision, _, stream, rooms = on_stream
+    other = device_buffers.Stream()
+    vision.embed_into(PICTURE * 3, rooms[0].address, stream.handle)
+    vision.embed_into(PICTURE * 4, rooms[1].address, other.handle)
+    assert (in_room(cuda, rooms[0]) == 3).all()
+    assert (vision.embed(PICTURE * 5) == 5).all()
+    assert (in_room(cuda, rooms[0]) == 3).all() and (in_room(cuda, rooms[1]) == 4).all()
+
+
+def test_what_is_under_way_is_done_before_the_engine_is_closed(on_stream, cuda):
+    vision, _, stream, rooms = on_stream
+    vision.embed_into(PICTURE * 3, rooms[0].address, stream.handle)
+    vision.close()
+    vision.close()
+    assert (in_room(cuda, rooms[0]) == 3).all() and cuda.streams[stream.handle] == []
+
+
+def test_kernels_are_kept_after_the_first_picture_on_the_decoders_stream(rtx_bundle, cuda, monkeypatch):
+    cuda.change(name="GeForce Kept 3060")
+    fake_rtx(cuda, monkeypatch)
+    stream, room = device_buffers.Stream(), device_buffers.DeviceBuffer((64, 256), np.float32)
+    open_engine(rtx_bundle).embed_into(PICTURE, room.address, stream.handle)
+    (file,) = EngineCache().directory.glob("*-geforce-kept-3060.kernels")
+    assert file.read_bytes().endswith(b"kernels") and (in_room(cuda, room) == 1).all()
+
+
+def test_a_run_that_fails_on_the_decoders_stream_is_told_and_the_next_goes_on(on_stream, cuda):
+    vision, fake, stream, rooms = on_stream
+    fake.fails = True
+    with pytest.raises(MachineError, match="running the engine failed"):
+        vision.embed_into(PICTURE, rooms[0].address, stream.handle)
+    with pytest.raises(MachineError, match="giving embeddings its place failed"):
+        vision.embed_into(PICTURE, 1, stream.handle)
+    fake.fails = False
+    vision.embed_into(PICTURE * 3, rooms[0].address, stream.handle)
+    stream.synchronise()
+    assert (in_room(cuda, rooms[0]) == 3).all()
 
 
 def test_a_card_without_room_is_told_and_nothing_is_kept(rtx_bundle, cuda, monkeypatch):

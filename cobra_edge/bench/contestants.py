@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +12,7 @@ from rich.progress import Progress
 
 from ..bundle import DECODER, Bundle
 from ..decode.cpu import CpuDecoder
-from ..decode.decoder import DecoderState
+from ..decode.decoder import Decoder, DecoderState
 
 _CHUNK = 1024  # tokens read at once on the way to a long context
 
@@ -35,11 +37,19 @@ class Contestant(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What is left of reading a context: the state after it, and the logits (vocab,) of the token that follows."""
+
+    state: DecoderState
+    logits: np.ndarray
+
+
 class Native:
     """The native decoder with one form of activations."""
 
     def __init__(
-        self, bundle: Bundle, decoder: CpuDecoder, activations: str, threads: int, states: dict[int, DecoderState]
+        self, bundle: Bundle, decoder: CpuDecoder, activations: str, threads: int, readings: Mapping[int, Reading]
     ) -> None:
         """Take what is to be timed.
 
@@ -48,13 +58,13 @@ class Native:
             decoder: opened with these activations and threads.
             activations: their form.
             threads: how many.
-            states: by context length; copied before they are used.
+            readings: by context length; their states are copied before they are used.
         """
         self.name = f"cobra_edge {activations}"
-        self.contexts = tuple(states)
+        self.contexts = tuple(readings)
         self.weights_bytes = bundle.manifest.files[DECODER].bytes
         self._facts = {"kernels": decoder.kernels, "activations": activations, "threads": threads}
-        self._decoder, self._states = decoder, states
+        self._decoder, self._readings = decoder, readings
         self._random = np.random.default_rng(1)
 
     def facts(self) -> dict[str, Any]:
@@ -73,21 +83,21 @@ class Native:
 
     def steps(self, count: int, context: int) -> float:
         """See `Contestant.steps`."""
-        decoder, tokens, state = self._decoder, self._tokens(count), self._states[context].copy()
+        decoder, tokens, state = self._decoder, self._tokens(count), self._readings[context].state.copy()
         began = time.perf_counter()
         for token in tokens:
             decoder.step(token, state)
         return time.perf_counter() - began
 
 
-def states_after(decoder: CpuDecoder, contexts: tuple[int, ...], bar: Progress) -> dict[int, DecoderState]:
-    """Return the state after each number of random tokens, one reading going on from the other; in the order given."""
+def readings_of(decoder: Decoder, contexts: tuple[int, ...], bar: Progress) -> dict[int, Reading]:
+    """Return what is left of reading each number of random tokens, one going on from the other; in the order given."""
     random, state = np.random.default_rng(2), decoder.new_state()
-    task, states = bar.add_task(f"context of {max(contexts)}", total=max(contexts)), {}
+    task, readings = bar.add_task(f"context of {max(contexts)}", total=max(contexts)), {}
     for context in sorted(set(contexts)):
         while state.n_tokens < context:
             count = min(_CHUNK, context - state.n_tokens)
-            decoder.prefill(decoder.embed(random.integers(0, decoder.config.vocab, count).tolist()), state)
+            logits = decoder.prefill(decoder.embed(random.integers(0, decoder.config.vocab, count).tolist()), state)
             bar.advance(task, count)
-        states[context] = state.copy()
-    return {context: states[context] for context in contexts}
+        readings[context] = Reading(state.copy(), logits)
+    return {context: readings[context] for context in contexts}

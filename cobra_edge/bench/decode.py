@@ -9,7 +9,7 @@ that turns round every time. Ratios are taken within a round, where the machine 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -21,17 +21,15 @@ from ..decode.cpu import CpuDecoder, physical_cores
 from ..decode.decoder import DecoderOptions
 from ..memory import state_bytes
 from ..recipe import matrix_names, quantized_scheme
-from .contestants import Contestant, Native, states_after
+from .contestants import Contestant, Native, readings_of
 from .follow_up import measure_follow_up
 from .gate import check
 from .limits import Memory, peak_products, prefill_products
 from .residence import measure_residence
-from .spread import spread
+from .rounds import Figures, Round, described, in_turns, limits_of, prompt_figures, ratios, step_figures
 
 _SETTLE_SECONDS = 0.05  # threads of the one before spin for a while before they sleep
 _WARM_TOKENS = 16
-
-Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -62,21 +60,6 @@ class Plan:
         return self.threads or physical_cores()
 
 
-@dataclass(frozen=True)
-class Round:
-    """One round.
-
-    Attributes:
-        reads: bytes a second that the memory gave, one value a turn.
-        peaks: int8 multiply-accumulates a second by instruction set.
-        figures: by contestant.
-    """
-
-    reads: tuple[float, ...]
-    peaks: dict[str, float]
-    figures: dict[str, Figures]
-
-
 def measure_bundle(
     bundle: Bundle, plan: Plan, peer: AbstractContextManager[Contestant | None], bar: Progress
 ) -> dict[str, Any]:
@@ -104,12 +87,12 @@ def measure_bundle(
     residence = measure_residence(bundle, options[forms[0]], plan.kernels, bar)
     decoders = {form: CpuDecoder(bundle, options[form], plan.kernels) for form in forms}
     follow_up = measure_follow_up(bundle, decoders[forms[0]], bar)
-    states = states_after(decoders[forms[0]], plan.contexts, bar)  # what is in a state changes no speed
-    contestants: list[Contestant] = [Native(bundle, d, form, plan.team, states) for form, d in decoders.items()]
+    readings = readings_of(decoders[forms[0]], plan.contexts, bar)  # what is in a state changes no speed
+    contestants: list[Contestant] = [Native(bundle, d, form, plan.team, readings) for form, d in decoders.items()]
     with peer as opened:
         contestants += [opened] if opened is not None else []
         rounds = _rounds(bundle, plan, contestants, bar)
-        described = [_described(c, rounds) for c in contestants]
+        rows = [described(c, rounds) for c in contestants]
     peer_name = contestants[-1].name if len(contestants) > len(forms) else None
     return {
         "scheme": scheme,
@@ -122,7 +105,7 @@ def measure_bundle(
         "decoder_bytes": bundle.manifest.files[DECODER].bytes,
         "relative_rms_from_numpy": distances,
         "limits": limits_of(rounds),
-        "contestants": described,
+        "contestants": rows,
         "peer": peer_name,
         "ratios": {} if peer_name is None else ratios(rounds, [c.name for c in contestants[:-1]], peer_name),
         "residence": residence,
@@ -153,9 +136,9 @@ def _rounds(bundle: Bundle, plan: Plan, contestants: Sequence[Contestant], bar: 
             reads.append(bandwidth)
             traffic = contestant.weights_bytes + 2 * state_bytes(model)  # the state is read and written
             peak = peaks[kernels[contestant.name]] if int8[contestant.name] else None
-            found = _decode_figures(contestant, plan.new_tokens, traffic / bandwidth)
+            found = step_figures(contestant, plan.new_tokens, lambda _context: traffic / bandwidth)
             for n in plan.prompt_tokens:
-                found |= _prefill_figures(n, contestant.prefill(n), prefill_products(model.mamba, n), peak)
+                found |= prompt_figures(n, contestant.prefill(n), prefill_products(model.mamba, n), peak)
             bar.advance(task)
             return found
 
@@ -163,52 +146,3 @@ def _rounds(bundle: Bundle, plan: Plan, contestants: Sequence[Contestant], bar: 
         return Round(tuple(reads), peaks, figures)
 
     return [one(index) for index in range(plan.rounds)]
-
-
-def in_turns(contestants: Sequence[Contestant], index: int, timed: Callable[[Contestant], Figures]) -> dict[str, Figures]:
-    """Give each contestant its turn, the last one first in every other round; returns figures by name."""
-    order = list(contestants) if index % 2 == 0 else list(reversed(contestants))
-    return {contestant.name: timed(contestant) for contestant in order}
-
-
-def _decode_figures(contestant: Contestant, new_tokens: int, bound_seconds: float) -> Figures:
-    """Step at each context; the bound is the time of a token that the bandwidth allows."""
-    found, rates = {}, {}
-    for context in contestant.contexts:
-        rates[context] = new_tokens / contestant.steps(new_tokens, context)
-        found[f"decode_at_{context}_tok_s"] = rates[context]
-        found[f"decode_at_{context}_share"] = rates[context] * bound_seconds
-    short, long = min(rates), max(rates)
-    if short != long:
-        found[f"decode_{long}_over_{short}"] = rates[long] / rates[short]
-    return found
-
-
-def _prefill_figures(tokens: int, seconds: float, products: int, peak: float | None) -> Figures:
-    found = {f"prefill_{tokens}_tok_s": tokens / seconds, f"prefill_{tokens}_macs_per_s": products / seconds}
-    if peak is not None:
-        found[f"prefill_{tokens}_peak_share"] = products / seconds / peak
-    return found
-
-
-def _described(contestant: Contestant, rounds: Sequence[Round]) -> dict[str, Any]:
-    seen = [r.figures[contestant.name] for r in rounds]
-    facts = {"name": contestant.name, "weights_bytes": contestant.weights_bytes} | contestant.facts()
-    return facts | {"figures": {figure: spread([s[figure] for s in seen]) for figure in seen[0]}}
-
-
-def limits_of(rounds: Sequence[Round]) -> dict[str, Any]:
-    """Return what the machine could do in these rounds."""
-    peaks = {kernels: spread([r.peaks[kernels] for r in rounds]) for kernels in rounds[0].peaks}
-    return {"read_gb_s": spread([read / 1e9 for r in rounds for read in r.reads]), "peak_macs_per_s": peaks}
-
-
-def ratios(rounds: Sequence[Round], ours: Sequence[str], peer: str) -> dict[str, dict[str, Any]]:
-    """Return by contestant how many times the peer's speed it has, for each rate that both have; taken within a round."""
-    shared = [f for f in rounds[0].figures[peer] if f.endswith("_tok_s")]
-    return {
-        name: {
-            f: spread([r.figures[name][f] / r.figures[peer][f] for r in rounds]) for f in shared if f in rounds[0].figures[name]
-        }
-        for name in ours
-    }

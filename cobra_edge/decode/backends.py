@@ -12,6 +12,7 @@ from ..errors import InputError, MachineError, near_matches
 from ..memory import memory_for
 from ..quantize.bitsandbytes_codes import why_no_bitsandbytes
 from ..scheme import SCHEMES
+from .card.driver import why_no_card, why_no_torch_kernels, why_no_triton
 from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions, Weights
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,40 @@ class Backend:
     open: Callable[[Bundle, DecoderOptions], Decoder]
 
 
+def _triton(bundle: Bundle, options: DecoderOptions) -> Decoder:
+    from .cuda import CudaDecoder
+
+    return CudaDecoder(bundle, options)
+
+
+def _triton_refuses(bundle: Bundle) -> str | None:
+    return _foreign_codes(bundle) or why_no_card() or why_no_triton()
+
+
+def _bitsandbytes_on_card(bundle: Bundle, _options: DecoderOptions) -> Decoder:
+    import torch
+
+    from .bitsandbytes_backend import BitsAndBytesDecoder
+
+    return BitsAndBytesDecoder(bundle, torch.device("cuda", 0))
+
+
+def _bitsandbytes_refuses_card(bundle: Bundle) -> str | None:
+    return _bitsandbytes_refuses(bundle) or why_no_card()
+
+
+def _torch_on_card(bundle: Bundle, _options: DecoderOptions) -> Decoder:
+    import torch
+
+    from .torch_reference import TorchDecoder
+
+    return TorchDecoder(bundle, torch.device("cuda", 0))
+
+
+def _torch_refuses_card(_bundle: Bundle) -> str | None:
+    return why_no_card() or why_no_torch_kernels()
+
+
 def _native(bundle: Bundle, options: DecoderOptions) -> Decoder:
     from .cpu import CpuDecoder
 
@@ -38,12 +73,16 @@ def _native(bundle: Bundle, options: DecoderOptions) -> Decoder:
 def _native_refuses(bundle: Bundle) -> str | None:
     from .cpu import why_not
 
-    recipe = bundle.manifest.recipe
-    for storage in dict.fromkeys(recipe.tensors.values()):
+    return _foreign_codes(bundle) or why_not()
+
+
+def _foreign_codes(bundle: Bundle) -> str | None:
+    """Return a reason where some of a bundle's codes are of another library's format."""
+    for storage in dict.fromkeys(bundle.manifest.recipe.tensors.values()):
         code_format = SCHEMES[storage].code_format if storage in SCHEMES else "int"
         if code_format != "int":
             return f"codes of bitsandbytes' {code_format} are run by bitsandbytes"
-    return why_not()
+    return None
 
 
 def _bitsandbytes(bundle: Bundle, _options: DecoderOptions) -> Decoder:
@@ -53,8 +92,7 @@ def _bitsandbytes(bundle: Bundle, _options: DecoderOptions) -> Decoder:
 
 
 def _bitsandbytes_refuses(bundle: Bundle) -> str | None:
-    storages = set(bundle.manifest.recipe.tensors.values())
-    if not any(SCHEMES[s].code_format in ("nf4", "int8-rows") for s in storages & SCHEMES.keys()):
+    if _foreign_codes(bundle) is None:
         return "the recipe stores nothing in bitsandbytes' codes"
     return why_no_bitsandbytes()
 
@@ -78,14 +116,17 @@ def _torch_refuses(bundle: Bundle) -> str | None:
 
 
 # In order of preference. bitsandbytes runs what is stored in its codes; numpy goes before torch: it starts at once and needs
-# nothing.
+# nothing. torch on a card reads every weight several times for each token, so the native decoder goes before it.
 BACKENDS = (
+    Backend("triton", "cuda", _triton_refuses, _triton),
+    Backend("bitsandbytes", "cuda", _bitsandbytes_refuses_card, _bitsandbytes_on_card),
     Backend("native", "cpu", _native_refuses, _native),
     Backend("bitsandbytes", "cpu", _bitsandbytes_refuses, _bitsandbytes),
+    Backend("torch", "cuda", _torch_refuses_card, _torch_on_card),
     Backend("numpy", "cpu", lambda bundle: None, _numpy),
     Backend("torch", "cpu", _torch_refuses, _torch),
 )
-KERNELS = ("auto", *(b.name for b in BACKENDS))
+KERNELS = ("auto", *dict.fromkeys(b.name for b in BACKENDS))
 
 
 def open_decoder(
@@ -107,16 +148,18 @@ def open_decoder(
         raise InputError(f"unknown device {device!r}{near_matches(device, DEVICES)}")
     if kernels not in KERNELS:
         raise InputError(f"unknown decoder kernels {kernels!r}{near_matches(kernels, KERNELS)}")
-    reasons = []
+    reasons: list[str] = []
     for backend in BACKENDS:
         if kernels not in ("auto", backend.name):
             continue
-        reason = f"runs on {backend.device} only" if device not in ("auto", backend.device) else backend.refuses(bundle)
+        reason = f"{device} was asked for" if device not in ("auto", backend.device) else backend.refuses(bundle)
         if reason is None:
+            for refused in reasons:
+                log.info("decoder: not %s", refused)
             log.info("decoder: %s on %s", backend.name, backend.device)
             with memory_for(f"opening the decoder of {bundle.directory}", bundle.manifest):
                 return backend.open(bundle, options)
-        reasons.append(f"{backend.name}: {reason}")
+        reasons.append(f"{backend.name} on {backend.device}: {reason}")
     raise MachineError(f"no decoder runs this bundle on {device!r} ({'; '.join(reasons)})")
 
 

@@ -15,19 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ..bundle import Bundle
 from ..packing import NF4_LEVELS, QuantizedTensor
 from ..quantize.bitsandbytes_codes import load_bitsandbytes
 from ..scheme import CodeFormat
-from .torch_reference import TorchDecoder
+from .torch_reference import Forward, TorchDecoder
 
-_EMBEDDING = "backbone.embedding"
-_HEAD = "lm_head"
-_PROJECTIONS = (".in_proj", ".x_proj", ".out_proj")
-# x (..., in) float32 -> (..., out) float32
-Product = Callable[[Tensor], Tensor]
+_CPU = torch.device("cpu")
 
 
 class BitsAndBytesDecoder(TorchDecoder):
@@ -35,49 +30,30 @@ class BitsAndBytesDecoder(TorchDecoder):
 
     name = "bitsandbytes"
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Read the decoder; for a moment it lies in memory as float32 too.
+    def __init__(self, bundle: Bundle, device: torch.device = _CPU) -> None:
+        """Read the decoder.
 
         Raises:
             BundleError: a tensor does not fit. MachineError: bitsandbytes is not installed.
         """
-        super().__init__(bundle)
-        bnb = load_bitsandbytes()
-        for name, value in bundle.decoder_tensors().items():
-            if isinstance(value, QuantizedTensor) and value.scheme.code_format in PRODUCTS:
-                self._take_over(bnb, name.removesuffix(".weight"), value)
+        self._bnb = load_bitsandbytes()
+        super().__init__(bundle, device)
 
-    def _take_over(self, bnb: Any, name: str, value: QuantizedTensor) -> None:
-        product = PRODUCTS[value.scheme.code_format]
-        if name == _EMBEDDING:
-            _replace_forward(self.model.backbone.embedding, _lookup(value))
-            if self.config.tied:
-                _replace_forward(self.model.lm_head, product(bnb, value))
-        elif name == _HEAD or name.endswith(_PROJECTIONS):
-            _replace_forward(self.model.get_submodule(name), product(bnb, value))
+    def _multiplies_codes(self, value: QuantizedTensor) -> bool:
+        return value.scheme.code_format in PRODUCTS or super()._multiplies_codes(value)
+
+    def _product_with(self, value: QuantizedTensor) -> Forward:
+        product = PRODUCTS.get(value.scheme.code_format)
+        return super()._product_with(value) if product is None else product(self._bnb, value, self.device)
 
 
-def _replace_forward(module: nn.Module, forward: Product) -> None:
-    """Have the module compute something else, and let go of its weight; its hooks stay."""
-    module.forward = forward
-    del module.weight
-
-
-def _lookup(table: QuantizedTensor) -> Product:
-    def rows(tokens: Tensor) -> Tensor:
-        found = table.rows(tokens.numpy().reshape(-1)).dequantize()
-        return torch.from_numpy(found).reshape(*tokens.shape, -1)
-
-    return rows
-
-
-def nf4_product(bnb: Any, weight: QuantizedTensor) -> Product:
+def nf4_product(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) -> Forward:
     """Return the product with a matrix of format "nf4"."""
-    codes = torch.from_numpy(np.array(weight.codes))
+    codes = torch.from_numpy(np.array(weight.codes)).to(device)
     state = bnb.functional.QuantState(
-        absmax=torch.from_numpy(np.array(weight.scales)).reshape(-1),
+        absmax=torch.from_numpy(np.array(weight.scales)).reshape(-1).to(device),
         shape=torch.Size(weight.shape),
-        code=torch.tensor(NF4_LEVELS),
+        code=torch.tensor(NF4_LEVELS, device=device),
         blocksize=weight.scheme.group_size,
         quant_type="nf4",
         dtype=torch.float32,
@@ -85,18 +61,21 @@ def nf4_product(bnb: Any, weight: QuantizedTensor) -> Product:
     return lambda x: bnb.matmul_4bit(x, codes, quant_state=state)
 
 
-def int8_product(bnb: Any, weight: QuantizedTensor) -> Product:
+def int8_product(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) -> Forward:
     """Return the product with a matrix of format "int8-rows"; activations are rounded, see above."""
     state = bnb.MatmulLtState()
-    state.CB = torch.from_numpy(np.array(weight.codes))
-    state.SCB = torch.from_numpy(np.array(weight.scales)).reshape(-1)
+    state.CB = torch.from_numpy(np.array(weight.codes)).to(device)
+    state.SCB = torch.from_numpy(np.array(weight.scales)).reshape(-1).to(device)
     state.has_fp16_weights = state.is_training = False
 
-    def product(x: Tensor) -> Tensor:
+    def product(x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])  # bitsandbytes takes no single vector
         return bnb.matmul(rows, state.CB, state=state).reshape(*x.shape[:-1], -1)
 
     return product
 
 
-PRODUCTS: dict[CodeFormat, Callable[[Any, QuantizedTensor], Product]] = {"nf4": nf4_product, "int8-rows": int8_product}
+PRODUCTS: dict[CodeFormat, Callable[[Any, QuantizedTensor, torch.device], Forward]] = {
+    "nf4": nf4_product,
+    "int8-rows": int8_product,
+}

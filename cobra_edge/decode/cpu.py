@@ -64,7 +64,7 @@ def _asked_for() -> int | None:
 class CpuDecoder:
     """A bundle's decoder, run by native code."""
 
-    name = "native"
+    name, runs_on = "native", "cpu"
 
     def __init__(self, source: Bundle | Weights, options: DecoderOptions, kernels: str = "auto") -> None:
         """Map the weights and start the threads.
@@ -99,18 +99,18 @@ class CpuDecoder:
             arrays["rotation"] = hadamard_matrix(hadamard_factors(self.config.d_inner)[0])
         if recipe.rotates_residual:
             arrays["residual_rotation"] = hadamard_matrix(hadamard_factors(self.config.d_model)[0])
-        activations = options.activations_of(recipe)
+        self.activations = options.activations_of(recipe)
         sizes: dict[str, Any] = msgspec.structs.asdict(self.config)
         try:
-            self._native = _cpu.Decoder(sizes, arrays, kernels, threads, activations == "int8")
+            self._native = _cpu.Decoder(sizes, arrays, kernels, threads, self.activations == "int8")
         except ValueError as error:
             raise InputError(f"{weights.origin}: {error}") from error
         self.kernels: str = self._native.kernels
-        log.info("decoder kernels: %s, %d threads, %s activations", self.kernels, threads, activations)
+        log.info("decoder kernels: %s, %d threads, %s activations", self.kernels, threads, self.activations)
 
-    def new_state(self) -> DecoderState:
+    def new_state(self, like: DecoderState | None = None) -> DecoderState:
         """See `Decoder.new_state`."""
-        return DecoderState.zeros(self.config)
+        return DecoderState.zeros(self.config) if like is None else like.host()
 
     def embed(self, tokens: list[int]) -> np.ndarray:
         """See `Decoder.embed`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -19,19 +19,27 @@ from ..tensor_file import read_tensors
 ACTIVATIONS = ("float32", "int8")
 
 
-@dataclass(eq=False)
 class DecoderState:
     """What a decoder remembers of all tokens so far: a fixed size, whatever their number.
 
     Attributes:
-        conv: (n_layer, d_inner, d_conv) float32, the last inputs of each causal convolution, newest last.
-        ssm: (n_layer, d_inner, d_state) float32, the recurrent state.
         n_tokens: positions read so far, visual and text.
     """
 
-    conv: np.ndarray
-    ssm: np.ndarray
-    n_tokens: int = 0
+    def __init__(self, conv: np.ndarray, ssm: np.ndarray, n_tokens: int = 0) -> None:
+        """Keep the arrays, which decoders write into; what they hold is said at the properties of their names."""
+        self._conv, self._ssm = conv, ssm
+        self.n_tokens = n_tokens
+
+    @property
+    def conv(self) -> np.ndarray:
+        """The last inputs of each causal convolution, newest last: (n_layer, d_inner, d_conv) float32."""
+        return self._conv
+
+    @property
+    def ssm(self) -> np.ndarray:
+        """The recurrent state, (n_layer, d_inner, d_state) float32."""
+        return self._ssm
 
     @classmethod
     def zeros(cls, config: MambaConfig) -> DecoderState:
@@ -41,24 +49,33 @@ class DecoderState:
             np.zeros((config.n_layer, config.d_inner, config.d_state), np.float32),
         )
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of `conv` and `ssm`."""
+        return self.conv.shape, self.ssm.shape
+
     def require(self, config: MambaConfig) -> None:
         """Raise InputError when this is not a state of such a model."""
-        zeros = DecoderState.zeros(config)
-        if (self.conv.shape, self.ssm.shape) != (zeros.conv.shape, zeros.ssm.shape):
+        wanted = DecoderState.zeros(config).shapes
+        if self.shapes != wanted:
             raise InputError(
-                f"the state is of another model: conv {self.conv.shape} and ssm {self.ssm.shape}, this one's are "
-                f"{zeros.conv.shape} and {zeros.ssm.shape}; look at the image again"
+                f"the state is of another model: conv {self.shapes[0]} and ssm {self.shapes[1]}, this one's are "
+                f"{wanted[0]} and {wanted[1]}; look at the image again"
             )
 
     def copy(self) -> DecoderState:
-        """Return an independent copy."""
-        return DecoderState(self.conv.copy(), self.ssm.copy(), self.n_tokens)
+        """Return an independent copy, where this one is."""
+        return self.host()
 
     def save(self, file: Path) -> None:
         """Write the state as safetensors."""
         from safetensors.numpy import save_file
 
         save_file({"conv": self.conv, "ssm": self.ssm, "n_tokens": np.array([self.n_tokens], np.int32)}, file)
+
+    def host(self) -> DecoderState:
+        """Return an independent copy in the host's memory."""
+        return DecoderState(np.array(self.conv), np.array(self.ssm), self.n_tokens)
 
     @classmethod
     def load(cls, file: Path, config: MambaConfig) -> DecoderState:
@@ -134,8 +151,18 @@ class Decoder(Protocol):
     name: str
     config: MambaConfig
 
-    def new_state(self) -> DecoderState:
-        """Return the state before the first token."""
+    @property
+    def runs_on(self) -> str:
+        """The kind of device: "cpu" or "cuda"."""
+        ...
+
+    @property
+    def activations(self) -> str:
+        """What enters a product with codes: "float32" where it is left as it is, "int8" where it is rounded."""
+        ...
+
+    def new_state(self, like: DecoderState | None = None) -> DecoderState:
+        """Return the state before the first token, or an independent copy of another one, where this decoder keeps its own."""
         ...
 
     def embed(self, tokens: list[int]) -> np.ndarray:
@@ -153,3 +180,50 @@ class Decoder(Protocol):
     def forward(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
         """Read embeddings (seq, d_model) float32; returns logits at every position, (seq, vocab)."""
         ...
+
+
+class CardEmbeddings(Protocol):
+    """Embeddings that lie on a card, or room for them."""
+
+    @property
+    def address(self) -> int:
+        """Where they begin: contiguous float32, on a multiple of 256 bytes, as TensorRT wants it."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(seq, d_model)."""
+        ...
+
+    def __len__(self) -> int:
+        """Return seq."""
+        ...
+
+
+class CardDecoder(Decoder, Protocol):
+    """A decoder on a CUDA card, which reads embeddings where a vision engine left them."""
+
+    @property
+    def stream(self) -> int:
+        """The cudaStream_t that all its work is put on; it stays as long as the process."""
+        ...
+
+    def embedding_room(self, n: int) -> CardEmbeddings:
+        """Return room for n embeddings, (n, d_model), that no work under way reads; what is put there is read by `prefill`.
+
+        The next call may return the same room.
+        """
+        ...
+
+    def prefill(self, embeddings: np.ndarray | CardEmbeddings, state: DecoderState) -> np.ndarray:
+        """See `Decoder.prefill`; embeddings on the card are read once the work before on the stream is done."""
+        ...
+
+    def forward(self, embeddings: np.ndarray | CardEmbeddings, state: DecoderState) -> np.ndarray:
+        """See `Decoder.forward`, and `prefill`."""
+        ...
+
+
+def card_decoder(decoder: Any) -> CardDecoder | None:
+    """Return a decoder as one on a card, or None where it has no stream (no attribute of that name, or None)."""
+    return cast(CardDecoder, decoder) if getattr(decoder, "stream", None) is not None else None

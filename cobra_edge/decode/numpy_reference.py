@@ -90,13 +90,13 @@ def round_activations(x: np.ndarray, group: int, clips: np.ndarray | None = None
 class NumpyDecoder:
     """A bundle's decoder, run by numpy."""
 
-    name = "numpy"
+    name, runs_on = "numpy", "cpu"
 
     def __init__(self, source: Bundle | Weights, options: DecoderOptions = DEFAULT_OPTIONS) -> None:
         """Read the decoder; of the options, activations count here. Raises BundleError when a tensor does not fit."""
         weights = Weights.of(source)
         self.config, self._recipe = weights.config, weights.recipe
-        self._int8 = options.activations_of(self._recipe) == "int8"
+        self.activations = options.activations_of(self._recipe)
         self._tensors = weights.tensors
         self._keep = self.config.n_parameters * 4 <= _KEEP_BYTES
         if not self._keep:
@@ -119,13 +119,13 @@ class NumpyDecoder:
     def _multiply(self, x: np.ndarray, name: str) -> np.ndarray:
         """Return x (seq, in) times the transposed matrix, (seq, out); x rounded first where that is asked for."""
         weight = self._tensors[name]
-        if self._int8 and isinstance(weight, QuantizedTensor):
+        if self.activations == "int8" and isinstance(weight, QuantizedTensor):
             x = round_activations(x, weight.scheme.group(weight.shape[1]), weight.clips)
         return x @ self._float(name).T
 
-    def new_state(self) -> DecoderState:
+    def new_state(self, like: DecoderState | None = None) -> DecoderState:
         """See `Decoder.new_state`."""
-        return DecoderState.zeros(self.config)
+        return DecoderState.zeros(self.config) if like is None else like.host()
 
     def embed(self, tokens: list[int]) -> np.ndarray:
         """See `Decoder.embed`."""

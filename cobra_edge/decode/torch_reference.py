@@ -1,87 +1,154 @@
-"""The decoder of a bundle run by the plain torch model: the reference that other backends are compared with."""
+"""The decoder of a bundle run by the plain torch model: the reference that other backends are compared with.
+
+On a processor the matrices are dequantized once. On a card they stay codes, and each product dequantizes its own: slow and
+plain, in the memory of the bundle and one matrix more.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from ..bundle import Bundle
 from ..hadamard import hadamard_matrix
 from ..model.mamba import Mamba, MambaState
 from ..packing import QuantizedTensor
+from .card.state import CardState, on_card
 from .decoder import DecoderState
+from .kernels.matrix import CardMatrix
 
-
-def _rotation(width: int) -> torch.Tensor:
-    """Return R written out, (width, width): the plain form that the butterflies of `rotate` are compared with."""
-    return torch.from_numpy(hadamard_matrix(width) / np.float32(width**0.5))
+_CPU = torch.device("cpu")
+_EMBEDDING, _HEAD = "backbone.embedding", "lm_head"
+_PROJECTIONS = (".in_proj", ".x_proj", ".out_proj")
+# x (..., in) float32 -> (..., out) float32; of an embedding, tokens (...) int64 -> (..., d_model) float32
+Forward = Callable[[Tensor], Tensor]
 
 
 class TorchDecoder:
-    """A bundle's dequantized weights in `cobra_edge.model.mamba`, float32 on the CPU."""
+    """A bundle's weights in `cobra_edge.model.mamba`, float32."""
 
-    name = "torch"
+    name, activations = "torch", "float32"
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Dequantize the decoder. Raises BundleError when a tensor does not fit."""
-        self.config = bundle.manifest.model.mamba
-        self.model = Mamba(self.config).eval()
+    def __init__(self, bundle: Bundle, device: torch.device = _CPU) -> None:
+        """Read the decoder. Raises BundleError when a tensor does not fit."""
+        self.config, self.device = bundle.manifest.model.mamba, device
+        with torch.device("meta"):
+            self.model = Mamba(self.config).eval()
+        tensors = bundle.decoder_tensors()
         dense = {
-            name: v.dequantize() if isinstance(v, QuantizedTensor) else v.astype(np.float32)
-            for name, v in bundle.decoder_tensors().items()
+            name: torch.from_numpy(_dense(value)).to(device)
+            for name, value in tensors.items()
+            if not self._stays_codes(name.removesuffix(".weight"), value)
         }
-        self.model.load_state_dict({k: torch.from_numpy(v) for k, v in dense.items()}, strict=False)
-        self._rotation: torch.Tensor | None = None  # of the residual stream
+        self.model.load_state_dict(dense, strict=False, assign=True)
+        if self.config.tied:
+            self.model.lm_head.weight = self.model.backbone.embedding.weight
+        for name, value in tensors.items():
+            if name not in dense:
+                assert isinstance(value, QuantizedTensor)
+                self._keep_codes(name.removesuffix(".weight"), value)
+        self._rotation: Tensor | None = None  # of the residual stream
         if bundle.manifest.recipe.rotates_out_proj:
             self._rotate_inputs_of_out_proj()
         if bundle.manifest.recipe.rotates_residual:
-            self._rotation = _rotation(self.config.d_model)
+            self._rotation = self._rotation_of(self.config.d_model)
             self._turn_the_residual_around_norm_f(self._rotation)
+
+    @property
+    def runs_on(self) -> str:
+        """See `Decoder.runs_on`."""
+        return self.device.type
+
+    def _stays_codes(self, name: str, value: np.ndarray | QuantizedTensor) -> bool:
+        """Tell whether a matrix is kept as it is stored; dt_proj is multiplied by torch without a module."""
+        has_product = name in (_EMBEDDING, _HEAD) or name.endswith(_PROJECTIONS)
+        return isinstance(value, QuantizedTensor) and has_product and self._multiplies_codes(value)
+
+    def _multiplies_codes(self, value: QuantizedTensor) -> bool:
+        """Tell whether there is a product with a matrix as it is stored."""
+        return self.device.type != "cpu" and value.scheme.code_format == "int"
+
+    def _product_with(self, value: QuantizedTensor) -> Forward:
+        """Return the product with a matrix that stays codes."""
+        matrix = CardMatrix.of(value, self.device)
+        return lambda x: x @ matrix.dequantize().T
+
+    def _keep_codes(self, name: str, value: QuantizedTensor) -> None:
+        product = self._product_with(value)
+        if name != _EMBEDDING:
+            _replace_forward(self.model.get_submodule(name), product)
+            return
+        _replace_forward(self.model.backbone.embedding, self._lookup(value))
+        if self.config.tied:
+            _replace_forward(self.model.lm_head, product)
+
+    def _lookup(self, table: QuantizedTensor) -> Forward:
+        def rows(tokens: Tensor) -> Tensor:
+            found = table.rows(tokens.cpu().numpy().reshape(-1)).dequantize()
+            return torch.from_numpy(found).reshape(*tokens.shape, -1).to(self.device)
+
+        return rows
+
+    def _rotation_of(self, width: int) -> Tensor:
+        """Return R written out, (width, width): the plain form that the butterflies of `rotate` are compared with."""
+        return torch.from_numpy(hadamard_matrix(width) / np.float32(width**0.5)).to(self.device)
 
     def _rotate_inputs_of_out_proj(self) -> None:
         """Have every out_proj see R y."""
-        rotation = _rotation(self.config.d_inner)
+        rotation = self._rotation_of(self.config.d_inner)
 
-        def rotated(_module: Any, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        def rotated(_module: Any, inputs: tuple[Tensor]) -> Tensor:
             return inputs[0] @ rotation.T
 
         for name, module in self.model.named_modules():
             if name.endswith(".mixer.out_proj"):
                 module.register_forward_pre_hook(rotated)
 
-    def _turn_the_residual_around_norm_f(self, rotation: torch.Tensor) -> None:
+    def _turn_the_residual_around_norm_f(self, rotation: Tensor) -> None:
         """Have norm_f, with its weight, see the model's own residual stream, and the head see R times what comes out."""
         norm = self.model.backbone.norm_f
         norm.register_forward_pre_hook(lambda _module, inputs: inputs[0] @ rotation)
         norm.register_forward_hook(lambda _module, _inputs, normed: normed @ rotation.T)
 
-    def new_state(self) -> DecoderState:
+    def new_state(self, like: DecoderState | None = None) -> DecoderState:
         """See `Decoder.new_state`."""
-        return DecoderState.zeros(self.config)
+        if self.device.type == "cpu":
+            return DecoderState.zeros(self.config) if like is None else like.host()
+        blank = self._blank()
+        if like is not None:
+            blank.fill(like)
+        return blank
+
+    def _blank(self) -> CardState:
+        return CardState.blank(self.config, self.device, None)
 
     @torch.inference_mode()
     def embed(self, tokens: list[int]) -> np.ndarray:
         """See `Decoder.embed`."""
-        rows = self.model.embed(torch.tensor(tokens))
-        return (rows if self._rotation is None else rows @ self._rotation).numpy()
+        rows = self.model.embed(torch.tensor(tokens, device=self.device))
+        return (rows if self._rotation is None else rows @ self._rotation).cpu().numpy()
 
     @torch.inference_mode()
-    def _hidden(self, embeddings: np.ndarray, state: DecoderState) -> torch.Tensor:
-        before = MambaState(*(tuple(torch.from_numpy(a)[:, None]) for a in (state.conv, state.ssm)))
-        residual = torch.from_numpy(embeddings.astype(np.float32))
+    def _hidden(self, embeddings: np.ndarray, state: DecoderState) -> Tensor:
+        residual = torch.from_numpy(embeddings.astype(np.float32)).to(self.device)
         if self._rotation is not None:
             residual = residual @ self._rotation.T
-        hidden, after = self.model.hidden(residual[None], before)
-        state.conv[:], state.ssm[:] = (torch.cat(t).numpy() for t in (after.conv, after.ssm))
-        state.n_tokens += len(embeddings)
+        with on_card(state, self._blank()) as there:
+            before = MambaState(*(tuple(t[:, None]) for t in there.tensors))
+            hidden, after = self.model.hidden(residual[None], before)
+            for tensor, layers in zip(there.tensors, (after.conv, after.ssm), strict=True):
+                tensor.copy_(torch.cat(layers))
+            there.n_tokens += len(embeddings)
         return hidden[0]
 
     @torch.inference_mode()
     def prefill(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
         """See `Decoder.prefill`."""
-        return self.model.lm_head(self._hidden(embeddings, state)[-1]).numpy()
+        return self.model.lm_head(self._hidden(embeddings, state)[-1]).cpu().numpy()
 
     def step(self, token: int, state: DecoderState) -> np.ndarray:
         """See `Decoder.step`."""
@@ -90,4 +157,14 @@ class TorchDecoder:
     @torch.inference_mode()
     def forward(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
         """See `Decoder.forward`."""
-        return self.model.lm_head(self._hidden(embeddings, state)).numpy()
+        return self.model.lm_head(self._hidden(embeddings, state)).cpu().numpy()
+
+
+def _dense(value: np.ndarray | QuantizedTensor) -> np.ndarray:
+    return value.dequantize() if isinstance(value, QuantizedTensor) else np.array(value, np.float32)
+
+
+def _replace_forward(module: nn.Module, forward: Forward) -> None:
+    """Have the module compute something else, and let go of its weight; its hooks stay."""
+    module.forward = forward
+    del module.weight

@@ -91,8 +91,9 @@ def attribution(
     own = {p: session.visual_embeddings(suite.load(p)) for p in pictures}
     seen = [None if asked.picture is None else own[asked.picture] for asked in suite.lines]
     parts = [trial.part("everything", session.decoder, seen), trial.part("decoder", session.decoder, right)]
-    if options.activations_of(session.bundle.manifest.recipe) == "int8":
-        wide = open_decoder(session.bundle, kernels=session.decoder.name, options=replace(options, activations="float32"))
+    if session.decoder.activations == "int8":
+        unrounded = replace(options, activations="float32")
+        wide = open_decoder(session.bundle, session.decoder.runs_on, session.decoder.name, unrounded)
         parts.append(trial.part("decoder, activations left float", wide, right))
     with ExitStack() as stack:
         decoder, tensors, why = _float_decoder(session, reference)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle import MANIFEST, Bundle, file_sha256
-from ..decode.backends import BACKENDS
 from ..decode.decoder import DecoderOptions
 from ..processor import processor_name
 from ..session import Session
@@ -175,10 +174,8 @@ def _asked(session: Session, reference: Reference, suite: AskedSuite, kept: Jour
 
 def _runtime(session: Session, run: Run) -> Runtime:
     vision = None if session.vision is None else session.vision.name
-    activations = run.options.activations_of(session.bundle.manifest.recipe)
-    machine = f"{processor_name()}, {platform.machine()}"
-    device = next((row.device for row in BACKENDS if row.name == session.decoder.name), run.device)
-    return Runtime(session.decoder.name, vision, activations, run.options.threads, device, machine)
+    machine, decoder = f"{processor_name()}, {platform.machine()}", session.decoder
+    return Runtime(decoder.name, vision, decoder.activations, run.options.threads, decoder.runs_on, machine)
 
 
 def _fingerprint(bundle: Bundle) -> str:

@@ -46,8 +46,22 @@ def eligible(device: str) -> tuple[list[Provider], list[str]]:
     return takes, refused
 
 
-def provider_options(provider: Provider, precision: PrecisionName, cache: str) -> Mapping[str, str]:
-    """Return options for a provider: those that build engines keep them in a directory, and take the graph's own types."""
+def provider_options(provider: Provider, precision: PrecisionName, cache: str, stream: int | None = None) -> Mapping[str, str]:
+    """Return options for a provider.
+
+    Args:
+        provider: a row of the table.
+        precision: of the graph, whose own types are taken.
+        cache: a directory, in which those that build engines keep them.
+        stream: a cudaStream_t that a card's provider is to work on. 0, which onnxruntime takes for none, and None: its own.
+    """
+    options = _own_options(provider, precision, cache)
+    if stream and provider.device == "cuda":
+        options |= {"has_user_compute_stream": "1", "user_compute_stream": str(stream)}
+    return options
+
+
+def _own_options(provider: Provider, precision: PrecisionName, cache: str) -> dict[str, str]:
     if provider.name == "TensorrtExecutionProvider":
         options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": cache}
         types = {"fp16": {"trt_fp16_enable": "1"}, "int8": {"trt_int8_enable": "1"}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -29,24 +29,63 @@ class VisionRunner(Protocol):
         ...
 
 
+class CardVision(VisionRunner, Protocol):
+    """A runner on a CUDA card, which can leave its embeddings there."""
+
+    def embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
+        """Do what `embed` does, without waiting for it where the runtime need not, and leave the embeddings on the card.
+
+        Args:
+            pixels: as for `embed`; kept as long as they are read.
+            address: of contiguous memory for (n_visual_tokens, d_model) float32 on the first card, a multiple of 256, that no
+                work under way uses.
+            stream: a cudaStream_t that lives longer than the runner; what is put on it afterwards finds the embeddings there.
+
+        Raises:
+            MachineError: the card failed, and what lies at the address means nothing. A failure that the card finds later is
+                raised by whoever waits for the stream.
+        """
+        ...
+
+
+def card_vision(runner: Any) -> CardVision | None:
+    """Return a runner as one on a card, or None where it cannot leave embeddings there (no `embed_into`, or None)."""
+    return cast(CardVision, runner) if getattr(runner, "embed_into", None) is not None else None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a runner is to be opened.
+
+    Attributes:
+        device: "auto", "cpu" or "cuda".
+        threads: on a CPU; None for one a physical core.
+        stream: the cudaStream_t of the decoder that will read the embeddings, or None.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    stream: int | None = None
+
+
 @dataclass(frozen=True)
 class VisionRuntime:
-    """One row: on which device it runs, why it would not, and how it is opened (threads matter on a CPU only)."""
+    """One row: on which device it runs, why it would not, and how it is opened."""
 
     name: str
     devices: tuple[str, ...]
     refuses: Callable[[Bundle], str | None]
-    open: Callable[[Bundle, str, int | None], VisionRunner]
+    open: Callable[[Bundle, Wanted], VisionRunner]
 
 
-def _onnxruntime(bundle: Bundle, device: str, threads: int | None) -> VisionRunner:
+def _onnxruntime(bundle: Bundle, wanted: Wanted) -> VisionRunner:
     from .session import VisionSession
 
-    graph = bundle.vision_graph
-    return VisionSession(bundle.path(VISION), bundle.manifest.model, graph.input, threads, device, graph.precision)
+    graph, model = bundle.vision_graph, bundle.manifest.model
+    return VisionSession(bundle.path(VISION), model, graph.input, wanted.threads, wanted.device, graph.precision, wanted.stream)
 
 
-def _tensorrt_rtx(bundle: Bundle, _device: str, _threads: int | None) -> VisionRunner:
+def _tensorrt_rtx(bundle: Bundle, _wanted: Wanted) -> VisionRunner:
     from .engines.rtx_vision import open_engine
 
     return open_engine(bundle)
@@ -58,7 +97,7 @@ def _tensorrt_rtx_refuses(bundle: Bundle) -> str | None:
     return refuses(bundle)
 
 
-def _tensorrt(bundle: Bundle, _device: str, _threads: int | None) -> VisionRunner:
+def _tensorrt(bundle: Bundle, _wanted: Wanted) -> VisionRunner:
     from .engines.tensorrt import open_engine
 
     return open_engine(bundle)
@@ -79,7 +118,13 @@ RUNTIMES = (
 RUNTIME_NAMES = ("auto", *(r.name for r in RUNTIMES))
 
 
-def open_vision(bundle: Bundle, device: str = "auto", runtime: str = "auto", threads: int | None = None) -> VisionRunner:
+def open_vision(
+    bundle: Bundle,
+    device: str = "auto",
+    runtime: str = "auto",
+    threads: int | None = None,
+    stream: int | None = None,
+) -> VisionRunner:
     """Open the bundle's vision graph on the first runtime that does not refuse.
 
     Args:
@@ -87,6 +132,7 @@ def open_vision(bundle: Bundle, device: str = "auto", runtime: str = "auto", thr
         device: "auto", "cpu" or "cuda".
         runtime: "auto" or a name of the table.
         threads: on a CPU; None for one a physical core.
+        stream: the cudaStream_t of the decoder that will read the embeddings, which lives longer than the runner; or None.
 
     Raises:
         InputError: an unknown runtime, or the one that was asked for cannot make an engine of this graph.
@@ -101,7 +147,7 @@ def open_vision(bundle: Bundle, device: str = "auto", runtime: str = "auto", thr
             continue
         try:
             reason = f"does not run on {device!r}" if device not in ("auto", *row.devices) else row.refuses(bundle)
-            opened = row.open(bundle, device, threads) if reason is None else None
+            opened = row.open(bundle, Wanted(device, threads, stream)) if reason is None else None
         except BundleError:
             raise
         except (MachineError, InputError) as error:  # a card, a driver or a builder that will not; the next runtime may do

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,14 @@ def open_on_cpu(file: Path, threads: int | None = None) -> Any:
         raise BundleError(f"{file}: onnxruntime cannot open it ({error})") from error
 
 
-def _open(file: Path, provider: Provider, precision: PrecisionName, threads: int | None) -> Any:
+def _open(file: Path, provider: Provider, precision: PrecisionName, threads: int | None, stream: int | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     # Its threads would go on spinning on the cores that the decoder needs next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     cache = str(platformdirs.user_cache_path("cobra_edge") / "onnxruntime")
-    chosen = (provider.name, dict(provider_options(provider, precision, cache)))
+    chosen = (provider.name, dict(provider_options(provider, precision, cache, stream)))
     # A processor takes what another provider has no kernel for, such as shapes.
     wanted = [chosen] if provider is _CPU else [chosen, (_CPU.name, {})]
     return onnxruntime.InferenceSession(file, options, providers=wanted)
@@ -59,6 +60,7 @@ class VisionSession:
         threads: int | None = None,
         device: str = "cpu",
         precision: PrecisionName = "fp32",
+        stream: int | None = None,
     ) -> None:
         """Open the graph on the best execution provider that takes it; why better ones did not is logged.
 
@@ -69,15 +71,19 @@ class VisionSession:
             threads: on a CPU; None for one a physical core.
             device: "auto", "cpu" or "cuda".
             precision: of its products.
+            stream: the cudaStream_t that a card works on, which lives longer than this; None or 0 for one of its own.
 
         Raises:
             BundleError: unreadable, or its input and output are not those of the config.
             MachineError: no provider takes it; each one's reason is given.
         """
-        self._session, provider = _first_that_opens(file, threads, device, precision)
+        self._session, provider = _first_that_opens(file, threads, device, precision, stream)
         self.name = f"onnxruntime, {provider.title}"
         self._require_ends(file, config, form)
-        self._binding = None if provider is _CPU else self._bound(config)
+        self._stream = stream or None
+        on_card = provider is not _CPU
+        self._binding: Any = self._bound(config) if on_card else None
+        self._card_binding: Any = self._session.io_binding() if on_card else None
 
     def _require_ends(self, file: Path, config: CobraConfig, form: InputForm) -> None:
         shape = ImageTransform.of(config, form).shape
@@ -99,24 +105,45 @@ class VisionSession:
         if self._binding is None:
             embeddings: Any = self._session.run([OUTPUT], {INPUT: pixels})[0]
             return embeddings[0]
-        self._binding.bind_cpu_input(INPUT, np.ascontiguousarray(pixels))
-        self._session.run_with_iobinding(self._binding)
+        self._run(self._binding, pixels)
         self._binding.synchronize_outputs()
         return self._embeddings[0].copy()
 
+    @property
+    def embed_into(self) -> Callable[[np.ndarray, int, int], None] | None:
+        """See `runtimes.CardVision.embed_into`; None on a CPU."""
+        return None if self._card_binding is None else self._embed_into
+
+    def _embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
+        # A run waits for the card unless it is told not to; the copy of the next picture would not be ordered behind it.
+        shape = self._embeddings.shape
+        try:
+            self._card_binding.bind_output(OUTPUT, "cuda", 0, np.float32, shape, address)
+            self._run(self._card_binding, pixels)
+            if self._stream != stream:
+                self._card_binding.synchronize_outputs()
+        except Exception as error:  # as above
+            raise MachineError(f"{self.name}: running the graph failed: {error}") from error
+
+    def _run(self, binding: Any, pixels: np.ndarray) -> None:
+        binding.bind_cpu_input(INPUT, np.ascontiguousarray(pixels))
+        self._session.run_with_iobinding(binding)
+
     def close(self) -> None:
         """Give its memory back."""
-        self._binding = self._session = None
+        self._binding = self._card_binding = self._session = None
 
 
-def _first_that_opens(file: Path, threads: int | None, device: str, precision: PrecisionName) -> tuple[Any, Provider]:
+def _first_that_opens(
+    file: Path, threads: int | None, device: str, precision: PrecisionName, stream: int | None
+) -> tuple[Any, Provider]:
     candidates, reasons = eligible(device)
     for provider in candidates:
         if provider is _CPU and precision == "bf16":
             reasons.append("CPU: onnxruntime multiplies no bfloat16 there; export with --vision-precision fp16")
             continue
         try:
-            session = _open(file, provider, precision, threads)
+            session = _open(file, provider, precision, threads, stream)
         except Exception as error:  # as above
             if provider is _CPU:  # which takes every graph of ours
                 raise BundleError(f"{file}: onnxruntime cannot open it ({error})") from error

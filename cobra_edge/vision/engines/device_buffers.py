@@ -61,9 +61,10 @@ def first_card() -> Card:
 class Stream:
     """Work that the card does in order."""
 
-    def __init__(self) -> None:
-        """Make a stream. Raises MachineError as CUDA does."""
-        self.handle = int(checked(_cuda().cudaStreamCreate(), "making a stream"))
+    def __init__(self, handle: int | None = None) -> None:
+        """Make a stream, or take somebody's, which is theirs to give back. Raises MachineError as CUDA does."""
+        self._ours = handle is None
+        self.handle = int(checked(_cuda().cudaStreamCreate(), "making a stream")) if handle is None else handle
 
     def synchronise(self) -> None:
         """Wait until all work is done; what was copied out may be read then. Raises MachineError where any of it failed."""
@@ -72,7 +73,7 @@ class Stream:
     def close(self) -> None:
         """Give the stream back; again is nothing."""
         handle, self.handle = self.handle, 0
-        if handle:
+        if handle and self._ours:
             checked(_cuda().cudaStreamDestroy(handle), "giving a stream back")
 
 

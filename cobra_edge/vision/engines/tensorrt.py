@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ from ...precision import precision_named, why_no_card_of
 from ..session import INPUT, OUTPUT
 from .build_memory import available_bytes
 from .cache import EngineCache, EngineKey, onnx_digest
-from .device_buffers import Card, DeviceBuffer, Stream, checked, first_card, why_no_cuda
+from .device_buffers import Card, checked, first_card, why_no_cuda
+from .engine_run import EngineRun, Tensor
 
 VERSION_MIN = (10, 3)
 HOW_TO_GET = (
@@ -152,22 +153,17 @@ class TensorRTRunner:
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
-            raise UnreadableEngineError(f"TensorRT {trt.__version__} does not read the engine{self._last_words()}")
+            raise UnreadableEngineError(f"TensorRT {trt.__version__} does not read the engine{_last_words(self._logger)}")
         self._check(bundle)
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise MachineError(f"TensorRT has no memory to run the engine{self._last_words()}; close other programs")
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise MachineError(f"TensorRT has no memory to run the engine{_last_words(self._logger)}; close other programs")
         kinds = {trt.DataType.FLOAT: np.float32, trt.DataType.UINT8: np.uint8}
-        self._buffers: dict[str, DeviceBuffer] = {}
-        with ExitStack() as opened:
-            self._stream = opened.enter_context(closing(Stream()))
-            for name in (INPUT, OUTPUT):
-                kind = kinds[self._engine.get_tensor_dtype(name)]
-                buffer = DeviceBuffer(tuple(self._engine.get_tensor_shape(name)), kind)
-                self._buffers[name] = opened.enter_context(closing(buffer))
-                if not self._context.set_tensor_address(name, buffer.address):
-                    raise MachineError(f"TensorRT does not take the memory for {name}{self._last_words()}")
-            self._buffers_and_stream = opened.pop_all()
+        taken, given = (
+            Tensor(n, tuple(self._engine.get_tensor_shape(n)), np.dtype(kinds[self._engine.get_tensor_dtype(n)]))
+            for n in (INPUT, OUTPUT)
+        )
+        self._run = EngineRun(context, taken, given, partial(_failure, self._logger))
 
     def _check(self, bundle: Bundle) -> None:
         trt, config = tensorrt(), bundle.manifest.model
@@ -183,23 +179,24 @@ class TensorRTRunner:
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
         """Turn what `ImageTransform.pixels` gives into visual embeddings (n_visual_tokens, d_model) float32."""
-        given, made = self._buffers[INPUT], self._buffers[OUTPUT]
-        pixels = np.ascontiguousarray(pixels)
-        embeddings = np.empty(made.shape, made.dtype)
-        given.copy_in(pixels, self._stream)
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise MachineError(f"TensorRT could not run the engine{self._last_words()}")
-        made.copy_out(embeddings, self._stream)
-        self._stream.synchronise()
-        return embeddings[0]
+        return self._run.embed(pixels)
+
+    def embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
+        """See `CardVision.embed_into`. Raises MachineError."""
+        self._run.embed_into(pixels, address, stream)
 
     def close(self) -> None:
         """Give the card's memory back, the engine's before what it uses; again is nothing."""
-        self._context = self._engine = self._runtime = None
-        self._buffers_and_stream.close()
+        self._run.close()
+        self._engine = self._runtime = None
 
-    def _last_words(self) -> str:
-        return f" ({self._logger.heard[-1]})" if self._logger.heard else ""
+
+def _failure(logger: Any, doing: str) -> MachineError:
+    return MachineError(f"TensorRT: {doing} failed{_last_words(logger)}")
+
+
+def _last_words(logger: Any) -> str:
+    return f" ({logger.heard[-1]})" if logger.heard else ""
 
 
 def shares_memory() -> bool:

@@ -1,0 +1,82 @@
+"""Rounds: each contestant has its turn, in an order that turns round every time; what is made of all of them in the end.
+
+Ratios are taken within a round, where the machine was the same for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .contestants import Contestant
+from .spread import spread
+
+Figures = dict[str, float]
+AnyContestant = TypeVar("AnyContestant", bound=Contestant)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round.
+
+    Attributes:
+        reads: bytes a second that the memory gave, one value a turn.
+        peaks: multiply-accumulates a second by instruction set, or by what is multiplied.
+        figures: by contestant.
+    """
+
+    reads: tuple[float, ...]
+    peaks: dict[str, float]
+    figures: dict[str, Figures]
+
+
+def in_turns(contestants: Sequence[AnyContestant], index: int, timed: Callable[[AnyContestant], Figures]) -> dict[str, Figures]:
+    """Give each contestant its turn, the last one first in every other round; returns figures by name."""
+    order = list(contestants) if index % 2 == 0 else list(reversed(contestants))
+    return {contestant.name: timed(contestant) for contestant in order}
+
+
+def step_figures(contestant: Contestant, new_tokens: int, bound_seconds: Callable[[int], float]) -> Figures:
+    """Step at each context; the bound says how long a token takes there at the least, as the bandwidth allows."""
+    found, rates = {}, {}
+    for context in contestant.contexts:
+        rates[context] = new_tokens / contestant.steps(new_tokens, context)
+        found[f"decode_at_{context}_tok_s"] = rates[context]
+        found[f"decode_at_{context}_share"] = rates[context] * bound_seconds(context)
+    short, long = min(rates), max(rates)
+    if short != long:
+        found[f"decode_{long}_over_{short}"] = rates[long] / rates[short]
+    return found
+
+
+def prompt_figures(tokens: int, seconds: float, products: int, peak: float | None) -> Figures:
+    """Return the rate of a prompt, and its share of a peak where there is one that its products could reach."""
+    found = {f"prefill_{tokens}_tok_s": tokens / seconds, f"prefill_{tokens}_macs_per_s": products / seconds}
+    if peak is not None:
+        found[f"prefill_{tokens}_peak_share"] = products / seconds / peak
+    return found
+
+
+def described(contestant: Contestant, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Return a contestant as a result keeps it: its name, facts, and each figure over all rounds."""
+    seen = [r.figures[contestant.name] for r in rounds]
+    facts = {"name": contestant.name, "weights_bytes": contestant.weights_bytes} | contestant.facts()
+    return facts | {"figures": {figure: spread([s[figure] for s in seen]) for figure in seen[0]}}
+
+
+def limits_of(rounds: Sequence[Round]) -> dict[str, Any]:
+    """Return what the machine could do in these rounds."""
+    peaks = {kernels: spread([r.peaks[kernels] for r in rounds]) for kernels in rounds[0].peaks}
+    return {"read_gb_s": spread([read / 1e9 for r in rounds for read in r.reads]), "peak_macs_per_s": peaks}
+
+
+def ratios(rounds: Sequence[Round], ours: Sequence[str], peer: str) -> dict[str, dict[str, Any]]:
+    """Return by contestant how many times the peer's speed it has, for each rate that both have; taken within a round."""
+    shared = [f for f in rounds[0].figures[peer] if f.endswith("_tok_s")]
+    return {
+        name: {
+            f: spread([r.figures[name][f] / r.figures[peer][f] for r in rounds]) for f in shared if f in rounds[0].figures[name]
+        }
+        for name in ours
+    }

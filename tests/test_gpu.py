@@ -1,0 +1,283 @@
+"""The decoder on a real card: what Triton's interpreter cannot show. Skipped, and counted, where there is none.
+
+`make test-gpu` runs these alone. Everything is held against plain torch or numpy on the processor, or against itself.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from cobra_edge.assemble import export_bundle
+from cobra_edge.bundle import Bundle
+from cobra_edge.decode.backends import BACKENDS, open_decoder
+from cobra_edge.decode.card.driver import why_no_card, why_no_triton
+from cobra_edge.decode.card.state import CardState
+from cobra_edge.decode.card.weights import hollow
+from cobra_edge.decode.cuda import CudaDecoder
+from cobra_edge.decode.decoder import DecoderOptions, DecoderState
+from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.decode.torch_reference import TorchDecoder
+from cobra_edge.errors import MachineError
+from cobra_edge.generate import GREEDY, Sampling, choose, generate
+from cobra_edge.model.config import MambaConfig
+from cobra_edge.quantize.bitsandbytes_codes import why_no_bitsandbytes
+from cobra_edge.recipe import ROTATIONS, uniform_recipe
+from cobra_edge.scheme import SCHEMES, scheme_named
+from cobra_edge.session import Session
+from cobra_edge.targets import target_named
+
+from .conftest import write_text_only
+from .tolerance import assert_close
+
+_REASON = why_no_card() or why_no_triton()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_REASON is not None, reason=f"no card to test on: {_REASON}")]
+
+# No width is a power of two, dt_rank is no multiple of 16.
+CONFIG = MambaConfig(384, 3, 512, 768, 16, 4, 24, tied=True)
+OURS = [s for s in SCHEMES if SCHEMES[s].code_format == "int"]
+FOREIGN = [s for s in SCHEMES if SCHEMES[s].code_format != "int"]
+TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab, 300).tolist()
+# Of the decoder by bitsandbytes beside plain torch over the same codes.
+FOREIGN_TOLERANCE = {"bnb-nf4": "float16", "bnb-int8": "bnb-int8"}
+bitsandbytes = pytest.mark.skipif(why_no_bitsandbytes() is not None, reason=f"{why_no_bitsandbytes()}")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Return the bundle of a scheme and a rotation, exported when it is first asked for."""
+    root = tmp_path_factory.mktemp("gpu")
+    source = str(write_text_only(root / "mamba-tiny", config=CONFIG))
+
+    @functools.cache
+    def get(scheme, rotation="none"):
+        out = root / f"{scheme}-{rotation}"
+        export_bundle(source, target_named("cpu"), out, scheme=scheme, rotation=rotation, golden_lines=2)
+        return Bundle.open(out)
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def opened(exported):
+    """Return the decoder of a bundle on the card."""
+    return functools.cache(lambda scheme, rotation="none": open_decoder(exported(scheme, rotation), "cuda", "triton"))
+
+
+def both_read(ours, truth, dtype):
+    """Read a prompt, every position of another, and go on from there; both states have to agree as well."""
+    a, b = ours.new_state(), truth.new_state()
+    embeddings = truth.embed(TOKENS)
+    assert_close(ours.embed(TOKENS), embeddings, "decoder")
+    assert_close(ours.forward(embeddings[:129], a), truth.forward(embeddings[:129], b), "decoder", dtype)
+    assert_close(ours.prefill(embeddings[129:130], a), truth.prefill(embeddings[129:130], b), "decoder", dtype)
+    assert_close(ours.prefill(embeddings[130:], a), truth.prefill(embeddings[130:], b), "decoder", dtype)
+    assert_close(a.ssm, b.ssm, "decoder", dtype)
+    assert_close(a.conv, b.conv, "decoder", dtype)
+    assert a.n_tokens == b.n_tokens == len(TOKENS)
+
+
+def both_step(ours, truth, dtype, count=6):
+    a, b = ours.new_state(), truth.new_state()
+    for token in TOKENS[:count]:
+        assert_close(ours.step(token, a), truth.step(token, b), "decoder", dtype)
+    assert_close(a.ssm, b.ssm, "decoder", dtype)
+    assert_close(a.conv, b.conv, "decoder", dtype)
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("scheme", OURS)
+def test_prompts_are_read_as_by_plain_torch(exported, opened, scheme, rotation):
+    both_read(opened(scheme, rotation), TorchDecoder(exported(scheme, rotation)), "float16 products")
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("scheme", OURS)
+def test_a_replayed_graph_steps_as_plain_numpy(exported, opened, scheme, rotation):
+    truth = NumpyDecoder(exported(scheme, rotation), DecoderOptions(activations="float32"))
+    both_step(opened(scheme, rotation), truth, "float16 dt_proj" if SCHEMES[scheme].group_size == "row" else "float32")
+
+
+@pytest.mark.parametrize("scheme", ["w4a16-g128", "fp16"])
+def test_a_graph_does_what_its_launches_do(opened, scheme):
+    """Bit for bit: the same kernels in the same order."""
+    decoder = opened(scheme)
+    state, twin = decoder.new_state(), decoder.new_state()
+    for token in TOKENS[:5]:
+        replayed = decoder.step(token, state)
+        with decoder._card("launching"):
+            decoder._step.point_at(twin)
+            decoder._step.token.fill_(token)
+            decoder._step.run()
+        assert np.array_equal(decoder._step.logits.cpu().numpy(), replayed)
+    assert np.array_equal(twin.ssm, state.ssm) and np.array_equal(twin.conv, state.conv)
+
+
+@pytest.mark.parametrize("scheme", OURS)
+def test_the_same_tokens_give_the_same_bits(opened, scheme):
+    decoder = opened(scheme)
+    embeddings = decoder.embed(TOKENS)
+    first, second = ((decoder.prefill(embeddings, s), s.ssm) for s in (decoder.new_state(), decoder.new_state()))
+    assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
+
+
+@bitsandbytes
+@pytest.mark.parametrize("scheme", FOREIGN)
+def test_bitsandbytes_reads_its_own_codes(exported, scheme):
+    ours = open_decoder(exported(scheme), "cuda")
+    assert ours.name == "bitsandbytes"
+    both_read(ours, TorchDecoder(exported(scheme)), FOREIGN_TOLERANCE[scheme])
+    both_step(ours, TorchDecoder(exported(scheme)), FOREIGN_TOLERANCE[scheme])
+
+
+@pytest.mark.parametrize("scheme", ["w4a16-g128", "w3a16-g64"])
+def test_plain_torch_runs_there_too(exported, scheme):
+    both_read(open_decoder(exported(scheme), "cuda", "torch"), TorchDecoder(exported(scheme)), "float32")
+
+
+def test_the_first_choice_is_triton(exported):
+    assert open_decoder(exported("w4a16-g128"), "auto").name == "triton"
+    assert [b.name for b in BACKENDS if b.device == "cuda"][0] == "triton"
+
+
+def test_a_snapshot_goes_to_the_host_to_a_file_and_back(exported, opened, tmp_path):
+    decoder = opened("w4a16-g128")
+    state = decoder.new_state()
+    decoder.prefill(decoder.embed(TOKENS[:40]), state)
+    assert isinstance(state, CardState) and state.tensors[0].is_cuda
+    state.save(tmp_path / "state.safetensors")
+    snapshot, loaded = state.host(), DecoderState.load(tmp_path / "state.safetensors", CONFIG)
+    expected = decoder.step(7, state)
+    for other in (decoder.new_state(like=snapshot), decoder.new_state(like=loaded), snapshot, loaded):
+        assert np.array_equal(decoder.step(7, other), expected)
+        assert np.array_equal(other.ssm, state.ssm) and np.array_equal(other.conv, state.conv) and other.n_tokens == 41
+    processor = NumpyDecoder(exported("w4a16-g128"), DecoderOptions(activations="float32"))
+    assert_close(processor.step(3, processor.new_state(like=state)), decoder.step(3, state), "decoder")
+
+
+SAMPLINGS = [GREEDY, Sampling(0.8, 20, 0.9, 3), Sampling(2.0, 0, 1.0, 4), Sampling(1.0, 1, 0.5, 5), Sampling(1.5, 0, 0.7, 6)]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_the_card_chooses_what_the_host_would(opened, sampling):
+    decoder = opened("w8a16-g128")
+    state = decoder.new_state()
+    logits = decoder.prefill(decoder.embed(TOKENS[:20]), state)
+    twin, rng, expected = state.copy(), np.random.default_rng(sampling.seed), []
+    chosen = list(generate(decoder, logits, state, -1, 64, sampling))
+    for index in range(64):
+        expected.append(choose(logits, sampling, rng))
+        if index < 63:
+            logits = decoder.step(expected[-1], twin)
+    assert chosen == expected
+    assert np.array_equal(state.ssm, twin.ssm) and state.n_tokens == twin.n_tokens
+
+
+def test_ten_thousand_steps_take_no_more_memory(opened):
+    decoder = opened("w4a16-g128")
+    state = decoder.new_state()
+    for token in TOKENS[:100]:
+        decoder.step(token, state)
+    list(generate(decoder, decoder.step(1, state), state, -1, 100, Sampling(1.0)))
+
+    def held():
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[0]
+
+    before = held()
+    for index in range(5_000):
+        decoder.step(TOKENS[index % len(TOKENS)], state)
+    list(generate(decoder, decoder.step(1, state), state, -1, 5_000, Sampling(1.0)))
+    allocated, reserved, free = held()
+    assert (allocated, reserved) == before[:2]
+    assert free > before[2] - (64 << 20)  # others may use the card, too
+    assert np.isfinite(state.ssm).all()
+
+
+def test_two_sessions_on_one_card_are_nothing_to_each_other(opened, exported):
+    """In turns, token by token, each says what it says alone; two decoders share nothing but the card."""
+    first, second = opened("w4a16-g128"), CudaDecoder(exported("w8a16-g128"))
+
+    def begun(decoder, tokens):
+        state = decoder.new_state()
+        return generate(decoder, decoder.prefill(decoder.embed(tokens), state), state, -1, 40, Sampling(1.0, seed=len(tokens)))
+
+    kinds = [(first, TOKENS[:30]), (first, TOKENS[30:70]), (second, TOKENS[:31])]
+    alone = [list(begun(*kind)) for kind in kinds]
+    answers, together = [begun(*kind) for kind in kinds], [[], [], []]
+    for _ in range(40):
+        for answer, tokens in zip(answers, together, strict=True):
+            tokens.append(next(answer))
+    assert together == alone
+
+
+def test_a_session_answers_a_follow_up(exported):
+    session = Session(exported("w4a16-g128"), device="cuda")
+    answer = session.ask(None, "Is it random?", max_new_tokens=8)
+    answer.read()
+    again = session.ask(None, "Is it random?", max_new_tokens=8)
+    again.read()
+    assert answer.tokens == again.tokens and isinstance(answer.state, CardState)
+    follow_up = session.ask(answer, "And now?", max_new_tokens=4)
+    follow_up.read()
+    assert follow_up.state.n_tokens > answer.state.n_tokens
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_copied():
+    shape = MambaConfig(2560, 20_000, 50280, 5120, 16, 4, 160)  # beyond any card
+    recipe, _ = uniform_recipe(shape, scheme_named("w8a16-g128"))
+    allocated = torch.cuda.memory_allocated()
+    with pytest.raises(MachineError, match=r"has no room; the decoder of hollow weights needs about \d+\.\d\d GB"):
+        CudaDecoder(hollow(shape, recipe))
+    assert torch.cuda.memory_allocated() == allocated
+
+
+def test_memory_that_runs_out_is_said_and_the_decoder_lives_on(exported, opened):
+    decoder = opened("w4a16-g128")
+    embeddings, state = decoder.embed(TOKENS * 4), decoder.new_state()
+    expected = decoder.prefill(embeddings[:16], decoder.new_state())
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+    try:
+        with pytest.raises(MachineError, match=r"reading 1200 tokens: .* has no room; .* GB are free"):
+            decoder.prefill(embeddings, state)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert np.array_equal(decoder.prefill(embeddings[:16], decoder.new_state()), expected)
+
+
+class TestFused:
+    """mamba-ssm's and causal-conv1d's own kernels, where they are installed, against ours."""
+
+    def test_the_scan(self):
+        pytest.importorskip("selective_scan_cuda", reason="mamba-ssm's CUDA scan is not installed")
+        from cobra_edge.decode.kernels.fused import choose_scan
+        from cobra_edge.decode.kernels.scan import scan_many
+
+        torch.manual_seed(0)
+        for tokens in (1, 63, 129, 768):
+            shared = scan_arguments(tokens)
+            found = []
+            for scan in (choose_scan(torch.device("cuda", 0)), scan_many):
+                h, out = torch.zeros(768, 16, device="cuda"), torch.empty(tokens, 768, dtype=torch.float16, device="cuda")
+                scan(*shared, h, out)
+                found.append((out.float().cpu().numpy(), h.cpu().numpy()))
+            (ours, state), (theirs, their_state) = found[1], found[0]
+            assert_close(theirs, ours, "decoder", "float16 products")
+            assert_close(their_state, state, "decoder", "float16 products")
+
+
+def scan_arguments(tokens):
+    """Return u, dt, A, B, C, D, z and dt_bias as `scan_many` takes them."""
+
+    def random(*shape, dtype=torch.float32):
+        return torch.randn(shape, device="cuda").to(dtype)
+
+    u, z = (random(tokens, 768, dtype=torch.float16) for _ in range(2))
+    A = -torch.arange(1.0, 17, device="cuda").repeat(768, 1)
+    projected = random(tokens, 56)
+    return u, random(tokens, 768) - 3, A, projected[:, 24:40], projected[:, 40:], random(768), z, random(768) / 10

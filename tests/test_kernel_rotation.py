@@ -1,0 +1,60 @@
+"""Rotations on a card, against their twins and the one that writes bundles."""
+
+import numpy as np
+import pytest
+import torch
+
+from cobra_edge.decode.kernels.rotation import (
+    norm_between_rotations,
+    norm_between_rotations_reference,
+    rotate_many,
+    rotate_many_reference,
+)
+from cobra_edge.errors import InputError
+from cobra_edge.hadamard import rotate, unrotate
+
+from .kernel_case import guarded
+from .tolerance import assert_close
+
+WIDTHS = [1, 2, 64, 96, 160, 352, 2560]  # m = 1, 1, 1, 12, 20, 44, 20
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_rows_apart(tokens, width, back):
+    torch.manual_seed(0)
+    x = torch.randn(tokens, 2 * width)[:, width:]
+    got, twin = guarded(tokens, width), torch.empty(tokens, width)
+    rotate_many(x, got.tensor, back=back)
+    rotate_many_reference(x, twin, back=back)
+    assert_close(got.checked(), twin.numpy(), "rotation")
+    assert_close(got.checked(), (unrotate if back else rotate)(x.numpy()), "rotation")
+
+
+def test_float16_in_and_out():
+    torch.manual_seed(0)
+    x = torch.randn(2, 160).half()
+    out = guarded(2, 160, dtype=torch.float16)
+    rotate_many(x, out.tensor)
+    assert_close(out.checked(), rotate(x.float().numpy()), "rotation", "float16")
+    rotate_many(torch.full((2, 160), 60000.0).half(), out.tensor)
+    assert np.abs(out.checked()).max() == 65504
+
+
+@pytest.mark.parametrize("width", [64, 96, 160, 352])
+def test_a_norm_between_rotations(width):
+    torch.manual_seed(1)
+    x, weight = torch.randn(2, width) * torch.linspace(0.1, 9, width), 1 + torch.randn(width)
+    got, twin = guarded(2, width), torch.empty(2, width)
+    norm_between_rotations(x, weight, 1e-5, got.tensor)
+    norm_between_rotations_reference(x, weight, 1e-5, twin)
+    assert_close(got.checked(), twin.numpy(), "rotation")
+    upright = unrotate(x.numpy())
+    normed = upright / np.sqrt((upright**2).mean(-1, keepdims=True) + 1e-5) * weight.numpy()
+    assert_close(got.checked(), rotate(normed), "rotation")
+
+
+def test_a_width_without_a_hadamard_matrix_is_refused():
+    with pytest.raises(InputError, match="width 36 has no Hadamard matrix"):
+        rotate_many(torch.zeros(1, 36), torch.zeros(1, 36))
