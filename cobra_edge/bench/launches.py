@@ -28,7 +28,7 @@ def recorded(weights: CardWeights, prompt_tokens: Iterable[int] = PROMPT_TOKENS)
         prompt_tokens: lengths.
     """
     device, config = weights.device, weights.config
-    sequential = Sequential(choose_convolution(device), choose_scan(device))
+    sequential = Sequential(choose_convolution(device, config.d_inner, config.d_conv), choose_scan(device))
     step, state = Step(weights), CardState.blank(config, device, None)
     step.point_at(state)
     found = {}
