@@ -11,6 +11,7 @@ import click
 from rich.table import Table
 
 from .bundle import Bundle
+from .decode.backends import BACKENDS
 from .regress.budget import judge, read_budget
 from .regress.golden import read_golden
 from .regress.report import Figure, Verdict
@@ -24,7 +25,7 @@ from .terminal import debug_option, main_of, print_json, results, say
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest and derived figures as one JSON object.")
 @debug_option
 def command(bundle: Path, as_json: bool) -> None:
-    """Print sizes, recipe, drift and memory plan of BUNDLE, after checking every file against its hash and the model."""
+    """Print what BUNDLE is, takes and drifts, and which decoders run it here; every file is checked against hash and model."""
     opened = Bundle.open(bundle, thorough=True)
     manifest = opened.manifest
     opened.decoder_tensors()
@@ -39,6 +40,7 @@ def command(bundle: Path, as_json: bool) -> None:
             "bits_per_weight": bits_per_weight(manifest),
             "memory_total_bytes": manifest.memory_plan.total_bytes,
             "drift_verdicts": verdicts,
+            "decoders": [{"kernels": b.name, "device": b.device, "refuses": b.refuses(opened)} for b in BACKENDS],
         })  # fmt: skip
         return
     model, target = manifest.model, targets().get(manifest.target)
@@ -68,7 +70,23 @@ def command(bundle: Path, as_json: bool) -> None:
     recipe.add_row("all others", "float32")
     results.print(recipe)
     results.print(memory_table(manifest, target))
+    results.print(_decoders(opened))
     results.print(drift_table(manifest, verdicts))
+
+
+def _decoders(bundle: Bundle) -> Table:
+    """Return which decoders run the bundle here, and why others do not; the first that runs on a device is taken there."""
+    table = Table(title="decoders, on this machine", title_justify="left")
+    for name in ("device", "decoder", "runs the bundle"):
+        table.add_column(name)
+    taken = set[str]()
+    for backend in BACKENDS:
+        reason = backend.refuses(bundle)
+        words = "yes, if asked for" if backend.device in taken else "yes"
+        if reason is None:
+            taken.add(backend.device)
+        table.add_row(backend.device, backend.name, words if reason is None else cell(f"no: {reason}"))
+    return table
 
 
 def _verdicts(bundle: Bundle) -> tuple[Verdict, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -89,26 +90,60 @@ def plan_memory(
     return plan
 
 
+# Torch's words where it raises nothing but a RuntimeError: on a processor, and on a card before its allocator is up.
+_ON_A_PROCESSOR, _ON_A_CARD = "DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Return whether an error says that memory ran out: Python's, the system's or torch's, which is not imported for it."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError):
+        return _of_a_card(error) or _ON_A_PROCESSOR in str(error)
+    return isinstance(error, MemoryError)
+
+
+def _of_a_card(error: Exception) -> bool:
+    """Return whether it is torch that says so, of a card."""
+    names = {(t.__module__.partition(".")[0], t.__name__) for t in type(error).__mro__}
+    return ("torch", "OutOfMemoryError") in names or (isinstance(error, RuntimeError) and _ON_A_CARD in str(error))
+
+
+def _card_words() -> str:
+    """Return what card it is and how much of it is free, to follow "no memory for …"; no figures where torch cannot say."""
+    cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
+    try:
+        if cuda is None or not cuda.is_available():
+            return " on the card"
+        (free, total), name = cuda.mem_get_info(), cuda.get_device_name()
+    except RuntimeError:  # a card without room for torch itself
+        return " on the card"
+    return f" on {name}, where {free / 1e9:.2f} of {total / 1e9:.2f} GB are free"
+
+
 @contextmanager
 def memory_for(what: str, manifest: Manifest) -> Iterator[None]:
-    """Say, where memory runs out, what it was for and how much the decoder takes.
+    """Say, where memory runs out, what it was for, how much the decoder takes, and of a card what it has.
 
     Args:
         what: continues "no memory for …".
         manifest: of the bundle that runs.
 
     Raises:
-        MachineError: in the place of a MemoryError, or of an OSError that means the same.
+        MachineError: in the place of an error that `lacks_memory`.
     """
     try:
         yield
-    except (MemoryError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+    except Exception as error:
+        if not lacks_memory(error):
             raise
+        on_card = _of_a_card(error)
+        where = _card_words() if on_card else ""
         config, recipe = manifest.model, manifest.recipe
         weights, state, working = decoder_bytes(config, recipe), state_bytes(config), working_bytes(config)
+        advice = "close what else is on the card" if on_card else "close other programs, raise this process's limit"
         raise MachineError(
-            f"no memory for {what}; the decoder of {config.model_id} as {recipe.scheme} takes about "
+            f"no memory for {what}{where}; the decoder of {config.model_id} as {recipe.scheme} takes about "
             f"{(weights + state + working) / 1e9:.2f} GB (weights {weights / 1e9:.2f}, state {state / 1e9:.2f}, working "
-            f"{working / 1e9:.2f}): close other programs, raise this process's limit, or export with fewer bits"
+            f"{working / 1e9:.2f}): {advice}, or export with fewer bits"
         ) from error

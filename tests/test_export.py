@@ -1,5 +1,6 @@
 """Export and the commands: what they print, their exit codes, and that nothing half-written remains."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -16,6 +17,7 @@ from cobra_edge import export as export_module
 from cobra_edge.bundle import Bundle, staged_directory
 from cobra_edge.cli import VERBS
 from cobra_edge.cli import command as whole
+from cobra_edge.decode import backends
 from cobra_edge.errors import InputError
 from cobra_edge.memory import plan_memory, state_bytes
 from cobra_edge.model.config import CobraConfig, MambaConfig, vision_backbone
@@ -298,6 +300,28 @@ def test_inspect(mini_bundle, tmp_path, capfd):
     assert run_command(inspect.command, [bundle, "--json"]) == 0
     assert 4 < json.loads(capfd.readouterr().out)["bits_per_weight"] < 6
     assert run_command(inspect.command, [str(tmp_path)]) == 2
+
+
+def test_inspect_tells_which_decoders_run_the_bundle_here(mini_bundle, monkeypatch, capfd):
+    never = backends.Backend("never", "cuda", lambda bundle: "there is no [card]", backends.BACKENDS[0].open)
+    runs = [dataclasses.replace(never, name=f"runs{i}", refuses=lambda bundle: None) for i in range(2)]
+    monkeypatch.setattr(inspect, "BACKENDS", (never, *runs, dataclasses.replace(runs[0], device="cpu")))
+    bundle = str(mini_bundle("w4a16-g128"))
+    assert run_command(inspect.command, [bundle]) == 0
+    rows = [
+        line.split() for line in capfd.readouterr().out.splitlines() if "never" in line or "runs0" in line or "runs1" in line
+    ]
+    assert [[w for w in row if w.strip("│")] for row in rows] == [
+        ["cuda", "never", "no:", "there", "is", "no", "[card]"],
+        ["cuda", "runs0", "yes"],
+        ["cuda", "runs1", "yes,", "if", "asked", "for"],
+        ["cpu", "runs0", "yes"],
+    ]
+    assert run_command(inspect.command, [bundle, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["decoders"][:2] == [
+        {"kernels": "never", "device": "cuda", "refuses": "there is no [card]"},
+        {"kernels": "runs0", "device": "cuda", "refuses": None},
+    ]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cobra_edge.decode.kernels import scan
+from cobra_edge.decode.kernels.launch import recording
 from cobra_edge.decode.kernels.scan import scan_many, scan_many_reference
 from cobra_edge.model.mamba import selective_scan
 
@@ -50,7 +51,7 @@ class Inputs:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    sizes = {"CHUNK": 16, "BLOCK_C": 64, "num_warps": 1}
+    sizes = {"CHUNK": 16, "BLOCK_C": 128, "num_warps": 1}
     monkeypatch.setattr(scan, "sizes_for", lambda *_: sizes)
 
 
@@ -70,15 +71,28 @@ def check(inputs: Inputs, kind: str) -> np.ndarray:
     return got.checked()
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16"])
-@pytest.mark.parametrize("tokens", [1, 16, 17, 33, 63, 129])
+@pytest.mark.parametrize(
+    "tokens, kind", [(1, "float32"), (16, "float32"), (17, "float32"), (63, "float32"), (129, "float32"), (33, "float16")]
+)
 def test_any_number_of_chunks(tokens, kind):
     check(Inputs.random(tokens, 96, 16, getattr(torch, kind)), kind)
 
 
-@pytest.mark.parametrize("d_inner, d_state", [(130, 8), (70, 5), (64, 1)])
+@pytest.mark.parametrize("d_inner, d_state", [(130, 8), (70, 5), (128, 1)])
 def test_widths_that_are_no_powers_of_two(d_inner, d_state):
     check(Inputs.random(40, d_inner, d_state, torch.float32), "float32")
+
+
+def test_a_card_that_channels_alone_fill_runs_one_chunk(monkeypatch):
+    inputs = Inputs.random(40, 130, 16, torch.float32)
+    with recording() as launches:
+        scan_many(*inputs.but_h(), inputs.h, torch.empty(40, 130))
+    assert [launch.grid for launch in launches] == [(2, 2), (2, 3)]
+    monkeypatch.setattr(scan, "_enough_programs", lambda _: 2)
+    with recording() as launches:
+        scan_many(*inputs.but_h(), inputs.h, torch.empty(40, 130))
+    assert [launch.grid for launch in launches] == [(2, 1)]
+    check(inputs, "float32")
 
 
 def test_a_column_major_a_is_read_by_its_strides():

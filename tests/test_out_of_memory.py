@@ -1,13 +1,17 @@
 """Where memory runs out, one line says for what, how much it takes and what to do; the exit code is 3."""
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from cobra_edge.bundle import DECODER, MANIFEST, file_sha256
+from cobra_edge.bundle import DECODER, MANIFEST, Bundle, file_sha256
+from cobra_edge.errors import MachineError
+from cobra_edge.memory import memory_for
 
 # The limit comes down right before the step in question, to what the process has by then and some room for small things: from
 # the start it would hit whatever import comes last.
@@ -87,3 +91,52 @@ def test_no_thread_left(bundle):
     done = subprocess.run([sys.executable, "-c", program, bundle], capture_output=True, text=True, timeout=120)
     assert done.returncode == 3 and "Traceback" not in done.stderr
     assert "no more threads to be had" in done.stderr or "no memory for opening" in done.stderr
+
+
+def said(bundle, error):
+    """Return what is said in the place of an error that comes up while something is read."""
+    with pytest.raises(MachineError) as told, memory_for("reading a prompt", Bundle.open(bundle).manifest):
+        raise error
+    assert told.value.__cause__ is error
+    return str(told.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory\nCUDA kernel errors might")],
+)
+def test_no_room_on_a_card(bundle, monkeypatch, error):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (210_000_000, 12_880_000_000))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GeForce Test 3060")
+    message = said(bundle, error)
+    assert message.startswith(
+        "no memory for reading a prompt on GeForce Test 3060, where 0.21 of 12.88 GB are free; the decoder of mamba-tiny"
+    )
+    assert message.endswith(": close what else is on the card, or export with fewer bits")
+
+    def fails():
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
+    assert said(bundle, error).startswith("no memory for reading a prompt on the card; the decoder of mamba-tiny")
+
+
+def test_no_room_for_a_tensor_on_the_processor(bundle):
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert said(bundle, real.value).startswith("no memory for reading a prompt; the decoder of mamba-tiny")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError()])
+def test_no_room_as_python_says_it(bundle, error):
+    assert "raise this process's limit" in said(bundle, error)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOENT, "No such file"), RuntimeError("CUDA error: an illegal memory access"), KeyError("x")]
+)
+def test_what_is_not_for_want_of_memory_stays_what_it_is(bundle, error):
+    with pytest.raises(type(error)) as told, memory_for("reading a prompt", Bundle.open(bundle).manifest):
+        raise error
+    assert told.value is error

@@ -1,7 +1,7 @@
 """A card to measure on: its clock, its memory, and what it gives at best.
 
-Everything here runs on torch's "cpu" device too, where a card's memory counters are missing and there is nothing to wait for: so
-can all that measures on a card be tried where there is none.
+Everything here runs on torch's "cpu" device too, where a card's memory counters are missing and there is nothing to wait for:
+so can all that measures on a card be tried where there is none.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Card:
         work()
         if not self._on_card:
             return self.seconds(lambda: [work() for _ in range(_REPEATS)]) / _REPEATS
-        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        event: Any = torch.cuda.Event  # torch leaves it untyped
+        began, ended = event(enable_timing=True), event(enable_timing=True)
         began.record()
         for _ in range(_REPEATS):
             work()
@@ -124,7 +125,8 @@ def card_here() -> Card:
     """Return this machine's card. Raises MachineError, with what is missing, where there is none."""
     if not torch.cuda.is_available():
         raise MachineError(
-            "no CUDA card that torch can use; measure where nvidia-smi shows one and torch is a CUDA build, or take --device cpu"
+            "there is no CUDA card that torch can use; measure where nvidia-smi shows one and torch is a CUDA build, or take "
+            "--device cpu"
         )
     return Card(torch.device("cuda", torch.cuda.current_device()))
 
@@ -139,7 +141,8 @@ def captured(step: Callable[[], object], card: Card) -> Callable[[], object]:
     """Return a CUDA graph's replay of a step whose tensors stay where they are; off a card the step itself."""
     if card.device.type != "cuda":
         return step
-    aside = torch.cuda.Stream(card.device)
+    stream: Any = torch.cuda.Stream  # torch leaves it untyped
+    aside = stream(card.device)
     aside.wait_stream(torch.cuda.current_stream(card.device))
     with torch.cuda.stream(aside):  # libraries choose and allocate on the first calls, which a capture would forbid
         for _ in range(2):

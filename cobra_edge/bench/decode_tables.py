@@ -31,7 +31,7 @@ def decode_tables(result: dict[str, Any]) -> Iterator[Table]:
         yield _beside(row)
 
 
-def _cell(name: str, value: Spread | None) -> str:
+def figure_cell(name: str, value: Spread | None) -> str:
     """Write a spread as its median and extremes, shares as percentages, products in 10⁹."""
     if value is None:
         return ""
@@ -52,8 +52,8 @@ def _speed(model: str, row: dict[str, Any]) -> Table:
     for name in row["ratios"]:
         table.add_column(cell(f"{name}\n/ {row['peer']}"), justify="right")
     for figure_name in dict.fromkeys(f for c in row["contestants"] for f in c["figures"]):
-        cells = [_cell(figure_name, c["figures"].get(figure_name)) for c in row["contestants"]]
-        cells += [_cell("", of.get(figure_name)) for of in row["ratios"].values()]
+        cells = [figure_cell(figure_name, c["figures"].get(figure_name)) for c in row["contestants"]]
+        cells += [figure_cell("", of.get(figure_name)) for of in row["ratios"].values()]
         table.add_row(figure_label(figure_name), *cells)
     return table
 
@@ -63,9 +63,9 @@ def _beside(row: dict[str, Any]) -> Table:
     table = Table(title=cell(f"{row['scheme']}: limits, opening, follow-up"), title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
-    table.add_row("read bandwidth, GB/s", _cell("", limits["read_gb_s"]))
+    table.add_row("read bandwidth, GB/s", figure_cell("", limits["read_gb_s"]))
     for kernels, peak in limits["peak_macs_per_s"].items():
-        table.add_row(f"peak int8 products, {kernels}, 10⁹/s", _cell("_macs_per_s", peak))
+        table.add_row(f"peak int8 products, {kernels}, 10⁹/s", figure_cell("_macs_per_s", peak))
     for form, distance in row["relative_rms_from_numpy"].items():
         table.add_row(f"distance from numpy, {form}", figure(distance))
     table.add_row("first opening, hashing every file, s", figure(residence["first_open_seconds"]))
@@ -73,7 +73,7 @@ def _beside(row: dict[str, Any]) -> Table:
     table.add_row("peak resident memory", megabytes(residence["peak_bytes"]))
     table.add_row("its limit", megabytes(residence["limit_bytes"]))
     asked = f"{follow_up['visual_tokens']} + {follow_up['question_tokens']} tokens"
-    table.add_row(f"first token from scratch, {asked}, s", _cell("", follow_up["scratch_seconds"]))
-    table.add_row("first token from the image's state, s", _cell("", follow_up["follow_up_seconds"]))
-    table.add_row("times faster (decoder alone)", _cell("", follow_up["times_faster"]))
+    table.add_row(f"first token from scratch, {asked}, s", figure_cell("", follow_up["scratch_seconds"]))
+    table.add_row("first token from the image's state, s", figure_cell("", follow_up["follow_up_seconds"]))
+    table.add_row("times faster (decoder alone)", figure_cell("", follow_up["times_faster"]))
     return table

@@ -15,10 +15,12 @@ import click
 
 from ..errors import InputError
 from ..terminal import debug_option, main_of
+from .card_figures import card_goals_table, card_table, end_to_end_table
 from .coverage_figures import coverage_table
 from .decode_figures import decode_goals_table, decode_table
 from .faults_figures import faults_table
 from .methods_figures import methods_table
+from .prediction_figures import prediction_table
 from .quality_figures import draw_drift, goals_table, quality_goals_table, quality_table
 from .suite_cost_figures import suite_cost_table
 from .vision_figures import answers_table, engine_table, vision_goals_table, vision_table
@@ -56,6 +58,11 @@ def found_results(*names: str) -> list[dict[str, Any]]:
     return [read_result(name) for name in names if (RESULTS / f"{name}.json").is_file()]
 
 
+def _of_cards(bench: str) -> list[dict[str, Any]]:
+    """Return what a bench found on cards, a result a card, by their names."""
+    return found_results(*sorted(file.stem for file in RESULTS.glob(f"gpu-{bench}-*.json")))
+
+
 def _maybe(name: str) -> dict[str, Any] | None:
     return next(iter(found_results(name)), None)
 
@@ -67,6 +74,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "goals": lambda: goals_table(read_result("quality")),
     "decode": lambda: decode_table(found_results("cpu-decode", "cpu-decode-avx2")),
     "decode_goals": lambda: decode_goals_table(found_results("cpu-decode", "cpu-decode-avx2")),
+    "card": lambda: card_table(_of_cards("decode")),
+    "card_goals": lambda: card_goals_table(_of_cards("decode")),
+    "end_to_end": lambda: end_to_end_table(_of_cards("end-to-end")),
+    "prediction": lambda: prediction_table(_of_cards("decode")),
     "vision": lambda: vision_table(_maybe("vision-cobra-3b")),
     "vision_mini": lambda: vision_table(_maybe("vision-cobra-mini")),
     "vision_answers": lambda: answers_table(_maybe("vision-cobra-mini")),

@@ -15,9 +15,9 @@ import numpy as np
 from rich.progress import Progress
 
 from ..bundle import Bundle
-from ..decode.cpu import CpuDecoder
-from ..decode.decoder import DecoderState
+from ..decode.decoder import Decoder, DecoderState
 from ..errors import MachineError
+from ..model.config import MambaConfig
 from .spread import spread
 
 _VISUAL_TOKENS = 729  # of the published model, where the bundle has no vision
@@ -25,13 +25,30 @@ _QUESTION_TOKENS = 24
 _ROUNDS = 3
 
 
-def measure_follow_up(bundle: Bundle, decoder: CpuDecoder, bar: Progress) -> dict[str, Any]:
+# Takes a state, a directory and the model's sizes; returns what gives the state back, and the bytes it is kept in.
+Keeper = Callable[[DecoderState, Path, MambaConfig], tuple[Callable[[], DecoderState], int]]
+
+
+def kept_in_file(seen: DecoderState, folder: Path, config: MambaConfig) -> tuple[Callable[[], DecoderState], int]:
+    """Keep a state as a file, which is read and checked for every question."""
+    file = folder / "image.safetensors"
+    seen.save(file)
+    return lambda: DecoderState.load(file, config), file.stat().st_size
+
+
+def kept_as_copy(seen: DecoderState, _folder: Path, _config: MambaConfig) -> tuple[Callable[[], DecoderState], int]:
+    """Keep a state where it is, and copy it for every question."""
+    return seen.copy, 0
+
+
+def measure_follow_up(bundle: Bundle, decoder: Decoder, bar: Progress, keep: Keeper = kept_in_file) -> dict[str, Any]:
     """Time the first token of an answer both ways, taking turns.
 
     Args:
         bundle: the decoder's.
         decoder: what answers.
         bar: for progress.
+        keep: how the image's state waits for the question.
 
     Returns:
         Seconds of each way and how many times the follow-up is faster, medians and extremes of the rounds.
@@ -48,16 +65,14 @@ def measure_follow_up(bundle: Bundle, decoder: CpuDecoder, bar: Progress) -> dic
     task = bar.add_task("follow-up questions", total=_ROUNDS)
     seconds: dict[str, list[float]] = {"scratch": [], "follow_up": []}
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "image.safetensors"
-        seen.save(file)
+        restored, kept_bytes = keep(seen, Path(folder), decoder.config)
 
         def scratch() -> int:
             rows = np.concatenate([image, decoder.embed(question)])
             return int(decoder.prefill(rows, decoder.new_state()).argmax())
 
         def follow_up() -> int:
-            state = DecoderState.load(file, decoder.config)
-            return int(decoder.prefill(decoder.embed(question), state).argmax())
+            return int(decoder.prefill(decoder.embed(question), restored()).argmax())
 
         ways: dict[str, Callable[[], int]] = {"scratch": scratch, "follow_up": follow_up}
         for index in range(_ROUNDS):
@@ -71,12 +86,11 @@ def measure_follow_up(bundle: Bundle, decoder: CpuDecoder, bar: Progress) -> dic
                     f"a follow-up answers {sorted(tokens)} where scratch and saved state should agree; run the tests"
                 )
             bar.advance(task)
-        state_bytes = file.stat().st_size
     return {
         "visual_tokens": visual_tokens,
         "question_tokens": _QUESTION_TOKENS,
         "rounds": _ROUNDS,
-        "state_file_bytes": state_bytes,
+        "state_file_bytes": kept_bytes,
         "part": "decoder; the vision tower's time comes on top of scratch only",
         "scratch_seconds": spread(seconds["scratch"]),
         "follow_up_seconds": spread(seconds["follow_up"]),

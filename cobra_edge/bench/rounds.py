@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .contestants import Contestant
 from .spread import spread
 
 Figures = dict[str, float]
+AnyContestant = TypeVar("AnyContestant", bound=Contestant)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Round:
     figures: dict[str, Figures]
 
 
-def in_turns(contestants: Sequence[Contestant], index: int, timed: Callable[[Contestant], Figures]) -> dict[str, Figures]:
+def in_turns(contestants: Sequence[AnyContestant], index: int, timed: Callable[[AnyContestant], Figures]) -> dict[str, Figures]:
     """Give each contestant its turn, the last one first in every other round; returns figures by name."""
     order = list(contestants) if index % 2 == 0 else list(reversed(contestants))
     return {contestant.name: timed(contestant) for contestant in order}

@@ -19,9 +19,11 @@ from ..targets import target_named
 from ..terminal import debug_option, print_json, progress, results
 from .coverage_verb import coverage
 from .decode_verb import decode
+from .end_to_end_verb import end_to_end
 from .faults_verb import budgets, faults
 from .kernels_verb import kernels
 from .methods_verb import methods
+from .prediction_verb import predict
 from .quality_verb import quality
 from .results import keep
 from .shapes import shape_named
@@ -38,9 +40,11 @@ def command() -> None:
 command.add_command(coverage)
 command.add_command(budgets)
 command.add_command(decode)
+command.add_command(end_to_end)
 command.add_command(faults)
 command.add_command(kernels)
 command.add_command(methods)
+command.add_command(predict)
 command.add_command(quality)
 command.add_command(regress)
 command.add_command(tiles)

@@ -12,8 +12,9 @@ LARGEST_FLOAT16 = 65504.0
 
 @triton.jit
 def silu(x):
-    """Return x · sigmoid(x) of float32."""
-    return x / (1.0 + tl.exp(-x))
+    """Return x · sigmoid(x) of float32; nothing overflows on the way."""
+    e = tl.exp(-tl.abs(x))
+    return x * tl.where(x > 0.0, 1.0, e) / (1.0 + e)
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """The fused scan of mamba-ssm and convolution of causal-conv1d behind the contracts of ours, where they are installed.
 
 mamba-ssm's scan for Mamba-1 starts from zero. A state h that is carried in is put there by d_state positions in front: position
-k has B = e_k, C = 0, Δ = 2^-40 and u = h[:, k] · 2^40. Then Δ·u is h to the bit (below 2^87), and exp(Δ·A) is 1 in float32 where
-|A| is below 2^15: position k adds column k and changes no other.
+k has B = e_k, C = 0, Δ = 2^-40 and u = h[:, k] · 2^40. Then Δ·u is h to the bit (below 2^87), and exp(Δ·A) is 1 in float32
+where |A| is below 2^15: position k adds column k and changes no other.
 Source: Gu and Dao 2023, algorithm 2; github.com/state-spaces/mamba and github.com/Dao-AILab/causal-conv1d for the interfaces.
 """
 

@@ -6,11 +6,13 @@ each chunk carry the state over those before it, and runs the chunk again for it
 
 Most of the time goes into one exponential for each token, channel and state, twice: exp2, one instruction where A is multiplied
 by log2 e beforehand. A multiprocessor does 16 a cycle, so 768 tokens · 5120 channels · (16 + 4 and 16 + 2, with softplus and
-SiLU) take 40 µs on 132 of them at 1.75 GHz; the other instructions, about 230 for a token and channel at 128 a cycle, take 30
-at the same time.
+SiLU) take 40 µs on 132 of them at 1.75 GHz. All instructions together, 275 for a token and channel as compiled for 9.0, take 36
+at 128 a cycle, at the same time.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +55,9 @@ def scan_many(
     tokens, d_inner = u.shape
     d_state = A.shape[1]
     sizes = dict(sizes_for("scan_many", u.device))
-    chunk = sizes.pop("CHUNK")
-    chunks, blocks = triton.cdiv(tokens, chunk), triton.cdiv(d_inner, sizes["BLOCK_C"])
+    blocks = triton.cdiv(d_inner, sizes["BLOCK_C"])
+    length = sizes.pop("CHUNK") if blocks < _enough_programs(u.device) else tokens
+    chunks = triton.cdiv(tokens, length)
     shape = {"d_inner": d_inner, "d_state": d_state, "STATES": triton.next_power_of_2(d_state)}
     strides = {"u_stride": u.stride(0), "dt_stride": dt.stride(0), "b_stride": B.stride(0)}
     strides |= {"a_stride_c": A.stride(0), "a_stride_n": A.stride(1)}
@@ -63,10 +66,10 @@ def scan_many(
         starts = torch.empty((chunks, d_state, d_inner), dtype=torch.float32, device=u.device)
         sums = torch.empty((chunks, d_inner), dtype=torch.float32, device=u.device)
         first = (u, dt, A, B, dt_bias, h, starts, sums)
-        launch(_scan_from_zero, (blocks, chunks - 1), *first, CHUNK=chunk, **shape, **strides, **sizes)
+        launch(_scan_from_zero, (blocks, chunks - 1), *first, length, **shape, **strides, **sizes)
     strides |= {"c_stride": C.stride(0), "z_stride": z.stride(0)}
     inputs = (u, dt, A, B, C, D, z, dt_bias, starts, sums, h, out)
-    launch(_scan_chunk, (blocks, chunks), *inputs, tokens, CHUNKED=chunks > 1, CHUNK=chunk, **shape, **strides, **sizes)
+    launch(_scan_chunk, (blocks, chunks), *inputs, tokens, length, CHUNKED=chunks > 1, **shape, **strides, **sizes)
 
 
 def scan_many_reference(
@@ -91,12 +94,40 @@ def scan_many_reference(
         out[t] = stored_reference(y, out.dtype)
 
 
+@cache
+def _enough_programs(device: torch.device) -> int:
+    """Return how many programs of one warp keep a card's exponential units busy: one for each of a multiprocessor's four.
+
+    With so many blocks of channels, as on a small card, chunks would only do work twice.
+    """
+    return 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1 << 30
+
+
 # In both kernels a thread owns two channels with all their states: tiles are (states, channels), channels lie next to each
 # other in a warp. A sum over states needs no other thread, and what is needed once a channel is computed by one thread.
-# Triton lays tiles out as their loads like it best; `max_contiguous` keeps it from vectors along the states.
+# Triton lays a tile out as its loads like it best: so what lies by channel is read a state at a time, and of scratch, which
+# lies by state, no more than two channels are said to be next to each other.
 
 
 @triton.jit
+def _by_state(rows, stride, channel, d_state: tl.constexpr, STATES: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return a tile (STATES, BLOCK_C) of what lies by channel; rows are pointers to each channel's first state."""
+    n = tl.arange(0, STATES)[:, None]
+    tile = tl.zeros((STATES, BLOCK_C), tl.float32)
+    for k in tl.static_range(d_state):
+        tile = tl.where(n == k, tl.load(rows + k * stride, mask=channel, other=0.0)[None, :], tile)
+    return tile
+
+
+@triton.jit
+def _store_by_channel(rows, tile, channel, d_state: tl.constexpr, STATES: tl.constexpr):
+    """Write a tile (STATES, BLOCK_C) to where it lies by channel."""
+    n = tl.arange(0, STATES)[:, None]
+    for k in tl.static_range(d_state):
+        tl.store(rows + k, tl.sum(tl.where(n == k, tile, 0.0), axis=0), mask=channel)
+
+
+@triton.jit(do_not_specialize=["length"])
 def _scan_from_zero(
     u,
     dt,
@@ -106,6 +137,7 @@ def _scan_from_zero(
     h,
     starts,
     sums,
+    length,
     d_inner: tl.constexpr,
     d_state: tl.constexpr,
     STATES: tl.constexpr,
@@ -114,7 +146,6 @@ def _scan_from_zero(
     a_stride_c: tl.constexpr,
     a_stride_n: tl.constexpr,
     b_stride: tl.constexpr,
-    CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Run one full chunk of a block of channels; starts[chunk + 1] is its last state, sums[chunk] its ΣΔ; starts[0] is h."""
@@ -123,23 +154,21 @@ def _scan_from_zero(
     chunk = tl.program_id(1).to(tl.int64)
     channel = c < d_inner
     inside = (n < d_state)[:, None] & channel[None, :]
-    cell = tl.max_contiguous(c[None, :] * d_state + n[:, None], [1, 1])
     slot = tl.max_contiguous(n[:, None] * d_inner + c[None, :], [1, 2])
-    rates = tl.max_contiguous(c[None, :] * a_stride_c + n[:, None] * a_stride_n, [1, 1])
     bias = tl.load(dt_bias + c, mask=channel, other=0.0)
-    rate = tl.load(A + rates, mask=inside, other=0.0) * 1.4426950408889634
+    rate = _by_state(A + c * a_stride_c, a_stride_n, channel, d_state, STATES, BLOCK_C) * 1.4426950408889634
     state = tl.zeros((STATES, BLOCK_C), tl.float32)
     if chunk == 0:
-        state = tl.load(h + cell, mask=inside, other=0.0)
+        state = _by_state(h + c * d_state, 1, channel, d_state, STATES, BLOCK_C)
         tl.store(starts + slot, state, mask=inside)
     total = tl.zeros((BLOCK_C,), tl.float32)
-    u += chunk * CHUNK * u_stride + c
-    dt += chunk * CHUNK * dt_stride + c
-    B += chunk * CHUNK * b_stride + n
+    u += chunk * length * u_stride + c
+    dt += chunk * length * dt_stride + c
+    B += chunk * length * b_stride + n
     raw, value = tl.load(dt, mask=channel, other=0.0), tl.load(u, mask=channel, other=0.0)
-    for step in range(CHUNK):
+    for step in range(length):
         # The next token's numbers are on their way while this one's are used; the last token's are loaded twice.
-        more = step + 1 < CHUNK
+        more = step + 1 < length
         u += tl.where(more, u_stride, 0)
         dt += tl.where(more, dt_stride, 0)
         next_raw, next_value = tl.load(dt, mask=channel, other=0.0), tl.load(u, mask=channel, other=0.0)
@@ -154,7 +183,7 @@ def _scan_from_zero(
     tl.store(sums + chunk * d_inner + c, total, mask=channel)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "length"])
 def _scan_chunk(
     u,
     dt,
@@ -169,6 +198,7 @@ def _scan_chunk(
     h,
     out,
     tokens,
+    length,
     d_inner: tl.constexpr,
     d_state: tl.constexpr,
     STATES: tl.constexpr,
@@ -180,7 +210,6 @@ def _scan_chunk(
     c_stride: tl.constexpr,
     z_stride: tl.constexpr,
     CHUNKED: tl.constexpr,
-    CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Carry the state over the chunks before, then run this one and write its outputs; the last chunk writes h.
@@ -192,28 +221,26 @@ def _scan_chunk(
     chunk = tl.program_id(1).to(tl.int64)
     channel = c < d_inner
     inside = (n < d_state)[:, None] & channel[None, :]
-    cell = tl.max_contiguous(c[None, :] * d_state + n[:, None], [1, 1])
     slot = tl.max_contiguous(n[:, None] * d_inner + c[None, :], [1, 2])
-    rates = tl.max_contiguous(c[None, :] * a_stride_c + n[:, None] * a_stride_n, [1, 1])
     bias = tl.load(dt_bias + c, mask=channel, other=0.0)
     skip = tl.load(D + c, mask=channel, other=0.0)
-    rate = tl.load(A + rates, mask=inside, other=0.0) * 1.4426950408889634
+    rate = _by_state(A + c * a_stride_c, a_stride_n, channel, d_state, STATES, BLOCK_C) * 1.4426950408889634
     if CHUNKED:
         state = tl.load(starts + tl.minimum(chunk, 1) * d_inner * d_state + slot, mask=inside, other=0.0)
     else:
-        state = tl.load(h + cell, mask=inside, other=0.0)
+        state = _by_state(h + c * d_state, 1, channel, d_state, STATES, BLOCK_C)
     for before in range(1, chunk):
         total = tl.load(sums + before * d_inner + c, mask=channel, other=0.0)
         local = tl.load(starts + (before + 1) * d_inner * d_state + slot, mask=inside, other=0.0)
         state = tl.exp2(total[None, :] * rate) * state + local
     tl.debug_barrier()  # a chunk that is alone has read h
-    u += chunk * CHUNK * u_stride + c
-    dt += chunk * CHUNK * dt_stride + c
-    z += chunk * CHUNK * z_stride + c
-    B += chunk * CHUNK * b_stride + n
-    C += chunk * CHUNK * c_stride + n
-    out += chunk * CHUNK * d_inner + c
-    steps = tl.minimum(tokens - chunk * CHUNK, CHUNK)
+    u += chunk * length * u_stride + c
+    dt += chunk * length * dt_stride + c
+    z += chunk * length * z_stride + c
+    B += chunk * length * b_stride + n
+    C += chunk * length * c_stride + n
+    out += chunk * length * d_inner + c
+    steps = tl.minimum(tokens - chunk * length, length)
     raw, value, gate = (
         tl.load(dt, mask=channel, other=0.0),
         tl.load(u, mask=channel, other=0.0),
@@ -235,5 +262,5 @@ def _scan_chunk(
         C += c_stride
         out += d_inner
         raw, value, gate = next_raw, next_value, next_gate
-    if (chunk + 1) * CHUNK >= tokens:
-        tl.store(h + cell, state, mask=inside)
+    if (chunk + 1) * length >= tokens:
+        _store_by_channel(h + c * d_state, state, channel, d_state, STATES)

@@ -1,0 +1,32 @@
+"""Matrices and outputs for tests of kernels: on a card where there is one, else for Triton's interpreter."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cobra_edge.decode.kernels.matrix import CardMatrix
+from cobra_edge.packing import QuantizedTensor, pack
+from cobra_edge.scheme import SCHEMES
+
+CARD = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+_GUARD = 64
+
+
+def random_matrix(scheme_name: str, n_out: int, n_in: int) -> CardMatrix:
+    """Return a matrix (n_out, n_in) of every code and scales of both signs, about as large as a model's."""
+    rng = np.random.default_rng(n_out * n_in)
+    scheme = SCHEMES[scheme_name]
+    if scheme.group_size is None:
+        return CardMatrix.of(rng.standard_normal((n_out, n_in)).astype(np.float32) / 8, CARD)
+    codes = rng.integers(0, 1 << scheme.weight_bits, (n_out, n_in), np.uint8)
+    scales = rng.standard_normal((n_out, n_in // scheme.group(n_in))).astype(np.float16)
+    scales /= np.float16(4 << scheme.weight_bits)
+    return CardMatrix.of(QuantizedTensor(pack(codes, scheme), scales, scheme), CARD)
+
+
+def guarded(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a tensor of NaNs, and the flat memory that it begins, which ends in NaNs that nobody may write."""
+    n = int(np.prod(shape))
+    whole = torch.full((n + _GUARD,), torch.nan, dtype=dtype, device=CARD)
+    return whole[:n].view(shape), whole

@@ -1,0 +1,159 @@
+"""The README's tables of cards, and whole answers from end to end. No speed is judged here."""
+
+import json
+
+import pytest
+
+from cobra_edge.bench import end_to_end_verb, figures, verbs
+from cobra_edge.bench.card_figures import card_goals_table, card_table, end_to_end_table
+from cobra_edge.bench.end_to_end import measure_end_to_end
+from cobra_edge.bundle import Bundle
+from cobra_edge.decode.cpu import why_not
+from cobra_edge.errors import InputError, MachineError
+from cobra_edge.session import Session
+from cobra_edge.terminal import progress, run_command
+
+
+def alike(value):
+    return {"median": value, "low": value * 0.9, "high": value * 1.1}
+
+
+def made_up(name="NVIDIA H200", rate=1200.0, times_ssm=2.5, times_bnb=4.5, prefill=1.1, steady=0.99):
+    def contestant(name, first, **facts):
+        speeds = {"decode_at_1024_tok_s": alike(first), "decode_at_1024_share": alike(0.5)}
+        return {
+            "name": name,
+            "weights_bytes": 1_480_000_000,
+            "peak_bytes": 2_000_000_000,
+            "figures": speeds | facts.pop("figures"),
+        } | facts
+
+    own = {"decode_at_65536_tok_s": alike(rate), "decode_65536_over_1024": alike(steady)}
+    own |= {"prefill_768_tok_s": alike(9000.0), "prefill_768_peak_share": alike(0.4)}
+    follow_up = {"scratch_seconds": alike(0.1), "follow_up_seconds": alike(0.01)}
+    ours = "cobra_edge w4a16-g128"
+    row = {
+        "rounds": 5,
+        "prompt_tokens": [768],
+        "contexts": [1024, 65536],
+        "limits": {"read_gb_s": alike(4300.0), "peak_macs_per_s": {"float16": alike(350e12)}},
+        "contestants": [
+            contestant(ours, rate, figures=own, follow_up=follow_up, scheme="w4a16-g128"),
+            contestant("transformer fp16", 300.0, figures={}, version="torch 2", contexts_without_memory=[65536]),
+            contestant("mamba-ssm fp16", 400.0, figures={}, version="mamba-ssm 2"),
+        ],
+        "ratios": {
+            "mamba-ssm fp16": {ours: {"decode_at_1024_tok_s": alike(times_ssm)}},
+            "bitsandbytes nf4": {ours: {"decode_at_1024_tok_s": alike(times_bnb)}},
+            "cobra_edge fp16": {ours: {"prefill_768_tok_s": alike(prefill)}},
+        },
+    }
+    card = {"name": name, "torch": "2.15"}
+    return {"model": "cobra-3b", "weights": "random", "card": card, "rows": [row], "machine": {"commit": "abc"}}
+
+
+def test_the_table_of_a_card():
+    shown = card_table([made_up()])
+    assert "on NVIDIA H200: batch 1, 5 rounds" in shown and "gave 4300 GB/s" in shown and "700 TFLOP/s" in shown
+    lines = [line.split(" | ") for line in shown.splitlines() if line.startswith("| ")]
+    assert len({len(line) for line in lines}) == 1
+    ours = next(line for line in lines if "w4a16" in line[0] and "1.48" in line[1])
+    assert ours[2:6] == ["2.00", "1200.0 (1080.0–1320.0)", "50%", "1200.0 (1080.0–1320.0)"]
+    assert "100.0 (90.0–110.0)" in ours and "10.0 (9.0–11.0)" in ours and ours[-1] == "– |"
+    assert "| does not fit |" in shown and "mamba-ssm fp16 (mamba-ssm 2)" in shown and shown.count("| 2.50 |") == 1
+
+
+def test_goals_are_judged_where_they_were_measured():
+    assert card_goals_table([made_up()]).count(", reached") == 5
+    worse = card_goals_table([made_up(rate=999.0, times_ssm=1.9, times_bnb=3.9, prefill=0.9, steady=0.9)])
+    assert worse.count("**missed**") == 5 and "reached" not in worse
+    assert "999, no goal for this card" in card_goals_table([made_up("NVIDIA GeForce RTX 4090", rate=999.0)])
+    alone = made_up()
+    alone["rows"][0]["ratios"] = {}
+    assert card_goals_table([alone]).count("not measured") == 3
+    both = card_goals_table([made_up(), made_up("NVIDIA L4")]).splitlines()
+    assert both[0].endswith("| NVIDIA H200 | NVIDIA L4 |") and len({line.count("|") for line in both}) == 1
+
+
+def test_pages_say_what_was_not_measured_and_take_results_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    names = ("card", "card_goals", "end_to_end", "prediction")
+    text = "".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in names)
+    empty = figures.with_tables(text)
+    assert empty.count("not measured") == 1 + 5 + 3 + 1 and "assumption:" in empty
+    assert "| 166.5 |" in empty and "published, not measured here" in empty
+    (tmp_path / "gpu-end-to-end-x.json").write_text(json.dumps(answered()))
+    assert "| cobra-3b w4a16-g128 | NVIDIA H200 | 500.0 (450.0–550.0) |" in figures.with_tables(text)
+
+
+def answered():
+    return {
+        "model": "cobra-3b",
+        "weights": "random",
+        "scheme": "w4a16-g128",
+        "machine_name": "NVIDIA H200",
+        "visual_tokens": 729,
+        "prompt_tokens": 20,
+        "new_tokens": 256,
+        "rounds": 5,
+        "figures": {"tok_s": alike(500.0), "encode_seconds": alike(0.1), "first_token_seconds": alike(0.2)},
+    }
+
+
+def test_an_answer_about_a_picture_is_milliseconds_of_its_parts():
+    shown = end_to_end_table([answered()])
+    assert "100.0 (90.0–110.0) | 200.0 (180.0–220.0)" in shown and "random weights, 729 + 20 tokens read, 256 written" in shown
+
+
+def test_an_answer_has_the_length_that_was_asked_for_and_its_first_token_comes_after_the_picture(mini_bundle):
+    session = Session(Bundle.open(mini_bundle("fp16")), "cpu", "numpy")
+    taken, step = [], session.decoder.step
+    session.decoder.step = lambda token, state: taken.append(state.n_tokens) or step(token, state)
+    found = measure_end_to_end(session, 5, 2, progress())
+    read = found["visual_tokens"] + found["prompt_tokens"]
+    assert taken == [read, read + 1, read + 2, read + 3] * 3  # one answer goes before the two that count
+    parts = found["figures"]
+    assert 0 < parts["encode_seconds"]["low"] < parts["first_token_seconds"]["low"]
+    assert parts["tok_s"]["high"] < 5 / parts["first_token_seconds"]["low"]
+
+
+def test_a_text_only_bundle_has_no_picture_to_answer_about(tiny_bundle):
+    with pytest.raises(InputError, match="text-only model; give a bundle with a vision graph"):
+        measure_end_to_end(Session(Bundle.open(tiny_bundle), "cpu", "numpy"), 2, 1, progress())
+
+
+def test_the_verb_keeps_what_it_found_beside_what_is_published(mini_bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = [
+        "end-to-end",
+        str(mini_bundle("fp16")),
+        "--device",
+        "cpu",
+        "--kernels",
+        "numpy",
+        "--new-tokens",
+        "3",
+        "--rounds",
+        "1",
+    ]
+    assert run_command(verbs.command, [*given, "--weights", "random"]) == 0
+    shown = capsys.readouterr().out
+    assert "published and not measured here" in shown and "166.5" in shown
+    result = json.loads((tmp_path / "bench" / "results" / "cpu-end-to-end-cobra-mini.json").read_text())
+    assert result["decoder"] == "numpy" and result["weights"] == "random" and result["scheme"] == "fp16"
+    assert result["figures"]["tok_s"]["median"] > 0 and result["published_tok_s"] == 166.5
+
+
+@pytest.mark.skipif(why_not() is not None, reason=f"no native decoder: {why_not()}")
+def test_a_wrong_decoder_is_not_timed_from_end_to_end(mini_bundle, tmp_path, monkeypatch, capsys):
+    from cobra_edge.bench import gate
+
+    def refuse(*_arguments):
+        raise MachineError("no speed is reported")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gate, "check", refuse)
+    given = ["end-to-end", str(mini_bundle("fp16")), "--device", "cpu", "--kernels", "native", "--rounds", "1"]
+    assert run_command(verbs.command, given) == 3
+    assert "no speed is reported" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    assert end_to_end_verb.PUBLISHED_TOK_S == 166.5
