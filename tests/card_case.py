@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
+import pytest
 import torch
 
+from cobra_edge.decode.kernels import tiles
 from cobra_edge.decode.kernels.matrix import CardMatrix
 from cobra_edge.packing import QuantizedTensor, pack
 from cobra_edge.scheme import SCHEMES
 
 CARD = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _GUARD = 64
+# Few large programs: what the interpreter runs soonest. Tests of the kernels themselves keep the table's sizes.
+_LARGE = {
+    "multiply_one": {"ROWS": 512, "WARPS": 1},
+    "multiply_many": {"OUTS": 512, "TOKENS": 64, "BYTES": 64},
+    "scan_many": {"BLOCK_C": 1024},
+    "convolve_many": {"BLOCK_T": 64, "BLOCK_C": 1024},
+    "recur_and_gate": {"BLOCK_C": 1024},
+}
+
+
+@contextmanager
+def few_programs() -> Iterator[None]:
+    """Have kernels cut their work into few programs, where Triton's interpreter runs them one after the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        if CARD.type == "cpu":
+            table = tiles._sizes
+            patch.setattr(tiles, "_sizes", lambda kernel, *which: dict(table(kernel, *which)) | _LARGE.get(kernel, {}))
+        yield
 
 
 def random_matrix(scheme_name: str, n_out: int, n_in: int) -> CardMatrix:

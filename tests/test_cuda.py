@@ -28,6 +28,7 @@ from cobra_edge.scheme import SCHEMES, scheme_named
 from cobra_edge.session import Session
 from cobra_edge.targets import target_named
 
+from .card_case import few_programs
 from .conftest import write_text_only
 from .tolerance import assert_close
 
@@ -36,6 +37,12 @@ CPU = torch.device("cpu")
 CONFIG = MambaConfig(384, 2, 512, 768, 16, 4, 24, tied=True)
 OURS = [s for s in SCHEMES if SCHEMES[s].code_format == "int"]
 TOKENS = np.random.default_rng(0).integers(0, 512, 70).tolist()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with few_programs():
+        yield
 
 
 @pytest.fixture(scope="module")

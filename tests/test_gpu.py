@@ -19,6 +19,9 @@ from cobra_edge.decode.card.state import CardState
 from cobra_edge.decode.card.weights import hollow
 from cobra_edge.decode.cuda import CudaDecoder
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
+from cobra_edge.decode.kernels.convolution import convolve_many
+from cobra_edge.decode.kernels.fused import convolve_with_causal_conv1d, scan_with_mamba_ssm
+from cobra_edge.decode.kernels.scan import scan_many
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.errors import MachineError
@@ -253,22 +256,36 @@ def test_memory_that_runs_out_is_said_and_the_decoder_lives_on(exported, opened)
 class TestFused:
     """mamba-ssm's and causal-conv1d's own kernels, where they are installed, against ours."""
 
-    def test_the_scan(self):
+    @pytest.mark.parametrize("tokens", [1, 63, 129, 768])
+    def test_the_scan(self, tokens):
         pytest.importorskip("selective_scan_cuda", reason="mamba-ssm's CUDA scan is not installed")
-        from cobra_edge.decode.kernels.fused import choose_scan
-        from cobra_edge.decode.kernels.scan import scan_many
+        torch.manual_seed(tokens)
+        shared, carried = scan_arguments(tokens), torch.randn(768, 16, device="cuda")
+        found = []
+        for scan in (scan_with_mamba_ssm, scan_many):
+            h, out = carried.clone(), torch.full((tokens, 768), torch.nan, dtype=torch.float16, device="cuda")
+            scan(*shared, h, out)
+            found.append((out.float().cpu().numpy(), h.cpu().numpy()))
+        assert_close(found[0][0], found[1][0], "decoder", "float16")
+        assert_close(found[0][1], found[1][1], "decoder", "float16")
 
-        torch.manual_seed(0)
-        for tokens in (1, 63, 129, 768):
-            shared = scan_arguments(tokens)
-            found = []
-            for scan in (choose_scan(torch.device("cuda", 0)), scan_many):
-                h, out = torch.zeros(768, 16, device="cuda"), torch.empty(tokens, 768, dtype=torch.float16, device="cuda")
-                scan(*shared, h, out)
-                found.append((out.float().cpu().numpy(), h.cpu().numpy()))
-            (ours, state), (theirs, their_state) = found[1], found[0]
-            assert_close(theirs, ours, "decoder", "float16 products")
-            assert_close(their_state, state, "decoder", "float16 products")
+    @pytest.mark.parametrize("tokens", [1, 2, 63, 768])
+    def test_the_convolution(self, tokens):
+        pytest.importorskip("causal_conv1d", reason="causal-conv1d is not installed")
+        torch.manual_seed(tokens)
+        x = torch.randn(tokens, 2 * 768, device="cuda").half()[:, :768]
+        weight, bias, carried = (torch.randn(shape, device="cuda") for shape in ((768, 4), (768,), (768, 4)))
+        found = []
+        for convolve in (convolve_with_causal_conv1d, convolve_many):
+            state, out = carried.clone(), torch.full((tokens, 768), torch.nan, dtype=torch.float16, device="cuda")
+            convolve(x, state, weight, bias, out)
+            found.append((out.float().cpu().numpy(), state.cpu().numpy()))
+        assert_close(found[0][0], found[1][0], "decoder", "float16")
+        assert_close(found[0][1], found[1][1], "decoder", "float16")
+
+    def test_it_is_chosen_where_it_is_installed(self, opened):
+        pytest.importorskip("selective_scan_cuda", reason="mamba-ssm's CUDA scan is not installed")
+        assert "scan mamba-ssm" in opened("w4a16-g128").describe()
 
 
 def scan_arguments(tokens):

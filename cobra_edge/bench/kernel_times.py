@@ -21,11 +21,15 @@ from .spread import Spread, spread
 ROUNDS = 9
 _ROUND_SECONDS = 0.01  # a round repeats a graph until it lasts so long, so that beginning and end of it count for little
 _MOST_REPEATS = 64
+# What a kernel reads and writes beside its arguments, a state that it finds through an address: by its constants.
+_ADDRESSED = {"_convolve_and_project": ("INNER", "TAPS"), "_recur": ("d_inner", "d_state")}
 # A table of which only a row is read.
 _TABLE_LOOK_UPS = ("look_up",)
 
 
-def measure_kernels(parts: dict[str, list[Launch]], weights: CardWeights, card: Card, told: Callable[[], None]) -> list[Any]:
+def measure_kernels(
+    parts: dict[str, list[Launch]], weights: CardWeights, card: Card, told: Callable[[], None], rounds: int = ROUNDS
+) -> list[Any]:
     """Time each distinct kernel of what was recorded on a card.
 
     Launches that differ only in the layer are captured together as one graph, so that each reads weights of its own that no
@@ -36,6 +40,7 @@ def measure_kernels(parts: dict[str, list[Launch]], weights: CardWeights, card: 
         weights: of the decoder that was recorded; what else is an argument is filled with random values.
         card: where.
         told: called after each kernel and part.
+        rounds: how often each is timed.
 
     Returns:
         A row a kernel and part: launches, microseconds a launch, milliseconds of the part, bytes, GB/s, share of the bandwidth.
@@ -50,11 +55,11 @@ def measure_kernels(parts: dict[str, list[Launch]], weights: CardWeights, card: 
     return rows
 
 
-def _timed(group: Sequence[Launch], limits: CardLimits, card: Card) -> dict[str, Any]:
+def _timed(group: Sequence[Launch], limits: CardLimits, card: Card, rounds: int) -> dict[str, Any]:
     replay = captured(lambda: _run(group), card)
-    taken = time_in_turns([replay], card)[0]
+    taken = time_in_turns([replay], card, rounds)[0]
     each = {key: value / len(group) for key, value in taken.items()}
-    bandwidth, n_bytes = limits.read_bandwidth(), argument_bytes(group[0])
+    bandwidth, n_bytes = limits.read_bandwidth(), moved_bytes(group[0])
     reached = None if n_bytes is None else n_bytes / each["median"]
     return {
         "kernel": group[0].kernel.__name__,
@@ -62,7 +67,7 @@ def _timed(group: Sequence[Launch], limits: CardLimits, card: Card) -> dict[str,
         "launches": len(group),
         "microseconds": {key: value * 1e6 for key, value in each.items()},
         "part_milliseconds": taken["median"] * 1e3,
-        "argument_bytes": n_bytes,
+        "moved_bytes": n_bytes,
         "gb_s": None if reached is None else reached / 1e9,
         "bandwidth_share": None if reached is None else reached / bandwidth,
         "read_gb_s": bandwidth / 1e9,
@@ -110,14 +115,18 @@ def _run(launches: Sequence[Launch]) -> None:
         launch.kernel[launch.grid](*launch.arguments, **launch.constants)
 
 
-def argument_bytes(launch: Launch) -> int | None:
-    """Return the bytes of a launch's tensors, each counted once however it is used; None for a table of which a row is read."""
-    if any(word in launch.kernel.__name__ for word in _TABLE_LOOK_UPS):
+def moved_bytes(launch: Launch) -> int | None:
+    """Return the bytes of a launch's tensors, each counted once, or twice where it is a state that is read and written.
+
+    None for the look-up in a table, of which rows are read.
+    """
+    name = launch.kernel.__name__
+    if any(word in name for word in _TABLE_LOOK_UPS):
         return None
-    seen = {
-        (a.data_ptr(), tuple(a.shape)): a.numel() * a.element_size() for a in launch.arguments if isinstance(a, torch.Tensor)
-    }
-    return sum(seen.values())
+    tensors = [a for a in launch.arguments if isinstance(a, torch.Tensor)]
+    seen = {(t.data_ptr(), tuple(t.shape)): t.numel() * t.element_size() for t in tensors}
+    state = 2 * 4 * math.prod(launch.constants[c] for c in _ADDRESSED[name]) if name in _ADDRESSED else 0
+    return sum(seen.values()) + state
 
 
 def random_card_weights(mamba: MambaConfig, recipe: Recipe, device: torch.device) -> CardWeights:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..decode.card.state import CardState
 from ..decode.card.weights import CardWeights, hollow
 from ..decode.kernels.compiling import Compiled, compile_launches, why_not
 from ..decode.kernels.launch import Launch
@@ -29,7 +30,8 @@ def recorded_shape(mamba: MambaConfig, scheme: str, rotations: tuple[str, ...] =
         InputError: an unknown scheme, or one that does not fit the shape.
     """
     recipe, _ = uniform_recipe(mamba, scheme_named(scheme), rotations=rotations)
-    return recorded(CardWeights.of(hollow(mamba, recipe), torch.device("meta")))
+    meta = torch.device("meta")
+    return recorded(CardWeights.of(hollow(mamba, recipe), meta), CardState.blank(mamba, meta, None))
 
 
 def compiled_rows(parts: dict[str, list[Launch]], capability: str, told: Callable[[], None]) -> list[dict[str, Any]]:

@@ -114,14 +114,17 @@ def _triton_version() -> str:
 
 def _timed(shape: str, scheme: str, rotation: str, card: Card, bar: Progress) -> list[dict[str, Any]]:
     """Time a decoder of random weights on the card."""
+    from ..decode.card.state import CardState
     from ..recipe import uniform_recipe
     from .kernel_times import measure_kernels, random_card_weights
     from .kernels import alike
     from .launches import recorded
 
-    recipe, _ = uniform_recipe(shape_named(shape).mamba, scheme_named(scheme), rotations=ROTATIONS[rotation])
-    weights = random_card_weights(shape_named(shape).mamba, recipe, card.device)
-    parts = recorded(weights)
+    mamba = shape_named(shape).mamba
+    recipe, _ = uniform_recipe(mamba, scheme_named(scheme), rotations=ROTATIONS[rotation])
+    weights = random_card_weights(mamba, recipe, card.device)
+    state = CardState.blank(mamba, card.device, None)
+    parts = recorded(weights, state)
     task = bar.add_task(f"{scheme} on {card.name}", total=sum(len(alike(launches)) for launches in parts.values()))
     return measure_kernels(parts, weights, card, partial(bar.advance, task))
 

@@ -12,24 +12,27 @@ from ..decode.card.state import CardState
 from ..decode.card.step import Step
 from ..decode.card.weights import CardWeights
 from ..decode.kernels.choice import choose_token
-from ..decode.kernels.fused import choose_convolution, choose_scan
+from ..decode.kernels.convolution import convolve_many
+from ..decode.kernels.fused import Chosen
 from ..decode.kernels.launch import Launch, recording
+from ..decode.kernels.scan import scan_many
 from ..generate import GREEDY
 
 STEP = "step"
 PROMPT_TOKENS = (768, 16)  # an image with a short question; a short question alone
 
 
-def recorded(weights: CardWeights, prompt_tokens: Iterable[int] = PROMPT_TOKENS) -> dict[str, list[Launch]]:
+def recorded(weights: CardWeights, state: CardState, prompt_tokens: Iterable[int] = PROMPT_TOKENS) -> dict[str, list[Launch]]:
     """Return the launches of prompts of so many tokens, "prefill 768" and so on, and of one "step" with its greedy choice.
 
     Args:
         weights: on torch's "meta" device, or on a card, where what is launched on the same stream afterwards works on them.
+        state: on the same device. It has to live as long as the launches are used: they know its address alone.
         prompt_tokens: lengths.
     """
     device, config = weights.device, weights.config
-    sequential = Sequential(choose_convolution(device, config.d_inner, config.d_conv), choose_scan(device))
-    step, state = Step(weights), CardState.blank(config, device, None)
+    sequential = Sequential(Chosen("triton", convolve_many), Chosen("triton", scan_many))  # also where others are installed
+    step = Step(weights)
     step.point_at(state)
     found = {}
     for tokens in prompt_tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,14 +47,16 @@ def tune(
     now = dict(sizes_for(case.kernel, device, case.bits, case.max_tokens or _MANY_TOKENS))
     unique = [now, *(dict(c) for c in candidates if dict(c) != now)]
     reasons = [_refused(case, sizes) for sizes in unique]
-    works: list[Callable[[], object]] = []
+    works: list[Callable[[], None]] = []
+    prepared: list[Callable[[], object]] = []
     for index, sizes in enumerate(unique):
         if reasons[index] is None:
             try:
-                works.append(prepare(_work(case, sizes)))
+                works.append(_work(case, sizes))
+                prepared.append(prepare(works[-1]))
             except RuntimeError as error:
                 reasons[index] = _first_line(error)
-    taken = iter(timer(works))
+    taken = iter(timer(prepared))
     return [Tried(s, next(taken) if r is None else None, r) for s, r in zip(unique, reasons, strict=True)]
 
 
@@ -99,13 +102,14 @@ def _median(tried: Tried) -> float:
 
 
 def _work(case: Case, sizes: Mapping[str, int]) -> Callable[[], None]:
+    """Return all calls of a case as one; it has to live as long as a graph of it is used, for the tensors are its."""
     with trying(case.kernel, sizes):
-        calls = [(call.for_kernel(), call.keywords) for call in case.calls()]
+        calls = [(call, call.for_kernel()) for call in case.calls()]
 
     def work() -> None:
         with trying(case.kernel, sizes):
-            for arguments, keywords in calls:
-                case.function(*arguments, **keywords)
+            for call, arguments in calls:
+                case.function(*arguments, **call.keywords)
 
     return work
 
@@ -133,8 +137,8 @@ def _distance(case: Case, call: Call) -> float:
     mine, twins = call.copy(), call.copy()
     case.function(*mine.for_kernel(), **call.keywords)
     case.twin(*twins.for_twin(), **call.keywords)
-    pairs = zip(mine.tensors(), twins.tensors(), strict=True)
-    return max(_relative_rms(a.double(), b.double()) for a, b in pairs)
+    distances = [_relative_rms(a.double(), b.double()) for a, b in zip(mine.tensors(), twins.tensors(), strict=True)]
+    return math.nan if any(math.isnan(d) for d in distances) else max(distances)
 
 
 def _relative_rms(got: torch.Tensor, expected: torch.Tensor) -> float:
