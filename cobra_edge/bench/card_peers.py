@@ -83,7 +83,7 @@ class MambaSsm:
 
 
 def _no_mamba_ssm() -> str | None:
-    why = "pip install --no-build-isolation causal-conv1d mamba-ssm, built with MAMBA_FORCE_BUILD=TRUE and nvcc"
+    why = "pip install --no-build-isolation causal-conv1d mamba-ssm, with MAMBA_KEEP_CUDA_BUILD=TRUE set and nvcc there"
     try:
         importlib.import_module("selective_scan_cuda")
     except ImportError as error:
