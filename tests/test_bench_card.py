@@ -1,6 +1,7 @@
 """What is measured on a card, tried without one: torch's "cpu" device in its place. No speed is judged here.
 
-Not tried here, for want of a card: CUDA events, graphs, the card's memory counters, and mamba-ssm itself.
+Not tried here, for want of a card: CUDA events, graphs, the card's memory counters, and mamba-ssm itself. That the card's own
+decoder is right, tests/test_cuda.py says.
 """
 
 import json
@@ -11,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.bench import asked_decode, card, card_decode, card_peers, verbs
+from cobra_edge.bench import asked_decode, card, card_decode, card_gate, card_peers, verbs
 from cobra_edge.bench.card import Card, CardLimits, short_name
 from cobra_edge.bench.card_contestants import Ours, with_memory
 from cobra_edge.bench.card_gate import check_on_card
 from cobra_edge.bench.card_peers import CARD_PEERS, BitsAndBytesModules, MambaSsm, check_peers
 from cobra_edge.bench.contestants import readings_of
 from cobra_edge.bench.random_bundle import random_bundle
-from cobra_edge.bench.traffic import launches_per_token, token_bytes, weights_read_bytes
+from cobra_edge.bench.traffic import CHOICE_LAUNCHES, launches_per_token, token_bytes, weights_read_bytes
 from cobra_edge.bench.transformer import Transformer, TransformerSizes
 from cobra_edge.decode.backends import open_decoder
+from cobra_edge.decode.card.weights import hollow
+from cobra_edge.decode.cuda import CudaDecoder
+from cobra_edge.decode.kernels.launch import recording
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import MachineError
 from cobra_edge.memory import decoder_bytes, state_bytes
@@ -83,7 +87,23 @@ def test_launches_are_counted_with_the_rotations_of_the_recipe():
         name: launches_per_token(TINY, uniform_recipe(TINY, scheme_named("w4a16-g128"), rotations=which)[0])
         for name, which in ROTATIONS.items()
     }
-    assert counts == {"none": 11, "out-proj": 13, "residual": 12, "both": 14}
+    assert counts == {"none": 20, "out-proj": 22, "residual": 21, "both": 23}
+
+
+def test_launches_are_those_that_the_decoder_makes():
+    for which in ROTATIONS.values():
+        recipe, _ = uniform_recipe(TINY, scheme_named("w4a16-g128"), rotations=which)
+        decoder = CudaDecoder(hollow(TINY, recipe), device=torch.device("meta"))
+        with recording() as launches:
+            decoder._step.run()
+        assert len(launches) + CHOICE_LAUNCHES == launches_per_token(TINY, recipe)
+
+
+def test_a_result_says_which_kernels_the_decoder_took():
+    recipe, _ = uniform_recipe(TINY, scheme_named("w4a16-g128"))
+    decoder = CudaDecoder(hollow(TINY, recipe), device=torch.device("meta"))
+    facts = Ours("ours", decoder, Card(torch.device("cpu")), {}, (1, 1)).facts()
+    assert facts["backend"] == "triton" and facts["described"].startswith("triton; convolution")
 
 
 def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, monkeypatch):
@@ -108,8 +128,6 @@ def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, monk
 
 
 def test_the_gate_refuses_a_generation_that_differs_from_its_steps(tiny, monkeypatch):
-    from cobra_edge.bench import card_gate
-
     monkeypatch.setattr(card_gate, "generate", lambda *a: iter([1, 2, 3, 4]))
     with pytest.raises(MachineError, match=r"generates \[1, 2, 3, 4\] where its steps give"):
         check_on_card(NumpyDecoder(tiny), open_decoder(tiny, "cpu", "torch"), half_steps=False)
@@ -267,9 +285,9 @@ def test_options_that_do_not_fit_a_card_are_refused_before_any_work(tmp_path, mo
 
 def test_without_a_card_or_a_peer_nothing_is_written(tmp_path, monkeypatch, capsys, here):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(card, "why_no_card", lambda: "there is no NVIDIA driver")
     assert run_command(verbs.command, ["decode", "--device", "cuda"]) == 3
-    assert "there is no CUDA card" in capsys.readouterr().err
+    assert "on a card: there is no NVIDIA driver; or take --device cpu" in capsys.readouterr().err
     monkeypatch.setattr(card, "card_here", lambda: here)
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
     assert run_command(verbs.command, ["decode", "--device", "cuda", "--peer", "mamba-ssm"]) == 3
@@ -310,7 +328,7 @@ def test_a_contest_from_end_to_end(tmp_path, monkeypatch, capsys, here, mamba_ss
     assert row["ratios"]["transformer fp16"][ours[1]].keys() == {"decode_at_4_tok_s", "decode_at_9_tok_s"}
     for name in ours:
         assert by_name[name]["figures"].keys() >= {"decode_at_9_share", "decode_9_over_4", "prefill_8_peak_share"}
-        assert by_name[name]["follow_up"]["times_faster"]["median"] > 0 and by_name[name]["launches_per_token"] == 19
+        assert by_name[name]["follow_up"]["times_faster"]["median"] > 0 and by_name[name]["launches_per_token"] == 28
     assert (
         by_name["cobra_edge bnb-nf4"]["follow_up"] is None and "decode_at_9_tok_s" not in by_name["mamba-ssm fp16"]["figures"]
     )

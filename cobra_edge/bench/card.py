@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from ..decode.card.driver import why_no_card
 from ..errors import MachineError
+from .machine import version_of
 
 _READ_BYTES = 2 << 30  # far beyond any cache
 _READ_PART = 8  # of a small card's memory at most this part
@@ -33,6 +35,7 @@ class Card:
     def facts(self) -> dict[str, Any]:
         """Return name, compute capability, memory, multiprocessors and versions, as a result keeps them."""
         found: dict[str, Any] = {"name": self.name, "torch": torch.__version__, "cuda": torch.version.cuda}
+        found["triton"] = version_of("triton")
         if self._on_card:
             it = torch.cuda.get_device_properties(self.device)
             found |= {
@@ -123,12 +126,10 @@ class CardLimits:
 
 def card_here() -> Card:
     """Return this machine's card. Raises MachineError, with what is missing, where there is none."""
-    if not torch.cuda.is_available():
-        raise MachineError(
-            "there is no CUDA card that torch can use; measure where nvidia-smi shows one and torch is a CUDA build, or take "
-            "--device cpu"
-        )
-    return Card(torch.device("cuda", torch.cuda.current_device()))
+    reason = why_no_card()
+    if reason is not None:
+        raise MachineError(f"nothing can be measured on a card: {reason}; or take --device cpu")
+    return Card(torch.device("cuda", 0))  # the one that decoders run on
 
 
 def short_name(card_name: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from ..decode.decoder import Decoder
 from ..errors import MachineError
@@ -70,9 +72,21 @@ class Ours:
         """See `Contestant.steps`: tokens are chosen greedily, as an answer's are."""
         reading = self._readings[context]
         state = reading.state.copy()
-        # The last token of an answer is not read back: one more is generated than steps are taken.
-        answer = generate(self._decoder, reading.logits, state, _NO_END, count + 1, GREEDY)
-        return self._card.seconds(lambda: deque(answer, maxlen=0))
+
+        def answer() -> None:
+            # The last token of an answer is not read back: one more is generated than steps are taken.
+            deque(generate(self._decoder, reading.logits, state, _NO_END, count + 1, GREEDY), maxlen=0)
+
+        return self._card.seconds(answer)
+
+
+@contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Raise MachineError where the card's memory runs out meanwhile; `what` was to be held beside the others."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MachineError(f"the card's memory does not hold {what} beside the others; take {_LESS}") from error
 
 
 def with_memory(
@@ -94,15 +108,11 @@ def with_memory(
     """
     before = card.allocated_bytes()
     card.forget_peak()
-    try:
+    with enough_memory(what):
         contestant = opened()
         if contestant.reads_prompts:
             contestant.prefill(prompt)
         for context in contestant.contexts:
             contestant.steps(1, context)
-    except RuntimeError as error:  # torch's OutOfMemoryError is one
-        if "out of memory" not in str(error).lower():
-            raise
-        raise MachineError(f"the card's memory does not hold {what} beside the others; take {_LESS}") from error
     after = card.peak_bytes()
     return contestant, {"peak_bytes": None if before is None or after is None else after - before}

@@ -20,8 +20,8 @@ from ..memory import state_bytes
 from ..model.config import CobraConfig
 from ..scheme import SCHEMES
 from .card import Card, CardLimits
-from .card_contestants import CardContestant, Ours, with_memory
-from .card_gate import check_on_card
+from .card_contestants import CardContestant, Ours, enough_memory, with_memory
+from .card_gate import check_on_card, plain_decoder
 from .card_peers import CARD_PEERS
 from .contestants import readings_of
 from .follow_up import kept_as_copy, measure_follow_up
@@ -90,7 +90,8 @@ def measure_on_card(bundles: Iterator[Bundle], plan: CardPlan, card: Card, bar: 
             made, memory = with_memory(card, name, partial(peer.open, model, plan.contexts, card), plan.prompt_tokens[-1])
             entered.append(_Opened(made, memory, own=False))
     contestants = [e.contestant for e in entered]
-    rounds = _rounds(model, plan, contestants, card, bar)
+    with enough_memory("what the limits are measured with"):
+        rounds = _rounds(model, plan, contestants, card, bar)
     own = [e.contestant.name for e in entered if e.own]
     against = [e.contestant.name for e in entered if not e.own or e.facts["scheme"] == _FLOAT_SCHEME]
     return {
@@ -129,14 +130,12 @@ def _ours(bundle: Bundle, plan: CardPlan, card: Card, bar: Progress) -> _Opened:
     task = bar.add_task(f"opening {recipe.scheme}", total=2)
     contestant, memory = with_memory(card, recipe.scheme, enter, plan.prompt_tokens[-1])
     bar.advance(task)
-    reference = open_decoder(bundle, card.device.type, "torch")
-    distances = check_on_card(opened[0], reference, half_steps=not own)
-    del reference  # its weights are float32
+    distances = check_on_card(opened[0], plain_decoder(bundle), half_steps=not own)
     bar.advance(task)
     follow_up = measure_follow_up(bundle, opened[0], bar, kept_as_copy) if own else None
     facts = {
         "scheme": recipe.scheme,
-        "relative_rms_from_torch": distances,
+        "relative_rms_from_numpy": distances,
         "launches_per_token": launches_per_token(model.mamba, recipe) if own else None,
         "follow_up": follow_up,
     }

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..decode.decoder import Decoder
+from ..bundle import Bundle
+from ..decode.decoder import Decoder, DecoderOptions
+from ..decode.numpy_reference import NumpyDecoder
 from ..errors import MachineError
 from ..generate import GREEDY, generate
 
@@ -16,6 +18,11 @@ _ANSWER = 4
 # Relative RMS of the logits. Tokens read together: what enters a product is rounded to float16, 3e-4 of it, and 64 layers add
 # to each other what that does. One token: float32 throughout, where sums are only taken in another order.
 TOGETHER, ONE_BY_ONE = 2e-2, 2e-3
+
+
+def plain_decoder(bundle: Bundle) -> Decoder:
+    """Return what a card's decoder is compared with: numpy's, activations left float as a card leaves them, layer by layer."""
+    return NumpyDecoder(bundle, DecoderOptions(activations="float32"))
 
 
 def check_on_card(decoder: Decoder, reference: Decoder, half_steps: bool) -> dict[str, float]:

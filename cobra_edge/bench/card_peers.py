@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from ..model.mamba import Mamba, MambaState, Mixer
 from ..quantize.bitsandbytes_codes import load_bitsandbytes, why_no_bitsandbytes
 from .card import Card
 from .card_contestants import CardContestant
+from .machine import version_of
 from .transformer import PYTHIA_2_8B, Transformer
 
 _QUANTIZED = ("in_proj", "x_proj", "out_proj")
@@ -54,8 +54,8 @@ class MambaSsm:
 
     def facts(self) -> dict[str, Any]:
         """See `Contestant.facts`."""
-        conv = _version("causal-conv1d")
-        return {"version": f"mamba-ssm {_version('mamba-ssm')}", "described": f"CUDA graph, causal-conv1d {conv}"}
+        conv = version_of("causal-conv1d")
+        return {"version": f"mamba-ssm {version_of('mamba-ssm')}", "described": f"CUDA graph, causal-conv1d {conv}"}
 
     def traffic_bytes(self, context: int) -> int:
         """See `CardContestant.traffic_bytes`."""
@@ -83,7 +83,7 @@ class MambaSsm:
 
 
 def _no_mamba_ssm() -> str | None:
-    why = "pip install --no-build-isolation causal-conv1d mamba-ssm, built with MAMBA_FORCE_BUILD=TRUE and nvcc"
+    why = "pip install --no-build-isolation causal-conv1d mamba-ssm, with MAMBA_KEEP_CUDA_BUILD=TRUE set and nvcc there"
     try:
         importlib.import_module("selective_scan_cuda")
     except ImportError as error:
@@ -122,7 +122,7 @@ class BitsAndBytesModules:
     def facts(self) -> dict[str, Any]:
         """See `Contestant.facts`."""
         where = "Linear4bit nf4 for in_proj, x_proj and out_proj, the rest float16 in plain torch"
-        return {"version": f"bitsandbytes {_version('bitsandbytes')}", "described": where}
+        return {"version": f"bitsandbytes {version_of('bitsandbytes')}", "described": where}
 
     def traffic_bytes(self, context: int) -> int:
         """See `CardContestant.traffic_bytes`."""
@@ -192,13 +192,6 @@ def _stored(model: nn.Module) -> Iterator[int]:
         state = getattr(p, "quant_state", None)
         if state is not None:
             yield state.absmax.nbytes
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 # "bitsandbytes" and "mamba-ssm" keep a state of one size: one context tells all.

@@ -58,8 +58,8 @@ def _beside(result: dict[str, Any], row: dict[str, Any]) -> Table:
         name, peak = c["name"], c["peak_bytes"]
         table.add_row(cell(f"{name}: weights a token reads"), megabytes(c["weights_bytes"]))
         table.add_row(cell(f"{name}: peak of the card's memory"), "not measured" if peak is None else megabytes(peak))
-        for way, distance in c.get("relative_rms_from_torch", {}).items():
-            table.add_row(cell(f"{name}: distance from torch, tokens {way}"), figure(distance))
+        for way, distance in c.get("relative_rms_from_numpy", {}).items():
+            table.add_row(cell(f"{name}: distance from numpy, tokens {way}"), figure(distance))
         for context in c.get("contexts_without_memory", []):
             table.add_row(cell(f"{name}: at {context}"), "left out, its keys and values do not fit the card")
         follow_up = c.get("follow_up")

@@ -99,5 +99,5 @@ def readings_of(decoder: Decoder, contexts: tuple[int, ...], bar: Progress) -> d
             count = min(_CHUNK, context - state.n_tokens)
             logits = decoder.prefill(decoder.embed(random.integers(0, decoder.config.vocab, count).tolist()), state)
             bar.advance(task, count)
-        readings[context] = Reading(state.copy(), logits)
+        readings[context] = Reading(state.copy(), logits.copy())
     return {context: readings[context] for context in contexts}

@@ -9,7 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..bundle import Bundle
-from ..decode.backends import KERNELS, open_decoder
+from ..decode.backends import KERNELS
 from ..decode.decoder import DEFAULT_OPTIONS
 from ..processor import processor_name
 from ..session import Session
@@ -54,7 +54,7 @@ def end_to_end(
     if name is not None:
         check_name(name)
     session = Session(Bundle.open(bundle), device, kernels, vision_runtime=vision_runtime)
-    on_card = str(getattr(session.decoder, "device", "cpu")).startswith("cuda")
+    on_card = session.decoder.runs_on == "cuda"
     with progress() as bar:
         _check(session, on_card, bar)
         found = measure_end_to_end(session, new_tokens, rounds, bar)
@@ -92,10 +92,9 @@ def end_to_end(
 def _check(session: Session, on_card: bool, bar: Progress) -> None:
     """Raise MachineError for a decoder that computes something else than it should."""
     if on_card:
-        from .card_gate import check_on_card
+        from .card_gate import check_on_card, plain_decoder
 
-        reference = open_decoder(session.bundle, "cuda", "torch")
-        check_on_card(session.decoder, reference, half_steps=session.decoder.name == "bitsandbytes")
+        check_on_card(session.decoder, plain_decoder(session.bundle), half_steps=session.decoder.name == "bitsandbytes")
     elif session.decoder.name == "native":
         from .gate import check
 

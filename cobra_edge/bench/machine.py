@@ -17,7 +17,7 @@ from ..processor import processor_name
 
 def machine() -> dict[str, Any]:
     """Return processor, cores, memory, Python and library versions, and the commit."""
-    libraries = {name: _version(name) for name in ("torch", "timm", "onnx", "onnxruntime", "numpy")}
+    libraries = {name: version_of(name) for name in ("torch", "timm", "onnx", "onnxruntime", "numpy")}
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -28,7 +28,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """Return a library's version, or that it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

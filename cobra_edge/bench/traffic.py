@@ -9,7 +9,8 @@ from ..recipe import Recipe, stored_tensors
 _EMBEDDING = "backbone.embedding.weight"
 # Of the CUDA decoder: in_proj with its norm; convolution with x_proj; recurrence with dt_proj and gate; out_proj with the sum.
 LAUNCHES_A_LAYER = 4
-_LOOK_UP, _HEAD, _CHOICE = 1, 1, 1
+_LOOK_UP, _HEAD = 1, 1
+CHOICE_LAUNCHES = 10  # torch's own, about: are all logits finite, which is the largest
 
 
 def weights_read_bytes(config: MambaConfig, recipe: Recipe) -> int:
@@ -31,4 +32,4 @@ def token_bytes(config: CobraConfig, recipe: Recipe) -> int:
 def launches_per_token(config: MambaConfig, recipe: Recipe) -> int:
     """Return how many kernels the CUDA decoder launches for a token inside its graph, the choice of the next one included."""
     a_layer = LAUNCHES_A_LAYER + recipe.rotates_out_proj
-    return config.n_layer * a_layer + _LOOK_UP + _HEAD + recipe.rotates_residual + _CHOICE
+    return config.n_layer * a_layer + _LOOK_UP + _HEAD + recipe.rotates_residual + CHOICE_LAUNCHES
