@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from cobra_edge.decode.kernels.matrix import CardMatrix
 from cobra_edge.decode.kernels.products_one import _warps, multiply_one, multiply_one_reference
+from cobra_edge.packing import QuantizedTensor
 from cobra_edge.scheme import SCHEMES
 
 from .card_case import CARD, guarded, random_matrix
@@ -19,17 +18,17 @@ SHAPES = [
     ("w8a16-channel", 48, 96),
     ("w8a16-channel", 17, 512),
     ("w8a16-g128", 20, 384),
-    ("w4a16-g128", 63, 640),
-    ("w4a16-g64", 129, 64),
+    ("w4a16-g128", 33, 640),
+    ("w4a16-g64", 63, 64),
     ("w4a16-g32", 1, 96),
     ("w4a16-g32", 8, 1024),
     ("w3a16-g64", 19, 64),
-    ("w3a16-g64", 40, 1088),
+    ("w3a16-g64", 18, 576),
 ]
 
 
 @pytest.mark.parametrize("name, n_out, n_in", SHAPES)
-@pytest.mark.parametrize("normed, add", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("normed, add", [(True, False), (False, True)])
 def test_it_is_the_product(name: str, n_out: int, n_in: int, normed: bool, add: bool) -> None:
     matrix = random_matrix(name, n_out, n_in)
     generator = torch.Generator().manual_seed(n_in)
@@ -51,16 +50,8 @@ def test_its_twin_is_the_product_of_the_stored_matrix() -> None:
     x, out = torch.randn(128, generator=torch.Generator().manual_seed(0)).to(CARD), torch.empty(8, device=CARD)
     multiply_one_reference(matrix, x, out)
     assert matrix.scales is not None
-    stored = _dequantized(matrix)
-    assert_close(out.cpu().numpy(), stored @ x.cpu().numpy(), "product")
-
-
-def _dequantized(matrix: CardMatrix) -> np.ndarray:
-    from cobra_edge.packing import QuantizedTensor
-
-    assert matrix.scales is not None
-    codes, scales = matrix.codes.cpu().numpy(), matrix.scales.cpu().numpy()
-    return QuantizedTensor(codes, scales, SCHEMES["w3a16-g64"]).dequantize()
+    stored = QuantizedTensor(matrix.codes.cpu().numpy(), matrix.scales.cpu().numpy(), SCHEMES["w3a16-g64"])
+    assert_close(out.cpu().numpy(), stored.dequantize() @ x.cpu().numpy(), "product")
 
 
 def test_warps_have_equal_turns() -> None:

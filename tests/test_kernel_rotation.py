@@ -42,17 +42,20 @@ def test_float16_in_and_out():
     assert np.abs(out.checked()).max() == 65504
 
 
-@pytest.mark.parametrize("width", [64, 96, 160, 352])
-def test_a_norm_between_rotations(width):
+@pytest.mark.parametrize(
+    "width, kind", [(64, "float32"), (96, "float32"), (160, "float32"), (352, "float32"), (160, "float16")]
+)
+def test_a_norm_between_rotations(width, kind):
     torch.manual_seed(1)
+    dtype = getattr(torch, kind)
     x, weight = torch.randn(2, width) * torch.linspace(0.1, 9, width), 1 + torch.randn(width)
-    got, twin = guarded(2, width), torch.empty(2, width)
+    got, twin = guarded(2, width, dtype=dtype), torch.empty(2, width, dtype=dtype)
     norm_between_rotations(x, weight, 1e-5, got.tensor)
     norm_between_rotations_reference(x, weight, 1e-5, twin)
-    assert_close(got.checked(), twin.numpy(), "rotation")
+    assert_close(got.checked(), twin.numpy(), "rotation", kind)
     upright = unrotate(x.numpy())
     normed = upright / np.sqrt((upright**2).mean(-1, keepdims=True) + 1e-5) * weight.numpy()
-    assert_close(got.checked(), rotate(normed), "rotation")
+    assert_close(got.checked(), rotate(normed), "rotation", kind)
 
 
 def test_a_width_without_a_hadamard_matrix_is_refused():

@@ -44,10 +44,8 @@ def centred_run(low, top, RUN: tl.constexpr, BITS: tl.constexpr):
     place: tl.constexpr = 0 if BITS == 8 else (4 * RUN if BITS == 4 else 2 * RUN)
     exponent: tl.constexpr = 0x6400 - (place << 10)  # of the float16 2^(10 - place)
     zero: tl.constexpr = (1 << (10 - place)) + (1 << (BITS - 1))
-    if BITS == 3:
-        bits = (low & (3 << place)) | (top & (4 << place))
-    else:
-        bits = low & (((1 << BITS) - 1) << place)
+    mask: tl.constexpr = ((1 << BITS) - 1) << place
+    bits = ((low & (3 << place)) | (top & (4 << place))) if BITS == 3 else low & mask
     return (bits | exponent).to(tl.float16, bitcast=True) - zero
 
 
@@ -62,12 +60,12 @@ def four(tile):
 
 @triton.jit
 def load_words(codes, row_offset, block, BITS: tl.constexpr):
-    """Load blocks (a, b, c) as words, int32: (a, b, c, 4) of the low bits, for 3 bits (a, b, c, 2) of the top bits (else the same)."""
+    """Load n blocks as words, int32: (n, 4) of the low bits, and for 3 bits (n, 2) of the top bits (else the same)."""
     words = codes.to(tl.pointer_type(tl.int32)) + tl.expand_dims(row_offset // 4 + block * (6 if BITS == 3 else 4), -1)
     if BITS == 3:
         # Only every other block of 24 bytes begins where 16 bytes may be loaded at once, each where 8 may.
         pair = words + tl.arange(0, 2)
-        pairs = tl.trans(tl.join(tl.load(pair), tl.load(pair + 2)), (0, 1, 2, 4, 3))
+        pairs = tl.trans(tl.join(tl.load(pair), tl.load(pair + 2)), (0, 2, 1))
         return tl.reshape(pairs, pairs.shape[:-2] + [4]), tl.load(pair + 4)
     else:
         low = tl.load(words + tl.arange(0, 4))

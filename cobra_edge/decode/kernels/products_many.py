@@ -1,9 +1,9 @@
 """The product of a matrix with many tokens' activations, on tensor cores.
 
-A program has a tile of the matrix's rows by a tile of tokens. Codes become float16 in registers, where code - zero is exact, and
-are the first operand of the product, which tensor cores take from registers; activations are the second, from shared memory.
-A block holds several runs of inputs in the same bytes, so a tile of bytes is one product a run, with the columns of x that
-belong to it.
+A program has a tile of the matrix's rows by a tile of tokens. Codes become float16 in registers, where code - zero is exact,
+and are the first operand of the product, which tensor cores take from registers; activations are the second, from shared
+memory. A block holds several runs of inputs in the same bytes, so a tile of bytes is one product a run, with the columns of x
+that belong to it.
 
 Where a row has one scale, it multiplies the sums at the end. A group's scale multiplies its weights, in float16 before the
 product, an error of 2^-12 of a weight at most, which is that of the activations too: sums of a group kept apart would be as

@@ -1,7 +1,7 @@
 """The product of a matrix with one token's activations.
 
-Every byte of the matrix is used once, so this is bound by memory as long as few enough instructions are spent on a byte: an H200
-has about 7 a byte at its 4.3 TB/s. How the work lies:
+Every byte of the matrix is used once, so this is bound by memory as long as few enough instructions are spent on a byte: an
+H200 has about 7 a byte at its 4.3 TB/s. How the work lies:
 
 - A thread takes blocks of 16 bytes whole, as four words, and keeps the 8 to 64 inputs that belong to them in registers for ROWS
   rows. Codes are masked in place (`codes.centred`); a group's scale is applied after the sum of a block.
@@ -9,7 +9,8 @@ has about 7 a byte at its 4.3 TB/s. How the work lies:
   addresses in x, a block's inputs apart, would fall into the same banks of the multiprocessor's memory.
 - The warps of a program take turns along the input axis; a program's rows are 4 · ROWS.
 - Codes of the next turn are loaded before those of this one are used.
-- With `norm`, the squares of x are summed beside the products, and the root mean square divides the result: one pass.
+- With `norm`, the squares of x are summed beside the products, and the root mean square divides the result: one pass. For the
+  squares, a turn's inputs are shared out among all threads.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def multiply_one(
 
 
 def _warps(programs: int, blocks: int, wanted: int) -> int:
-    """Return how many warps a program has, so that the card has as many as wanted, if the blocks of a row let them have equal turns."""
+    """Return how many warps a program has: until the card has as many as wanted, while a row's blocks give all equal turns."""
     warps = 1
     while warps < MOST_WARPS and programs * warps < wanted and blocks % (16 * warps) == 0:
         warps *= 2
@@ -88,13 +89,12 @@ def multiply_one_reference(
 
 
 @triton.jit
-def _load_x(x, norm, squares, at, inside, NORMED: tl.constexpr):
-    """Load four neighbours of x, times norm; add their squares."""
+def _load_x(x, norm, at, inside, NORMED: tl.constexpr):
+    """Load four neighbours of x, times norm."""
     values = tl.load(x + at, mask=inside, other=0.0)
     if NORMED:
-        squares += values * values
         values *= tl.load(norm + at, mask=inside, other=0.0)
-    return values, squares
+    return values
 
 
 @triton.jit
@@ -109,9 +109,7 @@ def _add_four(total, word, exponent, x, PLACE: tl.constexpr, BITS: tl.constexpr)
 
 
 @triton.jit
-def _add_block(
-    total, low, top, x, norm, squares, block, inside, exponent, BITS: tl.constexpr, RUNS: tl.constexpr, NORMED: tl.constexpr
-):
+def _add_block(total, low, top, x, norm, block, inside, exponent, BITS: tl.constexpr, RUNS: tl.constexpr, NORMED: tl.constexpr):
     """Add the products of blocks of codes with their inputs."""
     lows = four(low)
     if BITS == 3:
@@ -119,37 +117,37 @@ def _add_block(
     for i in tl.static_range(4):
         for s in tl.static_range(RUNS):
             at = (tl.expand_dims(block, -1) * RUNS + s) * 16 + 4 * i + tl.arange(0, 4)
-            values, squares = _load_x(x, norm, squares, at, inside, NORMED)
+            values = _load_x(x, norm, at, inside, NORMED)
             word = word_of_run(lows[i], tops[i % 2] if BITS == 3 else lows[i], i, s, BITS)
             total = _add_four(total, word, exponent, values, 4 * (s // 2 if BITS == 3 else s), BITS)
-    return total, squares
+    return total
 
 
 @triton.jit
-def _add_floats(total, weights, x, norm, squares, block, inside, NORMED: tl.constexpr, IN: tl.constexpr):
+def _add_floats(total, weights, x, norm, block, inside, NORMED: tl.constexpr, IN: tl.constexpr):
     """Add the products of blocks of eight float16 with their inputs."""
     evens, odds = tl.split(tl.reshape(weights, weights.shape[:-1] + [4, 2]))
     w0, w2, w4, w6 = four(evens)
     w1, w3, w5, w7 = four(odds)
     at = tl.expand_dims(block, -1) * 8 + tl.arange(0, 4)
-    values, squares = _load_x(x, norm, squares, at, inside & (at < IN), NORMED)
+    values = _load_x(x, norm, at, inside & (at < IN), NORMED)
     x0, x1, x2, x3 = four(values)
     total += w0.to(tl.float32) * x0
     total += w1.to(tl.float32) * x1
     total += w2.to(tl.float32) * x2
     total += w3.to(tl.float32) * x3
-    values, squares = _load_x(x, norm, squares, at + 4, inside & (at + 4 < IN), NORMED)
+    values = _load_x(x, norm, at + 4, inside & (at + 4 < IN), NORMED)
     x4, x5, x6, x7 = four(values)
     total += w4.to(tl.float32) * x4
     total += w5.to(tl.float32) * x5
     total += w6.to(tl.float32) * x6
     total += w7.to(tl.float32) * x7
-    return total, squares
+    return total
 
 
 @triton.jit
-def _load_block(codes, row, block, BITS: tl.constexpr, IN: tl.constexpr):
-    """Load blocks of rows: words of codes, or eight float16."""
+def _load_blocks(codes, row, block, BITS: tl.constexpr, IN: tl.constexpr):
+    """Load a block of a row each: words of codes, or eight float16."""
     if BITS == 16:
         at = tl.expand_dims(block, -1) * 8 + tl.arange(0, 8)
         weights = tl.load(codes + tl.expand_dims(row * IN, -1) + at, mask=at < IN, other=0.0)
@@ -166,41 +164,49 @@ def _multiply_one(
 ):  # fmt: skip
     INPUTS: tl.constexpr = 8 if BITS == 16 else 16 * RUNS
     BLOCKS: tl.constexpr = (IN + INPUTS - 1) // INPUTS
+    THREADS: tl.constexpr = 32 * WARPS
     first = tl.program_id(0) * (4 * ROWS)
-    # Tiles are (ROWS, 4 · WARPS, 8): the middle axis is a row of four in each warp's share of the input axis.
-    middle = tl.arange(0, 4 * WARPS)
-    row = first + tl.arange(0, ROWS)[:, None] * 4 + middle[None, :] % 4
-    row = tl.minimum(row, OUT - 1).to(tl.int64)[:, :, None]
-    block = (middle // 4)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    sums = tl.zeros((ROWS, 4 * WARPS, 8), tl.float32)
-    squares = tl.zeros((4 * WARPS, 8, 4), tl.float32)
-    low, top = _load_block(codes, row, tl.minimum(block, BLOCKS - 1)[None], BITS, IN)
-    for _ in range(0, BLOCKS, 8 * WARPS):
-        here = tl.minimum(block, BLOCKS - 1)
-        inside = (block < BLOCKS)[:, :, None]
-        after = tl.minimum(block + 8 * WARPS, BLOCKS - 1)
-        next_low, next_top = _load_block(codes, row, after[None], BITS, IN)
+    # Which block of a turn is a thread's: 8 in a warp, the same ones for each of its four rows.
+    thread = tl.arange(0, THREADS)
+    place = thread // 32 * 8 + thread % 8
+    # What is loaded from the matrix lies in one long axis, rows above threads: however Triton orders axes whose neighbours are
+    # no neighbours in memory, threads lie in it as above.
+    long = tl.arange(0, ROWS * THREADS)
+    long_row = tl.minimum(first + long // THREADS * 4 + long // 8 % 4, OUT - 1).to(tl.int64)
+    long_place = long % THREADS // 32 * 8 + long % 8
+    sums = tl.zeros((ROWS, THREADS), tl.float32)
+    squares = tl.zeros((8 * WARPS * INPUTS,), tl.float32)
+    low, top = _load_blocks(codes, long_row, tl.minimum(long_place, BLOCKS - 1), BITS, IN)
+    for start in range(0, BLOCKS, 8 * WARPS):
+        # Behind a row's end its last block is read once more, and multiplied by zeros.
+        block = tl.minimum(start + place, BLOCKS - 1)
+        inside = (start + place < BLOCKS)[:, None]
+        after = tl.minimum(start + 8 * WARPS + long_place, BLOCKS - 1)
+        next_low, next_top = _load_blocks(codes, long_row, after, BITS, IN)
+        low = tl.reshape(low, (ROWS, THREADS, low.shape[1]))
+        top = tl.reshape(top, (ROWS, THREADS, top.shape[1]))
         if BITS == 16:
-            sums, squares = _add_floats(sums, low, x, norm, squares, here, inside, NORMED, IN)
+            sums = _add_floats(sums, low, x, norm, block, inside, NORMED, IN)
         elif GROUP == IN:
-            sums, squares = _add_block(sums, low, top, x, norm, squares, here, inside, exponent, BITS, RUNS, NORMED)
+            sums = _add_block(sums, low, top, x, norm, block, inside, exponent, BITS, RUNS, NORMED)
         else:
             # Said to have no neighbours: a thread shall load the scales of its own blocks, not neighbours to hand on.
-            group = tl.max_contiguous(here * INPUTS // GROUP, [1, 1])
-            scale = tl.load(scales + row * (IN // GROUP) + group[None]).to(tl.float32)
-            none = tl.zeros((ROWS, 4 * WARPS, 8), tl.float32)
-            total, squares = _add_block(none, low, top, x, norm, squares, here, inside, exponent, BITS, RUNS, NORMED)
-            sums += total * scale
+            group = tl.max_contiguous(tl.minimum(start + long_place, BLOCKS - 1) * INPUTS // GROUP, 1)
+            scale = tl.load(scales + long_row * (IN // GROUP) + group).to(tl.float32)
+            none = tl.zeros((ROWS, THREADS), tl.float32)
+            total = _add_block(none, low, top, x, norm, block, inside, exponent, BITS, RUNS, NORMED)
+            sums += total * tl.reshape(scale, (ROWS, THREADS))
+        if NORMED:
+            every = start * INPUTS + tl.arange(0, 8 * WARPS * INPUTS)
+            plain = tl.load(x + every, mask=every < IN, other=0.0)
+            squares += plain * plain
         low, top = next_low, next_top
-        block += 8 * WARPS
-    products = tl.sum(tl.reshape(tl.sum(sums, axis=2), (ROWS, WARPS, 4)), axis=1)
+    products = tl.sum(tl.sum(tl.reshape(sums, (ROWS, WARPS, 4, 8)), axis=3), axis=1)
     row = first + tl.arange(0, ROWS)[:, None] * 4 + tl.arange(0, 4)[None, :]
     if BITS != 16 and GROUP == IN:
         products *= tl.load(scales + tl.minimum(row, OUT - 1)).to(tl.float32)
     if NORMED:
-        # Each of a warp's four rows saw the same inputs.
-        mean = tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / (4 * IN)
-        products *= tl.rsqrt(mean + eps)
+        products *= tl.rsqrt(tl.sum(squares, axis=0) / IN + eps)
     if ADD:
         products += tl.load(out + row, mask=row < OUT, other=0.0)
     tl.store(out + row, products, mask=row < OUT)

@@ -55,22 +55,22 @@ def norm_between_rotations(x: torch.Tensor, weight: torch.Tensor, eps: float, ou
         x: (T, width) float32; rows may be apart.
         weight: (width,) float32, of channels that are not rotated.
         eps: added to the mean square.
-        out: (T, width) float32, contiguous; not x itself.
+        out: (T, width) float16, saturated, or float32, contiguous; not x itself. float16 takes memory for what is in between.
 
     Raises:
         InputError: width has no Hadamard matrix.
     """
-    assert out.dtype == torch.float32, "what is between the rotations is kept there"
     tokens, width = x.shape
+    between = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     shape = _shape(width)
     sizes = {"PARTS": triton.next_power_of_2(shape["M"]), **sizes_for("norm_between_rotations", x.device)}
     tables = (_mixing(shape["M"], x.device, True), _mixing(shape["M"], x.device, False))
-    launch(_norm_rows, (tokens,), x, *tables, weight, eps, out, width**-0.5, x_stride=x.stride(0), **shape, **sizes)
+    launch(_norm_rows, (tokens,), x, *tables, weight, eps, between, out, width**-0.5, x_stride=x.stride(0), **shape, **sizes)
 
 
 def norm_between_rotations_reference(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
     """Do what `norm_between_rotations` does."""
-    upright, normed = torch.empty_like(out), torch.empty_like(out)
+    upright, normed = torch.empty_like(x), torch.empty_like(x)
     rotate_many_reference(x, upright, back=True)
     rms_norm_many_reference(upright, weight, eps, normed)
     rotate_many_reference(normed, out)
@@ -129,6 +129,7 @@ def _norm_rows(
     forth,
     weight,
     eps,
+    between,
     out,
     scale,
     x_stride: tl.constexpr,
@@ -137,16 +138,16 @@ def _norm_rows(
     LOG_P: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """One program a row; its place in `out` holds what is between the rotations, because H_m mixes rows while they are read."""
+    """One program a row. What is between the rotations is written down: H_m mixes parts of a row while they are read."""
     row = tl.program_id(0).to(tl.int64)
     i, p = tl.arange(0, PARTS), tl.arange(0, P)
     inside = (i < M)[:, None] & (p < P)[None, :]
     within = i[:, None] * P + p[None, :]
-    out += row * (M * P)
+    between += row * (M * P)
     upright = _rotated(x + row * x_stride, back, i, M, P, LOG_P, PARTS) * scale
     upright *= 1.0 / tl.sqrt(tl.sum(upright * upright) / (M * P) + eps)
-    tl.store(out + within, upright * tl.load(weight + within, mask=inside, other=0.0), mask=inside)
+    tl.store(between + within, upright * tl.load(weight + within, mask=inside, other=0.0), mask=inside)
     tl.debug_barrier()  # all of it is written
-    y = _rotated(out, forth, i, M, P, LOG_P, PARTS) * scale
-    tl.debug_barrier()  # all of it is read
-    tl.store(out + within, y, mask=inside)
+    y = _rotated(between, forth, i, M, P, LOG_P, PARTS) * scale
+    tl.debug_barrier()  # all of it is read, and `out` may be the same
+    tl.store(out + row * (M * P) + within, stored(y, out.dtype.element_ty), mask=inside)

@@ -1,8 +1,8 @@
 """For one token, what a layer does with its input before the recurrence: the causal convolution, and the product with x_proj.
 
-The product needs all channels and the convolution none but its own, so each program convolves a slice of channels and multiplies
-them with their columns of x_proj. The sums over slices are left to the recurrence's kernel, which begins by reading them: a
-launch less, and the order of every sum is fixed.
+The product needs all channels and the convolution none but its own, so each program convolves a slice of channels and
+multiplies them with their columns of x_proj. The sums over slices are left to the recurrence's kernel, which begins by reading
+them: a launch less, and the order of every sum is fixed.
 """
 
 from __future__ import annotations
