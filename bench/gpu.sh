@@ -19,6 +19,7 @@
 #   WHEELS   a directory of wheels that are installed first, without an index
 #   PEERS    a directory with wheels or sources of mamba-ssm and causal-conv1d
 #   PYTHON   the interpreter (default python3)
+#   DECODE_PEERS  what decode measures beside us, where it is installed (default "mamba-ssm bitsandbytes transformer")
 #   SCHEMES  what decode measures (default "w4a16-g128 w8a16-g128 w3a16-g64 fp16 bnb-nf4 bnb-int8")
 set -uo pipefail
 
@@ -220,15 +221,22 @@ await_peers() {
   peers_job=
 }
 
+is_there() { [[ $dry_run ]] || "$python" -c "import $1" 2>/dev/null; }
+
 decode_arguments() {
-  local scheme
+  local name module
   arguments=(--device cuda)
-  for scheme in ${SCHEMES:-w4a16-g128 w8a16-g128 w3a16-g64 fp16 bnb-nf4 bnb-int8}; do
-    [[ $scheme == bnb-* && ! $dry_run && $(missing bitsandbytes) ]] || arguments+=(--scheme "$scheme")
+  for name in ${SCHEMES:-w4a16-g128 w8a16-g128 w3a16-g64 fp16 bnb-nf4 bnb-int8}; do
+    [[ $name == bnb-* ]] && ! is_there bitsandbytes || arguments+=(--scheme "$name")
   done
-  if [[ $dry_run ]] || "$python" -c 'import selective_scan_cuda, mamba_ssm' 2>/dev/null; then
-    arguments+=(--peer mamba-ssm)
-  fi
+  for name in ${DECODE_PEERS:-mamba-ssm bitsandbytes transformer}; do
+    case $name in
+      mamba-ssm) module="selective_scan_cuda, mamba_ssm" ;;
+      bitsandbytes) module=bitsandbytes ;;
+      *) module=torch ;;
+    esac
+    if is_there "$module"; then arguments+=(--peer "$name"); fi
+  done
 }
 
 keep_results() {

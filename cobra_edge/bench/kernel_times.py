@@ -50,7 +50,7 @@ def measure_kernels(
     for part, launches in parts.items():
         _fill_others(launches, kept)
         for group in alike(launches):
-            rows.append({"part": part} | _timed(group, limits, card))
+            rows.append({"part": part} | _timed(group, limits, card, rounds))
             told()
     return rows
 
