@@ -35,8 +35,10 @@ from .tolerance import assert_close
 CPU = torch.device("cpu")
 # No width is a power of two, dt_rank is no multiple of 16.
 CONFIG = MambaConfig(384, 2, 512, 768, 16, 4, 24, tied=True)
-OURS = [s for s in SCHEMES if SCHEMES[s].code_format == "int"]
+# Every form of codes; where a recipe would round activations, a card does not.
+OURS = [s for s, scheme in SCHEMES.items() if scheme.code_format == "int" and scheme.activation_bits is None]
 TOKENS = np.random.default_rng(0).integers(0, 512, 70).tolist()
+each = pytest.mark.parametrize(("scheme", "rotation"), [*((s, "none") for s in OURS), ("fp16", "both"), ("w4a16-g128", "both")])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,45 +54,43 @@ def exported(tmp_path_factory):
     source = str(write_text_only(root / "mamba-tiny", config=CONFIG))
 
     @functools.cache
-    def get(scheme, rotation="none"):
+    def made(scheme, rotation):
         out = root / f"{scheme}-{rotation}"
         export_bundle(source, target_named("cpu"), out, scheme=scheme, rotation=rotation, golden_lines=2)
         return Bundle.open(out)
 
-    return get
+    return lambda scheme, rotation="none": made(scheme, rotation)
 
 
 @pytest.fixture(scope="module")
 def opened(exported):
-    return functools.cache(lambda scheme, rotation="none": CudaDecoder(exported(scheme, rotation), device=CPU))
+    made = functools.cache(lambda scheme, rotation: CudaDecoder(exported(scheme, rotation), device=CPU))
+    return lambda scheme, rotation="none": made(scheme, rotation)
 
 
-@pytest.mark.parametrize("rotation", ["none", "both"])
-@pytest.mark.parametrize("scheme", OURS)
+@each
 def test_it_is_the_torch_decoder(exported, opened, scheme, rotation):
     """Reading many tokens rounds what enters a product to float16, one token rounds nothing."""
     ours, truth = opened(scheme, rotation), TorchDecoder(exported(scheme, rotation))
     a, b = ours.new_state(), truth.new_state()
-    embeddings = truth.embed(TOKENS)
-    assert_close(ours.embed(TOKENS), embeddings, "decoder")
-    assert_close(ours.forward(embeddings[:63], a), truth.forward(embeddings[:63], b), "decoder", "float16 products")
-    assert_close(ours.prefill(embeddings[63:], a), truth.prefill(embeddings[63:], b), "decoder", "float16 products")
+    tokens = TOKENS[:24]
+    embeddings = truth.embed(tokens)
+    assert_close(ours.embed(tokens), embeddings, "decoder")
+    assert_close(ours.forward(embeddings[:17], a), truth.forward(embeddings[:17], b), "decoder", "float16 products")
+    assert_close(ours.prefill(embeddings[17:], a), truth.prefill(embeddings[17:], b), "decoder", "float16 products")
     assert_close(a.ssm, b.ssm, "decoder", "float16 products")
     assert_close(a.conv, b.conv, "decoder", "float16 products")
-    assert a.n_tokens == b.n_tokens == 70
+    assert a.n_tokens == b.n_tokens == 24
 
 
-@pytest.mark.parametrize("rotation", ["none", "both"])
-@pytest.mark.parametrize("scheme", OURS)
+@each
 def test_a_step_is_float32(exported, opened, scheme, rotation):
     ours, truth = opened(scheme, rotation), NumpyDecoder(exported(scheme, rotation), DecoderOptions(activations="float32"))
     a, b = ours.new_state(), truth.new_state()
-    # dt_proj with codes is float16 on a card.
-    form = "float16 dt_proj" if SCHEMES[scheme].group_size == "row" else "float32"
-    for token in TOKENS[:4]:
-        assert_close(ours.step(token, a), truth.step(token, b), "decoder", form)
-    assert_close(a.ssm, b.ssm, "decoder", form)
-    assert_close(a.conv, b.conv, "decoder", form)
+    for token in TOKENS[:2]:
+        assert_close(ours.step(token, a), truth.step(token, b), "decoder")
+    assert_close(a.ssm, b.ssm, "decoder")
+    assert_close(a.conv, b.conv, "decoder")
 
 
 @pytest.mark.parametrize("length", [1, 2, 17])
@@ -120,11 +120,11 @@ def test_states_take_turns(opened):
     """Launches find a state by its address: what one session does is nothing to another."""
     decoder = opened("w4a16-g128")
     alone = []
-    for tokens in (TOKENS[:5], TOKENS[5:10]):
+    for tokens in (TOKENS[:3], TOKENS[5:8]):
         state = decoder.new_state()
         alone.append([decoder.step(t, state) for t in tokens])
     a, b = decoder.new_state(), decoder.new_state()
-    for i in range(5):
+    for i in range(3):
         assert np.array_equal(decoder.step(TOKENS[i], a), alone[0][i])
         assert np.array_equal(decoder.step(TOKENS[5 + i], b), alone[1][i])
 
@@ -175,9 +175,7 @@ def test_tokens_the_model_has_not_are_refused(opened, token):
     assert state.n_tokens == 0
 
 
-@pytest.mark.parametrize(
-    "sampling", [GREEDY, Sampling(0.8, 20, 0.9, 3), Sampling(2.0, 0, 1.0, 4), Sampling(1.0, 1, 0.5, 5)], ids=str
-)
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, 20, 0.9, 3), Sampling(2.0, 0, 1.0, 4)], ids=str)
 def test_tokens_chosen_on_the_card_are_those_chosen_on_the_host(opened, sampling):
     decoder = opened("w8a16-g128")
     host = SimpleNamespace(step=decoder.step)  # has no generation of its own
@@ -185,12 +183,12 @@ def test_tokens_chosen_on_the_card_are_those_chosen_on_the_host(opened, sampling
     for runs in (decoder, host):
         state = decoder.new_state()
         logits = decoder.prefill(decoder.embed(TOKENS[:6]), state)
-        found.append((list(generate(runs, logits, state, -1, 12, sampling)), state.n_tokens, state.ssm))
+        found.append((list(generate(runs, logits, state, -1, 4, sampling)), state.n_tokens, state.ssm))
     (tokens, n_tokens, ssm), expected = found
-    assert tokens == expected[0] and n_tokens == expected[1] == 6 + 11
+    assert tokens == expected[0] and n_tokens == expected[1] == 6 + 3
     assert np.array_equal(ssm, expected[2])
     if sampling.temperature:
-        assert len(set(tokens)) > 1 or sampling.top_k == 1
+        assert len(set(tokens)) > 1
 
 
 def test_generation_ends_at_the_end_token_and_lets_others_in_between(opened):
@@ -201,14 +199,14 @@ def test_generation_ends_at_the_end_token_and_lets_others_in_between(opened):
         return decoder.prefill(decoder.embed(TOKENS[:6]), state), state
 
     logits, state = begun()
-    whole = list(generate(decoder, logits, state, -1, 8, Sampling(3.0, seed=1)))
+    whole = list(generate(decoder, logits, state, -1, 5, Sampling(3.0, seed=1)))
     end = next(t for i, t in enumerate(whole) if i and t not in whole[:i])
     logits, state = begun()
-    assert list(generate(decoder, logits, state, end, 8, Sampling(3.0, seed=1))) == whole[: whole.index(end)]
+    assert list(generate(decoder, logits, state, end, 5, Sampling(3.0, seed=1))) == whole[: whole.index(end)]
     assert state.n_tokens == 6 + whole.index(end)  # the end token was not read
     logits, state = begun()
     disturbed, other = [], decoder.new_state()
-    for token in generate(decoder, logits, state, -1, 8, Sampling(3.0, seed=1)):
+    for token in generate(decoder, logits, state, -1, 5, Sampling(3.0, seed=1)):
         disturbed.append(token)
         decoder.step(9, other)
     assert disturbed == whole
@@ -228,9 +226,9 @@ def test_a_session_answers_with_it(exported, opened, monkeypatch):
     bundle = exported("w8a16-g128")
     monkeypatch.setattr("cobra_edge.session.open_decoder", lambda *_: opened("w8a16-g128"))
     session = Session(bundle)
-    answer = session.ask(None, "Is it random?", max_new_tokens=6)
+    answer = session.ask(None, "Is it random?", max_new_tokens=3)
     answer.read()
-    expected = Session.ask(session, None, "Is it random?", max_new_tokens=6)
+    expected = Session.ask(session, None, "Is it random?", max_new_tokens=3)
     assert isinstance(answer.state, CardState) and answer.tokens
     expected.read()
     assert answer.tokens == expected.tokens

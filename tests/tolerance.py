@@ -8,6 +8,7 @@ import numpy as np
 TOLERANCES = {
     ("decoder", "float32"): (1e-5, 1e-4),
     ("decoder", "float16"): (3e-3, 1e-2),  # the same decoder with its matrices rounded to float16 in another basis
+    ("decoder", "float16 products"): (8e-3, 2e-2),  # what enters a product rounded to float16; seen: 4.8e-3 and 6.4e-3
     ("decoder", "int8"): (3e-2, 1e-1),
     ("decoder", "bnb-int8"): (3e-2, 5e-2),  # activations rounded, beside activations left; seen: 1.2e-2 and 1.9e-2
     ("exponential", "float32"): (2e-7, 1e-6),

@@ -155,7 +155,7 @@ class CudaDecoder:
             if self._weights.rotates_residual:
                 stored, rows = rows, torch.empty_like(rows)
                 rotate_many(stored, rows, back=True)
-            return rows.cpu().numpy()
+            return _on_host(rows)
 
     def _embedded(self, tokens: list[int]) -> torch.Tensor:
         """Return rows of the embedding as they are stored, (seq, d_model) float32."""
@@ -186,7 +186,7 @@ class CudaDecoder:
             for residual in self._chunks(embeddings):
                 run_layers(self._weights, self._sequential, residual, there)
             self._step.head(residual[-1:])
-            logits = self._step.logits.cpu().numpy()
+            logits = _on_host(self._step.logits)
         return logits
 
     def forward(self, embeddings: np.ndarray | EmbeddingRoom, state: DecoderState) -> np.ndarray:
@@ -198,7 +198,7 @@ class CudaDecoder:
                 for part in normed_for_head(self._weights, residual).split(_LOGITS_CHUNK):
                     scored = torch.empty(len(part), self.config.vocab, dtype=torch.float32, device=self.device)
                     multiply_many(self._weights.head, part, scored)
-                    logits[at : at + len(part)] = scored.cpu().numpy()
+                    logits[at : at + len(part)] = _on_host(scored)
                     at += len(part)
         return logits
 
@@ -223,7 +223,7 @@ class CudaDecoder:
         self._require_tokens([token])
         with self._working_on(state, "reading a token") as there:
             self._read(token, there)
-            return self._step.logits.cpu().numpy()
+            return _on_host(self._step.logits)
 
     def generate(
         self, logits: np.ndarray, state: DecoderState, end_id: int, max_new_tokens: int, sampling: Sampling
@@ -249,6 +249,11 @@ class CudaDecoder:
         wrong = next((t for t in tokens if not 0 <= t < self.config.vocab), None)
         if wrong is not None:
             raise InputError(f"token {wrong} is none of the model's {self.config.vocab}")
+
+
+def _on_host(tensor: torch.Tensor) -> np.ndarray:
+    """Return a copy, also of what is on a processor: buffers are written again."""
+    return tensor.to("cpu", copy=True).numpy()
 
 
 def needed_bytes(weights: Weights) -> int:

@@ -44,7 +44,7 @@ class CardState(DecoderState):
 
     def _host(self, index: int) -> np.ndarray:
         with on_stream(self.stream):
-            return self.tensors[index].cpu().numpy()
+            return self.tensors[index].to("cpu", copy=True).numpy()
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
