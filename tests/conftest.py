@@ -23,12 +23,21 @@ except OSError:
 import torch
 
 from cobra_edge.assemble import export_bundle
+from cobra_edge.decode.card.driver import why_no_card, why_no_triton
 from cobra_edge.model.config import MambaConfig, decoder_shapes, projector_shapes
 from cobra_edge.targets import target_named
 
 MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
 MINI_MAMBA = MambaConfig(256, 4, 512, 512, 16, 4, 16)
 TINY_MAMBA = MambaConfig(128, 2, 512, 256, 16, 4, 8)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked "gpu" where there is no card: from one place, so that the summary counts it in one line."""
+    if item.get_closest_marker("gpu") is not None:
+        reason = why_no_card() or why_no_triton()
+        if reason is not None:
+            pytest.skip(f"no card to test on: {reason}")
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The decoder on a real card: what Triton's interpreter cannot show. Skipped, and counted, where there is none.
+"""The decoder on a real card: what Triton's interpreter cannot show. Skipped (conftest.py), and counted, where there is none.
 
 `make test-gpu` runs these alone. Everything is held against plain torch or numpy on the processor, or against itself.
 """
@@ -14,7 +14,6 @@ import torch
 from cobra_edge.assemble import export_bundle
 from cobra_edge.bundle import Bundle
 from cobra_edge.decode.backends import BACKENDS, open_decoder
-from cobra_edge.decode.card.driver import why_no_card, why_no_triton
 from cobra_edge.decode.card.state import CardState
 from cobra_edge.decode.card.weights import hollow
 from cobra_edge.decode.cuda import CudaDecoder
@@ -36,8 +35,7 @@ from cobra_edge.targets import target_named
 from .conftest import write_text_only
 from .tolerance import assert_close
 
-_REASON = why_no_card() or why_no_triton()
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_REASON is not None, reason=f"no card to test on: {_REASON}")]
+pytestmark = pytest.mark.gpu
 
 # No width is a power of two, dt_rank is no multiple of 16.
 CONFIG = MambaConfig(384, 3, 512, 768, 16, 4, 24, tied=True)
