@@ -99,7 +99,7 @@ def test_prompts_are_read_as_by_plain_torch(exported, opened, scheme, rotation):
 @pytest.mark.parametrize("scheme", OURS)
 def test_a_replayed_graph_steps_as_plain_numpy(exported, opened, scheme, rotation):
     truth = NumpyDecoder(exported(scheme, rotation), DecoderOptions(activations="float32"))
-    both_step(opened(scheme, rotation), truth, "float16 dt_proj" if SCHEMES[scheme].group_size == "row" else "float32")
+    both_step(opened(scheme, rotation), truth, "float32")
 
 
 @pytest.mark.parametrize("scheme", ["w4a16-g128", "fp16"])
