@@ -275,8 +275,9 @@ class TestRefusals:
         driver.why_no_card.cache_clear()
 
     @pytest.fixture
-    def card(self, monkeypatch):
+    def card(self, opened, monkeypatch):
         """A driver and a torch that see a card; each test takes something away."""
+        opened("w4a16-g128")  # made with what is really here
 
         def version(into):
             into._obj.value = 13000
@@ -347,6 +348,16 @@ class TestRefusals:
 
         monkeypatch.setattr(cuda, "run_layers", full)
         with pytest.raises(MachineError, match="reading 3 tokens: Orin has no room"):
+            decoder.prefill(decoder.embed([1, 2, 3]), decoder.new_state())
+
+    def test_a_card_that_fails(self, opened, monkeypatch):
+        decoder = opened("w4a16-g128")
+
+        def failing(*_):
+            raise torch.AcceleratorError("an illegal memory access\nmore")
+
+        monkeypatch.setattr(cuda, "run_layers", failing)
+        with pytest.raises(MachineError, match=r"reading 3 tokens: the card failed \(an illegal memory access\); start again"):
             decoder.prefill(decoder.embed([1, 2, 3]), decoder.new_state())
 
 

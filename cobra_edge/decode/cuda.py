@@ -125,7 +125,7 @@ class CudaDecoder:
 
     @contextmanager
     def _card(self, doing: str) -> Iterator[None]:
-        """Work on the decoder's stream; it is done when the block ends. Running out of memory there is a MachineError."""
+        """Work on the decoder's stream; it is done when the block ends. Its failures are MachineErrors."""
         try:
             with torch.inference_mode(), on_stream(self._stream):
                 yield
@@ -133,6 +133,8 @@ class CudaDecoder:
                     self._stream.synchronize()
         except torch.OutOfMemoryError as error:
             raise MachineError(_no_room(self.device, self._needed, self._origin, doing)) from error
+        except torch.AcceleratorError as error:  # also of what a vision engine left on the stream
+            raise MachineError(f"{doing}: the card failed ({str(error).splitlines()[0]}); start again") from error
 
     @contextmanager
     def _working_on(self, state: DecoderState, doing: str) -> Iterator[CardState]:
