@@ -277,7 +277,8 @@ class TestRefusals:
     @pytest.fixture
     def card(self, opened, monkeypatch):
         """A driver and a torch that see a card; each test takes something away."""
-        opened("w4a16-g128")  # made with what is really here
+        opened("w4a16-g128")  # made with what is really here, which is remembered
+        driver.why_no_card.cache_clear()
 
         def version(into):
             into._obj.value = 13000
