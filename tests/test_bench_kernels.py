@@ -136,7 +136,7 @@ def test_each_refusal(arguments, code, message, tmp_path, monkeypatch, capsys):
 def test_without_a_card_there_is_nothing_to_time(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run_command(verbs.command, arguments) == 3
-    assert "CUDA card" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "nothing can be measured on a card" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_kernel_beyond_a_limit_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
