@@ -116,11 +116,12 @@ def _shorter_side_and_crop(picture: Image.Image, size: int) -> Image.Image:
     return picture.crop((left, top, left + size, top + size))
 
 
-def load_picture(source: Path | bytes | Image.Image) -> Image.Image:
+def load_picture(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture to RGB: turned upright by its EXIF tag, transparency laid over white, 16 bits brought to 8.
 
     Args:
         source: a file, its bytes, or an opened picture.
+        max_pixels: refused beyond; at most MAX_PIXELS.
 
     Raises:
         InputError: not a picture of a known format, truncated, too large, or unreadable.
@@ -133,8 +134,8 @@ def load_picture(source: Path | bytes | Image.Image) -> Image.Image:
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             picture = Image.open(io.BytesIO(opened), formats=FORMATS) if isinstance(opened, bytes) else opened
             width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise InputError(f"{name}: {width} × {height} pixels, at most {MAX_PIXELS:,} are read; scale it down")
+            if width * height > min(max_pixels, MAX_PIXELS):
+                raise InputError(f"{name}: {width} × {height} pixels, at most {max_pixels:,} are read; scale it down")
             picture.load()
             return _to_rgb(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError as error:

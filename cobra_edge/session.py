@@ -7,7 +7,7 @@ The image comes first, so the decoder's state after the visual tokens is a compl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,10 @@ from .vision.runtimes import CardVision, VisionRunner, card_vision, open_vision
 Picture = Path | str | bytes | Image.Image
 
 
+def _nothing() -> Generator[str, None, None]:
+    yield from ()
+
+
 @dataclass
 class Answer:
     """An answer as it comes: iterate for pieces of text; the figures are complete when the iteration has ended.
@@ -37,7 +41,7 @@ class Answer:
         prompt_tokens, visual_tokens: positions read before the answer.
         ttft_ms: from the question (and image, where it was looked at for this question) to the first token; None for none.
         tpot_ms: mean time of each further token, the reader's own between them included; None for fewer than two.
-        finish: "end" at the model's end token, "length" at the limit.
+        finish: "end" at the model's end token, "length" at the limit, "stopped" where `stop` ended it.
         state: what the decoder remembers when the iteration has ended, this answer included; None before.
     """
 
@@ -50,7 +54,8 @@ class Answer:
     finish: str = "length"
     state: DecoderState | None = None
     _unread: list[int] = field(default_factory=list)  # of this answer, not yet in the state
-    _pieces: Iterator[str] = field(default_factory=lambda: iter(()))
+    _prompt_state: DecoderState | None = None
+    _pieces: Generator[str, None, None] = field(default_factory=_nothing)
 
     def __iter__(self) -> Iterator[str]:
         """Yield pieces of text as they are decoded."""
@@ -61,6 +66,15 @@ class Answer:
         for _ in self:
             pass
         return self.text
+
+    def stop(self) -> None:
+        """End the answer where it is, between two pieces: nothing more is decoded, and it can be asked on.
+
+        One that has ended stays as it is.
+        """
+        self._pieces.close()
+        if self.state is None and not self.tokens:  # not begun: all that was read is the prompt
+            self.finish, self.state = "stopped", self._prompt_state
 
 
 class Session:
@@ -174,14 +188,43 @@ class Session:
                 f"the prompt is {len(tokens)} tokens, the model takes {room - 1} after {before} already read; shorten it"
             )
         state = start if isinstance(start, DecoderState) else self.look(start)
+        if state is start:  # the caller's own, perhaps of another decoder
+            state = self.decoder.new_state(like=state)
+        logits = self.read(tokens, state)
+        return self.speak(logits, state, min(max_new_tokens, room - len(tokens)), sampling, len(tokens), seen, began)
+
+    def read(self, tokens: list[int], state: DecoderState) -> np.ndarray:
+        """Read tokens into a state of this decoder, in place; returns the logits after the last one, (vocab,) float32.
+
+        Raises:
+            MachineError: no memory for it.
+        """
         with memory_for(f"reading a prompt of {len(tokens)} tokens", self.bundle.manifest):
-            if state is start:  # the caller's own, perhaps of another decoder
-                state = self.decoder.new_state(like=state)
-            logits = self.decoder.prefill(self.decoder.embed(tokens), state)
-        answer = Answer(prompt_tokens=len(tokens), visual_tokens=seen)
-        limit = min(max_new_tokens, room - len(tokens))
-        chosen = generate(self.decoder, logits, state, self.codec.end_id, limit, sampling)
-        answer._pieces = self._stream(answer, chosen, state, limit, began)
+            return self.decoder.prefill(self.decoder.embed(tokens), state)
+
+    def speak(
+        self,
+        logits: np.ndarray,
+        state: DecoderState,
+        max_new_tokens: int,
+        sampling: Sampling,
+        prompt_tokens: int = 0,
+        visual_tokens: int = 0,
+        began: float | None = None,
+    ) -> Answer:
+        """Return the answer to what has been read; several may be iterated over in turns, each with a state of its own.
+
+        Args:
+            logits: (vocab,) float32, after the prompt.
+            state: after the prompt; changed in place.
+            max_new_tokens: the answer's limit, at least 1.
+            sampling: how tokens are chosen.
+            prompt_tokens, visual_tokens: for the answer's own record.
+            began: `time.perf_counter()` of the question; None for now.
+        """
+        answer = Answer(prompt_tokens=prompt_tokens, visual_tokens=visual_tokens, _prompt_state=state)
+        chosen = generate(self.decoder, logits, state, self.codec.end_id, max_new_tokens, sampling)
+        answer._pieces = self._stream(answer, chosen, state, max_new_tokens, time.perf_counter() if began is None else began)
         return answer
 
     def _go_on(self, answer: Answer, prompt: str) -> tuple[DecoderState, list[int], int]:
@@ -191,24 +234,35 @@ class Session:
         turn = self.codec.encode(self.template.later_turn(prompt))
         return answer.state, [*answer._unread, self.codec.end_id, *turn], answer.visual_tokens
 
-    def _stream(self, answer: Answer, tokens: Iterator[int], state: DecoderState, limit: int, began: float) -> Iterator[str]:
-        pieces, first, last = DecodeStream(skip_special_tokens=True), began, began
-        for token in tokens:
-            last = time.perf_counter()
-            if not answer.tokens:
-                first = last
-                answer.ttft_ms = (first - began) * 1e3
-            answer.tokens.append(token)
-            if len(answer.tokens) > 1:
-                answer.tpot_ms = (last - first) * 1e3 / (len(answer.tokens) - 1)
-            piece = pieces.step(self.codec.tokenizer, token)
-            if piece:
-                answer.text += piece
-                yield piece
-        answer.finish = "end" if len(answer.tokens) < limit else "length"
+    def _stream(
+        self, answer: Answer, tokens: Iterator[int], state: DecoderState, limit: int, began: float
+    ) -> Generator[str, None, None]:
+        pieces, first, last, read_before = DecodeStream(skip_special_tokens=True), began, began, state.n_tokens
+        try:
+            for token in tokens:
+                last = time.perf_counter()
+                if not answer.tokens:
+                    first = last
+                    answer.ttft_ms = (first - began) * 1e3
+                answer.tokens.append(token)
+                if len(answer.tokens) > 1:
+                    answer.tpot_ms = (last - first) * 1e3 / (len(answer.tokens) - 1)
+                piece = pieces.step(self.codec.tokenizer, token)
+                if piece:
+                    answer.text += piece
+                    yield piece
+            answer.finish = "end" if len(answer.tokens) < limit else "length"
+        except GeneratorExit:
+            answer.finish = "stopped"
+            self._settle(answer, state, read_before)
+            raise
+        self._settle(answer, state, read_before)
+
+    def _settle(self, answer: Answer, state: DecoderState, read_before: int) -> None:
+        """Note where an ended answer left off, for the next question."""
         # Bytes of an unfinished character never left the stream; the whole decoding has them as replacement marks.
         answer.text = self.codec.decode(answer.tokens)
-        answer.state, answer._unread = state, answer.tokens[-1:] if answer.finish == "length" else []
+        answer.state, answer._unread = state, answer.tokens[state.n_tokens - read_before :]
 
 
 def load(

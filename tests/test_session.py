@@ -284,3 +284,23 @@ def test_what_a_state_has_read_counts_against_the_limit(session):
 def test_the_smallest_temperature_is_greedy():
     logits, rng = np.array([0.5, 3.0, 2.9], np.float32), np.random.default_rng(0)
     assert {choose(logits, Sampling(temperature=1e-320), rng.random()) for _ in range(20)} == {1}
+
+
+@pytest.mark.parametrize("pieces_read", [0, 1, 2, 99])
+def test_a_stopped_answer_can_be_asked_on_as_if_it_had_ended_there(session, pieces_read):
+    answer = session.ask(PICTURE, QUESTIONS[0])
+    for _ in zip(range(pieces_read), answer, strict=False):
+        pass
+    answer.stop()
+    text, tokens = answer.text, list(answer.tokens)
+    assert list(answer) == [] and answer.tokens == tokens
+    assert answer.finish == ("end" if pieces_read == 99 else "stopped")
+    follow_up = session.ask(answer, QUESTIONS[1])
+    follow_up.read()
+    state = session.look(PICTURE)
+    codec, template = session.codec, session.template
+    turns = [*codec.encode(template.first_turn(QUESTIONS[0])), *tokens]
+    turns += [codec.end_id, *codec.encode(template.later_turn(QUESTIONS[1]))]
+    again = session.speak(session.read(turns, state), state, 256, Sampling())
+    assert again.read() == follow_up.text
+    assert text == codec.decode(tokens)

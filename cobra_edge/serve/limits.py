@@ -1,0 +1,40 @@
+"""How much one client, and all of them together, may ask of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that keep a server alive whatever clients send.
+
+    Attributes:
+        body_bytes: of a request; a picture in it is a third larger than its file.
+        picture_bytes: of a picture's file.
+        picture_pixels: of a decoded picture.
+        prompt_tokens: read before an answer, the picture's included; None for what the model takes.
+        new_tokens: of an answer, whatever a client asks for; None for what the model takes.
+        default_new_tokens: of an answer whose request says nothing.
+        active: answers decoded in turns.
+        waiting: requests that wait for one of those; beyond, clients are told to come again.
+        deadline_seconds: from a request's arrival to the end of its answer.
+        header_seconds: to send a request's head.
+        body_seconds: to send its body.
+        send_seconds: to take one piece of an answer.
+        connections: open at the same time.
+    """
+
+    body_bytes: int = 32 << 20
+    picture_bytes: int = 20 << 20
+    picture_pixels: int = 32_000_000
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    default_new_tokens: int = 256
+    active: int = 4
+    waiting: int = 32
+    deadline_seconds: float = 300.0
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    send_seconds: float = 30.0
+    connections: int = 256
