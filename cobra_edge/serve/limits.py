@@ -11,22 +11,25 @@ class Limits:
 
     Attributes:
         body_bytes: of a request; a picture in it is a third larger than its file.
+        bodies_bytes: of all requests that are being received at the same time.
         picture_bytes: of a picture's file.
         picture_pixels: of a decoded picture.
         prompt_tokens: read before an answer, the picture's included; None for what the model takes.
         new_tokens: of an answer, whatever a client asks for; None for what the model takes.
         default_new_tokens: of an answer whose request says nothing.
         active: answers decoded in turns.
-        waiting: requests that wait for one of those; beyond, clients are told to come again.
+        waiting: further requests that are read or wait for their turn; beyond, clients are told to come again.
         deadline_seconds: from a request's arrival to the end of its answer.
         header_seconds: to send a request's head.
         body_seconds: to send its body.
+        fetch_seconds: to fetch a picture that a request names by its address.
         send_seconds: to take one piece of an answer.
         connections: open at the same time.
     """
 
-    body_bytes: int = 32 << 20
-    picture_bytes: int = 20 << 20
+    body_bytes: int = 16 << 20
+    bodies_bytes: int = 256 << 20
+    picture_bytes: int = 10 << 20
     picture_pixels: int = 32_000_000
     prompt_tokens: int | None = None
     new_tokens: int | None = None
@@ -36,5 +39,6 @@ class Limits:
     deadline_seconds: float = 300.0
     header_seconds: float = 10.0
     body_seconds: float = 30.0
+    fetch_seconds: float = 15.0
     send_seconds: float = 30.0
     connections: int = 256
