@@ -9,8 +9,10 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -18,7 +20,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from cobra_edge.serve.page_route import page_router
 from cobra_edge.serve.refusals import Refusal
 
+from .browser_case import Seen
+
 MODEL = "cobra-test"
+DEMO = Path(__file__).parent.parent / "cobra_edge" / "mini" / "demo.png"
 
 
 @dataclass
@@ -152,3 +157,44 @@ def listening(app: Callable[..., Any]) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(10)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    server = FakeServer()
+    with listening(server.app()) as server.url:
+        yield server
+
+
+@pytest.fixture
+def visit(opened: Callable[..., Seen], fake: FakeServer) -> Callable[..., Seen]:
+    """Open the page, and wait until it knows the model."""
+
+    def visit_page(width: int = 1280, scheme: str = "light", **options: Any) -> Seen:
+        seen = opened(fake.url + "/", width, scheme, **options)
+        seen.page.locator("#model").get_by_text(MODEL).wait_for()
+        return seen
+
+    return visit_page
+
+
+def ask(page: Any, question: str) -> Any:
+    """Type a question, press Enter and return the turn, not waiting for its answer."""
+    count = page.locator(".turn").count()
+    page.fill("#question", question)
+    page.keyboard.press("Enter")
+    turn = page.locator(".turn").nth(count)
+    turn.wait_for()
+    return turn
+
+
+def answered(page: Any, question: str) -> Any:
+    """Ask, and wait for the answer's end."""
+    turn = ask(page, question)
+    turn.locator(".foot").wait_for()
+    return turn
+
+
+def show_demo(page: Any) -> None:
+    page.set_input_files("#file", DEMO)
+    page.locator("#shown-name").get_by_text("demo.png").wait_for()
