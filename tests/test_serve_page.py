@@ -103,7 +103,11 @@ def test_both_colour_schemes_can_be_read(fake, visit):
     for scheme in ("light", "dark"):
         page = visit(1280, scheme).page
         show_demo(page)
-        fake.answers = [Said(hold=(1,)), Said(finish="length"), Refusal(429, "busy", "queue_full", headers={"Retry-After": "3"})]
+        fake.answers = [
+            Said(hold=(1,)),
+            Said(finish="length"),
+            Refusal(429, "busy", "queue_full", headers={"Retry-After": "3"}),
+        ]
         ask(page, "one")
         page.locator("#stop").wait_for()
         stop_pair = pairs(page, ["#stop"])
