@@ -36,7 +36,7 @@ def system(text, role="system"):
 
 def read(codec, *messages):
     request = TypeAdapter(ChatRequest).validate_python({"model": "m", "messages": list(messages)})
-    return read_conversation(request.messages, TEMPLATE, codec)
+    return read_conversation(request.messages, TEMPLATE, codec, 10_000)
 
 
 def texts(codec, conversation):
@@ -52,6 +52,13 @@ def test_turns_become_passages_and_answers_are_passages_of_their_own(codec):
         tuple(codec.encode("Yes")),
         (codec.end_id, *codec.encode(second)),
     )
+
+
+def test_more_text_than_could_ever_be_read_is_refused_before_it_is_encoded(codec):
+    read(codec, system("a" * 4000), user("b" * 5999 + "?"))
+    with pytest.raises(Refusal, match="the conversation is 10,001 characters, at most 10,000 are read") as caught:
+        read(codec, system("a" * 4001), user("b" * 5999 + "?"))
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
 
 
 def test_what_stands_in_a_row_of_one_role_is_one_turn(codec):

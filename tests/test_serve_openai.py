@@ -84,7 +84,7 @@ def test_a_text_without_a_picture(ai, session):
     same = expected(session, "Hello, who are you?", None)
     got = ask(ai, {"role": "user", "content": "Hello, who are you?"})
     assert got.choices[0].message.content == same.text
-    assert (got.usage.prompt_tokens, got.usage.prompt_tokens_details.model_extra["image_tokens"]) == (same.prompt_tokens, 0)
+    assert (got.usage.prompt_tokens, got.usage.prompt_tokens_details.model_dump()["image_tokens"]) == (same.prompt_tokens, 0)
 
 
 def test_a_stream_is_the_answer_in_pieces(ai, session):
@@ -259,6 +259,7 @@ def assert_refused(error, status, code, param, word):
             "ends with an answer",
         ),
         ({"messages": [question("long " * 2000)]}, "context_length_exceeded", "messages", "tokens"),
+        ({"messages": [question("long " * 2_000_000)]}, "context_length_exceeded", "messages", "10,000,000 characters"),
         (
             {"messages": [question("a", picture_part("https://host.example/a.png"))]},
             "invalid_image_url",
@@ -274,7 +275,15 @@ def assert_refused(error, status, code, param, word):
         ),
         ({"temperature": 3}, "invalid_value", "temperature", "less than or equal to 2"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens", "greater than or equal to 1"),
-        ({"stop": ["a"] * 5}, "invalid_value", None, "at most 4"),
+        ({"stop": ["a"] * 5}, "invalid_value", "stop", "at most 4"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "invalid_value",
+            "messages.0.content.0.text",
+            "required",
+        ),
+        ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages.0.content", "valid string"),
+        ({"messages": [{"content": "a"}]}, "invalid_value", "messages.0", "'role'"),
         ({"n": 2}, "invalid_value", None, "n is not supported"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "invalid_value", None, "tools is not supported"),
         ({"response_format": {"type": "json_object"}}, "invalid_value", None, "response_format is not supported"),

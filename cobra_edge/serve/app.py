@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -116,8 +117,10 @@ async def _refused(_request: Request, error: Exception) -> Response:
 async def _invalid(_request: Request, error: Exception) -> Response:
     """Say the first thing that is wrong with a request, and where, in OpenAI's words: a 400, not FastAPI's 422."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = _dotted([part for part in first["loc"] if part != "body"])
+    errors = error.errors()
+    # Where a text or a list may stand, both are tried: a list was not meant to be a text.
+    first = next((e for e in errors if not (e["type"] == "string_type" and isinstance(e["input"], list))), errors[0])
+    where = _place(first["loc"][1:], error.body, missing=first["type"] == "missing")
     if first["type"] == "json_invalid":
         return refusal_response(
             Refusal(400, f"the body is not JSON: {first.get('ctx', {}).get('error', 'see its syntax')}", "invalid_json")
@@ -126,8 +129,14 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     return refusal_response(Refusal(400, f"{where}: {message}" if where else message, "invalid_value", where or None))
 
 
-def _dotted(parts: Sequence[object]) -> str:
-    return ".".join(map(str, parts))[:200]
+def _place(location: Sequence[int | str], body: Any, *, missing: bool) -> str:
+    """Return where in a body something is wrong, without the names of the types that were tried there."""
+    parts: list[str] = []
+    for part in location:
+        with suppress(KeyError, IndexError, TypeError):  # raised for such a name
+            body = body[part]
+            parts.append(str(part))
+    return ".".join([*parts, str(location[-1])] if missing and location else parts)[:200]
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
