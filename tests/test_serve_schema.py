@@ -36,8 +36,8 @@ seen: Counter[tuple[str, int]] = Counter()
 
 @pytest.fixture(scope="module")
 def described(mini_bundle):
-    with served(mini_bundle("w4a16-g128")) as url:
-        yield schemathesis.openapi.from_url(f"{url}/openapi.json")
+    with served(mini_bundle("w4a16-g128")) as server:
+        yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
 
 BOUNDED = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
