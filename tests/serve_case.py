@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import openai
@@ -40,9 +41,22 @@ def client(url: str, key: str = "any", **options: object) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60, **options)
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that runs."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def resident_bytes(self) -> int:
+        """Return its resident memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:"))) << 10
+
+
 @contextmanager
-def served(bundle: Path, *options: str) -> Iterator[str]:
-    """Serve a bundle from a process; gives its URL. When the context is left it must end by itself, with exit code 0."""
+def served(bundle: Path, *options: str) -> Iterator[Server]:
+    """Serve a bundle from a process. When the context is left it must end by itself, or have ended, with exit code 0."""
     command = [sys.executable, "-m", "cobra_edge.serve", str(bundle), "--port", "0", *options]
     with (
         tempfile.TemporaryFile("w+") as log,
@@ -56,8 +70,9 @@ def served(bundle: Path, *options: str) -> Iterator[str]:
             too_slow.cancel()
             said = _text(log)
             assert line.startswith("listening on http://"), f"the server did not start: {line!r}\n{said}"
-            yield line.split()[-1]
-            process.send_signal(signal.SIGTERM)
+            yield Server(line.split()[-1], process)
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
             code = process.wait(END_SECONDS)
             assert code == 0, f"exit code {code}:\n{_text(log)}"
         finally:

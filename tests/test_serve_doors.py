@@ -250,7 +250,17 @@ def test_an_empty_key_is_refused_at_the_start():
         guarded(Route(), LIMITS, key="")
 
 
-HOSTS = ["localhost", "localhost:8000", "LOCALHOST.", "127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:8000", "10.0.0.7:8000", "[fe80::2]"]
+HOSTS = [
+    "localhost",
+    "localhost:8000",
+    "LOCALHOST.",
+    "127.0.0.1",
+    "127.0.0.1:1",
+    "[::1]",
+    "[::1]:8000",
+    "10.0.0.7:8000",
+    "[fe80::2]",
+]
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -22,8 +22,8 @@ KEY = "a-key-of-this-test"
 
 @pytest.fixture(scope="module")
 def url(mini_bundle):
-    with served(mini_bundle("w4a16-g128")) as url:
-        yield url
+    with served(mini_bundle("w4a16-g128")) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def guarded(mini_bundle, tmp_path_factory):
     """Return the URL of a server that wants a key, and has room for one question at a time."""
     key = tmp_path_factory.mktemp("key") / "key"
     key.write_text(f"{KEY}\n")
-    with served(mini_bundle("w4a16-g128"), "--api-key-file", str(key), "--active", "1", "--waiting", "0") as url:
-        yield url
+    with served(mini_bundle("w4a16-g128"), "--api-key-file", str(key), "--active", "1", "--waiting", "0") as server:
+        yield server.url
 
 
 def picture_of(color):
@@ -210,7 +210,7 @@ def test_a_picture_is_looked_at_once_and_the_answers_stay_the_same(ai):
 def test_what_was_seen_is_remembered_after_a_restart(mini_bundle, tmp_path):
     asked, said = question(QUESTIONS[0], picture_part()), []
     for _ in range(2):
-        with served(mini_bundle("w4a16-g128"), "--state-dir", str(tmp_path / "states")) as url, client(url) as ai:
+        with served(mini_bundle("w4a16-g128"), "--state-dir", str(tmp_path / "states")) as server, client(server.url) as ai:
             said.append(ask(ai, asked, temperature=2.0, seed=3, max_tokens=32))
     assert [one.usage.prompt_tokens_details.cached_tokens for one in said] == [0, 64]
     assert said[0].choices[0].message.content == said[1].choices[0].message.content

@@ -37,8 +37,8 @@ seen: Counter[tuple[str, int]] = Counter()
 
 @pytest.fixture(scope="module")
 def url(mini_bundle):
-    with served(mini_bundle("w4a16-g128")) as url:
-        yield url
+    with served(mini_bundle("w4a16-g128")) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
