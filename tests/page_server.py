@@ -116,7 +116,9 @@ class FakeServer:
 
 def chunk(delta: dict[str, str], finish: str | None = None, **more: Any) -> str:
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    return json.dumps({"id": "1", "object": "chat.completion.chunk", "model": MODEL, "choices": [choice], **more}, ensure_ascii=False)
+    return json.dumps(
+        {"id": "1", "object": "chat.completion.chunk", "model": MODEL, "choices": [choice], **more}, ensure_ascii=False
+    )
 
 
 def last_events(said: Said) -> list[str]:

@@ -1,4 +1,4 @@
-"""The page of the server: what it is served with, and how it looks and behaves to people with other screens, colours and hands."""
+"""The page of the server: what it is served with, and how it is for people with other screens, colours and hands."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def test_the_page_is_no_part_of_the_schema_and_nothing_else_is_served(client):
 def sticking_out(page) -> list[str]:
     """Return what is wider than the window, or can be scrolled sideways."""
     return page.evaluate(
-        """() => [...document.querySelectorAll("html, body, body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1
+        """() => [...document.querySelectorAll("html, body, body *")].filter(e =>
+            e.getBoundingClientRect().right > innerWidth + 1
             || (e.scrollWidth > e.clientWidth + 1 && ["auto", "scroll"].includes(getComputedStyle(e).overflowX))
             || (e === document.documentElement && e.scrollWidth > innerWidth)).map(e => e.outerHTML.slice(0, 100))"""
     )
@@ -103,7 +104,11 @@ def test_both_colour_schemes_can_be_read(fake, visit):
     for scheme in ("light", "dark"):
         page = visit(1280, scheme).page
         show_demo(page)
-        fake.answers = [Said(hold=(1,)), Said(finish="length"), Refusal(429, "busy", "queue_full", headers={"Retry-After": "3"})]
+        fake.answers = [
+            Said(hold=(1,)),
+            Said(finish="length"),
+            Refusal(429, "busy", "queue_full", headers={"Retry-After": "3"}),
+        ]
         ask(page, "one")
         page.locator("#stop").wait_for()
         stop_pair = pairs(page, ["#stop"])

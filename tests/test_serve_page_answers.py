@@ -62,7 +62,9 @@ EVENTS = """async ([bytes, cuts]) => {
 
 def test_events_are_read_as_the_standard_has_it(visit):
     page = visit().page
-    stream = ": remark\r\n\r\ndata: één\r\ndata:  zwei\r\nid: 1\r\n\r\n\ndata:3\r\rdata\n\nevent: x\ndata: 🐍\n\ndata: cut off\n"
+    stream = (
+        ": remark\r\n\r\ndata: één\r\ndata:  zwei\r\nid: 1\r\n\r\n\ndata:3\r\rdata\n\nevent: x\ndata: 🐍\n\ndata: cut off\n"
+    )
     got = page.evaluate(EVENTS, [list(stream.encode()), list(range(len(stream.encode()) + 1))])
     assert len(got) == len(stream.encode()) + 1
     assert all(data == ["één\n zwei", "3", "🐍"] for data in got)
@@ -120,10 +122,18 @@ def test_what_people_and_models_say_stays_text(fake, visit):
 
 
 REFUSALS = [
-    (Refusal(400, "top_p is 7; expected at most 1", "invalid_value", "top_p"), "The server does not take this question", "top_p is 7"),
+    (
+        Refusal(400, "top_p is 7; expected at most 1", "invalid_value", "top_p"),
+        "The server does not take this question",
+        "top_p is 7",
+    ),
     (Refusal(413, "the body is too large", "body_too_large"), "This is too large for the server", "the body is too large"),
     (Refusal(429, "32 wait", "queue_full", headers={"Retry-After": "7"}), "The server is busy", "32 wait. Try again in 7 s."),
-    (Refusal(503, "stopping.", "shutting_down", headers={"Retry-After": "2"}), "The server is not ready", "stopping. Try again in 2 s."),
+    (
+        Refusal(503, "stopping.", "shutting_down", headers={"Retry-After": "2"}),
+        "The server is not ready",
+        "stopping. Try again in 2 s.",
+    ),
     (Refusal(500, "it broke", "internal_error"), "The server failed", "it broke"),
 ]
 
