@@ -1,4 +1,4 @@
-"""How many questions are inside the server, decided at the door: before a body is read, a picture decoded, or anything waits."""
+"""How many questions are inside the server, decided at the door: before a body is read or a picture decoded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Admission:
         if self.inside >= self.places:
             self.refused()
             wait = max(1, min(60, math.ceil(self.mean_seconds / 2)))
-            message = f"{self.inside} questions are being answered or wait, which is all there is room for; ask again in {wait} s"
+            message = (
+                f"{self.inside} questions are being answered or wait, which is all there is room for; ask again in {wait} s"
+            )
             raise Refusal(429, message, "queue_full", headers={"Retry-After": str(wait)})
         self.inside += 1
         return time.monotonic()

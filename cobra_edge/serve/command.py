@@ -6,7 +6,6 @@ python -m cobra_edge.serve bundles/cobra-mini-jetson-orin-nano-w4a16-g128
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -17,7 +16,7 @@ from ..terminal import debug_option, main_of, say, tell
 from .limits import Limits
 
 KEY_VARIABLE = "COBRA_EDGE_API_KEY"
-_DEFAULTS = {field.name: field.default for field in fields(Limits)}
+_DEFAULTS = Limits()
 
 
 @click.command(epilog="Example: python -m cobra_edge.serve BUNDLE --port 8000")
@@ -35,21 +34,43 @@ _DEFAULTS = {field.name: field.default for field in fields(Limits)}
 @click.option("--state-cache-mib", type=click.IntRange(0), default=512, show_default=True, help="Memory for what was seen.")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Keep what was seen here too, for the next start.")
 @click.option("--state-dir-mib", type=click.IntRange(1), default=4096, show_default=True, help="How much of it.")
-@click.option("--active", type=click.IntRange(1, 64), default=_DEFAULTS["active"], show_default=True, help="Answers decoded in turns.")
 @click.option(
-    "--waiting", type=click.IntRange(0, 4096), default=_DEFAULTS["waiting"], show_default=True, help="Requests that may wait; more get 429."
+    "--active", type=click.IntRange(1, 64), default=_DEFAULTS.active, show_default=True, help="Answers decoded in turns."
 )
 @click.option(
-    "--deadline", type=click.FloatRange(0.1), default=_DEFAULTS["deadline_seconds"], show_default=True, help="Seconds an answer may take."
+    "--waiting",
+    type=click.IntRange(0, 4096),
+    default=_DEFAULTS.waiting,
+    show_default=True,
+    help="Requests that may wait; more get 429.",
 )
-@click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish answers when told to stop.")
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0.1),
+    default=_DEFAULTS.deadline_seconds,
+    show_default=True,
+    help="Seconds an answer may take.",
+)
+@click.option(
+    "--grace", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish answers when told to stop."
+)
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Of an answer, whatever clients ask for.")
-@click.option("--max-prompt-tokens", type=click.IntRange(1), help="Of a conversation with its picture; default: the model's limit.")
 @click.option(
-    "--max-body-mib", type=click.IntRange(1, 1024), default=_DEFAULTS["body_bytes"] >> 20, show_default=True, help="Of a request."
+    "--max-prompt-tokens", type=click.IntRange(1), help="Of a conversation with its picture; default: the model's limit."
 )
 @click.option(
-    "--max-picture-megapixels", type=click.IntRange(1, 64), default=_DEFAULTS["picture_pixels"] // 10**6, show_default=True, help="Of a picture."
+    "--max-body-mib",
+    type=click.IntRange(1, 1024),
+    default=_DEFAULTS.body_bytes >> 20,
+    show_default=True,
+    help="Of a request.",
+)
+@click.option(
+    "--max-picture-megapixels",
+    type=click.IntRange(1, 64),
+    default=_DEFAULTS.picture_pixels // 10**6,
+    show_default=True,
+    help="Of a picture.",
 )
 @debug_option
 def command(
@@ -74,8 +95,8 @@ def command(
 ) -> None:
     """Serve BUNDLE to OpenAI's clients and to browsers, until SIGTERM or Ctrl-C.
 
-    Only this machine can reach it unless --host says otherwise. A second question about a picture starts from what was remembered
-    of it.
+    Only this machine can reach it unless --host says otherwise. A second question about a picture starts from what was
+    remembered of it.
     """
     try:
         from .assembled import Remembering, serve
@@ -95,7 +116,19 @@ def command(
     if key is None and not (host == "localhost" or host.startswith("127.") or host == "::1"):
         tell(f"anyone who reaches {host} can ask this server; give it a key with --api-key-file")
     remembering = Remembering(state_cache_mib << 20, state_dir, state_dir_mib << 20)
-    serve(opening, host, port, model_name, key, allowed, image_hosts, remembering, limits, grace, lambda url: say(f"listening on {url}"))
+    serve(
+        opening,
+        host,
+        port,
+        model_name,
+        key,
+        allowed,
+        image_hosts,
+        remembering,
+        limits,
+        grace,
+        lambda url: say(f"listening on {url}"),
+    )
 
 
 def _read_key(file: Path | None) -> str | None:

@@ -160,7 +160,9 @@ def _refusal_of(error: Exception) -> Refusal:
         return error
     if isinstance(error, MemoryError):
         log.error("out of memory while answering; fewer --active, or a smaller --state-cache-mib")
-        return Refusal(503, "the server has no memory left for this; ask again later", "out_of_memory", headers={"Retry-After": "5"})
+        return Refusal(
+            503, "the server has no memory left for this; ask again later", "out_of_memory", headers={"Retry-After": "5"}
+        )
     if isinstance(error, CobraEdgeError):
         log.error("%s", error)
         return Refusal(500, str(error), "decoder_failed")
