@@ -194,6 +194,14 @@ def answered(page: Any, question: str) -> Any:
     return turn
 
 
+def complaints(seen: Seen) -> list[str]:
+    """Return what the page complained of.
+
+    Chromium now and then calls a stream aborted that was read to its end; that it was shows the answer.
+    """
+    return [text for text in seen.complaints if not text.endswith("/v1/chat/completions net::ERR_ABORTED")]
+
+
 def show_demo(page: Any) -> None:
     page.set_input_files("#file", DEMO)
     page.locator("#shown-name").get_by_text("demo.png").wait_for()

@@ -10,7 +10,7 @@ from cobra_edge.serve.page_route import page_paths, page_router
 from cobra_edge.serve.refusals import Refusal
 
 from .browser_case import browser, contrast, luminance, opened
-from .page_server import MODEL, Said, answered, ask, fake, show_demo, visit
+from .page_server import MODEL, Said, answered, ask, complaints, fake, show_demo, visit
 
 __all__ = ["browser", "fake", "opened", "visit"]  # fixtures
 
@@ -96,7 +96,7 @@ def test_nothing_is_asked_for_elsewhere_nothing_complained_of_nothing_too_wide(f
     assert page.locator("#key").is_visible() and sticking_out(page) == []
     assert {url.split("/")[2] for url in seen.requests if not url.startswith(("data:", "blob:"))} == {fake.url.split("/")[2]}
     assert len(seen.requests) > len(page_paths())
-    assert seen.complaints == []
+    assert complaints(seen) == []
 
 
 def test_both_colour_schemes_can_be_read(fake, visit):
