@@ -1,4 +1,4 @@
-"""The page of the server: what it is served with, and how it looks and behaves to people with other screens, colours and hands."""
+"""The page of the server: what it is served with, and how it is for people with other screens, colours and hands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cobra_edge.serve.page_route import page_paths, page_router
 from cobra_edge.serve.refusals import Refusal
 
 from .browser_case import browser, contrast, luminance, opened
-from .page_server import MODEL, Said, answered, ask, fake, show_demo, visit
+from .page_server import MODEL, Said, answered, ask, complaints, fake, show_demo, visit
 
 __all__ = ["browser", "fake", "opened", "visit"]  # fixtures
 
@@ -72,7 +72,8 @@ def test_the_page_is_no_part_of_the_schema_and_nothing_else_is_served(client):
 def sticking_out(page) -> list[str]:
     """Return what is wider than the window, or can be scrolled sideways."""
     return page.evaluate(
-        """() => [...document.querySelectorAll("html, body, body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1
+        """() => [...document.querySelectorAll("html, body, body *")].filter(e =>
+            e.getBoundingClientRect().right > innerWidth + 1
             || (e.scrollWidth > e.clientWidth + 1 && ["auto", "scroll"].includes(getComputedStyle(e).overflowX))
             || (e === document.documentElement && e.scrollWidth > innerWidth)).map(e => e.outerHTML.slice(0, 100))"""
     )
@@ -95,7 +96,7 @@ def test_nothing_is_asked_for_elsewhere_nothing_complained_of_nothing_too_wide(f
     assert page.locator("#key").is_visible() and sticking_out(page) == []
     assert {url.split("/")[2] for url in seen.requests if not url.startswith(("data:", "blob:"))} == {fake.url.split("/")[2]}
     assert len(seen.requests) > len(page_paths())
-    assert seen.complaints == []
+    assert complaints(seen) == []
 
 
 def test_both_colour_schemes_can_be_read(fake, visit):
