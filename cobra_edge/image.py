@@ -127,7 +127,7 @@ def load_picture(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXEL
         InputError: not a picture of a known format, truncated, too large, or unreadable.
     """
     name = str(source) if isinstance(source, Path) else "the picture"
-    opened = _read(source) if isinstance(source, Path) else source
+    opened = picture_bytes(source) if isinstance(source, Path) else source
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -147,7 +147,8 @@ def load_picture(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXEL
         raise InputError(f"{name}: truncated or damaged picture ({error})") from error
 
 
-def _read(file: Path) -> bytes:
+def picture_bytes(file: Path) -> bytes:
+    """Read a picture's file, undecoded. Raises InputError when it is no ordinary file, unreadable, or too large."""
     try:
         if file.exists() and not file.is_file():  # a device or a pipe has no size and may never end
             raise InputError(f"{file}: not an ordinary file; give the path of a picture")

@@ -61,6 +61,11 @@ class Answer:
         """Yield pieces of text as they are decoded."""
         return self._pieces
 
+    @property
+    def unread(self) -> list[int]:
+        """Tokens of an ended answer that `state` has not read yet: the last one, at the limit."""
+        return list(self._unread)
+
     def read(self) -> str:
         """Read the answer to its end and return its text."""
         for _ in self:

@@ -97,6 +97,12 @@ def print_json(data: Any) -> None:
     sys.stdout.flush()
 
 
+def print_json_line(data: Any) -> None:
+    """Print one JSON object on stdout, on one line, for readers who take several of them."""
+    sys.stdout.write(json.dumps(msgspec.to_builtins(data)) + "\n")
+    sys.stdout.flush()
+
+
 def _listen(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
         logging.getLogger().setLevel(logging.INFO)
@@ -187,9 +193,9 @@ def _say_error(message: str) -> None:
     errors.print(f"error: {plain(message)}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
-def tell(text: str) -> None:
-    """Print one line on stderr, as it is."""
-    errors.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+def tell(text: str, style: str | None = None) -> None:
+    """Print one line on stderr, as it is, perhaps in one of rich's styles."""
+    errors.print(plain(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:

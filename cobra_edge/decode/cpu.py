@@ -65,6 +65,7 @@ class CpuDecoder:
     """A bundle's decoder, run by native code."""
 
     name, runs_on = "native", "cpu"
+    same_bits_however_cut = True  # every output is summed by one thread in one order
 
     def __init__(self, source: Bundle | Weights, options: DecoderOptions, kernels: str = "auto") -> None:
         """Map the weights and start the threads.

@@ -102,6 +102,8 @@ class CudaDecoder:
             log.info("activations stay float on a card: nearer to the float model than the recipe's int8")
         log.info("decoder on %s: %s", card_title(self.device), self.describe())
 
+    same_bits_however_cut = False  # many tokens are float16 products, one is not
+
     @property
     def runs_on(self) -> str:
         """See `Decoder.runs_on`."""

@@ -157,6 +157,11 @@ class Decoder(Protocol):
         ...
 
     @property
+    def same_bits_however_cut(self) -> bool:
+        """Whether tokens leave the same bits behind, read at once, in pieces, or one by one."""
+        ...
+
+    @property
     def activations(self) -> str:
         """What enters a product with codes: "float32" where it is left as it is, "int8" where it is rounded."""
         ...

@@ -91,6 +91,7 @@ class NumpyDecoder:
     """A bundle's decoder, run by numpy."""
 
     name, runs_on = "numpy", "cpu"
+    same_bits_however_cut = False
 
     def __init__(self, source: Bundle | Weights, options: DecoderOptions = DEFAULT_OPTIONS) -> None:
         """Read the decoder; of the options, activations count here. Raises BundleError when a tensor does not fit."""

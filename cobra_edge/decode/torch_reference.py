@@ -58,6 +58,8 @@ class TorchDecoder:
             self._rotation = self._rotation_of(self.config.d_model)
             self._turn_the_residual_around_norm_f(self._rotation)
 
+    same_bits_however_cut = False
+
     @property
     def runs_on(self) -> str:
         """See `Decoder.runs_on`."""

@@ -17,7 +17,7 @@ class Limits:
         new_tokens: of an answer, whatever a client asks for; None for what the model takes.
         default_new_tokens: of an answer whose request says nothing.
         active: answers decoded in turns.
-        waiting: requests that wait for one of those; beyond, clients are told to come again.
+        waiting: further requests that are read or wait for their turn; beyond, clients are told to come again.
         deadline_seconds: from a request's arrival to the end of its answer.
         header_seconds: to send a request's head.
         body_seconds: to send its body.
@@ -25,8 +25,8 @@ class Limits:
         connections: open at the same time.
     """
 
-    body_bytes: int = 32 << 20
-    picture_bytes: int = 20 << 20
+    body_bytes: int = 16 << 20
+    picture_bytes: int = 10 << 20
     picture_pixels: int = 32_000_000
     prompt_tokens: int | None = None
     new_tokens: int | None = None

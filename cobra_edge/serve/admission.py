@@ -1,0 +1,68 @@
+"""How many questions are inside the server, decided at the door: before a body is read, a picture decoded, or anything waits."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .refusals import Refusal, respond
+
+_WEIGHT = 0.1  # of the newest answer in the running mean
+
+
+@dataclass
+class Admission:
+    """Places for questions. For the event loop alone.
+
+    Attributes:
+        places: at most so many questions are inside.
+        inside: are there now.
+        refused: so many found no place.
+        mean_seconds: how long one stays, a running mean.
+    """
+
+    places: int
+    inside: int = 0
+    refused: int = 0
+    mean_seconds: float = 1.0
+
+    def enter(self) -> float:
+        """Take a place; returns the time. Raises Refusal 429, with the time in which half of those inside should have left."""
+        if self.inside >= self.places:
+            self.refused += 1
+            wait = max(1, min(60, math.ceil(self.mean_seconds / 2)))
+            message = f"{self.inside} questions are being answered or wait, which is all there is room for; ask again in {wait} s"
+            raise Refusal(429, message, "queue_full", headers={"Retry-After": str(wait)})
+        self.inside += 1
+        return time.monotonic()
+
+    def leave(self, entered: float) -> None:
+        """Give a place back."""
+        self.inside -= 1
+        self.mean_seconds += _WEIGHT * (time.monotonic() - entered - self.mean_seconds)
+
+
+class AdmissionDoor:
+    """An ASGI layer that gives each POST a place for as long as it takes, or refuses it."""
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        """Stand before an app."""
+        self.app, self.admission = app, admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        try:
+            entered = self.admission.enter()
+        except Refusal as refusal:
+            await respond(refusal, send, close=True)
+            return
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.admission.leave(entered)

@@ -1,0 +1,140 @@
+"""The server's routes, and how every error leaves it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..version import __version__
+from .chat_route import ChatRoute
+from .metrics import Metrics
+from .openai_api import ErrorResponse, Model, ModelList
+from .page_route import page_router
+from .refusals import Refusal
+from .scheduler import Scheduler, shutting_down
+from .served_model import ServedModel
+
+log = logging.getLogger(__name__)
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def make_app(chat: ChatRoute) -> FastAPI:
+    """Return the application around a route for conversations; its doors are put before it elsewhere."""
+    app = FastAPI(
+        title="cobra_edge",
+        version=__version__,
+        summary="Quantized Mamba vision-language models, in the shape of OpenAI's API.",
+        docs_url=None,  # both pages load scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.include_router(chat.router())
+    app.include_router(_models(chat.model))
+    app.include_router(_signs_of_life(chat.scheduler, chat.metrics))
+    app.include_router(page_router())
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unforeseen)
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        """Return the document without FastAPI's own form of a failed validation, which never leaves this server."""
+        document = original()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's documentation has it
+    return app
+
+
+def _models(model: ServedModel) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/models", response_model=ModelList, summary="The models served", responses=_refusals(401, 403))
+    async def models() -> ModelList:
+        return ModelList(data=[model.described()])
+
+    @router.get("/v1/models/{name:path}", response_model=Model, summary="One model", responses=_refusals(401, 403, 404))
+    async def one(name: str) -> Model:
+        model.require(name)
+        return model.described()
+
+    return router
+
+
+def _signs_of_life(scheduler: Scheduler, metrics: Metrics) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/healthz", summary="Whether the process lives", responses=_refusals(403))
+    async def healthz() -> dict[str, str]:
+        if not scheduler.alive:
+            raise Refusal(500, "the decoder's thread has ended; start the server again", "server_error")
+        return {"status": "ok"}
+
+    @router.get("/readyz", summary="Whether questions are taken", responses=_refusals(403, 503))
+    async def readyz() -> dict[str, str]:
+        if not scheduler.open:
+            raise shutting_down()
+        return {"status": "ready"}
+
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @router.get("/metrics", summary="Counts and times, for Prometheus", response_class=Response, responses=text | _refusals(401, 403))
+    async def read_metrics() -> Response:
+        return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return router
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorResponse} for status in statuses}
+
+
+def _answer(refusal: Refusal) -> JSONResponse:
+    return JSONResponse(refusal.body(), refusal.status, dict(refusal.headers))
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return _answer(error)
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    """Say the first thing that is wrong with a request, and where, in OpenAI's words: a 400, not FastAPI's 422."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = _dotted([part for part in first["loc"] if part != "body"])
+    if first["type"] == "json_invalid":
+        return _answer(Refusal(400, f"the body is not JSON: {first.get('ctx', {}).get('error', 'see its syntax')}", "invalid_json"))
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return _answer(Refusal(400, f"{where}: {message}" if where else message, "invalid_value", where or None))
+
+
+def _dotted(parts: Sequence[object]) -> str:
+    return ".".join(map(str, parts))[:200]
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    headers = error.headers or {}
+    return _answer(Refusal(error.status_code, message, _CODES.get(error.status_code, "bad_request"), headers=headers))
+
+
+async def _unforeseen(_request: Request, error: Exception) -> Response:
+    return _answer(Refusal(500, f"unforeseen {type(error).__name__}; the server's log says more", "server_error"))

@@ -1,0 +1,219 @@
+"""POST /v1/chat/completions: a conversation comes in, its next answer goes out, whole or as it comes."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from ..errors import InputError
+from ..generate import Sampling
+from .answering import Finished, Question
+from .conversation import read_conversation
+from .event_stream import CLIENT_GONE, MEDIA_TYPE, EventStream
+from .limits import Limits
+from .listening import listen, unless_gone
+from .metrics import Metrics
+from .openai_api import (
+    AnswerMessage,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    Choice,
+    ChunkChoice,
+    Delta,
+    ErrorResponse,
+    Figures,
+    PromptDetails,
+    Usage,
+)
+from .picture_source import PictureSource
+from .refusals import Refusal
+from .scheduler import Scheduler
+from .served_model import ServedModel
+
+_DEADLINE = "x-deadline-seconds"
+
+
+@dataclass(frozen=True, eq=False)
+class ChatRoute:
+    """What answers conversations."""
+
+    model: ServedModel
+    pictures: PictureSource
+    scheduler: Scheduler
+    metrics: Metrics
+    limits: Limits
+
+    def router(self) -> APIRouter:
+        """Return the route, with all that it may answer."""
+        router = APIRouter()
+        statuses = {400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504}
+        refusals: dict[int | str, dict[str, Any]] = {s: {"model": ErrorResponse} for s in sorted(statuses)}
+        stream = {"schema": {"type": "string", "description": "Events `data: {chat.completion.chunk}`, at last `data: [DONE]`."}}
+        router.add_api_route(
+            "/v1/chat/completions",
+            self.complete,
+            methods=["POST"],
+            response_model=ChatCompletion,
+            responses={200: {"content": {MEDIA_TYPE: stream}}, **refusals},
+            summary="Answer a conversation",
+        )
+        return router
+
+    async def complete(self, asked: ChatRequest, request: Request) -> Response:
+        """Answer the last question of a conversation; with `stream`, as server-sent events."""
+        arrived = time.perf_counter()
+        try:
+            return await unless_gone(request.receive, self._answer(asked, request, arrived))
+        except ClientDisconnect:
+            self._count(CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
+        except Refusal as refusal:
+            self._count(refusal.status)
+            raise
+
+    async def _answer(self, asked: ChatRequest, request: Request, arrived: float) -> Response:
+        deadline = self._deadline(request)
+        question = await self._question(asked, arrived)
+        owner = f"{request.client.host if request.client else ''} {asked.user or asked.safety_identifier or ''}"
+        slices = listen(self.scheduler, owner, question, deadline)
+        reply = _Reply(self.model.name, self.model.fingerprint, bool(asked.stream_options and asked.stream_options.include_usage))
+        if not asked.stream:
+            whole = await _collected(slices)
+            self._count(200)
+            self.metrics.answered(whole[1])
+            return JSONResponse(reply.whole(*whole).model_dump())
+        # Nothing is sent before the first piece is there: what goes wrong until then is told by a status.
+        events = self._events(reply, slices)
+        return EventStream(await anext(events), events, self._count)
+
+    async def _events(
+        self, reply: _Reply, slices: AsyncGenerator[str | Finished, None]
+    ) -> AsyncGenerator[ChatChunk, None]:
+        try:
+            piece = await anext(slices)
+            yield reply.chunk(Delta(role="assistant", content=""))
+            while isinstance(piece, str):
+                yield reply.chunk(Delta(content=piece))
+                piece = await anext(slices)
+            self.metrics.answered(piece)
+            for chunk in reply.ending(piece):
+                yield chunk
+        finally:
+            await slices.aclose()
+
+    def _count(self, status: int) -> None:
+        self.metrics.requests.labels(str(status)).inc()
+
+    def _deadline(self, request: Request) -> float:
+        """Return the seconds that an answer may take: what the client says, at most what the server does."""
+        given = request.headers.get(_DEADLINE)
+        if given is None:
+            return self.limits.deadline_seconds
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            message = f"X-Deadline-Seconds is {given[:40]!r}, expected a number above 0; leave it out"
+            raise Refusal(400, message, "invalid_value", _DEADLINE)
+        return min(seconds, self.limits.deadline_seconds)
+
+    async def _question(self, asked: ChatRequest, arrived: float) -> Question:
+        """Return what the decoder is asked. Raises Refusal where it cannot be."""
+        session, limits = self.model.session, self.limits
+        self.model.require(asked.model)
+        conversation = read_conversation(asked.messages, session.template, session.codec)
+        picture, seen = None, 0
+        if conversation.picture_url is not None:
+            if session.vision is None:
+                message = f"{self.model.name} is a text-only model; ask without a picture"
+                raise Refusal(400, message, "image_not_supported", "messages")
+            picture, seen = await self.pictures.read(conversation.picture_url), session.config.n_visual_tokens
+        read = seen + sum(map(len, conversation.passages))
+        room = session.config.max_length - read
+        longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
+        if read > longest:
+            message = f"the conversation is {read} tokens ({seen} of them the picture's), at most {longest} are read; shorten it"
+            raise Refusal(400, message, "context_length_exceeded", "messages")
+        wanted = asked.max_completion_tokens or asked.max_tokens or limits.default_new_tokens
+        return Question(
+            picture,
+            limits.picture_pixels,
+            conversation.passages,
+            min(wanted, room, limits.new_tokens or room),
+            _sampling(asked),
+            asked.stops,
+            arrived,
+        )
+
+
+def _sampling(asked: ChatRequest) -> Sampling:
+    """Return how tokens are chosen: greedy unless asked otherwise; without a seed each answer is another."""
+    seed = secrets.randbits(64) if asked.seed is None else asked.seed % (1 << 64)
+    try:
+        return Sampling(asked.temperature or 0.0, asked.top_k or 0, 1.0 if asked.top_p is None else asked.top_p, seed)
+    except InputError as error:
+        raise Refusal(400, str(error), "invalid_value") from error
+
+
+async def _collected(slices: AsyncGenerator[str | Finished, None]) -> tuple[str, Finished]:
+    """Return the whole answer."""
+    text = ""
+    try:
+        async for piece in slices:
+            if isinstance(piece, Finished):
+                return text, piece
+            text += piece
+    finally:
+        await slices.aclose()
+    raise AssertionError("an answer ended without its end")
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What all parts of one response have in common."""
+
+    model: str
+    fingerprint: str
+    include_usage: bool
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def _parts(self) -> dict[str, Any]:
+        return {"id": self.id, "created": self.created, "model": self.model, "system_fingerprint": self.fingerprint}
+
+    def whole(self, text: str, end: Finished) -> ChatCompletion:
+        choice = Choice(message=AnswerMessage(content=text), finish_reason=end.reason)
+        return ChatCompletion(**self._parts(), choices=[choice], usage=_usage(end), cobra_edge=_figures(end))
+
+    def chunk(self, delta: Delta) -> ChatChunk:
+        return ChatChunk(**self._parts(), choices=[ChunkChoice(delta=delta)])
+
+    def ending(self, end: Finished) -> list[ChatChunk]:
+        choice = ChunkChoice(delta=Delta(), finish_reason=end.reason)
+        chunks = [ChatChunk(**self._parts(), choices=[choice], cobra_edge=_figures(end))]
+        if self.include_usage:
+            chunks.append(ChatChunk(**self._parts(), choices=[], usage=_usage(end)))
+        return chunks
+
+
+def _usage(end: Finished) -> Usage:
+    return Usage(
+        prompt_tokens=end.prompt_tokens,
+        completion_tokens=end.completion_tokens,
+        total_tokens=end.prompt_tokens + end.completion_tokens,
+        prompt_tokens_details=PromptDetails(cached_tokens=end.cached_tokens, image_tokens=end.image_tokens),
+    )
+
+
+def _figures(end: Finished) -> Figures:
+    return Figures(remembered=end.remembered, queue_ms=end.queue_ms, ttft_ms=end.ttft_ms, tpot_ms=end.tpot_ms)

@@ -1,0 +1,116 @@
+"""From the messages of a request to what the decoder reads: a picture, and passages of tokens.
+
+A passage is read as one, always cut at the same places, so that a remembered state and a fresh one come to the same bits. An
+answer is a passage of its own: it is there, word for word, where the decoder left off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import InputError
+from ..text import PromptTemplate, TextCodec
+from .openai_api import AssistantMessage, ImagePart, Message, SystemMessage, UserMessage
+from .refusals import Refusal
+
+Passage = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a request says, before its picture is fetched.
+
+    Attributes:
+        picture_url: of its one picture, or None.
+        passages: tokens of the turns: question, answer, end and question, answer, ...; the last one is a question.
+    """
+
+    picture_url: str | None
+    passages: tuple[Passage, ...]
+
+
+def read_conversation(messages: Sequence[Message], template: PromptTemplate, codec: TextCodec) -> Conversation:
+    """Return what the messages come to.
+
+    System messages stand before the first question: this model was trained without them. Messages of one role that follow
+    each other are one turn. The picture may be in any question; the model reads it before all text.
+
+    Raises:
+        Refusal: no question, an empty one, one that is missing between two answers, or several pictures.
+    """
+    system = [_text(m) for m in messages if isinstance(m, SystemMessage)]
+    turns = _turns([m for m in messages if not isinstance(m, SystemMessage)])
+    if len(turns) % 2 == 0:
+        where = "is empty" if not turns else "ends with an answer"
+        raise Refusal(400, f"the conversation {where}; its last message must be the user's", "invalid_value", "messages")
+    passages: list[Passage] = []
+    for index, text in enumerate(turns):
+        if index % 2:
+            passages.append(tuple(codec.encode(text)))
+            continue
+        question = "\n".join([*system, text]) if not index else text
+        try:
+            asked = template.later_turn(question) if index else template.first_turn(question)
+        except InputError as error:
+            raise Refusal(400, f"messages: question {index // 2 + 1} is empty; ask something", "invalid_value", "messages") from error
+        passages.append((*((codec.end_id,) if index else ()), *codec.encode(asked)))
+    return Conversation(_one_picture(messages), tuple(p for p in passages if p))
+
+
+def _text(message: Message) -> str:
+    content = message.content or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.text for part in content if not isinstance(part, ImagePart))
+
+
+def _turns(messages: Sequence[UserMessage | AssistantMessage]) -> list[str]:
+    """Return the texts of question, answer, question, ...; messages of one role in a row are one text."""
+    turns: list[str] = []
+    role = None
+    for message in messages:
+        if message.role == role:
+            turns[-1] += "\n" + _text(message)
+            continue
+        if role is None and message.role == "assistant":
+            raise Refusal(400, "the first message is an answer; begin with the user's", "invalid_value", "messages")
+        role = message.role
+        turns.append(_text(message))
+    return turns
+
+
+def _one_picture(messages: Sequence[Message]) -> str | None:
+    parts = (part for m in messages if isinstance(m, UserMessage) and not isinstance(m.content, str) for part in m.content)
+    urls = {part.image_url.url: None for part in parts if isinstance(part, ImagePart)}
+    if len(urls) > 1:
+        raise Refusal(
+            400,
+            f"the conversation holds {len(urls)} different pictures; this model reads one, before all text. Begin a "
+            "conversation for each",
+            "too_many_images",
+            "messages",
+        )
+    return next(iter(urls), None)
+
+
+def prefix_keys(picture_digest: bytes | None, passages: Sequence[Passage]) -> Iterator[bytes]:
+    """Yield the names of ever longer beginnings: after the picture (or nothing), after each passage.
+
+    Args:
+        picture_digest: SHA-256 of the picture's file; None for no picture.
+        passages: of tokens.
+    """
+    key = hashlib.sha256(b"nothing" if picture_digest is None else b"picture" + picture_digest).digest()
+    yield key
+    for passage in passages:
+        key = longer_key(key, passage)
+        yield key
+
+
+def longer_key(key: bytes, passage: Sequence[int]) -> bytes:
+    """Return the name of the beginning that a passage makes longer."""
+    return hashlib.sha256(key + np.array([len(passage), *passage], "<i4").tobytes()).digest()

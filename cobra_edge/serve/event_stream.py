@@ -1,0 +1,66 @@
+"""Server-sent events, in OpenAI's dialect: one JSON object an event, `[DONE]` at the end.
+
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable
+
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .listening import unless_gone
+from .refusals import Refusal
+
+MEDIA_TYPE = "text/event-stream"
+CLIENT_GONE = 499  # nginx's; no status of HTTP's own says it
+
+
+class EventStream(Response):
+    """A stream of events; the generator is closed when the client goes away."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self, first: BaseModel, events: AsyncGenerator[BaseModel, None], ended: Callable[[int], None]
+    ) -> None:
+        """Stream events.
+
+        Args:
+            first: event, so that what goes wrong before it has a status of its own.
+            events: the others, from a generator that has begun; a Refusal from it is told as the last event.
+            ended: told 200, the status of that Refusal, or CLIENT_GONE.
+        """
+        self.first, self.events, self.ended = first, events, ended
+        self.status_code, self.background = 200, None
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        try:
+            self.ended(await unless_gone(receive, self._send_all(send)))
+        except ClientDisconnect:
+            self.ended(CLIENT_GONE)
+        finally:
+            await self.events.aclose()
+
+    async def _send_all(self, send: Send) -> int:
+        """Send all events; returns the status they end with."""
+
+        async def tell(data: str, *, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": more})
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await tell(self.first.model_dump_json())
+        try:
+            async for event in self.events:
+                await tell(event.model_dump_json())
+        except Refusal as refusal:
+            await tell(json.dumps(refusal.body()), more=False)
+            return refusal.status
+        await tell("[DONE]", more=False)
+        return 200

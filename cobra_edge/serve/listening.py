@@ -1,0 +1,86 @@
+"""From the scheduler's thread to the event loop: an answer as it comes, until its end, its deadline, or its reader's departure."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from .answering import Finished, Question
+from .refusals import Refusal
+from .scheduler import Event, Scheduler, Ticket
+
+T = TypeVar("T")
+
+
+def deadline_exceeded(seconds: float) -> Refusal:
+    """Return what is said when an answer takes too long."""
+    return Refusal(
+        504, f"no answer within {seconds:g} s; ask for fewer tokens, or again when less is going on", "deadline_exceeded"
+    )
+
+
+async def listen(
+    scheduler: Scheduler, owner: str, question: Question, deadline_seconds: float
+) -> AsyncGenerator[str | Finished, None]:
+    """Yield pieces of the answer, and its end. Closing the generator stops the decoding.
+
+    Args:
+        scheduler: answers.
+        owner: whose turn it is, for fairness.
+        question: what is asked.
+        deadline_seconds: from the question's arrival.
+
+    Raises:
+        Refusal: it is not answered, or not in time.
+    """
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+    def hear(event: Event) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server is gone, and its clients are
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    ticket = Ticket(owner, question, hear)
+    scheduler.submit(ticket)
+    try:
+        while True:
+            left = deadline_seconds - (time.perf_counter() - question.arrived)
+            try:
+                event = await asyncio.wait_for(events.get(), max(left, 0))
+            except asyncio.TimeoutError:
+                raise deadline_exceeded(deadline_seconds) from None
+            if isinstance(event, Refusal):
+                raise event
+            yield event
+            if isinstance(event, Finished):
+                return
+    finally:
+        scheduler.cancel(ticket)
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Return what the work comes to; it is cancelled when the client goes away. The request's body must have been read.
+
+    Raises:
+        ClientDisconnect: the client went away.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_departure(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _departure(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
