@@ -53,7 +53,8 @@ def measure_follow_up(bundle: Path, rounds: int, checked: int, max_tokens: int, 
 
 
 async def _asked(server: Server, rounds: int, max_tokens: int, on_round: Callable[[int], None]) -> list[Pair]:
-    model, pairs = server.model, []
+    model = server.model()
+    pairs: list[Pair] = []
     async with client(server.url, 1) as connection:
         for number in range(rounds):
             picture = picture_url(number)

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MachineError
-from .serving_client import NO_RESPONSE, Question, Reply, ask, client
+from .serving_client import NO_RESPONSE, Reply, ask, client
 from .serving_follow_up import Step
 from .serving_mix import Asker, Pictures
 from .serving_process import Server, served
@@ -50,7 +50,8 @@ def measure_load(bundle: Path, clients: int, seconds: float, waiting: int, on_st
 
 async def _loaded(server: Server, clients: int, seconds: float) -> tuple[list[Reply], float]:
     """Return all replies, and the seconds until the last of them."""
-    model, pictures, replies = server.model, Pictures(KNOWN_PICTURES), list[Reply]()
+    model, pictures = server.model(), Pictures(KNOWN_PICTURES)
+    replies: list[Reply] = []
     began = time.perf_counter()
 
     async def one(number: int) -> None:
@@ -127,7 +128,8 @@ def measure_shutdown(bundle: Path, clients: int, rounds: int, on_step: Step) -> 
         MachineError: an exit code other than 0, a request that was sent before SIGTERM and got neither an answer nor a 503, or
             one that got half of it.
     """
-    seconds, replies = [], list[Reply]()
+    seconds: list[float] = []
+    replies: list[Reply] = []
     under_way = 0
     for number in range(rounds):
         on_step("shutdown", number, rounds)
@@ -150,7 +152,8 @@ def measure_shutdown(bundle: Path, clients: int, rounds: int, on_step: Step) -> 
 
 async def _ended(server: Server, clients: int) -> tuple[list[Reply], float, float]:
     """Return all replies, when SIGTERM was sent and when the process had ended. Raises MachineError for its exit code."""
-    model, pictures, replies = server.model, Pictures(KNOWN_PICTURES), list[Reply]()
+    model, pictures = server.model(), Pictures(KNOWN_PICTURES)
+    replies: list[Reply] = []
     answered = asyncio.Event()
 
     async def one(number: int) -> None:
@@ -167,8 +170,10 @@ async def _ended(server: Server, clients: int) -> tuple[list[Reply], float, floa
 
     # Without connections that are kept: one that the server closes as it ends could not be told from one that it cut.
     async with client(server.url, clients, keep_alive=False) as connections:
-        asking = asyncio.gather(*(one(number) for number in range(clients)))
-        await asyncio.wait({asyncio.ensure_future(answered.wait()), asking}, return_when=asyncio.FIRST_COMPLETED)
+        asking: asyncio.Future[Any] = asyncio.gather(*(one(number) for number in range(clients)))
+        begun: asyncio.Future[Any] = asyncio.ensure_future(answered.wait())
+        await asyncio.wait((begun, asking), return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
         asked_at = time.perf_counter()
         server.ask_to_end()
         code = await asyncio.to_thread(server.ended)
@@ -189,5 +194,3 @@ def check_shutdown(replies: Sequence[Reply], asked_at: float) -> None:
             raise MachineError(
                 f"a request sent {when} SIGTERM got {described(reply)}, expected a whole answer, or 503 where it was not begun"
             )
-
-

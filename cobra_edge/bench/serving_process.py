@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import selectors
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -51,14 +52,23 @@ class Server:
     process: subprocess.Popen[str]
     start_seconds: float
 
-    @property
     def model(self) -> str:
-        """The name it answers to. Raises MachineError where it lists none."""
-        with urllib.request.urlopen(f"{self.url}/v1/models", timeout=_START_SECONDS) as response:
-            listed = json.load(response).get("data")
+        """Return the name it answers to. Raises MachineError where it lists none."""
+        listed = json.loads(self._read("/v1/models")).get("data")
         if not listed:
             raise MachineError(f"{self.url}/v1/models lists no model; is it this version's server?")
         return str(listed[0]["id"])
+
+    def counted(self, name: str) -> float:
+        """Return one of its metrics. Raises MachineError where it has none of that name."""
+        found = re.search(rf"^{re.escape(name)} (\S+)$", self._read("/metrics"), re.MULTILINE)
+        if found is None:
+            raise MachineError(f"{self.url}/metrics has no {name}; is it this version's server?")
+        return float(found[1])
+
+    def _read(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=_START_SECONDS) as response:
+            return str(response.read().decode())
 
     def resident(self) -> Resident:
         """Return what it keeps in memory now. Raises MachineError when it has gone."""
@@ -130,10 +140,8 @@ def _wait_until_ready(url: str, process: subprocess.Popen[str], said: IO[str]) -
 
 def _last(said: IO[str], process: subprocess.Popen[str]) -> str:
     """Return its exit code and its last messages, for the end of an error."""
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(1)  # where its stdout ended, it is about to end too
-    except subprocess.TimeoutExpired:
-        pass
     said.seek(0)
     lines = [line.strip() for line in said if line.strip()][-_SHOWN_LINES:]
     return f"exit code {process.poll()}, its last messages: {' / '.join(lines) or 'none'}"

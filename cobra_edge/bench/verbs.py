@@ -24,6 +24,7 @@ from .methods_verb import methods
 from .prediction_verb import predict
 from .quality_verb import quality
 from .results import keep
+from .serving_verb import serve
 from .shapes import shape_named
 from .suite_cost_verb import regress
 from .tiles_verb import tiles
@@ -45,6 +46,7 @@ command.add_command(methods)
 command.add_command(predict)
 command.add_command(quality)
 command.add_command(regress)
+command.add_command(serve)
 command.add_command(tiles)
 command.add_command(vision)
 
