@@ -17,6 +17,7 @@ VERBS = {
     "sensitivity": "Find out which matrices a model can spare bits of.",
     "build": "Build the TensorRT engine of a bundle, on the device that will run it.",
     "run": "Ask a bundle about a picture.",
+    "serve": "Answer OpenAI's clients, and a page in a browser.",
     "regress": "Hold a build against its float model, with a budget and an exit code.",
     "inspect": "Print what is in a bundle, after checking it.",
     "bench": "Measure, and keep the result.",

@@ -1,9 +1,10 @@
-"""How many questions are inside the server, decided at the door: before a body is read, a picture decoded, or anything waits."""
+"""How many questions are inside the server, decided at the door: before a body is read or a picture decoded."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,22 +20,24 @@ class Admission:
 
     Attributes:
         places: at most so many questions are inside.
-        inside: are there now.
-        refused: so many found no place.
+        refused: told of each that found no place.
+        inside: so many are there now.
         mean_seconds: how long one stays, a running mean.
     """
 
     places: int
+    refused: Callable[[], None]
     inside: int = 0
-    refused: int = 0
     mean_seconds: float = 1.0
 
     def enter(self) -> float:
         """Take a place; returns the time. Raises Refusal 429, with the time in which half of those inside should have left."""
         if self.inside >= self.places:
-            self.refused += 1
+            self.refused()
             wait = max(1, min(60, math.ceil(self.mean_seconds / 2)))
-            message = f"{self.inside} questions are being answered or wait, which is all there is room for; ask again in {wait} s"
+            message = (
+                f"{self.inside} questions are being answered or wait, which is all there is room for; ask again in {wait} s"
+            )
             raise Refusal(429, message, "queue_full", headers={"Retry-After": str(wait)})
         self.inside += 1
         return time.monotonic()

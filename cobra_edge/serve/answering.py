@@ -59,7 +59,8 @@ class Finished:
 
     Attributes:
         reason: "stop" at the model's end token or a stop string, "length" at the limit.
-        image_tokens, prompt_tokens, cached_tokens, completion_tokens: read (the picture's are the prompt's too), remembered, written.
+        image_tokens, prompt_tokens: read or remembered; the picture's are the prompt's too.
+        cached_tokens, completion_tokens: remembered; written.
         remembered: what did not have to be read again.
         queue_ms, ttft_ms, tpot_ms: until it was begun, to the first token (None for none), for each further one (None for < 2).
     """

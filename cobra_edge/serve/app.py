@@ -94,7 +94,9 @@ def _signs_of_life(scheduler: Scheduler, metrics: Metrics) -> APIRouter:
 
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
-    @router.get("/metrics", summary="Counts and times, for Prometheus", response_class=Response, responses=text | _refusals(401, 403))
+    @router.get(
+        "/metrics", summary="Counts and times, for Prometheus", response_class=Response, responses=text | _refusals(401, 403)
+    )
     async def read_metrics() -> Response:
         return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -120,7 +122,9 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = _dotted([part for part in first["loc"] if part != "body"])
     if first["type"] == "json_invalid":
-        return _answer(Refusal(400, f"the body is not JSON: {first.get('ctx', {}).get('error', 'see its syntax')}", "invalid_json"))
+        return _answer(
+            Refusal(400, f"the body is not JSON: {first.get('ctx', {}).get('error', 'see its syntax')}", "invalid_json")
+        )
     message = str(first["msg"]).removeprefix("Value error, ")
     return _answer(Refusal(400, f"{where}: {message}" if where else message, "invalid_value", where or None))
 

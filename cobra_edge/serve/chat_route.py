@@ -57,7 +57,9 @@ class ChatRoute:
         router = APIRouter()
         statuses = {400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504}
         refusals: dict[int | str, dict[str, Any]] = {s: {"model": ErrorResponse} for s in sorted(statuses)}
-        stream = {"schema": {"type": "string", "description": "Events `data: {chat.completion.chunk}`, at last `data: [DONE]`."}}
+        stream = {
+            "schema": {"type": "string", "description": "Events `data: {chat.completion.chunk}`, at last `data: [DONE]`."}
+        }
         router.add_api_route(
             "/v1/chat/completions",
             self.complete,
@@ -85,7 +87,9 @@ class ChatRoute:
         question = await self._question(asked, arrived)
         owner = f"{request.client.host if request.client else ''} {asked.user or asked.safety_identifier or ''}"
         slices = listen(self.scheduler, owner, question, deadline)
-        reply = _Reply(self.model.name, self.model.fingerprint, bool(asked.stream_options and asked.stream_options.include_usage))
+        reply = _Reply(
+            self.model.name, self.model.fingerprint, bool(asked.stream_options and asked.stream_options.include_usage)
+        )
         if not asked.stream:
             whole = await _collected(slices)
             self._count(200)
@@ -95,9 +99,7 @@ class ChatRoute:
         events = self._events(reply, slices)
         return EventStream(await anext(events), events, self._count)
 
-    async def _events(
-        self, reply: _Reply, slices: AsyncGenerator[str | Finished, None]
-    ) -> AsyncGenerator[ChatChunk, None]:
+    async def _events(self, reply: _Reply, slices: AsyncGenerator[str | Finished, None]) -> AsyncGenerator[ChatChunk, None]:
         try:
             piece = await anext(slices)
             yield reply.chunk(Delta(role="assistant", content=""))
@@ -142,7 +144,9 @@ class ChatRoute:
         room = session.config.max_length - read
         longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
         if read > longest:
-            message = f"the conversation is {read} tokens ({seen} of them the picture's), at most {longest} are read; shorten it"
+            message = (
+                f"the conversation is {read} tokens ({seen} of them the picture's), at most {longest} are read; shorten it"
+            )
             raise Refusal(400, message, "context_length_exceeded", "messages")
         wanted = asked.max_completion_tokens or asked.max_tokens or limits.default_new_tokens
         return Question(

@@ -56,7 +56,9 @@ def read_conversation(messages: Sequence[Message], template: PromptTemplate, cod
         try:
             asked = template.later_turn(question) if index else template.first_turn(question)
         except InputError as error:
-            raise Refusal(400, f"messages: question {index // 2 + 1} is empty; ask something", "invalid_value", "messages") from error
+            raise Refusal(
+                400, f"messages: question {index // 2 + 1} is empty; ask something", "invalid_value", "messages"
+            ) from error
         passages.append((*((codec.end_id,) if index else ()), *codec.encode(asked)))
     return Conversation(_one_picture(messages), tuple(p for p in passages if p))
 
@@ -71,7 +73,7 @@ def _text(message: Message) -> str:
 def _turns(messages: Sequence[UserMessage | AssistantMessage]) -> list[str]:
     """Return the texts of question, answer, question, ...; messages of one role in a row are one text."""
     turns: list[str] = []
-    role = None
+    role: str | None = None
     for message in messages:
         if message.role == role:
             turns[-1] += "\n" + _text(message)

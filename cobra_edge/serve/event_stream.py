@@ -25,9 +25,7 @@ class EventStream(Response):
 
     media_type = MEDIA_TYPE
 
-    def __init__(
-        self, first: BaseModel, events: AsyncGenerator[BaseModel, None], ended: Callable[[int], None]
-    ) -> None:
+    def __init__(self, first: BaseModel, events: AsyncGenerator[BaseModel, None], ended: Callable[[int], None]) -> None:
         """Stream events.
 
         Args:

@@ -11,6 +11,7 @@ class Limits:
 
     Attributes:
         body_bytes: of a request; a picture in it is a third larger than its file.
+        bodies_bytes: of all requests that are being received at the same time.
         picture_bytes: of a picture's file.
         picture_pixels: of a decoded picture.
         prompt_tokens: read before an answer, the picture's included; None for what the model takes.
@@ -21,11 +22,13 @@ class Limits:
         deadline_seconds: from a request's arrival to the end of its answer.
         header_seconds: to send a request's head.
         body_seconds: to send its body.
+        fetch_seconds: to fetch a picture that a request names by its address.
         send_seconds: to take one piece of an answer.
         connections: open at the same time.
     """
 
     body_bytes: int = 16 << 20
+    bodies_bytes: int = 256 << 20
     picture_bytes: int = 10 << 20
     picture_pixels: int = 32_000_000
     prompt_tokens: int | None = None
@@ -36,5 +39,6 @@ class Limits:
     deadline_seconds: float = 300.0
     header_seconds: float = 10.0
     body_seconds: float = 30.0
+    fetch_seconds: float = 15.0
     send_seconds: float = 30.0
     connections: int = 256

@@ -1,4 +1,4 @@
-"""From the scheduler's thread to the event loop: an answer as it comes, until its end, its deadline, or its reader's departure."""
+"""From the scheduler's thread to the event loop: an answer as it comes, to its end, its deadline, or its reader's departure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The shapes of requests and answers, as OpenAI's clients send and expect them.
 
-Source: https://platform.openai.com/docs/api-reference/chat. Fields that would change an answer and are not supported are refused
-unless they say what is done anyway; others that are unknown are passed over.
+Source: https://platform.openai.com/docs/api-reference/chat. Fields that would change an answer and are not supported are
+refused unless they say what is done anyway; others that are unknown are passed over.
 """
 
 from __future__ import annotations

@@ -75,6 +75,11 @@ class Scheduler:
         return len(self._active)
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def open(self) -> bool:
         """Whether questions are taken."""
         return self._open
@@ -103,13 +108,17 @@ class Scheduler:
         for ticket in late:
             _tell(ticket, shutting_down())
 
-    def stop(self, patience_seconds: float) -> bool:
-        """End the thread: what is being answered is refused after the slice under way. False when that takes too long."""
+    def break_off(self) -> None:
+        """Refuse what is being answered, too; its decoding stops after the slice under way."""
         self.drain()
         with self._changed:
             for ticket in self._active:
                 ticket.cancelled = True
                 _tell(ticket, shutting_down())
+
+    def stop(self, patience_seconds: float) -> bool:
+        """End the thread, broken off where it is. False when the slice under way takes too long."""
+        self.break_off()
         self._thread.join(patience_seconds)
         return not self._thread.is_alive()
 
@@ -151,7 +160,9 @@ def _refusal_of(error: Exception) -> Refusal:
         return error
     if isinstance(error, MemoryError):
         log.error("out of memory while answering; fewer --active, or a smaller --state-cache-mib")
-        return Refusal(503, "the server has no memory left for this; ask again later", "out_of_memory", headers={"Retry-After": "5"})
+        return Refusal(
+            503, "the server has no memory left for this; ask again later", "out_of_memory", headers={"Retry-After": "5"}
+        )
     if isinstance(error, CobraEdgeError):
         log.error("%s", error)
         return Refusal(500, str(error), "decoder_failed")

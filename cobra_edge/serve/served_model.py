@@ -40,7 +40,9 @@ class ServedModel:
     def require(self, name: str) -> None:
         """Raise Refusal when a client wants another model."""
         if name != self.name:
-            raise Refusal(404, f"there is no model {name[:100]!r} here; this server has {self.name!r}", "model_not_found", "model")
+            raise Refusal(
+                404, f"there is no model {name[:100]!r} here; this server has {self.name!r}", "model_not_found", "model"
+            )
 
     def described(self) -> Model:
         """Return what clients are told of it."""

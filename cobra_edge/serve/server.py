@@ -33,7 +33,12 @@ class Address:
     port: int
 
     def bind(self) -> socket.socket:
-        """Return a listening socket. Raises InputError for a host that is none of this machine's, MachineError for a taken port."""
+        """Return a listening socket.
+
+        Raises:
+            InputError: no such host.
+            MachineError: the port is taken, or the address is none of this machine's.
+        """
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
             listening = socket.socket(family, kind, protocol)
@@ -65,7 +70,12 @@ class _Server(uvicorn.Server):
 
 
 def run_server(
-    app: ASGIApp, scheduler: Scheduler, listening: socket.socket, limits: Limits, grace_seconds: float, ready: Callable[[], None]
+    app: ASGIApp,
+    scheduler: Scheduler,
+    listening: socket.socket,
+    limits: Limits,
+    grace_seconds: float,
+    ready: Callable[[], None],
 ) -> None:
     """Serve until a signal comes; return when all is done.
 
@@ -84,7 +94,12 @@ def run_server(
 
 
 async def _serve(
-    app: ASGIApp, scheduler: Scheduler, listening: socket.socket, limits: Limits, grace_seconds: float, ready: Callable[[], None]
+    app: ASGIApp,
+    scheduler: Scheduler,
+    listening: socket.socket,
+    limits: Limits,
+    grace_seconds: float,
+    ready: Callable[[], None],
 ) -> None:
     server = _Server(
         uvicorn.Config(

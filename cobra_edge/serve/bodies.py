@@ -1,0 +1,76 @@
+"""A request's body is read to its end before a route sees any of it: within a clock, a count, and a share of the memory."""
+
+from __future__ import annotations
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive
+
+from .limits import Limits
+from .refusals import Refusal
+
+
+class ClientLeft(Exception):
+    """The client closed its connection before its request was complete; nobody is left to answer."""
+
+
+class Bodies:
+    """Reads bodies, and knows how many bytes of all those it is reading are in memory."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.size_bytes = 0  # of bodies that are not complete yet
+
+    async def read(self, headers: Headers, receive: Receive) -> Receive:
+        """Read a body and return a `receive` that gives it in one piece, and then says whether the client is still there.
+
+        Raises:
+            Refusal: 413 too large, whether declared or found while reading; 408 too slow; 503 too many at the same time.
+            ClientLeft: before the end.
+        """
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._limits.body_bytes:
+            raise self._too_large(f"{int(declared):,} bytes")
+        try:
+            with anyio.fail_after(self._limits.body_seconds):
+                body = await self._all(receive)
+        except TimeoutError as error:
+            message = (
+                f"the body did not arrive within {self._limits.body_seconds:g} seconds; send it faster, or a smaller picture"
+            )
+            raise Refusal(408, message, "body_timeout") from error
+        return _once(body, receive)
+
+    async def _all(self, receive: Receive) -> bytes:
+        body = bytearray()  # a list of its parts would take many times their size, were they single bytes
+        size = 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeft
+                body += message.get("body", b"")
+                self.size_bytes += len(body) - size
+                size = len(body)
+                if size > self._limits.body_bytes:
+                    raise self._too_large("more")
+                if self.size_bytes > self._limits.bodies_bytes:
+                    crowded = "too many requests are being sent at this moment; come again in a second"
+                    raise Refusal(503, crowded, "too_many_bodies", headers={"Retry-After": "1"})
+                if not message.get("more_body", False):
+                    return bytes(body)
+        finally:
+            self.size_bytes -= size
+
+    def _too_large(self, got: str) -> Refusal:
+        limit = self._limits.body_bytes
+        return Refusal(413, f"the body has {got}, at most {limit:,} bytes are read; scale the picture down", "body_too_large")
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return first.pop() if first else await receive()
+
+    return again

@@ -1,0 +1,147 @@
+"""Serve: answer OpenAI's clients, and a page, with a bundle.
+
+python -m cobra_edge.serve bundles/cobra-mini-jetson-orin-nano-w4a16-g128
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from ..errors import InputError, MachineError
+from ..session_options import Opening, session_options
+from ..terminal import debug_option, main_of, say, tell
+from .limits import Limits
+
+KEY_VARIABLE = "COBRA_EDGE_API_KEY"
+_DEFAULTS = Limits()
+
+
+@click.command(epilog="Example: python -m cobra_edge.serve BUNDLE --port 8000")
+@session_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any that is free.")
+@click.option("--model-name", help="What clients call the model; its own name by default.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help=f"A file whose one line clients have to show as their key. Or ${KEY_VARIABLE}.",
+)
+@click.option("--allowed-host", "allowed", multiple=True, help="A further name clients may call this server by.")
+@click.option("--allow-image-host", "image_hosts", multiple=True, help="A host pictures may be fetched from; none by default.")
+@click.option("--state-cache-mib", type=click.IntRange(0), default=512, show_default=True, help="Memory for what was seen.")
+@click.option("--state-dir", type=click.Path(path_type=Path), help="Keep what was seen here too, for the next start.")
+@click.option("--state-dir-mib", type=click.IntRange(1), default=4096, show_default=True, help="How much of it.")
+@click.option(
+    "--active", type=click.IntRange(1, 64), default=_DEFAULTS.active, show_default=True, help="Answers decoded in turns."
+)
+@click.option(
+    "--waiting",
+    type=click.IntRange(0, 4096),
+    default=_DEFAULTS.waiting,
+    show_default=True,
+    help="Requests that may wait; more get 429.",
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0.1),
+    default=_DEFAULTS.deadline_seconds,
+    show_default=True,
+    help="Seconds an answer may take.",
+)
+@click.option(
+    "--grace", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish answers when told to stop."
+)
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Of an answer, whatever clients ask for.")
+@click.option(
+    "--max-prompt-tokens", type=click.IntRange(1), help="Of a conversation with its picture; default: the model's limit."
+)
+@click.option(
+    "--max-body-mib",
+    type=click.IntRange(1, 1024),
+    default=_DEFAULTS.body_bytes >> 20,
+    show_default=True,
+    help="Of a request.",
+)
+@click.option(
+    "--max-picture-megapixels",
+    type=click.IntRange(1, 64),
+    default=_DEFAULTS.picture_pixels // 10**6,
+    show_default=True,
+    help="Of a picture.",
+)
+@debug_option
+def command(
+    opening: Opening,
+    host: str,
+    port: int,
+    model_name: str | None,
+    api_key_file: Path | None,
+    allowed: tuple[str, ...],
+    image_hosts: tuple[str, ...],
+    state_cache_mib: int,
+    state_dir: Path | None,
+    state_dir_mib: int,
+    active: int,
+    waiting: int,
+    deadline: float,
+    grace: float,
+    max_new_tokens: int | None,
+    max_prompt_tokens: int | None,
+    max_body_mib: int,
+    max_picture_megapixels: int,
+) -> None:
+    """Serve BUNDLE to OpenAI's clients and to browsers, until SIGTERM or Ctrl-C.
+
+    Only this machine can reach it unless --host says otherwise. A second question about a picture starts from what was
+    remembered of it.
+    """
+    try:
+        from .assembled import Remembering, serve
+    except ImportError as error:
+        raise MachineError(f"serve needs {error.name}; install it with: pip install 'cobra-edge[serve]'") from error
+    limits = Limits(
+        body_bytes=max_body_mib << 20,
+        picture_bytes=(max_body_mib << 20) * 5 // 8,
+        picture_pixels=max_picture_megapixels * 10**6,
+        prompt_tokens=max_prompt_tokens,
+        new_tokens=max_new_tokens,
+        active=active,
+        waiting=waiting,
+        deadline_seconds=deadline,
+    )
+    key = _read_key(api_key_file)
+    if key is None and not (host == "localhost" or host.startswith("127.") or host == "::1"):
+        tell(f"anyone who reaches {host} can ask this server; give it a key with --api-key-file")
+    remembering = Remembering(state_cache_mib << 20, state_dir, state_dir_mib << 20)
+    serve(
+        opening,
+        host,
+        port,
+        model_name,
+        key,
+        allowed,
+        image_hosts,
+        remembering,
+        limits,
+        grace,
+        lambda url: say(f"listening on {url}"),
+    )
+
+
+def _read_key(file: Path | None) -> str | None:
+    """Return the key that clients have to show, or None. Raises InputError for a file without one."""
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); give a file with one line, the key") from error
+    if not key or not key.isprintable() or not key.isascii() or " " in key:
+        raise InputError(f"{file}: expected one line of printable ASCII without spaces, the key")
+    return key
+
+
+main = main_of(command)

@@ -1,0 +1,172 @@
+"""What every request passes before a route sees it: whose name it calls us by, its key, its type, and its whole body.
+
+Each door refuses with a `Refusal`, and a refusal closes its connection, since the rest of the request may never come.
+Nothing here allows other origins anything: without CORS headers a browser keeps our answers from foreign pages, and a body that
+has to be application/json keeps them from asking, for that needs a preflight, which fails.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Collection, Mapping
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import InputError
+from .bodies import Bodies, ClientLeft
+from .limits import Limits
+from .refusals import Refusal
+
+Check = Callable[[Scope, Headers], None]  # looks at a request's head; raises Refusal
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def guarded(app: ASGIApp, limits: Limits, key: str | None = None, hosts: Collection[str] | None = None) -> ASGIApp:
+    """Put the doors in front of an app.
+
+    Args:
+        key: that requests for answers and measurements have to show; None for none.
+        hosts: names this server may be called by, as `allowed_hosts` gives them; None for any.
+    """
+    checks: list[Check] = []
+    if hosts is not None:
+        checks.append(host_check(hosts))
+    if key is not None:
+        checks.append(key_check(key))
+    checks.append(json_only)
+    return ResponseHeaders(Doors(app, checks, Bodies(limits)))
+
+
+def refusal_response(refusal: Refusal, extra: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the response that tells a client it is refused; `extra` are more headers."""
+    return JSONResponse(refusal.body(), refusal.status, {**refusal.headers, **(extra or {})})
+
+
+def allowed_hosts(bound: str, named: Collection[str]) -> frozenset[str] | None:
+    """Return the names in a request's Host header that are answered, or None for any.
+
+    A foreign page can give its own name the address of this machine ("DNS rebinding") and is then, to the browser, our own
+    page; but the Host header still says its name. Behind loopback no name but ours is honest.
+
+    Args:
+        bound: what the server listens on: an address or a name.
+        named: what else it is called, such as the name that a proxy in front of it goes by.
+    """
+    bound = _host_of(bound)
+    loopback = bound in LOOPBACK_HOSTS or bound.startswith("127.")
+    if not loopback and not named:
+        return None
+    return frozenset({*LOOPBACK_HOSTS, bound, *map(_host_of, named)})
+
+
+def host_check(hosts: Collection[str]) -> Check:
+    """Return the check that a request calls this server by one of its names, with any port."""
+
+    def check(scope: Scope, headers: Headers) -> None:
+        got = headers.get("host", "")
+        if _host_of(got) not in hosts:
+            message = (
+                f"this server is not called {got[:100]!r}; use {', '.join(sorted(hosts))}, or start it with --allowed-host"
+            )
+            raise Refusal(403, message, "host_not_allowed")
+
+    return check
+
+
+def _host_of(authority: str) -> str:
+    """Return the name of `name`, `name:port`, `[address]:port` or a bare IPv6 address, as names are compared."""
+    if authority.startswith("["):
+        name = authority[1:].partition("]")[0]
+    else:
+        name = authority if authority.count(":") > 1 else authority.partition(":")[0]
+    return name.lower().removesuffix(".")
+
+
+def key_check(key: str) -> Check:
+    """Return the check that requests for answers and measurements show the key, compared in constant time.
+
+    Raises:
+        InputError: the key is empty.
+    """
+    if not key:
+        raise InputError("the API key is empty; give one, or none at all")
+    expected = key.encode()
+
+    def check(scope: Scope, headers: Headers) -> None:
+        path = scope["path"]
+        if not (path.startswith("/v1/") or path.startswith("/metrics")):
+            return
+        shown = headers.getlist("authorization")
+        kind, _, got = shown[0].partition(" ") if len(shown) == 1 else ("", "", "")
+        # headers come as bytes and were read as latin-1
+        if kind.lower() != "bearer" or not hmac.compare_digest(got.strip().encode("latin-1"), expected):
+            what = "the API key is not this server's" if shown else "no API key"
+            message = f"{what}; send the header `Authorization: Bearer KEY` with the key the server was started with"
+            raise Refusal(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+    return check
+
+
+def json_only(scope: Scope, headers: Headers) -> None:
+    """Refuse to read anything that is posted but JSON: what a foreign page's form or script can send without asking is not."""
+    kind = headers.get("content-type", "")
+    if scope["method"] == "POST" and kind.partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, f"Content-Type is {kind[:100]!r}; expected application/json", "unsupported_media_type")
+
+
+class Doors:
+    """Asks every check about a request's head, reads its body, and only then calls the app."""
+
+    def __init__(self, app: ASGIApp, checks: Collection[Check], bodies: Bodies) -> None:
+        self._app = app
+        self._checks = tuple(checks)
+        self._bodies = bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it; an ASGI app."""
+        if scope["type"] == "websocket":  # nothing here speaks it, and no check knows of it
+            await send({"type": "websocket.close"})
+            return
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            try:
+                for check in self._checks:
+                    check(scope, headers)
+                receive = await self._bodies.read(headers, receive)
+            except Refusal as refusal:
+                await refusal_response(refusal, {"Connection": "close"})(scope, receive, send)
+                return
+            except ClientLeft:
+                return
+        await self._app(scope, receive, send)
+
+
+class ResponseHeaders:
+    """Puts the headers that limit what browsers do with a response on all of them, beside what a route set itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on; an ASGI app."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        ours = {**HEADERS, **({"Cache-Control": "no-store"} if scope["path"].startswith("/v1/") else {})}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message.setdefault("headers", [])
+                headers = MutableHeaders(scope=message)
+                for name, value in ours.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)

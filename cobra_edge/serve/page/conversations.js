@@ -1,0 +1,127 @@
+// Conversations, kept in this tab: they outlive a reload and end with the tab. Pictures are kept while there is room for them;
+// a conversation whose picture was let go can still be read.
+
+const LIST = "cobra-edge.conversations";
+const PICTURE = "cobra-edge.picture.";
+const LARGEST = 4_000_000; // characters; browsers keep about five million for a page
+
+/**
+ * A conversation is {id, picture, turns}: picture is null or {thumbnail, name, width, height, note}, and a turn is
+ * {question, answer, outcome, failure, finish, usage, extension} with outcome "answering", "done", "stopped" or "failed".
+ */
+export class Conversations {
+  constructor() {
+    this.pictures = new Map(); // id -> data URI
+    this.all = stored();
+    for (const { id } of this.all) {
+      const url = read(PICTURE + id);
+      if (url) this.pictures.set(id, url);
+    }
+  }
+
+  /** Put a new conversation in front; of `picture` (see picture.js) or of none. */
+  begin(picture = null) {
+    const conversation = { id: `${Date.now()}-${Math.random().toString(36).slice(2)}`, picture: null, turns: [] };
+    this.all.unshift(conversation);
+    if (picture) this.show(conversation, picture);
+    return conversation;
+  }
+
+  /** Give a conversation its picture; one that has turns keeps what it has. */
+  show(conversation, { url, ...picture }) {
+    conversation.picture = picture;
+    this.pictures.set(conversation.id, url);
+  }
+
+  /** The picture's data URI: null where there was none, undefined where there was no room to keep it. */
+  urlOf(conversation) {
+    return conversation.picture ? this.pictures.get(conversation.id) : null;
+  }
+
+  remove(conversation) {
+    this.all = this.all.filter((other) => other !== conversation);
+    drop(PICTURE + conversation.id);
+  }
+
+  restore(conversation, index) {
+    this.all.splice(index, 0, conversation);
+  }
+
+  /** Write all that has begun. Returns false where pictures had to be left out: the oldest first, this one's last. */
+  save(current) {
+    const begun = this.all.filter(({ picture, turns }) => picture || turns.length > 0);
+    const victims = begun.filter(({ id }) => id !== current.id && read(PICTURE + id)).reverse();
+    const url = this.urlOf(current);
+    const tooLarge = url?.length > LARGEST;
+    const written = () => write(LIST, JSON.stringify(begun)) && (!url || tooLarge || this.#keep(current.id, url));
+    let kept = written();
+    const complete = kept && !tooLarge;
+    while (!kept && victims.length > 0) {
+      drop(PICTURE + victims.shift().id);
+      kept = written();
+    }
+    return complete;
+  }
+
+  #keep(id, url) {
+    return read(PICTURE + id) === url || write(PICTURE + id, url);
+  }
+}
+
+/** The messages of the API for a question after `turns`: the picture (a data URI, or null) goes with the first. */
+export function messagesFor(turns, url, question) {
+  const answered = turns.filter(({ outcome, answer }) => outcome !== "failed" && answer);
+  const said = answered.flatMap((turn) => [
+    { role: "user", content: turn.question },
+    { role: "assistant", content: turn.answer },
+  ]);
+  const messages = [...said, { role: "user", content: question }];
+  if (url) messages[0].content = [{ type: "image_url", image_url: { url } }, { type: "text", text: messages[0].content }];
+  return messages;
+}
+
+/** What a conversation is called in the list. */
+export function titleOf({ picture, turns }) {
+  return turns[0]?.question ?? picture?.name ?? "New conversation";
+}
+
+function stored() {
+  let all;
+  try {
+    all = JSON.parse(read(LIST) ?? "[]");
+  } catch {
+    all = [];
+  }
+  for (const turn of all.flatMap(({ turns }) => turns)) {
+    if (turn.outcome !== "answering") continue;
+    turn.outcome = "failed";
+    turn.failure = { title: "The page was left", words: "The answer had not ended when this page was closed or reloaded." };
+  }
+  return all;
+}
+
+// Storage may be full, or forbidden by the browser's settings: then this page's memory is all there is.
+function read(name) {
+  try {
+    return sessionStorage.getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+function write(name, value) {
+  try {
+    sessionStorage.setItem(name, value);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function drop(name) {
+  try {
+    sessionStorage.removeItem(name);
+  } catch {
+    // nothing was kept
+  }
+}

@@ -1,0 +1,293 @@
+// The page: pictures come in, questions go out, answers stream back.
+
+import { makeCamera } from "./camera.js";
+import { Conversations, messagesFor, titleOf } from "./conversations.js";
+import { readPicture } from "./picture.js";
+import { Failure, answer, models } from "./server.js";
+import { makeSettings } from "./settings.js";
+import { copyAndSay, makeTurn } from "./turn.js";
+import { transcript } from "./words.js";
+
+const byId = (id) => document.getElementById(id);
+const conversations = new Conversations();
+const settings = makeSettings();
+const views = new Map(); // turn -> its view, of the conversation that is shown
+let current = conversations.all[0] ?? conversations.begin();
+let running = null; // {conversation, turn, abort} of the answer that is coming
+let model = null; // the server's name of it
+
+// ---- what is shown
+
+function render() {
+  const { picture, turns } = current;
+  const empty = !picture && turns.length === 0;
+  byId("welcome").hidden = !empty;
+  byId("conversation").hidden = empty;
+  byId("shown").hidden = !picture;
+  if (picture) {
+    byId("shown-picture").src = conversations.urlOf(current) ?? picture.thumbnail;
+    byId("shown-picture").alt = `The picture asked about: ${picture.name}`;
+    byId("shown-name").textContent = picture.name;
+    byId("shown-size").textContent = [`${picture.width} × ${picture.height}`, picture.note].filter(Boolean).join(", ");
+  }
+  views.clear();
+  for (const turn of turns) views.set(turn, makeTurn(turn, { retry: () => ask(turn.question, turn), announce }));
+  byId("turns").replaceChildren(...Array.from(views.values(), ({ element }) => element));
+  renderList();
+  renderControls();
+}
+
+function renderList() {
+  const shown = conversations.all.filter((one) => one === current || one.picture || one.turns.length > 0);
+  byId("list").replaceChildren(...shown.map(listItem));
+}
+
+function listItem(conversation) {
+  const item = byId("item").content.firstElementChild.cloneNode(true);
+  const [open, bin] = item.querySelectorAll("button");
+  const title = titleOf(conversation);
+  open.querySelector(".title").textContent = title;
+  const thumbnail = conversation.picture?.thumbnail;
+  if (thumbnail) open.querySelector("img").src = thumbnail;
+  else open.querySelector("img").remove();
+  if (conversation === current) open.setAttribute("aria-current", "true");
+  open.addEventListener("click", () => show(conversation));
+  bin.setAttribute("aria-label", `Delete “${title}”`);
+  bin.addEventListener("click", () => remove(conversation));
+  return item;
+}
+
+function renderControls() {
+  const lost = conversations.urlOf(current) === undefined;
+  const hadFocus = [byId("ask"), byId("stop")].includes(document.activeElement);
+  byId("ask").hidden = Boolean(running);
+  byId("stop").hidden = !running;
+  byId("question").disabled = byId("ask").disabled = lost;
+  byId("question").placeholder = lost
+    ? "Its picture was too large to be kept over a reload. Give it again to go on asking."
+    : current.picture ? "Ask about the picture" : "Ask about a picture";
+  byId("suggestions").hidden = !current.picture || current.turns.length > 0 || lost;
+  byId("copy-all").hidden = !current.turns.some((turn) => turn.answer);
+  if (hadFocus) (running ? byId("stop") : byId("question")).focus();
+}
+
+function show(conversation) {
+  current = conversation;
+  drawer(false);
+  notice("");
+  render();
+  scrollTo(0, current.turns.length > 0 ? document.body.scrollHeight : 0);
+  byId("question").focus();
+}
+
+function announce(words) {
+  byId("status").textContent = words;
+}
+
+function notice(words, undo = null) {
+  byId("notice").hidden = !words;
+  byId("notice-words").textContent = words;
+  byId("notice-undo").hidden = !undo;
+  byId("notice-undo").onclick = undo;
+}
+
+function drawer(open) {
+  byId("side").classList.toggle("open", open);
+  byId("drawer").setAttribute("aria-expanded", String(open));
+}
+
+// ---- conversations
+
+function begin(picture = null) {
+  const blank = conversations.all.find((one) => !one.picture && one.turns.length === 0); // one is enough
+  if (blank) conversations.remove(blank);
+  show(conversations.begin(picture));
+}
+
+function remove(conversation) {
+  if (running?.conversation === conversation) running.abort.abort();
+  const index = conversations.all.indexOf(conversation);
+  conversations.remove(conversation);
+  if (conversations.all.length === 0) conversations.begin();
+  show(conversation === current ? conversations.all[Math.min(index, conversations.all.length - 1)] : current);
+  save();
+  if (!conversation.picture && conversation.turns.length === 0) return;
+  notice(`“${titleOf(conversation)}” was deleted.`, () => {
+    conversations.restore(conversation, index);
+    show(conversation);
+    save();
+  });
+}
+
+function save() {
+  if (conversations.save(current)) return;
+  notice("There is no room in this tab to keep every picture over a reload; until then nothing is lost.");
+}
+
+// ---- pictures
+
+async function take(file) {
+  let picture;
+  try {
+    picture = await readPicture(file);
+  } catch (error) {
+    return notice(error.message);
+  }
+  if (current.turns.length > 0) {
+    begin(picture);
+    notice("A new conversation, for the model sees one picture a conversation. The one before is in the list.");
+  } else {
+    conversations.show(current, picture);
+    show(current);
+  }
+  save();
+  announce(`Picture ${picture.name}, ${picture.width} by ${picture.height}. Ask about it.`);
+}
+
+function takeFrom(transfer) {
+  const file = Array.from(transfer.files).find(({ type }) => type.startsWith("image/")) ?? transfer.files[0];
+  if (file) take(file);
+  else notice("That is no picture file: save the picture first, or copy and paste it.");
+}
+
+// ---- questions
+
+async function ask(question, again = null) {
+  if (running || !settings.valid()) return;
+  const conversation = current;
+  const url = conversations.urlOf(conversation);
+  const turn = again ?? { question: question.trim() };
+  Object.assign(turn, { answer: "", outcome: "answering", failure: null, finish: null, usage: null, extension: null });
+  turn.picture = Boolean(url);
+  if (!again) conversation.turns.push(turn);
+  running = { conversation, turn, abort: new AbortController() };
+  notice("");
+  render();
+  save();
+  scrollTo(0, document.body.scrollHeight);
+  await answerInto(turn, messagesFor(conversation.turns.slice(0, conversation.turns.indexOf(turn)), url, turn.question));
+  running = null;
+  following(() => views.get(turn)?.update());
+  renderControls();
+  if (conversations.all.includes(conversation)) save();
+  announce(spoken(turn));
+  if (turn.failure?.status === 401 && (await settings.askForKey(turn.failure.words))) {
+    await showModel();
+    if (current === conversation) ask(turn.question, turn);
+  }
+}
+
+/** Stream the answer into the turn; whatever happens, its outcome says so. */
+async function answerInto(turn, messages) {
+  try {
+    model ??= (await models(settings.key()))[0].id;
+    const body = { model, messages, ...settings.sampling() };
+    for await (const { text, ...rest } of answer({ body, key: settings.key(), signal: running.abort.signal })) {
+      turn.answer += text;
+      for (const [name, value] of Object.entries(rest)) turn[name] = value ?? turn[name];
+      following(() => views.get(turn)?.update());
+    }
+    turn.outcome = "done";
+  } catch (error) {
+    turn.outcome = running.abort.signal.aborted ? "stopped" : "failed";
+    if (turn.outcome === "failed" && !(error instanceof Failure)) console.error(error);
+    const { title = "This page failed", words = String(error), status, retrySeconds } = error;
+    turn.failure = turn.outcome === "failed" ? { title, words, status, retrySeconds } : null;
+  }
+}
+
+function spoken({ outcome, failure, answer: said }) {
+  if (outcome === "failed") return `${failure.title}. ${failure.words}`;
+  return outcome === "stopped" ? `Stopped. ${said}` : `Answer: ${said}`;
+}
+
+/** Change the page, and stay at its end where the reader is there. */
+function following(change) {
+  const root = document.documentElement;
+  const atEnd = root.scrollHeight - root.clientHeight - root.scrollTop < 48;
+  change();
+  if (atEnd) scrollTo(0, root.scrollHeight);
+}
+
+async function showModel() {
+  const words = byId("model");
+  byId("again-models").hidden = true;
+  try {
+    model = (await models(settings.key()))[0].id;
+    words.textContent = model;
+  } catch (failure) {
+    model = null;
+    words.textContent = `${failure.title}. ${failure.words}`;
+    byId("again-models").hidden = false;
+    return failure;
+  }
+}
+
+// ---- what people do
+
+const does = { choose: () => byId("file").click(), camera: makeCamera(take) };
+for (const button of document.querySelectorAll("[data-does]")) button.addEventListener("click", does[button.dataset.does]);
+
+const field = byId("question");
+function send() {
+  const question = field.value;
+  if (running || !question.trim() || field.disabled || !settings.valid()) return;
+  field.value = "";
+  grow();
+  ask(question);
+}
+function grow() {
+  field.style.height = "auto";
+  field.style.height = `${field.scrollHeight}px`;
+}
+field.addEventListener("input", grow);
+field.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  send();
+});
+byId("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  send();
+});
+byId("stop").addEventListener("click", () => running?.abort.abort());
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) running?.abort.abort();
+});
+for (const button of byId("suggestions").querySelectorAll("button")) {
+  button.addEventListener("click", () => {
+    field.focus();
+    ask(button.textContent);
+  });
+}
+
+byId("file").addEventListener("change", ({ target }) => {
+  if (target.files.length > 0) take(target.files[0]);
+  target.value = ""; // the same file can be chosen again
+});
+document.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length === 0) return;
+  event.preventDefault();
+  takeFrom(event.clipboardData);
+});
+let inside = 0; // dragenter and dragleave come for every element that is passed
+for (const [kind, step] of [["dragenter", 1], ["dragleave", -1]]) {
+  document.addEventListener(kind, () => (byId("drop").hidden = (inside += step) <= 0));
+}
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  inside = 0;
+  byId("drop").hidden = true;
+  takeFrom(event.dataTransfer);
+});
+
+byId("new").addEventListener("click", () => begin());
+byId("drawer").addEventListener("click", () => drawer(!byId("side").classList.contains("open")));
+byId("copy-all").addEventListener("click", (event) => copyAndSay(event.currentTarget, transcript(current, model ?? "Model"), announce));
+byId("notice-close").addEventListener("click", () => notice(""));
+byId("again-models").addEventListener("click", showModel);
+
+render();
+const failure = await showModel();
+if (failure?.status === 401 && (await settings.askForKey(failure.words))) await showModel();

@@ -1,0 +1,44 @@
+// Figures of an answer in words.
+
+const number = (value, digits = 0) => value.toLocaleString("en", { maximumFractionDigits: digits });
+const tokens = (count) => `${number(count)} ${count === 1 ? "token" : "tokens"}`;
+
+/** "180 ms", "1.2 s". */
+export function duration(ms) {
+  return ms < 1000 ? `${number(ms, ms < 10 ? 1 : 0)} ms` : `${number(ms / 1000, 1)} s`;
+}
+
+/** "23 tokens · 41 tokens/s · first after 180 ms", as far as it is known. */
+export function figures({ usage, extension }) {
+  const parts = [];
+  if (usage) parts.push(tokens(usage.completion_tokens));
+  if (extension?.tpot_ms) parts.push(`${number(1000 / extension.tpot_ms, extension.tpot_ms > 100 ? 1 : 0)} tokens/s`);
+  if (extension?.ttft_ms != null) parts.push(`first token after ${duration(extension.ttft_ms)}`);
+  if (extension?.queue_ms >= 100) parts.push(`waited ${duration(extension.queue_ms)} for its turn`);
+  return parts.join(" · ");
+}
+
+/** What did not have to be read again: {words, share of the prompt 0..1}, or null where the server does not say. */
+export function memory({ usage, extension }) {
+  if (!usage?.prompt_tokens_details || !extension?.remembered) return null;
+  const { cached_tokens: cached = 0, image_tokens: image = 0 } = usage.prompt_tokens_details;
+  const share = cached / Math.max(1, usage.prompt_tokens);
+  if (extension.remembered === "nothing" || cached === 0) {
+    const ofPicture = image > 0 ? `, ${number(image)} of them the picture` : "";
+    return { words: `Read anew: ${number(usage.prompt_tokens)} prompt tokens${ofPicture}.`, share: 0 };
+  }
+  const what = extension.remembered === "image" ? "picture" : "conversation so far";
+  return { words: `The ${what} was remembered: ${number(cached)} of ${number(usage.prompt_tokens)} prompt tokens not read again.`, share };
+}
+
+/** How an answer ended, where it is worth saying. */
+export function ending({ outcome, finish, usage }) {
+  if (outcome === "stopped") return "Stopped.";
+  return finish === "length" ? `Ended at the limit of ${usage ? tokens(usage.completion_tokens) : "its length"}.` : "";
+}
+
+/** A conversation as plain text. */
+export function transcript({ picture, turns }, model) {
+  const head = picture ? [`Picture: ${picture.name} (${picture.width} × ${picture.height})`] : [];
+  return [...head, ...turns.flatMap(({ question, answer }) => [`You: ${question}`, `${model}: ${answer}`])].join("\n\n") + "\n";
+}

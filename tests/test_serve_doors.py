@@ -1,0 +1,334 @@
+"""The doors of the server, asked without a network: an ASGI app is a function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anyio
+import pytest
+
+from cobra_edge.errors import InputError
+from cobra_edge.serve.doors import allowed_hosts, guarded
+from cobra_edge.serve.limits import Limits
+
+LIMITS = Limits(body_bytes=100, body_seconds=0.2)
+JSON = ("content-type", "application/json")
+LOOPBACK = allowed_hosts("127.0.0.1", [])
+
+
+@dataclass
+class Response:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return json.loads(self.body)["error"]
+
+
+class Route:
+    """An app that notes what reaches it and answers with `headers`."""
+
+    def __init__(self, headers: Iterable[tuple[str, str]] = ()) -> None:
+        self.headers = [(n.encode(), v.encode()) for n, v in headers]
+        self.seen: list[bytes] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            self.seen.append(b"lifespan")
+            return
+        self.seen.append((await receive())["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        await send({"type": "http.response.body", "body": b"answered"})
+
+
+def asked(
+    app: Any,
+    method: str = "POST",
+    path: str = "/v1/chat/completions",
+    headers: Iterable[tuple[str, str]] = (JSON,),
+    parts: Iterable[bytes] = (b"{}",),
+    pause: float = 0.0,
+    leaves: bool = False,
+) -> Response | None:
+    """Send a request whose body comes in parts, with a pause before each; None where no response came."""
+    sent: list[dict[str, Any]] = []
+    coming = list(parts)
+
+    async def receive() -> dict[str, Any]:
+        await anyio.sleep(pause)
+        if not coming:
+            assert leaves, "more was read than the body has"
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": coming.pop(0), "more_body": bool(coming) or leaves}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    raw = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in headers]
+    scope = {"type": "http", "method": method, "path": path, "headers": raw, "query_string": b"", "http_version": "1.1"}
+    anyio.run(app, scope, receive, send)
+    if not sent:
+        return None
+    got = {n.decode().lower(): v.decode() for n, v in sent[0]["headers"]}
+    return Response(sent[0]["status"], got, b"".join(m["body"] for m in sent[1:]))
+
+
+def refused(response: Response | None, status: int, code: str) -> str:
+    """Check the shape of a refusal and return its message."""
+    assert response is not None
+    assert (response.status, response.error["code"]) == (status, code)
+    assert set(response.error) == {"message", "type", "param", "code"}
+    assert response.headers["connection"] == "close"
+    assert response.headers["content-type"] == "application/json"
+    return response.error["message"]
+
+
+def test_a_body_arrives_whole_however_it_was_cut():
+    route = Route()
+    response = asked(guarded(route, LIMITS), parts=[b'{"a"', b"", b":1", b"}"])
+    assert response is not None and (response.status, response.body) == (200, b"answered")
+    assert route.seen == [b'{"a":1}']
+
+
+def test_after_its_body_a_route_hears_that_the_client_left():
+    heard = []
+
+    async def route(scope: Any, receive: Any, send: Any) -> None:
+        heard.extend([await receive(), await receive()])
+
+    left = [{"type": "http.request", "body": b"{}", "more_body": False}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return left.pop(0)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    anyio.run(guarded(route, LIMITS), scope, receive, None)
+    assert [m["type"] for m in heard] == ["http.request", "http.disconnect"]
+
+
+def test_a_body_of_exactly_the_limit_is_read():
+    route = Route()
+    asked(guarded(route, LIMITS), headers=[JSON, ("content-length", "100")], parts=[b"x" * 60, b"x" * 40])
+    assert route.seen == [b"x" * 100]
+
+
+def test_a_body_declared_too_large_is_refused_unread():
+    route = Route()
+    response = asked(guarded(route, LIMITS), headers=[JSON, ("content-length", "101")], parts=[])
+    assert "101 bytes, at most 100" in refused(response, 413, "body_too_large")
+    assert not route.seen
+
+
+def test_a_body_that_grows_too_large_is_refused_where_it_does():
+    route = Route()
+    response = asked(guarded(route, LIMITS), parts=[b"x" * 60, b"x" * 41])
+    assert "scale the picture down" in refused(response, 413, "body_too_large")
+    assert not route.seen
+
+
+def test_a_body_that_takes_too_long_in_all_is_refused():
+    route = Route()
+    response = asked(guarded(route, LIMITS), parts=[b"x"] * 50, pause=0.05)
+    assert "within 0.2 seconds" in refused(response, 408, "body_timeout")
+    assert not route.seen
+
+
+def test_who_leaves_before_the_end_of_a_body_is_not_answered():
+    route = Route()
+    assert asked(guarded(route, LIMITS), leaves=True) is None
+    assert not route.seen
+
+
+def test_all_bodies_together_have_a_limit_and_those_read_or_given_up_count_no_more():
+    route = Route()
+    app = guarded(route, replace(LIMITS, body_bytes=100, bodies_bytes=150))
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
+
+    async def held(left: anyio.Event) -> None:
+        async def receive() -> dict[str, Any]:
+            if not begun.is_set():
+                begun.set()
+                return {"type": "http.request", "body": b"x" * 90, "more_body": True}
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        begun = anyio.Event()
+        await app(scope, receive, None)
+
+    async def second() -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"x" * 80, "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await app(scope, receive, send)
+        return sent
+
+    async def both() -> tuple[int, int]:
+        left = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(held, left)
+            await anyio.wait_all_tasks_blocked()
+            while_held = await second()
+            left.set()
+        assert (b"retry-after", b"1") in while_held[0]["headers"]
+        return while_held[0]["status"], (await second())[0]["status"]
+
+    assert anyio.run(both) == (503, 200)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8"])
+def test_json_is_taken(kind: str):
+    response = asked(guarded(Route(), LIMITS), headers=[("content-type", kind)])
+    assert response is not None and response.status == 200
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp"]
+)
+def test_what_a_foreign_page_can_post_without_asking_is_refused(kind: str):
+    route = Route()
+    message = refused(asked(guarded(route, LIMITS), headers=[("content-type", kind)]), 415, "unsupported_media_type")
+    assert kind in message and not route.seen
+
+
+def test_a_post_without_a_type_is_refused():
+    refused(asked(guarded(Route(), LIMITS), headers=[]), 415, "unsupported_media_type")
+
+
+KEY = "correct-hörse"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/metrics", "/metrics/"])
+@pytest.mark.parametrize(
+    "shown",
+    [
+        [],
+        ["Bearer wrong"],
+        ["Bearer"],
+        ["Bearer "],
+        [f"Basic {KEY}"],
+        [KEY],
+        ["Bearer correct-h"],
+        [f"Bearer {KEY.encode().decode('latin-1')}x"],
+        [f"Bearer {KEY.encode().decode('latin-1')}"] * 2,
+    ],
+)
+def test_without_the_key_nothing_is_answered(path: str, shown: list[str]):
+    route = Route()
+    headers = [("authorization", s) for s in shown]
+    response = asked(guarded(route, LIMITS, key=KEY), "GET", path, headers, parts=[])
+    message = refused(response, 401, "invalid_api_key")
+    assert response is not None and response.headers["www-authenticate"] == "Bearer"
+    assert "hörse" not in message and not route.seen
+    assert response.error["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_with_the_key_requests_are_answered(scheme: str):
+    shown = f"{scheme} {KEY.encode().decode('latin-1')}"
+    response = asked(guarded(Route(), LIMITS, key=KEY), headers=[JSON, ("authorization", shown)])
+    assert response is not None and response.status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/page/script.js", "/healthz", "/readyz", "/openapi.json"])
+def test_the_page_and_the_probes_need_no_key(path: str):
+    response = asked(guarded(Route(), LIMITS, key=KEY), "GET", path, [])
+    assert response is not None and response.status == 200
+
+
+def test_an_empty_key_is_refused_at_the_start():
+    with pytest.raises(InputError, match="the API key is empty"):
+        guarded(Route(), LIMITS, key="")
+
+
+HOSTS = ["localhost", "localhost:8000", "LOCALHOST.", "127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:8000"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_behind_loopback_our_own_names_are_answered(host: str):
+    response = asked(guarded(Route(), LIMITS, hosts=LOOPBACK), headers=[JSON, ("host", host)])
+    assert response is not None and response.status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "[::2]", ""]
+)
+def test_behind_loopback_other_names_are_refused(host: str):
+    route = Route()
+    response = asked(guarded(route, LIMITS, hosts=LOOPBACK), headers=[JSON, ("host", host)])
+    assert "--allowed-host" in refused(response, 403, "host_not_allowed")
+    assert not route.seen
+
+
+@pytest.mark.parametrize(
+    ("bound", "named", "expected"),
+    [
+        ("127.0.0.1", ["Robot.local."], {"localhost", "127.0.0.1", "::1", "robot.local"}),
+        ("127.0.0.5", [], {"localhost", "127.0.0.1", "::1", "127.0.0.5"}),
+        ("::1", [], {"localhost", "127.0.0.1", "::1"}),
+        ("0.0.0.0", [], None),
+        ("10.0.0.7", ["robot"], {"localhost", "127.0.0.1", "::1", "10.0.0.7", "robot"}),
+    ],
+)
+def test_names_follow_what_is_listened_on(bound: str, named: list[str], expected: set[str] | None):
+    assert allowed_hosts(bound, named) == expected
+
+
+def test_any_name_is_answered_where_all_are_allowed():
+    response = asked(guarded(Route(), LIMITS, hosts=None), headers=[JSON, ("host", "evil.example")])
+    assert response is not None and response.status == 200
+
+
+def whatever_happens() -> list[tuple[str, Callable[[], Response | None]]]:
+    return [
+        ("answered", lambda: asked(guarded(Route(), LIMITS))),
+        ("413", lambda: asked(guarded(Route(), LIMITS), parts=[b"x" * 101])),
+        ("415", lambda: asked(guarded(Route(), LIMITS), headers=[])),
+        ("401", lambda: asked(guarded(Route(), LIMITS, key="k"))),
+        ("403", lambda: asked(guarded(Route(), LIMITS, hosts=LOOPBACK))),
+    ]
+
+
+@pytest.mark.parametrize(("name", "ask"), whatever_happens())
+def test_every_response_limits_what_browsers_do_with_it(name: str, ask: Callable[[], Response | None]):
+    response = ask()
+    assert response is not None
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["referrer-policy"] == "no-referrer"
+    assert response.headers["cross-origin-resource-policy"] == "same-origin"
+    assert response.headers["cache-control"] == "no-store"
+    assert not [h for h in response.headers if h.startswith("access-control")]
+
+
+def test_what_a_route_set_is_left_as_it_is():
+    route = Route([("referrer-policy", "origin"), ("cache-control", "max-age=60")])
+    response = asked(guarded(route, LIMITS), "GET", "/v1/models", [])
+    assert response is not None
+    assert (response.headers["referrer-policy"], response.headers["cache-control"]) == ("origin", "max-age=60")
+
+
+def test_the_page_may_be_kept():
+    response = asked(guarded(Route(), LIMITS), "GET", "/", [])
+    assert response is not None and "cache-control" not in response.headers
+
+
+def test_a_socket_is_closed_and_a_lifespan_passes():
+    route, sent = Route(), []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    app = guarded(route, LIMITS, key="k")
+    anyio.run(app, {"type": "websocket", "path": "/v1/x", "headers": []}, None, send)
+    assert sent == [{"type": "websocket.close"}] and not route.seen
+    anyio.run(app, {"type": "lifespan"}, None, None)
+    assert route.seen == [b"lifespan"]
