@@ -122,7 +122,7 @@ def test_a_client_asks_all_kinds_and_goes_on_only_from_whole_answers() -> None:
         assert all(answer != "lost" for _, answer in question.before)
         seen.add((question.picture is None, bool(question.before), question.stream))
         asker.heard(question, Reply(200, text="kept") if number % 2 else Reply(429, text="lost", retry_after=1.0))
-    assert len(seen) == 2 ** 3 and len(KINDS) == 4
+    assert len(seen) == 2**3 and len(KINDS) == 4
 
 
 def test_the_same_seed_asks_the_same() -> None:
@@ -176,7 +176,9 @@ def test_a_missing_time_is_not_left_out() -> None:
 
 
 def load() -> list[Reply]:
-    answered = [Reply(200, latency_ms=20.0 * n, ttft_ms=10.0 * n, new_tokens=4, remembered="image", ended=n) for n in range(1, 21)]
+    answered = [
+        Reply(200, latency_ms=20.0 * n, ttft_ms=10.0 * n, new_tokens=4, remembered="image", ended=n) for n in range(1, 21)
+    ]
     return [*answered, Reply(200, latency_ms=5.0, new_tokens=2, remembered="nothing"), Reply(429, retry_after=1.0)]
 
 
@@ -305,7 +307,10 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch, capsys) -> None:
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path) -> None:
-    with pytest.raises(MachineError, match=r"exit code 2, its last messages: .*no-such-bundle"), served(tmp_path / "no-such-bundle"):
+    with (
+        pytest.raises(MachineError, match=r"exit code 2, its last messages: .*no-such-bundle"),
+        served(tmp_path / "no-such-bundle"),
+    ):
         pass
 
 

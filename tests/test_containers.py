@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
+
+from cobra_edge.serve.command import command as serve
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -114,8 +115,7 @@ def composed() -> dict[str, Any]:
 
 def understood(words: list[str]) -> dict[str, Any]:
     """Return what `serve` makes of these words. Raises click's errors for those it does not know."""
-    command: click.Command = pytest.importorskip("cobra_edge.serve.command").command
-    return command.make_context("serve", list(words)).params
+    return serve.make_context("serve", list(words)).params
 
 
 def seconds(told: str) -> float:
