@@ -297,6 +297,11 @@ def test_a_text_only_bundle_is_refused(tiny_bundle, capsys) -> None:
     assert "text-only model" in capsys.readouterr().err
 
 
+def test_a_kept_bundle_of_another_shape_is_refused(tiny_bundle, capsys) -> None:
+    assert run_command(verbs.command, ["serve", "--shape", "cobra-3b", "--bundle-dir", str(tiny_bundle)]) == 2
+    assert "another shape than cobra-3b" in capsys.readouterr().err
+
+
 def test_a_missing_library_is_named(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "httpx", None)

@@ -132,8 +132,12 @@ def _measured(
 @contextmanager
 def _bundle(given: Path | None, shape: str, kept: Path | None, scratch: Path | None) -> Iterator[Path]:
     """Give the bundle that is served; one that is made here and not kept goes with the block."""
-    if given is not None or (kept is not None and (kept / MANIFEST).is_file()):
-        yield given or kept or Path()
+    there = kept if kept is not None and (kept / MANIFEST).is_file() else None
+    if there is not None and Bundle.open(there).manifest.model.mamba != shape_named(shape).mamba:
+        raise InputError(f"{there} holds a bundle of another shape than {shape}; give another --bundle-dir")
+    ready = given or there
+    if ready is not None:
+        yield ready
         return
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         out = kept or Path(folder) / "bundle"
