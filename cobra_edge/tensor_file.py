@@ -30,23 +30,29 @@ _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _ALIGNMENT = 64  # of the data's start, so that memory-mapped rows can be loaded as whole vectors
 
 
+def head_of(tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return what a file begins with, up to the tensors' values: the same bytes for the same arguments."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for t in tensors:
+        end = offset + t.n_bytes
+        header[t.name] = {"dtype": _CODES[t.dtype], "shape": list(t.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
 class TensorFileWriter:
     """Writes the announced tensors in the announced order; leaving the context early leaves a file no reader accepts."""
 
     def __init__(self, file: Path, tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None = None) -> None:
         """Open the file and write its header, with metadata where some is given. Raises OSError as the file system does."""
         self._waiting = list(tensors)
-        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-        offset = 0
-        for t in self._waiting:
-            end = offset + t.n_bytes
-            header[t.name] = {"dtype": _CODES[t.dtype], "shape": list(t.shape), "data_offsets": [offset, end]}
-            offset = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+        head = head_of(self._waiting, metadata)
         self._waiting.reverse()
         self._stream = file.open("wb")
-        self._stream.write(len(text).to_bytes(8, "little") + text)
+        self._stream.write(head)
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Append the next tensor; it has to be the one announced."""

@@ -1,13 +1,10 @@
 """report.html as a browser sees it: nothing asked for, nothing complained of, nothing wider than a phone.
 
-The browser is $CHROMIUM, or a Chromium or Chrome on PATH; without one these tests are skipped, and fail in CI.
+Which browser that is says browser_case.py; without one these tests are skipped, and fail in CI.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,60 +13,10 @@ from cobra_edge.regress.outputs.compare import compare
 from cobra_edge.regress.outputs.html import comparison_html
 from cobra_edge.regress.outputs.write import write_outputs
 
+from .browser_case import browser, contrast, found_browser, luminance, opened
 from .regress_reports import HOSTILE, bare_report, figure, held_report, hostile_report, make_report, picture, pictures
 
-PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-
-
-def found_browser() -> str:
-    """Return the browser's path; skip without one, or fail where CI must have it."""
-    named = os.environ.get("CHROMIUM")
-    program = shutil.which(named) if named else next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        reason = f"no browser at $CHROMIUM ({named})" if named else f"none of {', '.join(PROGRAMS)} is on PATH"
-        reason += "; install one: apt-get install --no-install-recommends chromium-headless-shell, or set CHROMIUM to its path"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    return program
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = found_browser()
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install 'cobra-edge[test]'")
-    with sync_api.sync_playwright() as playwright:
-        # no sandbox of its own: in a container, as root, Chromium has none
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@dataclass
-class Seen:
-    """A page that was opened, and all it asked for and complained of."""
-
-    page: object
-    requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-
-
-@pytest.fixture
-def opened(browser):
-    contexts = []
-
-    def open_page(file: Path, width: int, scheme: str) -> Seen:
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        contexts.append(context)
-        seen = Seen(context.new_page())
-        seen.page.on("request", lambda request: seen.requests.append(request.url))
-        seen.page.on("requestfailed", lambda request: seen.complaints.append(f"failed: {request.url[:200]}"))
-        seen.page.on("console", lambda message: seen.complaints.append(f"{message.type}: {message.text}"))
-        seen.page.on("pageerror", lambda error: seen.complaints.append(f"error: {error}"))
-        seen.page.goto(file.as_uri())
-        return seen
-
-    yield open_page
-    for context in contexts:
-        context.close()
+__all__ = ["browser", "opened"]  # fixtures
 
 
 def write(tmp_path: Path, kind: str) -> Path:
@@ -94,7 +41,7 @@ def write(tmp_path: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["full", "hostile", "bare", "comparison"])
 def test_page(tmp_path, opened, kind, width, scheme):
     file = write(tmp_path, kind)
-    seen = opened(file, width, scheme)
+    seen = opened(file.as_uri(), width, scheme)
     seen.page.screenshot(path=tmp_path / f"{kind}-{width}-{scheme}.png", full_page=True)
     assert seen.complaints == []
     assert [url for url in seen.requests if not url.startswith("data:")] == [file.as_uri()]
@@ -111,7 +58,7 @@ def test_dark_is_dark_and_both_can_be_read(tmp_path, opened):
     file = write(tmp_path, "full")
     grounds = {}
     for scheme in ("light", "dark"):
-        page = opened(file, 1280, scheme).page
+        page = opened(file.as_uri(), 1280, scheme).page
         colours = page.evaluate(
             """() => ["body", "section", ".verdict", ".badge.held", ".badge.failed", ".soft", "caption", "mark", "nav a", "dt",
                       ".bad th", "svg text", ".note"].map(s => {
@@ -128,27 +75,15 @@ def test_dark_is_dark_and_both_can_be_read(tmp_path, opened):
     assert grounds["dark"] < 0.05 < 0.8 < grounds["light"]
 
 
-def luminance(colour: str) -> float:
-    """Return the relative luminance of "rgb(r, g, b)". Source: WCAG 2.1."""
-    parts = [int(part) / 255 for part in colour[4:-1].split(",")]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(ink: str, ground: str) -> float:
-    dark, light = sorted((luminance(ink), luminance(ground)))
-    return (light + 0.05) / (dark + 0.05)
-
-
 def test_a_wide_table_scrolls_by_itself(tmp_path, opened):
-    page = opened(write(tmp_path, "full"), 360, "light").page
+    page = opened(write(tmp_path, "full").as_uri(), 360, "light").page
     boxes = page.evaluate("[...document.querySelectorAll('.scroll')].map(b => [b.clientWidth, b.scrollWidth, b.tabIndex])")
     assert boxes and all(shown <= 360 and reachable == 0 for shown, _, reachable in boxes)
     assert any(whole > shown for shown, whole, _ in boxes)
 
 
 def test_text_in_plots_can_be_read_on_a_phone(tmp_path, opened):
-    page = opened(write(tmp_path, "full"), 360, "light").page
+    page = opened(write(tmp_path, "full").as_uri(), 360, "light").page
     heights = page.evaluate("[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)")
     assert len(heights) > 50 and min(heights) >= 8
 
@@ -157,7 +92,7 @@ def test_nothing_can_be_loaded_or_run_by_what_a_model_says(tmp_path, opened):
     file = write(tmp_path, "full")
     added = '<script>document.title = "run"</script><img src="https://example.com/a.png"><p onclick="1" id="hook"></p></main>'
     file.write_text(file.read_text(encoding="utf-8").replace("</main>", added), encoding="utf-8")
-    seen = opened(file, 1280, "light")
+    seen = opened(file.as_uri(), 1280, "light")
     assert seen.page.title() != "run"
     assert len([text for text in seen.complaints if "Content Security Policy" in text]) >= 2
 

@@ -49,6 +49,19 @@ class DecoderState:
             np.zeros((config.n_layer, config.d_inner, config.d_state), np.float32),
         )
 
+    @staticmethod
+    def layout(config: MambaConfig) -> list[StoredTensor]:
+        """Return the tensors of a saved state."""
+        return [
+            StoredTensor("conv", "float32", (config.n_layer, config.d_inner, config.d_conv)),
+            StoredTensor("ssm", "float32", (config.n_layer, config.d_inner, config.d_state)),
+            StoredTensor("n_tokens", "int32", (1,)),
+        ]
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """Return what is saved, by the names of `layout` and in its order."""
+        return {"conv": self.conv, "ssm": self.ssm, "n_tokens": np.array([self.n_tokens], np.int32)}
+
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shapes of `conv` and `ssm`."""
@@ -71,7 +84,7 @@ class DecoderState:
         """Write the state as safetensors."""
         from safetensors.numpy import save_file
 
-        save_file({"conv": self.conv, "ssm": self.ssm, "n_tokens": np.array([self.n_tokens], np.int32)}, file)
+        save_file(self.parts(), file)
 
     def host(self) -> DecoderState:
         """Return an independent copy in the host's memory."""
@@ -80,13 +93,7 @@ class DecoderState:
     @classmethod
     def load(cls, file: Path, config: MambaConfig) -> DecoderState:
         """Read a saved state. Raises BundleError when it is not one of this model."""
-        zeros = cls.zeros(config)
-        shapes = [
-            StoredTensor("conv", "float32", zeros.conv.shape),
-            StoredTensor("ssm", "float32", zeros.ssm.shape),
-            StoredTensor("n_tokens", "int32", (1,)),
-        ]
-        saved = read_tensors(file, shapes)
+        saved = read_tensors(file, cls.layout(config))
         if not (np.isfinite(saved["conv"]).all() and np.isfinite(saved["ssm"]).all()):
             raise InputError(f"{file}: holds NaN or infinity; look at the image again")
         return cls(saved["conv"], saved["ssm"], int(saved["n_tokens"][0]))

@@ -52,8 +52,8 @@ def refusal_response(refusal: Refusal, extra: Mapping[str, str] | None = None) -
 def allowed_hosts(bound: str, named: Collection[str]) -> frozenset[str] | None:
     """Return the names in a request's Host header that are answered, or None for any.
 
-    A foreign page can give its own name the address of this machine ("DNS rebinding") and is then, to the browser, our own
-    page; but the Host header still says its name. Behind loopback no name but ours is honest.
+    A foreign page can give its own name the address of this machine ("DNS rebinding") and is then, to a browser, our page;
+    but the Host header still says its name. Behind loopback no name but ours is honest.
 
     Args:
         bound: what the server listens on: an address or a name.

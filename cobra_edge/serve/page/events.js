@@ -23,6 +23,17 @@ export async function* events(stream) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {}); // whoever stops reading also stops the server
+    leave(reader);
   }
+}
+
+/** Read what is left to its end, which is near after the last event, so that the connection can be used again; or else break it. */
+async function leave(reader) {
+  const late = setTimeout(() => reader.cancel().catch(() => {}), 1000);
+  try {
+    while (!(await reader.read()).done);
+  } catch {
+    // broken, or aborted
+  }
+  clearTimeout(late);
 }

@@ -10,7 +10,8 @@ import { transcript } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const conversations = new Conversations();
-const settings = makeSettings();
+const narrow = matchMedia("(max-width: 52rem)"); // conversations and settings lie over the page, as in style.css
+const settings = makeSettings(() => drawer(true));
 const views = new Map(); // turn -> its view, of the conversation that is shown
 let current = conversations.all[0] ?? conversations.begin();
 let running = null; // {conversation, turn, abort} of the answer that is coming
@@ -38,8 +39,8 @@ function render() {
 }
 
 function renderList() {
-  const shown = conversations.all.filter((one) => one === current || one.picture || one.turns.length > 0);
-  byId("list").replaceChildren(...shown.map(listItem));
+  const begun = conversations.all.filter(({ picture, turns }) => picture || turns.length > 0);
+  byId("list").replaceChildren(...begun.map(listItem));
 }
 
 function listItem(conversation) {
@@ -49,7 +50,7 @@ function listItem(conversation) {
   open.querySelector(".title").textContent = title;
   const thumbnail = conversation.picture?.thumbnail;
   if (thumbnail) open.querySelector("img").src = thumbnail;
-  else open.querySelector("img").remove();
+  open.querySelector(thumbnail ? "svg" : "img").remove();
   if (conversation === current) open.setAttribute("aria-current", "true");
   open.addEventListener("click", () => show(conversation));
   bin.setAttribute("aria-label", `Delete “${title}”`);
@@ -92,8 +93,10 @@ function notice(words, undo = null) {
 }
 
 function drawer(open) {
-  byId("side").classList.toggle("open", open);
-  byId("drawer").setAttribute("aria-expanded", String(open));
+  const over = open && narrow.matches;
+  byId("side").classList.toggle("open", over);
+  byId("drawer").setAttribute("aria-expanded", String(over));
+  document.querySelector("main").inert = over;
 }
 
 // ---- conversations
@@ -252,7 +255,9 @@ byId("composer").addEventListener("submit", (event) => {
 });
 byId("stop").addEventListener("click", () => running?.abort.abort());
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !document.querySelector("dialog[open]")) running?.abort.abort();
+  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+  if (byId("side").classList.contains("open")) drawer(false);
+  else running?.abort.abort();
 });
 for (const button of byId("suggestions").querySelectorAll("button")) {
   button.addEventListener("click", () => {
@@ -284,6 +289,7 @@ document.addEventListener("drop", (event) => {
 
 byId("new").addEventListener("click", () => begin());
 byId("drawer").addEventListener("click", () => drawer(!byId("side").classList.contains("open")));
+narrow.addEventListener("change", () => drawer(false));
 byId("copy-all").addEventListener("click", (event) => copyAndSay(event.currentTarget, transcript(current, model ?? "Model"), announce));
 byId("notice-close").addEventListener("click", () => notice(""));
 byId("again-models").addEventListener("click", showModel);

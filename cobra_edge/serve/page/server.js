@@ -90,5 +90,6 @@ function secondsUntil(header) {
 }
 
 function authorisation(key) {
-  return key ? { Authorization: `Bearer ${key}` } : {};
+  const bytes = new TextEncoder().encode(key); // headers carry bytes, which fetch takes as characters below 256
+  return key ? { Authorization: `Bearer ${String.fromCharCode(...bytes)}` } : {};
 }

@@ -4,8 +4,8 @@ const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 const KEPT = "cobra-edge.settings";
 const byId = (id) => document.getElementById(id);
 
-/** Make the settings and the window that asks for a key work. */
-export function makeSettings() {
+/** Make the settings and the window that asks for a key work; `reveal` brings the settings into sight. */
+export function makeSettings(reveal) {
   const form = byId("settings-form");
   const fields = [...NUMBERS, "key"].map((name) => form.elements.namedItem(name));
   for (const field of fields) field.value = stored()[field.name] ?? "";
@@ -27,8 +27,8 @@ export function makeSettings() {
     /** Whether all can be sent; says in the browser's words what cannot. */
     valid() {
       if (form.checkValidity()) return true;
+      reveal();
       byId("settings").open = true;
-      byId("side").classList.add("open");
       return form.reportValidity();
     },
     /** Ask for the key; true where one was given. */

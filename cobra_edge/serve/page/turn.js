@@ -20,7 +20,7 @@ export function makeTurn(turn, does) {
 
   function showFailure({ title, words, retrySeconds }) {
     find(".failure .title").textContent = title;
-    find(".failure .words").textContent = retrySeconds ? `${words} Try again in ${retrySeconds} s.` : words;
+    find(".failure .words").textContent = retrySeconds ? `${sentence(words)} Try again in ${retrySeconds} s.` : words;
     tick(Date.now() + (retrySeconds ?? 0) * 1000);
   }
 
@@ -57,6 +57,8 @@ export function makeTurn(turn, does) {
   update();
   return { element, update };
 }
+
+const sentence = (words) => (/[.!?]$/.test(words) ? words : `${words}.`);
 
 /** Copy, and say so on the button and to screen readers. */
 export async function copyAndSay(button, text, announce) {

@@ -1,0 +1,59 @@
+"""Which addresses lie on the public internet, and so may be asked for pictures that a client names.
+
+Own tables, not `ipaddress.is_global`, whose answers differ between versions of Python, and which does not look into the IPv4
+addresses inside IPv6 ones.
+
+Source: https://www.iana.org/assignments/iana-ipv4-special-registry and .../iana-ipv6-special-registry
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Address = IPv4Address | IPv6Address
+
+_NOT_PUBLIC_4 = tuple(
+    map(
+        IPv4Network,
+        (
+            "0.0.0.0/8",  # this network
+            "10.0.0.0/8",  # private
+            "100.64.0.0/10",  # shared between a provider's customers
+            "127.0.0.0/8",  # loopback
+            "169.254.0.0/16",  # link-local; where clouds keep their secrets
+            "172.16.0.0/12",  # private
+            "192.0.0.0/24",  # protocol assignments
+            "192.0.2.0/24",  # documentation
+            "192.88.99.0/24",  # 6to4 relays
+            "192.168.0.0/16",  # private
+            "198.18.0.0/15",  # benchmarks
+            "198.51.100.0/24",  # documentation
+            "203.0.113.0/24",  # documentation
+            "224.0.0.0/4",  # multicast
+            "240.0.0.0/4",  # reserved, and broadcast
+        ),
+    )
+)
+_PUBLIC_6 = IPv6Network("2000::/3")  # all there is of global unicast
+_NOT_PUBLIC_6 = tuple(
+    map(
+        IPv6Network,
+        (
+            "2001::/23",  # protocol assignments; Teredo, which has an IPv4 address inside
+            "2001:db8::/32",  # documentation
+            "2002::/16",  # 6to4, which has an IPv4 address inside
+            "3fff::/20",  # documentation
+        ),
+    )
+)
+_MAPPED = IPv6Network("::ffff:0:0/96")  # an IPv4 address, written as an IPv6 one
+_NAT64 = IPv6Network("64:ff9b::/96")  # an IPv4 address, as networks without IPv4 reach it
+
+
+def is_public(address: Address) -> bool:
+    """Tell whether an address belongs to one host on the public internet; an IPv4 address inside counts as itself."""
+    if isinstance(address, IPv4Address):
+        return not any(address in network for network in _NOT_PUBLIC_4)
+    if address in _MAPPED or address in _NAT64:
+        return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
+    return address in _PUBLIC_6 and not any(address in network for network in _NOT_PUBLIC_6)

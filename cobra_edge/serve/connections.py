@@ -1,0 +1,107 @@
+"""Connections that clients cannot hold for nothing: uvicorn's, with clocks on what it waits for and a limit to their number.
+
+uvicorn waits for ever for a request's head, and for a client to take what it is sent; only the time in between is limited.
+The clocks belong here, beside the socket, since only here a connection can be dropped: closing one waits until all is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+import h11
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+
+from .doors import HEADERS
+from .limits import Limits
+from .refusals import Refusal
+
+log = logging.getLogger(__name__)
+
+
+def patient_protocol(limits: Limits) -> type[asyncio.Protocol]:
+    """Return the class of connections for uvicorn's `Config(http=...)`; `ws="none"` goes with it."""
+    return type("PatientProtocol", (_PatientProtocol,), {"limits": limits})
+
+
+class _PatientProtocol(H11Protocol):
+    limits: Limits
+    _head_clock: asyncio.TimerHandle | None = None
+    _send_clock: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        # whatever the system does not take at once pauses writing, and so starts the clock
+        transport.set_write_buffer_limits(high=0)
+        if len(self.connections) > self.limits.connections:
+            message = f"{self.limits.connections} connections are open, and no more are taken; come again in a second"
+            self._refuse(Refusal(503, message, "too_many_connections", headers={"Retry-After": "1"}))
+        else:
+            self._head_clock = self.loop.call_later(self.limits.header_seconds, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_clock()
+        self._stop_send_clock()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        """Look at new bytes or, after a response, at those that came before their turn."""
+        super().handle_events()
+        if self.conn.their_state is not h11.IDLE or not self._head_begun():
+            self._stop_head_clock()
+        elif self._head_clock is None and not self.transport.is_closing():
+            self._head_clock = self.loop.call_later(self.limits.header_seconds, self._head_is_late)
+
+    def _head_begun(self) -> bool:
+        return bool(self.conn.trailing_data[0])
+
+    def _head_is_late(self) -> None:
+        if not self._head_begun():  # such as a browser's, opened in case it is needed
+            self.transport.close()
+            return
+        message = f"the head of the request did not arrive within {self.limits.header_seconds:g} seconds; send it at once"
+        self._refuse(Refusal(408, message, "header_timeout"))
+
+    def _stop_head_clock(self) -> None:
+        if self._head_clock is not None:
+            self._head_clock.cancel()
+            self._head_clock = None
+
+    def _stop_send_clock(self) -> None:
+        if self._send_clock is not None:
+            self._send_clock.cancel()
+            self._send_clock = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_send_clock()
+        self._send_clock = self.loop.call_later(self.limits.send_seconds, self._drop)
+
+    def resume_writing(self) -> None:
+        self._stop_send_clock()
+        super().resume_writing()
+
+    def _drop(self) -> None:
+        log.info("a client took nothing for %g seconds; its connection is dropped", self.limits.send_seconds)
+        self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, in the shape of all refusals; `msg` is uvicorn's."""
+        self._refuse(Refusal(400, f"{msg} Send a request as HTTP/1.1 has it.", "invalid_http"))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Send a refusal that no route sees, and close."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # in the middle of an answer
+            self.transport.abort()
+            return
+        body = json.dumps(refusal.body()).encode()
+        own = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+        headers = list({**own, **HEADERS, **refusal.headers}.items())
+        response = h11.Response(status_code=refusal.status, headers=headers, reason=STATUS_PHRASES[refusal.status])
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+        if self.cycle is not None:  # its route is still at work, and has nobody left to answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
