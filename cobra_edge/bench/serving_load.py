@@ -199,8 +199,8 @@ def check_shutdown(replies: Sequence[Reply], asked_at: float) -> int:
         if reply.status != NO_RESPONSE or early_seconds > _READ_SECONDS:
             when = "before" if early_seconds > 0 else "after"
             raise MachineError(
-                f"a request sent {abs(early_seconds):.2f} s {when} SIGTERM got {described(reply)}, expected a whole answer, or 503 "
-                "where it was not begun"
+                f"a request sent {abs(early_seconds):.2f} s {when} SIGTERM got {described(reply)}, expected a whole answer, or "
+                "503 where it was not begun"
             )
         unread += early_seconds > 0
     return unread
