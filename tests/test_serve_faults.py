@@ -89,7 +89,7 @@ def server(bundle):
 
 @pytest.fixture(scope="module")
 def endless(tiny_bundle):
-    """Return a question whose answer, of random weights, goes on for seconds where another than the native decoder is at work."""
+    """Return a question whose answer, of random weights, goes on for seconds where the native decoder is not at work."""
     session = cobra_edge.load(tiny_bundle)
     text = ENDLESS["text"]
     for seed in range(50):
