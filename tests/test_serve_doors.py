@@ -16,7 +16,7 @@ from cobra_edge.serve.limits import Limits
 
 LIMITS = Limits(body_bytes=100, body_seconds=0.2)
 JSON = ("content-type", "application/json")
-LOOPBACK = allowed_hosts("127.0.0.1", [])
+LOOPBACK = allowed_hosts("127.0.0.1", [], has_key=False)
 
 
 @dataclass
@@ -250,17 +250,27 @@ def test_an_empty_key_is_refused_at_the_start():
         guarded(Route(), LIMITS, key="")
 
 
-HOSTS = ["localhost", "localhost:8000", "LOCALHOST.", "127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:8000"]
+HOSTS = [
+    "localhost",
+    "localhost:8000",
+    "LOCALHOST.",
+    "127.0.0.1",
+    "127.0.0.1:1",
+    "[::1]",
+    "[::1]:8000",
+    "10.0.0.7:8000",
+    "[fe80::2]",
+]
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_behind_loopback_our_own_names_are_answered(host: str):
+def test_behind_loopback_our_own_names_and_addresses_are_answered(host: str):
     response = asked(guarded(Route(), LIMITS, hosts=LOOPBACK), headers=[JSON, ("host", host)])
     assert response is not None and response.status == 200
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "[::2]", ""]
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "robot", "1.2.3", ""]
 )
 def test_behind_loopback_other_names_are_refused(host: str):
     route = Route()
@@ -270,17 +280,18 @@ def test_behind_loopback_other_names_are_refused(host: str):
 
 
 @pytest.mark.parametrize(
-    ("bound", "named", "expected"),
+    ("bound", "named", "has_key", "expected"),
     [
-        ("127.0.0.1", ["Robot.local."], {"localhost", "127.0.0.1", "::1", "robot.local"}),
-        ("127.0.0.5", [], {"localhost", "127.0.0.1", "::1", "127.0.0.5"}),
-        ("::1", [], {"localhost", "127.0.0.1", "::1"}),
-        ("0.0.0.0", [], None),
-        ("10.0.0.7", ["robot"], {"localhost", "127.0.0.1", "::1", "10.0.0.7", "robot"}),
+        ("127.0.0.1", ["Robot.local."], True, {"localhost", "127.0.0.1", "::1", "robot.local"}),
+        ("127.0.0.5", [], True, {"localhost", "127.0.0.1", "::1", "127.0.0.5"}),
+        ("::1", [], False, {"localhost", "127.0.0.1", "::1"}),
+        ("0.0.0.0", [], True, None),
+        ("0.0.0.0", [], False, {"localhost", "127.0.0.1", "::1", "0.0.0.0"}),
+        ("10.0.0.7", ["robot"], True, {"localhost", "127.0.0.1", "::1", "10.0.0.7", "robot"}),
     ],
 )
-def test_names_follow_what_is_listened_on(bound: str, named: list[str], expected: set[str] | None):
-    assert allowed_hosts(bound, named) == expected
+def test_names_follow_what_is_listened_on(bound: str, named: list[str], has_key: bool, expected: set[str] | None):
+    assert allowed_hosts(bound, named, has_key=has_key) == expected
 
 
 def test_any_name_is_answered_where_all_are_allowed():

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .refusals import Refusal, respond
+from .doors import refusal_response
+from .refusals import Refusal
 
 _WEIGHT = 0.1  # of the newest answer in the running mean
 
@@ -63,7 +64,7 @@ class AdmissionDoor:
         try:
             entered = self.admission.enter()
         except Refusal as refusal:
-            await respond(refusal, send, close=True)
+            await refusal_response(refusal, {"Connection": "close"})(scope, receive, send)
             return
         try:
             await self.app(scope, receive, send)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -12,10 +13,11 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..version import __version__
 from .chat_route import ChatRoute
+from .doors import refusal_response
 from .metrics import Metrics
 from .openai_api import ErrorResponse, Model, ModelList
 from .page_route import page_router
@@ -107,38 +109,42 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorResponse} for status in statuses}
 
 
-def _answer(refusal: Refusal) -> JSONResponse:
-    return JSONResponse(refusal.body(), refusal.status, dict(refusal.headers))
-
-
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return _answer(error)
+    return refusal_response(error)
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:
     """Say the first thing that is wrong with a request, and where, in OpenAI's words: a 400, not FastAPI's 422."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = _dotted([part for part in first["loc"] if part != "body"])
+    errors = error.errors()
+    # Where a text or a list may stand, both are tried: a list was not meant to be a text.
+    first = next((e for e in errors if not (e["type"] == "string_type" and isinstance(e["input"], list))), errors[0])
+    where = _place(first["loc"][1:], error.body, missing=first["type"] == "missing")
     if first["type"] == "json_invalid":
-        return _answer(
+        return refusal_response(
             Refusal(400, f"the body is not JSON: {first.get('ctx', {}).get('error', 'see its syntax')}", "invalid_json")
         )
     message = str(first["msg"]).removeprefix("Value error, ")
-    return _answer(Refusal(400, f"{where}: {message}" if where else message, "invalid_value", where or None))
+    return refusal_response(Refusal(400, f"{where}: {message}" if where else message, "invalid_value", where or None))
 
 
-def _dotted(parts: Sequence[object]) -> str:
-    return ".".join(map(str, parts))[:200]
+def _place(location: Sequence[int | str], body: Any, *, missing: bool) -> str:
+    """Return where in a body something is wrong, without the names of the types that were tried there."""
+    parts: list[str] = []
+    for part in location:
+        with suppress(KeyError, IndexError, TypeError):  # raised for such a name
+            body = body[part]
+            parts.append(str(part))
+    return ".".join([*parts, str(location[-1])] if missing and location else parts)[:200]
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path[:200]}: {error.detail}"
     headers = error.headers or {}
-    return _answer(Refusal(error.status_code, message, _CODES.get(error.status_code, "bad_request"), headers=headers))
+    return refusal_response(Refusal(error.status_code, message, _CODES.get(error.status_code, "bad_request"), headers=headers))
 
 
 async def _unforeseen(_request: Request, error: Exception) -> Response:
-    return _answer(Refusal(500, f"unforeseen {type(error).__name__}; the server's log says more", "server_error"))
+    return refusal_response(Refusal(500, f"unforeseen {type(error).__name__}; the server's log says more", "server_error"))

@@ -80,7 +80,12 @@ def serve(
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
         pictures = PictureSource(limits, Fetcher(image_hosts, limits) if image_hosts else None)
-        app = guarded(make_app(ChatRoute(model, pictures, scheduler, metrics, limits)), limits, key, allowed_hosts(host, hosts))
+        app = guarded(
+            make_app(ChatRoute(model, pictures, scheduler, metrics, limits)),
+            limits,
+            key,
+            allowed_hosts(host, hosts, has_key=key is not None),
+        )
         admission = Admission(limits.active + limits.waiting, metrics.requests.labels("429").inc)
         doors = ResponseHeaders(AdmissionDoor(app, admission))
         run_server(doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening)))

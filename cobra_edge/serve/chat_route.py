@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -40,6 +41,7 @@ from .scheduler import Scheduler
 from .served_model import ServedModel
 
 _DEADLINE = "x-deadline-seconds"
+_CHARACTERS_A_TOKEN = 32  # far more than any language has on average
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +135,9 @@ class ChatRoute:
         """Return what the decoder is asked. Raises Refusal where it cannot be."""
         session, limits = self.model.session, self.limits
         self.model.require(asked.model)
-        conversation = read_conversation(asked.messages, session.template, session.codec)
+        longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
+        characters = longest * _CHARACTERS_A_TOKEN
+        conversation = await to_thread.run_sync(read_conversation, asked.messages, session.template, session.codec, characters)
         picture, seen = None, 0
         if conversation.picture_url is not None:
             if session.vision is None:
@@ -142,7 +146,6 @@ class ChatRoute:
             picture, seen = await self.pictures.read(conversation.picture_url), session.config.n_visual_tokens
         read = seen + sum(map(len, conversation.passages))
         room = session.config.max_length - read
-        longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
         if read > longest:
             message = (
                 f"the conversation is {read} tokens ({seen} of them the picture's), at most {longest} are read; shorten it"

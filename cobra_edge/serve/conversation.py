@@ -33,15 +33,21 @@ class Conversation:
     passages: tuple[Passage, ...]
 
 
-def read_conversation(messages: Sequence[Message], template: PromptTemplate, codec: TextCodec) -> Conversation:
-    """Return what the messages come to.
+def read_conversation(
+    messages: Sequence[Message], template: PromptTemplate, codec: TextCodec, max_characters: int
+) -> Conversation:
+    """Return what the messages come to. Texts of more characters are refused unread: it would take minutes to read megabytes.
 
     System messages stand before the first question: this model was trained without them. Messages of one role that follow
     each other are one turn. The picture may be in any question; the model reads it before all text.
 
     Raises:
-        Refusal: no question, an empty one, one that is missing between two answers, or several pictures.
+        Refusal: too much text, no question, an empty one, one that is missing between two answers, or several pictures.
     """
+    characters = sum(len(_text(m)) for m in messages)
+    if characters > max_characters:
+        message = f"the conversation is {characters:,} characters, at most {max_characters:,} are read; shorten it"
+        raise Refusal(400, message, "context_length_exceeded", "messages")
     system = [_text(m) for m in messages if isinstance(m, SystemMessage)]
     turns = _turns([m for m in messages if not isinstance(m, SystemMessage)])
     if len(turns) % 2 == 0:

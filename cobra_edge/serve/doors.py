@@ -8,6 +8,7 @@ has to be application/json keeps them from asking, for that needs a preflight, w
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from collections.abc import Callable, Collection, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -49,19 +50,20 @@ def refusal_response(refusal: Refusal, extra: Mapping[str, str] | None = None) -
     return JSONResponse(refusal.body(), refusal.status, {**refusal.headers, **(extra or {})})
 
 
-def allowed_hosts(bound: str, named: Collection[str]) -> frozenset[str] | None:
+def allowed_hosts(bound: str, named: Collection[str], *, has_key: bool) -> frozenset[str] | None:
     """Return the names in a request's Host header that are answered, or None for any.
 
     A foreign page can give its own name the address of this machine ("DNS rebinding") and is then, to a browser, our page;
-    but the Host header still says its name. Behind loopback no name but ours is honest.
+    but the Host header still says its name, never an address. A key keeps it out, too.
 
     Args:
         bound: what the server listens on: an address or a name.
         named: what else it is called, such as the name that a proxy in front of it goes by.
+        has_key: whether clients have to show one.
     """
     bound = _host_of(bound)
     loopback = bound in LOOPBACK_HOSTS or bound.startswith("127.")
-    if not loopback and not named:
+    if has_key and not loopback and not named:
         return None
     return frozenset({*LOOPBACK_HOSTS, bound, *map(_host_of, named)})
 
@@ -71,7 +73,7 @@ def host_check(hosts: Collection[str]) -> Check:
 
     def check(scope: Scope, headers: Headers) -> None:
         got = headers.get("host", "")
-        if _host_of(got) not in hosts:
+        if _host_of(got) not in hosts and not _is_address(_host_of(got)):
             message = (
                 f"this server is not called {got[:100]!r}; use {', '.join(sorted(hosts))}, or start it with --allowed-host"
             )
@@ -87,6 +89,14 @@ def _host_of(authority: str) -> str:
     else:
         name = authority if authority.count(":") > 1 else authority.partition(":")[0]
     return name.lower().removesuffix(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def key_check(key: str) -> Check:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 # What these may be, since it changes nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -35,6 +35,18 @@ def _where_given() -> Any:
     return Field(default=None, exclude_if=lambda value: value is None)
 
 
+def _whole(text: str) -> str:
+    """Return a text that can be written as UTF-8; JSON's escapes can name halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a character at {error.start}; escape whole ones") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(strict=True)
 
@@ -43,13 +55,13 @@ class TextPart(_Part):
     """A piece of text."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImageUrl(_Part):
     """Where a picture is: a data URI, or a URL where the server was told to fetch some."""
 
-    url: str = Field(examples=["data:image/png;base64,iVBORw0KGgo..."])
+    url: Text = Field(examples=["data:image/png;base64,iVBORw0KGgo..."])
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -64,21 +76,21 @@ class SystemMessage(_Part):
     """What stands before the first question."""
 
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
 
 class UserMessage(_Part):
     """A question, with or without the conversation's picture."""
 
     role: Literal["user"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
 
 
 class AssistantMessage(_Part):
     """An answer that was given."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart] | None = None
+    content: Text | list[TextPart] | None = None
 
 
 Message = SystemMessage | UserMessage | AssistantMessage
@@ -95,7 +107,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    model: str = Field(examples=["cobra-mini"])
+    model: Text = Field(examples=["cobra-mini"])
     messages: list[Annotated[Message, Field(discriminator="role")]] = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -105,9 +117,9 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1_000_000, description="Not OpenAI's; 0 for all.")
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
-    user: str | None = Field(default=None, description="Whose turn it is, for fairness among users of one address.")
-    safety_identifier: str | None = Field(default=None, description="As `user`.")
+    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
+    user: Text | None = Field(default=None, description="Whose turn it is, for fairness among users of one address.")
+    safety_identifier: Text | None = Field(default=None, description="As `user`.")
 
     @model_validator(mode="after")
     def _nothing_unsupported(self) -> ChatRequest:

@@ -5,12 +5,9 @@ Source: https://platform.openai.com/docs/guides/error-codes, and the `error` obj
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-
-from starlette.types import Send
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -41,14 +38,3 @@ class Refusal(Exception):
     def body(self) -> dict[str, dict[str, str | None]]:
         """Return the JSON body."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
-
-
-async def respond(refusal: Refusal, send: Send, *, close: bool = False) -> None:
-    """Answer a request with a refusal, from an ASGI layer; `close` where its body was not read to the end."""
-    body = json.dumps(refusal.body()).encode()
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refusal.headers}
-    if close:
-        headers["Connection"] = "close"
-    encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})

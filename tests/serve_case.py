@@ -1,0 +1,85 @@
+"""A server as it is run: a process of its own, that clients reach over a socket, and that ends in good order."""
+
+from __future__ import annotations
+
+import base64
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+
+from .conftest import MINI
+
+MODEL = "cobra-mini"
+PICTURE = MINI / "demo.png"
+START_SECONDS, END_SECONDS = 120, 60  # of a machine with much else to do
+
+
+def data_uri(picture: bytes | Path = PICTURE) -> str:
+    file = picture.read_bytes() if isinstance(picture, Path) else picture
+    return "data:image/png;base64," + base64.b64encode(file).decode()
+
+
+def picture_part(url: str | None = None) -> dict[str, object]:
+    return {"type": "image_url", "image_url": {"url": url or data_uri()}}
+
+
+def question(text: str, *parts: dict[str, object]) -> dict[str, object]:
+    """Return a user's message: a text, and a picture where one is given."""
+    return {"role": "user", "content": [{"type": "text", "text": text}, *parts]}
+
+
+def client(url: str, key: str = "any", **options: object) -> openai.OpenAI:
+    """Return OpenAI's client of a server; it tells what it is told, and tries nothing again."""
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60, **options)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def resident_bytes(self) -> int:
+        """Return its resident memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:"))) << 10
+
+
+@contextmanager
+def served(bundle: Path, *options: str) -> Iterator[Server]:
+    """Serve a bundle from a process. When the context is left it must end by itself, or have ended, with exit code 0."""
+    command = [sys.executable, "-m", "cobra_edge.serve", str(bundle), "--port", "0", *options]
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        assert process.stdout is not None
+        too_slow = threading.Timer(START_SECONDS, process.kill)
+        too_slow.start()
+        try:
+            line = process.stdout.readline()
+            too_slow.cancel()
+            said = _text(log)
+            assert line.startswith("listening on http://"), f"the server did not start: {line!r}\n{said}"
+            yield Server(line.split()[-1], process)
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            code = process.wait(END_SECONDS)
+            assert code == 0, f"exit code {code}:\n{_text(log)}"
+        finally:
+            too_slow.cancel()
+            process.kill()
+
+
+def _text(log: tempfile._TemporaryFileWrapper[str]) -> str:
+    log.seek(0)
+    return log.read()

@@ -1,0 +1,230 @@
+"""An answer in slices is the session's answer, bit for bit, whatever was remembered."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cobra_edge
+from cobra_edge.generate import Sampling
+from cobra_edge.serve import answering
+from cobra_edge.serve.answering import Finished, Question, answer_in_slices
+from cobra_edge.serve.refusals import Refusal
+from cobra_edge.serve.state_cache import StateCache
+
+from .conftest import MINI
+
+PICTURE = (MINI / "demo.png").read_bytes()
+QUESTIONS = ["What is in the image?", "How many objects are there?", "Is there a red circle?"]
+ROOM = 64 << 20
+
+
+@pytest.fixture(scope="module", params=["native", "numpy", "torch"])
+def session(request, mini_bundle):
+    return cobra_edge.load(mini_bundle("w4a16-g128"), kernels=request.param)
+
+
+@pytest.fixture(scope="module")
+def native(mini_bundle):
+    return cobra_edge.load(mini_bundle("w4a16-g128"), kernels="native")
+
+
+class Heard:
+    """The logits of every step, and how often the picture was looked at, read through a session."""
+
+    def __init__(self, session, monkeypatch):
+        self.logits, self.looks, self.tokens = [], 0, 0
+        prefill, step, look = session.decoder.prefill, session.decoder.step, session.look
+
+        def heard_prefill(rows, state):
+            self.tokens += len(rows)
+            self.logits.append(prefill(rows, state))
+            return self.logits[-1]
+
+        def heard_step(token, state):
+            self.logits.append(step(token, state))
+            return self.logits[-1]
+
+        def heard_look(picture):
+            self.looks += 1
+            return look(picture)
+
+        monkeypatch.setattr(session.decoder, "prefill", heard_prefill)
+        monkeypatch.setattr(session.decoder, "step", heard_step)
+        monkeypatch.setattr(session, "look", heard_look)
+
+
+def passages(session, *turns):
+    """Return the passages of question, answer, question, ..."""
+    codec, template, out = session.codec, session.template, []
+    for index, text in enumerate(turns):
+        if index % 2:
+            out.append(tuple(codec.encode(text)))
+        elif index:
+            out.append((codec.end_id, *codec.encode(template.later_turn(text))))
+        else:
+            out.append(tuple(codec.encode(template.first_turn(text))))
+    return tuple(out)
+
+
+def question(session, *turns, picture=PICTURE, limit=40, sampling=Sampling(), stops=()):  # noqa: B008 - it is frozen
+    return Question(picture, 10**6, passages(session, *turns), limit, sampling, stops)
+
+
+def answered(session, cache, asked):
+    slices = list(answer_in_slices(session, cache, asked))
+    assert isinstance(slices[-1], Finished) and not any(isinstance(s, Finished) for s in slices[:-1])
+    return "".join(s for s in slices[:-1] if s), slices[-1]
+
+
+def test_an_answer_in_slices_is_the_sessions(session):
+    for text in QUESTIONS:
+        same = session.ask(PICTURE, text, max_new_tokens=40)
+        got, end = answered(session, StateCache(ROOM), question(session, text))
+        assert got == same.read()
+        assert (end.reason, end.completion_tokens, end.image_tokens) == ("stop", len(same.tokens), 64)
+        assert (end.prompt_tokens, end.cached_tokens, end.remembered) == (64 + same.prompt_tokens, 0, "nothing")
+        assert end.ttft_ms > 0 and (end.tpot_ms is None) == (len(same.tokens) < 2)
+
+
+def test_a_conversation_has_the_same_bits_with_and_without_memory(session, monkeypatch):
+    warm, talk, seen = StateCache(ROOM), [], []
+    for text in QUESTIONS:
+        talk.append(text)
+        outcomes = []
+        for cache in (warm, StateCache(0)):
+            with monkeypatch.context() as patch:
+                heard = Heard(session, patch)
+                got, end = answered(session, cache, question(session, *talk))
+                outcomes.append((got, end, heard))
+        (fast, fast_end, fast_heard), (slow, slow_end, slow_heard) = outcomes
+        assert fast == slow and fast_end.prompt_tokens == slow_end.prompt_tokens
+        steps = fast_end.completion_tokens  # the logits that chose its tokens, and the end
+        for a, b in zip(fast_heard.logits[-steps:], slow_heard.logits[-steps:], strict=True):
+            assert np.array_equal(a, b)
+        assert (slow_end.remembered, slow_end.cached_tokens, slow_heard.looks) == ("nothing", 0, 1)
+        seen.append((fast_end.remembered, fast_heard.looks))
+        assert fast_end.cached_tokens == 0 or fast_heard.tokens < slow_heard.tokens
+        talk.append(fast)
+    assert seen == [("nothing", 1), ("conversation", 0), ("conversation", 0)]
+
+
+def test_another_question_about_a_picture_reads_its_own_tokens_alone(session, monkeypatch):
+    cache = StateCache(ROOM)
+    answered(session, cache, question(session, QUESTIONS[0]))
+    heard = Heard(session, monkeypatch)
+    asked = question(session, QUESTIONS[1], limit=1)
+    _, end = answered(session, cache, asked)
+    assert (end.remembered, end.cached_tokens, heard.looks) == ("image", 64, 0)
+    unread = 1 if session.decoder.same_bits_however_cut else 0  # the answer's last token, read for the next turn
+    assert heard.tokens == len(asked.passages[0]) + unread
+
+
+def test_only_the_same_picture_is_remembered(native):
+    cache = StateCache(ROOM)
+    answered(native, cache, question(native, QUESTIONS[0]))
+    other = io.BytesIO()
+    Image.open(io.BytesIO(PICTURE)).rotate(90).save(other, "PNG")
+    for picture in (other.getvalue(), PICTURE + b"\0", None):
+        got, end = answered(native, cache, question(native, QUESTIONS[0], picture=picture))
+        assert (end.remembered, end.cached_tokens) == ("nothing", 0)
+        fresh = native.ask(picture, QUESTIONS[0], max_new_tokens=40)
+        assert got == fresh.read()
+
+
+def test_a_changed_history_is_read_from_where_it_changed(native):
+    cache = StateCache(ROOM)
+    first, _ = answered(native, cache, question(native, QUESTIONS[1]))
+    _, same = answered(native, cache, question(native, QUESTIONS[1], first, QUESTIONS[2]))
+    _, changed = answered(native, cache, question(native, QUESTIONS[1], first + " objects", QUESTIONS[2]))
+    assert (same.remembered, changed.remembered) == ("conversation", "image")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+def test_a_turn_after_an_answer_that_was_cut_at_its_limit_is_exact(session, limit):
+    cache = StateCache(ROOM)
+    first, end = answered(session, cache, question(session, QUESTIONS[0], limit=limit))
+    assert (end.reason, end.completion_tokens) == ("length", limit)
+    turns = (QUESTIONS[0], first, QUESTIONS[2])
+    warm, warm_end = answered(session, cache, question(session, *turns))
+    cold, cold_end = answered(session, StateCache(0), question(session, *turns))
+    assert warm == cold and warm_end.prompt_tokens == cold_end.prompt_tokens and warm_end.cached_tokens > 0
+
+
+def test_the_same_seed_gives_the_same_answer_remembered_or_not(session):
+    cache, sampling = StateCache(ROOM), Sampling(1.5, seed=7)
+    texts = {answered(session, cache, question(session, QUESTIONS[0], sampling=sampling))[0] for _ in range(3)}
+    assert len(texts) == 1
+    others = {answered(session, cache, question(session, QUESTIONS[0], sampling=Sampling(1.5, seed=s)))[0] for s in range(4)}
+    assert len(others) > 1
+
+
+def test_stop_strings_end_an_answer_and_its_decoding(native, monkeypatch):
+    whole, _ = answered(native, StateCache(0), question(native, QUESTIONS[0]))
+    words = whole.split()
+    stop = " ".join(words[3:5])
+    heard = Heard(native, monkeypatch)
+    got, end = answered(native, StateCache(0), question(native, QUESTIONS[0], stops=(stop, "never")))
+    assert got == whole[: whole.index(stop)] and end.reason == "stop"
+    assert len(heard.logits) < 12  # the rest was not decoded
+
+
+def test_after_a_stop_string_the_conversation_is_still_remembered_up_to_the_question(native):
+    cache = StateCache(ROOM)
+    got, _ = answered(native, cache, question(native, QUESTIONS[0], stops=("green",)))
+    warm, end = answered(native, cache, question(native, QUESTIONS[0], got, QUESTIONS[2]))
+    cold, _ = answered(native, StateCache(0), question(native, QUESTIONS[0], got, QUESTIONS[2]))
+    assert end.remembered == "conversation" and warm == cold
+
+
+def test_answers_in_turns_are_what_they_are_alone(session):
+    alone = [answered(session, StateCache(0), question(session, text))[0] for text in QUESTIONS]
+    cache = StateCache(ROOM)
+    together = {text: answer_in_slices(session, cache, question(session, text)) for text in QUESTIONS}
+    got = dict.fromkeys(QUESTIONS, "")
+    while together:
+        for text, slices in list(together.items()):
+            step = next(slices)
+            if isinstance(step, Finished):
+                del together[text]
+            else:
+                got[text] += step or ""
+    assert list(got.values()) == alone
+
+
+def test_long_passages_are_read_in_pieces_between_which_others_have_a_turn(native, monkeypatch):
+    monkeypatch.setattr(answering, "PIECE", 8)
+    heard = Heard(native, monkeypatch)
+    text = "Is there a red circle at the left of a large blue square?"
+    asked = question(native, text, limit=3)
+    slices = list(answer_in_slices(native, StateCache(0), asked))
+    pieces = -(-len(asked.passages[0]) // 8)
+    assert pieces > 1
+    assert slices[: 1 + pieces] == [None] * (1 + pieces) and heard.looks == 1
+    same = native.ask(PICTURE, text, max_new_tokens=3)
+    assert "".join(s for s in slices[:-1] if s) == same.read()
+
+
+def test_closing_the_slices_stops_the_decoding(native, monkeypatch):
+    slices = answer_in_slices(native, StateCache(0), question(native, QUESTIONS[0]))
+    while next(slices) is None:
+        pass
+    heard = Heard(native, monkeypatch)
+    slices.close()
+    assert heard.logits == [] and list(slices) == []
+
+
+@pytest.mark.parametrize("picture", [b"", b"no picture", PICTURE[: len(PICTURE) // 2]])
+def test_a_picture_that_is_none_is_refused_and_not_remembered(native, picture):
+    cache = StateCache(ROOM)
+    with pytest.raises(Refusal, match="picture") as refused:
+        answered(native, cache, question(native, QUESTIONS[0], picture=picture))
+    assert (refused.value.status, refused.value.code) == (400, "invalid_image")
+    assert len(cache) == 0
+
+
+def test_a_picture_with_more_pixels_than_allowed_is_refused(native):
+    asked = Question(PICTURE, 100, passages(native, QUESTIONS[0]), 4, Sampling())
+    with pytest.raises(Refusal, match="at most 100 are read"):
+        answered(native, StateCache(0), asked)

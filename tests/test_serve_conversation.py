@@ -1,0 +1,167 @@
+"""From messages to passages: what a request says is what a session would have been asked."""
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from cobra_edge.serve.conversation import longer_key, prefix_keys, read_conversation
+from cobra_edge.serve.openai_api import ChatRequest
+from cobra_edge.serve.refusals import Refusal
+from cobra_edge.text import PromptTemplate, TextCodec
+
+from .conftest import MINI
+
+TEMPLATE = PromptTemplate("zephyr")
+RED, BLUE = "data:image/png;base64,AAAA", "data:image/png;base64,BBBB"
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return TextCodec.open(MINI / "tokenizer.json", 512)
+
+
+def user(text, *pictures):
+    return {
+        "role": "user",
+        "content": [*({"type": "image_url", "image_url": {"url": u}} for u in pictures), {"type": "text", "text": text}],
+    }
+
+
+def answer(text):
+    return {"role": "assistant", "content": text}
+
+
+def system(text, role="system"):
+    return {"role": role, "content": text}
+
+
+def read(codec, *messages):
+    request = TypeAdapter(ChatRequest).validate_python({"model": "m", "messages": list(messages)})
+    return read_conversation(request.messages, TEMPLATE, codec, 10_000)
+
+
+def texts(codec, conversation):
+    return [codec.tokenizer.decode(list(p), skip_special_tokens=False) for p in conversation.passages]
+
+
+def test_turns_become_passages_and_answers_are_passages_of_their_own(codec):
+    got = read(codec, user("Is there a star?", RED), answer("Yes"), {"role": "user", "content": "Is it red?"})
+    first, second = TEMPLATE.first_turn("Is there a star?"), TEMPLATE.later_turn("Is it red?")
+    assert got.picture_url == RED
+    assert got.passages == (
+        tuple(codec.encode(first)),
+        tuple(codec.encode("Yes")),
+        (codec.end_id, *codec.encode(second)),
+    )
+
+
+def test_more_text_than_could_ever_be_read_is_refused_before_it_is_encoded(codec):
+    read(codec, system("a" * 4000), user("b" * 5999 + "?"))
+    with pytest.raises(Refusal, match="the conversation is 10,001 characters, at most 10,000 are read") as caught:
+        read(codec, system("a" * 4001), user("b" * 5999 + "?"))
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+
+
+def test_what_stands_in_a_row_of_one_role_is_one_turn(codec):
+    in_a_row = read(codec, user("Is there"), user("a star?"), answer("Ye"), answer("s"), user("Where?"))
+    assert in_a_row == read(codec, user("Is there\na star?"), answer("Ye\ns"), user("Where?"))
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_system_messages_stand_before_the_first_question_wherever_they_are(codec, role):
+    wanted = read(codec, user("Be brief.\nIs there a star?"), answer("Yes"), user("Where?"))
+    assert read(codec, system("Be brief.", role), user("Is there a star?"), answer("Yes"), user("Where?")) == wanted
+    assert read(codec, user("Is there a star?"), answer("Yes"), system("Be brief.", role), user("Where?")) == wanted
+
+
+def test_an_empty_answer_leaves_no_passage(codec):
+    for nothing in ("", None, []):
+        got = read(codec, user("A star?"), answer(nothing), user("Where?"))
+        assert len(got.passages) == 2 and got.passages[1][0] == codec.end_id
+
+
+def test_one_picture_may_be_named_often_and_anywhere(codec):
+    assert read(codec, user("A star?"), answer("Yes"), user("Where?", RED)).picture_url == RED
+    assert read(codec, user("A star?", RED), answer("Yes"), user("Where?", RED)).picture_url == RED
+    assert read(codec, user("A star?")).picture_url is None
+
+
+@pytest.mark.parametrize(
+    ("messages", "code", "words"),
+    [
+        ([user("A?", RED, BLUE)], "too_many_images", "2 different pictures"),
+        ([user("A?", RED), answer("Yes"), user("B?", BLUE)], "too_many_images", "one, before all text"),
+        ([user("A?"), answer("Yes")], "invalid_value", "ends with an answer"),
+        ([system("Be brief.")], "invalid_value", "is empty"),
+        ([answer("Yes"), user("A?")], "invalid_value", "first message is an answer"),
+        ([user("  ", RED)], "invalid_value", "question 1 is empty"),
+        ([user("A?"), answer("Yes"), user("<image>")], "invalid_value", "question 2 is empty"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_with_the_reason(codec, messages, code, words):
+    with pytest.raises(Refusal) as refused:
+        read(codec, *messages)
+    assert (refused.value.status, refused.value.code, refused.value.param) == (400, code, "messages")
+    assert words in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 2},
+        {"tools": [{}]},
+        {"response_format": {"type": "json_object"}},
+        {"logprobs": True},
+        {"frequency_penalty": 0.5},
+        {"audio": {}},
+        {"stream_options": {"include_usage": True}},
+        {"temperature": 2.5},
+        {"temperature": "1"},
+        {"top_p": 0},
+        {"max_tokens": 0},
+        {"max_tokens": 1.5},
+        {"max_tokens": True},
+        {"stop": ["a"] * 5},
+        {"messages": []},
+        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+    ],
+)
+def test_a_request_that_could_not_be_answered_as_asked_is_invalid(fields):
+    with pytest.raises(ValidationError):
+        ChatRequest.model_validate({"model": "m", "messages": [user("A?")]} | fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "logprobs": False, "tools": []},
+        {"tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"], "n": None, "logprobs": None},
+        {"stream": True, "stream_options": {"include_usage": True}, "stop": None, "temperature": 0, "store": True},
+        {"metadata": {"anything": 1}, "temperature": 1, "top_p": 1},
+    ],
+)
+def test_what_changes_nothing_may_be_said(fields):
+    ChatRequest.model_validate({"model": "m", "messages": [user("A?")]} | fields)
+
+
+def test_empty_stop_strings_stop_nothing():
+    request = ChatRequest.model_validate({"model": "m", "messages": [user("A?")], "stop": ["", "x"]})
+    assert request.stops == ("x",)
+
+
+def test_keys_tell_beginnings_apart_and_know_where_passages_end():
+    passages = [(1, 2), (3,)]
+    keys = list(prefix_keys(b"red", passages))
+    assert len(keys) == 3 and len(set(keys)) == 3
+    assert keys == list(prefix_keys(b"red", passages))
+    assert keys[1] == longer_key(keys[0], (1, 2)) and keys[2] == longer_key(keys[1], [3])
+    others = [
+        *prefix_keys(None, passages),
+        *prefix_keys(b"blue", passages),
+        *list(prefix_keys(b"red", [(1,), (2, 3)]))[1:],
+        *list(prefix_keys(b"red", [(1, 2, 3)]))[1:],
+        *list(prefix_keys(b"red", [(2, 1), (3,)]))[1:],
+    ]
+    assert not set(keys) & set(others)

@@ -1,0 +1,298 @@
+"""Who is answered when: fair turns, cancelling, draining, and places at the door."""
+
+import asyncio
+import queue
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
+
+from cobra_edge.errors import InputError
+from cobra_edge.serve.admission import Admission
+from cobra_edge.serve.answering import Finished
+from cobra_edge.serve.fair_queue import FairQueue
+from cobra_edge.serve.listening import listen, unless_gone
+from cobra_edge.serve.refusals import Refusal
+from cobra_edge.serve.scheduler import Scheduler, Ticket
+
+END = Finished("stop", 0, 1, 0, 1, "nothing", 0.0, None, None)
+PATIENCE = 20  # seconds, of a machine with much else to do
+
+
+def job(*slices, gate=None, **fields):
+    """Return a question that comes to these slices; each waits until the gate is open."""
+    return SimpleNamespace(slices=[*slices, END], gate=gate, closed=threading.Event(), arrived=time.perf_counter(), **fields)
+
+
+def work(question):
+    try:
+        for each in question.slices:
+            if question.gate is not None:
+                assert question.gate.acquire(timeout=PATIENCE)
+            if isinstance(each, Exception):
+                raise each
+            yield each
+    finally:
+        question.closed.set()
+
+
+@pytest.fixture
+def scheduler():
+    made = Scheduler(work, 2)
+    yield made
+    assert made.stop(PATIENCE)
+
+
+class Ear:
+    """Hears a ticket's events."""
+
+    def __init__(self):
+        self.events = queue.Queue()
+
+    def __call__(self, event):
+        self.events.put(event)
+
+    def next(self):
+        return self.events.get(timeout=PATIENCE)
+
+    def all(self):
+        got = [self.next()]
+        while not isinstance(got[-1], Finished | Refusal):
+            got.append(self.next())
+        return got
+
+
+def submit(scheduler, question, owner="me"):
+    ear = Ear()
+    ticket = Ticket(owner, question, ear)
+    scheduler.submit(ticket)
+    return ticket, ear
+
+
+def until(condition):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.005)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers()), max_size=20))
+def test_owners_take_turns_and_each_ones_items_keep_their_order(items):
+    waiting = FairQueue()
+    for index, (owner, _) in enumerate(items):
+        waiting.put(owner, (owner, index))
+    assert len(waiting) == len(items)
+    taken = [waiting.take() for _ in items]
+    assert sorted(taken, key=lambda t: t[1]) == [(owner, i) for i, (owner, _) in enumerate(items)]
+    for owner in "abc":
+        assert [t for t in taken if t[0] == owner] == sorted((t for t in taken if t[0] == owner), key=lambda t: t[1])
+    # between two items of one owner, everybody else who still waits has had one
+    for at, (owner, _) in enumerate(taken):
+        following = next((i for i in range(at + 1, len(taken)) if taken[i][0] == owner), None)
+        if following is not None:
+            waits = {t[0] for t in taken[following + 1 :]} - {owner}
+            assert waits <= {t[0] for t in taken[at + 1 : following]}
+
+
+def test_a_queue_forgets_what_is_taken_out():
+    waiting = FairQueue()
+    for name in "ab":
+        waiting.put("me", name)
+    assert waiting.remove("me", "a") and not waiting.remove("me", "a") and not waiting.remove("you", "b")
+    assert waiting.take() == "b" and len(waiting) == 0
+    with pytest.raises(KeyError):
+        waiting.take()
+
+
+def test_slices_are_told_in_order_and_nothings_are_not(scheduler):
+    _, ear = submit(scheduler, job("a", None, "b"))
+    assert ear.all() == ["a", "b", END]
+
+
+def test_active_answers_take_turns_and_others_wait(scheduler):
+    gates = [threading.Semaphore(0) for _ in range(3)]
+    ears = [submit(scheduler, job(f"{i}a", f"{i}b", gate=gates[i]), owner=str(i))[1] for i in range(3)]
+    until(lambda: scheduler.active == 2)
+    assert scheduler.waiting == 1
+    gates[0].release()
+    assert ears[0].next() == "0a"
+    gates[0].release()  # it is the other's turn now: this one comes after it
+    gates[1].release()
+    assert ears[1].next() == "1a" and ears[0].next() == "0b"
+    for gate in gates:
+        gate.release(3)
+    assert [ear.all()[-1] for ear in ears] == [END] * 3
+
+
+def test_one_who_asks_much_does_not_keep_others_waiting(scheduler):
+    gate, order = threading.Semaphore(0), []
+    submit(scheduler, job(gate=gate)), submit(scheduler, job(gate=gate))
+    until(lambda: scheduler.active == 2)
+    for index, owner in enumerate(["greedy"] * 5 + ["modest"]):
+        scheduler.submit(Ticket(owner, job(), lambda event, index=index: order.append(index)))
+    gate.release(2)
+    until(lambda: len(order) == 6)
+    assert order.index(5) <= 2  # two are answered at a time
+
+
+def test_cancelling_stops_the_work_and_says_nothing_more(scheduler):
+    gate = threading.Semaphore(0)
+    question = job("a", "b", gate=gate)
+    ticket, ear = submit(scheduler, question)
+    gate.release()
+    assert ear.next() == "a"
+    scheduler.cancel(ticket)
+    gate.release()  # the slice under way
+    assert question.closed.wait(PATIENCE)
+    until(lambda: scheduler.active == 0)
+    assert ear.events.empty()
+    assert submit(scheduler, job("c"))[1].all() == ["c", END]
+
+
+def test_cancelling_one_that_waits_frees_its_place(scheduler):
+    gate = threading.Semaphore(0)
+    for _ in range(2):
+        submit(scheduler, job(gate=gate))
+    until(lambda: scheduler.active == 2)
+    question = job("never")
+    ticket, ear = submit(scheduler, question)
+    scheduler.cancel(ticket)
+    assert scheduler.waiting == 0
+    gate.release(2)
+    until(lambda: scheduler.active == 0)
+    assert ear.events.empty() and not question.closed.is_set()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (Refusal(400, "no picture", "invalid_image"), 400, "invalid_image"),
+        (InputError("the decoder produced logits that are not finite"), 500, "decoder_failed"),
+        (MemoryError(), 503, "out_of_memory"),
+        (ZeroDivisionError("secret"), 500, "server_error"),
+    ],
+)
+def test_an_error_is_told_and_the_next_is_answered(scheduler, error, status, code, caplog):
+    *_, last = submit(scheduler, job("a", error))[1].all()
+    assert (last.status, last.code) == (status, code) and "secret" not in last.message
+    assert submit(scheduler, job("b"))[1].all() == ["b", END]
+
+
+def test_draining_refuses_what_waits_and_finishes_what_is_under_way(scheduler):
+    gate = threading.Semaphore(0)
+    under_way = [submit(scheduler, job("a", gate=gate))[1] for _ in range(2)]
+    until(lambda: scheduler.active == 2)
+    _, late = submit(scheduler, job("never"))
+    scheduler.drain()
+    refusal = late.next()
+    assert (refusal.status, refusal.code) == (503, "shutting_down") and int(refusal.headers["Retry-After"]) > 0
+    with pytest.raises(Refusal, match="shutting down"):
+        submit(scheduler, job())
+    assert not scheduler.open
+    gate.release(4)
+    assert [ear.all() for ear in under_way] == [["a", END]] * 2
+    until(lambda: not scheduler.alive)
+
+
+def test_breaking_off_refuses_what_is_under_way(scheduler):
+    gate = threading.Semaphore(0)
+    question = job("a", "b", gate=gate)
+    _, ear = submit(scheduler, question)
+    gate.release()
+    assert ear.next() == "a"
+    scheduler.break_off()
+    assert ear.next().code == "shutting_down"
+    gate.release()
+    assert question.closed.wait(PATIENCE)
+
+
+def test_one_who_cannot_be_told_disturbs_nobody(scheduler):
+    def deaf(event):
+        raise RuntimeError("Event loop is closed")
+
+    scheduler.submit(Ticket("me", job("a"), deaf))
+    assert submit(scheduler, job("b"))[1].all() == ["b", END]
+
+
+def test_places_are_given_back_and_the_wait_follows_how_long_answers_take(monkeypatch):
+    clock, refused = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    door = Admission(2, lambda: refused.append(1))
+    first, _ = door.enter(), door.enter()
+    with pytest.raises(Refusal, match="2 questions are being answered or wait") as full:
+        door.enter()
+    assert (full.value.status, full.value.code, refused) == (429, "queue_full", [1])
+    assert full.value.headers["Retry-After"] == "1"
+    clock[0] += 300
+    door.leave(first)
+    door.enter()
+    with pytest.raises(Refusal) as full:
+        door.enter()
+    assert 10 < int(full.value.headers["Retry-After"]) <= 60
+
+
+def listening(scheduler, question, deadline=PATIENCE):
+    async def collect():
+        return [piece async for piece in listen(scheduler, "me", question, deadline)]
+
+    return asyncio.run(collect())
+
+
+def test_an_answer_comes_to_the_event_loop(scheduler):
+    assert listening(scheduler, job("a", None, "b")) == ["a", "b", END]
+    with pytest.raises(Refusal, match="no picture"):
+        listening(scheduler, job(Refusal(400, "no picture", "invalid_image")))
+
+
+def test_a_deadline_ends_the_listening_and_the_work(scheduler):
+    gate = threading.Semaphore(0)
+    question = job("a", gate=gate)
+    with pytest.raises(Refusal, match=r"no answer within 0.2 s") as late:
+        listening(scheduler, question, 0.2)
+    assert (late.value.status, late.value.code) == (504, "deadline_exceeded")
+    gate.release(2)
+    assert question.closed.wait(PATIENCE)
+
+
+def test_whoever_goes_away_stops_the_work(scheduler):
+    gate = threading.Semaphore(0)
+    question = job("a", "b", "c", gate=gate)
+
+    async def leave_after_the_first_piece():
+        gone = asyncio.Event()
+
+        async def receive():
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def read():
+            async for _ in listen(scheduler, "me", question, PATIENCE):
+                gone.set()
+
+        gate.release()
+        with pytest.raises(ClientDisconnect):
+            await unless_gone(receive, read())
+
+    asyncio.run(leave_after_the_first_piece())
+    gate.release()
+    assert question.closed.wait(PATIENCE)
+    until(lambda: scheduler.active == 0)
+
+
+def test_work_that_ends_first_is_returned_and_its_errors_are_raised():
+    async def never():
+        await asyncio.Event().wait()
+
+    async def three():
+        return 3
+
+    async def fails():
+        raise Refusal(400, "no", "invalid_value")
+
+    assert asyncio.run(unless_gone(never, three())) == 3
+    with pytest.raises(Refusal, match="no"):
+        asyncio.run(unless_gone(never, fails()))
