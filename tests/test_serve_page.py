@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
@@ -67,6 +69,15 @@ def test_the_page_is_no_part_of_the_schema_and_nothing_else_is_served(client):
     for path in ("/page/", "/page/index.html", "/page/../page_route.py", "/page/%2e%2e/page_route.py"):
         assert client.get(path).status_code == 404
     assert client.post("/").status_code == 405
+
+
+def test_nothing_said_can_become_markup_and_nothing_is_inline():
+    for path, file in page_paths().items():
+        text = file.read_text(encoding="utf-8")
+        for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "setHTML", "eval(", "new Function"):
+            assert forbidden not in text, path
+    inline = r'<script(?![^>]*\bsrc=)|<style|\sstyle=|\son[a-z]+=|(?:src|href)="(?:https?:)?//'
+    assert re.findall(inline, page_paths()["/"].read_text(encoding="utf-8")) == []
 
 
 def sticking_out(page) -> list[str]:

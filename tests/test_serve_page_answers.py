@@ -100,7 +100,7 @@ def test_what_was_remembered_is_said_in_words(fake, visit):
     assert [turn.locator(".memory .words").text_content() for turn in turns] == [
         "Read anew: 83 prompt tokens, 64 of them the picture.",
         "The picture was remembered: 64 of 83 prompt tokens not read again.",
-        "The conversation so far was remembered: 80 of 83 prompt tokens not read again.",
+        "The conversation was remembered: 80 of 83 prompt tokens not read again.",
     ]
     shares = [turn.locator(".share").evaluate("e => e.firstChild.offsetWidth / e.offsetWidth") for turn in turns]
     assert shares == pytest.approx([0, 64 / 83, 80 / 83], abs=0.02)
@@ -190,9 +190,31 @@ def test_a_server_that_is_gone(fake, visit):
     page.reload()
     page.locator("#model").get_by_text("The server cannot be reached").wait_for()
     page.unroute("**/v1/**")
+    page.locator(".retry").click()
+    page.locator(".foot").wait_for()
+    assert page.locator("#model").text_content() == MODEL
+    page.route("**/v1/**", lambda route: route.abort())
+    page.reload()
+    page.locator("#model").get_by_text("The server cannot be reached").wait_for()
+    page.unroute("**/v1/**")
     page.locator("#again-models").click()
     page.locator("#model").get_by_text(MODEL).wait_for()
     assert not page.locator("#again-models").is_visible()
+
+
+def test_a_model_that_is_served_no_more_is_asked_for_again(fake, visit):
+    seen = visit()
+    fake.answers = [Refusal(404, "no such model", "model_not_found")]
+    turn = ask(seen.page, "?")
+    turn.get_by_text("The server does not know this model").wait_for()
+    turn.locator(".retry").click()
+    turn.locator(".foot").wait_for()
+    assert [url.rpartition("/")[2] for url in seen.requests if "/v1/" in url] == [
+        "models",
+        "completions",
+        "models",
+        "completions",
+    ]
 
 
 def test_a_proxy_that_speaks_no_json(fake, visit):

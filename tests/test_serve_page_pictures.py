@@ -8,13 +8,16 @@ import io
 import pytest
 from PIL import Image
 
+from cobra_edge.serve.refusals import Refusal
+
 from .browser_case import browser, opened
-from .page_server import DEMO, MODEL, answered, fake, show_demo, visit
+from .page_server import DEMO, MODEL, answered, ask, fake, show_demo, visit
 
 __all__ = ["browser", "fake", "opened", "visit"]  # fixtures
 
-GIVE = """([kind, target, bytes, name, type]) => {
+GIVE = """([kind, target, bytes, name, type, texts]) => {
     const data = new DataTransfer();
+    for (const format of texts ?? []) data.setData(format, "text");
     if (bytes) data.items.add(new File([new Uint8Array(bytes)], name, { type }));
     else data.setData("text/plain", name);
     const init = { bubbles: true, cancelable: true };
@@ -75,6 +78,19 @@ def test_pasted_and_dropped(fake, visit, kind):
     assert not page.locator("#drop").is_visible()
     answered(page, "What is this?")
     assert sent(fake) == ("data:image/png;base64", DEMO.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("texts", "picture"),
+    [(["text/plain"], True), (["text/html"], True), (["text/plain", "text/html"], False)],
+    ids=["a file", "a picture of a page", "a piece of a document"],
+)
+def test_what_is_pasted_with_a_picture(visit, texts, picture):
+    page = visit().page
+    left = page.evaluate(GIVE, ["paste", "#question", list(DEMO.read_bytes()), "demo.png", "image/png", texts])
+    assert left is not picture
+    if picture:
+        page.locator("#shown-name", has_text="demo.png").wait_for()
 
 
 def test_pasted_text_stays_text_and_a_dropped_address_is_no_picture(visit):
@@ -228,10 +244,15 @@ def test_a_picture_too_large_to_keep_is_there_until_the_reload(fake, visit):
     page.locator("#notice-words", has_text="no room").wait_for()
     answered(page, "large")
     assert sent(fake)[1] == large
+    fake.answers = [Refusal(500, "it broke", "internal_error")]
+    ask(page, "again").locator(".failure").wait_for()
     page.reload()
     page.locator("#model").get_by_text(MODEL).wait_for()
     assert page.locator(".list .title").all_text_contents() == ["large", "small"]
-    assert page.locator(".answer").count() == 1 and page.locator("#question").is_disabled()
+    assert page.locator(".answer:visible").count() == 1 and page.locator("#question").is_disabled()
+    page.locator(".retry:visible").click()  # not without its picture
+    page.locator("#notice-words", has_text="Give it again").wait_for()
+    assert [body["messages"][-1]["content"] for body in fake.asked[2:]] == ["again"]
     assert "Give it again" in page.locator("#question").get_attribute("placeholder")
     assert page.locator("#shown-picture").evaluate("e => e.naturalWidth") == 320  # its thumbnail
     page.locator(".list .open", has_text="small").click()

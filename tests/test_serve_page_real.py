@@ -54,7 +54,7 @@ def test_a_conversation_about_a_picture(bundle, server, opened):
 
     shown = answered(page, SECOND)
     assert shown.locator(".answer").text_content()
-    assert "The conversation so far was remembered" in shown.locator(".memory .words").text_content()
+    assert "The conversation was remembered" in shown.locator(".memory .words").text_content()
 
     page.click("#new")
     show_demo(page)

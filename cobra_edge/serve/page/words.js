@@ -27,7 +27,7 @@ export function memory({ usage, extension }) {
     const ofPicture = image > 0 ? `, ${number(image)} of them the picture` : "";
     return { words: `Read anew: ${number(usage.prompt_tokens)} prompt tokens${ofPicture}.`, share: 0 };
   }
-  const what = extension.remembered === "image" ? "picture" : "conversation so far";
+  const what = extension.remembered === "image" ? "picture" : "conversation";
   return { words: `The ${what} was remembered: ${number(cached)} of ${number(usage.prompt_tokens)} prompt tokens not read again.`, share };
 }
 
