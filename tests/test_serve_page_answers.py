@@ -322,6 +322,18 @@ def test_a_conversation_is_deleted_and_brought_back(fake, visit):
     assert page.locator("#welcome").is_visible() and page.locator(".list li").count() == 0
 
 
+def test_a_deleted_picture_is_kept_nowhere(visit):
+    page = visit().page
+    show_demo(page)
+    answered(page, "one")
+    kept = "Object.keys(sessionStorage).filter(key => key.startsWith('cobra-edge.picture.')).length"
+    assert page.evaluate(kept) == 1
+    page.get_by_role("button", name="Delete “one”").click()
+    assert page.evaluate(kept) == 0
+    page.click("#notice-undo")
+    assert page.evaluate(kept) == 1
+
+
 def test_deleting_a_conversation_stops_its_answer(fake, visit):
     page = visit().page
     fake.answers = [Said(hold=(1,))]
