@@ -53,6 +53,8 @@ def command(opening: Opening, image: Path | None, max_new_tokens: int, sampling:
     Exit codes: 0 left, or the lines were at their end; 2 bad input, or a line from a pipe was refused; 3 this machine lacks
     something; 130 interrupted.
     """
+    if sys.stdin is None:
+        raise InputError("stdin is closed; give lines from a terminal, a file or a pipe")
     session = opening.load()
     chat = _Chat(Conversation(session, sampling, max_new_tokens), as_json)
     manifest, decoder = session.bundle.manifest, session.decoder

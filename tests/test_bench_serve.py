@@ -135,6 +135,7 @@ def pairs(count: int, remembering: bool, first: float = 100.0, second: float = 1
         Pair(
             Reply(200, ttft_ms=first + n, server_ttft_ms=first, text="Yes", prompt_tokens=70, remembered="nothing"),
             Reply(200, ttft_ms=second, server_ttft_ms=second, text="No", prompt_tokens=70, remembered=remembered),
+            3.0,
         )
         for n in range(count)
     ]
@@ -145,6 +146,7 @@ def test_follow_ups_are_compared_within_a_round() -> None:
     kept = summary(pairs(3, True), 2)
     assert kept["client"]["times_faster"] == {"median": 10.1, "low": 10.0, "high": 10.2}
     assert kept["server"]["first_ms"]["high"] == 100.0 and kept["rounds"] == 3
+    assert kept["http_ms"] == {"median": 3.0, "low": 3.0, "high": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def result(model: str, times: float) -> dict[str, Any]:
         "model": model,
         "weights": "random" if model == "cobra-3b" else "its own",
         "scheme": "w4a16-g128",
-        "follow_up": {"client": clock},
+        "follow_up": {"client": clock, "server": clock, "http_ms": {"median": 2.0, "low": 1.0, "high": 3.0}},
         "machine": machine,
     }
 

@@ -342,6 +342,12 @@ def test_a_signal_ends_a_conversation_through_a_pipe(bundle, name):
     assert time.monotonic() - began < 1.5 and out.count("large") <= 1
 
 
+def test_a_closed_stdin_is_bad_input(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it where it was closed before the start
+    assert run_command(chat.command, ["BUNDLE"]) == 2
+    assert capfd.readouterr().err == "error: stdin is closed; give lines from a terminal, a file or a pipe\n"
+
+
 def test_without_readline_there_are_lines_all_the_same(monkeypatch, talk, session):
     monkeypatch.setattr(lines, "readline", None)
     code, out, _ = talk(HOW_MANY)

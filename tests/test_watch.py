@@ -371,7 +371,7 @@ def test_a_device_or_a_stream_that_goes_away(device, where, capfd):
     assert device.released == 1 and "secret" not in f"{error.value}{capfd.readouterr().err}"
     ((opened, *options),) = device.asked
     assert opened == (3 if where == "3" else where)
-    assert options == ([] if "://" not in where else [cv2.CAP_FFMPEG, options[1]]) and "10000" in f"{options} 10000"
+    assert options[:1] == ([cv2.CAP_FFMPEG] if "://" in where else [])
 
 
 def test_a_stream_that_is_silent_is_not_waited_for_without_end(device):

@@ -55,6 +55,8 @@ def _measures(result: Result) -> Iterator[tuple[str, str]]:
         yield "first question about a picture, to its first token, ms", _spread(timed["first_ms"])
         yield "second question about it, ms", _spread(timed["second_ms"])
         yield "times sooner", _spread(timed["times_faster"])
+        yield "times sooner by the server's own clock", _spread(follow_up["server"]["times_faster"])
+        yield "a request that asks nothing, a part of both, ms", _spread(follow_up["http_ms"])
     if load := result.get("load"):
         what = f"{load['clients']} clients, {load['seconds']:.0f} s"
         yield f"{what}: answers a second", f"{load['requests_per_s']:.1f}"

@@ -6,6 +6,7 @@ Both questions have the same number of tokens. That the memory changes no answer
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,11 @@ Step = Callable[[str, int, int], None]
 
 
 class Pair(NamedTuple):
-    """Both answers about one picture."""
+    """Both answers about one picture, and what a request takes that asks nothing."""
 
     first: Reply
     second: Reply
+    http_ms: float = 0.0
 
 
 def measure_follow_up(bundle: Path, rounds: int, checked: int, max_tokens: int, on_step: Step) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def measure_follow_up(bundle: Path, rounds: int, checked: int, max_tokens: int, 
 
     Returns:
         Milliseconds to the first token of both questions, by the client's clock and the server's, and how many times the second
-        is faster, medians and extremes of the rounds.
+        is faster, medians and extremes of the rounds; and what a request takes that asks nothing, a part of both.
 
     Raises:
         MachineError: an answer is missing, the memory changed one, or it was not used as it should.
@@ -61,7 +63,9 @@ async def _asked(server: Server, rounds: int, max_tokens: int, on_round: Callabl
             first, second = [
                 await ask(connection, model, Question(prompt, picture, max_tokens=max_tokens)) for prompt in (FIRST, SECOND)
             ]
-            pairs.append(Pair(first, second))
+            began = time.perf_counter()
+            await connection.get("/healthz")
+            pairs.append(Pair(first, second, (time.perf_counter() - began) * 1e3))
             on_round(number + 1)
     return pairs
 
@@ -70,7 +74,7 @@ def check(pairs: Sequence[Pair], plain: Sequence[Pair]) -> None:
     """Raise MachineError unless all answers are whole, the memory was used by second questions alone, and it changed none."""
     for number, pair in enumerate([*pairs, *plain]):
         remembering = number < len(pairs)
-        for reply, remembered in zip(pair, ("nothing", "image" if remembering else "nothing"), strict=True):
+        for reply, remembered in zip(pair[:2], ("nothing", "image" if remembering else "nothing"), strict=True):
             if not reply.answered:
                 raise MachineError(f"a question about a picture got {reply.status} ({reply.flaw or reply.text}), expected 200")
             if reply.remembered != remembered:
@@ -79,7 +83,7 @@ def check(pairs: Sequence[Pair], plain: Sequence[Pair]) -> None:
             counts = f"{pair.first.prompt_tokens} and {pair.second.prompt_tokens}"
             raise MachineError(f"the two questions are {counts} tokens long, which is no comparison; run the tests")
     for pair, other in zip(pairs, plain, strict=False):
-        for reply, without in zip(pair, other, strict=True):
+        for reply, without in zip(pair[:2], other[:2], strict=True):
             if reply.text != without.text:
                 raise MachineError(
                     f"the memory changes an answer from {without.text!r} to {reply.text!r}; no speed is reported; run the tests"
@@ -107,4 +111,5 @@ def summary(pairs: Sequence[Pair], checked: int) -> dict[str, Any]:
         "questions": [FIRST, SECOND],
         "client": clock(lambda reply: reply.ttft_ms),
         "server": clock(lambda reply: reply.server_ttft_ms),
+        "http_ms": spread([pair.http_ms for pair in pairs]),
     }
