@@ -93,9 +93,9 @@ def test_what_was_remembered_is_said_in_words(fake, visit):
     ]
     turns = [answered(page, f"question {number}") for number in range(3)]
     assert [turn.locator(".figures").text_content() for turn in turns] == [
-        "3 tokens · 40 tokens/s · first token after 180 ms",
-        "3 tokens · first token after 1.2 s",
-        "3 tokens · 4 tokens/s · first token after 180 ms",
+        "3 tokens · 40 tokens/s · first token after 180\u00a0ms",
+        "3 tokens · first token after 1.2\u00a0s",
+        "3 tokens · 4 tokens/s · first token after 180\u00a0ms",
     ]
     assert [turn.locator(".memory .words").text_content() for turn in turns] == [
         "Read anew: 83 prompt tokens, 64 of them the picture.",
