@@ -211,6 +211,18 @@ def test_a_conversation_by_keyboard_alone(fake, visit):
     assert page.evaluate("document.activeElement.id") == "question"
 
 
+def test_enter_that_chooses_a_character_asks_nothing(fake, visit):
+    page = visit().page
+    page.fill("#question", "蛇")
+    for composing in (True, False):
+        page.evaluate(
+            """isComposing => document.getElementById("question").dispatchEvent(
+                new KeyboardEvent("keydown", { key: "Enter", isComposing, bubbles: true, cancelable: true }))""",
+            composing,
+        )
+        assert page.locator(".turn").count() == (0 if composing else 1)
+
+
 def test_a_screen_reader_hears_an_answer_once_and_whole(fake, visit):
     page = visit().page
     fake.answers = [Said(hold=(1, 2))]

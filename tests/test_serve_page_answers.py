@@ -93,9 +93,9 @@ def test_what_was_remembered_is_said_in_words(fake, visit):
     ]
     turns = [answered(page, f"question {number}") for number in range(3)]
     assert [turn.locator(".figures").text_content() for turn in turns] == [
-        "3 tokens · 40 tokens/s · first token after 180 ms",
-        "3 tokens · first token after 1.2 s",
-        "3 tokens · 4 tokens/s · first token after 180 ms",
+        "3 tokens · 40 tokens/s · first token after 180\u00a0ms",
+        "3 tokens · first token after 1.2\u00a0s",
+        "3 tokens · 4 tokens/s · first token after 180\u00a0ms",
     ]
     assert [turn.locator(".memory .words").text_content() for turn in turns] == [
         "Read anew: 83 prompt tokens, 64 of them the picture.",
@@ -320,6 +320,18 @@ def test_a_conversation_is_deleted_and_brought_back(fake, visit):
         page.get_by_role("button", name=f"Delete “{name}”").click()
     page.reload()
     assert page.locator("#welcome").is_visible() and page.locator(".list li").count() == 0
+
+
+def test_a_deleted_picture_is_kept_nowhere(visit):
+    page = visit().page
+    show_demo(page)
+    answered(page, "one")
+    kept = "Object.keys(sessionStorage).filter(key => key.startsWith('cobra-edge.picture.')).length"
+    assert page.evaluate(kept) == 1
+    page.get_by_role("button", name="Delete “one”").click()
+    assert page.evaluate(kept) == 0
+    page.click("#notice-undo")
+    assert page.evaluate(kept) == 1
 
 
 def test_deleting_a_conversation_stops_its_answer(fake, visit):
