@@ -17,6 +17,8 @@ VERBS = {
     "sensitivity": "Find out which matrices a model can spare bits of.",
     "build": "Build the TensorRT engine of a bundle, on the device that will run it.",
     "run": "Ask a bundle about a picture.",
+    "chat": "Talk with a bundle about pictures, in a terminal or through pipes.",
+    "watch": "Ask a bundle the same question of every new picture from a camera or a directory.",
     "serve": "Answer OpenAI's clients, and a page in a browser.",
     "regress": "Hold a build against its float model, with a budget and an exit code.",
     "inspect": "Print what is in a bundle, after checking it.",

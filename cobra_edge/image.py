@@ -116,17 +116,18 @@ def _shorter_side_and_crop(picture: Image.Image, size: int) -> Image.Image:
     return picture.crop((left, top, left + size, top + size))
 
 
-def load_picture(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_picture(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
     """Decode a picture to RGB: turned upright by its EXIF tag, transparency laid over white, 16 bits brought to 8.
 
     Args:
         source: a file, its bytes, or an opened picture.
         max_pixels: refused beyond; at most MAX_PIXELS.
+        name: what messages call it; None for the file's path, or "the picture".
 
     Raises:
         InputError: not a picture of a known format, truncated, too large, or unreadable.
     """
-    name = str(source) if isinstance(source, Path) else "the picture"
+    name = name or (str(source) if isinstance(source, Path) else "the picture")
     opened = picture_bytes(source) if isinstance(source, Path) else source
     try:
         with warnings.catch_warnings():

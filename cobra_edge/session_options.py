@@ -67,7 +67,7 @@ def session_options(verb: Verb) -> Verb:
 
 
 def sampling_options(verb: Verb) -> Verb:
-    """Give a verb the options of how tokens are chosen; it gets them as `sampling`; what means nothing is refused."""
+    """Give a verb the options of how tokens are chosen; it gets them as `sampling`, or InputError is raised."""
 
     @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 always takes the likeliest token.")
     @click.option("--top-k", type=int, default=0, help="Choose among the k likeliest tokens; 0 for all.")

@@ -56,7 +56,7 @@ def opened(browser):
         seen = Seen(context.new_page())
         seen.page.set_default_timeout(10_000)
         seen.page.on("request", lambda request: seen.requests.append(request.url))
-        seen.page.on("requestfailed", lambda request: seen.complaints.append(f"failed: {request.url[:200]}"))
+        seen.page.on("requestfailed", lambda request: seen.complaints.append(f"failed: {request.url[:200]} {request.failure}"))
         seen.page.on("console", lambda message: seen.complaints.append(f"{message.type}: {message.text}"))
         seen.page.on("pageerror", lambda error: seen.complaints.append(f"error: {error}"))
         seen.page.goto(url)

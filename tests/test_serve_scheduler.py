@@ -243,7 +243,8 @@ def listening(scheduler, question, deadline=PATIENCE):
 
 
 def test_an_answer_comes_to_the_event_loop(scheduler):
-    assert listening(scheduler, job("a", None, "b")) == ["a", "b", END]
+    *pieces, end = listening(scheduler, job("a", None, "b", None))
+    assert ("".join(pieces), end) == ("ab", END)
     with pytest.raises(Refusal, match="no picture"):
         listening(scheduler, job(Refusal(400, "no picture", "invalid_image")))
 
@@ -281,6 +282,36 @@ def test_whoever_goes_away_stops_the_work(scheduler):
     gate.release()
     assert question.closed.wait(PATIENCE)
     until(lambda: scheduler.active == 0)
+
+
+def test_a_departure_is_noticed_however_fast_pieces_come():
+    """Every piece is there at once, and nothing that is done with them ever waits."""
+    made = SimpleNamespace(cancelled=[])
+
+    class Instant:
+        def submit(self, ticket):
+            for _ in range(1000):
+                ticket.heard("a")
+            self.ticket = ticket
+
+        def cancel(self, ticket):
+            made.cancelled.append(ticket)
+
+    scheduler = Instant()
+
+    async def leave():
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        async def read():
+            async for _ in listen(scheduler, "me", job(), PATIENCE):
+                scheduler.ticket.heard("a")  # and another one comes before it is gone
+
+        with pytest.raises(ClientDisconnect):
+            await asyncio.wait_for(unless_gone(receive, read()), PATIENCE)
+
+    asyncio.run(leave())
+    assert made.cancelled == [scheduler.ticket]
 
 
 def test_work_that_ends_first_is_returned_and_its_errors_are_raised():

@@ -22,6 +22,7 @@ from .faults_figures import faults_table
 from .methods_figures import methods_table
 from .prediction_figures import prediction_table
 from .quality_figures import draw_drift, goals_table, quality_goals_table, quality_table
+from .serving_figures import serving_goals_table, serving_table
 from .suite_cost_figures import suite_cost_table
 from .vision_figures import answers_table, engine_table, vision_goals_table, vision_table
 
@@ -86,6 +87,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "regress": lambda: suite_cost_table(_maybe("regress-cobra-mini")),
     "methods": lambda: methods_table(_maybe("methods-cobra-3b")),
     "coverage": lambda: coverage_table(_maybe("interval-coverage"), small=False),
+    "serve": lambda: serving_table(found_results("serve-cobra-mini", "serve-cobra-3b")),
+    "serve_goals": lambda: serving_goals_table(found_results("serve-cobra-mini", "serve-cobra-3b")),
     "faults": lambda: faults_table(_maybe("regress-faults")),
     "coverage_small": lambda: coverage_table(_maybe("interval-coverage"), small=True),
 }

@@ -5,14 +5,12 @@ python -m cobra_edge.bench export --shape cobra-3b
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
 import click
 from rich.table import Table
 
-from ..errors import MachineError
 from ..scheme import scheme_named
 from ..tables import figure
 from ..targets import target_named
@@ -26,6 +24,7 @@ from .methods_verb import methods
 from .prediction_verb import predict
 from .quality_verb import quality
 from .results import keep
+from .serving_verb import serve
 from .shapes import shape_named
 from .suite_cost_verb import regress
 from .tiles_verb import tiles
@@ -47,6 +46,7 @@ command.add_command(methods)
 command.add_command(predict)
 command.add_command(quality)
 command.add_command(regress)
+command.add_command(serve)
 command.add_command(tiles)
 command.add_command(vision)
 
@@ -65,27 +65,13 @@ def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_li
     The drift of random weights says nothing about a trained model and is not kept.
     """
     shape_named(shape), scheme_named(scheme), target_named(target)  # before gigabytes are written
-    try:
-        from .random_checkpoint import write_random_checkpoint
-    except ImportError as error:
-        raise MachineError(f"bench export needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
-    from .machine import machine, measure
+    from .machine import machine
+    from .random_export import export_random
 
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        source, out = Path(folder) / shape, Path(folder) / "bundle"
-        with progress() as bar:
-            task = bar.add_task(f"random {shape}", total=3)
-            write_random_checkpoint(shape, source, lambda: bar.advance(task))
-        arguments = ["--target", target, "--checkpoint", str(source), "--scheme", scheme, "--out", str(out)]
-        no_limits = Path(folder) / "budget.toml"
-        no_limits.write_text(f"[schemes.{scheme}]\n", encoding="utf-8")
-        arguments += ["--golden-lines", str(golden_lines), "--budget", str(no_limits), "--json"]
-        done = measure(["cobra_edge.export", *arguments])
-        if done.exit_code:
-            raise MachineError(f"the export ended with exit code {done.exit_code}; see its messages above")
-        exported = json.loads(done.stdout)
-        files = {name: entry["bytes"] for name, entry in exported["manifest"]["files"].items()}
-        checkpoint_bytes = sum(f.stat().st_size for f in source.rglob("*") if f.is_file())
+    with tempfile.TemporaryDirectory(dir=scratch) as folder, progress() as bar:
+        made = export_random(shape, target, scheme, golden_lines, Path(folder), Path(folder) / "bundle", bar)
+    done, manifest = made.done, made.manifest
+    files = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     result = {
         "bench": "export",
         "shape": shape,
@@ -94,9 +80,9 @@ def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_li
         "golden_lines": golden_lines,
         "seconds": round(done.seconds, 1),
         "peak_gib": round(done.peak_bytes / 2**30, 2),
-        "checkpoint_bytes": checkpoint_bytes,
+        "checkpoint_bytes": made.checkpoint_bytes,
         "bundle_bytes": files,
-        "vision": exported["manifest"]["vision"],
+        "vision": manifest["vision"],
         "machine": machine(),
     }
     file = keep(f"export-{shape}", result)
@@ -108,7 +94,7 @@ def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_li
     table.add_column("value", justify="right")
     table.add_row("wall time, minutes", f"{done.seconds / 60:.1f}")
     table.add_row("peak resident memory, GiB", f"{done.peak_bytes / 2**30:.2f}")
-    table.add_row("checkpoint, GB", f"{checkpoint_bytes / 1e9:.2f}")
+    table.add_row("checkpoint, GB", f"{made.checkpoint_bytes / 1e9:.2f}")
     table.add_row("bundle, GB", f"{sum(files.values()) / 1e9:.2f}")
     table.add_row("vision graph against torch, relative RMS", figure(result["vision"]["parity"]["projector"]))
     results.print(table)

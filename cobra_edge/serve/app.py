@@ -109,6 +109,10 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorResponse} for status in statuses}
 
 
+def _not_json(reason: object) -> Refusal:
+    return Refusal(400, f"the body is not JSON: {reason}; send an object, as UTF-8", "invalid_json")
+
+
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     return refusal_response(error)
@@ -122,9 +126,9 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     first = next((e for e in errors if not (e["type"] == "string_type" and isinstance(e["input"], list))), errors[0])
     where = _place(first["loc"][1:], error.body, missing=first["type"] == "missing")
     if first["type"] == "json_invalid":
-        return refusal_response(
-            Refusal(400, f"the body is not JSON: {first.get('ctx', {}).get('error', 'see its syntax')}", "invalid_json")
-        )
+        return refusal_response(_not_json(first["ctx"]["error"]))
+    if first["loc"] == ("body",) and first["type"] == "missing":
+        return refusal_response(_not_json("it is empty"))
     message = str(first["msg"]).removeprefix("Value error, ")
     return refusal_response(Refusal(400, f"{where}: {message}" if where else message, "invalid_value", where or None))
 
@@ -141,6 +145,8 @@ def _place(location: Sequence[int | str], body: Any, *, missing: bool) -> str:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.__cause__ is not None and error.status_code == 400:  # FastAPI met what is not JSON's own kind of error
+        return refusal_response(_not_json(error.__cause__))
     message = f"{request.method} {request.url.path[:200]}: {error.detail}"
     headers = error.headers or {}
     return refusal_response(Refusal(error.status_code, message, _CODES.get(error.status_code, "bad_request"), headers=headers))

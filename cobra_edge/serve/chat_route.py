@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from anyio import to_thread
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -17,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 from ..errors import InputError
 from ..generate import Sampling
 from .answering import Finished, Question
-from .conversation import read_conversation
+from .conversation import characters_of, read_conversation
+from .event_loop import off_the_loop
 from .event_stream import CLIENT_GONE, MEDIA_TYPE, EventStream
 from .limits import Limits
 from .listening import listen, unless_gone
@@ -42,6 +42,7 @@ from .served_model import ServedModel
 
 _DEADLINE = "x-deadline-seconds"
 _CHARACTERS_A_TOKEN = 32  # far more than any language has on average
+_ENCODING = 16  # a character takes about as long to encode as so many bytes of a picture to decode
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +138,8 @@ class ChatRoute:
         self.model.require(asked.model)
         longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
         characters = longest * _CHARACTERS_A_TOKEN
-        conversation = await to_thread.run_sync(read_conversation, asked.messages, session.template, session.codec, characters)
+        size = _ENCODING * characters_of(asked.messages)
+        conversation = await off_the_loop(size, read_conversation, asked.messages, session.template, session.codec, characters)
         picture, seen = None, 0
         if conversation.picture_url is not None:
             if session.vision is None:

@@ -44,7 +44,7 @@ def read_conversation(
     Raises:
         Refusal: too much text, no question, an empty one, one that is missing between two answers, or several pictures.
     """
-    characters = sum(len(_text(m)) for m in messages)
+    characters = characters_of(messages)
     if characters > max_characters:
         message = f"the conversation is {characters:,} characters, at most {max_characters:,} are read; shorten it"
         raise Refusal(400, message, "context_length_exceeded", "messages")
@@ -67,6 +67,11 @@ def read_conversation(
             ) from error
         passages.append((*((codec.end_id,) if index else ()), *codec.encode(asked)))
     return Conversation(_one_picture(messages), tuple(p for p in passages if p))
+
+
+def characters_of(messages: Sequence[Message]) -> int:
+    """Return how much text there is."""
+    return sum(len(_text(message)) for message in messages)
 
 
 def _text(message: Message) -> str:

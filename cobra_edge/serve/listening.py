@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -39,28 +40,46 @@ async def listen(
     Raises:
         Refusal: it is not answered, or not in time.
     """
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+    loop, news = asyncio.get_running_loop(), asyncio.Event()
+    heard: deque[Event] = deque()
 
     def hear(event: Event) -> None:
+        heard.append(event)
         with suppress(RuntimeError):  # the loop is closed: the server is gone, and its clients are
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            loop.call_soon_threadsafe(news.set)
 
     ticket = Ticket(owner, question, hear)
     scheduler.submit(ticket)
+    left = deadline_seconds - (time.perf_counter() - question.arrived)
+    clock = loop.call_later(left, hear, deadline_exceeded(deadline_seconds))
     try:
         while True:
-            left = deadline_seconds - (time.perf_counter() - question.arrived)
-            try:
-                event = await asyncio.wait_for(events.get(), max(left, 0))
-            except asyncio.TimeoutError:
-                raise deadline_exceeded(deadline_seconds) from None
-            if isinstance(event, Refusal):
-                raise event
-            yield event
-            if isinstance(event, Finished):
+            await news.wait()
+            news.clear()
+            text, end = _taken(heard)
+            if text:
+                yield text
+            if isinstance(end, Refusal):
+                raise end
+            if end is not None:
+                yield end
                 return
+            # Where pieces come faster than they are sent nothing above waits, and a departure would not be noticed.
+            await asyncio.sleep(0)
     finally:
+        clock.cancel()
         scheduler.cancel(ticket)
+
+
+def _taken(heard: deque[Event]) -> tuple[str, Finished | Refusal | None]:
+    """Take out all that was heard up to an end: pieces that came together are one."""
+    text = ""
+    while heard:
+        event = heard.popleft()
+        if not isinstance(event, str):
+            return text, event
+        text += event
+    return text, None
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

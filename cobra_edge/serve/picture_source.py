@@ -6,10 +6,10 @@ import base64
 import io
 from urllib.parse import unquote_to_bytes
 
-from anyio import to_thread
 from PIL import Image, UnidentifiedImageError
 
 from ..image import FORMATS
+from .event_loop import off_the_loop
 from .fetching import Fetcher
 from .limits import Limits
 from .refusals import Refusal
@@ -35,16 +35,14 @@ class PictureSource:
             Refusal: 400 for what is no picture or no such URL, 413 for a picture that is too large.
         """
         scheme = url[:16].partition(":")[0].lower()
-        if scheme == "data":  # tens of megabytes take long enough to keep others waiting
-            file = await to_thread.run_sync(self._inside, url)
-        elif scheme in ("http", "https"):
-            if self._fetcher is None:
-                raise _bad_url(f"this server fetches no pictures; {_ACCEPTED}, or start it with --allow-image-host")
-            file = await self._fetcher.fetch(url)
-        else:
+        if scheme == "data":
+            return await off_the_loop(len(url), self._inside, url)
+        if scheme not in ("http", "https"):
             raise _bad_url(f"got {url[:40]!r}; {_ACCEPTED}")
-        await to_thread.run_sync(self._require_picture, file)
-        return file
+        if self._fetcher is None:
+            raise _bad_url(f"this server fetches no pictures; {_ACCEPTED}, or start it with --allow-image-host")
+        file = await self._fetcher.fetch(url)
+        return await off_the_loop(len(file), self._picture, file)
 
     def _inside(self, url: str) -> bytes:
         """Return what a data URI has inside.
@@ -64,11 +62,13 @@ class PictureSource:
         if size > self._limits.picture_bytes:
             raise _too_large(f"{size:,} bytes, at most {self._limits.picture_bytes:,} are read")
         try:
-            return base64.b64decode(encoded, validate=True)
+            file = base64.b64decode(encoded, validate=True)
         except ValueError as error:
             raise _damaged(f"its base64 is broken ({error})") from error
+        return self._picture(file)
 
-    def _require_picture(self, file: bytes) -> None:
+    def _picture(self, file: bytes) -> bytes:
+        """Return the file, after a look at its header."""
         limit = self._limits.picture_pixels
         try:
             with Image.open(io.BytesIO(file), formats=FORMATS) as picture:
@@ -92,6 +92,7 @@ class PictureSource:
             raise _damaged(f"its header is damaged ({type(error).__name__})") from error
         if width * height > limit:
             raise _too_large(f"{width} × {height} pixels, at most {limit:,} are read")
+        return file
 
 
 def _bad_url(why: str) -> Refusal:

@@ -27,9 +27,12 @@ RUN python3 -c "import sys, importlib.util as u; assert sys.version_info[:2] == 
 COPY --from=wheel /wheels /wheels
 # TensorRT's module belongs to the system, so the environment has to see it.
 RUN python3 -m venv --system-site-packages /opt/cobra-edge \
- && /opt/cobra-edge/bin/pip install --no-cache-dir "$(ls /wheels/*.whl)[jetpack7]"
+ && /opt/cobra-edge/bin/pip install --no-cache-dir "$(ls /wheels/*.whl)[jetpack7,serve]"
 # Engines are kept under it: mount a volume there, or each new container builds again.
 ENV XDG_CACHE_HOME=/cache
 VOLUME /cache
+# Of `serve --state-dir /state`: pictures that were read, so that a restart does not read them again.
+VOLUME /state
+EXPOSE 8000
 ENTRYPOINT ["/opt/cobra-edge/bin/cobra-edge"]
 CMD ["--help"]

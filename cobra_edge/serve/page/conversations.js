@@ -86,12 +86,13 @@ export function titleOf({ picture, turns }) {
 }
 
 function stored() {
-  let all;
+  let all = [];
   try {
-    all = JSON.parse(read(LIST) ?? "[]");
+    all = JSON.parse(read(LIST)) ?? [];
   } catch {
-    all = [];
+    // not written by this page
   }
+  if (!Array.isArray(all) || !all.every(({ id, turns }) => id && Array.isArray(turns))) return [];
   for (const turn of all.flatMap(({ turns }) => turns)) {
     if (turn.outcome !== "answering") continue;
     turn.outcome = "failed";

@@ -1,5 +1,6 @@
 // The page: pictures come in, questions go out, answers stream back.
 
+import { watchArrivals } from "./arrivals.js";
 import { makeCamera } from "./camera.js";
 import { Conversations, messagesFor, titleOf } from "./conversations.js";
 import { readPicture } from "./picture.js";
@@ -47,7 +48,7 @@ function listItem(conversation) {
   const item = byId("item").content.firstElementChild.cloneNode(true);
   const [open, bin] = item.querySelectorAll("button");
   const title = titleOf(conversation);
-  open.querySelector(".title").textContent = title;
+  open.querySelector(".title").textContent = open.title = title;
   const thumbnail = conversation.picture?.thumbnail;
   if (thumbnail) open.querySelector("img").src = thumbnail;
   open.querySelector(thumbnail ? "svg" : "img").remove();
@@ -147,18 +148,13 @@ async function take(file) {
   announce(`Picture ${picture.name}, ${picture.width} by ${picture.height}. Ask about it.`);
 }
 
-function takeFrom(transfer) {
-  const file = Array.from(transfer.files).find(({ type }) => type.startsWith("image/")) ?? transfer.files[0];
-  if (file) take(file);
-  else notice("That is no picture file: save the picture first, or copy and paste it.");
-}
-
 // ---- questions
 
 async function ask(question, again = null) {
   if (running || !settings.valid()) return;
   const conversation = current;
   const url = conversations.urlOf(conversation);
+  if (url === undefined) return notice("This conversation's picture was too large to be kept. Give it again to ask about it.");
   const turn = again ?? { question: question.trim() };
   Object.assign(turn, { answer: "", outcome: "answering", failure: null, finish: null, usage: null, extension: null });
   turn.picture = Boolean(url);
@@ -183,7 +179,8 @@ async function ask(question, again = null) {
 /** Stream the answer into the turn; whatever happens, its outcome says so. */
 async function answerInto(turn, messages) {
   try {
-    model ??= (await models(settings.key()))[0].id;
+    const unknown = model ? null : await showModel();
+    if (unknown) throw unknown;
     const body = { model, messages, ...settings.sampling() };
     for await (const { text, ...rest } of answer({ body, key: settings.key(), signal: running.abort.signal })) {
       turn.answer += text;
@@ -194,6 +191,7 @@ async function answerInto(turn, messages) {
   } catch (error) {
     turn.outcome = running.abort.signal.aborted ? "stopped" : "failed";
     if (turn.outcome === "failed" && !(error instanceof Failure)) console.error(error);
+    if (error.status === 404) model = null; // another one is served by now
     const { title = "This page failed", words = String(error), status, retrySeconds } = error;
     turn.failure = turn.outcome === "failed" ? { title, words, status, retrySeconds } : null;
   }
@@ -212,6 +210,7 @@ function following(change) {
   if (atEnd) scrollTo(0, root.scrollHeight);
 }
 
+/** Ask for the model's name and show it; returns the Failure where there is none. */
 async function showModel() {
   const words = byId("model");
   byId("again-models").hidden = true;
@@ -224,12 +223,15 @@ async function showModel() {
     byId("again-models").hidden = false;
     return failure;
   }
+  return null;
 }
 
 // ---- what people do
 
 const does = { choose: () => byId("file").click(), camera: makeCamera(take) };
 for (const button of document.querySelectorAll("[data-does]")) button.addEventListener("click", does[button.dataset.does]);
+
+watchArrivals(take, notice);
 
 const field = byId("question");
 function send() {
@@ -265,27 +267,6 @@ for (const button of byId("suggestions").querySelectorAll("button")) {
     ask(button.textContent);
   });
 }
-
-byId("file").addEventListener("change", ({ target }) => {
-  if (target.files.length > 0) take(target.files[0]);
-  target.value = ""; // the same file can be chosen again
-});
-document.addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length === 0) return;
-  event.preventDefault();
-  takeFrom(event.clipboardData);
-});
-let inside = 0; // dragenter and dragleave come for every element that is passed
-for (const [kind, step] of [["dragenter", 1], ["dragleave", -1]]) {
-  document.addEventListener(kind, () => (byId("drop").hidden = (inside += step) <= 0));
-}
-document.addEventListener("dragover", (event) => event.preventDefault());
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  inside = 0;
-  byId("drop").hidden = true;
-  takeFrom(event.dataTransfer);
-});
 
 byId("new").addEventListener("click", () => begin());
 byId("drawer").addEventListener("click", () => drawer(!byId("side").classList.contains("open")));

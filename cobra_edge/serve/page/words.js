@@ -3,9 +3,9 @@
 const number = (value, digits = 0) => value.toLocaleString("en", { maximumFractionDigits: digits });
 const tokens = (count) => `${number(count)} ${count === 1 ? "token" : "tokens"}`;
 
-/** "180 ms", "1.2 s". */
+/** "180 ms", "1.2 s", which no line breaks. */
 export function duration(ms) {
-  return ms < 1000 ? `${number(ms, ms < 10 ? 1 : 0)} ms` : `${number(ms / 1000, 1)} s`;
+  return ms < 1000 ? `${number(ms, ms < 10 ? 1 : 0)}\u00a0ms` : `${number(ms / 1000, 1)}\u00a0s`;
 }
 
 /** "23 tokens · 41 tokens/s · first after 180 ms", as far as it is known. */
@@ -27,7 +27,7 @@ export function memory({ usage, extension }) {
     const ofPicture = image > 0 ? `, ${number(image)} of them the picture` : "";
     return { words: `Read anew: ${number(usage.prompt_tokens)} prompt tokens${ofPicture}.`, share: 0 };
   }
-  const what = extension.remembered === "image" ? "picture" : "conversation so far";
+  const what = extension.remembered === "image" ? "picture" : "conversation";
   return { words: `The ${what} was remembered: ${number(cached)} of ${number(usage.prompt_tokens)} prompt tokens not read again.`, share };
 }
 
