@@ -10,9 +10,11 @@ import httpx
 import openai
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 import cobra_edge
 from cobra_edge.generate import Sampling
+from cobra_edge.serve.openai_api import ChatRequest
 
 from .serve_case import MODEL, PICTURE, client, data_uri, picture_part, question, served
 
@@ -277,6 +279,12 @@ def assert_refused(error, status, code, param, word):
         ({"max_tokens": 0}, "invalid_value", "max_tokens", "greater than or equal to 1"),
         ({"stop": ["a"] * 5}, "invalid_value", "stop", "at most 4"),
         (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 65}]},
+            "invalid_value",
+            "messages.0.content",
+            "at most 64",
+        ),
+        (
             {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
             "invalid_value",
             "messages.0.content.0.text",
@@ -295,6 +303,14 @@ def test_bad_requests_are_told_what_is_wrong(ai, options, code, param, word):
         ai.chat.completions.create(**({"model": MODEL, "messages": [question("What is it?")]} | options))
     assert_refused(caught.value, 400, code, param or caught.value.param, word)
     assert caught.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_of_many_errors_only_the_first_is_looked_for(role):
+    messages = [{"role": role, "content": [{}] * 64}] * 1024
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate({"model": MODEL, "messages": messages})
+    assert caught.value.error_count() <= 3  # no text, and no such part for want of two fields
 
 
 @pytest.mark.parametrize("stream", [False, True])

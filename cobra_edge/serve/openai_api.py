@@ -28,6 +28,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
 }
 MAX_MESSAGES = 1024
+MAX_PARTS = 64
 MAX_STOPS = 4
 
 
@@ -45,6 +46,8 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
+# The first thing that is wrong is enough: an error for each of a million parts would take gigabytes.
+_Parts = Field(max_length=MAX_PARTS, fail_fast=True)
 
 
 class _Part(BaseModel):
@@ -76,21 +79,21 @@ class SystemMessage(_Part):
     """What stands before the first question."""
 
     role: Literal["system", "developer"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], _Parts]
 
 
 class UserMessage(_Part):
     """A question, with or without the conversation's picture."""
 
     role: Literal["user"]
-    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], _Parts]
 
 
 class AssistantMessage(_Part):
     """An answer that was given."""
 
     role: Literal["assistant"]
-    content: Text | list[TextPart] | None = None
+    content: Text | Annotated[list[TextPart], _Parts] | None = None
 
 
 Message = SystemMessage | UserMessage | AssistantMessage
@@ -108,7 +111,9 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: Text = Field(examples=["cobra-mini"])
-    messages: list[Annotated[Message, Field(discriminator="role")]] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[Annotated[Message, Field(discriminator="role")]] = Field(
+        min_length=1, max_length=MAX_MESSAGES, fail_fast=True
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -117,7 +122,7 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1_000_000, description="Not OpenAI's; 0 for all.")
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     user: Text | None = Field(default=None, description="Whose turn it is, for fairness among users of one address.")
     safety_identifier: Text | None = Field(default=None, description="As `user`.")
 
