@@ -107,12 +107,6 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(codec, messages, cod
 @pytest.mark.parametrize(
     "fields",
     [
-        {"n": 2},
-        {"tools": [{}]},
-        {"response_format": {"type": "json_object"}},
-        {"logprobs": True},
-        {"frequency_penalty": 0.5},
-        {"audio": {}},
         {"stream_options": {"include_usage": True}},
         {"temperature": 2.5},
         {"temperature": "1"},
@@ -134,16 +128,34 @@ def test_a_request_that_could_not_be_answered_as_asked_is_invalid(fields):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 2),
+        ("tools", [{}]),
+        ("response_format", {"type": "json_object"}),
+        ("logprobs", True),
+        ("frequency_penalty", 0.5),
+        ("audio", {}),
+    ],
+)
+def test_what_is_not_supported_is_named(name, value):
+    request = ChatRequest.model_validate({"model": "m", "messages": [user("A?")], name: value})
+    assert request.unsupported == name
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "logprobs": False, "tools": []},
         {"tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"], "n": None, "logprobs": None},
         {"stream": True, "stream_options": {"include_usage": True}, "stop": None, "temperature": 0, "store": True},
         {"metadata": {"anything": 1}, "temperature": 1, "top_p": 1},
+        {"max_tokens": 2.0, "seed": -5.0, "top_k": 3.0},
+        {"seed": -(10**30)},
     ],
 )
 def test_what_changes_nothing_may_be_said(fields):
-    ChatRequest.model_validate({"model": "m", "messages": [user("A?")]} | fields)
+    assert ChatRequest.model_validate({"model": "m", "messages": [user("A?")]} | fields).unsupported is None
 
 
 def test_empty_stop_strings_stop_nothing():

@@ -88,12 +88,15 @@ def _signs_of_life(scheduler: Scheduler, metrics: Metrics) -> APIRouter:
             raise Refusal(500, "the decoder's thread has ended; start the server again", "server_error")
         return {"status": "ok"}
 
+    router.add_api_route("/healthz", healthz, methods=["HEAD"], include_in_schema=False)  # as some balancers ask
+
     @router.get("/readyz", summary="Whether questions are taken", responses=_refusals(403, 503))
     async def readyz() -> dict[str, str]:
         if not scheduler.open:
             raise shutting_down()
         return {"status": "ready"}
 
+    router.add_api_route("/readyz", readyz, methods=["HEAD"], include_in_schema=False)
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
     @router.get(

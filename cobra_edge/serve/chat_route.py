@@ -136,6 +136,8 @@ class ChatRoute:
         """Return what the decoder is asked. Raises Refusal where it cannot be."""
         session, limits = self.model.session, self.limits
         self.model.require(asked.model)
+        if asked.unsupported is not None:
+            raise Refusal(400, f"{asked.unsupported} is not supported; leave it out", "unsupported_value", asked.unsupported)
         longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
         characters = longest * _CHARACTERS_A_TOKEN
         size = _ENCODING * characters_of(asked.messages)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 # What these may be, since it changes nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -46,6 +46,8 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
+# JSON has one kind of number: 2.0 is the integer 2.
+Whole = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)]
 # The first thing that is wrong is enough: an error for each of a million parts would take gigabytes.
 _Parts = Field(max_length=MAX_PARTS, fail_fast=True)
 
@@ -116,25 +118,27 @@ class ChatRequest(BaseModel):
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: Whole | None = Field(default=None, ge=1)
+    max_completion_tokens: Whole | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default, takes the likeliest token.")
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, le=1_000_000, description="Not OpenAI's; 0 for all.")
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    top_k: Whole | None = Field(default=None, ge=0, le=1_000_000, description="Not OpenAI's; 0 for all.")
+    seed: Whole | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     user: Text | None = Field(default=None, description="Whose turn it is, for fairness among users of one address.")
     safety_identifier: Text | None = Field(default=None, description="As `user`.")
 
     @model_validator(mode="after")
-    def _nothing_unsupported(self) -> ChatRequest:
-        for name, neutral in NEUTRAL.items():
-            value = (self.model_extra or {}).get(name)
-            if value is not None and value not in neutral:
-                raise ValueError(f"{name} is not supported; leave it out")
+    def _options_of_a_stream(self) -> ChatRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options belong to a stream; set stream, or leave them out")
         return self
+
+    @property
+    def unsupported(self) -> str | None:
+        """The name of a field that asks for what cannot be done, or None."""
+        extra = self.model_extra or {}
+        return next((n for n, neutral in NEUTRAL.items() if extra.get(n) is not None and extra[n] not in neutral), None)
 
     @property
     def stops(self) -> tuple[str, ...]:
