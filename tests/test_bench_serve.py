@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import random
 import sys
@@ -12,9 +14,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from cobra_edge.bench import serving_memory, serving_verb, verbs
-from cobra_edge.bench.serving_client import Question, Reply, ask, client, picture_url
+from cobra_edge.bench.serving_client import Question, Reply, ask, client, photograph_url, picture_url
 from cobra_edge.bench.serving_figures import measures, serving_goals_table, serving_table
 from cobra_edge.bench.serving_follow_up import FIRST, SECOND, Pair, check, summary
 from cobra_edge.bench.serving_load import check_shutdown, load_summary, tail
@@ -269,13 +272,14 @@ def test_tables_show_what_was_measured_and_what_was_not() -> None:
     both[0]["load"] = {"clients": 2, "waiting": 1} | load_summary(load(), 2.0)
     table = serving_table(both).splitlines()
     assert "cobra-mini, w4a16-g128 | cobra-3b, random weights, w4a16-g128" in table[2]
-    assert "| times sooner | 9.9 (9.9–9.9) | 25.0 (25.0–25.0) |" in table
+    assert "| times sooner, a small picture (112 × 112) | 9.9 (9.9–9.9) | 25.0 (25.0–25.0) |" in table
     assert "| 2 clients, 2 s: to the first token, ms | 105 / 190 | – |" in table
     assert "| 2 clients, 2 s: statuses, 1 may wait | 21 × 200, 1 × 429 | – |" in table
-    missed, reached = serving_goals_table(both).splitlines()[2:]
-    assert missed.endswith("at least 10 times sooner than the first | 9.9, **missed** |")
-    assert reached.endswith("at least 20 times sooner than the first | 25.0, reached |")
-    assert serving_table([]) == "not measured" and serving_goals_table([]).count("not measured") == 2
+    missed, untried, reached, _ = serving_goals_table(both).splitlines()[2:]
+    assert missed.endswith("at least 10 times sooner than the first | 9.9, **missed** (9.9 by the server's own clock) |")
+    assert untried.endswith("| not measured |") and "photograph" in untried
+    assert reached.endswith("at least 20 times sooner than the first | 25.0, reached (25.0 by the server's own clock) |")
+    assert serving_table([]) == "not measured" and serving_goals_table([]).count("not measured") == 4
 
 
 @pytest.mark.parametrize(
@@ -346,3 +350,10 @@ def test_memory_is_read_while_a_server_forgets(mini_bundle, monkeypatch) -> None
     assert kept["evicted"] > 0 and sum(kept["remembered"].values()) == 80
     assert all(0 < sample["anonymous_mib"] < sample["rss_mib"] for sample in kept["samples"])
     assert seen[-1] == ("memory", 80, 80)
+
+
+def test_photographs_differ_as_files_and_look_alike() -> None:
+    urls = [photograph_url(number) for number in (0, 3, 6)]
+    assert len(set(urls)) == 3 and all(url.startswith("data:image/jpeg;base64,") for url in urls)
+    pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))) for url in urls]
+    assert {p.shape for p in pixels} == {(720, 1280, 3)}

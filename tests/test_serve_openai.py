@@ -294,7 +294,12 @@ def assert_refused(error, status, code, param, word):
         ({"messages": [{"content": "a"}]}, "invalid_value", "messages.0", "'role'"),
         ({"n": 2}, "unsupported_value", "n", "n is not supported"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported_value", "tools", "tools is not supported"),
-        ({"response_format": {"type": "json_object"}}, "unsupported_value", "response_format", "response_format is not supported"),
+        (
+            {"response_format": {"type": "json_object"}},
+            "unsupported_value",
+            "response_format",
+            "response_format is not supported",
+        ),
         ({"stream_options": {"include_usage": True}}, "invalid_value", None, "stream_options"),
     ],
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NO_RESPONSE = 0  # in place of a status
 _PICTURES = sorted((MINI / "heldout").glob("*.png"))
 _BITS = 32
+PHOTOGRAPH = (1280, 720)  # pixels
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,17 @@ def picture_url(number: int) -> str:
     for place in range(_BITS):
         red, green, blue = picture.getpixel((place, 0))  # type: ignore[misc]
         picture.putpixel((place, 0), (red & ~1 | number >> place & 1, green, blue))
+    return _data_url(picture, "PNG")
+
+
+def photograph_url(number: int) -> str:
+    """Return a picture of the size and kind that a camera gives, as a data URL; files of different numbers differ."""
+    with Image.open(_PICTURES[number % len(_PICTURES)]) as opened:
+        picture = opened.convert("RGB").resize(PHOTOGRAPH)
+    return _data_url(picture, "JPEG", quality=90, comment=str(number).encode())
+
+
+def _data_url(picture: Image.Image, kind: str, **options: Any) -> str:
     file = io.BytesIO()
-    picture.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()

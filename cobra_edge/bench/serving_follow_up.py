@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import MachineError
-from .serving_client import Question, Reply, ask, client, picture_url
+from .serving_client import Question, Reply, ask, client
 from .serving_process import Server, served
 from .spread import spread
 
@@ -29,11 +29,14 @@ class Pair(NamedTuple):
     http_ms: float = 0.0
 
 
-def measure_follow_up(bundle: Path, rounds: int, checked: int, max_tokens: int, on_step: Step) -> dict[str, Any]:
+def measure_follow_up(
+    bundle: Path, picture: Callable[[int], str], rounds: int, checked: int, max_tokens: int, on_step: Step
+) -> dict[str, Any]:
     """Time first and second questions about new pictures in turns.
 
     Args:
         bundle: what is served.
+        picture: makes a new one, as a data URL, of a number.
         rounds: new pictures; one more goes before, which is not counted.
         checked: of these pictures, how many are asked about without the memory too.
         max_tokens: of each answer.
@@ -47,21 +50,25 @@ def measure_follow_up(bundle: Path, rounds: int, checked: int, max_tokens: int, 
         MachineError: an answer is missing, the memory changed one, or it was not used as it should.
     """
     with served(bundle) as server:
-        pairs = asyncio.run(_asked(server, rounds + 1, max_tokens, lambda n: on_step("second questions", n, rounds + 1)))
+        pairs = asyncio.run(
+            _asked(server, picture, rounds + 1, max_tokens, lambda n: on_step("second questions", n, rounds + 1))
+        )
     with served(bundle, "--state-cache-mib", "0") as server:
-        plain = asyncio.run(_asked(server, checked, max_tokens, lambda n: on_step("without the memory", n, checked)))
+        plain = asyncio.run(_asked(server, picture, checked, max_tokens, lambda n: on_step("without the memory", n, checked)))
     check(pairs, plain)
     return summary(pairs[1:], checked)
 
 
-async def _asked(server: Server, rounds: int, max_tokens: int, on_round: Callable[[int], None]) -> list[Pair]:
+async def _asked(
+    server: Server, picture: Callable[[int], str], rounds: int, max_tokens: int, on_round: Callable[[int], None]
+) -> list[Pair]:
     model = server.model()
     pairs: list[Pair] = []
     async with client(server.url, 1) as connection:
         for number in range(rounds):
-            picture = picture_url(number)
+            url = picture(number)
             first, second = [
-                await ask(connection, model, Question(prompt, picture, max_tokens=max_tokens)) for prompt in (FIRST, SECOND)
+                await ask(connection, model, Question(prompt, url, max_tokens=max_tokens)) for prompt in (FIRST, SECOND)
             ]
             began = time.perf_counter()
             await connection.get("/healthz")

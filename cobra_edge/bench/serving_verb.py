@@ -109,6 +109,7 @@ def serve(
 def _measured(
     directory: Path, parts: tuple[str, ...], rounds: int | None, large: bool, load: tuple[int, float, int]
 ) -> dict[str, Any]:
+    from .serving_client import photograph_url, picture_url
     from .serving_follow_up import measure_follow_up
     from .serving_load import measure_load, measure_shutdown
     from .serving_memory import measure_memory
@@ -119,7 +120,8 @@ def _measured(
             count = rounds or (3 if large else 15)
             # A large model reads a picture for seconds on a CPU, and what random weights say is no better for being longer.
             checked, tokens = (1, 2) if large else (count + 1, 48)
-            found["follow_up"] = measure_follow_up(directory, count, checked, tokens, on_step)
+            for name, picture in (("follow_up", picture_url), ("follow_up_photograph", photograph_url)):
+                found[name] = measure_follow_up(directory, picture, count, checked, tokens, on_step)
         if "load" in parts:
             found["load"] = measure_load(directory, clients, seconds, max(1, clients // 2), on_step)
         if "memory" in parts:
