@@ -109,6 +109,7 @@ async def _serve(
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level=None if log.isEnabledFor(logging.INFO) else logging.ERROR,  # it warns of each request that is none
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
