@@ -7,6 +7,7 @@ that timm's transform ends in, so the two agree. A picture is hostile until deco
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from pathlib import Path
 
@@ -21,6 +22,19 @@ from .precision import InputForm
 MAX_PIXELS = 64_000_000  # a 64-megapixel photograph; anything larger is a mistake or a decompression bomb
 MAX_FILE_BYTES = 256 << 20
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# What pillow raises on damaged files, beside its own UnidentifiedImageError.
+DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+)
 
 
 class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,8 +157,7 @@ def load_picture(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXEL
         raise InputError(f"{name}: not a picture; expected one of {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: more than {MAX_PIXELS:,} pixels; scale it down") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, MemoryError) as error:
-        # pillow's decoders raise all of these on damaged files
+    except DAMAGED as error:
         raise InputError(f"{name}: truncated or damaged picture ({error})") from error
 
 

@@ -47,6 +47,11 @@ class Server:
 
     url: str
     process: subprocess.Popen[str]
+    log: tempfile._TemporaryFileWrapper[str]
+
+    def said(self) -> str:
+        """Return what it wrote to stderr so far."""
+        return _text(self.log)
 
     def resident_bytes(self) -> int:
         """Return its resident memory."""
@@ -70,7 +75,7 @@ def served(bundle: Path, *options: str) -> Iterator[Server]:
             too_slow.cancel()
             said = _text(log)
             assert line.startswith("listening on http://"), f"the server did not start: {line!r}\n{said}"
-            yield Server(line.split()[-1], process)
+            yield Server(line.split()[-1], process, log)
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             code = process.wait(END_SECONDS)

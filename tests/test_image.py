@@ -106,6 +106,16 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
 
 
+def odd_exif():
+    """Return the EXIF data of a camera that lies on its side, and says its width as a fraction, which pillow cannot write."""
+
+    def entry(tag, kind, value):
+        return struct.pack(">HHI", tag, kind, 1) + value
+
+    orientation, width = entry(0x0112, 3, struct.pack(">HH", 6, 0)), entry(0x0100, 5, struct.pack(">I", 38))
+    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + width + orientation + struct.pack(">III", 0, 7, 2)
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -113,11 +123,12 @@ def bomb(width, height):
         (b"not a picture at all", "not a picture"),
         (encoded(photo(64, 64))[:900], "truncated"),
         (encoded(photo(64, 64), "JPEG")[:700], "truncated"),
+        (encoded(photo(64, 64), "JPEG", exif=odd_exif()), "damaged"),
         (bomb(60_000, 60_000), "pixels"),
         (bomb(9_000, 9_000), "pixels"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
     ],
-    ids=["empty", "text", "cut png", "cut jpeg", "bomb", "small bomb", "postscript"],
+    ids=["empty", "text", "cut png", "cut jpeg", "odd exif", "bomb", "small bomb", "postscript"],
 )
 def test_bad_pictures_are_refused(data, says, tmp_path):
     file = tmp_path / "picture.bin"

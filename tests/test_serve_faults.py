@@ -263,6 +263,25 @@ def test_what_is_no_request_is_refused(url, sent, code):
     refused(response, 400, code)
 
 
+def odd_png():
+    """Return a picture that pillow warns of: animated, of no frames."""
+    plain, said = PICTURE.read_bytes(), b"acTL" + bytes(8)
+    chunk = struct.pack(">I", 8) + said + struct.pack(">I", zlib.crc32(said))
+    return plain[:33] + chunk + plain[33:]
+
+
+def test_nothing_a_client_sends_is_logged(bundle):
+    with served(bundle) as server:
+        with raw(server.url) as connection:
+            connection.sendall(b"\x16\x03\x01 GET\r\n\r\n")  # as one who speaks TLS to us
+            assert connection.recv(4096).startswith(b"HTTP/1.1 400")
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+        assert httpx.get(f"{server.url}/healthz", headers=upgrade).status_code == 200
+        assert post(server.url, json=body(picture=odd_png())).status_code == 200
+        assert httpx.get(f"{server.url}/no%1Bwhere").status_code == 404
+        assert server.said() == ""
+
+
 def state_files(directory: Path):
     return sorted(directory.rglob("*.safetensors"))
 

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -108,6 +109,15 @@ def test_what_is_no_picture_s_address_is_refused_with_what_is(url: str):
 def test_broken_base64_is_refused(text: str):
     refused = refusal("data:image/png;base64," + text)
     assert (refused.status, refused.code) == (400, "invalid_image") and "base64" in refused.message
+
+
+def test_escapes_take_no_more_memory_than_their_text():
+    url = "data:image/png;base64," + "%41" * 500_000
+    tracemalloc.start()
+    assert refusal(url, limits=Limits()).code == "invalid_image"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * len(url)
 
 
 def test_a_file_of_the_limit_is_read_and_one_byte_more_is_refused_undecoded(monkeypatch):

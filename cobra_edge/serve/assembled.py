@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def serve(
     Raises:
         BundleError, InputError, MachineError: a part cannot be opened.
     """
+    warnings.filterwarnings("ignore", module="PIL")  # of what is odd in a picture: any client could fill the log with it
     listening = Address(host, port).bind()  # before the bundle is opened: a taken port is told at once
     with listening:
         model = ServedModel.of(opening.load(), model_name)

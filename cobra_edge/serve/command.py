@@ -5,8 +5,10 @@ python -m cobra_edge.serve bundles/cobra-mini-jetson-orin-nano-w4a16-g128
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,6 +19,18 @@ from .limits import Limits
 
 KEY_VARIABLE = "COBRA_EDGE_API_KEY"
 _DEFAULTS = Limits()
+_LONGEST_SECONDS = 7 * 24 * 3600.0
+
+
+class _Seconds(click.FloatRange):
+    """A number of seconds; "nan", which no comparison finds out of range, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See click."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
 
 
 @click.command(epilog="Example: python -m cobra_edge.serve BUNDLE --port 8000")
@@ -46,13 +60,17 @@ _DEFAULTS = Limits()
 )
 @click.option(
     "--deadline",
-    type=click.FloatRange(0.1),
+    type=_Seconds(0.1, _LONGEST_SECONDS),
     default=_DEFAULTS.deadline_seconds,
     show_default=True,
     help="Seconds an answer may take.",
 )
 @click.option(
-    "--grace", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish answers when told to stop."
+    "--grace",
+    type=_Seconds(0, _LONGEST_SECONDS),
+    default=30.0,
+    show_default=True,
+    help="Seconds to finish answers when told to stop.",
 )
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Of an answer, whatever clients ask for.")
 @click.option(
@@ -132,15 +150,20 @@ def command(
 
 
 def _read_key(file: Path | None) -> str | None:
-    """Return the key that clients have to show, or None. Raises InputError for a file without one."""
+    """Return the key that clients have to show, or None. Raises InputError for a file, or a variable, without one."""
     if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
-    try:
-        key = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read ({error}); give a file with one line, the key") from error
+        said, where = os.environ.get(KEY_VARIABLE, ""), f"${KEY_VARIABLE}"
+        if not said:
+            return None
+    else:
+        where = str(file)
+        try:
+            said = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: cannot be read ({error}); give a file with one line, the key") from error
+    key = said.strip()
     if not key or not key.isprintable() or not key.isascii() or " " in key:
-        raise InputError(f"{file}: expected one line of printable ASCII without spaces, the key")
+        raise InputError(f"{where}: expected one line of printable ASCII without spaces, the key")
     return key
 
 

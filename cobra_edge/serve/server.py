@@ -42,8 +42,9 @@ class Address:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
             listening = socket.socket(family, kind, protocol)
-        except OSError as error:
-            raise InputError(f"host {self.host!r}: {error.strerror or error}; give an address of this machine") from error
+        except (OSError, UnicodeError) as error:  # the latter for what cannot be a name
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"host {self.host!r}: {reason}; give an address of this machine") from error
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
@@ -108,6 +109,7 @@ async def _serve(
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level=None if log.isEnabledFor(logging.INFO) else logging.ERROR,  # it warns of each request that is none
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
