@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import warnings
 from collections.abc import Callable, Collection
@@ -40,14 +41,28 @@ class Remembering:
     directory_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Access:
+    """Where a server is reached, and by whom.
+
+    Attributes:
+        host, port: where it listens.
+        key: that clients have to show, or None.
+        names: further ones that it may be called by.
+        image_hosts: where pictures may be fetched from.
+    """
+
+    host: str
+    port: int
+    key: str | None = None
+    names: Collection[str] = ()
+    image_hosts: Collection[str] = ()
+
+
 def serve(
     opening: Opening,
-    host: str,
-    port: int,
     model_name: str | None,
-    key: str | None,
-    hosts: Collection[str],
-    image_hosts: Collection[str],
+    access: Access,
     remembering: Remembering,
     limits: Limits,
     grace_seconds: float,
@@ -57,11 +72,8 @@ def serve(
 
     Args:
         opening: the bundle, and what runs it.
-        host, port: where to listen.
         model_name: what clients call it; None for its own name.
-        key: that clients have to show, or None.
-        hosts: further names of this server.
-        image_hosts: where pictures may be fetched from.
+        access: to the server.
         remembering: what was seen.
         limits: of what clients may ask.
         grace_seconds: for answers under way when the signal comes.
@@ -71,7 +83,7 @@ def serve(
         BundleError, InputError, MachineError: a part cannot be opened.
     """
     warnings.filterwarnings("ignore", module="PIL")  # of what is odd in a picture: any client could fill the log with it
-    listening = Address(host, port).bind()  # before the bundle is opened: a taken port is told at once
+    listening = Address(access.host, access.port).bind()  # before the bundle is opened: a taken port is told at once
     with listening:
         model = ServedModel.of(opening.load(), model_name)
         files = None
@@ -81,13 +93,9 @@ def serve(
         cache = StateCache(remembering.memory_bytes, files)
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
-        pictures = PictureSource(limits, Fetcher(image_hosts, limits) if image_hosts else None)
-        app = guarded(
-            make_app(ChatRoute(model, pictures, scheduler, metrics, limits)),
-            limits,
-            key,
-            allowed_hosts(host, hosts, has_key=key is not None),
-        )
+        pictures = PictureSource(limits, Fetcher(access.image_hosts, limits) if access.image_hosts else None)
+        names = allowed_hosts(access.host, access.names, has_key=access.key is not None)
+        app = guarded(make_app(ChatRoute(model, pictures, scheduler, metrics, limits)), limits, access.key, names)
         admission = Admission(limits.active + limits.waiting, metrics.requests.labels("429").inc)
         doors = ResponseHeaders(AdmissionDoor(app, admission))
-        run_server(doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening)))
+        asyncio.run(run_server(doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening))))

@@ -117,7 +117,7 @@ def command(
     remembered of it.
     """
     try:
-        from .assembled import Remembering, serve
+        from .assembled import Access, Remembering, serve
     except ImportError as error:
         raise MachineError(f"serve needs {error.name}; install it with: pip install 'cobra-edge[serve]'") from error
     limits = Limits(
@@ -134,19 +134,8 @@ def command(
     if key is None and not (host == "localhost" or host.startswith("127.") or host == "::1"):
         tell(f"anyone who reaches {host} can ask this server; give it a key with --api-key-file")
     remembering = Remembering(state_cache_mib << 20, state_dir, state_dir_mib << 20)
-    serve(
-        opening,
-        host,
-        port,
-        model_name,
-        key,
-        allowed,
-        image_hosts,
-        remembering,
-        limits,
-        grace,
-        lambda url: say(f"listening on {url}"),
-    )
+    access = Access(host, port, key, allowed, image_hosts)
+    serve(opening, model_name, access, remembering, limits, grace, lambda url: say(f"listening on {url}"))
 
 
 def _read_key(file: Path | None) -> str | None:

@@ -70,7 +70,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run_server(
+async def run_server(
     app: ASGIApp,
     scheduler: Scheduler,
     listening: socket.socket,
@@ -91,17 +91,6 @@ def run_server(
         grace_seconds: for answers under way.
         ready: called when clients are accepted.
     """
-    asyncio.run(_serve(app, scheduler, listening, limits, grace_seconds, ready))
-
-
-async def _serve(
-    app: ASGIApp,
-    scheduler: Scheduler,
-    listening: socket.socket,
-    limits: Limits,
-    grace_seconds: float,
-    ready: Callable[[], None],
-) -> None:
     server = _Server(
         uvicorn.Config(
             app,
