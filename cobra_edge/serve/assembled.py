@@ -73,6 +73,8 @@ def serve(
     warnings.filterwarnings("ignore", module="PIL")  # of what is odd in a picture: any client could fill the log with it
     listening = Address(host, port).bind()  # before the bundle is opened: a taken port is told at once
     with listening:
+        pictures = PictureSource(limits, Fetcher(image_hosts, limits) if image_hosts else None)
+        names = allowed_hosts(host, hosts, has_key=key is not None)
         model = ServedModel.of(opening.load(), model_name)
         files = None
         if remembering.directory is not None:
@@ -81,13 +83,7 @@ def serve(
         cache = StateCache(remembering.memory_bytes, files)
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
-        pictures = PictureSource(limits, Fetcher(image_hosts, limits) if image_hosts else None)
-        app = guarded(
-            make_app(ChatRoute(model, pictures, scheduler, metrics, limits)),
-            limits,
-            key,
-            allowed_hosts(host, hosts, has_key=key is not None),
-        )
+        app = guarded(make_app(ChatRoute(model, pictures, scheduler, metrics, limits)), limits, key, names)
         admission = Admission(limits.active + limits.waiting, metrics.requests.labels("429").inc)
         doors = ResponseHeaders(AdmissionDoor(app, admission))
         run_server(doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening)))
