@@ -45,6 +45,13 @@ def test_a_missing_bundle_is_told(capsys):
     assert "nowhere" in said
 
 
+@pytest.mark.parametrize("option", ["--allowed-host", "--allow-image-host"])
+def test_a_name_that_is_none_is_told_before_the_bundle_is_opened(capsys, option):
+    code, said = refused(capsys, "--port", "0", option, "http://edge.example/")
+    assert code == 2
+    assert f"{option} 'http://edge.example/'" in said
+
+
 @pytest.mark.parametrize("text", ["secret", "secret\n", " secret \r\n"])
 def test_a_key_is_one_line(monkeypatch, tmp_path, text):
     file = tmp_path / "key"

@@ -294,6 +294,12 @@ def test_names_follow_what_is_listened_on(bound: str, named: list[str], has_key:
     assert allowed_hosts(bound, named, has_key=has_key) == expected
 
 
+@pytest.mark.parametrize("named", ["http://edge.example/", "*", "*.example", "", "two names", "edge..example"])
+def test_what_is_no_name_is_refused_at_the_start(named: str):
+    with pytest.raises(InputError, match="--allowed-host"):
+        allowed_hosts("127.0.0.1", [named], has_key=False)
+
+
 def test_any_name_is_answered_where_all_are_allowed():
     response = asked(guarded(Route(), LIMITS, hosts=None), headers=[JSON, ("host", "evil.example")])
     assert response is not None and response.status == 200

@@ -401,12 +401,27 @@ def test_a_signal_under_load_finishes_what_is_answered_and_refuses_the_rest(bund
     assert all(whole for code, whole in load.outcomes if code == 200)
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(tiny_bundle, endless):
+    with served(tiny_bundle, "--decoder-kernels", "numpy", "--grace", "100") as server:
+        connection = ask_raw(server.url, **endless | {"max_tokens": 40}, stream=True)
+        assert connection.recv(64)
+        for _ in range(2):
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.02)
+        got = b""
+        while piece := connection.recv(65536):
+            got += piece
+        connection.close()
+        assert b"[DONE]" in got
+        assert server.process.wait(PATIENCE) == 0
+
+
 def test_a_second_signal_breaks_off_and_says_so(tiny_bundle, endless):
     with served(tiny_bundle, "--decoder-kernels", "numpy", "--grace", "100") as server:
         connection = ask_raw(server.url, **endless, stream=True)
         assert connection.recv(64)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        time.sleep(0.6)
         server.process.send_signal(signal.SIGTERM)
         got = b""
         while piece := connection.recv(65536):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from cobra_edge.errors import InputError
-from cobra_edge.serve.admission import Admission
+from cobra_edge.serve.admission import Admission, AdmissionDoor
 from cobra_edge.serve.answering import Finished
 from cobra_edge.serve.fair_queue import FairQueue
 from cobra_edge.serve.listening import listen, unless_gone
@@ -228,11 +228,30 @@ def test_places_are_given_back_and_the_wait_follows_how_long_answers_take(monkey
     assert (full.value.status, full.value.code, refused) == (429, "queue_full", [1])
     assert full.value.headers["Retry-After"] == "1"
     clock[0] += 300
-    door.leave(first)
+    door.leave(first, answered=True)
     door.enter()
     with pytest.raises(Refusal) as full:
         door.enter()
     assert 10 < int(full.value.headers["Retry-After"]) <= 60
+
+
+@pytest.mark.parametrize(("status", "counts"), [(200, True), (401, False), (504, False)])
+def test_only_answers_say_how_long_one_takes(monkeypatch, status, counts):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    async def app(scope, receive, send):
+        clock[0] += 300
+        await send({"type": "http.response.start", "status": status})
+        await send({"type": "http.response.body"})
+
+    async def send(message):
+        pass
+
+    admission = Admission(2, lambda: None)
+    before = admission.mean_seconds
+    asyncio.run(AdmissionDoor(app, admission)({"type": "http", "method": "POST"}, None, send))
+    assert (admission.inside, admission.mean_seconds > before) == (0, counts)
 
 
 def listening(scheduler, question, deadline=PATIENCE):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .doors import refusal_response
 from .refusals import Refusal
@@ -23,7 +23,7 @@ class Admission:
         places: at most so many questions are inside.
         refused: told of each that found no place.
         inside: so many are there now.
-        mean_seconds: how long one stays, a running mean.
+        mean_seconds: how long one that is answered stays, a running mean.
     """
 
     places: int
@@ -43,10 +43,11 @@ class Admission:
         self.inside += 1
         return time.monotonic()
 
-    def leave(self, entered: float) -> None:
-        """Give a place back."""
+    def leave(self, entered: float, *, answered: bool) -> None:
+        """Give a place back; those that were refused on the way say nothing of how long an answer takes."""
         self.inside -= 1
-        self.mean_seconds += _WEIGHT * (time.monotonic() - entered - self.mean_seconds)
+        if answered:
+            self.mean_seconds += _WEIGHT * (time.monotonic() - entered - self.mean_seconds)
 
 
 class AdmissionDoor:
@@ -66,7 +67,14 @@ class AdmissionDoor:
         except Refusal as refusal:
             await refusal_response(refusal, {"Connection": "close"})(scope, receive, send)
             return
+        answered = False
+
+        async def noting(message: Message) -> None:
+            nonlocal answered
+            answered = answered or message.get("status") == 200
+            await send(message)
+
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, noting)
         finally:
-            self.admission.leave(entered)
+            self.admission.leave(entered, answered=answered)

@@ -85,6 +85,8 @@ def serve(
     warnings.filterwarnings("ignore", module="PIL")  # of what is odd in a picture: any client could fill the log with it
     listening = Address(access.host, access.port).bind()  # before the bundle is opened: a taken port is told at once
     with listening:
+        pictures = PictureSource(limits, Fetcher(access.image_hosts, limits) if access.image_hosts else None)
+        names = allowed_hosts(access.host, access.names, has_key=access.key is not None)
         model = ServedModel.of(opening.load(), model_name)
         files = None
         if remembering.directory is not None:
@@ -93,8 +95,6 @@ def serve(
         cache = StateCache(remembering.memory_bytes, files)
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
-        pictures = PictureSource(limits, Fetcher(access.image_hosts, limits) if access.image_hosts else None)
-        names = allowed_hosts(access.host, access.names, has_key=access.key is not None)
         app = guarded(make_app(ChatRoute(model, pictures, scheduler, metrics, limits)), limits, access.key, names)
         admission = Admission(limits.active + limits.waiting, metrics.requests.labels("429").inc)
         doors = ResponseHeaders(AdmissionDoor(app, admission))

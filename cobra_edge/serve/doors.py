@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Callable, Collection, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,6 +23,7 @@ from .refusals import Refusal
 
 Check = Callable[[Scope, Headers], None]  # looks at a request's head; raises Refusal
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -60,7 +62,13 @@ def allowed_hosts(bound: str, named: Collection[str], *, has_key: bool) -> froze
         bound: what the server listens on: an address or a name.
         named: what else it is called, such as the name that a proxy in front of it goes by.
         has_key: whether clients have to show one.
+
+    Raises:
+        InputError: what it is called is no name.
     """
+    for name in named:
+        if "/" in name or not (_NAME.fullmatch(_host_of(name)) or _is_address(_host_of(name))):
+            raise InputError(f"--allowed-host {name!r}: expected a name alone, such as example.org")
     bound = _host_of(bound)
     loopback = bound in LOOPBACK_HOSTS or bound.startswith("127.")
     if has_key and not loopback and not named:

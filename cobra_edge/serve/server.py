@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 15
 _BACKLOG = 256
+_SAME_SECONDS = 0.2  # within which a second signal is the first: whoever runs us may pass on what our group gets anyway
 _LAST_WORDS_SECONDS = 5.0  # for refusals to be sent, after what was being answered had its time
 
 
@@ -105,9 +107,13 @@ async def run_server(
             timeout_graceful_shutdown=int(grace_seconds + 2 * _LAST_WORDS_SECONDS),
         )
     )
-    loop, endings = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+    loop, endings, told = asyncio.get_running_loop(), set[asyncio.Task[None]](), -math.inf
 
     def leave() -> None:
+        nonlocal told
+        told, before = loop.time(), told
+        if told - before < _SAME_SECONDS:
+            return
         if server.should_exit:
             log.warning("asked again to stop: what is being answered is broken off")
             endings.add(asyncio.create_task(_end(scheduler, 0)))
