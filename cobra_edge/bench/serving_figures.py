@@ -82,8 +82,7 @@ def _measures(result: Result) -> Iterator[tuple[str, str]]:
         yield f"{what}: seconds to the end", _spread(ended["seconds"], ".2f")
         counts = ", ".join(f"{count:,} × {status}" for status, count in ended["statuses"].items())
         yield f"{what}: statuses of all requests", counts
-        told = f"{ended['under_way']} / {ended['cut']} / {ended['unread']}"
-        yield f"{what}: requests under way / cut / sent just before and never read", told
+        yield f"{what}: requests under way / cut", f"{ended['under_way']} / {ended['cut']}"
 
 
 def _name(result: Result) -> str:

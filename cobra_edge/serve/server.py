@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 15
 _BACKLOG = 256
 _SAME_SECONDS = 0.2  # within which a second signal is the first: whoever runs us may pass on what our group gets anyway
+_DOOR_SECONDS = 0.5  # in which those who are at the door already are told that it closes
 _LAST_WORDS_SECONDS = 5.0  # for refusals to be sent, after what was being answered had its time
 
 
@@ -114,13 +115,14 @@ async def run_server(
         told, before = loop.time(), told
         if told - before < _SAME_SECONDS:
             return
-        if server.should_exit:
+        if not scheduler.open:
             log.warning("asked again to stop: what is being answered is broken off")
             endings.add(asyncio.create_task(_end(scheduler, 0)))
             return
         log.info("shutting down: %d answers under way, %d questions wait", scheduler.active, scheduler.waiting)
-        server.should_exit = True
         scheduler.drain()
+        # Not at once: whoever connected just before is in the kernel's queue, and is to be refused with words.
+        loop.call_later(_DOOR_SECONDS, setattr, server, "should_exit", True)
         endings.add(asyncio.create_task(_end(scheduler, grace_seconds)))
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
