@@ -228,3 +228,14 @@ def test_a_picture_with_more_pixels_than_allowed_is_refused(native):
     asked = Question(PICTURE, 100, passages(native, QUESTIONS[0]), 4, Sampling())
     with pytest.raises(Refusal, match="at most 100 are read"):
         answered(native, StateCache(0), asked)
+
+
+def test_an_answer_is_not_lost_because_it_cannot_be_remembered(native, monkeypatch):
+    cache, asked = StateCache(ROOM), question(native, QUESTIONS[0])
+    list(answer_in_slices(native, cache, asked))
+
+    def no_memory(*_arguments, **_options):
+        raise MemoryError
+
+    monkeypatch.setattr(cache, "keep", no_memory)
+    assert isinstance(list(answer_in_slices(native, cache, asked))[-1], Finished)

@@ -11,7 +11,8 @@ import anyio
 import pytest
 
 from cobra_edge.errors import InputError
-from cobra_edge.serve.doors import allowed_hosts, guarded
+from cobra_edge.serve.bodies import Bodies
+from cobra_edge.serve.doors import Doors, allowed_hosts, guarded
 from cobra_edge.serve.limits import Limits
 
 LIMITS = Limits(body_bytes=100, body_seconds=0.2)
@@ -142,6 +143,20 @@ def test_who_leaves_before_the_end_of_a_body_is_not_answered():
     route = Route()
     assert asked(guarded(route, LIMITS), leaves=True) is None
     assert not route.seen
+
+
+def test_a_body_counts_until_its_request_is_at_its_end():
+    inside: list[int] = []
+
+    async def route(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        inside.append(bodies.size_bytes)
+        raise RuntimeError
+
+    bodies = Bodies(LIMITS)
+    with pytest.raises(RuntimeError):
+        asked(Doors(route, (), bodies), parts=[b"x" * 60])
+    assert (inside, bodies.size_bytes) == ([60], 0)
 
 
 def test_all_bodies_together_have_a_limit_and_those_read_or_given_up_count_no_more():

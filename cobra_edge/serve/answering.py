@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from ..decode.decoder import DecoderState
-from ..errors import InputError
+from ..errors import InputError, MachineError
 from ..generate import Sampling
 from ..image import load_picture
 from ..session import Answer, Session
@@ -117,7 +118,8 @@ def answer_in_slices(session: Session, cache: StateCache, question: Question) ->
     answer = session.speak(logits, state, question.max_new_tokens, question.sampling, began=question.arrived)
     stopped = yield from _shown(answer, StopStrings(question.stops))
     if keeps_answer:
-        _keep_answer(session, cache, keys[-1], answer)
+        with suppress(MemoryError, MachineError):  # the answer is whole, and not lost because it cannot be remembered
+            _keep_answer(session, cache, keys[-1], answer)
     yield Finished(
         "stop" if stopped or answer.finish == "end" else "length",
         image_tokens,

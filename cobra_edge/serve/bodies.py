@@ -15,14 +15,18 @@ class ClientLeft(Exception):
 
 
 class Bodies:
-    """Reads bodies, and knows how many bytes of all those it is reading are in memory."""
+    """Reads bodies, and knows how many bytes of all requests are in memory: a question keeps its picture while it waits."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.size_bytes = 0  # of bodies that are not complete yet
+        self.size_bytes = 0  # of bodies that are being read, or whose requests are not at their end
 
-    async def read(self, headers: Headers, receive: Receive) -> Receive:
-        """Read a body and return a `receive` that gives it in one piece, and then says whether the client is still there.
+    async def read(self, headers: Headers, receive: Receive) -> tuple[Receive, int]:
+        """Read a body.
+
+        Returns:
+            A `receive` that gives it in one piece and then says whether the client is still there, and the body's size in
+            bytes, which is to be taken from `size_bytes` when the request is at its end.
 
         Raises:
             Refusal: 413 too large, whether declared or found while reading; 408 too slow; 503 too many at the same time.
@@ -39,7 +43,7 @@ class Bodies:
                 f"the body did not arrive within {self._limits.body_seconds:g} seconds; send it faster, or a smaller picture"
             )
             raise Refusal(408, message, "body_timeout") from error
-        return _once(body, receive)
+        return _once(body, receive), len(body)
 
     async def _all(self, receive: Receive) -> bytes:
         body = bytearray()  # a list of its parts would take many times their size, were they single bytes
@@ -55,12 +59,13 @@ class Bodies:
                 if size > self._limits.body_bytes:
                     raise self._too_large("more")
                 if self.size_bytes > self._limits.bodies_bytes:
-                    crowded = "too many requests are being sent at this moment; come again in a second"
+                    crowded = "the requests that are inside take all the memory there is for them; come again in a second"
                     raise Refusal(503, crowded, "too_many_bodies", headers={"Retry-After": "1"})
                 if not message.get("more_body", False):
                     return bytes(body)
-        finally:
+        except BaseException:
             self.size_bytes -= size
+            raise
 
     def _too_large(self, got: str) -> Refusal:
         limit = self._limits.body_bytes

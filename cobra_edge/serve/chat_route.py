@@ -84,6 +84,9 @@ class ChatRoute:
         except Refusal as refusal:
             self._count(refusal.status)
             raise
+        except Exception:
+            self._count(500)
+            raise
 
     async def _answer(self, asked: ChatRequest, request: Request, arrived: float) -> Response:
         deadline = self._deadline(request)

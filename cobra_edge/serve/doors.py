@@ -152,18 +152,23 @@ class Doors:
         if scope["type"] == "websocket":  # nothing here speaks it, and no check knows of it
             await send({"type": "websocket.close"})
             return
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            try:
-                for check in self._checks:
-                    check(scope, headers)
-                receive = await self._bodies.read(headers, receive)
-            except Refusal as refusal:
-                await refusal_response(refusal, {"Connection": "close"})(scope, receive, send)
-                return
-            except ClientLeft:
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            for check in self._checks:
+                check(scope, headers)
+            whole, size = await self._bodies.read(headers, receive)
+        except Refusal as refusal:
+            await refusal_response(refusal, {"Connection": "close"})(scope, receive, send)
+            return
+        except ClientLeft:
+            return
+        try:
+            await self._app(scope, whole, send)
+        finally:
+            self._bodies.size_bytes -= size
 
 
 class ResponseHeaders:

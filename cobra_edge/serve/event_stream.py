@@ -31,7 +31,7 @@ class EventStream(Response):
         Args:
             first: event, so that what goes wrong before it has a status of its own.
             events: the others, from a generator that has begun; a Refusal from it is told as the last event.
-            ended: told 200, the status of that Refusal, or CLIENT_GONE.
+            ended: told 200, the status of that Refusal, CLIENT_GONE, or 500 for what nobody foresaw.
         """
         self.first, self.events, self.ended = first, events, ended
         self.status_code, self.background = 200, None
@@ -43,6 +43,9 @@ class EventStream(Response):
             self.ended(await unless_gone(receive, self._send_all(send)))
         except ClientDisconnect:
             self.ended(CLIENT_GONE)
+        except Exception:
+            self.ended(500)
+            raise
         finally:
             await self.events.aclose()
 

@@ -11,7 +11,7 @@ class Limits:
 
     Attributes:
         body_bytes: of a request; a picture in it is a third larger than its file.
-        bodies_bytes: of all requests that are being received at the same time.
+        bodies_bytes: of all requests that are being received, wait or are answered at the same time.
         picture_bytes: of a picture's file.
         picture_pixels: of a decoded picture.
         prompt_tokens: read before an answer, the picture's included; None for what the model takes.
