@@ -11,8 +11,9 @@ import anyio
 import pytest
 
 from cobra_edge.errors import InputError
+from cobra_edge.serve.admission import Admission
 from cobra_edge.serve.bodies import Bodies
-from cobra_edge.serve.doors import Doors, allowed_hosts, guarded
+from cobra_edge.serve.doors import WholeBody, allowed_hosts, guarded
 from cobra_edge.serve.limits import Limits
 
 LIMITS = Limits(body_bytes=100, body_seconds=0.2)
@@ -155,7 +156,7 @@ def test_a_body_counts_until_its_request_is_at_its_end():
 
     bodies = Bodies(LIMITS)
     with pytest.raises(RuntimeError):
-        asked(Doors(route, (), bodies), parts=[b"x" * 60])
+        asked(WholeBody(route, bodies), parts=[b"x" * 60])
     assert (inside, bodies.size_bytes) == ([60], 0)
 
 
@@ -364,3 +365,34 @@ def test_a_socket_is_closed_and_a_lifespan_passes():
     assert sent == [{"type": "websocket.close"}] and not route.seen
     anyio.run(app, {"type": "lifespan"}, None, None)
     assert route.seen == [b"lifespan"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([], 415),
+        ([JSON, ("host", "evil.example")], 403),
+        ([JSON], 401),
+        ([JSON, ("authorization", "Bearer key")], 429),
+    ],
+)
+def test_a_place_is_asked_for_by_those_alone_who_may_have_one(headers: list[tuple[str, str]], status: int):
+    full = Admission(1, lambda: None)
+    full.enter()
+    given = headers if any(name == "host" for name, _ in headers) else [*headers, ("host", "localhost")]
+    key = ("authorization", "Bearer key")
+    shown = [*given, key] if status in (415, 403) else given
+    response = asked(guarded(Route(), LIMITS, key="key", hosts=LOOPBACK, admission=full), headers=shown)
+    assert response is not None and response.status == status
+    assert response.headers["connection"] == "close" and response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_places_are_given_back_however_a_request_ends():
+    admission = Admission(1, lambda: None)
+    app = guarded(Route(), LIMITS, admission=admission)
+    for parts, status in (([b"x" * 101], 413), ([b"x"], 200), ([b"x"], 200)):
+        response = asked(app, parts=parts)
+        assert response is not None and (response.status, admission.inside) == (status, 0)
+    admission.enter()
+    probe = asked(app, "GET", "/healthz", [])  # needs no place
+    assert probe is not None and probe.status == 200

@@ -1,4 +1,4 @@
-"""Which addresses lie on the public internet, and so may be asked for pictures that a client names.
+"""Which addresses are this machine's own, and which lie on the public internet and may be asked for pictures.
 
 Own tables, not `ipaddress.is_global`, whose answers differ between versions of Python, and which does not look into the IPv4
 addresses inside IPv6 ones.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 _NOT_PUBLIC_4 = tuple(
     map(
@@ -57,3 +58,8 @@ def is_public(address: Address) -> bool:
     if address in _MAPPED or address in _NAT64:
         return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
     return address in _PUBLIC_6 and not any(address in network for network in _NOT_PUBLIC_6)
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether who listens there is reached from this machine alone."""
+    return host in LOOPBACK_HOSTS or host.startswith("127.")

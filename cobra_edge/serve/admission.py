@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .doors import refusal_response
-from .refusals import Refusal
+from .refusals import Refusal, refusal_response
 
 _WEIGHT = 0.1  # of the newest answer in the running mean
 

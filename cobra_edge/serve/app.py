@@ -17,11 +17,10 @@ from starlette.responses import Response
 
 from ..version import __version__
 from .chat_route import ChatRoute
-from .doors import refusal_response
 from .metrics import Metrics
 from .openai_api import ErrorResponse, Model, ModelList
 from .page_route import page_router
-from .refusals import Refusal
+from .refusals import Refusal, refusal_response
 from .scheduler import Scheduler, shutting_down
 from .served_model import ServedModel
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..session_options import Opening
-from .admission import Admission, AdmissionDoor
+from .admission import Admission
 from .answering import answer_in_slices
 from .app import make_app
 from .chat_route import ChatRoute
-from .doors import ResponseHeaders, allowed_hosts, guarded
+from .doors import allowed_hosts, guarded
 from .fetching import Fetcher
 from .limits import Limits
 from .metrics import Metrics
@@ -95,7 +95,7 @@ def serve(
         cache = StateCache(remembering.memory_bytes, files)
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
-        app = guarded(make_app(ChatRoute(model, pictures, scheduler, metrics, limits)), limits, access.key, names)
         admission = Admission(limits.active + limits.waiting, metrics.requests.labels("429").inc)
-        doors = ResponseHeaders(AdmissionDoor(app, admission))
+        app = make_app(ChatRoute(model, pictures, scheduler, metrics, limits))
+        doors = guarded(app, limits, access.key, names, admission)
         asyncio.run(run_server(doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening))))

@@ -15,6 +15,7 @@ import click
 from ..errors import InputError, MachineError
 from ..session_options import Opening, session_options
 from ..terminal import debug_option, main_of, say, tell
+from .addresses import is_loopback
 from .limits import Limits
 
 KEY_VARIABLE = "COBRA_EDGE_API_KEY"
@@ -131,7 +132,7 @@ def command(
         deadline_seconds=deadline,
     )
     key = _read_key(api_key_file)
-    if key is None and not (host == "localhost" or host.startswith("127.") or host == "::1"):
+    if key is None and not is_loopback(host):
         tell(f"anyone who reaches {host} can ask this server; give it a key with --api-key-file")
     remembering = Remembering(state_cache_mib << 20, state_dir, state_dir_mib << 20)
     access = Access(host, port, key, allowed, image_hosts)

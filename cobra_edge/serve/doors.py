@@ -10,19 +10,19 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import InputError
+from .addresses import LOOPBACK_HOSTS, is_loopback
+from .admission import Admission, AdmissionDoor
 from .bodies import Bodies, ClientLeft
 from .limits import Limits
-from .refusals import Refusal
+from .refusals import Refusal, refusal_response
 
 Check = Callable[[Scope, Headers], None]  # looks at a request's head; raises Refusal
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -31,12 +31,21 @@ HEADERS = {
 }
 
 
-def guarded(app: ASGIApp, limits: Limits, key: str | None = None, hosts: Collection[str] | None = None) -> ASGIApp:
-    """Put the doors in front of an app.
+def guarded(
+    app: ASGIApp,
+    limits: Limits,
+    key: str | None = None,
+    hosts: Collection[str] | None = None,
+    admission: Admission | None = None,
+) -> ASGIApp:
+    """Put the doors in front of an app, the cheapest first: a place is taken by who may, a body read of who has a place.
 
     Args:
+        app: what is behind them.
+        limits: of bodies.
         key: that requests for answers and measurements have to show; None for none.
         hosts: names this server may be called by, as `allowed_hosts` gives them; None for any.
+        admission: the places there are; None for any number.
     """
     checks: list[Check] = []
     if hosts is not None:
@@ -44,12 +53,10 @@ def guarded(app: ASGIApp, limits: Limits, key: str | None = None, hosts: Collect
     if key is not None:
         checks.append(key_check(key))
     checks.append(json_only)
-    return ResponseHeaders(Doors(app, checks, Bodies(limits)))
-
-
-def refusal_response(refusal: Refusal, extra: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return the response that tells a client it is refused; `extra` are more headers."""
-    return JSONResponse(refusal.body(), refusal.status, {**refusal.headers, **(extra or {})})
+    inside: ASGIApp = WholeBody(app, Bodies(limits))
+    if admission is not None:
+        inside = AdmissionDoor(inside, admission)
+    return ResponseHeaders(Checks(inside, checks))
 
 
 def allowed_hosts(bound: str, named: Collection[str], *, has_key: bool) -> frozenset[str] | None:
@@ -70,8 +77,7 @@ def allowed_hosts(bound: str, named: Collection[str], *, has_key: bool) -> froze
         if "/" in name or not (_NAME.fullmatch(_host_of(name)) or _is_address(_host_of(name))):
             raise InputError(f"--allowed-host {name!r}: expected a name alone, such as example.org")
     bound = _host_of(bound)
-    loopback = bound in LOOPBACK_HOSTS or bound.startswith("127.")
-    if has_key and not loopback and not named:
+    if has_key and not is_loopback(bound) and not named:
         return None
     return frozenset({*LOOPBACK_HOSTS, bound, *map(_host_of, named)})
 
@@ -139,27 +145,41 @@ def json_only(scope: Scope, headers: Headers) -> None:
         raise Refusal(415, f"Content-Type is {kind[:100]!r}; expected application/json", "unsupported_media_type")
 
 
-class Doors:
-    """Asks every check about a request's head, reads its body, and only then calls the app."""
+class Checks:
+    """Asks every check about a request's head before anything else of it is looked at."""
 
-    def __init__(self, app: ASGIApp, checks: Collection[Check], bodies: Bodies) -> None:
-        self._app = app
-        self._checks = tuple(checks)
-        self._bodies = bodies
+    def __init__(self, app: ASGIApp, checks: Collection[Check]) -> None:
+        self._app, self._checks = app, tuple(checks)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it; an ASGI app."""
+        """Pass a request on, or refuse it; an ASGI app."""
         if scope["type"] == "websocket":  # nothing here speaks it, and no check knows of it
             await send({"type": "websocket.close"})
             return
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            try:
+                for check in self._checks:
+                    check(scope, headers)
+            except Refusal as refusal:
+                await refusal_response(refusal, {"Connection": "close"})(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class WholeBody:
+    """Reads a request's body to its end before the app is called."""
+
+    def __init__(self, app: ASGIApp, bodies: Bodies) -> None:
+        self._app, self._bodies = app, bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its whole body, or refuse it; an ASGI app."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         try:
-            for check in self._checks:
-                check(scope, headers)
-            whole, size = await self._bodies.read(headers, receive)
+            whole, size = await self._bodies.read(Headers(scope=scope), receive)
         except Refusal as refusal:
             await refusal_response(refusal, {"Connection": "close"})(scope, receive, send)
             return

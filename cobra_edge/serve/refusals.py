@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from starlette.responses import JSONResponse
+
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -38,3 +40,8 @@ class Refusal(Exception):
     def body(self) -> dict[str, dict[str, str | None]]:
         """Return the JSON body."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def refusal_response(refusal: Refusal, extra: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the response that tells a client it is refused; `extra` are more headers."""
+    return JSONResponse(refusal.body(), refusal.status, {**refusal.headers, **(extra or {})})

@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 Event = str | Finished | Refusal
 Work = Callable[[Question], Generator[Slice, None, None]]
-RETRY_SECONDS = 5  # until a server that goes away may have been started again
+_RETRY_SECONDS = 5  # until a server that goes away may have been started again
 
 
 def shutting_down() -> Refusal:
     """Return what is said to those who come too late."""
-    return Refusal(503, "the server is shutting down; ask again", "shutting_down", headers={"Retry-After": str(RETRY_SECONDS)})
+    return Refusal(503, "the server is shutting down; ask again", "shutting_down", headers={"Retry-After": str(_RETRY_SECONDS)})
 
 
 @dataclass(eq=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
-from importlib.metadata import version as installed
 
 from ..bundle import MANIFEST
 from ..session import Session
@@ -55,6 +55,6 @@ def _fingerprint(session: Session, manifest: bytes) -> str:
     runs = {
         "cobra_edge": __version__,
         "decoder": [decoder.name, decoder.runs_on, decoder.activations, getattr(decoder, "kernels", "")],
-        "vision": None if vision is None else [vision.name, installed("onnxruntime")],
+        "vision": None if vision is None else [vision.name, getattr(sys.modules.get("onnxruntime"), "__version__", None)],
     }
     return hashlib.sha256(manifest + json.dumps(runs).encode()).hexdigest()[:32]
