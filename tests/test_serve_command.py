@@ -1,6 +1,8 @@
 """The command that serves: what it refuses at the start, in words and with an exit code, and what it says."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -83,3 +85,10 @@ def test_without_a_key_none_is_wanted(monkeypatch, variable):
     if variable is not None:
         monkeypatch.setenv(KEY_VARIABLE, variable)
     assert _read_key(None) is None
+
+
+def test_a_missing_extra_is_named_with_what_installs_it():
+    without = "import sys; sys.modules['fastapi'] = None; from cobra_edge.serve.command import main; main()"
+    done = subprocess.run([sys.executable, "-c", without, "nowhere"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "serve needs fastapi; install it with: pip install 'cobra-edge[serve]'" in done.stderr
