@@ -278,6 +278,27 @@ def test_a_deadline_ends_the_listening_and_the_work(scheduler):
     assert question.closed.wait(PATIENCE)
 
 
+def test_a_deadline_that_has_passed_is_told_whoever_would_be_quicker():
+    """A decoder that answers at once, such as one that remembers everything, does not win against a clock that has run out."""
+    asked = []
+
+    class Instant:
+        def submit(self, ticket):
+            asked.append(ticket)
+            ticket.heard("a")
+            ticket.heard(END)
+
+        def cancel(self, ticket):
+            pass
+
+    late = job()
+    late.arrived -= 1
+    with pytest.raises(Refusal, match=r"no answer within 0.5 s"):
+        listening(Instant(), late, 0.5)
+    assert not asked
+    assert listening(Instant(), job(), PATIENCE) == ["a", END]
+
+
 def test_whoever_goes_away_stops_the_work(scheduler):
     gate = threading.Semaphore(0)
     question = job("a", "b", "c", gate=gate)

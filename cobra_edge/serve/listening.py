@@ -48,9 +48,11 @@ async def listen(
         with suppress(RuntimeError):  # the loop is closed: the server is gone, and its clients are
             loop.call_soon_threadsafe(news.set)
 
+    left = deadline_seconds - (time.perf_counter() - question.arrived)
+    if left <= 0:  # the loop's clock would be heard after what the scheduler says meanwhile
+        raise deadline_exceeded(deadline_seconds)
     ticket = Ticket(owner, question, hear)
     scheduler.submit(ticket)
-    left = deadline_seconds - (time.perf_counter() - question.arrived)
     clock = loop.call_later(left, hear, deadline_exceeded(deadline_seconds))
     try:
         while True:
