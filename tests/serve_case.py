@@ -19,6 +19,7 @@ from .conftest import MINI
 
 MODEL = "cobra-mini"
 PICTURE = MINI / "demo.png"
+_SERVE = "import runpy; runpy.run_module('cobra_edge.serve', run_name='__main__')"
 START_SECONDS, END_SECONDS = 120, 60  # of a machine with much else to do
 
 
@@ -60,9 +61,16 @@ class Server:
 
 
 @contextmanager
-def served(bundle: Path, *options: str) -> Iterator[Server]:
-    """Serve a bundle from a process. When the context is left it must end by itself, or have ended, with exit code 0."""
-    command = [sys.executable, "-m", "cobra_edge.serve", str(bundle), "--port", "0", *options]
+def served(bundle: Path, *options: str, changed: str = "") -> Iterator[Server]:
+    """Serve a bundle from a process. When the context is left it must end by itself, or have ended, with exit code 0.
+
+    Args:
+        bundle: what is served.
+        options: of the command.
+        changed: Python that runs before it, such as `terminal_case.SLOW`.
+    """
+    program = ["-c", changed + _SERVE] if changed else ["-m", "cobra_edge.serve"]
+    command = [sys.executable, *program, str(bundle), "--port", "0", *options]
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,

@@ -7,7 +7,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
@@ -336,10 +335,9 @@ def test_a_signal_ends_a_conversation_through_a_pipe(bundle, name):
     child.stdin.flush()
     assert child.stdout.read(1) == "A"
     child.send_signal(getattr(signal, name))
-    began = time.monotonic()
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130 and err.strip().splitlines()[-1] == "interrupted" and "Traceback" not in err
-    assert time.monotonic() - began < 1.5 and out.count("large") <= 1
+    assert out.count("large") <= 1  # the second question was not answered any more
 
 
 def test_a_closed_stdin_is_bad_input(monkeypatch, capfd):

@@ -22,6 +22,7 @@ from cobra_edge.generate import Sampling
 
 from .conftest import MINI
 from .serve_case import served
+from .terminal_case import SLOW
 
 MODEL, PICTURE = "cobra-mini", MINI / "demo.png"
 LONG = "What is in the image?"  # the answer that takes longest
@@ -89,13 +90,13 @@ def server(bundle):
 
 @pytest.fixture(scope="module")
 def endless(tiny_bundle):
-    """Return a question whose answer, of random weights, goes on for seconds where the native decoder is not at work."""
+    """Return a question whose answer, of random weights, goes on for ten seconds and more where the decoder is slowed."""
     session = cobra_edge.load(tiny_bundle)
     text = ENDLESS["text"]
     for seed in range(50):
-        answer = session.ask(None, text, max_new_tokens=2000, sampling=Sampling(1.0, seed=seed))
+        answer = session.ask(None, text, max_new_tokens=400, sampling=Sampling(1.0, seed=seed))
         answer.read()
-        if len(answer.tokens) > 1500:
+        if len(answer.tokens) == 400:
             return ENDLESS | {"temperature": 1.0, "seed": seed}
     pytest.fail("every answer of the random model is short")
 
@@ -103,7 +104,7 @@ def endless(tiny_bundle):
 @pytest.fixture(scope="module")
 def slow(tiny_bundle):
     """Return the URL of a server whose answers take their time."""
-    with served(tiny_bundle, "--decoder-kernels", "torch") as server:
+    with served(tiny_bundle, changed=SLOW) as server:
         yield server.url
 
 
@@ -335,7 +336,7 @@ def test_a_deadline_is_kept_and_told(slow, endless):
         "POST",
         f"{url}/v1/chat/completions",
         json=slow | {"stream": True},
-        headers={"X-Deadline-Seconds": "0.3"},
+        headers={"X-Deadline-Seconds": "3"},
         timeout=PATIENCE,
     ) as stream:
         events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
@@ -402,7 +403,7 @@ def test_a_signal_under_load_finishes_what_is_answered_and_refuses_the_rest(bund
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(tiny_bundle, endless):
-    with served(tiny_bundle, "--decoder-kernels", "numpy", "--grace", "100") as server:
+    with served(tiny_bundle, "--grace", "100", changed=SLOW) as server:
         connection = ask_raw(server.url, **endless | {"max_tokens": 40}, stream=True)
         assert connection.recv(64)
         for _ in range(2):
@@ -416,12 +417,20 @@ def test_a_signal_that_comes_twice_at_once_is_one(tiny_bundle, endless):
         assert server.process.wait(PATIENCE) == 0
 
 
+def ready(url):
+    """Return whether a server takes questions; one that has closed its door does not."""
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{url}/readyz").status_code == 200
+    return False
+
+
 def test_a_second_signal_breaks_off_and_says_so(tiny_bundle, endless):
-    with served(tiny_bundle, "--decoder-kernels", "numpy", "--grace", "100") as server:
+    with served(tiny_bundle, "--grace", "100", changed=SLOW) as server:
         connection = ask_raw(server.url, **endless, stream=True)
         assert connection.recv(64)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.6)
+        until(lambda: not ready(server.url), "the first signal's work")
+        time.sleep(0.3)  # a second one that comes at once is the first
         server.process.send_signal(signal.SIGTERM)
         got = b""
         while piece := connection.recv(65536):
@@ -432,8 +441,8 @@ def test_a_second_signal_breaks_off_and_says_so(tiny_bundle, endless):
 
 
 def test_whoever_finds_no_place_is_told_when_to_come_again(tiny_bundle, endless):
-    few = ("--decoder-kernels", "numpy", "--active", "1", "--waiting", "1")
-    with served(tiny_bundle, *few) as server, contextlib.ExitStack() as stack:
+    few = ("--active", "1", "--waiting", "1")
+    with served(tiny_bundle, *few, changed=SLOW) as server, contextlib.ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(ask_raw(server.url, **endless))
         until(

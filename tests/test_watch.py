@@ -190,7 +190,8 @@ def test_latencies_are_from_the_capture():
         yield Frame(1, "a.png", late.captured - 2.0, late.picture)
 
     (answer,) = watched(Frames(given), Fake(lambda number: time.sleep(0.1)))
-    assert 2001.5 < answer.first_token_ms < 2090 and 2100 < answer.answer_ms < 2500
+    assert answer.first_token_ms > 2001.5 and answer.answer_ms > 2100
+    assert answer.answer_ms - answer.first_token_ms > 98  # what came after the first token is none of its
     assert (answer.name, answer.finish) == ("a.png", "end")
 
 
@@ -461,8 +462,6 @@ def test_a_directory_through_the_verb(bundle, session, tmp_path):
         first = watching.record()
         assert (first["frame"], first["name"], first["answer"], first["dropped"]) == (1, "slow.png", expected, 0)
         (folder / "notes.txt").write_text("not a picture")
-        (folder / "fake.jpg").write_text("not a picture either")
-        time.sleep(0.3)  # what comes together with a newer picture counts by its name alone
         (folder / ".hidden.png").write_bytes(content)
         os.rename(folder / ".hidden.png", folder / "moved.png")
         assert watching.record()["name"] == "moved.png"
@@ -507,6 +506,8 @@ def test_of_files_that_come_together_the_newest_whole_one_is_taken(tmp_path):
     name, _, older = source._newest(paths)
     assert (name, older) == ("broken.png", 0)
     assert source._newest([str(tmp_path / "gone.png")]) is None
+    (tmp_path / "fake.jpg").write_text("not a picture")
+    assert source._newest([str(tmp_path / "fake.jpg")]) is None
 
 
 def test_a_file_that_is_written_while_it_is_read_is_passed_over(tmp_path, monkeypatch):
