@@ -25,7 +25,8 @@ def _native() -> Any:
     if platform.machine() == "x86_64":
         flags.append("-mprefer-vector-width=512")
     source = Path(__file__).with_name("mixer.cpp")
-    return load("cobra_edge_training_mixer", [str(source)], extra_cflags=flags)
+    load("cobra_edge_training_mixer", [str(source)], extra_cflags=flags, is_python_module=False)
+    return torch.ops.cobra_edge_training
 
 
 class _Conv(torch.autograd.Function):

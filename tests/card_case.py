@@ -18,8 +18,8 @@ CARD = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _GUARD = 64
 # Few large programs: what the interpreter runs soonest. Tests of the kernels themselves keep the table's sizes.
 _LARGE = {
-    "multiply_one": {"ROWS": 512, "WARPS": 1},
-    "multiply_many": {"OUTS": 512, "TOKENS": 64, "BYTES": 64},
+    "multiply_one": {"ROWS": 1024, "WARPS": 1},
+    "multiply_many": {"OUTS": 1024, "TOKENS": 64, "BYTES": 64},
     "scan_many": {"BLOCK_C": 1024},
     "convolve_many": {"BLOCK_T": 64, "BLOCK_C": 1024},
     "recur_and_gate": {"BLOCK_C": 1024},

@@ -12,6 +12,7 @@ from typing import Any
 
 import platformdirs
 import pytest
+from filelock import FileLock
 
 # Kernels run in Triton's interpreter where there is no card. It reads this when it is first imported, maybe by torch below;
 # children that compile kernels take it out again.
@@ -26,6 +27,8 @@ from cobra_edge.assemble import export_bundle
 from cobra_edge.decode.card.driver import why_no_card, why_no_triton
 from cobra_edge.model.config import MambaConfig, decoder_shapes, projector_shapes
 from cobra_edge.targets import target_named
+
+from .export_case import sharing_exports
 
 MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
 MINI_MAMBA = MambaConfig(256, 4, 512, 512, 16, 4, 16)
@@ -127,15 +130,20 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return cobra-mini's bundle of a scheme, and of options of an export, made when it is first asked for; 32 golden lines."""
-    made: dict[str, Path] = {}
-    root = tmp_path_factory.mktemp("mini")
+    """Return cobra-mini's bundle of a scheme, and of options of an export, made when it is first asked for; 32 golden lines.
+
+    Processes that test side by side share them. Do not change one; copy it.
+    """
+    sharing = sharing_exports(tmp_path_factory.mktemp("shared"))
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # that of all workers
 
     def get(scheme: str, **options: Any) -> Path:
-        name = "-".join([scheme, *(Path(str(option)).name for option in options.values())])
-        if name not in made:
-            out, given = root / name, {"golden_lines": 32} | options
-            made[name] = export_bundle("mini", target_named("jetson"), out, scheme=scheme, **given).directory
-        return made[name]
+        out = root / "-".join(["mini", scheme, *(Path(str(option)).name for option in options.values())])
+        with FileLock(f"{out}.lock"), sharing():
+            if not out.exists():  # an export that fails leaves nothing
+                export_bundle("mini", target_named("jetson"), out, scheme=scheme, **{"golden_lines": 32} | options)
+        return out
 
     return get

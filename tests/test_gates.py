@@ -1,19 +1,13 @@
-"""Every build that ships is within its own drift budget: exported as an engineer would, and judged by the command.
-
-What does not depend on the scheme is computed once: the vision graph and the float model's golden answers are functions of
-checkpoint and suite alone, so a further export takes the files of the first one.
-"""
+"""Every build that ships is within its own drift budget: exported as an engineer would, and judged by the command."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cobra_edge import assemble
 from cobra_edge.assemble import export_bundle
 from cobra_edge.bench.budgets import BUDGET, CONTINUOUS, GATES, HEADER, ROUNDED, export_gate
 from cobra_edge.bundle import GOLDEN, IMAGE, VISION
@@ -25,41 +19,13 @@ from cobra_edge.scheme import SCHEMES
 from cobra_edge.targets import target_named
 from cobra_edge.terminal import run_command
 
-
-def remembered(compute: Callable[..., Any], files: tuple[str, ...], stage: int, kept: Path) -> Callable[..., Any]:
-    """Return a function that runs `compute` once for the same number of lines, and then copies the files that it wrote.
-
-    Args:
-        compute: writes files into one of its arguments.
-        files: their names.
-        stage: which argument that is.
-        kept: where they are kept.
-    """
-    results = dict[int, Any]()
-
-    def run(*arguments: Any) -> Any:
-        asked = next(len(getattr(a, "lines", a)) for a in arguments if hasattr(a, "lines") or isinstance(a, list))
-        folder = kept / str(asked)
-        if asked not in results:
-            results[asked] = compute(*arguments)
-            folder.mkdir(parents=True)
-            for name in files:
-                shutil.copyfile(arguments[stage] / name, folder / name)
-        for name in files:
-            shutil.copyfile(folder / name, arguments[stage] / name)
-        return results[asked]
-
-    return run
+from .export_case import sharing_exports
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
     root = tmp_path_factory.mktemp("gates")
-    with pytest.MonkeyPatch.context() as patch:
-        vision = remembered(assemble.write_vision, (VISION, IMAGE), 2, root / "vision")
-        golden = remembered(assemble._write_golden, (GOLDEN,), 4, root / "golden")
-        patch.setattr(assemble, "write_vision", vision)
-        patch.setattr(assemble, "_write_golden", golden)
+    with sharing_exports(root)():
         yield lambda scheme: export_gate(GATES[scheme], root)
 
 
