@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import openai
 
 from .conftest import MINI
@@ -20,7 +22,7 @@ from .conftest import MINI
 MODEL = "cobra-mini"
 PICTURE = MINI / "demo.png"
 _SERVE = "import runpy; runpy.run_module('cobra_edge.serve', run_name='__main__')"
-START_SECONDS, END_SECONDS = 120, 60  # of a machine with much else to do
+START_SECONDS, PATIENCE = 120, 60  # seconds, of a machine with much else to do
 
 
 def data_uri(picture: bytes | Path = PICTURE) -> str:
@@ -40,6 +42,23 @@ def question(text: str, *parts: dict[str, object]) -> dict[str, object]:
 def client(url: str, key: str = "any", **options: object) -> openai.OpenAI:
     """Return OpenAI's client of a server; it tells what it is told, and tries nothing again."""
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60, **options)
+
+
+def metric(url: str, line: str) -> float:
+    """Return a metric of a server by its name and labels, as Prometheus writes them; 0 where there is none yet."""
+    for each in httpx.get(f"{url}/metrics").text.splitlines():
+        name, _, value = each.rpartition(" ")
+        if name == line:
+            return float(value)
+    return 0.0
+
+
+def until(condition: Callable[[], bool], what: str = "it") -> None:
+    """Wait for a condition; it is an error when it does not come to be."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come to be"
+        time.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,7 @@ def served(bundle: Path, *options: str, changed: str = "") -> Iterator[Server]:
             yield Server(line.split()[-1], process, log)
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-            code = process.wait(END_SECONDS)
+            code = process.wait(PATIENCE)
             assert code == 0, f"exit code {code}:\n{_text(log)}"
         finally:
             too_slow.cancel()

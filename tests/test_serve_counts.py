@@ -1,21 +1,26 @@
 """Every question is counted once, by how it ended, whatever that was."""
 
 import asyncio
+import functools
 from contextlib import suppress
-from types import SimpleNamespace
 
+import httpx
 import pytest
-from starlette.requests import ClientDisconnect
 
-from cobra_edge.serve.chat_route import ChatRoute
-from cobra_edge.serve.event_stream import CLIENT_GONE, EventStream
+from cobra_edge.serve.admission import Admission
+from cobra_edge.serve.counting import CLIENT_GONE, Counted
+from cobra_edge.serve.doors import guarded
+from cobra_edge.serve.event_stream import EventStream
 from cobra_edge.serve.limits import Limits
-from cobra_edge.serve.metrics import Metrics
-from cobra_edge.serve.openai_api import ChatRequest, ErrorBody
+from cobra_edge.serve.openai_api import ErrorBody
 from cobra_edge.serve.refusals import Refusal
-from cobra_edge.serve.state_cache import StateCache
+
+from .serve_case import PATIENCE, metric, question, served, until
 
 REFUSED = Refusal(404, "no such model", "model_not_found")
+EVENT = ErrorBody(message="a", type="b", param=None, code=None)
+JSON = [(b"content-type", b"application/json"), (b"host", b"localhost")]
+KEY = (b"authorization", b"Bearer key")
 
 
 async def nothing(*_arguments):
@@ -26,51 +31,106 @@ async def gone():
     return {"type": "http.disconnect"}
 
 
-@pytest.mark.parametrize(("error", "status"), [(ZeroDivisionError, 500), (REFUSED, 404), (ClientDisconnect, CLIENT_GONE)])
-def test_a_question_that_fails_is_counted(error, status):
-    def require(_name):
-        raise error
+def whole_body(*parts):
+    """Return a `receive` that gives a body's parts, then nothing."""
+    messages = [{"type": "http.request", "body": part, "more_body": part is not parts[-1]} for part in parts]
 
-    metrics = Metrics.of(StateCache(0), int, int)
-    route = ChatRoute(SimpleNamespace(require=require, session=None), None, None, metrics, Limits())
-    request = SimpleNamespace(receive=nothing, headers={}, client=None)
-    asked = ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "a"}]})
-    if status == CLIENT_GONE:
-        asyncio.run(route.complete(asked, request))
-    else:
-        with pytest.raises(type(error) if isinstance(error, Exception) else error):
-            asyncio.run(route.complete(asked, request))
-    counted = {s.labels["status"]: s.value for m in metrics.requests.collect() for s in m.samples if s.name.endswith("_total")}
-    assert counted == {str(status): 1}
+    async def receive():
+        return messages.pop(0) if messages else await nothing()
+
+    return receive
+
+
+async def answering(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+def counted(app, receive=nothing, method="POST", headers=JSON):
+    """Return what a request is counted as, a list."""
+    counts = []
+
+    async def send(_message):
+        pass
+
+    async def ask():
+        scope = {"type": "http", "method": method, "path": "/v1/chat/completions", "headers": headers}
+        with suppress(ZeroDivisionError):
+            await asyncio.wait_for(Counted(app, counts.append)(scope, receive, send), 10)
+
+    asyncio.run(ask())
+    return counts
 
 
 @pytest.mark.parametrize(
     ("error", "receive", "status"),
     [(None, nothing, 200), (ZeroDivisionError, nothing, 500), (REFUSED, nothing, 404), (None, gone, CLIENT_GONE)],
 )
-def test_a_stream_tells_how_it_ended(error, receive, status):
-    ended, closed = [], []
-    event = ErrorBody(message="a", type="b", param=None, code=None)
+def test_a_stream_is_counted_by_how_it_ended_not_by_how_it_began(error, receive, status):
+    closed = []
 
     async def events():
         try:
-            yield event  # the first, which is not from here any more when the stream begins
+            yield EVENT  # the first, which is not from here any more when the stream begins
             if receive is gone:
                 await nothing()
-            yield event
+            yield EVENT
             if error is not None:
                 raise error
         finally:
             closed.append(True)
 
-    async def send(_message):
-        pass
-
-    async def streamed():
+    async def app(scope, receive, send):
         pieces = events()
-        stream = EventStream(await anext(pieces), pieces, ended.append)
-        with suppress(ZeroDivisionError):
-            await asyncio.wait_for(stream({"type": "http"}, receive, send), 10)
+        await EventStream(await anext(pieces), pieces)(scope, receive, send)
 
-    asyncio.run(streamed())
-    assert (ended, closed) == ([status], [True])
+    assert (counted(app, receive), closed) == ([status], [True])
+
+
+@pytest.mark.parametrize(
+    ("headers", "receive", "status"),
+    [
+        ([], nothing, 403),
+        ([JSON[1], KEY], nothing, 415),
+        (JSON, nothing, 401),
+        ([*JSON, KEY], whole_body(b"12345", b"67890"), 413),
+        ([*JSON, KEY], gone, CLIENT_GONE),
+        ([*JSON, KEY], whole_body(b"1"), 200),
+    ],
+)
+def test_whoever_is_refused_at_a_door_is_counted(headers, receive, status):
+    app = guarded(answering, Limits(body_bytes=8), key="key", hosts=["localhost"])
+    assert counted(app, receive, headers=headers) == [status]
+
+
+def test_whoever_finds_no_place_is_counted():
+    assert counted(guarded(answering, Limits(), admission=Admission(0))) == [429]
+
+
+def test_what_asks_for_nothing_is_not_counted():
+    assert counted(answering, method="GET") == []
+
+
+def test_whoever_leaves_before_being_answered_is_counted_as_gone():
+    async def left(scope, receive, send):
+        raise ZeroDivisionError
+
+    assert counted(left) == [CLIENT_GONE]
+
+
+def test_a_server_counts_them(tiny_bundle):
+    with served(tiny_bundle) as server:
+        total = functools.partial(metric, server.url)
+        asked = {"model": "mamba-tiny", "messages": [question("a")], "max_tokens": 1}
+        post = functools.partial(httpx.post, f"{server.url}/v1/chat/completions", timeout=PATIENCE)
+        for changed, status in (
+            ({}, 200),
+            ({"model": "b"}, 404),
+            ({"n": 2}, 400),
+            ({"seed": "b"}, 400),
+            ({"stream": True}, 200),
+        ):
+            assert post(json=asked | changed).status_code == status
+        assert post(content=b"{}").status_code == 415
+        expected = {"200": 2, "400": 2, "404": 1, "415": 1}
+        until(lambda: {s: total(f'cobra_edge_requests_total{{status="{s}"}}') for s in expected} == expected, "the counts")

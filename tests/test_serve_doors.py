@@ -377,7 +377,7 @@ def test_a_socket_is_closed_and_a_lifespan_passes():
     ],
 )
 def test_a_place_is_asked_for_by_those_alone_who_may_have_one(headers: list[tuple[str, str]], status: int):
-    full = Admission(1, lambda: None)
+    full = Admission(1)
     full.enter()
     given = headers if any(name == "host" for name, _ in headers) else [*headers, ("host", "localhost")]
     key = ("authorization", "Bearer key")
@@ -388,7 +388,7 @@ def test_a_place_is_asked_for_by_those_alone_who_may_have_one(headers: list[tupl
 
 
 def test_places_are_given_back_however_a_request_ends():
-    admission = Admission(1, lambda: None)
+    admission = Admission(1)
     app = guarded(Route(), LIMITS, admission=admission)
     for parts, status in (([b"x" * 101], 413), ([b"x"], 200), ([b"x"], 200)):
         response = asked(app, parts=parts)

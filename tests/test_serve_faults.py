@@ -21,13 +21,12 @@ import cobra_edge
 from cobra_edge.generate import Sampling
 
 from .conftest import MINI
-from .serve_case import served
+from .serve_case import PATIENCE, metric, served, until
 from .terminal_case import SLOW
 
 MODEL, PICTURE = "cobra-mini", MINI / "demo.png"
 LONG = "What is in the image?"  # the answer that takes longest
 ENDLESS = {"model": "mamba-tiny", "text": "Describe everything.", "max_tokens": 100_000}
-PATIENCE = 60  # seconds, of a machine with much else to do
 
 
 def body(text=LONG, picture=None, model=MODEL, **fields):
@@ -54,21 +53,6 @@ def refused(response, status, code):
     assert (response.status_code, error["code"]) == (status, code), error
     assert set(error) == {"message", "type", "param", "code"}
     return error["message"]
-
-
-def metric(url, line):
-    for each in httpx.get(f"{url}/metrics").text.splitlines():
-        name, _, value = each.rpartition(" ")
-        if name == line:
-            return float(value)
-    return 0.0
-
-
-def until(condition, what="it"):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come to be"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,20 +19,17 @@ class Admission:
 
     Attributes:
         places: at most so many questions are inside.
-        refused: told of each that found no place.
         inside: so many are there now.
         mean_seconds: how long one that is answered stays, a running mean.
     """
 
     places: int
-    refused: Callable[[], None]
     inside: int = 0
     mean_seconds: float = 1.0
 
     def enter(self) -> float:
         """Take a place; returns the time. Raises Refusal 429, with the time in which half of those inside should have left."""
         if self.inside >= self.places:
-            self.refused()
             wait = max(1, min(60, math.ceil(self.mean_seconds / 2)))
             message = (
                 f"{self.inside} questions are being answered or wait, which is all there is room for; ask again in {wait} s"

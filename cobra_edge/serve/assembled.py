@@ -14,6 +14,7 @@ from .admission import Admission
 from .answering import answer_in_slices
 from .app import make_app
 from .chat_route import ChatRoute
+from .counting import Counted
 from .doors import allowed_hosts, guarded
 from .fetching import Fetcher
 from .limits import Limits
@@ -95,7 +96,7 @@ def serve(
         cache = StateCache(remembering.memory_bytes, files)
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
-        admission = Admission(limits.active + limits.waiting, metrics.requests.labels("429").inc)
+        admission = Admission(limits.active + limits.waiting)
         app = make_app(ChatRoute(model, pictures, scheduler, metrics, limits))
-        doors = guarded(app, limits, access.key, names, admission)
+        doors = Counted(guarded(app, limits, access.key, names, admission), metrics.ended)
         asyncio.run(run_server(doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening))))

@@ -17,8 +17,9 @@ from ..errors import InputError
 from ..generate import Sampling
 from .answering import Finished, Question
 from .conversation import characters_of, read_conversation
+from .counting import CLIENT_GONE
 from .event_loop import off_the_loop
-from .event_stream import CLIENT_GONE, MEDIA_TYPE, EventStream
+from .event_stream import MEDIA_TYPE, EventStream
 from .limits import Limits
 from .listening import listen, unless_gone
 from .metrics import Metrics
@@ -79,14 +80,7 @@ class ChatRoute:
         try:
             return await unless_gone(request.receive, self._answer(asked, request, arrived))
         except ClientDisconnect:
-            self._count(CLIENT_GONE)
             return Response(status_code=CLIENT_GONE)
-        except Refusal as refusal:
-            self._count(refusal.status)
-            raise
-        except Exception:
-            self._count(500)
-            raise
 
     async def _answer(self, asked: ChatRequest, request: Request, arrived: float) -> Response:
         deadline = self._deadline(request)
@@ -98,12 +92,11 @@ class ChatRoute:
         )
         if not asked.stream:
             whole = await _collected(slices)
-            self._count(200)
             self.metrics.answered(whole[1])
             return JSONResponse(reply.whole(*whole).model_dump())
         # Nothing is sent before the first piece is there: what goes wrong until then is told by a status.
         events = self._events(reply, slices)
-        return EventStream(await anext(events), events, self._count)
+        return EventStream(await anext(events), events)
 
     async def _events(self, reply: _Reply, slices: AsyncGenerator[str | Finished, None]) -> AsyncGenerator[ChatChunk, None]:
         try:
@@ -117,9 +110,6 @@ class ChatRoute:
                 yield chunk
         finally:
             await slices.aclose()
-
-    def _count(self, status: int) -> None:
-        self.metrics.requests.labels(str(status)).inc()
 
     def _deadline(self, request: Request) -> float:
         """Return the seconds that an answer may take: what the client says, at most what the server does."""

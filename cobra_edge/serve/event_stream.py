@@ -6,45 +6,47 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from .counting import CLIENT_GONE, ended_as
 from .listening import unless_gone
 from .refusals import Refusal
 
 MEDIA_TYPE = "text/event-stream"
-CLIENT_GONE = 499  # nginx's; no status of HTTP's own says it
 
 
 class EventStream(Response):
-    """A stream of events; the generator is closed when the client goes away."""
+    """A stream of events; the generator is closed when the client goes away.
+
+    How it ended is noted in the request's scope: 200, the status of a Refusal, CLIENT_GONE, or 500 for what nobody foresaw.
+    """
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, first: BaseModel, events: AsyncGenerator[BaseModel, None], ended: Callable[[int], None]) -> None:
+    def __init__(self, first: BaseModel, events: AsyncGenerator[BaseModel, None]) -> None:
         """Stream events.
 
         Args:
             first: event, so that what goes wrong before it has a status of its own.
             events: the others, from a generator that has begun; a Refusal from it is told as the last event.
-            ended: told 200, the status of that Refusal, CLIENT_GONE, or 500 for what nobody foresaw.
         """
-        self.first, self.events, self.ended = first, events, ended
+        self.first, self.events = first, events
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         try:
-            self.ended(await unless_gone(receive, self._send_all(send)))
+            ended_as(scope, await unless_gone(receive, self._send_all(send)))
         except ClientDisconnect:
-            self.ended(CLIENT_GONE)
+            ended_as(scope, CLIENT_GONE)
         except Exception:
-            self.ended(500)
+            ended_as(scope, 500)
             raise
         finally:
             await self.events.aclose()

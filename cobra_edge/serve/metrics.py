@@ -76,13 +76,17 @@ class Metrics:
 
         return cls(
             registry,
-            counter("requests", "Questions by the HTTP status of their answer; 499: the client went away.", "status"),
+            counter("requests", "Questions by how they ended, as HTTP's status; 499: the client went away.", "status"),
             counter("tokens", "Tokens by what became of them.", "kind", ("read", "remembered", "written")),
             counter("answers", "Answers by what did not have to be read again.", "remembered", REMEMBERED),
             histogram("queue", "From a question's arrival to its first turn."),
             histogram("ttft", "From a question's arrival to the answer's first token."),
             histogram("tpot", "Time of each further token, the mean of an answer."),
         )
+
+    def ended(self, status: int) -> None:
+        """Count a question by how it ended."""
+        self.requests.labels(str(status)).inc()
 
     def answered(self, end: Finished) -> None:
         """Count an answer."""
