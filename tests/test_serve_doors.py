@@ -121,7 +121,7 @@ def test_a_body_of_exactly_the_limit_is_read():
 
 def test_a_body_declared_too_large_is_refused_unread():
     route = Route()
-    response = asked(guarded(route, LIMITS), headers=[JSON, ("content-length", "101")], parts=[])
+    response = asked(guarded(route, LIMITS), headers=[JSON, ("content-length", "101")], parts=[b"x" * 101])
     assert "101 bytes, at most 100" in refused(response, 413, "body_too_large")
     assert not route.seen
 
@@ -131,6 +131,16 @@ def test_a_body_that_grows_too_large_is_refused_where_it_does():
     response = asked(guarded(route, LIMITS), parts=[b"x" * 60, b"x" * 41])
     assert "scale the picture down" in refused(response, 413, "body_too_large")
     assert not route.seen
+
+
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed():
+    route = Route()
+    bodies = Bodies(replace(LIMITS, body_values=4))
+    response = asked(WholeBody(route, bodies), parts=[b'{"a": [1, 2]', b', "b": 3}'])
+    assert response is not None and response.status == 200 and len(route.seen) == 1
+    for more in (b'{"a": [1, 2], "b": 3, "c": 4}', b'{"a": [1, 2], "b": []}', b'{"a": [1, 2], "b": {}}'):
+        assert "more than 4 brackets" in refused(asked(WholeBody(route, bodies), parts=[more]), 413, "body_too_large")
+    assert len(route.seen) == 1 and bodies.size_bytes == 0
 
 
 def test_a_body_that_takes_too_long_in_all_is_refused():

@@ -29,7 +29,8 @@ class Bodies:
             bytes, which is to be taken from `size_bytes` when the request is at its end.
 
         Raises:
-            Refusal: 413 too large, whether declared or found while reading; 408 too slow; 503 too many at the same time.
+            Refusal: 413 too large, whether declared or found while reading, or of too many values; 408 too slow; 503 too many
+                at the same time.
             ClientLeft: before the end.
         """
         declared = headers.get("content-length", "")
@@ -43,6 +44,11 @@ class Bodies:
                 f"the body did not arrive within {self._limits.body_seconds:g} seconds; send it faster, or a smaller picture"
             )
             raise Refusal(408, message, "body_timeout") from error
+        try:
+            self._require_few_values(body)
+        except Refusal:
+            self.size_bytes -= len(body)
+            raise
         return _once(body, receive), len(body)
 
     async def _all(self, receive: Receive) -> bytes:
@@ -66,6 +72,13 @@ class Bodies:
         except BaseException:
             self.size_bytes -= size
             raise
+
+    def _require_few_values(self, body: bytes) -> None:
+        """Refuse what takes many times its size, and seconds of everybody's time, to parse: megabytes of `[],`."""
+        limit = self._limits.body_values
+        if sum(map(body.count, (b",", b"[", b"{"))) > limit:
+            message = f"the body has more than {limit:,} brackets and commas, which is the most that is read; shorten it"
+            raise Refusal(413, message, "body_too_large")
 
     def _too_large(self, got: str) -> Refusal:
         limit = self._limits.body_bytes

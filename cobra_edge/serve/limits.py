@@ -11,6 +11,7 @@ class Limits:
 
     Attributes:
         body_bytes: of a request; a picture in it is a third larger than its file.
+        body_values: of a request, as JSON has them; its brackets and commas are counted, which a picture has none of.
         bodies_bytes: of all requests that are being received, wait or are answered at the same time.
         picture_bytes: of a picture's file.
         picture_pixels: of a decoded picture.
@@ -28,6 +29,7 @@ class Limits:
     """
 
     body_bytes: int = 16 << 20
+    body_values: int = 1 << 18
     bodies_bytes: int = 256 << 20
     picture_bytes: int = 10 << 20
     picture_pixels: int = 32_000_000
