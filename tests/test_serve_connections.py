@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from http.client import HTTPConnection
 from typing import Any
 
 import anyio
@@ -214,6 +215,22 @@ def test_a_gigabyte_in_chunks_is_cut_off_and_never_held(server: Server):
 def test_an_ordinary_client_that_sends_too_much_learns_why(server: Server):
     response = httpx.post(f"{server.url}/length", json={"picture": "x" * (8 << 20)})
     assert response.status_code == 413 and response.json()["error"]["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize(("path", "kind", "status"), [("/length", "text/plain", 415), ("/length", "application/json", 413)])
+def test_who_reads_only_after_sending_all_learns_why(server: Server, path: str, kind: str, status: int):
+    """Such as Python's own client, and many proxies: a reset would take the answer away."""
+    for _ in range(5):
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        connection.request("POST", path, bytes(12 << 20), {"Content-Type": kind})
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def test_a_refusal_waits_for_no_more_than_a_moment(server: Server):
+    with server.connect() as client:
+        client.sendall(post("/length", "Content-Length: 1000").replace(b"application/json", b"text/plain"))
+        assert error_of(to_the_end(client), 415)["code"] == "unsupported_media_type"
 
 
 def test_beyond_the_limit_connections_are_refused_until_others_go():

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .refusals import Refusal, refusal_response
+from .parting import refuse
+from .refusals import Refusal
 
 _WEIGHT = 0.1  # of the newest answer in the running mean
 
@@ -60,7 +61,7 @@ class AdmissionDoor:
         try:
             entered = self.admission.enter()
         except Refusal as refusal:
-            await refusal_response(refusal, {"Connection": "close"})(scope, receive, send)
+            await refuse(refusal, scope, receive, send)
             return
         answered = False
 

@@ -20,7 +20,8 @@ from .addresses import LOOPBACK_HOSTS, is_loopback
 from .admission import Admission, AdmissionDoor
 from .bodies import Bodies, ClientLeft
 from .limits import Limits
-from .refusals import Refusal, refusal_response
+from .parting import refuse
+from .refusals import Refusal
 
 Check = Callable[[Scope, Headers], None]  # looks at a request's head; raises Refusal
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
@@ -162,7 +163,7 @@ class Checks:
                 for check in self._checks:
                     check(scope, headers)
             except Refusal as refusal:
-                await refusal_response(refusal, {"Connection": "close"})(scope, receive, send)
+                await refuse(refusal, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -178,10 +179,18 @@ class WholeBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        more = True
+
+        async def noting() -> Message:
+            nonlocal more
+            message = await receive()
+            more = message.get("more_body", False)
+            return message
+
         try:
-            whole, size = await self._bodies.read(Headers(scope=scope), receive)
+            whole, size = await self._bodies.read(Headers(scope=scope), noting)
         except Refusal as refusal:
-            await refusal_response(refusal, {"Connection": "close"})(scope, receive, send)
+            await refuse(refusal, scope, receive, send, whole=not more)
             return
         except ClientLeft:
             return
