@@ -4,11 +4,13 @@ import asyncio
 import io
 import json
 import socket
+from typing import get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import httpx
 import openai
 import pytest
+from openai.types.chat.chat_completion_content_part_image_param import ImageURL
 from PIL import Image
 from pydantic import ValidationError
 
@@ -308,6 +310,13 @@ def test_bad_requests_are_told_what_is_wrong(ai, options, code, param, word):
         ai.chat.completions.create(**({"model": MODEL, "messages": [question("What is it?")]} | options))
     assert_refused(caught.value, 400, code, param or caught.value.param, word)
     assert caught.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize("detail", [*get_args(get_type_hints(ImageURL)["detail"]), None])
+def test_every_detail_that_the_client_knows_is_taken(detail):
+    part = {"type": "image_url", "image_url": {"url": "data:,", "detail": detail}}
+    asked = ChatRequest.model_validate({"model": MODEL, "messages": [question("a", part)]})
+    assert asked.messages[0].content[1].image_url.detail == detail
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])

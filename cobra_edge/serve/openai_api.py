@@ -67,7 +67,7 @@ class ImageUrl(_Part):
     """Where a picture is: a data URI, or a URL where the server was told to fetch some."""
 
     url: Text = Field(examples=["data:image/png;base64,iVBORw0KGgo..."])
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="Changes nothing.")
 
 
 class ImagePart(_Part):
