@@ -90,7 +90,7 @@ class _Chat:
             try:
                 line = read_line("> ")
                 presses = 0
-                if line.rstrip() == "/quit":
+                if line.partition(" ")[0].rstrip() == "/quit":
                     return
                 self._do(line)
             except EOFError:

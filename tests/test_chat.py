@@ -93,6 +93,11 @@ def test_asking_about_nothing_seen(talk):
     assert (record["finish"], record["new_tokens"]) == ("length", 1)
 
 
+@pytest.mark.parametrize("line", ["/quit", "/quit ", "/quit now"])
+def test_quitting(talk, line):
+    assert talk(line, "never asked")[:2] == (0, "")
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
