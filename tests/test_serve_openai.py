@@ -341,6 +341,9 @@ def test_what_is_not_served_is_not_found(ai):
     with pytest.raises(openai.NotFoundError) as caught:
         ai.embeddings.create(model=MODEL, input="a", encoding_format="float")
     assert_refused(caught.value, 404, "not_found", None, "/v1/embeddings")
+    with pytest.raises(openai.NotFoundError) as caught:  # and nobody is sent elsewhere
+        ai.post("/chat/completions/", cast_to=object, body={})
+    assert_refused(caught.value, 404, "not_found", None, "/v1/chat/completions/")
 
 
 def test_another_host_is_refused(url):

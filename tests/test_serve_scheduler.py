@@ -66,7 +66,7 @@ class Ear:
         return got
 
 
-def submit(scheduler, question, owner="me"):
+def submit(scheduler, question, owner=("me",)):
     ear = Ear()
     ticket = Ticket(owner, question, ear)
     scheduler.submit(ticket)
@@ -84,7 +84,7 @@ def until(condition):
 def test_owners_take_turns_and_each_ones_items_keep_their_order(items):
     waiting = FairQueue()
     for index, (owner, _) in enumerate(items):
-        waiting.put(owner, (owner, index))
+        waiting.put((owner,), (owner, index))
     assert len(waiting) == len(items)
     taken = [waiting.take() for _ in items]
     assert sorted(taken, key=lambda t: t[1]) == [(owner, i) for i, (owner, _) in enumerate(items)]
@@ -98,11 +98,26 @@ def test_owners_take_turns_and_each_ones_items_keep_their_order(items):
             assert waits <= {t[0] for t in taken[at + 1 : following]}
 
 
+def test_names_that_one_owner_invents_share_its_turns():
+    waiting = FairQueue()
+    for name in "abc":
+        waiting.put(("greedy", name), name)
+    waiting.put(("greedy", "a"), "a again")
+    for name in ("x", "y"):
+        waiting.put(("modest", ""), name)
+    assert len(waiting) == 6 and not waiting.remove(("greedy",), "c")
+    assert [waiting.take() for _ in range(4)] == ["a", "x", "b", "y"]
+    assert waiting.remove(("greedy", "c"), "c") and not waiting.remove(("greedy", "c"), "c")
+    assert waiting.clear() == ["a again"] and len(waiting) == 0
+    with pytest.raises(KeyError):
+        waiting.take()
+
+
 def test_a_queue_forgets_what_is_taken_out():
     waiting = FairQueue()
     for name in "ab":
-        waiting.put("me", name)
-    assert waiting.remove("me", "a") and not waiting.remove("me", "a") and not waiting.remove("you", "b")
+        waiting.put(("me",), name)
+    assert waiting.remove(("me",), "a") and not waiting.remove(("me",), "a") and not waiting.remove(("you",), "b")
     assert waiting.take() == "b" and len(waiting) == 0
     with pytest.raises(KeyError):
         waiting.take()
@@ -115,7 +130,7 @@ def test_slices_are_told_in_order_and_nothings_are_not(scheduler):
 
 def test_active_answers_take_turns_and_others_wait(scheduler):
     gates = [threading.Semaphore(0) for _ in range(3)]
-    ears = [submit(scheduler, job(f"{i}a", f"{i}b", gate=gates[i]), owner=str(i))[1] for i in range(3)]
+    ears = [submit(scheduler, job(f"{i}a", f"{i}b", gate=gates[i]), owner=(str(i),))[1] for i in range(3)]
     until(lambda: scheduler.active == 2)
     assert scheduler.waiting == 1
     gates[0].release()
@@ -133,7 +148,7 @@ def test_one_who_asks_much_does_not_keep_others_waiting(scheduler):
     submit(scheduler, job(gate=gate)), submit(scheduler, job(gate=gate))
     until(lambda: scheduler.active == 2)
     for index, owner in enumerate(["greedy"] * 5 + ["modest"]):
-        scheduler.submit(Ticket(owner, job(), lambda event, index=index: order.append(index)))
+        scheduler.submit(Ticket((owner,), job(), lambda event, index=index: order.append(index)))
     gate.release(2)
     until(lambda: len(order) == 6)
     assert order.index(5) <= 2  # two are answered at a time
@@ -214,7 +229,7 @@ def test_one_who_cannot_be_told_disturbs_nobody(scheduler):
     def deaf(event):
         raise RuntimeError("Event loop is closed")
 
-    scheduler.submit(Ticket("me", job("a"), deaf))
+    scheduler.submit(Ticket(("me",), job("a"), deaf))
     assert submit(scheduler, job("b"))[1].all() == ["b", END]
 
 
@@ -256,7 +271,7 @@ def test_only_answers_say_how_long_one_takes(monkeypatch, status, counts):
 
 def listening(scheduler, question, deadline=PATIENCE):
     async def collect():
-        return [piece async for piece in listen(scheduler, "me", question, deadline)]
+        return [piece async for piece in listen(scheduler, ("me",), question, deadline)]
 
     return asyncio.run(collect())
 
@@ -311,7 +326,7 @@ def test_whoever_goes_away_stops_the_work(scheduler):
             return {"type": "http.disconnect"}
 
         async def read():
-            async for _ in listen(scheduler, "me", question, PATIENCE):
+            async for _ in listen(scheduler, ("me",), question, PATIENCE):
                 gone.set()
 
         gate.release()
@@ -344,7 +359,7 @@ def test_a_departure_is_noticed_however_fast_pieces_come():
             return {"type": "http.disconnect"}
 
         async def read():
-            async for _ in listen(scheduler, "me", job(), PATIENCE):
+            async for _ in listen(scheduler, ("me",), job(), PATIENCE):
                 scheduler.ticket.heard("a")  # and another one comes before it is gone
 
         with pytest.raises(ClientDisconnect):

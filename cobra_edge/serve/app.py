@@ -38,6 +38,7 @@ def make_app(chat: ChatRoute) -> FastAPI:
         docs_url=None,  # both pages load scripts from elsewhere
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,  # to an address made of the Host header: behind a proxy that speaks TLS it is the wrong one
     )
     app.include_router(chat.router())
     app.include_router(_models(chat.model))

@@ -85,7 +85,7 @@ class ChatRoute:
     async def _answer(self, asked: ChatRequest, request: Request, arrived: float) -> Response:
         deadline = self._deadline(request)
         question = await self._question(asked, arrived)
-        owner = f"{request.client.host if request.client else ''} {asked.user or asked.safety_identifier or ''}"
+        owner = (request.client.host if request.client else "", asked.user or asked.safety_identifier or "")
         slices = listen(self.scheduler, owner, question, deadline)
         reply = _Reply(
             self.model.name, self.model.fingerprint, bool(asked.stream_options and asked.stream_options.include_usage)

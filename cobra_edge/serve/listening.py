@@ -27,7 +27,7 @@ def deadline_exceeded(seconds: float) -> Refusal:
 
 
 async def listen(
-    scheduler: Scheduler, owner: str, question: Question, deadline_seconds: float
+    scheduler: Scheduler, owner: tuple[str, ...], question: Question, deadline_seconds: float
 ) -> AsyncGenerator[str | Finished, None]:
     """Yield pieces of the answer, and its end. Closing the generator stops the decoding.
 

@@ -13,6 +13,8 @@ from .fetching import Fetcher
 from .limits import Limits
 from .refusals import Refusal
 
+# Without TIFF: libtiff writes to stderr what it thinks of a damaged file, and so any client could fill the server's log.
+_FORMATS = tuple(name for name in FORMATS if name != "TIFF")
 _SPACE = b" \t\r\n\f"
 _ESCAPES = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%20": b"", b"%09": b"", b"%0D": b"", b"%0A": b""}
 _ACCEPTED = "send it as data:image/png;base64,..."
@@ -71,10 +73,10 @@ class PictureSource:
         """Return the file, after a look at its header."""
         limit = self._limits.picture_pixels
         try:
-            with Image.open(io.BytesIO(file), formats=FORMATS) as picture:
+            with Image.open(io.BytesIO(file), formats=_FORMATS) as picture:
                 width, height = picture.size
         except UnidentifiedImageError as error:
-            raise _damaged(f"it is none of {', '.join(FORMATS)}") from error
+            raise _damaged(f"it is none of {', '.join(_FORMATS)}") from error
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise _too_large(f"more than {limit:,} pixels") from error
         except DAMAGED as error:

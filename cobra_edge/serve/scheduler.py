@@ -33,13 +33,13 @@ class Ticket:
     """A question that waits or is being answered.
 
     Attributes:
-        owner: whose turn it uses.
+        owner: whose turn it uses, as `FairQueue` has it.
         question: what is asked.
         heard: told each event, from the scheduler's thread; `Finished` or a `Refusal` is the last. Must not block.
         cancelled: nobody listens any more.
     """
 
-    owner: str
+    owner: tuple[str, ...]
     question: Question
     heard: Callable[[Event], None]
     cancelled: bool = False
