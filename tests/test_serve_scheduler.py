@@ -73,6 +73,12 @@ def submit(scheduler, question, owner=("me",)):
     return ticket, ear
 
 
+def together(scheduler, *questions):
+    """Submit questions that the thread sees at once: else it may be inside a slice of the first when the others come."""
+    with scheduler._changed:
+        return [submit(scheduler, question, owner=(str(i),))[1] for i, question in enumerate(questions)]
+
+
 def until(condition):
     end = time.monotonic() + PATIENCE
     while not condition():
@@ -130,7 +136,7 @@ def test_slices_are_told_in_order_and_nothings_are_not(scheduler):
 
 def test_active_answers_take_turns_and_others_wait(scheduler):
     gates = [threading.Semaphore(0) for _ in range(3)]
-    ears = [submit(scheduler, job(f"{i}a", f"{i}b", gate=gates[i]), owner=(str(i),))[1] for i in range(3)]
+    ears = together(scheduler, *(job(f"{i}a", f"{i}b", gate=gates[i]) for i in range(3)))
     until(lambda: scheduler.active == 2)
     assert scheduler.waiting == 1
     gates[0].release()
@@ -145,7 +151,7 @@ def test_active_answers_take_turns_and_others_wait(scheduler):
 
 def test_one_who_asks_much_does_not_keep_others_waiting(scheduler):
     gate, order = threading.Semaphore(0), []
-    submit(scheduler, job(gate=gate)), submit(scheduler, job(gate=gate))
+    together(scheduler, job(gate=gate), job(gate=gate))
     until(lambda: scheduler.active == 2)
     for index, owner in enumerate(["greedy"] * 5 + ["modest"]):
         scheduler.submit(Ticket((owner,), job(), lambda event, index=index: order.append(index)))
@@ -170,8 +176,7 @@ def test_cancelling_stops_the_work_and_says_nothing_more(scheduler):
 
 def test_cancelling_one_that_waits_frees_its_place(scheduler):
     gate = threading.Semaphore(0)
-    for _ in range(2):
-        submit(scheduler, job(gate=gate))
+    together(scheduler, job(gate=gate), job(gate=gate))
     until(lambda: scheduler.active == 2)
     question = job("never")
     ticket, ear = submit(scheduler, question)
@@ -199,7 +204,7 @@ def test_an_error_is_told_and_the_next_is_answered(scheduler, error, status, cod
 
 def test_draining_refuses_what_waits_and_finishes_what_is_under_way(scheduler):
     gate = threading.Semaphore(0)
-    under_way = [submit(scheduler, job("a", gate=gate))[1] for _ in range(2)]
+    under_way = together(scheduler, job("a", gate=gate), job("a", gate=gate))
     until(lambda: scheduler.active == 2)
     _, late = submit(scheduler, job("never"))
     scheduler.drain()

@@ -12,8 +12,8 @@ class Limits:
     Attributes:
         body_bytes: of a request; a picture in it is a third larger than its file.
         body_values: of a request, as JSON has them; its brackets and commas are counted, which a picture has none of.
-        bodies_bytes: of all requests that are being received, wait or are answered at the same time. While it waits, a request with
-            a picture takes three times its size: as it came, as text, and the picture's file.
+        bodies_bytes: of all requests that are being received, wait or are answered at the same time. One with a picture takes
+            three times its size meanwhile: as it came, as text, and as the picture's file.
         picture_bytes: of a picture's file.
         picture_pixels: of a decoded picture.
         prompt_tokens: read before an answer, the picture's included; None for what the model takes.

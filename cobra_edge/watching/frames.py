@@ -15,6 +15,9 @@ from typing import Generic, Protocol, TypeVar
 
 from PIL import Image
 
+# Two signals at once may both be taken by another thread of the process, and then do not wake this one from waiting for a lock;
+# Python's handlers run when it looks up by itself.
+_LOOK_UP_SECONDS = 0.5
 _LEAVING_SECONDS = 2.0  # for a source that is inside a library's call; the thread does not keep the program
 
 T = TypeVar("T")
@@ -74,7 +77,8 @@ class Newest(Generic[T]):
     def take(self) -> T | None:
         """Return the newest, waiting for one; None when nothing more will come. Raises the error that it ended with, last."""
         with self._changed:
-            self._changed.wait_for(lambda: self._held is not None or self._ended)
+            while not self._changed.wait_for(lambda: self._held is not None or self._ended, _LOOK_UP_SECONDS):
+                pass
             taken, self._held = self._held, None
         if taken is None and self._error is not None:
             raise self._error
