@@ -108,7 +108,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
         torch.testing.assert_close(b["model"][name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_other_settings_do_not_resume(tmp_path):
-    assert run_training(tmp_path, 1, 1, "--workers", "1")[0] == 0
-    code, _, err = run_training(tmp_path, 1, 1, "--workers", "1", "--seed", "5")
+def test_other_settings_do_not_resume_and_the_same_do(tmp_path):
+    code, before, _ = run_training(tmp_path, 1, 4, "--workers", "1", stop_after=2)
+    assert code != 0 and 2 <= len(before) <= 4
+    code, _, err = run_training(tmp_path, 1, 4, "--workers", "1", "--seed", "5")
     assert code == 1 and "give the same, or another --out" in err
+    code, resumed, _ = run_training(tmp_path, 1, 4, "--workers", "1")
+    assert code == 0 and [line["step"] for line in resumed] == [1, 1, 2, 3, 4]

@@ -44,11 +44,6 @@ class Bodies:
                 f"the body did not arrive within {self._limits.body_seconds:g} seconds; send it faster, or a smaller picture"
             )
             raise Refusal(408, message, "body_timeout") from error
-        try:
-            self._require_few_values(body)
-        except Refusal:
-            self.size_bytes -= len(body)
-            raise
         return _once(body, receive), len(body)
 
     async def _all(self, receive: Receive) -> bytes:
@@ -68,12 +63,13 @@ class Bodies:
                     crowded = "the requests that are inside take all the memory there is for them; come again in a second"
                     raise Refusal(503, crowded, "too_many_bodies", headers={"Retry-After": "1"})
                 if not message.get("more_body", False):
+                    self._require_few_values(body)
                     return bytes(body)
         except BaseException:
             self.size_bytes -= size
             raise
 
-    def _require_few_values(self, body: bytes) -> None:
+    def _require_few_values(self, body: bytearray) -> None:
         """Refuse what takes many times its size, and seconds of everybody's time, to parse: megabytes of `[],`."""
         limit = self._limits.body_values
         if sum(map(body.count, (b",", b"[", b"{"))) > limit:
