@@ -10,21 +10,29 @@ RUNTIME := $(wildcard runtimes/cpu/*.h runtimes/cpu/*.cpp runtimes/cpu/*.inl)
 # What an installation is made from: when one of these changes, it is made again.
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME)
 
-.PHONY: demo test lint check test-gpu test-sanitize test-arm64 test-old-x86 figures budgets clean
+.PHONY: demo test lint check constraints test-latest test-lowest test-gpu test-sanitize test-arm64 test-old-x86 figures budgets clean
 
-$(VENV)/pip:
+# Exact versions of everything installed below: constraints/, made by `make constraints`. pyproject.toml declares the ranges.
+PYTHON_VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
+CONSTRAINTS := constraints/python$(PYTHON_VERSION).txt
+PIP_INSTALL = $(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --build-constraint constraints/build.txt
+
+constraints/python%.txt:
+	@echo "make: no constraints for Python $*: take one that has them (make PYTHON=python3.12 ...), or make test-latest" >&2; exit 2
+
+$(VENV)/pip: $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) pip
 	touch $@
 
 $(VENV)/export: $(VENV)/pip $(SOURCES)
 	@echo "installing cobra-edge with its export extra; torch is large, this takes some minutes the first time"
-	$(BIN)/pip install --quiet -e ".[export]"
+	$(PIP_INSTALL) -e ".[export]"
 	touch $@
 
 $(VENV)/dev: $(VENV)/pip $(SOURCES)
 	@echo "installing cobra-edge with its dev extra; torch is large, this takes some minutes the first time"
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(PIP_INSTALL) -e ".[dev]"
 	touch $@ $(VENV)/export
 
 demo: $(VENV)/export
@@ -42,8 +50,9 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 # A process for each core, each of one thread: twice as fast as one process whose libraries take all cores.
+PYTEST_OPTIONS := -n auto --dist loadfile --durations=25
 check: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_OPTIONS)
 
 test: lint check
 
@@ -78,6 +87,38 @@ test-old-x86: $(CASES)/done
 	cmake -S . -B build/old-x86 $(SELFTEST)
 	cmake --build build/old-x86 --parallel
 	qemu-x86_64 -cpu Nehalem build/old-x86/runtimes/cpu/selftest $(CASES)/*.bin
+
+# The newest releases that the declared ranges allow, for each Python; what is held back, and why, is in constraints/held.txt.
+UV_COMPILE = $(BIN)/uv pip compile --quiet --upgrade --no-annotate --custom-compile-command "make constraints" \
+  --constraint constraints/held.txt
+X86_64 := --python-platform x86_64-manylinux_2_28
+JETSON := --python-platform aarch64-manylinux_2_35
+
+constraints: $(VENV)/pip
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) uv
+	for v in 3.10 3.11 3.12 3.13; do \
+	  $(UV_COMPILE) pyproject.toml constraints/tools.in --extra dev --python-version $$v $(X86_64) -o constraints/python$$v.txt || exit $$?; \
+	done
+	$(UV_COMPILE) pyproject.toml constraints/tools.in --extra jetpack6 --extra serve --python-version 3.10 $(JETSON) -o constraints/jetpack6.txt
+	$(UV_COMPILE) pyproject.toml constraints/tools.in --extra jetpack7 --extra serve --python-version 3.12 $(JETSON) -o constraints/jetpack7.txt
+	$(UV_COMPILE) constraints/build.in --python-version 3.10 $(X86_64) -o constraints/build.txt
+
+# The tests with the newest releases, and with the lowest that pyproject.toml declares: each in an environment of its own.
+test-latest:
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/pip install --quiet --upgrade pip
+	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager ".[dev]"
+	OMP_NUM_THREADS=1 .venv-latest/bin/pytest $(PYTEST_OPTIONS)
+
+test-lowest: $(VENV)/pip
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) uv
+	mkdir -p build
+	$(BIN)/uv pip compile --quiet --upgrade --no-annotate --resolution lowest-direct pyproject.toml constraints/tools.in --extra dev \
+	  --python-version $(PYTHON_VERSION) $(X86_64) -o build/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --constraint constraints/build.txt pip
+	.venv-lowest/bin/pip install --quiet --constraint build/lowest.txt --build-constraint constraints/build.txt ".[dev]"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest $(PYTEST_OPTIONS)
 
 figures: $(VENV)/dev
 	$(BIN)/python -m cobra_edge.bench.figures
