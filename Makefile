@@ -54,7 +54,9 @@ PYTEST_OPTIONS := -n auto --dist loadfile --durations=25
 check: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_OPTIONS)
 
-test: lint check
+# Side by side: a linter uses the core that a test leaves while it waits.
+test: $(VENV)/dev
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=line lint check
 
 # What needs an NVIDIA card, alone: kernels are compiled, not interpreted. bench/gpu.sh does this and the measurements.
 test-gpu: $(VENV)/dev

@@ -171,7 +171,9 @@ def test_a_build_within_its_budget_passes(bundle: Path, tmp_path: Path) -> None:
     assert outcome.outputs == {"passed": "true", "exit-code": "0", "report": "drift"}
     assert "PASSED" in outcome.summary and outcome.summary == (tmp_path / "drift" / "report.md").read_text()
     assert len((tmp_path / "drift.jsonl").read_text().splitlines()) == 1
-    assert f"{ROOT}[regress]" in (tmp_path / "pip.log").read_text()
+    asked = (tmp_path / "pip.log").read_text()
+    constraints = ROOT / "constraints" / f"python{sys.version_info[0]}.{sys.version_info[1]}.txt"
+    assert f"{ROOT}[regress]" in asked and asked.count(f"--constraint {constraints}") == 2 and constraints.exists()
 
 
 def test_a_build_beyond_its_budget_fails_after_the_report_is_written(bundle: Path, tmp_path: Path) -> None:

@@ -12,10 +12,14 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY CMakeLists.txt LICENSE README.md pyproject.toml ./
+COPY constraints constraints
 COPY cobra_edge cobra_edge
 COPY export export
 COPY runtimes runtimes
-RUN python3 -m venv /build && /build/bin/pip wheel --no-deps --wheel-dir /wheels .
+# Its own pip: the system's is too old for some of the wheels' tags, and for --build-constraint.
+RUN python3 -m venv /build \
+ && /build/bin/pip install --constraint constraints/jetpack7.txt pip \
+ && /build/bin/pip wheel --no-deps --build-constraint constraints/build.txt --wheel-dir /wheels .
 
 FROM ${BASE}
 ENV DEBIAN_FRONTEND=noninteractive
@@ -25,9 +29,11 @@ RUN apt-get update \
 # Found here and not at the first start: another Python, or a base without TensorRT's Python module.
 RUN python3 -c "import sys, importlib.util as u; assert sys.version_info[:2] == (3, 12), sys.version; assert u.find_spec('tensorrt')"
 COPY --from=wheel /wheels /wheels
+COPY constraints/jetpack7.txt /wheels/constraints.txt
 # TensorRT's module belongs to the system, so the environment has to see it.
 RUN python3 -m venv --system-site-packages /opt/cobra-edge \
- && /opt/cobra-edge/bin/pip install --no-cache-dir "$(ls /wheels/*.whl)[jetpack7,serve]"
+ && /opt/cobra-edge/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt pip \
+ && /opt/cobra-edge/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt "$(ls /wheels/*.whl)[jetpack7,serve]"
 # Engines are kept under it: mount a volume there, or each new container builds again.
 ENV XDG_CACHE_HOME=/cache
 VOLUME /cache
