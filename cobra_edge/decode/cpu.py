@@ -20,6 +20,7 @@ from ..bundle import Bundle
 from ..errors import InputError
 from ..hadamard import hadamard_factors, hadamard_matrix
 from ..packing import QuantizedTensor
+from .arguments import checked_embeddings, checked_tokens
 from .decoder import DecoderOptions, DecoderState, Weights
 
 log = logging.getLogger(__name__)
@@ -111,16 +112,21 @@ class CpuDecoder:
 
     def new_state(self, like: DecoderState | None = None) -> DecoderState:
         """See `Decoder.new_state`."""
-        return DecoderState.zeros(self.config) if like is None else like.host()
+        if like is None:
+            return DecoderState.zeros(self.config)
+        like.require(self.config)
+        return like.host()
 
     def embed(self, tokens: list[int]) -> np.ndarray:
         """See `Decoder.embed`."""
-        return self._native.embed(np.asarray(tokens, np.int64))
+        return self._native.embed(checked_tokens(tokens, self.config))
 
     def _run(self, embeddings: np.ndarray, state: DecoderState, *, every_position: bool) -> np.ndarray:
-        rows = np.ascontiguousarray(embeddings, np.float32)
-        logits = self._native.forward(rows, state.conv, state.ssm, every_position)
-        state.n_tokens += len(rows)
+        rows = checked_embeddings(embeddings, self.config)
+        state.require_writable(self.config)
+        with state.in_host_memory() as here:
+            logits = self._native.forward(rows, here.conv, here.ssm, every_position)
+            here.n_tokens += len(rows)
         return logits
 
     def prefill(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
