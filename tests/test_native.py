@@ -12,7 +12,7 @@ from cobra_edge.bundle import Bundle
 from cobra_edge.decode import _cpu
 from cobra_edge.decode import numpy_reference as reference
 from cobra_edge.decode.backends import BACKENDS, open_decoder
-from cobra_edge.decode.cpu import CpuDecoder, physical_cores
+from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
@@ -25,6 +25,7 @@ from cobra_edge.quantize.rtn import round_to_nearest
 from cobra_edge.recipe import ROTATIONS
 from cobra_edge.scheme import Scheme
 from cobra_edge.targets import target_named
+from cobra_edge.threads import physical_cores
 
 from .conftest import MINI, write_text_only
 from .handmade import INT_SCHEMES, magnitudes, mixed_recipe, write_bundle

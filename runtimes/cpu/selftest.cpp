@@ -1,13 +1,18 @@
 // A program that holds every table of kernels this processor can run against naive twins in double precision, and the whole
 // decoder against itself, and against the cases that its arguments name: for places without Python, such as an emulated ARM,
 // and for sanitizers. Exit code 0 or 1.
+#include <sys/resource.h>
+
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <limits>
 #include <random>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "replay.h"
@@ -432,9 +437,37 @@ void test_replay(const Kernels& k, int files, char** names) {
     }
 }
 
+// Every member is at every barrier before any is past it, also where some come late, so that the others have fallen asleep.
+void test_team(int size) {
+    constexpr int kPhases = 400;
+    Team team(size);
+    std::vector<std::atomic<int>> there(kPhases);
+    std::atomic<int> too_early{0}, slept{0};
+    for (int run = 0; run < 3; ++run) {
+        for (auto& count : there) count = 0;
+        team.run([&](int rank) {
+            rusage before{}, after{};
+            getrusage(RUSAGE_THREAD, &before);
+            for (int phase = 0; phase < kPhases; ++phase) {
+                if (phase % 50 == 49 && rank == phase / 50 % size) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+                there[static_cast<size_t>(phase)].fetch_add(1);
+                team.barrier();
+                if (there[static_cast<size_t>(phase)].load() != size) too_early.fetch_add(1);
+            }
+            getrusage(RUSAGE_THREAD, &after);
+            if (after.ru_nvcsw > before.ru_nvcsw) slept.fetch_add(1);  // to yield is not counted there
+        });
+    }
+    if (too_early || (size > 1 && slept < 3 * size)) {
+        std::printf("FAILED  team of %d: %d early, %d of %d slept\n", size, too_early.load(), slept.load(), 3 * size);
+        ++failures;
+    }
+}
+
 }  // namespace
 
 int main(int arguments, char** argument) {
+    for (const int size : {1, 2, 3, 8}) test_team(size);
     int count = 0;
     const Kernels* const* tables = available_kernels(&count);
     for (int i = 0; i < count; ++i) {
