@@ -23,10 +23,11 @@ import msgspec
 import numpy as np
 
 from .errors import BundleError, InputError, MachineError
+from .finite import require_finite
 from .image import ImageTransform
 from .manifest import SCHEMA_VERSION, FileEntry, Manifest, PromptFile, VisionGraph
 from .packing import QuantizedTensor
-from .recipe import quantized_scheme, stored_tensors
+from .recipe import matrix_names, quantized_scheme, stored_tensors
 from .tensor_file import map_tensors
 from .text import PromptTemplate, TextCodec
 from .verified import content_sha256, first_changed
@@ -92,18 +93,26 @@ class Bundle:
         """Return the path of one of the bundle's files."""
         return self.directory / name
 
-    def decoder_tensors(self) -> Tensors:
+    def decoder_tensors(self, *, thorough: bool = False) -> Tensors:
         """Map decoder.safetensors into memory, each tensor checked against the model config and the recipe; read-only.
 
+        Args:
+            thorough: look for NaN and infinity in float matrices and scales too, which reads most of the file; in norms,
+                convolutions and the parameters of the recurrence they are always looked for.
+
         Raises:
-            BundleError: a tensor is missing, unexpected, or of the wrong dtype or shape; a clip is not positive and finite.
+            BundleError: a tensor is missing, unexpected, or of the wrong dtype or shape; a value is NaN or infinite; a clip is
+                not positive.
         """
-        recipe = self.manifest.recipe
+        recipe, config = self.manifest.recipe, self.manifest.model.mamba
         try:
-            plan = stored_tensors(self.manifest.model.mamba, recipe)
+            plan = stored_tensors(config, recipe)
         except InputError as error:
             raise BundleError(f"{self.directory}: {error}") from error
         arrays = map_tensors(self.path(DECODER), [t for entries in plan.values() for t in entries])
+        small = plan.keys() - set(matrix_names(config))
+        for name in arrays if thorough else small:
+            require_finite(self.path(DECODER), name, arrays[name])
         tensors: Tensors = {}
         for name in plan:
             scheme = quantized_scheme(recipe, name)

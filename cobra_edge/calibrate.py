@@ -14,6 +14,7 @@ import msgspec
 
 from .errors import InputError, MachineError
 from .regress.suite import CALIBRATION, read_suite, spread
+from .session_options import threads_option
 from .terminal import debug_option, main_of, print_json, say, stages
 
 _MARGIN_BYTES = 64 << 20
@@ -32,9 +33,19 @@ _MARGIN_BYTES = 64 << 20
 @click.option("--lines", "n_lines", type=click.IntRange(1), help="Read that many lines, of every task as many; default: all.")
 @click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @debug_option
-def command(source: str, data: Path, out: Path, force: bool, n_lines: int | None, as_json: bool, **options: Any) -> None:
+def command(
+    source: str,
+    data: Path,
+    out: Path,
+    force: bool,
+    n_lines: int | None,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Take statistics of what enters every matrix product, one layer in memory at a time.
 
     Finished layers are kept in OUT.partial: after an interruption the same command goes on with the next one.

@@ -15,6 +15,7 @@ from .assemble_vision import ENGINES
 from .errors import DriftError
 from .recipe import METHODS, ROTATIONS
 from .regress.suite import HELDOUT
+from .session_options import threads_option
 from .tables import drift_table, memory_table
 from .targets import target_named
 from .terminal import debug_option, main_of, print_json, results, say, tell
@@ -67,9 +68,12 @@ from .terminal import debug_option, main_of, print_json, results, say, tell
 @click.option("--golden", type=click.Path(path_type=Path), default=HELDOUT, help="Suite for the golden lines.")
 @click.option("--golden-lines", type=click.IntRange(1, 10_000), help="How many golden lines; default all, big models 4.")
 @click.option("--budget", type=click.Path(path_type=Path), help="Drift budget (TOML); default: the one that ships.")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @debug_option
-def command(target_name: str, checkpoint: str | None, as_json: bool, out: Path | None, **options: Any) -> None:
+def command(
+    target_name: str, checkpoint: str | None, as_json: bool, out: Path | None, threads: int | None, **options: Any
+) -> None:
     """Export a checkpoint to a bundle for a device, and measure what quantization cost.
 
     Exit codes: 0 done; 1 done, but the drift exceeds its budget; 2 bad input; 3 this machine lacks something;

@@ -17,14 +17,24 @@ import numpy as np
 
 from .errors import InputError
 
+# A manifest names widths: what is made for one is bounded. Published models have m = 1, 12 or 20; every token's row is
+# multiplied by H_m, and a card's kernel is unrolled m times.
+LARGEST_PALEY_ORDER = 256
+LARGEST_WRITTEN_OUT = 8192  # 256 MiB
+
 
 def hadamard_matrix(order: int) -> np.ndarray:
     """Return the Hadamard matrix kron(H_m, H_p) of `hadamard_factors(order)`, (order, order) float32, entries ±1.
 
     Raises:
-        InputError: no such matrix is known here.
+        InputError: no such matrix is known here, or it is too large to be written out.
     """
     base, power = hadamard_factors(order)
+    if order > LARGEST_WRITTEN_OUT:
+        raise InputError(
+            f"a Hadamard matrix of order {order} would take {4 * order**2 / 1e9:.1f} GB written out, at most order "
+            f"{LARGEST_WRITTEN_OUT} is; rotate by its two factors, as every decoder but torch does"
+        )
     matrix = _paley(base) if base > 1 else np.ones((1, 1), np.float32)
     for _ in range(power.bit_length() - 1):
         matrix = np.kron(matrix, np.array([[1, 1], [1, -1]], np.float32))
@@ -41,13 +51,13 @@ def hadamard_factors(width: int) -> tuple[int, int]:
     """
     if width > 0:
         base = width // (width & -width)  # the odd part
-        while width % base == 0:
+        while width % base == 0 and base <= LARGEST_PALEY_ORDER:
             if base == 1 or _is_paley_order(base):
                 return base, width // base
             base *= 2
     raise InputError(
         f"width {width} has no Hadamard matrix here: it has to be a power of two, or a power of two times 12, 20, 44, 60 or "
-        "another q + 1 with q prime and q mod 4 = 3"
+        f"another q + 1 of at most {LARGEST_PALEY_ORDER} with q prime and q mod 4 = 3"
     )
 
 

@@ -28,7 +28,7 @@ def command(bundle: Path, as_json: bool) -> None:
     """Print what BUNDLE is, takes and drifts, and which decoders run it here; every file is checked against hash and model."""
     opened = Bundle.open(bundle, thorough=True)
     manifest = opened.manifest
-    opened.decoder_tensors()
+    opened.decoder_tensors(thorough=True)
     opened.text()
     if manifest.model.vision is not None:
         opened.image()

@@ -110,7 +110,7 @@ def _integers(codes: np.ndarray, scheme: Scheme) -> np.ndarray:
 def _normal_floats(codes: np.ndarray, _scheme: Scheme) -> np.ndarray:
     """Two codes a byte, the first in its high half."""
     pairs = np.stack([codes >> 4, codes & 15], axis=-1)
-    return np.asarray(NF4_LEVELS, np.float32)[pairs].reshape(len(codes), -1)
+    return np.asarray(NF4_LEVELS, np.float32)[pairs].reshape(len(codes), 2 * codes.shape[1])
 
 
 _FORMATS: dict[CodeFormat, _Format] = {

@@ -18,6 +18,7 @@ from .errors import InputError, MachineError
 from .quantize.sensitivity import SCHEMES_OF_A_MIX, Sensitivity, write_sensitivity
 from .recipe import FLOAT16, METHODS, MIXED, ROTATIONS, Recipe
 from .scheme import scheme_named
+from .session_options import threads_option
 from .terminal import debug_option, main_of, print_json, results, say
 
 
@@ -42,9 +43,10 @@ from .terminal import debug_option, main_of, print_json, results, say
 @click.option("--force", is_flag=True, help="Replace files that are already there.")
 @click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @debug_option
-def command(source: str, out: Path, plot: Path | None, force: bool, as_json: bool, **options: Any) -> None:
+def command(source: str, out: Path, plot: Path | None, force: bool, threads: int | None, as_json: bool, **options: Any) -> None:
     """Quantize each matrix alone by each scheme that fits it, and measure how far the model drifts.
 
     Each figure is a run of the whole model over all questions: minutes for cobra-mini, days for billions of weights.

@@ -14,6 +14,7 @@ from .decode.backends import DEVICES, KERNELS
 from .decode.decoder import ACTIVATIONS, DecoderOptions
 from .generate import Sampling
 from .session import Session, load
+from .threads import use_threads
 from .vision.runtimes import RUNTIME_NAMES
 
 Verb = Callable[..., Any]
@@ -36,6 +37,20 @@ class Opening:
         )
 
 
+def _use(_context: click.Context, _parameter: click.Parameter, threads: int | None) -> int | None:
+    use_threads(threads)
+    return threads
+
+
+# Every verb's that computes; before any of its work, so that torch is not imported yet.
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    callback=_use,
+    help="Threads on a processor; default: one a physical core that this process may use, or OMP_NUM_THREADS.",
+)
+
+
 def session_options(verb: Verb) -> Verb:
     """Give a verb the argument BUNDLE and the options of what runs it; it gets them as `opening`, an `Opening`."""
 
@@ -43,7 +58,7 @@ def session_options(verb: Verb) -> Verb:
     @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where it runs.")
     @click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder.")
     @click.option("--vision-runtime", type=click.Choice(RUNTIME_NAMES), default="auto", show_default=True, help="What sees.")
-    @click.option("--threads", type=click.IntRange(1, 1024), help="Threads on a processor; default: one a physical core.")
+    @threads_option
     @click.option(
         "--activations",
         type=click.Choice(ACTIVATIONS),

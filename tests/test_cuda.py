@@ -165,16 +165,6 @@ def test_a_state_of_another_model_is_refused(opened):
         opened("w4a16-g128").new_state().require(MambaConfig(128, 2, 512, 256, 16, 4, 8))
 
 
-@pytest.mark.parametrize("token", [-1, 512])
-def test_tokens_the_model_has_not_are_refused(opened, token):
-    decoder = opened("w4a16-g128")
-    state = decoder.new_state()
-    for read in (lambda: decoder.embed([3, token]), lambda: decoder.step(token, state)):
-        with pytest.raises(InputError, match=f"token {token} is none of the model's 512"):
-            read()
-    assert state.n_tokens == 0
-
-
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, 20, 0.9, 3), Sampling(2.0, 0, 1.0, 4)], ids=str)
 def test_tokens_chosen_on_the_card_are_those_chosen_on_the_host(opened, sampling):
     decoder = opened("w8a16-g128")

@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
+from cobra_edge import inspect, run
 from cobra_edge.bundle import DECODER, MANIFEST, Bundle, file_sha256
 from cobra_edge.decode import _cpu
 from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.errors import BundleError, CobraEdgeError
 from cobra_edge.scheme import SCHEMES
+from cobra_edge.terminal import run_command
 
 from .test_native import arguments_of
 
@@ -95,15 +98,53 @@ def test_flipped_bytes(tiny_bundle, data):
         refused_or_runs(bundle)
 
 
+def damaged_norm(bundle, value=np.nan):
+    """Put one value that is not finite into a norm's weight, and hash the file again."""
+    tensors = load_file(bundle / DECODER)
+    tensors["backbone.layers.1.norm.weight"][5] = value
+    save_file(tensors, bundle / DECODER)
+    write_decoder(bundle, (bundle / DECODER).read_bytes())
+
+
+def small_and_finite(bundle):
+    """Tell whether all that stays float32 in this bundle is finite: norms, convolutions, the recurrence's parameters."""
+    return all(np.isfinite(v).all() for v in load_file(bundle / DECODER).values() if v.dtype == np.float32)
+
+
 @TRIES
 @given(start=st.integers(0, 346_879), values=st.binary(min_size=1, max_size=64))
+@example(start=0, values=b"\xff" * 64)
 def test_overwritten_data_runs(tiny_bundle, start, values):
-    """Codes and scales hold any bits, NaN and infinity too; none leads astray."""
+    """Codes and scales hold any bits, NaN and infinity too; none leads astray. In the small vectors those are found."""
     header, payload = split((tiny_bundle / DECODER).read_bytes())
     start %= len(payload) - len(values)
     with copied(tiny_bundle) as bundle:
         write_decoder(bundle, joined(header, payload[:start] + values + payload[start + len(values) :]))
-        assert refused_or_runs(bundle)
+        assert refused_or_runs(bundle) == small_and_finite(bundle)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_small_vector_that_is_not_finite_is_found_when_the_decoder_is_opened(tiny_bundle, value, capfd):
+    """A rounded activation is an integer and would hold no NaN: the answer would be one of zeros, without a word."""
+    with copied(tiny_bundle) as bundle:
+        damaged_norm(bundle, value)
+        assert not refused_or_runs(bundle)
+        assert run_command(inspect.command, [str(bundle)]) == 2
+        assert run_command(run.command, [str(bundle), "--prompt", "What is there?", "--activations", "int8"]) == 2
+        assert capfd.readouterr().err.count("values of backbone.layers.1.norm.weight are NaN or infinite") == 2
+
+
+@pytest.mark.parametrize("name", ["backbone.embedding.weight.scales", "backbone.layers.1.mixer.dt_proj.weight"])
+def test_a_scale_or_a_float_matrix_that_is_not_finite_is_found_by_inspect(tiny_bundle, name, capfd):
+    """They are most of some files and are not read when a decoder is opened; what they do to an answer is refused there."""
+    with copied(tiny_bundle) as bundle:
+        tensors = load_file(bundle / DECODER)
+        assert tensors[name].dtype == np.float16
+        tensors[name][-1, -1] = np.inf
+        save_file(tensors, bundle / DECODER)
+        write_decoder(bundle, (bundle / DECODER).read_bytes())
+        assert run_command(inspect.command, [str(bundle)]) == 2
+        assert f"values of {name} are NaN or infinite" in " ".join(capfd.readouterr().err.split())
 
 
 @TRIES

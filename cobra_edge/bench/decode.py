@@ -17,10 +17,11 @@ from typing import Any
 from rich.progress import Progress
 
 from ..bundle import DECODER, Bundle
-from ..decode.cpu import CpuDecoder, physical_cores
+from ..decode.cpu import CpuDecoder
 from ..decode.decoder import DecoderOptions
 from ..memory import state_bytes
 from ..recipe import matrix_names, quantized_scheme
+from ..threads import default_threads
 from .contestants import Contestant, Native, readings_of
 from .follow_up import measure_follow_up
 from .gate import check
@@ -57,7 +58,7 @@ class Plan:
     @property
     def team(self) -> int:
         """The number of threads."""
-        return self.threads or physical_cores()
+        return self.threads or default_threads()
 
 
 def measure_bundle(

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..decode.decoder import ACTIVATIONS
+from ..session_options import threads_option
 from ..terminal import debug_option, print_json, results
 from .asked_decode import CARD_PEER_NAMES, DEFAULT_SHAPE, DEFAULTS, Asked
 from .peers import PEERS
@@ -51,7 +52,7 @@ def _words(values: Iterable[object]) -> str:
     f"[default: {_words(_CPU.contexts)}; on cuda {_words(_CUDA.contexts)}]",
 )
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each figure is taken so often.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Default: one a physical core.")
+@threads_option
 @click.option(
     "--activations",
     multiple=True,

@@ -19,6 +19,7 @@ from ..bundle import DECODER, Bundle
 from ..decode.cpu import CpuDecoder
 from ..decode.decoder import ACTIVATIONS, DecoderOptions
 from ..errors import MachineError
+from ..session_options import threads_option
 from ..terminal import debug_option, main_of, print_json
 
 _PROMPT_TOKENS, _STEPS = 768, 8
@@ -27,7 +28,7 @@ _LIMIT_FACTOR, _LIMIT_BYTES = 1.2, 200_000_000  # of the decoder's file, and bes
 
 @click.command(epilog="Example: python -m cobra_edge.bench.residence bundles/bench-cobra-mini-w4a16-g128")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--threads", type=click.IntRange(1, 1024), help="Default: one a physical core.")
+@threads_option
 @click.option("--activations", type=click.Choice(ACTIVATIONS), default="int8", show_default=True, help="What enters a product.")
 @click.option("--kernels", default="auto", show_default=True, help="An instruction set.")
 @debug_option

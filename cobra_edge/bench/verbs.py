@@ -12,6 +12,7 @@ import click
 from rich.table import Table
 
 from ..scheme import scheme_named
+from ..session_options import threads_option
 from ..tables import figure
 from ..targets import target_named
 from ..terminal import debug_option, print_json, progress, results
@@ -31,8 +32,9 @@ from .tiles_verb import tiles
 from .vision_verb import vision
 
 
-@click.group(epilog="Example: python -m cobra_edge.bench export --shape cobra-3b")
-def command() -> None:
+@click.group(epilog="Example: python -m cobra_edge.bench --threads 2 export --shape cobra-3b")
+@threads_option
+def command(threads: int | None) -> None:
     """Measure, and keep the result under bench/results."""
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..bundle import Bundle
 from ..errors import InputError, MachineError, near_matches
+from ..hadamard import LARGEST_WRITTEN_OUT
 from ..memory import memory_for
 from ..quantize.bitsandbytes_codes import why_no_bitsandbytes
 from ..scheme import SCHEMES
@@ -60,8 +61,18 @@ def _torch_on_card(bundle: Bundle, _options: DecoderOptions) -> Decoder:
     return TorchDecoder(bundle, torch.device("cuda", 0))
 
 
-def _torch_refuses_card(_bundle: Bundle) -> str | None:
-    return why_no_card() or why_no_torch_kernels()
+def _torch_refuses_card(bundle: Bundle) -> str | None:
+    return _too_wide_to_write_out(bundle) or why_no_card() or why_no_torch_kernels()
+
+
+def _too_wide_to_write_out(bundle: Bundle) -> str | None:
+    """Return a reason where torch, which multiplies by rotations written out, has a wider one than it may make."""
+    recipe, config = bundle.manifest.recipe, bundle.manifest.model.mamba
+    widths = [config.d_model] * recipe.rotates_residual + [config.d_inner] * recipe.rotates_out_proj
+    widest = max(widths, default=0)
+    if widest <= LARGEST_WRITTEN_OUT:
+        return None
+    return f"it writes rotations out, one of {widest} channels is too wide for that (at most {LARGEST_WRITTEN_OUT})"
 
 
 def _native(bundle: Bundle, options: DecoderOptions) -> Decoder:
@@ -94,7 +105,7 @@ def _bitsandbytes(bundle: Bundle, _options: DecoderOptions) -> Decoder:
 def _bitsandbytes_refuses(bundle: Bundle) -> str | None:
     if _foreign_codes(bundle) is None:
         return "the recipe stores nothing in bitsandbytes' codes"
-    return why_no_bitsandbytes()
+    return _too_wide_to_write_out(bundle) or why_no_bitsandbytes()
 
 
 def _numpy(bundle: Bundle, options: DecoderOptions) -> Decoder:
@@ -112,7 +123,7 @@ def _torch(bundle: Bundle, _options: DecoderOptions) -> Decoder:
 def _torch_refuses(bundle: Bundle) -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed (pip install 'cobra-edge[export]')"
-    return None
+    return _too_wide_to_write_out(bundle)
 
 
 # In order of preference. bitsandbytes runs what is stored in its codes; numpy goes before torch: it starts at once and needs

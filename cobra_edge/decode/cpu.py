@@ -8,9 +8,6 @@ both.
 from __future__ import annotations
 
 import logging
-import math
-import os
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,30 +17,11 @@ from ..bundle import Bundle
 from ..errors import InputError
 from ..hadamard import hadamard_factors, hadamard_matrix
 from ..packing import QuantizedTensor
+from ..threads import default_threads, physical_cores
+from .arguments import checked_embeddings, checked_tokens
 from .decoder import DecoderOptions, DecoderState, Weights
 
 log = logging.getLogger(__name__)
-
-_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
-def physical_cores() -> int:
-    """Return how many cores this process may use: siblings of one core count once, a container's quota is kept."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = set()
-    for cpu in allowed:
-        try:
-            cores.add(Path(_SIBLINGS.format(cpu)).read_text())
-        except OSError:
-            cores.add(str(cpu))
-    count = len(cores)
-    try:
-        quota, period = _QUOTA.read_text().split()
-        count = count if quota == "max" else min(count, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):
-        pass
-    return max(1, count)
 
 
 def why_not() -> str | None:
@@ -53,12 +31,6 @@ def why_not() -> str | None:
     except ImportError as error:
         return f"the compiled part is missing ({error}); install the package with a C++17 compiler at hand"
     return None
-
-
-def _asked_for() -> int | None:
-    """Return OMP_NUM_THREADS, by which whoever runs several processes tells numeric libraries how many cores each has."""
-    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) or None if first.isascii() and first.isdecimal() else None
 
 
 class CpuDecoder:
@@ -82,8 +54,7 @@ class CpuDecoder:
 
         weights = Weights.of(source)
         self.config = weights.config
-        cores = physical_cores()
-        threads = options.threads or min(_asked_for() or cores, cores)
+        cores, threads = physical_cores(), options.threads or default_threads()
         if threads > cores:
             log.warning("%d threads on %d cores: they will wait for each other; take %d", threads, cores, cores)
         arrays: dict[str, np.ndarray] = {}
@@ -111,16 +82,21 @@ class CpuDecoder:
 
     def new_state(self, like: DecoderState | None = None) -> DecoderState:
         """See `Decoder.new_state`."""
-        return DecoderState.zeros(self.config) if like is None else like.host()
+        if like is None:
+            return DecoderState.zeros(self.config)
+        like.require(self.config)
+        return like.host()
 
     def embed(self, tokens: list[int]) -> np.ndarray:
         """See `Decoder.embed`."""
-        return self._native.embed(np.asarray(tokens, np.int64))
+        return self._native.embed(checked_tokens(tokens, self.config))
 
     def _run(self, embeddings: np.ndarray, state: DecoderState, *, every_position: bool) -> np.ndarray:
-        rows = np.ascontiguousarray(embeddings, np.float32)
-        logits = self._native.forward(rows, state.conv, state.ssm, every_position)
-        state.n_tokens += len(rows)
+        rows = checked_embeddings(embeddings, self.config)
+        state.require_writable(self.config)
+        with state.in_host_memory() as here:
+            logits = self._native.forward(rows, here.conv, here.ssm, every_position)
+            here.n_tokens += len(rows)
         return logits
 
     def prefill(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:

@@ -8,7 +8,7 @@ in float32. Everything runs on a stream of the decoder's own; a method has done 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from ..bundle import Bundle
-from ..errors import InputError, MachineError
+from ..errors import MachineError
 from ..generate import Sampling
 from ..packing import QuantizedTensor
+from .arguments import checked_embeddings, checked_tokens, require_positions
 from .card.driver import card_title
 from .card.prefill import CHUNK, Sequential, bytes_per_token, normed_for_head, run_layers
 from .card.sampling import Chooser
@@ -140,6 +141,7 @@ class CudaDecoder:
 
     @contextmanager
     def _working_on(self, state: DecoderState, doing: str) -> Iterator[CardState]:
+        state.require_writable(self.config)
         with self._card(doing), on_card(state, self._spare) as there:
             if self._stream is not None and there.stream not in (None, self._stream):
                 self._stream.wait_stream(there.stream)
@@ -149,6 +151,7 @@ class CudaDecoder:
         """See `Decoder.new_state`; it is on the card."""
         blank = CardState.blank(self.config, self.device, self._stream)
         if like is not None:
+            like.require(self.config)
             blank.fill(like)
         return blank
 
@@ -156,17 +159,24 @@ class CudaDecoder:
         """See `Decoder.embed`."""
         with self._card("looking tokens up"):
             rows = self._embedded(tokens)
-            if self._weights.rotates_residual:
+            if self._weights.rotates_residual and len(rows):
                 stored, rows = rows, torch.empty_like(rows)
                 rotate_many(stored, rows, back=True)
             return _on_host(rows)
 
     def _embedded(self, tokens: list[int]) -> torch.Tensor:
         """Return rows of the embedding as they are stored, (seq, d_model) float32."""
-        self._require_tokens(tokens)
-        rows = torch.empty(len(tokens), self.config.d_model, dtype=torch.float32, device=self.device)
-        look_up(self._weights.embedding, torch.tensor(tokens, dtype=torch.int64, device=self.device), rows)
+        ids = torch.from_numpy(checked_tokens(tokens, self.config)).to(self.device)
+        rows = torch.empty(len(ids), self.config.d_model, dtype=torch.float32, device=self.device)
+        if len(ids):
+            look_up(self._weights.embedding, ids, rows)
         return rows
+
+    def _checked(self, embeddings: np.ndarray | EmbeddingRoom) -> np.ndarray | EmbeddingRoom:
+        if not isinstance(embeddings, EmbeddingRoom):
+            return checked_embeddings(embeddings, self.config)
+        require_positions(embeddings.shape, self.config)
+        return embeddings
 
     def _chunks(self, embeddings: np.ndarray | EmbeddingRoom) -> Iterator[torch.Tensor]:
         """Yield copies of embeddings on the card, (seq, d_model) float32, in the basis the weights are stored in."""
@@ -177,7 +187,7 @@ class CudaDecoder:
         if isinstance(embeddings, EmbeddingRoom):
             there = embeddings.rows[part].clone()
         else:
-            there = torch.tensor(np.asarray(embeddings[part], np.float32), device=self.device)
+            there = torch.tensor(embeddings[part], device=self.device)
         if not self._weights.rotates_residual:
             return there
         rotated = torch.empty_like(there)
@@ -186,6 +196,7 @@ class CudaDecoder:
 
     def prefill(self, embeddings: np.ndarray | EmbeddingRoom, state: DecoderState) -> np.ndarray:
         """See `Decoder.prefill`; embeddings may be on the card."""
+        embeddings = self._checked(embeddings)
         with self._working_on(state, f"reading {len(embeddings)} tokens") as there:
             for residual in self._chunks(embeddings):
                 run_layers(self._weights, self._sequential, residual, there)
@@ -195,6 +206,7 @@ class CudaDecoder:
 
     def forward(self, embeddings: np.ndarray | EmbeddingRoom, state: DecoderState) -> np.ndarray:
         """See `Decoder.forward`; embeddings may be on the card."""
+        embeddings = self._checked(embeddings)
         logits, at = np.empty((len(embeddings), self.config.vocab), np.float32), 0
         with self._working_on(state, f"reading {len(embeddings)} tokens") as there:
             for residual in self._chunks(embeddings):
@@ -224,9 +236,9 @@ class CudaDecoder:
 
     def step(self, token: int, state: DecoderState) -> np.ndarray:
         """See `Decoder.step`."""
-        self._require_tokens([token])
+        (checked,) = checked_tokens([token], self.config)
         with self._working_on(state, "reading a token") as there:
-            self._read(token, there)
+            self._read(int(checked), there)
             return _on_host(self._step.logits)
 
     def generate(
@@ -247,12 +259,6 @@ class CudaDecoder:
             if token == end_id:
                 return
             yield token
-
-    def _require_tokens(self, tokens: Sequence[int]) -> None:
-        """Raise InputError for a token the model has not: a card would read beside its embedding."""
-        wrong = next((t for t in tokens if not 0 <= t < self.config.vocab), None)
-        if wrong is not None:
-            raise InputError(f"token {wrong} is none of the model's {self.config.vocab}")
 
 
 def _on_host(tensor: torch.Tensor) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -69,12 +70,33 @@ class DecoderState:
 
     def require(self, config: MambaConfig) -> None:
         """Raise InputError when this is not a state of such a model."""
-        wanted = DecoderState.zeros(config).shapes
-        if self.shapes != wanted:
+        conv, ssm, _ = (t.shape for t in self.layout(config))
+        if self.shapes != (conv, ssm):
             raise InputError(
                 f"the state is of another model: conv {self.shapes[0]} and ssm {self.shapes[1]}, this one's are "
-                f"{wanted[0]} and {wanted[1]}; look at the image again"
+                f"{conv} and {ssm}; look at the image again"
             )
+
+    def require_writable(self, config: MambaConfig) -> None:
+        """Raise InputError when this is not a state of such a model that a decoder can write into."""
+        self.require(config)
+        self._require_memory()
+
+    def _require_memory(self) -> None:
+        """Raise InputError where the arrays are not what decoders write into."""
+        for name, array in (("conv", self._conv), ("ssm", self._ssm)):
+            if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.writeable:
+                kind = "writable" if array.flags.writeable else "read-only"
+                order = "contiguous" if array.flags.c_contiguous else "strided"
+                raise InputError(
+                    f"the state's {name} is {kind} {order} {array.dtype}, expected writable contiguous float32; "
+                    "take a state of `new_state`, `copy` or `load`"
+                )
+
+    @contextmanager
+    def in_host_memory(self) -> Iterator[DecoderState]:
+        """Give this state as one whose arrays can be written into in place: itself, where it lies there."""
+        yield self
 
     def copy(self) -> DecoderState:
         """Return an independent copy, where this one is."""
@@ -88,15 +110,19 @@ class DecoderState:
 
     def host(self) -> DecoderState:
         """Return an independent copy in the host's memory."""
-        return DecoderState(np.array(self.conv), np.array(self.ssm), self.n_tokens)
+        conv, ssm = (np.array(a, np.float32, order="C") for a in (self.conv, self.ssm))
+        return DecoderState(conv, ssm, self.n_tokens)
 
     @classmethod
     def load(cls, file: Path, config: MambaConfig) -> DecoderState:
-        """Read a saved state. Raises BundleError when it is not one of this model."""
+        """Read a saved state. Raises InputError when it is not one of this model, or holds what no state does."""
         saved = read_tensors(file, cls.layout(config))
         if not (np.isfinite(saved["conv"]).all() and np.isfinite(saved["ssm"]).all()):
             raise InputError(f"{file}: holds NaN or infinity; look at the image again")
-        return cls(saved["conv"], saved["ssm"], int(saved["n_tokens"][0]))
+        n_tokens = int(saved["n_tokens"][0])
+        if n_tokens < 0:
+            raise InputError(f"{file}: has read {n_tokens} tokens, which cannot be; look at the image again")
+        return cls(saved["conv"], saved["ssm"], n_tokens)
 
 
 @dataclass(frozen=True)
@@ -153,7 +179,18 @@ class Weights:
 
 
 class Decoder(Protocol):
-    """A quantized Mamba that runs. States are changed in place; logits are float32."""
+    """A quantized Mamba that runs. States are changed in place; logits are float32.
+
+    Every backend takes and refuses the same (`decode.arguments`), before anything is computed, and leaves the state as it was:
+
+    * A token is an integer from 0 to vocab - 1; a negative one counts from nowhere. No tokens have no embeddings, (0, d_model).
+    * Embeddings are (seq, d_model) of floating point, seq at least 1: after nothing there are no logits. NaN and infinity in
+      them are carried through to the logits and the state, whatever form activations have.
+    * A state is one of this model's sizes, its arrays float32, contiguous and writable. One of another backend, in whichever
+      memory, is read from and written to there.
+
+    Whatever is not so raises InputError.
+    """
 
     name: str
     config: MambaConfig
@@ -174,23 +211,26 @@ class Decoder(Protocol):
         ...
 
     def new_state(self, like: DecoderState | None = None) -> DecoderState:
-        """Return the state before the first token, or an independent copy of another one, where this decoder keeps its own."""
+        """Return the state before the first token, or an independent copy of another one, where this decoder keeps its own.
+
+        Raises InputError for one of another model.
+        """
         ...
 
     def embed(self, tokens: list[int]) -> np.ndarray:
-        """Look up tokens; returns (seq, d_model) float32."""
+        """Look up tokens; returns (seq, d_model) float32. Raises InputError for a token outside the vocabulary."""
         ...
 
     def prefill(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
-        """Read embeddings (seq, d_model) float32; returns the logits after the last one, (vocab,)."""
+        """Read embeddings (seq, d_model) float32; returns the logits after the last one, (vocab,). Raises as above."""
         ...
 
     def step(self, token: int, state: DecoderState) -> np.ndarray:
-        """Read one token; returns the logits after it, (vocab,)."""
+        """Read one token; returns the logits after it, (vocab,). Raises InputError, see above."""
         ...
 
     def forward(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
-        """Read embeddings (seq, d_model) float32; returns logits at every position, (seq, vocab)."""
+        """Read embeddings (seq, d_model) float32; returns logits at every position, (seq, vocab). Raises as above."""
         ...
 
 

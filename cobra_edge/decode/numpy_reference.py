@@ -13,6 +13,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..hadamard import rotate, unrotate
 from ..packing import QuantizedTensor
+from .arguments import checked_embeddings, checked_tokens
 from .decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState, Weights
 
 log = logging.getLogger(__name__)
@@ -76,10 +77,13 @@ def round_activations(x: np.ndarray, group: int, clips: np.ndarray | None = None
     """Round x (seq, width) float32 to signed 8-bit codes, one scale for `group` neighbours, and return what they stand for.
 
     The scale is a group's largest magnitude / 127. With clips (width / group,) float32 it is at most clip / 127, and
-    what lies beyond gets the last code.
+    what lies beyond gets the last code. A group with a value that is not finite becomes NaN.
     """
     groups = x.reshape(len(x), -1, group)
     top = np.abs(groups).max(axis=2, keepdims=True)
+    odd = ~np.isfinite(top)
+    if odd.any():
+        groups, top = np.where(odd, np.float32(0), groups), np.where(odd, np.float32(np.nan), top)
     if clips is not None:
         top = np.minimum(top, clips[:, None])
         groups = np.clip(groups, -top, top)
@@ -126,18 +130,30 @@ class NumpyDecoder:
 
     def new_state(self, like: DecoderState | None = None) -> DecoderState:
         """See `Decoder.new_state`."""
-        return DecoderState.zeros(self.config) if like is None else like.host()
+        if like is None:
+            return DecoderState.zeros(self.config)
+        like.require(self.config)
+        return like.host()
 
     def embed(self, tokens: list[int]) -> np.ndarray:
         """See `Decoder.embed`."""
         table = self._tensors["backbone.embedding.weight"]
-        rows = np.asarray(tokens, np.int64)
+        rows = checked_tokens(tokens, self.config)
         found = table.rows(rows).dequantize() if isinstance(table, QuantizedTensor) else table[rows].astype(np.float32)
         return unrotate(found) if self._recipe.rotates_residual else found
 
-    def _blocks(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
+    def _read(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
         """Return the residual stream behind the last layer, in the basis the weights are stored in."""
-        c, residual = self.config, embeddings.astype(np.float32)
+        rows = checked_embeddings(embeddings, self.config)
+        state.require_writable(self.config)
+        # What is not finite is carried through to the logits, where it is refused.
+        with state.in_host_memory() as here, np.errstate(invalid="ignore", over="ignore"):
+            residual = self._blocks(rows, here)
+            here.n_tokens += len(rows)
+        return residual
+
+    def _blocks(self, residual: np.ndarray, state: DecoderState) -> np.ndarray:
+        c = self.config
         if self._recipe.rotates_residual:
             residual = rotate(residual)
         for i in range(c.n_layer):
@@ -154,7 +170,6 @@ class NumpyDecoder:
             y *= silu(z)
             y = rotate(y) if self._recipe.rotates_out_proj else y
             residual = residual + self._multiply(y, mixer + "out_proj.weight")
-        state.n_tokens += len(embeddings)
         return residual
 
     def _head(self, residual: np.ndarray) -> np.ndarray:
@@ -166,7 +181,7 @@ class NumpyDecoder:
 
     def prefill(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
         """See `Decoder.prefill`."""
-        return self._head(self._blocks(embeddings, state)[-1:])[0]
+        return self._head(self._read(embeddings, state)[-1:])[0]
 
     def step(self, token: int, state: DecoderState) -> np.ndarray:
         """See `Decoder.step`."""
@@ -174,4 +189,4 @@ class NumpyDecoder:
 
     def forward(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
         """See `Decoder.forward`."""
-        return self._head(self._blocks(embeddings, state))
+        return self._head(self._read(embeddings, state))

@@ -17,6 +17,7 @@ from ..bundle import Bundle
 from ..hadamard import hadamard_matrix
 from ..model.mamba import Mamba, MambaState
 from ..packing import QuantizedTensor
+from .arguments import checked_embeddings, checked_tokens
 from .card.state import CardState, on_card
 from .decoder import DecoderState
 from .kernels.matrix import CardMatrix
@@ -91,13 +92,15 @@ class TorchDecoder:
     def _lookup(self, table: QuantizedTensor) -> Forward:
         def rows(tokens: Tensor) -> Tensor:
             found = table.rows(tokens.cpu().numpy().reshape(-1)).dequantize()
-            return torch.from_numpy(found).reshape(*tokens.shape, -1).to(self.device)
+            return torch.from_numpy(found).reshape(*tokens.shape, found.shape[1]).to(self.device)
 
         return rows
 
     def _rotation_of(self, width: int) -> Tensor:
         """Return R written out, (width, width): the plain form that the butterflies of `rotate` are compared with."""
-        return torch.from_numpy(hadamard_matrix(width) / np.float32(width**0.5)).to(self.device)
+        matrix = hadamard_matrix(width)
+        matrix /= np.float32(width**0.5)
+        return torch.from_numpy(matrix).to(self.device)
 
     def _rotate_inputs_of_out_proj(self) -> None:
         """Have every out_proj see R y."""
@@ -118,6 +121,8 @@ class TorchDecoder:
 
     def new_state(self, like: DecoderState | None = None) -> DecoderState:
         """See `Decoder.new_state`."""
+        if like is not None:
+            like.require(self.config)
         if self.device.type == "cpu":
             return DecoderState.zeros(self.config) if like is None else like.host()
         blank = self._blank()
@@ -131,12 +136,14 @@ class TorchDecoder:
     @torch.inference_mode()
     def embed(self, tokens: list[int]) -> np.ndarray:
         """See `Decoder.embed`."""
-        rows = self.model.embed(torch.tensor(tokens, device=self.device))
+        rows = self.model.embed(torch.from_numpy(checked_tokens(tokens, self.config)).to(self.device))
         return (rows if self._rotation is None else rows @ self._rotation).cpu().numpy()
 
     @torch.inference_mode()
     def _hidden(self, embeddings: np.ndarray, state: DecoderState) -> Tensor:
-        residual = torch.from_numpy(embeddings.astype(np.float32)).to(self.device)
+        rows = checked_embeddings(embeddings, self.config)
+        state.require_writable(self.config)
+        residual = torch.tensor(rows, device=self.device)
         if self._rotation is not None:
             residual = residual @ self._rotation.T
         with on_card(state, self._blank()) as there:
@@ -144,7 +151,7 @@ class TorchDecoder:
             hidden, after = self.model.hidden(residual[None], before)
             for tensor, layers in zip(there.tensors, (after.conv, after.ssm), strict=True):
                 tensor.copy_(torch.cat(layers))
-            there.n_tokens += len(embeddings)
+            there.n_tokens += len(rows)
         return hidden[0]
 
     @torch.inference_mode()

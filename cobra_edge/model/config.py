@@ -37,6 +37,10 @@ _BOUNDS = {
 }
 
 
+_ENCODER_BOUNDS = {"embed_dim": (1, 16384), "patch_size": (1, 4096), "depth": (1, 512), "n_prefix": (0, 1024)}
+_MOST_PATCHES = 16384  # a square of 1792 pixels in patches of 14
+
+
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One Vision Transformer, as timm names it.
 
@@ -94,11 +98,22 @@ class VisionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InputError(f"model config: {len(self.encoders)} vision encoders, expected 1 to 4")
         grids = set()
         for e in self.encoders:
-            if not 8 <= self.image_size <= 4096 or not 1 <= e.patch_size <= self.image_size or e.embed_dim < 1:
-                raise InputError(f"model config: encoder {e.timm_name}: image size, patch size or width is out of bounds")
+            for name, (low, high) in _ENCODER_BOUNDS.items():
+                if not low <= getattr(e, name) <= high:
+                    raise InputError(
+                        f"model config: encoder {e.timm_name[:80]}: {name} is {getattr(e, name)}, expected {low} to {high}"
+                    )
+            if not 8 <= self.image_size <= 4096 or e.patch_size > self.image_size:
+                raise InputError(
+                    f"model config: encoder {e.timm_name[:80]}: images of {self.image_size} pixels in patches of "
+                    f"{e.patch_size}, expected images of 8 to 4096 and smaller patches"
+                )
             grids.add(self.image_size // e.patch_size)
         if len(grids) > 1:
             raise InputError(f"model config: encoders with grids of {sorted(grids)} patches cannot be concatenated")
+
+        if self.n_patches > _MOST_PATCHES:
+            raise InputError(f"model config: {self.n_patches} patches an image, expected at most {_MOST_PATCHES}")
 
     @property
     def feature_dim(self) -> int:

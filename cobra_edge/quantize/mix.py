@@ -148,10 +148,13 @@ def choose_mix(
     budget = bits_per_weight * weights
     measured = dict[tuple[str, ...], Mix]()
 
+    def full() -> bool:
+        return len(measured) >= _MEASURED
+
     def try_out(tensors: dict[str, str]) -> Mix | None:
         bits = sum(matrix_bits(config, of_tensors(recipe, tensors)).values())
         key = tuple(tensors[name] for name in sizes)
-        if key in measured or bits > budget or len(measured) == _MEASURED:
+        if key in measured or bits > budget or full():
             return None
         on_mix(len(measured), _MEASURED)
         alone = sum(table[name].get(storage, math.inf) for name, storage in tensors.items())
@@ -162,7 +165,7 @@ def choose_mix(
     for tensors in uniform_mixes(config):
         if all(storage in sizes[name] for name, storage in tensors.items()):
             try_out(tensors)
-    _search(table, sizes, budget, try_out)
+    _search(table, sizes, budget, try_out, full)
     on_mix(_MEASURED, _MEASURED)
     best = min(measured.values(), key=lambda m: (m.kld, m.bits_per_weight), default=None)
     if best is None or not math.isfinite(best.kld):
@@ -170,8 +173,10 @@ def choose_mix(
     return best
 
 
-def _search(table: Table, sizes: Sizes, budget: float, try_out: Callable[[dict[str, str]], Mix | None]) -> None:
-    """Try the knapsack's solution, then those that differ from the best one tried in a matrix, until none is new.
+def _search(
+    table: Table, sizes: Sizes, budget: float, try_out: Callable[[dict[str, str]], Mix | None], full: Callable[[], bool]
+) -> None:
+    """Try the knapsack's solution, then those that differ from the best one tried in a matrix, until none is new or `full`.
 
     A node is a table and its solution. Its children lack one of the solution's choices each (as in Lawler 1972, for the k
     best solutions of a discrete problem), but nodes are opened by what was measured.
@@ -185,6 +190,6 @@ def _search(table: Table, sizes: Sizes, budget: float, try_out: Callable[[dict[s
                 heapq.heappush(opened, (mix.kld, next(count), costs, solution))
 
     visit([table])
-    while opened:
+    while opened and not full():
         _, _, costs, solution = heapq.heappop(opened)
         visit([{**costs, n: {s: c for s, c in costs[n].items() if s != solution[n]}} for n in table])

@@ -16,6 +16,9 @@ from .metrics import log_softmax
 from .sketch import sketched
 from .top_tokens import TopTokens
 
+# That are in memory together, 1 GB as float64: 2,600 tokens of a published model's 50,280 words.
+_MOST_LOGITS = 1 << 27
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:
@@ -56,8 +59,14 @@ def read_line(session: Session, asked: AskedLine, embeddings: np.ndarray | None,
     """Read one line from the state after its picture, which is left as it is.
 
     Raises:
-        DriftError: the free answer's logits are not finite.
+        InputError: a line so long that its logits would fill the memory. DriftError: the free answer's are not finite.
     """
+    positions, vocab = len(asked.tokens) - 1, session.config.mamba.vocab
+    if positions * vocab > _MOST_LOGITS:
+        raise InputError(
+            f"line {asked.number}: {positions} tokens, each with logits over {vocab} words; at most {_MOST_LOGITS // vocab} "
+            "are compared, shorten it"
+        )
     decoder, state = session.decoder, looked.copy()
     after_prompt = decoder.forward(decoder.embed(list(asked.prompt)), state)
     free = state.copy()

@@ -14,6 +14,7 @@ from ..decode.backends import DEVICES, KERNELS
 from ..decode.decoder import ACTIVATIONS, DecoderOptions
 from ..errors import DriftError, InputError
 from ..image import load_picture
+from ..session_options import threads_option
 from ..terminal import debug_option, results, say, stages, tell
 from ..vision.runtimes import RUNTIME_NAMES
 from .budget import read_budget
@@ -55,7 +56,7 @@ _FILE = click.Path(path_type=Path)
     "--decoder-kernels", "kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder."
 )
 @click.option("--vision-runtime", type=click.Choice(RUNTIME_NAMES), default="auto", show_default=True, help="What sees.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads on a processor; default: one a physical core.")
+@threads_option
 @click.option("--activations", type=click.Choice(ACTIVATIONS), help="What enters a product; default: as the recipe says.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object instead of tables.")
 @debug_option

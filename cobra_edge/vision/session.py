@@ -15,6 +15,7 @@ from ..errors import BundleError, MachineError
 from ..image import ImageTransform
 from ..model.config import CobraConfig
 from ..precision import InputForm, PrecisionName
+from ..threads import default_threads
 from .providers import PROVIDERS, Provider, eligible, provider_options
 
 log = logging.getLogger(__name__)
@@ -32,12 +33,19 @@ def open_on_cpu(file: Path, threads: int | None = None) -> Any:
         raise BundleError(f"{file}: onnxruntime cannot open it ({error})") from error
 
 
-def _open(file: Path, provider: Provider, precision: PrecisionName, threads: int | None, stream: int | None = None) -> Any:
+def runtime_options(threads: int | None = None) -> Any:
+    """Return onnxruntime's options of every session of ours: so many threads, None for `default_threads`, which never spin."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
-    # Its threads would go on spinning on the cores that the decoder needs next.
+    # A number of our own: left to itself onnxruntime knows of no quota, and binds each thread to a core, however busy that is.
+    options.intra_op_num_threads = threads or default_threads()
+    # They would go on spinning on the cores that the decoder needs next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _open(file: Path, provider: Provider, precision: PrecisionName, threads: int | None, stream: int | None = None) -> Any:
+    options = runtime_options(threads)
     cache = str(platformdirs.user_cache_path("cobra_edge") / "onnxruntime")
     chosen = (provider.name, dict(provider_options(provider, precision, cache, stream)))
     # A processor takes what another provider has no kernel for, such as shapes.

@@ -20,12 +20,13 @@ static inline float exp_fast(float x) {
     p = p * r + kExp2;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    int32_t bits, exponent;
-    std::memcpy(&exponent, &shifted, 4);
-    std::memcpy(&bits, &p, 4);
-    bits += static_cast<int32_t>(static_cast<uint32_t>(exponent) << 23);
-    std::memcpy(&p, &bits, 4);
-    return p;
+    // A product and no sum of exponents: NaN stays NaN, whatever its bits.
+    uint32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    bits = (bits << 23) + 0x3f800000u;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return p * power;
 }
 
 static inline float silu_fast(float x) { return x / (1.0f + exp_fast(-x)); }
@@ -135,12 +136,26 @@ static void plain_multiply_float(const Matrix& m, int64_t from, int64_t to, cons
 constexpr float kQuietest = 1e-36f;
 
 // Round a group to int8: the scale is the largest magnitude, or the clip, / 127. Writes the codes, returns the scale and their
-// sum.
+// sum. Integers hold no NaN: a group with a value that is not finite gets zeros and the scale NaN, and so has every product
+// with it.
 template <bool kClipped>
 static inline float round_group(const float* __restrict x, int64_t n, float clip, int8_t* __restrict codes, int32_t* sum) {
-    float top = 0.0f;
-#pragma omp simd reduction(max : top)
-    for (int64_t i = 0; i < n; ++i) top = std::fabs(x[i]) > top ? std::fabs(x[i]) : top;
+    // Magnitudes order like their bits, infinity and NaN above all numbers.
+    uint32_t top_bits = 0;
+#pragma omp simd reduction(max : top_bits)
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffffu;
+        top_bits = bits > top_bits ? bits : top_bits;
+    }
+    if (top_bits >= 0x7f800000u) {
+        std::memset(codes, 0, static_cast<size_t>(n));
+        *sum = 0;
+        return std::nanf("");
+    }
+    float top;
+    std::memcpy(&top, &top_bits, 4);
     if (kClipped) top = clip < top ? clip : top;
     const float inverse = top > kQuietest ? 127.0f / top : 0.0f;
     int32_t all = 0;
@@ -149,11 +164,11 @@ static inline float round_group(const float* __restrict x, int64_t n, float clip
         const float low = kClipped && x[i] < -top ? -top : x[i], value = kClipped && low > top ? top : low;
         // Adding 1.5 · 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits.
         const float shifted = value * inverse + 12582912.0f;
-        int32_t bits;
+        uint32_t bits;
         std::memcpy(&bits, &shifted, 4);
-        bits -= 0x4b400000;
-        codes[i] = static_cast<int8_t>(bits);
-        all += bits;
+        const auto code = static_cast<int32_t>(bits - 0x4b400000u);
+        codes[i] = static_cast<int8_t>(code);
+        all += code;
     }
     *sum = all;
     return top / 127.0f;

@@ -26,14 +26,15 @@ void unpack16(const Matrix& m, const uint8_t* row, int64_t start, int32_t* out) 
 
 void multiply_int8(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out, int64_t stride,
                    bool add, float*) {
-    const int32_t zero = m.storage == Storage::kInt8 ? 128 : m.storage == Storage::kInt4 ? 8 : 4;
+    const uint32_t zero = m.storage == Storage::kInt8 ? 128 : m.storage == Storage::kInt4 ? 8 : 4;
     for (int64_t r = from; r < to; ++r) {
         const uint16_t* scales = m.scales + r * m.groups();
         for (int64_t t = 0; t < tokens; ++t) {
             float total = 0.0f;
             for (int64_t g = 0; g < m.groups(); ++g) {
                 const int64_t at = t * rows.groups + g;
-                int32_t sum = -zero * rows.sums[at], codes[16];
+                auto sum = static_cast<int32_t>(0u - zero * static_cast<uint32_t>(rows.sums[at]));
+                int32_t codes[16];
                 for (int64_t i = g * m.group; i < (g + 1) * m.group; i += 16) {
                     const int8_t* a = rows.codes + t * rows.width + i;
                     unpack16(m, m.row(r), i, codes);
@@ -48,13 +49,14 @@ void multiply_int8(const Matrix& m, int64_t from, int64_t to, const Int8Rows& ro
 }
 
 int64_t products_in_registers(int64_t rounds, int32_t* checksum) {
-    int32_t sums[8] = {};
+    uint32_t sums[8] = {}, all = 0;  // that may wrap around
     for (int64_t i = 0; i < rounds; ++i)
-        for (int32_t& s : sums) {
+        for (uint32_t& s : sums) {
             asm volatile("" : "+r"(s));  // or the compiler would find a formula
-            s += static_cast<int8_t>(i) * static_cast<int8_t>(s);
+            s += static_cast<uint32_t>(static_cast<int8_t>(i) * static_cast<int8_t>(s));
         }
-    for (const int32_t s : sums) *checksum += s;
+    for (const uint32_t s : sums) all += s;
+    *checksum = static_cast<int32_t>(all);
     return rounds * 8;
 }
 

@@ -170,7 +170,10 @@ static void multiply_panel(const uint8_t* panel, const float* scales, const Tile
     const int8_t* codes = rows.codes + t * rows.width;
     for (int64_t g = 0; g < rows.groups; ++g) {
         Ints sums[kWide];
-        for (int j = 0; j < kWide; ++j) sums[j] = spread(-(rows.sums[(t + j) * rows.groups + g] * zero_of<kStorage>()));
+        for (int j = 0; j < kWide; ++j) {
+            const auto sum = static_cast<uint32_t>(rows.sums[(t + j) * rows.groups + g]);
+            sums[j] = spread(static_cast<int32_t>(0u - sum * static_cast<uint32_t>(zero_of<kStorage>())));
+        }
         for (int64_t k = g * group; k < (g + 1) * group; k += 16) {
             Codes w[4];
             for (int q = 0; q < 4; ++q) w[q] = load_codes(panel + (k / 4 + q) * kCodes);

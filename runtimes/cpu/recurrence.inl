@@ -5,9 +5,10 @@
 
 constexpr int kParts = kChannels / kLanes;  // registers that hold a value of every channel of a block
 
-// exp(x), as exp_fast; x must not be above 88.3.
+// exp(x), as exp_fast; x must not be above 88.3. Where one side of `smaller` or `larger` is NaN, x86 takes the second: what
+// may be NaN is given there.
 static inline Floats exp_below(Floats x) {
-    x = larger(x, spread(-87.3f));
+    x = larger(spread(-87.3f), x);
     const Floats magic = spread(12582912.0f), shifted = multiply_add(x, spread(1.44269504f), magic), k = shifted - magic;
     const Floats r = multiply_add(k, spread(2.12194440e-4f), multiply_add(k, spread(-0.693359375f), x));
     Floats p = spread(kExp6);
@@ -17,10 +18,10 @@ static inline Floats exp_below(Floats x) {
     p = multiply_add(p, r, spread(kExp2));
     p = multiply_add(p, r, spread(1.0f));
     p = multiply_add(p, r, spread(1.0f));
-    return as_floats(add(as_ints(p), shift_left<23>(as_ints(shifted))));
+    return p * as_floats(add(shift_left<23>(as_ints(shifted)), spread(static_cast<int32_t>(0x3f800000))));
 }
 
-static inline Floats silu(Floats x) { return x / (spread(1.0f) + exp_below(smaller(spread(0.0f) - x, spread(88.3f)))); }
+static inline Floats silu(Floats x) { return x / (spread(1.0f) + exp_below(smaller(spread(88.3f), spread(0.0f) - x))); }
 
 static inline Floats softplus(Floats x) {
     const Floats e = exp_below(smaller(x, spread(0.0f) - x)), s = e / (spread(2.0f) + e), q = s * s;
@@ -31,7 +32,7 @@ static inline Floats softplus(Floats x) {
     p = multiply_add(p, q, spread(1.0f / 5));
     p = multiply_add(p, q, spread(1.0f / 3));
     p = multiply_add(p, q, spread(1.0f));
-    return multiply_add(spread(2.0f) * s, p, larger(x, spread(0.0f)));
+    return multiply_add(spread(2.0f) * s, p, larger(spread(0.0f), x));
 }
 
 // (kChannels, width) to (width, kChannels) and back.

@@ -1,13 +1,18 @@
 // A program that holds every table of kernels this processor can run against naive twins in double precision, and the whole
 // decoder against itself, and against the cases that its arguments name: for places without Python, such as an emulated ARM,
 // and for sanitizers. Exit code 0 or 1.
+#include <sys/resource.h>
+
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <limits>
 #include <random>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "replay.h"
@@ -153,6 +158,83 @@ void test_exponential(const Kernels& k) {
     double worst = 0;
     for (size_t i = 0; i < x.size(); ++i) worst = std::max(worst, std::fabs(y[i] / std::exp(static_cast<double>(x[i])) - 1));
     judge(k, "exponential", static_cast<int64_t>(x.size()), worst, 2e-7);
+}
+
+// Numbers that are none: infinities, and NaN of several bits, whose lowest ones would pass for an exponent.
+Floats not_finite() {
+    Floats values;
+    for (const uint32_t bits : {0x7f800000u, 0xff800000u, 0x7fc00000u, 0xffc00000u, 0x7fc001ffu, 0xffc00080u, 0x7fffffffu}) {
+        float value;
+        std::memcpy(&value, &bits, 4);
+        values.push_back(value);
+    }
+    return values;
+}
+
+void require(const Kernels& k, const char* what, int64_t size, bool ok) { judge(k, what, size, ok ? 0 : 1, 0); }
+
+// A token with one such value has a product of NaN alone, and its neighbours none.
+void test_products_carry_nan(const Kernels& k, Storage storage, int64_t group, bool clipped) {
+    const int64_t rows = 13, cols = 2 * group, tokens = 5;
+    const Owned o = quantized(rows, cols, storage, group, clipped);
+    const Floats odd = not_finite();
+    for (size_t i = 0; i < odd.size(); ++i) {
+        Floats x = normal(tokens * cols);
+        x[static_cast<size_t>(3 * cols + static_cast<int64_t>(i * 37) % cols)] = odd[i];
+        std::vector<int8_t> codes(x.size());
+        Floats code_scales = poisoned(tokens * o.m.groups());
+        std::vector<int32_t> code_sums(static_cast<size_t>(tokens * o.m.groups() + kSpareSums), 1 << 30);
+        const Int8Rows packed{codes.data(), code_scales.data(), code_sums.data(), cols, o.m.groups()};
+        for (int64_t t = 0; t < tokens; ++t) k.quantize(x.data() + t * cols, o.m, t, 0, o.m.groups(), packed);
+        for (const int64_t first : {0, 3}) {  // many tokens together, and few
+            const int64_t n = tokens - first;
+            const Int8Rows part{codes.data() + first * cols, code_scales.data() + first * o.m.groups(),
+                                code_sums.data() + first * o.m.groups(), cols, o.m.groups()};
+            Floats y = poisoned(n * rows), scratch(static_cast<size_t>(scratch_floats(cols)));
+            k.multiply_int8(o.m, 0, rows, part, n, y.data(), rows, false, scratch.data());
+            for (int64_t t = 0; t < n; ++t)
+                for (int64_t r = 0; r < rows; ++r) {
+                    const float value = y[static_cast<size_t>(t * rows + r)];
+                    require(k, "NaN of int8 products", group, first + t == 3 ? std::isnan(value) : std::isfinite(value));
+                }
+        }
+    }
+}
+
+// NaN in any input of convolution and scan is in the output of its channel.
+void test_recurrence_carries_nan(const Kernels& k) {
+    const int64_t channels = 37, taps = 4, d_state = 16;
+    for (const float nan : not_finite()) {
+        if (!std::isnan(nan)) continue;
+        Floats e(5), x(5, nan);
+        k.exponential(x.data(), 5, e.data());
+        for (const float v : e) require(k, "NaN of the exponential", 5, std::isnan(v));
+        for (const int64_t at : {int64_t{3}, channels - 1}) {  // in a block, and in what is left over
+            const auto c = static_cast<size_t>(at);
+            for (int which = 0; which < 7; ++which) {
+                Floats in = normal(channels), weight = normal(taps * channels), bias = normal(channels);
+                Floats past = normal(channels * taps), u = poisoned(channels);
+                if (which < 3) (which == 0 ? in : which == 1 ? bias : past)[which == 2 ? c * 4 + 2 : c] = nan;
+                const Conv conv{weight.data(), bias.data(), taps, channels};
+                k.conv_silu(conv, 0, channels, in.data(), channels, 1, past.data(), u.data(), channels);
+                if (which < 3)
+                    for (size_t i = 0; i < u.size(); ++i)
+                        require(k, "NaN of the convolution", which, std::isnan(u[i]) == (i == c));
+                Floats dt = normal(channels), z = normal(channels), dt_bias = normal(channels), D = normal(channels);
+                Floats B = normal(d_state), C = normal(d_state), A = normal(channels * d_state),
+                       h = normal(channels * d_state);
+                for (auto& a : A) a = -std::exp(a);
+                u = normal(channels);
+                Floats* const inputs[] = {&u, &dt, &z, &dt_bias, &D, &A, &h};
+                (*inputs[which])[which < 5 ? c : c * d_state + 5] = nan;
+                Floats out = poisoned(channels);
+                const Scan scan{A.data(), D.data(), dt_bias.data(), channels, d_state};
+                k.selective_scan(scan, 0, channels, 1, dt.data(), channels, B.data(), C.data(), d_state, z.data(), channels,
+                                 h.data(), u.data(), out.data(), channels);
+                for (size_t i = 0; i < out.size(); ++i) require(k, "NaN of the scan", which, std::isnan(out[i]) == (i == c));
+            }
+        }
+    }
 }
 
 void test_scan(const Kernels& k, int64_t channels, int64_t d_state) {
@@ -355,9 +437,37 @@ void test_replay(const Kernels& k, int files, char** names) {
     }
 }
 
+// Every member is at every barrier before any is past it, also where some come late, so that the others have fallen asleep.
+void test_team(int size) {
+    constexpr int kPhases = 400;
+    Team team(size);
+    std::vector<std::atomic<int>> there(kPhases);
+    std::atomic<int> too_early{0}, slept{0};
+    for (int run = 0; run < 3; ++run) {
+        for (auto& count : there) count = 0;
+        team.run([&](int rank) {
+            rusage before{}, after{};
+            getrusage(RUSAGE_THREAD, &before);
+            for (int phase = 0; phase < kPhases; ++phase) {
+                if (phase % 50 == 49 && rank == phase / 50 % size) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+                there[static_cast<size_t>(phase)].fetch_add(1);
+                team.barrier();
+                if (there[static_cast<size_t>(phase)].load() != size) too_early.fetch_add(1);
+            }
+            getrusage(RUSAGE_THREAD, &after);
+            if (after.ru_nvcsw > before.ru_nvcsw) slept.fetch_add(1);  // to yield is not counted there
+        });
+    }
+    if (too_early || (size > 1 && slept < 3 * size)) {
+        std::printf("FAILED  team of %d: %d early, %d of %d slept\n", size, too_early.load(), slept.load(), 3 * size);
+        ++failures;
+    }
+}
+
 }  // namespace
 
 int main(int arguments, char** argument) {
+    for (const int size : {1, 2, 3, 8}) test_team(size);
     int count = 0;
     const Kernels* const* tables = available_kernels(&count);
     for (int i = 0; i < count; ++i) {
@@ -369,7 +479,13 @@ int main(int arguments, char** argument) {
                     if (group % block_of(storage) == 0)
                         test_products(k, storage, group, 3 * std::max<int64_t>(group, 128), clipped);
         for (const int64_t cols : {32, 96, 160, 2560}) test_products(k, Storage::kInt8, cols, cols, cols == 160);
+        for (const auto storage : {Storage::kInt3, Storage::kInt4, Storage::kInt8})
+            for (const bool clipped : {false, true}) test_products_carry_nan(k, storage, 128, clipped);
+        test_products_carry_nan(k, Storage::kInt8, 32, true);
         test_exponential(k);
+        test_recurrence_carries_nan(k);
+        int32_t checksum = 0;
+        k.products_in_registers(1 << 20, &checksum);  // for the sanitizer
         for (const int64_t channels : {1, 16, 37}) {
             for (const int64_t d_state : {1, 16, 17}) test_scan(k, channels, d_state);
             for (const int64_t taps : {2, 4, 8}) test_convolution(k, channels, taps);

@@ -1,5 +1,7 @@
 #include "team.h"
 
+#include <algorithm>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -15,7 +17,11 @@ void pause() {
 #endif
 }
 
-constexpr int kSpins = 4000;  // some tens of microseconds: longer than any barrier where every thread has its own core
+// Some tens of microseconds: longer than any barrier where every thread has its own core. After a barrier that took longer a
+// thread tries it with a quarter, down to about what it takes to fall asleep, and comes back to the most in a few that did
+// not.
+constexpr int kMostSpins = 4000, kLeastSpins = 60;
+thread_local int spins_allowed = kMostSpins;
 
 }  // namespace
 
@@ -60,15 +66,31 @@ void Team::barrier() {
     const uint64_t phase = phase_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
         arrived_.store(0, std::memory_order_relaxed);
-        phase_.store(phase + 1, std::memory_order_release);
+        phase_.store(phase + 1);
+        // Sequentially consistent, as the other side: who is not counted yet will see the new phase.
+        if (sleepers_.load() == 0) return;
+        {
+            const std::lock_guard<std::mutex> lock(barrier_mutex_);
+        }
+        passed_.notify_all();
         return;
     }
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-        if (spins < kSpins)
-            pause();
-        else
-            std::this_thread::yield();
+    for (int spins = 0; spins < spins_allowed; ++spins) {
+        if (phase_.load(std::memory_order_acquire) != phase) {
+            spins_allowed = std::min(2 * spins_allowed, kMostSpins);
+            return;
+        }
+        pause();
     }
+    spins_allowed = std::max(spins_allowed / 4, kLeastSpins);
+    sleep_until_past(phase);
+}
+
+void Team::sleep_until_past(uint64_t phase) {
+    std::unique_lock<std::mutex> lock(barrier_mutex_);
+    sleepers_.fetch_add(1);
+    passed_.wait(lock, [&] { return phase_.load() != phase; });
+    sleepers_.fetch_sub(1);
 }
 
 void Team::serve(int rank) {

@@ -1,7 +1,8 @@
 // A team of threads that run one function together, as ranks of a program, and meet at barriers inside it.
 //
 // A decoder layer has six points where every thread must have finished, a few microseconds apart. So members spin at a
-// barrier, giving up the processor only when it takes long, and sleep between two runs.
+// barrier for about as long as it takes where each has a core of its own, and then sleep: on a busy machine the one that is
+// waited for may need that core. Who had to sleep spins less the next time. Between two runs they sleep.
 #pragma once
 
 #include <atomic>
@@ -31,6 +32,7 @@ class Team {
 
    private:
     void serve(int rank);
+    void sleep_until_past(uint64_t phase);
 
     const int size_;
     std::vector<std::thread> threads_;
@@ -41,6 +43,9 @@ class Team {
     bool stopping_ = false;
     std::atomic<int> arrived_{0};
     std::atomic<uint64_t> phase_{0};
+    std::mutex barrier_mutex_;
+    std::condition_variable passed_;
+    std::atomic<int> sleepers_{0};
 };
 
 }  // namespace cobra_edge

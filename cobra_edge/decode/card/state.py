@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import numpy as np
 import torch
 
+from ...errors import InputError
 from ...model.config import MambaConfig
 from ..decoder import DecoderState
 
@@ -33,6 +34,11 @@ class CardState(DecoderState):
         return cls((conv, ssm), 0, stream)
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.tensors[0].device
+
+    @property
     def conv(self) -> np.ndarray:
         """A copy of the convolutions' last inputs."""
         return self._host(0)
@@ -51,6 +57,21 @@ class CardState(DecoderState):
         """See `DecoderState.shapes`."""
         conv, ssm = self.tensors
         return tuple(conv.shape), tuple(ssm.shape)
+
+    def _require_memory(self) -> None:
+        for name, tensor in zip(("conv", "ssm"), self.tensors, strict=True):
+            if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+                order = "contiguous" if tensor.is_contiguous() else "strided"
+                raise InputError(
+                    f"the state's {name} is {order} {tensor.dtype}, expected contiguous float32; take a state of `new_state`"
+                )
+
+    @contextmanager
+    def in_host_memory(self) -> Iterator[DecoderState]:
+        """Give a copy in the host's memory, from which this state is filled when the block ends well."""
+        here = self.host()
+        yield here
+        self.fill(here)
 
     def copy(self) -> CardState:
         """Return an independent copy, on the card too."""
@@ -86,9 +107,10 @@ def on_card(state: DecoderState, blank: CardState) -> Iterator[CardState]:
         state: of the same model; `blank.shapes` says which shapes.
         blank: a state on the card that nobody needs, to take a host's.
     """
-    if isinstance(state, CardState):
+    if isinstance(state, CardState) and state.device == blank.device:
         yield state
         return
     blank.fill(state)
     yield blank
-    state.conv[:], state.ssm[:], state.n_tokens = blank.conv, blank.ssm, blank.n_tokens
+    with state.in_host_memory() as here:
+        here.conv[:], here.ssm[:], here.n_tokens = blank.conv, blank.ssm, blank.n_tokens

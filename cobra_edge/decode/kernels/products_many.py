@@ -140,5 +140,5 @@ def _multiply_many(
     if ADD:
         sums += tl.load(target, mask=stored, other=0.0)
     if out.dtype.element_ty == tl.float16:
-        sums = tl.clamp(sums, -65504.0, 65504.0)
+        sums = tl.clamp(sums, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(target, sums.to(out.dtype.element_ty), mask=stored)

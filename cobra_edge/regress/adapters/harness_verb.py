@@ -14,6 +14,7 @@ import click
 from ...decode.backends import DEVICES, KERNELS
 from ...decode.decoder import ACTIVATIONS
 from ...errors import MachineError
+from ...session_options import threads_option
 from ...terminal import debug_option, print_json
 from ...vision.runtimes import RUNTIME_NAMES
 from .examinee import Examinee
@@ -33,7 +34,7 @@ _OPTIONS = (
     click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where it runs."),
     click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder."),
     click.option("--vision-runtime", type=click.Choice(RUNTIME_NAMES), default="auto", show_default=True, help="What sees."),
-    click.option("--threads", type=click.IntRange(1, 1024), help="Threads on a processor; default: one a physical core."),
+    threads_option,
     click.option("--activations", type=click.Choice(ACTIVATIONS), help="What enters a product. Default: as the recipe says."),
     click.option("--out", type=click.Path(path_type=Path), help="Write the report there too, as JSON."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),

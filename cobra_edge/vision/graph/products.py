@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from ...errors import InputError
+from ..session import runtime_options
 
 ROWS = 256  # rows of a product's input, over all pictures, that its error is measured on
 _TINY = 1e-30
@@ -102,8 +103,7 @@ def _watching(file: Path, products: list[Product]) -> onnxruntime.InferenceSessi
     """Open the graph with what enters each product as further outputs, in the order of the products."""
     model = onnx.load(file, load_external_data=False)
     model.graph.output.extend(onnx.ValueInfoProto(name=p.source) for p in products)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = runtime_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
