@@ -163,6 +163,8 @@ def load_picture(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXEL
         MachineError: no process to decode it in, where its format wants one.
     """
     name = name or (str(source) if isinstance(source, Path) else "the picture")
+    if not isinstance(source, Path | bytes | Image.Image):
+        raise InputError(f"{name}: a {type(source).__name__}, expected a path, a file's bytes, a pillow image or a numpy array")
     limit = min(max_pixels, MAX_PIXELS)
     opened = picture_bytes(source) if isinstance(source, Path) else source
     try:

@@ -1,8 +1,8 @@
 """What decoding an image may cost, from a walk over its file's structure, before a decoder sees it.
 
 The number of pixels bounds the work of a decoder only where each is visited a few times. A progressive JPEG of 100 kB may have
-a thousand scans that each visit all; a PNG may have thousands of compressed profiles, a GIF millions of comments. Such structure
-is counted here. The walks read markers and lengths alone, in time that grows with the file.
+a thousand scans that each visit all; a PNG may have thousands of compressed profiles, a GIF millions of comments. Such
+structure is counted here. The walks read markers and lengths alone, in time that grows with the file.
 """
 
 from __future__ import annotations
