@@ -136,7 +136,7 @@ class _Chat:
         """Look at a picture; raises as `Conversation.show`."""
         began, talked = time.perf_counter(), bool(self.conversation.turns)
         known = self.conversation.show(file)
-        how = "remembered" if known else f"looked at in {(time.perf_counter() - began) * 1e3:.0f} ms"
+        how = "remembered" if known else f"looked at in {(time.perf_counter() - began) * 1e3:,.0f} ms"
         tell(f"{'a new conversation about ' if talked else ''}{file}, {how}")
 
     def _answer(self, question: str) -> None:
