@@ -90,5 +90,5 @@ def _brands(head: bytes) -> set[bytes]:
 
 def image_endings() -> frozenset[str]:
     """Return the endings, such as ".jpg", of files that are taken for images: those read, and others that can be named."""
-    known = {ending for ending, name in Image.registered_extensions().items() if name in {*FORMATS, "AVIF", "MPO"}}
-    return frozenset(known | {".heic", ".heif", ".hif", ".jxl", ".jp2", ".psd", ".svg", ".ico"} | _RAW)
+    known = {ending for ending, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"}}
+    return frozenset(known | {".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".psd", ".svg", ".ico"} | _RAW)

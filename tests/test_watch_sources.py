@@ -15,6 +15,7 @@ from PIL import Image
 
 from cobra_edge import watch
 from cobra_edge.errors import InputError, MachineError
+from cobra_edge.image_format import FORMATS
 from cobra_edge.terminal import run_command
 from cobra_edge.watching import directory as directory_module
 from cobra_edge.watching import reconnecting, snapshots
@@ -328,6 +329,19 @@ def test_files_that_are_no_image_are_told_once_each(tmp_path, monkeypatch):
     assert source._unreadable.count == 6 and len(told) == 5  # counted, told before
 
 
+def test_a_file_that_no_image_can_be_is_told_although_a_newer_one_is_taken(tmp_path, monkeypatch):
+    source, told = stable_directory(tmp_path, monkeypatch)
+    for index, (name, content) in enumerate(
+        [("a.heic", b"\0\0\0\x1cftypheic" + bytes(16)), ("b.jpg", jpeg()), ("c.jpg", jpeg())]
+    ):
+        (tmp_path / name).write_bytes(content)
+        os.utime(tmp_path / name, (1000 + index, 1000 + index))
+    name, _, older = look_at(source, *tmp_path.iterdir())
+    assert (name, older) == ("c.jpg", 1)
+    look_at(source)
+    assert [image.name for image in told] == ["a.heic"]
+
+
 def test_a_file_that_is_being_written_is_tried_again_without_a_word(tmp_path, monkeypatch):
     source, told = stable_directory(tmp_path, monkeypatch, seconds=1000.0)
     file, content = tmp_path / "slow.jpg", jpeg()
@@ -353,7 +367,7 @@ def test_a_file_that_is_never_at_rest_is_told(tmp_path, monkeypatch):
     assert [image.name for image in told] == ["latest.jpg"]
 
 
-@pytest.mark.parametrize("kind", ["MPO", "AVIF"])
+@pytest.mark.parametrize("kind", ["MPO", *(kind for kind in FORMATS if kind == "AVIF")])
 def test_rarer_endings_are_frames(tmp_path, monkeypatch, kind):
     source, _ = stable_directory(tmp_path, monkeypatch)
     file = tmp_path / f"a.{kind.lower()}"

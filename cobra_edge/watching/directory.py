@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..errors import InputError, MachineError
 from ..image import load_picture
-from ..image_format import image_endings
+from ..image_format import image_endings, image_format, why_not_read
 from ..terminal import tell
 from .frames import Frame, SourceGone
 from .unreadable import Unreadable, UnreadableImages
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _STEP_MS, _LONGEST_MS = 10, 100  # changes are gathered until none comes for a step
 _TICK_MS = 200  # how often it is looked whether the directory is still there
 _KNOWN_FILES = 1024
-_SETTLED_SECONDS = 2.0  # a file that cannot be decoded and has not changed for so long is not being written any more
+_SETTLED_SECONDS = 5.0  # a file that cannot be decoded and has not changed for so long is not being written any more
 _RESTLESS_SECONDS = 20.0  # one that changes all the time and was never whole is told after so long
 
 _Version = tuple[int, int, int]  # inode, size, mtime: what changes when a file is written anew
@@ -110,6 +110,8 @@ class PictureDirectory:
         older = 0
         for name, version in self._changed(paths):
             if found is not None:
+                if self._is_named_only(name, version):
+                    continue
                 older += 1
             elif (picture := self._whole(name, version)) is not None:
                 found = name, picture
@@ -118,6 +120,21 @@ class PictureDirectory:
             self._pending.pop(name, None)
             self._know(name, version)
         return None if found is None else (*found, older)
+
+    def _is_named_only(self, name: str, version: _Version) -> bool:
+        """Whether a file that is let go unread could not have been read, by its first bytes; then it is pending."""
+        file = self.directory / name
+        try:
+            if not file.is_file():  # a pipe would be waited for
+                return False
+            with file.open("rb") as stream:
+                head = stream.read(1024)
+        except OSError:
+            return False  # gone again, or told when it comes alone
+        why = why_not_read(head, image_format(head))
+        if why is not None:
+            self._wait_for(name, version, f"{file}: {why}")
+        return why is not None
 
     def _whole(self, name: str, version: _Version) -> Image.Image | None:
         """Decode a file; None where it cannot be decoded, half written perhaps, or was written to meanwhile.
