@@ -26,7 +26,7 @@ from .image_array import image_of_array, require_channel_order
 from .memory import memory_for
 from .vision.runtimes import CardVision, VisionRunner, card_vision, open_vision
 
-Picture = Path | str | bytes | Image.Image | np.ndarray
+Picture = Path | str | bytes | Image.Image
 
 
 def _nothing() -> Generator[str, None, None]:
@@ -142,7 +142,7 @@ class Session:
         """Close it."""
         self.close()
 
-    def visual_embeddings(self, image: Picture, *, channel_order: str = "rgb") -> np.ndarray:
+    def visual_embeddings(self, image: Picture | np.ndarray, *, channel_order: str = "rgb") -> np.ndarray:
         """Return the image as the decoder sees it, (n_visual_tokens, d_model) float32.
 
         Args:
@@ -152,26 +152,26 @@ class Session:
         Raises:
             InputError: the model has no eyes, or the picture is unreadable.
         """
-        vision, pixels = self._prepared(image, channel_order)
+        vision, pixels = self._prepared(_as_picture(image, channel_order))
         return vision.embed(pixels)
 
-    def look(self, image: Picture, *, channel_order: str = "rgb") -> DecoderState:
+    def look(self, image: Picture | np.ndarray, *, channel_order: str = "rgb") -> DecoderState:
         """Read an image; the state returned can start any number of questions, and be saved. Raises as above.
 
         Where vision and decoder are both on a card, the embeddings stay there.
         """
         decoder, vision = card_decoder(self.decoder), card_vision(self.vision)
         if decoder is not None and vision is not None:
-            return self._look_on_card(decoder, vision, image, channel_order)
+            return self._look_on_card(decoder, vision, _as_picture(image, channel_order))
         seen = self.visual_embeddings(image, channel_order=channel_order)
         with memory_for(f"reading the picture's {len(seen)} embeddings", self.bundle.manifest):
             state = self.decoder.new_state()
             self.decoder.prefill(seen, state)
         return state
 
-    def _look_on_card(self, decoder: CardDecoder, vision: CardVision, image: Picture, channel_order: str) -> DecoderState:
+    def _look_on_card(self, decoder: CardDecoder, vision: CardVision, image: Picture) -> DecoderState:
         """See `look`: one stream of work, from the pixels to the logits."""
-        _, pixels = self._prepared(image, channel_order)
+        _, pixels = self._prepared(image)
         count = self.config.n_visual_tokens
         with memory_for(f"reading the picture's {count} embeddings", self.bundle.manifest):
             room, state = decoder.embedding_room(count), decoder.new_state()
@@ -179,22 +179,16 @@ class Session:
             decoder.prefill(room, state)
         return state
 
-    def _prepared(self, image: Picture, channel_order: str) -> tuple[VisionRunner, np.ndarray]:
+    def _prepared(self, image: Picture) -> tuple[VisionRunner, np.ndarray]:
         """Return what sees, and the image as it takes it."""
         if self.vision is None or self._transform is None:
             raise InputError(f"{self.config.model_id} is a text-only model; ask without an image")
-        require_channel_order(channel_order)
-        if isinstance(image, np.ndarray):
-            picture = image_of_array(image, channel_order)
-        elif channel_order != "rgb":
-            raise InputError(f"channel_order={channel_order!r} is for arrays; leave it out for a {type(image).__name__}")
-        else:
-            picture = load_picture(Path(image) if isinstance(image, str) else image)
+        picture = load_picture(Path(image) if isinstance(image, str) else image)
         return self.vision, self._transform.pixels(picture)
 
     def ask(
         self,
-        image: Picture | DecoderState | Answer | None,
+        image: Picture | np.ndarray | DecoderState | Answer | None,
         prompt: str,
         *,
         max_new_tokens: int = 256,
@@ -223,6 +217,8 @@ class Session:
             raise InputError(f"max-new-tokens is {max_new_tokens}, expected 1 or more")
         began = time.perf_counter()
         start: Picture | DecoderState
+        if not isinstance(image, DecoderState | Answer | None):
+            image = _as_picture(image, channel_order)
         if isinstance(image, Answer):
             start, tokens, seen = self._go_on(image, prompt)
         else:
@@ -237,7 +233,7 @@ class Session:
             raise InputError(
                 f"the prompt is {len(tokens)} tokens, the model takes {room - 1} after {before} already read; shorten it"
             )
-        state = start if isinstance(start, DecoderState) else self.look(start, channel_order=channel_order)
+        state = start if isinstance(start, DecoderState) else self.look(start)
         if state is start:  # the caller's own, perhaps of another decoder
             state = self.decoder.new_state(like=state)
         logits = self.read(tokens, state)
@@ -313,6 +309,16 @@ class Session:
         # Bytes of an unfinished character never left the stream; the whole decoding has them as replacement marks.
         answer.text = self.codec.decode(answer.tokens)
         answer.state, answer._unread = state, answer.tokens[state.n_tokens - read_before :]
+
+
+def _as_picture(image: Picture | np.ndarray, channel_order: str) -> Picture:
+    """Return an array as a pillow image, and others as they are. Raises InputError for an order where it means nothing."""
+    require_channel_order(channel_order)
+    if isinstance(image, np.ndarray):
+        return image_of_array(image, channel_order)
+    if channel_order != "rgb":
+        raise InputError(f"channel_order={channel_order!r} is for arrays; leave it out for a {type(image).__name__}")
+    return image
 
 
 def load(
