@@ -6,6 +6,8 @@ import msgspec
 
 from .session import Answer
 
+CUT = "cut at its limit of tokens"  # what is said of an answer that did not come to its end
+
 
 class AnswerFigures(msgspec.Struct, frozen=True):
     """An ended answer; what each field means is said at `session.Answer`."""

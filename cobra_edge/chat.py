@@ -15,6 +15,7 @@ from typing import Any
 import click
 import msgspec
 
+from .answer_figures import CUT
 from .chatting.conversation import Conversation, Turn
 from .chatting.interrupts import Interrupts, Pressed
 from .chatting.lines import COMMANDS, editing, read_line
@@ -135,7 +136,7 @@ class _Chat:
         """Look at a picture; raises as `Conversation.show`."""
         began, talked = time.perf_counter(), bool(self.conversation.turns)
         known = self.conversation.show(file)
-        how = "remembered" if known else f"looked at in {(time.perf_counter() - began) * 1e3:.0f} ms"
+        how = "remembered" if known else f"looked at in {(time.perf_counter() - began) * 1e3:,.0f} ms"
         tell(f"{'a new conversation about ' if talked else ''}{file}, {how}")
 
     def _answer(self, question: str) -> None:
@@ -145,6 +146,8 @@ class _Chat:
             turn = self.conversation.keep(question, answer)
         if self.as_json:
             print_json_line(self._record(turn))
+        elif answer.finish == "length" and not (self.on_terminal and errors.is_terminal):
+            tell(CUT)  # where nobody sees the figures
         self.note(_figures(turn))
 
     def _stream(self, answer: Answer) -> None:
@@ -190,7 +193,7 @@ def _path(written: str) -> Path:
 def _figures(turn: Turn) -> str:
     answer, parts = turn.answer, []
     if answer.finish != "end":
-        parts.append("stopped" if answer.finish == "stopped" else "cut at its limit")
+        parts.append("stopped" if answer.finish == "stopped" else CUT)
     if answer.tpot_ms:
         parts.append(f"{1e3 / answer.tpot_ms:,.1f} tokens/s")
     if answer.ttft_ms is not None:

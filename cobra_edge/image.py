@@ -1,13 +1,15 @@
 """From a picture file to the pixels the vision graph takes, with pillow and numpy alone.
 
 The three resize strategies are those of the published code; every one is a plain composition of pillow operations, the same
-that timm's transform ends in, so the two agree. A picture is hostile until decoded: its size is checked before its pixels.
+that timm's transform ends in, so the two agree. A picture is hostile until decoded: its format is told by its first bytes, its
+structure is counted (`image_cost`), its size is checked, and decoding has so much processor time.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+import time
 import warnings
 from pathlib import Path
 
@@ -16,12 +18,28 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import InputError
+from .image_cost import MAX_PIXELS, jpeg_structure, require_bounded
+from .image_format import FORMATS, image_format, why_not_read
+from .isolated_decoding import ISOLATED, Limits, decode_isolated
 from .model.config import CobraConfig
 from .precision import InputForm
 
-MAX_PIXELS = 64_000_000  # a 64-megapixel photograph; anything larger is a mistake or a decompression bomb
 MAX_FILE_BYTES = 256 << 20
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PYTHON_PIXELS = 500_000  # of what pillow decodes in Python, at a microsecond for each value
+DECODING_SECONDS = 10  # of processor time; the largest pictures take one or two
+__all__ = [
+    "DAMAGED",
+    "FORMATS",
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "ImageTransform",
+    "Normalisation",
+    "load_picture",
+    "picture_bytes",
+]
+_JPEG_END = b"\xff\xd9"
+# Put before a missing end: where a decoder still wants bits of the picture it takes these, and the picture changes.
+_NO_BITS_OF_A_PICTURE = bytes(range(170, 234))
 # What pillow raises on damaged files, beside its own UnidentifiedImageError.
 DAMAGED = (
     OSError,
@@ -133,32 +151,96 @@ def _shorter_side_and_crop(picture: Image.Image, size: int) -> Image.Image:
 def load_picture(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
     """Decode a picture to RGB: turned upright by its EXIF tag, transparency laid over white, 16 bits brought to 8.
 
+    A JPEG that lacks its end and nothing else is read.
+
     Args:
         source: a file, its bytes, or an opened picture.
         max_pixels: refused beyond; at most MAX_PIXELS.
         name: what messages call it; None for the file's path, or "the picture".
 
     Raises:
-        InputError: not a picture of a known format, truncated, too large, or unreadable.
+        InputError: not a picture of a known format, truncated, too large, unreadable, or of a structure that takes too long.
+        MachineError: no process to decode it in, where its format wants one.
     """
     name = name or (str(source) if isinstance(source, Path) else "the picture")
+    if not isinstance(source, Path | bytes | Image.Image):
+        raise InputError(f"{name}: a {type(source).__name__}, expected a path, a file's bytes, a pillow image or a numpy array")
+    limit = min(max_pixels, MAX_PIXELS)
     opened = picture_bytes(source) if isinstance(source, Path) else source
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            picture = Image.open(io.BytesIO(opened), formats=FORMATS) if isinstance(opened, bytes) else opened
-            width, height = picture.size
-            if width * height > min(max_pixels, MAX_PIXELS):
-                raise InputError(f"{name}: {width} × {height} pixels, at most {max_pixels:,} are read; scale it down")
-            picture.load()
+            picture = _decoded(opened, limit, name) if isinstance(opened, bytes) else _loaded(opened, limit, name)
             return _to_rgb(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not a picture; expected one of {', '.join(FORMATS)}") from error
+        raise InputError(f"{name}: truncated or damaged picture (it ends, or breaks, in its header)") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: more than {MAX_PIXELS:,} pixels; scale it down") from error
     except DAMAGED as error:
         raise InputError(f"{name}: truncated or damaged picture ({error})") from error
+
+
+def _decoded(data: bytes, limit: int, name: str) -> Image.Image:
+    """Decode a file as the format that its first bytes claim, after its structure was counted."""
+    kind = image_format(data)
+    why = why_not_read(data, kind)
+    if why is not None:
+        raise InputError(f"{name}: {why}")
+    require_bounded(data, kind, name)
+    assert kind is not None
+    if kind in ISOLATED:
+        return decode_isolated(data, kind, Limits(DECODING_SECONDS, limit), name)
+    if kind == "JPEG":
+        found = jpeg_structure(data)
+        if not found.ended and found.complete:
+            return _without_end(data, limit, name)
+    return _loaded(Image.open(_Timed(data, name), formats=(kind,)), limit, name)
+
+
+def _without_end(data: bytes, limit: int, name: str) -> Image.Image:
+    """Decode a JPEG whose end is missing. Raises OSError where more is missing.
+
+    libjpeg goes on in grey where bits are missing, and tells pillow nothing. So it is asked twice, with other bytes in the gap:
+    the picture is whole where it does not depend on them.
+    """
+    pictures = [
+        _loaded(Image.open(_Timed(data.rstrip(b"\xff") + gap + _JPEG_END, name), formats=("JPEG",)), limit, name)
+        for gap in (b"", _NO_BITS_OF_A_PICTURE)
+    ]
+    if pictures[0].tobytes() != pictures[1].tobytes():
+        raise OSError("its end is missing, and a part before that")
+    return pictures[0]
+
+
+def _loaded(picture: Image.Image, limit: int, name: str) -> Image.Image:
+    width, height = picture.size
+    if width * height > limit:
+        raise InputError(f"{name}: {width} × {height} pixels, at most {limit:,} are read; scale it down")
+    tiles = getattr(picture, "tile", [])
+    if width * height > MAX_PYTHON_PIXELS and any(tile[0] in Image.DECODERS for tile in tiles):
+        raise InputError(
+            f"{name}: a {picture.format} image in a rare coding, of {width} × {height} pixels; at most {MAX_PYTHON_PIXELS:,} "
+            "are read, since decoding it is slow; save it as PNG"
+        )
+    picture.load()
+    return picture
+
+
+class _Timed(io.BytesIO):
+    """A file's bytes, read as long as the reading thread has used less processor time than DECODING_SECONDS.
+
+    Everything in pillow that loops over a file in Python, and every decoder that works piece by piece, passes here.
+    """
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self._name, self._until = name, time.thread_time() + DECODING_SECONDS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.thread_time() > self._until:
+            raise InputError(f"{self._name}: takes more than {DECODING_SECONDS} s to decode; save it again as JPEG or PNG")
+        return super().read(size)
 
 
 def picture_bytes(file: Path) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from .answer_figures import AnswerFigures
+from .answer_figures import CUT, AnswerFigures
 from .generate import Sampling
 from .session_options import Opening, sampling_options, session_options
 from .terminal import debug_option, main_of, plain, print_json, tell
@@ -26,10 +26,13 @@ from .terminal import debug_option, main_of, plain, print_json, tell
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 @debug_option
 def command(opening: Opening, image: Path | None, prompt: str, max_new_tokens: int, sampling: Sampling, as_json: bool) -> None:
-    """Ask BUNDLE a question, about a picture or not, and stream the answer."""
+    """Ask BUNDLE a question, about a picture or not, and stream the answer.
+
+    The answer goes to stdout. Stderr says where no image was given, and where the answer was cut at its limit.
+    """
     session = opening.load()
     if image is None and session.config.vision is not None:
-        tell("no --image given: asking about nothing seen")
+        tell("no image was given (--image): the model answers without having seen anything", style="yellow")
     answer = session.ask(image, prompt, max_new_tokens=max_new_tokens, sampling=sampling)
     for piece in answer:
         if not as_json:
@@ -37,9 +40,13 @@ def command(opening: Opening, image: Path | None, prompt: str, max_new_tokens: i
             sys.stdout.flush()
     if not as_json:
         sys.stdout.write("\n")
+        sys.stdout.flush()
+        if answer.finish == "length":
+            tell(f"{CUT}; --max-new-tokens raises it")
         return
     print_json({
         **msgspec.structs.asdict(AnswerFigures.of(answer)),
+        "image": None if image is None else str(image),
         "decoder": session.decoder.name,
         "device": session.decoder.runs_on,
         "vision": None if session.vision is None else session.vision.name,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn, cast
 
 import numpy as np
 from PIL import Image
@@ -17,10 +18,11 @@ from tokenizers.decoders import DecodeStream
 
 from .bundle import Bundle
 from .decode.backends import open_decoder
-from .decode.decoder import DEFAULT_OPTIONS, CardDecoder, DecoderOptions, DecoderState, card_decoder
+from .decode.decoder import DEFAULT_OPTIONS, CardDecoder, Decoder, DecoderOptions, DecoderState, card_decoder
 from .errors import InputError
 from .generate import GREEDY, Sampling, generate
 from .image import load_picture
+from .image_array import image_of_array, require_channel_order
 from .memory import memory_for
 from .vision.runtimes import CardVision, VisionRunner, card_vision, open_vision
 
@@ -82,8 +84,18 @@ class Answer:
             self.finish, self.state = "stopped", self._prompt_state
 
 
+class _Closed:
+    """Stands where a closed session had its decoder and its vision."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise InputError("the session is closed; open the bundle again with cobra_edge.load")
+
+
 class Session:
-    """An opened bundle: vision graph, decoder, tokenizer."""
+    """An opened bundle: vision graph, decoder, tokenizer.
+
+    `with cobra_edge.load(...) as session:` closes it at the end; otherwise its memory goes with the last reference to it.
+    """
 
     def __init__(
         self,
@@ -109,25 +121,49 @@ class Session:
             stream = None if on_card is None else on_card.stream
             self.vision = vision or open_vision(bundle, device, vision_runtime, options.threads, stream)
             self._transform = bundle.image()
+        self._owns_vision = vision is None
 
-    def visual_embeddings(self, image: Picture) -> np.ndarray:
+    def close(self) -> None:
+        """Give back the decoder and the vision runtime; what is asked of the session afterwards is refused with InputError.
+
+        Answers that have begun keep what they need. A vision runtime that was handed in stays open. A second call does nothing.
+        """
+        if self.vision is not None and not isinstance(self.vision, _Closed):
+            if self._owns_vision:
+                self.vision.close()
+            self.vision = cast(VisionRunner, _Closed())
+        self.decoder = cast(Decoder, _Closed())
+
+    def __enter__(self) -> Session:
+        """Return the session itself."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close it."""
+        self.close()
+
+    def visual_embeddings(self, image: Picture | np.ndarray, *, channel_order: str = "rgb") -> np.ndarray:
         """Return the image as the decoder sees it, (n_visual_tokens, d_model) float32.
+
+        Args:
+            image: as for `ask`.
+            channel_order: as for `ask`.
 
         Raises:
             InputError: the model has no eyes, or the picture is unreadable.
         """
-        vision, pixels = self._prepared(image)
+        vision, pixels = self._prepared(_as_picture(image, channel_order))
         return vision.embed(pixels)
 
-    def look(self, image: Picture) -> DecoderState:
+    def look(self, image: Picture | np.ndarray, *, channel_order: str = "rgb") -> DecoderState:
         """Read an image; the state returned can start any number of questions, and be saved. Raises as above.
 
         Where vision and decoder are both on a card, the embeddings stay there.
         """
         decoder, vision = card_decoder(self.decoder), card_vision(self.vision)
         if decoder is not None and vision is not None:
-            return self._look_on_card(decoder, vision, image)
-        seen = self.visual_embeddings(image)
+            return self._look_on_card(decoder, vision, _as_picture(image, channel_order))
+        seen = self.visual_embeddings(image, channel_order=channel_order)
         with memory_for(f"reading the picture's {len(seen)} embeddings", self.bundle.manifest):
             state = self.decoder.new_state()
             self.decoder.prefill(seen, state)
@@ -152,20 +188,23 @@ class Session:
 
     def ask(
         self,
-        image: Picture | DecoderState | Answer | None,
+        image: Picture | np.ndarray | DecoderState | Answer | None,
         prompt: str,
         *,
         max_new_tokens: int = 256,
         sampling: Sampling = GREEDY,
+        channel_order: str = "rgb",
     ) -> Answer:
         """Ask a question about an image, a remembered image, or (None) about nothing seen.
 
         Args:
-            image: a picture, a state from `look` (left as it is), an answer that was read to its end (the conversation goes
-                on from there), or None.
+            image: a picture (a file's path or its bytes, a pillow image, or an array (height, width, 3) or (height, width)
+                uint8), a state from `look` (left as it is), an answer that was read to its end (the conversation goes on from
+                there), or None.
             prompt: the question.
             max_new_tokens: the answer's limit.
             sampling: greedy unless told otherwise.
+            channel_order: of an array: "rgb", or "bgr" for OpenCV's frames.
 
         Returns:
             An answer to iterate over. Nothing is decoded before that, but the prompt has been read.
@@ -178,6 +217,8 @@ class Session:
             raise InputError(f"max-new-tokens is {max_new_tokens}, expected 1 or more")
         began = time.perf_counter()
         start: Picture | DecoderState
+        if not isinstance(image, DecoderState | Answer | None):
+            image = _as_picture(image, channel_order)
         if isinstance(image, Answer):
             start, tokens, seen = self._go_on(image, prompt)
         else:
@@ -268,6 +309,16 @@ class Session:
         # Bytes of an unfinished character never left the stream; the whole decoding has them as replacement marks.
         answer.text = self.codec.decode(answer.tokens)
         answer.state, answer._unread = state, answer.tokens[state.n_tokens - read_before :]
+
+
+def _as_picture(image: Picture | np.ndarray, channel_order: str) -> Picture:
+    """Return an array as a pillow image, and others as they are. Raises InputError for an order where it means nothing."""
+    require_channel_order(channel_order)
+    if isinstance(image, np.ndarray):
+        return image_of_array(image, channel_order)
+    if channel_order != "rgb":
+        raise InputError(f"channel_order={channel_order!r} is for arrays; leave it out for a {type(image).__name__}")
+    return image
 
 
 def load(

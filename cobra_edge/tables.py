@@ -22,8 +22,11 @@ def cell(text: str) -> Text:
 
 
 def figure(value: float | None) -> str:
-    """Write a measure with four significant digits; None is "not measured"."""
-    return "not measured" if value is None else f"{value:.4g}"
+    """Write a measure with four significant digits, thousands apart; None is "not measured"."""
+    if value is None:
+        return "not measured"
+    rounded = float(f"{value:.4g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:.4g}"
 
 
 def megabytes(size_bytes: int) -> str:
@@ -63,7 +66,7 @@ def drift_table(manifest: Manifest, verdicts: Sequence[Verdict]) -> Table:
     """Return the drift against the float model, beside its budget."""
     drift = manifest.drift
     where = (
-        "not measured" if drift is None else f"{drift.lines} golden lines, {drift.positions} answer tokens, {_seen_by(drift)}"
+        "not measured" if drift is None else f"{drift.lines:,} golden lines, {drift.positions:,} answer tokens, {_seen_by(drift)}"
     )
     title = cell(f"drift of {manifest.recipe.scheme} from the float model ({where})")
     table = Table(title=title, title_justify="left")

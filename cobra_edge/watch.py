@@ -13,20 +13,35 @@ import click
 
 from .errors import CobraEdgeError
 from .session_options import Opening, session_options
-from .terminal import debug_option, main_of, print_json_line, say
+from .terminal import debug_option, main_of, print_json_line, say, tell
 from .watching.answers import FrameAnswer, frame_answers
 from .watching.camera import Camera
 from .watching.directory import PictureDirectory
-from .watching.frames import grabbing
+from .watching.frames import FrameSource, grabbing
+from .watching.reconnecting import Reconnecting
 from .watching.summary import Spread, Summary, Tally
+from .watching.unreadable import Unreadable, UnreadableImages
 
+_CUT = " … [cut]"  # behind an answer that did not come to its end
 _ROW = "{:<24} {:>7} {:>14} {:>11}  {}"
 
 
 @click.command(epilog='Example: python -m cobra_edge.watch BUNDLE --camera 0 --prompt "Is there a red circle?" --on-change')
 @click.option("--prompt", required=True, help="The question.")
-@click.option("--camera", help="A device's number, /dev/videoN, a URL, or a video file, which is played at its own rate.")
+@click.option(
+    "--camera",
+    help="A device's number, /dev/videoN, the URL of a stream or of a snapshot, a GStreamer pipeline that ends in appsink, "
+    "or a video file, which is played at its own rate.",
+)
 @click.option("--directory", type=click.Path(path_type=Path), help="Pictures that appear here, or are written anew.")
+@click.option("--reconnect", is_flag=True, help="Try again, ever more slowly, when the source goes away or is not there yet.")
+@click.option(
+    "--poll-seconds",
+    type=click.FloatRange(0.05, 86_400),
+    default=1.0,
+    show_default=True,
+    help="Between two requests, where --camera is a URL that answers with one image.",
+)
 @click.option("--frames", type=click.IntRange(1), help="Stop after that many answers; default: when the source ends.")
 @click.option("--on-change", is_flag=True, help="Print an answer only where it differs from the one printed before.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=32, show_default=True, help="The limit of an answer.")
@@ -38,6 +53,8 @@ def command(
     prompt: str,
     camera: str | None,
     directory: Path | None,
+    reconnect: bool,
+    poll_seconds: float,
     frames: int | None,
     on_change: bool,
     max_new_tokens: int,
@@ -45,7 +62,8 @@ def command(
 ) -> None:
     """Ask BUNDLE the same question of every new picture from a camera or a directory.
 
-    The newest picture is asked about, again and again; those that come while the model is busy are dropped and counted.
+    The newest picture is asked about, again and again; those that come while the model is busy are dropped and counted. Images
+    that cannot be looked at are told once each, and counted.
     Latencies are from a frame's capture to the first token and to the end of its answer. The summary comes however it ends.
 
     Exit codes: 0 the source ended, or --frames were answered; 2 bad input; 3 the camera or the directory went away, or this
@@ -53,16 +71,24 @@ def command(
     """
     if (camera is None) == (directory is None):
         raise click.UsageError("give either --camera or --directory", click.get_current_context())
-    source = Camera(camera) if camera is not None else PictureDirectory(directory or Path())
+    unreadable = UnreadableImages(print_json_line if as_json else _tell_unreadable)
+    source: FrameSource
+    if camera is not None:
+        source = Camera(camera, poll_seconds, must_be_there=not reconnect)
+    else:
+        source = PictureDirectory(directory or Path(), unreadable)
+    if reconnect:
+        source = Reconnecting(source)
     session = opening.load()
     session.ask(None, prompt)  # a prompt that cannot be asked is known before the first frame
     tally, failure = Tally(), None
     try:
         with grabbing(source) as newest:
-            _print_answers(islice(frame_answers(session, prompt, newest, max_new_tokens), frames), tally, on_change, as_json)
+            answers = frame_answers(session, prompt, newest, max_new_tokens, unreadable)
+            _print_answers(islice(answers, frames), tally, on_change, as_json)
     except (CobraEdgeError, KeyboardInterrupt) as error:
         failure = error
-    summary = tally.summary()
+    summary = tally.summary(unreadable.count)
     if as_json:
         print_json_line({"summary": summary})
     else:
@@ -83,13 +109,19 @@ def _print_answers(answers: Iterable[FrameAnswer], tally: Tally, on_change: bool
         if as_json:
             print_json_line(answer)
         else:
-            first = "–" if answer.first_token_ms is None else f"{answer.first_token_ms:.1f}"
+            first = "–" if answer.first_token_ms is None else f"{answer.first_token_ms:,.1f}"
             frame = f"{answer.frame}" + ("" if answer.name is None else f" {answer.name}")
-            say(_ROW.format(frame, answer.dropped, first, f"{answer.answer_ms:.1f}", " ".join(answer.answer.split())))
+            text = " ".join(answer.answer.split()) + ("" if answer.finish == "end" else _CUT)
+            say(_ROW.format(frame, answer.dropped, first, f"{answer.answer_ms:,.1f}", text))
+
+
+def _tell_unreadable(image: Unreadable) -> None:
+    frame = "" if image.frame is None else f"frame {image.frame}: "
+    tell(f"{frame}{image.error}", style="red")
 
 
 def _say_summary(summary: Summary) -> None:
-    say(f"{summary.answered} frames answered, {summary.dropped} dropped")
+    say(f"{summary.answered:,} frames answered, {summary.dropped:,} dropped, {summary.unreadable:,} images unreadable")
     if summary.answer_ms is not None:
         say(
             f"from capture to first token: {_spread(summary.first_token_ms)}; to the answer's end: {_spread(summary.answer_ms)}"

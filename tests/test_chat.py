@@ -93,6 +93,13 @@ def test_asking_about_nothing_seen(talk):
     assert (record["finish"], record["new_tokens"]) == ("length", 1)
 
 
+def test_a_cut_answer_is_marked(talk):
+    code, out, err = talk(HOW_MANY, arguments=["--image", str(PICTURE), "--max-new-tokens", "1"])
+    assert code == 0 and out.strip() and err.endswith("cut at its limit of tokens\n")
+    _, _, err = talk(HOW_MANY, arguments=["--image", str(PICTURE)])
+    assert "cut" not in err
+
+
 @pytest.mark.parametrize("line", ["/quit", "/quit ", "/quit now"])
 def test_quitting(talk, line):
     assert talk(line, "never asked")[:2] == (0, "")

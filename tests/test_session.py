@@ -304,3 +304,61 @@ def test_a_stopped_answer_can_be_asked_on_as_if_it_had_ended_there(session, piec
     again = session.speak(session.read(turns, state), state, 256, Sampling())
     assert again.read() == follow_up.text
     assert text == codec.decode(tokens)
+
+
+def test_a_frame_is_asked_about_as_the_picture_it_is(session):
+    frame = np.asarray(Image.open(PICTURE).convert("RGB"))
+    expected = session.look(PICTURE)
+    for array, order in ((frame, "rgb"), (frame[..., ::-1], "bgr")):
+        assert np.array_equal(session.look(array, channel_order=order).ssm, expected.ssm)
+    assert session.ask(frame[..., ::-1], QUESTIONS[0], channel_order="bgr").read() == session.ask(PICTURE, QUESTIONS[0]).read()
+    assert not np.array_equal(session.visual_embeddings(frame), session.visual_embeddings(frame, channel_order="bgr"))
+    assert session.look(frame[..., 1]).n_tokens == 64  # grey
+
+
+def test_what_is_no_picture_is_refused_with_what_is(session):
+    with pytest.raises(InputError, match=r"dtype float64, expected \(height, width, 3\)"):
+        session.ask(np.zeros((8, 8, 3)), QUESTIONS[0])
+    with pytest.raises(InputError, match="a list, expected a path, a file's bytes, a pillow image or a numpy array"):
+        session.ask([[0, 0], [0, 0]], QUESTIONS[0])
+    with pytest.raises(InputError, match="unknown channel order 'brg'"):
+        session.look(PICTURE, channel_order="brg")
+    with pytest.raises(InputError, match="channel_order='bgr' is for arrays"):
+        session.look(PICTURE, channel_order="bgr")
+
+
+def test_a_closed_session_is_refused(mini_bundle):
+    with cobra_edge.load(mini_bundle("w4a16-g128")) as session:
+        state = session.look(PICTURE)
+        begun = session.ask(state, QUESTIONS[1])
+        expected = session.ask(state, QUESTIONS[1]).read()
+    assert begun.read() == expected  # it had begun
+    uses = [
+        lambda: session.look(PICTURE),
+        lambda: session.visual_embeddings(PICTURE),
+        lambda: session.ask(PICTURE, QUESTIONS[0]),
+        lambda: session.ask(state, QUESTIONS[0]),
+        lambda: session.ask(None, QUESTIONS[0]),
+        lambda: session.ask(begun, QUESTIONS[0]),
+        lambda: session.read([1, 2], state),
+        lambda: session.decoder.new_state(),
+    ]
+    for use in uses:
+        with pytest.raises(InputError, match="the session is closed; open the bundle again with cobra_edge.load"):
+            use()
+    session.close()  # nothing happens
+
+
+def test_a_vision_runtime_that_was_handed_in_stays_open(mini_bundle):
+    bundle = Bundle.open(mini_bundle("w4a16-g128"))
+    vision = open_vision(bundle, "cpu")
+    with cobra_edge.Session(bundle, vision=vision):
+        pass
+    assert vision.embed(bundle.image().pixels(Image.open(PICTURE).convert("RGB"))).shape == (64, 256)
+
+
+def test_an_error_inside_closes_the_session(tiny_bundle):
+    with pytest.raises(KeyError), cobra_edge.load(tiny_bundle) as session:
+        raise KeyError
+    with pytest.raises(InputError, match="the session is closed"):
+        session.ask(None, "Hello?")

@@ -11,6 +11,7 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from ..errors import MachineError
+from ..tables import figure
 from ..terminal import debug_option, print_json, progress, results
 from .results import check_name, keep
 
@@ -58,5 +59,5 @@ def coverage_terminal_table(rows: list[dict[str, Any]], replicates: int) -> Tabl
         table.add_column(column, justify="left" if column in ("build", "measure", "method") else "right")
     for row in rows:
         shares = (f"{row[part]:.1%}" for part in ("coverage", "below", "above"))
-        table.add_row(row["build"], row["measure"], row["method"], str(row["pictures"]), f"{row['value']:.4g}", *shares)
+        table.add_row(row["build"], row["measure"], row["method"], str(row["pictures"]), figure(row["value"]), *shares)
     return table

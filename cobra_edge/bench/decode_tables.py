@@ -39,7 +39,7 @@ def figure_cell(name: str, value: Spread | None) -> str:
     if name.endswith("_share"):
         return f"{middle:.1%} ({low:.1%}–{high:.1%})"
     scale = 1e9 if name.endswith("_macs_per_s") else 1
-    return f"{middle / scale:.4g} ({low / scale:.4g}–{high / scale:.4g})"
+    return f"{figure(middle / scale)} ({figure(low / scale)}–{figure(high / scale)})"
 
 
 def _speed(model: str, row: dict[str, Any]) -> Table:

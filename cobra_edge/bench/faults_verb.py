@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 
 from ..errors import InputError, MachineError, near_matches
+from ..tables import figure
 from ..terminal import debug_option, print_json, progress, results, say
 from .results import check_name, keep
 
@@ -83,7 +84,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column in ("fault", "build", "furthest beyond") else "right")
     for row in rows:
         of = row["draws"]
-        furthest = row["refused"] or (f"{row['worst']}, {row['worst_times']:.3g} times its limit" if row["worst"] else "")
+        furthest = row["refused"] or (f"{row['worst']}, {figure(row['worst_times'])} times its limit" if row["worst"] else "")
         shares = (f"{row[part]} of {of}" for part in ("caught", "caught_by_shipped", "expected_failed"))
         table.add_row(row["name"], row["build"], *shares, furthest)
     return table

@@ -174,8 +174,8 @@ def timed_table(row: dict[str, Any]) -> Table:
         return table
     for timed in row["timed"]:
         us, reached = timed["microseconds"], timed["gb_s"]
-        speed = ["", ""] if reached is None else [f"{reached:.4g}", f"{timed['bandwidth_share']:.1%}"]
-        spread = f"{us['median']:.4g} ({us['low']:.4g}–{us['high']:.4g})"
-        together = f"{timed['part_milliseconds']:.4g}"
+        speed = ["", ""] if reached is None else [figure(reached), f"{timed['bandwidth_share']:.1%}"]
+        spread = f"{figure(us['median'])} ({figure(us['low'])}–{figure(us['high'])})"
+        together = figure(timed["part_milliseconds"])
         table.add_row(timed["part"], cell(timed["kernel"]), str(timed["launches"]), spread, together, *speed)
     return table

@@ -39,10 +39,10 @@ def regress(as_json: bool) -> None:
     for column in ("scheme", "baseline", "lines", "seconds", "peak, MiB"):
         table.add_column(column, justify="left" if column in ("scheme", "baseline") else "right")
     for row in found["rows"]:
-        cells = (f"{row['seconds']['median']:.1f}", f"{row['peak_mib']['median']:.0f}")
+        cells = (f"{row['seconds']['median']:,.1f}", f"{row['peak_mib']['median']:,.0f}")
         table.add_row(row["scheme"], row["baseline"], str(row["lines"]), *cells)
     for row in found["lengths"]:
-        cells = (f"{row['seconds']['median']:.1f}", f"{row['peak_mib']['median']:.0f}")
+        cells = (f"{row['seconds']['median']:,.1f}", f"{row['peak_mib']['median']:,.0f}")
         table.add_row("by length", "fp16 bundle", str(row["lines"]), *cells)
     results.print(table)
     results.print(f"kept: {file}", highlight=False)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..errors import InputError, MachineError, near_matches
 from ..scheme import scheme_named
-from ..tables import cell
+from ..tables import cell, figure
 from ..terminal import debug_option, print_json, progress, results, tell
 from .results import check_name, keep
 from .shapes import shape_named
@@ -168,7 +168,7 @@ def tiles_table(found: list[tuple[Case, list[Tried]]], capability: str) -> Table
         shown = [t for t in fastest_first(tried)[:_SHOWN] if t is not tried[0]] + [tried[0]]
         for index, one in enumerate(shown):
             marks = [word for word, holds in (("chosen", one is chosen), ("in use before", one is tried[0])) if holds]
-            us = "refused" if one.seconds is None else f"{one.seconds['median'] * 1e6:.4g}"
+            us = "refused" if one.seconds is None else figure(one.seconds["median"] * 1e6)
             sizes = " ".join(f"{k}={v}" for k, v in one.sizes.items())
             table.add_row(cell(case.title if index == 0 else ""), cell(sizes), us, ", ".join(marks))
         table.add_row("", f"{len(tried)} tried, {refused} refused", "", "")

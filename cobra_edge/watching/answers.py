@@ -9,8 +9,8 @@ import msgspec
 
 from ..errors import InputError
 from ..session import Session
-from ..terminal import tell
 from .frames import Frame, Newest
+from .unreadable import Unreadable, UnreadableImages
 
 
 class FrameAnswer(msgspec.Struct, frozen=True):
@@ -34,11 +34,13 @@ class FrameAnswer(msgspec.Struct, frozen=True):
     dropped: int
 
 
-def frame_answers(session: Session, prompt: str, newest: Newest[Frame], max_new_tokens: int) -> Iterator[FrameAnswer]:
+def frame_answers(
+    session: Session, prompt: str, newest: Newest[Frame], max_new_tokens: int, unreadable: UnreadableImages
+) -> Iterator[FrameAnswer]:
     """Yield the answer to the prompt about the newest frame, again and again until no more come.
 
     Nothing of a frame is kept: the prompt is read anew after each, and the state goes with its answer. A picture that the model
-    cannot look at is told on stderr, and counts as dropped.
+    cannot look at goes to `unreadable`, and counts as dropped.
 
     Raises:
         InputError: the prompt is empty, or too long. MachineError: the source went away, or no memory.
@@ -49,7 +51,7 @@ def frame_answers(session: Session, prompt: str, newest: Newest[Frame], max_new_
         try:
             state = session.look(frame.picture())
         except InputError as error:
-            tell(f"{name or f'frame {number}'}: {error}")
+            unreadable.add(Unreadable(number, name, str(error)))
             continue
         finally:
             del frame  # whatever its size: only the next one has to fit beside the model

@@ -15,6 +15,8 @@ from typing import Generic, Protocol, TypeVar
 
 from PIL import Image
 
+from ..errors import MachineError
+
 # Two signals at once may both be taken by another thread of the process, and then do not wake this one from waiting for a lock;
 # Python's handlers run when it looks up by itself.
 _LOOK_UP_SECONDS = 0.5
@@ -40,6 +42,10 @@ class Frame:
     picture: Callable[[], Image.Image]
 
 
+class SourceGone(MachineError):
+    """A source went away, or is not there yet: it may be back later."""
+
+
 class FrameSource(Protocol):
     """What gives frames."""
 
@@ -47,7 +53,7 @@ class FrameSource(Protocol):
         """Yield frames as they come, without keeping them, until the source is at its end or `stop` is set.
 
         Raises:
-            InputError, MachineError: it cannot be opened, or went away.
+            InputError, MachineError: it cannot be opened. SourceGone: it went away, or is not there yet.
         """
         ...
 

@@ -31,6 +31,7 @@ class Summary(msgspec.Struct, frozen=True):
 
     Attributes:
         answered, dropped: frames that were answered, and that were let go between two of those.
+        unreadable: images that could not be looked at; those that were frames are among the dropped ones too.
         first_token_ms, answer_ms: from a frame's capture, over the last LATENCIES_KEPT frames; None for no frame.
         resident_bytes_start: of the process after the first answer, when all that is made once has been made; None where there
             was no answer, or the system does not say.
@@ -39,6 +40,7 @@ class Summary(msgspec.Struct, frozen=True):
 
     answered: int
     dropped: int
+    unreadable: int
     first_token_ms: Spread | None
     answer_ms: Spread | None
     resident_bytes_start: int | None
@@ -65,10 +67,10 @@ class Tally:
         if self.answered == 1:
             self._resident_start = resident_bytes()
 
-    def summary(self) -> Summary:
-        """Return what it comes to now."""
+    def summary(self, unreadable: int) -> Summary:
+        """Return what it comes to now, with so many images that could not be looked at."""
         spreads = Spread.of(self._first), Spread.of(self._whole)
-        return Summary(self.answered, self.dropped, *spreads, self._resident_start, resident_bytes())
+        return Summary(self.answered, self.dropped, unreadable, *spreads, self._resident_start, resident_bytes())
 
 
 def resident_bytes() -> int | None:

@@ -1,0 +1,46 @@
+"""Run: what it says besides the answer."""
+
+import json
+
+import pytest
+
+from cobra_edge import run
+from cobra_edge.terminal import run_command
+
+from .conftest import MINI
+
+QUESTION = "What is in the image?"
+
+
+@pytest.fixture
+def ran(mini_bundle, tiny_bundle, capfd):
+    """Return what the verb prints for a bundle with vision, or without: its exit code, stdout, stderr."""
+
+    def call(*arguments, blind=False):
+        bundle = tiny_bundle if blind else mini_bundle("w4a16-g128")
+        code = run_command(run.command, [str(bundle), "--prompt", QUESTION, *map(str, arguments)])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def test_that_no_image_was_given_is_said(ran):
+    _, out, err = ran("--max-new-tokens", "200")
+    assert out.strip() and err.startswith("no image was given (--image): ")
+    code, out, err = ran("--json")
+    assert code == 0 and json.loads(out)["image"] is None and err.startswith("no image was given")
+    _, _, err = ran("--max-new-tokens", "2", blind=True)
+    assert "no image" not in err
+
+
+def test_an_image_is_named(ran):
+    code, out, err = ran("--image", MINI / "demo.png", "--json")
+    assert (code, json.loads(out)["image"], err) == (0, str(MINI / "demo.png"), "")
+
+
+def test_a_cut_answer_is_marked(ran):
+    code, out, err = ran("--image", MINI / "demo.png", "--max-new-tokens", "3")
+    assert code == 0 and out.strip() and err == "cut at its limit of tokens; --max-new-tokens raises it\n"
+    _, out, err = ran("--image", MINI / "demo.png", "--max-new-tokens", "3", "--json")
+    assert json.loads(out)["finish"] == "length" and err == ""
+    assert ran("--image", MINI / "demo.png")[2] == ""
