@@ -191,12 +191,12 @@ def test_a_body_of_a_gigabyte_is_refused_and_not_kept(server, url):
 
 
 def test_heads_that_come_a_byte_at_a_time_keep_nobody_waiting(bundle, same):
-    with served(bundle) as server, contextlib.ExitStack() as stack:
+    sooner = "import functools, cobra_edge.serve.command as c; c.Limits = functools.partial(c.Limits, header_seconds=1.0)\n"
+    with served(bundle, changed=sooner) as server, contextlib.ExitStack() as stack:
         slow = [stack.enter_context(raw(server.url)) for _ in range(32)]
         for connection in slow:
             connection.sendall(b"POST /v1/chat/comp")
         assert answered(server.url)["choices"][0]["message"]["content"] == same
-        # the server's own limit, seconds
         until(lambda: all(closed(connection) for connection in slow), "the end of slow heads")
 
 

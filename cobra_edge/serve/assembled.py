@@ -17,6 +17,7 @@ from .chat_route import ChatRoute
 from .counting import Counted
 from .doors import allowed_hosts, guarded
 from .fetching import Fetcher
+from .image_decoding import ImageDecoder
 from .limits import Limits
 from .metrics import Metrics
 from .picture_source import PictureSource
@@ -97,6 +98,17 @@ def serve(
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
         admission = Admission(limits.active + limits.waiting)
-        app = make_app(ChatRoute(model, pictures, scheduler, metrics, limits))
+        images = None if model.session.vision is None else ImageDecoder(model.session.bundle.image(), limits)
+        app = make_app(ChatRoute(model, pictures, images, cache, scheduler, metrics, limits))
         doors = Counted(guarded(app, limits, access.key, names, admission), metrics.ended)
-        asyncio.run(run_server(doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening))))
+
+        async def run() -> None:
+            if images is not None:
+                await images.start()
+            try:
+                await run_server(doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening)))
+            finally:
+                if images is not None:
+                    await images.close()
+
+        asyncio.run(run())

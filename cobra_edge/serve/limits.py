@@ -24,6 +24,7 @@ class Limits:
         deadline_seconds: from a request's arrival to the end of its answer.
         header_seconds: to send a request's head.
         body_seconds: to send its body.
+        decode_seconds: of work to decode an image.
         fetch_seconds: to fetch a picture that a request names by its address.
         send_seconds: to take one piece of an answer.
         connections: open at the same time.
@@ -42,6 +43,7 @@ class Limits:
     deadline_seconds: float = 300.0
     header_seconds: float = 10.0
     body_seconds: float = 30.0
+    decode_seconds: float = 20.0
     fetch_seconds: float = 15.0
     send_seconds: float = 30.0
     connections: int = 256
