@@ -1,6 +1,7 @@
 """The server as OpenAI's own client knows one: answers are the session's, errors the client's exceptions."""
 
 import asyncio
+import base64
 import io
 import json
 import socket
@@ -370,9 +371,73 @@ def test_what_is_not_served_is_not_found(ai):
     with pytest.raises(openai.NotFoundError) as caught:
         ai.embeddings.create(model=MODEL, input="a", encoding_format="float")
     assert_refused(caught.value, 404, "not_found", None, "/v1/embeddings")
-    with pytest.raises(openai.NotFoundError) as caught:  # and nobody is sent elsewhere
-        ai.post("/chat/completions/", cast_to=object, body={})
-    assert_refused(caught.value, 404, "not_found", None, "/v1/chat/completions/")
+    assert "base URL that ends in /v1" in caught.value.body["message"]
+
+
+@pytest.mark.parametrize("base", ["", "/v1/", "/v1/v1", "/v1/chat/completions", "/api"])
+def test_a_base_url_may_be_spelled_otherwise(url, base):
+    with openai.OpenAI(base_url=url + base, api_key="any", max_retries=0) as ai:
+        assert ask(ai, question(QUESTIONS[1], picture_part()), max_tokens=1).choices[0].message.content == "4"
+        assert ai.models.list().data[0].id == MODEL
+
+
+def test_the_other_apis_of_the_client_are_told_where_this_one_is(ai):
+    for call in (
+        lambda: ai.responses.create(model=MODEL, input="a"),
+        lambda: ai.completions.create(model=MODEL, prompt="a"),
+    ):
+        with pytest.raises(openai.NotFoundError) as caught:
+            call()
+        assert "POST /v1/chat/completions" in caught.value.body["message"]
+
+
+def test_a_method_that_is_not_answered_is_told(url):
+    response = httpx.get(f"{url}/v1/chat/completions")
+    assert response.status_code == 405 and "only POST is answered here" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"max_tokens": -1}, {}),
+        ({"max_completion_tokens": -1}, {}),
+        ({"top_k": -1, "temperature": 1.5, "seed": 3}, {"sampling": Sampling(1.5, seed=3)}),
+        ({"top_p": 0, "temperature": 2.0, "seed": 3}, {}),
+        ({"stop": [f"unicorn {i}" for i in range(64)]}, {}),
+    ],
+)
+def test_what_clients_mean_by_a_value(ai, session, given, same):
+    own = {name: given[name] for name in given if name == "top_k"}
+    got = ask(ai, question(QUESTIONS[0], picture_part()), extra_body=own, **{n: v for n, v in given.items() if n not in own})
+    assert got.choices[0].message.content == expected(session, QUESTIONS[0], **same).text
+
+
+@pytest.mark.parametrize(
+    "url_of",
+    [
+        lambda encoded: f"data:;base64,{encoded}",
+        lambda encoded: f"data:application/octet-stream;base64,{encoded.rstrip('=')}",
+        lambda encoded: encoded,
+    ],
+    ids=["no type", "unpadded", "base64 alone"],
+)
+@pytest.mark.parametrize("as_object", [True, False])
+def test_an_image_as_clients_write_it(ai, url_of, as_object):
+    address = url_of(base64.b64encode(PICTURE.read_bytes()).decode())
+    part = {"type": "image_url", "image_url": {"url": address} if as_object else address}
+    got = ask(ai, question(QUESTIONS[1], part))
+    assert (got.choices[0].message.content, got.usage.prompt_tokens_details.model_extra["image_tokens"]) == ("4", 64)
+
+
+@pytest.mark.parametrize("place", ["images", "image_url", "attachments"])
+def test_an_image_where_nobody_reads_it_is_refused_with_where_it_belongs(ai, place):
+    message = {"role": "user", "content": "How many objects are there?", place: [data_uri()]}
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(ai, message)
+    assert_refused(caught.value, 400, "unknown_parameter", f"messages.0.{place}", "the content of a user message")
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(ai, question("How many?"), extra_body={place: [data_uri()]})
+    assert_refused(caught.value, 400, "unknown_parameter", place, "the content of a user message")
 
 
 def test_another_host_is_refused(url):

@@ -287,16 +287,16 @@ def test_places_are_given_back_and_the_wait_follows_how_long_answers_take(monkey
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     door = Admission(2)
-    first, _ = door.enter(), door.enter()
+    first, _ = door.enter("me"), door.enter("me")
     with pytest.raises(Refusal, match="2 questions are being answered or wait") as full:
-        door.enter()
+        door.enter("me")
     assert (full.value.status, full.value.code) == (429, "queue_full")
     assert full.value.headers["Retry-After"] == "1"
     clock[0] += 300
-    door.leave(first, answered=True)
-    door.enter()
+    door.leave("me", first, answered=True)
+    door.enter("me")
     with pytest.raises(Refusal) as full:
-        door.enter()
+        door.enter("me")
     assert 10 < int(full.value.headers["Retry-After"]) <= 60
 
 

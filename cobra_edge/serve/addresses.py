@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
+from starlette.types import Scope
+
 Address = IPv4Address | IPv6Address
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -63,6 +65,12 @@ def is_public(address: Address) -> bool:
 def is_loopback(host: str) -> bool:
     """Say whether who listens there is reached from this machine alone."""
     return host in LOOPBACK_HOSTS or host.startswith("127.")
+
+
+def client_of(scope: Scope) -> str:
+    """Return whose share of the server a request uses; behind a proxy all requests are the proxy's."""
+    client = scope.get("client")
+    return client_network(client[0] if client else "")
 
 
 def client_network(host: str) -> str:

@@ -18,6 +18,7 @@ from .chat_route import ChatRoute
 from .metrics import Metrics
 from .openai_api import ErrorResponse, Model, ModelList
 from .page_route import page_router
+from .paths import nothing_here
 from .refusals import Refusal, refusal_response
 from .request_errors import not_json, refusal_of
 from .scheduler import Scheduler, shutting_down
@@ -126,7 +127,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.__cause__ is not None and error.status_code == 400:  # FastAPI met what is not JSON's own kind of error
         return refusal_response(not_json(error.__cause__))
-    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    method, path = request.method, request.url.path
+    if error.status_code == 404:
+        message = nothing_here(method, path)
+    elif error.status_code == 405:
+        message = f"{method} {path[:200]}: only {(error.headers or {}).get('allow', 'another method')} is answered here"
+    else:
+        message = f"{method} {path[:200]}: {error.detail}"
     headers = error.headers or {}
     return refusal_response(Refusal(error.status_code, message, _CODES.get(error.status_code, "bad_request"), headers=headers))
 

@@ -97,7 +97,7 @@ def serve(
         cache = StateCache(remembering.memory_bytes, files)
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
-        admission = Admission(limits.active + limits.waiting)
+        admission = Admission(limits.places, limits.places_per_address)
         images = None if model.session.vision is None else ImageDecoder(model.session.bundle.image(), limits)
         app = make_app(ChatRoute(model, pictures, images, cache, scheduler, metrics, limits))
         doors = Counted(guarded(app, limits, access.key, names, admission), metrics.ended)

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..errors import InputError
 from ..generate import Sampling
-from .addresses import client_network
+from .addresses import client_of
 from .answering import Finished, ImageForgotten, Question
 from .conversation import characters_of, prefix_keys, read_conversation
 from .counting import CLIENT_GONE
@@ -103,7 +103,7 @@ class ChatRoute:
 
     async def _answer(self, asked: ChatRequest, request: Request, arrived: float) -> Response:
         deadline = self._deadline(request)
-        address = client_network(request.client.host if request.client else "")
+        address = client_of(request.scope)
         prepared = await in_time(deadline, arrived, self._prepared(asked, arrived))
         slices = self._slices(prepared, (address, asked.user or asked.safety_identifier or ""), deadline)
         reply = _Reply(

@@ -22,11 +22,8 @@ T = TypeVar("T")
 
 def deadline_exceeded(seconds: float) -> Refusal:
     """Return what is said when an answer takes too long."""
-    return Refusal(
-        504,
-        f"no answer within {seconds:g} s; ask for fewer tokens, send a smaller image, or ask again when less is going on",
-        "deadline_exceeded",
-    )
+    message = f"no answer within {seconds:g} s; ask for fewer tokens, send a smaller image, or ask when less is going on"
+    return Refusal(504, message, "deadline_exceeded")
 
 
 async def in_time(deadline_seconds: float, arrived: float, work: Awaitable[T]) -> T:

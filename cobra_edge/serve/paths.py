@@ -1,6 +1,6 @@
 """Which route a path means: other spellings of this API's paths are taken, those of other APIs are told where this one's is.
 
-Clients put a base URL and a path together. Base URLs are given without `/v1`, with it twice, or with `/chat/completions` already
+Clients put a base URL and a path together. Base URLs are given without `/v1`, with it twice, or with `/chat/completions`
 behind them; what they mean is the same.
 """
 
@@ -22,8 +22,8 @@ _OTHER_APIS = (
     (r"/generate(_stream)?", "the API of Text Generation Inference"),
 )
 _HERE = (
-    f'this server\'s is POST {COMPLETIONS} with "model" and "messages", and GET {MODELS}; give OpenAI\'s clients a base URL that '
-    "ends in /v1"
+    f'this server has POST {COMPLETIONS}, with "model" and "messages", and GET {MODELS}; give OpenAI\'s clients a base URL '
+    "that ends in /v1"
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import h11
 
-_HEAD = re.compile(rb"(?:\r?\n)*(.*?\n)\r?\n", re.DOTALL)
+_HEAD = re.compile(rb".*?\n\r?\n", re.DOTALL)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _FOLDED = re.compile(rb"\n[ \t]")
 
@@ -29,21 +29,24 @@ class StrictConnection(h11.Connection):
 
     def next_event(self) -> Any:
         """Return the next event. Raises h11.RemoteProtocolError for a request that is none, or ambiguous."""
-        head = self.trailing_data[0] if self.their_state is h11.IDLE else b""
+        before = self.trailing_data[0]
         event = super().next_event()
         if isinstance(event, h11.Request):
-            self.refused = ambiguity(head, event) or ""
-            if self.refused:
-                raise h11.RemoteProtocolError(self.refused)
+            self.refused = ambiguity(before, event.http_version) or ""
+        elif isinstance(event, h11.EndOfMessage):
+            end = before[: len(before) - len(self.trailing_data[0])]  # the last chunk, and trailers
+            self.refused = "a line at the end of its chunks ends in LF without CR" if _BARE_LF.search(end) else ""
+        if self.refused:
+            raise h11.RemoteProtocolError(self.refused)
         return event
 
 
-def ambiguity(received: bytes, request: h11.Request) -> str | None:
+def ambiguity(received: bytes, version: bytes) -> str | None:
     """Return what of a request programs read differently, or None.
 
     Args:
-        received: bytes that begin with the request's head, as they came.
-        request: what h11 made of them.
+        received: bytes that begin with the request's head, as they came, of which h11 made a request.
+        version: of HTTP, as the request says.
     """
     found = _HEAD.match(received)
     head = b"" if found is None else found[0]
@@ -51,13 +54,13 @@ def ambiguity(received: bytes, request: h11.Request) -> str | None:
         return "a line of its head ends in LF without CR"
     if _FOLDED.search(head):
         return "a header goes on in a second line"
-    names = [line.partition(b":")[0].strip().lower() for line in head.split(b"\r\n")[1:]]
-    lengths = names.count(b"content-length")
-    if lengths > 1 or any(b"," in value for name, value in request.headers if name == b"content-length"):
+    headers = [(name.lower(), value) for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])]
+    lengths = [length for name, value in headers if name == b"content-length" for length in value.split(b",")]
+    if len(lengths) > 1:
         return "it has more than one Content-Length"
-    if b"transfer-encoding" in names:
+    if any(name == b"transfer-encoding" for name, _ in headers):
         if lengths:
             return "it has both Content-Length and Transfer-Encoding"
-        if request.http_version != b"1.1":
+        if version != b"1.1":
             return "it has a Transfer-Encoding, which is HTTP/1.1's alone"
     return None
