@@ -372,7 +372,7 @@ class Load:
 
 
 def test_a_signal_under_load_finishes_what_is_answered_and_refuses_the_rest(bundle):
-    with served(bundle, "--active", "2", "--waiting", "8") as server:
+    with served(bundle, "--active", "2", "--waiting", "8", "--requests-per-address", "10") as server:
         load = Load(server.url, 8)
         until(lambda: len(load.outcomes) >= 16, "some answers")
         server.process.send_signal(signal.SIGTERM)

@@ -426,7 +426,7 @@ def test_an_image_as_clients_write_it(ai, url_of, as_object):
     address = url_of(base64.b64encode(PICTURE.read_bytes()).decode())
     part = {"type": "image_url", "image_url": {"url": address} if as_object else address}
     got = ask(ai, question(QUESTIONS[1], part))
-    assert (got.choices[0].message.content, got.usage.prompt_tokens_details.model_extra["image_tokens"]) == ("4", 64)
+    assert (got.choices[0].message.content, got.usage.prompt_tokens_details.model_dump()["image_tokens"]) == ("4", 64)
 
 
 @pytest.mark.parametrize("place", ["images", "image_url", "attachments"])

@@ -131,7 +131,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         message = nothing_here(method, path)
     elif error.status_code == 405:
-        message = f"{method} {path[:200]}: only {(error.headers or {}).get('allow', 'another method')} is answered here"
+        message = f"{method} {path[:200]}: only {(error.headers or {}).get('Allow', 'another method')} is answered here"
     else:
         message = f"{method} {path[:200]}: {error.detail}"
     headers = error.headers or {}

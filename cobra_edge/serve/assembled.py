@@ -9,7 +9,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from starlette.types import ASGIApp
+
 from ..session_options import Opening
+from .access_lines import AccessLines, EventLines
 from .admission import Admission
 from .answering import answer_in_slices
 from .app import make_app
@@ -68,7 +71,8 @@ def serve(
     remembering: Remembering,
     limits: Limits,
     grace_seconds: float,
-    ready: Callable[[str], None],
+    ready: Callable[[str, str], None],
+    lines: EventLines | None = None,
 ) -> None:
     """Open a bundle and serve it until a signal comes.
 
@@ -79,7 +83,8 @@ def serve(
         remembering: what was seen.
         limits: of what clients may ask.
         grace_seconds: for answers under way when the signal comes.
-        ready: told the address when clients are accepted.
+        ready: told the address and the model's name when clients are accepted.
+        lines: told of each request, or None.
 
     Raises:
         BundleError, InputError, MachineError: a part cannot be opened.
@@ -100,13 +105,17 @@ def serve(
         admission = Admission(limits.places, limits.places_per_address)
         images = None if model.session.vision is None else ImageDecoder(model.session.bundle.image(), limits)
         app = make_app(ChatRoute(model, pictures, images, cache, scheduler, metrics, limits))
-        doors = Counted(guarded(app, limits, access.key, names, admission), metrics.ended)
+        doors: ASGIApp = Counted(guarded(app, limits, access.key, names, admission), metrics.ended)
+        if lines is not None:
+            doors = AccessLines(doors, lines)
 
         async def run() -> None:
             if images is not None:
                 await images.start()
             try:
-                await run_server(doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening)))
+                await run_server(
+                    doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening), model.name)
+                )
             finally:
                 if images is not None:
                     await images.close()
