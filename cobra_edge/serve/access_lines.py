@@ -1,7 +1,7 @@
 """`serve --json`: what happens, as one JSON object a line on stdout: the start, every request, the end. Logs stay on stderr.
 
-Nothing of what is asked or answered is in a line. A reader that is slow must not keep the event loop waiting, so a thread writes.
-Where the reader falls far behind, lines are dropped, and counted.
+Nothing of what is asked or answered is in a line. A reader that is slow must not keep the event loop waiting, so a thread
+writes; where the reader falls far behind, lines are dropped, and counted.
 """
 
 from __future__ import annotations
