@@ -1,5 +1,8 @@
 """Fields that no schema names: what could carry an image or a text is refused and told where it belongs, at every level."""
 
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -102,3 +105,15 @@ def test_the_schema_describes_what_is_ignored():
     for described in (schema, *(schema["$defs"][name] for name in ("UserMessage", "TextPart", "ImagePart", "ImageUrl"))):
         assert {"const": ""} in described["additionalProperties"]["anyOf"]
     assert schema["properties"].keys() > IGNORED_REQUEST_FIELDS
+
+
+def test_the_page_lists_what_is_ignored():
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+    for where, ignored in (
+        ("the request", IGNORED_REQUEST_FIELDS),
+        ("a message", IGNORED_MESSAGE_FIELDS),
+        ("a content part", IGNORED_PART_FIELDS),
+        ("`image_url`", IGNORED_IMAGE_URL_FIELDS),
+    ):
+        (listed,) = re.findall(rf"^\| {where} \| (.*) \|$", page, re.MULTILINE)
+        assert set(re.findall(r"`(\w+)`", listed)) == ignored

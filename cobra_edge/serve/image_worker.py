@@ -16,7 +16,7 @@ from typing import BinaryIO
 import msgspec
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, MachineError
 from ..image import DAMAGED, FORMATS, ImageTransform, load_picture
 
 LENGTH_BYTES = 8  # of a message, in front of it, little-endian
@@ -68,28 +68,25 @@ def packed(message: msgspec.Struct) -> bytes:
 def decode(setup: Setup, file: bytes) -> Reply:
     """Decode an image's file and transform it."""
     try:
-        size = _size_of(file)
-        if size is None or size[0] * size[1] > setup.max_pixels:
-            got = "far more" if size is None else f"{size[0]} × {size[1]}"
-            message = f"the image has {got} pixels, at most {setup.max_pixels:,} pixels are read; scale it down"
-            return Refused(413, message, "image_too_large")
         return Decoded(setup.transform.pixels(load_picture(file, setup.max_pixels, "the image")).tobytes())
     except InputError as error:
+        if _has_more_pixels(file, setup.max_pixels):
+            message = f"the image has too many pixels, at most {setup.max_pixels:,} pixels are read; scale it down"
+            return Refused(413, message, "image_too_large")
         return Refused(400, f"messages: {error}", "invalid_image")
+    except MachineError as error:
+        return Refused(500, str(error), "decoder_failed")
 
 
-def _size_of(file: bytes) -> tuple[int, int] | None:
-    """Return width and height as the file's head has them.
-
-    None for more than pillow reads; (0, 0) where there is no head, which `load_picture` explains.
-    """
+def _has_more_pixels(file: bytes, max_pixels: int) -> bool:
+    """Say whether the head of an image that was refused has more pixels than are read: such a one has a status of its own."""
     try:
         with Image.open(io.BytesIO(file), formats=FORMATS) as image:
-            return image.size
+            return image.size[0] * image.size[1] > max_pixels
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return None
+        return True
     except DAMAGED:
-        return 0, 0
+        return False
 
 
 def _read(stream: BinaryIO) -> bytes:

@@ -44,6 +44,7 @@ IGNORED_REQUEST_FIELDS = frozenset(
         "request_id",
         "service_tier",
         "session_id",
+        "store",
         "verbosity",
     }
 )
