@@ -189,6 +189,18 @@ def test_a_child_that_was_ended_from_outside_is_replaced(stubborn):
     run(work)
 
 
+def test_when_the_server_shuts_down_what_is_decoded_and_what_waits_is_refused(stubborn):
+    async def work(images: ImageDecoder) -> None:
+        slow = [asyncio.create_task(images.decode("me", b"SLOW")) for _ in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        images.refuse()
+        got = await asyncio.gather(*slow, images.decode("me", picture()), return_exceptions=True)
+        assert [(refusal.status, refusal.code) for refusal in got] == [(503, "shutting_down")] * 4
+
+    run(work)
+
+
 def test_slots_are_given_in_turns_and_nobody_has_more_than_its_own():
     async def work() -> list[str]:
         slots, order, gate = FairSlots(2, 1), [], asyncio.Event()

@@ -110,14 +110,16 @@ def serve(
             doors = AccessLines(doors, lines)
 
         async def run() -> None:
-            if images is not None:
-                await images.start()
+            def told() -> None:
+                ready(url_of(listening), model.name)
+
+            if images is None:
+                await run_server(doors, scheduler, listening, limits, grace_seconds, told)
+                return
+            await images.start()
             try:
-                await run_server(
-                    doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening), model.name)
-                )
+                await run_server(doors, scheduler, listening, limits, grace_seconds, told, images.refuse)
             finally:
-                if images is not None:
-                    await images.close()
+                await images.close()
 
         asyncio.run(run())

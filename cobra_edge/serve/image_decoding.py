@@ -20,6 +20,7 @@ from .fair_slots import FairSlots
 from .image_worker import LENGTH_BYTES, Decoded, Job, Reply, Setup, packed
 from .limits import Limits
 from .refusals import Refusal
+from .scheduler import shutting_down
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class ImageDecoder:
         self._slots = FairSlots(workers, max(1, workers - 1))
         self._idle: list[asyncio.subprocess.Process] = []
         self._ended: set[asyncio.Task[int]] = set()
+        self._working: set[asyncio.Future[np.ndarray]] = set()
+        self._closed = False
 
     async def start(self) -> None:
         """Start a child before the first image needs it."""
@@ -52,8 +55,22 @@ class ImageDecoder:
 
         Raises:
             Refusal: 400 for what is no image, takes too long or breaks the decoder; 413 for one of too many pixels; 503 where
-                there is no memory for it.
+                there is no memory for it, or the server shuts down.
         """
+        if self._closed:
+            raise shutting_down()
+        working = asyncio.ensure_future(self._decode(owner, file))
+        self._working.add(working)
+        try:
+            return await working
+        except asyncio.CancelledError:
+            if self._closed:
+                raise shutting_down() from None
+            raise
+        finally:
+            self._working.discard(working)
+
+    async def _decode(self, owner: str, file: bytes) -> np.ndarray:
         async with self._slots.hold(owner):
             child = await self._child()
             try:
@@ -69,8 +86,16 @@ class ImageDecoder:
         dtype = np.uint8 if self._transform.input == "uint8" else np.float32
         return np.frombuffer(bytearray(reply.pixels), dtype).reshape(self._transform.shape)
 
+    def refuse(self) -> None:
+        """Decode no more: what is being decoded, or waits to be, is refused."""
+        self._closed = True
+        for working in self._working:
+            working.cancel()
+
     async def close(self) -> None:
         """End all children."""
+        self.refuse()
+        await asyncio.gather(*self._working, return_exceptions=True)
         for child in self._idle:
             self._end(child)
         self._idle.clear()
