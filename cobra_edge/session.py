@@ -26,7 +26,15 @@ from .image_array import image_of_array, require_channel_order
 from .memory import memory_for
 from .vision.runtimes import CardVision, VisionRunner, card_vision, open_vision
 
-Picture = Path | str | bytes | Image.Image
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """An image that was decoded elsewhere: `values` is what `ImageTransform.pixels` of this bundle returned for it."""
+
+    values: np.ndarray
+
+
+Picture = Path | str | bytes | Image.Image | Pixels
 
 
 def _nothing() -> Generator[str, None, None]:
@@ -183,6 +191,8 @@ class Session:
         """Return what sees, and the image as it takes it."""
         if self.vision is None or self._transform is None:
             raise InputError(f"{self.config.model_id} is a text-only model; ask without an image")
+        if isinstance(image, Pixels):
+            return self.vision, image.values
         picture = load_picture(Path(image) if isinstance(image, str) else image)
         return self.vision, self._transform.pixels(picture)
 

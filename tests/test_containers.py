@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from cobra_edge.serve.command import command as serve
+from cobra_edge.serve.limits import Limits
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -88,7 +90,7 @@ def test_python_and_extras_are_those_of_the_package(recipe: Path) -> None:
 
 def unit() -> configparser.ConfigParser:
     text = re.sub(r"\\\n\s*", "", (FOLDER / "cobra-edge.service").read_text())
-    parsed = configparser.ConfigParser(interpolation=None, delimiters=("=",))
+    parsed = configparser.ConfigParser(interpolation=None, delimiters=("=",), strict=False)  # Environment= may be given twice
     parsed.optionxform = str  # type: ignore[assignment, method-assign]
     parsed.read_string(text)
     return parsed
@@ -136,7 +138,9 @@ def test_the_unit_starts_the_server_with_options_that_it_has() -> None:
 def test_the_unit_keeps_its_key_state_and_engines_where_it_may() -> None:
     service = unit()["Service"]
     assert service["LoadCredential"].partition(":")[0] == "api-key"
-    assert service["Environment"] == f"XDG_CACHE_HOME=/var/cache/{service['CacheDirectory']}"
+    assert (
+        f"\nEnvironment=XDG_CACHE_HOME=/var/cache/{service['CacheDirectory']}\n" in (FOLDER / "cobra-edge.service").read_text()
+    )
     assert service["StateDirectory"] == "cobra-edge" and service["DynamicUser"] == "yes"
     told = (FOLDER / "README.md").read_text()
     for file in (service["EnvironmentFile"], service["LoadCredential"].partition(":")[2], environment()["COBRA_EDGE_BUNDLE"]):
@@ -191,6 +195,96 @@ def test_the_container_is_restricted_and_looked_after() -> None:
     for release in ("jetpack6", "jetpack7"):
         assert (ROOT / service["build"]["dockerfile"].replace("${JETPACK:-jetpack6}", release)).is_file()
     assert (FOLDER / service["build"]["context"]).resolve() == ROOT
+
+
+def test_nothing_reports_to_its_maker() -> None:
+    assert composed()["services"]["serve"]["environment"] == {"ORT_DISABLE_TELEMETRY": "1"}
+    assert "\nEnvironment=ORT_DISABLE_TELEMETRY=1\n" in (FOLDER / "cobra-edge.service").read_text()
+    for recipe in RECIPES:
+        *_, last = (at for at, (word, _) in enumerate(instructions(recipe)) if word == "FROM")
+        assert ("ENV", "ORT_DISABLE_TELEMETRY=1") in instructions(recipe)[last:]
+
+
+def test_all_clients_of_the_container_are_one_address_that_may_have_all() -> None:
+    given = understood(composed()["services"]["serve"]["command"][1:])
+    assert given["requests_per_address"] == given["active"] + given["waiting"]
+    assert given["connections_per_address"] == Limits().connections
+
+
+def blocks() -> list[str]:
+    """Return the commands of the page, a block each."""
+    found = re.findall(r"^```\n(.*?)^```$", (FOLDER / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    return [block for block in found if not block.startswith("[Service]")]
+
+
+STAND_INS = {
+    "sudo": 'exec "$@"',
+    "docker": 'printf "%s\\n" "${BUNDLE-}" "${API_KEY_FILE-}" "$@" --end-- >> "$SAID"',
+    "systemctl": "exit 0",
+    "journalctl": "exit 0",
+    "python3": 'mkdir -p "$4/bin" && printf "#!/bin/sh\\n" > "$4/bin/pip" && chmod +x "$4/bin/pip"',
+}
+
+
+def followed(block: str, tmp_path: Path) -> list[list[str]]:
+    """Run the commands of a block in a copy of the repository's files, below a root of its own.
+
+    Returns:
+        What Docker was called with: BUNDLE, API_KEY_FILE and the words, of each call.
+    """
+    root, here, programs, said = (tmp_path / name for name in ("root", "repository", "programs", "said"))
+    for directory in (root, programs, here / "bundles" / "my-cobra", here / "export"):
+        directory.mkdir(parents=True, exist_ok=True)
+    (here / "bundles" / "my-cobra" / "manifest.json").write_text("{}")
+    shutil.copytree(FOLDER, here / "export" / "containers", dirs_exist_ok=True)
+    for name, text in STAND_INS.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    (root / "etc" / "systemd" / "system").mkdir(parents=True, exist_ok=True)
+    script = re.sub(r"(?<=[ =])/(?=(opt|srv|etc)/)", f"{root}/", block)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SAID": str(said)}
+    done = subprocess.run(["bash", "-eu", "-c", script], cwd=here, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    words = said.read_text().split("\n") if said.exists() else []
+    calls: list[list[str]] = [[]]
+    for word in words[:-1]:
+        if word == "--end--":
+            calls.append([])
+        else:
+            calls[-1].append(word)
+    return calls[:-1]
+
+
+def test_the_page_s_commands_run_one_after_the_other_and_again(tmp_path: Path) -> None:
+    build, compose, service = blocks()
+    built = followed(build, tmp_path / "build")
+    assert [words[2] for words in built] == ["build", "volume", "run", "run"]
+    for words in built:
+        for mount in (words[at + 1] for at, word in enumerate(words) if word == "-v" and words[at + 1].startswith("/")):
+            assert Path(mount.split(":")[0]).is_dir()  # Docker would make what is not there, as root
+    for _ in range(2):
+        *_, (bundle, key, *words) = followed(compose, tmp_path / "compose")
+        assert words[:2] == ["compose", "-f"] and (tmp_path / "compose" / "repository" / words[2]).is_file()
+        assert Path(bundle).is_absolute() and (Path(bundle) / "manifest.json").is_file()
+        assert Path(key).is_absolute() and re.fullmatch(r"[0-9a-f]{64}\n", Path(key).read_text())
+        assert Path(key).stat().st_mode & 0o777 == 0o600
+    for _ in range(2):
+        followed(service, tmp_path / "service")
+        root = tmp_path / "service" / "root"
+        laid = {str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()}
+        assert laid == {
+            "opt/cobra-edge/bin/pip",
+            "srv/cobra-edge/bundle/manifest.json",
+            "etc/cobra-edge/environment",
+            "etc/cobra-edge/api-key",
+            "etc/systemd/system/cobra-edge.service",
+        }
+        (root / "srv" / "cobra-edge" / "bundle" / "of-the-old-one").touch()  # must be gone when it is replaced
+
+
+def test_paths_in_the_compose_file_s_own_words_are_absolute() -> None:
+    (said,) = re.findall(r"^#   (BUNDLE=\S+ API_KEY_FILE=\S+) docker", (FOLDER / "compose.yaml").read_text(), re.MULTILINE)
+    assert said == 'BUNDLE="$PWD/bundles/my-cobra" API_KEY_FILE=/etc/cobra-edge/api-key'
 
 
 def test_every_volume_is_the_image_s() -> None:

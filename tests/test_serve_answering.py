@@ -1,6 +1,8 @@
 """An answer in slices is the session's answer, bit for bit, whatever was remembered."""
 
+import hashlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +10,9 @@ from PIL import Image
 
 import cobra_edge
 from cobra_edge.generate import Sampling
+from cobra_edge.image import load_picture
 from cobra_edge.serve import answering
-from cobra_edge.serve.answering import Finished, Question, answer_in_slices
-from cobra_edge.serve.refusals import Refusal
+from cobra_edge.serve.answering import Finished, ImageForgotten, Question, answer_in_slices
 from cobra_edge.serve.state_cache import StateCache
 
 from .conftest import MINI
@@ -69,7 +71,10 @@ def passages(session, *turns):
 
 
 def question(session, *turns, picture=PICTURE, limit=40, sampling=Sampling(), stops=()):  # noqa: B008 - it is frozen
-    return Question(picture, 10**6, passages(session, *turns), limit, sampling, stops)
+    if picture is None:
+        return Question(None, None, passages(session, *turns), limit, sampling, stops)
+    pixels = session.bundle.image().pixels(load_picture(picture))
+    return Question(hashlib.sha256(picture).digest(), pixels, passages(session, *turns), limit, sampling, stops)
 
 
 def answered(session, cache, asked):
@@ -215,19 +220,15 @@ def test_closing_the_slices_stops_the_decoding(native, monkeypatch):
     assert heard.logits == [] and list(slices) == []
 
 
-@pytest.mark.parametrize("picture", [b"", b"no picture", PICTURE[: len(PICTURE) // 2]])
-def test_a_picture_that_is_none_is_refused_and_not_remembered(native, picture):
-    cache = StateCache(ROOM)
-    with pytest.raises(Refusal, match="picture") as refused:
-        answered(native, cache, question(native, QUESTIONS[0], picture=picture))
-    assert (refused.value.status, refused.value.code) == (400, "invalid_image")
+def test_an_image_that_is_remembered_needs_no_pixels_and_one_that_is_not_is_asked_for(native):
+    cache, asked = StateCache(ROOM), question(native, QUESTIONS[0])
+    without = replace(asked, pixels=None)
+    with pytest.raises(ImageForgotten):
+        answered(native, cache, without)
     assert len(cache) == 0
-
-
-def test_a_picture_with_more_pixels_than_allowed_is_refused(native):
-    asked = Question(PICTURE, 100, passages(native, QUESTIONS[0]), 4, Sampling())
-    with pytest.raises(Refusal, match="at most 100 are read"):
-        answered(native, StateCache(0), asked)
+    same, _ = answered(native, cache, asked)
+    got, end = answered(native, cache, without)
+    assert (got, end.remembered) == (same, "image")
 
 
 def test_an_answer_is_not_lost_because_it_cannot_be_remembered(native, monkeypatch):

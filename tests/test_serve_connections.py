@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -26,6 +27,8 @@ from starlette.routing import Route
 from cobra_edge.serve.connections import patient_protocol
 from cobra_edge.serve.doors import guarded
 from cobra_edge.serve.limits import Limits
+
+from .serve_case import until
 
 LIMITS = Limits(body_bytes=1 << 20, header_seconds=0.3, body_seconds=0.3, send_seconds=0.3, connections=8)
 ANSWERED = b"HTTP/1.1 200 OK\r\n"
@@ -65,8 +68,9 @@ class Server:
 
         return StreamingResponse(pieces())
 
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+    def connect(self, address: str = "127.0.0.1") -> socket.socket:
+        """Connect from an address of this machine."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE, source_address=(address, 0))
 
 
 @contextmanager
@@ -246,6 +250,84 @@ def test_beyond_the_limit_connections_are_refused_until_others_go():
             assert time.monotonic() < deadline
         for connection in idle:
             connection.close()
+
+
+def home(client: socket.socket) -> bool:
+    """Ask on a connection that stays open; whether it was answered."""
+    client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    got = b""
+    while not got.endswith(b'{"home":true}') and (part := client.recv(65536)):
+        got += part
+    return got.startswith(ANSWERED)
+
+
+GREEDY, MODEST = "127.0.0.2", "127.0.0.3"
+WITHOUT_CLOCKS = replace(LIMITS, header_seconds=PATIENCE, body_seconds=PATIENCE, connections=24, connections_per_address=20)
+
+
+def test_an_address_has_a_share_of_the_connections():
+    with serving(replace(WITHOUT_CLOCKS, connections_per_address=8)) as server, contextlib.ExitStack() as stack:
+        for _ in range(8):
+            assert home(stack.enter_context(server.connect(GREEDY)))
+        with server.connect(GREEDY) as one_more:
+            assert error_of(to_the_end(one_more), 429)["code"] == "too_many_connections"
+        assert home(stack.enter_context(server.connect(MODEST)))
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HT",
+        post("/length", "Content-Length: 10", body=b"12345"),
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345",
+    ],
+    ids=["silent", "idle", "half a head", "half a body", "half a body of GET"],
+)
+def test_where_all_are_taken_the_address_that_has_most_makes_room(held: bytes):
+    with serving(WITHOUT_CLOCKS) as server, contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(server.connect(GREEDY)) for _ in range(20)]
+        for client in greedy:
+            client.sendall(held)
+        for number in range(6):
+            assert home(stack.enter_context(server.connect(f"127.0.0.{number + 10}")))
+        until(lambda: len(server.server.server_state.connections) <= WITHOUT_CLOCKS.connections)
+        assert sum(is_open(client) for client in greedy) == 18
+
+
+def test_a_connection_on_which_something_is_answered_is_nobodys_room():
+    limits = replace(WITHOUT_CLOCKS, connections=9, send_seconds=PATIENCE)
+    with serving(limits) as server, contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(server.connect(GREEDY)) for _ in range(9)]
+        for client in greedy:
+            client.sendall(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(1)
+        with server.connect(MODEST) as late:
+            assert error_of(to_the_end(late), 503)["code"] == "too_many_connections"
+        assert all(client.recv(1) for client in greedy)
+
+
+def test_who_has_no_more_than_a_browser_needs_makes_no_room():
+    with serving(replace(WITHOUT_CLOCKS, connections=8)) as server, contextlib.ExitStack() as stack:
+        browser = [stack.enter_context(server.connect(GREEDY)) for _ in range(8)]
+        assert all(home(client) for client in browser)
+        with server.connect(MODEST) as late:
+            assert error_of(to_the_end(late), 503)["code"] == "too_many_connections"
+        assert all(home(client) for client in browser)
+
+
+def is_open(client: socket.socket) -> bool:
+    """Whether the server has not closed a connection; what it sent is thrown away."""
+    client.setblocking(False)
+    try:
+        while client.recv(65536):
+            pass
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        pass
+    return False
 
 
 def test_what_is_not_http_is_refused_in_the_same_shape(server: Server):

@@ -88,7 +88,7 @@ def test_one_picture_may_be_named_often_and_anywhere(codec):
 @pytest.mark.parametrize(
     ("messages", "code", "words"),
     [
-        ([user("A?", RED, BLUE)], "too_many_images", "2 different pictures"),
+        ([user("A?", RED, BLUE)], "too_many_images", "2 different images"),
         ([user("A?", RED), answer("Yes"), user("B?", BLUE)], "too_many_images", "one, before all text"),
         ([user("A?"), answer("Yes")], "invalid_value", "ends with an answer"),
         ([system("Be brief.")], "invalid_value", "is empty"),
@@ -110,11 +110,13 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(codec, messages, cod
         {"stream_options": {"include_usage": True}},
         {"temperature": 2.5},
         {"temperature": "1"},
-        {"top_p": 0},
+        {"top_p": -0.1},
+        {"top_k": -2},
         {"max_tokens": 0},
+        {"max_tokens": -2},
         {"max_tokens": 1.5},
         {"max_tokens": True},
-        {"stop": ["a"] * 5},
+        {"stop": ["a"] * 65},
         {"messages": []},
         {"messages": [{"role": "tool", "content": "x"}]},
         {"messages": [{"role": "user"}]},
@@ -136,6 +138,9 @@ def test_a_request_that_could_not_be_answered_as_asked_is_invalid(fields):
         ("logprobs", True),
         ("frequency_penalty", 0.5),
         ("audio", {}),
+        ("repetition_penalty", 1.1),
+        ("min_p", 0.05),
+        ("echo", True),
     ],
 )
 def test_what_is_not_supported_is_named(name, value):

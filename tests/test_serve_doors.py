@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from cobra_edge.errors import InputError
+from cobra_edge.serve.addresses import client_network, client_of
 from cobra_edge.serve.admission import Admission
 from cobra_edge.serve.bodies import Bodies
 from cobra_edge.serve.doors import WholeBody, allowed_hosts, guarded
@@ -56,6 +57,7 @@ def asked(
     parts: Iterable[bytes] = (b"{}",),
     pause: float = 0.0,
     leaves: bool = False,
+    address: str = "192.0.2.1",
 ) -> Response | None:
     """Send a request whose body comes in parts, with a pause before each; None where no response came."""
     sent: list[dict[str, Any]] = []
@@ -72,7 +74,15 @@ def asked(
         sent.append(message)
 
     raw = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in headers]
-    scope = {"type": "http", "method": method, "path": path, "headers": raw, "query_string": b"", "http_version": "1.1"}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "headers": raw,
+        "query_string": b"",
+        "http_version": "1.1",
+        "client": (address, 5),
+    }
     anyio.run(app, scope, receive, send)
     if not sent:
         return None
@@ -388,7 +398,7 @@ def test_a_socket_is_closed_and_a_lifespan_passes():
 )
 def test_a_place_is_asked_for_by_those_alone_who_may_have_one(headers: list[tuple[str, str]], status: int):
     full = Admission(1)
-    full.enter()
+    full.enter("them")
     given = headers if any(name == "host" for name, _ in headers) else [*headers, ("host", "localhost")]
     key = ("authorization", "Bearer key")
     shown = [*given, key] if status in (415, 403) else given
@@ -403,6 +413,63 @@ def test_places_are_given_back_however_a_request_ends():
     for parts, status in (([b"x" * 101], 413), ([b"x"], 200), ([b"x"], 200)):
         response = asked(app, parts=parts)
         assert response is not None and (response.status, admission.inside) == (status, 0)
-    admission.enter()
+    admission.enter("them")
     probe = asked(app, "GET", "/healthz", [])  # needs no place
     assert probe is not None and probe.status == 200
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/api/v1/chat/completions/", "/v1/v1/chat/completions", "/models"])
+def test_other_spellings_of_a_path_pass_the_same_checks(path: str):
+    route = Route()
+    app = guarded(route, LIMITS, key="key")
+    refused(asked(app, path=path), 401, "invalid_api_key")
+    assert not route.seen
+    response = asked(app, path=path, headers=[JSON, ("authorization", "Bearer key")])
+    assert response is not None and (response.status, response.headers["cache-control"]) == (200, "no-store")
+
+
+def test_an_address_has_a_share_of_the_places_and_others_have_the_rest():
+    admission = Admission(3, 2)
+    app = guarded(Route(), LIMITS, admission=admission)
+    entered = [admission.enter("192.0.2.1") for _ in range(2)]
+    message = refused(asked(app, address="192.0.2.1"), 429, "queue_full")
+    assert "2 questions of your address" in message
+    response = asked(app, address="192.0.2.2")
+    assert response is not None and response.status == 200
+    admission.leave("192.0.2.1", entered[0], answered=False)
+    response = asked(app, address="192.0.2.1")
+    assert response is not None and (response.status, admission.inside) == (200, 1)
+
+
+def test_an_address_has_a_share_of_the_memory_for_bodies():
+    bodies = Bodies(replace(LIMITS, bodies_bytes=400))
+    assert bodies.shares.per_address == 300
+    bodies.shares.take("192.0.2.1", 250)
+    message = refused(asked(WholeBody(Route(), bodies), parts=[b"x" * 51], address="192.0.2.1"), 429, "too_many_bodies")
+    assert "of your address" in message
+    response = asked(WholeBody(Route(), bodies), parts=[b"x" * 51], address="192.0.2.2")
+    assert response is not None and (response.status, bodies.size_bytes) == (200, 250)
+
+
+@pytest.mark.parametrize(("active", "waiting", "share"), [(4, 32, 27), (1, 0, 4), (1, 1, 4), (2, 4, 4), (64, 4096, 3120)])
+def test_the_share_of_an_address_leaves_a_quarter_to_others_and_suffices_for_a_browser(active: int, waiting: int, share: int):
+    assert Limits(active=active, waiting=waiting).places_per_address == share
+    assert Limits(active=active, waiting=waiting, questions_per_address=5).places_per_address == 5
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::9", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("a-socket", "a-socket"),
+    ],
+)
+def test_whose_share_a_client_uses(host: str, network: str):
+    assert client_network(host) == network
+    assert client_of({"client": (host, 1)}) == network and client_of({"client": None}) == client_of({}) == ""

@@ -1,6 +1,7 @@
 """The server as OpenAI's own client knows one: answers are the session's, errors the client's exceptions."""
 
 import asyncio
+import base64
 import io
 import json
 import socket
@@ -253,7 +254,7 @@ def assert_refused(error, status, code, param, word):
 @pytest.mark.parametrize(
     ("options", "code", "param", "word"),
     [
-        ({"messages": []}, "invalid_value", "messages", "at least 1"),
+        ({"messages": []}, "invalid_value", "messages", "is empty"),
         ({"messages": [{"role": "user", "content": ""}]}, "invalid_value", "messages", "empty"),
         ({"messages": [{"role": "assistant", "content": "hi"}]}, "invalid_value", "messages", "begin with the user"),
         (
@@ -275,16 +276,16 @@ def assert_refused(error, status, code, param, word):
             {"messages": [question("a", picture_part(), picture_part(data_uri(picture_of("red"))))]},
             "too_many_images",
             "messages",
-            "2 different pictures",
+            "2 different images",
         ),
-        ({"temperature": 3}, "invalid_value", "temperature", "less than or equal to 2"),
-        ({"max_tokens": 0}, "invalid_value", "max_tokens", "greater than or equal to 1"),
-        ({"stop": ["a"] * 5}, "invalid_value", "stop", "at most 4"),
+        ({"temperature": 3}, "invalid_value", "temperature", "expected at most 2, got 3"),
+        ({"max_tokens": 0}, "invalid_value", "max_tokens", "expected 1 or more, or -1"),
+        ({"stop": ["a"] * 65}, "invalid_value", "stop", "more than 64"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 65}]},
             "invalid_value",
             "messages.0.content",
-            "at most 64",
+            "more than 64",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
@@ -292,15 +293,44 @@ def assert_refused(error, status, code, param, word):
             "messages.0.content.0.text",
             "required",
         ),
-        ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages.0.content", "valid string"),
-        ({"messages": [{"content": "a"}]}, "invalid_value", "messages.0", "'role'"),
-        ({"n": 2}, "unsupported_value", "n", "n is not supported"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported_value", "tools", "tools is not supported"),
         (
-            {"response_format": {"type": "json_object"}},
+            {"messages": [{"role": "user", "content": 5}]},
+            "invalid_value",
+            "messages.0.content",
+            "a string or a list of parts, got 5",
+        ),
+        ({"messages": [{"content": "a"}]}, "invalid_value", "messages.0", 'unknown "role"'),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "invalid_value", "messages.0", '"tool"'),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}]},
+            "invalid_value",
+            "messages.0.content.0",
+            '"input_image": expected "text" or "image_url"; send an image as {"type": "image_url"',
+        ),
+        (
+            {"messages": [{"role": "system", "content": [picture_part()]}, question("a")]},
+            "invalid_value",
+            "messages.0.content.0.type",
+            "in a user message",
+        ),
+        (
+            {"messages": [{"role": "user", "content": {"type": "text", "text": "a"}}]},
+            "invalid_value",
+            "messages.0.content",
+            "a list of parts, got an object",
+        ),
+        ({"n": 2}, "unsupported_value", "n", "n: only 1 is supported; one request has one answer"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            "unsupported_value",
+            "tools",
+            "the model calls no tools",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "count", "schema": {"type": "object"}}}},
             "unsupported_value",
             "response_format",
-            "response_format is not supported",
+            'only {"type": "text"} is supported; answers are free text; leave it out, and ask for the form',
         ),
         ({"stream_options": {"include_usage": True}}, "invalid_value", None, "stream_options"),
     ],
@@ -341,9 +371,73 @@ def test_what_is_not_served_is_not_found(ai):
     with pytest.raises(openai.NotFoundError) as caught:
         ai.embeddings.create(model=MODEL, input="a", encoding_format="float")
     assert_refused(caught.value, 404, "not_found", None, "/v1/embeddings")
-    with pytest.raises(openai.NotFoundError) as caught:  # and nobody is sent elsewhere
-        ai.post("/chat/completions/", cast_to=object, body={})
-    assert_refused(caught.value, 404, "not_found", None, "/v1/chat/completions/")
+    assert "base URL that ends in /v1" in caught.value.body["message"]
+
+
+@pytest.mark.parametrize("base", ["", "/v1/", "/v1/v1", "/v1/chat/completions", "/api"])
+def test_a_base_url_may_be_spelled_otherwise(url, base):
+    with openai.OpenAI(base_url=url + base, api_key="any", max_retries=0) as ai:
+        assert ask(ai, question(QUESTIONS[1], picture_part()), max_tokens=1).choices[0].message.content == "4"
+        assert ai.models.list().data[0].id == MODEL
+
+
+def test_the_other_apis_of_the_client_are_told_where_this_one_is(ai):
+    for call in (
+        lambda: ai.responses.create(model=MODEL, input="a"),
+        lambda: ai.completions.create(model=MODEL, prompt="a"),
+    ):
+        with pytest.raises(openai.NotFoundError) as caught:
+            call()
+        assert "POST /v1/chat/completions" in caught.value.body["message"]
+
+
+def test_a_method_that_is_not_answered_is_told(url):
+    response = httpx.get(f"{url}/v1/chat/completions")
+    assert response.status_code == 405 and "only POST is answered here" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"max_tokens": -1}, {}),
+        ({"max_completion_tokens": -1}, {}),
+        ({"top_k": -1, "temperature": 1.5, "seed": 3}, {"sampling": Sampling(1.5, seed=3)}),
+        ({"top_p": 0, "temperature": 2.0, "seed": 3}, {}),
+        ({"stop": [f"unicorn {i}" for i in range(64)]}, {}),
+    ],
+)
+def test_what_clients_mean_by_a_value(ai, session, given, same):
+    own = {name: given[name] for name in given if name == "top_k"}
+    got = ask(ai, question(QUESTIONS[0], picture_part()), extra_body=own, **{n: v for n, v in given.items() if n not in own})
+    assert got.choices[0].message.content == expected(session, QUESTIONS[0], **same).text
+
+
+@pytest.mark.parametrize(
+    "url_of",
+    [
+        lambda encoded: f"data:;base64,{encoded}",
+        lambda encoded: f"data:application/octet-stream;base64,{encoded.rstrip('=')}",
+        lambda encoded: encoded,
+    ],
+    ids=["no type", "unpadded", "base64 alone"],
+)
+@pytest.mark.parametrize("as_object", [True, False])
+def test_an_image_as_clients_write_it(ai, url_of, as_object):
+    address = url_of(base64.b64encode(PICTURE.read_bytes()).decode())
+    part = {"type": "image_url", "image_url": {"url": address} if as_object else address}
+    got = ask(ai, question(QUESTIONS[1], part))
+    assert (got.choices[0].message.content, got.usage.prompt_tokens_details.model_dump()["image_tokens"]) == ("4", 64)
+
+
+@pytest.mark.parametrize("place", ["images", "image_url", "attachments"])
+def test_an_image_where_nobody_reads_it_is_refused_with_where_it_belongs(ai, place):
+    message = {"role": "user", "content": "How many objects are there?", place: [data_uri()]}
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(ai, message)
+    assert_refused(caught.value, 400, "unknown_parameter", f"messages.0.{place}", "the content of a user message")
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(ai, question("How many?"), extra_body={place: [data_uri()]})
+    assert_refused(caught.value, 400, "unknown_parameter", place, "the content of a user message")
 
 
 def test_another_host_is_refused(url):

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from cobra_edge.errors import InputError
@@ -67,15 +65,22 @@ def test_a_picture_inside_a_request_is_read_as_it_is(kind: str):
     assert read(data_uri(file)) == file
 
 
-def test_a_tiff_is_refused_since_its_library_writes_to_the_log():
-    assert "PNG, JPEG, WEBP, BMP, GIF, PPM" in refusal(data_uri(picture(kind="TIFF"))).message
-
-
 @pytest.mark.parametrize(
     "url",
     [
         data_uri(PNG, "DATA:IMAGE/PNG;BASE64,"),
         data_uri(PNG, "data:image/png;name=a.png;base64,"),
+        data_uri(PNG, "data:;base64,"),
+        data_uri(PNG, "data:application/octet-stream;base64,"),
+        data_uri(PNG, "data:text/plain;base64,"),
+        data_uri(PNG, "data:image/png;base64;charset=utf-8,"),
+        data_uri(PNG, " data:image/png; base64 ,"),
+        data_uri(PNG).rstrip("="),
+        data_uri(PNG) + "==",
+        data_uri(PNG).replace("+", "-").replace("/", "_").replace("image_", "image/"),
+        data_uri(PNG, ""),
+        data_uri(PNG, "\n").rstrip("="),
+        "\n".join(base64.urlsafe_b64encode(PNG).decode()[i : i + 7] for i in range(0, 200, 7)),
         data_uri(PNG).replace("+", "%2B").replace("/", "%2f").replace("image%2f", "image/").replace("=", "%3D"),
         "data:image/png;base64,\n" + "\r\n".join(base64.encodebytes(PNG).decode().split()) + " ",
     ],
@@ -88,9 +93,6 @@ def test_spellings_of_the_same_data_are_read(url: str):
     "url",
     [
         "data:image/png,abc",
-        "data:text/plain;base64,aGk=",
-        "data:;base64,aGk=",
-        "data:image/png;base64;charset=utf-8,aGk=",
         "data:image/png;base64",
         "data:",
         "file:///etc/passwd",
@@ -99,6 +101,8 @@ def test_spellings_of_the_same_data_are_read(url: str):
         "picture.png",
         "/etc/passwd",
         "",
+        "aGk=",
+        "aGVsbG8" * 10 + "!",
         "blob:http://localhost/1",
         "\ud800",
     ],
@@ -109,7 +113,7 @@ def test_what_is_no_picture_s_address_is_refused_with_what_is(url: str):
     assert "data:image/png;base64,..." in refused.message
 
 
-@pytest.mark.parametrize("text", ["a", "ab=c", "====", "ab-_", "abc", "é", "ab%zzcd", "\ud800"])
+@pytest.mark.parametrize("text", ["", "a", "ab=c", "====", "abcde", "ab,c", "é", "ab%zzcd", "\ud800"])
 def test_broken_base64_is_refused(text: str):
     refused = refusal("data:image/png;base64," + text)
     assert (refused.status, refused.code) == (400, "invalid_image") and "base64" in refused.message
@@ -130,37 +134,6 @@ def test_a_file_of_the_limit_is_read_and_one_byte_more_is_refused_undecoded(monk
     monkeypatch.setattr(base64, "b64decode", None)
     refused = refusal("data:image/png;base64," + base64.b64encode(file + b"x").decode())
     assert (refused.status, refused.code) == (413, "image_too_large") and "2,001 bytes" in refused.message
-
-
-def test_too_many_pixels_are_refused_by_the_header():
-    assert read(data_uri(picture(40, 25)))
-    refused = refusal(data_uri(picture(41, 25)))
-    assert (refused.status, refused.code) == (413, "image_too_large") and "41 × 25" in refused.message
-
-
-def test_a_decompression_bomb_is_refused_by_the_header():
-    header = b"P6 60000 60000 255\n"
-    assert refusal(data_uri(header)).code == "image_too_large"
-    assert refusal(data_uri(b"P6 10000 10000 255\n")).code == "image_too_large"  # where pillow only warns
-
-
-@pytest.mark.parametrize("file", [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", PNG[:20], b"%PDF-1.4"])
-def test_what_is_no_picture_is_refused(file: bytes):
-    refused = refusal(data_uri(file))
-    assert (refused.status, refused.code) == (400, "invalid_image")
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"]), st.data())
-def test_a_damaged_picture_is_read_or_refused_and_nothing_else(kind: str, data: Any):
-    file = bytearray(picture(kind=kind))
-    for place in data.draw(st.lists(st.integers(0, min(len(file), 200) - 1), min_size=1, max_size=4)):
-        file[place] = data.draw(st.integers(0, 255))
-    try:
-        assert PictureSource(LIMITS, None)._picture(bytes(file)) == bytes(file)
-    except Refusal as refused:
-        assert refused.code in ("invalid_image", "image_too_large")
 
 
 # addresses
@@ -501,8 +474,8 @@ def test_a_port_where_nobody_listens_is_refused():
     assert refusal(f"http://pictures.example:{port}/", fetcher).code == "image_not_fetched"
 
 
-def test_what_was_fetched_is_checked_like_what_was_sent():
-    assert fetch_refusal({"/a": ok(b"hello")}).code == "invalid_image"
+def test_what_was_fetched_is_handed_on_unread():
+    assert fetched({"/a": ok(b"hello")})[0] == b"hello"  # what is inside is looked at when it is decoded
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from cobra_edge.errors import InputError
 from cobra_edge.serve.admission import Admission, AdmissionDoor
 from cobra_edge.serve.answering import Finished
 from cobra_edge.serve.fair_queue import FairQueue
-from cobra_edge.serve.listening import listen, unless_gone
+from cobra_edge.serve.listening import in_time, listen, unless_gone
 from cobra_edge.serve.refusals import Refusal
 from cobra_edge.serve.scheduler import Scheduler, Ticket
 
@@ -25,7 +25,8 @@ PATIENCE = 20  # seconds, of a machine with much else to do
 
 def job(*slices, gate=None, **fields):
     """Return a question that comes to these slices; each waits until the gate is open."""
-    return SimpleNamespace(slices=[*slices, END], gate=gate, closed=threading.Event(), arrived=time.perf_counter(), **fields)
+    fields = {"pixels": None, "arrived": time.perf_counter()} | fields
+    return SimpleNamespace(slices=[*slices, END], gate=gate, closed=threading.Event(), **fields)
 
 
 def work(question):
@@ -149,6 +150,50 @@ def test_active_answers_take_turns_and_others_wait(scheduler):
     assert [ear.all()[-1] for ear in ears] == [END] * 3
 
 
+def test_between_two_images_everybody_else_has_a_turn():
+    """The vision graph takes seconds where a token takes milliseconds: whoever is being answered waits for one image."""
+    scheduler, order = Scheduler(work, 4), []
+    with scheduler._changed:
+        for name, pixels in (("text", None), ("image 1", 1), ("image 2", 2), ("image 3", 3)):
+            question = job(*"abcd", pixels=pixels)
+            scheduler.submit(Ticket((name,), question, lambda event, name=name: order.append((name, event))))
+    until(lambda: sum(event == END for _, event in order) == 4)
+    seen = [at for at, (name, event) in enumerate(order) if name.startswith("image") and event == "a"]
+    for before, after in zip(seen, seen[1:], strict=False):
+        assert "text" in {name for name, _ in order[before:after]}
+    assert scheduler.stop(PATIENCE)
+
+
+def test_who_waits_is_counted_under_the_lock(scheduler, monkeypatch):
+    """Counting walks over the queue, which the decoder's thread changes: a figure for /metrics must not meet it half-way."""
+    length, counted = FairQueue.__len__, []
+
+    class Watched:
+        """The scheduler's lock, which knows who holds it."""
+
+        def __init__(self, lock):
+            self.lock, self.owners = lock, []
+
+        def __enter__(self):
+            self.lock.__enter__()
+            self.owners.append(threading.get_ident())
+
+        def __exit__(self, *error):
+            self.owners.pop()
+            return self.lock.__exit__(*error)
+
+        def __getattr__(self, name):
+            return getattr(self.lock, name)
+
+    watched = Watched(scheduler._changed)
+    monkeypatch.setattr(scheduler, "_changed", watched)
+    monkeypatch.setattr(
+        FairQueue, "__len__", lambda queue: counted.append(threading.get_ident() in watched.owners) or length(queue)
+    )
+    assert (scheduler.waiting, scheduler.active, scheduler.open) == (0, 0, True)
+    assert counted == [True]
+
+
 def test_one_who_asks_much_does_not_keep_others_waiting(scheduler):
     gate, order = threading.Semaphore(0), []
     together(scheduler, job(gate=gate), job(gate=gate))
@@ -242,16 +287,16 @@ def test_places_are_given_back_and_the_wait_follows_how_long_answers_take(monkey
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     door = Admission(2)
-    first, _ = door.enter(), door.enter()
+    first, _ = door.enter("me"), door.enter("me")
     with pytest.raises(Refusal, match="2 questions are being answered or wait") as full:
-        door.enter()
+        door.enter("me")
     assert (full.value.status, full.value.code) == (429, "queue_full")
     assert full.value.headers["Retry-After"] == "1"
     clock[0] += 300
-    door.leave(first, answered=True)
-    door.enter()
+    door.leave("me", first, answered=True)
+    door.enter("me")
     with pytest.raises(Refusal) as full:
-        door.enter()
+        door.enter("me")
     assert 10 < int(full.value.headers["Retry-After"]) <= 60
 
 
@@ -279,6 +324,23 @@ def listening(scheduler, question, deadline=PATIENCE):
         return [piece async for piece in listen(scheduler, ("me",), question, deadline)]
 
     return asyncio.run(collect())
+
+
+def test_work_before_an_answer_has_the_same_deadline():
+    async def never():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def three():
+        return 3
+
+    ended = []
+    assert asyncio.run(in_time(PATIENCE, time.perf_counter(), three())) == 3
+    with pytest.raises(Refusal, match=r"no answer within 0.1 s") as late:
+        asyncio.run(in_time(0.1, time.perf_counter(), never()))
+    assert (late.value.code, ended) == ("deadline_exceeded", [True])
 
 
 def test_an_answer_comes_to_the_event_loop(scheduler):

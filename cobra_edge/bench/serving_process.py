@@ -97,7 +97,9 @@ def served(bundle: Path, *options: str) -> Iterator[Server]:
     Raises:
         MachineError: it ended, or was not ready in time.
     """
-    command = [sys.executable, "-m", "cobra_edge.serve", str(bundle), "--port", "0", *options]
+    # All clients are this machine's: one address stands for many.
+    shares = ["--requests-per-address", "65536", "--connections-per-address", "256"]
+    command = [sys.executable, "-m", "cobra_edge.serve", str(bundle), "--port", "0", *shares, *options]
     with tempfile.TemporaryFile("w+") as said:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)

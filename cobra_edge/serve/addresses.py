@@ -8,7 +8,9 @@ Source: https://www.iana.org/assignments/iana-ipv4-special-registry and .../iana
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+from starlette.types import Scope
 
 Address = IPv4Address | IPv6Address
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -63,3 +65,22 @@ def is_public(address: Address) -> bool:
 def is_loopback(host: str) -> bool:
     """Say whether who listens there is reached from this machine alone."""
     return host in LOOPBACK_HOSTS or host.startswith("127.")
+
+
+def client_of(scope: Scope) -> str:
+    """Return whose share of the server a request uses; behind a proxy all requests are the proxy's."""
+    client = scope.get("client")
+    return client_network(client[0] if client else "")
+
+
+def client_network(host: str) -> str:
+    """Return whose share of the server a client uses: its IPv4 address, or the /64 of its IPv6 one, all of which is its own."""
+    try:
+        address = ip_address(host.partition("%")[0])  # without the zone of a link-local one
+    except ValueError:  # such as a Unix socket's
+        return host
+    if isinstance(address, IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((address, 64), strict=False))

@@ -4,44 +4,51 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .address_shares import AddressShares
+from .addresses import client_of
 from .parting import refuse
 from .refusals import Refusal
 
 _WEIGHT = 0.1  # of the newest answer in the running mean
 
 
-@dataclass
 class Admission:
     """Places for questions. For the event loop alone.
 
     Attributes:
-        places: at most so many questions are inside.
-        inside: so many are there now.
-        mean_seconds: how long one that is answered stays, a running mean.
+        shares: the places there are, and how many each address has.
+        mean_seconds: how long a question that is answered stays, a running mean.
     """
 
-    places: int
-    inside: int = 0
-    mean_seconds: float = 1.0
+    def __init__(self, places: int, places_per_address: int | None = None) -> None:
+        """Begin with all places free; one address may have all of them unless a number is given."""
+        self.shares = AddressShares(places, places_per_address or places)
+        self.mean_seconds = 1.0
 
-    def enter(self) -> float:
+    @property
+    def inside(self) -> int:
+        """How many questions are inside."""
+        return self.shares.total
+
+    def enter(self, address: str) -> float:
         """Take a place; returns the time. Raises Refusal 429, with the time in which half of those inside should have left."""
-        if self.inside >= self.places:
-            wait = max(1, min(60, math.ceil(self.mean_seconds / 2)))
-            message = (
-                f"{self.inside} questions are being answered or wait, which is all there is room for; ask again in {wait} s"
-            )
-            raise Refusal(429, message, "queue_full", headers={"Retry-After": str(wait)})
-        self.inside += 1
-        return time.monotonic()
+        wait = max(1, min(60, math.ceil(self.mean_seconds / 2)))
+        own, again = self.shares.taken_by(address), f"ask again in {wait} s"
+        if self.inside >= self.shares.limit:
+            message = f"{self.inside} questions are being answered or wait, which is all there is room for; {again}"
+        elif own >= self.shares.per_address:
+            message = f"{own} questions of your address are being answered or wait, which is its share; {again}"
+        else:
+            self.shares.take(address)
+            return time.monotonic()
+        raise Refusal(429, message, "queue_full", headers={"Retry-After": str(wait)})
 
-    def leave(self, entered: float, *, answered: bool) -> None:
+    def leave(self, address: str, entered: float, *, answered: bool) -> None:
         """Give a place back; those that were refused on the way say nothing of how long an answer takes."""
-        self.inside -= 1
+        self.shares.give_back(address)
         if answered:
             self.mean_seconds += _WEIGHT * (time.monotonic() - entered - self.mean_seconds)
 
@@ -58,8 +65,9 @@ class AdmissionDoor:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
+        address = client_of(scope)
         try:
-            entered = self.admission.enter()
+            entered = self.admission.enter(address)
         except Refusal as refusal:
             await refuse(refusal, scope, receive, send)
             return
@@ -73,4 +81,4 @@ class AdmissionDoor:
         try:
             await self.app(scope, receive, noting)
         finally:
-            self.admission.leave(entered, answered=answered)
+            self.admission.leave(address, entered, answered=answered)

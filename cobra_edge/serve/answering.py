@@ -6,7 +6,6 @@ pieces, so the answer has the same bits.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Generator
 from contextlib import suppress
@@ -16,10 +15,9 @@ from typing import Literal
 import numpy as np
 
 from ..decode.decoder import DecoderState
-from ..errors import InputError, MachineError
+from ..errors import MachineError
 from ..generate import Sampling
-from ..image import load_picture
-from ..session import Answer, Session
+from ..session import Answer, Pixels, Session
 from .conversation import Passage, longer_key, prefix_keys
 from .refusals import Refusal
 from .state_cache import StateCache
@@ -31,13 +29,20 @@ Remembered = Literal["nothing", "image", "conversation"]
 REMEMBERED: tuple[Remembered, ...] = ("nothing", "image", "conversation")
 
 
+class ImageForgotten(Refusal):
+    """The state of an image that was to be remembered is gone: the question has to come again, with the image's pixels."""
+
+    def __init__(self) -> None:
+        super().__init__(500, "what was remembered of the image is gone; ask again", "server_error")
+
+
 @dataclass(frozen=True, eq=False)
 class Question:
     """What is to be answered.
 
     Attributes:
-        picture: its file's bytes, or None.
-        picture_pixels: more are refused.
+        image_digest: SHA-256 of its image's file, or None.
+        pixels: what `ImageTransform.pixels` made of the image; None where it is expected to be remembered.
         passages: at least one; none is empty.
         max_new_tokens: the answer's limit.
         sampling: how tokens are chosen.
@@ -45,8 +50,8 @@ class Question:
         arrived: `time.perf_counter()` when it was asked.
     """
 
-    picture: bytes | None
-    picture_pixels: int
+    image_digest: bytes | None
+    pixels: np.ndarray | None
     passages: tuple[Passage, ...]
     max_new_tokens: int
     sampling: Sampling
@@ -85,20 +90,19 @@ def answer_in_slices(session: Session, cache: StateCache, question: Question) ->
     """Answer a question, a slice at a time; `Finished` is the last. Closing the generator stops the decoding.
 
     Raises:
-        Refusal: the picture cannot be read.
+        ImageForgotten: the image is not remembered, and its pixels are not given.
         InputError, MachineError: the decoder fails.
     """
     queue_ms = (time.perf_counter() - question.arrived) * 1e3
     decoder, passages = session.decoder, question.passages
-    digest = None if question.picture is None else hashlib.sha256(question.picture).digest()
-    keys = list(prefix_keys(digest, passages))
+    keys = list(prefix_keys(question.image_digest, passages))
     # The last passage is always read: a state alone has no logits.
     found = cache.longest(keys[:-1])
-    image_tokens = 0 if question.picture is None else session.config.n_visual_tokens
+    image_tokens = 0 if question.image_digest is None else session.config.n_visual_tokens
     if found is None:
         begun, remembered = 0, REMEMBERED[0]
         state = _look(session, question)
-        if question.picture is not None:
+        if question.image_digest is not None:
             cache.keep(keys[0], state, on_disk=True)
     else:
         begun, kept = found
@@ -134,13 +138,11 @@ def answer_in_slices(session: Session, cache: StateCache, question: Question) ->
 
 
 def _look(session: Session, question: Question) -> DecoderState:
-    if question.picture is None:
+    if question.image_digest is None:
         return session.decoder.new_state()
-    try:
-        picture = load_picture(question.picture, question.picture_pixels)
-    except InputError as error:
-        raise Refusal(400, f"messages: {error}", "invalid_image", "messages") from error
-    return session.look(picture)
+    if question.pixels is None:
+        raise ImageForgotten
+    return session.look(Pixels(question.pixels))
 
 
 def _shown(answer: Answer, stops: StopStrings) -> Generator[Slice, None, bool]:

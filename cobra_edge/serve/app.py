@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -20,7 +18,9 @@ from .chat_route import ChatRoute
 from .metrics import Metrics
 from .openai_api import ErrorResponse, Model, ModelList
 from .page_route import page_router
+from .paths import nothing_here
 from .refusals import Refusal, refusal_response
+from .request_errors import not_json, refusal_of
 from .scheduler import Scheduler, shutting_down
 from .served_model import ServedModel
 
@@ -112,45 +112,28 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorResponse} for status in statuses}
 
 
-def _not_json(reason: object) -> Refusal:
-    return Refusal(400, f"the body is not JSON: {reason}; send an object, as UTF-8", "invalid_json")
-
-
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     return refusal_response(error)
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:
-    """Say the first thing that is wrong with a request, and where, in OpenAI's words: a 400, not FastAPI's 422."""
+    """Answer in the shape of OpenAI's errors: a 400, not FastAPI's 422."""
     assert isinstance(error, RequestValidationError)
-    errors = error.errors()
-    # Where a text or a list may stand, both are tried: a list was not meant to be a text.
-    first = next((e for e in errors if not (e["type"] == "string_type" and isinstance(e["input"], list))), errors[0])
-    where = _place(first["loc"][1:], error.body, missing=first["type"] == "missing")
-    if first["type"] == "json_invalid":
-        return refusal_response(_not_json(first["ctx"]["error"]))
-    if first["loc"] == ("body",) and first["type"] == "missing":
-        return refusal_response(_not_json("it is empty"))
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return refusal_response(Refusal(400, f"{where}: {message}" if where else message, "invalid_value", where or None))
-
-
-def _place(location: Sequence[int | str], body: Any, *, missing: bool) -> str:
-    """Return where in a body something is wrong, without the names of the types that were tried there."""
-    parts: list[str] = []
-    for part in location:
-        with suppress(KeyError, IndexError, TypeError):  # raised for such a name
-            body = body[part]
-            parts.append(str(part))
-    return ".".join([*parts, str(location[-1])] if missing and location else parts)[:200]
+    return refusal_response(refusal_of(error))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.__cause__ is not None and error.status_code == 400:  # FastAPI met what is not JSON's own kind of error
-        return refusal_response(_not_json(error.__cause__))
-    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        return refusal_response(not_json(error.__cause__))
+    method, path = request.method, request.url.path
+    if error.status_code == 404:
+        message = nothing_here(method, path)
+    elif error.status_code == 405:
+        message = f"{method} {path[:200]}: only {(error.headers or {}).get('Allow', 'another method')} is answered here"
+    else:
+        message = f"{method} {path[:200]}: {error.detail}"
     headers = error.headers or {}
     return refusal_response(Refusal(error.status_code, message, _CODES.get(error.status_code, "bad_request"), headers=headers))
 

@@ -9,7 +9,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from starlette.types import ASGIApp
+
 from ..session_options import Opening
+from .access_lines import AccessLines, EventLines
 from .admission import Admission
 from .answering import answer_in_slices
 from .app import make_app
@@ -17,6 +20,7 @@ from .chat_route import ChatRoute
 from .counting import Counted
 from .doors import allowed_hosts, guarded
 from .fetching import Fetcher
+from .image_decoding import ImageDecoder
 from .limits import Limits
 from .metrics import Metrics
 from .picture_source import PictureSource
@@ -67,7 +71,8 @@ def serve(
     remembering: Remembering,
     limits: Limits,
     grace_seconds: float,
-    ready: Callable[[str], None],
+    ready: Callable[[str, str], None],
+    lines: EventLines | None = None,
 ) -> None:
     """Open a bundle and serve it until a signal comes.
 
@@ -78,7 +83,8 @@ def serve(
         remembering: what was seen.
         limits: of what clients may ask.
         grace_seconds: for answers under way when the signal comes.
-        ready: told the address when clients are accepted.
+        ready: told the address and the model's name when clients are accepted.
+        lines: told of each request, or None.
 
     Raises:
         BundleError, InputError, MachineError: a part cannot be opened.
@@ -96,7 +102,24 @@ def serve(
         cache = StateCache(remembering.memory_bytes, files)
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
-        admission = Admission(limits.active + limits.waiting)
-        app = make_app(ChatRoute(model, pictures, scheduler, metrics, limits))
-        doors = Counted(guarded(app, limits, access.key, names, admission), metrics.ended)
-        asyncio.run(run_server(doors, scheduler, listening, limits, grace_seconds, lambda: ready(url_of(listening))))
+        admission = Admission(limits.places, limits.places_per_address)
+        images = None if model.session.vision is None else ImageDecoder(model.session.bundle.image(), limits)
+        app = make_app(ChatRoute(model, pictures, images, cache, scheduler, metrics, limits))
+        doors: ASGIApp = Counted(guarded(app, limits, access.key, names, admission), metrics.ended)
+        if lines is not None:
+            doors = AccessLines(doors, lines)
+
+        async def run() -> None:
+            def told() -> None:
+                ready(url_of(listening), model.name)
+
+            if images is None:
+                await run_server(doors, scheduler, listening, limits, grace_seconds, told)
+                return
+            await images.start()
+            try:
+                await run_server(doors, scheduler, listening, limits, grace_seconds, told, images.refuse)
+            finally:
+                await images.close()
+
+        asyncio.run(run())

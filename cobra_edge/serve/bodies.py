@@ -6,6 +6,7 @@ import anyio
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
+from .address_shares import AddressShares
 from .limits import Limits
 from .refusals import Refusal
 
@@ -19,14 +20,20 @@ class Bodies:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.size_bytes = 0  # of bodies that are being read, or whose requests are not at their end
+        # in bytes, of bodies that are being read, or whose requests are not at their end
+        self.shares = AddressShares(limits.bodies_bytes, limits.bodies_bytes_per_address)
 
-    async def read(self, headers: Headers, receive: Receive) -> tuple[Receive, int]:
-        """Read a body.
+    @property
+    def size_bytes(self) -> int:
+        """How much of all requests is in memory."""
+        return self.shares.total
+
+    async def read(self, headers: Headers, receive: Receive, address: str) -> tuple[Receive, int]:
+        """Read a body that an address sends.
 
         Returns:
             A `receive` that gives it in one piece and then says whether the client is still there, and the body's size in
-            bytes, which is to be taken from `size_bytes` when the request is at its end.
+            bytes, which is to be given back to `shares` when the request is at its end.
 
         Raises:
             Refusal: 413 too large, whether declared or found while reading, or of too many values; 408 too slow; 503 too many
@@ -38,7 +45,7 @@ class Bodies:
             raise self._too_large(f"{int(declared):,} bytes")
         try:
             with anyio.fail_after(self._limits.body_seconds):
-                body = await self._all(receive)
+                body = await self._all(receive, address)
         except TimeoutError as error:
             message = (
                 f"the body did not arrive within {self._limits.body_seconds:g} seconds; send it faster, or a smaller picture"
@@ -46,7 +53,7 @@ class Bodies:
             raise Refusal(408, message, "body_timeout") from error
         return _once(body, receive), len(body)
 
-    async def _all(self, receive: Receive) -> bytes:
+    async def _all(self, receive: Receive, address: str) -> bytes:
         body = bytearray()  # a list of its parts would take many times their size, were they single bytes
         size = 0
         try:
@@ -55,19 +62,27 @@ class Bodies:
                 if message["type"] == "http.disconnect":
                     raise ClientLeft
                 body += message.get("body", b"")
-                self.size_bytes += len(body) - size
+                self.shares.take(address, len(body) - size)
                 size = len(body)
                 if size > self._limits.body_bytes:
                     raise self._too_large("more")
-                if self.size_bytes > self._limits.bodies_bytes:
-                    crowded = "the requests that are inside take all the memory there is for them; come again in a second"
-                    raise Refusal(503, crowded, "too_many_bodies", headers={"Retry-After": "1"})
+                self._require_room(address)
                 if not message.get("more_body", False):
                     self._require_few_values(body)
                     return bytes(body)
         except BaseException:
-            self.size_bytes -= size
+            self.shares.give_back(address, size)
             raise
+
+    def _require_room(self, address: str) -> None:
+        """Refuse a body that has no room beside the others: all of them, or those of its own address."""
+        again = {"Retry-After": "1"}
+        if self.shares.total > self.shares.limit:
+            crowded = "the requests that are inside take all the memory there is for them; come again in a second"
+            raise Refusal(503, crowded, "too_many_bodies", headers=again)
+        if self.shares.taken_by(address) > self.shares.per_address:
+            share = f"the requests of your address take its share of the memory, {self.shares.per_address >> 20} MiB"
+            raise Refusal(429, f"{share}; wait until some are answered", "too_many_bodies", headers=again)
 
     def _require_few_values(self, body: bytearray) -> None:
         """Refuse what takes many times its size, and seconds of everybody's time, to parse: megabytes of `[],`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,15 +18,19 @@ from starlette.responses import JSONResponse, Response
 
 from ..errors import InputError
 from ..generate import Sampling
-from .answering import Finished, Question
-from .conversation import characters_of, read_conversation
+from .addresses import client_of
+from .answering import Finished, ImageForgotten, Question
+from .conversation import characters_of, prefix_keys, read_conversation
 from .counting import CLIENT_GONE
 from .event_loop import off_the_loop
 from .event_stream import MEDIA_TYPE, EventStream
+from .image_decoding import ImageDecoder
 from .limits import Limits
-from .listening import listen, unless_gone
+from .listening import in_time, listen, unless_gone
 from .metrics import Metrics
 from .openai_api import (
+    NO_LIMIT,
+    UNSUPPORTED,
     AnswerMessage,
     ChatChunk,
     ChatCompletion,
@@ -40,6 +47,7 @@ from .picture_source import PictureSource
 from .refusals import Refusal
 from .scheduler import Scheduler
 from .served_model import ServedModel
+from .state_cache import StateCache
 
 _DEADLINE = "x-deadline-seconds"
 _CHARACTERS_A_TOKEN = 32  # far more than any language has on average
@@ -47,11 +55,22 @@ _ENCODING = 16  # a character takes about as long to encode as so many bytes of 
 
 
 @dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A question, without pixels; the file of its image, or None; the keys of the prefixes that may be remembered."""
+
+    question: Question
+    image: bytes | None
+    prefixes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class ChatRoute:
-    """What answers conversations."""
+    """What answers conversations. `decoder` is of images, None for a model without vision; `cache` is the scheduler's."""
 
     model: ServedModel
     pictures: PictureSource
+    decoder: ImageDecoder | None
+    cache: StateCache
     scheduler: Scheduler
     metrics: Metrics
     limits: Limits
@@ -84,9 +103,9 @@ class ChatRoute:
 
     async def _answer(self, asked: ChatRequest, request: Request, arrived: float) -> Response:
         deadline = self._deadline(request)
-        question = await self._question(asked, arrived)
-        owner = (request.client.host if request.client else "", asked.user or asked.safety_identifier or "")
-        slices = listen(self.scheduler, owner, question, deadline)
+        address = client_of(request.scope)
+        prepared = await in_time(deadline, arrived, self._prepared(asked, arrived))
+        slices = self._slices(prepared, (address, asked.user or asked.safety_identifier or ""), deadline)
         reply = _Reply(
             self.model.name, self.model.fingerprint, bool(asked.stream_options and asked.stream_options.include_usage)
         )
@@ -97,6 +116,27 @@ class ChatRoute:
         # Nothing is sent before the first piece is there: what goes wrong until then is told by a status.
         events = self._events(reply, slices)
         return EventStream(await anext(events), events)
+
+    async def _slices(
+        self, prepared: _Prepared, owner: tuple[str, str], deadline: float
+    ) -> AsyncGenerator[str | Finished, None]:
+        """Yield the pieces of an answer. An image that is remembered is not decoded, unless it is forgotten meanwhile."""
+        if prepared.image is None or self.cache.holds(prepared.prefixes):
+            try:
+                async with aclosing(listen(self.scheduler, owner, prepared.question, deadline)) as slices:
+                    async for piece in slices:
+                        yield piece
+                return
+            except ImageForgotten:  # nothing was yielded: it is seen before the first token
+                pass
+        question = await in_time(deadline, prepared.question.arrived, self._with_pixels(prepared, owner[0]))
+        async with aclosing(listen(self.scheduler, owner, question, deadline)) as slices:
+            async for piece in slices:
+                yield piece
+
+    async def _with_pixels(self, prepared: _Prepared, address: str) -> Question:
+        assert prepared.image is not None and self.decoder is not None
+        return replace(prepared.question, pixels=await self.decoder.decode(address, prepared.image))
 
     async def _events(self, reply: _Reply, slices: AsyncGenerator[str | Finished, None]) -> AsyncGenerator[ChatChunk, None]:
         try:
@@ -125,22 +165,23 @@ class ChatRoute:
             raise Refusal(400, message, "invalid_value", _DEADLINE)
         return min(seconds, self.limits.deadline_seconds)
 
-    async def _question(self, asked: ChatRequest, arrived: float) -> Question:
-        """Return what the decoder is asked. Raises Refusal where it cannot be."""
+    async def _prepared(self, asked: ChatRequest, arrived: float) -> _Prepared:
+        """Return what is asked, its image not decoded. Raises Refusal where it cannot be answered."""
         session, limits = self.model.session, self.limits
         self.model.require(asked.model)
         if asked.unsupported is not None:
-            raise Refusal(400, f"{asked.unsupported} is not supported; leave it out", "unsupported_value", asked.unsupported)
+            raise Refusal(400, _cannot(asked.unsupported), "unsupported_value", asked.unsupported)
         longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
         characters = longest * _CHARACTERS_A_TOKEN
         size = _ENCODING * characters_of(asked.messages)
         conversation = await off_the_loop(size, read_conversation, asked.messages, session.template, session.codec, characters)
-        picture, seen = None, 0
+        image, digest, seen = None, None, 0
         if conversation.picture_url is not None:
-            if session.vision is None:
+            if self.decoder is None:
                 message = f"{self.model.name} is a text-only model; ask without a picture"
                 raise Refusal(400, message, "image_not_supported", "messages")
-            picture, seen = await self.pictures.read(conversation.picture_url), session.config.n_visual_tokens
+            image, seen = await self.pictures.read(conversation.picture_url), session.config.n_visual_tokens
+            digest = await off_the_loop(len(image), _digest, image)
         read = seen + sum(map(len, conversation.passages))
         room = session.config.max_length - read
         if read > longest:
@@ -148,23 +189,39 @@ class ChatRoute:
                 f"the conversation is {read} tokens ({seen} of them the picture's), at most {longest} are read; shorten it"
             )
             raise Refusal(400, message, "context_length_exceeded", "messages")
-        wanted = asked.max_completion_tokens or asked.max_tokens or limits.default_new_tokens
-        return Question(
-            picture,
-            limits.picture_pixels,
+        wanted = asked.token_limit or limits.default_new_tokens
+        question = Question(
+            digest,
+            None,
             conversation.passages,
-            min(wanted, room, limits.new_tokens or room),
+            min(room if wanted == NO_LIMIT else wanted, room, limits.new_tokens or room),
             _sampling(asked),
             asked.stops,
             arrived,
         )
+        return _Prepared(question, image, tuple(prefix_keys(digest, conversation.passages))[:-1])
+
+
+def _digest(file: bytes) -> bytes:
+    return hashlib.sha256(file).digest()
+
+
+def _cannot(name: str) -> str:
+    unsupported = UNSUPPORTED[name]
+    supported = " or ".join(json.dumps(value) for value in unsupported.neutral)
+    said = f"only {supported} is supported" if supported else "is not supported"
+    return f"{name}: {said}; {unsupported.advice}"
 
 
 def _sampling(asked: ChatRequest) -> Sampling:
-    """Return how tokens are chosen: greedy unless asked otherwise; without a seed each answer is another."""
+    """Return how tokens are chosen: greedy unless asked otherwise; without a seed each answer is another.
+
+    A top_p of 0 holds no share of the probability, so it leaves the likeliest token alone.
+    """
     seed = secrets.randbits(64) if asked.seed is None else asked.seed % (1 << 64)
+    temperature = 0.0 if asked.top_p == 0 else asked.temperature or 0.0
     try:
-        return Sampling(asked.temperature or 0.0, asked.top_k or 0, 1.0 if asked.top_p is None else asked.top_p, seed)
+        return Sampling(temperature, max(asked.top_k or 0, 0), asked.top_p or 1.0, seed)
     except InputError as error:
         raise Refusal(400, str(error), "invalid_value") from error
 

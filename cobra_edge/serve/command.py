@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import click
 from ..errors import InputError, MachineError
 from ..session_options import Opening, session_options
 from ..terminal import debug_option, main_of, say, tell
+from ..version import __version__
 from .addresses import is_loopback
-from .limits import Limits
+from .limits import LEAST_CONNECTIONS, LEAST_QUESTIONS, Limits
 
 KEY_VARIABLE = "COBRA_EDGE_API_KEY"
 _DEFAULTS = Limits()
@@ -91,6 +93,21 @@ class _Seconds(click.FloatRange):
     show_default=True,
     help="Of a picture.",
 )
+@click.option(
+    "--requests-per-address",
+    type=click.IntRange(LEAST_QUESTIONS),
+    help="Requests of one address that may be inside; default: three quarters of --active + --waiting.",
+)
+@click.option(
+    "--connections-per-address",
+    type=click.IntRange(LEAST_CONNECTIONS, _DEFAULTS.connections),
+    default=_DEFAULTS.connections_per_address,
+    show_default=True,
+    help="Connections of one address.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the start, every request and the end, each as a JSON object a line."
+)
 @debug_option
 def command(
     opening: Opening,
@@ -111,6 +128,9 @@ def command(
     max_prompt_tokens: int | None,
     max_body_mib: int,
     max_picture_megapixels: int,
+    requests_per_address: int | None,
+    connections_per_address: int,
+    as_json: bool,
 ) -> None:
     """Serve BUNDLE to OpenAI's clients and to browsers, until SIGTERM or Ctrl-C.
 
@@ -118,6 +138,7 @@ def command(
     remembered of it.
     """
     try:
+        from .access_lines import EventLines
         from .assembled import Access, Remembering, serve
     except ImportError as error:
         raise MachineError(f"serve needs {error.name}; install it with: pip install 'cobra-edge[serve]'") from error
@@ -130,13 +151,24 @@ def command(
         active=active,
         waiting=waiting,
         deadline_seconds=deadline,
+        connections_per_address=connections_per_address,
+        questions_per_address=requests_per_address,
     )
     key = _read_key(api_key_file)
     if key is None and not is_loopback(host):
         tell(f"anyone who reaches {host} can ask this server; give it a key with --api-key-file")
     remembering = Remembering(state_cache_mib << 20, state_dir, state_dir_mib << 20)
     access = Access(host, port, key, allowed, image_hosts)
-    serve(opening, model_name, access, remembering, limits, grace, lambda url: say(f"listening on {url}"))
+    if not as_json:
+        serve(opening, model_name, access, remembering, limits, grace, lambda url, _model: say(f"listening on {url}"))
+        return
+    lines = EventLines(sys.stdout)
+
+    def ready(url: str, model: str) -> None:
+        lines.tell("listening", url=url, model=model, version=__version__)
+
+    serve(opening, model_name, access, remembering, limits, grace, ready, lines)
+    lines.close()
 
 
 def _read_key(file: Path | None) -> str | None:

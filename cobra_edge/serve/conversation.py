@@ -102,8 +102,8 @@ def _one_picture(messages: Sequence[Message]) -> str | None:
     if len(urls) > 1:
         raise Refusal(
             400,
-            f"the conversation holds {len(urls)} different pictures; this model reads one, before all text. Begin a "
-            "conversation for each",
+            f"the conversation holds {len(urls)} different images; this model reads one, before all text. Ask about each in a "
+            "conversation of its own, or join them into one image",
             "too_many_images",
             "messages",
         )

@@ -15,6 +15,12 @@ def ended_as(scope: Scope, status: int) -> None:
     scope[_ENDED] = status
 
 
+def ended_status(scope: Scope, sent: int) -> int:
+    """Return how a response ended whose status was sent, or CLIENT_GONE where none was."""
+    status: int = scope.get(_ENDED, sent)
+    return status
+
+
 class Counted:
     """Tells how each request that asks for something ended."""
 
@@ -42,4 +48,4 @@ class Counted:
         try:
             await self._app(scope, receive, noting)
         finally:
-            self._count(scope.get(_ENDED, status))
+            self._count(ended_status(scope, status))

@@ -16,11 +16,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import InputError
-from .addresses import LOOPBACK_HOSTS, is_loopback
+from .addresses import LOOPBACK_HOSTS, client_of, is_loopback
 from .admission import Admission, AdmissionDoor
 from .bodies import Bodies, ClientLeft
 from .limits import Limits
 from .parting import refuse
+from .paths import CanonicalPath
 from .refusals import Refusal
 
 Check = Callable[[Scope, Headers], None]  # looks at a request's head; raises Refusal
@@ -57,7 +58,7 @@ def guarded(
     inside: ASGIApp = WholeBody(app, Bodies(limits))
     if admission is not None:
         inside = AdmissionDoor(inside, admission)
-    return ResponseHeaders(Checks(inside, checks))
+    return CanonicalPath(ResponseHeaders(Checks(inside, checks)))
 
 
 def allowed_hosts(bound: str, named: Collection[str], *, has_key: bool) -> frozenset[str] | None:
@@ -179,7 +180,7 @@ class WholeBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        more = True
+        more, address = True, client_of(scope)
 
         async def noting() -> Message:
             nonlocal more
@@ -188,7 +189,7 @@ class WholeBody:
             return message
 
         try:
-            whole, size = await self._bodies.read(Headers(scope=scope), noting)
+            whole, size = await self._bodies.read(Headers(scope=scope), noting, address)
         except Refusal as refusal:
             await refuse(refusal, scope, receive, send, whole=not more)
             return
@@ -197,7 +198,7 @@ class WholeBody:
         try:
             await self._app(scope, whole, send)
         finally:
-            self._bodies.size_bytes -= size
+            self._bodies.shares.give_back(address, size)
 
 
 class ResponseHeaders:

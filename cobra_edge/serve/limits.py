@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Less would keep a browser from working: it opens six connections to a server, and has several tabs.
+LEAST_CONNECTIONS = 8
+LEAST_QUESTIONS = 4
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -24,9 +28,12 @@ class Limits:
         deadline_seconds: from a request's arrival to the end of its answer.
         header_seconds: to send a request's head.
         body_seconds: to send its body.
+        decode_seconds: of work to decode an image.
         fetch_seconds: to fetch a picture that a request names by its address.
         send_seconds: to take one piece of an answer.
         connections: open at the same time.
+        connections_per_address: of one address. A browser opens six.
+        questions_per_address: of one address that are inside, of active + waiting; None for three quarters of them.
     """
 
     body_bytes: int = 16 << 20
@@ -42,6 +49,24 @@ class Limits:
     deadline_seconds: float = 300.0
     header_seconds: float = 10.0
     body_seconds: float = 30.0
+    decode_seconds: float = 20.0
     fetch_seconds: float = 15.0
     send_seconds: float = 30.0
     connections: int = 256
+    connections_per_address: int = 64
+    questions_per_address: int | None = None
+
+    @property
+    def places(self) -> int:
+        """How many questions may be inside."""
+        return self.active + self.waiting
+
+    @property
+    def places_per_address(self) -> int:
+        """How many of them may be one address's: by default what leaves a quarter to others, but enough for one browser."""
+        return self.questions_per_address or max(LEAST_QUESTIONS, self.places * 3 // 4)
+
+    @property
+    def bodies_bytes_per_address(self) -> int:
+        """How much of `bodies_bytes` may be one address's: what leaves a quarter to others, but enough for one body."""
+        return max(self.body_bytes, self.bodies_bytes * 3 // 4)

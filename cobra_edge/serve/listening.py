@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import anyio
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
@@ -21,9 +22,26 @@ T = TypeVar("T")
 
 def deadline_exceeded(seconds: float) -> Refusal:
     """Return what is said when an answer takes too long."""
-    return Refusal(
-        504, f"no answer within {seconds:g} s; ask for fewer tokens, or again when less is going on", "deadline_exceeded"
-    )
+    message = f"no answer within {seconds:g} s; ask for fewer tokens, send a smaller image, or ask when less is going on"
+    return Refusal(504, message, "deadline_exceeded")
+
+
+async def in_time(deadline_seconds: float, arrived: float, work: Awaitable[T]) -> T:
+    """Return what the work comes to; it is cancelled at the deadline.
+
+    Args:
+        deadline_seconds: from the arrival on.
+        arrived: `time.perf_counter()` then.
+        work: on the event loop.
+
+    Raises:
+        Refusal: it is not done in time.
+    """
+    try:
+        with anyio.fail_after(max(0.0, deadline_seconds - (time.perf_counter() - arrived))):
+            return await work
+    except TimeoutError as error:
+        raise deadline_exceeded(deadline_seconds) from error
 
 
 async def listen(

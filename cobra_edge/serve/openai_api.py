@@ -1,35 +1,67 @@
 """The shapes of requests and answers, as OpenAI's clients send and expect them.
 
 Source: https://platform.openai.com/docs/api-reference/chat. Fields that would change an answer and are not supported are
-refused unless they say what is done anyway; others that are unknown are passed over.
+refused unless they say what is done anyway; for those that are unknown see `request_fields`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
-# What these may be, since it changes nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
+from .request_fields import (
+    IGNORED_IMAGE_URL_FIELDS,
+    IGNORED_MESSAGE_FIELDS,
+    IGNORED_PART_FIELDS,
+    IGNORED_REQUEST_FIELDS,
+    RequestObject,
+)
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A field that would change an answer: the values that do not, and what to do instead."""
+
+    neutral: tuple[Any, ...]
+    advice: str = "leave it out"
+
+
+_ONE_ANSWER = "one request has one answer; send several requests"
+_NO_PENALTY = "repetition is not penalised; leave it out"
+_NO_TOOLS = "the model calls no tools; leave it out, and say in the question what to answer"
+_TEXT_ONLY = "answers are free text; leave it out, and ask for the form of the answer in the question"
+_WHOLE_TURNS = "an answer begins after a whole turn of the user; leave it out"
+UNSUPPORTED: dict[str, Unsupported] = {
+    "n": Unsupported((1,), _ONE_ANSWER),
+    "best_of": Unsupported((1,), _ONE_ANSWER),
+    "frequency_penalty": Unsupported((0,), _NO_PENALTY),
+    "presence_penalty": Unsupported((0,), _NO_PENALTY),
+    "repetition_penalty": Unsupported((1,), _NO_PENALTY),
+    "repeat_penalty": Unsupported((1,), _NO_PENALTY),
+    "min_p": Unsupported((0,), "use top_p or top_k"),
+    "typical_p": Unsupported((1,), "use top_p or top_k"),
+    "min_tokens": Unsupported((0,)),
+    "ignore_eos": Unsupported((False,)),
+    "logit_bias": Unsupported(({},)),
+    "logprobs": Unsupported((False,)),
+    "top_logprobs": Unsupported((0,)),
+    "tools": Unsupported(([],), _NO_TOOLS),
+    "tool_choice": Unsupported(("none", "auto"), _NO_TOOLS),
+    "functions": Unsupported(([],), _NO_TOOLS),
+    "function_call": Unsupported(("none", "auto"), _NO_TOOLS),
+    "response_format": Unsupported(({"type": "text"},), _TEXT_ONLY),
+    "modalities": Unsupported((["text"],), "answers are text"),
+    "audio": Unsupported((), "answers are text"),
+    "echo": Unsupported((False,), "the question is not repeated; leave it out"),
+    "continue_final_message": Unsupported((False,), _WHOLE_TURNS),
+    "add_generation_prompt": Unsupported((True,), _WHOLE_TURNS),
 }
 MAX_MESSAGES = 1024
 MAX_PARTS = 64
-MAX_STOPS = 4
+MAX_STOPS = 64
+NO_LIMIT = -1  # of tokens, and of candidates: as llama.cpp and vLLM have it
 
 
 def _where_given() -> Any:
@@ -48,12 +80,30 @@ def _whole(text: str) -> str:
 Text = Annotated[str, AfterValidator(_whole)]
 # JSON has one kind of number: 2.0 is the integer 2.
 Whole = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)]
+
+
+def _limit(value: int) -> int:
+    if value < 1 and value != NO_LIMIT:
+        raise ValueError(f"expected 1 or more, or {NO_LIMIT} for as many as there is room for; got {value}")
+    return value
+
+
+def _url_alone(value: Any) -> Any:
+    """Take an address alone for the object that has it, as some clients send it."""
+    return {"url": value} if isinstance(value, str) else value
+
+
+TokenLimit = Annotated[
+    Whole,
+    AfterValidator(_limit),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": NO_LIMIT}]}),
+]
 # The first thing that is wrong is enough: an error for each of a million parts would take gigabytes.
 _Parts = Field(max_length=MAX_PARTS, fail_fast=True)
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True)
+class _Part(RequestObject):
+    ignored_fields: ClassVar = IGNORED_PART_FIELDS
 
 
 class TextPart(_Part):
@@ -63,35 +113,41 @@ class TextPart(_Part):
     text: Text
 
 
-class ImageUrl(_Part):
-    """Where a picture is: a data URI, or a URL where the server was told to fetch some."""
+class ImageUrl(RequestObject):
+    """Where an image is: in a data: URL, in base64 alone, or at an http(s) URL where the server may fetch some."""
+
+    ignored_fields: ClassVar = IGNORED_IMAGE_URL_FIELDS
 
     url: Text = Field(examples=["data:image/png;base64,iVBORw0KGgo..."])
     detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="Changes nothing.")
 
 
 class ImagePart(_Part):
-    """A picture."""
+    """An image."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[ImageUrl, BeforeValidator(_url_alone, json_schema_input_type=ImageUrl | str)]
 
 
-class SystemMessage(_Part):
+class _Message(RequestObject):
+    ignored_fields: ClassVar = IGNORED_MESSAGE_FIELDS
+
+
+class SystemMessage(_Message):
     """What stands before the first question."""
 
     role: Literal["system", "developer"]
     content: Text | Annotated[list[TextPart], _Parts]
 
 
-class UserMessage(_Part):
+class UserMessage(_Message):
     """A question, with or without the conversation's picture."""
 
     role: Literal["user"]
     content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], _Parts]
 
 
-class AssistantMessage(_Part):
+class AssistantMessage(_Message):
     """An answer that was given."""
 
     role: Literal["assistant"]
@@ -101,16 +157,16 @@ class AssistantMessage(_Part):
 Message = SystemMessage | UserMessage | AssistantMessage
 
 
-class StreamOptions(_Part):
+class StreamOptions(RequestObject):
     """What a stream has beside its pieces."""
 
     include_usage: bool | None = None
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(RequestObject):
     """A conversation that wants its next answer."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    ignored_fields: ClassVar = IGNORED_REQUEST_FIELDS | UNSUPPORTED.keys()
 
     model: Text = Field(examples=["cobra-mini"])
     messages: list[Annotated[Message, Field(discriminator="role")]] = Field(
@@ -118,11 +174,11 @@ class ChatRequest(BaseModel):
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Whole | None = Field(default=None, ge=1)
-    max_completion_tokens: Whole | None = Field(default=None, ge=1)
+    max_tokens: TokenLimit | None = None
+    max_completion_tokens: TokenLimit | None = None
     temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default, takes the likeliest token.")
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: Whole | None = Field(default=None, ge=0, le=1_000_000, description="Not OpenAI's; 0 for all.")
+    top_p: float | None = Field(default=None, ge=0, le=1, description="0 takes the likeliest token.")
+    top_k: Whole | None = Field(default=None, ge=NO_LIMIT, le=1_000_000, description="Not OpenAI's; 0 or -1 for all.")
     seed: Whole | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     user: Text | None = Field(default=None, description="Whose turn it is, for fairness among users of one address.")
@@ -138,7 +194,13 @@ class ChatRequest(BaseModel):
     def unsupported(self) -> str | None:
         """The name of a field that asks for what cannot be done, or None."""
         extra = self.model_extra or {}
-        return next((n for n, neutral in NEUTRAL.items() if extra.get(n) is not None and extra[n] not in neutral), None)
+        given = {name: extra[name] for name in UNSUPPORTED if extra.get(name) is not None}
+        return next((name for name, value in given.items() if value not in UNSUPPORTED[name].neutral), None)
+
+    @property
+    def token_limit(self) -> int | None:
+        """At most so many tokens are wanted: `NO_LIMIT`, or None where nothing is said."""
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import CobraEdgeError
@@ -45,6 +45,11 @@ class Ticket:
     cancelled: bool = False
     _work: Generator[Slice, None, None] | None = field(default=None, repr=False)
 
+    @property
+    def sees_next(self) -> bool:
+        """Whether its next slice may run the vision graph, which can take seconds where a token takes milliseconds."""
+        return self._work is None and self.question.pixels is not None
+
 
 class Scheduler:
     """Answers questions in slices, in a thread of its own."""
@@ -66,13 +71,15 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """How many wait for their turn."""
-        return len(self._waiting)
+        """How many wait for their turn. The queue is counted by walking over it, so not while another thread changes it."""
+        with self._changed:
+            return len(self._waiting)
 
     @property
     def active(self) -> int:
         """How many are being answered."""
-        return len(self._active)
+        with self._changed:
+            return len(self._active)
 
     @property
     def alive(self) -> bool:
@@ -82,7 +89,8 @@ class Scheduler:
     @property
     def open(self) -> bool:
         """Whether questions are taken."""
-        return self._open
+        with self._changed:
+            return self._open
 
     def submit(self, ticket: Ticket) -> None:
         """Let a question wait for its turn. Raises Refusal while the server goes away."""
@@ -131,7 +139,7 @@ class Scheduler:
                     self._active.append(self._waiting.take())
                 if not self._open and not self._active:
                     return
-                turns = list(self._active)
+                turns = _one_image(self._active)
             for ticket in turns:
                 if self._take_turn(ticket):
                     with self._changed:
@@ -152,6 +160,12 @@ class Scheduler:
         if event is not None:
             _tell(ticket, event)
         return isinstance(event, Finished)
+
+
+def _one_image(active: Sequence[Ticket]) -> list[Ticket]:
+    """Return whose turn it is in one round: of those with an image to see only the first, so others wait for one at most."""
+    seeing = next((ticket for ticket in active if ticket.sees_next), None)
+    return [ticket for ticket in active if ticket is seeing or not ticket.sees_next]
 
 
 def _refusal_of(error: Exception) -> Refusal:

@@ -80,6 +80,7 @@ async def run_server(
     limits: Limits,
     grace_seconds: float,
     ready: Callable[[], None],
+    refuse: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until a signal comes; return when all is done.
 
@@ -93,6 +94,7 @@ async def run_server(
         limits: of connections.
         grace_seconds: for answers under way.
         ready: called when clients are accepted.
+        refuse: called when the first signal comes, to refuse what is not being answered yet.
     """
     server = _Server(
         uvicorn.Config(
@@ -121,6 +123,7 @@ async def run_server(
             return
         log.info("shutting down: %d answers under way, %d questions wait", scheduler.active, scheduler.waiting)
         scheduler.drain()
+        refuse()
         # Not at once: whoever connected just before is in the kernel's queue, and is to be refused with words.
         loop.call_later(_DOOR_SECONDS, setattr, server, "should_exit", True)
         endings.add(asyncio.create_task(_end(scheduler, grace_seconds)))

@@ -7,7 +7,7 @@ from it is what reading everything again would have been.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,10 @@ class CacheCounts:
 
 
 class StateCache:
-    """States in the host's memory up to a limit, over files where there are some; for one thread, others read figures.
+    """States in the host's memory up to a limit, over files where there are some; for one thread.
+
+    Others may ask `holds`, and read the length and the figures: each is one step of the interpreter, and none walks over what
+    that one thread changes.
 
     Attributes:
         size_bytes: what is kept in memory, never more than the limit.
@@ -53,6 +56,10 @@ class StateCache:
     def __len__(self) -> int:
         """Return how many states are in memory."""
         return len(self._kept)
+
+    def holds(self, keys: Iterable[bytes]) -> bool:
+        """Say whether a state of one of these prefixes is in memory; it may be given up in the next moment."""
+        return any(key in self._kept for key in keys)
 
     def longest(self, keys: Sequence[bytes]) -> tuple[int, DecoderState] | None:
         """Return the index of the longest prefix whose state is kept, and that state; None where none is.

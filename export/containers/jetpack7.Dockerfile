@@ -34,6 +34,8 @@ COPY constraints/jetpack7.txt /wheels/constraints.txt
 RUN python3 -m venv --system-site-packages /opt/cobra-edge \
  && /opt/cobra-edge/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt pip \
  && /opt/cobra-edge/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt "$(ls /wheels/*.whl)[jetpack7,serve]"
+# onnxruntime's reports to its maker. The package switches them off, too, before it imports onnxruntime.
+ENV ORT_DISABLE_TELEMETRY=1
 # Engines are kept under it: mount a volume there, or each new container builds again.
 ENV XDG_CACHE_HOME=/cache
 VOLUME /cache
