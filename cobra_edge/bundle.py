@@ -26,6 +26,7 @@ from .errors import BundleError, InputError, MachineError
 from .image import ImageTransform
 from .manifest import SCHEMA_VERSION, FileEntry, Manifest, PromptFile, VisionGraph
 from .packing import QuantizedTensor
+from .parsing import ParseError, parse_json
 from .recipe import quantized_scheme, stored_tensors
 from .tensor_file import map_tensors
 from .text import PromptTemplate, TextCodec
@@ -136,8 +137,8 @@ class Bundle:
 
 def _decode(file: Path, kind: type[Any]) -> Any:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return parse_json(file.read_bytes(), kind)
+    except (OSError, ParseError) as error:
         raise BundleError(f"{file}: {error}; export the bundle again") from error
 
 
