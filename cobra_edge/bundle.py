@@ -25,6 +25,7 @@ import numpy as np
 from .errors import BundleError, InputError, MachineError
 from .image import ImageTransform
 from .manifest import SCHEMA_VERSION, FileEntry, Manifest, PromptFile, VisionGraph
+from .onnx_file import require_plain_graph
 from .packing import QuantizedTensor
 from .parsing import ParseError, parse_json
 from .recipe import quantized_scheme, stored_tensors
@@ -88,6 +89,16 @@ class Bundle:
     def graph_files(self) -> dict[str, str]:
         """{file name: sha256} of the vision graph and its data."""
         return {name: entry.sha256 for name, entry in self.manifest.files.items() if name.startswith(VISION)}
+
+    def graph_file(self) -> Path:
+        """Return the path of vision.onnx, fit to be given to a runtime.
+
+        Raises:
+            BundleError: the graph is more than arithmetic on tensors that the manifest vouches for.
+        """
+        files = self.manifest.files
+        require_plain_graph(self.path(VISION), {name: files[name].bytes for name in self.graph_files if name != VISION})
+        return self.path(VISION)
 
     def path(self, name: str) -> Path:
         """Return the path of one of the bundle's files."""
