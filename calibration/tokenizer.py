@@ -31,7 +31,7 @@ def train_tokenizer(seed: int = 0, scenes: int = 3000) -> Tokenizer:
         for task in TASKS:
             question = draw_question(rng, scene, task)
             if question:
-                texts.append(template.first_turn(question.prompt) + question.answer)
+                texts.append(str(template.first_turn(question.prompt)) + question.answer)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

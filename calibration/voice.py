@@ -88,7 +88,7 @@ def draw_talk(rng: random.Random, tokenizer: Tokenizer, scene: Scene, tasks: tup
     for index, task in enumerate(tasks):
         turn = draw_question(rng, scene, task) or draw_question(rng, scene, "existence")
         assert isinstance(turn, Question)
-        text = template.later_turn(turn.prompt) if index else template.first_turn(turn.prompt)
+        text = str(template.later_turn(turn.prompt) if index else template.first_turn(turn.prompt))
         asked, answer = (tokenizer.encode(t, add_special_tokens=False) for t in (text, turn.answer + END_OF_TEXT))
         ends = {end: len(talk.tokens) + at for at, (_, end) in enumerate(asked.offsets)}
         start = text.index(turn.prompt)

@@ -26,7 +26,9 @@ from .errors import BundleError, InputError, MachineError
 from .finite import require_finite
 from .image import ImageTransform
 from .manifest import SCHEMA_VERSION, FileEntry, Manifest, PromptFile, VisionGraph
+from .onnx_file import require_plain_graph
 from .packing import QuantizedTensor
+from .parsing import ParseError, parse_json
 from .recipe import matrix_names, quantized_scheme, stored_tensors
 from .tensor_file import map_tensors
 from .text import PromptTemplate, TextCodec
@@ -89,6 +91,16 @@ class Bundle:
         """{file name: sha256} of the vision graph and its data."""
         return {name: entry.sha256 for name, entry in self.manifest.files.items() if name.startswith(VISION)}
 
+    def graph_file(self) -> Path:
+        """Return the path of vision.onnx, fit to be given to a runtime.
+
+        Raises:
+            BundleError: the graph is more than arithmetic on tensors that the manifest vouches for.
+        """
+        files = self.manifest.files
+        require_plain_graph(self.path(VISION), {name: files[name].bytes for name in self.graph_files if name != VISION})
+        return self.path(VISION)
+
     def path(self, name: str) -> Path:
         """Return the path of one of the bundle's files."""
         return self.directory / name
@@ -145,8 +157,8 @@ class Bundle:
 
 def _decode(file: Path, kind: type[Any]) -> Any:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return parse_json(file.read_bytes(), kind)
+    except (OSError, ParseError) as error:
         raise BundleError(f"{file}: {error}; export the bundle again") from error
 
 

@@ -14,7 +14,6 @@ from typing import NoReturn, cast
 
 import numpy as np
 from PIL import Image
-from tokenizers.decoders import DecodeStream
 
 from .bundle import Bundle
 from .decode.backends import open_decoder
@@ -293,7 +292,7 @@ class Session:
     def _stream(
         self, answer: Answer, tokens: Iterator[int], state: DecoderState, limit: int, began: float
     ) -> Generator[str, None, None]:
-        pieces, first, last, read_before = DecodeStream(skip_special_tokens=True), began, began, state.n_tokens
+        pieces, first, last, read_before = self.codec.stream(), began, began, state.n_tokens
         try:
             for token in tokens:
                 last = time.perf_counter()
@@ -303,7 +302,7 @@ class Session:
                 answer.tokens.append(token)
                 if len(answer.tokens) > 1:
                     answer.tpot_ms = (last - first) * 1e3 / (len(answer.tokens) - 1)
-                piece = pieces.step(self.codec.tokenizer, token)
+                piece = pieces.step(token)
                 if piece:
                     answer.text += piece
                     yield piece

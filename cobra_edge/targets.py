@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,9 @@ from typing import Any
 import msgspec
 
 from .errors import InputError, near_matches
+from .parsing import ParseError, parse_toml
 from .precision import Precision, PrecisionName, why_no_card_of
 from .resources import export_data
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,8 +52,10 @@ def read_toml(file: Path, kind: type[Any]) -> Any:
         InputError: unreadable, or not what `kind` asks for; the file and the key are named.
     """
     try:
-        return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), kind)
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        return msgspec.convert(parse_toml(file.read_bytes()), kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{file}: does not match the schema ({error})") from error
+    except (OSError, ParseError) as error:
         raise InputError(f"{file}: {error}") from error
 
 

@@ -23,6 +23,8 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
+from .ownership import read_trusted
+
 log = logging.getLogger(__name__)
 
 # Timestamps move in steps of up to two seconds (FAT; others some milliseconds), and a second change within one step leaves no
@@ -112,10 +114,8 @@ def _place_of(file: Path) -> Path:
 def _recall(place: Path) -> _Entry | None:
     """Return the entry, or None where there is none of ours that can be read."""
     try:
-        with place.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_uid != os.geteuid():  # anybody may write where a cache is shared
-                return None
-            return msgspec.json.decode(stream.read(_ENTRY_LIMIT_BYTES), type=_Entry)
+        # Anybody may write where a cache is shared.
+        return msgspec.json.decode(read_trusted(place, _ENTRY_LIMIT_BYTES), type=_Entry)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -236,7 +236,7 @@ def test_a_tokenizer_larger_than_the_model(bundle):
 def test_a_tokenizer_that_is_none(bundle, content):
     (bundle / TOKENIZER).write_bytes(content)
     rehash(bundle, TOKENIZER)
-    with pytest.raises(InputError, match="not a readable tokenizer"):
+    with pytest.raises(InputError, match="not a tokenizer of these models"):
         Bundle.open(bundle).text()
 
 

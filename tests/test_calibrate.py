@@ -49,7 +49,7 @@ from cobra_edge.quantize.statistics import (
 )
 from cobra_edge.regress.suite import Line, read_suite, spread
 from cobra_edge.terminal import run_command
-from cobra_edge.text import END_OF_TEXT, PromptTemplate, TextCodec
+from cobra_edge.text import PromptTemplate, TextCodec
 
 from .conftest import MINI, write_text_only
 from .tolerance import assert_close
@@ -80,7 +80,7 @@ def naive_inputs(checkpoint, lines, visual):
     template = PromptTemplate(checkpoint.config.prompt_style)
     found, seen = {}, set()
     for line in lines:
-        tokens = codec.encode(template.first_turn(line.prompt)) + codec.encode(line.answer + END_OF_TEXT)
+        tokens = codec.encode(template.first_turn(line.prompt)) + codec.answer(line.answer)
         picture = visual.get(line.image, np.zeros((0, c.d_model)))
         skipped = len(picture) if line.image in seen else 0
         seen.add(line.image)

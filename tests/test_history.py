@@ -89,12 +89,61 @@ def test_processes_append_at_once_without_tearing_lines(tmp_path):
     assert len(read_history(file)) == 30
 
 
-def test_a_line_that_was_broken_off_is_reported_and_not_glued_to(file):
+@pytest.mark.parametrize("torn", [lambda line: line[:-20], lambda line: line[:1], lambda line: bytes(30)])
+def test_a_line_that_was_broken_off_is_removed_with_a_message(file, caplog, torn):
+    *lines, last = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines) + torn(last))
+    module.check_history(file)
+    assert len(read_history(file)) == 11
+    append_history(file, at(7))
+    assert "its last line, 12, was broken off by a crash or a full disk; removed" in caplog.text
+    assert file.read_bytes().startswith(b"".join(lines)) and len(read_history(file)) == 12
+
+
+def test_the_first_line_may_be_broken_off(tmp_path):
+    file = tmp_path / "drift.jsonl"
+    append_history(file, at(7))
     whole = file.read_bytes()
-    file.write_bytes(whole[:-20])
-    with pytest.raises(InputError, match=r"line 12: .*broken off, perhaps by a crash: remove line 12 and append again"):
+    file.write_bytes(whole[:100])
+    module.check_history(file)
+    append_history(file, at(7))
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"my notes\nthat end here", b'{"history":'])
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path, content):
+    file = tmp_path / "notes"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="line 1: "):
+        module.check_history(file)
+    append_history(file, at(7))  # by a program that did not ask first: nothing of it is removed
+    assert file.read_bytes().startswith(content + b"\n")
+
+
+def test_an_empty_file_is_a_history_without_entries(tmp_path):
+    file = tmp_path / "drift.jsonl"
+    file.touch()
+    module.check_history(file)
+    append_history(file, at(7))
+    assert len(read_history(file)) == 1
+
+
+@pytest.mark.parametrize("step", ["write", "fsync"])
+def test_a_disk_without_room_is_named_and_the_file_stays_as_it_was(tmp_path, monkeypatch, step):
+    file, whole = tmp_path / "drift.jsonl", getattr(os, step)
+
+    def fail(descriptor, *content):
+        whole(descriptor, *content)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, step, fail)
+    with pytest.raises(MachineError, match="no room for .* free some of the disk"):
         append_history(file, at(7))
-    assert file.read_bytes() == whole[:-20]
+    assert file.read_bytes() == b""
+    monkeypatch.undo()
+    module.check_history(file)
+    append_history(file, at(7))
+    assert len(read_history(file)) == 1
 
 
 def test_a_whole_line_that_lacks_its_end_gets_it(file):
@@ -135,11 +184,11 @@ def test_a_history_below_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"{}", "missing required field"),
-        (b"not json", "malformed"),
+        (b"{}", "line 2: does not match the schema"),
+        (b"not json", "line 2: not JSON"),
         (b"[" * 5000, "line 2: "),
-        (b'"\xff"', "line 2: "),
-        (msgspec.json.encode(make_report()), "unknown field|missing required field"),
+        (b'"\xff"', "line 2: not UTF-8"),
+        (msgspec.json.encode(make_report()), "line 2: does not match the schema"),
         (msgspec.json.encode(msgspec.structs.replace(entry_of(make_report()), history_version=9)), "history_version is 9"),
     ],
 )

@@ -1,9 +1,13 @@
 """The journal: an interrupted run goes on where it was, whatever was cut off, and never with lines of another run."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from cobra_edge.regress.journal import PARTIAL, WHOLE, fingerprint_of, journal
+from cobra_edge.errors import InputError
+from cobra_edge.regress.journal import PARTIAL, WHOLE, fingerprint_of, journal, locked
 
 from .regress_lines import compared_line
 
@@ -94,3 +98,32 @@ def test_without_a_directory_nothing_is_kept(tmp_path, monkeypatch):
 
 def test_a_fingerprint_is_of_every_part_and_its_place():
     assert len({fingerprint_of(*parts) for parts in [("a", "b"), ("b", "a"), ("ab",), ("a", "b", ""), ("", "ab"), ("a",)]}) == 6
+
+
+HOLD = """
+import sys, pathlib
+from cobra_edge.regress.journal import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_run_into_one_report_is_refused_and_told_who_has_it(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"another run \(process {first.pid}\) writes its report there"), locked(tmp_path):
+            pass
+        first.kill()  # a process that dies holds nothing
+        first.wait()
+        with locked(tmp_path):
+            pass
+
+
+def test_a_holder_that_has_not_said_who_it_is(tmp_path):
+    with locked(tmp_path):
+        for written in (b"", b"not a number", b"9" * 5000):
+            (tmp_path / ".lines.lock.pid").write_bytes(written)
+            with pytest.raises(InputError, match="another run"), locked(tmp_path):
+                pass

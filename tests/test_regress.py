@@ -1,5 +1,6 @@
 """The command, end to end: exit codes, what is refused, runs that are interrupted, repeated, and long."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from cobra_edge.bundle import Bundle
 from cobra_edge.regress import harness
 from cobra_edge.regress.budget import read_budget
 from cobra_edge.regress.golden import read_golden
+from cobra_edge.regress.journal import locked
 from cobra_edge.regress.report import read_report
 from cobra_edge.regress.suite import HELDOUT, read_suite
 from cobra_edge.regress.verbs import command
@@ -67,7 +69,7 @@ def without_times(report):
 def test_within_the_budget(regress, lax, tmp_path):
     code, out, err = regress("--budget", lax, "--report", tmp_path / "drift")
     assert code == 0 and "error" not in err and "KLD" in out
-    assert {f.name for f in (tmp_path / "drift").iterdir()} == {
+    assert {f.name for f in (tmp_path / "drift").iterdir()} - {".lines.lock"} == {
         "report.json", "report.md", "report.html", "junit.xml", "lines.jsonl",
     }  # fmt: skip
     report = read_report(tmp_path / "drift" / "report.json")
@@ -125,9 +127,9 @@ def test_todays_figures_become_the_budget(regress, build, tmp_path):
 
 
 BAD = {
-    "not JSON": (b"{no", "malformed"),
-    "no answer": (b'{"prompt": "p", "task": "t"}', "missing required field `answer`"),
-    "no task": (b'{"prompt": "p", "answer": "a"}', "missing required field `task`"),
+    "not JSON": (b"{no", "not JSON"),
+    "no answer": (b'{"prompt": "p", "task": "t"}', "does not match the schema"),
+    "no task": (b'{"prompt": "p", "answer": "a"}', "does not match the schema"),
     "an empty question": (b'{"prompt": " ", "answer": "a", "task": "t"}', "prompt is empty"),
     "an unknown metric": (b'{"prompt": "p", "answer": "a", "task": "t", "metric": "exat"}', "metric 'exat' is unknown"),
     "no picture there": (b'{"prompt": "p", "answer": "a", "task": "t", "image": "heldout/none.png"}', "none.png is not there"),
@@ -245,7 +247,7 @@ def test_an_interrupted_run_goes_on_where_it_was(build, known, lax, tmp_path, mo
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130 and err.strip().splitlines()[-1] == "interrupted" and "Traceback" not in err
-    assert {f.name for f in (tmp_path / "cut").iterdir()} == {partial.name}
+    assert {f.name for f in (tmp_path / "cut").iterdir()} - {".lines.lock"} == {partial.name}
     done, asked, real = partial.read_bytes().count(b"\n") - 1, [], harness.compared
     assert 19 <= done < len(known) * 12
     monkeypatch.setattr(harness, "compared", lambda *a: asked.append(1) or real(*a))
@@ -257,6 +259,44 @@ def test_an_interrupted_run_goes_on_where_it_was(build, known, lax, tmp_path, mo
     assert without_times(cut) == without_times(whole)
     assert (tmp_path / "cut" / "lines.jsonl").read_bytes() == (tmp_path / "whole" / "lines.jsonl").read_bytes()
     assert not partial.exists()
+
+
+def test_a_run_that_was_interrupted_after_its_last_line_asks_nothing(build, known, lax, tmp_path, monkeypatch, capfd):
+    suite, report, history = write_lines(tmp_path, known), tmp_path / "report", tmp_path / "history.jsonl"
+    history.touch()  # as a full disk left it
+    given = [
+        str(build),
+        "--suite",
+        str(suite),
+        "--budget",
+        str(lax),
+        *QUIET,
+        "--report",
+        str(report),
+        "--history",
+        str(history),
+    ]
+    assert run_command(command, given) == 0
+    (report / "lines.jsonl").rename(report / "lines.partial.jsonl")
+
+    def nothing_is_left(*_):
+        raise ValueError("cannot be asked for no lines")
+
+    monkeypatch.setattr(harness, "readings", nothing_is_left)
+    opened = harness.open_baseline
+    monkeypatch.setattr(harness, "open_baseline", lambda *a: dataclasses.replace(opened(*a), readings=nothing_is_left))
+    assert run_command(command, given) == 0
+    assert (report / "lines.jsonl").exists() and history.read_bytes().count(b"\n") == 2
+
+
+def test_two_runs_do_not_write_one_report(build, known, lax, tmp_path, capfd):
+    suite, report = write_lines(tmp_path, known), tmp_path / "report"
+    report.mkdir()
+    with locked(report):
+        given = [str(build), "--suite", str(suite), "--budget", str(lax), *QUIET, "--report", str(report)]
+        assert run_command(command, given) == 2
+    assert f"another run (process {os.getpid()}) writes its report there" in capfd.readouterr().err.replace("\n", " ")
+    assert not (report / "report.json").exists() and not list(report.glob("lines*"))
 
 
 def test_an_interrupted_run_of_another_suite_begins_anew(build, known, lax, tmp_path, monkeypatch, capfd):

@@ -215,14 +215,16 @@ def test_a_conversation_goes_on_from_its_answer(session, limit):
 
 def test_templates():
     zephyr, base = PromptTemplate("zephyr"), PromptTemplate("base")
-    assert zephyr.first_turn(" <image>\nHi ") == "<|user|>\nHi<|endoftext|>\n<|assistant|>\n"
-    assert base.first_turn("Hi") == "In: Hi\nOut: "
+    assert str(zephyr.first_turn(" <image>\nHi ")) == "<|user|>\nHi<|endoftext|>\n<|assistant|>\n"
+    assert str(base.first_turn("Hi")) == "In: Hi\nOut: "
     turns = [("Hi", "Hello"), ("More", None)]
-    assert zephyr.conversation(turns) == (
+    assert str(zephyr.conversation(turns)) == (
         "<|user|>\nHi<|endoftext|>\n<|assistant|>\nHello<|endoftext|>\n<|user|>\nMore<|endoftext|>\n<|assistant|>\n"
     )
-    assert base.conversation(turns) == "In: Hi\nOut: Hello<|endoftext|>\nIn: More\nOut: "
-    assert base.conversation([("Hi", "")]) == "In: Hi\nOut:  <|endoftext|>"
+    assert str(base.conversation(turns)) == "In: Hi\nOut: Hello<|endoftext|>\nIn: More\nOut: "
+    assert str(base.conversation([("Hi", "")])) == "In: Hi\nOut:  <|endoftext|>"
+    assert str(base.conversation([("Hi", " <image> \n")])) == "In: Hi\nOut:  <|endoftext|>"
+    assert str(base.conversation([("Hi", "\n Hel<image>lo ")])) == "In: Hi\nOut: Hello<|endoftext|>"
 
 
 def test_tokenizer_knows_the_strings_of_the_prompt():

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cobra_edge
+from cobra_edge import ownership
 from cobra_edge.decode.card.state import CardState
 from cobra_edge.decode.decoder import DecoderState
 from cobra_edge.errors import InputError
@@ -482,6 +483,50 @@ def test_directories_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / "linked" / FINGERPRINT).symlink_to(tmp_path, target_is_directory=True)
     with pytest.raises(InputError, match="is a link; remove it"):
         StateFiles(tmp_path / "linked", 1 << 20, SMALL, FINGERPRINT)
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o606, 0o622])
+def test_a_file_that_others_may_write_is_not_believed(tmp_path, files, caplog, mode):
+    file = saved(tmp_path, files)
+    file.chmod(mode)
+    assert_refused(files, file, caplog, reason="others may write to it (mode 0")
+
+
+@pytest.mark.parametrize("below", [".", FINGERPRINT])
+@pytest.mark.parametrize("mode", [0o775, 0o777, 0o1777])
+def test_a_directory_that_others_may_write_is_refused(tmp_path, files, caplog, below, mode):
+    file = saved(tmp_path, files)
+    (tmp_path / "states" / below).chmod(mode)
+    with pytest.raises(InputError, match=r"others may write to it \(mode \d+\); chmod go-w"):
+        StateFiles(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT)
+    assert files.load(key_of(1)) is None and files.refused == 1  # it was changed under a running server
+    files.save(key_of(2), state_of(2))
+    assert not path_of(tmp_path / "states", 2).exists() and "others may write to it" in caplog.text
+    assert file.exists()  # it may be another's
+
+
+def test_what_belongs_to_others_is_not_believed(tmp_path, files, monkeypatch, caplog):
+    file = saved(tmp_path, files)
+    monkeypatch.setattr(ownership, "_believed_users", lambda: {54321})
+    with pytest.raises(InputError, match="belongs to user"):
+        StateFiles(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT)
+    assert files.load(key_of(1)) is None
+    with pytest.raises(PermissionError, match="belongs to user"):
+        ownership.read_trusted(file)
+
+
+@pytest.mark.parametrize("n_tokens", [-1, -(1 << 31), 101])
+def test_a_state_of_more_tokens_than_the_model_reads_is_refused(tmp_path, caplog, n_tokens):
+    files = StateFiles(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT, most_tokens=100)
+    state = state_of(1)
+    state.n_tokens = n_tokens
+    files.save(key_of(1), state)
+    if n_tokens < 0:
+        with pytest.raises(InputError, match=f"has read {n_tokens} tokens"):
+            DecoderState.load(path_of(tmp_path / "states", 1), SMALL)
+    assert_refused(
+        files, path_of(tmp_path / "states", 1), caplog, reason=f"it has read {n_tokens} tokens, expected at most 100"
+    )
 
 
 def test_a_directory_that_may_only_be_read_is_refused(tmp_path, monkeypatch):

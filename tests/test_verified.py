@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cobra_edge import inspect, verified
+from cobra_edge import inspect, ownership, verified
 from cobra_edge.bundle import DECODER, MANIFEST, Bundle, file_sha256
 from cobra_edge.errors import BundleError
 from cobra_edge.terminal import run_command
@@ -165,7 +165,23 @@ def test_an_entry_that_is_none(bundle, cache, clock, hashed, content):
 
 def test_an_entry_of_somebody_else(bundle, cache, clock, hashed, monkeypatch):
     n_files = len(Bundle.open(bundle).manifest.files)
-    monkeypatch.setattr(verified.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(ownership, "_believed_users", lambda: {12345})
+    Bundle.open(bundle)
+    assert len(hashed) == 2 * n_files
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda e, c: e.chmod(0o666),
+        lambda e, c: (e.unlink(), os.mkfifo(e)),
+        lambda e, c: (e.unlink(), c.write_bytes(b"{}"), e.symlink_to(c)),
+    ],
+)
+def test_an_entry_that_others_could_have_put_there_is_not_believed(bundle, cache, tmp_path, clock, hashed, put):
+    n_files = len(Bundle.open(bundle).manifest.files)
+    for entry in cache.iterdir():
+        put(entry, tmp_path / "elsewhere")
     Bundle.open(bundle)
     assert len(hashed) == 2 * n_files
 

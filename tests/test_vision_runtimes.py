@@ -11,7 +11,7 @@ import sys
 import msgspec
 import pytest
 
-from cobra_edge import verified
+from cobra_edge import ownership, verified
 from cobra_edge.assemble import export_bundle
 from cobra_edge.assemble_vision import checked_engine, checked_precision
 from cobra_edge.bundle import MANIFEST, Bundle
@@ -201,3 +201,20 @@ def test_what_runs_on_a_device_imports_nothing_that_only_an_export_needs():
     program = f"import sys, {', '.join('cobra_edge.' + m for m in modules)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "onnxruntime" in loaded and not {"torch", "onnx", "timm", "tensorrt", "tensorrt_rtx"} & set(loaded)
+
+
+def test_an_engine_that_another_user_could_have_written_is_none(tmp_path, monkeypatch):
+    cache = EngineCache(tmp_path)
+    engine, record = cache.publish(KEY, b"code"), cache.record(KEY)
+    assert cache.read(KEY) == b"code"
+    for file in (engine, record):
+        file.chmod(0o666)
+        assert cache.read(KEY) is None
+        file.chmod(0o600)
+        assert cache.read(KEY) == b"code"
+        moved = file.rename(tmp_path / "moved")
+        file.symlink_to(moved)
+        assert cache.read(KEY) is None
+        moved.rename(file)
+    monkeypatch.setattr(ownership, "_believed_users", lambda: {54321})
+    assert cache.read(KEY) is None

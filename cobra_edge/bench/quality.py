@@ -26,7 +26,6 @@ from ..scheme import SCHEMES
 from ..session import Session, load
 from ..targets import target_named
 from ..terminal import progress
-from ..text import END_OF_TEXT
 from .builds import BUILDS, REFERENCE, Build
 from .quality_peers import Answered, Family, LlamaCppFamily, OnLines
 from .questions import Answers, Questions, against, figures
@@ -177,7 +176,7 @@ def questions_of(session: Session, lines: list[Line]) -> Questions:
     """Put the suite into numbers; every line of it has a picture."""
     names = list(dict.fromkeys(line.image for line in lines if line.image is not None))
     prompts = [session.codec.encode(session.template.first_turn(line.prompt)) for line in lines]
-    answers = [session.codec.encode(line.answer + END_OF_TEXT) for line in lines]
+    answers = [session.codec.answer(line.answer) for line in lines]
     return Questions(
         embeddings=np.stack([session.visual_embeddings(HELDOUT.parent / name) for name in names]),
         picture=np.array([names.index(line.image or "") for line in lines], np.int32),

@@ -115,13 +115,13 @@ class DecoderState:
 
     @classmethod
     def load(cls, file: Path, config: MambaConfig) -> DecoderState:
-        """Read a saved state. Raises InputError when it is not one of this model, or holds what no state does."""
+        """Read a saved state. Raises BundleError when it is not one of this model, InputError when its values mean nothing."""
         saved = read_tensors(file, cls.layout(config))
         if not (np.isfinite(saved["conv"]).all() and np.isfinite(saved["ssm"]).all()):
             raise InputError(f"{file}: holds NaN or infinity; look at the image again")
         n_tokens = int(saved["n_tokens"][0])
         if n_tokens < 0:
-            raise InputError(f"{file}: has read {n_tokens} tokens, which cannot be; look at the image again")
+            raise InputError(f"{file}: says that it has read {n_tokens} tokens; look at the image again")
         return cls(saved["conv"], saved["ssm"], n_tokens)
 
 

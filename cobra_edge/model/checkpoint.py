@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, near_matches
+from ..parsing import utf8_text
 from ..resources import MINI
 from .config import (
     HUB_MODELS,
@@ -172,7 +173,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     if file.stat().st_size > _CONFIG_LIMIT_BYTES:
         raise CheckpointError(f"{file}: {file.stat().st_size} bytes, too large for a config")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(utf8_text(file.read_bytes()))
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(data, dict) or not isinstance(data.get("model", {}), dict):

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..image import ImageTransform, load_picture
 from ..model.checkpoint import Checkpoint
 from ..model.cobra import load_vision
-from ..text import END_OF_TEXT, PromptTemplate, TextCodec
+from ..text import PromptTemplate, TextCodec
 
 _POSITIONS_AT_ONCE = 2048
 
@@ -75,7 +75,7 @@ def tokenised(checkpoint: Checkpoint, lines: Sequence[Question]) -> Questions:
                 f"calibration data, question {number} ({line.prompt[:60]!r}): no answer; expected what the model should say"
             )
         starts.append(len(asked))
-        tokens.append([*asked, *codec.encode(line.answer + END_OF_TEXT)])
+        tokens.append([*asked, *answer, codec.end_id])
     return Questions(names, tokens, starts, [index.get(line.image or "") for line in lines])
 
 

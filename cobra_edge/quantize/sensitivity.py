@@ -15,6 +15,7 @@ import msgspec
 
 from ..errors import InputError
 from ..model.config import MambaConfig
+from ..parsing import ParseError, parse_json
 from ..recipe import MIXED, Recipe, matrix_names, storages
 
 log = logging.getLogger(__name__)
@@ -123,8 +124,8 @@ def read_sensitivity(file: Path, config: MambaConfig, model_sha256: str, recipe:
         InputError: unreadable, of another model, of other choices, or without a figure for each matrix.
     """
     try:
-        found = msgspec.json.decode(file.read_bytes(), type=Sensitivity)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        found = parse_json(file.read_bytes(), Sensitivity)
+    except (OSError, ParseError) as error:
         raise InputError(f"{file}: {error}; expected what `python -m cobra_edge.sensitivity --out {file}` writes") from error
     if found.schema_version != SCHEMA_VERSION:
         raise InputError(f"{file}: schema version {found.schema_version}, expected {SCHEMA_VERSION}; scan again")

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..decode.decoder import DecoderState
 from ..session import Session
-from ..text import END_OF_TEXT
 from .metrics import negative_log_likelihood
 from .suite import Line
 
@@ -49,7 +48,7 @@ def run_suite(
             looked = (line.image, session.look(directory / line.image))
         state = looked[1].copy() if line.image is not None else session.decoder.new_state()
         prompt = session.codec.encode(session.template.first_turn(line.prompt))
-        answer = session.codec.encode(line.answer + END_OF_TEXT)
+        answer = session.codec.answer(line.answer)
         embeddings = session.decoder.embed([*prompt, *answer[:-1]])
         logits = session.decoder.forward(embeddings, state)[len(prompt) - 1 :]
         targets = np.array(answer)

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import InputError
-from ..text import END_OF_TEXT, PromptTemplate, TextCodec
+from ..text import PromptTemplate, TextCodec
 from .suite import Line, spread
 
 _FREE_TOKENS = 32  # that an answer of the model's own may have beyond the given one
@@ -116,7 +116,7 @@ def asked_suite(
         if not codec.encode(line.answer):
             raise InputError(f"{name}, line {number}: the answer {line.answer[:60]!r} has no token; expected what to say")
         picture = index.setdefault(line.image, len(index)) if sees and line.image is not None else None
-        asked.append(AskedLine(number, line, tuple(prompt), codec.encode(line.answer + END_OF_TEXT), picture))
+        asked.append(AskedLine(number, line, tuple(prompt), codec.answer(line.answer), picture))
     names = list(index)
     return AskedSuite(name, asked, names, lambda picture: load(names[picture]), skipped)
 

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..tables import cell
 from ..terminal import debug_option, print_json, results, say
 from .benchmarks import READERS, Sources
-from .suite import Line, flaw_of, missing_picture, write_suite
+from .suite import Line, flaw_of, missing_picture, name_on_disk, write_suite
 
 
 @click.command(
@@ -79,6 +79,8 @@ def _usable(read: Iterable[Line], questions: Path, pictures: Path, skip_bad: boo
     """Return the lines that can be scored and how many cannot. Raises InputError for the latter where none may be skipped."""
     there, lines, skipped = dict[str, bool](), list[Line](), 0
     for line in read:
+        assert line.image is not None
+        line = msgspec.structs.replace(line, image=name_on_disk(pictures, line.image))
         assert line.image is not None
         flaw = flaw_of(line)
         if flaw is not None and not skip_bad:

@@ -162,7 +162,11 @@ def _asked(session: Session, reference: Reference, suite: AskedSuite, kept: Jour
     tally, total, first = Tally(), len(suite.lines), len(kept.done)
     for asked, line in zip(suite.lines, kept.done, strict=False):
         tally.add(asked, line)
-    pairs = zip(suite.lines[first:], reference.readings(suite, first), readings(session, suite, first), strict=True)
+    pairs = (
+        zip(suite.lines[first:], reference.readings(suite, first), readings(session, suite, first), strict=True)
+        if first < total
+        else ()  # interrupted after the last line
+    )
     for done, (asked, told, said) in enumerate(pairs, first):
         on_step("lines", done, total)
         line = compared(asked, told, said, session.codec.decode)

@@ -1,7 +1,8 @@
 """The journal of a run: each compared line as JSON as soon as it is known, so that an interrupted run goes on where it was.
 
 `lines.partial.jsonl` in the report's directory; its first line says what was measured, and one of another build, baseline,
-suite or runtime is begun anew. When the run is through it is called `lines.jsonl`.
+suite or runtime is begun anew. When the run is through it is called `lines.jsonl`. A run holds a lock on its report's
+directory, so that no second one writes into the same journal.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import filelock
 import msgspec
 
+from ..errors import InputError
+from ..parsing import ParseError, parse_json
 from .compared import ComparedLine
 
 PARTIAL, WHOLE = "lines.partial.jsonl", "lines.jsonl"
+_LOCK, _HOLDER = ".lines.lock", ".lines.lock.pid"  # apart: whoever tries the lock empties its file
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,6 +53,39 @@ class Journal:
 
 
 @contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the report of a directory that exists, for as long as a run writes there; a process that dies holds nothing.
+
+    Raises:
+        InputError: another run holds it; its process is named.
+    """
+    lock = filelock.FileLock(directory / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InputError(
+            f"{directory}: {_holder(directory)} writes its report there; wait until it ends, or give another --report"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be locked ({error}); give another --report") from error
+    try:
+        with suppress(OSError):  # it is for the message alone
+            (directory / _HOLDER).write_text(f"{os.getpid()}\n", encoding="ascii")
+        yield
+    finally:
+        with suppress(OSError):
+            (directory / _HOLDER).unlink()
+        lock.release()
+
+
+def _holder(directory: Path) -> str:
+    try:
+        return f"another run (process {int((directory / _HOLDER).read_bytes()[:20])})"
+    except (OSError, ValueError):  # it has the lock and has not said so yet
+        return "another run"
+
+
+@contextmanager
 def journal(directory: Path | None, fingerprint: str) -> Iterator[Journal]:
     """Open the journal in a directory that exists; without one nothing is kept. It gets its final name when all went well."""
     if directory is None:
@@ -73,16 +111,16 @@ def _read(file: Path, fingerprint: str) -> tuple[list[ComparedLine], int]:
         return [], 0
     first, newline, rest = data.partition(b"\n")
     try:
-        header = msgspec.json.decode(first, type=_Header)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        header = parse_json(first, _Header)
+    except ParseError:
         return [], 0
     if header.fingerprint != fingerprint or not newline:
         return [], 0
     done, end = list[ComparedLine](), len(first) + 1
     for text in rest.split(b"\n")[:-1]:
         try:
-            done.append(msgspec.json.decode(text, type=ComparedLine))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            done.append(parse_json(text, ComparedLine))
+        except ParseError:
             break
         end += len(text) + 1
     return done, end

@@ -9,6 +9,7 @@ from decimal import ROUND_UP, Context, Decimal
 from pathlib import Path
 
 from ..errors import InputError, MachineError
+from ..parsing import utf8_text
 from .budget import Limit, read_budget
 from .measures import measure_named
 from .report import Figure
@@ -49,7 +50,7 @@ def update_budget(
     except ImportError as error:
         raise MachineError(f"--update-budget needs {error.name}; install it with: pip install 'cobra-edge[regress]'") from error
     known = read_budget(file).schemes.get(scheme, {}) if file.exists() else {}
-    document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
+    document = tomlkit.parse(utf8_text(file.read_bytes())) if file.exists() else tomlkit.document()
     schemes = document.setdefault("schemes", tomlkit.table(is_super_table=True))
     section = schemes.setdefault(scheme, tomlkit.table())
     written = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import InputError
+from ..parsing import ParseError, parse_json
 from .intervals import Interval
 
 REPORT_VERSION = 1
@@ -250,8 +251,8 @@ def read_report(file: Path) -> Report:
     try:
         if file.stat().st_size > _LIMIT_BYTES:
             raise InputError(f"{file}: {file.stat().st_size} bytes, too large for a report")
-        data = msgspec.json.decode(file.read_bytes())
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        data = parse_json(file.read_bytes())
+    except (OSError, ParseError) as error:
         raise InputError(f"{file}: cannot be read ({error}); expected a report.json of cobra_edge.regress") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != REPORT_VERSION:

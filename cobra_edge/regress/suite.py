@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import BinaryIO
 import msgspec
 
 from ..errors import InputError, near_matches
+from ..parsing import ParseError, parse_json, without_mark
 from ..resources import MINI
+from ..text import given_answer
 from .scoring import METRICS
 
 HELDOUT, CALIBRATION = MINI / "heldout.jsonl", MINI / "calibration.jsonl"
@@ -24,7 +27,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     Attributes:
         prompt: the question.
-        answer: what the model is teacher-forced on.
+        answer: what the model is teacher-forced on, as `given_answer` normalises it.
         task: the kind of question, by which results are grouped.
         image: relative to the suite's directory, None for a question about text.
         answers: every accepted answer as annotators gave them, duplicates kept; empty where `answer` is the only one.
@@ -78,7 +81,7 @@ def numbered_lines(file: Path, *, bad: list[BadLine] | None = None) -> list[tupl
     try:
         with file.open("rb") as stream:
             for number, text in enumerate(_raw_lines(stream), 1):
-                found = _line_of(text, file.parent) if text.strip() else None
+                found = _line_of(text, file.parent) if without_mark(text).strip() else None
                 if isinstance(found, Line):
                     lines.append((number, found))
                 elif found is not None and bad is None:
@@ -111,13 +114,25 @@ def _line_of(text: bytes, directory: Path) -> Line | str:
     if len(text) > LONGEST_LINE_BYTES:
         return f"longer than {LONGEST_LINE_BYTES} bytes; expected one question a line"
     try:
-        line = msgspec.json.decode(text, type=Line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        line = parse_json(text, Line)
+    except ParseError as error:
         return str(error)
+    line = msgspec.structs.replace(line, answer=given_answer(line.answer))
     flaw = flaw_of(line)
     if flaw is None and line.image is not None:
-        return missing_picture(directory, line.image) or line
+        line = msgspec.structs.replace(line, image=name_on_disk(directory, line.image))
+        return missing_picture(directory, line.image or "") or line
     return flaw or line
+
+
+def name_on_disk(directory: Path, name: str) -> str:
+    """Return a file's name as the disk has it: macOS writes é as e and an accent, others as one letter. Unfound, as it came."""
+    path, parts = os.fspath(directory), list[str]()
+    for part in name.split("/"):
+        forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        parts.append(next((form for form in forms if os.path.lexists(os.path.join(path, form))), part))
+        path = os.path.join(path, parts[-1])
+    return "/".join(parts)
 
 
 def missing_picture(directory: Path, image: str) -> str | None:

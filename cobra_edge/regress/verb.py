@@ -5,6 +5,7 @@ python -m cobra_edge.regress BUNDLE --budget budget.toml --report drift
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from ..terminal import debug_option, results, say, stages, tell
 from ..vision.runtimes import RUNTIME_NAMES
 from .budget import read_budget
 from .harness import Measured, Run, measure
-from .outputs.history import append_history, read_history
+from .journal import locked
+from .outputs.history import append_history, check_history
 from .outputs.rows import all_figures
 from .outputs.terminal import report_tables
 from .outputs.write import check_directory, report_json, write_outputs
@@ -86,14 +88,16 @@ def measured(
         check_directory(report)
     if history is not None:  # what cannot be one is refused before anything is measured
         check_directory(history.absolute().parent, ())
-        if history.exists():
-            read_history(history)
+        check_history(history)
     run = Run(bundle=bundle, options=DecoderOptions(threads, activations), **options)
     name = None if update_budget else "the budget that ships" if budget is None else budget.name
-    with stages() as on_step:
-        found = measure(run, limits, name, report, on_step)
-    if report is not None:
-        write_outputs(report, found.report, _pictures(found), before)
+    with ExitStack() as held:
+        if report is not None:
+            held.enter_context(locked(report))
+        with stages() as on_step:
+            found = measure(run, limits, name, report, on_step)
+        if report is not None:
+            write_outputs(report, found.report, _pictures(found), before)
     if history is not None:
         append_history(history, found.report)
     if as_json:

@@ -97,8 +97,10 @@ def serve(
         model = ServedModel.of(opening.load(), model_name)
         files = None
         if remembering.directory is not None:
-            config = model.session.config.mamba
-            files = StateFiles(remembering.directory, remembering.directory_bytes, config, model.fingerprint)
+            config = model.session.config
+            files = StateFiles(
+                remembering.directory, remembering.directory_bytes, config.mamba, model.fingerprint, config.max_length
+            )
         cache = StateCache(remembering.memory_bytes, files)
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)

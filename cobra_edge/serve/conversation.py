@@ -1,7 +1,7 @@
 """From the messages of a request to what the decoder reads: a picture, and passages of tokens.
 
 A passage is read as one, always cut at the same places, so that a remembered state and a fresh one come to the same bits. An
-answer is a passage of its own: it is there, word for word, where the decoder left off.
+answer is a passage of its own: it is there, where the decoder left off, as the model was trained on answers (`given_answer`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
-from ..text import PromptTemplate, TextCodec
+from ..text import PromptTemplate, TextCodec, given_answer
 from .openai_api import AssistantMessage, ImagePart, Message, SystemMessage, UserMessage
 from .refusals import Refusal
 
@@ -56,7 +56,7 @@ def read_conversation(
     passages: list[Passage] = []
     for index, text in enumerate(turns):
         if index % 2:
-            passages.append(tuple(codec.encode(text)))
+            passages.append(tuple(codec.encode(given_answer(text))))
             continue
         question = "\n".join([*system, text]) if not index else text
         try:

@@ -4,8 +4,9 @@ One safetensors file a state, `directory/fingerprint/key.safetensors`; the finge
 header's metadata says key, fingerprint and the sha256 of the values, and a file is taken only when it is, byte for byte, what
 would be written for those values: a flipped bit, a cut end or another model's state is refused and removed. That is also why a
 write does not wait for the disk: what a power cut leaves of it is refused later. Files are renamed into place when they are
-whole, so several servers may share a directory; each may then exceed the limit by one file for a moment. Nothing is followed or
-removed that could not be ours.
+whole, so several servers of one user may share a directory; each may then exceed the limit by one file for a moment. Nothing is
+followed or removed that could not be ours, and nothing is believed that another user could have written: directories and files
+belong to this user (or root), and nobody else may write to them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 from ..decode.decoder import DecoderState
 from ..errors import InputError
 from ..model.config import MambaConfig
+from ..ownership import ONLY_A_FILE, distrusted
 from ..tensor_file import head_of
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,6 @@ log = logging.getLogger(__name__)
 _FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")
 _WHOLE, _PART = re.compile(r"[0-9a-f]{64}\.safetensors"), re.compile(r"[0-9a-f]{64}\.[a-z0-9_]{8}\.part")
 _ABANDONED_SECONDS = 60.0  # no write of one state takes that long
-# Nothing of these names is opened but a file: no link is followed, and no pipe waited for.
-_ONLY_A_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class _NotAsWritten(Exception):
@@ -58,7 +58,9 @@ class StateFiles:
         refused: files that were not as they were written, or could not be read.
     """
 
-    def __init__(self, directory: Path, limit_bytes: int, config: MambaConfig, fingerprint: str) -> None:
+    def __init__(
+        self, directory: Path, limit_bytes: int, config: MambaConfig, fingerprint: str, most_tokens: int = 1 << 20
+    ) -> None:
         """Make the directory where there is none.
 
         Args:
@@ -66,12 +68,14 @@ class StateFiles:
             limit_bytes: for all files in it.
             config: sizes of the states.
             fingerprint: hex digits that differ wherever states may.
+            most_tokens: that the model reads; a state of more is none of its own.
 
         Raises:
-            InputError: nothing can be written there, or the limit is less than one state.
+            InputError: nothing can be written there, others may write there, or the limit is less than one state.
         """
         assert _FINGERPRINT.fullmatch(fingerprint)
         self._directory, self._own, self._fingerprint = directory, directory / fingerprint, fingerprint
+        self._most_tokens = most_tokens
         self._limit_bytes, self._layout = limit_bytes, DecoderState.layout(config)
         self._values_bytes = sum(t.n_bytes for t in self._layout)
         self._file_bytes = len(self._head(bytes(32), b"")) + self._values_bytes
@@ -94,6 +98,15 @@ class StateFiles:
         """Return the state of a key of 32 bytes, its arrays read-only; None where there is none that is as it was written."""
         file = self._file_of(key)
         if file.name in self._left_alone:
+            return None
+        try:
+            self._require_own_directories()
+        except FileNotFoundError:
+            return None
+        except OSError as error:  # what lies there is another's to remove
+            self.refused += 1
+            self._left_alone.add(file.name)
+            log.warning("%s: not looked at (%s)", file, error)
             return None
         try:
             return self._state(key, self._read(file))
@@ -129,8 +142,15 @@ class StateFiles:
         """Make both directories, now or again. Raises OSError: something else is there."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._own.mkdir(mode=0o700, exist_ok=True)
+        self._require_own_directories()
+
+    def _require_own_directories(self) -> None:
+        """Raise OSError where a directory is a link (the first may be one), another user's, or open for others to write."""
         if self._own.is_symlink():
             raise NotADirectoryError(f"{self._own} is a link; remove it")
+        for directory in (self._directory, self._own):
+            if reason := distrusted(directory.stat()):
+                raise PermissionError(f"{directory}: {reason}")
 
     def _head(self, key: bytes, *values: bytes | memoryview) -> bytes:
         """Return what the file of some values begins with; its length is the same for all."""
@@ -141,14 +161,16 @@ class StateFiles:
 
     def _read(self, file: Path) -> bytes:
         """Return a file of the right size. Raises OSError, _NotAsWritten."""
-        with open(file, "rb", opener=lambda name, flags: os.open(name, flags | _ONLY_A_FILE)) as stream:
+        with open(file, "rb", opener=lambda name, flags: os.open(name, flags | ONLY_A_FILE)) as stream:
             found = os.fstat(stream.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise _NotAsWritten("not a regular file")
+            if reason := distrusted(found):
+                raise _NotAsWritten(reason)
             if found.st_size != self._file_bytes:
                 raise _NotAsWritten(f"{found.st_size} bytes, expected {self._file_bytes}")
             content = stream.read(self._file_bytes)
-            with suppress(OSError):  # another user's file is used, but its time is not ours to set
+            with suppress(OSError):  # root's file is used, but its time is not ours to set
                 os.utime(stream.fileno())
         return content
 
@@ -163,7 +185,10 @@ class StateFiles:
             offset += t.n_bytes
         if not (np.isfinite(arrays["conv"]).all() and np.isfinite(arrays["ssm"]).all()):
             raise _NotAsWritten("holds NaN or infinity")
-        return DecoderState(arrays["conv"], arrays["ssm"], int(arrays["n_tokens"][0]))
+        n_tokens = int(arrays["n_tokens"][0])
+        if not 0 <= n_tokens <= self._most_tokens:
+            raise _NotAsWritten(f"says that it has read {n_tokens} tokens, expected at most {self._most_tokens}")
+        return DecoderState(arrays["conv"], arrays["ssm"], n_tokens)
 
     def _is_taken(self, file: Path) -> bool:
         """Say whether a name needs no writing: the state is there (and used now), or something that is not ours."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from ..bundle import VISION, Bundle
+from ..bundle import Bundle
 from ..errors import BundleError, InputError, MachineError, near_matches
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def _onnxruntime(bundle: Bundle, wanted: Wanted) -> VisionRunner:
     from .session import VisionSession
 
     graph, model = bundle.vision_graph, bundle.manifest.model
-    return VisionSession(bundle.path(VISION), model, graph.input, wanted.threads, wanted.device, graph.precision, wanted.stream)
+    return VisionSession(bundle.graph_file(), model, graph.input, wanted.threads, wanted.device, graph.precision, wanted.stream)
 
 
 def _tensorrt_rtx(bundle: Bundle, _wanted: Wanted) -> VisionRunner:

@@ -13,6 +13,7 @@ import platformdirs
 
 from ..errors import BundleError, MachineError
 from ..image import ImageTransform
+from ..memory import lacks_memory
 from ..model.config import CobraConfig
 from ..precision import InputForm, PrecisionName
 from ..threads import default_threads
@@ -30,7 +31,14 @@ def open_on_cpu(file: Path, threads: int | None = None) -> Any:
     try:
         return _open(file, _CPU, "fp32", threads)
     except Exception as error:  # onnxruntime's own exception types share no base but Exception
-        raise BundleError(f"{file}: onnxruntime cannot open it ({error})") from error
+        raise _failed(file, "open", error) from error
+
+
+def _failed(file: Path, what: str, error: Exception) -> BundleError | MachineError:
+    """Return the error of what onnxruntime could not do with a graph; its own words come last."""
+    if lacks_memory(error) or "alloc" in str(error):  # it has no type for that
+        return MachineError(f"no memory to {what} {file}; close other programs, or raise this process's limit ({error})")
+    return BundleError(f"{file}: onnxruntime cannot {what} it; export the bundle again ({error})")
 
 
 def runtime_options(threads: int | None = None) -> Any:
@@ -85,12 +93,13 @@ class VisionSession:
             BundleError: unreadable, or its input and output are not those of the config.
             MachineError: no provider takes it; each one's reason is given.
         """
+        self._file, self._rows = file, (1, config.n_visual_tokens, config.mamba.d_model)
         self._session, provider = _first_that_opens(file, threads, device, precision, stream)
         self.name = f"onnxruntime, {provider.title}"
         self._require_ends(file, config, form)
         self._stream = stream or None
         on_card = provider is not _CPU
-        self._binding: Any = self._bound(config) if on_card else None
+        self._binding: Any = self._bound() if on_card else None
         self._card_binding: Any = self._session.io_binding() if on_card else None
 
     def _require_ends(self, file: Path, config: CobraConfig, form: InputForm) -> None:
@@ -101,21 +110,40 @@ class VisionSession:
         if got != wanted:
             raise BundleError(f"{file}: inputs and outputs are {got}, expected {wanted}; export the bundle again")
 
-    def _bound(self, config: CobraConfig) -> Any:
+    def _bound(self) -> Any:
         """Bind the output to memory of this process that is written again and again."""
         binding = self._session.io_binding()
-        self._embeddings = np.empty((1, config.n_visual_tokens, config.mamba.d_model), np.float32)
+        self._embeddings = np.empty(self._rows, np.float32)
         binding.bind_output(OUTPUT, "cpu", 0, np.float32, self._embeddings.shape, self._embeddings.ctypes.data)
         return binding
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """Turn what `ImageTransform.pixels` gives into visual embeddings (n_visual_tokens, d_model) float32."""
+        """Turn what `ImageTransform.pixels` gives into visual embeddings (n_visual_tokens, d_model) float32.
+
+        Raises:
+            BundleError: the graph fails, or gives another shape than it declares. MachineError: a card fails, or memory lacks.
+        """
         if self._binding is None:
-            embeddings: Any = self._session.run([OUTPUT], {INPUT: pixels})[0]
+            embeddings = self._run_on_cpu(pixels)
+            if embeddings.shape != self._rows or embeddings.dtype != np.float32:
+                raise BundleError(
+                    f"{self._file}: the graph gave {embeddings.shape} {embeddings.dtype}, expected {self._rows} float32 as it "
+                    "declares; export the bundle again"
+                )
             return embeddings[0]
-        self._run(self._binding, pixels)
-        self._binding.synchronize_outputs()
+        try:
+            self._run(self._binding, pixels)
+            self._binding.synchronize_outputs()
+        except Exception as error:  # as above
+            raise MachineError(f"{self.name}: running the graph failed: {error}") from error
         return self._embeddings[0].copy()
+
+    def _run_on_cpu(self, pixels: np.ndarray) -> np.ndarray:
+        try:
+            found: np.ndarray = self._session.run([OUTPUT], {INPUT: pixels})[0]
+            return found
+        except Exception as error:  # as above
+            raise _failed(self._file, "run", error) from error
 
     @property
     def embed_into(self) -> Callable[[np.ndarray, int, int], None] | None:
@@ -154,7 +182,7 @@ def _first_that_opens(
             session = _open(file, provider, precision, threads, stream)
         except Exception as error:  # as above
             if provider is _CPU:  # which takes every graph of ours
-                raise BundleError(f"{file}: onnxruntime cannot open it ({error})") from error
+                raise _failed(file, "open", error) from error
             reasons.append(f"{provider.title}: {error}")
             continue
         if session.get_providers()[0] != provider.name:

@@ -125,7 +125,7 @@ class Examinee:
         """
         session, seen = self.session, self._seen(picture)
         room = session.config.max_length - seen
-        tokens = self._fitted(session.codec.encode(self._worded(context)), room - 1, "picture")
+        tokens = self._fitted(self._encoded(context), room - 1, "picture")
         state, logits = self._after(tokens, picture)
         limit = min(writing.max_new_tokens, room - len(tokens))
         written, text = list[int](), ""
@@ -136,14 +136,26 @@ class Examinee:
                 return cut
         return text
 
-    def _worded(self, context: str) -> str:
-        """Return the context as it is read; the picture's place in it is always the first and needs no mark."""
+    def _encoded(self, context: str) -> list[int]:
+        """Return the tokens of a context; the picture's place in it is always the first and needs no mark."""
         if not self.raw_prompts:
-            return self.session.template.first_turn(context)
+            return self.session.codec.encode(self.session.template.first_turn(context))
+        return self._raw(self._bare(context))
+
+    def _bare(self, context: str) -> str:
         bare = context.replace(IMAGE_MARK, "")
         if not bare:
             raise InputError("the prompt is empty; a task must ask something in doc_to_text")
         return bare
+
+    def _raw(self, text: str) -> list[int]:
+        """Return the tokens of a raw prompt. Its template is part of the text, so control tokens in it are meant.
+
+        That is how lm-eval's own models read it. Whoever asks for raw prompts trusts the task with the whole prompt; contexts
+        that the bundle's template words, continuations behind it and documents are data, in which nothing is a control token.
+        """
+        codec = self.session.codec
+        return codec.encode(codec.with_marks(text))
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the tokens of context and continuation.
@@ -155,11 +167,10 @@ class Examinee:
         if not context:
             return [codec.end_id], codec.encode(continuation)
         if not self.raw_prompts:
-            return codec.encode(self._worded(context)), codec.encode(continuation.lstrip())
-        worded = self._worded(context)
-        bare = worded.rstrip()
-        before = codec.encode(bare) or [codec.end_id]
-        return before, codec.encode(worded + continuation)[len(codec.encode(bare)) :]
+            return self._encoded(context), codec.encode(continuation.lstrip())
+        worded = self._bare(context)
+        before = self._raw(worded.rstrip())
+        return before or [codec.end_id], self._raw(worded + continuation)[len(before) :]
 
     def _seen(self, picture: Image.Image | None) -> int:
         return 0 if picture is None else self.session.config.n_visual_tokens

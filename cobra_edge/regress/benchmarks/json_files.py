@@ -10,20 +10,19 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from ...errors import InputError
+from ...parsing import ParseError, parse_json, without_mark
 
 T = TypeVar("T")
 
 Text = Annotated[str, msgspec.Meta(pattern=r"\S")]
 PictureName = Annotated[str, msgspec.Meta(pattern=r"^[^/\\\x00-\x1f]+$", description="a file in the directory of pictures")]
 
-_DECODING = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
 
 def read_json(file: Path, kind: type[T]) -> T:
     """Return what a file holds. Raises InputError, with the record's path, where it is not of that kind."""
     try:
-        return msgspec.json.decode(_bytes_of(file), type=kind)
-    except _DECODING as error:
+        return parse_json(_bytes_of(file), kind)
+    except ParseError as error:
         raise InputError(f"{file}: {error}; is it the file that this benchmark reads?") from error
 
 
@@ -31,23 +30,21 @@ def read_json_by_key(file: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
     """Yield each key of the object that a file is, and what it holds. Raises InputError, with the key; also for a key twice."""
     raw = read_json(file, dict[str, msgspec.Raw])
     _require_unique_keys(file)
-    decoder = msgspec.json.Decoder(kind)
     for key, text in raw.items():
         try:
-            yield key, decoder.decode(text)
-        except _DECODING as error:
+            yield key, parse_json(bytes(text), kind)
+        except ParseError as error:
             raise InputError(f"{file}, {key!r}: {error}; is it the file that this benchmark reads?") from error
 
 
 def read_json_lines(file: Path, kind: type[T]) -> Iterator[tuple[int, T]]:
     """Yield the number of each line that is not empty, from 1, and what it holds. Raises InputError, with the number."""
-    decoder = msgspec.json.Decoder(kind)
     for number, text in enumerate(_bytes_of(file).split(b"\n"), 1):
         if not text.strip():
             continue
         try:
-            yield number, decoder.decode(text)
-        except _DECODING as error:
+            yield number, parse_json(text, kind)
+        except ParseError as error:
             raise InputError(f"{file}, line {number}: {error}; is it the file that this benchmark reads?") from error
 
 
@@ -69,6 +66,6 @@ def _require_unique_keys(file: Path) -> None:
 
 def _bytes_of(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return without_mark(file.read_bytes())
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error})") from error

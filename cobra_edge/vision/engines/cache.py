@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import msgspec
 import platformdirs
 
 from ...errors import InputError, MachineError
+from ...ownership import distrusted, read_trusted
 from ...precision import PrecisionName
 from ...verified import first_changed
 
@@ -31,6 +33,7 @@ _FORMS = {
     "capabilities": re.compile(r"\d{1,2}\.\d"),
     "onnx_sha256": re.compile(r"[0-9a-f]{64}"),
 }
+_RECORD_LIMIT_BYTES = 64 << 10
 _CAPABILITIES_MOST, _CARD_LETTERS_MOST = 32, 300
 # What writing into the cache meets; any other OSError is about something else, and says so itself.
 _WRITE_ERRORS = (
@@ -113,13 +116,19 @@ class EngineCache:
         return self.directory / f"{key.stem}.json"
 
     def read(self, key: EngineKey) -> bytes | None:
-        """Return a whole engine of exactly this key, or None where there is none; one is hashed once (`verified`)."""
+        """Return a whole engine of exactly this key, or None where there is none; one is hashed once (`verified`).
+
+        An engine is code. One that another user could have written is none.
+        """
         try:
-            record = msgspec.json.decode(self.record(key).read_bytes(), type=EngineRecord)
+            record = msgspec.json.decode(read_trusted(self.record(key), _RECORD_LIMIT_BYTES), type=EngineRecord)
             file = self.engine(key)
-            if record.key != key or file.stat().st_size != record.bytes or first_changed([(file, record.sha256)]) is not None:
+            found = file.lstat()
+            if record.key != key or found.st_size != record.bytes:
                 return None
-            return file.read_bytes()
+            if not stat.S_ISREG(found.st_mode) or distrusted(found) or first_changed([(file, record.sha256)]) is not None:
+                return None
+            return read_trusted(file)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, InputError):
             return None
 

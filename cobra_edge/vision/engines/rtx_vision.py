@@ -93,7 +93,7 @@ def open_engine(bundle: Bundle) -> RtxVision:
         data = cache.read(key)
         if data is None:
             with cache.building(key) as scratch:
-                build_engine(bundle.path(VISION), scratch / "engine", key.precision, key.capabilities, key.onnx_sha256)
+                build_engine(bundle.graph_file(), scratch / "engine", key.precision, key.capabilities, key.onnx_sha256)
                 data = (scratch / "engine").read_bytes()
             cache.publish(key, data)
     return RtxVision(data, key, bundle, card)

@@ -7,6 +7,7 @@ import logging
 import re
 from typing import Any
 
+from ...ownership import read_trusted
 from .cache import EngineCache, EngineKey
 from .device_buffers import Card
 
@@ -28,7 +29,7 @@ class RuntimeCache:
     def load(self, compiled: Any) -> None:
         """Fill the library's cache with what was kept; a file that is damaged, or that the library refuses, is passed over."""
         try:
-            stored = self.file.read_bytes()
+            stored = read_trusted(self.file)
         except OSError:
             return
         digest, data = stored[:_SHA256_BYTES], stored[_SHA256_BYTES:]

@@ -21,7 +21,7 @@ from typing import IO
 
 import msgspec
 
-from ...bundle import VISION, Bundle
+from ...bundle import Bundle
 from ...errors import BundleError, MachineError
 from .cache import EngineCache, EngineKey
 from .device_buffers import Card, first_card
@@ -142,7 +142,7 @@ def _build(
     )
     began, workspace = time.monotonic(), workspace_bytes(bundle, free_bytes(card))
     with cache.building(key) as directory:
-        job = Job(str(bundle.path(VISION).resolve()), str(directory.resolve()), workspace)
+        job = Job(str(bundle.graph_file().resolve()), str(directory.resolve()), workspace)
         timings = _timing_file(cache, key)
         job.timing.write_bytes(_read_timings(timings))
         with stages() as show:

@@ -48,7 +48,7 @@ def opened_halves(bundle: Bundle) -> Iterator[Halves]:
     assert config.vision is not None
     names = [feature_name(i) for i in range(len(config.vision.encoders))]
     with tempfile.TemporaryDirectory() as folder:
-        whole = bundle.path(VISION)
+        whole = bundle.graph_file()
         try:
             if graph.precision in ("fp16", "bf16"):
                 for name in bundle.graph_files:
