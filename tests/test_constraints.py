@@ -64,7 +64,9 @@ def test_everything_declared_is_pinned_within_its_range(name: str) -> None:
     for requirement in declared(FILES[name], {"python_version": version, "python_full_version": f"{version}.0"}):
         pin = versions[canonicalize_name(requirement.name)]
         (exact,) = pin.specifier
-        assert requirement.specifier.contains(exact.version, prereleases=True), f"{requirement} beside {pin}: run make constraints"
+        assert requirement.specifier.contains(exact.version, prereleases=True), (
+            f"{requirement} beside {pin}: run make constraints"
+        )
     assert "pip" in versions
 
 
@@ -79,7 +81,11 @@ def test_what_builds_the_package_is_pinned() -> None:
 
 def test_every_install_of_ours_uses_them() -> None:
     """The Makefile, the action, the example workflow and the containers install nothing without a constraint."""
-    files = [ROOT / "action.yml", ROOT / "docs" / "regress-workflow.yml", *(ROOT / "export" / "containers").glob("*.Dockerfile")]
+    files = [
+        ROOT / "action.yml",
+        ROOT / "docs" / "regress-workflow.yml",
+        *(ROOT / "export" / "containers").glob("*.Dockerfile"),
+    ]
     for file in files:
         text = file.read_text().replace("\\\n", " ")
         for command in re.findall(r"pip (?:install|wheel) [^\n&]*", text):
