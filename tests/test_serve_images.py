@@ -252,3 +252,14 @@ def test_a_slow_image_keeps_no_answer_waiting_and_its_deadline_ends_it(mini_bund
         late = post(b"SLOW", **{"X-Deadline-Seconds": "0.5"})
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
         assert post(PICTURE.read_bytes()).json()["choices"][0]["message"]["content"] == "4"
+
+
+def test_an_image_that_is_forgotten_between_two_looks_is_decoded_after_all(mini_bundle):
+    """The event loop asks whether an image is remembered; when its turn comes the state may have been given up."""
+    changed = "from cobra_edge.serve.state_cache import StateCache\nStateCache.holds = lambda cache, keys: True\n"
+    with served(mini_bundle("w4a16-g128"), changed=changed) as server:
+        asked = {"model": "cobra-mini", "messages": [question("How many objects are there?", picture_part())]}
+        for stream in (False, True):
+            got = httpx.post(f"{server.url}/v1/chat/completions", json=asked | {"stream": stream}, timeout=PATIENCE)
+            assert got.status_code == 200 and '"content":"4"' in got.text
+        assert metric(server.url, 'cobra_edge_requests_total{status="200"}') == 2

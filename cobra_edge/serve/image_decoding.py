@@ -25,6 +25,7 @@ from .scheduler import shutting_down
 log = logging.getLogger(__name__)
 
 _WORKERS = 2
+_END_SECONDS = 5.0  # for a child to end when it has closed its output
 _COMMAND = ("-m", "cobra_edge.serve.image_worker")
 
 
@@ -76,9 +77,9 @@ class ImageDecoder:
             try:
                 reply = await _exchange(child, file)
             except (asyncio.IncompleteReadError, ConnectionError):
-                raise self._refusal(await self._end(child)) from None
+                raise self._refusal(await _exit_code(child)) from None
             except BaseException:  # cancelled: what runs inside a library hears of nothing
-                self._end(child)
+                self._kill(child)
                 raise
             self._idle.append(child)
         if not isinstance(reply, Decoded):
@@ -97,7 +98,7 @@ class ImageDecoder:
         self.refuse()
         await asyncio.gather(*self._working, return_exceptions=True)
         for child in self._idle:
-            self._end(child)
+            self._kill(child)
         self._idle.clear()
         await asyncio.gather(*self._ended)
 
@@ -107,7 +108,6 @@ class ImageDecoder:
             child = self._idle.pop()
             if child.returncode is None:
                 return child
-            self._end(child)  # it was ended from outside
         return await self._started()
 
     async def _started(self) -> asyncio.subprocess.Process:
@@ -120,14 +120,12 @@ class ImageDecoder:
         child.stdin.write(self._setup)
         return child
 
-    def _end(self, child: asyncio.subprocess.Process) -> asyncio.Task[int]:
-        """Kill a child, if it has not ended by itself; the task returns its exit code."""
+    def _kill(self, child: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
             child.kill()
-        task = asyncio.create_task(_buried(child))
-        self._ended.add(task)
-        task.add_done_callback(self._ended.discard)
-        return task
+        ending = asyncio.create_task(_exit_code(child))
+        self._ended.add(ending)
+        ending.add_done_callback(self._ended.discard)
 
     def _refusal(self, code: int) -> Refusal:
         """Return what a client is told whose image ended the child, by its exit code."""
@@ -151,7 +149,15 @@ async def _exchange(child: asyncio.subprocess.Process, file: bytes) -> Reply:
     return msgspec.msgpack.decode(await child.stdout.readexactly(length), type=Reply)
 
 
-async def _buried(child: asyncio.subprocess.Process) -> int:
+async def _exit_code(child: asyncio.subprocess.Process) -> int:
+    """Return the exit code of a child whose output has ended; it is killed where it does not end with that.
+
+    Not killed at once: before a signal Python looks whether the child has ended, and takes its exit code from asyncio.
+    """
     assert child.stdin is not None
     child.stdin.close()
-    return await child.wait()
+    try:
+        return await asyncio.wait_for(child.wait(), _END_SECONDS)
+    except asyncio.TimeoutError:
+        child.kill()
+        return await child.wait()

@@ -25,6 +25,7 @@ _KINDS = {
     "model_type": "an object",
     "string_type": "a string",
 }
+_EITHER = {"content": "a string or a list of parts", "stop": "a string or a list of strings"}
 _PART_TYPES = f'expected "text" or "image_url"; send an image as {IMAGE_EXAMPLE}, in a user message'
 
 
@@ -55,9 +56,10 @@ def _explained(error: Any, name: str) -> str:
     """Return what is wrong: ours for the kinds that our schema can meet, else the library's words."""
     kind, ctx = error["type"], error.get("ctx", {})
     if kind in _KINDS:
-        expected = "a string or a list of parts" if name == "content" else _KINDS[kind]
-        return f"expected {expected}, got {_shown(error['input'])}"
-    if kind in ("union_tag_invalid", "union_tag_not_found", "literal_error") and "type" in (name, _tag(ctx)):
+        return f"expected {_EITHER.get(name, _KINDS[kind])}, got {_shown(error['input'])}"
+    if kind == "union_tag_not_found" and _tag(ctx) == "type":
+        return f'a content part without "type": {_PART_TYPES}'
+    if kind in ("union_tag_invalid", "literal_error") and "type" in (name, _tag(ctx)):
         return f"unknown type of content part {_shown(ctx.get('tag', error['input']))}: {_PART_TYPES}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return f'unknown "role" {_shown(ctx.get("tag"))}; expected "system", "developer", "user" or "assistant"'
@@ -66,6 +68,7 @@ def _explained(error: Any, name: str) -> str:
         "less_than_equal": f"expected at most {ctx.get('le', 0):g}, got {_shown(error['input'])}",
         "literal_error": f"expected {ctx.get('expected')}, got {_shown(error['input'])}",
         "missing": "is required",
+        "string_unicode": "half a character; escape whole ones",
         "too_long": f"more than {ctx.get('max_length')}, which is the most that is read; send fewer",
         "too_short": f"is empty, expected {ctx.get('min_length')} or more",
         "value_error": str(ctx.get("error")),

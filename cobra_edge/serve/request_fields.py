@@ -72,7 +72,7 @@ class RequestObject(BaseModel):
     def _refuse_content_in_unknown_fields(self) -> RequestObject:
         for name, value in (self.model_extra or {}).items():
             if name not in self.ignored_fields and not holds_nothing(value):
-                raise PydanticCustomError(UNKNOWN_FIELD, "is not a field of this API: " + _WHERE, {"field": name})
+                raise PydanticCustomError(UNKNOWN_FIELD, "nobody reads this field; " + _WHERE, {"field": name})
         return self
 
     @classmethod
