@@ -66,7 +66,9 @@ def drift_table(manifest: Manifest, verdicts: Sequence[Verdict]) -> Table:
     """Return the drift against the float model, beside its budget."""
     drift = manifest.drift
     where = (
-        "not measured" if drift is None else f"{drift.lines:,} golden lines, {drift.positions:,} answer tokens, {_seen_by(drift)}"
+        "not measured"
+        if drift is None
+        else f"{drift.lines:,} golden lines, {drift.positions:,} answer tokens, {_seen_by(drift)}"
     )
     title = cell(f"drift of {manifest.recipe.scheme} from the float model ({where})")
     table = Table(title=title, title_justify="left")
