@@ -67,7 +67,7 @@ class Snapshots:
         """
         try:
             with self._opened() as response:
-                return self._is_image(response, response.read1(64))
+                return self._is_image(response)
         except http.client.HTTPException:
             return False  # something that is nearly HTTP, as some streams are
         except OSError as error:
@@ -104,11 +104,14 @@ class Snapshots:
         request = urllib.request.Request(self._url, headers={"User-Agent": "cobra-edge", "Accept": "image/*, */*;q=0.5"})
         return self._opener.open(request, timeout=_TIMEOUT_SECONDS)
 
-    def _is_image(self, response: Any, head: bytes) -> bool:
+    def _is_image(self, response: Any) -> bool:
+        """Whether an answer is one image, by its type, or by its first bytes where the type says nothing."""
         kind = response.headers.get_content_type()
         if kind == "text/html":
             raise InputError(f"{self.name}: answers with a web page; give the address of its stream or of its snapshot")
-        return kind.startswith("image/") or image_format(head) is not None
+        if kind.startswith(("image/", "multipart/", "video/")):
+            return bool(kind.startswith("image/"))
+        return image_format(response.read1(64)) is not None
 
     def _gone(self, error: Exception, number: int = 0) -> SourceGone:
         after = f" after {number} frames" if number else ""
