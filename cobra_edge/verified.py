@@ -24,6 +24,7 @@ import msgspec
 import platformdirs
 
 from .ownership import read_trusted
+from .threads import default_threads
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def first_changed(files: Sequence[tuple[Path, str]], *, thorough: bool = False) 
         OSError: a file cannot be read; of several that went wrong in some way, the first is reported.
     """
     stop = threading.Event()
-    with ThreadPoolExecutor(max(1, min(len(files), _cores()))) as pool:
+    with ThreadPoolExecutor(max(1, min(len(files), default_threads()))) as pool:
         try:
             for (file, _), whole in zip(files, pool.map(lambda f: _is_whole(f[0], f[1], thorough, stop), files), strict=True):
                 if not whole:
@@ -83,10 +84,6 @@ def first_changed(files: Sequence[tuple[Path, str]], *, thorough: bool = False) 
         finally:
             stop.set()  # an interruption, or a file that is not whole, does not wait until gigabytes of others are hashed
     return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_whole(file: Path, sha256: str, thorough: bool, stop: threading.Event) -> bool:

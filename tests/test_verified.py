@@ -242,6 +242,6 @@ def test_one_changed_file_does_not_wait_for_the_others(tmp_path, cache, monkeypa
         return "what it is"
 
     monkeypatch.setattr(verified, "content_sha256", endless)
-    monkeypatch.setattr(verified, "_cores", lambda: 2)
+    monkeypatch.setattr(verified, "default_threads", lambda: 2)
     assert verified.first_changed([(tmp_path / "small", "other"), (tmp_path / "large", "other")]) == tmp_path / "small"
     assert stopped
