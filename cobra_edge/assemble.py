@@ -239,7 +239,9 @@ def _seal(stage: Path, draft: Manifest, drift: Drift, target: Target) -> Manifes
     (stage / CARD).write_text(model_card(manifest, target), encoding="utf-8")
     manifest = msgspec.structs.replace(manifest, files=file_entries(stage))
     (stage / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-    Bundle.open(stage, thorough=True)
+    opened = Bundle.open(stage, thorough=True)
+    if manifest.vision is not None:
+        opened.graph_file()
     return manifest
 
 

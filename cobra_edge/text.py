@@ -107,17 +107,17 @@ class TextCodec:
             InputError: not a tokenizer of these models, no end-of-text token, or ids beyond the vocabulary.
         """
         checked = checked_tokenizer(file, vocab)
+        end_id = checked.control.get(END_OF_TEXT)
+        if end_id is None:
+            raise InputError(f"{file.name}: has no {END_OF_TEXT} token, which ends every answer of this model")
         with _tokenizers(f"{file.name}: not a readable tokenizer"):
             tokenizer = Tokenizer.from_str(checked.json.decode("utf-8"))
             tokenizer.encode_special_tokens = True  # they are spelled
-            end_id = tokenizer.token_to_id(END_OF_TEXT)
             odd = sorted(name for name, token in checked.ids.items() if tokenizer.token_to_id(name) != token)
         if odd:
             raise InputError(
                 f"{file.name}: {odd[0][:40]!r} has another id than the file says; take it from the checkpoint again"
             )
-        if end_id is None:
-            raise InputError(f"{file.name}: has no {END_OF_TEXT} token, which ends every answer of this model")
         return cls(tokenizer, end_id, checked.control)
 
     def encode(self, prompt: str | Prompt) -> list[int]:

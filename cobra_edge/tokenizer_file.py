@@ -171,8 +171,8 @@ def _flaw_of_merges(found: _File) -> str | None:
         return f"{len(merges)} merges for {len(words)} tokens"
     control = {token.content for token in found.added_tokens if not token.content.isspace()}
     for number, merge in enumerate(merges, 1):
-        pair = tuple(merge.split(" ")) if isinstance(merge, str) else merge
-        if len(pair) != 2 or not all(part in words for part in pair) or (whole := "".join(pair)) not in words:
+        left, right = merge.partition(" ")[::2] if isinstance(merge, str) else merge
+        if left not in words or right not in words or (whole := left + right) not in words:
             return f"merge {number} ({str(merge)[:60]!r}) is not of two tokens into a third"
         if whole in control:
             return f"merge {number} makes the control token {whole[:40]!r} of ordinary text"

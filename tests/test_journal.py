@@ -1,5 +1,6 @@
 """The journal: an interrupted run goes on where it was, whatever was cut off, and never with lines of another run."""
 
+import errno
 import subprocess
 import sys
 
@@ -127,3 +128,18 @@ def test_a_holder_that_has_not_said_who_it_is(tmp_path):
             (tmp_path / ".lines.lock.pid").write_bytes(written)
             with pytest.raises(InputError, match="another run"), locked(tmp_path):
                 pass
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")])
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog, error):
+    monkeypatch.setattr("filelock.FileLock.acquire", lambda *_, **__: (_ for _ in ()).throw(error))
+    with locked(tmp_path):
+        pass
+    assert "this file system has no locks" in caplog.text
+
+
+def test_a_directory_that_cannot_be_locked_is_refused(tmp_path, monkeypatch):
+    refusal = OSError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr("filelock.FileLock.acquire", lambda *_, **__: (_ for _ in ()).throw(refusal))
+    with pytest.raises(InputError, match="cannot be locked"), locked(tmp_path):
+        pass

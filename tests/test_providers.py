@@ -65,7 +65,7 @@ def on_card(monkeypatch):
 
     def pretend(broken=None, silent=()):
         class Session:
-            def __init__(self, file, options, providers):
+            def __init__(self, file, options, providers, enable_fallback):
                 asked.append(providers)
                 name = providers[0][0]
                 if broken and name in broken:

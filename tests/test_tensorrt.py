@@ -496,10 +496,12 @@ def test_a_model_without_vision(device: Device, tiny_bundle: Path, capsys: pytes
 
 
 def test_a_graph_that_tensorrt_cannot_read(
-    device: Device, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    device: Device, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = shutil.copytree(path, tmp_path / "copy")
     (copy / VISION).write_bytes(b"\xff not a graph")
+    assert "not ONNX" in refused(_vouched(copy), capsys, 2) and not _engines()  # TensorRT is not even asked
+    monkeypatch.setattr("cobra_edge.bundle.require_plain_graph", lambda *_: None)
     said = refused(_vouched(copy), capsys, 3)
     assert "TensorRT 10.3.0 cannot read" in said and "not an ONNX graph" in said and not _engines()
 

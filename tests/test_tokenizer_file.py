@@ -164,6 +164,7 @@ REFUSED = {
         added_tokens=[{**t, "content": t["content"].replace("endof", "end_of")} for t in GOOD["added_tokens"]],
         model={**GOOD["model"], "vocab": {k.replace("endof", "end_of"): v for k, v in VOCAB.items()}},
     ),
+    "an end of text that is no added token": changed(added_tokens=GOOD["added_tokens"][1:]),
     "a list": [],
     "nothing": None,
 }  # fmt: skip
@@ -173,8 +174,7 @@ REFUSED = {
 def test_what_these_models_have_not_is_refused_before_the_library_parses_it(tmp_path, monkeypatch, what):
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(REFUSED[what]))
-    if what != "no end of text":
-        monkeypatch.setattr("cobra_edge.text.Tokenizer", None)
+    monkeypatch.setattr("cobra_edge.text.Tokenizer", None)
     with pytest.raises(InputError, match=r"tokenizer\.json: "):
         TextCodec.open(file, 512)
 

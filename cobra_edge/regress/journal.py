@@ -7,7 +7,9 @@ directory, so that no second one writes into the same journal.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +24,8 @@ from ..parsing import ParseError, parse_json
 from .compared import ComparedLine
 
 PARTIAL, WHOLE = "lines.partial.jsonl", "lines.jsonl"
+log = logging.getLogger(__name__)
+
 _LOCK, _HOLDER = ".lines.lock", ".lines.lock.pid"  # apart: whoever tries the lock empties its file
 
 
@@ -66,8 +70,10 @@ def locked(directory: Path) -> Iterator[None]:
         raise InputError(
             f"{directory}: {_holder(directory)} writes its report there; wait until it ends, or give another --report"
         ) from error
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be locked ({error}); give another --report") from error
+    except (OSError, NotImplementedError) as error:  # file systems of a network may have no locks
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise InputError(f"{directory}: cannot be locked ({error}); give another --report") from error
+        log.warning("%s: this file system has no locks (%s); start no second run into it", directory, error)
     try:
         with suppress(OSError):  # it is for the message alone
             (directory / _HOLDER).write_text(f"{os.getpid()}\n", encoding="ascii")

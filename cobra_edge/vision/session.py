@@ -58,7 +58,8 @@ def _open(file: Path, provider: Provider, precision: PrecisionName, threads: int
     chosen = (provider.name, dict(provider_options(provider, precision, cache, stream)))
     # A processor takes what another provider has no kernel for, such as shapes.
     wanted = [chosen] if provider is _CPU else [chosen, (_CPU.name, {})]
-    return onnxruntime.InferenceSession(file, options, providers=wanted)
+    # A second try would print on stdout what went wrong with the first.
+    return onnxruntime.InferenceSession(file, options, providers=wanted, enable_fallback=0)
 
 
 class VisionSession:
