@@ -14,6 +14,8 @@ import platformdirs
 import pytest
 from filelock import FileLock
 
+import cobra_edge.privacy  # noqa: F401  # before torch and all else that may report
+
 # Kernels run in Triton's interpreter where there is no card. It reads this when it is first imported, maybe by torch below;
 # children that compile kernels take it out again.
 try:
