@@ -15,6 +15,7 @@ from ..scheme import scheme_named
 from ..tables import figure
 from ..targets import target_named
 from ..terminal import debug_option, print_json, progress, results
+from ..usage import Group
 from .coverage_verb import coverage
 from .decode_verb import decode
 from .end_to_end_verb import end_to_end
@@ -31,7 +32,7 @@ from .tiles_verb import tiles
 from .vision_verb import vision
 
 
-@click.group(epilog="Example: python -m cobra_edge.bench export --shape cobra-3b")
+@click.group(cls=Group, epilog="Example: python -m cobra_edge.bench export --shape cobra-3b")
 def command() -> None:
     """Measure, and keep the result under bench/results."""
 
