@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import MutableMapping
 
@@ -30,10 +31,11 @@ def switch_off_telemetry(environment: MutableMapping[str, str] = os.environ) -> 
     """Set SWITCHES in an environment, whatever they were set to; an onnxruntime imported earlier is warned about."""
     was_off = environment.get("ORT_DISABLE_TELEMETRY", "").lower() not in ("", "0", "false")
     environment.update(SWITCHES)
-    version = getattr(sys.modules.get("onnxruntime"), "__version__", "0.0")
-    if not was_off and tuple(int(part) for part in version.split(".")[:2]) >= (1, 29):
+    version = str(getattr(sys.modules.get("onnxruntime"), "__version__", ""))
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if not was_off and numbers is not None and tuple(map(int, numbers.groups())) >= (1, 29):
         log.warning(
-            "onnxruntime %s was imported before cobra_edge, and by now sends telemetry, which nothing stops any more; "
+            "onnxruntime %s was imported before cobra_edge, so its telemetry is on and cannot be switched off in this process; "
             "import cobra_edge first, or set ORT_DISABLE_TELEMETRY=1",
             version,
         )

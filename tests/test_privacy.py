@@ -228,6 +228,7 @@ def test_an_onnxruntime_that_was_imported_before_us_is_warned_about(
     assert "import cobra_edge first" in caplog.text
     caplog.clear()
     switch_off_telemetry({"ORT_DISABLE_TELEMETRY": "1"})
-    monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
-    switch_off_telemetry({})
+    for version in ("1.23.2", "unknown"):
+        monkeypatch.setattr(onnxruntime, "__version__", version)
+        switch_off_telemetry({})
     assert not caplog.text
