@@ -6,8 +6,8 @@ import importlib
 
 import click
 
-from .errors import near_matches
 from .terminal import debug_option, main_of
+from .usage import Group
 from .version import __version__
 
 # Verbs are imported when they are called: `run` must start at once on a device that lacks what `export` needs.
@@ -26,7 +26,9 @@ VERBS = {
 }
 
 
-class _Verbs(click.Group):
+class _Verbs(Group):
+    noun = "verb"
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
@@ -35,11 +37,6 @@ class _Verbs(click.Group):
             return None
         command: click.Command = importlib.import_module(f".{name}", __package__).command
         return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in VERBS:
-            raise click.UsageError(f"unknown verb {args[0]!r}{near_matches(args[0], VERBS)}", ctx)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):

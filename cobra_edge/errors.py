@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from .suggestions import close_matches, meant
 
 
 class CobraEdgeError(Exception):
@@ -42,6 +43,4 @@ class DriftError(CobraEdgeError):
 def near_matches(got: str, known: Iterable[str]) -> str:
     """Return a hint such as "; did you mean 'rtx'? known: …" to end a message about an unknown name."""
     known = list(known)
-    close = difflib.get_close_matches(got, known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ";"
-    return f"{hint} known: {', '.join(known)}"
+    return f"{meant(close_matches(got, known)) or ';'} known: {', '.join(known)}"

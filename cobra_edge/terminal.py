@@ -31,6 +31,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from . import usage
 from .errors import CobraEdgeError, InputError, MachineError
 
 EXIT_INTERRUPTED = 130
@@ -129,11 +130,13 @@ def run_command(command: click.Command, arguments: Sequence[str] | None = None) 
     )
     _take_signals()
     try:
-        code = command.main(None if arguments is None else list(arguments), standalone_mode=False)
+        code = usage.run(command, None if arguments is None else list(arguments))
         return code if isinstance(code, int) else 0
+    except usage.BareGroupError as error:
+        tell(error.help)
+        return error.exit_code
     except click.ClickException as error:
-        path = f"; see: {error.ctx.command_path.rstrip()} --help" if isinstance(error, click.UsageError) and error.ctx else ""
-        _say_error(error.format_message().rstrip(".") + path)
+        _say_error(usage.explain(error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         tell("interrupted")

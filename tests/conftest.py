@@ -14,6 +14,8 @@ import platformdirs
 import pytest
 from filelock import FileLock
 
+import cobra_edge.privacy  # noqa: F401  # before torch and all else that may report
+
 # Kernels run in Triton's interpreter where there is no card. It reads this when it is first imported, maybe by torch below;
 # children that compile kernels take it out again.
 try:
@@ -33,6 +35,13 @@ from .export_case import sharing_exports
 MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
 MINI_MAMBA = MambaConfig(256, 4, 512, 512, 16, 4, 16)
 TINY_MAMBA = MambaConfig(128, 2, 512, 256, 16, 4, 8)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare "extras": tests that one job of its own can run (pytest -m extras), the others without (-m "not extras")."""
+    config.addinivalue_line(
+        "markers", "extras: needs an extra that is heavy to install (eval, lmms, rtx); skipped, with the reason"
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -21,7 +21,7 @@ from .tolerance import assert_close
     ("arguments", "says"),
     [
         (("--shape", "cobra-4b"), "did you mean 'cobra-3b'"),
-        (("--precision", "fp15"), "Invalid value"),
+        (("--precision", "fp15"), "--precision: "),
         (("--precision", "fp32", "--engine", "int8"), "--engine int8: of a precision that is not measured"),
         (("--target", "rtx-409"), "did you mean 'rtx-4090'"),
         (("--name", "../x"), "is no name for a result"),

@@ -88,9 +88,9 @@ def test_mini_is_the_default_and_said(tmp_path, capfd):
         (("--checkpoint", "cobra+4b"), "did you mean 'cobra+3b'"),
         (("--golden", "/nowhere.jsonl"), "cannot be read"),
         (("--budget", "/nowhere.toml"), "No such file"),
-        (("--tokenizer", "/nowhere.json"), "does not exist"),
-        (("--method", "magic"), "Invalid value"),
-        (("--golden-lines", "0"), "Invalid value"),
+        (("--tokenizer", "/nowhere.json"), "--tokenizer: "),
+        (("--method", "magic"), "--method: "),
+        (("--golden-lines", "0"), "--golden-lines: "),
     ],
 )
 def test_bad_options(export, tmp_path, arguments, says):
@@ -280,9 +280,9 @@ def test_run_streams_or_prints_json(mini_bundle, capfd):
         (["--image", "/dev/zero", "--prompt", "x"], 2, "not an ordinary file"),
         (["--image", "/proc/self", "--prompt", "x"], 2, "not an ordinary file"),
         (["--prompt", "x", "--temperature", "-1"], 2, "temperature"),
-        (["--prompt", "x", "--max-new-tokens", "0"], 2, "Invalid value"),
+        (["--prompt", "x", "--max-new-tokens", "0"], 2, "--max-new-tokens: "),
         (["--prompt", "x", "--device", "cuda"], 3, "no decoder runs this bundle"),
-        (["--image", PICTURE], 2, "Missing option '--prompt'"),
+        (["--image", PICTURE], 2, "--prompt is missing"),
     ],
 )
 def test_run_with_bad_input(mini_bundle, capfd, arguments, code, says):

@@ -100,7 +100,7 @@ def test_without_the_library_a_bundle_goes_without_an_engine(export, tmp_path, m
         ("jetson", ("--vision-precision", "fp15"), "did you mean 'fp16'"),
         ("rtx-2060", ("--vision-precision", "bf16"), "compute capability 8.0 or later, GeForce RTX 2060 6GB has 7.5"),
         ("cpu", ("--vision-precision", "bf16"), "multiplies no bfloat16"),
-        ("cpu", ("--engine", "magic"), "Invalid value"),
+        ("cpu", ("--engine", "magic"), "--engine: "),
     ],
 )
 def test_what_a_target_cannot_run_is_refused_before_any_work(export, tmp_path, target, arguments, says):

@@ -253,7 +253,7 @@ def test_a_rotation_that_cannot_be_is_refused(source, tmp_path, capfd):
     for checkpoint, rotation, says in (
         (odd, "out-proj", "out_proj's input cannot be rotated: width 112 has no Hadamard matrix"),
         (odd, "residual", "the residual stream cannot be rotated: width 112 has no Hadamard matrix"),
-        (source, "in-proj", "Invalid value"),
+        (source, "in-proj", "--rotation: "),
     ):
         assert run_command(export.command, [*given, "--checkpoint", checkpoint, "--rotation", rotation]) == 2
         assert says in " ".join(capfd.readouterr().err.split()) and not (tmp_path / "out").exists()

@@ -23,7 +23,9 @@ from cobra_edge.terminal import run_command
 from . import harness_case as case
 from .tolerance import assert_close
 
-pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; the extra `test` brings it")
+pytest.importorskip("lmms_eval", reason="the extra `lmms` is not installed")
+
+pytestmark = pytest.mark.extras
 
 TASK_CODE = """import datasets
 

@@ -16,6 +16,7 @@ from ..session_options import threads_option
 from ..tables import figure
 from ..targets import target_named
 from ..terminal import debug_option, print_json, progress, results
+from ..usage import Group
 from .coverage_verb import coverage
 from .decode_verb import decode
 from .end_to_end_verb import end_to_end
@@ -32,7 +33,7 @@ from .tiles_verb import tiles
 from .vision_verb import vision
 
 
-@click.group(epilog="Example: python -m cobra_edge.bench --threads 2 export --shape cobra-3b")
+@click.group(cls=Group, epilog="Example: python -m cobra_edge.bench --threads 2 export --shape cobra-3b")
 @threads_option
 def command(threads: int | None) -> None:
     """Measure, and keep the result under bench/results."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
+from ..suggestions import close_matches, meant
+from ..usage import Group
 from .adapters.lm_eval_verb import lm_eval
 from .adapters.lmms_eval_verb import lmms_eval
 from .convert import command as convert
@@ -12,16 +16,19 @@ from .outputs.history_verb import history
 from .verb import measured
 
 
-class _Regress(click.Group):
+class _Regress(Group):
     """What is no verb's name is a bundle."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] in self.commands:
             return super().resolve_command(ctx, args)
+        close = close_matches(args[0], self.commands)
+        if close and not os.path.lexists(args[0]):
+            raise click.UsageError(f"{args[0]!r} is neither a bundle nor a command{meant(close)}", ctx)
         return None, measured, args
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        inner = click.Context(measured, info_name=ctx.info_name, parent=ctx.parent)
+        inner = click.Context(measured, info_name=ctx.info_name, parent=ctx.parent, help_option_names=ctx.help_option_names)
         measured.format_options(inner, formatter)
         self.format_commands(ctx, formatter)
 

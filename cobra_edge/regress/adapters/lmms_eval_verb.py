@@ -1,6 +1,6 @@
 """Run tasks of lmms-eval on a bundle.
 
-python -m cobra_edge.regress lmms-eval BUNDLE --tasks mmbench_en_dev --limit 100
+python -m cobra_edge.regress lmms-eval BUNDLE --tasks pope --limit 100
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .report import require_writable
 from .task_names import names_of
 
 
-@click.command("lmms-eval", epilog="Example: python -m cobra_edge.regress lmms-eval BUNDLE --tasks mmbench_en_dev --limit 100")
+@click.command("lmms-eval", epilog="Example: python -m cobra_edge.regress lmms-eval BUNDLE --tasks pope --limit 100")
 @harness_options
 def lmms_eval(
     bundle: Path,

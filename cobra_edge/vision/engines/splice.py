@@ -172,7 +172,7 @@ def _header(stripped: Path, data: np.ndarray) -> tuple[Header, int]:
     try:
         return msgspec.json.decode(data[start : start + length].tobytes(), type=Header), start + length
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"{stripped}: {error}; export the bundle again") from error
+        raise BundleError(f"{stripped}: its header is not one ({error}); export the bundle again") from error
 
 
 def _check_pieces(stripped: Path, header: Header, sources: dict[str, np.ndarray], rest_bytes: int) -> None:
