@@ -12,8 +12,9 @@ from typing import Any
 import click
 import msgspec
 
-from .errors import InputError, MachineError
+from .errors import MachineError
 from .regress.suite import CALIBRATION, read_suite, spread
+from .staging import check_file_goal
 from .terminal import debug_option, main_of, print_json, say, stages
 
 _MARGIN_BYTES = 64 << 20
@@ -41,8 +42,7 @@ def command(source: str, data: Path, out: Path, force: bool, n_lines: int | None
 
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
-    if out.is_dir() or (out.exists() and not force):
-        raise InputError(f"{out} is already there; give --force to replace a file, or another --out")
+    check_file_goal(out, force=force)
     lines = read_suite(data)
     lines = lines if n_lines is None else spread(lines, n_lines)
     _require_torch()
@@ -61,7 +61,7 @@ def command(source: str, data: Path, out: Path, force: bool, n_lines: int | None
             checkpoint, lines, data.parent, partial=partial, operations=best_operations(), on_progress=stage
         )
         stage("write the file", 0, 1)
-        write_statistics(statistics, out)
+        write_statistics(statistics, out, force=force)
     remove_parts(partial)
     header = statistics.header
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from .quantize.sensitivity import SCHEMA_VERSION, Sensitivity, of_tensors, passe
 from .quantize.statistics import Statistics
 from .recipe import Recipe
 from .regress.suite import CALIBRATION, read_suite
+from .staging import scratch_directory
 from .terminal import progress, stages, tell
 from .version import __version__
 
@@ -58,13 +58,13 @@ def statistics_for(
     if data is None:
         tell("no --statistics given: taking them of the embedded calibration set, pictures of synthetic scenes")
     data = data or CALIBRATION
-    with tempfile.TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.statistics-") as scratch:
+    with scratch_directory(beside, "statistics") as scratch:
         with stages() as stage:
             found = collect_statistics(
                 checkpoint,
                 read_suite(data),
                 data.parent,
-                partial=Path(scratch),
+                partial=scratch,
                 operations=best_operations(),
                 on_progress=stage,
             )

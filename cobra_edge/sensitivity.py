@@ -14,10 +14,11 @@ from rich.table import Table
 
 from .assemble import check_choices
 from .calibrated import find_sensitivity, hashed, statistics_for
-from .errors import InputError, MachineError
+from .errors import MachineError
 from .quantize.sensitivity import SCHEMES_OF_A_MIX, Sensitivity, write_sensitivity
 from .recipe import FLOAT16, METHODS, MIXED, ROTATIONS, Recipe
 from .scheme import scheme_named
+from .staging import check_file_goal, staged_file
 from .terminal import debug_option, main_of, print_json, results, say
 
 
@@ -52,14 +53,15 @@ def command(source: str, out: Path, plot: Path | None, force: bool, as_json: boo
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
     for file in filter(None, (out, plot)):
-        if file.is_dir() or (file.exists() and not force):
-            raise InputError(f"{file} is already there; give --force to replace a file, or another path")
+        check_file_goal(file, force=force)
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise MachineError("--plot needs matplotlib; install it with: pip install matplotlib")
-    found = _scanned(source, out, options)
-    write_sensitivity(found, out)
+    with staged_file(out, force=force) as staged:  # from the beginning: whether it can be written shows before days of work
+        found = _scanned(source, out, options)
+        write_sensitivity(found, staged)
     if plot is not None:
-        draw(found, plot)
+        with staged_file(plot, force=force) as staged:
+            draw(found, staged)
     if as_json:
         print_json(found)
     else:
@@ -84,7 +86,6 @@ def _scanned(source: str, out: Path, options: dict[str, Any]) -> Sensitivity:
         activations=options["activations"],
         activation_percentile=clip,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     with statistics_for(checkpoint, digest, recipe, options["statistics"], options["calibration"], out) as statistics:
         return find_sensitivity(checkpoint, digest, recipe, statistics, options["calibration"])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cobra_edge import inspect
+from cobra_edge import inspect, staging
 from cobra_edge.bundle import DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_sha256, staged_directory
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
@@ -283,6 +283,7 @@ def test_a_full_disk_is_seen_before_work_begins(tmp_path):
 
 def test_an_interruption_while_a_bundle_is_replaced_keeps_the_old_one(bundle, monkeypatch):
     real, calls = os.rename, []
+    monkeypatch.setattr(staging, "exchange", lambda one, other: False)  # a file system that cannot
 
     def rename(source, goal):
         calls.append(goal)

@@ -214,7 +214,7 @@ def test_drawings_that_cannot_be_are_refused(file, tmp_path):
     with pytest.raises(InputError, match=r"no entry has a value of accuracy\.nothing; some have: .*kld_mean"):
         draw_history(entries, tmp_path / "drift.svg", "accuracy.nothing")
     with pytest.raises(InputError, match="give another path"):
-        draw_history(entries, tmp_path / "missing" / "drift.svg")
+        draw_history(entries, file / "drift.svg")
     assert not (tmp_path / "drift.svg").exists()
 
 
