@@ -20,7 +20,8 @@ from cobra_edge.cli import command as whole
 from cobra_edge.decode import backends
 from cobra_edge.errors import InputError
 from cobra_edge.memory import plan_memory, state_bytes
-from cobra_edge.model.config import CobraConfig, MambaConfig, vision_backbone
+from cobra_edge.model.backbones import vision_backbone
+from cobra_edge.model.config import CobraConfig, MambaConfig
 from cobra_edge.recipe import uniform_recipe
 from cobra_edge.scheme import SCHEMES
 from cobra_edge.targets import target_named
