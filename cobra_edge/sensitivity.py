@@ -12,18 +12,21 @@ from typing import Any
 import click
 from rich.table import Table
 
-from .assemble import check_choices
 from .calibrated import find_sensitivity, hashed, statistics_for
 from .errors import MachineError
+from .export_checks import check_calibration, check_choices
 from .quantize.sensitivity import SCHEMES_OF_A_MIX, Sensitivity, write_sensitivity
+from .quantize.statistics import read_statistics
 from .recipe import FLOAT16, METHODS, MIXED, ROTATIONS, Recipe
+from .regress.suite import read_suite
+from .requirements import require_export
 from .scheme import scheme_named
 from .staging import check_file_goal, staged_file
 from .terminal import debug_option, main_of, print_json, results, say
 
 
 @click.command(epilog="Example: python -m cobra_edge.sensitivity --checkpoint mini --method gptq --out sensitivity.json")
-@click.option("--checkpoint", "source", required=True, help="mini, a registry name such as cobra+3b, or a directory.")
+@click.option("--checkpoint", "source", required=True, help="mini, cobra+3b of the hub, or a directory.")
 @click.option(
     "--activations",
     type=click.Choice(["float32", "int8"]),
@@ -42,7 +45,7 @@ from .terminal import debug_option, main_of, print_json, results, say
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw them as PNG.")
 @click.option("--force", is_flag=True, help="Replace files that are already there.")
 @click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or its directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @debug_option
 def command(source: str, out: Path, plot: Path | None, force: bool, as_json: bool, **options: Any) -> None:
@@ -57,7 +60,7 @@ def command(source: str, out: Path, plot: Path | None, force: bool, as_json: boo
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise MachineError("--plot needs matplotlib; install it with: pip install matplotlib")
     with staged_file(out, force=force) as staged:  # from the beginning: whether it can be written shows before days of work
-        found = _scanned(source, out, options)
+        found = _scanned(source, staged.parent, options)
         write_sensitivity(found, staged)
     if plot is not None:
         with staged_file(plot, force=force) as staged:
@@ -69,14 +72,19 @@ def command(source: str, out: Path, plot: Path | None, force: bool, as_json: boo
         say(f"sensitivities: {out}")
 
 
-def _scanned(source: str, out: Path, options: dict[str, Any]) -> Sensitivity:
+def _scanned(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
     method, rotation, clip = options["method"], options["rotation"], options["clip_activations"]
     check_choices(scheme_named("w4a16-g128"), method, rotation, clip)
-    try:
-        from .model.checkpoint import open_checkpoint
-    except ImportError as error:
-        raise MachineError(f"sensitivity needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
+    check_calibration(method, clip, options["statistics"], None, otherwise_used=True)
+    if options["calibration"] is not None:
+        read_suite(options["calibration"])
+    require_export("sensitivity", "timm", "torch")
+    from .model.checkpoint import open_checkpoint
+    from .model.vision import check_tower
+
     checkpoint = open_checkpoint(source, vision_weights=options["vision_weights"], tokenizer=options["tokenizer"])
+    if checkpoint.config.vision is not None:
+        check_tower(checkpoint.config.vision, checkpoint.vision_weights, checkpoint.tower)
     digest = hashed(checkpoint)
     recipe = Recipe(
         MIXED,
@@ -86,7 +94,9 @@ def _scanned(source: str, out: Path, options: dict[str, Any]) -> Sensitivity:
         activations=options["activations"],
         activation_percentile=clip,
     )
-    with statistics_for(checkpoint, digest, recipe, options["statistics"], options["calibration"], out) as statistics:
+    file = options["statistics"]
+    given = None if file is None else read_statistics(file, checkpoint.config, digest)
+    with statistics_for(checkpoint, recipe, given, options["calibration"], stage) as statistics:
         return find_sensitivity(checkpoint, digest, recipe, statistics, options["calibration"])
 
 

@@ -119,6 +119,27 @@ def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
         os.close(descriptor)
 
 
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a directory that outlives a run, made where it is missing and gone again where it stays empty.
+
+    Raises:
+        InputError: another process holds it, or something else has its name.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"{directory}: something else is there; move it or give another path") from error
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _lock(descriptor) is False:
+            raise InputError(f"{directory}: another process is working there; wait for it, or give another path")
+        yield
+    finally:
+        os.close(descriptor)
+        _remove_empty([directory])
+
+
 def _lock(descriptor: int) -> bool | None:
     """Lock a directory; False where another process holds it, None where this file system has no such locks."""
     try:

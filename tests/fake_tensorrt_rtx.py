@@ -19,7 +19,7 @@ import pytest
 
 from .fake_cuda import FakeCuda
 
-tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs pip install 'cobra-edge[rtx]'")
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs pip install '.[rtx]'")
 
 
 @dataclass

@@ -48,6 +48,7 @@ from cobra_edge.quantize.statistics import (
     write_statistics,
 )
 from cobra_edge.regress.suite import Line, read_suite, spread
+from cobra_edge.requirements import install_hint
 from cobra_edge.terminal import run_command
 from cobra_edge.text import END_OF_TEXT, PromptTemplate, TextCodec
 
@@ -368,7 +369,7 @@ def test_visual_embeddings_that_are_not_finite_are_named(mini, monkeypatch):
 def test_a_machine_without_the_libraries_is_told(called, text_only, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     code, _, err = called("--checkpoint", text_only, "--out", tmp_path / "s")
-    assert code == 3 and "cobra-edge[export]" in err
+    assert code == 3 and install_hint("export") in err
 
 
 @pytest.mark.parametrize("pattern", ["part-0.*", "streams-2.*"])

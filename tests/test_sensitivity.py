@@ -226,7 +226,7 @@ def few(tmp_path_factory):
     return file
 
 
-def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_path, capfd):
+def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_path, capfd, sharing):
     choices = ["--method", "gptq", "--rotation", "both", "--calibration", str(few)]
     file, plot = tmp_path / "s.json", tmp_path / "s.png"
     given = ["--checkpoint", "mini", *choices, "--out", str(file), "--plot", str(plot)]
@@ -249,7 +249,8 @@ def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_
             str(out),
             "--json",
         ]
-        assert run_command(export_module.command, given) == 0
+        with sharing():
+            assert run_command(export_module.command, given) == 0
         data = json.loads(capfd.readouterr().out)
         return data["mix"], Bundle.open(out).manifest
 
@@ -267,7 +268,7 @@ def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_
     ("arguments", "says"),
     [
         (("--bits", "2"), "cannot be had"),
-        (("--bits", "4", "--scheme", "bnb-nf4"), "mixes schemes of ours"),
+        (("--bits", "4", "--scheme", "w4a16-g128"), "--bits mixes several: give one of the two"),
         (("--sensitivity", "x"), "--bits 4.0"),
         (("--bits", "0"), "Invalid value"),
         (("--bits", "4", "--sensitivity", "/nowhere"), "cobra_edge.sensitivity"),

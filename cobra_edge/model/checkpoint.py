@@ -72,6 +72,7 @@ class Checkpoint:
     tokenizer: Path | None = None
     tokenizer_hub_id: str | None = None
     stage: str | None = None
+    _digest: list[str] = field(default_factory=list, init=False, repr=False)  # once it is known
 
     @property
     def vision_source(self) -> VisionSource | None:
@@ -86,14 +87,17 @@ class Checkpoint:
         return [*self.files, *encoders, *([self.tokenizer] if self.tokenizer else [])]
 
     def sha256(self, on_bytes: Callable[[int], None] = lambda _: None) -> str:
-        """Return the hash over `hashed_files`; on_bytes is told of each piece's size, for progress."""
+        """Return the hash over `hashed_files`, read once; on_bytes is told of each piece's size, for progress."""
+        if self._digest:
+            return self._digest[0]
         digest = hashlib.sha256()
         for file in self.hashed_files():
             with file.open("rb") as stream:
                 while chunk := stream.read(1 << 24):
                     digest.update(chunk)
                     on_bytes(len(chunk))
-        return digest.hexdigest()
+        self._digest.append(digest.hexdigest())
+        return self._digest[0]
 
     def tokenizer_file(self) -> Path:
         """Return tokenizer.json, fetched from the hub where the checkpoint has none.

@@ -7,6 +7,7 @@ from decimal import ROUND_UP, Context, Decimal
 from pathlib import Path
 
 from ..errors import MachineError
+from ..requirements import install_hint
 from ..staging import staged_file
 from .budget import Limit, read_budget
 from .measures import measure_named
@@ -46,7 +47,7 @@ def update_budget(
     try:
         import tomlkit
     except ImportError as error:
-        raise MachineError(f"--update-budget needs {error.name}; install it with: pip install 'cobra-edge[regress]'") from error
+        raise MachineError(f"--update-budget needs {error.name}; install it with: {install_hint('regress')}") from error
     known = read_budget(file).schemes.get(scheme, {}) if file.exists() else {}
     document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
     schemes = document.setdefault("schemes", tomlkit.table(is_super_table=True))

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError, MachineError
+from ..requirements import install_hint
 from ..terminal import tell
 from .frames import Frame
 
@@ -114,5 +115,5 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise MachineError(f"--camera needs OpenCV ({error}); install it with: pip install 'cobra-edge[watch]'") from error
+        raise MachineError(f"--camera needs OpenCV ({error}); install it with: {install_hint('watch')}") from error
     return cv2

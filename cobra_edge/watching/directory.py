@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..errors import InputError, MachineError
 from ..image import FORMATS, load_picture
+from ..requirements import install_hint
 from ..terminal import tell
 from .frames import Frame
 
@@ -126,7 +127,5 @@ def _watchfiles() -> Any:
     try:
         import watchfiles
     except ImportError as error:
-        raise MachineError(
-            f"--directory needs watchfiles ({error}); install it with: pip install 'cobra-edge[watch]'"
-        ) from error
+        raise MachineError(f"--directory needs watchfiles ({error}); install it with: {install_hint('watch')}") from error
     return watchfiles
