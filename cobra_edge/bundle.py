@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from .errors import BundleError, InputError, MachineError
+from .git_lfs import is_pointer, pointer_message
 from .image import ImageTransform
 from .manifest import SCHEMA_VERSION, FileEntry, Manifest, PromptFile, VisionGraph
 from .packing import QuantizedTensor
@@ -178,6 +179,8 @@ def _check_place_and_size(directory: Path, name: str, entry: FileEntry) -> None:
     if size is None:
         raise BundleError(f"{directory}: {name} is missing; copy the whole directory, or export again")
     if size != entry.bytes:
+        if is_pointer(file):
+            raise BundleError(pointer_message(file))
         raise BundleError(f"{file}: {size} bytes, the manifest says {entry.bytes}; copy or export the bundle again")
 
 

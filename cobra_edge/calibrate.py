@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from .errors import MachineError
+from .export_checks import check_text_only
 from .regress.suite import CALIBRATION, read_suite, spread
 from .requirements import require_export
 from .staging import check_file_goal, held
@@ -55,7 +56,9 @@ def command(source: str, data: Path, out: Path, force: bool, n_lines: int | None
     from .quantize.statistics import statistics_tensors, write_statistics
 
     checkpoint = open_checkpoint(source, **options)
-    if checkpoint.config.vision is not None:
+    if checkpoint.config.vision is None:
+        check_text_only(checkpoint.config.model_id, vision_weights=options["vision_weights"])
+    else:
         check_tower(checkpoint.config.vision, checkpoint.vision_weights, checkpoint.tower)
     partial = out.with_name(f"{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from .calibrated import find_sensitivity, hashed, statistics_for
 from .errors import MachineError
-from .export_checks import check_calibration, check_choices
+from .export_checks import check_calibration, check_choices, check_text_only
 from .quantize.sensitivity import SCHEMES_OF_A_MIX, Sensitivity, write_sensitivity
 from .quantize.statistics import read_statistics
 from .recipe import FLOAT16, METHODS, MIXED, ROTATIONS, Recipe
@@ -83,7 +83,9 @@ def _scanned(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
     from .model.vision import check_tower
 
     checkpoint = open_checkpoint(source, vision_weights=options["vision_weights"], tokenizer=options["tokenizer"])
-    if checkpoint.config.vision is not None:
+    if checkpoint.config.vision is None:
+        check_text_only(checkpoint.config.model_id, vision_weights=options["vision_weights"])
+    else:
         check_tower(checkpoint.config.vision, checkpoint.vision_weights, checkpoint.tower)
     digest = hashed(checkpoint)
     recipe = Recipe(

@@ -252,6 +252,12 @@ def test_written_piece_by_piece_reads_whole(tmp_path):
     assert (length + 8) % 64 == 0
 
 
+def test_a_git_lfs_pointer_is_told(bundle):
+    (bundle / DECODER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(BundleError, match=r"decoder\.safetensors: a Git LFS pointer.*git lfs pull"):
+        Bundle.open(bundle)
+
+
 def test_staging_keeps_what_is_not_a_bundle(tmp_path):
     goal = tmp_path / "work"
     goal.mkdir()

@@ -102,6 +102,8 @@ def test_a_scan_refuses_what_it_would_not_look_at(text_only, statistics, tmp_pat
     given = ["--checkpoint", str(text_only), "--out", str(tmp_path / "s.json")]
     assert run_command(sensitivity.command, [*given, "--statistics", str(statistics)]) == 2
     assert "method rtn looks at no activations" in " ".join(capfd.readouterr().err.split())
+    assert run_command(sensitivity.command, [*given, "--vision-weights", str(MINI / "vision")]) == 2
+    assert "text-only model, it has no vision; leave --vision-weights out" in " ".join(capfd.readouterr().err.split())
     assert run_command(sensitivity.command, [*given, "--calibration", "/nowhere.jsonl"]) == 2
     assert "cannot be read" in " ".join(capfd.readouterr().err.split()) and not (tmp_path / "s.json").exists()
 
