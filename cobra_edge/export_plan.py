@@ -22,13 +22,13 @@ from .model.config import CobraConfig
 from .precision import InputForm, PrecisionName
 from .quantize.mix import require_reachable, smallest_mix
 from .quantize.sensitivity import Sensitivity, of_tensors, read_sensitivity
-from .quantize.statistics import Statistics, read_statistics
+from .quantize.statistics import Statistics, read_header, read_statistics
 from .recipe import MIXED, ROTATIONS, Recipe, matrix_weights, uniform_recipe
 from .regress.asked import AskedSuite, asked_suite
 from .regress.budget import Limit, read_budget
 from .regress.suite import CALIBRATION, HELDOUT, Line, pictures_of, read_suite, spread
 from .requirements import require_export
-from .scheme import scheme_named
+from .scheme import Scheme, scheme_named
 from .targets import Target
 from .text import PromptTemplate, TextCodec
 
@@ -143,41 +143,20 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
         MachineError: a library, the network or memory is missing.
     """
     o = options
-    check_mix(o.scheme, o.bits, o.activations, o.sensitivity)
-    chosen = scheme_named(o.scheme or target.scheme)
-    check_choices(chosen, o.method, o.rotation, o.clip_activations)
-    precision = checked_precision(target, o.vision_precision)
-    int8 = precision == "int8"
-    check_calibration(
-        o.method, o.clip_activations, o.statistics, o.calibration, otherwise_used=o.bits is not None or int8
-    )  # fmt: skip
+    precision = _checked(target, o)
     engine = checked_engine(target, o.engine, precision)
-    allowed, stored_as = read_budget(o.budget), chosen.name if o.bits is None else MIXED
+    allowed, stored_as = read_budget(o.budget), MIXED if o.bits is not None else o.scheme or target.scheme
     allowed.limits_of(stored_as, target=target.name)
     lines = read_suite(o.golden)
-    if o.calibration is not None:
-        read_suite(o.calibration)
-    if int8 and not pictures_of(o.calibration or CALIBRATION):
-        raise InputError(f"{o.calibration}: int8 vision is calibrated on pictures, the suite has none; give one that has")
-    require_export("export", "onnx", "onnxscript", "timm", "torch")
-    if chosen.code_format != "int":
-        from .quantize.bitsandbytes_codes import load_bitsandbytes
-
-        load_bitsandbytes()
+    _require_libraries(scheme_named(o.scheme or target.scheme))
     from .model.checkpoint import open_checkpoint
     from .model.vision import check_tower
 
     checkpoint = open_checkpoint(source, vision_weights=o.vision_weights, tokenizer=o.tokenizer)
     config = checkpoint.config
     if config.vision is None:
-        asked_engine = None if o.engine == "auto" else o.engine
-        check_text_only(
-            config.model_id,
-            vision_precision=o.vision_precision,
-            vision_input=o.vision_input,
-            vision_weights=o.vision_weights,
-            engine=asked_engine,
-        )
+        given = {name: getattr(o, name) for name in ("vision_precision", "vision_input", "vision_weights")}
+        check_text_only(config.model_id, engine=None if o.engine == "auto" else o.engine, **given)
         engine = "none"
     else:
         check_tower(config.vision, checkpoint.vision_weights, checkpoint.tower)
@@ -187,11 +166,10 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     check_goal(directory, force=o.force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
     small = config.mamba.n_parameters < _SMALL
-    chosen_lines = spread(lines, o.golden_lines or _GOLDEN_LINES[0 if small else 1])
+    asked = _golden_suite(o.golden, spread(lines, o.golden_lines or _GOLDEN_LINES[0 if small else 1]), codec, config)
     needed = memory.decoder_bytes + memory.vision_bytes + _WRITING_MARGIN_BYTES
     needed += memory.vision_bytes if engine != "none" else 0  # whole first, where weights are left out too
     needed += 0 if o.bits is None else int(min(o.bits, 16) * matrix_weights(config.mamba) / 8)
-    asked = _golden_suite(o.golden, chosen_lines, codec, config)
     digest = hashed(checkpoint)
     plan = ExportPlan(
         options=o,
@@ -211,6 +189,31 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
         sensitivity=None if o.sensitivity is None else read_sensitivity(o.sensitivity, config.mamba, digest, recipe),
     )
     return checkpoint, plan
+
+
+def _checked(target: Target, o: ExportOptions) -> PrecisionName:
+    """Check what needs no checkpoint: choices that go together, data that can be read; returns the graph's precision."""
+    check_mix(o.scheme, o.bits, o.activations, o.sensitivity)
+    check_choices(scheme_named(o.scheme or target.scheme), o.method, o.rotation, o.clip_activations)
+    precision = checked_precision(target, o.vision_precision)
+    int8 = precision == "int8"
+    used = o.bits is not None or int8
+    check_calibration(o.method, o.clip_activations, o.statistics, o.calibration, otherwise_used=used)
+    if o.statistics is not None:
+        read_header(o.statistics)
+    if o.calibration is not None:
+        read_suite(o.calibration)
+    if int8 and not pictures_of(o.calibration or CALIBRATION):
+        raise InputError(f"{o.calibration}: int8 vision is calibrated on pictures, the suite has none; give one that has")
+    return precision
+
+
+def _require_libraries(scheme: Scheme) -> None:
+    require_export("export", "onnx", "onnxscript", "timm", "torch")
+    if scheme.code_format != "int":
+        from .quantize.bitsandbytes_codes import load_bitsandbytes
+
+        load_bitsandbytes()
 
 
 def _recipe(config: CobraConfig, target: Target, o: ExportOptions) -> tuple[Recipe, dict[str, str]]:
