@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cobra_edge.model.config import vision_backbone
+from cobra_edge.model.backbones import vision_backbone
 from cobra_edge.model.vision import VisionTower
 
 from .scenes import COLOURS, SHAPES, SIZE, Scene, render

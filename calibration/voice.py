@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cobra_edge.model.config import language_backbone
+from cobra_edge.model.backbones import language_backbone
 from cobra_edge.model.mamba import Mamba, MambaState
 from cobra_edge.model.projector import Projector
 from cobra_edge.text import END_OF_TEXT, PromptTemplate

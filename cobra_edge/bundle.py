@@ -8,13 +8,11 @@ one page, docs/bundle.md.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,14 @@ import numpy as np
 
 from .errors import BundleError, InputError, MachineError
 from .finite import require_finite
+from .git_lfs import is_pointer, pointer_message
 from .image import ImageTransform
 from .manifest import SCHEMA_VERSION, FileEntry, Manifest, PromptFile, VisionGraph
 from .onnx_file import require_plain_graph
 from .packing import QuantizedTensor
 from .parsing import ParseError, parse_json
 from .recipe import matrix_names, quantized_scheme, stored_tensors
+from .staging import replaceable, staged_bundle
 from .tensor_file import map_tensors
 from .text import PromptTemplate, TextCodec
 from .verified import content_sha256, first_changed
@@ -200,6 +200,8 @@ def _check_place_and_size(directory: Path, name: str, entry: FileEntry) -> None:
     if size is None:
         raise BundleError(f"{directory}: {name} is missing; copy the whole directory, or export again")
     if size != entry.bytes:
+        if is_pointer(file):
+            raise BundleError(pointer_message(file))
         raise BundleError(f"{file}: {size} bytes, the manifest says {entry.bytes}; copy or export the bundle again")
 
 
@@ -221,70 +223,25 @@ def staged_directory(goal: Path, *, force: bool, needed_bytes: int) -> Iterator[
 
     Args:
         goal: where the bundle shall be.
-        force: replace a bundle that is already there; anything that is not a bundle is never replaced.
+        force: replace a bundle that is there, at the beginning or by the end; what is not a bundle is never replaced.
         needed_bytes: checked against the free space before any work.
 
     Raises:
-        InputError: goal exists, or cannot be written beside.
+        InputError: goal exists, or cannot be written beside; or something took its name in the meantime: the bundle is kept
+            under another name then, which the message gives.
         MachineError: the disk is full.
     """
-    created = [p for p in goal.absolute().parents if not os.path.lexists(p)]  # nearest first
-    done = False
     try:
         check_goal(goal, force=force)
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(dir=goal.parent, prefix=f".{goal.name}.partial-"))
     except OSError as error:
-        _remove_empty(created)
-        raise InputError(f"{goal.parent}: cannot be written ({error.strerror}); choose another --out") from error
-    try:
+        raise InputError(f"{goal}: cannot be written ({error.strerror}); choose another --out") from error
+    with staged_bundle(goal, force=force, marker=MANIFEST) as stage:
         free = shutil.disk_usage(stage).free
         if free < needed_bytes:
             raise MachineError(
                 f"{goal.parent}: {free / 1e9:.2f} GB free, about {needed_bytes / 1e9:.2f} GB needed; free some space"
             )
         yield stage
-        stage.chmod(0o755)
-        if goal.exists():
-            _replace(goal, stage)
-        else:
-            os.rename(stage, goal)
-        done = True
-    except OSError as error:
-        if error.errno not in _WRITE_ERRORS:
-            raise
-        raise MachineError(f"{goal}: writing failed ({error.strerror}); nothing was kept") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if not done:
-            _remove_empty(created)
-
-
-# What only writing meets; any other OSError inside an export is about a file that was read, and says so itself.
-_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
-def _remove_empty(directories: list[Path]) -> None:
-    """Remove directories that this export made, nearest first, as long as nobody put anything there."""
-    with suppress(OSError):
-        for directory in directories:
-            directory.rmdir()
-
-
-def _replace(goal: Path, stage: Path) -> None:
-    """Put the stage in the place of the goal; the goal comes back when anything, a Ctrl-C too, gets in between."""
-    old = Path(tempfile.mkdtemp(dir=goal.parent, prefix=f".{goal.name}.old-"))
-    aside = old / goal.name
-    try:
-        os.rename(goal, aside)
-        os.rename(stage, goal)
-    except BaseException:
-        if aside.exists() and not goal.exists():
-            os.rename(aside, goal)
-        raise
-    finally:
-        if goal.exists():
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def check_goal(goal: Path, *, force: bool) -> None:
@@ -293,9 +250,7 @@ def check_goal(goal: Path, *, force: bool) -> None:
         return
     if os.path.ismount(goal) or goal.samefile(Path.cwd()):
         raise InputError(f"{goal} is a mount point or the current directory, no bundle can take its place; give a path in it")
-    if goal.is_dir() and not any(goal.iterdir()):
-        return
-    if not (goal / MANIFEST).is_file():
+    if not replaceable(goal, MANIFEST):
         raise InputError(f"{goal} exists and is not a bundle; it is never overwritten, choose another --out")
-    if not force:
+    if not force and (goal / MANIFEST).is_file():
         raise InputError(f"{goal} exists; pass --force to replace it, or choose another --out")

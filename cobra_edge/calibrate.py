@@ -12,16 +12,19 @@ from typing import Any
 import click
 import msgspec
 
-from .errors import InputError, MachineError
+from .errors import MachineError
+from .export_checks import check_text_only
 from .regress.suite import CALIBRATION, read_suite, spread
+from .requirements import require_export
 from .session_options import threads_option
+from .staging import check_file_goal, held
 from .terminal import debug_option, main_of, print_json, say, stages
 
 _MARGIN_BYTES = 64 << 20
 
 
 @click.command(epilog="Example: python -m cobra_edge.calibrate --checkpoint mini --out statistics.safetensors")
-@click.option("--checkpoint", "source", required=True, help="mini, a registry name such as cobra+3b, or a directory.")
+@click.option("--checkpoint", "source", required=True, help="mini, cobra+3b of the hub, or a directory.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -32,7 +35,7 @@ _MARGIN_BYTES = 64 << 20
 @click.option("--force", is_flag=True, help="Replace a file that is already there.")
 @click.option("--lines", "n_lines", type=click.IntRange(1), help="Read that many lines, of every task as many; default: all.")
 @click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or its directory.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @debug_option
@@ -52,42 +55,38 @@ def command(
 
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
-    if out.is_dir() or (out.exists() and not force):
-        raise InputError(f"{out} is already there; give --force to replace a file, or another --out")
+    check_file_goal(out, force=force)
     lines = read_suite(data)
     lines = lines if n_lines is None else spread(lines, n_lines)
-    _require_torch()
+    require_export("calibrate", "timm", "torch")
     from .decode.native_operations import best_operations
     from .model.checkpoint import open_checkpoint
+    from .model.vision import check_tower
     from .quantize.calibration import collect_statistics
     from .quantize.partial import remove_parts
     from .quantize.statistics import statistics_tensors, write_statistics
 
     checkpoint = open_checkpoint(source, **options)
+    if checkpoint.config.vision is None:
+        check_text_only(checkpoint.config.model_id, vision_weights=options["vision_weights"])
+    else:
+        check_tower(checkpoint.config.vision, checkpoint.vision_weights, checkpoint.tower)
     partial = out.with_name(f"{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     _require_room(partial, sum(t.n_bytes for t in statistics_tensors(checkpoint.config.mamba)))
-    with stages() as stage:
+    with held(partial), stages() as stage:
         statistics = collect_statistics(
             checkpoint, lines, data.parent, partial=partial, operations=best_operations(), on_progress=stage
         )
         stage("write the file", 0, 1)
-        write_statistics(statistics, out)
-    remove_parts(partial)
+        write_statistics(statistics, out, force=force)
+        remove_parts(partial)
     header = statistics.header
     if as_json:
         print_json({"statistics": str(out), "bytes": out.stat().st_size, **msgspec.structs.asdict(header)})
     else:
         say(f"{header.lines} lines, {header.positions} positions of {header.model_id} ({header.model_sha256[:12]}…)")
         say(f"statistics: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
-
-
-def _require_torch() -> None:
-    try:
-        import timm  # noqa: F401 - only whether they are there
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MachineError(f"calibrate needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
 
 
 def _require_room(partial: Path, file_bytes: int) -> None:

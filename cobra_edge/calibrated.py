@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .export_checks import needs_statistics
 from .quantize.mix import Mix, choose_mix
-from .quantize.sensitivity import SCHEMA_VERSION, Sensitivity, of_tensors, passes, read_sensitivity, scan
+from .quantize.sensitivity import SCHEMA_VERSION, Sensitivity, of_tensors, passes, scan
 from .quantize.statistics import Statistics
 from .recipe import Recipe
 from .regress.suite import CALIBRATION, read_suite
+from .staging import scratch_directory
 from .terminal import progress, stages, tell
 from .version import __version__
 
@@ -28,45 +29,38 @@ def hashed(checkpoint: Any) -> str:
 
 @contextmanager
 def statistics_for(
-    checkpoint: Any, digest: str, recipe: Recipe, file: Path | None, data: Path | None, beside: Path
+    checkpoint: Any, recipe: Recipe, given: Statistics | None, data: Path | None, stage: Path
 ) -> Iterator[Statistics | None]:
-    """Give the statistics that the recipe needs: from the file, or taken now; None where it needs none.
+    """Give the statistics that the recipe needs: those given, or some taken now; None where it needs none.
 
     Args:
         checkpoint: an opened one.
-        digest: its hash.
         recipe: whose method and clipping ask for them.
-        file: of statistics, or None.
-        data: suite that they are taken of where there is no file; by default the embedded one.
-        beside: a path beside which they lie while they are in use.
+        given: what was read from a file, or None.
+        data: suite that they are taken of where none are given; by default the embedded one.
+        stage: a directory in which they lie while they are in use.
 
     Raises:
-        InputError: what `read_statistics` and `collect_statistics` raise.
+        InputError: what `collect_statistics` raises.
     """
-    needed = recipe.method not in ("none", "rtn") or recipe.activation_percentile is not None
-    if file is None and not needed:
-        yield None
+    if given is not None or not needs_statistics(recipe.method, recipe.activation_percentile):
+        yield given
         return
     from .decode.native_operations import best_operations
     from .quantize.calibration import collect_statistics
-    from .quantize.statistics import read_statistics
 
-    if file is not None:
-        given = read_statistics(file, checkpoint.config, digest)
-        yield given if needed else None
-        return
     if data is None:
         tell("no --statistics given: taking them of the embedded calibration set, pictures of synthetic scenes")
     data = data or CALIBRATION
-    with tempfile.TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.statistics-") as scratch:
-        with stages() as stage:
+    with scratch_directory(stage / "statistics") as scratch:
+        with stages() as on_stage:
             found = collect_statistics(
                 checkpoint,
                 read_suite(data),
                 data.parent,
-                partial=Path(scratch),
+                partial=scratch,
                 operations=best_operations(),
-                on_progress=stage,
+                on_progress=on_stage,
             )
         yield found
 
@@ -122,20 +116,19 @@ def find_mix(
     statistics: Statistics | None,
     data: Path | None,
     bits_per_weight: float,
-    sensitivity: Path | None,
+    known: Sensitivity | None,
 ) -> tuple[Recipe, Mix]:
     """Find the best mix of schemes within a budget, and return the recipe with its tensors.
 
     Args:
         checkpoint, digest, recipe, statistics, data: as for `find_sensitivity`.
         bits_per_weight: the budget, as `recipe.matrix_bits` counts.
-        sensitivity: file of a scan; None scans now.
+        known: what a scan found; None scans now.
 
     Raises:
-        InputError: what `read_sensitivity`, `find_sensitivity` and `choose_mix` raise.
+        InputError: what `find_sensitivity` and `choose_mix` raise.
     """
     config = checkpoint.config.mamba
-    known = None if sensitivity is None else read_sensitivity(sensitivity, config, digest, recipe)
     trial = _trial(checkpoint, recipe, statistics, data)
     found = known or find_sensitivity(checkpoint, digest, recipe, statistics, data, trial)
     with stages() as stage:

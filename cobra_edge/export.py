@@ -13,6 +13,7 @@ import click
 from .assemble import export_bundle
 from .assemble_vision import ENGINES
 from .errors import DriftError
+from .export_list import choice_tables, choices
 from .recipe import METHODS, ROTATIONS
 from .regress.suite import HELDOUT
 from .session_options import threads_option
@@ -22,9 +23,15 @@ from .terminal import debug_option, main_of, print_json, results, say, tell
 
 
 @click.command(epilog="Example: python -m cobra_edge.export --target jetson --checkpoint mini --out bundles/mini --force")
-@click.option("--target", "target_name", required=True, help="Device profile or family: jetson, rtx-4090, cpu, …")
-@click.option("--checkpoint", default=None, help="mini (default), a registry name such as cobra+3b, or a directory.")
-@click.option("--scheme", default=None, help="Weight format, such as w4a16-g128; default: the target's.")
+@click.option(
+    "--list",
+    "list_only",
+    is_flag=True,
+    help="Print targets, schemes, methods, rotations and names of checkpoints, with --json as an object.",
+)
+@click.option("--target", "target_name", help="Device profile or family: jetson, rtx-4090, cpu, …; see --list.")
+@click.option("--checkpoint", default=None, help="mini (default), cobra+3b of the hub, or a directory (docs/checkpoints.md).")
+@click.option("--scheme", default=None, help="Weight format, such as w4a16-g128; default: the target's; see --list.")
 @click.option("--method", type=click.Choice(METHODS), default="rtn", show_default=True, help="How codes are chosen.")
 @click.option(
     "--rotation",
@@ -34,8 +41,17 @@ from .terminal import debug_option, main_of, print_json, results, say, tell
     help="Spread outliers over all channels by Hadamard matrices: of out_proj's input, the residual stream, or both.",
 )
 @click.option("--bits", type=click.FloatRange(0, min_open=True), help="Mix schemes: the best mix within so many bits a weight.")
+@click.option(
+    "--activations",
+    type=click.Choice(("float32", "int8")),
+    help="What enters the products of a mix (--bits); default: as in the target's scheme.",
+)
 @click.option("--sensitivity", type=click.Path(path_type=Path), help="What sensitivity wrote of this checkpoint, for --bits.")
-@click.option("--statistics", type=click.Path(path_type=Path), help="What calibrate wrote of this checkpoint.")
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    help="What calibrate wrote of this checkpoint, for --clip-activations and all methods but rtn.",
+)
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
@@ -52,9 +68,7 @@ from .terminal import debug_option, main_of, print_json, results, say, tell
 @click.option(
     "--vision-input",
     type=click.Choice(("uint8", "float32")),
-    default="uint8",
-    show_default=True,
-    help="What the vision graph takes: pictures as decoded, or normalised pixels.",
+    help="What the vision graph takes: pictures as decoded (uint8, the default), or normalised pixels.",
 )
 @click.option(
     "--engine",
@@ -64,7 +78,7 @@ from .terminal import debug_option, main_of, print_json, results, say, tell
     help="RTX targets: build the vision engine now, its weights embedded or stripped (taken from the graph when opened).",
 )
 @click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or its directory.")
 @click.option("--golden", type=click.Path(path_type=Path), default=HELDOUT, help="Suite for the golden lines.")
 @click.option("--golden-lines", type=click.IntRange(1, 10_000), help="How many golden lines; default all, big models 4.")
 @click.option("--budget", type=click.Path(path_type=Path), help="Drift budget (TOML); default: the one that ships.")
@@ -72,13 +86,24 @@ from .terminal import debug_option, main_of, print_json, results, say, tell
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @debug_option
 def command(
-    target_name: str, checkpoint: str | None, as_json: bool, out: Path | None, threads: int | None, **options: Any
+    list_only: bool,
+    target_name: str | None,
+    checkpoint: str | None,
+    as_json: bool,
+    out: Path | None,
+    threads: int | None,
+    **options: Any,
 ) -> None:
     """Export a checkpoint to a bundle for a device, and measure what quantization cost.
 
     Exit codes: 0 done; 1 done, but the drift exceeds its budget; 2 bad input; 3 this machine lacks something;
     130 interrupted, nothing is left behind.
     """
+    if list_only:
+        _list(as_json)
+        return
+    if target_name is None:
+        raise click.UsageError("Missing option '--target'; see export --list", click.get_current_context())
     target = target_named(target_name)
     if checkpoint is None:
         tell("no --checkpoint given: exporting the embedded cobra-mini, a small model of synthetic scenes")
@@ -106,6 +131,14 @@ def command(
             f"the drift budget is exceeded by {', '.join(exceeded)}; the bundle is kept for inspection at "
             f"{exported.directory}, do not ship it: take more bits or another method"
         )
+
+
+def _list(as_json: bool) -> None:
+    if as_json:
+        print_json(choices())
+    else:
+        for table in choice_tables():
+            results.print(table)
 
 
 main = main_of(command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from .model.config import CobraConfig
@@ -12,11 +14,22 @@ from .vision.engines.cache import EngineKey
 SCHEMA_VERSION = 2
 
 
+# Where encoders' weights come from: trained along, and in the checkpoint itself; files beside it; timm's hub, as published.
+VisionSource = Literal["checkpoint", "files", "hub"]
+
+
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The checkpoint a bundle was made from, and the hash over its weight files."""
+    """The checkpoint a bundle was made from.
+
+    Attributes:
+        id: its name.
+        sha256: over its weight files.
+        vision: where the encoders' weights came from; None for a text-only model, and in bundles from before it was written.
+    """
 
     id: str
     sha256: str
+    vision: VisionSource | None = None
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

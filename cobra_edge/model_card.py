@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .manifest import Manifest
+from .manifest import Manifest, VisionSource
 from .tables import drift_rows, megabytes, rotation_words
 from .targets import Target
 
@@ -10,7 +10,7 @@ _CARD = """\
 # {model} for {target}
 
 Made by cobra_edge {version} from `{source}` (sha256 `{sha}`), weights as **{scheme}**, method {method}{rotation}.
-
+{encoders}
 | part | size |
 |---|---|
 | vision graph | {vision} |
@@ -33,6 +33,14 @@ What the model itself can and cannot do is said by the card of the checkpoint it
 """
 
 
+# By `Source.vision`: what is told of the encoders that were taken.
+VISION_SOURCES: dict[VisionSource, str] = {
+    "checkpoint": "the checkpoint's own, trained along with it (Cobra's load() leaves them out)",
+    "files": "from files beside the checkpoint, or given",
+    "hub": "as published, from timm's hub",
+}
+
+
 def model_card(manifest: Manifest, target: Target) -> str:
     """Return the card as Markdown."""
     plan, drift = manifest.memory_plan, manifest.drift
@@ -45,6 +53,7 @@ def model_card(manifest: Manifest, target: Target) -> str:
         sha=manifest.source.sha256[:16],
         scheme=manifest.recipe.scheme,
         method=manifest.recipe.method,
+        encoders="" if manifest.source.vision is None else f"Vision weights: {VISION_SOURCES[manifest.source.vision]}.\n",
         rotation=rotation_words(manifest.recipe),
         vision=megabytes(plan.vision_bytes),
         decoder=megabytes(plan.decoder_bytes),

@@ -12,18 +12,22 @@ from typing import Any
 import click
 from rich.table import Table
 
-from .assemble import check_choices
 from .calibrated import find_sensitivity, hashed, statistics_for
-from .errors import InputError, MachineError
+from .errors import MachineError
+from .export_checks import check_calibration, check_choices, check_text_only
 from .quantize.sensitivity import SCHEMES_OF_A_MIX, Sensitivity, write_sensitivity
+from .quantize.statistics import read_statistics
 from .recipe import FLOAT16, METHODS, MIXED, ROTATIONS, Recipe
+from .regress.suite import read_suite
+from .requirements import require_export
 from .scheme import scheme_named
 from .session_options import threads_option
+from .staging import check_file_goal, staged_file
 from .terminal import debug_option, main_of, print_json, results, say
 
 
 @click.command(epilog="Example: python -m cobra_edge.sensitivity --checkpoint mini --method gptq --out sensitivity.json")
-@click.option("--checkpoint", "source", required=True, help="mini, a registry name such as cobra+3b, or a directory.")
+@click.option("--checkpoint", "source", required=True, help="mini, cobra+3b of the hub, or a directory.")
 @click.option(
     "--activations",
     type=click.Choice(["float32", "int8"]),
@@ -42,7 +46,7 @@ from .terminal import debug_option, main_of, print_json, results, say
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw them as PNG.")
 @click.option("--force", is_flag=True, help="Replace files that are already there.")
 @click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where the checkpoint has none.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or its directory.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @debug_option
@@ -54,14 +58,15 @@ def command(source: str, out: Path, plot: Path | None, force: bool, threads: int
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
     for file in filter(None, (out, plot)):
-        if file.is_dir() or (file.exists() and not force):
-            raise InputError(f"{file} is already there; give --force to replace a file, or another path")
+        check_file_goal(file, force=force)
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise MachineError("--plot needs matplotlib; install it with: pip install matplotlib")
-    found = _scanned(source, out, options)
-    write_sensitivity(found, out)
+    with staged_file(out, force=force) as staged:  # from the beginning: whether it can be written shows before days of work
+        found = _scanned(source, staged.parent, options)
+        write_sensitivity(found, staged)
     if plot is not None:
-        draw(found, plot)
+        with staged_file(plot, force=force) as staged:
+            draw(found, staged)
     if as_json:
         print_json(found)
     else:
@@ -69,14 +74,21 @@ def command(source: str, out: Path, plot: Path | None, force: bool, threads: int
         say(f"sensitivities: {out}")
 
 
-def _scanned(source: str, out: Path, options: dict[str, Any]) -> Sensitivity:
+def _scanned(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
     method, rotation, clip = options["method"], options["rotation"], options["clip_activations"]
     check_choices(scheme_named("w4a16-g128"), method, rotation, clip)
-    try:
-        from .model.checkpoint import open_checkpoint
-    except ImportError as error:
-        raise MachineError(f"sensitivity needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
+    check_calibration(method, clip, options["statistics"], None, otherwise_used=True)
+    if options["calibration"] is not None:
+        read_suite(options["calibration"])
+    require_export("sensitivity", "timm", "torch")
+    from .model.checkpoint import open_checkpoint
+    from .model.vision import check_tower
+
     checkpoint = open_checkpoint(source, vision_weights=options["vision_weights"], tokenizer=options["tokenizer"])
+    if checkpoint.config.vision is None:
+        check_text_only(checkpoint.config.model_id, vision_weights=options["vision_weights"])
+    else:
+        check_tower(checkpoint.config.vision, checkpoint.vision_weights, checkpoint.tower)
     digest = hashed(checkpoint)
     recipe = Recipe(
         MIXED,
@@ -86,8 +98,9 @@ def _scanned(source: str, out: Path, options: dict[str, Any]) -> Sensitivity:
         activations=options["activations"],
         activation_percentile=clip,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with statistics_for(checkpoint, digest, recipe, options["statistics"], options["calibration"], out) as statistics:
+    file = options["statistics"]
+    given = None if file is None else read_statistics(file, checkpoint.config, digest)
+    with statistics_for(checkpoint, recipe, given, options["calibration"], stage) as statistics:
         return find_sensitivity(checkpoint, digest, recipe, statistics, options["calibration"])
 
 

@@ -30,7 +30,7 @@ def found_browser() -> str:
 @pytest.fixture(scope="module")
 def browser():
     program = found_browser()
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install 'cobra-edge[test]'")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install '.[test]'")
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield started

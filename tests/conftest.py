@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,12 +139,19 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def sharing(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context in which exports of cobra-mini share what knows no scheme: see `sharing_exports`."""
+    return sharing_exports(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="session")
+def mini_bundle(
+    tmp_path_factory: pytest.TempPathFactory, sharing: Callable[[], AbstractContextManager[None]]
+) -> Callable[..., Path]:
     """Return cobra-mini's bundle of a scheme, and of options of an export, made when it is first asked for; 32 golden lines.
 
     Processes that test side by side share them. Do not change one; copy it.
     """
-    sharing = sharing_exports(tmp_path_factory.mktemp("shared"))
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # that of all workers

@@ -19,7 +19,7 @@ import pytest
 
 from .fake_cuda import FakeCuda
 
-tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="the extra `rtx` is not installed")
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs pip install '.[rtx]'")
 
 
 @dataclass

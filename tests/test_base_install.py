@@ -53,5 +53,5 @@ def test_it_inspects_with_the_targets_of_the_wheel(python, mini_bundle):
 
 def test_export_says_what_is_missing(python, tmp_path):
     done = call(python, "-m", "cobra_edge", "export", "--target", "jetson", cwd=tmp_path)
-    assert done.returncode == 3 and "pip install 'cobra-edge[export]'" in done.stderr.replace("\n", " ")
+    assert done.returncode == 3 and "pip install 'cobra-edge[export] @ file://" in done.stderr.replace("\n", " ")
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cobra_edge import inspect
+from cobra_edge import inspect, staging
 from cobra_edge.bundle import DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_sha256, staged_directory
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
@@ -252,6 +252,12 @@ def test_written_piece_by_piece_reads_whole(tmp_path):
     assert (length + 8) % 64 == 0
 
 
+def test_a_git_lfs_pointer_is_told(bundle):
+    (bundle / DECODER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(BundleError, match=r"decoder\.safetensors: a Git LFS pointer.*git lfs pull"):
+        Bundle.open(bundle)
+
+
 def test_staging_keeps_what_is_not_a_bundle(tmp_path):
     goal = tmp_path / "work"
     goal.mkdir()
@@ -283,6 +289,7 @@ def test_a_full_disk_is_seen_before_work_begins(tmp_path):
 
 def test_an_interruption_while_a_bundle_is_replaced_keeps_the_old_one(bundle, monkeypatch):
     real, calls = os.rename, []
+    monkeypatch.setattr(staging, "exchange", lambda one, other: False)  # a file system that cannot
 
     def rename(source, goal):
         calls.append(goal)

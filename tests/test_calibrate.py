@@ -48,6 +48,8 @@ from cobra_edge.quantize.statistics import (
     write_statistics,
 )
 from cobra_edge.regress.suite import Line, read_suite, spread
+from cobra_edge.requirements import install_hint
+from cobra_edge.staging import held
 from cobra_edge.terminal import run_command
 from cobra_edge.text import PromptTemplate, TextCodec
 
@@ -300,6 +302,27 @@ def test_the_verb_writes_what_a_reader_takes(called, text_only, tmp_path):
     assert code == 0 and "193 lines" in said
 
 
+def test_two_runs_do_not_share_what_is_finished(called, text_only, tmp_path):
+    out = tmp_path / "s"
+    with held(tmp_path / "s.partial"):
+        code, _, err = called("--checkpoint", text_only, "--out", out)
+    assert code == 2 and "s.partial: another process is working there" in err
+    assert [f.name for f in tmp_path.iterdir() if f != text_only] == []
+
+
+def test_statistics_that_appear_meanwhile_are_kept(called, text_only, tmp_path, monkeypatch):
+    real, out = calibration.collect_statistics, tmp_path / "s.safetensors"
+
+    def late(*arguments, **options):
+        out.write_text("mine")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(calibration, "collect_statistics", late)
+    code, _, err = called("--checkpoint", text_only, "--lines", "5", "--out", out)
+    assert code == 2 and "s-2.safetensors" in err and out.read_text() == "mine"
+    assert read_header(tmp_path / "s-2.safetensors").lines == 5
+
+
 def test_the_example_of_the_help_is_complete(called):
     code, said, _ = called("--help")
     example = " ".join(said.split()).partition("Example: ")[2]
@@ -368,7 +391,7 @@ def test_visual_embeddings_that_are_not_finite_are_named(mini, monkeypatch):
 def test_a_machine_without_the_libraries_is_told(called, text_only, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     code, _, err = called("--checkpoint", text_only, "--out", tmp_path / "s")
-    assert code == 3 and "cobra-edge[export]" in err
+    assert code == 3 and install_hint("export") in err
 
 
 @pytest.mark.parametrize("pattern", ["part-0.*", "streams-2.*"])

@@ -14,7 +14,7 @@ from PIL import Image
 import cobra_edge
 from cobra_edge import chat
 from cobra_edge.chatting import conversation as conversation_module
-from cobra_edge.chatting import lines
+from cobra_edge.chatting import lines, transcript
 from cobra_edge.chatting.conversation import Conversation
 from cobra_edge.chatting.interrupts import Interrupts, Pressed
 from cobra_edge.chatting.lines import completions
@@ -237,7 +237,7 @@ def test_a_transcript_that_cannot_be_written(session, tmp_path, monkeypatch):
     def full(source, goal):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(transcript, "rename_new", full)
     with pytest.raises(InputError, match="No space left on device"):
         write_transcript(talked, tmp_path / "x.json")
     assert [f.name for f in tmp_path.iterdir()] == ["dangling"]

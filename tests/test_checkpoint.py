@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from cobra_edge.errors import CheckpointError, InputError, MachineError
+from cobra_edge.model.backbones import LANGUAGE_BACKBONES, LanguageBackbone
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.model.config import LANGUAGE_BACKBONES, LanguageBackbone, MambaConfig, decoder_shapes, projector_shapes
+from cobra_edge.model.config import MambaConfig, decoder_shapes, projector_shapes
 
 from .conftest import MINI_MAMBA, TINY_MAMBA, RunDirectory, random_tensors, write_text_only
 
@@ -262,12 +263,15 @@ def test_vision_weights_and_tokenizer_that_are_not_there(text_only, tmp_path):
 
 
 def serve_from(monkeypatch, directory):
-    """Let the hub's client find its files in a directory; return what it is asked for."""
+    """Let the hub's client find its files in a directory and nothing in a cache; return what it is asked for."""
     import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     asked = []
 
-    def fake(repository, file):
+    def fake(repository, file, local_files_only=False):
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
         asked.append((repository, file))
         return str(directory / file)
 
@@ -291,6 +295,17 @@ def test_hub_names_are_fetched_from_their_place(run_directory, tmp_path, monkeyp
         ("xiuyul/mamba-2.8b-zephyr", "tokenizer.json"),
     ]
     assert opened.source_id == "cobra+3b"
+
+
+def test_what_is_in_the_hubs_cache_is_taken_without_asking(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    from cobra_edge.model.hub import fetch
+
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda r, f, local_files_only=False: str(tmp_path / f"{local_files_only}")
+    )
+    assert fetch("a/b", "c", "") == tmp_path / "True"
 
 
 def test_encoders_come_from_timms_hub_by_their_published_names(monkeypatch):
@@ -321,10 +336,19 @@ def test_encoders_come_from_timms_hub_by_their_published_names(monkeypatch):
         load_tower(config, None)
 
 
-@pytest.mark.parametrize("how", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
-def test_offline_is_said_in_one_line(tmp_path, how):
-    environment = os.environ | how | {"HF_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "cobra_edge.export", "--target", "cpu", "--checkpoint", "cobra+3b"]
+def test_a_hub_that_is_switched_off_is_said(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(MachineError, match=r"^cobra\+3b/config\.json of han1997/cobra could not be fetched"):
+        open_checkpoint("cobra+3b")
+
+
+def test_offline_is_said_in_one_line(tmp_path):
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    impatient = "import time; time.sleep = lambda _: None; from cobra_edge.export import main; main()"  # between the retries
+    command = [sys.executable, "-c", impatient, "--target", "cpu", "--checkpoint", "cobra+3b"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == MachineError.exit_code
     (line,) = done.stderr.splitlines()

@@ -24,6 +24,7 @@ from cobra_edge.errors import InputError, MachineError
 from cobra_edge.generate import GREEDY, Sampling, generate
 from cobra_edge.model.config import MambaConfig
 from cobra_edge.recipe import uniform_recipe
+from cobra_edge.requirements import install_hint
 from cobra_edge.scheme import SCHEMES, scheme_named
 from cobra_edge.session import Session
 from cobra_edge.targets import target_named
@@ -295,8 +296,8 @@ class TestRefusals:
 
     def test_no_torch(self, card, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        assert driver.why_no_card() == "torch is not installed (pip install 'cobra-edge[cuda]')"
-        assert driver.why_no_triton() == "triton is not installed (pip install 'cobra-edge[cuda]')"
+        assert driver.why_no_card() == f"torch is not installed ({install_hint('cuda')})"
+        assert driver.why_no_triton() == f"triton is not installed ({install_hint('cuda')})"
 
     def test_torch_without_cuda(self, card, monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", None)

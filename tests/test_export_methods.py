@@ -111,7 +111,8 @@ def test_rounding_to_nearest_needs_no_statistics(export):
 def test_every_method_makes_other_codes_and_says_its_name(export, statistics):
     made = {}
     for method in METHODS:
-        code, out, _ = export("--method", method, "--statistics", statistics, name=method)
+        given = () if method == "rtn" else ("--statistics", statistics)
+        code, out, _ = export("--method", method, *given, name=method)
         bundle = Bundle.open(out)
         assert code == 0 and bundle.manifest.recipe.method == method
         assert f"method {method}" in bundle.path(CARD).read_text(encoding="utf-8")
@@ -129,6 +130,14 @@ def test_every_method_makes_other_codes_and_says_its_name(export, statistics):
         (("--method", "gptq", "--statistics", "/nowhere.safetensors"), "/nowhere.safetensors: no such file"),
         (("--method", "gptq", "--statistics", MINI / "tokenizer.json"), "tokenizer.json"),
         (("--method", "gptq", "--calibration", "/nowhere.jsonl"), "cannot be read"),
+        (("--scheme", "fp16", "--method", "gptq"), "fp16: weights stay float16, no method chooses codes; leave --method gptq"),
+        (("--statistics", MINI / "tokenizer.json"), "method rtn looks at no activations; leave it out, or take --method gptq"),
+        (("--calibration", CALIBRATION), "nothing is calibrated, method rtn looks at no activations"),
+        (("--method", "gptq", "--statistics", "x", "--calibration", CALIBRATION), "nothing is calibrated, the statistics are"),
+        (("--activations", "int8"), "--activations is for mixes"),
+        (("--vision-precision", "fp16"), "mamba-tiny is a text-only model, it has no vision; leave --vision-precision out"),
+        (("--vision-input", "uint8"), "text-only model, it has no vision; leave --vision-input out"),
+        (("--vision-weights", MINI / "vision"), "text-only model, it has no vision; leave --vision-weights out"),
         (("--clip-activations", "0"), "--clip-activations: "),
         (("--clip-activations", "100.5"), "--clip-activations: "),
     ],
@@ -154,9 +163,9 @@ def test_an_unknown_method_is_refused_by_name(source, tmp_path):
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 @pytest.mark.parametrize("rotation", ["none", "both"])
 def test_clips_are_written_and_rounded_activations_run_with_them(export, source, statistics, method, rotation):
-    given = ["--scheme", "w4a8", "--method", method, "--rotation", rotation, "--statistics", statistics]
-    code, out, _ = export(*given, "--clip-activations", "99")
-    bundle, free = Bundle.open(out), Bundle.open(export(*given, name="free")[1])
+    given, of = ["--scheme", "w4a8", "--method", method, "--rotation", rotation], ["--statistics", statistics]
+    code, out, _ = export(*given, *of, "--clip-activations", "99")
+    bundle, free = Bundle.open(out), Bundle.open(export(*given, *(() if method == "rtn" else of), name="free")[1])
     assert code == 0 and bundle.manifest.recipe.activation_percentile == 99
     checkpoint = open_checkpoint(str(source))
     found = read_statistics(statistics, checkpoint.config, checkpoint.sha256())
@@ -173,9 +182,10 @@ def test_clips_are_written_and_rounded_activations_run_with_them(export, source,
     assert distance(got, unclipped)[0] > 0.1
 
 
-def test_gptq_of_a_rotated_mini_drifts_less_than_half_as_far(mini_bundle, mini_statistics, tmp_path):
+def test_gptq_of_a_rotated_mini_drifts_less_than_half_as_far(mini_bundle, mini_statistics, sharing, tmp_path):
     given = {"scheme": "w4a16-g128", "rotation": "both", "statistics": mini_statistics, "golden_lines": 32}
-    made = export_bundle("mini", target_named("jetson"), tmp_path / "gptq", method="gptq", **given)
+    with sharing():
+        made = export_bundle("mini", target_named("jetson"), tmp_path / "gptq", method="gptq", **given)
     plain = Bundle.open(mini_bundle("w4a16-g128")).manifest
     assert (plain.recipe.method, plain.recipe.rotations) == ("rtn", ())
     drift, floor = made.manifest.drift, plain.drift

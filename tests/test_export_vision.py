@@ -21,12 +21,13 @@ from .conftest import MINI
 
 
 @pytest.fixture
-def export(tmp_path, capfd):
-    """Export cobra-mini; returns exit code, stdout and stderr."""
+def export(tmp_path, capfd, sharing):
+    """Export cobra-mini, its graph shared by tests of one precision; returns exit code, stdout and stderr."""
 
     def run(*arguments, target="rtx-4060"):
         out = ["--target", target, "--out", str(tmp_path / "out" / "bundle"), "--golden-lines", "4"]
-        code = run_command(whole, ["export", *out, *arguments])
+        with sharing():
+            code = run_command(whole, ["export", *out, *arguments])
         captured = capfd.readouterr()
         return code, captured.out, captured.err
 

@@ -20,6 +20,7 @@ from cobra_edge.regress.adapters.examinee import only_picture
 from cobra_edge.regress.adapters.harness_verb import harness
 from cobra_edge.regress.adapters.lm_eval_verb import lm_eval as verb
 from cobra_edge.regress.adapters.writing import Writing
+from cobra_edge.requirements import install_hint
 from cobra_edge.session import Session, load
 from cobra_edge.terminal import run_command
 
@@ -347,7 +348,7 @@ def test_a_library_that_is_missing_is_named(capsys: pytest.CaptureFixture[str], 
     monkeypatch.delitem(sys.modules, "cobra_edge.regress.adapters.lm_eval")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert run_command(verb, ["no-bundle", "--tasks", "mini"]) == 3
-    assert "pip install 'cobra-edge[eval]'" in " ".join(capsys.readouterr().err.split())
+    assert install_hint("eval") in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_a_task_needs_and_is_missing_is_named() -> None:

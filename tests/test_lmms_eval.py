@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from cobra_edge.regress.adapters.lmms_eval_verb import lmms_eval as verb
+from cobra_edge.requirements import install_hint
 from cobra_edge.session import Session, load
 from cobra_edge.terminal import run_command
 
@@ -179,4 +180,4 @@ def test_a_library_that_is_missing_is_named(capsys: pytest.CaptureFixture[str], 
     monkeypatch.delitem(sys.modules, "cobra_edge.regress.adapters.lmms_eval", raising=False)
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
     assert run_command(verb, ["no-bundle", "--tasks", "mini"]) == 3
-    assert "cobra-edge[lmms]" in " ".join(capsys.readouterr().err.split())
+    assert install_hint("lmms") in " ".join(capsys.readouterr().err.split())

@@ -20,6 +20,7 @@ from cobra_edge.bundle import Bundle
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.model.config import MambaConfig, decoder_shapes
 from cobra_edge.regress import intervals
+from cobra_edge.requirements import install_hint
 from cobra_edge.terminal import run_command
 
 from .conftest import MINI_MAMBA, random_tensors
@@ -210,7 +211,7 @@ def test_a_missing_library_is_a_reason_and_a_missing_interpreter_an_error(llama_
         raise ImportError("No module named 'hqq'")
 
     family = TorchFamily("hqq", (TorchPeer("hqq int4", 4, absent),), TINY, tensors)
-    assert family.refuses() == "hqq: No module named 'hqq'; pip install 'cobra-edge[peers]'"
+    assert family.refuses() == f"hqq: No module named 'hqq'; {install_hint('peers')}"
 
 
 def test_a_torch_peer_answers_as_the_model_does(questions, tensors):

@@ -244,7 +244,7 @@ def few(tmp_path_factory):
     return file
 
 
-def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_path, capfd):
+def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_path, capfd, sharing):
     choices = ["--method", "gptq", "--rotation", "both", "--calibration", str(few)]
     file, plot = tmp_path / "s.json", tmp_path / "s.png"
     given = ["--checkpoint", "mini", *choices, "--out", str(file), "--plot", str(plot)]
@@ -288,7 +288,7 @@ def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_
     ("arguments", "says"),
     [
         (("--bits", "2"), "cannot be had"),
-        (("--bits", "4", "--scheme", "bnb-nf4"), "mixes schemes of ours"),
+        (("--bits", "4", "--scheme", "w4a16-g128"), "--bits mixes several: give one of the two"),
         (("--sensitivity", "x"), "--bits 4.0"),
         (("--bits", "0"), "--bits: "),
         (("--bits", "4", "--sensitivity", "/nowhere"), "cobra_edge.sensitivity"),

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from cobra_edge.errors import InputError, MachineError
+from cobra_edge.requirements import install_hint
 from cobra_edge.serve.command import KEY_VARIABLE, _read_key, command
 from cobra_edge.serve.server import Address
 from cobra_edge.terminal import run_command
@@ -91,4 +92,4 @@ def test_a_missing_extra_is_named_with_what_installs_it():
     without = "import sys; sys.modules['fastapi'] = None; from cobra_edge.serve.command import main; main()"
     done = subprocess.run([sys.executable, "-c", without, "nowhere"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (3, "")
-    assert "serve needs fastapi; install it with: pip install 'cobra-edge[serve]'" in done.stderr
+    assert f"serve needs fastapi; install it with: {install_hint('serve')}" in done.stderr

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cobra_edge.bundle import VISION, Bundle, file_entries
 from cobra_edge.errors import BundleError, InputError, MachineError
 from cobra_edge.manifest import Manifest, VisionGraph
+from cobra_edge.requirements import install_hint
 from cobra_edge.targets import target_named
 from cobra_edge.vision.engines import build_memory, device_buffers, rtx_builder, tensorrt_rtx
 from cobra_edge.vision.engines.cache import EngineCache, EngineKey
@@ -486,7 +487,7 @@ def test_what_cannot_run_here_is_refused_with_the_reason(rtx_bundle, cuda, monke
     cuda.driver, cuda.card = 13000, ""
     assert "no CUDA-capable device is detected" in refuses(rtx_bundle)
     monkeypatch.setattr(tensorrt_rtx.importlib.util, "find_spec", lambda name: None)
-    assert refuses(rtx_bundle) == "tensorrt_rtx is not installed (pip install 'cobra-edge[rtx]')"
+    assert refuses(rtx_bundle) == f"tensorrt_rtx is not installed ({install_hint('rtx')})"
 
 
 def test_an_engine_that_the_manifest_does_not_vouch_for_is_never_opened(rtx_bundle, cuda, monkeypatch, caplog):

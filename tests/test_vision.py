@@ -6,7 +6,8 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from cobra_edge.model.config import PROJECTOR_KINDS, VISION_BACKBONES, projector_kind, projector_shapes, vision_backbone
+from cobra_edge.model.backbones import VISION_BACKBONES, vision_backbone
+from cobra_edge.model.config import PROJECTOR_KINDS, EncoderConfig, VisionConfig, projector_kind, projector_shapes
 from cobra_edge.model.projector import Projector
 from cobra_edge.model.vision import VisionTower
 
@@ -31,14 +32,37 @@ def test_features_are_those_of_timms_second_to_last_block():
 
 
 def test_published_encoders_have_the_sizes_the_config_says():
-    for config in {e.timm_name: e for b in VISION_BACKBONES.values() for e in b.encoders if not e.overrides}.values():
+    published = {(e.timm_name, b.image_size): (e, b) for b in VISION_BACKBONES.values() for e in b.encoders if e.on_hub}
+    assert len(published) == 12
+    for (name, size), (config, backbone) in published.items():
         with torch.device("meta"):
-            vit = timm.create_model(config.timm_name, num_classes=0, img_size=384)
+            vit = timm.create_model(name, num_classes=0, img_size=size)
         assert (vit.embed_dim, len(vit.blocks), vit.num_prefix_tokens) == (config.embed_dim, config.depth, config.n_prefix)
-        assert vit.patch_embed.num_patches == 729
+        assert (vit.patch_embed.num_patches, vit.patch_embed.patch_size[0]) == (backbone.n_patches, config.patch_size)
         assert (vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]) == (config.mean, config.std)
         assert vit.pretrained_cfg["interpolation"] == "bicubic"
-        assert isinstance(vit.norm_pre, torch.nn.Identity)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_clip_224.openai", "vit_large_patch16_224.augreg_in21k_ft_in1k"])
+@torch.inference_mode()
+def test_other_encoders_features_are_those_of_timm_too(name):
+    """With a class token, with CLIP's norm before the blocks and its own activation: as the original asks timm for them."""
+    small = {"embed_dim": 64, "depth": 3, "num_heads": 2} | ({"act_layer": "quick_gelu"} if "clip" in name else {})
+    of = next(e for b in VISION_BACKBONES.values() for e in b.encoders if e.timm_name == name)
+    assert ("act_layer" in of.overrides) == ("clip" in name)
+    config = EncoderConfig(name, 64, of.patch_size, 3, of.n_prefix, of.mean, of.std, small)
+    torch.manual_seed(0)
+    vit = timm.create_model(name, num_classes=0, img_size=64, **small).eval()
+    whole = vit.get_intermediate_layers(pixels := torch.randn(2, 3, 64, 64), n={1})[0]
+    tower = VisionTower(VisionConfig("test", (config,), 64)).eval()
+    tower.encoders[0].vit.load_state_dict(vit.state_dict(), strict=False)
+    assert_close(tower(pixels).numpy(), whole.numpy(), "vision")
+
+
+def test_fused_clip_has_the_activation_that_it_was_trained_with():
+    """The original asks for quick_gelu where CLIP stands alone, and forgot it beside DINOv2: checkpoints are run as trained."""
+    fused, alone = (VISION_BACKBONES[n].encoders[-1] for n in ("dinoclip-vit-l-336px", "clip-vit-l-336px"))
+    assert fused.timm_name == alone.timm_name and (fused.overrides, alone.overrides) == ({}, {"act_layer": "quick_gelu"})
 
 
 def _by_hand(kind, x, w):
@@ -69,7 +93,7 @@ def test_projector(kind):
 
 
 @pytest.mark.parametrize("kind", PROJECTOR_KINDS)
-@pytest.mark.parametrize("prefix", ["", "no-align+"])
+@pytest.mark.parametrize("prefix", ["", "no-align+", "no-align-"])
 def test_arch_specifier(kind, prefix):
     assert projector_kind(prefix + kind) == kind
 

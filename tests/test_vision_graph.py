@@ -13,7 +13,8 @@ from PIL import Image
 
 from cobra_edge.errors import BundleError, InputError
 from cobra_edge.image import ImageTransform, load_picture
-from cobra_edge.model.config import VISION_BACKBONES, CobraConfig, MambaConfig, VisionConfig
+from cobra_edge.model.backbones import VISION_BACKBONES
+from cobra_edge.model.config import CobraConfig, MambaConfig, VisionConfig
 from cobra_edge.precision import precision_named
 from cobra_edge.targets import target_named, why_not_precision
 from cobra_edge.vision.graph import exportable, smoothing

@@ -18,6 +18,7 @@ from PIL import Image
 import cobra_edge
 from cobra_edge import watch
 from cobra_edge.errors import InputError, MachineError
+from cobra_edge.requirements import install_hint
 from cobra_edge.terminal import run_command
 from cobra_edge.watching import camera as camera_module
 from cobra_edge.watching import summary as summary_module
@@ -420,7 +421,7 @@ def test_sources_that_are_none(tmp_path, monkeypatch):
 def test_a_library_that_is_not_installed(monkeypatch, capfd, name, arguments):
     monkeypatch.setitem(sys.modules, name, None)
     assert run_command(watch.command, ["BUNDLE", "--prompt", "?", *arguments]) == 3
-    assert "install it with: pip install 'cobra-edge[watch]'" in capfd.readouterr().err
+    assert f"install it with: {install_hint('watch')}" in capfd.readouterr().err
 
 
 def test_a_video_through_the_verb(bundle, session, video):

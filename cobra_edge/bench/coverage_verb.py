@@ -11,6 +11,7 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from ..errors import MachineError
+from ..requirements import install_hint
 from ..tables import figure
 from ..terminal import debug_option, print_json, progress, results
 from .results import check_name, keep
@@ -29,7 +30,7 @@ def coverage(replicates: int, name: str, as_json: bool) -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise MachineError(
-            f"bench coverage needs {error.name}; install it with: pip install 'cobra-edge[export,regress]'"
+            f"bench coverage needs {error.name}; install it with: {install_hint('export', 'regress')}"
         ) from error
     from .coverage import measure
     from .machine import machine

@@ -13,6 +13,7 @@ from rich.table import Table
 from ..bundle import Bundle
 from ..decode.backends import KERNELS
 from ..errors import InputError, MachineError, near_matches
+from ..requirements import install_hint
 from ..scheme import scheme_named
 from ..terminal import progress
 from .asked_decode import BUNDLES, CARD_PEER_NAMES, DEFAULT_SHAPE, DEFAULTS, Asked
@@ -53,7 +54,7 @@ def measured_on_card(
         for scheme in asked.schemes:
             scheme_named(scheme)
     if importlib.util.find_spec("torch") is None:
-        raise MachineError("a card is measured with torch, which is not installed; pip install 'cobra-edge[cuda]'")
+        raise MachineError(f"a card is measured with torch, which is not installed; {install_hint('cuda')}")
     from .card import card_here, short_name
     from .card_decode import CardPlan, measure_on_card
     from .card_peers import check_peers

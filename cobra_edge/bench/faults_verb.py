@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 
 from ..errors import InputError, MachineError, near_matches
+from ..requirements import install_hint
 from ..tables import figure
 from ..terminal import debug_option, print_json, progress, results, say
 from .results import check_name, keep
@@ -73,9 +74,7 @@ def _require_export(verb: str) -> None:
         import tomlkit  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
-        raise MachineError(
-            f"bench {verb} needs {error.name}; install it with: pip install 'cobra-edge[export,regress]'"
-        ) from error
+        raise MachineError(f"bench {verb} needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

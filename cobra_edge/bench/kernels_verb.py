@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..errors import InputError, MachineError, near_matches
 from ..recipe import ROTATIONS
+from ..requirements import install_hint
 from ..scheme import scheme_named
 from ..tables import cell, figure
 from ..terminal import debug_option, print_json, progress, results
@@ -61,7 +62,7 @@ def kernels(
         from .card import card_here, short_name
         from .machine import machine
     except ImportError as error:
-        raise MachineError(f"bench kernels needs {error.name}; install it with: pip install 'cobra-edge[cuda]'") from error
+        raise MachineError(f"bench kernels needs {error.name}; install it with: {install_hint('cuda')}") from error
     chosen = _known(capabilities)
     card = card_here() if device == "cuda" else None
     rows: list[dict[str, Any]] = []

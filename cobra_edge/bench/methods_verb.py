@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ..errors import InputError, MachineError
+from ..requirements import install_hint
 from ..terminal import debug_option, print_json, progress, results
 from .results import check_name, keep
 from .shapes import shape_named
@@ -56,7 +57,7 @@ def methods(shape: str, layers: int, positions: int, held_out: int, outliers: fl
     try:
         import torch  # noqa: F401 - only whether it is there
     except ImportError as error:
-        raise MachineError(f"bench methods needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
+        raise MachineError(f"bench methods needs {error.name}; install it with: {install_hint('export')}") from error
     from .machine import machine
     from .methods import CONTENDERS
     from .methods_run import measure_methods

@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from ..errors import InputError, MachineError
 from ..model.config import MambaConfig
+from ..requirements import install_hint
 
 PEERS = ("llama.cpp",)
 SCRIPT = Path(__file__).with_name("llamacpp.py")
@@ -160,7 +161,7 @@ class LlamaCppFiles:
             if "No module named" not in str(error):
                 raise
             raise MachineError(
-                f"llama-cpp-python is not installed in {self._command[0]} ({error}); pip install 'cobra-edge[peers]' there, "
+                f"llama-cpp-python is not installed in {self._command[0]} ({error}); {install_hint('peers')} there, "
                 "or name an environment that has it with --peer-python"
             ) from error
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..memory import plan_memory
-from ..model.config import CobraConfig, projector_kind, vision_backbone
+from ..model.backbones import vision_backbone
+from ..model.config import CobraConfig, projector_kind
 from ..recipe import uniform_recipe
 from ..scheme import scheme_named
 from ..targets import Target, targets

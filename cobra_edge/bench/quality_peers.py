@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import MachineError
 from ..model.config import MambaConfig
+from ..requirements import install_hint
 from .peers import SCRIPT, Child, started
 from .questions import Questions
 from .stored_bits import StoredBits, gguf_bits
@@ -88,7 +89,7 @@ class LlamaCppFamily:
         except MachineError as error:
             if "No module named" not in str(error):
                 raise
-            return f"{error}; pip install 'cobra-edge[peers]', or name an environment that has it with --peer-python"
+            return f"{error}; {install_hint('peers')}, or name an environment that has it with --peer-python"
         return None
 
     def answer_in_float(self, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:

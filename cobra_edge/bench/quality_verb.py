@@ -11,6 +11,7 @@ import click
 from rich.table import Table
 
 from ..errors import InputError, MachineError, near_matches
+from ..requirements import install_hint
 from ..terminal import debug_option, print_json, results
 from .results import check_name, keep
 
@@ -32,9 +33,7 @@ def quality(peer_python: str, only: tuple[str, ...], name: str | None, as_json: 
         import scipy  # noqa: F401 - only whether it is there
         import torch  # noqa: F401
     except ImportError as error:
-        raise MachineError(
-            f"bench quality needs {error.name}; install it with: pip install 'cobra-edge[export,regress]'"
-        ) from error
+        raise MachineError(f"bench quality needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
     from .machine import machine
     from .quality import known_labels, measure
 

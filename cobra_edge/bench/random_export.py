@@ -10,6 +10,7 @@ from typing import Any
 from rich.progress import Progress
 
 from ..errors import MachineError
+from ..requirements import install_hint
 from .machine import Finished, measure
 
 
@@ -46,7 +47,7 @@ def export_random(
     try:
         from .random_checkpoint import write_random_checkpoint
     except ImportError as error:
-        raise MachineError(f"bench export needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
+        raise MachineError(f"bench export needs {error.name}; install it with: {install_hint('export')}") from error
 
     source, no_limits = folder / shape, folder / "budget.toml"
     task = bar.add_task(f"random {shape}", total=3)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..bundle import MANIFEST, Bundle
 from ..errors import InputError, MachineError
+from ..requirements import install_hint
 from ..tables import cell
 from ..targets import target_named
 from ..terminal import debug_option, print_json, progress, results, stages
@@ -156,5 +157,5 @@ def _bundle(given: Path | None, shape: str, kept: Path | None, scratch: Path | N
                 with progress() as bar:
                     export_random(shape, "cpu", _SCHEME, 1, source, out, bar)
         except ImportError as error:
-            raise MachineError(f"bench serve needs {error.name}; install it with: pip install 'cobra-edge[export]'") from error
+            raise MachineError(f"bench serve needs {error.name}; install it with: {install_hint('export')}") from error
         yield out

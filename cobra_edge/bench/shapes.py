@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..errors import InputError, near_matches
-from ..model.config import MambaConfig, language_backbone
+from ..model.backbones import language_backbone
+from ..model.config import MambaConfig
 
 
 class Shape(NamedTuple):

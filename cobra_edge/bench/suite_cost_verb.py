@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from ..errors import MachineError
+from ..requirements import install_hint
 from ..terminal import debug_option, print_json, results, stages
 from .results import keep
 
@@ -22,9 +23,7 @@ def regress(as_json: bool) -> None:
         import scipy  # noqa: F401 - only whether it is there
         import torch  # noqa: F401
     except ImportError as error:
-        raise MachineError(
-            f"bench regress needs {error.name}; install it with: pip install 'cobra-edge[export,regress]'"
-        ) from error
+        raise MachineError(f"bench regress needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
     from .machine import machine
     from .suite_cost import suite_costs
 

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..errors import InputError, MachineError, near_matches
+from ..requirements import install_hint
 from ..scheme import scheme_named
 from ..tables import cell, figure
 from ..terminal import debug_option, print_json, progress, results, tell
@@ -72,9 +73,7 @@ def tiles(
         from .tile_cases import GRID, grids
         from .tuning import complete, rows_of, write_rows
     except ImportError as error:
-        raise MachineError(
-            f"bench tiles needs {error.name}; install it with: pip install 'cobra-edge[cuda,regress]'"
-        ) from error
+        raise MachineError(f"bench tiles needs {error.name}; install it with: {install_hint('cuda', 'regress')}") from error
     known = grids()
     for kernel in kernels:
         if kernel not in {g.kernel for g in known}:

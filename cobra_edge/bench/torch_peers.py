@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..model.config import MambaConfig
 from ..model.mamba import Mamba, MambaState, Mixer
+from ..requirements import install_hint
 from .quality_peers import Answered, OnLines
 from .questions import Questions
 from .stored_bits import with_float_rest
@@ -65,7 +66,7 @@ class TorchFamily:
             for quantizer in self._quantizers.values():
                 quantizer()
         except ImportError as error:
-            return f"{self.name}: {error}; pip install 'cobra-edge[peers]'"
+            return f"{self.name}: {error}; {install_hint('peers')}"
         return None
 
     def answer_in_float(self, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:

@@ -11,9 +11,10 @@ import click
 import torch
 from torch import nn
 
+from ..model.backbones import vision_backbone
 from ..model.checkpoint import open_checkpoint
 from ..model.cobra import VisionModel, load_vision
-from ..model.config import CobraConfig, projector_kind, vision_backbone
+from ..model.config import CobraConfig, projector_kind
 from ..model.projector import Projector
 from ..model.vision import VisionTower
 from ..precision import PrecisionName

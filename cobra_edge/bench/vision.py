@@ -7,6 +7,7 @@ round: what this processor can do at best. Precisions that a processor cannot mu
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,14 +16,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import MachineError
-from ..image import ImageTransform
+from ..model.config import projector_shapes
+from ..model.vision import VisionTower
 from ..vision.engines.layer_summary import LayerSummary
 from .machine import Finished, measure
 from .spread import spread
-from .tower import config_of, tower
+from .tower import config_of
 from .written_graph import a_picture, open_written
 
 TIMED = ("fp32", "fp16", "int8")  # onnxruntime multiplies no bf16 on a processor, and takes fp16 in float32
@@ -80,12 +81,25 @@ def measure_vision(
 
 
 def tower_flops(shape: str) -> int:
-    """Return the floating-point operations of one picture, a product and a sum counted as two."""
+    """Return the floating-point operations of one picture's matrix products, a product and a sum counted as two.
+
+    Of each encoder: the patch embedding; then each block's matrices times all its tokens, and attention's two products of
+    tokens with tokens. Of the projector: its matrices times the patches, and LDPv2's convolution times the tokens it leaves.
+    """
     config = config_of(shape)
-    pixels = torch.zeros(ImageTransform.of(config).shape)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        tower(shape)(pixels)
-    return int(counter.get_total_flops())
+    assert config.vision is not None and config.projector is not None
+    with torch.device("meta"):
+        encoders = VisionTower(config.vision).encoders
+    patches, total = config.vision.n_patches, 0
+    for e, encoder in zip(config.vision.encoders, encoders, strict=True):
+        tokens = patches + e.n_prefix
+        matrices = sum(p.numel() for name, p in encoder.named_parameters() if ".blocks." in name and p.ndim == 2)
+        total += patches * 3 * e.patch_size**2 * e.embed_dim
+        total += tokens * matrices + (e.depth - 1) * 2 * tokens**2 * e.embed_dim
+    for name, size in projector_shapes(config.projector, config.vision.feature_dim, config.mamba.d_model).items():
+        if name.endswith(".weight"):
+            total += math.prod(size) * (config.n_visual_tokens if ".peg." in name else patches)
+    return 2 * total
 
 
 def _written(shape: str, precision: str, directory: Path) -> dict[str, Any]:

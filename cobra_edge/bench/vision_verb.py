@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..errors import InputError, MachineError
 from ..precision import PRECISIONS
+from ..requirements import install_hint
 from ..targets import target_named
 from ..terminal import debug_option, print_json, results, tell
 from .results import check_name, keep
@@ -63,9 +64,7 @@ def vision(
         import scipy  # noqa: F401 - only whether it is there
         import torch  # noqa: F401
     except ImportError as error:
-        raise MachineError(
-            f"bench vision needs {error.name}; install it with: pip install 'cobra-edge[export,regress]'"
-        ) from error
+        raise MachineError(f"bench vision needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
     if engines:
         from ..vision.engines.tensorrt_rtx import require_tensorrt_rtx
 

@@ -12,6 +12,7 @@ import msgspec
 from ..bundle import MANIFEST, Bundle, file_sha256
 from ..errors import InputError
 from ..session import Session
+from ..staging import rename_new
 from .conversation import Conversation
 
 
@@ -30,7 +31,9 @@ def write_transcript(conversation: Conversation, file: Path) -> None:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.partial-") as stage:
             staged = Path(stage) / "transcript"
             staged.write_bytes(content)
-            os.replace(staged, file)
+            rename_new(staged, file)
+    except FileExistsError as error:
+        raise InputError(f"{file} is already there and stays as it is; /save to another name") from error
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({error.strerror}); /save to a directory where you may write") from error
 

@@ -12,6 +12,7 @@ from ..errors import InputError, MachineError, near_matches
 from ..hadamard import LARGEST_WRITTEN_OUT
 from ..memory import memory_for
 from ..quantize.bitsandbytes_codes import why_no_bitsandbytes
+from ..requirements import install_hint
 from ..scheme import SCHEMES
 from .card.driver import why_no_card, why_no_torch_kernels, why_no_triton
 from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions, Weights
@@ -122,7 +123,7 @@ def _torch(bundle: Bundle, _options: DecoderOptions) -> Decoder:
 
 def _torch_refuses(bundle: Bundle) -> str | None:
     if importlib.util.find_spec("torch") is None:
-        return "torch is not installed (pip install 'cobra-edge[export]')"
+        return f"torch is not installed ({install_hint('export')})"
     return _too_wide_to_write_out(bundle)
 
 

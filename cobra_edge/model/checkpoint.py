@@ -8,31 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, near_matches
+from ..git_lfs import is_pointer, pointer_message
+from ..manifest import VisionSource
 from ..parsing import utf8_text
 from ..resources import MINI
-from .config import (
+from .backbones import (
     HUB_MODELS,
     HUB_REPOSITORY,
-    CobraConfig,
-    MambaConfig,
-    decoder_shapes,
+    ONLY_MAMBA_1,
+    TRAINING_CONFIGURATIONS,
+    featurizers,
     language_backbone,
-    projector_kind,
-    projector_shapes,
     vision_backbone,
 )
+from .config import CobraConfig, MambaConfig, projector_kind, projector_shapes
+from .decoder_tensors import check_shapes, infer_mamba, plain_names
 from .hub import fetch
 from .weight_files import read_weights
+
+log = logging.getLogger(__name__)
 
 EMBEDDED = "mini"  # the name of the model that ships
 _WEIGHTS = ("checkpoints/latest-checkpoint.safetensors", "checkpoints/latest-checkpoint.pt")
@@ -52,9 +56,11 @@ class Checkpoint:
         decoder: tensors under state-spaces names (see `decoder_shapes`), memory-mapped, any float dtype.
         projector: tensors of the projector; empty for a text-only model.
         files: files the weights came from, for hashing.
-        vision_weights: directory of encoder weights, or None for timm's hub.
+        tower: tensors of encoders that were trained along, under their featurizers' names; empty where they were not.
+        vision_weights: directory of encoder weights; None where `tower` has them or they come from timm's hub.
         tokenizer: tokenizer.json, or None where it has to come from the hub.
         tokenizer_hub_id: hub repository of the tokenizer.
+        stage: of the training that wrote it, where its config says so: "align", "finetune" or "full-finetune".
     """
 
     source_id: str
@@ -62,9 +68,19 @@ class Checkpoint:
     decoder: dict[str, Tensor]
     projector: dict[str, Tensor]
     files: tuple[Path, ...]
+    tower: dict[str, Tensor] = field(default_factory=dict)
     vision_weights: Path | None = None
     tokenizer: Path | None = None
     tokenizer_hub_id: str | None = None
+    stage: str | None = None
+    _digest: list[str] = field(default_factory=list, init=False, repr=False)  # once it is known
+
+    @property
+    def vision_source(self) -> VisionSource | None:
+        """Where the encoders' weights come from; None for a text-only model."""
+        if self.config.vision is None:
+            return None
+        return "checkpoint" if self.tower else "files" if self.vision_weights else "hub"
 
     def hashed_files(self) -> list[Path]:
         """Return the files whose content is in `sha256`: weights, local encoders, tokenizer; not encoders from timm's hub."""
@@ -72,14 +88,17 @@ class Checkpoint:
         return [*self.files, *encoders, *([self.tokenizer] if self.tokenizer else [])]
 
     def sha256(self, on_bytes: Callable[[int], None] = lambda _: None) -> str:
-        """Return the hash over `hashed_files`; on_bytes is told of each piece's size, for progress."""
+        """Return the hash over `hashed_files`, read once; on_bytes is told of each piece's size, for progress."""
+        if self._digest:
+            return self._digest[0]
         digest = hashlib.sha256()
         for file in self.hashed_files():
             with file.open("rb") as stream:
                 while chunk := stream.read(1 << 24):
                     digest.update(chunk)
                     on_bytes(len(chunk))
-        return digest.hexdigest()
+        self._digest.append(digest.hexdigest())
+        return self._digest[0]
 
     def tokenizer_file(self) -> Path:
         """Return tokenizer.json, fetched from the hub where the checkpoint has none.
@@ -90,8 +109,10 @@ class Checkpoint:
         if self.tokenizer is not None:
             return self.tokenizer
         if self.tokenizer_hub_id is None:
-            raise CheckpointError(f"{self.source_id}: no tokenizer.json beside the config; give one with --tokenizer")
-        return fetch(self.tokenizer_hub_id, "tokenizer.json")
+            raise CheckpointError(
+                f"{self.source_id}: no tokenizer.json beside the config; give one, or its directory, with --tokenizer"
+            )
+        return fetch(self.tokenizer_hub_id, "tokenizer.json", "give the file, or its directory, with --tokenizer")
 
 
 def open_checkpoint(source: str, *, vision_weights: Path | None = None, tokenizer: Path | None = None) -> Checkpoint:
@@ -99,36 +120,60 @@ def open_checkpoint(source: str, *, vision_weights: Path | None = None, tokenize
 
     Args:
         source: what to open.
-        vision_weights: directory of encoder weights; by default `vision/` of the directory, else timm's hub.
-        tokenizer: tokenizer.json; by default the directory's own, else the hub's.
+        vision_weights: directory of encoder weights; by default those in the checkpoint, if the encoders were trained along,
+            then `vision/` of the directory, then timm's hub.
+        tokenizer: tokenizer.json or a directory that has it; by default the directory's own, else the hub's.
 
     Raises:
         CheckpointError: missing, corrupt, hostile, or not fitting its config.
         MachineError: the hub is needed and cannot be reached.
     """
-    if source == EMBEDDED:
-        checkpoint = _open_directory(MINI, "cobra-mini")
-    elif source in HUB_MODELS:
-        checkpoint = _open_hub(source)
-    elif Path(source).is_dir():
-        checkpoint = _open_directory(Path(source), Path(source).resolve().name)
-    else:
-        raise CheckpointError(
-            f"checkpoint {source!r} is neither a directory nor a known name{near_matches(source, (EMBEDDED, *HUB_MODELS))}"
-        )
+    if tokenizer is not None and tokenizer.is_dir():
+        tokenizer = tokenizer / "tokenizer.json"
     for given, name in ((vision_weights, "--vision-weights"), (tokenizer, "--tokenizer")):
         if given is not None and not given.exists():
             raise CheckpointError(f"{name} {given} does not exist")
-    return replace(
-        checkpoint,
-        vision_weights=vision_weights or checkpoint.vision_weights,
-        tokenizer=tokenizer or checkpoint.tokenizer,
-    )
+    if vision_weights is not None and not vision_weights.is_dir():
+        raise CheckpointError(f"--vision-weights {vision_weights} is a file; give the directory of the encoders' safetensors")
+    if source == EMBEDDED:
+        checkpoint = _open_directory(MINI, "cobra-mini")
+    elif source in HUB_MODELS:
+        checkpoint = _open_hub(HUB_MODELS[source])
+    elif Path(source).is_dir():
+        checkpoint = _open_directory(Path(source), Path(source).resolve().name)
+    else:
+        raise CheckpointError(_unknown(source))
+    tokenizer = tokenizer or checkpoint.tokenizer
+    if tokenizer is not None and is_pointer(tokenizer):
+        raise CheckpointError(pointer_message(tokenizer))
+    tower = {} if vision_weights else checkpoint.tower
+    vision_weights = None if tower else vision_weights or checkpoint.vision_weights
+    checkpoint = replace(checkpoint, tower=tower, vision_weights=vision_weights, tokenizer=tokenizer)
+    if checkpoint.stage == "full-finetune" and checkpoint.vision_source == "hub":
+        log.warning(
+            "%s: config.json says stage full-finetune, and the checkpoint holds no vision_backbone: without the encoders that "
+            "were trained along, answers get worse; give them with --vision-weights",
+            source,
+        )
+    return checkpoint
+
+
+def _unknown(source: str) -> str:
+    """Say what is wrong with a source that cannot be opened."""
+    if source in TRAINING_CONFIGURATIONS:
+        return (
+            f"checkpoint {source!r} is a training configuration of Cobra's code, which has no weights of it to download "
+            f"({', '.join(map(repr, HUB_MODELS))} alone); give the directory of a run that was trained with it"
+        )
+    if Path(source).is_file():
+        return f"checkpoint {source} is a file; give the run directory, which has config.json and checkpoints/"
+    return f"checkpoint {source!r} is neither a directory nor a known name{near_matches(source, (EMBEDDED, *HUB_MODELS))}"
 
 
 def _open_hub(name: str) -> Checkpoint:
-    config = fetch(HUB_REPOSITORY, f"{name}/config.json")
-    weights = fetch(HUB_REPOSITORY, f"{name}/checkpoints/latest-checkpoint.pt")
+    otherwise = "download the run directory and pass its path"
+    config = fetch(HUB_REPOSITORY, f"{name}/config.json", otherwise)
+    weights = fetch(HUB_REPOSITORY, f"{name}/checkpoints/latest-checkpoint.pt", otherwise)
     return _run_directory(name, _read_json(config), weights)
 
 
@@ -142,8 +187,10 @@ def _open_directory(directory: Path, source_id: str) -> Checkpoint:
     whole = [directory / n for n in names if (directory / n).is_file()]
     weights = tuple(whole[:1]) or (() if is_cobra else _shards(directory))
     if not weights:
-        sharded = "; sharded .bin files: save them as safetensors" if any(directory.glob("pytorch_model-*.bin")) else ""
-        raise CheckpointError(f"{directory}: no weights; expected {' or '.join(names)}{sharded}")
+        hint = "; sharded .bin files: save them as safetensors" if any(directory.glob("pytorch_model-*.bin")) else ""
+        steps = sorted(f.name for f in (directory / "checkpoints").glob("*.pt")) if is_cobra else []
+        hint = f"; link or copy the one that you want, such as {steps[-1]}, to that name" if steps else hint
+        raise CheckpointError(f"{directory}: no weights; expected {' or '.join(names)}{hint}")
     opened = _run_directory(source_id, config, weights[0]) if is_cobra else _bare_mamba(source_id, config, weights)
     vision, tokenizer = directory / "vision", directory / "tokenizer.json"
     return replace(
@@ -187,17 +234,28 @@ def _run_directory(source_id: str, config: dict[str, Any], weights: Path) -> Che
     missing = [k for k in keys if not isinstance(model.get(k), str)]
     if missing:
         raise CheckpointError(f"config.json: model lacks {', '.join(missing)}")
-    vision, kind = vision_backbone(model["vision_backbone_id"]), projector_kind(model["arch_specifier"])
+    vision = vision_backbone(model["vision_backbone_id"], model["image_resize_strategy"])
+    kind = projector_kind(model["arch_specifier"])
     llm_id = model["llm_backbone_id"]
     promised = language_backbone(llm_id)
 
     parts = read_weights(weights)
-    decoder = {k.removeprefix("llm."): v for k, v in parts.pop("llm_backbone", {}).items()}
-    projector = parts.pop("projector", {})
-    parts.pop("vision_backbone", None)  # some fine-tuned runs carry it; encoders come from their own files
+    decoder = plain_names(parts.pop("llm_backbone", {}))
+    projector, tower = parts.pop("projector", {}), parts.pop("vision_backbone", {})
     if parts:
         raise CheckpointError(f"{weights.name}: unexpected parts {sorted(parts)}, expected projector and llm_backbone")
-    mamba = _infer_mamba(decoder, weights.name)
+    if projector and not decoder:
+        raise CheckpointError(
+            f"{weights.name}: a projector alone, as stage align leaves it, without a language model; take the run directory of "
+            "stage finetune or full-finetune, which begins with this one"
+        )
+    odd = [name for name in tower if not name.startswith(tuple(featurizers(vision)))]
+    if odd:
+        raise CheckpointError(
+            f"{weights.name}: vision_backbone has {odd[0]}, expected names that begin with {' or '.join(featurizers(vision))} "
+            f"for {vision.backbone_id}; is this checkpoint of the model that its config names?"
+        )
+    mamba = infer_mamba(decoder, weights.name)
     differing = [n for n in _SIZES if getattr(mamba, n) != getattr(promised.mamba, n)]
     if differing:
         got, wanted = (", ".join(f"{n} {getattr(m, n)}" for n in differing) for m in (mamba, promised.mamba))
@@ -205,7 +263,7 @@ def _run_directory(source_id: str, config: dict[str, Any], weights: Path) -> Che
             f"{weights.name}: its tensors have {got}; config.json says {llm_id}, which has {wanted}; "
             "correct llm_backbone_id, or take the config of this checkpoint"
         )
-    _check_shapes(projector, projector_shapes(kind, vision.feature_dim, mamba.d_model), f"{weights.name}, projector")
+    check_shapes(projector, projector_shapes(kind, vision.feature_dim, mamba.d_model), f"{weights.name}, projector")
     length = model.get("llm_max_length", 2048)
     if type(length) is not int:
         raise CheckpointError(f"config.json: llm_max_length is {length!r}, expected an integer")
@@ -218,16 +276,17 @@ def _run_directory(source_id: str, config: dict[str, Any], weights: Path) -> Che
         prompt_style=promised.prompt_style,
         max_length=length,
     )
-    return Checkpoint(source_id, cobra, decoder, projector, (weights,), tokenizer_hub_id=promised.tokenizer_hub_id)
+    hub_id, stage = promised.tokenizer_hub_id, config.get("stage")
+    return Checkpoint(source_id, cobra, decoder, projector, (weights,), tower, tokenizer_hub_id=hub_id, stage=stage)
 
 
 def _bare_mamba(source_id: str, config: dict[str, Any], weights: tuple[Path, ...]) -> Checkpoint:
-    """Open a text-only Mamba in the state-spaces or the transformers layout; names differ in one place."""
-    tensors, file = read_weights(*weights).get("llm_backbone", {}), weights[0].name
-    decoder = {k.replace("backbone.embeddings.", "backbone.embedding."): v for k, v in tensors.items()}
+    """Open a text-only Mamba in the state-spaces or the transformers layout."""
+    _check_bare_choices(config)
+    decoder, file = plain_names(read_weights(*weights).get("llm_backbone", {})), weights[0].name
     eps = config.get("layer_norm_epsilon", 1e-5)
-    mamba = _infer_mamba(decoder, file, float(eps) if isinstance(eps, int | float) else 1e-5)
-    _check_bare_config(config, mamba, file)
+    mamba = infer_mamba(decoder, file, float(eps) if isinstance(eps, int | float) else 1e-5)
+    _check_bare_sizes(config, mamba, file)
     cobra = CobraConfig(_as_model_id(source_id), None, None, mamba, prompt_style="base")
     return Checkpoint(source_id, cobra, decoder, {}, weights, tokenizer_hub_id="EleutherAI/gpt-neox-20b")
 
@@ -246,12 +305,22 @@ _BARE_NAMES = {
 _BARE_CHOICES = {"model_type": "mamba", "hidden_act": "silu", "layer": "Mamba1"}
 
 
-def _check_bare_config(config: dict[str, Any], mamba: MambaConfig, file: str) -> None:
+def _said(config: dict[str, Any]) -> dict[str, Any]:
     inner = config.get("ssm_cfg")
-    said = config | (inner if isinstance(inner, dict) else {})
+    return config | (inner if isinstance(inner, dict) else {})
+
+
+def _check_bare_choices(config: dict[str, Any]) -> None:
+    said = _said(config)
     for key, expected in _BARE_CHOICES.items():
         if said.get(key, expected) != expected:
-            raise CheckpointError(f"config.json says {key} {said[key]!r}, expected {expected!r}: not a Mamba-1 as published")
+            raise CheckpointError(
+                f"config.json says {key} {said[key]!r}, expected {expected!r}: not a Mamba-1 as published; {ONLY_MAMBA_1}"
+            )
+
+
+def _check_bare_sizes(config: dict[str, Any], mamba: MambaConfig, file: str) -> None:
+    said = _said(config)
     sizes = {key: (said.get(key), getattr(mamba, name)) for key, name in _BARE_NAMES.items()}
     vocab, multiple = said.get("vocab_size"), said.get("pad_vocab_size_multiple", 1)
     if type(vocab) is int and type(multiple) is int and multiple > 0:
@@ -266,49 +335,3 @@ def _check_bare_config(config: dict[str, Any], mamba: MambaConfig, file: str) ->
 def _as_model_id(directory_name: str) -> str:
     """Return a name a bundle's path may carry."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", directory_name).lstrip("._+-")[:128] or "mamba"
-
-
-def _infer_mamba(decoder: dict[str, Tensor], file: str, norm_eps: float = 1e-5) -> MambaConfig:
-    """Read all sizes off the tensors, then demand that every tensor is there and fits."""
-    layers = [int(m.group(1)) for k in decoder if (m := re.match(r"backbone\.layers\.(\d{1,4})\.", k))]
-    embedding = decoder.get("backbone.embedding.weight")
-    first = "backbone.layers.0.mixer."
-    needed = [first + n for n in ("A_log", "conv1d.weight", "dt_proj.weight")]
-    absent = [n for n in needed if n not in decoder or decoder[n].ndim < 2]
-    if embedding is None or embedding.ndim != 2 or absent:
-        lacking = absent or ["backbone.embedding.weight"]
-        raise CheckpointError(f"{file}: not a Mamba-1 decoder, tensor {lacking[0]} is missing or has the wrong rank")
-    head = decoder.get("lm_head.weight")
-    config = MambaConfig(
-        d_model=embedding.shape[1],
-        n_layer=max(layers) + 1,
-        vocab=embedding.shape[0],
-        d_inner=decoder[needed[0]].shape[0],
-        d_state=decoder[needed[0]].shape[1],
-        d_conv=decoder[needed[1]].shape[-1],
-        dt_rank=decoder[needed[2]].shape[1],
-        norm_eps=norm_eps,
-        tied=head is None or (head.shape == embedding.shape and torch.equal(head, embedding)),
-    )
-    shapes = decoder_shapes(config)
-    if config.tied:
-        decoder.pop("lm_head.weight", None)
-    _check_shapes(decoder, shapes, file)
-    return config
-
-
-def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]], where: str) -> None:
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or extra:
-        parts = [f"{what} {', '.join(n[:4])}{' …' if len(n) > 4 else ''}" for what, n in
-                 (("missing", missing), ("unexpected", extra)) if n]  # fmt: skip
-        raise CheckpointError(f"{where}: {'; '.join(parts)}; is this checkpoint of the model that its config names?")
-    for name, shape in expected.items():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}; "
-                "take config and weights of the same checkpoint"
-            )
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{where}: {name} has dtype {tensor.dtype}, expected a float type; save it as one")

@@ -37,7 +37,7 @@ def load_vision(checkpoint: Checkpoint) -> VisionModel:
     projector = Projector(config.projector, config.vision.feature_dim, config.mamba.d_model)
     tensors = {k: require_finite(k, v.float()) for k, v in checkpoint.projector.items()}
     projector.load_state_dict(tensors)
-    return VisionModel(load_tower(config.vision, checkpoint.vision_weights), projector).eval()
+    return VisionModel(load_tower(config.vision, checkpoint.vision_weights, checkpoint.tower), projector).eval()
 
 
 def stream_blocks(checkpoint: Checkpoint, operations: Operations = REFERENCE, first: int = 0) -> Iterator[Block]:

@@ -44,7 +44,8 @@ _MOST_PATCHES = 16384  # a square of 1792 pixels in patches of 14
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One Vision Transformer, as timm names it.
 
-    `overrides` are architecture arguments handed to timm on top of the named one; empty for the published encoders.
+    `overrides` are arguments handed to timm on top of the named architecture: sizes of encoders that are on no hub, or the
+    activation that CLIP was trained with.
     Features are taken after block `depth - 2`; blocks after that one are never run.
     """
 
@@ -55,34 +56,12 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_prefix: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    overrides: dict[str, int | float] = {}
+    overrides: dict[str, int | float | str] = {}
 
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
-
-_DINOV2_L = EncoderConfig("vit_large_patch14_reg4_dinov2.lvd142m", 1024, 14, 24, 5, IMAGENET_MEAN, IMAGENET_STD)
-_SIGLIP_SO = EncoderConfig("vit_so400m_patch14_siglip_384", 1152, 14, 27, 0, HALF, HALF)
-_DINO_MINI = EncoderConfig(
-    "vit_small_patch14_reg4_dinov2.lvd142m",
-    128,
-    14,
-    5,
-    5,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    {"embed_dim": 128, "depth": 5, "num_heads": 4, "init_values": 1.0},
-)
-_SIGLIP_MINI = EncoderConfig(
-    "vit_so400m_patch14_siglip_384",
-    128,
-    14,
-    5,
-    0,
-    HALF,
-    HALF,
-    {"embed_dim": 128, "depth": 5, "num_heads": 4, "mlp_ratio": 4.0},
-)
+    @property
+    def on_hub(self) -> bool:
+        """Whether timm's hub has weights of this architecture; not where `overrides` change its sizes."""
+        return self.overrides.keys() <= {"act_layer"}
 
 
 class VisionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,16 +103,6 @@ class VisionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def n_patches(self) -> int:
         """Patches per image; the same for every encoder."""
         return (self.image_size // self.encoders[0].patch_size) ** 2
-
-
-VISION_BACKBONES: dict[str, VisionConfig] = {
-    v.backbone_id: v
-    for v in (
-        VisionConfig("dinosiglip-vit-so-384px", (_DINOV2_L, _SIGLIP_SO), 384),
-        VisionConfig("siglip-vit-so400m-384px", (_SIGLIP_SO,), 384),
-        VisionConfig("dinosiglip-vit-mini-112px", (_DINO_MINI, _SIGLIP_MINI), 112),
-    )
-}
 
 
 class MambaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -212,23 +181,16 @@ class CobraConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def projector_kind(arch_specifier: str) -> ProjectorKind:
-    """Return the projector that an arch_specifier such as "no-align+fused-gelu-mlp" ends with.
+    """Return the projector that an arch_specifier such as "no-align+fused-gelu-mlp" or "no-align-fused-gelu-mlp" ends with.
 
     Raises:
         InputError: no known projector; near matches are listed.
     """
     for kind in PROJECTOR_KINDS:
-        if arch_specifier == kind or arch_specifier.endswith("+" + kind):
+        if re.search(rf"(?:^|[+_-]){kind}$", arch_specifier):
             return kind
     hint = near_matches(arch_specifier.split("+")[-1], PROJECTOR_KINDS)
     raise InputError(f"unknown projector in arch_specifier {arch_specifier!r}{hint}")
-
-
-def vision_backbone(backbone_id: str) -> VisionConfig:
-    """Return the vision backbone of a registry id. Raises InputError with near matches."""
-    if backbone_id not in VISION_BACKBONES:
-        raise InputError(f"unknown vision_backbone_id {backbone_id!r}{near_matches(backbone_id, VISION_BACKBONES)}")
-    return VISION_BACKBONES[backbone_id]
 
 
 def decoder_shapes(config: MambaConfig) -> dict[str, tuple[int, ...]]:
@@ -277,33 +239,3 @@ def projector_shapes(kind: ProjectorKind, feature_dim: int, d_model: int) -> dic
     if kind == "fused-ldpnet":
         shapes |= {"projector.4.peg.0.weight": (d_model, 1, 3, 3), "projector.4.peg.0.bias": (d_model,)}
     return shapes
-
-
-class LanguageBackbone(msgspec.Struct, frozen=True):
-    """What a run directory's llm_backbone_id promises: sizes to check tensors against, prompt style, tokenizer's hub id."""
-
-    mamba: MambaConfig
-    prompt_style: str
-    tokenizer_hub_id: str | None
-
-
-_MAMBA_2_8B = MambaConfig(d_model=2560, n_layer=64, vocab=50280, d_inner=5120, d_state=16, d_conv=4, dt_rank=160)
-_MAMBA_MINI = MambaConfig(d_model=256, n_layer=4, vocab=512, d_inner=512, d_state=16, d_conv=4, dt_rank=16)
-
-LANGUAGE_BACKBONES: dict[str, LanguageBackbone] = {
-    "mamba-2.8b-zephyr": LanguageBackbone(_MAMBA_2_8B, "zephyr", "xiuyul/mamba-2.8b-zephyr"),
-    "mamba-2.8b-slimpj": LanguageBackbone(_MAMBA_2_8B, "base", "EleutherAI/gpt-neox-20b"),
-    "mamba-2.8b": LanguageBackbone(_MAMBA_2_8B, "base", "EleutherAI/gpt-neox-20b"),
-    "mamba-mini-zephyr": LanguageBackbone(_MAMBA_MINI, "zephyr", None),
-}
-
-
-def language_backbone(backbone_id: str) -> LanguageBackbone:
-    """Return the language backbone of a registry id. Raises InputError with near matches."""
-    if backbone_id not in LANGUAGE_BACKBONES:
-        raise InputError(f"unknown llm_backbone_id {backbone_id!r}{near_matches(backbone_id, LANGUAGE_BACKBONES)}")
-    return LANGUAGE_BACKBONES[backbone_id]
-
-
-HUB_REPOSITORY = "han1997/cobra"
-HUB_MODELS = ("cobra+3b", "cobra-one-epoch+3b", "cobra-base+3b", "cobra-siglip+3b", "cobra-ldpnet+3b")

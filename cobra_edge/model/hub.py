@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,41 @@ import timm
 from ..errors import MachineError
 
 
-def fetch(repository: str, file: str) -> Path:
+def fetch(repository: str, file: str, otherwise: str) -> Path:
     """Return the path of a hub repository's file in the local cache, downloaded when it is not there yet.
+
+    What is in the cache is taken without asking for a newer one: without a network the client would try for half a minute.
+
+    Args:
+        repository: owner and name.
+        file: path in it.
+        otherwise: what to do where the hub cannot be reached, for the message.
 
     Raises:
         MachineError: the hub cannot be reached, or has no such file.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    with _one_error(f"{file} of {repository}", "download the run directory and pass its path"):
+    with suppress(LocalEntryNotFoundError, OSError):
+        return Path(hf_hub_download(repository, file, local_files_only=True))
+    with _one_error(f"{file} of {repository}", otherwise):
         return Path(hf_hub_download(repository, file))
 
 
-def fetch_encoder(timm_name: str, image_size: int) -> Any:
+def fetch_encoder(timm_name: str, image_size: int, overrides: Mapping[str, Any]) -> Any:
     """Return timm's pretrained Vision Transformer for square pictures of image_size pixels.
+
+    Args:
+        timm_name: which.
+        image_size: in pixels.
+        overrides: further arguments of the architecture.
 
     Raises:
         MachineError: the hub cannot be reached.
     """
     with _one_error(f"vision weights {timm_name}", "give a directory with --vision-weights"):
-        return timm.create_model(timm_name, pretrained=True, num_classes=0, img_size=image_size)
+        return timm.create_model(timm_name, pretrained=True, num_classes=0, img_size=image_size, **overrides)
 
 
 @contextmanager

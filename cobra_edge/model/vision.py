@@ -7,7 +7,7 @@ should not carry them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..git_lfs import is_pointer, pointer_message
+from .backbones import featurizers
 from .config import EncoderConfig, VisionConfig
 from .hub import fetch_encoder
 from .weight_files import require_finite
@@ -64,23 +66,41 @@ class VisionTower(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
-def load_tower(config: VisionConfig, weights: Path | None) -> VisionTower:
+def load_tower(config: VisionConfig, weights: Path | None, tuned: Mapping[str, Tensor] | None = None) -> VisionTower:
     """Return the tower with pretrained weights.
 
     Args:
         config: which encoders.
         weights: a directory with `<timm name>.safetensors` for each encoder, or None for timm's hub.
+        tuned: tensors of encoders that were trained along, under their featurizers' names; they go before all others.
 
     Raises:
-        CheckpointError: a file is missing or does not fit.
+        CheckpointError: a file or a tensor is missing or does not fit.
         MachineError: the hub cannot be reached.
     """
-    if weights is None:
+    if not tuned and weights is None:
         return _tower_from_hub(config)
     tower = VisionTower(config)
     for index, encoder in enumerate(config.encoders):
-        _load_encoder(tower.encoders[index], weights / encoder_file(config, index), encoder)
+        where, tensors = _tensors_of(config, index, weights, tuned)
+        _load_encoder(tower.encoders[index], where, tensors, encoder)
     return tower.eval()
+
+
+def check_tower(config: VisionConfig, weights: Path | None, tuned: Mapping[str, Tensor] | None = None) -> None:
+    """Find what would keep `load_tower` from loading: names and shapes alone, no value is read and nothing is fetched.
+
+    Raises:
+        CheckpointError: as `load_tower`.
+    """
+    if not tuned and weights is None:
+        _require_on_hub(config)
+        return
+    with torch.device("meta"):
+        tower = VisionTower(config)
+    for index, encoder in enumerate(config.encoders):
+        where, tensors = _tensors_of(config, index, weights, tuned)
+        _fitting(tower.encoders[index], where, tensors, encoder)
 
 
 def encoder_file(config: VisionConfig, index: int) -> str:
@@ -88,50 +108,82 @@ def encoder_file(config: VisionConfig, index: int) -> str:
     return f"{config.encoders[index].timm_name}.safetensors"
 
 
-def _load_encoder(encoder: nn.Module, file: Path, config: EncoderConfig) -> None:
+def _tensors_of(
+    config: VisionConfig, index: int, weights: Path | None, tuned: Mapping[str, Tensor] | None
+) -> tuple[str, dict[str, Tensor]]:
+    """Return an encoder's tensors under timm's names, memory-mapped, and where they are from, for messages."""
+    if tuned:
+        prefix = featurizers(config)[index]
+        return f"vision_backbone, {prefix}*", {k[len(prefix) :]: v for k, v in tuned.items() if k.startswith(prefix)}
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    assert weights is not None
+    file = weights / encoder_file(config, index)
     if not file.is_file():
         raise CheckpointError(f"vision weights: {file.name} not found in {file.parent}; put the encoder's weights there")
+    if is_pointer(file):
+        raise CheckpointError(pointer_message(file))
     try:
-        tensors = load_file(file)
+        return file.name, load_file(file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
+
+
+def _fitting(encoder: nn.Module, where: str, tensors: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """Return the tensors that the encoder has, of its shapes. Raises CheckpointError where some are missing or do not fit."""
     vit: Any = encoder.vit
-    wanted = vit.state_dict()
+    wanted: dict[str, Tensor] = vit.state_dict()
     # The last block, final norm and pooling head are part of a full timm checkpoint and never run here.
     unused = (f"blocks.{config.depth - 1}.", "norm.", "fc_norm.", "head.", "attn_pool.", "mask_token")
     extra = [k for k in tensors if k not in wanted and not k.startswith(unused)]
     missing = [k for k in wanted if k not in tensors]
     if missing or extra:
-        raise CheckpointError(f"{file.name}: missing tensors {missing[:5]}, unexpected tensors {extra[:5]}")
-    tensors["pos_embed"] = _resampled(tensors["pos_embed"], wanted["pos_embed"])
+        raise CheckpointError(f"{where}: missing tensors {missing[:5]}, unexpected tensors {extra[:5]}")
+    n_prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    tensors["pos_embed"] = _resampled(tensors["pos_embed"], wanted["pos_embed"], n_prefix)
     for name, value in wanted.items():
-        require_finite(f"{file.name}: {name}", tensors[name])
         if tensors[name].shape != value.shape:
-            raise CheckpointError(f"{file.name}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
-    vit.load_state_dict({k: tensors[k].to(v.dtype) for k, v in wanted.items()})
+            raise CheckpointError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
+        if not tensors[name].is_floating_point():
+            raise CheckpointError(f"{where}: {name} has dtype {tensors[name].dtype}, expected a float type; save it as one")
+    return {name: tensors[name] for name in wanted}
 
 
-def _resampled(positions: Tensor, wanted: Tensor) -> Tensor:
-    """Bring position embeddings (1, side², embed_dim) to the wanted square grid, as timm does when it loads a model itself.
+def _load_encoder(encoder: nn.Module, where: str, tensors: dict[str, Tensor], config: EncoderConfig) -> None:
+    fitting = _fitting(encoder, where, tensors, config)
+    vit: Any = encoder.vit
+    dtypes = {name: value.dtype for name, value in vit.state_dict().items()}
+    vit.load_state_dict({k: require_finite(f"{where}: {k}", v).to(dtypes[k]) for k, v in fitting.items()})
+
+
+def _resampled(positions: Tensor, wanted: Tensor, n_prefix: int) -> Tensor:
+    """Bring position embeddings (1, n_prefix + side², embed_dim) to the wanted square grid, as timm does when it loads a model.
 
     The published DINOv2 was trained at 518 px, the tower reads 384. What is no square grid of the wanted width is returned
     as it is, for the shape check to refuse.
     """
-    sides = [math.isqrt(p.shape[1]) if p.ndim == 3 else 0 for p in (positions, wanted)]
-    square = all(s * s == p.shape[1] for s, p in zip(sides, (positions, wanted), strict=True) if p.ndim == 3)
-    if positions.ndim != 3 or not square or sides[0] < 2 or sides[0] == sides[1] or positions.shape[2] != wanted.shape[2]:
+    if positions.ndim != 3 or positions.shape[1] < n_prefix or not positions.is_floating_point():
         return positions
-    return resample_abs_pos_embed(positions, [sides[1]] * 2, [sides[0]] * 2, num_prefix_tokens=0)
+    patches = [p.shape[1] - n_prefix for p in (positions, wanted)]
+    sides = [math.isqrt(n) for n in patches]
+    square = all(side * side == n for side, n in zip(sides, patches, strict=True))
+    if not square or sides[0] < 2 or sides[0] == sides[1] or positions.shape[2] != wanted.shape[2]:
+        return positions
+    return resample_abs_pos_embed(positions, [sides[1]] * 2, [sides[0]] * 2, num_prefix_tokens=n_prefix)
+
+
+def _require_on_hub(config: VisionConfig) -> None:
+    for e in config.encoders:
+        if not e.on_hub:
+            raise CheckpointError(
+                f"{config.backbone_id}: these encoders are on no hub; give the directory of their safetensors with "
+                "--vision-weights, or put it into the checkpoint's as vision/"
+            )
 
 
 def _tower_from_hub(config: VisionConfig) -> VisionTower:
-    encoders = []
-    for e in config.encoders:
-        if e.overrides:
-            raise CheckpointError(f"{config.backbone_id}: these encoders are on no hub; give a directory of vision weights")
-        vit = fetch_encoder(e.timm_name, config.image_size)
-        encoders.append(Encoder(e, config.image_size, vit))
+    _require_on_hub(config)
+    vits = [fetch_encoder(e.timm_name, config.image_size, e.overrides) for e in config.encoders]
+    encoders = [Encoder(e, config.image_size, vit) for e, vit in zip(config.encoders, vits, strict=True)]
     return VisionTower(config, encoders).eval()

@@ -1,6 +1,7 @@
 """Read the weight files of a checkpoint: pickles of torch and safetensors, memory-mapped, hostile until checked.
 
-Pickles go through torch's weights-only reader, which runs no code. What comes out is plain dense tensors by part and name.
+Pickles go through torch's weights-only reader, which runs no code. What comes out is plain dense tensors by part and name,
+whatever a trainer put around them: a table inside another, names that a wrapper or a module of its own made longer.
 """
 
 from __future__ import annotations
@@ -14,12 +15,23 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
+from ..git_lfs import is_pointer, pointer_message
+
+PARTS = ("projector", "llm_backbone", "vision_backbone")
+# Where trainers keep the weights in a file of theirs: Cobra itself, most scripts, Lightning, DeepSpeed.
+_CONTAINERS = ("model", "model_state_dict", "state_dict", "module")
+# What wrappers put into the names of what they wrap: DDP and DataParallel, torch.compile, FSDP, activation checkpointing.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# A name up to where ours begin, for a model that is a member of the module that was saved.
+_OUTER = re.compile(rf"((?:[^.]+\.)*?)(?:{'|'.join(PARTS)}|backbone|lm_head)\.")
 
 
 def read_weights(*files: Path) -> dict[str, dict[str, Tensor]]:
     """Return {part: {name: tensor}}; files without parts are one part, llm_backbone."""
     parts: dict[str, dict[str, Tensor]] = {}
     for file in files:
+        if is_pointer(file):
+            raise CheckpointError(pointer_message(file))
         for part, tensors in (_read_safetensors if file.suffix == ".safetensors" else _read_pickle)(file).items():
             parts.setdefault(part, {}).update(tensors)
     for part, tensors in parts.items():
@@ -35,7 +47,7 @@ def _read_safetensors(file: Path) -> dict[str, dict[str, Tensor]]:
 
     file.open("rb").close()  # the library says of a file it may not read that it is not there
     try:
-        return _parts_of(load_file(file))
+        return _parts_of(file, load_file(file))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file.name}: not a whole safetensors file ({error}); copy or download it again") from error
 
@@ -46,7 +58,7 @@ def _read_pickle(file: Path) -> dict[str, dict[str, Tensor]]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file.name}: refused, it is not a plain table of tensors and might run code when loaded{_named_global(error)}; "
-            "only load checkpoints of known origin, best as safetensors"
+            "only load checkpoints of known origin; a trainer's whole state: save its state_dict alone, best as safetensors"
         ) from error
     except PermissionError:
         raise
@@ -54,14 +66,16 @@ def _read_pickle(file: Path) -> dict[str, dict[str, Tensor]]:
         raise CheckpointError(
             f"{file.name}: truncated, corrupt or not a zip-format torch file ({_first_line(error)}); download it again"
         ) from error
-    if isinstance(data, dict) and isinstance(data.get("model"), dict):
-        parts = data["model"]
-        if not all(isinstance(name, str) and _is_table(part) for name, part in parts.items()):
-            raise CheckpointError(f"{file.name}: expected {{'model': {{part: {{name: tensor}}}}}}")
-        return dict(parts)
+    container = next((k for k in _CONTAINERS if isinstance(data, dict) and isinstance(data.get(k), dict)), None)
+    if container is not None:
+        data = data[container]
+        if not _is_table(data):
+            if not all(isinstance(name, str) and _is_table(part) for name, part in data.items()):
+                raise CheckpointError(f"{file.name}: expected {{'{container}': {{part: {{name: tensor}}}}}}, or names at once")
+            return {part: _unwrapped(file, tensors) for part, tensors in data.items()}
     if not _is_table(data):
         raise CheckpointError(f"{file.name}: expected a table of tensors by name, got {type(data).__name__}")
-    return _parts_of(data)
+    return _parts_of(file, data)
 
 
 def _first_line(error: Exception) -> str:
@@ -78,14 +92,27 @@ def _is_table(data: object) -> bool:
     return isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items())
 
 
-def _parts_of(flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _unwrapped(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under the names they had before anything was wrapped around their modules."""
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if short in plain:
+            raise CheckpointError(f"{file.name}: two tensors are {short} once wrappers' names are left out; save one of them")
+        plain[short] = tensor
+    return plain
+
+
+def _parts_of(file: Path, flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {}
+    flat = _unwrapped(file, flat)
+    outer = next((found[1] for name in flat if (found := _OUTER.match(name))), "")
     for name, tensor in flat.items():
-        part, _, rest = name.partition(".")
-        if part in ("projector", "llm_backbone", "vision_backbone"):
+        part, _, rest = name.removeprefix(outer).partition(".")
+        if part in PARTS:
             parts.setdefault(part, {})[rest] = tensor
         else:
-            parts.setdefault("llm_backbone", {})[name] = tensor
+            parts.setdefault("llm_backbone", {})[name.removeprefix(outer)] = tensor
     return parts
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import InputError, MachineError
 from ..packing import QuantizedTensor
+from ..requirements import install_hint
 from ..scheme import CodeFormat, Scheme
 
 _WEIGHTS_AT_ONCE = 1 << 24  # quantized together; rows do not depend on each other, temporaries would grow with the matrix
@@ -23,7 +24,7 @@ _WEIGHTS_AT_ONCE = 1 << 24  # quantized together; rows do not depend on each oth
 def why_no_bitsandbytes() -> str | None:
     """Say why bitsandbytes cannot be imported, and what to do, or None."""
     if importlib.util.find_spec("bitsandbytes") is None or importlib.util.find_spec("torch") is None:
-        return "bitsandbytes is not installed (pip install 'cobra-edge[bnb]')"
+        return f"bitsandbytes is not installed ({install_hint('bnb')})"
     return None
 
 

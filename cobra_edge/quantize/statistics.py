@@ -14,7 +14,6 @@ afterwards. Tensors are mapped, and read a site at a time.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 from ..errors import InputError
 from ..model.config import CobraConfig, MambaConfig
 from ..recipe import StoredTensor
+from ..staging import staged_file
 from ..tensor_file import TensorFileWriter, map_tensors, read_metadata
 
 SCHEMA_VERSION = 1
@@ -235,17 +235,13 @@ class Statistics:
         return digest.hexdigest()
 
 
-def write_statistics(statistics: Statistics, file: Path) -> None:
-    """Write the file, a tensor at a time; it has its name only when it is whole. Raises OSError as the file system does."""
-    staged = file.with_name(f".{file.name}.partial")
+def write_statistics(statistics: Statistics, file: Path, *, force: bool = True) -> None:
+    """Write the file, a tensor at a time; it has its name only when it is whole. Raises what `staging.staged_file` raises."""
     metadata = {_METADATA: msgspec.json.encode(statistics.header).decode()}
-    try:
-        with TensorFileWriter(staged, plan := statistics_tensors(statistics.config), metadata) as writer:
-            for tensor in plan:
-                writer.write(tensor.name, statistics.tensors[tensor.name])
-        os.replace(staged, file)
-    finally:
-        staged.unlink(missing_ok=True)
+    plan = statistics_tensors(statistics.config)
+    with staged_file(file, force=force) as staged, TensorFileWriter(staged, plan, metadata) as writer:
+        for tensor in plan:
+            writer.write(tensor.name, statistics.tensors[tensor.name])
 
 
 def read_header(file: Path) -> Header:

@@ -18,6 +18,7 @@ from ..decode.decoder import Decoder, DecoderOptions, DecoderState, Weights
 from ..errors import CobraEdgeError
 from ..image import load_picture
 from ..packing import QuantizedTensor
+from ..requirements import install_hint
 from ..scheme import SCHEMES
 from ..session import Session
 from ..vision.engines.build_memory import require_memory
@@ -147,7 +148,7 @@ def _vision_parts(
         build = stack.enter_context(opened_halves(session.bundle))
         float_features, float_projected = _float_halves(reference, stack)
     except ImportError as error:
-        yield Part("vision tower", None, None, f"cutting the graph needs {error.name}; pip install 'cobra-edge[export]'")
+        yield Part("vision tower", None, None, f"cutting the graph needs {error.name}; {install_hint('export')}")
         return
     except CobraEdgeError as error:
         yield Part("vision tower", None, None, str(error))

@@ -10,6 +10,7 @@ from typing import Any
 from ..bundle import GOLDEN, MANIFEST, TOKENIZER, Bundle
 from ..calibrated import hashed
 from ..errors import InputError, MachineError
+from ..requirements import install_hint
 from ..session import Session
 from .asked import AskedSuite
 from .golden import Golden, read_golden
@@ -108,7 +109,7 @@ def _checkpoint(source: str, build: Bundle) -> Reference:
         from .float_reference import float_eyes, float_readings
     except ImportError as error:
         raise MachineError(
-            f"--baseline {source}: a checkpoint needs {error.name}; install it with: pip install 'cobra-edge[export]', or "
+            f"--baseline {source}: a checkpoint needs {error.name}; install it with: {install_hint('export')}, or "
             "compare with the bundle's golden lines (--baseline fp16)"
         ) from error
     checkpoint = open_checkpoint(source)

@@ -15,6 +15,7 @@ import msgspec
 from rich.table import Table
 
 from ..errors import InputError
+from ..staging import check_file_goal
 from ..tables import cell
 from ..terminal import debug_option, print_json, results, say
 from .benchmarks import READERS, Sources
@@ -53,14 +54,14 @@ def command(
 
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
-    if out.is_dir() or (out.exists() and not force):
-        raise InputError(f"{out} is already there; give --force to replace a file, or another --out")
+    check_file_goal(out, force=force)
     if not pictures.is_dir():
         raise InputError(f"{pictures} is no directory; give the one of the pictures with --pictures")
     read = READERS[benchmark].read(Sources(questions, annotations, ocr))
     lines, skipped = _usable(read, questions, pictures, skip_bad)
     start = os.path.relpath(os.path.realpath(pictures), os.path.realpath(out.parent))
-    write_suite(out, (msgspec.structs.replace(line, image=os.path.join(start, line.image or "")) for line in lines))
+    moved = (msgspec.structs.replace(line, image=os.path.join(start, line.image or "")) for line in lines)
+    write_suite(out, moved, force=force)
     tasks, n_pictures = Counter(line.task for line in lines), len({line.image for line in lines})
     if as_json:
         print_json({"suite": str(out), "lines": len(lines), "tasks": tasks, "pictures": n_pictures, "skipped": skipped})

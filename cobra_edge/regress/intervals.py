@@ -34,6 +34,7 @@ import msgspec
 import numpy as np
 
 from ..errors import InputError, MachineError
+from ..requirements import install_hint
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000
@@ -139,7 +140,7 @@ def _student(freedom: int) -> float:
     try:
         from scipy.stats import t
     except ImportError as error:
-        raise MachineError(f"intervals need {error.name}; install it with: pip install 'cobra-edge[regress]'") from error
+        raise MachineError(f"intervals need {error.name}; install it with: {install_hint('regress')}") from error
     return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
@@ -269,7 +270,7 @@ def _tango(gained: float, lost: float, n: float) -> tuple[float, float]:
     try:
         from scipy.optimize import brentq
     except ImportError as error:
-        raise MachineError(f"intervals need {error.name}; install it with: pip install 'cobra-edge[regress]'") from error
+        raise MachineError(f"intervals need {error.name}; install it with: {install_hint('regress')}") from error
     risen = (gained - lost) / n
 
     def score(rise: float) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from decimal import ROUND_UP, Context, Decimal
 from pathlib import Path
 
-from ..errors import InputError, MachineError
+from ..errors import MachineError
 from ..parsing import utf8_text
+from ..requirements import install_hint
+from ..staging import staged_file
 from .budget import Limit, read_budget
 from .measures import measure_named
 from .report import Figure
@@ -48,7 +48,7 @@ def update_budget(
     try:
         import tomlkit
     except ImportError as error:
-        raise MachineError(f"--update-budget needs {error.name}; install it with: pip install 'cobra-edge[regress]'") from error
+        raise MachineError(f"--update-budget needs {error.name}; install it with: {install_hint('regress')}") from error
     known = read_budget(file).schemes.get(scheme, {}) if file.exists() else {}
     document = tomlkit.parse(utf8_text(file.read_bytes())) if file.exists() else tomlkit.document()
     schemes = document.setdefault("schemes", tomlkit.table(is_super_table=True))
@@ -94,12 +94,5 @@ def _exact(number: float) -> Decimal:
 
 
 def _replace(file: Path, text: str) -> None:
-    staged = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with staged_file(file, force=True) as staged:
         staged.write_text(text, encoding="utf-8")
-        os.replace(staged, file)
-    except OSError as error:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
-        raise InputError(f"{file}: cannot be written ({error}); give another --budget") from error

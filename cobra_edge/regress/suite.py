@@ -15,6 +15,7 @@ import msgspec
 from ..errors import InputError, near_matches
 from ..parsing import ParseError, parse_json, without_mark
 from ..resources import MINI
+from ..staging import staged_file
 from ..text import given_answer
 from .scoring import METRICS
 
@@ -145,28 +146,23 @@ def missing_picture(directory: Path, image: str) -> str | None:
     return f"picture {image} is not there; image paths start at {directory}"
 
 
-def write_suite(file: Path, lines: Iterable[Line]) -> int:
+def write_suite(file: Path, lines: Iterable[Line], *, force: bool = True) -> int:
     """Write lines, in the place of the file as a whole, and return how many; its directory is made where it is missing.
 
     Raises:
-        InputError: no lines, or one that `read_suite` would refuse for more than its picture. OSError as the file system does.
+        InputError: no lines, or one that `read_suite` would refuse for more than its picture; as `staging.staged_file` too.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    staged, written = file.with_name(f".{file.name}.{os.getpid()}.partial"), 0
-    try:
-        with staged.open("wb") as stream:
-            for written, line in enumerate(lines, 1):
-                text, flaw = msgspec.json.encode(line) + b"\n", flaw_of(line)
-                if len(text) > LONGEST_LINE_BYTES:
-                    flaw = f"longer than {LONGEST_LINE_BYTES} bytes"
-                if flaw is not None:
-                    raise InputError(f"{file}, line {written}: {flaw}")
-                stream.write(text)
+    written = 0
+    with staged_file(file, force=force) as staged, staged.open("wb") as stream:
+        for written, line in enumerate(lines, 1):
+            text, flaw = msgspec.json.encode(line) + b"\n", flaw_of(line)
+            if len(text) > LONGEST_LINE_BYTES:
+                flaw = f"longer than {LONGEST_LINE_BYTES} bytes"
+            if flaw is not None:
+                raise InputError(f"{file}, line {written}: {flaw}")
+            stream.write(text)
         if not written:
             raise InputError(f"{file}: no lines to write; expected at least one question")
-        os.replace(staged, file)
-    finally:
-        staged.unlink(missing_ok=True)
     return written
 
 

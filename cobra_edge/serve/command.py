@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from ..errors import InputError, MachineError
+from ..requirements import install_hint
 from ..session_options import Opening, session_options
 from ..terminal import debug_option, main_of, say, tell
 from ..version import __version__
@@ -141,7 +142,7 @@ def command(
         from .access_lines import EventLines
         from .assembled import Access, Remembering, serve
     except ImportError as error:
-        raise MachineError(f"serve needs {error.name}; install it with: pip install 'cobra-edge[serve]'") from error
+        raise MachineError(f"serve needs {error.name}; install it with: {install_hint('serve')}") from error
     limits = Limits(
         body_bytes=max_body_mib << 20,
         picture_bytes=(max_body_mib << 20) * 5 // 8,

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import InputError, MachineError
 from ..image_array import image_of_array
+from ..requirements import install_hint
 from ..terminal import tell
 from .frames import Frame, SourceGone
 from .snapshots import Snapshots
@@ -159,5 +160,5 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise MachineError(f"--camera needs OpenCV ({error}); install it with: pip install 'cobra-edge[watch]'") from error
+        raise MachineError(f"--camera needs OpenCV ({error}); install it with: {install_hint('watch')}") from error
     return cv2

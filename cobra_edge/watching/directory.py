@@ -18,6 +18,7 @@ from PIL import Image
 from ..errors import InputError, MachineError
 from ..image import load_picture
 from ..image_format import image_endings, image_format, why_not_read
+from ..requirements import install_hint
 from ..terminal import tell
 from .frames import Frame, SourceGone
 from .unreadable import Unreadable, UnreadableImages
@@ -212,7 +213,5 @@ def _watchfiles() -> Any:
     try:
         import watchfiles
     except ImportError as error:
-        raise MachineError(
-            f"--directory needs watchfiles ({error}); install it with: pip install 'cobra-edge[watch]'"
-        ) from error
+        raise MachineError(f"--directory needs watchfiles ({error}); install it with: {install_hint('watch')}") from error
     return watchfiles

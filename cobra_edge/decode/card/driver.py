@@ -8,10 +8,11 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING
 
+from ...requirements import install_hint
+
 if TYPE_CHECKING:
     import torch
 
-_INSTALL = "pip install 'cobra-edge[cuda]'"
 _DRIVER = "libcuda.so.1"
 # What Triton supports: float16 and bfloat16 tensor cores, copies that run beside products.
 LEAST_CAPABILITY = (8, 0)
@@ -33,11 +34,11 @@ def why_no_card() -> str | None:
     if reason is not None:
         return reason
     if importlib.util.find_spec("torch") is None:
-        return f"torch is not installed ({_INSTALL})"
+        return f"torch is not installed ({install_hint('cuda')})"
     import torch
 
     if torch.version.cuda is None:
-        return f"this torch ({torch.__version__}) was built without CUDA; install one with it ({_INSTALL})"
+        return f"this torch ({torch.__version__}) was built without CUDA; install one with it ({install_hint('cuda')})"
     known = _driver_cuda()
     if known is not None and known[0] < int(torch.version.cuda.split(".")[0]):
         return (
@@ -67,7 +68,7 @@ def why_too_old(least: tuple[int, int] = LEAST_CAPABILITY) -> str | None:
 def why_no_triton() -> str | None:
     """Return why Triton's kernels cannot run on the first card, or None. Only where `why_no_card` is None."""
     if importlib.util.find_spec("triton") is None:
-        return f"triton is not installed ({_INSTALL})"
+        return f"triton is not installed ({install_hint('cuda')})"
     return why_too_old()
 
 

@@ -14,6 +14,7 @@ import click
 from ...decode.backends import DEVICES, KERNELS
 from ...decode.decoder import ACTIVATIONS
 from ...errors import MachineError
+from ...requirements import install_hint
 from ...session_options import threads_option
 from ...terminal import debug_option, print_json
 from ...vision.runtimes import RUNTIME_NAMES
@@ -63,7 +64,7 @@ def harness(package: str, extra: str) -> Iterator[None]:
             yield
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == package:
-            raise MachineError(f"{package} is not installed; install it with: pip install 'cobra-edge[{extra}]'") from error
+            raise MachineError(f"{package} is not installed; install it with: {install_hint(extra)}") from error
         raise MachineError(f"a task, or {package}, needs {error.name}, which is not installed; install that first") from error
 
 

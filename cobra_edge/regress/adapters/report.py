@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import numbers
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from ...errors import InputError
+from ...staging import staged_file
 from ...tables import cell, figure
 from ...terminal import results as console
 from ...version import __version__
@@ -68,10 +67,8 @@ def require_writable(file: Path) -> None:
 
 def write_report(report: dict[str, Any], file: Path) -> None:
     """Write a report, whole or not at all. Raises OSError as the file system does."""
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.partial-") as stage:
-        staged = Path(stage) / file.name
+    with staged_file(file, force=True) as staged:
         staged.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        os.replace(staged, file)
 
 
 def show(report: dict[str, Any]) -> None:

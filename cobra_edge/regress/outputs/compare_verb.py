@@ -8,7 +8,8 @@ import click
 from rich.console import RenderableType
 from rich.table import Table
 
-from ...errors import DriftError, InputError
+from ...errors import DriftError
+from ...staging import staged_file
 from ...tables import cell
 from ...terminal import debug_option, print_json, results
 from ..report import Report, read_report
@@ -49,10 +50,8 @@ def _write_page(file: Path, found: Comparison) -> None:
     from .html import comparison_html
 
     content = comparison_html(found)
-    try:
-        file.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error}); give --html another path") from error
+    with staged_file(file, force=True) as staged:
+        staged.write_text(content, encoding="utf-8")
 
 
 def comparison_tables(found: Comparison) -> list[RenderableType]:

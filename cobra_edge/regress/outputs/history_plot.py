@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
+from ...staging import staged_file
 from ..measures import measure_named
 from ..report import Figure
 from .difference import shortened
@@ -50,12 +49,8 @@ def draw_history(entries: Sequence[Entry], file: Path, measure: str = "kld_mean"
         raise InputError(f"no entry has a value of {measure}; some have: {', '.join(known) or 'nothing'}")
     with style(in_page=False):
         figure = _drawn(runs, measure)
-        try:
-            with tempfile.TemporaryDirectory(dir=file.parent, prefix=".drawing-") as stage:
-                save(figure, Path(stage) / "drawing", file.suffix[1:])
-                os.replace(Path(stage) / "drawing", file)
-        except OSError as error:
-            raise InputError(f"{file}: cannot be written ({error}); give another path") from error
+        with staged_file(file, force=True) as staged:
+            save(figure, staged, file.suffix[1:])
 
 
 def _figure(run: Entry, measure: str) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from ...errors import MachineError
+from ...requirements import install_hint
 
 
 def require(purpose: str, *modules: str) -> None:
@@ -17,4 +18,4 @@ def require(purpose: str, *modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise MachineError(f"{purpose} needs {error.name}; install it with: pip install 'cobra-edge[regress]'") from error
+            raise MachineError(f"{purpose} needs {error.name}; install it with: {install_hint('regress')}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from ...errors import InputError
+from ...staging import scratch_directory
 from ..report import Report
 from .html import report_html, require_html
 from .junit import report_junit
@@ -64,14 +64,11 @@ def write_outputs(
     """
     check_directory(directory, files)
     contents = {name: _content(name, report, pictures, previous) for name in FILES if name in files}
-    stage = Path(tempfile.mkdtemp(dir=directory, prefix=".report-"))
-    try:
+    with scratch_directory(directory / "report") as stage:
         for name, content in contents.items():
             (stage / name).write_bytes(content)
         for name in contents:
             os.replace(stage / name, directory / name)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _content(name: str, report: Report, pictures: Mapping[str, bytes], previous: Report | None) -> bytes:

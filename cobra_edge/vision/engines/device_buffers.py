@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import MachineError
+from ...requirements import install_hint
 
 # Of the CUDA that the driver knows.
-_INSTALL = "pip install 'cobra-edge[rtx]'; on a Jetson [jetpack6] or [jetpack7]"
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Card:
     free_bytes: int
 
 
+def _install() -> str:
+    return f"{install_hint('rtx')}; on a Jetson [jetpack6] or [jetpack7]"
+
+
 def _cuda() -> Any:
     from cuda.bindings import runtime
 
@@ -36,7 +40,7 @@ def _cuda() -> Any:
 def why_no_cuda() -> str | None:
     """Return why no CUDA card can be used, or None where one can."""
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
-        return f"cuda-bindings is not installed ({_INSTALL})"
+        return f"cuda-bindings is not installed ({_install()})"
     try:
         cuda = _cuda()
         if not checked(cuda.cudaDriverGetVersion(), "asking for the driver"):
@@ -46,7 +50,7 @@ def why_no_cuda() -> str | None:
     except MachineError as error:
         return str(error)
     except (ImportError, OSError, RuntimeError) as error:  # its own libraries, or what it looks up in the driver's
-        return f"cuda-bindings cannot be used ({error}); install it again: {_INSTALL}"
+        return f"cuda-bindings cannot be used ({error}); install it again: {_install()}"
     return None
 
 

@@ -22,6 +22,7 @@ import msgspec
 from ...bundle import VISION
 from ...errors import InputError, MachineError
 from ...precision import PrecisionName, capability_number, precision_named, why_no_card_of
+from ...requirements import install_hint
 from ...targets import Target
 from .build_memory import available_bytes, require_memory
 from .cache import EngineKey, RuntimeName, onnx_digest
@@ -30,7 +31,6 @@ from .rtx_builder import Event, Failed, Finished, Job, Progressed
 from .splice import strip_weights as splice_out
 
 RUNTIME: RuntimeName = "tensorrt-rtx"
-INSTALL = "pip install 'cobra-edge[rtx]'"
 ENGINES = "engines"
 _TURING = "7.5"
 # Measured with the 2.95 GB of a full-size float32 tower, kept beside the graph: the builder took 3.5 GB that were not pages of
@@ -52,7 +52,7 @@ class Built:
 def why_not_installed() -> str | None:
     """Return how to install TensorRT for RTX, or None where it is; without loading it."""
     found = importlib.util.find_spec("tensorrt_rtx") is not None
-    return None if found else f"tensorrt_rtx is not installed ({INSTALL})"
+    return None if found else f"tensorrt_rtx is not installed ({install_hint('rtx')})"
 
 
 def why_no_tensorrt_rtx() -> str | None:
@@ -62,7 +62,7 @@ def why_no_tensorrt_rtx() -> str | None:
     try:
         import tensorrt_rtx  # noqa: F401 - only whether its libraries load
     except (ImportError, OSError, RuntimeError) as error:
-        return f"tensorrt_rtx cannot be loaded ({error}); install it again: {INSTALL}"
+        return f"tensorrt_rtx cannot be loaded ({error}); install it again: {install_hint('rtx')}"
     return None
 
 
