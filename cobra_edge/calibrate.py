@@ -17,7 +17,7 @@ from .export_checks import check_text_only
 from .regress.suite import CALIBRATION, read_suite, spread
 from .requirements import require_export
 from .session_options import threads_option
-from .staging import check_file_goal, held
+from .staging import check_file_goal, held, staged_file
 from .terminal import debug_option, main_of, print_json, say, stages
 
 _MARGIN_BYTES = 64 << 20
@@ -74,12 +74,12 @@ def command(
     partial = out.with_name(f"{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     _require_room(partial, sum(t.n_bytes for t in statistics_tensors(checkpoint.config.mamba)))
-    with held(partial), stages() as stage:
+    with staged_file(out, force=force) as staged, held(partial), stages() as stage:
         statistics = collect_statistics(
             checkpoint, lines, data.parent, partial=partial, operations=best_operations(), on_progress=stage
         )
         stage("write the file", 0, 1)
-        write_statistics(statistics, out, force=force)
+        write_statistics(statistics, staged)
         remove_parts(partial)
     header = statistics.header
     if as_json:

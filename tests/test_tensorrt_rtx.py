@@ -281,7 +281,7 @@ def test_a_control_groups_limit_counts_and_its_file_pages_do_not(tmp_path, monke
 
 def test_where_the_library_is_not_installed_it_is_said_how_to_get_it(graph, tmp_path, monkeypatch):
     monkeypatch.setattr(tensorrt_rtx.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MachineError, match=r"tensorrt_rtx is not installed \(pip install 'cobra-edge\[rtx\]'\)"):
+    with pytest.raises(MachineError, match=re.escape(f"tensorrt_rtx is not installed ({install_hint('rtx')})")):
         build(graph, tmp_path / "engine")
 
 
