@@ -60,7 +60,7 @@ class Block:
 
 def pages() -> list[str]:
     """Return every page of the documentation; the list of changes is history."""
-    found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found += sorted((ROOT / "export").rglob("*.md")) + sorted((ROOT / "cobra_edge").rglob("*.md"))
     return [str(page.relative_to(ROOT)) for page in found]
 

@@ -55,7 +55,7 @@ def workspace(mini_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pyt
     """Return the working directory in which a page's commands are run: what it names is there, under that very name.
 
     BUNDLE is cobra-mini with 32 golden lines, runs/my-cobra cobra-mini's checkpoint, DIR a Mamba of two layers, scene.png the
-    demo picture, questions.jsonl two questions, my.jsonl five, tasks/scenes.jsonl one, budget.toml a wide limit.
+    demo picture, questions.jsonl two questions, my.jsonl ten, tasks/scenes.jsonl one, budget.toml a wide limit.
     """
     bundle = mini_bundle("w4a16-g128")
     for name in ("BUNDLE", "bundles/cobra-mini-jetson-orin-nano-w4a16-g128"):
@@ -68,9 +68,9 @@ def workspace(mini_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pyt
     for name in ("scene.png", "scenes/000.png"):
         shutil.copy(MINI / "demo.png", tmp_path / name)
     written(tmp_path / "questions.jsonl", LINES)
-    (tmp_path / "my.jsonl").write_text("".join((MINI / "heldout.jsonl").read_text().splitlines(True)[:5]))
+    (tmp_path / "my.jsonl").write_text("".join((MINI / "heldout.jsonl").read_text().splitlines(True)[:10]))
     (tmp_path / "heldout").symlink_to(MINI / "heldout")
-    (tmp_path / "budget.toml").write_text("[schemes.w4a16-g128]\nkld_mean = {max = 1.0}\n")
+    (tmp_path / "budget.toml").write_text("[schemes.w4a16-g128]\nkld_mean = {max = 1e9}\n")
     written(tmp_path / "tasks" / "scenes.jsonl", SCENES)
     for name, text in BENCHMARKS.items():
         (tmp_path / name).write_text(text)
