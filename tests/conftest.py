@@ -38,13 +38,6 @@ MINI_MAMBA = MambaConfig(256, 4, 512, 512, 16, 4, 16)
 TINY_MAMBA = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Declare "extras": tests that one job of its own can run (pytest -m extras), the others without (-m "not extras")."""
-    config.addinivalue_line(
-        "markers", "extras: needs an extra that is heavy to install (eval, lmms, rtx); skipped, with the reason"
-    )
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked "gpu" where there is no card: from one place, so that the summary counts it in one line."""
     if item.get_closest_marker("gpu") is not None:
