@@ -123,11 +123,11 @@ test-lowest: $(VENV)/pip
 	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest $(PYTEST_OPTIONS)
 
 figures: $(VENV)/dev
-	$(BIN)/python -m cobra_edge.bench.figures
+	$(BIN)/python -m bench.figures
 
 # cobra-mini's own drift limits; takes some minutes. Read what changed (git diff export/budgets) before you commit it.
 budgets: $(VENV)/dev
-	$(BIN)/python -m cobra_edge.bench budgets
+	$(BIN)/python -m bench.budgets
 
 clean:
 	rm -rf $(VENV) bundles build dist .mypy_cache .pytest_cache .ruff_cache

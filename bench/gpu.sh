@@ -258,8 +258,8 @@ find_card
 build_native
 build_peers
 run test 240 20 "$python" -m pytest -m gpu -rs -p no:cacheprovider tests/test_gpu.py
-run tune 150 30 "$python" -m cobra_edge.bench tiles
-run kernels 120 30 "$python" -m cobra_edge.bench kernels --device cuda --capability "$capability"
+run tune 150 30 "$python" -m bench.tiles
+run kernels 120 30 "$python" -m bench.kernels --device cuda --capability "$capability"
 await_peers
 decode_arguments
 run decode 300 60 "$python" -m cobra_edge.bench decode "${arguments[@]}"

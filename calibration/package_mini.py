@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from cobra_edge.model.vision import encoder_file
 
-from .eyes import VISION
-from .voice import MAMBA
+from .train_language import MAMBA
+from .train_vision import VISION
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "cobra_edge" / "mini"

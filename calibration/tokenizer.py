@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from cobra_edge.text import PromptTemplate
+from cobra_edge.inputs.text import PromptTemplate
 
 from .questions import TASKS, draw_question
 from .scenes import draw_scene

@@ -23,12 +23,12 @@ from cobra_edge.model.mamba import Mamba
 from cobra_edge.model.projector import Projector
 from cobra_edge.model.vision import VisionTower
 
-from .eyes import HEAD_SIZES, VISION, pixels_of, vision_loss
-from .guide import Guide
-from .loop import train
+from .auxiliary_heads import Guide
 from .native_mixer import NATIVE
 from .scenes import draw_scene
-from .voice import MAMBA, initialise, language_loss, lesson_at
+from .train_language import MAMBA, initialise, language_loss, lesson_at
+from .train_vision import HEAD_SIZES, VISION, pixels_of, vision_loss
+from .trainer import train
 
 TOKENIZER = Path(__file__).parent.parent / "cobra_edge" / "mini" / "tokenizer.json"
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from .bundle import Bundle
-from .tables import cell, megabytes
-from .terminal import debug_option, main_of, print_json, results, stages, tell
+from .bundle.reader import Bundle
+from .terminal.output import cell, debug_option, main_of, megabytes, print_json, results, stages, tell
 from .vision.engines.cache import EngineCache
 from .vision.engines.tensorrt_build import engine_of
 

@@ -1,4 +1,4 @@
-"""`cobra-edge VERB`, the same as `python -m cobra_edge VERB` and `python -m cobra_edge.VERB`."""
+"""`cobra-edge COMMAND`, the same as `python -m cobra_edge COMMAND` and `python -m cobra_edge.COMMAND`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import importlib
 
 import click
 
-from .terminal import debug_option, main_of
-from .usage import Group
+from .terminal.output import debug_option, main_of
+from .terminal.usage import Group
 from .version import __version__
 
-# Verbs are imported when they are called: `run` must start at once on a device that lacks what `export` needs.
-VERBS = {
+# Commands are imported when they are called: `run` must start at once on a device that lacks what `export` needs.
+COMMANDS = {
     "export": "Export a checkpoint to a bundle for a device.",
     "calibrate": "Take statistics of activations, for quantizers that look at them.",
     "sensitivity": "Find out which matrices a model can spare bits of.",
@@ -26,24 +26,28 @@ VERBS = {
 }
 
 
-class _Verbs(Group):
-    noun = "verb"
+# Those of several files are packages; the others are modules at the root.
+_MODULES = {name: f".{name}.command" for name in ("export", "calibrate", "chat", "watch", "serve", "regress", "bench")}
+
+
+class _Commands(Group):
+    noun = "command"
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in VERBS:
+        if name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f".{name}", __package__).command
+        command: click.Command = importlib.import_module(_MODULES.get(name, f".{name}"), __package__).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_Verbs, epilog="Example: cobra-edge export --target jetson")
+@click.group(cls=_Commands, epilog="Example: cobra-edge export --target jetson")
 @click.version_option(__version__)
 @debug_option
 def command() -> None:

@@ -5,10 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from .suggestions import close_matches, meant
-
 
 class CobraEdgeError(Exception):
     """Base of every error that is the user's to mend: what was got, what was expected, what to do."""
@@ -38,9 +34,3 @@ class DriftError(CobraEdgeError):
     """A quantized build drifted further from the float model than its budget allows."""
 
     exit_code = 1
-
-
-def near_matches(got: str, known: Iterable[str]) -> str:
-    """Return a hint such as "; did you mean 'rtx'? known: …" to end a message about an unknown name."""
-    known = list(known)
-    return f"{meant(close_matches(got, known)) or ';'} known: {', '.join(known)}"

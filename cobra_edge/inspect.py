@@ -10,14 +10,14 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from .bundle import Bundle
+from .bundle.reader import Bundle
 from .decode.backends import BACKENDS
+from .formats.targets import targets
 from .regress.budget import judge, read_budget
+from .regress.bundle_tables import bits_per_weight, drift_table, memory_table, rotation_words
 from .regress.golden import read_golden
 from .regress.report import Figure, Verdict
-from .tables import bits_per_weight, cell, drift_table, figure, megabytes, memory_table, rotation_words
-from .targets import targets
-from .terminal import debug_option, main_of, print_json, results, say
+from .terminal.output import cell, debug_option, figure, main_of, megabytes, print_json, results, say
 
 
 @click.command(epilog="Example: python -m cobra_edge.inspect BUNDLE --json")

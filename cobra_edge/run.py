@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from .answer_figures import CUT, AnswerFigures
-from .generate import Sampling
-from .session_options import Opening, sampling_options, session_options
-from .terminal import debug_option, main_of, plain, print_json, tell
+from .decode.sampling import Sampling
+from .inference.answer_metrics import CUT, AnswerFigures
+from .inference.session_options import Opening, sampling_options, session_options
+from .terminal.output import debug_option, main_of, plain, print_json, tell
 
 
 @click.command(epilog='Example: python -m cobra_edge.run BUNDLE --image scene.png --prompt "What is in the image?"')

@@ -12,18 +12,19 @@ from typing import Any
 import click
 from rich.table import Table
 
-from .calibrated import find_sensitivity, hashed, statistics_for
+from .environment.requirements import require_export
 from .errors import MachineError
-from .export_checks import check_calibration, check_choices, check_text_only
+from .export.checks import check_calibration, check_choices, check_text_only
+from .export.statistics import find_sensitivity, statistics_for
+from .files.staging import check_file_goal, staged_file
+from .formats.recipe import FLOAT16, METHODS, MIXED, ROTATIONS, Recipe
+from .formats.scheme import scheme_named
+from .inference.session_options import threads_option
+from .model.checkpoint_hash import hashed
 from .quantize.sensitivity import SCHEMES_OF_A_MIX, Sensitivity, write_sensitivity
 from .quantize.statistics import read_statistics
-from .recipe import FLOAT16, METHODS, MIXED, ROTATIONS, Recipe
-from .regress.suite import read_suite
-from .requirements import require_export
-from .scheme import scheme_named
-from .session_options import threads_option
-from .staging import check_file_goal, staged_file
-from .terminal import debug_option, main_of, print_json, results, say
+from .suite.reader import read_suite
+from .terminal.output import debug_option, main_of, print_json, results, say
 
 
 @click.command(epilog="Example: python -m cobra_edge.sensitivity --checkpoint mini --method gptq --out sensitivity.json")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.decode.kernels import tiles
-from cobra_edge.decode.kernels.matrix import CardMatrix
-from cobra_edge.packing import QuantizedTensor, pack
-from cobra_edge.scheme import SCHEMES
+from cobra_edge.decode.cuda.kernels import tiles
+from cobra_edge.decode.cuda.kernels.matrix import CardMatrix
+from cobra_edge.formats.packing import QuantizedTensor, pack
+from cobra_edge.formats.scheme import SCHEMES
 
 CARD = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _GUARD = 64

@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from cobra_edge.decode.kernels.compiling import compile_launches, why_not
-from cobra_edge.decode.kernels.launch import launch, recording
+from cobra_edge.decode.cuda.kernels.compiling import compile_launches, why_not
+from cobra_edge.decode.cuda.kernels.launch import launch, recording
 
 
 @triton.jit(do_not_specialize=["n"])

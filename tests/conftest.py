@@ -15,7 +15,7 @@ import platformdirs
 import pytest
 from filelock import FileLock
 
-import cobra_edge.privacy  # noqa: F401  # before torch and all else that may report
+import cobra_edge.environment.privacy  # noqa: F401  # before torch and all else that may report
 
 # Kernels run in Triton's interpreter where there is no card. It reads this when it is first imported, maybe by torch below;
 # children that compile kernels take it out again.
@@ -26,10 +26,10 @@ except OSError:
 
 import torch
 
-from cobra_edge.assemble import export_bundle
-from cobra_edge.decode.card.driver import why_no_card, why_no_triton
-from cobra_edge.model.config import MambaConfig, decoder_shapes, projector_shapes
-from cobra_edge.targets import target_named
+from cobra_edge.decode.cuda.driver import why_no_card, why_no_triton
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.model_config import MambaConfig, decoder_shapes, projector_shapes
+from cobra_edge.formats.targets import target_named
 
 from .export_case import sharing_exports
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cobra_edge import assemble
-from cobra_edge.bundle import GOLDEN, IMAGE, VISION
+from cobra_edge.bundle.reader import GOLDEN, IMAGE, VISION
+from cobra_edge.export import pipeline as assemble
 
 
 def sharing_exports(kept: Path) -> Callable[[], AbstractContextManager[None]]:

@@ -9,16 +9,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from cobra_edge.bundle import DECODER, Bundle
+from cobra_edge.bundle.reader import DECODER, Bundle
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
+from cobra_edge.formats.recipe import Recipe, quantized_scheme, stored_tensors
+from cobra_edge.formats.safetensors_file import TensorFileWriter
+from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.model.checkpoint import Checkpoint
-from cobra_edge.model.config import MambaConfig, decoder_shapes
-from cobra_edge.quantize.preparation import prepared
 from cobra_edge.quantize.rtn import round_to_nearest
-from cobra_edge.recipe import Recipe, quantized_scheme, stored_tensors
-from cobra_edge.scheme import SCHEMES
-from cobra_edge.tensor_file import TensorFileWriter
+from cobra_edge.quantize.transforms import prepared
 
 INT_SCHEMES = [s.name for s in SCHEMES.values() if s.code_format == "int"]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cobra_edge.hadamard import hadamard_matrix
-from cobra_edge.model.config import MambaConfig
+from cobra_edge.formats.hadamard import hadamard_matrix
+from cobra_edge.formats.model_config import MambaConfig
 
 Weights = Mapping[str, np.ndarray]
 

@@ -18,17 +18,17 @@ import msgspec
 import numpy as np
 
 import cobra_edge
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.decoder import ACTIVATIONS, DecoderOptions
 from cobra_edge.decode.numpy_reference import NumpyDecoder
-from cobra_edge.hadamard import hadamard_factors, hadamard_matrix
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.hadamard import hadamard_factors, hadamard_matrix
+from cobra_edge.formats.package_data import MINI
+from cobra_edge.formats.packing import QuantizedTensor
+from cobra_edge.formats.recipe import ROTATIONS
+from cobra_edge.formats.scheme import scheme_named
+from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import Checkpoint, open_checkpoint
-from cobra_edge.packing import QuantizedTensor
-from cobra_edge.recipe import ROTATIONS
-from cobra_edge.resources import MINI
-from cobra_edge.scheme import scheme_named
-from cobra_edge.targets import target_named
 
 from .handmade import INT_SCHEMES, magnitudes, mixed_recipe, write_bundle
 

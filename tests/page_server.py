@@ -17,8 +17,8 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from cobra_edge.serve.errors import Refusal
 from cobra_edge.serve.page_route import page_router
-from cobra_edge.serve.refusals import Refusal
 
 from .browser_case import Seen
 

@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 
 from cobra_edge.decode.decoder import DecoderOptions
-from cobra_edge.regress.asked import AskedLine
-from cobra_edge.regress.compared import ComparedLine
-from cobra_edge.regress.harness import Run
-from cobra_edge.regress.suite import HELDOUT, Line
+from cobra_edge.regress.line_metrics import ComparedLine
+from cobra_edge.regress.runner import Run
+from cobra_edge.suite.reader import HELDOUT, Line
+from cobra_edge.suite.tokenized import AskedLine
 
 
 def random_log_probs(positions: int, vocab: int, sharpness: float, seed: int = 0) -> np.ndarray:

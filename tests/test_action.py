@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cobra_edge.assemble import export_bundle
-from cobra_edge.targets import target_named
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.targets import target_named
 
 ROOT = Path(__file__).parent.parent
 ACTION, WORKFLOW = ROOT / "action.yml", ROOT / "docs" / "regress-workflow.yml"

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bundle import DECODER, VISION, Bundle
+from cobra_edge.bundle.reader import DECODER, VISION, Bundle
 from cobra_edge.decode.decoder import DecoderOptions
-from cobra_edge.image import load_picture
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.targets import target_named
+from cobra_edge.inference.session import Session
+from cobra_edge.inputs.image import load_picture
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.regress.asked import asked_suite
 from cobra_edge.regress.attribution import _float_decoder, _Trial, attribution
 from cobra_edge.regress.baseline import open_baseline
 from cobra_edge.regress.float_tensors import dense, float_tensors
-from cobra_edge.regress.suite import HELDOUT, Line, read_suite
-from cobra_edge.session import Session
-from cobra_edge.targets import target_named
+from cobra_edge.suite.reader import HELDOUT, Line, read_suite
+from cobra_edge.suite.tokenized import asked_suite
 from cobra_edge.vision.graph.emulation import open_emulated
-from cobra_edge.vision.graph.halves import opened_halves
+from cobra_edge.vision.graph.split import opened_halves
 
 from .conftest import MINI, write_text_only
 from .tolerance import assert_close

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from cobra_edge.model.config import MambaConfig, decoder_shapes
+from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
+from cobra_edge.formats.recipe import Recipe
+from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.quantize.awq import input_scales
-from cobra_edge.quantize.preparation import prepared
 from cobra_edge.quantize.rtn import round_to_nearest
 from cobra_edge.quantize.scales import least_error_scales
-from cobra_edge.recipe import Recipe
-from cobra_edge.scheme import SCHEMES
+from cobra_edge.quantize.transforms import prepared
 
 from .conftest import random_tensors
 from .naive_decoder import float64, naive_logits, random_scales

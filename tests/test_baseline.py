@@ -7,13 +7,13 @@ import sys
 import msgspec
 import pytest
 
-from cobra_edge.bundle import GOLDEN, MANIFEST, TOKENIZER, Bundle, file_sha256
+from cobra_edge.bundle.reader import GOLDEN, MANIFEST, TOKENIZER, Bundle, file_sha256
 from cobra_edge.errors import InputError, MachineError
+from cobra_edge.inference.session import Session
 from cobra_edge.regress.baseline import open_baseline
 from cobra_edge.regress.golden import read_golden
-from cobra_edge.regress.harness import measure
-from cobra_edge.regress.suite import HELDOUT, read_suite
-from cobra_edge.session import Session
+from cobra_edge.regress.runner import measure
+from cobra_edge.suite.reader import HELDOUT, read_suite
 
 from .conftest import write_text_only
 from .regress_lines import run_of, write_lines

@@ -10,19 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cobra_edge.bench import decode_figures, figures, gate, limits, verbs
+from bench import decode_tables as decode_figures
+from bench import figures
+from cobra_edge.bench import command as verbs
+from cobra_edge.bench import gate, limits
 from cobra_edge.bench.llamacpp import main as child_main
 from cobra_edge.bench.peers import LlamaCppFiles, started
 from cobra_edge.bench.random_bundle import random_bundle
 from cobra_edge.bench.results import keep
 from cobra_edge.bench.rounds import Round, in_turns, limits_of, ratios
 from cobra_edge.bench.spread import spread
-from cobra_edge.bundle import MANIFEST, Bundle
+from cobra_edge.bundle.reader import MANIFEST, Bundle
 from cobra_edge.decode.cpu import CpuDecoder, why_not
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.errors import InputError, MachineError
-from cobra_edge.model.config import MambaConfig
-from cobra_edge.terminal import progress, run_command
+from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.terminal.output import progress, run_command
 
 TINY = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 native = pytest.mark.skipif(why_not() is not None, reason=f"no native decoder: {why_not()}")

@@ -12,26 +12,31 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.bench import asked_decode, card, card_decode, card_gate, card_peers, verbs
-from cobra_edge.bench.card import Card, CardLimits, short_name
-from cobra_edge.bench.card_contestants import Ours, with_memory
-from cobra_edge.bench.card_gate import check_on_card
-from cobra_edge.bench.card_peers import CARD_PEERS, BitsAndBytesModules, MambaSsm, check_peers
-from cobra_edge.bench.contestants import readings_of
+from cobra_edge.bench import command as verbs
+from cobra_edge.bench import decode_options as asked_decode
+from cobra_edge.bench import gpu as card
+from cobra_edge.bench import gpu_decode as card_decode
+from cobra_edge.bench import gpu_gate as card_gate
+from cobra_edge.bench import gpu_peers as card_peers
+from cobra_edge.bench.gpu import Card, CardLimits, short_name
+from cobra_edge.bench.gpu_gate import check_on_card
+from cobra_edge.bench.gpu_peers import CARD_PEERS, BitsAndBytesModules, MambaSsm, check_peers
+from cobra_edge.bench.gpu_runners import Ours, with_memory
 from cobra_edge.bench.random_bundle import random_bundle
-from cobra_edge.bench.traffic import CHOICE_LAUNCHES, launches_per_token, token_bytes, weights_read_bytes
+from cobra_edge.bench.roofline import CHOICE_LAUNCHES, launches_per_token, token_bytes, weights_read_bytes
+from cobra_edge.bench.runners import readings_of
 from cobra_edge.bench.transformer import Transformer, TransformerSizes
+from cobra_edge.bundle.memory_plan import decoder_bytes, state_bytes
 from cobra_edge.decode.backends import open_decoder
-from cobra_edge.decode.card.weights import hollow
-from cobra_edge.decode.cuda import CudaDecoder
-from cobra_edge.decode.kernels.launch import recording
+from cobra_edge.decode.cuda.decoder import CudaDecoder
+from cobra_edge.decode.cuda.kernels.launch import recording
+from cobra_edge.decode.cuda.weights import hollow
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import MachineError
-from cobra_edge.memory import decoder_bytes, state_bytes
-from cobra_edge.model.config import CobraConfig, MambaConfig
-from cobra_edge.recipe import ROTATIONS, uniform_recipe
-from cobra_edge.scheme import scheme_named
-from cobra_edge.terminal import progress, run_command
+from cobra_edge.formats.model_config import CobraConfig, MambaConfig
+from cobra_edge.formats.recipe import ROTATIONS, uniform_recipe
+from cobra_edge.formats.scheme import scheme_named
+from cobra_edge.terminal.output import progress, run_command
 
 TINY = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 COBRA = CobraConfig("tiny", None, None, TINY)

@@ -17,23 +17,26 @@ import torch
 
 pytest.importorskip("triton")
 
-from cobra_edge.bench import kernel_times, kernels, tiles_verb, tuning, verbs
-from cobra_edge.bench.card import Card
-from cobra_edge.bench.launches import STEP, recorded
+from bench import kernel_cases as kernels
+from bench import kernel_times, tuning
+from bench import tiles as tiles_verb
+from bench.launches import STEP, recorded
+from bench.tile_cases import Call, Case, Cases, grids
+from bench.tile_compiling import Task, compile_candidate, tasks_of
+from cobra_edge.bench import command as verbs
+from cobra_edge.bench.gpu import Card
 from cobra_edge.bench.shapes import SHAPES, shape_named
-from cobra_edge.bench.tile_cases import Call, Case, Cases, grids
-from cobra_edge.bench.tile_compiling import Task, compile_candidate, tasks_of
-from cobra_edge.decode.card.driver import why_no_card
-from cobra_edge.decode.card.state import CardState
-from cobra_edge.decode.kernels.compiling import Compiled
-from cobra_edge.decode.kernels.norm import rms_norm_many, rms_norm_many_reference
-from cobra_edge.decode.kernels.tiles import TILES, Tile, sizes_for, tiles, trying
+from cobra_edge.decode.cuda.driver import why_no_card
+from cobra_edge.decode.cuda.kernels.compiling import Compiled
+from cobra_edge.decode.cuda.kernels.norm import rms_norm_many, rms_norm_many_reference
+from cobra_edge.decode.cuda.kernels.tiles import TILES, Tile, sizes_for, tiles, trying
+from cobra_edge.decode.cuda.state import CardState
 from cobra_edge.errors import InputError
-from cobra_edge.model.config import MambaConfig
-from cobra_edge.recipe import uniform_recipe
-from cobra_edge.scheme import scheme_named
-from cobra_edge.targets import read_toml
-from cobra_edge.terminal import run_command
+from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.formats.recipe import uniform_recipe
+from cobra_edge.formats.scheme import scheme_named
+from cobra_edge.formats.targets import read_toml
+from cobra_edge.terminal.output import run_command
 
 CPU = torch.device("cpu")
 
@@ -363,7 +366,7 @@ def test_candidates_compile_in_other_processes():
     tasks = tasks_of("cobra-mini", ["w4a16-g128", "w4a16-g128"], [g for g in grids() if g.kernel == "recur_and_gate"], "8.7")
     assert len(tasks) == 16 and all(task.capability == "8.7" for task in tasks)
     program = (
-        "from cobra_edge.bench.tile_compiling import Task, compile_candidate\n"
+        "from bench.tile_compiling import Task, compile_candidate\n"
         "for block in (16, 17):\n"
         "    sizes = {'BLOCK_C': block, 'num_warps': 1}\n"
         "    print(compile_candidate(Task('cobra-mini', 'w4a16-g128', 'recur_and_gate', 0, sizes, '8.7')))"
@@ -376,8 +379,8 @@ def test_candidates_compile_in_other_processes():
 @interpreted
 def test_the_verb_finds_and_writes(tmp_path, monkeypatch, capsys):
     """With a processor in the card's place, and a timer that favours what comes last."""
-    from cobra_edge.bench import card as card_module
-    from cobra_edge.decode.kernels import tiles as tiles_module
+    from cobra_edge.bench import gpu as card_module
+    from cobra_edge.decode.cuda.kernels import tiles as tiles_module
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SHAPES, "small", SimpleNamespace(mamba=SMALL))

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.bench import figures, methods_figures, verbs
-from cobra_edge.bench.methods import CONTENDERS, SITES, calibrated, errors_of, heard, made, mixed, name_of, restored
-from cobra_edge.bench.methods_run import REAL_POSITIONS, measure_methods
-from cobra_edge.bench.planted import LOUD, PlantedLayer, kurtosis, loudest
+from bench import figures
+from bench import method_tables as methods_figures
+from bench.method_errors import CONTENDERS, SITES, calibrated, errors_of, heard, made, mixed, name_of, restored
+from bench.method_run import REAL_POSITIONS, measure_methods
+from bench.outlier_layers import LOUD, PlantedLayer, kurtosis, loudest
+from cobra_edge.bench import command as verbs
 from cobra_edge.bench.shapes import shape_named
-from cobra_edge.hadamard import rotate
-from cobra_edge.model.config import MambaConfig
-from cobra_edge.terminal import run_command
+from cobra_edge.formats.hadamard import rotate
+from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.terminal.output import run_command
 
 from .tolerance import assert_close
 
@@ -141,7 +143,7 @@ def test_tables_are_made_from_the_result(result, tmp_path, monkeypatch):
 def test_the_verb_keeps_and_prints_what_was_measured(result, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cobra_edge.bench.methods_run.measure_methods", lambda *given: asked.append(given) or result)
+    monkeypatch.setattr("bench.method_run.measure_methods", lambda *given: asked.append(given) or result)
     given = ["methods", "--shape", "cobra-mini", "--layers", "1", "--positions", "512", "--outliers", "0.1"]
     assert run_command(verbs.command, [*given, "--json"]) == 0
     kept = json.loads((tmp_path / "bench" / "results" / "methods-cobra-mini.json").read_text())
@@ -169,4 +171,4 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path, monkeypatch, cap
 
 def test_help_has_an_example(capsys):
     assert run_command(verbs.command, ["methods", "--help"]) == 0
-    assert "Example: python -m cobra_edge.bench methods --shape cobra-3b --layers 2" in capsys.readouterr().out
+    assert "Example: python -m bench.methods --shape cobra-3b --layers 2" in capsys.readouterr().out

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cobra_edge.bench import serving_memory, serving_verb, verbs
+from cobra_edge.bench import command as verbs
+from cobra_edge.bench import serving_command as serving_verb
+from cobra_edge.bench import serving_memory
 from cobra_edge.bench.serving_client import Question, Reply, ask, client, photograph_url, picture_url
 from cobra_edge.bench.serving_figures import measures, serving_goals_table, serving_table
 from cobra_edge.bench.serving_follow_up import FIRST, SECOND, Pair, check, summary
@@ -25,7 +27,7 @@ from cobra_edge.bench.serving_memory import memory_summary, slope
 from cobra_edge.bench.serving_mix import KINDS, Asker, Pictures
 from cobra_edge.bench.serving_process import Resident, served
 from cobra_edge.errors import MachineError
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 USAGE = {"prompt_tokens": 70, "completion_tokens": 2, "total_tokens": 72}
 OWN = {"remembered": "image", "queue_ms": 1.0, "ttft_ms": 5.0, "tpot_ms": None}

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cobra_edge.bench.questions import Questions
-from cobra_edge.bench.verbs import command
+from bench.held_out import Questions
+from bench.vision_answers import answer
+from bench.vision_tables import answers_table, engine_table, vision_goals_table, vision_table
+from cobra_edge.bench.command import command
 from cobra_edge.bench.vision import measure_vision, tower_flops
-from cobra_edge.bench.vision_answers import answer
-from cobra_edge.bench.vision_figures import answers_table, engine_table, vision_goals_table, vision_table
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import open_decoder
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 from .tolerance import assert_close
 

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 
 from cobra_edge.errors import InputError
-from cobra_edge.regress.benchmarks import READERS, Sources
-from cobra_edge.regress.convert import command
-from cobra_edge.regress.scoring import METRICS
-from cobra_edge.regress.suite import Line, flaw_of, read_suite
-from cobra_edge.terminal import run_command
+from cobra_edge.suite.benchmarks import READERS, Sources
+from cobra_edge.suite.convert import command
+from cobra_edge.suite.reader import Line, flaw_of, read_suite
+from cobra_edge.suite.scoring import METRICS
+from cobra_edge.terminal.output import run_command
 
 SHORT = "\nAnswer the question using a single word or phrase."
 ANSWERS = ["red", "pink", "red", "pink", "dark red", "red", "pink", "", "rose", "rosé"]

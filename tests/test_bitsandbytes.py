@@ -6,19 +6,19 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bundle import DECODER, Bundle
+from cobra_edge.bundle.reader import DECODER, Bundle
 from cobra_edge.decode.backends import open_decoder
 from cobra_edge.decode.bitsandbytes_backend import PRODUCTS, BitsAndBytesDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats import bitsandbytes_codes
+from cobra_edge.formats.bitsandbytes_codes import load_bitsandbytes, quantize_bitsandbytes
+from cobra_edge.formats.packing import NF4_LEVELS, QuantizedTensor
+from cobra_edge.formats.recipe import Recipe, stored_tensors
+from cobra_edge.formats.scheme import SCHEMES
+from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.packing import NF4_LEVELS, QuantizedTensor
-from cobra_edge.quantize import bitsandbytes_codes
-from cobra_edge.quantize.bitsandbytes_codes import load_bitsandbytes, quantize_bitsandbytes
 from cobra_edge.quantize.decoder_file import write_decoder
-from cobra_edge.recipe import Recipe, stored_tensors
-from cobra_edge.scheme import SCHEMES
-from cobra_edge.targets import target_named
 
 from .conftest import TINY_MAMBA, write_text_only
 from .tolerance import assert_close

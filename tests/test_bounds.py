@@ -7,18 +7,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from cobra_edge import hadamard
-from cobra_edge.bundle import DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_entries
+from cobra_edge.bundle.reader import DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_entries
 from cobra_edge.decode.backends import BACKENDS
 from cobra_edge.errors import InputError
-from cobra_edge.hadamard import LARGEST_PALEY_ORDER, LARGEST_WRITTEN_OUT, hadamard_factors, hadamard_matrix
-from cobra_edge.model.config import EncoderConfig, MambaConfig, VisionConfig
-from cobra_edge.recipe import Recipe, stored_tensors
-from cobra_edge.regress import reading
-from cobra_edge.regress.asked import AskedLine
-from cobra_edge.regress.suite import Line
-from cobra_edge.session import load
-from cobra_edge.tensor_file import TensorFileWriter
+from cobra_edge.formats import hadamard
+from cobra_edge.formats.hadamard import LARGEST_PALEY_ORDER, LARGEST_WRITTEN_OUT, hadamard_factors, hadamard_matrix
+from cobra_edge.formats.model_config import EncoderConfig, MambaConfig, VisionConfig
+from cobra_edge.formats.recipe import Recipe, stored_tensors
+from cobra_edge.formats.safetensors_file import TensorFileWriter
+from cobra_edge.inference.session import load
+from cobra_edge.regress import predictions as reading
+from cobra_edge.suite.reader import Line
+from cobra_edge.suite.tokenized import AskedLine
 
 # Orders of Paley matrices that would take 0.4 MB to 17 GB.
 PALEY = (312, 648, 16364, 65520)
@@ -63,7 +63,7 @@ def wide_bundle(folder, config, rotations):
 
 READ = """
 import resource, sys
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import open_decoder
 from cobra_edge.errors import CobraEdgeError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -10,8 +10,8 @@ import pytest
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.regress.budget import Limit, judge, read_budget
 from cobra_edge.regress.measures import MEASURES, measure_named
-from cobra_edge.regress.new_limits import GATED, update_budget
 from cobra_edge.regress.report import Figure
+from cobra_edge.regress.update_budget import GATED, update_budget
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from cobra_edge.bench import budgets
-from cobra_edge.bench.budgets import GATES, HEADER, write_budget
+from bench import mini_budget as budgets
+from bench.mini_budget import GATES, HEADER, write_budget
 from cobra_edge.regress.budget import read_budget
 
 from .regress_reports import make_report

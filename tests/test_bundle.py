@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cobra_edge import inspect, staging
-from cobra_edge.bundle import DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_sha256, staged_directory
+from cobra_edge import inspect
+from cobra_edge.bundle.reader import DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_sha256, staged_directory
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
-from cobra_edge.packing import QuantizedTensor
-from cobra_edge.recipe import StoredTensor, stored_tensors
-from cobra_edge.tensor_file import TensorFileWriter, read_tensors
-from cobra_edge.terminal import run_command
+from cobra_edge.files import staging
+from cobra_edge.formats.packing import QuantizedTensor
+from cobra_edge.formats.recipe import StoredTensor, stored_tensors
+from cobra_edge.formats.safetensors_file import TensorFileWriter, read_tensors
+from cobra_edge.terminal.output import run_command
 
 
 @pytest.fixture
@@ -329,7 +330,7 @@ def test_a_tokenizer_that_would_cut_prompts_does_not(bundle):
 
 
 def test_mapped_tensors_are_those_that_are_read(bundle):
-    from cobra_edge.tensor_file import map_tensors, read_tensors
+    from cobra_edge.formats.safetensors_file import map_tensors, read_tensors
 
     read = read_tensors(bundle / DECODER)
     mapped = map_tensors(bundle / DECODER, [StoredTensor(k, v.dtype.name, v.shape) for k, v in read.items()])
@@ -337,7 +338,7 @@ def test_mapped_tensors_are_those_that_are_read(bundle):
 
 
 def test_an_unaligned_tensor_is_copied(tmp_path):
-    from cobra_edge.tensor_file import map_tensors
+    from cobra_edge.formats.safetensors_file import map_tensors
 
     file = tmp_path / "odd.safetensors"
     wanted = [StoredTensor("a", "uint8", (3,)), StoredTensor("b", "float32", (2,))]

@@ -20,20 +20,23 @@ from safetensors.torch import save_file as save_torch
 
 from calibration.make_suites import draw_suite
 from calibration.scenes import Scene, draw_scene
-from cobra_edge import calibrate
+from cobra_edge.calibrate import command as calibrate
 from cobra_edge.decode.native_operations import best_operations, causal_conv, selective_scan
+from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError
-from cobra_edge.hadamard import rotate
+from cobra_edge.files.staging import held
+from cobra_edge.formats.hadamard import rotate
+from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.inputs.text import PromptTemplate, TextCodec
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.model.cobra import load_vision
-from cobra_edge.model.config import MambaConfig
 from cobra_edge.model.mamba import REFERENCE
 from cobra_edge.model.mamba import causal_conv as plain_conv
 from cobra_edge.model.mamba import selective_scan as plain_scan
 from cobra_edge.quantize import calibration, questions
 from cobra_edge.quantize.calibration import collect_statistics
-from cobra_edge.quantize.partial import remove_parts
 from cobra_edge.quantize.questions import tokenised
+from cobra_edge.quantize.resume import remove_parts
 from cobra_edge.quantize.statistics import (
     BINS,
     LAYER_SITES,
@@ -47,11 +50,8 @@ from cobra_edge.quantize.statistics import (
     unpacked_moment,
     write_statistics,
 )
-from cobra_edge.regress.suite import Line, read_suite, spread
-from cobra_edge.requirements import install_hint
-from cobra_edge.staging import held
-from cobra_edge.terminal import run_command
-from cobra_edge.text import PromptTemplate, TextCodec
+from cobra_edge.suite.reader import Line, read_suite, spread
+from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI, write_text_only
 from .tolerance import assert_close
@@ -127,7 +127,7 @@ def test_statistics_of_a_text_only_model_are_those_of_a_naive_one(text_only):
 
 
 def visual_embeddings(checkpoint, lines):
-    from cobra_edge.image import ImageTransform, load_picture
+    from cobra_edge.inputs.image import ImageTransform, load_picture
 
     model, transform = load_vision(checkpoint), ImageTransform.of(checkpoint.config)
     names = {line.image for line in lines if line.image}

@@ -4,14 +4,16 @@ import json
 
 import pytest
 
-from cobra_edge.bench import end_to_end_verb, figures, verbs
-from cobra_edge.bench.card_figures import card_goals_table, card_table, end_to_end_table
+from bench import figures
+from bench.gpu_tables import card_goals_table, card_table, end_to_end_table
+from cobra_edge.bench import command as verbs
+from cobra_edge.bench import end_to_end_command as end_to_end_verb
 from cobra_edge.bench.end_to_end import measure_end_to_end
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.cpu import why_not
 from cobra_edge.errors import InputError, MachineError
-from cobra_edge.session import Session
-from cobra_edge.terminal import progress, run_command
+from cobra_edge.inference.session import Session
+from cobra_edge.terminal.output import progress, run_command
 
 
 def alike(value):

@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 
 import cobra_edge
-from cobra_edge import chat
-from cobra_edge.chatting import conversation as conversation_module
-from cobra_edge.chatting import lines, transcript
-from cobra_edge.chatting.conversation import Conversation
-from cobra_edge.chatting.interrupts import Interrupts, Pressed
-from cobra_edge.chatting.lines import completions
-from cobra_edge.chatting.transcript import write_transcript
+from cobra_edge.chat import command as chat
+from cobra_edge.chat import conversation as conversation_module
+from cobra_edge.chat import lines, transcript
+from cobra_edge.chat.conversation import Conversation
+from cobra_edge.chat.interrupts import Interrupts, Pressed
+from cobra_edge.chat.lines import completions
+from cobra_edge.chat.transcript import write_transcript
+from cobra_edge.decode.sampling import GREEDY
 from cobra_edge.errors import InputError
-from cobra_edge.generate import GREEDY
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI
 from .terminal_case import SLOW, OnTerminal

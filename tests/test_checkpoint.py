@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from cobra_edge.errors import CheckpointError, InputError, MachineError
+from cobra_edge.formats.model_config import MambaConfig, decoder_shapes, projector_shapes
 from cobra_edge.model.backbones import LANGUAGE_BACKBONES, LanguageBackbone
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.model.config import MambaConfig, decoder_shapes, projector_shapes
 
 from .conftest import MINI_MAMBA, TINY_MAMBA, RunDirectory, random_tensors, write_text_only
 
@@ -311,8 +311,8 @@ def test_what_is_in_the_hubs_cache_is_taken_without_asking(tmp_path, monkeypatch
 def test_encoders_come_from_timms_hub_by_their_published_names(monkeypatch):
     import timm
 
+    from cobra_edge.formats.model_config import EncoderConfig, VisionConfig
     from cobra_edge.model import hub
-    from cobra_edge.model.config import EncoderConfig, VisionConfig
     from cobra_edge.model.vision import load_tower
 
     real, asked = timm.create_model, []

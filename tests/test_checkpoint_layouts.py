@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 from cobra_edge.errors import CheckpointError, InputError, MachineError
+from cobra_edge.formats.model_config import projector_shapes
 from cobra_edge.model.backbones import LANGUAGE_BACKBONES, VISION_BACKBONES
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.model.config import projector_shapes
 
 from .conftest import MINI_MAMBA, random_tensors
 
@@ -224,8 +224,8 @@ def test_encoders_that_were_trained_along_are_used(run_directory, tmp_path):
 
 
 def test_a_single_encoder_that_was_trained_along_is_used(run_directory, tmp_path, monkeypatch):
+    from cobra_edge.formats.model_config import VisionConfig
     from cobra_edge.model.cobra import load_vision
-    from cobra_edge.model.config import VisionConfig
 
     single = VisionConfig("siglip-mini", VISION_BACKBONES["dinosiglip-vit-mini-112px"].encoders[1:], 112)
     monkeypatch.setitem(VISION_BACKBONES, "siglip-mini", single)

@@ -9,14 +9,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError
 from cobra_edge.regress import report as r
 from cobra_edge.regress.outputs.compare import compare, difference
-from cobra_edge.regress.outputs.compare_verb import compare as command
+from cobra_edge.regress.outputs.compare_command import compare as command
 from cobra_edge.regress.outputs.html import comparison_html
 from cobra_edge.regress.outputs.write import report_json
-from cobra_edge.requirements import install_hint
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 from .regress_reports import HOSTILE, bare_report, figure, hostile_report, make_report
 

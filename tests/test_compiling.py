@@ -10,14 +10,14 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from cobra_edge.decode.kernels.compiling import (  # noqa: E402
+from cobra_edge.decode.cuda.kernels.compiling import (  # noqa: E402
     CAPABILITIES,
     SHARED_LIMITS,
     Compiled,
     compile_launches,
     why_not,
 )
-from cobra_edge.decode.kernels.launch import recording  # noqa: E402
+from cobra_edge.decode.cuda.kernels.launch import recording  # noqa: E402
 from cobra_edge.errors import InputError  # noqa: E402
 from tests.compiled_case import compiled_by_a_child, record  # noqa: E402
 
@@ -108,7 +108,7 @@ def test_a_child_shows_what_went_wrong():
 
 
 def test_a_tool_that_says_nothing_is_an_error(monkeypatch):
-    from cobra_edge.decode.kernels import compiling
+    from cobra_edge.decode.cuda.kernels import compiling
     from cobra_edge.errors import MachineError
 
     silent = subprocess.CompletedProcess([], 0, stdout="", stderr="no such file")

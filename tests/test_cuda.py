@@ -8,26 +8,27 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bundle import Bundle
-from cobra_edge.decode import cuda
-from cobra_edge.decode.card import driver
-from cobra_edge.decode.card.state import CardState
-from cobra_edge.decode.card.step import Step
-from cobra_edge.decode.card.weights import hollow
-from cobra_edge.decode.cuda import CudaDecoder, needed_bytes
+from cobra_edge.bundle.reader import Bundle
+from cobra_edge.decode.cuda import decoder as cuda
+from cobra_edge.decode.cuda import driver
+from cobra_edge.decode.cuda.decoder import CudaDecoder, needed_bytes
+from cobra_edge.decode.cuda.kernels.launch import recording
+from cobra_edge.decode.cuda.state import CardState
+from cobra_edge.decode.cuda.step import Step
+from cobra_edge.decode.cuda.weights import hollow
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState, Weights
-from cobra_edge.decode.kernels.launch import recording
 from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.decode.sampling import GREEDY, Sampling
 from cobra_edge.decode.torch_reference import TorchDecoder
+from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
-from cobra_edge.generate import GREEDY, Sampling, generate
-from cobra_edge.model.config import MambaConfig
-from cobra_edge.recipe import uniform_recipe
-from cobra_edge.requirements import install_hint
-from cobra_edge.scheme import SCHEMES, scheme_named
-from cobra_edge.session import Session
-from cobra_edge.targets import target_named
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.formats.recipe import uniform_recipe
+from cobra_edge.formats.scheme import SCHEMES, scheme_named
+from cobra_edge.formats.targets import target_named
+from cobra_edge.inference.generate import generate
+from cobra_edge.inference.session import Session
 
 from .card_case import few_programs
 from .conftest import write_text_only
@@ -215,7 +216,7 @@ def test_logits_that_are_not_finite_are_an_error(opened):
 
 def test_a_session_answers_with_it(exported, opened, monkeypatch):
     bundle = exported("w8a16-g128")
-    monkeypatch.setattr("cobra_edge.session.open_decoder", lambda *_: opened("w8a16-g128"))
+    monkeypatch.setattr("cobra_edge.inference.session.open_decoder", lambda *_: opened("w8a16-g128"))
     session = Session(bundle)
     answer = session.ask(None, "Is it random?", max_new_tokens=3)
     answer.read()

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cobra_edge.bench.figures import with_tables
+from bench.figures import with_tables
 from cobra_edge.errors import InputError
-from cobra_edge.recipe import MIXED
+from cobra_edge.formats.recipe import MIXED
+from cobra_edge.formats.scheme import SCHEMES
+from cobra_edge.formats.targets import Target, read_toml, target_named, targets
 from cobra_edge.regress.budget import judge, read_budget
 from cobra_edge.regress.metrics import kl_divergence, top1_agreement
 from cobra_edge.regress.report import Figure
-from cobra_edge.scheme import SCHEMES
-from cobra_edge.targets import Target, read_toml, target_named, targets
 
 ROOT = Path(__file__).parent.parent
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode import numpy_reference as reference
 from cobra_edge.decode.backends import BACKENDS, open_decoder
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import BACKENDS, open_decoder
-from cobra_edge.decode.card.state import CardState
-from cobra_edge.decode.cuda import CudaDecoder
+from cobra_edge.decode.cuda.decoder import CudaDecoder
+from cobra_edge.decode.cuda.state import CardState
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.errors import InputError
-from cobra_edge.model.config import MambaConfig
-from cobra_edge.targets import target_named
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.formats.targets import target_named
 
 from .card_case import few_programs
 from .conftest import TINY_MAMBA, write_text_only

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cobra_edge.cli import command as cobra_edge
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI, write_text_only
 from .doc_blocks import ROOT, Block, blocks, inline_commands, our_arguments, pages

@@ -12,21 +12,22 @@ import time
 
 import pytest
 
-from cobra_edge import assemble, inspect, run
-from cobra_edge import export as export_module
-from cobra_edge.bundle import Bundle, staged_directory
+from cobra_edge import inspect, run
+from cobra_edge.bundle.memory_plan import plan_memory, state_bytes
+from cobra_edge.bundle.reader import Bundle, staged_directory
 from cobra_edge.cli import VERBS
 from cobra_edge.cli import command as whole
 from cobra_edge.decode import backends
 from cobra_edge.errors import InputError
-from cobra_edge.memory import plan_memory, state_bytes
+from cobra_edge.export import command as export_module
+from cobra_edge.export import pipeline as assemble
+from cobra_edge.formats.model_config import CobraConfig, MambaConfig
+from cobra_edge.formats.recipe import uniform_recipe
+from cobra_edge.formats.safetensors_file import TensorFileWriter
+from cobra_edge.formats.scheme import SCHEMES
+from cobra_edge.formats.targets import target_named
 from cobra_edge.model.backbones import vision_backbone
-from cobra_edge.model.config import CobraConfig, MambaConfig
-from cobra_edge.recipe import uniform_recipe
-from cobra_edge.scheme import SCHEMES
-from cobra_edge.targets import target_named
-from cobra_edge.tensor_file import TensorFileWriter
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI
 
@@ -390,7 +391,7 @@ def test_nothing_in_a_name_is_obeyed(export, tmp_path):
 def test_golden_lines_are_of_every_task():
     from collections import Counter
 
-    from cobra_edge.regress.suite import HELDOUT, read_suite, spread
+    from cobra_edge.suite.reader import HELDOUT, read_suite, spread
 
     lines = read_suite(HELDOUT)
     for wanted in (1, 4, 5, 32, len(lines), len(lines) + 1):

@@ -5,21 +5,21 @@ import shutil
 import numpy as np
 import pytest
 
-from cobra_edge import calibrate
-from cobra_edge import export as export_module
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bundle import CARD, DECODER, Bundle
+from cobra_edge.bundle.reader import CARD, DECODER, Bundle
+from cobra_edge.calibrate import command as calibrate
 from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import InputError
+from cobra_edge.export import command as export_module
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.packing import QuantizedTensor
+from cobra_edge.formats.recipe import METHODS
+from cobra_edge.formats.scheme import SCHEMES
+from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.packing import QuantizedTensor
 from cobra_edge.quantize.statistics import read_statistics, site_of
-from cobra_edge.recipe import METHODS
-from cobra_edge.scheme import SCHEMES
-from cobra_edge.targets import target_named
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI, write_text_only
 from .tolerance import assert_close, distance

@@ -7,16 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cobra_edge import assemble, calibrate, sensitivity
-from cobra_edge import export as export_module
-from cobra_edge.bundle import CARD, Bundle
+from cobra_edge import sensitivity
+from cobra_edge.bundle.reader import CARD, Bundle
+from cobra_edge.calibrate import command as calibrate
+from cobra_edge.export import command as export_module
+from cobra_edge.export import pipeline as assemble
+from cobra_edge.formats.recipe import METHODS, ROTATIONS
+from cobra_edge.formats.scheme import SCHEMES
+from cobra_edge.formats.targets import targets
 from cobra_edge.model.backbones import VISION_BACKBONES
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.quantize.sensitivity import Sensitivity, write_sensitivity
-from cobra_edge.recipe import METHODS, ROTATIONS
-from cobra_edge.scheme import SCHEMES
-from cobra_edge.targets import targets
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI
 
@@ -139,7 +141,7 @@ def test_bundles_from_before_the_source_of_vision_was_written_open(tiny_bundle):
 
 def test_a_clip_like_encoder_is_exported(run_directory, tmp_path, capfd, monkeypatch):
     """A class token, a norm before the blocks, quick GELU: the graph is that of torch."""
-    from cobra_edge.model.config import VisionConfig
+    from cobra_edge.formats.model_config import VisionConfig
     from cobra_edge.model.vision import VisionTower
 
     clip = VISION_BACKBONES["clip-vit-b"].encoders[0]

@@ -8,12 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from cobra_edge import assemble_vision
-from cobra_edge.bundle import MANIFEST, VISION, Bundle, file_entries
+from cobra_edge.bundle.reader import MANIFEST, VISION, Bundle, file_entries
 from cobra_edge.cli import command as whole
 from cobra_edge.errors import BundleError
-from cobra_edge.regress.suite import HELDOUT
-from cobra_edge.terminal import run_command
+from cobra_edge.export import vision as assemble_vision
+from cobra_edge.suite.reader import HELDOUT
+from cobra_edge.terminal.output import run_command
 from cobra_edge.vision.engines import tensorrt_rtx
 from cobra_edge.vision.engines.layer_summary import LayerSummary
 
@@ -173,6 +173,6 @@ def test_float_pixels_can_be_asked_for(export, tmp_path):
     assert export("--vision-input", "float32", target="cpu")[0] == 0
     bundle = Bundle.open(tmp_path / "out" / "bundle")
     assert bundle.image().shape == (1, 6, 112, 112) and bundle.image().input == "float32"
-    from cobra_edge.session import load
+    from cobra_edge.inference.session import load
 
     assert np.isfinite(load(bundle).visual_embeddings(HELDOUT.parent / "heldout" / "000.png")).all()

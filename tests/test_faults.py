@@ -9,17 +9,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bench.breaking import quantized
-from cobra_edge.bench.budgets import BUDGET, GATES
-from cobra_edge.bench.faults import FAULTS, plant
-from cobra_edge.bench.faults_figures import faults_table
-from cobra_edge.bundle import Bundle
+from bench.fault_injection import FAULTS, plant
+from bench.fault_kinds import quantized
+from bench.fault_tables import faults_table
+from bench.mini_budget import BUDGET, GATES
+from cobra_edge.bundle.reader import Bundle
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.targets import target_named
 from cobra_edge.regress.measures import measure_named
 from cobra_edge.regress.report import Report, read_report
-from cobra_edge.regress.verb import measured
-from cobra_edge.targets import target_named
-from cobra_edge.terminal import run_command
+from cobra_edge.regress.run_command import measured
+from cobra_edge.terminal.output import run_command
 
 LINES = 100  # whose intervals are wider than those the limits were made with: what fails here fails on all lines
 

@@ -7,23 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.errors import InputError
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.targets import target_named
+from cobra_edge.inference.session import Session
+from cobra_edge.inputs.text import TextCodec
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.model.cobra import load_vision
 from cobra_edge.quantize.questions import seen
 from cobra_edge.regress import float_reference
-from cobra_edge.regress.asked import AskedLine, asked_suite, reply_limit
 from cobra_edge.regress.float_reference import batches, float_readings, narrowed
 from cobra_edge.regress.metrics import divergence, log_softmax
-from cobra_edge.regress.reading import readings
-from cobra_edge.regress.sketch import sketched
-from cobra_edge.regress.suite import HELDOUT, Line, read_suite
-from cobra_edge.session import Session
-from cobra_edge.targets import target_named
-from cobra_edge.text import TextCodec
+from cobra_edge.regress.predictions import readings
+from cobra_edge.regress.state_sketch import sketched
+from cobra_edge.suite.reader import HELDOUT, Line, read_suite
+from cobra_edge.suite.tokenized import AskedLine, asked_suite, reply_limit
 
 from .conftest import write_text_only
 from .tolerance import assert_close, distance

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bench.budgets import BUDGET, CONTINUOUS, GATES, HEADER, ROUNDED, export_gate
-from cobra_edge.bundle import GOLDEN, IMAGE, VISION
+from bench.mini_budget import BUDGET, CONTINUOUS, GATES, HEADER, ROUNDED, export_gate
+from cobra_edge.bundle.reader import GOLDEN, IMAGE, VISION
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.scheme import SCHEMES
+from cobra_edge.formats.targets import target_named
 from cobra_edge.regress.budget import read_budget
-from cobra_edge.regress.new_limits import GATED
 from cobra_edge.regress.report import read_report
-from cobra_edge.regress.verb import measured
-from cobra_edge.scheme import SCHEMES
-from cobra_edge.targets import target_named
-from cobra_edge.terminal import run_command
+from cobra_edge.regress.run_command import measured
+from cobra_edge.regress.update_budget import GATED
+from cobra_edge.terminal.output import run_command
 
 from .export_case import sharing_exports
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cobra_edge.bundle import GOLDEN, PROMPT, TOKENIZER, Bundle
+from cobra_edge.bundle.reader import GOLDEN, PROMPT, TOKENIZER, Bundle
 from cobra_edge.errors import BundleError
-from cobra_edge.regress.asked import asked_suite
 from cobra_edge.regress.golden import read_golden, write_golden
-from cobra_edge.regress.reading import Reading
-from cobra_edge.regress.sketch import SKETCH
-from cobra_edge.regress.suite import HELDOUT, Line, read_suite
+from cobra_edge.regress.predictions import Reading
+from cobra_edge.regress.state_sketch import SKETCH
 from cobra_edge.regress.top_tokens import TopTokens
+from cobra_edge.suite.reader import HELDOUT, Line, read_suite
+from cobra_edge.suite.tokenized import asked_suite
 
 from .regress_lines import random_log_probs
 

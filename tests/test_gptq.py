@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from cobra_edge.errors import InputError
-from cobra_edge.packing import unpack
+from cobra_edge.formats.packing import unpack
+from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.quantize.gptq import gptq, inverse_factor
 from cobra_edge.quantize.rtn import round_to_nearest
 from cobra_edge.quantize.scales import least_error_scales
-from cobra_edge.scheme import SCHEMES
 
 INT = [s for s in SCHEMES.values() if s.group_size and s.code_format == "int"]
 W4 = SCHEMES["w4a16-g64"]

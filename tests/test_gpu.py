@@ -11,26 +11,27 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import BACKENDS, open_decoder
-from cobra_edge.decode.card.state import CardState
-from cobra_edge.decode.card.weights import hollow
-from cobra_edge.decode.cuda import CudaDecoder
+from cobra_edge.decode.cuda.decoder import CudaDecoder
+from cobra_edge.decode.cuda.kernels.convolution import convolve_many
+from cobra_edge.decode.cuda.kernels.fused import convolve_with_causal_conv1d, scan_with_mamba_ssm
+from cobra_edge.decode.cuda.kernels.scan import scan_many
+from cobra_edge.decode.cuda.state import CardState
+from cobra_edge.decode.cuda.weights import hollow
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
-from cobra_edge.decode.kernels.convolution import convolve_many
-from cobra_edge.decode.kernels.fused import convolve_with_causal_conv1d, scan_with_mamba_ssm
-from cobra_edge.decode.kernels.scan import scan_many
 from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.decode.sampling import GREEDY, Sampling, choose
 from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.errors import MachineError
-from cobra_edge.generate import GREEDY, Sampling, choose, generate
-from cobra_edge.model.config import MambaConfig
-from cobra_edge.quantize.bitsandbytes_codes import why_no_bitsandbytes
-from cobra_edge.recipe import ROTATIONS, uniform_recipe
-from cobra_edge.scheme import SCHEMES, scheme_named
-from cobra_edge.session import Session
-from cobra_edge.targets import target_named
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.bitsandbytes_codes import why_no_bitsandbytes
+from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.formats.recipe import ROTATIONS, uniform_recipe
+from cobra_edge.formats.scheme import SCHEMES, scheme_named
+from cobra_edge.formats.targets import target_named
+from cobra_edge.inference.generate import generate
+from cobra_edge.inference.session import Session
 
 from .conftest import write_text_only
 from .tolerance import assert_close

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cobra_edge.bench import verbs
+from cobra_edge.bench import command as verbs
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "bench" / "gpu.sh"

@@ -7,22 +7,23 @@ import shutil
 import numpy as np
 import pytest
 
-from cobra_edge import export, inspect
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bundle import CARD, MANIFEST, Bundle
+from cobra_edge import inspect
+from cobra_edge.bundle.reader import CARD, MANIFEST, Bundle
 from cobra_edge.decode import numpy_reference
 from cobra_edge.decode.backends import BACKENDS
 from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import InputError
-from cobra_edge.hadamard import hadamard_factors, hadamard_matrix, rotate, unrotate
+from cobra_edge.export import command as export
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.hadamard import hadamard_factors, hadamard_matrix, rotate, unrotate
+from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.formats.recipe import ROTATIONS, Recipe, stored_tensors
+from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.model.config import MambaConfig
-from cobra_edge.recipe import ROTATIONS, Recipe, stored_tensors
-from cobra_edge.tables import rotation_words
-from cobra_edge.targets import target_named
-from cobra_edge.terminal import run_command
+from cobra_edge.regress.bundle_tables import rotation_words
+from cobra_edge.terminal.output import run_command
 
 from .conftest import write_text_only
 from .handmade import INT_SCHEMES, write_bundle

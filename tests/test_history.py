@@ -14,14 +14,14 @@ import msgspec
 import pytest
 from PIL import Image
 
+from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.regress import report as r
 from cobra_edge.regress.outputs import history as module
 from cobra_edge.regress.outputs.history import append_history, entry_of, read_history
+from cobra_edge.regress.outputs.history_command import history as command
 from cobra_edge.regress.outputs.history_plot import draw_history
-from cobra_edge.regress.outputs.history_verb import history as command
-from cobra_edge.requirements import install_hint
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 from .regress_reports import HOSTILE, bare_report, figure, held_report, hostile_report, make_report
 

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from cobra_edge import inspect, run
-from cobra_edge.bundle import DECODER, MANIFEST, Bundle, file_sha256
+from cobra_edge.bundle.reader import DECODER, MANIFEST, Bundle, file_sha256
 from cobra_edge.decode import _cpu
 from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.errors import BundleError, CobraEdgeError
-from cobra_edge.scheme import SCHEMES
-from cobra_edge.terminal import run_command
+from cobra_edge.formats.scheme import SCHEMES
+from cobra_edge.terminal.output import run_command
 
 from .test_native import arguments_of
 

@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as TVF
 
 from cobra_edge.errors import InputError
-from cobra_edge.image import ImageTransform, Normalisation, load_picture
+from cobra_edge.inputs.image import ImageTransform, Normalisation, load_picture
 from cobra_edge.model.backbones import IMAGENET_MEAN, IMAGENET_STD, VISION_BACKBONES
 
 PUBLISHED = VISION_BACKBONES["dinosiglip-vit-so-384px"]

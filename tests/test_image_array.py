@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cobra_edge.errors import InputError
-from cobra_edge.image_array import image_of_array
+from cobra_edge.inputs.image_array import image_of_array
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
 

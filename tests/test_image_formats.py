@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cobra_edge import image as image_module
 from cobra_edge.errors import InputError, MachineError
-from cobra_edge.image import load_picture
-from cobra_edge.image_cost import JpegStructure, jpeg_structure, require_bounded
-from cobra_edge.image_format import FORMATS, image_endings, image_format
-from cobra_edge.isolated_decoding import Limits, decode_isolated
+from cobra_edge.inputs import image as image_module
+from cobra_edge.inputs.image import load_picture
+from cobra_edge.inputs.image_cost import JpegStructure, jpeg_structure, require_bounded
+from cobra_edge.inputs.image_format import FORMATS, image_endings, image_format
+from cobra_edge.inputs.isolated_decoding import Limits, decode_isolated
 
 from .conftest import MINI
 
@@ -72,7 +72,7 @@ def test_what_is_not_read_is_named(data, says):
 
 
 def test_avif_without_support_is_named(monkeypatch):
-    monkeypatch.setattr("cobra_edge.image_format.FORMATS", ("PNG",))
+    monkeypatch.setattr("cobra_edge.inputs.image_format.FORMATS", ("PNG",))
     assert "an AVIF image, which this pillow does not read; pip install" in refusal(b"\0\0\0\x14ftypavif\0\0\0\0mif1")
 
 
@@ -273,6 +273,6 @@ def test_a_decoder_in_its_own_process_is_bounded(heif, monkeypatch, capfd, sourc
 
 
 def test_no_process_to_be_had(monkeypatch):
-    monkeypatch.setattr("cobra_edge.isolated_decoding.sys.executable", str(Path("/nowhere/python")))
+    monkeypatch.setattr("cobra_edge.inputs.isolated_decoding.sys.executable", str(Path("/nowhere/python")))
     with pytest.raises(MachineError, match="it: no process to decode it in"):
         decode_isolated(saved("TIFF"), "TIFF", Limits(1, 10), "it")

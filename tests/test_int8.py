@@ -10,15 +10,16 @@ import torch
 from onnx import numpy_helper
 
 from cobra_edge.errors import InputError
-from cobra_edge.image import ImageTransform, load_picture
+from cobra_edge.inputs.image import ImageTransform, load_picture
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.model.cobra import load_vision
-from cobra_edge.vision.graph import int8, smoothing
+from cobra_edge.vision.graph import int8
+from cobra_edge.vision.graph import smoothquant as smoothing
 from cobra_edge.vision.graph.int8 import quantize_int8
+from cobra_edge.vision.graph.matmuls import ROWS, products_of, relative_error, rows_of
 from cobra_edge.vision.graph.onnx_export import export_onnx
 from cobra_edge.vision.graph.parity import relative_rms
-from cobra_edge.vision.graph.products import ROWS, products_of, relative_error, rows_of
-from cobra_edge.vision.graph.smoothing import smooth, smoothing_factors
+from cobra_edge.vision.graph.smoothquant import smooth, smoothing_factors
 
 from .conftest import MINI
 from .tolerance import assert_close

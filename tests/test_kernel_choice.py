@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.decode.kernels.choice import choose_token
-from cobra_edge.generate import GREEDY, Sampling, choose
+from cobra_edge.decode.cuda.kernels.choice import choose_token
+from cobra_edge.decode.sampling import GREEDY, Sampling, choose
 
 RULES = [
     GREEDY,

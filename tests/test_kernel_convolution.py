@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cobra_edge.decode.kernels.convolution import convolve_many, convolve_many_reference
+from cobra_edge.decode.cuda.kernels.convolution import convolve_many, convolve_many_reference
 from cobra_edge.model.mamba import causal_conv
 
 from .kernel_case import guarded

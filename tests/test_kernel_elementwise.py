@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cobra_edge.decode.kernels.elementwise import (
+from cobra_edge.decode.cuda.kernels.elementwise import (
     silu,
     silu_reference,
     softplus,

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cobra_edge.decode.kernels import fused
-from cobra_edge.decode.kernels.convolution import convolve_many, convolve_many_reference
-from cobra_edge.decode.kernels.scan import scan_many, scan_many_reference
+from cobra_edge.decode.cuda.kernels import fused
+from cobra_edge.decode.cuda.kernels.convolution import convolve_many, convolve_many_reference
+from cobra_edge.decode.cuda.kernels.scan import scan_many, scan_many_reference
 
 from .kernel_case import guarded
 from .tolerance import assert_close

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cobra_edge.decode.kernels.norm import rms_norm_many, rms_norm_many_reference
+from cobra_edge.decode.cuda.kernels.norm import rms_norm_many, rms_norm_many_reference
 from cobra_edge.model.mamba import RMSNorm
 
 from .kernel_case import guarded

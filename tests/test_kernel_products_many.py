@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cobra_edge.decode.kernels.lookup import look_up, look_up_reference
-from cobra_edge.decode.kernels.products_many import multiply_many, multiply_many_reference
+from cobra_edge.decode.cuda.kernels.embedding import look_up, look_up_reference
+from cobra_edge.decode.cuda.kernels.gemm import multiply_many, multiply_many_reference
 
 from .card_case import CARD, guarded, random_matrix
 from .tolerance import assert_close

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cobra_edge.decode.kernels.products_one import _warps, multiply_one, multiply_one_reference
-from cobra_edge.packing import QuantizedTensor
-from cobra_edge.scheme import SCHEMES
+from cobra_edge.decode.cuda.kernels.gemv import _warps, multiply_one, multiply_one_reference
+from cobra_edge.formats.packing import QuantizedTensor
+from cobra_edge.formats.scheme import SCHEMES
 
 from .card_case import CARD, guarded, random_matrix
 from .tolerance import assert_close

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.decode.kernels.rotation import (
+from cobra_edge.decode.cuda.kernels.rotation import (
     norm_between_rotations,
     norm_between_rotations_reference,
     rotate_many,
     rotate_many_reference,
 )
 from cobra_edge.errors import InputError
-from cobra_edge.hadamard import rotate, unrotate
+from cobra_edge.formats.hadamard import rotate, unrotate
 
 from .kernel_case import guarded
 from .tolerance import assert_close

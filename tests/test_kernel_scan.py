@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.decode.kernels import scan
-from cobra_edge.decode.kernels.launch import recording
-from cobra_edge.decode.kernels.scan import scan_many, scan_many_reference
+from cobra_edge.decode.cuda.kernels import scan
+from cobra_edge.decode.cuda.kernels.launch import recording
+from cobra_edge.decode.cuda.kernels.scan import scan_many, scan_many_reference
 from cobra_edge.model.mamba import selective_scan
 
 from .kernel_case import guarded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cobra_edge.decode.kernels.step_input import convolve_and_project, convolve_and_project_reference, n_slices
+from cobra_edge.decode.cuda.kernels.conv_step import convolve_and_project, convolve_and_project_reference, n_slices
 
 from .card_case import CARD, guarded, random_matrix
 from .tolerance import assert_close

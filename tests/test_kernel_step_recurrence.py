@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cobra_edge.decode.kernels.step_recurrence import recur_and_gate, recur_and_gate_reference
+from cobra_edge.decode.cuda.kernels.selective_state_update import recur_and_gate, recur_and_gate_reference
 from cobra_edge.model.mamba import selective_scan
 
 from .kernel_case import guarded

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cobra_edge.regress.budget import read_budget
-from cobra_edge.regress.new_limits import update_budget
 from cobra_edge.regress.outputs.rows import all_figures
 from cobra_edge.regress.report import Figure
+from cobra_edge.regress.update_budget import update_budget
 
 from .regress_reports import make_report
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from calibration.guide import ABOUT_ONE, ABOUT_TWO, NOTHING, Guide, mentions
+from calibration.auxiliary_heads import ABOUT_ONE, ABOUT_TWO, NOTHING, Guide, mentions
 from calibration.native_mixer import NATIVE
 from calibration.questions import TASKS
 from calibration.scenes import MAX_OBJECTS, Scene, Thing, draw_scene
-from calibration.voice import CAPTION, MAMBA, batch_of, draw_talk, lesson_at
+from calibration.train_language import CAPTION, MAMBA, batch_of, draw_talk, lesson_at
 from cobra_edge.model.mamba import Mamba
 
 from .conftest import MINI

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cobra_edge.decode.sampling import GREEDY, Sampling
+from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
-from cobra_edge.generate import GREEDY, Sampling
-from cobra_edge.regress.adapters.examinee import only_picture
-from cobra_edge.regress.adapters.harness_verb import harness
-from cobra_edge.regress.adapters.lm_eval_verb import lm_eval as verb
-from cobra_edge.regress.adapters.writing import Writing
-from cobra_edge.requirements import install_hint
-from cobra_edge.session import Session, load
-from cobra_edge.terminal import run_command
+from cobra_edge.inference.session import Session, load
+from cobra_edge.regress.adapters.generation_args import Writing
+from cobra_edge.regress.adapters.harness_command import harness
+from cobra_edge.regress.adapters.lm_eval_command import lm_eval as verb
+from cobra_edge.regress.adapters.model_adapter import only_picture
+from cobra_edge.terminal.output import run_command
 
 from . import harness_case as case
 from .tolerance import assert_close

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cobra_edge.regress.adapters.lmms_eval_verb import lmms_eval as verb
-from cobra_edge.requirements import install_hint
-from cobra_edge.session import Session, load
-from cobra_edge.terminal import run_command
+from cobra_edge.environment.requirements import install_hint
+from cobra_edge.inference.session import Session, load
+from cobra_edge.regress.adapters.lmms_eval_command import lmms_eval as verb
+from cobra_edge.terminal.output import run_command
 
 from . import harness_case as case
 from .tolerance import assert_close
@@ -45,8 +45,8 @@ from tests.harness_case import Wire
 
 wire = Wire()
 wire.cut()
-from cobra_edge.regress.adapters.lmms_eval_verb import lmms_eval
-from cobra_edge.terminal import run_command
+from cobra_edge.regress.adapters.lmms_eval_command import lmms_eval
+from cobra_edge.terminal.output import run_command
 
 code = run_command(lmms_eval, sys.argv[1:])
 print(*wire.wanted, sep="\\n", file=sys.stderr)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cobra_edge.model.config import MambaConfig
+from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.model.mamba import Mamba
 
 from .tolerance import assert_close

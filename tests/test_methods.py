@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from cobra_edge.errors import InputError
-from cobra_edge.model.config import MambaConfig, decoder_shapes
-from cobra_edge.packing import unpack
-from cobra_edge.quantize.bitsandbytes_codes import quantize_bitsandbytes, why_no_bitsandbytes
+from cobra_edge.formats.bitsandbytes_codes import quantize_bitsandbytes, why_no_bitsandbytes
+from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
+from cobra_edge.formats.packing import unpack
+from cobra_edge.formats.recipe import METHODS, ROTATIONS, Recipe, quantized_scheme, uniform_recipe
+from cobra_edge.formats.scheme import SCHEMES, Scheme
 from cobra_edge.quantize.gptq import gptq
-from cobra_edge.quantize.methods import EMBEDDING, quantizer
-from cobra_edge.quantize.moments import clips, stored_moment
-from cobra_edge.quantize.preparation import prepared
+from cobra_edge.quantize.hessian import clips, stored_moment
+from cobra_edge.quantize.quantizer import EMBEDDING, quantizer
 from cobra_edge.quantize.rtn import round_to_nearest
 from cobra_edge.quantize.scales import least_error_scales
 from cobra_edge.quantize.statistics import (
@@ -24,8 +25,7 @@ from cobra_edge.quantize.statistics import (
     site_width,
     sites,
 )
-from cobra_edge.recipe import METHODS, ROTATIONS, Recipe, quantized_scheme, uniform_recipe
-from cobra_edge.scheme import SCHEMES, Scheme
+from cobra_edge.quantize.transforms import prepared
 
 from .conftest import random_tensors
 from .naive_decoder import float64, orthonormal, random_scales, transformed
@@ -212,7 +212,7 @@ def test_statistics_are_mended_or_refused_where_they_are_read(weights, statistic
 
 def test_a_refusal_names_its_matrix(weights, statistics, monkeypatch):
     hopeless = -np.eye(CONFIG.d_inner, dtype=np.float32)
-    monkeypatch.setattr("cobra_edge.quantize.methods.stored_moment", lambda *_: hopeless)
+    monkeypatch.setattr("cobra_edge.quantize.quantizer.stored_moment", lambda *_: hopeless)
     with pytest.raises(InputError, match=f"^{OUT}: a second moment is not positive definite with any damping"):
         make(uniform_recipe(CONFIG, W4, "gptq")[0], weights, statistics).quantize(OUT, W4)
     loud = {**weights, OUT: weights[OUT] * np.float32(1e9)}

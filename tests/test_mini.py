@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import cobra_edge
+from bench.figures import read_result
+from bench.quality_tables import GOALS
 from calibration.make_suites import draw_suite
 from calibration.questions import TASKS
 from calibration.scenes import draw_scene, render
-from cobra_edge.bench.figures import read_result
-from cobra_edge.bench.quality_figures import GOALS
 from cobra_edge.errors import InputError
 from cobra_edge.regress.accuracy import run_suite
-from cobra_edge.regress.suite import HELDOUT, Line, read_suite
+from cobra_edge.suite.reader import HELDOUT, Line, read_suite
 
 from .conftest import MINI
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import cobra_edge
-from cobra_edge.assemble import export_bundle
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode import _cpu
 from cobra_edge.decode import numpy_reference as reference
 from cobra_edge.decode.backends import BACKENDS, open_decoder
@@ -16,16 +15,17 @@ from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
+from cobra_edge.environment.threads import physical_cores
 from cobra_edge.errors import InputError
-from cobra_edge.hadamard import hadamard_factors, hadamard_matrix, rotate
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.hadamard import hadamard_factors, hadamard_matrix, rotate
+from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
+from cobra_edge.formats.packing import QuantizedTensor
+from cobra_edge.formats.recipe import ROTATIONS
+from cobra_edge.formats.scheme import Scheme
+from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.model.config import MambaConfig, decoder_shapes
-from cobra_edge.packing import QuantizedTensor
 from cobra_edge.quantize.rtn import round_to_nearest
-from cobra_edge.recipe import ROTATIONS
-from cobra_edge.scheme import Scheme
-from cobra_edge.targets import target_named
-from cobra_edge.threads import physical_cores
 
 from .conftest import MINI, write_text_only
 from .handmade import INT_SCHEMES, magnitudes, mixed_recipe, write_bundle

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cobra_edge.bundle import VISION, Bundle
+from cobra_edge.bundle.reader import VISION, Bundle
 from cobra_edge.errors import BundleError, MachineError
-from cobra_edge.image import ImageTransform
-from cobra_edge.onnx_file import OPERATORS, require_plain_graph
+from cobra_edge.formats.onnx_file import OPERATORS, require_plain_graph
+from cobra_edge.inputs.image import ImageTransform
 from cobra_edge.run import command
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 from cobra_edge.vision.graph import onnx_export
 from cobra_edge.vision.graph.onnx_export import export_onnx
 from cobra_edge.vision.runtimes import open_vision

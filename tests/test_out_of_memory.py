@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from cobra_edge.bundle import DECODER, MANIFEST, Bundle, file_sha256
+from cobra_edge.bundle.memory_plan import memory_for
+from cobra_edge.bundle.reader import DECODER, MANIFEST, Bundle, file_sha256
 from cobra_edge.errors import MachineError
-from cobra_edge.memory import memory_for
 
 # The limit comes down right before the step in question, to what the process has by then and some room for small things: from
 # the start it would hit whatever import comes last.
@@ -19,7 +19,7 @@ PROGRAM = """
 import resource, sys
 from cobra_edge import bundle, run
 from cobra_edge.decode import cpu
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 def tight(owner, name):
     real = getattr(owner, name)

@@ -7,16 +7,16 @@ import unicodedata
 import msgspec
 import pytest
 
-from cobra_edge.bundle import MANIFEST, Bundle
+from cobra_edge.bundle.reader import MANIFEST, Bundle
 from cobra_edge.errors import InputError
+from cobra_edge.files.parsing import ParseError, parse_json, parse_toml, utf8_text
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.parsing import ParseError, parse_json, parse_toml, utf8_text
-from cobra_edge.regress.benchmarks.json_files import read_json, read_json_by_key, read_json_lines
 from cobra_edge.regress.budget import read_budget
 from cobra_edge.regress.outputs.history import append_history, read_history
 from cobra_edge.regress.outputs.write import report_json
 from cobra_edge.regress.report import read_report
-from cobra_edge.regress.suite import name_on_disk, numbered_lines, read_suite
+from cobra_edge.suite.benchmarks.json_files import read_json, read_json_by_key, read_json_lines
+from cobra_edge.suite.reader import name_on_disk, numbered_lines, read_suite
 
 from .conftest import MINI
 from .regress_reports import make_report
@@ -96,8 +96,8 @@ def test_budgets_reports_histories_and_benchmarks_with_a_mark_are_read(tmp_path)
 
 
 def test_a_budget_with_a_mark_is_updated(tmp_path):
-    from cobra_edge.regress.new_limits import update_budget
     from cobra_edge.regress.report import Figure
+    from cobra_edge.regress.update_budget import update_budget
 
     file = tmp_path / "budget.toml"
     file.write_bytes(MARK + b"# kept\n[schemes.fp16]\nkld_mean = {max = 1.0}\n")

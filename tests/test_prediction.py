@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from cobra_edge.bench import verbs
-from cobra_edge.bench.prediction import (
+from bench.predict_tables import off_cell, prediction_table, span
+from bench.speed_model import (
     ASSUMED,
     READ_OF_SHEET,
     Checked,
@@ -18,11 +18,11 @@ from cobra_edge.bench.prediction import (
     shape_config,
     token_ms,
 )
-from cobra_edge.bench.prediction_figures import off_cell, prediction_table, span
-from cobra_edge.bench.traffic import token_bytes
-from cobra_edge.recipe import uniform_recipe
-from cobra_edge.scheme import scheme_named
-from cobra_edge.terminal import run_command
+from cobra_edge.bench import command as verbs
+from cobra_edge.bench.roofline import token_bytes
+from cobra_edge.formats.recipe import uniform_recipe
+from cobra_edge.formats.scheme import scheme_named
+from cobra_edge.terminal.output import run_command
 
 COBRA = shape_config("cobra-3b")
 

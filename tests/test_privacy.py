@@ -18,7 +18,7 @@ import httpx
 import onnxruntime
 import pytest
 
-from cobra_edge.privacy import SWITCHES, switch_off_telemetry
+from cobra_edge.environment.privacy import SWITCHES, switch_off_telemetry
 
 from .conftest import MINI
 from .serve_case import PATIENCE

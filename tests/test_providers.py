@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from cobra_edge.bundle import VISION, Bundle
+from cobra_edge.bundle.reader import VISION, Bundle
 from cobra_edge.errors import BundleError, MachineError
 from cobra_edge.vision import session as vision_session
 from cobra_edge.vision.providers import PROVIDERS, eligible, provider_options

@@ -6,22 +6,23 @@ import sys
 import numpy as np
 import pytest
 
-from cobra_edge.bench import quality, quality_figures
-from cobra_edge.bench.builds import BUILDS
+from bench import quality_contest as quality
+from bench import quality_tables as quality_figures
+from bench.builds import BUILDS
+from bench.held_out import Answers, Questions, against, figures
+from bench.quality_contest import require_agreement
+from bench.quality_peers import LlamaCppFamily
+from bench.stored_bits import bundle_bits, gguf_bits, matrix_names, with_float_rest
+from bench.torch_peers import TorchFamily, TorchPeer
+from cobra_edge.bench.command import command
 from cobra_edge.bench.llamacpp import main as child_main
 from cobra_edge.bench.llamacpp import sizes_of, translated, write_gguf
-from cobra_edge.bench.quality import require_agreement
-from cobra_edge.bench.quality_peers import LlamaCppFamily
-from cobra_edge.bench.questions import Answers, Questions, against, figures
-from cobra_edge.bench.stored_bits import bundle_bits, gguf_bits, matrix_names, with_float_rest
-from cobra_edge.bench.torch_peers import TorchFamily, TorchPeer
-from cobra_edge.bench.verbs import command
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
+from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
-from cobra_edge.model.config import MambaConfig, decoder_shapes
+from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
 from cobra_edge.regress import intervals
-from cobra_edge.requirements import install_hint
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI_MAMBA, random_tensors
 
@@ -267,14 +268,14 @@ class Stub:
         return [r + self._off * np.arange(512) for r in self._reference]
 
     def answer(self, label, questions, on_lines):
-        from cobra_edge.bench.quality_peers import Answered
+        from bench.quality_peers import Answered
 
         return Answered(self._reference, with_float_rest(TINY, [], 0))
 
 
 def test_a_contest(questions, monkeypatch, tmp_path):
-    from cobra_edge.bench.builds import Build
-    from cobra_edge.bench.quality_peers import Answered
+    from bench.builds import Build
+    from bench.quality_peers import Answered
 
     logits = [saying(t) for t in questions.targets]
     bits = with_float_rest(TINY, [], 0)

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobra_edge.errors import InputError
-from cobra_edge.model.config import MambaConfig
-from cobra_edge.packing import QuantizedTensor, pack, unpack
+from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.formats.packing import QuantizedTensor, pack, unpack
+from cobra_edge.formats.recipe import Recipe, stored_tensors, uniform_recipe
+from cobra_edge.formats.scheme import SCHEMES, Scheme, scheme_named
 from cobra_edge.quantize.rtn import round_to_nearest
-from cobra_edge.recipe import Recipe, stored_tensors, uniform_recipe
-from cobra_edge.scheme import SCHEMES, Scheme, scheme_named
 
 QUANTIZED = [s for s in SCHEMES.values() if s.group_size and s.code_format == "int"]
 CONFIG = MambaConfig(256, 2, 512, 512, 16, 4, 16)

@@ -9,15 +9,15 @@ import sys
 
 import pytest
 
-from cobra_edge.bundle import Bundle
-from cobra_edge.regress import harness
+from cobra_edge.bundle.reader import Bundle
+from cobra_edge.regress import runner as harness
 from cobra_edge.regress.budget import read_budget
+from cobra_edge.regress.command import command
 from cobra_edge.regress.golden import read_golden
 from cobra_edge.regress.journal import locked
 from cobra_edge.regress.report import read_report
-from cobra_edge.regress.suite import HELDOUT, read_suite
-from cobra_edge.regress.verbs import command
-from cobra_edge.terminal import run_command
+from cobra_edge.suite.reader import HELDOUT, read_suite
+from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI
 from .regress_lines import write_lines
@@ -333,7 +333,8 @@ def test_a_run_interrupted_in_its_attribution_does_not_ask_again(build, lax, tmp
 def peak_mb(*arguments):
     """Return the largest resident size of a process that runs the command, in MB."""
     program = (
-        "import resource, sys; from cobra_edge.regress.verbs import command; from cobra_edge.terminal import run_command\n"
+        "import resource, sys; from cobra_edge.regress.command import command\n"
+        "from cobra_edge.terminal.output import run_command\n"
         "code = run_command(command, sys.argv[1:])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, file=sys.stderr); sys.exit(code)"
     )

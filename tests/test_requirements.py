@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from cobra_edge import requirements
+from cobra_edge.environment import requirements
+from cobra_edge.environment.requirements import install_hint, require_export
 from cobra_edge.errors import MachineError
-from cobra_edge.requirements import install_hint, require_export
 
 
 class Installed:

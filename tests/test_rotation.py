@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
+from cobra_edge.formats.recipe import ROTATIONS, Recipe
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.model.config import MambaConfig, decoder_shapes
-from cobra_edge.quantize.preparation import prepared
-from cobra_edge.recipe import ROTATIONS, Recipe
+from cobra_edge.quantize.transforms import prepared
 
 from .conftest import random_tensors
 from .naive_decoder import float64, naive_logits, random_scales, transformed

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cobra_edge import run
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI
 

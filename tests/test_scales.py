@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from cobra_edge.errors import InputError
-from cobra_edge.packing import QuantizedTensor
+from cobra_edge.formats.packing import QuantizedTensor
+from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.quantize.rtn import round_to_nearest
 from cobra_edge.quantize.scales import largest_value_scales, least_error_scales
-from cobra_edge.scheme import SCHEMES
 
 INT = [s for s in SCHEMES.values() if s.group_size and s.code_format == "int"]
 FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 1.05)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from cobra_edge.regress.scoring import METRICS
-from cobra_edge.regress.scoring.answer_text import (
+from cobra_edge.suite.reader import Line
+from cobra_edge.suite.scoring import METRICS
+from cobra_edge.suite.scoring.answer_text import (
     CONTRACTIONS,
     VIZWIZ_CONTRACTIONS,
     text_vqa_answer,
     vqa_reply,
     without_punctuation,
 )
-from cobra_edge.regress.scoring.boxes import box_of, intersection_over_union
-from cobra_edge.regress.suite import Line
+from cobra_edge.suite.scoring.boxes import box_of, intersection_over_union
 
 TEN = ("red",) * 5 + ("dark red",) * 3 + ("blue", "maroon")
 

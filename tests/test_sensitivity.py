@@ -8,24 +8,24 @@ import msgspec
 import numpy as np
 import pytest
 
-from cobra_edge import export as export_module
 from cobra_edge import sensitivity as verb
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import InputError
+from cobra_edge.export import command as export_module
+from cobra_edge.formats.model_config import decoder_shapes
+from cobra_edge.formats.recipe import MIXED, Recipe, matrix_bits, matrix_weights, uniform_recipe
+from cobra_edge.formats.safetensors_file import map_tensors
+from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.model.config import decoder_shapes
-from cobra_edge.quantize import mix as mix_module
-from cobra_edge.quantize.mix import choose_mix, option_bits, require_reachable, solve
+from cobra_edge.quantize import bit_allocation as mix_module
+from cobra_edge.quantize.bit_allocation import choose_mix, option_bits, require_reachable, solve
 from cobra_edge.quantize.questions import tokenised
 from cobra_edge.quantize.sensitivity import Sensitivity, candidates, passes, read_sensitivity, scan, write_sensitivity
-from cobra_edge.recipe import MIXED, Recipe, matrix_bits, matrix_weights, uniform_recipe
 from cobra_edge.regress.metrics import kl_divergence
-from cobra_edge.regress.suite import CALIBRATION, Line, read_suite, spread
-from cobra_edge.regress.trial import Trial
-from cobra_edge.scheme import SCHEMES
-from cobra_edge.tensor_file import map_tensors
-from cobra_edge.terminal import run_command
+from cobra_edge.regress.recipe_eval import Trial
+from cobra_edge.suite.reader import CALIBRATION, Line, read_suite, spread
+from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI, MINI_MAMBA, TINY_MAMBA
 from .export_case import sharing_exports
@@ -172,8 +172,8 @@ def test_a_budget_out_of_reach_is_refused_with_the_least_there_is():
 
 
 def test_bits_are_those_of_the_file(text_only, tmp_path):
+    from cobra_edge.formats.recipe import stored_tensors
     from cobra_edge.quantize.decoder_file import write_decoder
-    from cobra_edge.recipe import stored_tensors
 
     table, measure = additive(TINY_MAMBA)
     mix = choose_mix(TINY_MAMBA, BASE, table, 4.2, measure)

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 import cobra_edge
-from cobra_edge.generate import Sampling
-from cobra_edge.image import load_picture
-from cobra_edge.serve import answering
-from cobra_edge.serve.answering import Finished, ImageForgotten, Question, answer_in_slices
-from cobra_edge.serve.state_cache import StateCache
+from cobra_edge.decode.sampling import Sampling
+from cobra_edge.inputs.image import load_picture
+from cobra_edge.serve import generation as answering
+from cobra_edge.serve.generation import Finished, ImageForgotten, Question, answer_in_slices
+from cobra_edge.serve.prefix_cache import StateCache
 
 from .conftest import MINI
 

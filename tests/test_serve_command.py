@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
+from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
-from cobra_edge.requirements import install_hint
 from cobra_edge.serve.command import KEY_VARIABLE, _read_key, command
 from cobra_edge.serve.server import Address
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 
 
 def refused(capsys, *options):

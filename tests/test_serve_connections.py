@@ -25,8 +25,8 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from cobra_edge.serve.connections import patient_protocol
-from cobra_edge.serve.doors import guarded
 from cobra_edge.serve.limits import Limits
+from cobra_edge.serve.middleware.host_and_auth import guarded
 
 from .serve_case import until
 

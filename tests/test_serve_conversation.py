@@ -3,10 +3,10 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from cobra_edge.inputs.text import PromptTemplate, TextCodec
 from cobra_edge.serve.conversation import longer_key, prefix_keys, read_conversation
-from cobra_edge.serve.openai_api import ChatRequest
-from cobra_edge.serve.refusals import Refusal
-from cobra_edge.text import PromptTemplate, TextCodec
+from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.schemas import ChatRequest
 
 from .conftest import MINI
 

@@ -7,13 +7,13 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from cobra_edge.serve.admission import Admission
-from cobra_edge.serve.counting import CLIENT_GONE, Counted
-from cobra_edge.serve.doors import guarded
+from cobra_edge.serve.errors import Refusal
 from cobra_edge.serve.event_stream import EventStream
 from cobra_edge.serve.limits import Limits
-from cobra_edge.serve.openai_api import ErrorBody
-from cobra_edge.serve.refusals import Refusal
+from cobra_edge.serve.middleware.admission import Admission
+from cobra_edge.serve.middleware.host_and_auth import guarded
+from cobra_edge.serve.middleware.metrics import CLIENT_GONE, Counted
+from cobra_edge.serve.schemas import ErrorBody
 
 from .serve_case import PATIENCE, metric, question, served, until
 

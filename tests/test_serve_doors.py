@@ -11,11 +11,11 @@ import anyio
 import pytest
 
 from cobra_edge.errors import InputError
-from cobra_edge.serve.addresses import client_network, client_of
-from cobra_edge.serve.admission import Admission
-from cobra_edge.serve.bodies import Bodies
-from cobra_edge.serve.doors import WholeBody, allowed_hosts, guarded
+from cobra_edge.serve.address_policy import client_network, client_of
 from cobra_edge.serve.limits import Limits
+from cobra_edge.serve.middleware.admission import Admission
+from cobra_edge.serve.middleware.body import Bodies
+from cobra_edge.serve.middleware.host_and_auth import WholeBody, allowed_hosts, guarded
 
 LIMITS = Limits(body_bytes=100, body_seconds=0.2)
 JSON = ("content-type", "application/json")

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cobra_edge.image import ImageTransform, Normalisation, load_picture
+from cobra_edge.inputs.image import ImageTransform, Normalisation, load_picture
 from cobra_edge.serve import image_decoding
+from cobra_edge.serve.errors import Refusal
 from cobra_edge.serve.fair_slots import FairSlots
 from cobra_edge.serve.image_decoding import ImageDecoder
 from cobra_edge.serve.image_worker import Decoded, Refused, Setup, decode
 from cobra_edge.serve.limits import Limits
-from cobra_edge.serve.refusals import Refusal
 
 from .serve_case import PATIENCE, PICTURE, data_uri, metric, picture_part, question, served, until
 
@@ -256,7 +256,7 @@ def test_a_slow_image_keeps_no_answer_waiting_and_its_deadline_ends_it(mini_bund
 
 def test_an_image_that_is_forgotten_between_two_looks_is_decoded_after_all(mini_bundle):
     """The event loop asks whether an image is remembered; when its turn comes the state may have been given up."""
-    changed = "from cobra_edge.serve.state_cache import StateCache\nStateCache.holds = lambda cache, keys: True\n"
+    changed = "from cobra_edge.serve.prefix_cache import StateCache\nStateCache.holds = lambda cache, keys: True\n"
     with served(mini_bundle("w4a16-g128"), changed=changed) as server:
         asked = {"model": "cobra-mini", "messages": [question("How many objects are there?", picture_part())]}
         for stream in (False, True):

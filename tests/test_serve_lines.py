@@ -11,7 +11,7 @@ import threading
 import httpx
 import pytest
 
-from cobra_edge.serve.access_lines import EventLines
+from cobra_edge.serve.access_log import EventLines
 from cobra_edge.version import __version__
 
 from .serve_case import PATIENCE, START_SECONDS, question
@@ -94,7 +94,7 @@ def test_a_reader_that_left_ends_the_lines_and_not_the_server(caplog):
 @pytest.mark.parametrize("option", ["--connections-per-address", "--requests-per-address"])
 def test_a_share_suffices_for_a_browser(option, capsys):
     from cobra_edge.serve.command import command
-    from cobra_edge.terminal import run_command
+    from cobra_edge.terminal.output import run_command
 
     assert run_command(command, ["nowhere", option, "3"]) == 2
     assert option in capsys.readouterr().err

@@ -16,8 +16,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 import cobra_edge
-from cobra_edge.generate import Sampling
-from cobra_edge.serve.openai_api import ChatRequest
+from cobra_edge.decode.sampling import Sampling
+from cobra_edge.serve.schemas import ChatRequest
 
 from .serve_case import MODEL, PICTURE, client, data_uri, picture_part, question, served
 

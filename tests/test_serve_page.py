@@ -8,8 +8,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from cobra_edge.serve.errors import Refusal
 from cobra_edge.serve.page_route import page_paths, page_router
-from cobra_edge.serve.refusals import Refusal
 
 from .browser_case import browser, contrast, luminance, opened
 from .page_server import MODEL, Said, answered, ask, complaints, fake, show_demo, visit

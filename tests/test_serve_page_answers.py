@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cobra_edge.serve.refusals import Refusal
+from cobra_edge.serve.errors import Refusal
 
 from .browser_case import browser, opened
 from .page_server import DEMO, MODEL, Said, answered, ask, fake, show_demo, visit

@@ -8,7 +8,7 @@ import io
 import pytest
 from PIL import Image
 
-from cobra_edge.serve.refusals import Refusal
+from cobra_edge.serve.errors import Refusal
 
 from .browser_case import browser, opened
 from .page_server import DEMO, MODEL, answered, ask, fake, show_demo, visit

@@ -22,12 +22,12 @@ import pytest
 from PIL import Image
 
 from cobra_edge.errors import InputError
-from cobra_edge.serve.addresses import Address, is_public
-from cobra_edge.serve.fetching import Fetcher, resolve
-from cobra_edge.serve.image_hosts import ImageHosts, Location
+from cobra_edge.serve.address_policy import Address, is_public
+from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.image_fetcher import Fetcher, resolve
+from cobra_edge.serve.image_input import PictureSource
 from cobra_edge.serve.limits import Limits
-from cobra_edge.serve.picture_source import PictureSource
-from cobra_edge.serve.refusals import Refusal
+from cobra_edge.serve.url_policy import ImageHosts, Location
 
 LIMITS = Limits(picture_bytes=2000, picture_pixels=1000, fetch_seconds=2.0)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cobra_edge.serve.openai_api import ChatRequest
 from cobra_edge.serve.request_fields import (
     IGNORED_IMAGE_URL_FIELDS,
     IGNORED_MESSAGE_FIELDS,
@@ -14,6 +13,7 @@ from cobra_edge.serve.request_fields import (
     IGNORED_REQUEST_FIELDS,
     UNKNOWN_FIELD,
 )
+from cobra_edge.serve.schemas import ChatRequest
 
 TEXT = {"type": "text", "text": "How many?"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from cobra_edge.errors import InputError
-from cobra_edge.serve.admission import Admission, AdmissionDoor
-from cobra_edge.serve.answering import Finished
+from cobra_edge.serve.answer_stream import in_time, listen, unless_gone
+from cobra_edge.serve.errors import Refusal
 from cobra_edge.serve.fair_queue import FairQueue
-from cobra_edge.serve.listening import in_time, listen, unless_gone
-from cobra_edge.serve.refusals import Refusal
+from cobra_edge.serve.generation import Finished
+from cobra_edge.serve.middleware.admission import Admission, AdmissionDoor
 from cobra_edge.serve.scheduler import Scheduler, Ticket
 
 END = Finished("stop", 0, 1, 0, 1, "nothing", 0.0, None, None)

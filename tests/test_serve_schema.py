@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import checks
 from schemathesis.generation import GenerationMode
 
-from cobra_edge.serve.openai_api import UNSUPPORTED
+from cobra_edge.serve.schemas import UNSUPPORTED
 
 from .serve_case import MODEL, served
 

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 import cobra_edge
-from cobra_edge import session as session_module
-from cobra_edge.bundle import Bundle
+from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode import backends
 from cobra_edge.decode.decoder import DEFAULT_OPTIONS, DecoderOptions
 from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.decode.sampling import Sampling, choose
 from cobra_edge.errors import InputError
-from cobra_edge.generate import Sampling, choose
-from cobra_edge.text import PromptTemplate, TextCodec
+from cobra_edge.inference import session as session_module
+from cobra_edge.inputs.text import PromptTemplate, TextCodec
 from cobra_edge.vision.runtimes import open_vision
 
 from .conftest import MINI

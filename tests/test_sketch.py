@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from cobra_edge.regress.sketch import SKETCH, sketched
+from cobra_edge.regress.state_sketch import SKETCH, sketched
 
 
 def states(count, layers=4, shape=(512, 16)):

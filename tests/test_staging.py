@@ -8,10 +8,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from cobra_edge import staging
-from cobra_edge.bundle import MANIFEST, staged_directory
+from cobra_edge.bundle.reader import MANIFEST, staged_directory
 from cobra_edge.errors import InputError
-from cobra_edge.staging import rename_new, scratch_directory, staged_file
+from cobra_edge.files import staging
+from cobra_edge.files.staging import rename_new, scratch_directory, staged_file
 
 
 @pytest.fixture(params=["renameat2", "neither flag"])
@@ -111,7 +111,7 @@ def test_a_bundle_that_is_reached_by_a_link_is_replaced_where_it_lies(tmp_path, 
 LEAVES = """
 import os, signal, sys
 from pathlib import Path
-from cobra_edge.staging import scratch_directory
+from cobra_edge.files.staging import scratch_directory
 with scratch_directory(Path(sys.argv[1])) as scratch:
     (scratch / "decoder.safetensors").write_bytes(b"x")
     if sys.argv[2] == "killed":

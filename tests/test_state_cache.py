@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cobra_edge
-from cobra_edge import ownership
-from cobra_edge.decode.card.state import CardState
+from cobra_edge.decode.cuda.state import CardState
 from cobra_edge.decode.decoder import DecoderState
 from cobra_edge.errors import InputError
-from cobra_edge.model.config import MambaConfig
-from cobra_edge.serve import state_files
-from cobra_edge.serve.state_cache import StateCache
-from cobra_edge.serve.state_files import StateFiles
+from cobra_edge.files import ownership
+from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.serve import prefix_cache_disk as state_files
+from cobra_edge.serve.prefix_cache import StateCache
+from cobra_edge.serve.prefix_cache_disk import StateFiles
 
 from .conftest import MINI
 

@@ -11,15 +11,7 @@ from typing import Any
 import pytest
 
 from cobra_edge.errors import InputError
-from cobra_edge.regress.suite import (
-    LONGEST_LINE_BYTES,
-    BadLine,
-    Line,
-    missing_picture,
-    pictures_of,
-    read_suite,
-    write_suite,
-)
+from cobra_edge.suite.reader import LONGEST_LINE_BYTES, BadLine, Line, missing_picture, pictures_of, read_suite, write_suite
 
 GOOD: dict[str, Any] = {"prompt": "Is it red?", "answer": "Yes", "task": "colour"}
 

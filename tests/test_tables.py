@@ -3,7 +3,7 @@
 import pytest
 
 from cobra_edge.bench.decode_tables import figure_cell
-from cobra_edge.tables import figure
+from cobra_edge.terminal.output import figure
 
 
 @pytest.mark.parametrize(

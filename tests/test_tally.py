@@ -8,13 +8,13 @@ import pytest
 
 from cobra_edge.errors import DriftError, InputError
 from cobra_edge.regress import intervals
-from cobra_edge.regress.compared import compared
+from cobra_edge.regress.aggregate import WORST, Tally
+from cobra_edge.regress.line_metrics import compared
 from cobra_edge.regress.measures import MEASURES, measure_named
-from cobra_edge.regress.reading import Reading
+from cobra_edge.regress.predictions import Reading
 from cobra_edge.regress.report import Figure
-from cobra_edge.regress.scoring import METRICS
-from cobra_edge.regress.tally import WORST, Tally
 from cobra_edge.regress.top_tokens import TopTokens
+from cobra_edge.suite.scoring import METRICS
 
 from .regress_lines import asked_line, compared_line, plain_kl, random_log_probs
 

@@ -20,10 +20,10 @@ import onnx
 import pytest
 
 from cobra_edge import build
-from cobra_edge.bundle import MANIFEST, VISION, Bundle, file_entries
+from cobra_edge.bundle.manifest import VisionGraph
+from cobra_edge.bundle.reader import MANIFEST, VISION, Bundle, file_entries
 from cobra_edge.errors import BundleError, MachineError
-from cobra_edge.manifest import VisionGraph
-from cobra_edge.terminal import run_command, stages
+from cobra_edge.terminal.output import run_command, stages
 from cobra_edge.vision import runtimes
 from cobra_edge.vision.engines import device_buffers, tensorrt, tensorrt_build, tensorrt_job
 from cobra_edge.vision.engines.cache import EngineCache
@@ -501,7 +501,7 @@ def test_a_graph_that_tensorrt_cannot_read(
     copy = shutil.copytree(path, tmp_path / "copy")
     (copy / VISION).write_bytes(b"\xff not a graph")
     assert "not ONNX" in refused(_vouched(copy), capsys, 2) and not _engines()  # TensorRT is not even asked
-    monkeypatch.setattr("cobra_edge.bundle.require_plain_graph", lambda *_: None)
+    monkeypatch.setattr("cobra_edge.bundle.reader.require_plain_graph", lambda *_: None)
     said = refused(_vouched(copy), capsys, 3)
     assert "TensorRT 10.3.0 cannot read" in said and "not an ONNX graph" in said and not _engines()
 

@@ -15,16 +15,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cobra_edge.bundle import VISION, Bundle, file_entries
+from cobra_edge.bundle.engine_key import EngineKey
+from cobra_edge.bundle.manifest import Manifest, VisionGraph
+from cobra_edge.bundle.reader import VISION, Bundle, file_entries
+from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import BundleError, InputError, MachineError
-from cobra_edge.manifest import Manifest, VisionGraph
-from cobra_edge.requirements import install_hint
-from cobra_edge.targets import target_named
+from cobra_edge.formats.targets import target_named
 from cobra_edge.vision.engines import build_memory, device_buffers, rtx_builder, tensorrt_rtx
-from cobra_edge.vision.engines.cache import EngineCache, EngineKey
+from cobra_edge.vision.engines.cache import EngineCache
 from cobra_edge.vision.engines.layer_summary import Layer, LayerSummary, Tensor, read_layers
 from cobra_edge.vision.engines.rtx_vision import open_engine, refuses, wanted_key
-from cobra_edge.vision.engines.splice import MAGIC, Header, Piece, restore_weights, strip_weights
+from cobra_edge.vision.engines.weight_stripping import MAGIC, Header, Piece, restore_weights, strip_weights
 from cobra_edge.vision.runtimes import open_vision
 
 from .fake_cuda import FakeCuda

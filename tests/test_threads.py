@@ -7,17 +7,23 @@ import sys
 import pytest
 import torch
 
-from cobra_edge import calibrate, chat, export, run, sensitivity, serve, threads, watch
+from cobra_edge import run, sensitivity, serve
 from cobra_edge.bench import command as bench
-from cobra_edge.bench.decode_verb import decode
-from cobra_edge.bundle import Bundle
+from cobra_edge.bench.decode_command import decode
+from cobra_edge.bundle.reader import Bundle
+from cobra_edge.calibrate import command as calibrate
+from cobra_edge.chat import command as chat
 from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions
-from cobra_edge.regress import verb as regress
-from cobra_edge.regress.adapters import lm_eval_verb, lmms_eval_verb
-from cobra_edge.terminal import run_command
-from cobra_edge.threads import default_threads, physical_cores, use_threads
+from cobra_edge.environment import threads
+from cobra_edge.environment.threads import default_threads, physical_cores, use_threads
+from cobra_edge.export import command as export
+from cobra_edge.regress import run_command as regress
+from cobra_edge.regress.adapters import lm_eval_command as lm_eval_verb
+from cobra_edge.regress.adapters import lmms_eval_command as lmms_eval_verb
+from cobra_edge.terminal.output import run_command
 from cobra_edge.vision.session import runtime_options
+from cobra_edge.watch import command as watch
 
 COMPUTING = {
     "export": export.command,
@@ -144,7 +150,7 @@ AS_EXPORT_DOES = """
 import os, sys
 from cobra_edge import export
 assert "torch" not in sys.modules and "OMP_NUM_THREADS" not in os.environ
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
 assert run_command(export.command, ["--target", "cpu", "--checkpoint", "/nowhere", "--threads", "1"]) == 2
 import torch
 print(torch.get_num_threads(), os.environ["GOMP_SPINCOUNT"])

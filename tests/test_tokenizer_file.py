@@ -8,11 +8,11 @@ import shutil
 import pytest
 from tokenizers import Tokenizer
 
-from cobra_edge.bundle import TOKENIZER
+from cobra_edge.bundle.reader import TOKENIZER
 from cobra_edge.errors import InputError
+from cobra_edge.inputs.text import Mark, Prompt, PromptTemplate, TextCodec, given_answer
 from cobra_edge.run import command
-from cobra_edge.terminal import run_command
-from cobra_edge.text import Mark, Prompt, PromptTemplate, TextCodec, given_answer
+from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI
 from .test_bundle import rehash
@@ -174,7 +174,7 @@ REFUSED = {
 def test_what_these_models_have_not_is_refused_before_the_library_parses_it(tmp_path, monkeypatch, what):
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(REFUSED[what]))
-    monkeypatch.setattr("cobra_edge.text.Tokenizer", None)
+    monkeypatch.setattr("cobra_edge.inputs.text.Tokenizer", None)
     with pytest.raises(InputError, match=r"tokenizer\.json: "):
         TextCodec.open(file, 512)
 
@@ -185,7 +185,7 @@ def test_what_these_models_have_not_is_refused_before_the_library_parses_it(tmp_
 def test_what_is_no_json_is_refused(tmp_path, monkeypatch, content):
     file = tmp_path / "tokenizer.json"
     file.write_bytes(content)
-    monkeypatch.setattr("cobra_edge.text.Tokenizer", None)
+    monkeypatch.setattr("cobra_edge.inputs.text.Tokenizer", None)
     with pytest.raises(InputError, match=r"tokenizer\.json: "):
         TextCodec.open(file, 512)
 
@@ -236,8 +236,8 @@ def test_whatever_the_library_raises_is_an_input_error(monkeypatch, raised):
         decode = step = from_str = encode
 
     codec = TextCodec(Failing(), 0, {})
-    monkeypatch.setattr("cobra_edge.text.DecodeStream", Failing)
-    monkeypatch.setattr("cobra_edge.text.Tokenizer", Failing())
+    monkeypatch.setattr("cobra_edge.inputs.text.DecodeStream", Failing)
+    monkeypatch.setattr("cobra_edge.inputs.text.Tokenizer", Failing())
     with pytest.raises(InputError, match="the tokenizer cannot encode this text"):
         codec.encode("a")
     with pytest.raises(InputError, match="the tokenizer cannot decode what was generated"):

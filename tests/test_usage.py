@@ -8,9 +8,8 @@ import pytest
 
 from cobra_edge.cli import VERBS
 from cobra_edge.cli import command as cobra_edge
-from cobra_edge.errors import near_matches
-from cobra_edge.suggestions import COMMAND_SYNONYMS, OPTION_SYNONYMS, close_matches
-from cobra_edge.terminal import run_command
+from cobra_edge.terminal.output import run_command
+from cobra_edge.terminal.suggestions import COMMAND_SYNONYMS, OPTION_SYNONYMS, close_matches, near_matches
 
 
 def commands(group: click.Command, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:

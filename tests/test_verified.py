@@ -8,10 +8,12 @@ import time
 
 import pytest
 
-from cobra_edge import inspect, ownership, verified
-from cobra_edge.bundle import DECODER, MANIFEST, Bundle, file_sha256
+from cobra_edge import inspect
+from cobra_edge.bundle import hash_cache as verified
+from cobra_edge.bundle.reader import DECODER, MANIFEST, Bundle, file_sha256
 from cobra_edge.errors import BundleError
-from cobra_edge.terminal import run_command
+from cobra_edge.files import ownership
+from cobra_edge.terminal.output import run_command
 
 SECOND_NS = 1_000_000_000
 

@@ -6,8 +6,8 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from cobra_edge.formats.model_config import PROJECTOR_KINDS, EncoderConfig, VisionConfig, projector_kind, projector_shapes
 from cobra_edge.model.backbones import VISION_BACKBONES, vision_backbone
-from cobra_edge.model.config import PROJECTOR_KINDS, EncoderConfig, VisionConfig, projector_kind, projector_shapes
 from cobra_edge.model.projector import Projector
 from cobra_edge.model.vision import VisionTower
 
@@ -106,8 +106,8 @@ def test_backbones_agree_with_the_published_numbers():
 
 def small(kind, encoders=MINI.encoders, size=112):
     """Return a model of random weights with a projector of a kind, and its config."""
+    from cobra_edge.formats.model_config import CobraConfig, MambaConfig, VisionConfig
     from cobra_edge.model.cobra import VisionModel
-    from cobra_edge.model.config import CobraConfig, MambaConfig, VisionConfig
 
     torch.manual_seed(1)
     vision = VisionConfig("test", encoders, size)

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from cobra_edge.errors import BundleError, InputError
-from cobra_edge.image import ImageTransform, load_picture
+from cobra_edge.formats.model_config import CobraConfig, MambaConfig, VisionConfig
+from cobra_edge.formats.precision import precision_named
+from cobra_edge.formats.targets import target_named, why_not_precision
+from cobra_edge.inputs.image import ImageTransform, load_picture
 from cobra_edge.model.backbones import VISION_BACKBONES
-from cobra_edge.model.config import CobraConfig, MambaConfig, VisionConfig
-from cobra_edge.precision import precision_named
-from cobra_edge.targets import target_named, why_not_precision
-from cobra_edge.vision.graph import exportable, smoothing
+from cobra_edge.vision.graph import exportable
+from cobra_edge.vision.graph import smoothquant as smoothing
 from cobra_edge.vision.graph.emulation import write_emulated
 from cobra_edge.vision.graph.exportable import make_exportable
 from cobra_edge.vision.graph.onnx_export import export_onnx
@@ -248,7 +249,7 @@ def test_a_precision_that_the_target_cannot_run_is_refused(target, precision, re
 
 
 def test_every_target_can_run_its_own_precision():
-    from cobra_edge.targets import targets
+    from cobra_edge.formats.targets import targets
 
     for target in targets().values():
         assert why_not_precision(target, precision_named(target.vision_precision)) is None

@@ -11,16 +11,18 @@ import sys
 import msgspec
 import pytest
 
-from cobra_edge import ownership, verified
-from cobra_edge.assemble import export_bundle
-from cobra_edge.assemble_vision import checked_engine, checked_precision
-from cobra_edge.bundle import MANIFEST, Bundle
+from cobra_edge.bundle import hash_cache as verified
+from cobra_edge.bundle.engine_key import EngineKey
+from cobra_edge.bundle.reader import MANIFEST, Bundle
 from cobra_edge.errors import BundleError, InputError, MachineError
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.export.vision import checked_engine, checked_precision
+from cobra_edge.files import ownership
+from cobra_edge.formats.targets import target_named
 from cobra_edge.regress.budget import read_budget
-from cobra_edge.targets import target_named
 from cobra_edge.vision import runtimes
 from cobra_edge.vision.engines import device_buffers, tensorrt_rtx
-from cobra_edge.vision.engines.cache import EngineCache, EngineKey
+from cobra_edge.vision.engines.cache import EngineCache
 from cobra_edge.vision.runtimes import open_vision
 
 KEY = EngineKey("tensorrt-rtx", "1.7.1", ("8.6",), "fp32", "0" * 64)

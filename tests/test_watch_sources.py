@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cobra_edge import watch
 from cobra_edge.errors import InputError, MachineError
-from cobra_edge.image_format import FORMATS
-from cobra_edge.terminal import run_command
-from cobra_edge.watching import directory as directory_module
-from cobra_edge.watching import reconnecting, snapshots
-from cobra_edge.watching.answers import frame_answers
-from cobra_edge.watching.camera import Camera
-from cobra_edge.watching.directory import PictureDirectory
-from cobra_edge.watching.frames import Frame, SourceGone, grabbing
-from cobra_edge.watching.reconnecting import Reconnecting
-from cobra_edge.watching.unreadable import Unreadable, UnreadableImages
+from cobra_edge.inputs.image_format import FORMATS
+from cobra_edge.terminal.output import run_command
+from cobra_edge.watch import command as watch
+from cobra_edge.watch import directory as directory_module
+from cobra_edge.watch import reconnect as reconnecting
+from cobra_edge.watch import snapshots
+from cobra_edge.watch.answers import frame_answers
+from cobra_edge.watch.camera import Camera
+from cobra_edge.watch.directory import PictureDirectory
+from cobra_edge.watch.frames import Frame, SourceGone, grabbing
+from cobra_edge.watch.reconnect import Reconnecting
+from cobra_edge.watch.unreadable import Unreadable, UnreadableImages
 
 from .conftest import MINI
 from .test_watch import Capture, Fake, device  # noqa: F401 # a fixture

@@ -1,5 +1,1 @@
-"""What `cobra-edge bench` measures. Results are JSON under bench/results, tables and plots are made from them."""
-
-from .verbs import command
-
-__all__ = ["command"]
+"""What `cobra-edge bench` measures of a bundle on this machine. Results are JSON under bench/results."""

@@ -1,6 +1,6 @@
 """`python -m cobra_edge.bench`."""
 
-from ..terminal import main_of
-from .verbs import command
+from ..terminal.output import main_of
+from .command import command
 
 main_of(command)()

@@ -16,18 +16,18 @@ from typing import Any
 
 from rich.progress import Progress
 
-from ..bundle import DECODER, Bundle
+from ..bundle.memory_plan import state_bytes
+from ..bundle.reader import DECODER, Bundle
 from ..decode.cpu import CpuDecoder
 from ..decode.decoder import DecoderOptions
-from ..memory import state_bytes
-from ..recipe import matrix_names, quantized_scheme
-from ..threads import default_threads
-from .contestants import Contestant, Native, readings_of
-from .follow_up import measure_follow_up
+from ..environment.threads import default_threads
+from ..formats.recipe import matrix_names, quantized_scheme
 from .gate import check
 from .limits import Memory, peak_products, prefill_products
-from .residence import measure_residence
+from .prefix_reuse import measure_follow_up
 from .rounds import Figures, Round, described, in_turns, limits_of, prompt_figures, ratios, step_figures
+from .runners import Contestant, Native, readings_of
+from .startup import measure_residence
 
 _SETTLE_SECONDS = 0.05  # threads of the one before spin for a while before they sleep
 _WARM_TOKENS = 16

@@ -10,19 +10,20 @@ from typing import Any
 from rich.progress import Progress
 from rich.table import Table
 
-from ..bundle import Bundle
+from ..bundle.reader import Bundle
 from ..decode.cpu import why_not
-from ..errors import InputError, MachineError, near_matches
-from ..scheme import scheme_named
-from ..terminal import progress
-from .asked_decode import BUNDLES, DEFAULT_SHAPE, DEFAULTS, Asked
-from .contestants import Contestant
+from ..errors import InputError, MachineError
+from ..formats.scheme import scheme_named
+from ..terminal.output import progress
+from ..terminal.suggestions import near_matches
 from .decode import Plan, measure_bundle
+from .decode_options import BUNDLES, DEFAULT_SHAPE, DEFAULTS, Asked
 from .decode_tables import decode_tables
 from .machine import machine
 from .peers import PEERS, SCRIPT, LlamaCppFiles
 from .random_bundle import random_bundle
 from .results import keep
+from .runners import Contestant
 from .shapes import shape_named
 
 Opponent = AbstractContextManager["Contestant | None"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..tables import cell, figure, megabytes
+from ..terminal.output import cell, figure, megabytes
 from .spread import Spread
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from ..decode.sampling import GREEDY
 from ..errors import InputError
-from ..generate import GREEDY, generate
-from ..image import load_picture
-from ..resources import MINI
-from ..session import Session
+from ..formats.package_data import MINI
+from ..inference.generate import generate
+from ..inference.session import Session
+from ..inputs.image import load_picture
 from .spread import spread
 
 PICTURE = MINI / "demo.png"

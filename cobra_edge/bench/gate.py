@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from rich.progress import Progress
 
-from ..bundle import Bundle
+from ..bundle.reader import Bundle
 from ..decode.cpu import CpuDecoder
 from ..decode.decoder import DecoderOptions
 from ..decode.numpy_reference import NumpyDecoder

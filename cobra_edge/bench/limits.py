@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from ..errors import MachineError
-from ..model.config import MambaConfig
+from ..formats.model_config import MambaConfig
 
 _BANDWIDTH_BYTES = 1 << 30  # far beyond any cache
 

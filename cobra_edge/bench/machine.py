@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..processor import processor_name
+from ..decode.processor import processor_name
 
 
 def machine() -> dict[str, Any]:

@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 from rich.progress import Progress
 
+from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
-from ..model.config import MambaConfig
-from ..requirements import install_hint
+from ..formats.model_config import MambaConfig
 
 PEERS = ("llama.cpp",)
 SCRIPT = Path(__file__).with_name("llamacpp.py")

@@ -9,23 +9,23 @@ import msgspec
 import numpy as np
 from rich.progress import Progress
 
-from ..bundle import CARD, DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_entries, staged_directory
+from ..bundle.manifest import SCHEMA_VERSION, Manifest, PromptFile, Source
+from ..bundle.memory_plan import decoder_bytes, plan_memory
+from ..bundle.reader import CARD, DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_entries, staged_directory
 from ..errors import BundleError
-from ..manifest import SCHEMA_VERSION, Manifest, PromptFile, Source
-from ..memory import decoder_bytes, plan_memory
-from ..model.config import CobraConfig, MambaConfig, decoder_shapes
-from ..recipe import StoredTensor, quantized_scheme, stored_tensors, uniform_recipe
-from ..regress.asked import asked_suite
+from ..formats.model_config import CobraConfig, MambaConfig, decoder_shapes
+from ..formats.package_data import MINI
+from ..formats.recipe import StoredTensor, quantized_scheme, stored_tensors, uniform_recipe
+from ..formats.safetensors_file import TensorFileWriter
+from ..formats.scheme import Scheme, scheme_named
+from ..formats.targets import target_named
+from ..inputs.text import END_OF_TEXT, PromptTemplate, TextCodec
 from ..regress.golden import write_golden
-from ..regress.reading import Reading
-from ..regress.sketch import SKETCH
-from ..regress.suite import Line
+from ..regress.predictions import Reading
+from ..regress.state_sketch import SKETCH
 from ..regress.top_tokens import TopTokens
-from ..resources import MINI
-from ..scheme import Scheme, scheme_named
-from ..targets import target_named
-from ..tensor_file import TensorFileWriter
-from ..text import END_OF_TEXT, PromptTemplate, TextCodec
+from ..suite.reader import Line
+from ..suite.tokenized import asked_suite
 from ..version import __version__
 
 _SCALES = ".scales"

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ..formats.model_config import decoder_shapes, projector_kind, projector_shapes
+from ..formats.package_data import MINI
 from ..model.backbones import vision_backbone
-from ..model.config import decoder_shapes, projector_kind, projector_shapes
 from ..model.vision import Encoder, encoder_file
-from ..resources import MINI
 from .shapes import shape_named
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.progress import Progress
 
+from ..environment.requirements import install_hint
 from ..errors import MachineError
-from ..requirements import install_hint
 from .machine import Finished, measure
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .contestants import Contestant
+from .runners import Contestant
 from .spread import spread
 
 Figures = dict[str, float]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..errors import MachineError
-from ..resources import MINI
+from ..formats.package_data import MINI
 
 if TYPE_CHECKING:
     import httpx

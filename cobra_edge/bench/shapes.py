@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..errors import InputError, near_matches
+from ..errors import InputError
+from ..formats.model_config import MambaConfig
 from ..model.backbones import language_backbone
-from ..model.config import MambaConfig
+from ..terminal.suggestions import near_matches
 
 
 class Shape(NamedTuple):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import MachineError
-from .card import Card, captured
+from .gpu import Card, captured
 
 _HALF = 2  # bytes of a float16
 _WORKING_BYTES = 1 << 30  # beside a cache, something must be left to compute in

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from ..errors import MachineError
-from ..model.config import projector_shapes
+from ..formats.model_config import projector_shapes
 from ..model.vision import VisionTower
 from ..vision.engines.layer_summary import LayerSummary
 from .machine import Finished, measure
 from .spread import spread
-from .tower import config_of
+from .vision_towers import config_of
 from .written_graph import a_picture, open_written
 
 TIMED = ("fp32", "fp16", "int8")  # onnxruntime multiplies no bf16 on a processor, and takes fp16 in float32
@@ -103,7 +103,7 @@ def tower_flops(shape: str) -> int:
 
 
 def _written(shape: str, precision: str, directory: Path) -> dict[str, Any]:
-    done = measure(["cobra_edge.bench.tower", shape, precision, str(directory)])
+    done = measure(["cobra_edge.bench.vision_towers", shape, precision, str(directory)])
     graph = _answer(done, f"writing {shape} in {precision}")["graph"]
     files = {f.name: f.stat().st_size for f in sorted(directory.iterdir()) if f.name.startswith("vision.onnx")}
     return {

@@ -14,13 +14,13 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from ..bundle import VISION, file_sha256
+from ..bundle.manifest import VisionGraph
+from ..bundle.reader import VISION, file_sha256
 from ..errors import MachineError
-from ..image import ImageTransform
-from ..manifest import VisionGraph
-from ..model.config import CobraConfig
-from ..targets import target_named
-from ..terminal import main_of, print_json, stages
+from ..formats.model_config import CobraConfig
+from ..formats.targets import target_named
+from ..inputs.image import ImageTransform
+from ..terminal.output import main_of, print_json, stages
 from ..vision.session import VisionSession
 
 _GRAPH, _CONFIG = "graph.json", "config.json"

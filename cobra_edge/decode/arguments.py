@@ -8,7 +8,7 @@ from typing import SupportsIndex
 import numpy as np
 
 from ..errors import InputError
-from ..model.config import MambaConfig
+from ..formats.model_config import MambaConfig
 
 
 def checked_tokens(tokens: Sequence[SupportsIndex], config: MambaConfig) -> np.ndarray:

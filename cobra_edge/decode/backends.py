@@ -7,14 +7,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..bundle import Bundle
-from ..errors import InputError, MachineError, near_matches
-from ..hadamard import LARGEST_WRITTEN_OUT
-from ..memory import memory_for
-from ..quantize.bitsandbytes_codes import why_no_bitsandbytes
-from ..requirements import install_hint
-from ..scheme import SCHEMES
-from .card.driver import why_no_card, why_no_torch_kernels, why_no_triton
+from ..bundle.memory_plan import memory_for
+from ..bundle.reader import Bundle
+from ..environment.requirements import install_hint
+from ..errors import InputError, MachineError
+from ..formats.bitsandbytes_codes import why_no_bitsandbytes
+from ..formats.hadamard import LARGEST_WRITTEN_OUT
+from ..formats.scheme import SCHEMES
+from ..terminal.suggestions import near_matches
+from .cuda.driver import why_no_card, why_no_torch_kernels, why_no_triton
 from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions, Weights
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Backend:
 
 
 def _triton(bundle: Bundle, options: DecoderOptions) -> Decoder:
-    from .cuda import CudaDecoder
+    from .cuda.decoder import CudaDecoder
 
     return CudaDecoder(bundle, options)
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..bundle import Bundle
-from ..packing import NF4_LEVELS, QuantizedTensor
-from ..quantize.bitsandbytes_codes import load_bitsandbytes
-from ..scheme import CodeFormat
+from ..bundle.reader import Bundle
+from ..formats.bitsandbytes_codes import load_bitsandbytes
+from ..formats.packing import NF4_LEVELS, QuantizedTensor
+from ..formats.scheme import CodeFormat
 from .torch_reference import Forward, TorchDecoder
 
 _CPU = torch.device("cpu")

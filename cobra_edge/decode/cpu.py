@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle.reader import Bundle
+from ..environment.threads import default_threads, physical_cores
 from ..errors import InputError
-from ..hadamard import hadamard_factors, hadamard_matrix
-from ..packing import QuantizedTensor
-from ..threads import default_threads, physical_cores
+from ..formats.hadamard import hadamard_factors, hadamard_matrix
+from ..formats.packing import QuantizedTensor
 from .arguments import checked_embeddings, checked_tokens
 from .decoder import DecoderOptions, DecoderState, Weights
 

@@ -10,12 +10,13 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..errors import InputError, near_matches
-from ..model.config import MambaConfig
-from ..packing import QuantizedTensor
-from ..recipe import Recipe, StoredTensor
-from ..tensor_file import read_tensors
+from ..bundle.reader import Bundle
+from ..errors import InputError
+from ..formats.model_config import MambaConfig
+from ..formats.packing import QuantizedTensor
+from ..formats.recipe import Recipe, StoredTensor
+from ..formats.safetensors_file import read_tensors
+from ..terminal.suggestions import near_matches
 
 ACTIVATIONS = ("float32", "int8")
 

@@ -10,9 +10,9 @@ import logging
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..hadamard import rotate, unrotate
-from ..packing import QuantizedTensor
+from ..bundle.reader import Bundle
+from ..formats.hadamard import rotate, unrotate
+from ..formats.packing import QuantizedTensor
 from .arguments import checked_embeddings, checked_tokens
 from .decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState, Weights
 

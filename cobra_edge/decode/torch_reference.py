@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..bundle import Bundle
-from ..hadamard import hadamard_matrix
+from ..bundle.reader import Bundle
+from ..formats.hadamard import hadamard_matrix
+from ..formats.packing import QuantizedTensor
 from ..model.mamba import Mamba, MambaState
-from ..packing import QuantizedTensor
 from .arguments import checked_embeddings, checked_tokens
-from .card.state import CardState, on_card
+from .cuda.kernels.matrix import CardMatrix
+from .cuda.state import CardState, on_card
 from .decoder import DecoderState
-from .kernels.matrix import CardMatrix
 
 _CPU = torch.device("cpu")
 _EMBEDDING, _HEAD = "backbone.embedding", "lm_head"

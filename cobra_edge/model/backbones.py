@@ -9,8 +9,9 @@ import re
 
 import msgspec
 
-from ..errors import InputError, near_matches
-from .config import EncoderConfig, MambaConfig, VisionConfig
+from ..errors import InputError
+from ..formats.model_config import EncoderConfig, MambaConfig, VisionConfig
+from ..terminal.suggestions import near_matches
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -17,11 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import CheckpointError, near_matches
-from ..git_lfs import is_pointer, pointer_message
-from ..manifest import VisionSource
-from ..parsing import utf8_text
-from ..resources import MINI
+from ..bundle.manifest import VisionSource
+from ..errors import CheckpointError
+from ..files.git_lfs import is_pointer, pointer_message
+from ..files.parsing import utf8_text
+from ..formats.model_config import CobraConfig, MambaConfig, projector_kind, projector_shapes
+from ..formats.package_data import MINI
+from ..terminal.suggestions import near_matches
 from .backbones import (
     HUB_MODELS,
     HUB_REPOSITORY,
@@ -31,7 +33,6 @@ from .backbones import (
     language_backbone,
     vision_backbone,
 )
-from .config import CobraConfig, MambaConfig, projector_kind, projector_shapes
 from .decoder_tensors import check_shapes, infer_mamba, plain_names
 from .hub import fetch
 from .weight_files import read_weights

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..formats.model_config import MambaConfig, decoder_shapes
 from .backbones import ONLY_MAMBA_1
-from .config import MambaConfig, decoder_shapes
 
 
 def plain_names(decoder: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import MambaConfig
+from ..formats.model_config import MambaConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .config import LDPNET_GRID, ProjectorKind
+from ..formats.model_config import LDPNET_GRID, ProjectorKind
 
 
 class _TokenDown(nn.Module):

@@ -17,9 +17,9 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..git_lfs import is_pointer, pointer_message
+from ..files.git_lfs import is_pointer, pointer_message
+from ..formats.model_config import EncoderConfig, VisionConfig
 from .backbones import featurizers
-from .config import EncoderConfig, VisionConfig
 from .hub import fetch_encoder
 from .weight_files import require_finite
 

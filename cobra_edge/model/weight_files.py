@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
-from ..git_lfs import is_pointer, pointer_message
+from ..files.git_lfs import is_pointer, pointer_message
 
 PARTS = ("projector", "llm_backbone", "vision_backbone")
 # Where trainers keep the weights in a file of theirs: Cobra itself, most scripts, Lightning, DeepSpeed.

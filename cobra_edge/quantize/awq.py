@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..scheme import Scheme
+from ..formats.scheme import Scheme
 from .rtn import round_to_nearest
 from .scales import least_error_scales
 

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..formats.model_config import MambaConfig
 from ..model.checkpoint import Checkpoint
 from ..model.cobra import stream_blocks
-from ..model.config import MambaConfig
 from ..model.mamba import REFERENCE, Block, Operations, RMSNorm
 from ..model.weight_files import require_finite
 from ..version import __version__
-from .partial import Parts
+from .observer import Site
 from .questions import OnProgress, Question, Questions, seen, silent, tokenised
-from .site import Site
+from .resume import Parts
 from .statistics import HEAD, LAYER_SITES, SCHEMA_VERSION, Header, Statistics, site_name, site_tensors, site_width
 
 log = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..formats.packing import QuantizedTensor
+from ..formats.recipe import FLOAT16, Recipe, has_clips, quantized_scheme, stored_tensors
+from ..formats.safetensors_file import TensorFileWriter
 from ..model.checkpoint import Checkpoint
 from ..model.weight_files import require_finite
-from ..packing import QuantizedTensor
-from ..recipe import FLOAT16, Recipe, has_clips, quantized_scheme, stored_tensors
-from ..tensor_file import TensorFileWriter
-from .methods import Quantizer, quantizer
-from .moments import clips
+from .hessian import clips
+from .quantizer import Quantizer, quantizer
 from .statistics import Statistics
 
 

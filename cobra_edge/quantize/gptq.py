@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..packing import QuantizedTensor, pack
-from ..scheme import Scheme
+from ..formats.packing import QuantizedTensor, pack
+from ..formats.scheme import Scheme
 from .rtn import require_fit
 from .scales import least_error_scales
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..image import ImageTransform, load_picture
+from ..inputs.image import ImageTransform, load_picture
+from ..inputs.text import PromptTemplate, TextCodec
 from ..model.checkpoint import Checkpoint
 from ..model.cobra import load_vision
-from ..text import PromptTemplate, TextCodec
 
 _POSITIONS_AT_ONCE = 2048
 

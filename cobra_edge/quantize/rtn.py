@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InputError
-from ..packing import QuantizedTensor, pack
-from ..scheme import Scheme
+from ..formats.packing import QuantizedTensor, pack
+from ..formats.scheme import Scheme
 from .scales import largest_value_scales
 
 _ROWS_AT_ONCE = 1 << 22  # weights worked on together, so that the temporaries stay in the cache's neighbourhood

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..scheme import Scheme
+from ..formats.scheme import Scheme
 
 _ROWS_AT_ONCE = 1 << 20  # weights worked on together: the temporaries stay in the cache
 # Tried around the plain scale. Below 1 the extreme weight is clipped, above 1 it is rounded like the others.

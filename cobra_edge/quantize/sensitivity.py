@@ -14,9 +14,9 @@ from typing import Literal
 import msgspec
 
 from ..errors import InputError
-from ..model.config import MambaConfig
-from ..parsing import ParseError, parse_json
-from ..recipe import MIXED, Recipe, matrix_names, storages
+from ..files.parsing import ParseError, parse_json
+from ..formats.model_config import MambaConfig
+from ..formats.recipe import MIXED, Recipe, matrix_names, storages
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ import msgspec
 import numpy as np
 
 from ..errors import InputError
-from ..model.config import CobraConfig, MambaConfig
-from ..recipe import StoredTensor
-from ..staging import staged_file
-from ..tensor_file import TensorFileWriter, map_tensors, read_metadata
+from ..files.staging import staged_file
+from ..formats.model_config import CobraConfig, MambaConfig
+from ..formats.recipe import StoredTensor
+from ..formats.safetensors_file import TensorFileWriter, map_tensors, read_metadata
 
 SCHEMA_VERSION = 1
 LAYER_SITES = ("in_proj", "x_proj", "dt_proj", "out_proj")

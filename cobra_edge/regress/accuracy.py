@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ..decode.decoder import DecoderState
-from ..session import Session
+from ..inference.session import Session
+from ..suite.reader import Line
 from .metrics import negative_log_likelihood
-from .suite import Line
 
 
 @dataclass(frozen=True, eq=False)

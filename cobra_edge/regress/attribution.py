@@ -15,18 +15,18 @@ import numpy as np
 
 from ..decode.backends import open_decoder, open_weights
 from ..decode.decoder import Decoder, DecoderOptions, DecoderState, Weights
+from ..environment.requirements import install_hint
 from ..errors import CobraEdgeError
-from ..image import load_picture
-from ..packing import QuantizedTensor
-from ..requirements import install_hint
-from ..scheme import SCHEMES
-from ..session import Session
+from ..formats.packing import QuantizedTensor
+from ..formats.scheme import SCHEMES
+from ..inference.session import Session
+from ..inputs.image import load_picture
+from ..suite.tokenized import AskedLine, AskedSuite
 from ..vision.engines.build_memory import require_memory
-from .asked import AskedLine, AskedSuite
 from .baseline import Reference
 from .float_tensors import Tensors, dense, float_tensors
 from .metrics import divergence, log_softmax
-from .reading import Reading
+from .predictions import Reading
 from .report import Attribution, Part
 from .top_tokens import TopTokens
 
@@ -143,7 +143,7 @@ def _vision_parts(
         return
     yield trial.part(together, decoder, seen)
     try:
-        from ..vision.graph.halves import opened_halves
+        from ..vision.graph.split import opened_halves
 
         build = stack.enter_context(opened_halves(session.bundle))
         float_features, float_projected = _float_halves(reference, stack)
@@ -168,14 +168,14 @@ def _vision_parts(
 def _float_halves(reference: Reference, stack: ExitStack) -> tuple[Callable[[Any], list[np.ndarray]], Any]:
     """Return the baseline's encoders, picture to features (1, n_patches, embed_dim), and its projector of those."""
     if reference.session is not None:
-        from ..vision.graph.halves import opened_halves
+        from ..vision.graph.split import opened_halves
 
         halves = stack.enter_context(opened_halves(reference.session.bundle))
         transform = reference.session.bundle.image()
         return lambda image: halves.features(transform.pixels(image)), halves.projected
     import torch
 
-    from ..image import ImageTransform
+    from ..inputs.image import ImageTransform
     from ..model.cobra import load_vision
 
     model, pixels = load_vision(reference.checkpoint), ImageTransform.of(reference.checkpoint.config)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle import GOLDEN, MANIFEST, TOKENIZER, Bundle
-from ..calibrated import hashed
+from ..bundle.reader import GOLDEN, MANIFEST, TOKENIZER, Bundle
+from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
-from ..requirements import install_hint
-from ..session import Session
-from .asked import AskedSuite
+from ..inference.session import Session
+from ..model.checkpoint_hash import hashed
+from ..suite.tokenized import AskedSuite
 from .golden import Golden, read_golden
-from .reading import Reading, readings
+from .predictions import Reading, readings
 
 FP16 = "fp16"  # the golden lines
 

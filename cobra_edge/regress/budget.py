@@ -13,10 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from ..errors import InputError, near_matches
-from ..precision import PrecisionName
-from ..resources import export_data
-from ..targets import read_toml
+from ..errors import InputError
+from ..formats.package_data import export_data
+from ..formats.precision import PrecisionName
+from ..formats.targets import read_toml
+from ..terminal.suggestions import near_matches
 from .measures import measure_named
 from .report import Figure, Verdict
 

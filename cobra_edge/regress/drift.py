@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..manifest import Drift
-from ..session import Session
-from .compared import compared
+from ..bundle.manifest import Drift
+from ..inference.session import Session
+from .aggregate import Tally
 from .golden import read_golden
-from .reading import readings
-from .tally import Tally
+from .line_metrics import compared
+from .predictions import readings
 
 
 def measure_drift(session: Session, on_line: Callable[[], None] = lambda: None) -> Drift:

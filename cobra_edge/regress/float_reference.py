@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from ..decode.native_operations import best_operations
 from ..errors import InputError
+from ..formats.model_config import MambaConfig
 from ..model.checkpoint import Checkpoint
 from ..model.cobra import load_vision, stream_blocks
-from ..model.config import MambaConfig
 from ..model.mamba import REFERENCE, Block, RMSNorm
 from ..quantize.questions import seen
-from .asked import AskedLine, AskedSuite, reply_limit
+from ..suite.tokenized import AskedLine, AskedSuite, reply_limit
 from .metrics import log_softmax
-from .reading import Reading
-from .sketch import sketched
+from .predictions import Reading
+from .state_sketch import sketched
 
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _POSITIONS_AT_ONCE = 8192

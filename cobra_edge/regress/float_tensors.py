@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..model.config import decoder_shapes
-from ..packing import QuantizedTensor
-from ..quantize.preparation import prepared
+from ..bundle.reader import Bundle
+from ..formats.model_config import decoder_shapes
+from ..formats.packing import QuantizedTensor
+from ..quantize.transforms import prepared
 
 Tensors = dict[str, "np.ndarray | QuantizedTensor"]
 

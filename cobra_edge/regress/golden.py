@@ -13,14 +13,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ..bundle import GOLDEN, Bundle
+from ..bundle.reader import GOLDEN, Bundle
 from ..errors import BundleError, InputError
-from ..recipe import StoredTensor
-from ..tensor_file import TensorFileWriter, read_tensors
-from .asked import AskedSuite, asked_suite
-from .reading import Reading
-from .sketch import SKETCH
-from .suite import Line, flaw_of
+from ..formats.recipe import StoredTensor
+from ..formats.safetensors_file import TensorFileWriter, read_tensors
+from ..suite.reader import Line, flaw_of
+from ..suite.tokenized import AskedSuite, asked_suite
+from .predictions import Reading
+from .state_sketch import SKETCH
 from .top_tokens import TopTokens
 
 # {name: dtype, number of axes}; what each holds is in docs/bundle.md.

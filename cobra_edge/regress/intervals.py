@@ -33,8 +33,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
-from ..requirements import install_hint
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000

@@ -20,8 +20,8 @@ import filelock
 import msgspec
 
 from ..errors import InputError
-from ..parsing import ParseError, parse_json
-from .compared import ComparedLine
+from ..files.parsing import ParseError, parse_json
+from .line_metrics import ComparedLine
 
 PARTIAL, WHOLE = "lines.partial.jsonl", "lines.jsonl"
 log = logging.getLogger(__name__)

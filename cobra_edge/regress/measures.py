@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import InputError, near_matches
+from ..errors import InputError
+from ..terminal.suggestions import near_matches
 
 
 def _sum(decoder: float, vision: float) -> float:

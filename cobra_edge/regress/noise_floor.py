@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import DriftError
+from ..inputs.text import TextCodec
 from ..model.checkpoint import Checkpoint
-from ..text import TextCodec
-from .asked import AskedSuite
-from .compared import compared
+from ..suite.tokenized import AskedSuite
+from .aggregate import Tally
 from .float_reference import NARROW, float_eyes, float_readings
-from .reading import Reading
-from .tally import Tally
+from .line_metrics import compared
+from .predictions import Reading
 from .top_tokens import TopTokens
 
 # What teacher-forcing shows; free answers in 16 bits would take as long again.

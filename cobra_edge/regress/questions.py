@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ..bundle import Bundle
+from ..bundle.reader import Bundle
 from ..errors import InputError
-from ..image import load_picture
-from .asked import AskedSuite, asked_suite
+from ..inputs.image import load_picture
+from ..suite.reader import HELDOUT, BadLine, numbered_lines
+from ..suite.tokenized import AskedSuite, asked_suite
 from .golden import Golden
-from .suite import HELDOUT, BadLine, numbered_lines
 
 
 def chosen_suite(

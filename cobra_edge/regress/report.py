@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import InputError
-from ..parsing import ParseError, parse_json
+from ..files.parsing import ParseError, parse_json
 from .intervals import Interval
 
 REPORT_VERSION = 1

@@ -1,5 +1,1 @@
 """An OpenAI-compatible server over one session, and the page that talks to it."""
-
-from .command import command
-
-__all__ = ["command"]

@@ -14,14 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..version import __version__
-from .chat_route import ChatRoute
+from .chat_completions import ChatRoute
+from .errors import Refusal, refusal_response
 from .metrics import Metrics
-from .openai_api import ErrorResponse, Model, ModelList
 from .page_route import page_router
 from .paths import nothing_here
-from .refusals import Refusal, refusal_response
 from .request_errors import not_json, refusal_of
 from .scheduler import Scheduler, shutting_down
+from .schemas import ErrorResponse, Model, ModelList
 from .served_model import ServedModel
 
 log = logging.getLogger(__name__)

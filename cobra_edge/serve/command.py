@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
+from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
-from ..requirements import install_hint
-from ..session_options import Opening, session_options
-from ..terminal import debug_option, main_of, say, tell
+from ..inference.session_options import Opening, session_options
+from ..terminal.output import debug_option, main_of, say, tell
 from ..version import __version__
-from .addresses import is_loopback
+from .address_policy import is_loopback
 from .limits import LEAST_CONNECTIONS, LEAST_QUESTIONS, Limits
 
 KEY_VARIABLE = "COBRA_EDGE_API_KEY"
@@ -139,8 +139,8 @@ def command(
     remembered of it.
     """
     try:
-        from .access_lines import EventLines
-        from .assembled import Access, Remembering, serve
+        from .access_log import EventLines
+        from .build import Access, Remembering, serve
     except ImportError as error:
         raise MachineError(f"serve needs {error.name}; install it with: {install_hint('serve')}") from error
     limits = Limits(

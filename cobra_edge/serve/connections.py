@@ -17,10 +17,10 @@ from collections.abc import Collection
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from .addresses import client_network
-from .doors import HEADERS
+from .address_policy import client_network
+from .errors import Refusal
 from .limits import LEAST_CONNECTIONS, Limits
-from .refusals import Refusal
+from .middleware.host_and_auth import HEADERS
 from .strict_http import StrictConnection
 
 log = logging.getLogger(__name__)

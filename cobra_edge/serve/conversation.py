@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
-from ..text import PromptTemplate, TextCodec, given_answer
-from .openai_api import AssistantMessage, ImagePart, Message, SystemMessage, UserMessage
-from .refusals import Refusal
+from ..inputs.text import PromptTemplate, TextCodec, given_answer
+from .errors import Refusal
+from .schemas import AssistantMessage, ImagePart, Message, SystemMessage, UserMessage
 
 Passage = tuple[int, ...]
 

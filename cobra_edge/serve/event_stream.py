@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .counting import CLIENT_GONE, ended_as
-from .listening import unless_gone
-from .refusals import Refusal
+from .answer_stream import unless_gone
+from .errors import Refusal
+from .middleware.metrics import CLIENT_GONE, ended_as
 
 MEDIA_TYPE = "text/event-stream"
 

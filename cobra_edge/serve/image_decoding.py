@@ -15,11 +15,11 @@ from contextlib import suppress
 import msgspec
 import numpy as np
 
-from ..image import ImageTransform
+from ..inputs.image import ImageTransform
+from .errors import Refusal
 from .fair_slots import FairSlots
 from .image_worker import LENGTH_BYTES, Decoded, Job, Reply, Setup, packed
 from .limits import Limits
-from .refusals import Refusal
 from .scheduler import shutting_down
 
 log = logging.getLogger(__name__)

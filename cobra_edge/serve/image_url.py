@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import re
 
-from .refusals import Refusal
+from .errors import Refusal
 
 _SPACE = b" \t\r\n\f"
 _ESCAPES = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%20": b"", b"%09": b"", b"%0D": b"", b"%0A": b""}

@@ -17,7 +17,7 @@ import msgspec
 from PIL import Image
 
 from ..errors import InputError, MachineError
-from ..image import DAMAGED, FORMATS, ImageTransform, load_picture
+from ..inputs.image import DAMAGED, FORMATS, ImageTransform, load_picture
 
 LENGTH_BYTES = 8  # of a message, in front of it, little-endian
 

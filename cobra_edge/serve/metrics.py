@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Hi
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from .answering import REMEMBERED, Finished
-from .state_cache import StateCache
+from .generation import REMEMBERED, Finished
+from .prefix_cache import StateCache
 
 # From a millisecond, the mini model's, to minutes, a large prompt on a small board.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 
-from .refusals import Refusal
+from .errors import Refusal
 from .request_fields import IMAGE_EXAMPLE, UNKNOWN_FIELD
 
 _LONGEST_PLACE = 200

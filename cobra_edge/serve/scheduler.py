@@ -12,9 +12,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import CobraEdgeError
-from .answering import Finished, Question, Slice
+from .errors import Refusal
 from .fair_queue import FairQueue
-from .refusals import Refusal
+from .generation import Finished, Question, Slice
 
 log = logging.getLogger(__name__)
 

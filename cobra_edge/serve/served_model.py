@@ -7,11 +7,11 @@ import json
 import sys
 from dataclasses import dataclass
 
-from ..bundle import MANIFEST
-from ..session import Session
+from ..bundle.reader import MANIFEST
+from ..inference.session import Session
 from ..version import __version__
-from .openai_api import Model
-from .refusals import Refusal
+from .errors import Refusal
+from .schemas import Model
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnxruntime
 
-from ..precision import PrecisionName
+from ..formats.precision import PrecisionName
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..errors import BundleError, InputError, MachineError, near_matches
+from ..bundle.reader import Bundle
+from ..errors import BundleError, InputError, MachineError
+from ..terminal.suggestions import near_matches
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ import numpy as np
 import onnxruntime
 import platformdirs
 
+from ..bundle.memory_plan import lacks_memory
+from ..environment.threads import default_threads
 from ..errors import BundleError, MachineError
-from ..image import ImageTransform
-from ..memory import lacks_memory
-from ..model.config import CobraConfig
-from ..precision import InputForm, PrecisionName
-from ..threads import default_threads
+from ..formats.model_config import CobraConfig
+from ..formats.precision import InputForm, PrecisionName
+from ..inputs.image import ImageTransform
 from .providers import PROVIDERS, Provider, eligible, provider_options
 
 log = logging.getLogger(__name__)

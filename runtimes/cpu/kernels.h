@@ -121,7 +121,7 @@ struct Kernels {
                            const float* u, float* out, int64_t u_stride);
 
     // x = x · kron(matrix, H)ᵀ / √width in place, for ±1 entries of matrix (order, order) and Sylvester's Hadamard matrix H of
-    // order width / order, a power of two; spare holds `width` floats. Source: cobra_edge/hadamard.py.
+    // order width / order, a power of two; spare holds `width` floats. Source: cobra_edge/formats/hadamard.py.
     void (*rotate)(float* x, const float* matrix, int64_t order, int64_t width, float* spare);
 
     // out[i] = exp(x[i]); here so that the error of the exponential can be tested by itself.

@@ -18,10 +18,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from PIL import Image
 
 from ...errors import InputError, MachineError
-from ...terminal import progress
-from .examinee import Examinee, only_picture
+from ...terminal.output import progress
+from .generation_args import Writing
+from .model_adapter import Examinee, only_picture
 from .task_names import require_known
-from .writing import Writing
 
 
 @register_model("cobra-edge")

@@ -13,10 +13,10 @@ from lmms_eval.tasks import TaskManager
 from PIL import Image
 
 from ...errors import InputError, MachineError
-from ...terminal import progress
-from .examinee import Examinee, only_picture
+from ...terminal.output import progress
+from .generation_args import Writing
+from .model_adapter import Examinee, only_picture
 from .task_names import require_known
-from .writing import Writing
 
 
 class CobraEdgeLMM(lmms):

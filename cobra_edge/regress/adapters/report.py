@@ -11,11 +11,11 @@ from typing import Any
 from rich.table import Table
 
 from ...errors import InputError
-from ...staging import staged_file
-from ...tables import cell, figure
-from ...terminal import results as console
+from ...files.staging import staged_file
+from ...terminal.output import cell, figure
+from ...terminal.output import results as console
 from ...version import __version__
-from .examinee import Examinee
+from .model_adapter import Examinee
 
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import takewhile
 
-from ...terminal import plain
+from ...terminal.output import plain
 
 _AROUND, _SHOWN = 240, 500  # characters shown before and after what differs, and of it
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ...terminal import plain
+from ...terminal.output import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import filelock
 import msgspec
 
 from ...errors import InputError, MachineError
-from ...parsing import ParseError, parse_json, without_mark
+from ...files.parsing import ParseError, parse_json, without_mark
 from ..report import Figure, Report
 from .rows import all_figures
 

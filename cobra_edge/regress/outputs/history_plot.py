@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
-from ...staging import staged_file
+from ...files.staging import staged_file
 from ..measures import measure_named
 from ..report import Figure
 from .difference import shortened

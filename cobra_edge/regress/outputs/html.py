@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...terminal import plain
+from ...terminal.output import plain
 from ..measures import MEASURES, written
 from ..report import Report, WorstLine
 from .compare import Comparison, change_cells, changes_to_show, compare

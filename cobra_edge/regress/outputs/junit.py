@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...terminal import plain
+from ...terminal.output import plain
 from ..measures import written
 from ..report import Report, Verdict
 from .libraries import require

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
+from ...environment.requirements import install_hint
 from ...errors import MachineError
-from ...requirements import install_hint
 
 
 def require(purpose: str, *modules: str) -> None:

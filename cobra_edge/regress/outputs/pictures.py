@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import InputError
-from ...image import load_picture
-from ...terminal import plain
+from ...inputs.image import load_picture
+from ...terminal.output import plain
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
 _KEEP_BYTES, _SIDE, _QUALITY = 72_000, 512, 80  # what is larger, or of another format, is shown as a small JPEG

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...tables import cell
+from ...terminal.output import cell
 from ..measures import written
 from ..report import Figure, Part, Report
 from .difference import shortened

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from ...errors import InputError
-from ...staging import scratch_directory
+from ...files.staging import scratch_directory
 from ..report import Report
 from .html import report_html, require_html
 from .junit import report_junit

@@ -9,82 +9,28 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import filelock
 import msgspec
 import platformdirs
 
+from ...bundle.engine_key import EngineKey
+from ...bundle.hash_cache import first_changed
 from ...errors import InputError, MachineError
-from ...ownership import distrusted, read_trusted
-from ...precision import PrecisionName
-from ...verified import first_changed
+from ...files.ownership import distrusted, read_trusted
 
-# What may become part of a file's name, and is shown: keys are read from files that others wrote.
-_FORMS = {
-    "version": re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,31}"),
-    "capabilities": re.compile(r"\d{1,2}\.\d"),
-    "onnx_sha256": re.compile(r"[0-9a-f]{64}"),
-}
 _RECORD_LIMIT_BYTES = 64 << 10
-_CAPABILITIES_MOST, _CARD_LETTERS_MOST = 32, 300
 # What writing into the cache meets; any other OSError is about something else, and says so itself.
 _WRITE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ENOTDIR, errno.EEXIST),
 )
-RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
-
-
-class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an engine was built from and for.
-
-    Attributes:
-        runtime: "tensorrt" or "tensorrt-rtx".
-        version: of the library that built it, such as "10.3.0"; another version does not read it.
-        capabilities: CUDA compute capabilities it runs on, such as ("8.6", "8.9").
-        precision: of the graph, a name of `precision.PRECISIONS`.
-        onnx_sha256: over the graph and its external data, as `onnx_digest` makes it.
-        stripped: whether the weights were left out, to be taken from the graph when the engine is opened.
-        card: name and size of the one card it was timed on; empty where it is as good on any card of its capabilities.
-    """
-
-    runtime: RuntimeName
-    version: str
-    capabilities: tuple[str, ...]
-    precision: PrecisionName
-    onnx_sha256: str
-    stripped: bool = False
-    card: str = ""
-
-    def __post_init__(self) -> None:
-        """Raise InputError for a field that is no such thing."""
-        named = [
-            ("version", self.version),
-            *(("capabilities", c) for c in self.capabilities),
-            ("onnx_sha256", self.onnx_sha256),
-        ]
-        odd = [f"{name} {value[:80]!r}" for name, value in named if not _FORMS[name].fullmatch(value)]
-        if odd:
-            raise InputError(f"engine key: {odd[0]} is no such thing; export or build it again")
-        if not 1 <= len(self.capabilities) <= _CAPABILITIES_MOST or len(self.card) > _CARD_LETTERS_MOST:
-            raise InputError(
-                f"engine key: {len(self.capabilities)} capabilities for a card of {len(self.card)} letters; build it again"
-            )
-
-    @property
-    def stem(self) -> str:
-        """File name without suffix: readable, and different wherever any field is."""
-        digest = hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
-        arch = "-".join("sm" + c.replace(".", "") for c in self.capabilities)
-        return f"vision-{self.runtime}-{self.version}-{arch}-{self.precision}-{digest}"
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ...environment.requirements import install_hint
 from ...errors import MachineError
-from ...requirements import install_hint
 
 # Of the CUDA that the driver knows.
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle import Bundle
+from ...bundle.engine_key import EngineKey
+from ...bundle.reader import Bundle
 from ...errors import BundleError, MachineError
-from .cache import EngineKey
 from .device_buffers import Card
 from .engine_run import EngineRun, Tensor
 from .runtime_cache import RuntimeCache

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...bundle import VISION, Bundle
-from .cache import EngineCache, EngineKey, onnx_digest
+from ...bundle.engine_key import EngineKey
+from ...bundle.reader import VISION, Bundle
+from .cache import EngineCache, onnx_digest
 from .device_buffers import Card, first_card, why_no_cuda
 from .rtx_runner import RtxVision
-from .splice import restore_weights
 from .tensorrt_rtx import (
     RUNTIME,
     build_engine,
@@ -23,6 +23,7 @@ from .tensorrt_rtx import (
     why_not_installed,
     why_too_little_memory,
 )
+from .weight_stripping import restore_weights
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ import logging
 import re
 from typing import Any
 
-from ...ownership import read_trusted
-from .cache import EngineCache, EngineKey
+from ...bundle.engine_key import EngineKey
+from ...files.ownership import read_trusted
+from .cache import EngineCache
 from .device_buffers import Card
 
 log = logging.getLogger(__name__)

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle import Bundle
+from ...bundle.engine_key import EngineKey
+from ...bundle.reader import Bundle
 from ...errors import MachineError
-from ...precision import precision_named, why_no_card_of
+from ...formats.precision import precision_named, why_no_card_of
 from ..session import INPUT, OUTPUT
 from .build_memory import available_bytes
-from .cache import EngineCache, EngineKey, onnx_digest
+from .cache import EngineCache, onnx_digest
 from .device_buffers import Card, checked, first_card, why_no_cuda
 from .engine_run import EngineRun, Tensor
 
@@ -92,7 +93,7 @@ def open_engine(bundle: Bundle) -> TensorRTRunner:
     Raises:
         MachineError: memory or disk do not suffice, or TensorRT cannot build or run it.
     """
-    from ...terminal import stages, tell
+    from ...terminal.output import stages, tell
     from .tensorrt_build import engine_of
 
     reason = refuses(bundle)

@@ -21,9 +21,10 @@ from typing import IO
 
 import msgspec
 
-from ...bundle import Bundle
+from ...bundle.engine_key import EngineKey
+from ...bundle.reader import Bundle
 from ...errors import BundleError, MachineError
-from .cache import EngineCache, EngineKey
+from .cache import EngineCache
 from .device_buffers import Card, first_card
 from .tensorrt import engine_key, free_bytes, graph_bytes, refuses
 from .tensorrt_job import Failure, Job, Message, Phase

@@ -19,16 +19,17 @@ from pathlib import Path
 
 import msgspec
 
-from ...bundle import VISION
+from ...bundle.engine_key import EngineKey, RuntimeName
+from ...bundle.reader import VISION
+from ...environment.requirements import install_hint
 from ...errors import InputError, MachineError
-from ...precision import PrecisionName, capability_number, precision_named, why_no_card_of
-from ...requirements import install_hint
-from ...targets import Target
+from ...formats.precision import PrecisionName, capability_number, precision_named, why_no_card_of
+from ...formats.targets import Target
 from .build_memory import available_bytes, require_memory
-from .cache import EngineKey, RuntimeName, onnx_digest
+from .cache import onnx_digest
 from .layer_summary import LayerSummary
 from .rtx_builder import Event, Failed, Finished, Job, Progressed
-from .splice import strip_weights as splice_out
+from .weight_stripping import strip_weights as splice_out
 
 RUNTIME: RuntimeName = "tensorrt-rtx"
 ENGINES = "engines"

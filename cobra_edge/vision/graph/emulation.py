@@ -13,9 +13,9 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from ...bundle import VISION
-from ...manifest import VisionGraph
-from ...model.config import CobraConfig
+from ...bundle.manifest import VisionGraph
+from ...bundle.reader import VISION
+from ...formats.model_config import CobraConfig
 from ..session import VisionSession
 
 _SIXTEEN_BITS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)

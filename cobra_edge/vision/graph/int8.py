@@ -22,9 +22,9 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from ...errors import InputError
 from ..session import INPUT, OUTPUT, open_on_cpu
+from .matmuls import Measured, Product, measured, products_of
 from .onnx_export import EXTERNAL_DATA_ABOVE_BYTES
 from .parity import relative_rms
-from .products import Measured, Product, measured, products_of
 
 RELATIVE_RMS_GOAL = 0.05
 WIDE_AT_MOST = 0.125  # of all products: with more the file is no longer about a quarter

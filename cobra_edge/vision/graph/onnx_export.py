@@ -13,9 +13,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ...image import ImageTransform
+from ...formats.precision import PrecisionName
+from ...inputs.image import ImageTransform
 from ...model.cobra import VisionModel
-from ...precision import PrecisionName
 from ..session import INPUT, OUTPUT
 from .exportable import make_exportable
 

@@ -12,8 +12,8 @@ import onnx
 import torch
 
 from ...errors import CobraEdgeError
+from ...formats.precision import PRECISIONS, PrecisionName
 from ...model.cobra import VisionModel
-from ...precision import PRECISIONS, PrecisionName
 from ..session import INPUT, OUTPUT, open_on_cpu
 from .emulation import write_emulated
 from .onnx_export import feature_name

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ...bundle import VISION
+from ...bundle.manifest import VisionGraph
+from ...bundle.reader import VISION
 from ...errors import InputError
-from ...image import ImageTransform, load_picture
-from ...manifest import VisionGraph
+from ...formats.model_config import CobraConfig
+from ...formats.precision import InputForm, PrecisionName
+from ...inputs.image import ImageTransform, load_picture
 from ...model.cobra import VisionModel
-from ...model.config import CobraConfig
-from ...precision import InputForm, PrecisionName
 from .int8 import quantize_int8
 from .onnx_export import export_onnx
 from .parity import Reference, measure_parity, reference, require_parity
-from .smoothing import smooth
+from .smoothquant import smooth
 
 FLOAT: PrecisionName = "fp32"
 _COMPARED = 16  # pictures that parity is measured on

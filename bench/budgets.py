@@ -1,0 +1,33 @@
+"""`python -m bench.budgets`: measure the drift limits of cobra-mini anew, a person reviews the difference."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from cobra_edge.terminal.output import debug_option, main_of, progress, say
+
+from .faults import require_export
+
+
+@click.command(epilog="Example: python -m bench.budgets && git diff export/budgets")
+@debug_option
+def budgets() -> None:
+    """Export every gated build of cobra-mini, measure it, and write the limits anew, for review."""
+    require_export("budgets")
+    from .mini_budget import BUDGET, write_budget
+
+    with tempfile.TemporaryDirectory() as folder, progress() as bar:
+        task = bar.add_task("builds", total=None)
+        write_budget(
+            BUDGET, Path(folder), lambda scheme, done, total: bar.update(task, description=scheme, completed=done, total=total)
+        )
+    say(f"{BUDGET}: written; read what changed before you commit it")
+
+
+main = main_of(budgets)
+
+if __name__ == "__main__":
+    main()

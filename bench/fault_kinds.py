@@ -1,0 +1,287 @@
+"""Ways to break a bundle: on disk, its manifest's hashes made to fit again, or in the runtime while a block runs.
+
+A broken bundle opens like any other: what is wrong with it, only its answers tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+import numpy as np
+
+from cobra_edge.bundle.manifest import Manifest, PromptFile
+from cobra_edge.bundle.reader import DECODER, MANIFEST, PROMPT, VISION, Bundle, Tensors, file_entries
+from cobra_edge.decode.cpu import CpuDecoder
+from cobra_edge.decode.decoder import DecoderState
+from cobra_edge.formats.packing import QuantizedTensor, pack, unpack
+from cobra_edge.formats.recipe import stored_tensors
+from cobra_edge.formats.safetensors_file import TensorFileWriter
+from cobra_edge.inference import generate
+from cobra_edge.inputs.image import ImageTransform
+from cobra_edge.regress import predictions as reading
+
+Change = Callable[[Tensors, np.random.Generator], Mapping[str, "np.ndarray | QuantizedTensor"]]
+
+
+def seal(directory: Path, **changes: Any) -> None:
+    """Write a bundle's manifest anew, with today's hashes and these fields changed."""
+    manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
+    manifest = msgspec.structs.replace(manifest, files=file_entries(directory), **changes)
+    (directory / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+
+
+def change_tensors(directory: Path, changed: Mapping[str, np.ndarray | QuantizedTensor], recipe: Any = None) -> None:
+    """Replace tensors of a bundle's decoder, and its recipe where one is given."""
+    bundle = Bundle.open(directory)
+    recipe = recipe or bundle.manifest.recipe
+    plan, tensors = stored_tensors(bundle.manifest.model.mamba, recipe), bundle.decoder_tensors() | dict(changed)
+    file = directory / f"{DECODER}.new"
+    with TensorFileWriter(file, [entry for entries in plan.values() for entry in entries]) as writer:
+        for name, entries in plan.items():
+            value = tensors[name]
+            parts = (value.codes, value.scales, value.clips) if isinstance(value, QuantizedTensor) else (value,)
+            for entry, part in zip(entries, parts, strict=False):
+                assert part is not None
+                writer.write(entry.name, part)
+    file.replace(directory / DECODER)
+    seal(directory, recipe=recipe)
+
+
+def quantized(tensors: Tensors, name: str) -> QuantizedTensor:
+    """Return a tensor that has codes."""
+    value = tensors[name]
+    assert isinstance(value, QuantizedTensor)
+    return value
+
+
+def one_scale(name: str, times: float) -> Change:
+    """Return a change: one scale of a tensor, anywhere in it, times a factor."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
+        value = quantized(tensors, name)
+        scales = value.scales.copy()
+        at = tuple(int(random.integers(n)) for n in scales.shape)
+        scales[at] *= scales.dtype.type(times)
+        return {name: replace(value, scales=scales)}
+
+    return change
+
+
+def all_scales(name: str, times: float) -> Change:
+    """Return a change: every scale of a tensor times a factor."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
+        value = quantized(tensors, name)
+        return {name: replace(value, scales=value.scales * value.scales.dtype.type(times))}
+
+    return change
+
+
+def scales_reversed(name: str) -> Change:
+    """Return a change: the groups of each row in the wrong order."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
+        value = quantized(tensors, name)
+        return {name: replace(value, scales=np.ascontiguousarray(value.scales[:, ::-1]))}
+
+    return change
+
+
+def row_zeroed(name: str) -> Change:
+    """Return a change: one row of a matrix, anywhere in it, becomes zeros."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
+        value = quantized(tensors, name)
+        scales = value.scales.copy()
+        scales[int(random.integers(len(scales)))] = 0
+        return {name: replace(value, scales=scales)}
+
+    return change
+
+
+def row_doubled(name: str) -> Change:
+    """Return a change: one row of a float matrix, anywhere in it, doubled."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, np.ndarray]:
+        values = np.array(tensors[name])
+        values[int(random.integers(len(values)))] *= 2
+        return {name: values}
+
+    return change
+
+
+def fewer_bits(layer: int, bits: int) -> Change:
+    """Return a change: a layer's matrices hold only codes that so many bits could, their scales to fit."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
+        changed = {}
+        for name, value in tensors.items():
+            if not name.startswith(f"backbone.layers.{layer}.") or not isinstance(value, QuantizedTensor):
+                continue
+            zero, most = value.scheme.zero_code, 1 << (bits - 1)
+            codes = unpack(value.codes, value.scheme).astype(np.int32) - zero
+            # A factor of 2 in the codes is one in the step; the scales stay.
+            step = zero // most
+            coarse = np.clip(np.round(codes / step), -most, most - 1) * step + zero
+            changed[name] = replace(value, codes=pack(coarse.astype(np.uint8), value.scheme))
+        return changed
+
+    return change
+
+
+def nibbles_swapped(name: str) -> Change:
+    """Return a change: in every byte of a 4-bit tensor the two codes have each other's place."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
+        value = quantized(tensors, name)
+        return {name: replace(value, codes=(value.codes << 4) | (value.codes >> 4))}
+
+    return change
+
+
+def codes_off_by_one(name: str) -> Change:
+    """Return a change: every code of a tensor is one too low, as if another code stood for 0."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
+        value = quantized(tensors, name)
+        codes = np.maximum(unpack(value.codes, value.scheme), 1) - 1
+        return {name: replace(value, codes=pack(codes.astype(np.uint8), value.scheme))}
+
+    return change
+
+
+def shifted(name: str, by: float) -> Change:
+    """Return a change: something is added to every value of a float tensor."""
+    return lambda tensors, random: {name: np.asarray(tensors[name]) + np.float32(by)}
+
+
+def zeroed(name: str) -> Change:
+    """Return a change: a float tensor becomes zeros."""
+    return lambda tensors, random: {name: np.zeros_like(np.asarray(tensors[name]))}
+
+
+def swapped(one: str, other: str) -> Change:
+    """Return a change: two tensors of one shape have each other's place."""
+    return lambda tensors, random: {one: tensors[other], other: tensors[one]}
+
+
+def on_tensors(change: Change) -> Callable[[Path, np.random.Generator], None]:
+    """Return what breaks a bundle's decoder file by a change."""
+    return lambda directory, random: change_tensors(directory, change(Bundle.open(directory).decoder_tensors(), random))
+
+
+def clips_at(clip: float) -> Callable[[Path, np.random.Generator], None]:
+    """Return what clips everything that enters a product at the same magnitude."""
+
+    def broken(directory: Path, random: np.random.Generator) -> None:
+        bundle = Bundle.open(directory)
+        changed = {
+            name: replace(value, clips=np.full(value.scales.shape[1], clip, np.float32))
+            for name, value in bundle.decoder_tensors().items()
+            if isinstance(value, QuantizedTensor)
+        }
+        recipe = msgspec.structs.replace(bundle.manifest.recipe, activation_percentile=50.0)
+        change_tensors(directory, changed, recipe)
+
+    return broken
+
+
+def no_rotation(directory: Path, random: np.random.Generator) -> None:
+    """Have the recipe forget that matrices are rotated."""
+    seal(directory, recipe=msgspec.structs.replace(Bundle.open(directory).manifest.recipe, rotations=()))
+
+
+def other_prompt_style(directory: Path, random: np.random.Generator) -> None:
+    """Write the plain model's prompt style everywhere."""
+    bundle = Bundle.open(directory)
+    prompt = msgspec.json.decode((directory / PROMPT).read_bytes(), type=PromptFile)
+    (directory / PROMPT).write_bytes(msgspec.json.encode(msgspec.structs.replace(prompt, style="base")))
+    seal(directory, model=msgspec.structs.replace(bundle.manifest.model, prompt_style="base"))
+
+
+def _on_graph(change: Callable[[Any, np.random.Generator], None]) -> Callable[[Path, np.random.Generator], None]:
+    def broken(directory: Path, random: np.random.Generator) -> None:
+        import onnx
+
+        model = onnx.load(directory / VISION)
+        change(model.graph, random)
+        onnx.save(model, directory / VISION)
+        seal(directory)
+
+    return broken
+
+
+def _swap_normalisations(graph: Any, random: np.random.Generator) -> None:
+    """Each encoder is given the other's mean and deviation, which a graph that takes bytes holds as factor and summand."""
+    factors_and_summands = [i for i in graph.initializer if list(i.dims) == [1, 3, 1, 1]]
+    first, second = factors_and_summands[:2], factors_and_summands[2:]
+    names = [i.name for i in (*first, *second)]
+    assert len(names) == 4
+    for initializer, name in zip((*first, *second), names[2:] + names[:2], strict=True):
+        initializer.name = name
+
+
+def _random_projector_bias(graph: Any, random: np.random.Generator) -> None:
+    from onnx import numpy_helper
+
+    bias = [i for i in graph.initializer if i.name.startswith("projector.") and i.name.endswith(".bias")][-1]
+    values = numpy_helper.to_array(bias)
+    drawn = random.normal(values.mean(), values.std(), values.shape).astype(values.dtype)
+    bias.CopyFrom(numpy_helper.from_array(drawn, bias.name))
+
+
+swapped_normalisations = _on_graph(_swap_normalisations)
+random_projector_bias = _on_graph(_random_projector_bias)
+
+
+@contextmanager
+def pixels_changed(change: Callable[[np.ndarray], np.ndarray]) -> Iterator[None]:
+    """Change what the vision graph is given, (squares, size, size, 3) uint8, while the block runs."""
+    right = ImageTransform.pixels
+    with patch.object(ImageTransform, "pixels", lambda self, picture: np.ascontiguousarray(change(right(self, picture)))):
+        yield
+
+
+@contextmanager
+def picture_forgotten() -> Iterator[None]:
+    """Lose the state that a picture leaves before the question is read."""
+    right = CpuDecoder.prefill
+
+    def prefill(self: CpuDecoder, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
+        return right(self, embeddings, state if len(embeddings) == 1 else state.copy())
+
+    with patch.object(CpuDecoder, "prefill", prefill):
+        yield
+
+
+@contextmanager
+def stale_convolution() -> Iterator[None]:
+    """Have a step forget to move the convolution's inputs on; reading many tokens at once is right."""
+    right = CpuDecoder.step
+
+    def step(self: CpuDecoder, token: int, state: DecoderState) -> np.ndarray:
+        before = state.conv.copy()
+        logits = right(self, token, state)
+        state.conv[:] = before
+        return logits
+
+    with patch.object(CpuDecoder, "step", step):
+        yield
+
+
+@contextmanager
+def no_end_token() -> Iterator[None]:
+    """Have answers go on where they should end."""
+    right = generate.generate
+
+    def endless(decoder: Any, logits: Any, state: Any, end_id: int, limit: int, sampling: Any) -> Iterator[int]:
+        return right(decoder, logits, state, -1, limit, sampling)
+
+    with patch.object(reading, "generate", endless):
+        yield

@@ -1,0 +1,158 @@
+"""llama.cpp answers the questions: the decoder's own weights as GGUF, quantized by llama.cpp, asked in a child process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from cobra_edge.bench.peers import SCRIPT, Child, started
+from cobra_edge.environment.requirements import install_hint
+from cobra_edge.errors import MachineError
+from cobra_edge.formats.model_config import MambaConfig
+
+from .held_out import Questions
+from .stored_bits import StoredBits, gguf_bits
+
+OnLines = Callable[[int], None]  # told how many lines are done
+# So small a model is read fastest by one thread, and no answer depends on their number.
+_THREADS = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """What a contestant said and in how many bits.
+
+    Attributes:
+        logits: of each line (n_answer, vocab) float32.
+        bits: per weight.
+        facts: what else a result keeps of it.
+    """
+
+    logits: list[np.ndarray]
+    bits: StoredBits
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Family(Protocol):
+    """Peers of one library. Each stores the decoder's own weights in its own way.
+
+    Attributes:
+        name: the library.
+        peers: bits of a code, by label.
+    """
+
+    name: str
+    peers: Mapping[str, int]
+
+    def refuses(self) -> str | None:
+        """Say why it cannot be measured here, or None."""
+        ...
+
+    def answer_in_float(self, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
+        """Return logits of the weights before it quantized them, of each line (n_answer, vocab) float32."""
+        ...
+
+    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> Answered:
+        """Return logits of one of its peers."""
+        ...
+
+
+class LlamaCppFamily:
+    """llama.cpp's file formats; the float form is a GGUF of float32."""
+
+    name = "llama.cpp"
+    peers: Mapping[str, int] = {"llama.cpp Q8_0": 8, "llama.cpp Q5_K_M": 5, "llama.cpp Q4_K_M": 4, "llama.cpp Q4_0": 4}
+
+    def __init__(
+        self, config: MambaConfig, tensors: Mapping[str, np.ndarray], folder: Path, python: str, script: Path = SCRIPT
+    ) -> None:
+        """Take the decoder.
+
+        Args:
+            config: its sizes.
+            tensors: its weights under state-spaces names, any float dtype.
+            folder: where files may be put.
+            python: an interpreter that has llama-cpp-python and gguf.
+            script: the child.
+        """
+        self._config, self._tensors, self._folder, self._command = config, tensors, folder, (python, str(script))
+        self._version = ""
+
+    def refuses(self) -> str | None:
+        """See `Family.refuses`. Raises InputError for an interpreter that cannot be started, MachineError when it fails."""
+        try:
+            self._version = str(self._done("check").get("version", ""))
+        except MachineError as error:
+            if "No module named" not in str(error):
+                raise
+            return f"{error}; {install_hint('peers')}, or name an environment that has it with --peer-python"
+        return None
+
+    def answer_in_float(self, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
+        """See `Family.answer_in_float`."""
+        return self._answers(self._source(), questions, on_lines)
+
+    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> Answered:
+        """See `Family.answer`. Raises MachineError when llama.cpp cannot quantize or run it."""
+        file_type = label.removeprefix(f"{self.name} ")
+        file = self._folder / f"{file_type}.gguf"
+        self._done("quantize", str(self._source()), str(file), file_type)
+        sizes = self._done("sizes", str(file))
+        bits = gguf_bits(self._config, {name: size for name, (_, size) in sizes["tensors"].items()}, sizes["file_bytes"])
+        facts = {"runtime": self._version, "activations": "llama.cpp's own: int8"}
+        return Answered(self._answers(file, questions, on_lines), bits, facts)
+
+    def _source(self) -> Path:
+        file, weights = self._folder / "F32.gguf", self._folder / "weights.npz"
+        if not file.is_file():
+            arrays: dict[str, Any] = dict(self._tensors)
+            np.savez(weights, **arrays)
+            self._done("write", str(file), msgspec.json.encode(self._config).decode(), str(weights))
+        return file
+
+    def _answers(self, file: Path, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
+        asked, goal = self._folder / "questions.npz", self._folder / "logits.npz"
+        write_questions(asked, questions)
+        goal.unlink(missing_ok=True)
+        with started([*self._command, "answer", str(file), str(asked), str(goal), _THREADS]) as child:
+            _wait(child, on_lines)
+        with np.load(goal, allow_pickle=False) as found:
+            logits = found["logits"]
+        lengths = [len(t) for t in questions.targets]
+        if logits.shape != (sum(lengths), self._config.vocab):
+            raise MachineError(
+                f"llama.cpp wrote logits of shape {logits.shape}, expected {(sum(lengths), self._config.vocab)}; "
+                "is it this version's child?"
+            )
+        return np.split(logits, np.cumsum(lengths)[:-1])
+
+    def _done(self, *arguments: str) -> dict[str, Any]:
+        with started([*self._command, *arguments]) as child:
+            return child.answer()
+
+
+def _wait(child: Child, on_lines: OnLines) -> None:
+    while "done" not in (said := child.answer()):
+        on_lines(said.get("lines", 0))
+
+
+def write_questions(file: Path, questions: Questions) -> None:
+    """Write questions as the child reads them (see `llamacpp.answer`)."""
+    np.savez(
+        file,
+        embeddings=questions.embeddings,
+        picture=questions.picture,
+        tokens=np.concatenate(questions.tokens),
+        length=np.array([len(t) for t in questions.tokens], np.int32),
+        answer_from=questions.answer_from,
+    )
+
+
+def labels(families: Sequence[Family]) -> list[str]:
+    """Return the labels of all their peers."""
+    return [label for family in families for label in family.peers]

@@ -1,0 +1,148 @@
+"""Peers that quantize torch's Linear layers: torchao and HQQ, in this process, on the CPU.
+
+As transformers does with either, embedding and head stay float; dt_proj does too, its input is narrower than a group. What is
+quantized runs in float16 through the library's own product, what is not in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cobra_edge.environment.requirements import install_hint
+from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.model.mamba import Mamba, MambaState, Mixer
+
+from .held_out import Questions
+from .quality_peers import Answered, OnLines
+from .stored_bits import with_float_rest
+
+_QUANTIZED = ("in_proj", "x_proj", "out_proj")
+# Takes a float16 layer; returns what stands in its place and the bytes that it stores.
+Quantizer = Callable[[nn.Linear], tuple[nn.Module, int]]
+
+
+@dataclass(frozen=True)
+class TorchPeer:
+    """One way to quantize with a library. `quantizer` is called once the library is known to be there."""
+
+    label: str
+    weight_bits: int
+    quantizer: Callable[[], Quantizer]
+
+
+class InHalf(nn.Module):
+    """A float16 module among float32 ones."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        """Take the module."""
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return inner(x), x (…, in) float32, as (…, out) float32."""
+        out: Tensor = self.inner(x.half())
+        return out.float()
+
+
+class TorchFamily:
+    """Peers of one torch library on `model.mamba`; the float form is that model itself."""
+
+    def __init__(self, name: str, peers: tuple[TorchPeer, ...], config: MambaConfig, tensors: Mapping[str, np.ndarray]) -> None:
+        """Take the library's name as pip knows it, and the decoder's sizes and weights under state-spaces names."""
+        self.name = name
+        self.peers: Mapping[str, int] = {p.label: p.weight_bits for p in peers}
+        self._quantizers = {p.label: p.quantizer for p in peers}
+        self._config, self._tensors = config, tensors
+
+    def refuses(self) -> str | None:
+        """See `Family.refuses`."""
+        try:
+            for quantizer in self._quantizers.values():
+                quantizer()
+        except ImportError as error:
+            return f"{self.name}: {error}; {install_hint('peers')}"
+        return None
+
+    def answer_in_float(self, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
+        """See `Family.answer_in_float`."""
+        return _answers(self._model(), questions, on_lines)
+
+    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> Answered:
+        """See `Family.answer`."""
+        quantize, model, total, names = self._quantizers[label](), self._model(), 0, []
+        for place, mixer in list(model.named_modules()):
+            for kind in _QUANTIZED if isinstance(mixer, Mixer) else ():
+                layer, size = quantize(getattr(mixer, kind).half())
+                setattr(mixer, kind, InHalf(layer))
+                total += size
+                names.append(f"{place}.{kind}.weight")
+        facts = {"runtime": f"{self.name} {_version(self.name)}", "activations": "float16", "left_float": "embedding, dt_proj"}
+        return Answered(_answers(model, questions, on_lines), with_float_rest(self._config, names, total), facts)
+
+    def _model(self) -> Mamba:
+        model = Mamba(self._config).eval()
+        state = {name: torch.from_numpy(np.array(values, np.float32)) for name, values in self._tensors.items()}
+        model.load_state_dict(state, strict=False)  # a tied head has no tensor of its own
+        return model
+
+
+@torch.inference_mode()
+def _answers(model: Mamba, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
+    """Read every picture at once, then each line from a copy of its picture's state."""
+    _, seen = model.hidden(torch.from_numpy(questions.embeddings))
+    found = []
+    for number, (picture, tokens, start) in enumerate(
+        zip(questions.picture.tolist(), questions.tokens, questions.answer_from.tolist(), strict=True), 1
+    ):
+        state = MambaState(*(tuple(layer[picture : picture + 1] for layer in part) for part in (seen.conv, seen.ssm)))
+        logits, _ = model(model.embed(torch.from_numpy(tokens).long()[None]), state)
+        found.append(logits[0, start:].numpy())
+        on_lines(number)
+    return found
+
+
+def _torchao(algorithm: str) -> Quantizer:
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+    from torchao.quantization import quantize_
+
+    config = PrototypeInt4WeightOnlyConfig(group_size=128, int4_choose_qparams_algorithm=algorithm, set_inductor_config=False)
+
+    def quantize(layer: nn.Linear) -> tuple[nn.Module, int]:
+        quantize_(layer, config)
+        stored: Any = layer.weight
+        return layer, sum(getattr(stored, name).nbytes for name in stored.tensor_data_names)
+
+    return quantize
+
+
+def _hqq() -> Quantizer:
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    config = BaseQuantizeConfig(nbits=4, group_size=64)
+
+    def quantize(layer: nn.Linear) -> tuple[nn.Module, int]:
+        made = HQQLinear(layer, config, compute_dtype=torch.float16, device="cpu")
+        return made, made.W_q.nbytes + made.meta["scale"].nbytes + made.meta["zero"].nbytes
+
+    return quantize
+
+
+TORCHAO = (
+    TorchPeer("torchao int4 g128", 4, lambda: _torchao("tinygemm")),
+    TorchPeer("torchao int4 g128 hqq", 4, lambda: _torchao("hqq")),
+)
+HQQ = (TorchPeer("hqq int4 g64", 4, _hqq),)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "of unknown version"

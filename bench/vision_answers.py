@@ -1,0 +1,83 @@
+"""What each precision of the vision graph does to cobra-mini's answers, its decoder left as it was trained."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cobra_edge.bench.vision_towers import TRAINED, config_of, tower
+from cobra_edge.bench.written_graph import facts
+from cobra_edge.bundle.reader import VISION, Bundle
+from cobra_edge.decode.backends import open_decoder
+from cobra_edge.decode.decoder import Decoder
+from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.targets import target_named
+from cobra_edge.inference.session import Session
+from cobra_edge.inputs.image import ImageTransform, load_picture
+from cobra_edge.regress.budget import read_budget
+from cobra_edge.suite.reader import HELDOUT, pictures_of, read_suite
+from cobra_edge.vision.graph.emulation import open_emulated
+
+from .held_out import Answers, Questions, figures
+from .quality_contest import questions_of
+
+
+def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Ask the held-out suite with each graph's embeddings, and with torch's, through one decoder with the checkpoint's weights.
+
+    Args:
+        graphs: directories that `tower write` made of cobra-mini; 16-bit ones are run as a device computes them.
+        on_step: told what is being done.
+
+    Returns:
+        A row each: the precision, what ran it, and the figures of `questions.figures` against torch's embeddings.
+    """
+    on_step("answers with torch's embeddings")
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = export_bundle("mini", target_named("cpu"), Path(folder) / "bundle", scheme="fp16", golden_lines=1)
+        session = Session(Bundle.open(bundle.directory))
+        questions = questions_of(session, read_suite(HELDOUT))
+        decoder = open_decoder(session.bundle)
+        files = pictures_of(HELDOUT)
+        reference = answer(decoder, replace(questions, embeddings=_by_torch(files)))
+        truth = Answers.of(reference, reference, questions)
+        rows = []
+        for directory in graphs:
+            config, graph = facts(directory)
+            on_step(f"answers with {graph.precision}")
+            runner = open_emulated(directory / VISION, config, graph)
+            transform = ImageTransform.of(config, graph.input)
+            seen = np.stack([runner.embed(transform.pixels(load_picture(file))) for file in files])
+            found = Answers.of(answer(decoder, replace(questions, embeddings=seen)), reference, questions)
+            allowed = read_budget().vision[graph.precision].get("kld_mean")
+            limit = None if allowed is None else allowed.max
+            row = {"precision": graph.precision, "runtime": runner.name, "kld_mean_max": limit}
+            rows.append(row | figures(found, truth, questions))
+    return rows
+
+
+def answer(decoder: Decoder, questions: Questions) -> list[np.ndarray]:
+    """Return the logits (n, vocab) float32 that each line wants; every picture is read once."""
+    states = []
+    for embeddings in questions.embeddings:
+        state = decoder.new_state()
+        decoder.prefill(embeddings, state)
+        states.append(state)
+    found = []
+    for tokens, start, picture in zip(questions.tokens, questions.answer_from, questions.picture, strict=True):
+        logits = decoder.forward(decoder.embed(tokens.tolist()), states[picture].copy())
+        found.append(logits[start:])
+    return found
+
+
+@torch.inference_mode()
+def _by_torch(files: Sequence[Path]) -> np.ndarray:
+    """Return the float model's embeddings (pictures, n_visual_tokens, d_model) float32."""
+    model, transform = tower(TRAINED), ImageTransform.of(config_of(TRAINED))
+    return np.stack([model(torch.from_numpy(transform.pixels(load_picture(file))))[0].numpy() for file in files])

@@ -1,0 +1,84 @@
+"""The towers that `bench vision` measures, and writing the graph of one in a process of its own.
+
+python -m cobra_edge.bench.vision_towers cobra-3b fp16 DIRECTORY
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import torch
+from torch import nn
+
+from ..formats.model_config import CobraConfig, projector_kind
+from ..formats.precision import PrecisionName
+from ..model.backbones import vision_backbone
+from ..model.checkpoint import open_checkpoint
+from ..model.cobra import VisionModel, load_vision
+from ..model.projector import Projector
+from ..model.vision import VisionTower
+from ..suite.reader import CALIBRATION, HELDOUT, pictures_of
+from ..terminal.output import main_of, print_json, stages
+from ..vision.graph.write import write_graph
+from .shapes import shape_named
+from .written_graph import keep_facts
+
+TRAINED = "cobra-mini"
+_PARITY_PICTURES, _CALIBRATION_PICTURES = 2, 8  # a full-size tower takes seconds for each
+
+
+def config_of(shape: str) -> CobraConfig:
+    """Return the config of a shape's vision. Raises InputError for an unknown one."""
+    if shape == TRAINED:
+        return open_checkpoint("mini").config
+    named = shape_named(shape)
+    kind = projector_kind(named.arch_specifier)
+    return CobraConfig(shape, vision_backbone(named.vision_backbone_id), kind, named.mamba)
+
+
+def tower(shape: str) -> VisionModel:
+    """Return the tower of a shape: cobra-mini's own, or one of random weights.
+
+    Freshly made layer scales are 1e-5: blocks would hardly count, nor would what rounding does in them. They are set to 1.
+    """
+    if shape == TRAINED:
+        return load_vision(open_checkpoint("mini"))
+    config = config_of(shape)
+    assert config.vision is not None and config.projector is not None
+    torch.manual_seed(0)
+    projector = Projector(config.projector, config.vision.feature_dim, config.mamba.d_model)
+    model = VisionModel(VisionTower(config.vision), projector).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(".gamma"):
+            nn.init.ones_(parameter)
+    return model
+
+
+@click.command()
+@click.argument("shape")
+@click.argument("precision")
+@click.argument("directory", type=click.Path(path_type=Path))
+def command(shape: str, precision: PrecisionName, directory: Path) -> None:
+    """Write the graph of SHAPE into DIRECTORY, proven against torch; what takes pictures as they are."""
+    directory.mkdir()
+    every = slice(None) if shape == TRAINED else slice(_CALIBRATION_PICTURES)
+    with stages() as on_step:
+        written = write_graph(
+            lambda: tower(shape),
+            config_of(shape),
+            directory,
+            precision,
+            "uint8",
+            pictures_of(HELDOUT)[:_PARITY_PICTURES],
+            pictures_of(CALIBRATION)[every],
+            on_step,
+        )
+    keep_facts(directory, config_of(shape), written.graph)
+    print_json({"graph": written.graph})
+
+
+main = main_of(command)
+
+if __name__ == "__main__":
+    main()

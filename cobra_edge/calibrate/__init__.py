@@ -1,0 +1,1 @@
+"""Calibrate: statistics of the inputs of every matrix product of a checkpoint."""

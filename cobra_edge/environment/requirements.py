@@ -1,0 +1,60 @@
+"""Optional libraries: whether they are there, and how to install the extra that brings them."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from ..errors import MachineError
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+class _Vcs(msgspec.Struct):
+    vcs: str
+
+
+class _Origin(msgspec.Struct):
+    """What pip keeps of a package that came from no index: direct_url.json (PEP 610)."""
+
+    url: str
+    vcs_info: _Vcs | None = None
+
+
+def install_hint(*extras: str) -> str:
+    """Return the command that installs extras of this package: from the checkout it runs in, or from where it was installed."""
+    named = f"[{','.join(extras)}]"
+    if (_CHECKOUT / "pyproject.toml").is_file():
+        try:
+            where = "." if Path.cwd() == _CHECKOUT else str(_CHECKOUT)
+        except OSError:  # somebody removed the current directory
+            where = str(_CHECKOUT)
+        return f"pip install '{where}{named}'"
+    return f"pip install 'cobra-edge{named}{_source()}'"
+
+
+def _source() -> str:
+    """Return " @ URL" where the package was installed from a directory, a file or a repository; nothing for an index."""
+    try:
+        text = metadata.distribution("cobra-edge").read_text("direct_url.json")
+        origin = msgspec.json.decode(text or "", type=_Origin)
+    except (metadata.PackageNotFoundError, msgspec.MsgspecError):
+        return ""
+    return f" @ {origin.url}" if origin.vcs_info is None else f" @ {origin.vcs_info.vcs}+{origin.url}"
+
+
+def require_export(purpose: str, *modules: str) -> None:
+    """Raise MachineError where a module of the extra "export" is missing; imports those that are there.
+
+    Args:
+        purpose: what needs them, for the message.
+        modules: their names.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise MachineError(f"{purpose} needs {error.name}; install it with: {install_hint('export')}") from error

@@ -1,0 +1,65 @@
+"""The README of a bundle: what it is, how large, how far from the float model."""
+
+from __future__ import annotations
+
+from ..bundle.manifest import Manifest, VisionSource
+from ..formats.targets import Target
+from ..regress.bundle_tables import drift_rows, rotation_words
+from ..terminal.output import megabytes
+
+_CARD = """\
+# {model} for {target}
+
+Made by cobra_edge {version} from `{source}` (sha256 `{sha}`), weights as **{scheme}**, method {method}{rotation}.
+{encoders}
+| part | size |
+|---|---|
+| vision graph | {vision} |
+| decoder | {decoder} |
+| decoding state, any context length | {state} |
+| total on the device, system included | {total} |
+
+## Drift from the float model
+
+{drift}
+
+Measured on {measured}. Check that the copy on the device is whole, and ask it something:
+
+```
+python -m cobra_edge.inspect .
+python -m cobra_edge.run . --image PICTURE --prompt "What is in the image?"
+```
+
+What the model itself can and cannot do is said by the card of the checkpoint it was made from.
+"""
+
+
+# By `Source.vision`: what is told of the encoders that were taken.
+VISION_SOURCES: dict[VisionSource, str] = {
+    "checkpoint": "the checkpoint's own, trained along with it (Cobra's load() leaves them out)",
+    "files": "from files beside the checkpoint, or given",
+    "hub": "as published, from timm's hub",
+}
+
+
+def model_card(manifest: Manifest, target: Target) -> str:
+    """Return the card as Markdown."""
+    plan, drift = manifest.memory_plan, manifest.drift
+    rows = [f"| {label} | {value} |" for label, value, _, _ in drift_rows(manifest, [])]
+    return _CARD.format(
+        model=manifest.model.model_id,
+        target=target.title,
+        version=manifest.cobra_edge,
+        source=manifest.source.id,
+        sha=manifest.source.sha256[:16],
+        scheme=manifest.recipe.scheme,
+        method=manifest.recipe.method,
+        encoders="" if manifest.source.vision is None else f"Vision weights: {VISION_SOURCES[manifest.source.vision]}.\n",
+        rotation=rotation_words(manifest.recipe),
+        vision=megabytes(plan.vision_bytes),
+        decoder=megabytes(plan.decoder_bytes),
+        state=megabytes(plan.state_bytes),
+        total=megabytes(plan.total_bytes),
+        drift="\n".join(["| measure | value |", "|---|---|", *rows]),
+        measured="nothing" if drift is None else f"{drift.lines} golden lines with the {drift.runtime} decoder",
+    )

@@ -1,0 +1,121 @@
+"""The vision half of an export: the graph in the precision asked for, and an engine where one is built ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..bundle.engine_key import EngineKey
+from ..bundle.manifest import VisionGraph
+from ..bundle.reader import IMAGE, VISION, file_sha256
+from ..errors import InputError, MachineError
+from ..formats.precision import InputForm, PrecisionName, precision_named
+from ..formats.targets import Target, why_not_precision
+from ..suite.reader import pictures_of
+from ..terminal.output import stages, tell
+from ..terminal.suggestions import near_matches
+from ..vision.engines import tensorrt_rtx
+
+# What becomes of an engine: built with its weights, without them (they are in the graph too), or not at all. auto embeds one
+# where the target runs it and the library is here.
+ENGINES = ("auto", "embedded", "stripped", "none")
+_CALIBRATION_PICTURES = 64
+
+
+def checked_precision(target: Target, wanted: str | None) -> PrecisionName:
+    """Return the precision to export in. Raises InputError for one that is unknown or that the target cannot run."""
+    precision = precision_named(wanted or target.vision_precision)
+    reason = why_not_precision(target, precision)
+    if reason is not None:
+        raise InputError(f"--vision-precision {precision.name}: {reason}")
+    return precision.name
+
+
+def checked_engine(target: Target, wanted: str, precision: PrecisionName) -> str:
+    """Return what shall become of an engine of a graph in `precision`: "embedded", "stripped" or "none".
+
+    Raises:
+        InputError: an unknown choice, or the target runs no engine that is built ahead of time, or none in this precision.
+        MachineError: an engine was asked for, and its library is missing.
+    """
+    if wanted not in ENGINES:
+        raise InputError(f"unknown --engine {wanted!r}{near_matches(wanted, ENGINES)}")
+    if wanted == "none" or (wanted == "auto" and target.vision_runtime != tensorrt_rtx.RUNTIME):
+        return "none"
+    if target.vision_runtime != tensorrt_rtx.RUNTIME:
+        raise InputError(
+            f"--engine {wanted}: {target.title} runs no engine that is built ahead of time; leave it out, and on a Jetson run: "
+            "python -m cobra_edge.build BUNDLE"
+        )
+    missing = tensorrt_rtx.why_no_tensorrt_rtx()
+    reason = missing or tensorrt_rtx.why_no_precision(precision, tensorrt_rtx.capabilities_of(target))
+    if reason is None:
+        return "embedded" if wanted == "auto" else wanted
+    if wanted != "auto":
+        raise (InputError if missing is None else MachineError)(f"--engine {wanted}: {reason}")
+    tell(f"no engine for {target.title}: {reason}; the bundle goes without one, and its graph runs on onnxruntime")
+    return "none"
+
+
+def write_vision(
+    checkpoint: Any,
+    pictures: Sequence[Path],
+    stage: Path,
+    precision: PrecisionName,
+    form: InputForm,
+    calibration: Path,
+) -> tuple[VisionGraph | None, np.ndarray]:
+    """Write vision.onnx and image.json into `stage`.
+
+    Args:
+        checkpoint: an opened one; without vision nothing is written.
+        pictures: of the golden lines, each once.
+        stage: the bundle to be.
+        precision: of the graph.
+        form: what it takes.
+        calibration: suite of whose pictures int8 is calibrated with 64 at most, spread evenly.
+
+    Returns:
+        How the graph was made, and the float embeddings of the pictures, (pictures, n_visual_tokens, d_model) float32.
+    """
+    if checkpoint.config.vision is None:
+        return None, np.empty((0, 0, checkpoint.config.mamba.d_model), np.float32)
+    from ..model.cobra import load_vision
+    from ..vision.graph.write import write_graph
+
+    calibrate = _spread(pictures_of(calibration)) if precision == "int8" else []
+    with stages() as on_step:
+        written = write_graph(
+            lambda: load_vision(checkpoint), checkpoint.config, stage, precision, form, pictures, calibrate, on_step
+        )
+    (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
+    return written.graph, np.stack(written.embeddings)
+
+
+def _spread(files: list[Path]) -> list[Path]:
+    """Return at most _CALIBRATION_PICTURES of the files, evenly: ranges settle before, and each costs seconds at full size."""
+    return files[:: max(1, -(-len(files) // _CALIBRATION_PICTURES))]
+
+
+def build_engine_ahead(stage: Path, precision: PrecisionName, target: Target, engine: str) -> dict[str, EngineKey]:
+    """Build the engine of a staged graph as `checked_engine` says; returns its key by its file's name.
+
+    Raises:
+        InputError, MachineError: as `tensorrt_rtx.add_engine`.
+    """
+    if engine == "none":
+        return {}
+    files = {f.name: file_sha256(f) for f in stage.iterdir() if f.name.startswith(VISION)}
+    with stages() as on_step:
+        return tensorrt_rtx.add_engine(
+            stage,
+            files,
+            precision,
+            target,
+            strip_weights=engine == "stripped",
+            on_progress=lambda _phase, done, total: on_step(f"engine for {target.title}", done, total),
+        )

@@ -1,0 +1,102 @@
+"""What a quantized weight is, as data: one row of `SCHEMES` a scheme."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import InputError
+from ..terminal.suggestions import near_matches
+
+# Codes along the input axis that are loaded together, by bits: packed as one block (docs/bundle.md), or as many as the native
+# products take at a time where a code is a whole byte.
+_BLOCKS = {3: 64, 4: 32, 8: 32}
+WHOLE_ROW: Literal["row"] = "row"
+
+# How codes become values: "int" as docs/bundle.md says; the others are bitsandbytes' own.
+CodeFormat = Literal["int", "nf4", "int8-rows"]
+# What codes and scales are stored as, by format: dtypes as numpy calls them.
+_DTYPES: dict[CodeFormat, tuple[str, str]] = {
+    "int": ("uint8", "float16"),
+    "nf4": ("uint8", "float32"),
+    "int8-rows": ("int8", "float32"),
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the weights of a matrix are stored.
+
+    Attributes:
+        name: as on the command line; w4a16-g128 is 4-bit weights, 16-bit activations, one scale for 128 weights of a row.
+        weight_bits: bits a code takes: 3, 4, 8, or 16 for plain float16 without codes.
+        group_size: weights along the input axis that share a scale; "row" for all of them, None for no groups (float16).
+        activation_bits: 8 where a runtime rounds what enters a product, unless it is told otherwise; None where it does not.
+        code_format: how codes become values.
+    """
+
+    name: str
+    weight_bits: int
+    group_size: int | Literal["row"] | None
+    activation_bits: int | None = None
+    code_format: CodeFormat = "int"
+
+    @property
+    def zero_code(self) -> int:
+        """The unsigned code that stands for 0: codes are symmetric around it. Only of format "int"."""
+        return 1 << (self.weight_bits - 1)
+
+    @property
+    def code_dtype(self) -> str:
+        """The dtype of stored codes, as numpy calls it."""
+        return _DTYPES[self.code_format][0]
+
+    @property
+    def scale_dtype(self) -> str:
+        """The dtype of stored scales, as numpy calls it."""
+        return _DTYPES[self.code_format][1]
+
+    @property
+    def block(self) -> int:
+        """How many codes along the input axis form a block; a matrix holds whole ones. Only for schemes with codes."""
+        return _BLOCKS[self.weight_bits]
+
+    def group(self, in_features: int) -> int:
+        """Return how many weights share a scale in a matrix with that many inputs. Only for schemes with codes."""
+        assert self.group_size is not None
+        return in_features if self.group_size == WHOLE_ROW else self.group_size
+
+    def refuses(self, in_features: int) -> str | None:
+        """Say why a matrix with that many inputs cannot be stored this way, or None."""
+        if self.group_size is None:
+            return None
+        if in_features % self.group(in_features):
+            return f"group size {self.group_size} does not divide in_features {in_features}"
+        if in_features % self.block:
+            return f"{self.weight_bits}-bit codes come in blocks of {self.block}, which do not divide in_features {in_features}"
+        return None
+
+
+SCHEMES: dict[str, Scheme] = {
+    s.name: s
+    for s in (
+        Scheme("fp16", 16, None),
+        Scheme("w8a16-channel", 8, WHOLE_ROW),
+        Scheme("w8a16-g128", 8, 128),
+        Scheme("w4a16-g128", 4, 128),
+        Scheme("w4a16-g64", 4, 64),
+        Scheme("w4a16-g32", 4, 32),
+        Scheme("w3a16-g64", 3, 64),
+        Scheme("w8a8", 8, 128, activation_bits=8),
+        Scheme("w4a8", 4, 128, activation_bits=8),
+        Scheme("bnb-nf4", 4, 64, code_format="nf4"),
+        Scheme("bnb-int8", 8, WHOLE_ROW, code_format="int8-rows"),
+    )
+}
+
+
+def scheme_named(name: str) -> Scheme:
+    """Return a scheme of the table. Raises InputError with near matches."""
+    if name not in SCHEMES:
+        raise InputError(f"unknown scheme {name!r}{near_matches(name, SCHEMES)}")
+    return SCHEMES[name]

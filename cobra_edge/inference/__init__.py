@@ -1,0 +1,1 @@
+"""A bundle that answers: sessions, generation, and the options that all commands share."""

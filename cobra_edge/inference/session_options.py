@@ -1,0 +1,95 @@
+"""The options by which a verb opens a bundle and chooses tokens, declared once for all verbs that answer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..decode.backends import DEVICES, KERNELS
+from ..decode.decoder import ACTIVATIONS, DecoderOptions
+from ..decode.sampling import Sampling
+from ..environment.threads import use_threads
+from ..vision.runtimes import RUNTIME_NAMES
+from .session import Session, load
+
+Verb = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Which bundle a verb was told to open, and how."""
+
+    bundle: Path
+    device: str
+    kernels: str
+    vision_runtime: str
+    options: DecoderOptions
+
+    def load(self) -> Session:
+        """Open the bundle. Raises BundleError when it is not whole, MachineError when nothing runs it."""
+        return load(
+            self.bundle, device=self.device, kernels=self.kernels, options=self.options, vision_runtime=self.vision_runtime
+        )
+
+
+def _use(_context: click.Context, _parameter: click.Parameter, threads: int | None) -> int | None:
+    use_threads(threads)
+    return threads
+
+
+# Every verb's that computes; before any of its work, so that torch is not imported yet.
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    callback=_use,
+    help="Threads on a processor; default: one a physical core that this process may use, or OMP_NUM_THREADS.",
+)
+
+
+def session_options(verb: Verb) -> Verb:
+    """Give a verb the argument BUNDLE and the options of what runs it; it gets them as `opening`, an `Opening`."""
+
+    @click.argument("bundle", type=click.Path(path_type=Path))
+    @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where it runs.")
+    @click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder.")
+    @click.option("--vision-runtime", type=click.Choice(RUNTIME_NAMES), default="auto", show_default=True, help="What sees.")
+    @threads_option
+    @click.option(
+        "--activations",
+        type=click.Choice(ACTIVATIONS),
+        help="What enters a product; int8: faster. Default: as the bundle's recipe says.",
+    )
+    @functools.wraps(verb)
+    def opened(
+        *arguments: Any,
+        bundle: Path,
+        device: str,
+        decoder_kernels: str,
+        vision_runtime: str,
+        threads: int | None,
+        activations: str | None,
+        **others: Any,
+    ) -> Any:
+        opening = Opening(bundle, device, decoder_kernels, vision_runtime, DecoderOptions(threads, activations))
+        return verb(*arguments, opening=opening, **others)
+
+    return opened
+
+
+def sampling_options(verb: Verb) -> Verb:
+    """Give a verb the options of how tokens are chosen; it gets them as `sampling`, or InputError is raised."""
+
+    @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 always takes the likeliest token.")
+    @click.option("--top-k", type=int, default=0, help="Choose among the k likeliest tokens; 0 for all.")
+    @click.option("--top-p", type=float, default=1.0, help="Choose among the likeliest tokens that hold this share.")
+    @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same answer.")
+    @functools.wraps(verb)
+    def sampled(*arguments: Any, temperature: float, top_k: int, top_p: float, seed: int, **others: Any) -> Any:
+        return verb(*arguments, sampling=Sampling(temperature, top_k, top_p, seed), **others)
+
+    return sampled

@@ -1,0 +1,1 @@
+"""What a user gives: text (tokenizer, prompt templates) and images (decoding, transforms). No torch."""

@@ -1,0 +1,187 @@
+"""Prompt templates and the tokenizer.
+
+Two prompt styles exist: zephyr for the chat-tuned language model, base for the plain one. Source: Cobra (Zhao et al., AAAI-25)
+and the prompt builders of its published code, whose exact strings are a fact of the checkpoint.
+
+What people write is text and nothing else: `<|endoftext|>` in a question is spelled, letter by letter, and ends no turn. Only a
+template's own marks become control tokens, by their ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from ..errors import InputError
+from .tokenizer_file import checked_tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+IMAGE_MARK = "<image>"
+_USER, _ASSISTANT = "<|user|>", "<|assistant|>"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A mark of a template. Where the tokenizer has a control token of this name it becomes that, else it is text."""
+
+    name: str
+
+    def __str__(self) -> str:
+        """Return the mark as the published code writes it."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model reads: text that somebody wrote, and the marks of a template around it; `str` gives all of it as text."""
+
+    parts: tuple[str | Mark, ...]
+
+    def __str__(self) -> str:
+        """Return the prompt as one text, for people and for comparing."""
+        return "".join(str(part) for part in self.parts)
+
+    def __add__(self, other: Prompt) -> Prompt:
+        """Return both, one after the other."""
+        return Prompt((*self.parts, *other.parts))
+
+
+def given_answer(answer: str) -> str:
+    """Return a given answer as the model was trained on it: no image mark, no blanks around it, one space for nothing.
+
+    Source: `add_turn` and `wrap_gpt` of the prompt builders in Cobra's published code.
+    """
+    return answer.replace(IMAGE_MARK, "").strip() or " "
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How turns become a prompt. `style` is "zephyr" or "base"."""
+
+    style: str
+
+    def _wrap(self, message: str, before: str = "") -> Prompt:
+        message = message.replace(IMAGE_MARK, "").strip()
+        if not message:
+            raise InputError("the prompt is empty; ask something, for example --prompt 'What is in the image?'")
+        if self.style == "zephyr":
+            return Prompt((before, Mark(_USER), f"\n{message}", Mark(END_OF_TEXT), "\n", Mark(_ASSISTANT), "\n"))
+        return Prompt((f"{before}In: {message}\nOut: ",))
+
+    def first_turn(self, message: str) -> Prompt:
+        """Return what follows the image for a first question. Raises InputError when it is empty."""
+        return self._wrap(message)
+
+    def later_turn(self, message: str) -> Prompt:
+        """Return what follows an ended answer for a further question."""
+        return self._wrap(message, "\n")
+
+    def conversation(self, turns: Sequence[tuple[str, str | None]]) -> Prompt:
+        """Return the prompt of (question, answer) turns; the last answer may be None, still to be given."""
+        prompt = Prompt(())
+        for index, (question, answer) in enumerate(turns):
+            prompt += self.later_turn(question) if index else self.first_turn(question)
+            if answer is not None:
+                prompt += Prompt((given_answer(answer), Mark(END_OF_TEXT)))
+        return prompt
+
+
+class TextCodec:
+    """A tokenizer with its end-of-text id; no token is added in front or behind."""
+
+    def __init__(self, tokenizer: Tokenizer, end_id: int, control: dict[str, int]) -> None:
+        """Wrap a tokenizer that spells control tokens; `control` are their ids."""
+        self.tokenizer, self.end_id, self._control = tokenizer, end_id, {**control, END_OF_TEXT: end_id}
+
+    @classmethod
+    def open(cls, file: Path, vocab: int) -> TextCodec:
+        """Read tokenizer.json, checked against the model's vocabulary.
+
+        Raises:
+            InputError: not a tokenizer of these models, no end-of-text token, or ids beyond the vocabulary.
+        """
+        checked = checked_tokenizer(file, vocab)
+        end_id = checked.control.get(END_OF_TEXT)
+        if end_id is None:
+            raise InputError(f"{file.name}: has no {END_OF_TEXT} token, which ends every answer of this model")
+        with _tokenizers(f"{file.name}: not a readable tokenizer"):
+            tokenizer = Tokenizer.from_str(checked.json.decode("utf-8"))
+            tokenizer.encode_special_tokens = True  # they are spelled
+            odd = sorted(name for name, token in checked.ids.items() if tokenizer.token_to_id(name) != token)
+        if odd:
+            raise InputError(
+                f"{file.name}: {odd[0][:40]!r} has another id than the file says; take it from the checkpoint again"
+            )
+        return cls(tokenizer, end_id, checked.control)
+
+    def encode(self, prompt: str | Prompt) -> list[int]:
+        """Return token ids. A str is what somebody wrote, and never becomes a control token; see `Prompt` for marks.
+
+        Raises:
+            InputError: the tokenizer fails.
+        """
+        tokens, text = list[int](), ""
+        for part in (prompt,) if isinstance(prompt, str) else prompt.parts:
+            if isinstance(part, Mark) and (token := self._control.get(part.name)) is not None:
+                tokens += [*self._spell(text), token]
+                text = ""
+            else:
+                text += str(part)
+        return [*tokens, *self._spell(text)]
+
+    def answer(self, text: str) -> list[int]:
+        """Return the tokens of a given answer, its end token last; see `given_answer` for what precedes that."""
+        return [*self.encode(text), self.end_id]
+
+    def with_marks(self, text: str) -> Prompt:
+        """Return text in which names of control tokens are marks: for a whole prompt, template included, as one string."""
+        names = "|".join(re.escape(name) for name in sorted(self._control, key=len, reverse=True))
+        pieces = re.split(f"({names})", text)
+        return Prompt(tuple(Mark(piece) if i % 2 else piece for i, piece in enumerate(pieces)))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return text, control tokens left out. Raises InputError where the tokenizer fails."""
+        with _tokenizers("the tokenizer cannot decode what was generated"):
+            return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def stream(self) -> TextStream:
+        """Return a decoder of tokens that come one by one."""
+        return TextStream(self.tokenizer)
+
+    def _spell(self, text: str) -> list[int]:
+        if not text:
+            return []
+        with _tokenizers("the tokenizer cannot encode this text"):
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+class TextStream:
+    """Text of tokens that come one by one: whole characters, as soon as they are whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Begin with nothing."""
+        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=True)
+
+    def step(self, token: int) -> str | None:
+        """Return the text that a token completes, None for none. Raises InputError where the tokenizer fails."""
+        with _tokenizers("the tokenizer cannot decode what was generated"):
+            return self._stream.step(self._tokenizer, token)
+
+
+@contextmanager
+def _tokenizers(what: str) -> Iterator[None]:
+    """Make an InputError of whatever the library raises: a bare Exception, or a panic, which is a BaseException."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{what} ({error}); export or copy the bundle again") from error
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise InputError(f"{what} (the tokenizers library panicked: {error}); export or copy the bundle again") from error

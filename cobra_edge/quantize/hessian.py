@@ -1,0 +1,61 @@
+"""What the statistics say about the input of a matrix as it is stored: norms folded, rotated, scaled (see `preparation`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..formats.hadamard import rotate
+from ..formats.recipe import Recipe
+from .statistics import HEAD, Statistics, site_of
+from .transforms import NO_SCALES, InputScales
+
+
+def stored_moment(
+    name: str, tensor: Callable[[str], np.ndarray], recipe: Recipe, statistics: Statistics, scales: InputScales = NO_SCALES
+) -> np.ndarray:
+    """Return the second moment of what a stored matrix is multiplied with, (in, in) float32, symmetric.
+
+    Args:
+        name: of the matrix; a tied head's is that of the embedding.
+        tensor: gives any of the model's own tensors by name, float32.
+        recipe: which rotations.
+        statistics: of the model as it is.
+        scales: AWQ's, of the matrix's inputs.
+
+    Raises:
+        InputError: the statistics hold nonsense.
+    """
+    found = site_of(name)
+    assert found is not None
+    layer, site = found
+    moment = statistics.second_moment(layer, site)
+    if site == HEAD:
+        moment = _scaled(moment, tensor("backbone.norm_f.weight"))
+    elif site == "in_proj" and not recipe.rotates_residual:
+        moment = _scaled(moment, tensor(f"backbone.layers.{layer}.norm.weight"))
+    if _rotated(site, recipe):
+        moment = rotate(rotate(moment).T)
+    return _scaled(moment, 1 / scales[name]) if name in scales else moment
+
+
+def clips(name: str, group: int, recipe: Recipe, statistics: Statistics) -> np.ndarray:
+    """Return where the rounded input of a stored matrix is clipped, (in / group,) float32, as the recipe's percentile says.
+
+    Raises:
+        InputError: the statistics hold nonsense, or nothing of this basis.
+    """
+    found = site_of(name)
+    assert found is not None and recipe.activation_percentile is not None
+    layer, site = found
+    bounds = statistics.percentile(layer, site, group, recipe.activation_percentile, rotated=_rotated(site, recipe))
+    return np.maximum(bounds, np.finfo(np.float32).tiny)  # inputs that are always 0
+
+
+def _rotated(site: str, recipe: Recipe) -> bool:
+    return recipe.rotates_out_proj if site == "out_proj" else recipe.rotates_residual and site in ("in_proj", HEAD)
+
+
+def _scaled(moment: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    return moment * factors[:, None] * factors

@@ -1,0 +1,87 @@
+"""What a harness asks of a written answer: where it stops, how long it may be, how its tokens are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...decode.sampling import GREEDY, Sampling
+from ...errors import InputError
+from ...terminal.suggestions import near_matches
+
+DEFAULT_MAX_NEW_TOKENS = 256
+# The harnesses' names of one limit; the first that is given counts.
+_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_CHOOSING = ("do_sample", "temperature", "top_k", "top_p", "seed")
+# Options that a session does not have, and the values at which each changes nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "repetition_penalty": (None, 1.0),
+    "length_penalty": (None, 1.0),
+    "use_cache": (None, True, False),
+}
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How an answer is to be written.
+
+    Attributes:
+        stops: the answer ends before the first of these texts.
+        max_new_tokens: its limit.
+        sampling: how the next token is chosen.
+    """
+
+    stops: tuple[str, ...]
+    max_new_tokens: int
+    sampling: Sampling
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], number: int = 0) -> Writing:
+        """Read the generation options of a task.
+
+        Args:
+            options: as the harnesses hand them over: `until`, a limit, `do_sample`, `temperature`, `top_k`, `top_p`, `seed`.
+            number: of the request; added to the seed, so that a question asked twice is sampled twice.
+
+        Raises:
+            InputError: an option that is not known and not neutral, or a value that means nothing.
+        """
+        for name, value in options.items():
+            if name in _NEUTRAL and value not in _NEUTRAL[name]:
+                raise InputError(f"generation option {name} is {value!r}, and a session has no such; leave it out of the task")
+            if name not in {"until", *_LIMITS, *_CHOOSING, *_NEUTRAL}:
+                known = ("until", *_LIMITS, *_CHOOSING)
+                raise InputError(f"unknown generation option {name!r}{near_matches(name, known)}; leave it out of the task")
+        until = options.get("until") or ()
+        stops = (until,) if isinstance(until, str) else tuple(until)
+        if not all(isinstance(stop, str) for stop in stops):
+            raise InputError(f"generation option until is {until!r}, expected a text or a list of texts")
+        limit = next((options[name] for name in _LIMITS if options.get(name) is not None), DEFAULT_MAX_NEW_TOKENS)
+        if not isinstance(limit, int) or limit < 1:
+            raise InputError(f"the answer's limit is {limit!r}, expected a number of tokens, 1 or more")
+        return cls(tuple(stop for stop in stops if stop), limit, _sampling(options, number))
+
+    def cut(self, text: str) -> str | None:
+        """Return the text before the first stop; None where there is none."""
+        found = [at for at in map(text.find, self.stops) if at >= 0]
+        return text[: min(found)] if found else None
+
+
+def _sampling(options: Mapping[str, Any], number: int) -> Sampling:
+    """Return greedy choice unless sampling is asked for; as in transformers, do_sample without a temperature means 1."""
+    temperature, wanted = options.get("temperature"), options.get("do_sample")
+    sampled = bool(temperature) if wanted is None else bool(wanted)
+    if not sampled or temperature == 0:
+        return GREEDY
+    try:
+        return Sampling(
+            temperature=1.0 if temperature is None else float(temperature),
+            top_k=int(options.get("top_k") or 0),
+            top_p=float(options.get("top_p") or 1.0),
+            seed=int(options.get("seed") or 0) + number,
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a generation option is no number ({error}); mend it in the task") from error

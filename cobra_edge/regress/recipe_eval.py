@@ -1,0 +1,128 @@
+"""Try recipes in memory: how far the model would drift, before anything is written.
+
+The runtime is the one that a bundle would have, over weights in memory. Visual embeddings are the float model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ..decode.backends import open_weights
+from ..decode.decoder import DecoderState, Weights
+from ..errors import InputError
+from ..formats.model_config import decoder_shapes
+from ..formats.packing import QuantizedTensor
+from ..formats.recipe import Recipe
+from ..model.checkpoint import Checkpoint
+from ..model.weight_files import require_finite
+from ..quantize.decoder_file import stored_value
+from ..quantize.quantizer import quantizer
+from ..quantize.questions import OnProgress, Question, seen, silent, tokenised
+from ..quantize.statistics import Statistics
+from ..quantize.transforms import fed_by
+from .metrics import kl_divergence
+
+_KEEP_BYTES = 2 << 30  # of quantized matrices, for recipes that share them
+
+
+class Trial:
+    """A checkpoint and questions: gives the drift of any recipe.
+
+    Attributes:
+        lines: how many questions.
+        positions: how many answer tokens KLD is the mean over.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        recipe: Recipe,
+        statistics: Statistics | None,
+        lines: Sequence[Question],
+        pictures: Path,
+        on_progress: OnProgress = silent,
+    ) -> None:
+        """Look at the pictures, and run the float model.
+
+        Args:
+            checkpoint: whose decoder and vision; all of it lies in memory as float32.
+            recipe: method, rotations and activations of those that will be measured; its tensors do not count.
+            statistics: of the checkpoint, where the method looks at activations or they are clipped.
+            lines: questions with their answers.
+            pictures: directory that their images are relative to.
+            on_progress: called with a stage's name, how much of it is done and how much there is.
+
+        Raises:
+            InputError: a question or picture that cannot be read, weights or answers that are not finite.
+        """
+        self._checkpoint, self._statistics, config = checkpoint, statistics, checkpoint.config
+        self._questions = tokenised(checkpoint, lines)
+        self._visual: list[np.ndarray] = []
+        if self._questions.pictures:
+            embeddings = seen(checkpoint, [pictures / name for name in self._questions.pictures], on_progress)
+            self._visual = list(embeddings.numpy().reshape(-1, config.n_visual_tokens, config.mamba.d_model))
+        on_progress("float model", 0, 1)
+        self._kept = dict[tuple[str, str], np.ndarray | QuantizedTensor]()
+        self._room = _KEEP_BYTES
+        float_recipe = msgspec.structs.replace(recipe, tensors={})
+        quantize = quantizer(config.mamba, float_recipe, self._tensor, statistics)
+        self._float = {name: stored_value(quantize, name) for name in decoder_shapes(config.mamba)}
+        self._reference = list(self._answers(float_recipe, self._float))
+        if not all(np.isfinite(logits).all() for logits in self._reference):
+            raise InputError("the float model itself gives logits that are not finite; the checkpoint is damaged or overflows")
+        self.lines, self.positions = len(lines), sum(len(logits) for logits in self._reference)
+        on_progress("float model", 1, 1)
+
+    def kld(self, recipe: Recipe) -> float:
+        """Return the mean KLD from the float model over the answers, nats; infinity where an answer is not finite.
+
+        Args:
+            recipe: with the method, rotations and activations of the trial; what it does not name is float32.
+
+        Raises:
+            InputError: a matrix does not fit its scheme.
+        """
+        found = []
+        for expected, logits in zip(self._reference, self._answers(recipe, self._tensors(recipe)), strict=True):
+            if not np.isfinite(logits).all():
+                return float("inf")
+            found.append(kl_divergence(expected, logits))
+        return float(np.concatenate(found).mean())
+
+    def _tensor(self, name: str) -> np.ndarray:
+        return require_finite(name, self._checkpoint.decoder[name].float()).numpy()
+
+    def _tensors(self, recipe: Recipe) -> dict[str, np.ndarray | QuantizedTensor]:
+        quantize = quantizer(self._checkpoint.config.mamba, recipe, self._tensor, self._statistics)
+        changed = {*recipe.tensors, *(fed_by(name) for name in quantize.scales)}
+        found = dict(self._float)
+        for name in changed:
+            key = name, recipe.storage(name)
+            if quantize.scales:  # what is stored depends on neighbours
+                found[name] = stored_value(quantize, name, self._statistics)
+            elif key in self._kept:
+                found[name] = self._kept[key]
+            else:
+                found[name] = value = stored_value(quantize, name, self._statistics)
+                size = value.nbytes if isinstance(value, np.ndarray) else value.codes.nbytes + value.scales.nbytes
+                if size <= self._room:
+                    self._kept[key], self._room = value, self._room - size
+        return found
+
+    def _answers(self, recipe: Recipe, tensors: dict[str, np.ndarray | QuantizedTensor]) -> Iterator[np.ndarray]:
+        """Yield for each line the logits before each token of its answer (answer, vocab); lines of a picture together."""
+        decoder = open_weights(Weights(self._checkpoint.config.mamba, recipe, tensors, "weights in memory"))
+        asked, looked = self._questions, list[tuple[int, DecoderState]]()
+        for line in sorted(range(len(asked.tokens)), key=lambda i: (asked.picture_of[i] is not None, asked.picture_of[i] or 0)):
+            state, picture = decoder.new_state(), asked.picture_of[line]
+            if picture is not None:
+                if not looked or looked[0][0] != picture:
+                    decoder.prefill(self._visual[picture], state)
+                    looked = [(picture, state)]
+                state = looked[0][1].copy()
+            start = asked.answer_from[line] - 1
+            yield decoder.forward(decoder.embed(asked.tokens[line][:-1]), state)[start:]

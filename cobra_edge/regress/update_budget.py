@@ -1,0 +1,98 @@
+"""Write a build's figures of today into a budget file, with a margin, for a person to review and commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import ROUND_UP, Context, Decimal
+from pathlib import Path
+
+from ..environment.requirements import install_hint
+from ..errors import MachineError
+from ..files.parsing import utf8_text
+from ..files.staging import staged_file
+from .budget import Limit, read_budget
+from .measures import measure_named
+from .report import Figure
+
+# What a scheme's section gets where it has none yet: drift, answers, state and sight.
+GATED = (
+    "kld_mean", "kld_p99", "prompt_kld_mean", "top1_agreement", "right_change_rms", "perplexity_ratio", "state_error",
+    "vision_error", "greedy_match", "accuracy", "accuracy_change",
+)  # fmt: skip
+_GATED_PARTS = "state_error."  # every layer's too: what a fault adds to one is lost beside the worst
+_DIGITS = 3
+
+
+def update_budget(
+    file: Path, scheme: str, figures: Mapping[str, Figure], floor: Mapping[str, float], margin: float
+) -> dict[str, Limit]:
+    """Write limits for a scheme: the worse end of each interval, its distance from the ideal enlarged by the margin.
+
+    No limit asks for less drift than the reference itself has in 16 bits: that would judge the order of sums. Other sections
+    and comments of the file stay as they are; a measure that the section limits relative to the noise floor keeps that. The
+    file is replaced in one step.
+
+    Args:
+        file: a budget; made where there is none.
+        scheme: whose section.
+        figures: today's.
+        floor: noise floor of the reference in fp16, by measure.
+        margin: 0.25 allows a quarter more.
+
+    Returns:
+        The limits written.
+
+    Raises:
+        InputError: not a budget, or cannot be written. MachineError: tomlkit is not installed.
+    """
+    try:
+        import tomlkit
+    except ImportError as error:
+        raise MachineError(f"--update-budget needs {error.name}; install it with: {install_hint('regress')}") from error
+    known = read_budget(file).schemes.get(scheme, {}) if file.exists() else {}
+    document = tomlkit.parse(utf8_text(file.read_bytes())) if file.exists() else tomlkit.document()
+    schemes = document.setdefault("schemes", tomlkit.table(is_super_table=True))
+    section = schemes.setdefault(scheme, tomlkit.table())
+    written = {}
+    for name in known or (*GATED, *(name for name in figures if name.startswith(_GATED_PARTS))):
+        noise = floor.get(name, floor.get(name.partition(".")[0]))  # of the worst layer, for every layer
+        limit = _limit(name, figures.get(name, Figure(None)), noise, margin, known.get(name))
+        if limit is None:
+            continue
+        written[name] = limit
+        table = tomlkit.inline_table()
+        table.update({key: value for key in ("max", "min", "max_times_floor") if (value := getattr(limit, key)) is not None})
+        section[name] = table
+    _replace(file, tomlkit.dumps(document))
+    return written
+
+
+def _limit(name: str, figure: Figure, floor: float | None, margin: float, before: Limit | None) -> Limit | None:
+    """Return today's limit of a measure; what was there before where it could not be taken."""
+    if figure.value is None:
+        return before
+    measure = measure_named(name)
+    noise = 0.0 if floor is None else abs(floor - measure.ideal)  # to either side: that it fell to one is chance
+    low = min(figure.value if figure.low is None else figure.low, measure.ideal - noise)
+    high = max(figure.value if figure.high is None else figure.high, measure.ideal + noise)
+
+    return Limit(
+        max=None if measure.better == "high" else _allowed(max(high, measure.ideal), measure.ideal, margin),
+        min=None if measure.better == "low" else _allowed(min(low, measure.ideal), measure.ideal, margin),
+        max_times_floor=None if before is None else before.max_times_floor,
+    )
+
+
+def _allowed(end: float, ideal: float, margin: float) -> float:
+    """Return an end whose distance from the ideal is enlarged and rounded up to a few digits: never stricter than meant."""
+    far = (_exact(end) - _exact(ideal)) * (1 + _exact(margin))
+    return float(_exact(ideal) + Context(prec=_DIGITS, rounding=ROUND_UP).plus(far))
+
+
+def _exact(number: float) -> Decimal:
+    return Decimal(repr(float(number)))  # as it is written: 1.25 times 0.01 is 0.0125 and nothing more
+
+
+def _replace(file: Path, text: str) -> None:
+    with staged_file(file, force=True) as staged:
+        staged.write_text(text, encoding="utf-8")

@@ -1,0 +1,280 @@
+"""POST /v1/chat/completions: a conversation comes in, its next answer goes out, whole or as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from ..decode.sampling import Sampling
+from ..errors import InputError
+from .address_policy import client_of
+from .answer_stream import in_time, listen, unless_gone
+from .conversation import characters_of, prefix_keys, read_conversation
+from .errors import Refusal
+from .event_loop import off_the_loop
+from .event_stream import MEDIA_TYPE, EventStream
+from .generation import Finished, ImageForgotten, Question
+from .image_decoding import ImageDecoder
+from .image_input import PictureSource
+from .limits import Limits
+from .metrics import Metrics
+from .middleware.metrics import CLIENT_GONE
+from .prefix_cache import StateCache
+from .scheduler import Scheduler
+from .schemas import (
+    NO_LIMIT,
+    UNSUPPORTED,
+    AnswerMessage,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    Choice,
+    ChunkChoice,
+    Delta,
+    ErrorResponse,
+    Figures,
+    PromptDetails,
+    Usage,
+)
+from .served_model import ServedModel
+
+_DEADLINE = "x-deadline-seconds"
+_CHARACTERS_A_TOKEN = 32  # far more than any language has on average
+_ENCODING = 16  # a character takes about as long to encode as so many bytes of a picture to decode
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A question, without pixels; the file of its image, or None; the keys of the prefixes that may be remembered."""
+
+    question: Question
+    image: bytes | None
+    prefixes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ChatRoute:
+    """What answers conversations. `decoder` is of images, None for a model without vision; `cache` is the scheduler's."""
+
+    model: ServedModel
+    pictures: PictureSource
+    decoder: ImageDecoder | None
+    cache: StateCache
+    scheduler: Scheduler
+    metrics: Metrics
+    limits: Limits
+
+    def router(self) -> APIRouter:
+        """Return the route, with all that it may answer."""
+        router = APIRouter()
+        statuses = {400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504}
+        refusals: dict[int | str, dict[str, Any]] = {s: {"model": ErrorResponse} for s in sorted(statuses)}
+        said = "A chat.completion.chunk as JSON; at last [DONE], or an error as JSON where the answer is broken off."
+        event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string", "description": said}}}
+        stream = {"itemSchema": event}  # of each event, as OpenAPI 3.2 has it and FastAPI writes it
+        router.add_api_route(
+            "/v1/chat/completions",
+            self.complete,
+            methods=["POST"],
+            response_model=ChatCompletion,
+            responses={200: {"content": {MEDIA_TYPE: stream}}, **refusals},
+            summary="Answer a conversation",
+        )
+        return router
+
+    async def complete(self, asked: ChatRequest, request: Request) -> Response:
+        """Answer the last question of a conversation; with `stream`, as server-sent events."""
+        arrived = time.perf_counter()
+        try:
+            return await unless_gone(request.receive, self._answer(asked, request, arrived))
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+
+    async def _answer(self, asked: ChatRequest, request: Request, arrived: float) -> Response:
+        deadline = self._deadline(request)
+        address = client_of(request.scope)
+        prepared = await in_time(deadline, arrived, self._prepared(asked, arrived))
+        slices = self._slices(prepared, (address, asked.user or asked.safety_identifier or ""), deadline)
+        reply = _Reply(
+            self.model.name, self.model.fingerprint, bool(asked.stream_options and asked.stream_options.include_usage)
+        )
+        if not asked.stream:
+            whole = await _collected(slices)
+            self.metrics.answered(whole[1])
+            return JSONResponse(reply.whole(*whole).model_dump())
+        # Nothing is sent before the first piece is there: what goes wrong until then is told by a status.
+        events = self._events(reply, slices)
+        return EventStream(await anext(events), events)
+
+    async def _slices(
+        self, prepared: _Prepared, owner: tuple[str, str], deadline: float
+    ) -> AsyncGenerator[str | Finished, None]:
+        """Yield the pieces of an answer. An image that is remembered is not decoded, unless it is forgotten meanwhile."""
+        if prepared.image is None or self.cache.holds(prepared.prefixes):
+            try:
+                async with aclosing(listen(self.scheduler, owner, prepared.question, deadline)) as slices:
+                    async for piece in slices:
+                        yield piece
+                return
+            except ImageForgotten:  # nothing was yielded: it is seen before the first token
+                pass
+        question = await in_time(deadline, prepared.question.arrived, self._with_pixels(prepared, owner[0]))
+        async with aclosing(listen(self.scheduler, owner, question, deadline)) as slices:
+            async for piece in slices:
+                yield piece
+
+    async def _with_pixels(self, prepared: _Prepared, address: str) -> Question:
+        assert prepared.image is not None and self.decoder is not None
+        return replace(prepared.question, pixels=await self.decoder.decode(address, prepared.image))
+
+    async def _events(self, reply: _Reply, slices: AsyncGenerator[str | Finished, None]) -> AsyncGenerator[ChatChunk, None]:
+        try:
+            piece = await anext(slices)
+            yield reply.chunk(Delta(role="assistant", content=""))
+            while isinstance(piece, str):
+                yield reply.chunk(Delta(content=piece))
+                piece = await anext(slices)
+            self.metrics.answered(piece)
+            for chunk in reply.ending(piece):
+                yield chunk
+        finally:
+            await slices.aclose()
+
+    def _deadline(self, request: Request) -> float:
+        """Return the seconds that an answer may take: what the client says, at most what the server does."""
+        given = request.headers.get(_DEADLINE)
+        if given is None:
+            return self.limits.deadline_seconds
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            message = f"X-Deadline-Seconds is {given[:40]!r}, expected a number above 0; leave it out"
+            raise Refusal(400, message, "invalid_value", _DEADLINE)
+        return min(seconds, self.limits.deadline_seconds)
+
+    async def _prepared(self, asked: ChatRequest, arrived: float) -> _Prepared:
+        """Return what is asked, its image not decoded. Raises Refusal where it cannot be answered."""
+        session, limits = self.model.session, self.limits
+        self.model.require(asked.model)
+        if asked.unsupported is not None:
+            raise Refusal(400, _cannot(asked.unsupported), "unsupported_value", asked.unsupported)
+        longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
+        characters = longest * _CHARACTERS_A_TOKEN
+        size = _ENCODING * characters_of(asked.messages)
+        conversation = await off_the_loop(size, read_conversation, asked.messages, session.template, session.codec, characters)
+        image, digest, seen = None, None, 0
+        if conversation.picture_url is not None:
+            if self.decoder is None:
+                message = f"{self.model.name} is a text-only model; ask without a picture"
+                raise Refusal(400, message, "image_not_supported", "messages")
+            image, seen = await self.pictures.read(conversation.picture_url), session.config.n_visual_tokens
+            digest = await off_the_loop(len(image), _digest, image)
+        read = seen + sum(map(len, conversation.passages))
+        room = session.config.max_length - read
+        if read > longest:
+            message = (
+                f"the conversation is {read} tokens ({seen} of them the picture's), at most {longest} are read; shorten it"
+            )
+            raise Refusal(400, message, "context_length_exceeded", "messages")
+        wanted = asked.token_limit or limits.default_new_tokens
+        question = Question(
+            digest,
+            None,
+            conversation.passages,
+            min(room if wanted == NO_LIMIT else wanted, room, limits.new_tokens or room),
+            _sampling(asked),
+            asked.stops,
+            arrived,
+        )
+        return _Prepared(question, image, tuple(prefix_keys(digest, conversation.passages))[:-1])
+
+
+def _digest(file: bytes) -> bytes:
+    return hashlib.sha256(file).digest()
+
+
+def _cannot(name: str) -> str:
+    unsupported = UNSUPPORTED[name]
+    supported = " or ".join(json.dumps(value) for value in unsupported.neutral)
+    said = f"only {supported} is supported" if supported else "is not supported"
+    return f"{name}: {said}; {unsupported.advice}"
+
+
+def _sampling(asked: ChatRequest) -> Sampling:
+    """Return how tokens are chosen: greedy unless asked otherwise; without a seed each answer is another.
+
+    A top_p of 0 holds no share of the probability, so it leaves the likeliest token alone.
+    """
+    seed = secrets.randbits(64) if asked.seed is None else asked.seed % (1 << 64)
+    temperature = 0.0 if asked.top_p == 0 else asked.temperature or 0.0
+    try:
+        return Sampling(temperature, max(asked.top_k or 0, 0), asked.top_p or 1.0, seed)
+    except InputError as error:
+        raise Refusal(400, str(error), "invalid_value") from error
+
+
+async def _collected(slices: AsyncGenerator[str | Finished, None]) -> tuple[str, Finished]:
+    """Return the whole answer."""
+    text = ""
+    try:
+        async for piece in slices:
+            if isinstance(piece, Finished):
+                return text, piece
+            text += piece
+    finally:
+        await slices.aclose()
+    raise AssertionError("an answer ended without its end")
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What all parts of one response have in common."""
+
+    model: str
+    fingerprint: str
+    include_usage: bool
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def _parts(self) -> dict[str, Any]:
+        return {"id": self.id, "created": self.created, "model": self.model, "system_fingerprint": self.fingerprint}
+
+    def whole(self, text: str, end: Finished) -> ChatCompletion:
+        choice = Choice(message=AnswerMessage(content=text), finish_reason=end.reason)
+        return ChatCompletion(**self._parts(), choices=[choice], usage=_usage(end), cobra_edge=_figures(end))
+
+    def chunk(self, delta: Delta) -> ChatChunk:
+        return ChatChunk(**self._parts(), choices=[ChunkChoice(delta=delta)])
+
+    def ending(self, end: Finished) -> list[ChatChunk]:
+        choice = ChunkChoice(delta=Delta(), finish_reason=end.reason)
+        chunks = [ChatChunk(**self._parts(), choices=[choice], cobra_edge=_figures(end))]
+        if self.include_usage:
+            chunks.append(ChatChunk(**self._parts(), choices=[], usage=_usage(end)))
+        return chunks
+
+
+def _usage(end: Finished) -> Usage:
+    return Usage(
+        prompt_tokens=end.prompt_tokens,
+        completion_tokens=end.completion_tokens,
+        total_tokens=end.prompt_tokens + end.completion_tokens,
+        prompt_tokens_details=PromptDetails(cached_tokens=end.cached_tokens, image_tokens=end.image_tokens),
+    )
+
+
+def _figures(end: Finished) -> Figures:
+    return Figures(remembered=end.remembered, queue_ms=end.queue_ms, ttft_ms=end.ttft_ms, tpot_ms=end.tpot_ms)

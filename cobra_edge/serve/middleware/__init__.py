@@ -1,0 +1,1 @@
+"""ASGI middleware: host check, API key, body limit, admission, metrics."""

@@ -1,0 +1,1 @@
+"""Suites and calibration sets: one line format, one reader, one tokenized form; scoring and published benchmarks."""

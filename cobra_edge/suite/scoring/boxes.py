@@ -1,0 +1,59 @@
+"""Boxes found in a picture."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from .metric import Metric, accepted
+
+if TYPE_CHECKING:
+    from ..reader import Line
+
+Box = tuple[float, float, float, float]
+
+_NUMBER = r"\s*((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*"
+_BOX = re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]")
+_ENOUGH = 0.5
+
+
+def box_of(text: str) -> Box | None:
+    """Return the first [x1, y1, x2, y2] of a text, in shares of the picture's width and height.
+
+    None where there is none, where it lies outside of the picture (0 to 1) or where it has no area.
+    """
+    found = _BOX.search(text)
+    if found is None:
+        return None
+    left, top, right, bottom = (float(number) for number in found.groups())
+    return (left, top, right, bottom) if left < right <= 1 and top < bottom <= 1 else None
+
+
+def intersection_over_union(one: Box, other: Box) -> float:
+    """Return the area that boxes share over the area that they cover."""
+    width, height = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return shared / (sum(areas) - shared)
+
+
+def _box_iou(reply: str, line: Line) -> float:
+    found, true = box_of(reply), box_of(accepted(line)[0])
+    return float(found is not None and true is not None and intersection_over_union(found, true) >= _ENOUGH)
+
+
+def _needs_box(line: Line) -> str | None:
+    true = accepted(line)[0]
+    if box_of(true) is not None:
+        return None
+    return f"answer {true!r}; metric box-iou takes [x1, y1, x2, y2] in shares of the picture, from its upper left corner"
+
+
+BOX_IOU = Metric(
+    "box-iou",
+    _box_iou,
+    None,
+    "right where the intersection is half of the union or more (Kazemzadeh et al., EMNLP 2014; Yu et al., ECCV 2016), boxes as "
+    "github.com/TRI-ML/vlm-evaluation reads them",
+    _needs_box,
+)

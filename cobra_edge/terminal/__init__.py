@@ -1,0 +1,1 @@
+"""What every command shares: output, progress and exit codes, usage errors, suggestions."""

@@ -1,0 +1,237 @@
+"""What every command shares: progress and logs on stderr, results on stdout, errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from ..errors import CobraEdgeError, InputError, MachineError
+from . import usage
+
+EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # what a shell shows for a program that writes to a reader who has left
+_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CLEANING_SECONDS = 10.0  # after an interruption, in which further ones would only disturb the tidying up
+
+errors = Console(stderr=True)
+results = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
+
+
+class Stages(Progress):
+    """Progress on stderr: bars on a terminal, elsewhere one line as each stage begins."""
+
+    def add_task(self, description: str, *args: Any, **fields: Any) -> TaskID:
+        """See rich's Progress."""
+        if not errors.is_terminal:
+            tell(description)
+        return super().add_task(description, *args, **fields)
+
+
+def progress() -> Stages:
+    """Return a progress display."""
+    return Stages(
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=not errors.is_terminal,
+    )
+
+
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that shows one stage after the other on one bar, told its name, how much of it is done, and of what."""
+    columns = TextColumn("{task.description:<28}"), BarColumn(), _Rate(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+        task, shown = bar.add_task("", total=None), ""
+
+        def show(name: str, done: int, total: int) -> None:
+            nonlocal shown
+            if name != shown:
+                if not errors.is_terminal:
+                    tell(name)
+                shown = name
+                bar.reset(task, description=name, total=total)
+            bar.update(task, completed=done)
+
+        yield show
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON object on stdout."""
+    sys.stdout.write(json.dumps(msgspec.to_builtins(data), indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def print_json_line(data: Any) -> None:
+    """Print one JSON object on stdout, on one line, for readers who take several of them."""
+    sys.stdout.write(json.dumps(msgspec.to_builtins(data)) + "\n")
+    sys.stdout.flush()
+
+
+def _listen(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        logging.getLogger().setLevel(logging.INFO)
+
+
+# Every verb's; whether it was given is afterwards told by the level of the root logger.
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_listen,
+    help="Print logs, and a traceback where something goes wrong.",
+)
+
+
+def run_command(command: click.Command, arguments: Sequence[str] | None = None) -> int:
+    """Run a click command and return its exit code; no traceback reaches a user unless --debug is given."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
+        force=True,
+    )
+    _take_signals()
+    try:
+        code = usage.run(command, None if arguments is None else list(arguments))
+        return code if isinstance(code, int) else 0
+    except usage.BareGroupError as error:
+        tell(error.help)
+        return error.exit_code
+    except click.ClickException as error:
+        _say_error(usage.explain(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        tell("interrupted")
+        return EXIT_INTERRUPTED
+    except (BrokenPipeError, SystemExit):  # click and rich leave with the latter, and with the code of a drift
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+        return EXIT_CLOSED_PIPE
+    except Exception as error:
+        if logging.getLogger().isEnabledFor(logging.INFO):
+            errors.print_exception()
+        message, code = _explain(error)
+        _say_error(message)
+        return code
+
+
+def _take_signals() -> None:
+    """Make each of _INTERRUPTIONS a KeyboardInterrupt; those that follow at once shall not interrupt the tidying up."""
+    last = -math.inf
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal last
+        if time.monotonic() - last > _CLEANING_SECONDS:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    for number in _INTERRUPTIONS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup wants the work to go on
+            signal.signal(number, interrupt)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """Return the line and the exit code for an error; one that nobody foresaw must not look like a drift (1)."""
+    if isinstance(error, CobraEdgeError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs or take a smaller model", MachineError.exit_code
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_THREAD):
+        return "no more threads to be had; close other programs, or raise the limit (ulimit -u)", MachineError.exit_code
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: permission denied; mend its rights or give another path", InputError.exit_code
+    if isinstance(error, OSError):
+        return f"{error}; check the path and the disk", MachineError.exit_code
+    kind = type(error).__name__
+    return f"unforeseen {kind} ({error}); run again with --debug and report what it prints", MachineError.exit_code
+
+
+# Neither Python nor the C++ library has a type of its own for it.
+_NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
+
+
+def plain(text: str) -> str:
+    """Return text from a file or a user without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def _say_error(message: str) -> None:
+    errors.print(f"error: {plain(message)}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def tell(text: str, style: str | None = None) -> None:
+    """Print one line on stderr, as it is, perhaps in one of rich's styles."""
+    errors.print(plain(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print one line of a result as it is: nothing in it is markup, whatever a file put there."""
+    results.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def main_of(command: click.Command) -> Callable[[], None]:
+    """Return the entry point of a verb's module."""
+
+    def main() -> None:
+        code = run_command(command)
+        # All is done. While Python takes itself down its handlers are gone, and a late signal would end it with another code.
+        for number in _INTERRUPTIONS:
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(code)
+
+    return main
+
+
+def cell(text: str) -> Text:
+    """Return text from a file as a table's cell or title: no markup, no control characters."""
+    return Text(plain(text))
+
+
+def figure(value: float | None) -> str:
+    """Write a measure with four significant digits, thousands apart; None is "not measured"."""
+    if value is None:
+        return "not measured"
+    rounded = float(f"{value:.4g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:.4g}"
+
+
+def megabytes(size_bytes: int) -> str:
+    """Write a size in units of 10⁶ bytes."""
+    return f"{size_bytes / 1e6:,.2f} MB"

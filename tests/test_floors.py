@@ -1,0 +1,61 @@
+"""The floors of docs/architecture.md: a room imports only from floors below it, lazily or not."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FLOORS = (
+    "errors version",
+    "environment files",
+    "terminal",
+    "formats",
+    "inputs",
+    "suite",
+    "bundle",
+    "model",
+    "quantize vision decode",
+    "inference",
+    "regress",
+    "export",
+    "calibrate sensitivity bench",
+    "run chat watch serve inspect build",
+    "cli",
+    "__main__",
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
+
+
+def imported(file: Path) -> set[str]:
+    """Return the modules that a module imports, wherever in it the import stands, by their full names."""
+    package = file.relative_to(ROOT).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            base = ".".join([*above, *filter(None, [node.module])])
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_imports_point_down() -> None:
+    upwards = []
+    for file in sorted((ROOT / "cobra_edge").rglob("*.py")):
+        room = file.relative_to(ROOT / "cobra_edge").with_suffix("").parts[0]
+        if room == "__init__":
+            continue  # what users import: from any floor
+        others = {name.split(".")[1] for name in imported(file) if name.startswith("cobra_edge.")} & FLOOR.keys()
+        upwards += [f"{file.relative_to(ROOT)} imports {o}" for o in others - {room} if FLOOR[o] >= FLOOR[room]]
+    assert not upwards, "\n".join(upwards)
+
+
+def test_every_room_has_its_floor() -> None:
+    package = ROOT / "cobra_edge"
+    rooms = {file.relative_to(package).with_suffix("").parts[0] for file in package.rglob("*.py")}
+    assert rooms - {"__init__"} == FLOOR.keys()
+
+
+def test_the_package_needs_no_laboratory() -> None:
+    for file in (ROOT / "cobra_edge").rglob("*.py"):
+        assert not [name for name in imported(file) if name.split(".")[0] in ("bench", "calibration", "tests")], file
