@@ -241,7 +241,7 @@ decode_arguments() {
 
 keep_results() {
   local file logs=()
-  cp cobra_edge/decode/kernels/tiles.toml "$out/"
+  cp cobra_edge/decode/cuda/kernels/tiles.toml "$out/"
   for file in bench/results/gpu-*.json; do
     [[ -e $file && ! $file -ef $out/${file##*/} ]] && cp "$file" "$out/"
   done

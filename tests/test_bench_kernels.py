@@ -17,13 +17,13 @@ import torch
 
 pytest.importorskip("triton")
 
+from bench import __main__ as verbs
 from bench import kernel_cases as kernels
 from bench import kernel_times, tuning
 from bench import tiles as tiles_verb
 from bench.launches import STEP, recorded
 from bench.tile_cases import Call, Case, Cases, grids
 from bench.tile_compiling import Task, compile_candidate, tasks_of
-from cobra_edge.bench import command as verbs
 from cobra_edge.bench.gpu import Card
 from cobra_edge.bench.shapes import SHAPES, shape_named
 from cobra_edge.decode.cuda.driver import why_no_card
@@ -92,7 +92,7 @@ def run_bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     """Run the bench without an interpreter in the way."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    command = [sys.executable, "-m", "cobra_edge.bench", *arguments]
+    command = [sys.executable, "-m", "bench", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from bench import __main__ as verbs
 from bench import figures
 from bench import method_tables as methods_figures
 from bench.method_errors import CONTENDERS, SITES, calibrated, errors_of, heard, made, mixed, name_of, restored
 from bench.method_run import REAL_POSITIONS, measure_methods
 from bench.outlier_layers import LOUD, PlantedLayer, kurtosis, loudest
-from cobra_edge.bench import command as verbs
 from cobra_edge.bench.shapes import shape_named
 from cobra_edge.formats.hadamard import rotate
 from cobra_edge.formats.model_config import MambaConfig

@@ -15,7 +15,7 @@ import pytest
 from cobra_edge import inspect, run
 from cobra_edge.bundle.memory_plan import plan_memory, state_bytes
 from cobra_edge.bundle.reader import Bundle, staged_directory
-from cobra_edge.cli import VERBS
+from cobra_edge.cli import COMMANDS
 from cobra_edge.cli import command as whole
 from cobra_edge.decode import backends
 from cobra_edge.errors import InputError
@@ -339,7 +339,7 @@ def test_inspect_tells_which_decoders_run_the_bundle_here(mini_bundle, monkeypat
     ]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_help_has_an_example(verb, capfd):
     assert run_command(whole, [verb, "--help"]) == 0
     text = capfd.readouterr().out

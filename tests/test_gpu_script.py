@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cobra_edge.bench import command as verbs
+from bench import __main__ as lab
+from cobra_edge.bench import command
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "bench" / "gpu.sh"
@@ -69,10 +71,11 @@ def test_a_dry_run_prints_every_step_and_does_nothing(run, tmp_path):
 
 
 def test_the_verbs_it_calls_are_there(run):
-    called = {
-        line.partition("cobra_edge.bench ")[2].split()[0] for line in run("--dry-run").stdout.splitlines() if ".bench " in line
-    }
-    assert called == {"tiles", "kernels", "decode"} and called <= set(verbs.command.commands)
+    printed = run("--dry-run").stdout
+    called = set(re.findall(r"-m cobra_edge\.bench (\w+)", printed))
+    laboratory = set(re.findall(r"-m bench\.(\w+)", printed))
+    assert called == {"decode"} and called <= set(command.command.commands)
+    assert laboratory == {"tiles", "kernels"} and laboratory <= set(lab.command.commands)
 
 
 def test_when_all_goes_well_results_and_logs_are_in_one_place(run, tmp_path):
@@ -86,7 +89,7 @@ def test_when_all_goes_well_results_and_logs_are_in_one_place(run, tmp_path):
 
 
 def test_a_step_that_fails_is_told_and_the_later_ones_run(run, tmp_path):
-    done = run(FAIL="cobra_edge.bench tiles")
+    done = run(FAIL="bench.tiles")
     assert done.returncode == 1
     found = summary_of(done)
     assert found["tune"].startswith("FAILED with exit code 7") and str(tmp_path / "out" / "gpu-tune.log") in found["tune"]
@@ -104,10 +107,10 @@ def test_what_the_budget_has_no_time_for_is_left_out_and_named(run):
 def test_a_step_that_takes_too_long_is_stopped(run, tmp_path):
     script = tmp_path / "bench" / "gpu.sh"
     shutil.copytree(SCRIPT.parent, script.parent, ignore=shutil.ignore_patterns("results"))
-    (tmp_path / "cobra_edge" / "decode" / "kernels").mkdir(parents=True)
-    (tmp_path / "cobra_edge" / "decode" / "kernels" / "tiles.toml").touch()
+    (tmp_path / "cobra_edge" / "decode" / "cuda" / "kernels").mkdir(parents=True)
+    (tmp_path / "cobra_edge" / "decode" / "cuda" / "kernels" / "tiles.toml").touch()
     script.write_text(script.read_text().replace("run tune 150 30", "run tune 1 1"))
-    done = run("tune", "kernels", script=script, SLOW="cobra_edge.bench tiles")
+    done = run("tune", "kernels", script=script, SLOW="bench.tiles")
     assert done.returncode == 1 and summary_of(done)["tune"].startswith("FAILED: stopped after its 1 s")
     assert summary_of(done)["kernels"].startswith("done")
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bench import __main__ as verbs
 from bench.predict_tables import off_cell, prediction_table, span
 from bench.speed_model import (
     ASSUMED,
@@ -18,7 +19,6 @@ from bench.speed_model import (
     shape_config,
     token_ms,
 )
-from cobra_edge.bench import command as verbs
 from cobra_edge.bench.roofline import token_bytes
 from cobra_edge.formats.recipe import uniform_recipe
 from cobra_edge.formats.scheme import scheme_named
