@@ -27,8 +27,8 @@ class Build:
 
     @property
     def weight_bits(self) -> int:
-        """Bits of a code."""
-        return scheme_named(self.export["scheme"]).weight_bits
+        """Bits of a code; a mix stands beside those of 4 bits."""
+        return scheme_named(self.export.get("scheme", "w4a16-g128")).weight_bits
 
 
 # cobra-mini is float16 as it ships, so this build has its weights bit for bit.
@@ -59,9 +59,9 @@ BUILDS = (
     Build("w4a8 gptq, rotated, clipped at 99.99", {"scheme": "w4a8", **_BEST, "clip_activations": 99.99}),
     Build("w3a16-g64", {"scheme": "w3a16-g64"}),
     Build("w3a16-g64 gptq, rotated", {"scheme": "w3a16-g64", **_BEST}),
-    Build("mixed, 4.3 bits", {"scheme": "w4a16-g128", "bits": 4.3, **_BEST}),
-    Build("mixed, 4.0 bits", {"scheme": "w4a16-g128", "bits": 4.0, **_BEST}),
-    Build("mixed, 3.5 bits", {"scheme": "w4a16-g128", "bits": 3.5, **_BEST}),
+    Build("mixed, 4.3 bits", {"activations": "float32", "bits": 4.3, **_BEST}),
+    Build("mixed, 4.0 bits", {"activations": "float32", "bits": 4.0, **_BEST}),
+    Build("mixed, 3.5 bits", {"activations": "float32", "bits": 3.5, **_BEST}),
     Build("bitsandbytes nf4", {"scheme": "bnb-nf4"}, peer=True),
     Build("bitsandbytes int8", {"scheme": "bnb-int8"}, peer=True),
 )

@@ -70,7 +70,7 @@ GATES = {
     gate.scheme: gate
     for gate in (
         *map(_gate, SCHEMES),
-        Gate("mixed", {"scheme": "w4a16-g128", "bits": 4.3, "method": "gptq", "rotation": "both"}, ROUNDED),
+        Gate("mixed", {"activations": "float32", "bits": 4.3, "method": "gptq", "rotation": "both"}, ROUNDED),
     )
 }
 

@@ -45,7 +45,8 @@ def tiny(tmp_path_factory):
 
     def get(name):
         if name not in made:
-            given = {"golden_lines": 1, "calibration": asked, **BUILDS[name]}
+            calibration = {"calibration": asked} if "method" in BUILDS[name] else {}
+            given = {"golden_lines": 1, **calibration, **BUILDS[name]}
             made[name] = export_bundle(str(source), target_named("cpu"), root / name.replace(" ", "-"), **given).directory
         return made[name]
 

@@ -178,7 +178,7 @@ def test_a_failed_file_leaves_nothing(llama_cpp, tmp_path):
 
 def test_a_missing_library_or_interpreter_or_format_is_explained(llama_cpp, tmp_path):
     (tmp_path / "check.json").write_text(json.dumps({"error": "ModuleNotFoundError: No module named 'llama_cpp'"}))
-    with pytest.raises(MachineError, match=r"pip install 'cobra-edge\[peers\]' there, or name .* --peer-python"):
+    with pytest.raises(MachineError, match=r"pip install '\.\[peers\]' there, or name .* --peer-python"):
         llama_cpp.check([4])
     with pytest.raises(InputError, match="no format of 5 bits"):
         llama_cpp.check([5])

@@ -91,7 +91,7 @@ def test_mini_is_the_default_and_said(tmp_path, capfd, sharing):
         (("--checkpoint", "cobra+4b"), "did you mean 'cobra+3b'"),
         (("--golden", "/nowhere.jsonl"), "cannot be read"),
         (("--budget", "/nowhere.toml"), "No such file"),
-        (("--tokenizer", "/nowhere.json"), "--tokenizer: "),
+        (("--tokenizer", "/nowhere.json"), "--tokenizer "),
         (("--method", "magic"), "--method: "),
         (("--golden-lines", "0"), "--golden-lines: "),
     ],

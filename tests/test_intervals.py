@@ -257,7 +257,7 @@ def test_intervals_say_what_they_lack(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     for call in (intervals.mean, lambda x, n: intervals.difference_of_shares(x, 0 * x, n)):
-        with pytest.raises(MachineError, match=r"cobra-edge\[regress\]"):
+        with pytest.raises(MachineError, match=r"\.\[regress\]"):
             call(np.array([1.0, 0.5, 0.0]), np.ones(3))
 
 

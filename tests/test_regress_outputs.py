@@ -589,7 +589,7 @@ def test_a_directory_is_made_and_left_empty_by_the_check(tmp_path):
 @pytest.mark.parametrize("library", ["jinja2", "matplotlib", "junitparser"])
 def test_a_missing_library_is_named_before_anything_is_measured(tmp_path, monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(MachineError, match=rf"needs {library}; install it with: pip install 'cobra-edge\[regress\]'"):
+    with pytest.raises(MachineError, match=rf"needs {library}; install it with: pip install '\.\[regress\]'"):
         check_directory(tmp_path)
 
 
