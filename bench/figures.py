@@ -19,17 +19,24 @@ from cobra_edge.terminal.output import debug_option, main_of
 
 from .coverage_tables import coverage_table
 from .decode_tables import decode_goals_table, decode_table
+from .drift_plot import draw_drift
 from .fault_tables import faults_table
 from .gpu_tables import card_goals_table, card_table, end_to_end_table
+from .headline import headline_table, reasons
 from .method_tables import methods_table
 from .predict_tables import prediction_table
-from .quality_tables import draw_drift, goals_table, quality_goals_table, quality_table
+from .quality_tables import goals_table, measured, quality_goals_table, quality_table
 from .suite_cost_tables import suite_cost_table
 from .vision_tables import answers_table, engine_table, vision_goals_table, vision_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "regress-intervals.md", ROOT / "docs" / "regress-faults.md")
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs" / "results").glob("*.md")),
+    ROOT / "docs" / "regress-intervals.md",
+    ROOT / "docs" / "regress-faults.md",
+)
 PLOT = ROOT / "docs" / "drift.png"
 
 
@@ -70,6 +77,8 @@ def _maybe(name: str) -> dict[str, Any] | None:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "reasons": lambda: reasons(read_result("quality"), read_result("cpu-decode"), read_result("serve-cobra-3b")),
+    "headline": lambda: headline_table(read_result("quality")),
     "quality": lambda: quality_table(read_result("quality")),
     "quality_goals": lambda: quality_goals_table(read_result("quality")),
     "export": export_table,
@@ -117,7 +126,8 @@ def command(check: bool) -> None:
         if not check:
             page.write_text(fresh, encoding="utf-8")
     if not check:
-        draw_drift(read_result("quality"), PLOT)
+        quality = read_result("quality")
+        draw_drift([row for kind in ("ours", "peer") for row in measured(quality, kind)], PLOT)
 
 
 main = main_of(command)

@@ -1,9 +1,8 @@
-"""The README's tables and the plot of `bench quality`: how well each build answers, beside peers, and the goals it reaches."""
+"""The tables of `bench.quality`: how well each build answers, beside peers, and the goals it reaches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from cobra_edge.formats.recipe import MIXED
@@ -56,7 +55,7 @@ def quality_goals_table(result: Row) -> str:
 
     A goal is judged by the figure itself; where its 95 % interval reaches over the bound, the cell says so.
     """
-    ours = _measured(result, "ours")
+    ours = measured(result, "ours")
     four = _best(r for r in ours if r["bits_matrices"] <= FEW_BITS)
     lines = [_line(["goal", "build", "measured", ""]), "|---" * 4 + "|"]
     for peer in [r for r in result["rows"] if r["kind"] == "peer" and r["weight_bits"] == 4]:
@@ -74,56 +73,8 @@ def quality_goals_table(result: Row) -> str:
     return "\n".join(lines)
 
 
-def draw_drift(result: Row, file: Path) -> None:
-    """Draw bits per weight of the matrices against mean KLD, one numbered point a build, with its interval."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(10, 5.5))
-    rows = [r for kind in ("ours", "peer") for r in _measured(result, kind)]
-    for number, row in enumerate(rows, 1):
-        kld, marker = row["kld_mean"], "o" if row["kind"] == "ours" else "s"
-        colour = "C0" if row["kind"] == "ours" else "C1"
-        errors = [[max(kld["value"] - kld["low"], 0.0)], [max(kld["high"] - kld["value"], 0.0)]]
-        place = (row["bits_matrices"], kld["value"])
-        axes.errorbar(
-            *place,
-            yerr=errors,
-            fmt=marker,
-            color=colour,
-            capsize=3,
-            label=f"{number}  {row['label']}",
-            markersize=7,
-            alpha=0.85,
-        )
-    axes.set(yscale="log", xlabel="bits per weight, all matrices", ylabel="mean KLD from float (nats)")
-    axes.set_title("drift of cobra-mini on its held-out suite, 95 % intervals; ● cobra_edge, ■ peers")
-    axes.grid(alpha=0.3, which="both")
-    _number(axes, [(r["bits_matrices"], r["kld_mean"]["value"]) for r in rows])
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize="small")
-    figure.savefig(file, dpi=110, bbox_inches="tight", metadata={"Software": None})
-    pyplot.close(figure)
-
-
-def _number(axes: Any, points: Sequence[tuple[float, float]]) -> None:
-    """Write each point's number beside it, at the first of some places that is clear of all points and earlier numbers."""
-    axes.figure.canvas.draw()  # settles where the points lie on the picture
-    places = axes.transData.transform(points)
-    taken = [tuple(place) for place in places]
-    for number, (x, y) in enumerate(places, 1):
-        spots = [(side * far, up) for far in (18, 30, 44) for up in (0, 13, -13, 26, -26) for side in (1, -1)]
-        clear = [s for s in spots if all(abs(x + s[0] - tx) > 17 or abs(y + s[1] - ty) > 12 for tx, ty in taken)]
-        dx, dy = (clear or spots)[0]
-        taken.append((x + dx, y + dy))
-        thin = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.5} if (dx, dy) not in spots[:2] else None
-        axes.annotate(
-            str(number), points[number - 1], (dx, dy), textcoords="offset pixels", ha="center", va="center", arrowprops=thin
-        )
-
-
-def _measured(result: Row, kind: str) -> list[Row]:
+def measured(result: Row, kind: str) -> list[Row]:
+    """Return the rows of a kind, "ours" or "peer", that were measured."""
     return [r for r in result["rows"] if r["kind"] == kind and "not_measured" not in r]
 
 
