@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import with_tables
+from bench.figures import PAGES, with_tables
 from cobra_edge.errors import InputError
 from cobra_edge.formats.recipe import MIXED
 from cobra_edge.formats.scheme import SCHEMES
@@ -60,10 +60,16 @@ def test_metrics_by_hand():
     assert not top1_agreement(p, q)[0]
 
 
-def test_the_readme_is_made_from_the_results():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.count("<!-- table: ") >= 2
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_made_from_the_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- table: " in text
     assert with_tables(text) == text, "run: make figures"
+
+
+def test_the_front_page_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150 and len(text.encode()) <= 9 * 1024
     assert (ROOT / "docs" / "drift.png").stat().st_size > 5000
 
 
