@@ -28,7 +28,7 @@ from .terminal_case import SLOW, OnTerminal
 
 PICTURE = MINI / "demo.png"
 WHAT, HOW_MANY, RED = "What is in the image?", "How many objects are there?", "Is there a red circle?"
-CHAT = "from cobra_edge.chat import main; main()"
+CHAT = "from cobra_edge.chat.command import main; main()"
 
 
 @pytest.fixture(scope="module")

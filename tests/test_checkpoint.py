@@ -347,7 +347,9 @@ def test_a_hub_that_is_switched_off_is_said(tmp_path, monkeypatch):
 
 def test_offline_is_said_in_one_line(tmp_path):
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    impatient = "import time; time.sleep = lambda _: None; from cobra_edge.export import main; main()"  # between the retries
+    impatient = (
+        "import time; time.sleep = lambda _: None; from cobra_edge.export.command import main; main()"  # between the retries
+    )
     command = [sys.executable, "-c", impatient, "--target", "cpu", "--checkpoint", "cobra+3b"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == MachineError.exit_code

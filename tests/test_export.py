@@ -164,14 +164,14 @@ def test_a_budget_with_unknown_names(export, tmp_path):
 # An export that stays in a stage from where it tells of it, for as long as it is not interrupted.
 PAUSING = """
 import sys, time
-from cobra_edge import terminal
+from cobra_edge.terminal import output as terminal
 real, stage = terminal.tell, sys.argv.pop(1)
 def tell(text, style=None):
     real(text, style)
     if stage in text:
         time.sleep(120)
 terminal.tell = tell
-from cobra_edge.export import main
+from cobra_edge.export.command import main
 main()
 """
 
@@ -231,7 +231,7 @@ def test_nohup_is_respected(tmp_path, text_only):
 def test_a_disk_that_fills_up_with_the_vision_graph(tmp_path):
     """The limit on a file's size is the operating system's own, met by torch's exporter in the middle of writing."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); "
-    limited += "from cobra_edge.export import main; main()"
+    limited += "from cobra_edge.export.command import main; main()"
     command = [sys.executable, "-c", limited, "--target", "jetson", "--out", str(tmp_path / "out" / "bundle")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 3 and "Traceback" not in done.stderr
@@ -346,12 +346,12 @@ def test_help_has_an_example(verb, capfd):
     assert "Example: " in text and (verb == "bench" or "--debug" in text)
 
 
-def test_the_verbs_are_modules_too():
-    for arguments in (["cobra_edge"], ["cobra_edge.bench"], ["cobra_edge.export"]):
-        done = subprocess.run([sys.executable, "-m", *arguments, "--help"], capture_output=True, text=True, timeout=60)
+def test_every_command_is_a_module_too():
+    for module in ("cobra_edge", *(f"cobra_edge.{name}" for name in COMMANDS)):
+        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and "Usage" in done.stdout
     done = subprocess.run([sys.executable, "-m", "cobra_edge", "exprot"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stderr.startswith("error: unknown verb 'exprot'; did you mean 'export'?")
+    assert done.returncode == 2 and done.stderr.startswith("error: unknown command 'exprot'; did you mean 'export'?")
 
 
 def test_memory_of_the_published_model():

@@ -17,7 +17,8 @@ from cobra_edge.errors import MachineError
 # the start it would hit whatever import comes last.
 PROGRAM = """
 import resource, sys
-from cobra_edge import bundle, run
+from cobra_edge import run
+from cobra_edge.bundle import reader
 from cobra_edge.decode import cpu
 from cobra_edge.terminal.output import run_command
 
@@ -68,7 +69,7 @@ def bundle(tiny_bundle, tmp_path):
 @pytest.mark.parametrize("kernels", ["native", "numpy"])
 def test_no_room_for_the_weights(bundle, kernels):
     pad_decoder(bundle, 64 << 20)
-    code, line = ask(bundle, 'bundle.Bundle, "decoder_tensors"', room=32 << 20, kernels=kernels)
+    code, line = ask(bundle, 'reader.Bundle, "decoder_tensors"', room=32 << 20, kernels=kernels)
     assert code == 3
     assert line.startswith(
         f"error: no memory for opening the decoder of {bundle}; the decoder of mamba-tiny as w8a16-g128 takes"
@@ -85,7 +86,7 @@ def test_no_room_for_a_prompt(bundle):
 
 def test_no_thread_left(bundle):
     """A limit on processes looks like this too."""
-    step = 'bundle.Bundle, "decoder_tensors"'
+    step = 'reader.Bundle, "decoder_tensors"'
     program = PROGRAM.format(step=step, room=6 << 20, word="red", words=1, kernels="native")
     program = program.replace('"--decoder-kernels"', '"--threads", "64", "--decoder-kernels"')
     done = subprocess.run([sys.executable, "-c", program, bundle], capture_output=True, text=True, timeout=120)

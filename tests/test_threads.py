@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from cobra_edge import run, sensitivity, serve
+from cobra_edge import run, sensitivity
 from cobra_edge.bench import command as bench
 from cobra_edge.bench.decode_command import decode
 from cobra_edge.bundle.reader import Bundle
@@ -21,6 +21,7 @@ from cobra_edge.export import command as export
 from cobra_edge.regress import run_command as regress
 from cobra_edge.regress.adapters import lm_eval_command as lm_eval_verb
 from cobra_edge.regress.adapters import lmms_eval_command as lmms_eval_verb
+from cobra_edge.serve import command as serve
 from cobra_edge.terminal.output import run_command
 from cobra_edge.vision.session import runtime_options
 from cobra_edge.watch import command as watch
@@ -36,7 +37,7 @@ COMPUTING = {
     "regress": regress.measured,
     "lm-eval": lm_eval_verb.lm_eval,
     "lmms-eval": lmms_eval_verb.lmms_eval,
-    "bench": bench,
+    "bench": bench.command,
     "bench decode": decode,
 }
 
@@ -148,7 +149,7 @@ def test_a_number_that_cannot_be_is_refused(name, number, capfd):
 
 AS_EXPORT_DOES = """
 import os, sys
-from cobra_edge import export
+from cobra_edge.export import command as export
 assert "torch" not in sys.modules and "OMP_NUM_THREADS" not in os.environ
 from cobra_edge.terminal.output import run_command
 assert run_command(export.command, ["--target", "cpu", "--checkpoint", "/nowhere", "--threads", "1"]) == 2

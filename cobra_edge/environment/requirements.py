@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import MachineError
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class _Vcs(msgspec.Struct):
