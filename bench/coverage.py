@@ -1,4 +1,4 @@
-"""`bench coverage`: how often the harness's 95 % intervals hold the truth."""
+"""`python -m bench.coverage`: how often the harness's 95 % intervals hold the truth."""
 
 from __future__ import annotations
 

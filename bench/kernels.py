@@ -1,4 +1,4 @@
-"""`bench kernels`: every kernel of the CUDA decoder compiled for cards that are not here, and timed where one is."""
+"""`python -m bench.kernels`: every kernel of the CUDA decoder compiled for cards that are not here, and timed where one is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench methods`: the methods beside each other at full size, with outliers planted."""
+"""`python -m bench.methods`: the methods beside each other at full size, with outliers planted."""
 
 from __future__ import annotations
 

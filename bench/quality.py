@@ -1,4 +1,4 @@
-"""`bench quality`: drift and accuracy of every build of cobra-mini, and of peers on the same weights."""
+"""`python -m bench.quality`: drift and accuracy of every build of cobra-mini, and of peers on the same weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench regress`: what a run of the regression harness takes."""
+"""`python -m bench.regress`: what a run of the regression harness takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench tiles`: find, on this machine's card, how each kernel is to cut its work, and put it into tiles.toml."""
+"""`python -m bench.tiles`: find, on this machine's card, how each kernel is to cut its work, and put it into tiles.toml."""
 
 from __future__ import annotations
 
