@@ -29,7 +29,7 @@ def coverage(replicates: int, name: str, as_json: bool) -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise MachineError(
-            f"bench coverage needs {error.name}; install it with: {install_hint('export', 'regress')}"
+            f"bench.coverage needs {error.name}; install it with: {install_hint('export', 'regress')}"
         ) from error
     from cobra_edge.bench.machine import machine
 

@@ -57,7 +57,7 @@ def methods(shape: str, layers: int, positions: int, held_out: int, outliers: fl
     try:
         import torch  # noqa: F401 - only whether it is there
     except ImportError as error:
-        raise MachineError(f"bench methods needs {error.name}; install it with: {install_hint('export')}") from error
+        raise MachineError(f"bench.methods needs {error.name}; install it with: {install_hint('export')}") from error
     from cobra_edge.bench.machine import machine
 
     from .method_errors import CONTENDERS

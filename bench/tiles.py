@@ -75,7 +75,7 @@ def tiles(
         from .tile_cases import GRID, grids
         from .tuning import complete, rows_of, write_rows
     except ImportError as error:
-        raise MachineError(f"bench tiles needs {error.name}; install it with: {install_hint('cuda', 'regress')}") from error
+        raise MachineError(f"bench.tiles needs {error.name}; install it with: {install_hint('cuda', 'regress')}") from error
     known = grids()
     for kernel in kernels:
         if kernel not in {g.kernel for g in known}:
