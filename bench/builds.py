@@ -1,4 +1,4 @@
-"""Which builds of cobra-mini `bench quality` measures: one row each, as `export_bundle` takes it."""
+"""Which builds of cobra-mini `python -m bench.quality` measures: one row each, as `export_bundle` takes it."""
 
 from __future__ import annotations
 

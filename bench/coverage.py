@@ -1,4 +1,4 @@
-"""`bench coverage`: how often the harness's 95 % intervals hold the truth."""
+"""`python -m bench.coverage`: how often the harness's 95 % intervals hold the truth."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def coverage(replicates: int, name: str, as_json: bool) -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise MachineError(
-            f"bench coverage needs {error.name}; install it with: {install_hint('export', 'regress')}"
+            f"bench.coverage needs {error.name}; install it with: {install_hint('export', 'regress')}"
         ) from error
     from cobra_edge.bench.machine import machine
 

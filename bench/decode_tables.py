@@ -1,4 +1,4 @@
-"""The README's tables of speed on a CPU, from the results of `bench decode`."""
+"""Tables of decoding speed on a CPU (docs/results/cpu.md), from the results of `cobra-edge bench decode`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's picture: bits per weight against drift, the Pareto frontier of our builds and that of the peers as two lines."""
+"""The drift plot of the README: drift by bits per weight, one Pareto frontier for our builds and one for the peers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of `bench faults`: which planted faults each budget caught, and by what."""
+"""The table of `python -m bench.faults`: which planted faults each budget caught, and by what."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def faults_table(result: dict[str, Any] | None) -> str:
     """Return a row a fault, as Markdown.
 
     Args:
-        result: what `bench faults` kept, or None.
+        result: what `python -m bench.faults` kept, or None.
     """
     if result is None:
         return NOT_MEASURED

@@ -1,4 +1,4 @@
-"""`bench faults`: which planted faults the harness catches; `bench budgets`: the budget it catches them with."""
+"""`python -m bench.faults`: which planted faults the harness catches, with the budget of `python -m bench.budgets`."""
 
 from __future__ import annotations
 

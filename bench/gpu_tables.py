@@ -1,4 +1,4 @@
-"""The README's tables of speed on a card, from the results of `bench decode --device cuda` and `bench end-to-end`."""
+"""Tables of speed on a GPU (docs/results/gpu.md), from `bench decode --device cuda` and `bench end-to-end`."""
 
 from __future__ import annotations
 

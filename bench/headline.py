@@ -1,4 +1,4 @@
-"""The README's own table and its four reasons, from the results that the pages under docs/results show whole."""
+"""The README's table and its four reasons; the pages under docs/results have the full tables."""
 
 from __future__ import annotations
 

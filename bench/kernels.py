@@ -1,4 +1,4 @@
-"""`bench kernels`: every kernel of the CUDA decoder compiled for cards that are not here, and timed where one is."""
+"""`python -m bench.kernels`: every kernel of the CUDA decoder compiled for cards that are not here, and timed where one is."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def kernels(
 
         from . import kernel_cases as bench
     except ImportError as error:
-        raise MachineError(f"bench kernels needs {error.name}; install it with: {install_hint('cuda')}") from error
+        raise MachineError(f"bench.kernels needs {error.name}; install it with: {install_hint('cuda')}") from error
     chosen = _known(capabilities)
     card = card_here() if device == "cuda" else None
     rows: list[dict[str, Any]] = []

@@ -162,7 +162,7 @@ def made(contender: Contender, layer: PlantedLayer, statistics: Statistics) -> M
 
 
 def restored(site: str, stored: np.ndarray, quantize: Quantizer) -> np.ndarray:
-    """Return the matrix of the model's own basis that a stored one stands for: `preparation.prepared` undone."""
+    """Return the matrix of the model's own basis that a stored one stands for: `transforms.prepared` undone."""
     recipe, scales, name = quantize.recipe, quantize.scales, name_of(site)
     values = stored / scales[name] if name in scales else stored
     if site == "in_proj" and recipe.rotates_residual:

@@ -1,4 +1,4 @@
-"""The run of `bench methods`: layer after layer, and what it says of a whole model."""
+"""The run of `python -m bench.methods`: layer after layer, and what it says of a whole model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of `bench methods`, as cells: for a terminal and for the README."""
+"""The tables of `python -m bench.methods` as cells, for the terminal and for docs/results/full-size.md."""
 
 from __future__ import annotations
 

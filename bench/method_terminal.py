@@ -1,4 +1,4 @@
-"""The tables of `bench methods` for a terminal."""
+"""The tables of `python -m bench.methods` for a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench methods`: the methods beside each other at full size, with outliers planted."""
+"""`python -m bench.methods`: the methods beside each other at full size, with outliers planted."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def methods(shape: str, layers: int, positions: int, held_out: int, outliers: fl
     try:
         import torch  # noqa: F401 - only whether it is there
     except ImportError as error:
-        raise MachineError(f"bench methods needs {error.name}; install it with: {install_hint('export')}") from error
+        raise MachineError(f"bench.methods needs {error.name}; install it with: {install_hint('export')}") from error
     from cobra_edge.bench.machine import machine
 
     from .method_errors import CONTENDERS

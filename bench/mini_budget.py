@@ -1,7 +1,7 @@
 """cobra-mini's own drift budget: which builds it is for, and how it is made.
 
-Our tests export every build of the table and hold it against export/budgets/cobra-mini.toml; `bench budgets` writes that file
-anew, for a person to review and commit.
+Our tests export every build of the table and hold it against export/budgets/cobra-mini.toml; `python -m bench.budgets`
+writes that file anew, for a person to review and commit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`bench predict`: speed on paper, for devices that nothing was measured on."""
+"""`python -m bench.predict`: speed on paper, for devices that nothing was measured on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speed on paper as Markdown, for the README."""
+"""Predicted decoding speed as Markdown (docs/results/gpu.md)."""
 
 from __future__ import annotations
 

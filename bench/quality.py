@@ -1,4 +1,4 @@
-"""`bench quality`: drift and accuracy of every build of cobra-mini, and of peers on the same weights."""
+"""`python -m bench.quality`: drift and accuracy of every build of cobra-mini, and of peers on the same weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def quality(peer_python: str, only: tuple[str, ...], name: str | None, as_json: 
         import scipy  # noqa: F401 - only whether it is there
         import torch  # noqa: F401
     except ImportError as error:
-        raise MachineError(f"bench quality needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
+        raise MachineError(f"bench.quality needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
     from cobra_edge.bench.machine import machine
 
     from .quality_contest import known_labels, measure

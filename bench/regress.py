@@ -1,4 +1,4 @@
-"""`bench regress`: what a run of the regression harness takes."""
+"""`python -m bench.regress`: what a run of the regression harness takes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def regress(as_json: bool) -> None:
         import scipy  # noqa: F401 - only whether it is there
         import torch  # noqa: F401
     except ImportError as error:
-        raise MachineError(f"bench regress needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
+        raise MachineError(f"bench.regress needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
     from cobra_edge.bench.machine import machine
 
     from .suite_cost import suite_costs

@@ -1,4 +1,4 @@
-"""The README's table of `bench regress`: what a run of the harness takes."""
+"""The table of `python -m bench.regress` (docs/results/regress.md): time and memory of a run of the harness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench tiles`: find, on this machine's card, how each kernel is to cut its work, and put it into tiles.toml."""
+"""`python -m bench.tiles`: find, on this machine's card, how each kernel is to cut its work, and put it into tiles.toml."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def tiles(
         from .tile_cases import GRID, grids
         from .tuning import complete, rows_of, write_rows
     except ImportError as error:
-        raise MachineError(f"bench tiles needs {error.name}; install it with: {install_hint('cuda', 'regress')}") from error
+        raise MachineError(f"bench.tiles needs {error.name}; install it with: {install_hint('cuda', 'regress')}") from error
     known = grids()
     for kernel in kernels:
         if kernel not in {g.kernel for g in known}:

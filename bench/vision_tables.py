@@ -1,4 +1,4 @@
-"""The README's tables of `bench vision`: every precision of the vision graph, what it does to answers, and the goals."""
+"""Tables of `bench vision` (docs/results/vision.md): every precision of the vision graph, its effect on answers, the goals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Mamba decoder in float64 that knows every trick of `quantize.preparation`, written out: the twin of what is stored.
+"""A Mamba decoder in float64 that knows every trick of `quantize.transforms`, written out: the reference for what is stored.
 
 Rotations are explicit matrices, norms are folded by the formulas, nothing is shared with the package but `hadamard_matrix`.
 """

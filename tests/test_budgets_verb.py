@@ -1,4 +1,4 @@
-"""`bench budgets` writes every section anew, or leaves the file as it was."""
+"""`python -m bench.budgets` writes every section anew, or leaves the file as it was."""
 
 from __future__ import annotations
 

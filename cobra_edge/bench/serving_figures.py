@@ -1,4 +1,4 @@
-"""The README's tables of the server, from the results of `bench serve`."""
+"""Tables of the server (docs/results/server.md), from the results of `cobra-edge bench serve`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The artifact: one directory that a device can run, checked before a byte of it is trusted.
 
 Opening reads the manifest, refuses unknown versions and anything out of bounds, then checks every file's size and hash (a file
-that has not changed since is hashed once: verified.py); each part is checked against the model config as it is read. Writing
+that has not changed since is hashed once: hash_cache.py); each part is checked against the model config as it is read. Writing
 goes to a hidden directory beside the goal, renamed at the end: an interrupted export leaves nothing half done. The format is on
 one page, docs/bundle.md.
 """

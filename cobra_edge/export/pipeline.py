@@ -1,6 +1,6 @@
-"""Assemble a bundle from a checkpoint.
+"""Build a bundle from a checkpoint.
 
-The order of work: check everything (`export_plan`), write the vision graph and prove it against torch, quantize the decoder
+The order of work: check everything (`plan`), write the vision graph and prove it against torch, quantize the decoder
 layer by layer, run the golden lines through the float model, then through the finished bundle's own runtime, and only then
 give the directory its name.
 """

@@ -67,7 +67,7 @@ class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         image_size: side of the square that an encoder sees, in pixels.
-        resize_strategy: one of `config.RESIZE_STRATEGIES`.
+        resize_strategy: one of `model_config.RESIZE_STRATEGIES`.
         encoders: how each wants its values.
         input: "float32" for normalised pixels, "uint8" for squares as they are decoded, which the graph itself normalises.
     """

@@ -1,4 +1,4 @@
-"""What the statistics say about the input of a matrix as it is stored: norms folded, rotated, scaled (see `preparation`)."""
+"""What the statistics say about the input of a matrix as it is stored: norms folded, rotated, scaled (see `transforms`)."""
 
 from __future__ import annotations
 

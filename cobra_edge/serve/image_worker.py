@@ -49,7 +49,7 @@ class Decoded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """Why there are no pixels; the fields are those of a `refusals.Refusal`."""
+    """Why there are no pixels; the fields are those of a `errors.Refusal`."""
 
     status: int
     message: str

@@ -62,7 +62,7 @@ class EngineCache:
         return self.directory / f"{key.stem}.json"
 
     def read(self, key: EngineKey) -> bytes | None:
-        """Return a whole engine of exactly this key, or None where there is none; one is hashed once (`verified`).
+        """Return a whole engine of exactly this key, or None where there is none; one is hashed once (`hash_cache`).
 
         An engine is code. One that another user could have written is none.
         """

@@ -119,7 +119,7 @@ def build_engine(
         precision: the graph's, a name of `precision.PRECISIONS`: it becomes part of the key.
         capabilities: CUDA compute capabilities it shall run on, such as ("8.6", "8.9").
         onnx_sha256: over graph and data, for the key.
-        strip_weights: leave out what the graph holds already (splice.py).
+        strip_weights: leave out what the graph holds already (weight_stripping.py).
         on_progress: told each phase, and of the whole build how much is done, and of how much.
 
     Raises:

@@ -4,7 +4,7 @@ Every byte of the matrix is used once, so this is bound by memory as long as few
 H200 has about 7 a byte at its 4.3 TB/s. How the work lies:
 
 - A thread takes blocks of 16 bytes whole, as four words, and keeps the 8 to 64 inputs that belong to them in registers for ROWS
-  rows. Codes are masked in place (`codes.centred`); a group's scale is applied after the sum of a block.
+  rows. Codes are masked in place (`unpack.centred`); a group's scale is applied after the sum of a block.
 - A warp is 4 rows by 8 blocks: 128 neighbouring bytes of each row at a time. With more blocks and fewer rows its threads'
   addresses in x, a block's inputs apart, would fall into the same banks of the multiprocessor's memory.
 - The warps of a program take turns along the input axis; a program's rows are 4 · ROWS.
