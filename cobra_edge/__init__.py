@@ -5,10 +5,12 @@ session = cobra_edge.load("bundles/cobra-mini-jetson-orin-nano-w4a16-g128")
 print(session.ask("scene.png", "Is there a red circle?").read())
 """
 
+from .environment import privacy  # noqa: F401  # first: libraries read its switches when they are imported
+
+# isort: split
 from .bundle.reader import Bundle
 from .decode.decoder import DecoderOptions, DecoderState
 from .decode.sampling import Sampling
-from .environment import privacy  # noqa: F401  # first: libraries read its switches when they are imported
 from .errors import CobraEdgeError
 from .inference.session import Answer, Session, load
 from .version import __version__

@@ -9,12 +9,13 @@ import pytest
 from bench import quality_contest as quality
 from bench import quality_tables as quality_figures
 from bench.builds import BUILDS
+from bench.drift_plot import draw_drift, frontier
 from bench.held_out import Answers, Questions, against, figures
+from bench.quality import quality as quality_command
 from bench.quality_contest import require_agreement
 from bench.quality_peers import LlamaCppFamily
 from bench.stored_bits import bundle_bits, gguf_bits, matrix_names, with_float_rest
 from bench.torch_peers import TorchFamily, TorchPeer
-from cobra_edge.bench.command import command
 from cobra_edge.bench.llamacpp import main as child_main
 from cobra_edge.bench.llamacpp import sizes_of, translated, write_gguf
 from cobra_edge.bundle.reader import Bundle
@@ -246,7 +247,7 @@ def test_a_torch_peer_answers_as_the_model_does(questions, tensors):
 )
 def test_options_are_checked_before_any_work(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
-    assert run_command(command, ["quality", *options]) == 2
+    assert run_command(quality_command, options) == 2
     assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
@@ -350,8 +351,16 @@ def test_goals_are_judged_from_the_rows(tmp_path):
     shown = quality_figures.quality_table({"rows": rows})
     assert "| C (not measured: no library) | – |" in shown and "| four | 4.20 | 5.20 | float32 | 1.00e-03 (" in shown
     assert "| count | 100 | 99.0% | 85% | reached |" in quality_figures.goals_table({"rows": rows})
-    quality_figures.draw_drift({"rows": rows}, tmp_path / "x.png")
+    draw_drift([row for row in rows if "not_measured" not in row], tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_the_frontier_is_what_no_row_beats():
+    rows = [
+        {"bits_matrices": b, "kld_mean": {"value": v}}
+        for b, v in ((4.3, 3e-4), (8.2, 1e-5), (4.3, 5e-4), (5.0, 4e-4), (3.5, 1e-3))
+    ]
+    assert [r["bits_matrices"] for r in frontier(rows)] == [3.5, 4.3, 8.2] and frontier(rows)[1]["kld_mean"]["value"] == 3e-4
 
 
 def test_mini_is_what_the_peers_are_asked_with(mini_bundle):

@@ -191,7 +191,9 @@ def test_a_body_of_a_gigabyte_is_refused_and_not_kept(server, url):
 
 
 def test_heads_that_come_a_byte_at_a_time_keep_nobody_waiting(bundle, same):
-    sooner = "import functools, cobra_edge.serve.build, sys; c = sys.modules['cobra_edge.serve.command']\n"
+    sooner = (
+        "import functools, cobra_edge.serve.build, cobra_edge.serve.command, sys; c = sys.modules['cobra_edge.serve.command']\n"
+    )
     sooner += "c.Limits = functools.partial(c.Limits, header_seconds=1.0)\n"
     with served(bundle, changed=sooner) as server, contextlib.ExitStack() as stack:
         slow = [stack.enter_context(raw(server.url)) for _ in range(32)]
