@@ -24,7 +24,8 @@ from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session, load
 from cobra_edge.regress.accuracy import run_suite
 from cobra_edge.regress.metrics import kl_divergence
-from cobra_edge.suite.reader import HELDOUT, Line, read_suite
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import HELDOUT, read_suite
 from cobra_edge.terminal.output import progress
 
 from .builds import BUILDS, REFERENCE, Build

@@ -12,7 +12,8 @@ from cobra_edge.bench.spread import spread
 from cobra_edge.errors import MachineError
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.targets import target_named
-from cobra_edge.suite.reader import HELDOUT, Line, read_suite, write_suite
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import HELDOUT, read_suite, write_suite
 
 SCHEMES = ("w4a16-g128", "w8a16-g128")
 ROUNDS = 3

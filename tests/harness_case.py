@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cobra_edge.inference.session import Session
-from cobra_edge.suite.reader import HELDOUT, Line, read_suite
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import HELDOUT, read_suite
 
 LINES = read_suite(HELDOUT)
 CHOICES = ["Yes", "No"]

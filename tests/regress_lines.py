@@ -13,7 +13,8 @@ import numpy as np
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.regress.line_metrics import ComparedLine
 from cobra_edge.regress.runner import Run
-from cobra_edge.suite.reader import HELDOUT, Line
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import HELDOUT
 from cobra_edge.suite.tokenized import AskedLine
 
 

@@ -17,7 +17,8 @@ from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.regress.attribution import _float_decoder, _Trial, attribution
 from cobra_edge.regress.baseline import open_baseline
 from cobra_edge.regress.float_tensors import dense, float_tensors
-from cobra_edge.suite.reader import HELDOUT, Line, read_suite
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import HELDOUT, read_suite
 from cobra_edge.suite.tokenized import asked_suite
 from cobra_edge.vision.graph.emulation import open_emulated
 from cobra_edge.vision.graph.split import opened_halves

@@ -16,7 +16,8 @@ import pytest
 from cobra_edge.errors import InputError
 from cobra_edge.suite.benchmarks import READERS, Sources
 from cobra_edge.suite.convert import command
-from cobra_edge.suite.reader import Line, flaw_of, read_suite
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import flaw_of, read_suite
 from cobra_edge.suite.scoring import METRICS
 from cobra_edge.terminal.output import run_command
 

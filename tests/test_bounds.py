@@ -17,7 +17,7 @@ from cobra_edge.formats.recipe import Recipe, stored_tensors
 from cobra_edge.formats.safetensors_file import TensorFileWriter
 from cobra_edge.inference.session import load
 from cobra_edge.regress import predictions as reading
-from cobra_edge.suite.reader import Line
+from cobra_edge.suite.line import Line
 from cobra_edge.suite.tokenized import AskedLine
 
 # Orders of Paley matrices that would take 0.4 MB to 17 GB.

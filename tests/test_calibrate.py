@@ -50,7 +50,8 @@ from cobra_edge.quantize.statistics import (
     unpacked_moment,
     write_statistics,
 )
-from cobra_edge.suite.reader import Line, read_suite, spread
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import read_suite, spread
 from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI, write_text_only

@@ -22,7 +22,8 @@ from cobra_edge.regress.float_reference import batches, float_readings, narrowed
 from cobra_edge.regress.metrics import divergence, log_softmax
 from cobra_edge.regress.predictions import readings
 from cobra_edge.regress.state_sketch import sketched
-from cobra_edge.suite.reader import HELDOUT, Line, read_suite
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import HELDOUT, read_suite
 from cobra_edge.suite.tokenized import AskedLine, asked_suite, reply_limit
 
 from .conftest import write_text_only

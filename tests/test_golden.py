@@ -13,7 +13,8 @@ from cobra_edge.regress.golden import read_golden, write_golden
 from cobra_edge.regress.predictions import Reading
 from cobra_edge.regress.state_sketch import SKETCH
 from cobra_edge.regress.top_tokens import TopTokens
-from cobra_edge.suite.reader import HELDOUT, Line, read_suite
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import HELDOUT, read_suite
 from cobra_edge.suite.tokenized import asked_suite
 
 from .regress_lines import random_log_probs

@@ -14,7 +14,8 @@ from calibration.questions import TASKS
 from calibration.scenes import draw_scene, render
 from cobra_edge.errors import InputError
 from cobra_edge.regress.accuracy import run_suite
-from cobra_edge.suite.reader import HELDOUT, Line, read_suite
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import HELDOUT, read_suite
 
 from .conftest import MINI
 

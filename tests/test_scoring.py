@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cobra_edge.suite.reader import Line
+from cobra_edge.suite.line import Line
 from cobra_edge.suite.scoring import METRICS
 from cobra_edge.suite.scoring.answer_text import (
     CONTRACTIONS,

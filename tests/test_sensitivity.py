@@ -24,7 +24,8 @@ from cobra_edge.quantize.questions import tokenised
 from cobra_edge.quantize.sensitivity import Sensitivity, candidates, passes, read_sensitivity, scan, write_sensitivity
 from cobra_edge.regress.metrics import kl_divergence
 from cobra_edge.regress.recipe_eval import Trial
-from cobra_edge.suite.reader import CALIBRATION, Line, read_suite, spread
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import CALIBRATION, read_suite, spread
 from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI, MINI_MAMBA, TINY_MAMBA

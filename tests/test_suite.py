@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cobra_edge.errors import InputError
-from cobra_edge.suite.reader import LONGEST_LINE_BYTES, BadLine, Line, missing_picture, pictures_of, read_suite, write_suite
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.reader import LONGEST_LINE_BYTES, BadLine, missing_picture, pictures_of, read_suite, write_suite
 
 GOOD: dict[str, Any] = {"prompt": "Is it red?", "answer": "Yes", "task": "colour"}
 

@@ -24,7 +24,7 @@ from ..regress.golden import write_golden
 from ..regress.predictions import Reading
 from ..regress.state_sketch import SKETCH
 from ..regress.top_tokens import TopTokens
-from ..suite.reader import Line
+from ..suite.line import Line
 from ..suite.tokenized import asked_suite
 from ..version import __version__
 

@@ -27,7 +27,8 @@ from ..quantize.bit_allocation import require_reachable, smallest_mix
 from ..quantize.sensitivity import Sensitivity, of_tensors, read_sensitivity
 from ..quantize.statistics import Statistics, read_header, read_statistics
 from ..regress.budget import Limit, read_budget
-from ..suite.reader import CALIBRATION, HELDOUT, Line, pictures_of, read_suite, spread
+from ..suite.line import Line
+from ..suite.reader import CALIBRATION, HELDOUT, pictures_of, read_suite, spread
 from ..suite.tokenized import AskedSuite, asked_suite
 from .checks import check_calibration, check_choices, check_mix, check_text_only
 from .vision import checked_engine, checked_precision

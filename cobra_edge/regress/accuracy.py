@@ -10,7 +10,7 @@ import numpy as np
 
 from ..decode.decoder import DecoderState
 from ..inference.session import Session
-from ..suite.reader import Line
+from ..suite.line import Line
 from .metrics import negative_log_likelihood
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..suite.reader import Line
+from ..suite.line import Line
 from ..suite.scoring import METRICS
 from ..suite.tokenized import AskedLine
 from . import intervals

@@ -17,7 +17,8 @@ from ..bundle.reader import GOLDEN, Bundle
 from ..errors import BundleError, InputError
 from ..formats.recipe import StoredTensor
 from ..formats.safetensors_file import TensorFileWriter, read_tensors
-from ..suite.reader import Line, flaw_of
+from ..suite.line import Line
+from ..suite.reader import flaw_of
 from ..suite.tokenized import AskedSuite, asked_suite
 from .predictions import Reading
 from .state_sketch import SKETCH

@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..files.staging import check_file_goal
 from ..terminal.output import cell, debug_option, print_json, results, say
 from .benchmarks import READERS, Sources
-from .reader import Line, flaw_of, missing_picture, name_on_disk, write_suite
+from .line import Line
+from .reader import flaw_of, missing_picture, name_on_disk, write_suite
 
 
 @click.command(

@@ -18,32 +18,11 @@ from ..files.staging import staged_file
 from ..formats.package_data import MINI
 from ..inputs.text import given_answer
 from ..terminal.suggestions import near_matches
+from .line import Line
 from .scoring import METRICS
 
 HELDOUT, CALIBRATION = MINI / "heldout.jsonl", MINI / "calibration.jsonl"
 LONGEST_LINE_BYTES = 1 << 20
-
-
-class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One question with its answer.
-
-    Attributes:
-        prompt: the question.
-        answer: what the model is teacher-forced on, as `given_answer` normalises it.
-        task: the kind of question, by which results are grouped.
-        image: relative to the suite's directory, None for a question about text.
-        answers: every accepted answer as annotators gave them, duplicates kept; empty where `answer` is the only one.
-        metric: how a reply is scored, a name in scoring's table.
-        id: the question's name in the set that it comes from.
-    """
-
-    prompt: str
-    answer: str
-    task: str
-    image: str | None = None
-    answers: tuple[str, ...] = ()
-    metric: str = "exact"
-    id: str | None = None
 
 
 class BadLine(msgspec.Struct, frozen=True):

@@ -11,7 +11,8 @@ import msgspec
 
 from ..errors import InputError
 from ..inputs.text import PromptTemplate, TextCodec
-from .reader import Line, spread
+from .line import Line
+from .reader import spread
 
 _FREE_TOKENS = 32  # that an answer of the model's own may have beyond the given one
 

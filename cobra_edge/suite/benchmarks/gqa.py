@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from ..reader import Line
+from ..line import Line
 from .json_files import PictureName, Text, read_json_by_key
 from .prompts import short_answer
 from .reader import Reader, Sources

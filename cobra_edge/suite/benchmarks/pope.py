@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from ..reader import Line
+from ..line import Line
 from .json_files import PictureName, Text, read_json_lines
 from .prompts import short_answer
 from .reader import Reader, Sources, require_unique

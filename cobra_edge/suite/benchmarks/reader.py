@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InputError
-from ..reader import Line
+from ..line import Line
 
 
 @dataclass(frozen=True)

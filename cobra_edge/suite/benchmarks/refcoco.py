@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from ...errors import InputError
-from ..reader import Line
+from ..line import Line
 from .json_files import PictureName, Text, read_json
 from .prompts import box_of_expression
 from .reader import Reader, Sources, require_unique

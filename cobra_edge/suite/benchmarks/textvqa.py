@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ...errors import InputError
-from ..reader import Line
+from ..line import Line
 from .json_files import PictureName, Text, read_json
 from .prompts import short_answer, with_ocr
 from .reader import Reader, Sources, most_common, require_unique

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from ..reader import Line
+from ..line import Line
 from .json_files import PictureName, Text, read_json
 from .prompts import short_answer_if_any
 from .reader import Reader, Sources, most_common, require_unique

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ...errors import InputError
-from ..reader import Line
+from ..line import Line
 from .json_files import Text, read_json
 from .prompts import short_answer
 from .reader import Reader, Sources, most_common, require_unique

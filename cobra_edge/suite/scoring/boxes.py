@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from ..line import Line
 from .metric import Metric, accepted
-
-if TYPE_CHECKING:
-    from ..reader import Line
 
 Box = tuple[float, float, float, float]
 

@@ -14,7 +14,7 @@ from .metric import Metric, accepted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..reader import Line
+    from ..line import Line
 
 _AGREEING = 3
 _FEWEST_ANSWERS = _AGREEING + 1  # with fewer, not even what all say scores 1

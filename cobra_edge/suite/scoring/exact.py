@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING
 
+from ..line import Line
 from .metric import Metric
-
-if TYPE_CHECKING:
-    from ..reader import Line
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 

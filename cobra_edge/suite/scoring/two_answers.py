@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from ..line import Line
 from .metric import Metric
-
-if TYPE_CHECKING:
-    from ..reader import Line
 
 _NEGATIONS = {"No", "no", "not"}
 _TRUE_OR_FALSE = re.compile(r"\b(true|false)\b", re.IGNORECASE)
