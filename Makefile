@@ -109,7 +109,7 @@ constraints: $(VENV)/pip
 test-latest:
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/pip install --quiet --upgrade pip
-	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager ".[dev]"
+	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager -e ".[dev]"
 	OMP_NUM_THREADS=1 .venv-latest/bin/pytest $(PYTEST_OPTIONS)
 
 test-lowest: $(VENV)/pip
@@ -118,8 +118,8 @@ test-lowest: $(VENV)/pip
 	$(BIN)/uv pip compile --quiet --upgrade --no-annotate --resolution lowest-direct pyproject.toml constraints/tools.in --extra dev \
 	  --python-version $(PYTHON_VERSION) $(X86_64) -o build/lowest.txt
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip install --quiet --constraint constraints/build.txt pip
-	.venv-lowest/bin/pip install --quiet --constraint build/lowest.txt --build-constraint constraints/build.txt ".[dev]"
+	.venv-lowest/bin/pip install --quiet --constraint build/lowest.txt pip
+	.venv-lowest/bin/pip install --quiet --constraint build/lowest.txt --build-constraint constraints/build.txt -e ".[dev]"
 	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest $(PYTEST_OPTIONS)
 
 figures: $(VENV)/dev
@@ -130,4 +130,4 @@ budgets: $(VENV)/dev
 	$(BIN)/python -m bench.budgets
 
 clean:
-	rm -rf $(VENV) bundles build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-latest .venv-lowest bundles build dist .mypy_cache .pytest_cache .ruff_cache
