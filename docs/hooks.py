@@ -31,14 +31,14 @@ ELSEWHERE = {
 _ON_SITE = {path: page for page, path in ELSEWHERE.items()}
 _FENCE = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"^ *<!--.*?-->$", re.MULTILINE | re.DOTALL)
-_ITEM = re.compile(r"([*-]|\d\.) ")
+_ITEM = re.compile(r"([*-]|\d+\.) ")
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
 _log = logging.getLogger("mkdocs.hooks")  # whose warnings fail a strict build
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Give commands the names they are called by, and append their examples, which mkdocs-click passes over, to what they do."""
+    """Give commands the names they are called by, and append their examples, which mkdocs-click passes over."""
     _show_examples(command, click.Context(command))
 
 
