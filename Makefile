@@ -10,7 +10,7 @@ RUNTIME := $(wildcard runtimes/cpu/*.h runtimes/cpu/*.cpp runtimes/cpu/*.inl)
 # What an installation is made from: when one of these changes, it is made again.
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME)
 
-.PHONY: demo test lint check constraints test-latest test-lowest test-gpu test-sanitize test-arm64 test-old-x86 figures budgets clean
+.PHONY: demo docs test lint check constraints test-latest test-lowest test-gpu test-sanitize test-arm64 test-old-x86 figures budgets clean
 
 # Exact versions of everything installed below: constraints/, made by `make constraints`. pyproject.toml declares the ranges.
 PYTHON_VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
@@ -33,7 +33,11 @@ $(VENV)/export: $(VENV)/pip $(SOURCES)
 $(VENV)/dev: $(VENV)/pip $(SOURCES)
 	@echo "installing cobra-edge with its dev extra; torch is large, this takes some minutes the first time"
 	$(PIP_INSTALL) -e ".[dev]"
-	touch $@ $(VENV)/export
+	touch $@ $(VENV)/export $(VENV)/docs
+
+$(VENV)/docs: $(VENV)/pip $(SOURCES)
+	$(PIP_INSTALL) -e ".[docs]"
+	touch $@
 
 demo: $(VENV)/export
 	$(BIN)/cobra-edge export --target jetson --out $(DEMO) --force
@@ -42,6 +46,10 @@ demo: $(VENV)/export
 	  echo; echo "> $$question"; \
 	  $(BIN)/cobra-edge run $(DEMO) --image $(PICTURE) --prompt "$$question" || exit $$?; \
 	done
+
+# The documentation as a site, build/site/index.html. The variable silences the theme's notice of its own future.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
