@@ -64,7 +64,7 @@ check: $(VENV)/dev
 
 # Side by side: a linter uses the core that a test leaves while it waits.
 test: $(VENV)/dev
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=line lint check
+	$(MAKE) --no-print-directory --jobs=2 lint check
 
 # What needs an NVIDIA card, alone: kernels are compiled, not interpreted. bench/gpu.sh does this and the measurements.
 test-gpu: $(VENV)/dev
