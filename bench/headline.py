@@ -17,7 +17,7 @@ HEADLINE = (
     "llama.cpp Q4_K_M",
     "bitsandbytes nf4",
 )
-DEFAULT = "w4a16-g128"  # what export writes without a flag
+DEFAULT = "w4a16-g128"  # what export writes for a Jetson or an RTX card without a flag
 
 
 def headline_table(quality: Row) -> str:
@@ -27,7 +27,7 @@ def headline_table(quality: Row) -> str:
     for label in (DEFAULT, *HEADLINE):
         row = rows[label]
         kld = row["kld_mean"]
-        name = f"{label}, the default" if label == DEFAULT else label
+        name = f"{label}, the default for Jetson and RTX" if label == DEFAULT else label
         cells = [name, f"{row['bits_matrices']:.2f}", f"{kld['value']:.1e} ({kld['low']:.1e}–{kld['high']:.1e})"]
         lines.append("| " + " | ".join([*cells, f"{row['top1_agreement']['value']:.2%}"]) + " |")
     return "\n".join(lines)

@@ -6,6 +6,8 @@ import sys
 import click
 import pytest
 
+from bench.__main__ import command as laboratory
+from cobra_edge.bench.command import LABORATORY
 from cobra_edge.cli import COMMANDS
 from cobra_edge.cli import command as cobra_edge
 from cobra_edge.terminal.output import run_command
@@ -123,3 +125,10 @@ def test_synonyms_lead_to_what_exists() -> None:
     options = {name.lstrip("-") for _, command in ALL for param in command.params for name in param.opts}
     assert all(row & options for row in OPTION_SYNONYMS)
     assert all(row & set(COMMANDS) for row in COMMAND_SYNONYMS)
+
+
+@pytest.mark.parametrize("name", LABORATORY)
+def test_what_moved_to_the_laboratory_is_told_where(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command(cobra_edge, ["bench", name]) == 2
+    assert f"python -m bench.{name}" in capfd.readouterr().err
+    assert name in laboratory.commands

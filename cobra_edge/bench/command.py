@@ -28,10 +28,10 @@ LABORATORY = ("budgets", "coverage", "faults", "kernels", "methods", "predict", 
 
 
 class _Benches(Group):
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name in LABORATORY:
-            raise click.UsageError(f"bench {name} is part of the laboratory; in a checkout: python -m bench.{name}", ctx)
-        return super().get_command(ctx, name)
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in LABORATORY:
+            raise click.UsageError(f"bench {args[0]} is part of the laboratory; in a checkout: python -m bench.{args[0]}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=_Benches, epilog="Example: python -m cobra_edge.bench --threads 2 export --shape cobra-3b")
