@@ -57,7 +57,7 @@ def draw_drift(rows: Sequence[Row], file: Path) -> None:
             )
     axes.set(yscale="log", xlabel="bits per weight, all matrices", ylabel="mean KLD from fp16 (nats), lower is better")
     left, right = axes.get_xlim()
-    axes.set_xlim(left - 0.75, right + 0.6)  # room for labels
+    axes.set_xlim(left - 0.75, right + 0.9)  # room for labels
     axes.set_title("Drift of cobra-mini on its held-out suite, 95 % intervals", fontsize=11)
     axes.grid(alpha=0.25)
     axes.legend(loc="upper right", frameon=False)
