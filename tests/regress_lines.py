@@ -31,8 +31,8 @@ def plain_kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 def asked_line(number: int, task: str = "color", picture: int | None = 0, **line: Any) -> AskedLine:
     """Return a line of a three-token question and a two-token answer."""
-    image = None if picture is None else f"{picture}.png"
-    return AskedLine(number, Line(f"Question {number}?", "Red", task, image, **line), (7, 8, 9), [5, 0], picture)
+    file = None if picture is None else f"{picture}.png"
+    return AskedLine(number, Line(f"Question {number}?", "Red", task, file, **line), (7, 8, 9), [5, 0], picture)
 
 
 def compared_line(number: int, picture: int | None = 0, **changes: Any) -> ComparedLine:

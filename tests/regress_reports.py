@@ -145,12 +145,12 @@ def _texts_replaced(value: Any, hostile: Callable[[str], str]) -> Any:
 
 
 def picture(side: int = 112, kind: str = "PNG", noisy: bool = False) -> bytes:
-    image = Image.effect_noise((side, side), 90).convert("RGB") if noisy else Image.new("RGB", (side, side), "#e8e4da")
-    draw = ImageDraw.Draw(image)
+    drawn = Image.effect_noise((side, side), 90).convert("RGB") if noisy else Image.new("RGB", (side, side), "#e8e4da")
+    draw = ImageDraw.Draw(drawn)
     draw.ellipse((side * 0.2, side * 0.1, side * 0.45, side * 0.35), "#c0322b")
     draw.rectangle((side * 0.4, side * 0.5, side * 0.85, side * 0.95), "#2b58c0")
     stream = io.BytesIO()
-    image.save(stream, kind)
+    drawn.save(stream, kind)
     return stream.getvalue()
 
 

@@ -78,11 +78,11 @@ def test_the_graph_computes_what_torch_does(tmp_path, kind, encoders, size):
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_16_bit_graph_is_measured_as_a_device_computes_it(tmp_path, precision):
     model, config = small("fused-gelu-mlp")
-    file, twin, pixels = tmp_path / "vision.onnx", tmp_path / "twin.onnx", random_pixels(config)
+    file, emulated_file, pixels = tmp_path / "vision.onnx", tmp_path / "emulated.onnx", random_pixels(config)
     expected, rounded = reference(loud(model), pixels), copy.deepcopy(model)
     export_onnx(model, ImageTransform.of(config), file, precision)
-    write_emulated(file, twin)
-    emulated = VisionSession(twin, config).embed(pixels)
+    write_emulated(file, emulated_file)
+    emulated = VisionSession(emulated_file, config).embed(pixels)
     # torch multiplies in 16 bits itself: operands and result rounded, sums in float32.
     make_exportable(rounded, precision)
     own = run(rounded, pixels)

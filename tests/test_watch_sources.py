@@ -380,7 +380,7 @@ def test_rarer_endings_are_frames(tmp_path, monkeypatch, kind):
 def test_unreadable_files_through_the_verb(tmp_path, monkeypatch, capfd, as_json):
     monkeypatch.setattr(directory_module, "_SETTLED_SECONDS", 0.0)
     session = Fake()
-    session.look = lambda picture: 1
+    session.look = lambda _: 1
     monkeypatch.setattr(watch.Opening, "load", lambda self: session)
     watching, told = threading.Event(), threading.Event()
     monkeypatch.setattr(directory_module, "tell", lambda text: watching.set())

@@ -34,7 +34,7 @@ class Pixels:
     values: np.ndarray
 
 
-Picture = Path | str | bytes | Image.Image | Pixels
+ImageLike = Path | str | bytes | Image.Image | Pixels
 
 
 def _nothing() -> Generator[str, None, None]:
@@ -150,7 +150,7 @@ class Session:
         """Close it."""
         self.close()
 
-    def visual_embeddings(self, image: Picture | np.ndarray, *, channel_order: str = "rgb") -> np.ndarray:
+    def visual_embeddings(self, image: ImageLike | np.ndarray, *, channel_order: str = "rgb") -> np.ndarray:
         """Return the image as the decoder sees it, (n_visual_tokens, d_model) float32.
 
         Args:
@@ -163,7 +163,7 @@ class Session:
         vision, pixels = self._prepared(_as_picture(image, channel_order))
         return vision.embed(pixels)
 
-    def look(self, image: Picture | np.ndarray, *, channel_order: str = "rgb") -> DecoderState:
+    def look(self, image: ImageLike | np.ndarray, *, channel_order: str = "rgb") -> DecoderState:
         """Read an image; the state returned can start any number of questions, and be saved. Raises as above.
 
         Where vision and decoder are both on a card, the embeddings stay there.
@@ -177,7 +177,7 @@ class Session:
             self.decoder.prefill(seen, state)
         return state
 
-    def _look_on_card(self, decoder: CardDecoder, vision: CardVision, image: Picture) -> DecoderState:
+    def _look_on_card(self, decoder: CardDecoder, vision: CardVision, image: ImageLike) -> DecoderState:
         """See `look`: one stream of work, from the pixels to the logits."""
         _, pixels = self._prepared(image)
         count = self.config.n_visual_tokens
@@ -187,18 +187,18 @@ class Session:
             decoder.prefill(room, state)
         return state
 
-    def _prepared(self, image: Picture) -> tuple[VisionRunner, np.ndarray]:
+    def _prepared(self, image: ImageLike) -> tuple[VisionRunner, np.ndarray]:
         """Return what sees, and the image as it takes it."""
         if self.vision is None or self._transform is None:
             raise InputError(f"{self.config.model_id} is a text-only model; ask without an image")
         if isinstance(image, Pixels):
             return self.vision, image.values
-        picture = load_picture(Path(image) if isinstance(image, str) else image)
-        return self.vision, self._transform.pixels(picture)
+        loaded = load_picture(Path(image) if isinstance(image, str) else image)
+        return self.vision, self._transform.pixels(loaded)
 
     def ask(
         self,
-        image: Picture | np.ndarray | DecoderState | Answer | None,
+        image: ImageLike | np.ndarray | DecoderState | Answer | None,
         prompt: str,
         *,
         max_new_tokens: int = 256,
@@ -226,7 +226,7 @@ class Session:
         if max_new_tokens < 1:
             raise InputError(f"max-new-tokens is {max_new_tokens}, expected 1 or more")
         began = time.perf_counter()
-        start: Picture | DecoderState
+        start: ImageLike | DecoderState
         if not isinstance(image, DecoderState | Answer | None):
             image = _as_picture(image, channel_order)
         if isinstance(image, Answer):
@@ -321,7 +321,7 @@ class Session:
         answer.state, answer._unread = state, answer.tokens[state.n_tokens - read_before :]
 
 
-def _as_picture(image: Picture | np.ndarray, channel_order: str) -> Picture:
+def _as_picture(image: ImageLike | np.ndarray, channel_order: str) -> ImageLike:
     """Return an array as a pillow image, and others as they are. Raises InputError for an order where it means nothing."""
     require_channel_order(channel_order)
     if isinstance(image, np.ndarray):

@@ -156,9 +156,9 @@ def _vision_parts(
     transform = session.bundle.image()
     towers, projectors = dict[int, np.ndarray](), dict[int, np.ndarray]()
     for picture in {asked.picture for asked in trial.suite.lines if asked.picture is not None}:
-        image = load_picture(trial.suite.load(picture))
-        towers[picture] = float_projected(build.features(transform.pixels(image)))
-        projectors[picture] = build.projected(float_features(image))
+        loaded = load_picture(trial.suite.load(picture))
+        towers[picture] = float_projected(build.features(transform.pixels(loaded)))
+        projectors[picture] = build.projected(float_features(loaded))
     note = "both halves by onnxruntime, CPU"
     for name, found in (("vision tower", towers), ("projector", projectors)):
         given = [None if asked.picture is None else found[asked.picture] for asked in trial.suite.lines]

@@ -92,7 +92,7 @@ def serve(
     warnings.filterwarnings("ignore", module="PIL")  # of what is odd in a picture: any client could fill the log with it
     listening = Address(access.host, access.port).bind()  # before the bundle is opened: a taken port is told at once
     with listening:
-        pictures = PictureSource(limits, Fetcher(access.image_hosts, limits) if access.image_hosts else None)
+        image_input = PictureSource(limits, Fetcher(access.image_hosts, limits) if access.image_hosts else None)
         names = allowed_hosts(access.host, access.names, has_key=access.key is not None)
         model = ServedModel.of(opening.load(), model_name)
         files = None
@@ -105,8 +105,8 @@ def serve(
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
         admission = Admission(limits.places, limits.places_per_address)
-        images = None if model.session.vision is None else ImageDecoder(model.session.bundle.image(), limits)
-        app = make_app(ChatRoute(model, pictures, images, cache, scheduler, metrics, limits))
+        image_decoder = None if model.session.vision is None else ImageDecoder(model.session.bundle.image(), limits)
+        app = make_app(ChatRoute(model, image_input, image_decoder, cache, scheduler, metrics, limits))
         doors: ASGIApp = Counted(guarded(app, limits, access.key, names, admission), metrics.ended)
         if lines is not None:
             doors = AccessLines(doors, lines)
@@ -115,13 +115,13 @@ def serve(
             def told() -> None:
                 ready(url_of(listening), model.name)
 
-            if images is None:
+            if image_decoder is None:
                 await run_server(doors, scheduler, listening, limits, grace_seconds, told)
                 return
-            await images.start()
+            await image_decoder.start()
             try:
-                await run_server(doors, scheduler, listening, limits, grace_seconds, told, images.refuse)
+                await run_server(doors, scheduler, listening, limits, grace_seconds, told, image_decoder.refuse)
             finally:
-                await images.close()
+                await image_decoder.close()
 
         asyncio.run(run())
