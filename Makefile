@@ -1,11 +1,11 @@
 # Two commands do everything on a fresh Linux machine with Python, a C++ compiler and make:
-#   make demo    install, export the embedded model for a Jetson, ask it three questions about a picture
+#   make demo    install, export the embedded model for a Jetson, ask it three questions about an image
 #   make test    install, linters, type checker, tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := bundles/demo
-PICTURE := cobra_edge/mini/demo.png
+IMAGE := cobra_edge/mini/demo.png
 RUNTIME := $(wildcard runtimes/cpu/*.h runtimes/cpu/*.cpp runtimes/cpu/*.inl)
 # What an installation is made from: when one of these changes, it is made again.
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME)
@@ -41,10 +41,10 @@ $(VENV)/docs: $(VENV)/pip $(SOURCES)
 
 demo: $(VENV)/export
 	$(BIN)/cobra-edge export --target jetson --out $(DEMO) --force
-	@echo; echo "the picture: $(PICTURE)"
+	@echo; echo "the image: $(IMAGE)"
 	@for question in "What is in the image?" "How many objects are there?" "Is there a red circle?"; do \
 	  echo; echo "> $$question"; \
-	  $(BIN)/cobra-edge run $(DEMO) --image $(PICTURE) --prompt "$$question" || exit $$?; \
+	  $(BIN)/cobra-edge run $(DEMO) --image $(IMAGE) --prompt "$$question" || exit $$?; \
 	done
 
 # The documentation as a site, build/site/index.html. The variable silences the theme's notice of its own future.
@@ -66,11 +66,11 @@ check: $(VENV)/dev
 test: $(VENV)/dev
 	$(MAKE) --no-print-directory --jobs=2 lint check
 
-# What needs an NVIDIA card, alone: kernels are compiled, not interpreted. bench/gpu.sh does this and the measurements.
+# What needs an NVIDIA GPU, alone: kernels are compiled, not interpreted. bench/gpu.sh does this and the measurements.
 test-gpu: $(VENV)/dev
 	env -u TRITON_INTERPRET $(BIN)/pytest -m gpu -rs tests/test_gpu.py
 
-# The native decoder against its naive twins, and cobra-mini against the numpy decoder, without Python: under sanitizers; on an
+# The native decoder against its naive references, and cobra-mini against the numpy decoder, without Python: under sanitizers; on an
 # emulated 64-bit ARM with and without the dot product instructions; on an emulated x86 that has no AVX. The last two need Debian's
 # qemu-user, the ARM also g++-aarch64-linux-gnu.
 CASES := build/cases

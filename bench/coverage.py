@@ -56,11 +56,11 @@ def coverage(replicates: int, name: str, as_json: bool) -> None:
 def coverage_terminal_table(rows: list[dict[str, Any]], replicates: int) -> Table:
     """Return the rows for a terminal."""
     table = Table(title=f"95 % intervals, {replicates} drawn suites each", title_justify="left")
-    for column in ("build", "measure", "method", "pictures", "value", "holds it", "too low", "too high"):
+    for column in ("build", "measure", "method", "images", "value", "holds it", "too low", "too high"):
         table.add_column(column, justify="left" if column in ("build", "measure", "method") else "right")
     for row in rows:
         shares = (f"{row[part]:.1%}" for part in ("coverage", "below", "above"))
-        table.add_row(row["build"], row["measure"], row["method"], str(row["pictures"]), figure(row["value"]), *shares)
+        table.add_row(row["build"], row["measure"], row["method"], str(row["images"]), figure(row["value"]), *shares)
     return table
 
 

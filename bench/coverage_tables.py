@@ -19,9 +19,9 @@ def coverage_table(result: dict[str, Any] | None, *, small: bool) -> str:
     """
     if result is None:
         return NOT_MEASURED
-    sizes = sorted({row["pictures"] for row in result["rows"]})
-    pictures = sizes[0] if small else sizes[-1]
-    rows = [row for row in result["rows"] if row["pictures"] == pictures]
+    sizes = sorted({row["images"] for row in result["rows"]})
+    images = sizes[0] if small else sizes[-1]
+    rows = [row for row in result["rows"] if row["images"] == images]
     builds = list(dict.fromkeys(row["build"] for row in rows))
     cells = {(row["measure"], row["build"]): row for row in rows}
     head = ["measure", "method", *builds]
@@ -30,7 +30,7 @@ def coverage_table(result: dict[str, Any] | None, *, small: bool) -> str:
         found = [cells.get((name, build)) for build in builds]
         method = next(row["method"] for row in found if row is not None)
         lines.append(_line([f"`{name}`", method, *(_cell(row) for row in found)]))
-    drawn = f"{pictures} pictures, {result['replicates']} drawn suites, commit {result['machine']['commit']}"
+    drawn = f"{images} images, {result['replicates']} drawn suites, commit {result['machine']['commit']}"
     return "\n".join([*lines, "", f"{drawn}."])
 
 

@@ -19,7 +19,7 @@ Result = dict[str, Any]
 
 
 def decode_table(found: Sequence[Result]) -> str:
-    """Return speed by scheme and contestant as Markdown, a table for each result, each below a line about its machine."""
+    """Return speed by scheme and runner as Markdown, a table for each result, each below a line about its machine."""
     return "\n\n".join(_speed(result) for result in found) if found else NOT_MEASURED
 
 
@@ -45,7 +45,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _ours(row: dict[str, Any]) -> list[dict[str, Any]]:
-    return [c for c in row["contestants"] if c["name"] != row["peer"]]
+    return [c for c in row["runners"] if c["name"] != row["peer"]]
 
 
 def _speed(result: Result) -> str:
@@ -61,7 +61,7 @@ def _speed(result: Result) -> str:
     rates = [f"decode_at_{context}_tok_s", *(f"prefill_{n}_tok_s" for n in prompts)]
     lines = [head, "", _line(columns), "|---" * len(columns) + "|"]
     for row in rows:
-        for c in row["contestants"]:
+        for c in row["runners"]:
             speeds = [_spread(c["figures"].get(rate)) for rate in rates]
             share = c["figures"].get(f"decode_at_{context}_share")
             speeds.insert(1, f"{share['median']:.0%}" if share else NOT_MEASURED)
@@ -72,11 +72,11 @@ def _speed(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _kernels(contestant: dict[str, Any]) -> str:
+def _kernels(runner: dict[str, Any]) -> str:
     """Return the instruction set: ours by name, a peer's as the widest that its build says it has."""
-    if "kernels" in contestant:
-        return str(contestant["kernels"])
-    has = set(re.findall(r"(\w+) = 1\b", contestant.get("built_for", "")))
+    if "kernels" in runner:
+        return str(runner["kernels"])
+    has = set(re.findall(r"(\w+) = 1\b", runner.get("built_for", "")))
     return next((name for name in _WIDEST_FIRST if name in has), _NO_VALUE)
 
 
@@ -87,7 +87,7 @@ def _spread(value: Spread | None) -> str:
 
 
 def _goals(row: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Yield measure, goal and a judged cell for each of our contestants."""
+    """Yield measure, goal and a judged cell for each of our runners."""
     ours, contexts = _ours(row), sorted(row["contexts"])
     first = row["contexts"][0]
 
@@ -109,12 +109,12 @@ def _goals(row: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]:
         steady = figure(f"decode_{contexts[-1]}_over_{contexts[0]}")
         measure, goal = f"decode at {contexts[-1]} / at {contexts[0]}", f"within {CONTEXT_TOLERANCE:.0%}"
         yield measure, goal, {n: _judged(v, lambda v: abs(v - 1) <= CONTEXT_TOLERANCE, ".3f") for n, v in steady.items()}
-    residence = row["residence"]
-    opened = next(c["name"] for c in ours if c["activations"] == residence["activations"])
-    again, first_s = residence["open_seconds"], residence["first_open_seconds"]
+    startup = row["startup"]
+    opened = next(c["name"] for c in ours if c["activations"] == startup["activations"])
+    again, first_s = startup["open_seconds"], startup["first_open_seconds"]
     cell = _judged(again, lambda v: v < OPEN_SECONDS, ".2f") + f" (the very first, hashing all: {first_s:.2f})"
     yield "seconds to open", f"< {OPEN_SECONDS:g}", {opened: cell}
-    peak, limit = residence["peak_bytes"], residence["limit_bytes"]
+    peak, limit = startup["peak_bytes"], startup["limit_bytes"]
     yield "peak memory, GB", f"≤ {limit / 1e9:.2f}", {opened: _judged(peak / 1e9, lambda v: v * 1e9 <= limit, ".2f")}
 
 

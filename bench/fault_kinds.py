@@ -244,13 +244,13 @@ random_projector_bias = _on_graph(_random_projector_bias)
 def pixels_changed(change: Callable[[np.ndarray], np.ndarray]) -> Iterator[None]:
     """Change what the vision graph is given, (squares, size, size, 3) uint8, while the block runs."""
     right = ImageTransform.pixels
-    with patch.object(ImageTransform, "pixels", lambda self, picture: np.ascontiguousarray(change(right(self, picture)))):
+    with patch.object(ImageTransform, "pixels", lambda self, image: np.ascontiguousarray(change(right(self, image)))):
         yield
 
 
 @contextmanager
-def picture_forgotten() -> Iterator[None]:
-    """Lose the state that a picture leaves before the question is read."""
+def image_forgotten() -> Iterator[None]:
+    """Lose the state that an image leaves before the question is read."""
     right = CpuDecoder.prefill
 
     def prefill(self: CpuDecoder, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:

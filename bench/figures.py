@@ -21,7 +21,7 @@ from .coverage_tables import coverage_table
 from .decode_tables import decode_goals_table, decode_table
 from .drift_plot import draw_drift
 from .fault_tables import faults_table
-from .gpu_tables import card_goals_table, card_table, end_to_end_table
+from .gpu_tables import end_to_end_table, gpu_goals_table, gpu_table
 from .headline import headline_table, reasons
 from .method_tables import methods_table
 from .predict_tables import prediction_table
@@ -67,8 +67,8 @@ def found_results(*names: str) -> list[dict[str, Any]]:
     return [read_result(name) for name in names if (RESULTS / f"{name}.json").is_file()]
 
 
-def _of_cards(bench: str) -> list[dict[str, Any]]:
-    """Return what a bench found on cards, a result a card, by their names."""
+def _of_gpus(bench: str) -> list[dict[str, Any]]:
+    """Return what a bench found on GPUs, a result a GPU, by their names."""
     return found_results(*sorted(file.stem for file in RESULTS.glob(f"gpu-{bench}-*.json")))
 
 
@@ -85,10 +85,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "goals": lambda: goals_table(read_result("quality")),
     "decode": lambda: decode_table(found_results("cpu-decode", "cpu-decode-avx2")),
     "decode_goals": lambda: decode_goals_table(found_results("cpu-decode", "cpu-decode-avx2")),
-    "card": lambda: card_table(_of_cards("decode")),
-    "card_goals": lambda: card_goals_table(_of_cards("decode")),
-    "end_to_end": lambda: end_to_end_table(_of_cards("end-to-end")),
-    "prediction": lambda: prediction_table(_of_cards("decode")),
+    "gpu": lambda: gpu_table(_of_gpus("decode")),
+    "gpu_goals": lambda: gpu_goals_table(_of_gpus("decode")),
+    "end_to_end": lambda: end_to_end_table(_of_gpus("end-to-end")),
+    "prediction": lambda: prediction_table(_of_gpus("decode")),
     "vision": lambda: vision_table(_maybe("vision-cobra-3b")),
     "vision_mini": lambda: vision_table(_maybe("vision-cobra-mini")),
     "vision_answers": lambda: answers_table(_maybe("vision-cobra-mini")),

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA card, in one command, for a machine that is at hand for ten minutes and has no network.
+# Everything that needs an NVIDIA GPU, in one command, for a machine that is at hand for ten minutes and has no network.
 #
 #   bench/gpu.sh [--budget MINUTES] [--dry-run] [STEP...]
 #
 # Steps, in this order; all of them when none is named:
 #   packages  wheels of $WHEELS installed, what is missing listed
 #   native    the compiled CPU part, where scikit-build-core and nanobind are there; without it the source tree is used
-#   peers     mamba-ssm and causal-conv1d from $PEERS, sources built for this card alone while the tests run: build_peers.sh
-#   test      the tests that need a card
-#   tune      sizes of the kernels' tiles, measured on this card
+#   peers     mamba-ssm and causal-conv1d from $PEERS, sources built for this GPU alone while the tests run: build_peers.sh
+#   test      the tests that need a GPU
+#   tune      sizes of the kernels' tiles, measured on this GPU
 #   kernels   every kernel timed at full size
 #   decode    tokens a second at full size, beside the peers
 # Each has a time limit and a log; the later ones run when one fails. The exit code is 1 when one failed, 3 when packages or the
-# card are missing. A budget of so many minutes (default 9) shortens the last steps or leaves them out, and says so.
+# GPU are missing. A budget of so many minutes (default 9) shortens the last steps or leaves them out, and says so.
 #
 # Variables:
 #   OUT      where results, logs, the tuned tiles.toml and built wheels go (default bench/results)
@@ -169,14 +169,14 @@ drop() { # STEP WORDS
   wanted=("${kept[@]:-}")
 }
 
-find_card() {
+find_gpu() {
   if [[ $dry_run ]]; then
     capability=CAPABILITY
     return 0
   fi
   capability=$("$python" -c 'import torch
-assert torch.cuda.is_available(), "torch sees no CUDA card here"
-print("%d.%d" % torch.cuda.get_device_capability())') || { echo "no card: see above; nvidia-smi says what the driver sees" >&2; exit 3; }
+assert torch.cuda.is_available(), "torch sees no CUDA GPU here"
+print("%d.%d" % torch.cuda.get_device_capability())') || { echo "no GPU: see above; nvidia-smi says what the driver sees" >&2; exit 3; }
   "$python" -c 'import platform, torch, triton
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__, "Python", platform.python_version())'
 }
@@ -198,7 +198,7 @@ build_native() {
   run native 150 30 "$python" -m pip install -q --no-index --no-deps --no-build-isolation -e "$root"
 }
 
-# Peers are built in the background while the tests run: compilers need the processor, tests the card.
+# Peers are built in the background while the tests run: compilers need the processor, tests the GPU.
 peers_job=
 build_peers() {
   is_wanted peers || return 0
@@ -254,7 +254,7 @@ keep_results() {
 
 install_packages
 require_packages
-find_card
+find_gpu
 build_native
 build_peers
 run test 240 20 "$python" -m pytest -m gpu -rs -p no:cacheprovider tests/test_gpu.py

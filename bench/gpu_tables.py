@@ -14,14 +14,14 @@ _NO_VALUE = "–"
 _CONTEXT_TOLERANCE = 0.03
 OURS, MAMBA_SSM, BITSANDBYTES = "cobra_edge w4a16-g128", "mamba-ssm fp16", "bitsandbytes nf4"
 _FLOAT = "cobra_edge fp16"
-_GOAL_CARD = "H200"  # a rate means something on one card only; ratios on any
+_GOAL_GPU = "H200"  # a rate means something on one GPU only; ratios on any
 
 Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One line: what is measured, what it should be, how it is found in a row, and on which cards it is judged."""
+    """One line: what is measured, what it should be, how it is found in a row, and on which GPUs it is judged."""
 
     measure: str
     goal: str
@@ -31,8 +31,8 @@ class Goal:
     only_on: str = ""
 
 
-def _figure(row: dict[str, Any], contestant: str, name: str) -> float | None:
-    figures: dict[str, Spread] = next((c["figures"] for c in row["contestants"] if c["name"] == contestant), {})
+def _figure(row: dict[str, Any], runner: str, name: str) -> float | None:
+    figures: dict[str, Spread] = next((c["figures"] for c in row["runners"] if c["name"] == runner), {})
     return figures[name]["median"] if name in figures else None
 
 
@@ -52,11 +52,11 @@ def _steadiness(row: dict[str, Any]) -> float | None:
 GOALS = (
     Goal(
         "decode, tok/s",
-        f"≥ 1000 on an {_GOAL_CARD}",
+        f"≥ 1000 on an {_GOAL_GPU}",
         lambda row: _figure(row, OURS, _decode(row)),
         lambda v: v >= 1000,
         ".0f",
-        _GOAL_CARD,
+        _GOAL_GPU,
     ),
     Goal("decode", "≥ 2 × mamba-ssm fp16", lambda row: _ratio(row, MAMBA_SSM, _decode(row)), lambda v: v >= 2),
     Goal("decode", "≥ 4 × bitsandbytes nf4", lambda row: _ratio(row, BITSANDBYTES, _decode(row)), lambda v: v >= 4),
@@ -71,9 +71,9 @@ GOALS = (
 )
 
 
-def card_goals_table(found: Sequence[Result]) -> str:
-    """Return the goals of w4a16-g128 on a card beside what was measured, a column for each card; without one all the same."""
-    names = [result["card"]["name"] for result in found] or ["measured"]
+def gpu_goals_table(found: Sequence[Result]) -> str:
+    """Return the goals of w4a16-g128 on a GPU beside what was measured, a column for each GPU; without one all the same."""
+    names = [result["gpu"]["name"] for result in found] or ["measured"]
     lines = [_line(["w4a16-g128", "goal", *names]), "|---" * (len(names) + 2) + "|"]
     for goal in GOALS:
         cells = [_judged(goal, result) for result in found] or [NOT_MEASURED]
@@ -85,32 +85,32 @@ def _judged(goal: Goal, result: Result) -> str:
     value = goal.find(result["rows"][0])
     if value is None:
         return NOT_MEASURED
-    if goal.only_on not in result["card"]["name"]:
-        return f"{value:{goal.form}}, no goal for this card"
+    if goal.only_on not in result["gpu"]["name"]:
+        return f"{value:{goal.form}}, no goal for this GPU"
     return f"{value:{goal.form}}, {'reached' if goal.within(value) else '**missed**'}"
 
 
-def card_table(found: Sequence[Result]) -> str:
-    """Return speed and memory by contestant as Markdown, a table for each card, each below a line about it."""
+def gpu_table(found: Sequence[Result]) -> str:
+    """Return speed and memory by runner as Markdown, a table for each GPU, each below a line about it."""
     return "\n\n".join(_speed(result) for result in found) if found else NOT_MEASURED
 
 
 def _speed(result: Result) -> str:
-    (row,), card, m = result["rows"], result["card"], result["machine"]
+    (row,), gpu, m = result["rows"], result["gpu"], result["machine"]
     contexts, prompts, limits = row["contexts"], row["prompt_tokens"], row["limits"]
     peak = limits["peak_macs_per_s"]["float16"]["median"]
     head = (
-        f"{result['model']}, {result['weights']} weights, on {card['name']}: batch 1, {row['rounds']} rounds in turns, median "
+        f"{result['model']}, {result['weights']} weights, on {gpu['name']}: batch 1, {row['rounds']} rounds in turns, median "
     )
     head += f"(low–high); its memory gave {limits['read_gb_s']['median']:.0f} GB/s in the same run, a large float16 product "
-    head += f"{2 * peak / 1e12:.0f} TFLOP/s; torch {card['torch']}; commit {m['commit']}."
+    head += f"{2 * peak / 1e12:.0f} TFLOP/s; torch {gpu['torch']}; commit {m['commit']}."
     first, last = contexts[0], contexts[-1]
     columns = ["decoder", "weights a token reads, GB", "peak memory, GB", f"decode at {first}, tok/s", "of the bandwidth bound"]
     columns += [f"at {context}, tok/s" for context in contexts[1:]]
     columns += [f"prefill {n}, tok/s" for n in prompts] + [f"prefill {prompts[-1]}, of the large product"]
     columns += ["first token, from scratch, ms", "from the image's state, ms", f"{OURS.split()[-1]} decodes times as fast"]
     lines = [head, "", _line(columns), "|---" * len(columns) + "|"]
-    for c in row["contestants"]:
+    for c in row["runners"]:
         figures, follow_up = c["figures"], c.get("follow_up") or {}
         left_out = c.get("contexts_without_memory", ())
         name = f"{c['name']} ({c['version']})" if "version" in c else c["name"]
@@ -130,8 +130,8 @@ def _speed(result: Result) -> str:
 
 
 def end_to_end_table(found: Sequence[Result]) -> str:
-    """Return answers about a picture, encoding included, below the published figure; it stands there without any."""
-    columns = ["build", "on", "tok/s", "encoding the picture, ms", "first token, ms", ""]
+    """Return answers about an image, encoding included, below the published figure; it stands there without any."""
+    columns = ["build", "on", "tok/s", "encoding the image, ms", "first token, ms", ""]
     lines = [_line(columns), "|---" * len(columns) + "|"]
     lines.append(
         _line(["Cobra-3.5B, its authors' code", "A100 80GB", "166.5", _NO_VALUE, _NO_VALUE, "published, not measured here"])
@@ -143,7 +143,7 @@ def end_to_end_table(found: Sequence[Result]) -> str:
         what = f"{result['weights']} weights, {result['visual_tokens']} + {result['prompt_tokens']} tokens read, "
         lines.append(_line([*cells, what + f"{result['new_tokens']} written, median of {result['rounds']}"]))
     if not found:
-        lines.append(_line(["w4a16-g128", "a card", *[NOT_MEASURED] * 3, ""]))
+        lines.append(_line(["w4a16-g128", "a GPU", *[NOT_MEASURED] * 3, ""]))
     return "\n".join(lines)
 
 

@@ -17,14 +17,14 @@ HEADLINE = (
     "llama.cpp Q4_K_M",
     "bitsandbytes nf4",
 )
-DEFAULT = "w4a16-g128"  # what export writes for a Jetson or an RTX card without a flag
+DEFAULT = "w4a16-g128"  # what export writes for a Jetson or an RTX GPU without a flag
 
 
 def headline_table(quality: Row) -> str:
     """Return bits per weight, drift and agreement of the default and of HEADLINE as Markdown."""
     rows = {row["label"]: row for kind in ("ours", "peer") for row in measured(quality, kind)}
     whole = rows[DEFAULT]
-    asked = f"cobra-mini on its whole held-out suite: {whole['lines']} questions, {whole['pictures']} images."
+    asked = f"cobra-mini on its whole held-out suite: {whole['lines']} questions, {whole['images']} images."
     lines = [
         asked,
         "",
@@ -46,9 +46,9 @@ def reasons(quality: Row, decode: Row, server: Row) -> str:
     ours, peer = rows["mixed, 4.3 bits"], rows["llama.cpp Q4_K_M"]
     ratio = ours["against"][peer["label"]]["kld_ratio"]["value"]
     four = next(r for r in decode["rows"] if r["scheme"] == "w4a16-g128")
-    own = next(c["name"] for c in four["contestants"] if c["name"].startswith("cobra_edge"))
+    own = next(c["name"] for c in four["runners"] if c["name"].startswith("cobra_edge"))
     faster = four["ratios"][own]["decode_at_64_tok_s"]["median"]
-    figures = next(c["figures"] for c in four["contestants"] if c["name"] == own)
+    figures = next(c["figures"] for c in four["runners"] if c["name"] == own)
     short, long = min(four["contexts"]), max(four["contexts"])
     flat = figures[f"decode_{long}_over_{short}"]["median"]
     state_mb = four["follow_up"]["state_file_bytes"] / 1e6

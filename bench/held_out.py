@@ -1,4 +1,4 @@
-"""The held-out suite as numbers: one set of visual embeddings and tokens for every contestant, and what a row says of it."""
+"""The held-out suite as numbers: one set of visual embeddings and tokens for every runner, and what a row says of it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Questions:
     """A suite, teacher-forced: prompts with their answers.
 
     Attributes:
-        embeddings: (pictures, n_visual, d_model) float32, each picture as the decoder sees it.
-        picture: (lines,) int32, which picture a line is about.
+        embeddings: (images, n_visual, d_model) float32, each image as the decoder sees it.
+        image: (lines,) int32, which image a line is about.
         task: of each line.
         tokens: of each line (n,) int32, its prompt and its answer.
         answer_from: (lines,) int32, the first of these tokens after which logits are wanted.
@@ -31,15 +31,15 @@ class Questions:
     """
 
     embeddings: np.ndarray
-    picture: np.ndarray
+    image: np.ndarray
     task: tuple[str, ...]
     tokens: tuple[np.ndarray, ...]
     answer_from: np.ndarray
     targets: tuple[np.ndarray, ...]
 
-    def by_picture(self, of_lines: np.ndarray) -> np.ndarray:
-        """Sum (lines,) over each picture's lines; returns (pictures,) float64."""
-        return np.bincount(self.picture, of_lines, len(self.embeddings))
+    def by_image(self, of_lines: np.ndarray) -> np.ndarray:
+        """Sum (lines,) over each image's lines; returns (images,) float64."""
+        return np.bincount(self.image, of_lines, len(self.embeddings))
 
     @property
     def tasks(self) -> list[str]:
@@ -82,22 +82,22 @@ class Answers:
 
 def figures(found: Answers, reference: Answers, questions: Questions) -> dict[str, Any]:
     """Return a row's figures, each with its interval."""
-    pictures = questions.by_picture
-    counts = pictures(np.array([len(k) for k in found.kld]))
+    images = questions.by_image
+    counts = images(np.array([len(k) for k in found.kld]))
     agrees = np.array([a.sum() for a in found.agrees])
-    nll, before = (pictures(np.array([a.sum() for a in answers.nll])) for answers in (found, reference))
+    nll, before = (images(np.array([a.sum() for a in answers.nll])) for answers in (found, reference))
     groups = [
-        np.concatenate([k for k, at in zip(found.kld, questions.picture, strict=True) if at == index])
+        np.concatenate([k for k, at in zip(found.kld, questions.image, strict=True) if at == index])
         for index in range(len(questions.embeddings))
     ]
     caption = [n for n, task in zip(found.nll, questions.task, strict=True) if task == "caption"]
     return {
         "lines": len(found.kld),
-        "pictures": len(questions.embeddings),
+        "images": len(questions.embeddings),
         "answer_tokens": int(counts.sum()),
-        "kld_mean": kept(intervals.mean(pictures(found.kld_of_lines), counts)),
+        "kld_mean": kept(intervals.mean(images(found.kld_of_lines), counts)),
         "kld_p99": kept(intervals.quantile(groups, 0.99)),
-        "top1_agreement": kept(intervals.mean(pictures(agrees), counts)),
+        "top1_agreement": kept(intervals.mean(images(agrees), counts)),
         "perplexity_ratio": kept(intervals.difference_of_means(nll, before, counts).map(lambda x: math.exp(min(x, 700.0)))),
         "accuracy": {task: _accuracy(found, reference, questions, task) for task in questions.tasks},
         "caption_perplexity": _short(float(np.exp(np.concatenate(caption).mean()))) if caption else None,
@@ -107,15 +107,15 @@ def figures(found: Answers, reference: Answers, questions: Questions) -> dict[st
 def _accuracy(found: Answers, reference: Answers, questions: Questions, task: str) -> dict[str, Any]:
     """Return lines, right (a share) and its difference to the reference on the same lines."""
     asked = np.array([t == task for t in questions.task])
-    right, before, counts = (questions.by_picture(asked & lines) for lines in (found.right, reference.right, asked))
+    right, before, counts = (questions.by_image(asked & lines) for lines in (found.right, reference.right, asked))
     difference = intervals.difference_of_means(right, before, counts)
     return {"lines": int(asked.sum()), "right": _short(float(right.sum() / counts.sum())), "difference": kept(difference)}
 
 
 def against(ours: Answers, other: Answers, questions: Questions) -> dict[str, Any]:
-    """Compare two contestants' mean KLD on the same tokens: ours minus the other's, and ours over the other's."""
-    a, b = (questions.by_picture(answers.kld_of_lines) for answers in (ours, other))
-    counts = questions.by_picture(np.array([len(k) for k in ours.kld]))
+    """Compare two runners' mean KLD on the same tokens: ours minus the other's, and ours over the other's."""
+    a, b = (questions.by_image(answers.kld_of_lines) for answers in (ours, other))
+    counts = questions.by_image(np.array([len(k) for k in ours.kld]))
     ratio = kept(intervals.ratio_of_means(a, b)) if b.any() else None
     return {"kld_difference": kept(intervals.difference_of_means(a, b, counts)), "kld_ratio": ratio}
 

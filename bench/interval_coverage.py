@@ -1,6 +1,6 @@
-"""How often the harness's intervals hold the truth: suites drawn from the held-out one's pictures, judged by its own figures.
+"""How often the harness's intervals hold the truth: suites drawn from the held-out one's images, judged by its own figures.
 
-The held-out suite is the population: what the harness reports of all its pictures is the truth. Suites of some pictures are
+The held-out suite is the population: what the harness reports of all its images is the truth. Suites of some images are
 drawn from it with replacement, each is given to the harness, and counted is how often each measure's interval holds the
 truth. Stated are 95 %.
 """
@@ -19,12 +19,12 @@ from cobra_edge.formats.recipe import MIXED
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session, load
-from cobra_edge.regress.aggregate import Tally, kind_of
+from cobra_edge.regress.aggregate import Aggregate, kind_of
 from cobra_edge.regress.line_metrics import compared
-from cobra_edge.regress.predictions import readings
+from cobra_edge.regress.predictions import predictions
 from cobra_edge.regress.report import Figure
 from cobra_edge.suite.reader import HELDOUT, read_suite
-from cobra_edge.suite.tokenized import AskedSuite, asked_suite
+from cobra_edge.suite.tokenized import TokenizedSuite, tokenized_suite
 
 BUILDS: dict[str, dict[str, Any]] = {
     "w4a16-g128": {"scheme": "w4a16-g128"},
@@ -40,7 +40,7 @@ METHODS = {
     "change": "Tango",
     "quantile": "test inversion",
 }
-SMALL = 32  # pictures of a small suite
+SMALL = 32  # images of a small suite
 REPLICATES = 2000
 _SEED = 1
 _NOT_JUDGED = "kld_max"  # the largest of these lines has no interval
@@ -65,25 +65,25 @@ def measure(
     reference = _session(folder, "fp16", {"scheme": "fp16"})
     lines = list(enumerate(read_suite(HELDOUT), 1))
     codec, template = reference.codec, reference.template
-    suite = asked_suite("heldout", lines, lambda name: HELDOUT.parent / name, codec, template, sees=True, skipped={})
+    suite = tokenized_suite("heldout", lines, lambda name: HELDOUT.parent / name, codec, template, sees=True, skipped={})
     rows = []
     for label, export in BUILDS.items():
-        tally = _tally(suite, reference, _session(folder, label, export), _counter(on_step, label, len(lines)))
-        for pictures in (tally.pictures, SMALL):
-            what = f"{label}, suites of {pictures}"
-            found = coverage(tally, pictures, replicates, _counter(on_step, what, replicates))
+        aggregate = _aggregate(suite, reference, _session(folder, label, export), _counter(on_step, label, len(lines)))
+        for images in (aggregate.images, SMALL):
+            what = f"{label}, suites of {images}"
+            found = coverage(aggregate, images, replicates, _counter(on_step, what, replicates))
             rows += [{"build": label, **row} for row in found]
     return rows
 
 
 def coverage(
-    tally: Tally, pictures: int, replicates: int, on_suite: Callable[[int], None] = lambda done: None
+    aggregate: Aggregate, images: int, replicates: int, on_suite: Callable[[int], None] = lambda done: None
 ) -> list[dict[str, Any]]:
     """Return, of each measure, how often the interval of a drawn suite holds the whole suite's value.
 
     Args:
-        tally: of the whole suite.
-        pictures: of a drawn suite.
+        aggregate: of the whole suite.
+        images: of a drawn suite.
         replicates: how many are drawn.
         on_suite: called with how many are done.
 
@@ -91,15 +91,15 @@ def coverage(
         A row a measure: `coverage`, and the shares of suites whose interval lies wholly `below` and `above` the truth;
         `width`, its mean over suites in the measure's own unit; `values`, how many different values the measure took.
     """
-    truth = {name: figure for name, figure in tally.figures().items() if name != _NOT_JUDGED and figure.value is not None}
+    truth = {name: figure for name, figure in aggregate.figures().items() if name != _NOT_JUDGED and figure.value is not None}
     ends: dict[str, list[tuple[float, float, float]]] = {name: [] for name in truth}
     random = np.random.default_rng(_SEED)
     for done in range(replicates):
-        figures = tally.drawn(random.integers(0, tally.pictures, pictures).tolist()).figures()
+        figures = aggregate.drawn(random.integers(0, aggregate.images, images).tolist()).figures()
         for name, found in ends.items():
             found.append(_ends(figures.get(name, Figure(None))))
         on_suite(done + 1)
-    return [_row(name, truth[name].value or 0.0, pictures, np.array(found)) for name, found in ends.items()]
+    return [_row(name, truth[name].value or 0.0, images, np.array(found)) for name, found in ends.items()]
 
 
 def _counter(on_step: OnStep, what: str, total: int) -> Callable[[int], None]:
@@ -110,7 +110,7 @@ def _ends(figure: Figure) -> tuple[float, float, float]:
     return tuple(np.nan if end is None else end for end in (figure.value, figure.low, figure.high))  # type: ignore[return-value]
 
 
-def _row(name: str, truth: float, pictures: int, found: np.ndarray) -> dict[str, Any]:
+def _row(name: str, truth: float, images: int, found: np.ndarray) -> dict[str, Any]:
     """Return one row; `found` is (suites, 3) float64, value and ends, NaN where there is none, which holds nothing."""
     value, low, high = found.T
     slack = _ROUNDING * abs(truth)
@@ -120,7 +120,7 @@ def _row(name: str, truth: float, pictures: int, found: np.ndarray) -> dict[str,
     return {
         "measure": name,
         "method": METHODS[kind_of(name)],
-        "pictures": pictures,
+        "images": images,
         "value": _short(truth),
         "coverage": _short(holds.mean()),
         "below": _short(below.mean()),
@@ -130,12 +130,12 @@ def _row(name: str, truth: float, pictures: int, found: np.ndarray) -> dict[str,
     }
 
 
-def _tally(suite: AskedSuite, reference: Session, build: Session, on_line: Callable[[int], None]) -> Tally:
-    tally = Tally()
-    for asked, truth, found in zip(suite.lines, readings(reference, suite), readings(build, suite), strict=True):
-        tally.add(asked, compared(asked, truth, found, reference.codec.decode))
-        on_line(tally.lines)
-    return tally
+def _aggregate(suite: TokenizedSuite, reference: Session, build: Session, on_line: Callable[[int], None]) -> Aggregate:
+    aggregate = Aggregate()
+    for asked, truth, found in zip(suite.lines, predictions(reference, suite), predictions(build, suite), strict=True):
+        aggregate.add(asked, compared(asked, truth, found, reference.codec.decode))
+        on_line(aggregate.lines)
+    return aggregate
 
 
 def _session(folder: Path, label: str, export: dict[str, Any]) -> Session:

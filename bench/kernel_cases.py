@@ -1,4 +1,4 @@
-"""The CUDA decoder's kernels at full size: what each takes of every kind of card, and on a card that is here how long."""
+"""The CUDA decoder's kernels at full size: what each takes of every kind of GPU, and on a GPU that is here how long."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import torch
 
 from cobra_edge.decode.cuda.kernels.compiling import Compiled, compile_launches, why_not
 from cobra_edge.decode.cuda.kernels.launch import Launch
-from cobra_edge.decode.cuda.state import CardState
-from cobra_edge.decode.cuda.weights import CardWeights, hollow
+from cobra_edge.decode.cuda.state import GpuState
+from cobra_edge.decode.cuda.weights import GpuWeights, hollow
 from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.formats.recipe import uniform_recipe
 from cobra_edge.formats.scheme import scheme_named
 
 from .launches import launch_counts, recorded
 
-# A thread that keeps a few values in the card's memory loses little: they stay in its first cache. Beyond that a kernel is cut
-# wrongly for that card.
+# A thread that keeps a few values in the GPU's memory loses little: they stay in its first cache. Beyond that a kernel is cut
+# wrongly for that GPU.
 MOST_SPILLED_BYTES = 64
 _OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 
 
 def recorded_shape(mamba: MambaConfig, scheme: str, rotations: tuple[str, ...] = ()) -> dict[str, list[Launch]]:
-    """Return what a decoder of a shape launches, as `launches.recorded` does; it takes no memory and no card.
+    """Return what a decoder of a shape launches, as `launches.recorded` does; it takes no memory and no GPU.
 
     Raises:
         InputError: an unknown scheme, or one that does not fit the shape.
     """
     recipe, _ = uniform_recipe(mamba, scheme_named(scheme), rotations=rotations)
     meta = torch.device("meta")
-    return recorded(CardWeights.of(hollow(mamba, recipe), meta), CardState.blank(mamba, meta, None))
+    return recorded(GpuWeights.of(hollow(mamba, recipe), meta), GpuState.blank(mamba, meta, None))
 
 
 def compiled_rows(parts: dict[str, list[Launch]], capability: str, told: Callable[[], None]) -> list[dict[str, Any]]:
-    """Compile what was recorded for one kind of card; returns a row a kernel as results keep it.
+    """Compile what was recorded for one kind of GPU; returns a row a kernel as results keep it.
 
     Args:
         parts: of `recorded_shape`.
@@ -55,7 +55,7 @@ def _row(compiled: Compiled) -> dict[str, Any]:
 
 
 def refused(compiled: Compiled) -> str | None:
-    """Say why a kernel is not fit for that kind of card: it would not run, or spills more than MOST_SPILLED_BYTES. Or None."""
+    """Say why a kernel is not fit for that kind of GPU: it would not run, or spills more than MOST_SPILLED_BYTES. Or None."""
     reason = why_not(compiled)
     if reason is None and compiled.spilled_bytes > MOST_SPILLED_BYTES:
         return f"{compiled.spilled_bytes} bytes a thread spilled, {MOST_SPILLED_BYTES} are allowed"

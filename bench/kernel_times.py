@@ -1,4 +1,4 @@
-"""How long each kernel of a decoder takes on a card that is here, beside what its memory gives in the same run."""
+"""How long each kernel of a decoder takes on a GPU that is here, beside what its memory gives in the same run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from cobra_edge.bench.gpu import Card, CardLimits, captured
+from cobra_edge.bench.gpu import Gpu, GpuLimits, captured
 from cobra_edge.bench.spread import Spread, spread
 from cobra_edge.decode.cuda.kernels.launch import Launch
-from cobra_edge.decode.cuda.kernels.matrix import CardMatrix
-from cobra_edge.decode.cuda.weights import CardLayer, CardWeights, hollow
+from cobra_edge.decode.cuda.kernels.matrix import GpuMatrix
+from cobra_edge.decode.cuda.weights import GpuLayer, GpuWeights, hollow
 from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.formats.recipe import Recipe
 
@@ -29,36 +29,36 @@ _TABLE_LOOK_UPS = ("look_up",)
 
 
 def measure_kernels(
-    parts: dict[str, list[Launch]], weights: CardWeights, card: Card, told: Callable[[], None], rounds: int = ROUNDS
+    parts: dict[str, list[Launch]], weights: GpuWeights, gpu: Gpu, told: Callable[[], None], rounds: int = ROUNDS
 ) -> list[Any]:
-    """Time each distinct kernel of what was recorded on a card.
+    """Time each distinct kernel of what was recorded on a GPU.
 
     Launches that differ only in the layer are captured together as one graph, so that each reads weights of its own that no
     cache has kept.
 
     Args:
-        parts: recorded on the card.
+        parts: recorded on the GPU.
         weights: of the decoder that was recorded; what else is an argument is filled with random values.
-        card: where.
+        gpu: where.
         told: called after each kernel and part.
         rounds: how often each is timed.
 
     Returns:
         A row a kernel and part: launches, microseconds a launch, milliseconds of the part, bytes, GB/s, share of the bandwidth.
     """
-    limits, rows = CardLimits(card), []
+    limits, rows = GpuLimits(gpu), []
     kept = {t.untyped_storage().data_ptr() for t in _tensors(weights)}
     for part, launches in parts.items():
         _fill_others(launches, kept)
         for group in alike(launches):
-            rows.append({"part": part} | _timed(group, limits, card, rounds))
+            rows.append({"part": part} | _timed(group, limits, gpu, rounds))
             told()
     return rows
 
 
-def _timed(group: Sequence[Launch], limits: CardLimits, card: Card, rounds: int) -> dict[str, Any]:
-    replay = captured(lambda: _run(group), card)
-    taken = time_in_turns([replay], card, rounds)[0]
+def _timed(group: Sequence[Launch], limits: GpuLimits, gpu: Gpu, rounds: int) -> dict[str, Any]:
+    replay = captured(lambda: _run(group), gpu)
+    taken = time_in_turns([replay], gpu, rounds)[0]
     each = {key: value / len(group) for key, value in taken.items()}
     bandwidth, n_bytes = limits.read_bandwidth(), moved_bytes(group[0])
     reached = None if n_bytes is None else n_bytes / each["median"]
@@ -75,32 +75,32 @@ def _timed(group: Sequence[Launch], limits: CardLimits, card: Card, rounds: int)
     }
 
 
-def time_in_turns(works: Sequence[Callable[[], object]], card: Card, rounds: int = ROUNDS) -> list[Spread]:
+def time_in_turns(works: Sequence[Callable[[], object]], gpu: Gpu, rounds: int = ROUNDS) -> list[Spread]:
     """Return the seconds that each piece of work takes: every round gives each its turn, every other one backwards.
 
     Args:
-        works: replays of graphs; the card's own time is taken, by events.
-        card: where.
+        works: replays of graphs; the GPU's own time is taken, by events.
+        gpu: where.
         rounds: how often.
     """
-    repeats = [_repeats(work, card) for work in works]
+    repeats = [_repeats(work, gpu) for work in works]
     taken: list[list[float]] = [[] for _ in works]
     for index in range(rounds):
         order = range(len(works)) if index % 2 == 0 else reversed(range(len(works)))
         for i in order:
-            taken[i].append(_seconds(works[i], repeats[i], card))
+            taken[i].append(_seconds(works[i], repeats[i], gpu))
     return [spread(seconds) for seconds in taken]
 
 
-def _repeats(work: Callable[[], object], card: Card) -> int:
-    _seconds(work, 1, card)  # the first run loads what the second finds
-    once = max(_seconds(work, 1, card), 1e-7)
+def _repeats(work: Callable[[], object], gpu: Gpu) -> int:
+    _seconds(work, 1, gpu)  # the first run loads what the second finds
+    once = max(_seconds(work, 1, gpu), 1e-7)
     return max(1, min(_MOST_REPEATS, math.ceil(_ROUND_SECONDS / once)))
 
 
-def _seconds(work: Callable[[], object], repeats: int, card: Card) -> float:
-    if card.device.type != "cuda":
-        return card.seconds(lambda: [work() for _ in range(repeats)]) / repeats
+def _seconds(work: Callable[[], object], repeats: int, gpu: Gpu) -> float:
+    if gpu.device.type != "cuda":
+        return gpu.seconds(lambda: [work() for _ in range(repeats)]) / repeats
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     began.record()
     for _ in range(repeats):
@@ -130,13 +130,13 @@ def moved_bytes(launch: Launch) -> int | None:
     return sum(seen.values()) + state
 
 
-def random_card_weights(mamba: MambaConfig, recipe: Recipe, device: torch.device) -> CardWeights:
-    """Return weights of a shape and recipe, random where that can make a difference to the time; made on the card itself.
+def random_gpu_weights(mamba: MambaConfig, recipe: Recipe, device: torch.device) -> GpuWeights:
+    """Return weights of a shape and recipe, random where that can make a difference to the time; made on the GPU itself.
 
     Raises:
         InputError: the recipe does not fit the shape.
     """
-    weights = CardWeights.of(hollow(mamba, recipe), device)
+    weights = GpuWeights.of(hollow(mamba, recipe), device)
     with torch.inference_mode():
         for matrix in _matrices(weights):
             spread = matrix.shape[1] ** -0.5  # of a matrix that leaves a vector's length as it is
@@ -150,17 +150,17 @@ def random_card_weights(mamba: MambaConfig, recipe: Recipe, device: torch.device
     return weights
 
 
-def _values(weights: CardWeights) -> Iterator[Any]:
-    owners: tuple[CardWeights | CardLayer, ...] = (weights, *weights.layers)
+def _values(weights: GpuWeights) -> Iterator[Any]:
+    owners: tuple[GpuWeights | GpuLayer, ...] = (weights, *weights.layers)
     for owner in owners:
         yield from (getattr(owner, field.name) for field in fields(owner))
 
 
-def _matrices(weights: CardWeights) -> Iterator[CardMatrix]:
-    return (value for value in _values(weights) if isinstance(value, CardMatrix))
+def _matrices(weights: GpuWeights) -> Iterator[GpuMatrix]:
+    return (value for value in _values(weights) if isinstance(value, GpuMatrix))
 
 
-def _tensors(weights: CardWeights) -> Iterator[torch.Tensor]:
+def _tensors(weights: GpuWeights) -> Iterator[torch.Tensor]:
     for matrix in _matrices(weights):
         yield from (matrix.codes,) if matrix.scales is None else (matrix.codes, matrix.scales)
     yield from (value for value in _values(weights) if isinstance(value, torch.Tensor))

@@ -1,4 +1,4 @@
-"""`python -m bench.kernels`: every kernel of the CUDA decoder compiled for cards that are not here, and timed where one is."""
+"""`python -m bench.kernels`: every kernel of the CUDA decoder compiled for GPUs that are not here, and timed where one is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cobra_edge.terminal.output import cell, debug_option, figure, main_of, prin
 from cobra_edge.terminal.suggestions import near_matches
 
 if TYPE_CHECKING:
-    from cobra_edge.bench.gpu import Card
+    from cobra_edge.bench.gpu import Gpu
 
 
 @click.command(epilog="Example: python -m bench.kernels --shape cobra-3b --scheme w4a16-g128 --capability 8.7")
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 @click.option(
     "--capability", "capabilities", multiple=True, help="Compute capability, may be given again.  [default: all known]"
 )
-@click.option("--device", type=click.Choice(["cuda"]), help="Time them, too, on this machine's card.")
-@click.option("--name", help="Of the file in bench/results.  [default: kernels-compiled; with --device gpu-kernels-CARD]")
+@click.option("--device", type=click.Choice(["cuda"]), help="Time them, too, on this machine's GPU.")
+@click.option("--name", help="Of the file in bench/results.  [default: kernels-compiled; with --device gpu-kernels-GPU]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @debug_option
 @click.pass_context
@@ -47,7 +47,7 @@ def kernels(
     name: str | None,
     as_json: bool,
 ) -> None:
-    """Compile what a decoder of a shape launches, prompts and one token, for every kind of card; no card is needed.
+    """Compile what a decoder of a shape launches, prompts and one token, for every kind of GPU; no GPU is needed.
 
     A kernel that would not run there, or that keeps too much outside its registers, is marked and makes the exit code 1.
     """
@@ -58,14 +58,14 @@ def kernels(
     if name is not None:
         check_name(name)
     try:
-        from cobra_edge.bench.gpu import card_here, short_name
+        from cobra_edge.bench.gpu import gpu_here, short_name
         from cobra_edge.bench.machine import machine
 
         from . import kernel_cases as bench
     except ImportError as error:
         raise MachineError(f"bench.kernels needs {error.name}; install it with: {install_hint('cuda')}") from error
     chosen = _known(capabilities)
-    card = card_here() if device == "cuda" else None
+    gpu = gpu_here() if device == "cuda" else None
     rows: list[dict[str, Any]] = []
     with progress() as bar:
         for scheme in dict.fromkeys(schemes):
@@ -75,7 +75,7 @@ def kernels(
             for capability in chosen:
                 task = bar.add_task(f"{scheme} for {capability}", total=total)
                 compiled += bench.compiled_rows(parts, capability, partial(bar.advance, task))
-            timed = None if card is None else _timed(shape, scheme, rotation, card, bar)
+            timed = None if gpu is None else _timed(shape, scheme, rotation, gpu, bar)
             rows.append({"scheme": scheme, "launches": bench.counts(parts), "compiled": compiled, "timed": timed})
     result = {
         "bench": "kernels",
@@ -83,10 +83,10 @@ def kernels(
         "rotation": rotation,
         "most_spilled_bytes": bench.MOST_SPILLED_BYTES,
         "rows": rows,
-        "card": None if card is None else card.facts(),
+        "gpu": None if gpu is None else gpu.facts(),
         "machine": machine() | {"triton": _triton_version()},
     }
-    default = "kernels-compiled" if card is None else f"gpu-kernels-{short_name(card.name)}"
+    default = "kernels-compiled" if gpu is None else f"gpu-kernels-{short_name(gpu.name)}"
     file = keep(name or default, result)
     if as_json:
         print_json(result)
@@ -114,22 +114,22 @@ def _triton_version() -> str:
     return str(triton.__version__)
 
 
-def _timed(shape: str, scheme: str, rotation: str, card: Card, bar: Progress) -> list[dict[str, Any]]:
-    """Time a decoder of random weights on the card."""
-    from cobra_edge.decode.cuda.state import CardState
+def _timed(shape: str, scheme: str, rotation: str, gpu: Gpu, bar: Progress) -> list[dict[str, Any]]:
+    """Time a decoder of random weights on the GPU."""
+    from cobra_edge.decode.cuda.state import GpuState
     from cobra_edge.formats.recipe import uniform_recipe
 
     from .kernel_cases import alike
-    from .kernel_times import measure_kernels, random_card_weights
+    from .kernel_times import measure_kernels, random_gpu_weights
     from .launches import recorded
 
     mamba = shape_named(shape).mamba
     recipe, _ = uniform_recipe(mamba, scheme_named(scheme), rotations=ROTATIONS[rotation])
-    weights = random_card_weights(mamba, recipe, card.device)
-    state = CardState.blank(mamba, card.device, None)
+    weights = random_gpu_weights(mamba, recipe, gpu.device)
+    state = GpuState.blank(mamba, gpu.device, None)
     parts = recorded(weights, state)
-    task = bar.add_task(f"{scheme} on {card.name}", total=sum(len(alike(launches)) for launches in parts.values()))
-    return measure_kernels(parts, weights, card, partial(bar.advance, task))
+    task = bar.add_task(f"{scheme} on {gpu.name}", total=sum(len(alike(launches)) for launches in parts.values()))
+    return measure_kernels(parts, weights, gpu, partial(bar.advance, task))
 
 
 def compiled_table(row: dict[str, Any], capabilities: Sequence[str]) -> Table:
@@ -166,8 +166,8 @@ def _taken(kernel: dict[str, Any] | None) -> str:
 
 
 def timed_table(row: dict[str, Any]) -> Table:
-    """Return how long each kernel takes on the card that is here."""
-    table = Table(title=f"{row['scheme']}: on this machine's card", title_justify="left")
+    """Return how long each kernel takes on the GPU that is here."""
+    table = Table(title=f"{row['scheme']}: on this machine's GPU", title_justify="left")
     for column in ("part", "kernel", "launches", "µs each", "ms together", "GB/s", "of the bandwidth"):
         table.add_column(column, justify="left" if column in ("part", "kernel") else "right")
     if row["timed"] is None:

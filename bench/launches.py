@@ -1,4 +1,4 @@
-"""What a decoder launches on a card, recorded: no card is needed for it, nor weights."""
+"""What a decoder launches on a GPU, recorded: no GPU is needed for it, nor weights."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from cobra_edge.decode.cuda.kernels.fused import Chosen
 from cobra_edge.decode.cuda.kernels.launch import Launch, recording
 from cobra_edge.decode.cuda.kernels.scan import scan_many
 from cobra_edge.decode.cuda.prefill import Sequential, run_layers
-from cobra_edge.decode.cuda.state import CardState
+from cobra_edge.decode.cuda.state import GpuState
 from cobra_edge.decode.cuda.step import Step
-from cobra_edge.decode.cuda.weights import CardWeights
+from cobra_edge.decode.cuda.weights import GpuWeights
 from cobra_edge.decode.sampling import GREEDY
 
 STEP = "step"
 PROMPT_TOKENS = (768, 16)  # an image with a short question; a short question alone
 
 
-def recorded(weights: CardWeights, state: CardState, prompt_tokens: Iterable[int] = PROMPT_TOKENS) -> dict[str, list[Launch]]:
+def recorded(weights: GpuWeights, state: GpuState, prompt_tokens: Iterable[int] = PROMPT_TOKENS) -> dict[str, list[Launch]]:
     """Return the launches of prompts of so many tokens, "prefill 768" and so on, and of one "step" with its greedy choice.
 
     Args:
-        weights: on torch's "meta" device, or on a card, where what is launched on the same stream afterwards works on them.
+        weights: on torch's "meta" device, or on a GPU, where what is launched on the same stream afterwards works on them.
         state: on the same device. It has to live as long as the launches are used: they know its address alone.
         prompt_tokens: lengths.
     """

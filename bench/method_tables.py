@@ -84,7 +84,7 @@ def _effort(result: Result) -> Cells:
     head = f"Time, on {m['processor']}, {result['threads']} threads, load average {result.get('load_average', NOT_MEASURED)}. "
     head += f"Statistics of a layer took {streaming + finishing:.0f} s for "
     head += f"{result['positions']} positions. Minutes are **extrapolated from {result['layers']} of {result['of_layers']} "
-    head += f"layers**, for {result['positions_of_minutes']} positions, embedding and head counted by their rows, pictures not "
+    head += f"layers**, for {result['positions_of_minutes']} positions, embedding and head counted by their rows, images not "
     head += f"counted; the goal is {MINUTES}. Peak resident memory of the measuring command was {result['peak_gib']:.1f} GiB, "
     head += f"{_judged(result['peak_gib'], GIB)} (goal {GIB}); commit {m['commit']}."
     columns = ["method", "quantize a layer, s", "calibrate, min", "quantize, min", "both, min", ""]

@@ -78,7 +78,7 @@ def predict(shape: str, schemes: tuple[str, ...], names: tuple[str, ...], as_jso
 
 
 def _measured() -> list[dict[str, Any]]:
-    """Return the results of cards under the current directory. Raises InputError for one that is no JSON."""
+    """Return the results of GPUs under the current directory. Raises InputError for one that is no JSON."""
     found = []
     for file in sorted(RESULTS.glob("gpu-decode-*.json")):
         try:

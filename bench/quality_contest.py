@@ -1,6 +1,6 @@
 """Quality: how well each quantized build of cobra-mini answers, beside peers on the same weights.
 
-Every contestant gets the same visual embeddings and the same tokens of the held-out suite, and is compared with the fp16 build,
+Every runner gets the same visual embeddings and the same tokens of the held-out suite, and is compared with the fp16 build,
 which has the checkpoint's weights bit for bit, run by the native decoder. A peer is first asked with the weights it is about to
 quantize: where those do not give the reference's answers, its figures would be of another model, and the run ends.
 """
@@ -175,13 +175,13 @@ def _watched(what: str, total: int, run: Callable[[OnLines], Any]) -> Any:
 
 
 def questions_of(session: Session, lines: list[Line]) -> Questions:
-    """Put the suite into numbers; every line of it has a picture."""
+    """Put the suite into numbers; every line of it has an image."""
     names = list(dict.fromkeys(line.image for line in lines if line.image is not None))
     prompts = [session.codec.encode(session.template.first_turn(line.prompt)) for line in lines]
     answers = [session.codec.answer(line.answer) for line in lines]
     return Questions(
         embeddings=np.stack([session.visual_embeddings(HELDOUT.parent / name) for name in names]),
-        picture=np.array([names.index(line.image or "") for line in lines], np.int32),
+        image=np.array([names.index(line.image or "") for line in lines], np.int32),
         task=tuple(line.task for line in lines),
         tokens=tuple(np.array([*p, *a[:-1]], np.int32) for p, a in zip(prompts, answers, strict=True)),
         answer_from=np.array([len(p) - 1 for p in prompts], np.int32),

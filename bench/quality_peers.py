@@ -25,7 +25,7 @@ _THREADS = "1"
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """What a contestant said and in how many bits.
+    """What a runner said and in how many bits.
 
     Attributes:
         logits: of each line (n_answer, vocab) float32.
@@ -146,7 +146,7 @@ def write_questions(file: Path, questions: Questions) -> None:
     np.savez(
         file,
         embeddings=questions.embeddings,
-        picture=questions.picture,
+        image=questions.image,
         tokens=np.concatenate(questions.tokens),
         length=np.array([len(t) for t in questions.tokens], np.int32),
         answer_from=questions.answer_from,

@@ -1,8 +1,8 @@
-"""Speed on paper: what a token should take on a card that nobody here has measured.
+"""Speed on paper: what a token should take on a GPU that nobody here has measured.
 
 seconds = bytes a token moves / (the data sheet's bandwidth × efficiency) + launches × what one takes inside a graph
 
-Bytes are exact. The efficiency is carried over from a card that was measured where there is a result, otherwise it is the range
+Bytes are exact. The efficiency is carried over from a GPU that was measured where there is a result, otherwise it is the range
 that published Mamba kernels reached. What one launch takes is an assumption. Every figure that comes from here is a prediction
 and is called one; `KNOWN` are published measurements that the same sum is held against.
 """
@@ -88,7 +88,7 @@ def shape_config(shape: str) -> CobraConfig:
 
 
 def efficiency_of(scheme: str, results: Iterable[dict[str, Any]]) -> Efficiency:
-    """Return what a scheme reached on the first card that it was measured on, or the assumption.
+    """Return what a scheme reached on the first GPU that it was measured on, or the assumption.
 
     Args:
         scheme: of the weights.
@@ -96,28 +96,28 @@ def efficiency_of(scheme: str, results: Iterable[dict[str, Any]]) -> Efficiency:
     """
     for result in results:
         for row in result["rows"]:
-            for c in row["contestants"]:
+            for c in row["runners"]:
                 if c.get("scheme") == scheme and c.get("launches_per_token"):
-                    return _reached(result["card"]["name"], row, c)
+                    return _reached(result["gpu"]["name"], row, c)
     return ASSUMED
 
 
-def _reached(card: str, row: dict[str, Any], contestant: dict[str, Any]) -> Efficiency:
+def _reached(gpu: str, row: dict[str, Any], runner: dict[str, Any]) -> Efficiency:
     """Take the launches off a measured token; what is left moved its bytes."""
-    rate = contestant["figures"][f"decode_at_{row['contexts'][0]}_tok_s"]
-    moved = contestant["weights_bytes"] + 2 * row["state_bytes"]
+    rate = runner["figures"][f"decode_at_{row['contexts'][0]}_tok_s"]
+    moved = runner["weights_bytes"] + 2 * row["state_bytes"]
     bandwidth = row["limits"]["read_gb_s"]["median"] * 1e9
-    launching = contestant["launches_per_token"] * _MEASURED_LAUNCH_US / 1e6
+    launching = runner["launches_per_token"] * _MEASURED_LAUNCH_US / 1e6
 
     def share(tokens_per_second: float) -> float:
         reading = 1 / tokens_per_second - launching
         return READ_OF_SHEET * (min(moved / bandwidth / reading, 1.0) if reading > 0 else 1.0)
 
-    return Efficiency(share(rate["low"]), share(rate["high"]), f"carried over from {card}, measured")
+    return Efficiency(share(rate["low"]), share(rate["high"]), f"carried over from {gpu}, measured")
 
 
 def devices(names: Sequence[str] = ()) -> list[Target]:
-    """Return the profiles whose bandwidth is known and whose cards the kernels are compiled for, or those of them named.
+    """Return the profiles whose bandwidth is known and whose GPUs the kernels are compiled for, or those of them named.
 
     Raises:
         InputError: a name that is none of them.

@@ -1,8 +1,8 @@
 """Bits per weight, counted the same way for everybody: what lies in the file, over the model's own weights.
 
 Two figures. That of the matrices counts codes, scales, zero points, clips and matrices left float; the other everything there
-is. The small float vectors (norms, convolution, A_log, D, biases) are the same for all contestants and weigh much only in a
-model as small as cobra-mini, so contestants are told apart by the first.
+is. The small float vectors (norms, convolution, A_log, D, biases) are the same for all runners and weigh much only in a
+model as small as cobra-mini, so runners are told apart by the first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a tuning calls: each kernel at full size as a decoder calls it, beside its twin."""
+"""What a tuning calls: each kernel at full size as a decoder calls it, beside its reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cobra_edge.decode.cuda.kernels import gemm as products_many
 from cobra_edge.decode.cuda.kernels import gemv as products_one
 from cobra_edge.decode.cuda.kernels import selective_state_update as step_recurrence
 from cobra_edge.decode.cuda.kernels.tiles import TILES
-from cobra_edge.decode.cuda.weights import CardWeights
+from cobra_edge.decode.cuda.weights import GpuWeights
 from cobra_edge.formats.targets import read_toml
 
 GRID = TILES.with_name("tile_grid.toml")
@@ -47,7 +47,7 @@ def grids(file: Path = GRID) -> list[Grid]:
 
 @dataclass(frozen=True, eq=False)
 class Addressed:
-    """A state that a kernel finds through its address, and the twin is given itself."""
+    """A state that a kernel finds through its address, and the reference is given itself."""
 
     tensor: torch.Tensor
 
@@ -59,7 +59,7 @@ class Addressed:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Arguments of a kernel and of its twin, which write into some of them."""
+    """Arguments of a kernel and of its reference, which write into some of them."""
 
     arguments: tuple[Any, ...]
     keywords: Mapping[str, Any] = field(default_factory=dict)
@@ -68,13 +68,13 @@ class Call:
         """Return the arguments with addresses in place of states."""
         return tuple(a.cell if isinstance(a, Addressed) else a for a in self.arguments)
 
-    def for_twin(self) -> tuple[Any, ...]:
+    def for_reference(self) -> tuple[Any, ...]:
         """Return the arguments with the states themselves."""
         return tuple(a.tensor if isinstance(a, Addressed) else a for a in self.arguments)
 
     def tensors(self) -> list[torch.Tensor]:
         """Return what may have been written to."""
-        return [a for a in self.for_twin() if isinstance(a, torch.Tensor)]
+        return [a for a in self.for_reference() if isinstance(a, torch.Tensor)]
 
     def copy(self) -> Call:
         """Return the same with tensors of its own; matrices are shared."""
@@ -93,17 +93,17 @@ class Case:
 
     Attributes:
         kernel, bits, max_tokens: of the row.
-        function, twin: to be called alike.
+        function, reference: to be called alike.
         calls: makes arguments for both, those of every layer, so that each finds weights which no cache has kept. They may
             depend on the sizes that are tried, so they are made for each.
-        checked: how many of them, from the first, are held against the twin.
+        checked: how many of them, from the first, are held against the reference.
     """
 
     kernel: str
     bits: int
     max_tokens: int
     function: Callable[..., None]
-    twin: Callable[..., None]
+    reference: Callable[..., None]
     calls: Callable[[], list[Call]]
     checked: int = 1
 
@@ -117,8 +117,8 @@ class Case:
 class Cases:
     """The cases of a decoder's weights."""
 
-    def __init__(self, weights: CardWeights) -> None:
-        """Take weights on a card, on a processor for tests, or on "meta" to record."""
+    def __init__(self, weights: GpuWeights) -> None:
+        """Take weights on a GPU, on a processor for tests, or on "meta" to record."""
         self._weights, self._config, self._device = weights, weights.config, weights.device
         self._bits = weights.layers[0].in_proj.bits
 

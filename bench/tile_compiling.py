@@ -1,4 +1,4 @@
-"""Candidates compiled by several processes before a card is asked: Triton finds them in its cache then."""
+"""Candidates compiled by several processes before a GPU is asked: Triton finds them in its cache then."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cobra_edge.bench.shapes import shape_named
 from cobra_edge.decode.cuda.kernels.compiling import compile_launches
 from cobra_edge.decode.cuda.kernels.launch import recording
 from cobra_edge.decode.cuda.kernels.tiles import trying
-from cobra_edge.decode.cuda.weights import CardWeights, hollow
+from cobra_edge.decode.cuda.weights import GpuWeights, hollow
 from cobra_edge.errors import CobraEdgeError
 from cobra_edge.formats.recipe import uniform_recipe
 from cobra_edge.formats.scheme import scheme_named
@@ -26,7 +26,7 @@ from .tile_cases import Cases, Grid
 
 @dataclass(frozen=True)
 class Task:
-    """One candidate of one case for one kind of card."""
+    """One candidate of one case for one kind of GPU."""
 
     shape: str
     scheme: str
@@ -58,7 +58,7 @@ def compile_candidate(task: Task) -> int:
     """Compile what one layer launches with a candidate; returns how many kernels, 0 where they cannot be compiled."""
     mamba = msgspec.structs.replace(shape_named(task.shape).mamba, n_layer=1)
     recipe, _ = uniform_recipe(mamba, scheme_named(task.scheme))
-    case = Cases(CardWeights.of(hollow(mamba, recipe), torch.device("meta"))).of(task.kernel, task.max_tokens)
+    case = Cases(GpuWeights.of(hollow(mamba, recipe), torch.device("meta"))).of(task.kernel, task.max_tokens)
     with suppress(CobraEdgeError, AssertionError), trying(task.kernel, task.sizes):
         with torch.inference_mode(), recording() as launches:
             for call in case.calls():

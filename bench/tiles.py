@@ -1,4 +1,4 @@
-"""`python -m bench.tiles`: find, on this machine's card, how each kernel is to cut its work, and put it into tiles.toml."""
+"""`python -m bench.tiles`: find, on this machine's GPU, how each kernel is to cut its work, and put it into tiles.toml."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cobra_edge.terminal.output import cell, debug_option, figure, main_of, prin
 from cobra_edge.terminal.suggestions import near_matches
 
 if TYPE_CHECKING:
-    from cobra_edge.bench.gpu import Card
+    from cobra_edge.bench.gpu import Gpu
 
     from .tile_cases import Case, Grid
     from .tuning import Tried
@@ -42,7 +42,7 @@ _SHOWN = 4  # candidates of a case in the table
 @click.option("--minutes", type=click.FloatRange(0), help="Begin no other kernel after so long.  [default: no limit]")
 @click.option("--jobs", type=click.IntRange(0), help="Compile with so many processes beforehand.  [default: one a processor]")
 @click.option("--out", type=click.Path(path_type=Path), help="The table to write.  [default: the package's tiles.toml]")
-@click.option("--name", help="Of the file in bench/results.  [default: gpu-tiles-CARD]")
+@click.option("--name", help="Of the file in bench/results.  [default: gpu-tiles-GPU]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @debug_option
 def tiles(
@@ -55,9 +55,9 @@ def tiles(
     name: str | None,
     as_json: bool,
 ) -> None:
-    """Try sizes for every kernel at full size on this machine's card; the fastest become the card's rows in tiles.toml.
+    """Try sizes for every kernel at full size on this machine's GPU; the fastest become the GPU's rows in tiles.toml.
 
-    A candidate is timed only when it does what its plain twin does. Candidates take turns.
+    A candidate is timed only when it does what its plain reference does. Candidates take turns.
     """
     mamba = shape_named(shape).mamba
     for scheme in schemes:
@@ -68,7 +68,7 @@ def tiles(
     try:
         import tomlkit  # noqa: F401 - only whether it is there
 
-        from cobra_edge.bench.gpu import card_here, short_name
+        from cobra_edge.bench.gpu import gpu_here, short_name
         from cobra_edge.bench.machine import machine
         from cobra_edge.decode.cuda.kernels.tiles import TILES, capability_of
 
@@ -81,23 +81,23 @@ def tiles(
         if kernel not in {g.kernel for g in known}:
             raise InputError(f"{GRID.name} has no grid for {kernel!r}{near_matches(kernel, sorted({g.kernel for g in known}))}")
     chosen = [g for g in known if not kernels or g.kernel in kernels]
-    card = card_here()
-    capability = capability_of(card.device)
+    gpu = gpu_here()
+    capability = capability_of(gpu.device)
     with progress() as bar:
         if jobs != 0:
             _compile_beforehand(shape, schemes, chosen, capability, jobs, bar)
-        found = _tuned(mamba, schemes, chosen, card, minutes, bar)
-    rows = complete(rows_of(found, capability), chosen, card.device)
+        found = _tuned(mamba, schemes, chosen, gpu, minutes, bar)
+    rows = complete(rows_of(found, capability), chosen, gpu.device)
     write_rows(out or TILES, capability, rows)
     result = {
         "bench": "tiles",
         "model": shape,
         "schemes": list(schemes),
-        "card": card.facts(),
+        "gpu": gpu.facts(),
         "rows": [_described(case, tried) for case, tried in found],
         "machine": machine(),
     }
-    file = keep(name or f"gpu-tiles-{short_name(card.name)}", result)
+    file = keep(name or f"gpu-tiles-{short_name(gpu.name)}", result)
     if as_json:
         print_json(result)
         return
@@ -108,7 +108,7 @@ def tiles(
 def _compile_beforehand(
     shape: str, schemes: tuple[str, ...], chosen: list[Grid], capability: str, jobs: int | None, bar: Progress
 ) -> None:
-    """Fill Triton's cache by several processes: what a card waits for most is the compiler."""
+    """Fill Triton's cache by several processes: what a GPU waits for most is the compiler."""
     from .tile_compiling import compile_candidates, tasks_of
 
     tasks = tasks_of(shape, schemes, chosen, capability)
@@ -117,12 +117,12 @@ def _compile_beforehand(
 
 
 def _tuned(
-    mamba: Any, schemes: tuple[str, ...], chosen: list[Grid], card: Card, minutes: float | None, bar: Progress
+    mamba: Any, schemes: tuple[str, ...], chosen: list[Grid], gpu: Gpu, minutes: float | None, bar: Progress
 ) -> list[tuple[Case, list[Tried]]]:
     from cobra_edge.bench.gpu import captured
     from cobra_edge.formats.recipe import uniform_recipe
 
-    from .kernel_times import random_card_weights, time_in_turns
+    from .kernel_times import random_gpu_weights, time_in_turns
     from .tile_cases import Cases
     from .tuning import tune
 
@@ -130,7 +130,7 @@ def _tuned(
     task = bar.add_task("timing", total=len(schemes) * len(chosen))
     for scheme in dict.fromkeys(schemes):
         recipe, _ = uniform_recipe(mamba, scheme_named(scheme))
-        cases = Cases(random_card_weights(mamba, recipe, card.device))
+        cases = Cases(random_gpu_weights(mamba, recipe, gpu.device))
         for grid in chosen:
             bar.advance(task)
             case = cases.of(grid.kernel, grid.max_tokens)
@@ -140,8 +140,8 @@ def _tuned(
                 tell(f"no time left for {case.title}; its row stays")
                 continue
             done.add((case.kernel, case.bits, case.max_tokens))
-            timer = partial(time_in_turns, card=card)
-            found.append((case, tune(case, grid.candidates(), timer, partial(captured, card=card), card.device)))
+            timer = partial(time_in_turns, gpu=gpu)
+            found.append((case, tune(case, grid.candidates(), timer, partial(captured, gpu=gpu), gpu.device)))
     return found
 
 
@@ -162,7 +162,7 @@ def tiles_table(found: list[tuple[Case, list[Tried]]], capability: str) -> Table
     """Return, of each kernel, the sizes in use before and the fastest ones."""
     from .tuning import best, fastest_first
 
-    table = Table(title=f"sizes on a card of compute capability {capability}", title_justify="left")
+    table = Table(title=f"sizes on a GPU of compute capability {capability}", title_justify="left")
     for column in ("kernel", "sizes", "µs", ""):
         table.add_column(column, justify="right" if column == "µs" else "left")
     for case, tried in found:

@@ -95,13 +95,13 @@ class TorchFamily:
 
 @torch.inference_mode()
 def _answers(model: Mamba, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
-    """Read every picture at once, then each line from a copy of its picture's state."""
+    """Read every image at once, then each line from a copy of its image's state."""
     _, seen = model.hidden(torch.from_numpy(questions.embeddings))
     found = []
-    for number, (picture, tokens, start) in enumerate(
-        zip(questions.picture.tolist(), questions.tokens, questions.answer_from.tolist(), strict=True), 1
+    for number, (image, tokens, start) in enumerate(
+        zip(questions.image.tolist(), questions.tokens, questions.answer_from.tolist(), strict=True), 1
     ):
-        state = MambaState(*(tuple(layer[picture : picture + 1] for layer in part) for part in (seen.conv, seen.ssm)))
+        state = MambaState(*(tuple(layer[image : image + 1] for layer in part) for part in (seen.conv, seen.ssm)))
         logits, _ = model(model.embed(torch.from_numpy(tokens).long()[None]), state)
         found.append(logits[0, start:].numpy())
         on_lines(number)

@@ -1,4 +1,4 @@
-"""Finding the sizes by which a kernel is fastest on a card: each is held against the twin before it is timed."""
+"""Finding the sizes by which a kernel is fastest on a GPU: each is held against the reference before it is timed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def rows_of(found: Sequence[tuple[Case, Sequence[Tried]]], capability: str) -> l
 def complete(rows: Sequence[Tile], grids: Sequence[Grid], device: torch.device) -> list[Tile]:
     """Add, for a kernel of which only some numbers of tokens were tuned, the others' rows as they are.
 
-    A card's own row goes before every other, so without them it would be taken for all numbers of tokens.
+    A GPU's own row goes before every other, so without them it would be taken for all numbers of tokens.
     """
     found = {(row.kernel, row.bits, row.max_tokens): row for row in rows}
     for row in rows:
@@ -116,14 +116,14 @@ def _work(case: Case, sizes: Mapping[str, int]) -> Callable[[], None]:
 
 
 def _refused(case: Case, sizes: Mapping[str, int]) -> str | None:
-    """Say why a candidate cannot be taken: it cannot run, or does not do what its twin does. Or None."""
+    """Say why a candidate cannot be taken: it cannot run, or does not do what its reference does. Or None."""
     try:
         with trying(case.kernel, sizes), torch.inference_mode():
             torch.manual_seed(0)
             for call in case.calls()[: case.checked]:
                 distance = _distance(case, call)
                 if not distance <= _LARGEST_RMS:  # NaN is not
-                    return f"differs from its twin by {distance:.2g}"
+                    return f"differs from its reference by {distance:.2g}"
     except (CobraEdgeError, RuntimeError, ValueError, AssertionError) as error:  # Triton's own are among them
         return _first_line(error)
     except Exception as error:
@@ -134,11 +134,11 @@ def _refused(case: Case, sizes: Mapping[str, int]) -> str | None:
 
 
 def _distance(case: Case, call: Call) -> float:
-    """Return how far a kernel is from its twin, as the largest relative RMS of any tensor that it was given."""
-    mine, twins = call.copy(), call.copy()
+    """Return how far a kernel is from its reference, as the largest relative RMS of any tensor that it was given."""
+    mine, references = call.copy(), call.copy()
     case.function(*mine.for_kernel(), **call.keywords)
-    case.twin(*twins.for_twin(), **call.keywords)
-    distances = [_relative_rms(a.double(), b.double()) for a, b in zip(mine.tensors(), twins.tensors(), strict=True)]
+    case.reference(*references.for_reference(), **call.keywords)
+    distances = [_relative_rms(a.double(), b.double()) for a, b in zip(mine.tensors(), references.tensors(), strict=True)]
     return math.nan if any(math.isnan(d) for d in distances) else max(distances)
 
 
@@ -152,14 +152,14 @@ def _first_line(error: Exception) -> str:
 
 
 def write_rows(file: Path, capability: str, rows: Sequence[Tile]) -> None:
-    """Put a card's rows into the table of tiles, in place of those it had for the same kernel, bits and tokens.
+    """Put a GPU's rows into the table of tiles, in place of those it had for the same kernel, bits and tokens.
 
     Comments and other rows stay as they are.
 
     Args:
         file: tiles.toml.
-        capability: of the card.
-        rows: what was found; their capability is the card's.
+        capability: of the GPU.
+        rows: what was found; their capability is the GPU's.
 
     Raises:
         InputError: not such a file, or it cannot be written.

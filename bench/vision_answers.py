@@ -19,9 +19,9 @@ from cobra_edge.decode.decoder import Decoder
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session
-from cobra_edge.inputs.image import ImageTransform, load_picture
+from cobra_edge.inputs.image import ImageTransform, load_image
 from cobra_edge.regress.budget import read_budget
-from cobra_edge.suite.reader import HELDOUT, pictures_of, read_suite
+from cobra_edge.suite.reader import HELDOUT, images_of, read_suite
 from cobra_edge.vision.graph.emulation import open_emulated
 
 from .held_out import Answers, Questions, figures
@@ -44,7 +44,7 @@ def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> l
         session = Session(Bundle.open(bundle.directory))
         questions = questions_of(session, read_suite(HELDOUT))
         decoder = open_decoder(session.bundle)
-        files = pictures_of(HELDOUT)
+        files = images_of(HELDOUT)
         reference = answer(decoder, replace(questions, embeddings=_by_torch(files)))
         truth = Answers.of(reference, reference, questions)
         rows = []
@@ -53,7 +53,7 @@ def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> l
             on_step(f"answers with {graph.precision}")
             runner = open_emulated(directory / VISION, config, graph)
             transform = ImageTransform.of(config, graph.input)
-            seen = np.stack([runner.embed(transform.pixels(load_picture(file))) for file in files])
+            seen = np.stack([runner.embed(transform.pixels(load_image(file))) for file in files])
             found = Answers.of(answer(decoder, replace(questions, embeddings=seen)), reference, questions)
             allowed = read_budget().vision[graph.precision].get("kld_mean")
             limit = None if allowed is None else allowed.max
@@ -63,21 +63,21 @@ def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> l
 
 
 def answer(decoder: Decoder, questions: Questions) -> list[np.ndarray]:
-    """Return the logits (n, vocab) float32 that each line wants; every picture is read once."""
+    """Return the logits (n, vocab) float32 that each line wants; every image is read once."""
     states = []
     for embeddings in questions.embeddings:
         state = decoder.new_state()
         decoder.prefill(embeddings, state)
         states.append(state)
     found = []
-    for tokens, start, picture in zip(questions.tokens, questions.answer_from, questions.picture, strict=True):
-        logits = decoder.forward(decoder.embed(tokens.tolist()), states[picture].copy())
+    for tokens, start, image in zip(questions.tokens, questions.answer_from, questions.image, strict=True):
+        logits = decoder.forward(decoder.embed(tokens.tolist()), states[image].copy())
         found.append(logits[start:])
     return found
 
 
 @torch.inference_mode()
 def _by_torch(files: Sequence[Path]) -> np.ndarray:
-    """Return the float model's embeddings (pictures, n_visual_tokens, d_model) float32."""
+    """Return the float model's embeddings (images, n_visual_tokens, d_model) float32."""
     model, transform = tower(TRAINED), ImageTransform.of(config_of(TRAINED))
-    return np.stack([model(torch.from_numpy(transform.pixels(load_picture(file))))[0].numpy() for file in files])
+    return np.stack([model(torch.from_numpy(transform.pixels(load_image(file))))[0].numpy() for file in files])

@@ -21,7 +21,7 @@ def vision_table(result: Row | None) -> str:
         return NOT_MEASURED
     rate, machine = result["product_gflops_a_second"], result["machine"]
     head = (
-        f"{result['shape']}, {result['gflops']:,.1f} GFLOP a picture, {machine['processor']}, "
+        f"{result['shape']}, {result['gflops']:,.1f} GFLOP an image, {machine['processor']}, "
         f"{result['threads']} threads; a large float32 product: {_spread(rate, '.0f')} GFLOP/s; medians of "
         f"{result['rounds']} rounds in turns, low and high in brackets."
     )

@@ -1,4 +1,4 @@
-"""Draw the suites that ship: held-out questions, a calibration set, and the picture of the demo.
+"""Draw the suites that ship: held-out questions, a calibration set, and the image of the demo.
 
     python -m calibration.make_suites
 
@@ -47,12 +47,12 @@ def draw_suite(split: Split, seed: int) -> tuple[list[Scene], list[tuple[int, Qu
 
 
 def write_suite(split: Split, goal: Path, seed: int = 0) -> int:
-    """Write `<split>.jsonl` and its pictures under `goal`; returns the number of lines."""
+    """Write `<split>.jsonl` and its images under `goal`; returns the number of lines."""
     scenes, lines = draw_suite(split, seed)
-    pictures = goal / split
-    pictures.mkdir(parents=True, exist_ok=True)
+    images = goal / split
+    images.mkdir(parents=True, exist_ok=True)
     for index, scene in enumerate(scenes):
-        render(scene).save(pictures / f"{index:03d}.png", optimize=True)
+        render(scene).save(images / f"{index:03d}.png", optimize=True)
     with (goal / f"{split}.jsonl").open("w", encoding="utf-8") as file:
         for index, q in lines:
             row = {"image": f"{split}/{index:03d}.png", "prompt": q.prompt, "answer": q.answer, "task": q.task}

@@ -1,5 +1,5 @@
 // The two sequential parts of a Mamba-1 mixer, causal convolution and selective scan, with their gradients, for training
-// cobra-mini on a CPU. Contracts as in cobra_edge.model.mamba (causal_conv, selective_scan), which are the twins the test
+// cobra-mini on a CPU. Contracts as in cobra_edge.model.mamba (causal_conv, selective_scan), which are the references the test
 // compares with. Everything is float32; rows of x and z may be strided, the last axis is contiguous.
 //
 // The backward scan walks channels in blocks small enough that the block's history of states stays in the second-level

@@ -1,6 +1,6 @@
 """Causal convolution and selective scan with gradients that a CPU can train with.
 
-The twins are `causal_conv` and `selective_scan` of `cobra_edge.model.mamba`; the contracts are the same, with d_state 16,
+The references are `causal_conv` and `selective_scan` of `cobra_edge.model.mamba`; the contracts are the same, with d_state 16,
 d_conv 4 and d_inner a multiple of 32.
 """
 

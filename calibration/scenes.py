@@ -34,7 +34,7 @@ Split = Literal["train", "heldout", "calibration"]
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: centre and radius in pixels of a SIZE × SIZE picture, rotation in degrees."""
+    """One object: centre and radius in pixels of a SIZE × SIZE image, rotation in degrees."""
 
     shape: str
     colour: str
@@ -91,7 +91,7 @@ def _any_scene(rng: random.Random, least: int, most: int) -> Scene:
 
 
 def _outline(thing: Thing) -> list[tuple[float, float]]:
-    """Return the polygon of a shape in pixels of the final picture."""
+    """Return the polygon of a shape in pixels of the final image."""
     r, turn = thing.radius, math.radians(thing.angle)
     if thing.shape == "square":
         unit = [(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)]
@@ -123,13 +123,13 @@ def _outline(thing: Thing) -> list[tuple[float, float]]:
 
 
 def render(scene: Scene) -> Image.Image:
-    """Draw a scene as an RGB picture of SIZE × SIZE pixels; the same scene always gives the same pixels."""
+    """Draw a scene as an RGB image of SIZE × SIZE pixels; the same scene always gives the same pixels."""
     rng = random.Random(scene.clutter_seed)
     s = SUPERSAMPLING
     base, tint = rng.randint(205, 245), [rng.randint(-8, 8) for _ in range(3)]
     background = tuple(base + t for t in tint)
-    picture = Image.new("RGB", (SIZE * s, SIZE * s), background)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (SIZE * s, SIZE * s), background)
+    pen = ImageDraw.Draw(image)
     for _ in range(rng.randint(0, 5)):
         grey = rng.randint(110, 200)
         ends = [rng.uniform(0, SIZE * s) for _ in range(4)]
@@ -145,4 +145,4 @@ def render(scene: Scene) -> Image.Image:
             pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
         else:
             pen.polygon([(x * s, y * s) for x, y in _outline(thing)], fill=fill)
-    return picture.reduce(s)
+    return image.reduce(s)

@@ -1,4 +1,4 @@
-"""`python -m cobra_edge VERB`."""
+"""`python -m cobra_edge COMMAND`."""
 
 from .cli import main
 

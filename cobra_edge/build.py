@@ -23,11 +23,11 @@ from .vision.engines.tensorrt_build import engine_of
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @debug_option
 def command(bundle: Path, cache: Path | None, force: bool, as_json: bool) -> None:
-    """Build BUNDLE's TensorRT engine for this machine's card and keep it, unless it is there already.
+    """Build BUNDLE's TensorRT engine for this machine's GPU and keep it, unless it is there already.
 
     It takes minutes, and running the bundle would do it at its first start. The numbers it computes in are the graph's: see
     export --vision-precision. Exit codes: 0 the engine is there; 2 the bundle is not whole or has no vision; 3 this machine
-    lacks TensorRT, a card that can, memory or disk; 130 interrupted, nothing is left behind.
+    lacks TensorRT, a GPU that can, memory or disk; 130 interrupted, nothing is left behind.
     """
     built = engine_of(Bundle.open(bundle), EngineCache(cache), stages, tell, force=force)
     if as_json:
@@ -41,7 +41,7 @@ def command(bundle: Path, cache: Path | None, force: bool, as_json: bool) -> Non
     if built.workspace_bytes is not None:
         table.add_row("workspace", f"at most {megabytes(built.workspace_bytes)}")
     table.add_row("TensorRT", cell(key.version))
-    table.add_row("card", cell(f"{key.card}, compute capability {', '.join(key.capabilities)}"))
+    table.add_row("gpu", cell(f"{key.gpu}, compute capability {', '.join(key.capabilities)}"))
     table.add_row("precision", key.precision)
     table.add_row("graph", cell(key.onnx_sha256))
     results.print(table)

@@ -106,9 +106,9 @@ def _say_vision(bundle: Bundle) -> None:
     if graph.wide:
         say(f"left float in it: {', '.join(graph.wide)}")
     for name, key in bundle.manifest.engines.items():
-        cards = ", ".join(key.capabilities)
+        gpus = ", ".join(key.capabilities)
         weights = "without weights" if key.stripped else "with weights"
-        say(f"engine {name}: {key.runtime} {key.version}, {key.precision}, compute capability {cards}, {weights}")
+        say(f"engine {name}: {key.runtime} {key.version}, {key.precision}, compute capability {gpus}, {weights}")
 
 
 main = main_of(command)

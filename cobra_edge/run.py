@@ -1,4 +1,4 @@
-"""Run: ask a bundle about a picture.
+"""Run: ask a bundle about an image.
 
 python -m cobra_edge.run bundles/cobra-mini-jetson-orin-nano-w4a16-g128 --image scene.png --prompt "Is there a red circle?"
 """
@@ -18,7 +18,7 @@ from .terminal.output import debug_option, main_of, plain, print_json, tell
 
 
 @click.command(epilog='Example: python -m cobra_edge.run BUNDLE --image scene.png --prompt "What is in the image?"')
-@click.option("--image", type=click.Path(path_type=Path), help="A picture; leave it out for a text-only model.")
+@click.option("--image", type=click.Path(path_type=Path), help="An image; leave it out for a text-only model.")
 @click.option("--prompt", required=True, help="The question.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="The answer's limit.")
 @sampling_options
@@ -26,7 +26,7 @@ from .terminal.output import debug_option, main_of, plain, print_json, tell
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 @debug_option
 def command(opening: Opening, image: Path | None, prompt: str, max_new_tokens: int, sampling: Sampling, as_json: bool) -> None:
-    """Ask BUNDLE a question, about a picture or not, and stream the answer.
+    """Ask BUNDLE a question, about an image or not, and stream the answer.
 
     The answer goes to stdout. Stderr says where no image was given, and where the answer was cut at its limit.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-# no sandbox of its own: in a container, as root, Chromium has none. A camera that shows a test card, and is allowed
+# no sandbox of its own: in a container, as root, Chromium has none. A camera that shows a test GPU, and is allowed
 ARGUMENTS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
 

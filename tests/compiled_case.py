@@ -1,4 +1,4 @@
-"""Kernels to compile for cards that are not here, and a child process that does: interpreted ones cannot be compiled."""
+"""Kernels to compile for GPUs that are not here, and a child process that does: interpreted ones cannot be compiled."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 import cobra_edge.environment.privacy  # noqa: F401  # before torch and all else that may report
 
-# Kernels run in Triton's interpreter where there is no card. It reads this when it is first imported, maybe by torch below;
+# Kernels run in Triton's interpreter where there is no GPU. It reads this when it is first imported, maybe by torch below;
 # children that compile kernels take it out again.
 try:
     ctypes.CDLL("libcuda.so.1")
@@ -26,7 +26,7 @@ except OSError:
 
 import torch
 
-from cobra_edge.decode.cuda.driver import why_no_card, why_no_triton
+from cobra_edge.decode.cuda.driver import why_no_gpu, why_no_triton
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.model_config import MambaConfig, decoder_shapes, projector_shapes
 from cobra_edge.formats.targets import target_named
@@ -39,11 +39,11 @@ TINY_MAMBA = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is marked "gpu" where there is no card: from one place, so that the summary counts it in one line."""
+    """Skip what is marked "gpu" where there is no GPU: from one place, so that the summary counts it in one line."""
     if item.get_closest_marker("gpu") is not None:
-        reason = why_no_card() or why_no_triton()
+        reason = why_no_gpu() or why_no_triton()
         if reason is not None:
-            pytest.skip(f"no card to test on: {reason}")
+            pytest.skip(f"no GPU to test on: {reason}")
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:

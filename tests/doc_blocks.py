@@ -103,7 +103,7 @@ def inline_commands(page: str) -> list[str]:
         if not inside and not line.strip().startswith("```"):
             text.append(line)
     found = _INLINE.findall(" ".join(text))
-    return [re.sub(r"[\[\]…]", "", command) for command in found if "VERB" not in command and command != _NOT_A_COMMAND]
+    return [re.sub(r"[\[\]…]", "", command) for command in found if "COMMAND" not in command and command != _NOT_A_COMMAND]
 
 
 def our_arguments(command: str) -> list[list[str]]:

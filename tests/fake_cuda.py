@@ -4,11 +4,11 @@ Device memory is host memory that begins as NaNs. A stream does nothing until it
 what was there before, so a forgotten synchronisation shows. Every address and handle is checked. Return values have NVIDIA's
 form, an error code and then values.
 
-What it proves: that memory and streams are made, used in order and given back. What it cannot: anything about a driver, a card,
+What it proves: that memory and streams are made, used in order and given back. What it cannot: anything about a driver, a GPU,
 real asynchrony, pinned memory or speed.
 
-`FakeCuda` is a card that a test holds. `ENVIRONMENT` is described by FAKE_CARD, so that processes which a test starts have the
-same one: "name;compute capability;total bytes;free bytes;multiprocessors;integrated (0 or 1)", "" for no card.
+`FakeCuda` is a GPU that a test holds. `ENVIRONMENT` is described by FAKE_GPU, so that processes which a test starts have the
+same one: "name;compute capability;total bytes;free bytes;multiprocessors;integrated (0 or 1)", "" for no GPU.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ TEXTS = {
 
 
 class FakeCuda:
-    """One card, or none, with its driver; addresses are those of real arrays."""
+    """One GPU, or none, with its driver; addresses are those of real arrays."""
 
     cudaError_t, cudaMemcpyKind, cudaDeviceAttr = cudaError_t, cudaMemcpyKind, cudaDeviceAttr
 
-    def __init__(self, card: str = "GeForce Test 3060;8.6;1073741824;1073741824;28;0") -> None:
-        self.card, self.driver = card, 13000
+    def __init__(self, gpu: str = "GeForce Test 3060;8.6;1073741824;1073741824;28;0") -> None:
+        self.gpu, self.driver = gpu, 13000
         self.memory: dict[int, np.ndarray] = {}
         self.streams: dict[int, list[Callable[[], None]]] = {}
 
     def facts(self) -> list[str]:
-        """Return what FAKE_CARD says, in parts; [""] for no card."""
-        return self.card.split(";")
+        """Return what FAKE_GPU says, in parts; [""] for no GPU."""
+        return self.gpu.split(";")
 
     def change(self, **parts: str) -> None:
-        """Give the card another name, capability or free."""
+        """Give the GPU another name, capability or free."""
         facts = self.facts()
         for part, text in parts.items():
             facts[("name", "capability", "total", "free").index(part)] = text
-        self.card = ";".join(facts)
+        self.gpu = ";".join(facts)
 
     def _free(self) -> int:
         return int(self.facts()[3]) - sum(a.nbytes for a in self.memory.values())
@@ -130,10 +130,10 @@ class FakeCuda:
 
 
 class _Environment(FakeCuda):
-    """What FAKE_CARD says at each call."""
+    """What FAKE_GPU says at each call."""
 
     def facts(self) -> list[str]:
-        return os.environ.get("FAKE_CARD", ORIN_NANO).split(";")
+        return os.environ.get("FAKE_GPU", ORIN_NANO).split(";")
 
 
 ENVIRONMENT = _Environment()

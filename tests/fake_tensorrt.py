@@ -195,7 +195,7 @@ class Builder(Made):
     def build_serialized_network(self, network: Network, config: Config) -> HostMemory | None:
         need(network._parents[0][1]() is self and config._parents[0][1]() is self, "network and config are another builder's")
         need(network._graph is not None, "nothing was parsed into the network")
-        need(MemoryPoolType.WORKSPACE in config._limits, "the workspace is not limited: it would take the whole card")
+        need(MemoryPoolType.WORKSPACE in config._limits, "the workspace is not limited: it would take the whole GPU")
         monitor = config.progress_monitor
         need(getattr(monitor, "_bound", False), "the progress monitor's base was not initialised")
         problem = self._problem(network, config)

@@ -1,4 +1,4 @@
-"""A fake of TensorRT for RTX's run time, as far as this package calls it, over a card that is not there (fake_cuda).
+"""A fake of TensorRT for RTX's run time, as far as this package calls it, over a GPU that is not there (fake_cuda).
 
 Not a model of its speed or numbers: it holds callers to the order of calls. Work that is put on a stream is done when the
 stream is synchronised and not before; memory that was given back, or an input or output without an address, fails.

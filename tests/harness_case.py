@@ -16,20 +16,20 @@ from cobra_edge.suite.reader import HELDOUT, read_suite
 LINES = read_suite(HELDOUT)
 CHOICES = ["Yes", "No"]
 YES_OR_NO = [line for line in LINES if line.answer in CHOICES][:12]
-# Of each kind, two pictures; a caption in full is more than the task lets be written.
+# Of each kind, two images; a caption in full is more than the task lets be written.
 SEEN = [line for line in LINES if line.image in ("heldout/000.png", "heldout/001.png")]
 LIMIT = 16
 
 
-def picture(line: Line) -> Path:
+def image(line: Line) -> Path:
     assert line.image is not None
     return HELDOUT.parent / line.image
 
 
 def write_lines(directory: Path) -> None:
-    """Write what the tasks read: questions without pictures, and questions with them."""
+    """Write what the tasks read: questions without images, and questions with them."""
     bare = [{"question": line.prompt, "answer": line.answer} for line in YES_OR_NO]
-    seen = [{"question": line.prompt, "answer": line.answer, "image": str(picture(line))} for line in SEEN]
+    seen = [{"question": line.prompt, "answer": line.answer, "image": str(image(line))} for line in SEEN]
     for name, lines in (("choice", bare), ("seen", seen)):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -73,7 +73,7 @@ def likelihood(session: Session, line: Line, answer: str, seen: bool) -> tuple[f
     """Return log p of an answer and whether it is what greedy choice gives."""
     prompt = session.codec.encode(session.template.first_turn(line.prompt))
     tokens = session.codec.encode(answer)
-    logits = logits_of(session, prompt, tokens, picture(line) if seen else None)
+    logits = logits_of(session, prompt, tokens, image(line) if seen else None)
     return float(log_p(logits, tokens).sum()), bool((logits.argmax(-1) == tokens).all())
 
 
@@ -87,8 +87,8 @@ def accuracy_of_choices(session: Session) -> float:
 
 
 def answers(session: Session) -> list[str]:
-    """Return the answer to each question about a picture."""
-    return [session.ask(picture(line), line.prompt, max_new_tokens=LIMIT).read() for line in SEEN]
+    """Return the answer to each question about an image."""
+    return [session.ask(image(line), line.prompt, max_new_tokens=LIMIT).read() for line in SEEN]
 
 
 class Wire:

@@ -1,4 +1,4 @@
-"""Write cobra-mini, a picture, a question and the reference's logits into plain files for the native self-test.
+"""Write cobra-mini, an image, a question and the reference's logits into plain files for the native self-test.
 
 python -m tests.native_case build/cases
 

@@ -15,7 +15,7 @@ from cobra_edge.regress.line_metrics import ComparedLine
 from cobra_edge.regress.runner import Run
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT
-from cobra_edge.suite.tokenized import AskedLine
+from cobra_edge.suite.tokenized import TokenizedLine
 
 
 def random_log_probs(positions: int, vocab: int, sharpness: float, seed: int = 0) -> np.ndarray:
@@ -29,24 +29,24 @@ def plain_kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.array([sum(np.exp(a) * (a - b) for a, b in zip(x, y, strict=True)) for x, y in zip(p, q, strict=True)])
 
 
-def asked_line(number: int, task: str = "color", picture: int | None = 0, **line: Any) -> AskedLine:
+def asked_line(number: int, task: str = "color", image: int | None = 0, **line: Any) -> TokenizedLine:
     """Return a line of a three-token question and a two-token answer."""
-    file = None if picture is None else f"{picture}.png"
-    return AskedLine(number, Line(f"Question {number}?", "Red", task, file, **line), (7, 8, 9), [5, 0], picture)
+    file = None if image is None else f"{image}.png"
+    return TokenizedLine(number, Line(f"Question {number}?", "Red", task, file, **line), (7, 8, 9), [5, 0], image)
 
 
-def compared_line(number: int, picture: int | None = 0, **changes: Any) -> ComparedLine:
+def compared_line(number: int, image: int | None = 0, **changes: Any) -> ComparedLine:
     """Return a line without drift; `changes` replace its fields."""
     plain = ComparedLine(
         number=number,
-        picture=picture,
+        image=image,
         prompt_kld=[0.0, 0.0],
         answer_kld=[0.0, 0.0],
         agrees=[True, True],
         right=[-0.1, -0.1],
         right_reference=[-0.1, -0.1],
         states=[(0.0, 1.0), (0.0, 4.0)],
-        vision=None if picture is None else (0.0, 2.0),
+        vision=None if image is None else (0.0, 2.0),
         reply=[5],
         reference_reply=[5],
         text="Red",
@@ -67,7 +67,7 @@ def run_of(bundle: Path, baseline: str | Path = "fp16", **changes: Any) -> Run:
 
 
 def write_lines(directory: Path, lines: Sequence[Line | bytes]) -> Path:
-    """Write a suite of lines, or of bytes as they are, beside cobra-mini's held-out pictures."""
+    """Write a suite of lines, or of bytes as they are, beside cobra-mini's held-out images."""
     directory.mkdir(exist_ok=True)
     if not (directory / "heldout").exists():
         (directory / "heldout").symlink_to(HELDOUT.with_suffix(""))

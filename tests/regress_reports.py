@@ -56,7 +56,7 @@ def make_report(**changes: Any) -> r.Report:
         ),
         runtime=r.Runtime("native, AVX2", "onnxruntime CPU", "float32", 4, "cpu", "Intel Xeon, 2 cores"),
         baseline=r.Baseline("checkpoint", "mini", "torch, float32", 64, 0.0031, 0.4, 512),
-        suite=r.Suite("heldout", "b" * 64, 240, 60, 1310, 4020, {17: "the picture is missing", 31: "no answer"}),
+        suite=r.Suite("heldout", "b" * 64, 240, 60, 1310, 4020, {17: "the image is missing", 31: "no answer"}),
         measures=_MEASURES,
         not_taken={"prompt_kld_p99": "the baseline keeps no question tokens"},
         noise_floor={"fp16": {"kld_mean": 2.1e-6, "top1_agreement": 0.9995}, "bf16": {"kld_mean": 1.4e-4}},
@@ -95,7 +95,7 @@ def make_report(**changes: Any) -> r.Report:
 
 
 def worst_line(i: int, **changes: Any) -> r.WorstLine:
-    said = "The picture shows a small red circle above a large blue square."
+    said = "The image shows a small red circle above a large blue square."
     line = r.WorstLine(
         i + 3, "caption", f"scene-{i:04d}.png", "What is in the image?", said, said,
         said if i == 4 else said.replace("red", "green"), 0.9 / (i + 1), 2.1 / (i + 1), None if i == 4 else 6,
@@ -144,7 +144,7 @@ def _texts_replaced(value: Any, hostile: Callable[[str], str]) -> Any:
     return value
 
 
-def picture(side: int = 112, kind: str = "PNG", noisy: bool = False) -> bytes:
+def image(side: int = 112, kind: str = "PNG", noisy: bool = False) -> bytes:
     drawn = Image.effect_noise((side, side), 90).convert("RGB") if noisy else Image.new("RGB", (side, side), "#e8e4da")
     draw = ImageDraw.Draw(drawn)
     draw.ellipse((side * 0.2, side * 0.1, side * 0.45, side * 0.35), "#c0322b")
@@ -154,5 +154,5 @@ def picture(side: int = 112, kind: str = "PNG", noisy: bool = False) -> bytes:
     return stream.getvalue()
 
 
-def pictures(count: int = 12, **of: Any) -> dict[str, bytes]:
-    return {f"scene-{i:04d}.png": picture(**of) for i in range(count)}
+def images(count: int = 12, **of: Any) -> dict[str, bytes]:
+    return {f"scene-{i:04d}.png": image(**of) for i in range(count)}

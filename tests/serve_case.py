@@ -20,22 +20,22 @@ import openai
 from .conftest import MINI
 
 MODEL = "cobra-mini"
-PICTURE = MINI / "demo.png"
+IMAGE = MINI / "demo.png"
 _SERVE = "import runpy; runpy.run_module('cobra_edge.serve', run_name='__main__')"
 START_SECONDS, PATIENCE = 120, 60  # seconds, of a machine with much else to do
 
 
-def data_uri(picture: bytes | Path = PICTURE) -> str:
-    file = picture.read_bytes() if isinstance(picture, Path) else picture
+def data_uri(image: bytes | Path = IMAGE) -> str:
+    file = image.read_bytes() if isinstance(image, Path) else image
     return "data:image/png;base64," + base64.b64encode(file).decode()
 
 
-def picture_part(url: str | None = None) -> dict[str, object]:
+def image_part(url: str | None = None) -> dict[str, object]:
     return {"type": "image_url", "image_url": {"url": url or data_uri()}}
 
 
 def question(text: str, *parts: dict[str, object]) -> dict[str, object]:
-    """Return a user's message: a text, and a picture where one is given."""
+    """Return a user's message: a text, and an image where one is given."""
     return {"role": "user", "content": [{"type": "text", "text": text}, *parts]}
 
 

@@ -186,7 +186,7 @@ def test_a_build_beyond_its_budget_fails_after_the_report_is_written(bundle: Pat
 def test_bad_input_is_not_taken_for_drift_and_no_old_report_for_a_new_one(tmp_path: Path) -> None:
     (tmp_path / "drift").mkdir()
     (tmp_path / "drift" / "report.md").write_text("old")
-    outcome = run_action(tmp_path, bundle="compare")  # a verb's name; here it is a directory that does not exist
+    outcome = run_action(tmp_path, bundle="compare")  # a command's name; here it is a directory that does not exist
     assert outcome.codes["verdict"] == 2 and outcome.outputs["exit-code"] == "2", outcome.said
     assert outcome.summary == ""
 

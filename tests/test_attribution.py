@@ -12,14 +12,14 @@ from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session
-from cobra_edge.inputs.image import load_picture
+from cobra_edge.inputs.image import load_image
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.regress.attribution import _float_decoder, _Trial, attribution
 from cobra_edge.regress.baseline import open_baseline
 from cobra_edge.regress.float_tensors import dense, float_tensors
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite
-from cobra_edge.suite.tokenized import asked_suite
+from cobra_edge.suite.tokenized import tokenized_suite
 from cobra_edge.vision.graph.emulation import open_emulated
 from cobra_edge.vision.graph.split import opened_halves
 
@@ -56,13 +56,13 @@ def tiny(tmp_path_factory):
 
 
 def opened(directory, baseline, lines=6):
-    """Return a session, its baseline, and a suite of some held-out lines, without pictures where the model sees none."""
+    """Return a session, its baseline, and a suite of some held-out lines, without images where the model sees none."""
     bundle = Bundle.open(directory)
     session = Session(bundle, options=ONE)
     codec, template = bundle.text()
     sees = bundle.manifest.model.vision is not None
     numbered = list(enumerate(read_suite(HELDOUT)[: lines * 20 : 20], 1))
-    suite = asked_suite("s", numbered, HELDOUT.parent.joinpath, codec, template, sees=sees, skipped={})
+    suite = tokenized_suite("s", numbered, HELDOUT.parent.joinpath, codec, template, sees=sees, skipped={})
     return session, open_baseline(str(baseline), bundle, lambda other: Session(other, options=ONE)), suite
 
 
@@ -77,7 +77,7 @@ def test_the_baselines_tensors_in_the_builds_form_are_the_baseline(tiny, name, b
     session, reference, suite = opened(tiny(name), tiny.source if baseline == "checkpoint" else tiny("fp16"))
     decoder, tensors, why = _float_decoder(session, reference)
     assert why == "" and all(value.dtype == np.float32 for value in tensors.values())
-    found = _Trial(suite, list(reference.readings(suite, 0))).part("float", decoder, [None] * len(suite.lines))
+    found = _Trial(suite, list(reference.predictions(suite, 0))).part("float", decoder, [None] * len(suite.lines))
     assert found.kld_mean < 1e-6 and found.top1_agreement == 1
     build = session.bundle.decoder_tensors()
     off = {n: np.square(dense(build[n]) - tensors[n]).sum() / np.square(tensors[n]).sum() for n in tensors}
@@ -173,7 +173,7 @@ def test_golden_lines_cannot_tell_vision_from_the_decoder_s_weights(narrow):
 def test_both_halves_are_the_graph(narrow, mini_bundle, precision):
     """As a device computes it: sixteen-bit graphs emulated, also where the CPU would run them wider."""
     bundle = Bundle.open(mini_bundle("fp16") if precision == "fp16" else narrow)
-    pixels = bundle.image().pixels(load_picture(MINI / "demo.png"))
+    pixels = bundle.image().pixels(load_image(MINI / "demo.png"))
     whole = open_emulated(bundle.path(VISION), bundle.manifest.model, bundle.manifest.vision).embed(pixels)
     with opened_halves(bundle) as halves:
         features = halves.features(pixels)

@@ -150,7 +150,7 @@ def test_a_line_that_golden_lines_do_not_know_is_named(mini_bundle, tmp_path):
         measure(run_of(build, suite=suite), None, None, None)
 
 
-def test_a_known_question_about_another_picture_is_not_known(mini_bundle, tmp_path):
+def test_a_known_question_about_another_image_is_not_known(mini_bundle, tmp_path):
     build = mini_bundle("w4a16-g128")
     first, *others = [asked.line for asked in read_golden(Bundle.open(build)).suite.lines]
     other = next(line.image for line in others if line.image != first.image)
@@ -168,4 +168,4 @@ def test_without_torch_a_checkpoint_is_no_baseline(tiny_bundle, monkeypatch):
 
 def test_golden_lines_of_a_bundle_are_hashed_with_it(tiny_bundle):
     found = opened(tiny_bundle, "fp16")
-    assert found.fingerprint == Bundle.open(tiny_bundle).manifest.files[GOLDEN].sha256 and len(found.golden.readings) == 3
+    assert found.fingerprint == Bundle.open(tiny_bundle).manifest.files[GOLDEN].sha256 and len(found.golden.predictions) == 3

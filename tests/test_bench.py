@@ -12,7 +12,7 @@ import pytest
 
 from bench import decode_tables as decode_figures
 from bench import figures
-from cobra_edge.bench import command as verbs
+from cobra_edge.bench import command as commands
 from cobra_edge.bench import gate, limits
 from cobra_edge.bench.llamacpp import main as child_main
 from cobra_edge.bench.peers import LlamaCppFiles, started
@@ -33,14 +33,14 @@ native = pytest.mark.skipif(why_not() is not None, reason=f"no native decoder: {
 # Answers as llamacpp.py does, and misbehaves when the name of the file it serves says so.
 FAKE_CHILD = """
 import json, pathlib, sys
-verb, *rest = sys.argv[1:]
+command, *rest = sys.argv[1:]
 def say(answer): print(json.dumps(answer), flush=True)
-if verb == "check":
+if command == "check":
     say(json.loads(pathlib.Path(__file__).with_name("check.json").read_text()))
-elif verb in ("write", "quantize"):
-    goal = pathlib.Path(rest[0 if verb == "write" else 1])
+elif command in ("write", "quantize"):
+    goal = pathlib.Path(rest[0 if command == "write" else 1])
     goal.write_text("".join(rest[-1:]))
-    say({"error": "RuntimeError: no room"} if "refused" in goal.name else {"done": verb})
+    say({"error": "RuntimeError: no room"} if "refused" in goal.name else {"done": command})
 else:
     kind = pathlib.Path(rest[0]).name
     if kind == "dead": sys.exit("no such model")
@@ -99,10 +99,10 @@ def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, acti
 
 
 @native
-def test_the_verb_keeps_nothing_of_a_wrong_decoder(tmp_path, monkeypatch, capsys):
+def test_the_command_keeps_nothing_of_a_wrong_decoder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(CpuDecoder, "forward", lambda self, rows, state: np.ones((len(rows), self.config.vocab), np.float32))
-    assert run_command(verbs.command, ["decode", "--shape", "cobra-mini"]) == 3
+    assert run_command(commands.command, ["decode", "--shape", "cobra-mini"]) == 3
     assert "no speed is reported" in capsys.readouterr().err and not (tmp_path / "bench").exists()
 
 
@@ -112,9 +112,9 @@ def test_turns_go_round_and_ratios_are_taken_within_a_round():
             self.name = name
 
     turns = []
-    contestants = [Named("a"), Named("b"), Named("peer")]
+    runners = [Named("a"), Named("b"), Named("peer")]
     for index in range(3):
-        in_turns(contestants, index, lambda c: turns.append(c.name) or {})
+        in_turns(runners, index, lambda c: turns.append(c.name) or {})
     assert turns == ["a", "b", "peer", "peer", "b", "a", "a", "b", "peer"]
 
     def one(ours, theirs, peak):
@@ -220,7 +220,7 @@ def test_the_child_reports_what_it_lacks(tmp_path, monkeypatch, capsys):
 @native
 def test_options_that_do_not_fit_are_refused_before_any_work(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
-    assert run_command(verbs.command, ["decode", *options]) == 2
+    assert run_command(commands.command, ["decode", *options]) == 2
     assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
@@ -231,23 +231,23 @@ def test_decode_from_end_to_end(tmp_path, monkeypatch, capsys):
     small = ["--context", "8", "--context", "32", "--prompt-tokens", "16", "--new-tokens", "2", "--threads", "1"]
     schemes = ["--scheme", "w4a16-g128", "--scheme", "fp16"]
     given = ["decode", "--shape", "cobra-mini", "--rounds", "1", "--kernels", "scalar", "--name", "try", *small, *schemes]
-    assert run_command(verbs.command, given) == 0
+    assert run_command(commands.command, given) == 0
     shown = capsys.readouterr().out
     assert "decode at 8" in shown and "kept: bench/results/try.json" in shown
     assert [f.name for f in (tmp_path / "bench" / "results").iterdir()] == ["try.json"]
     result = json.loads((tmp_path / "bench" / "results" / "try.json").read_text())
     four, half = result["rows"]
-    assert [c["activations"] for c in four["contestants"]] == ["int8", "float32"]
-    assert [c["activations"] for c in half["contestants"]] == ["float32"]
+    assert [c["activations"] for c in four["runners"]] == ["int8", "float32"]
+    assert [c["activations"] for c in half["runners"]] == ["float32"]
     for row in (four, half):
         assert row["peer"] is None and row["ratios"] == {} and row["threads"] == 1
-        assert row["residence"]["peak_bytes"] > 1 << 20 and row["residence"]["open_seconds"] > 0
+        assert row["startup"]["peak_bytes"] > 1 << 20 and row["startup"]["open_seconds"] > 0
         assert row["follow_up"]["times_faster"]["median"] > 1
-        for contestant in row["contestants"]:
-            assert contestant["kernels"] == "scalar"
+        for runner in row["runners"]:
+            assert runner["kernels"] == "scalar"
             wanted = {"decode_at_8_tok_s", "decode_at_8_share", "decode_32_over_8", "prefill_16_tok_s", "prefill_16_macs_per_s"}
-            assert wanted <= contestant["figures"].keys()
-            assert all(0 < v["low"] <= v["median"] <= v["high"] for v in contestant["figures"].values())
+            assert wanted <= runner["figures"].keys()
+            assert all(0 < v["low"] <= v["median"] <= v["high"] for v in runner["figures"].values())
     assert "w4a16-g128" in decode_figures.decode_table([result])
 
 
@@ -274,7 +274,7 @@ def test_a_peer_takes_turns_and_only_int8_products_have_a_share_of_the_peak(tiny
     row = module.measure_bundle(Bundle.open(tiny.directory), plan, nullcontext(Twice()), progress())
     assert row["peer"] == "peer" and row["ratios"].keys() == {"cobra_edge int8", "cobra_edge float32"}
     assert row["ratios"]["cobra_edge int8"].keys() == {"decode_at_4_tok_s", "prefill_8_tok_s"}
-    shares = ["prefill_8_peak_share" in c["figures"] for c in row["contestants"]]
+    shares = ["prefill_8_peak_share" in c["figures"] for c in row["runners"]]
     assert shares == [True, False, True]  # int8 products, for those that take them
 
 
@@ -291,7 +291,7 @@ def made_up(share=0.85, ratio=1.9, steady=0.99, open_seconds=0.4):
     def alike(value):
         return {"median": value, "low": value * 0.9, "high": value * 1.1}
 
-    def contestant(name, rate, **facts):
+    def runner(name, rate, **facts):
         found = {"decode_at_64_tok_s": alike(rate), "decode_at_64_share": alike(share), "prefill_256_tok_s": alike(40.0)}
         own = {"decode_16384_over_64": alike(steady)} if "kernels" in facts else {}
         return {"name": name, "figures": found | own, **facts}
@@ -303,15 +303,13 @@ def made_up(share=0.85, ratio=1.9, steady=0.99, open_seconds=0.4):
         "prompt_tokens": [256],
         "contexts": [64, 16384],
         "limits": {"read_gb_s": alike(28.0)},
-        "contestants": [
-            contestant("cobra_edge int8", 16.2, kernels="avx2", activations="int8"),
-            contestant(
-                "llama.cpp Q4_0", 9.0, version="llama-cpp-python 9.9", built_for="CPU : AVX = 1 | AVX2 = 1 | AVX512 = 0 |"
-            ),
+        "runners": [
+            runner("cobra_edge int8", 16.2, kernels="avx2", activations="int8"),
+            runner("llama.cpp Q4_0", 9.0, version="llama-cpp-python 9.9", built_for="CPU : AVX = 1 | AVX2 = 1 | AVX512 = 0 |"),
         ],
         "peer": "llama.cpp Q4_0",
         "ratios": {"cobra_edge int8": {"decode_at_64_tok_s": alike(ratio), "prefill_256_tok_s": alike(1.5)}},
-        "residence": {
+        "startup": {
             "activations": "int8",
             "open_seconds": open_seconds,
             "first_open_seconds": 4.0,
@@ -346,5 +344,5 @@ def test_the_tables_of_speed(tmp_path, monkeypatch):
     worse = decode_figures.decode_goals_table([made_up(share=0.79, ratio=1.4, steady=1.04, open_seconds=1.0)])
     assert worse.count("**missed**") == 5 and worse.count("reached") == 1
     alone = made_up()
-    alone["rows"][0] |= {"peer": None, "ratios": {}, "contestants": alone["rows"][0]["contestants"][:1]}
+    alone["rows"][0] |= {"peer": None, "ratios": {}, "runners": alone["rows"][0]["runners"][:1]}
     assert decode_figures.decode_goals_table([alone]).count("not measured") == 2

@@ -17,20 +17,20 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench import __main__ as verbs
+from bench import __main__ as commands
 from bench import kernel_cases as kernels
 from bench import kernel_times, tuning
-from bench import tiles as tiles_verb
+from bench import tiles as tiles_command
 from bench.launches import STEP, recorded
 from bench.tile_cases import Call, Case, Cases, grids
 from bench.tile_compiling import Task, compile_candidate, tasks_of
-from cobra_edge.bench.gpu import Card
+from cobra_edge.bench.gpu import Gpu
 from cobra_edge.bench.shapes import SHAPES, shape_named
-from cobra_edge.decode.cuda.driver import why_no_card
+from cobra_edge.decode.cuda.driver import why_no_gpu
 from cobra_edge.decode.cuda.kernels.compiling import Compiled
 from cobra_edge.decode.cuda.kernels.norm import rms_norm_many, rms_norm_many_reference
 from cobra_edge.decode.cuda.kernels.tiles import TILES, Tile, sizes_for, tiles, trying
-from cobra_edge.decode.cuda.state import CardState
+from cobra_edge.decode.cuda.state import GpuState
 from cobra_edge.errors import InputError
 from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.formats.recipe import uniform_recipe
@@ -47,12 +47,12 @@ class Table(msgspec.Struct):
 
 TINY = MambaConfig(128, 2, 500, 256, 16, 4, 8)
 SMALL = MambaConfig(32, 2, 40, 64, 16, 4, 4)  # for the interpreter; no codes come in blocks so small
-interpreted = pytest.mark.skipif(why_no_card() is None, reason="there is a card: kernels are not interpreted")
+interpreted = pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU: kernels are not interpreted")
 
 
 def weights_of(scheme: str, config: MambaConfig = TINY):
     recipe, _ = uniform_recipe(config, scheme_named(scheme))
-    return kernel_times.random_card_weights(config, recipe, CPU)
+    return kernel_times.random_gpu_weights(config, recipe, CPU)
 
 
 # --- what is launched, and what it takes
@@ -68,7 +68,7 @@ def test_what_a_decoder_launches_is_recorded_without_weights():
 
 
 def test_launches_that_differ_in_the_layer_alone_are_one_group():
-    groups = kernels.alike(recorded(weights_of("w4a16-g128"), CardState.blank(TINY, CPU, None), (5,))[STEP])
+    groups = kernels.alike(recorded(weights_of("w4a16-g128"), GpuState.blank(TINY, CPU, None), (5,))[STEP])
     assert sorted(len(g) for g in groups) == [1, 1, 2, 2, 2, 2]  # look-up and head; four a layer
     assert len({id(g[0].arguments[0]) for g in groups if len(g) == 2}) == 4
 
@@ -96,13 +96,13 @@ def run_bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
 
 
-def test_the_verb_compiles_and_keeps_what_it_found(tmp_path):
+def test_the_command_compiles_and_keeps_what_it_found(tmp_path):
     done = run_bench(tmp_path, "kernels", "--shape", "cobra-mini", "--capability", "8.7", "--capability", "8.7", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found == json.loads((tmp_path / "bench" / "results" / "kernels-compiled.json").read_text())
     (row,) = found["rows"]
-    assert row["scheme"] == "w4a16-g128" and row["timed"] is None and found["card"] is None
+    assert row["scheme"] == "w4a16-g128" and row["timed"] is None and found["gpu"] is None
     assert {k["capability"] for k in row["compiled"]} == {"8.7"}
     assert {k["kernel"] for k in row["compiled"]} == {name for part in row["launches"].values() for name in part}
     assert sum(k["launches"] for k in row["compiled"]) == sum(n for part in row["launches"].values() for n in part.values())
@@ -112,7 +112,7 @@ def test_the_verb_compiles_and_keeps_what_it_found(tmp_path):
 @interpreted
 def test_interpreted_kernels_are_an_error_of_use(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run_command(verbs.command, ["kernels", "--shape", "cobra-mini", "--capability", "8.7"]) == 2
+    assert run_command(commands.command, ["kernels", "--shape", "cobra-mini", "--capability", "8.7"]) == 2
     assert "is interpreted and cannot be compiled; unset TRITON_INTERPRET" in capsys.readouterr().err
 
 
@@ -130,16 +130,16 @@ def test_interpreted_kernels_are_an_error_of_use(tmp_path, monkeypatch, capsys):
 )
 def test_each_refusal(arguments, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run_command(verbs.command, arguments) == code
+    assert run_command(commands.command, arguments) == code
     assert message in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.iterdir())
 
 
 @interpreted
 @pytest.mark.parametrize("arguments", [["tiles"], ["kernels", "--device", "cuda"]])
-def test_without_a_card_there_is_nothing_to_time(arguments, tmp_path, monkeypatch, capsys):
+def test_without_a_gpu_there_is_nothing_to_time(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run_command(verbs.command, arguments) == 3
-    assert "nothing can be measured on a card" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert run_command(commands.command, arguments) == 3
+    assert "nothing can be measured on a GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_kernel_beyond_a_limit_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
@@ -147,23 +147,23 @@ def test_a_kernel_beyond_a_limit_makes_the_exit_code_1(tmp_path, monkeypatch, ca
     row = asdict(over) | {"types": ["*fp16"], "refused": kernels.refused(over)}
     monkeypatch.setattr(kernels, "compiled_rows", lambda *_: [row])
     monkeypatch.chdir(tmp_path)
-    assert run_command(verbs.command, ["kernels", "--shape", "cobra-mini", "--capability", "8.7", "--name", "x"]) == 1
+    assert run_command(commands.command, ["kernels", "--shape", "cobra-mini", "--capability", "8.7", "--name", "x"]) == 1
     shown = capsys.readouterr().out
     assert "255 / 2 / 4000 !" in shown and "k on 8.7: 4000 bytes a thread spilled" in shown and "not measured" in shown
     assert (tmp_path / "bench" / "results" / "x.json").is_file()
 
 
-# --- how long it takes: the interpreter stands for the card
+# --- how long it takes: the interpreter stands for the GPU
 
 
 @interpreted
 def test_every_kernel_is_timed_on_buffers_that_hold_something(monkeypatch):
-    monkeypatch.setattr(kernel_times, "CardLimits", lambda card: SimpleNamespace(read_bandwidth=lambda: 1e9))
-    monkeypatch.setattr(kernel_times, "_repeats", lambda work, card: 1)
-    weights, state, told = weights_of("fp16", SMALL), CardState.blank(SMALL, CPU, None), []
+    monkeypatch.setattr(kernel_times, "GpuLimits", lambda gpu: SimpleNamespace(read_bandwidth=lambda: 1e9))
+    monkeypatch.setattr(kernel_times, "_repeats", lambda work, gpu: 1)
+    weights, state, told = weights_of("fp16", SMALL), GpuState.blank(SMALL, CPU, None), []
     parts = {STEP: recorded(weights, state, ())[STEP]}
     before = weights.layers[0].in_proj.codes.clone()
-    rows = kernel_times.measure_kernels(parts, weights, Card(CPU), lambda: told.append(1), rounds=1)
+    rows = kernel_times.measure_kernels(parts, weights, Gpu(CPU), lambda: told.append(1), rounds=1)
     assert len(rows) == len(told) == 6 and torch.equal(weights.layers[0].in_proj.codes, before)
     by_name = {row["kernel"]: row for row in rows}
     assert by_name["_look_up"]["gb_s"] is None  # of the table one row is read
@@ -177,7 +177,7 @@ def test_every_kernel_is_timed_on_buffers_that_hold_something(monkeypatch):
 def test_works_take_turns_and_every_other_round_begins_with_the_last():
     order = []
     works = [lambda name=name: order.append(name) for name in "abc"]
-    found = kernel_times.time_in_turns(works, Card(CPU), rounds=3)
+    found = kernel_times.time_in_turns(works, Gpu(CPU), rounds=3)
     assert len(found) == 3 and all(f["low"] <= f["median"] <= f["high"] for f in found)
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert "".join(turns).endswith("abccbaabc".replace("cc", "c").replace("aa", "a"))
@@ -190,7 +190,7 @@ def test_works_take_turns_and_every_other_round_begins_with_the_last():
     ("scheme", "config"), [("w4a16-g128", msgspec.structs.replace(TINY, n_layer=1)), ("fp16", SMALL)], ids=["w4", "fp16"]
 )
 @interpreted
-def test_every_grid_has_a_case_whose_kernel_does_what_its_twin_does(scheme, config):
+def test_every_grid_has_a_case_whose_kernel_does_what_its_reference_does(scheme, config):
     cases = Cases(weights_of(scheme, config))
     for grid in grids():
         case = cases.of(grid.kernel, grid.max_tokens)
@@ -275,8 +275,8 @@ def failing(x, weight, eps, out):
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (wrong, "differs from its twin by"),
-        (unwritten, "differs from its twin by nan"),
+        (wrong, "differs from its reference by"),
+        (unwritten, "differs from its reference by nan"),
         (failing, "RuntimeError: out of resource: shared memory"),
     ],
 )
@@ -320,7 +320,7 @@ def test_an_error_that_nobody_foresaw_is_not_a_refusal():
         tuning._refused(norm_case(broken), {"num_warps": 1})
 
 
-def test_rows_replace_those_of_the_card_and_leave_the_rest(tmp_path):
+def test_rows_replace_those_of_the_gpu_and_leave_the_rest(tmp_path):
     file = tmp_path / "tiles.toml"
     file.write_text(
         '# a comment\n\n[[tile]]\nkernel = "a"\n# why\nsizes = { X = 1 } # and so\n\n'
@@ -377,21 +377,21 @@ def test_candidates_compile_in_other_processes():
 
 
 @interpreted
-def test_the_verb_finds_and_writes(tmp_path, monkeypatch, capsys):
-    """With a processor in the card's place, and a timer that favours what comes last."""
-    from cobra_edge.bench import gpu as card_module
+def test_the_command_finds_and_writes(tmp_path, monkeypatch, capsys):
+    """With a processor in the GPU's place, and a timer that favours what comes last."""
+    from cobra_edge.bench import gpu as gpu_module
     from cobra_edge.decode.cuda.kernels import tiles as tiles_module
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SHAPES, "small", SimpleNamespace(mamba=SMALL))
-    monkeypatch.setattr(card_module, "card_here", lambda: Card(CPU))
+    monkeypatch.setattr(gpu_module, "gpu_here", lambda: Gpu(CPU))
     monkeypatch.setattr(tiles_module, "capability_of", lambda device: "9.0")
     monkeypatch.setattr(
-        kernel_times, "time_in_turns", lambda works, card: timed_by([1.0 / (i + 1) for i in range(len(works))])(works)
+        kernel_times, "time_in_turns", lambda works, gpu: timed_by([1.0 / (i + 1) for i in range(len(works))])(works)
     )
     shutil.copyfile(TILES, tmp_path / "tiles.toml")
     arguments = ["tiles", "--shape", "small", "--scheme", "fp16", "--kernel", "recur_and_gate", "--jobs", "0"]
-    assert run_command(verbs.command, [*arguments, "--out", "tiles.toml", "--name", "found"]) == 0
+    assert run_command(commands.command, [*arguments, "--out", "tiles.toml", "--name", "found"]) == 0
     assert "chosen" in capsys.readouterr().out
     written = [t for t in read_toml(tmp_path / "tiles.toml", Table).tile if t.capability == "9.0"]
     assert written == [Tile("recur_and_gate", {"BLOCK_C": 64, "num_warps": 8}, 0, 0, "9.0")]
@@ -403,8 +403,8 @@ def test_the_verb_finds_and_writes(tmp_path, monkeypatch, capsys):
 def test_no_kernel_is_begun_when_the_time_is_over(monkeypatch, capsys):
     monkeypatch.setitem(SHAPES, "small", SimpleNamespace(mamba=SMALL))
     chosen = [g for g in grids() if g.kernel == "recur_and_gate"]
-    with tiles_verb.progress() as bar:
-        assert tiles_verb._tuned(SMALL, ("fp16",), chosen, Card(CPU), 0.0, bar) == []
+    with tiles_command.progress() as bar:
+        assert tiles_command._tuned(SMALL, ("fp16",), chosen, Gpu(CPU), 0.0, bar) == []
     assert "no time left for recur_and_gate; its row stays" in capsys.readouterr().err
 
 

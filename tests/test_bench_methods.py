@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import __main__ as verbs
+from bench import __main__ as commands
 from bench import figures
 from bench import method_tables as methods_figures
 from bench.method_errors import CONTENDERS, SITES, calibrated, errors_of, heard, made, mixed, name_of, restored
@@ -140,16 +140,16 @@ def test_tables_are_made_from_the_result(result, tmp_path, monkeypatch):
     assert shown in figures.with_tables(text)
 
 
-def test_the_verb_keeps_and_prints_what_was_measured(result, tmp_path, monkeypatch, capsys):
+def test_the_command_keeps_and_prints_what_was_measured(result, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("bench.method_run.measure_methods", lambda *given: asked.append(given) or result)
     given = ["methods", "--shape", "cobra-mini", "--layers", "1", "--positions", "512", "--outliers", "0.1"]
-    assert run_command(verbs.command, [*given, "--json"]) == 0
+    assert run_command(commands.command, [*given, "--json"]) == 0
     kept = json.loads((tmp_path / "bench" / "results" / "methods-cobra-mini.json").read_text())
     assert json.loads(capsys.readouterr().out) == kept and kept["machine"]["cores"] and kept["rows"] == result["rows"]
     assert asked[0][:5] == (shape_named("cobra-mini").mamba, 1, 512, 1024, 0.1)
-    assert run_command(verbs.command, [*given, "--name", "other"]) == 0
+    assert run_command(commands.command, [*given, "--name", "other"]) == 0
     shown = capsys.readouterr().out
     assert "rotation both, gptq" in shown and "kept: bench/results/other.json" in shown
 
@@ -165,10 +165,10 @@ def test_the_verb_keeps_and_prints_what_was_measured(result, tmp_path, monkeypat
 )
 def test_what_does_not_fit_is_refused_before_any_work(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
-    assert run_command(verbs.command, ["methods", *options]) == 2
+    assert run_command(commands.command, ["methods", *options]) == 2
     assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_help_has_an_example(capsys):
-    assert run_command(verbs.command, ["methods", "--help"]) == 0
+    assert run_command(commands.command, ["methods", "--help"]) == 0
     assert "Example: python -m bench.methods --shape cobra-3b --layers 2" in capsys.readouterr().out

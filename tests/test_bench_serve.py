@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cobra_edge.bench import command as verbs
-from cobra_edge.bench import serving_command as serving_verb
+from cobra_edge.bench import command as commands
+from cobra_edge.bench import serving_command as serving_command
 from cobra_edge.bench import serving_memory
-from cobra_edge.bench.serving_client import Question, Reply, ask, client, photograph_url, picture_url
+from cobra_edge.bench.serving_client import Question, Reply, ask, client, image_url, photograph_url
 from cobra_edge.bench.serving_figures import measures, serving_goals_table, serving_table
 from cobra_edge.bench.serving_follow_up import FIRST, SECOND, Pair, check, summary
 from cobra_edge.bench.serving_load import check_shutdown, load_summary, tail
 from cobra_edge.bench.serving_memory import memory_summary, slope
-from cobra_edge.bench.serving_mix import KINDS, Asker, Pictures
+from cobra_edge.bench.serving_mix import KINDS, Asker, Images
 from cobra_edge.bench.serving_process import Resident, served
 from cobra_edge.errors import MachineError
 from cobra_edge.terminal.output import run_command
@@ -108,29 +108,29 @@ def test_no_response_is_told_from_a_refusal() -> None:
     assert reply.status == 0 and reply.flaw == "ConnectError: refused" and not reply.answered
 
 
-def test_pictures_differ_by_number_alone() -> None:
-    urls = [picture_url(number) for number in (0, 1, 500, 501, 2**32 - 1)]
-    assert len(set(urls)) == 5 and urls == [picture_url(number) for number in (0, 1, 500, 501, 2**32 - 1)]
+def test_images_differ_by_number_alone() -> None:
+    urls = [image_url(number) for number in (0, 1, 500, 501, 2**32 - 1)]
+    assert len(set(urls)) == 5 and urls == [image_url(number) for number in (0, 1, 500, 501, 2**32 - 1)]
     with pytest.raises(ValueError, match="expected 0 to"):
-        picture_url(2**32)
-    pictures = Pictures(3)
-    new = [pictures.new() for _ in range(4)]
-    assert len({*pictures.known, *new}) == 7
+        image_url(2**32)
+    images = Images(3)
+    new = [images.new() for _ in range(4)]
+    assert len({*images.known, *new}) == 7
 
 
 def test_a_client_asks_all_kinds_and_goes_on_only_from_whole_answers() -> None:
-    asker = Asker(Pictures(2), random.Random(0))
+    asker = Asker(Images(2), random.Random(0))
     seen = set()
     for number in range(200):
         question = asker.next()
         assert all(answer != "lost" for _, answer in question.before)
-        seen.add((question.picture is None, bool(question.before), question.stream))
+        seen.add((question.image is None, bool(question.before), question.stream))
         asker.heard(question, Reply(200, text="kept") if number % 2 else Reply(429, text="lost", retry_after=1.0))
     assert len(seen) == 2**3 and len(KINDS) == 4
 
 
 def test_the_same_seed_asks_the_same() -> None:
-    one, two = (Asker(Pictures(2), random.Random(5)) for _ in range(2))
+    one, two = (Asker(Images(2), random.Random(5)) for _ in range(2))
     assert [one.next() for _ in range(20)] == [two.next() for _ in range(20)]
 
 
@@ -274,7 +274,7 @@ def test_tables_show_what_was_measured_and_what_was_not() -> None:
     both[0]["load"] = {"clients": 2, "waiting": 1} | load_summary(load(), 2.0)
     table = serving_table(both).splitlines()
     assert "cobra-mini, w4a16-g128 | cobra-3b, random weights, w4a16-g128" in table[2]
-    assert "| times sooner, a small picture (112 × 112) | 9.9 (9.9–9.9) | 25.0 (25.0–25.0) |" in table
+    assert "| times sooner, a small image (112 × 112) | 9.9 (9.9–9.9) | 25.0 (25.0–25.0) |" in table
     assert "| 2 clients, 2 s: to the first token, ms | 105 / 190 | – |" in table
     assert "| 2 clients, 2 s: statuses, 1 may wait | 21 × 200, 1 × 429 | – |" in table
     missed, untried, reached, _ = serving_goals_table(both).splitlines()[2:]
@@ -297,24 +297,24 @@ def test_tables_show_what_was_measured_and_what_was_not() -> None:
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys, options, message) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_command(verbs.command, ["serve", *options]) == 2
+    assert run_command(commands.command, ["serve", *options]) == 2
     assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_a_text_only_bundle_is_refused(tiny_bundle, capsys) -> None:
-    assert run_command(verbs.command, ["serve", str(tiny_bundle)]) == 2
+    assert run_command(commands.command, ["serve", str(tiny_bundle)]) == 2
     assert "text-only model" in capsys.readouterr().err
 
 
 def test_a_kept_bundle_of_another_shape_is_refused(tiny_bundle, capsys) -> None:
-    assert run_command(verbs.command, ["serve", "--shape", "cobra-3b", "--bundle-dir", str(tiny_bundle)]) == 2
+    assert run_command(commands.command, ["serve", "--shape", "cobra-3b", "--bundle-dir", str(tiny_bundle)]) == 2
     assert "another shape than cobra-3b" in capsys.readouterr().err
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "httpx", None)
-    assert run_command(verbs.command, ["serve"]) == 3
+    assert run_command(commands.command, ["serve"]) == 3
     assert "pip install httpx" in capsys.readouterr().err
     with pytest.raises(MachineError, match="pip install httpx"):
         client("http://server", 1)
@@ -330,10 +330,10 @@ def test_a_server_that_does_not_start_says_why(tmp_path) -> None:
 
 def test_a_short_run(mini_bundle, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(serving_verb, "_SHUTDOWNS", 1)
+    monkeypatch.setattr(serving_command, "_SHUTDOWNS", 1)
     short = ["--rounds", "1", "--clients", "2", "--seconds", "1", "--name", "try"]
     parts = ["--part", "follow-up", "--part", "load", "--part", "shutdown"]
-    assert run_command(verbs.command, ["serve", str(mini_bundle("w4a16-g128")), *short, *parts]) == 0
+    assert run_command(commands.command, ["serve", str(mini_bundle("w4a16-g128")), *short, *parts]) == 0
     assert "kept: bench/results/try.json" in capsys.readouterr().out
     kept = json.loads((tmp_path / "bench" / "results" / "try.json").read_text())
     assert kept["model"] == "cobra-mini" and kept["follow_up"]["questions"] == [FIRST, SECOND]

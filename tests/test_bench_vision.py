@@ -33,7 +33,7 @@ def test_bad_options(arguments, says, capfd, tmp_path, monkeypatch):
     assert says in " ".join(capfd.readouterr().err.split()) and not list(tmp_path.iterdir())
 
 
-def test_operations_of_a_picture_are_counted_by_hand():
+def test_operations_of_an_image_are_counted_by_hand():
     """Cobra-mini: 64 patches, in the first encoder 5 tokens more; two encoders of four blocks, 128 wide; a projector."""
     total = 0
     for tokens in (69, 64):
@@ -75,7 +75,7 @@ def test_goals_are_judged_by_what_was_measured():
     }
 
 
-def test_each_line_is_answered_after_its_own_picture(mini_bundle):
+def test_each_line_is_answered_after_its_own_image(mini_bundle):
     decoder = open_decoder(Bundle.open(mini_bundle("w4a16-g128")))
     random = np.random.default_rng(0)
     embeddings = random.standard_normal((2, 64, 256), np.float32)
@@ -86,5 +86,5 @@ def test_each_line_is_answered_after_its_own_picture(mini_bundle):
         state = decoder.new_state()
         whole = decoder.forward(np.concatenate([seen, decoder.embed(line.tolist())]), state)
         assert_close(got, whole[64 + start :], "decoder")
-    again = answer(decoder, dataclasses.replace(asked, picture=np.array([0, 0], np.int32)))
+    again = answer(decoder, dataclasses.replace(asked, image=np.array([0, 0], np.int32)))
     assert not np.allclose(again[0], found[0])

@@ -1,4 +1,4 @@
-"""Readers of published benchmarks on small files in each format, what they refuse, and the verb that writes a suite."""
+"""Readers of published benchmarks on small files in each format, what they refuse, and the command that writes a suite."""
 
 from __future__ import annotations
 
@@ -123,10 +123,10 @@ def test_every_reader_has_a_file_here_and_yields_what_its_metric_takes(tmp_path)
 
 
 def test_pope(tmp_path):
-    picture = "COCO_val2014_000000000007.jpg"
+    image = "COCO_val2014_000000000007.jpg"
     assert lines_of(tmp_path, "pope") == [
-        Line("Is there a cup in the image?" + SHORT, "yes", "pope-random", picture, (), "yes-no", "1"),
-        Line("Is there a dog in the image?" + SHORT, "no", "pope-random", picture, (), "yes-no", "2"),
+        Line("Is there a cup in the image?" + SHORT, "yes", "pope-random", image, (), "yes-no", "1"),
+        Line("Is there a dog in the image?" + SHORT, "no", "pope-random", image, (), "yes-no", "2"),
     ]
     (line, _) = READERS["pope"].read(Sources(written(tmp_path / "mine.jsonl", POPE)))
     assert line.task == "pope"
@@ -142,9 +142,9 @@ def test_vsr(tmp_path):
 
 def test_vqa(tmp_path):
     (line,) = lines_of(tmp_path, "vqa-v2")
-    picture = "COCO_val2014_000000000007.jpg"
+    image = "COCO_val2014_000000000007.jpg"
     prompt = "What color is the cup?" + SHORT
-    assert line == Line(prompt, "red", "vqa-v2-other", picture, tuple(ANSWERS), "vqa", "7000")  # red and pink tie: the first
+    assert line == Line(prompt, "red", "vqa-v2-other", image, tuple(ANSWERS), "vqa", "7000")  # red and pink tie: the first
     assert METRICS["vqa"].score("pink", line) == pytest.approx(0.7 * 1 + 0.3 * 2 / 3)
 
 
@@ -165,8 +165,8 @@ def test_gqa_takes_balanced_questions(tmp_path):
 def test_vizwiz(tmp_path):
     line, unanswerable = lines_of(tmp_path, "vizwiz")
     prompt = "What is this?\nWhen the provided information is insufficient, respond with 'Unanswerable'." + SHORT
-    picture = "VizWiz_val_00000000.jpg"
-    assert line == Line(prompt, "red", "vizwiz-answerable", picture, tuple(ANSWERS), "vizwiz", picture)
+    image = "VizWiz_val_00000000.jpg"
+    assert line == Line(prompt, "red", "vizwiz-answerable", image, tuple(ANSWERS), "vizwiz", image)
     assert (unanswerable.answer, unanswerable.task) == ("unanswerable", "vizwiz-unanswerable")
 
 
@@ -178,7 +178,7 @@ def test_textvqa_without_and_with_words(tmp_path):
     assert line.task == "textvqa-ocr"
 
 
-def test_a_picture_in_which_no_words_were_found(tmp_path):
+def test_an_image_in_which_no_words_were_found(tmp_path):
     content = {"data": [TEXT_VQA["data"][0] | {"image_id": "0b"}]}
     (line,) = lines_of(tmp_path, "textvqa", content, None, OCR)
     assert line.prompt == "What is the brand?\nReference OCR token: " + SHORT
@@ -214,11 +214,11 @@ def changed(content: Any, change: Callable[[Any], object]) -> Any:
         ("vqa-v2", lambda c: c.update(data_subtype="../val"), r"\$.data_subtype"),
         ("vqa-v2", lambda c: c["questions"].append(c["questions"][0]), "question_id 7000 comes twice"),
         ("vqa-v2", lambda c: c["questions"][0].update(question_id=1), "annotations.json: no annotation for question 1 of"),
-        ("vqa-v2", lambda c: c["questions"][0].update(image_id=8), "question 7000 is for picture 7, the question for 8"),
+        ("vqa-v2", lambda c: c["questions"][0].update(image_id=8), "question 7000 is for image 7, the question for 8"),
         ("gqa", lambda c: c["202"].pop("answer"), r"coco_pope_random.json, '202': .*does not match the schema.*`answer`"),
         ("gqa", lambda c: c["202"].update(imageId="a/b"), r"coco_pope_random.json, '202': .*\$.imageId"),
         ("vizwiz", lambda c: c[1].update(answers=[{"answer": ""}]), "record VizWiz_val_00000001.jpg has no answer"),
-        ("vizwiz", lambda c: c[1].update(image=c[0]["image"]), "picture VizWiz_val_00000000.jpg comes twice"),
+        ("vizwiz", lambda c: c[1].update(image=c[0]["image"]), "image VizWiz_val_00000000.jpg comes twice"),
         ("vizwiz", lambda c: c[1].update(answerable=True), r"\$\[1\].answerable"),
         ("textvqa", lambda c: c["data"].append(c["data"][0]), "question_id 3 comes twice"),
         ("textvqa", lambda c: c["data"][0].update(answers="red"), "does not match the schema.*answers"),
@@ -255,7 +255,7 @@ def test_annotations_that_are_not_as_they_should_be(tmp_path, change, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda c: c["data"].pop(0), "ocr.json: no words of picture 0a, which question 3 is about"),
+        (lambda c: c["data"].pop(0), "ocr.json: no words of image 0a, which question 3 is about"),
         (lambda c: c["data"][1].update(image_id="0a"), "ocr.json: image_id 0a comes twice"),
         (lambda c: c["data"][0].update(ocr_tokens="ZEBRA"), r"ocr.json: .*\$.data\[0\].ocr_tokens"),
     ],
@@ -315,17 +315,17 @@ def test_files_that_a_reader_lacks_or_does_not_take(tmp_path, benchmark, annotat
 
 
 class Place:
-    """A directory with a benchmark's file, its pictures and a way to run the verb there."""
+    """A directory with a benchmark's file, its images and a way to run the command there."""
 
     def __init__(self, directory: Path, benchmark: str) -> None:
-        self.benchmark, self.out, self.pictures = benchmark, directory / "suites" / "suite.jsonl", directory / "pictures"
+        self.benchmark, self.out, self.images = benchmark, directory / "suites" / "suite.jsonl", directory / "images"
         self.sources = sources(directory, benchmark)
-        self.pictures.mkdir()
+        self.images.mkdir()
         for line in READERS[benchmark].read(self.sources):
-            (self.pictures / str(line.image)).write_bytes(b"a picture")
+            (self.images / str(line.image)).write_bytes(b"an image")
 
     def convert(self, *more: str) -> int:
-        options = {"questions": self.sources.questions, "pictures": self.pictures, "out": self.out}
+        options = {"questions": self.sources.questions, "images": self.images, "out": self.out}
         if self.sources.annotations is not None:
             options["annotations"] = self.sources.annotations
         return run_command(command, [self.benchmark, *(f"--{name}={value}" for name, value in options.items()), *more])
@@ -342,11 +342,11 @@ def test_a_suite_is_written_and_read(tmp_path, capsys, benchmark):
         "suite": str(place.out),
         "lines": len(lines),
         "tasks": {task: tasks.count(task) for task in tasks},
-        "pictures": len({line.image for line in lines}),
+        "images": len({line.image for line in lines}),
         "skipped": 0,
     }
     found = read_suite(place.out)
-    assert [line.image for line in found] == [f"../pictures/{line.image}" for line in lines]
+    assert [line.image for line in found] == [f"../images/{line.image}" for line in lines]
     assert [(line.prompt, line.answers, line.id) for line in found] == [(line.prompt, line.answers, line.id) for line in lines]
 
 
@@ -356,22 +356,22 @@ def test_paths_hold_through_linked_directories(tmp_path, monkeypatch):
     deep.mkdir(parents=True)
     (tmp_path / "suites").symlink_to(deep)
     monkeypatch.chdir(tmp_path)
-    place.pictures, place.out = Path("pictures"), Path("suites/suite.jsonl")
+    place.images, place.out = Path("images"), Path("suites/suite.jsonl")
     assert place.convert() == 0
-    assert [line.image for line in read_suite(place.out)] == [f"../../../pictures/{POPE[0]['image']}"] * 2
+    assert [line.image for line in read_suite(place.out)] == [f"../../../images/{POPE[0]['image']}"] * 2
 
 
 def test_a_table_for_people(tmp_path, capsys):
     assert Place(tmp_path, "pope").convert() == 0
     shown = capsys.readouterr().out
-    assert "pope-random" in shown and "2 lines about 1 pictures, 0 skipped" in shown
+    assert "pope-random" in shown and "2 lines about 1 images, 0 skipped" in shown
 
 
-def test_missing_pictures_are_counted(tmp_path, capsys):
+def test_missing_images_are_counted(tmp_path, capsys):
     place = Place(tmp_path, "vsr")
-    (place.pictures / "000000000002.jpg").unlink()
+    (place.images / "000000000002.jpg").unlink()
     assert place.convert() == 2
-    assert "1 of 2 pictures are not there, the first of them 000000000002.jpg" in " ".join(capsys.readouterr().err.split())
+    assert "1 of 2 images are not there, the first of them 000000000002.jpg" in " ".join(capsys.readouterr().err.split())
     assert not place.out.exists()
     assert place.convert("--skip-bad", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
@@ -389,7 +389,7 @@ def test_records_that_cannot_be_scored_are_named_or_skipped(tmp_path, capsys):
 
 def test_nothing_left_is_no_suite(tmp_path, capsys):
     place = Place(tmp_path, "pope")
-    (place.pictures / str(POPE[0]["image"])).unlink()
+    (place.images / str(POPE[0]["image"])).unlink()
     assert place.convert("--skip-bad") == 2
     assert "no lines left of 2" in capsys.readouterr().err and not place.out.exists()
 
@@ -401,12 +401,12 @@ def test_a_suite_is_replaced_only_where_asked(tmp_path, capsys):
     assert place.convert("--force") == 0
 
 
-def test_what_the_verb_refuses_before_it_reads(tmp_path, capsys):
+def test_what_the_command_refuses_before_it_reads(tmp_path, capsys):
     place = Place(tmp_path, "pope")
-    place.pictures = tmp_path / "nowhere"
+    place.images = tmp_path / "nowhere"
     assert place.convert() == 2
     assert "is no directory" in capsys.readouterr().err
-    assert run_command(command, ["popes", "--questions=a", "--pictures=b", "--out=c"]) == 2
+    assert run_command(command, ["popes", "--questions=a", "--images=b", "--out=c"]) == 2
     assert "'pope'" in capsys.readouterr().err
 
 

@@ -123,7 +123,7 @@ def test_rows_taken_together_or_not_give_the_same_codes(monkeypatch, scheme):
 
 
 @pytest.mark.parametrize("shape", [(256,), (1, 256), (7, 256), (1, 63, 256)])
-def test_products_equal_their_naive_twins(bnb, shape):
+def test_products_equal_their_naive_references(bnb, shape):
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     weight = quantize_bitsandbytes(matrix(63), NF4)
     got = PRODUCTS["nf4"](bnb, weight, torch.device("cpu"))(torch.from_numpy(x)).numpy()

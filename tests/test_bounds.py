@@ -18,7 +18,7 @@ from cobra_edge.formats.safetensors_file import TensorFileWriter
 from cobra_edge.inference.session import load
 from cobra_edge.regress import predictions as reading
 from cobra_edge.suite.line import Line
-from cobra_edge.suite.tokenized import AskedLine
+from cobra_edge.suite.tokenized import TokenizedLine
 
 # Orders of Paley matrices that would take 0.4 MB to 17 GB.
 PALEY = (312, 648, 16364, 65520)
@@ -129,7 +129,7 @@ def test_a_line_whose_logits_would_fill_the_memory(tiny_bundle, monkeypatch):
     session = load(tiny_bundle)
     monkeypatch.setattr(reading, "_MOST_LOGITS", 512 * 9)
     for n, refused in ((8, False), (9, True)):
-        asked = AskedLine(7, Line("q", "a", "t"), tuple(range(n)), [5, session.codec.end_id], None)
+        asked = TokenizedLine(7, Line("q", "a", "t"), tuple(range(n)), [5, session.codec.end_id], None)
         if refused:
             with pytest.raises(InputError, match="line 7: 10 tokens, each with logits over 512 words; at most 9"):
                 reading.read_line(session, asked, None, session.decoder.new_state())

@@ -1,4 +1,4 @@
-"""Calibration: statistics against a naive twin, carried states, resuming, what is refused; and data that never overlap."""
+"""Calibration: statistics against a naive reference, carried states, resuming, what is refused; and data that never overlap."""
 
 import json
 import logging
@@ -62,7 +62,7 @@ QUESTIONS = [Line(p, a, "text") for p, a in (("How are you?", "Well."), ("Count.
 
 
 def a_few_lines():
-    """Nine questions about three pictures, and one about none."""
+    """Nine questions about three images, and one about none."""
     lines = read_suite(DATA)
     chosen = [line for line in lines if line.image in ("calibration/000.png", "calibration/007.png", "calibration/039.png")]
     return [*chosen[::2][:9], Line("What is two and two?", "Four.", "text")]
@@ -75,7 +75,7 @@ def silu(x):
 def naive_inputs(checkpoint, lines, visual):
     """Return {(layer, site): every position's input, float64}: whole sequences, token by token, nothing shared.
 
-    The positions of a picture are listed for the first line that asks about it, and left out of the others'.
+    The positions of an image are listed for the first line that asks about it, and left out of the others'.
     """
     c = checkpoint.config.mamba
     w = {name: tensor.double().numpy() for name, tensor in checkpoint.decoder.items()}
@@ -84,10 +84,10 @@ def naive_inputs(checkpoint, lines, visual):
     found, seen = {}, set()
     for line in lines:
         tokens = codec.encode(template.first_turn(line.prompt)) + codec.answer(line.answer)
-        picture = visual.get(line.image, np.zeros((0, c.d_model)))
-        skipped = len(picture) if line.image in seen else 0
+        image = visual.get(line.image, np.zeros((0, c.d_model)))
+        skipped = len(image) if line.image in seen else 0
         seen.add(line.image)
-        stream = np.concatenate([picture, w["backbone.embedding.weight"][tokens]])
+        stream = np.concatenate([image, w["backbone.embedding.weight"][tokens]])
         for i in range(c.n_layer):
             p = {k.split(f"layers.{i}.")[1]: v for k, v in w.items() if f"layers.{i}." in k}
             history, h = np.zeros((c.d_conv, c.d_inner)), np.zeros((c.d_inner, c.d_state))
@@ -128,12 +128,12 @@ def test_statistics_of_a_text_only_model_are_those_of_a_naive_one(text_only):
 
 
 def visual_embeddings(checkpoint, lines):
-    from cobra_edge.inputs.image import ImageTransform, load_picture
+    from cobra_edge.inputs.image import ImageTransform, load_image
 
     model, transform = load_vision(checkpoint), ImageTransform.of(checkpoint.config)
     names = {line.image for line in lines if line.image}
     with torch.inference_mode():
-        return {n: model(torch.from_numpy(transform.pixels(load_picture(MINI / n))))[0].double().numpy() for n in names}
+        return {n: model(torch.from_numpy(transform.pixels(load_image(MINI / n))))[0].double().numpy() for n in names}
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +151,8 @@ def mini_statistics(mini):
     return collect_statistics(mini, a_few_lines(), MINI, operations=best_operations())
 
 
-def test_lines_that_go_on_from_their_picture_give_what_whole_sequences_give(mini_statistics, mini_naive):
-    """A picture's positions count once, though lines share it; the naive twin reads every line from its beginning."""
+def test_lines_that_go_on_from_their_image_give_what_whole_sequences_give(mini_statistics, mini_naive):
+    """An image's positions count once, though lines share it; the naive reference reads every line from its beginning."""
     assert mini_statistics.header.positions == len(mini_naive[None, "head"])
     assert_same_as_naive(mini_statistics, mini_naive)
 
@@ -274,7 +274,7 @@ def test_names_of_matrices_lead_to_sites():
 
 @pytest.fixture
 def called(tmp_path, capfd):
-    """Call the verb; returns its exit code, stdout and stderr."""
+    """Call the command; returns its exit code, stdout and stderr."""
 
     def call(*arguments):
         code = run_command(calibrate.command, [str(a) for a in arguments])
@@ -284,7 +284,7 @@ def called(tmp_path, capfd):
     return call
 
 
-def test_the_verb_writes_what_a_reader_takes(called, text_only, tmp_path):
+def test_the_command_writes_what_a_reader_takes(called, text_only, tmp_path):
     out = tmp_path / "made" / "s.safetensors"
     code, said, err = called("--checkpoint", text_only, "--data", DATA, "--lines", "7", "--out", out, "--json")
     told = json.loads(said)
@@ -413,7 +413,7 @@ def interrupt_after(stage, done_at_least):
     return on_progress
 
 
-@pytest.mark.parametrize(("stage", "done"), [("pictures", 1), ("layer 1 of 4", 1), ("layer 3 of 4", 200), ("layer 4 of 4", 1)])
+@pytest.mark.parametrize(("stage", "done"), [("images", 1), ("layer 1 of 4", 1), ("layer 3 of 4", 200), ("layer 4 of 4", 1)])
 def test_an_interrupted_calibration_ends_with_the_same_file(mini, tmp_path, stage, done):
     whole, resumed, partial = tmp_path / "whole", tmp_path / "resumed", tmp_path / "partial"
     lines = a_few_lines()
@@ -583,8 +583,8 @@ def scene_objects(split):
     return {scene.things for scene in draw_suite(split, 0)[0]}
 
 
-def test_shipped_pictures_and_questions_of_the_suites_are_disjoint():
-    """Decoded pixels, not files, are compared; and no picture comes twice within a suite either."""
+def test_shipped_images_and_questions_of_the_suites_are_disjoint():
+    """Decoded pixels, not files, are compared; and no image comes twice within a suite either."""
     from PIL import Image
 
     pixels = {

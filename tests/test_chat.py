@@ -26,7 +26,7 @@ from cobra_edge.terminal.output import run_command
 from .conftest import MINI
 from .terminal_case import SLOW, OnTerminal
 
-PICTURE = MINI / "demo.png"
+IMAGE = MINI / "demo.png"
 WHAT, HOW_MANY, RED = "What is in the image?", "How many objects are there?", "Is there a red circle?"
 CHAT = "from cobra_edge.chat.command import main; main()"
 
@@ -46,7 +46,7 @@ def talk(session, monkeypatch, capfd):
     """Return what a chat through a pipe says to lines: its exit code, stdout and stderr."""
     monkeypatch.setattr(chat.Opening, "load", lambda self: session)
 
-    def through(*said: str | bytes, arguments=("--image", str(PICTURE))):
+    def through(*said: str | bytes, arguments=("--image", str(IMAGE))):
         sent = b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in said)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sent), encoding="utf-8"))
         code = run_command(chat.command, ["BUNDLE", *arguments])
@@ -57,8 +57,8 @@ def talk(session, monkeypatch, capfd):
 
 
 def answers(session, *questions, limit=256):
-    """Return the texts of a conversation about the picture, held in Python."""
-    texts, start = [], session.look(PICTURE)
+    """Return the texts of a conversation about the image, held in Python."""
+    texts, start = [], session.look(IMAGE)
     for question in questions:
         start = session.ask(start, question, max_new_tokens=limit)
         texts.append(start.read())
@@ -66,37 +66,37 @@ def answers(session, *questions, limit=256):
 
 
 def test_a_conversation_through_a_pipe(bundle, session):
-    command = [sys.executable, "-m", "cobra_edge", "chat", bundle, "--image", str(PICTURE)]
+    command = [sys.executable, "-m", "cobra_edge", "chat", bundle, "--image", str(IMAGE)]
     done = subprocess.run(command, input=f"{WHAT}\n{HOW_MANY}\n{RED}", capture_output=True, text=True, timeout=60)
     expected = answers(session, WHAT, HOW_MANY, RED)
     assert (done.returncode, done.stdout) == (0, "\n".join(expected) + "\n")
-    assert done.stderr.startswith(f"{PICTURE}, looked at in ") and ">" not in done.stderr
+    assert done.stderr.startswith(f"{IMAGE}, looked at in ") and ">" not in done.stderr
     assert len(set(expected)) == 3
 
 
 def test_what_is_remembered_and_forgotten(talk, session):
-    said = [HOW_MANY, RED, "/reset", RED, f"/image {PICTURE}", HOW_MANY, "/quit", "never asked"]
-    code, out, err = talk(*said, arguments=["--json", "--image", str(PICTURE)])
+    said = [HOW_MANY, RED, "/reset", RED, f"/image {IMAGE}", HOW_MANY, "/quit", "never asked"]
+    code, out, err = talk(*said, arguments=["--json", "--image", str(IMAGE)])
     records = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [r["remembered"] for r in records] == ["image", "conversation", "image", "image"]
     count, red = answers(session, HOW_MANY, RED)
     assert [r["text"] for r in records] == [count, red, answers(session, RED)[0], count]
     assert [r["question"] for r in records] == [HOW_MANY, RED, RED, HOW_MANY]
-    assert all(r["picture"] == str(PICTURE) and r["visual_tokens"] == 64 and r["finish"] == "end" for r in records)
-    assert f"a new conversation about {PICTURE}, remembered" in err and err.count("a new conversation") == 2
+    assert all(r["image"] == str(IMAGE) and r["visual_tokens"] == 64 and r["finish"] == "end" for r in records)
+    assert f"a new conversation about {IMAGE}, remembered" in err and err.count("a new conversation") == 2
 
 
 def test_asking_about_nothing_seen(talk):
     code, out, _ = talk("Hello?", arguments=["--json", "--max-new-tokens", "1"])
     (record,) = map(json.loads, out.splitlines())
-    assert code == 0 and (record["picture"], record["remembered"], record["visual_tokens"]) == (None, "nothing", 0)
+    assert code == 0 and (record["image"], record["remembered"], record["visual_tokens"]) == (None, "nothing", 0)
     assert (record["finish"], record["new_tokens"]) == ("length", 1)
 
 
 def test_a_cut_answer_is_marked(talk):
-    code, out, err = talk(HOW_MANY, arguments=["--image", str(PICTURE), "--max-new-tokens", "1"])
+    code, out, err = talk(HOW_MANY, arguments=["--image", str(IMAGE), "--max-new-tokens", "1"])
     assert code == 0 and out.strip() and err.endswith("cut at its limit of tokens\n")
-    _, _, err = talk(HOW_MANY, arguments=["--image", str(PICTURE)])
+    _, _, err = talk(HOW_MANY, arguments=["--image", str(IMAGE)])
     assert "cut" not in err
 
 
@@ -116,7 +116,7 @@ def test_quitting(talk, line):
         ("/image", "/image needs the name of a file, for example /image scene.png"),
         ("/save  ", "/save needs the name of a file, for example /save scene.json"),
         ("/image nowhere.png", "nowhere.png: cannot be read (No such file or directory)"),
-        (f"/image {__file__}", "test_chat.py: not a picture; expected one of PNG"),
+        (f"/image {__file__}", "test_chat.py: not an image; expected one of PNG"),
         ("/imag x.png", "unknown command '/imag'; did you mean '/image'?"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_line_that_is_refused_and_the_conversation_goes_on(talk, session, line
     code, out, err = talk(HOW_MANY, line, RED)
     assert (code, out) == (2, "\n".join(answers(session, HOW_MANY, RED)) + "\n")
     assert err.splitlines()[1].startswith("error: ") and reason in err
-    code, out, err = talk(HOW_MANY, line, RED, arguments=["--json", "--image", str(PICTURE)])
+    code, out, err = talk(HOW_MANY, line, RED, arguments=["--json", "--image", str(IMAGE)])
     records = [json.loads(text) for text in out.splitlines()]
     assert code == 2 and [r.get("text") for r in records] == [
         *answers(session, HOW_MANY),
@@ -134,26 +134,26 @@ def test_a_line_that_is_refused_and_the_conversation_goes_on(talk, session, line
     assert reason in records[1]["error"] and "error" not in err
 
 
-def test_a_bad_picture_to_begin_with_is_bad_input(talk, tmp_path):
+def test_a_bad_image_to_begin_with_is_bad_input(talk, tmp_path):
     code, out, err = talk(HOW_MANY, arguments=["--image", str(tmp_path / "none.png")])
     assert (code, out) == (2, "") and "none.png: cannot be read" in err
 
 
 def test_a_model_without_eyes(tiny_bundle, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"/image {PICTURE}\nHello?\n".encode())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"/image {IMAGE}\nHello?\n".encode())))
     assert run_command(chat.command, [str(tiny_bundle), "--max-new-tokens", "2", "--json"]) == 2
     refused, answered = map(json.loads, capfd.readouterr().out.splitlines())
     assert "is a text-only model" in refused["error"] and answered["remembered"] == "nothing"
 
 
 def test_bytes_that_are_no_text_and_other_line_ends(talk, session):
-    code, out, _ = talk(b"caf\xe9 \xff\n", f"{HOW_MANY}\r".encode() + b"\n", arguments=["--json", "--image", str(PICTURE)])
+    code, out, _ = talk(b"caf\xe9 \xff\n", f"{HOW_MANY}\r".encode() + b"\n", arguments=["--json", "--image", str(IMAGE)])
     records = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [r["question"] for r in records] == ["caf\ufffd \ufffd", HOW_MANY]
 
 
 def test_a_question_that_begins_with_a_slash(talk):
-    code, out, _ = talk(" /image of what?", arguments=["--json", "--image", str(PICTURE)])
+    code, out, _ = talk(" /image of what?", arguments=["--json", "--image", str(IMAGE)])
     assert code == 0 and json.loads(out)["question"] == " /image of what?"
 
 
@@ -171,10 +171,10 @@ def test_control_characters_do_not_reach_the_terminal(talk, session, monkeypatch
     assert out == "\ufffd[2Jwiped\n\ufffd\n" and "\x1b" not in err
 
 
-def test_at_most_eight_pictures_are_remembered(session, tmp_path, monkeypatch):
+def test_at_most_eight_images_are_remembered(session, tmp_path, monkeypatch):
     looked = []
     real = session.look
-    monkeypatch.setattr(session, "look", lambda picture: looked.append(picture) or real(picture))
+    monkeypatch.setattr(session, "look", lambda image: looked.append(image) or real(image))
     files = [tmp_path / f"{index}.png" for index in range(9)]
     for index, file in enumerate(files):
         Image.new("RGB", (32, 32), (index * 20, 0, 0)).save(file)
@@ -184,19 +184,19 @@ def test_at_most_eight_pictures_are_remembered(session, tmp_path, monkeypatch):
     assert not talked.show(files[8]) and not talked.show(files[1]) and talked.show(files[0])
     files[2].write_bytes(files[0].read_bytes())
     assert talked.show(files[2])  # another name for what was seen
-    assert len(talked._states) == conversation_module.REMEMBERED_PICTURES and len(looked) == 10
+    assert len(talked._states) == conversation_module.REMEMBERED_IMAGES and len(looked) == 10
 
 
-def test_a_picture_that_cannot_be_shown_leaves_all_as_it_was(session, tmp_path):
+def test_an_image_that_cannot_be_shown_leaves_all_as_it_was(session, tmp_path):
     talked = Conversation(session, GREEDY, 256)
-    talked.show(PICTURE)
+    talked.show(IMAGE)
     first = talked.ask(HOW_MANY)
     first.read()
     talked.keep(HOW_MANY, first)
-    (tmp_path / "half.png").write_bytes(PICTURE.read_bytes()[:300])
+    (tmp_path / "half.png").write_bytes(IMAGE.read_bytes()[:300])
     with pytest.raises(InputError, match="half.png: .*truncated"):
         talked.show(tmp_path / "half.png")
-    assert talked.picture.path == PICTURE and len(talked.turns) == 1 and talked.remembers == "conversation"
+    assert talked.image.path == IMAGE and len(talked.turns) == 1 and talked.remembers == "conversation"
     assert talked.ask(RED).read() == answers(session, HOW_MANY, RED)[1]
 
 
@@ -215,8 +215,8 @@ def test_the_transcript(talk, session, tmp_path):
     ]
     assert [(a["text"], a["remembered"]) for a in saved["answers"]] == [(count, "image"), (red, "conversation")]
     assert all(a["ttft_ms"] > 0 for a in saved["answers"])
-    digest = subprocess.run(["sha256sum", PICTURE], capture_output=True, text=True, check=True).stdout.split()[0]
-    assert saved["picture"] == {"path": str(PICTURE), "sha256": digest}
+    digest = subprocess.run(["sha256sum", IMAGE], capture_output=True, text=True, check=True).stdout.split()[0]
+    assert saved["image"] == {"path": str(IMAGE), "sha256": digest}
     build = saved["bundle"]
     assert (build["model"], build["scheme"], len(build["fingerprint"])) == ("cobra-mini", "w4a16-g128", 64)
     assert saved["runtime"]["decoder"] == session.decoder.name and saved["sampling"]["temperature"] == 0
@@ -277,7 +277,7 @@ def test_the_signal_stops_an_answer_and_raises_elsewhere():
 
 def test_on_a_terminal(bundle, session, tmp_path):
     """Ctrl-C in an answer and in a line, a follow-up, completion and the history, as a person types them."""
-    with OnTerminal(SLOW + CHAT, bundle, "--image", PICTURE, XDG_STATE_HOME=str(tmp_path)) as chatting:
+    with OnTerminal(SLOW + CHAT, bundle, "--image", IMAGE, XDG_STATE_HOME=str(tmp_path)) as chatting:
         chatting.until("/help for help")
         chatting.until("> ")
         chatting.type(f"{WHAT}\r")
@@ -287,7 +287,7 @@ def test_on_a_terminal(bundle, session, tmp_path):
         said = (begun + chatting.until("\r\nstopped, ")).replace("^C", "").strip().removesuffix("stopped,").strip()
         figures = chatting.until("> ")
         assert "tokens/s, first after" in figures and "image remembered" in figures
-        stopped = session.ask(PICTURE, WHAT)
+        stopped = session.ask(IMAGE, WHAT)
         for _ in stopped:
             if stopped.text.strip() == said:
                 stopped.stop()
@@ -300,7 +300,7 @@ def test_on_a_terminal(bundle, session, tmp_path):
         chatting.interrupt()
         chatting.until("Ctrl-C again leaves")
         chatting.until("> ")
-        chatting.type(f"/im\t{PICTURE.parent}/dem\t\r")  # completed, and what was half written is gone
+        chatting.type(f"/im\t{IMAGE.parent}/dem\t\r")  # completed, and what was half written is gone
         chatting.until("demo.png, remembered")
         chatting.until("> ")
         chatting.type("/nothing\r")
@@ -310,10 +310,10 @@ def test_on_a_terminal(bundle, session, tmp_path):
         assert chatting.ended() == 0
     history = tmp_path / "cobra_edge" / "chat-history"
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
-    assert history.read_text().splitlines() == [WHAT, HOW_MANY, f"/image {PICTURE}", "/nothing"]
+    assert history.read_text().splitlines() == [WHAT, HOW_MANY, f"/image {IMAGE}", "/nothing"]
 
     history.chmod(0o644)
-    with OnTerminal(CHAT, bundle, "--image", PICTURE, "--json", XDG_STATE_HOME=str(tmp_path)) as again:
+    with OnTerminal(CHAT, bundle, "--image", IMAGE, "--json", XDG_STATE_HOME=str(tmp_path)) as again:
         again.until("> ")
         again.type("\x1b[A\x1b[A\x1b[A\r")  # three up
         record = again.until('"remembered": "image"}')
@@ -330,7 +330,7 @@ def test_on_a_terminal(bundle, session, tmp_path):
 
 def test_prompts_go_to_stderr_where_stdout_is_no_terminal(bundle, session):
     own, its = os.openpty()
-    command = [sys.executable, "-m", "cobra_edge.chat", bundle, "--image", str(PICTURE)]
+    command = [sys.executable, "-m", "cobra_edge.chat", bundle, "--image", str(IMAGE)]
     child = subprocess.Popen(command, stdin=its, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     os.write(own, f"{HOW_MANY}\n\x04".encode())
     out, err = child.communicate(timeout=60)
@@ -341,7 +341,7 @@ def test_prompts_go_to_stderr_where_stdout_is_no_terminal(bundle, session):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_ends_a_conversation_through_a_pipe(bundle, name):
-    command = [sys.executable, "-c", SLOW + CHAT, bundle, "--image", str(PICTURE)]
+    command = [sys.executable, "-c", SLOW + CHAT, bundle, "--image", str(IMAGE)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     child.stdin.write(f"{WHAT}\n{WHAT}\n")
     child.stdin.flush()

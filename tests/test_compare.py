@@ -130,7 +130,7 @@ def test_the_page_of_a_comparison_is_inert():
     assert "<script" not in page and "default-src 'none'" in page and "alert(1)&lt;/script&gt;" in page
 
 
-# the verb
+# the command
 
 
 @pytest.fixture
@@ -152,50 +152,50 @@ def run(*arguments):
     return run_command(command, [str(argument) for argument in arguments])
 
 
-def test_verb_prints_a_table(reports, capfd):
+def test_command_prints_a_table(reports, capfd):
     assert run(reports / "a", reports / "worse" / "report.json") == 0
     said = capfd.readouterr().out
     assert "KLD, mean (nats)" in said and "worse" in said and "+0.0377" in said
 
 
-def test_verb_prints_json(reports, capfd):
+def test_command_prints_json(reports, capfd):
     assert run(reports / "a", reports / "worse", "--json") == 0
     changes = {change["measure"]: change for change in json.loads(capfd.readouterr().out)["changes"]}
     assert changes["kld_mean"]["word"] == "worse" and changes["kld_median"]["word"] == "alike"
     assert changes["kld_mean"]["difference"]["value"] == pytest.approx(0.0377)
 
 
-def test_verb_fails_on_what_is_worse_only_where_asked(reports, capfd):
+def test_command_fails_on_what_is_worse_only_where_asked(reports, capfd):
     assert run(reports / "a", reports / "worse", "--fail-on-worse") == 1
     assert "worse than before: kld_mean" in capfd.readouterr().err
     assert run(reports / "worse", reports / "a", "--fail-on-worse") == 0
     assert run(reports / "a", reports / "a", "--fail-on-worse") == 0
 
 
-def test_verb_writes_a_page_even_where_it_fails(reports):
+def test_command_writes_a_page_even_where_it_fails(reports):
     page = reports / "page.html"
     assert run(reports / "a", reports / "worse", "--fail-on-worse", "--html", page) == 1
     assert "Measures that are worse: 1, better: 0" in page.read_text(encoding="utf-8")
 
 
-def test_verb_needs_jinja_for_a_page_alone(reports, monkeypatch, capfd):
+def test_command_needs_jinja_for_a_page_alone(reports, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert run(reports / "a", reports / "worse") == 0
     assert run(reports / "a", reports / "worse", "--html", reports / "page.html") == 3
     assert install_hint("regress") in capfd.readouterr().err
 
 
-def test_verb_refuses_a_page_that_cannot_be_written(reports, capfd):
+def test_command_refuses_a_page_that_cannot_be_written(reports, capfd):
     assert run(reports / "a", reports / "worse", "--html", reports / "a" / "report.json" / "page.html") == 2
     assert "give another path" in capfd.readouterr().err
 
 
-def test_verb_refuses_what_is_no_report(reports, capfd):
+def test_command_refuses_what_is_no_report(reports, capfd):
     assert run(reports / "a", reports / "nothing") == 2
     assert "expected a report.json" in capfd.readouterr().err
 
 
-def test_verb_refuses_another_model_and_repeats_its_name_harmlessly(reports, capfd):
+def test_command_refuses_another_model_and_repeats_its_name_harmlessly(reports, capfd):
     assert run(reports / "a", reports / "other") == 2
     said = capfd.readouterr().err
     assert "cannot be compared" in said and "\x1b[31m" not in said and "\x00" not in said

@@ -1,4 +1,4 @@
-"""Kernels compiled for cards that are not here: what is compiled once, what it takes, what a card refuses."""
+"""Kernels compiled for GPUs that are not here: what is compiled once, what it takes, what a GPU refuses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_kernel_is_compiled_once_for_types_specialisation_and_constants():
     assert [row["num_warps"] for row in rows] == [4, 4, 4, 4, 8]
 
 
-def test_every_kind_of_card_can_be_compiled_for():
+def test_every_kind_of_gpu_can_be_compiled_for():
     rows = compiled_by_a_child("total", *CAPABILITIES)
     assert {row["capability"] for row in rows} == set(CAPABILITIES) and len(rows) == 5 * len(CAPABILITIES)
     for row in rows:
@@ -89,7 +89,7 @@ def test_a_kernel_that_triton_refuses_is_an_error_with_its_sizes():
         compiled_by_a_child("broken", "8.7")
 
 
-@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="there is a card: kernels are not interpreted")
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="there is a GPU: kernels are not interpreted")
 def test_interpreted_kernels_say_that_they_cannot_be_compiled():
     with pytest.raises(InputError, match="total is interpreted and cannot be compiled; unset TRITON_INTERPRET"):
         compile_launches(record("total"), "8.7")

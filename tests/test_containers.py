@@ -126,8 +126,8 @@ def seconds(told: str) -> float:
 
 
 def test_the_unit_starts_the_server_with_options_that_it_has() -> None:
-    program, verb, *words = started()
-    assert (program, verb) == ("/opt/cobra-edge/bin/cobra-edge", "serve")
+    program, command, *words = started()
+    assert (program, command) == ("/opt/cobra-edge/bin/cobra-edge", "serve")
     given = understood(words)
     assert str(given["bundle"]) == "/srv/cobra-edge/bundle" and given["port"] == 8000 and given["host"] == "127.0.0.1"
     assert str(given["api_key_file"]) == "/run/credentials/c/api-key"
@@ -147,7 +147,7 @@ def test_the_unit_keeps_its_key_state_and_engines_where_it_may() -> None:
         assert file in told
 
 
-def test_the_unit_leaves_the_card_reachable() -> None:
+def test_the_unit_leaves_the_gpu_reachable() -> None:
     service = unit()["Service"]
     # Each of these takes devices away, or what drivers do with memory; ProtectClock by allowing the clock alone.
     taken = {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "MemoryDenyWriteExecute", "PrivateUsers"}
@@ -172,9 +172,9 @@ def test_systemd_finds_nothing_in_the_unit(tmp_path: Path) -> None:
 
 def test_the_compose_file_starts_the_server_with_options_that_it_has() -> None:
     service = composed()["services"]["serve"]
-    verb, *words = service["command"]
+    command, *words = service["command"]
     given = understood(words)
-    assert verb == "serve" and str(given["bundle"]) == "/bundle"
+    assert command == "serve" and str(given["bundle"]) == "/bundle"
     assert given["grace"] + 10 <= seconds(service["stop_grace_period"])
     assert service["ports"] == [f"127.0.0.1:8000:{given['port']}"]
     (key,) = service["secrets"]

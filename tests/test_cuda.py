@@ -1,4 +1,4 @@
-"""The decoder on a card, run by Triton's interpreter: everything but the graph, the stream and the card's memory."""
+"""The decoder on a GPU, run by Triton's interpreter: everything but the graph, the stream and the GPU's memory."""
 
 import ctypes
 import functools
@@ -13,7 +13,7 @@ from cobra_edge.decode.cuda import decoder as cuda
 from cobra_edge.decode.cuda import driver
 from cobra_edge.decode.cuda.decoder import CudaDecoder, needed_bytes
 from cobra_edge.decode.cuda.kernels.launch import recording
-from cobra_edge.decode.cuda.state import CardState
+from cobra_edge.decode.cuda.state import GpuState
 from cobra_edge.decode.cuda.step import Step
 from cobra_edge.decode.cuda.weights import hollow
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState, Weights
@@ -30,14 +30,14 @@ from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.generate import generate
 from cobra_edge.inference.session import Session
 
-from .card_case import few_programs
 from .conftest import write_text_only
+from .gpu_case import few_programs
 from .tolerance import assert_close
 
 CPU = torch.device("cpu")
 # No width is a power of two, dt_rank is no multiple of 16.
 CONFIG = MambaConfig(384, 2, 512, 768, 16, 4, 24, tied=True)
-# Every form of codes; where a recipe would round activations, a card does not.
+# Every form of codes; where a recipe would round activations, a GPU does not.
 OURS = [s for s, scheme in SCHEMES.items() if scheme.code_format == "int" and scheme.activation_bits is None]
 TOKENS = np.random.default_rng(0).integers(0, 512, 70).tolist()
 each = pytest.mark.parametrize(("scheme", "rotation"), [*((s, "none") for s in OURS), ("fp16", "both"), ("w4a16-g128", "both")])
@@ -135,14 +135,14 @@ def test_a_snapshot_goes_to_the_host_and_back(exported, opened, tmp_path):
     decoder = opened("w4a16-g128")
     state = decoder.new_state()
     decoder.prefill(decoder.embed(TOKENS[:9]), state)
-    assert isinstance(state, CardState)
-    snapshot, twin = state.host(), state.copy()
-    assert type(snapshot) is DecoderState and isinstance(twin, CardState) and snapshot.n_tokens == 9
+    assert isinstance(state, GpuState)
+    snapshot, reference = state.host(), state.copy()
+    assert type(snapshot) is DecoderState and isinstance(reference, GpuState) and snapshot.n_tokens == 9
     state.save(tmp_path / "s.safetensors")
     loaded = DecoderState.load(tmp_path / "s.safetensors", CONFIG)
     expected = decoder.step(7, state)
     assert not np.array_equal(state.ssm, snapshot.ssm)  # the snapshot stayed where it was
-    for other in (snapshot, loaded, twin, decoder.new_state(like=snapshot), decoder.new_state(like=twin)):
+    for other in (snapshot, loaded, reference, decoder.new_state(like=snapshot), decoder.new_state(like=reference)):
         other.require(CONFIG)
         assert np.array_equal(decoder.step(7, other), expected)
         assert np.array_equal(other.ssm, state.ssm) and np.array_equal(other.conv, state.conv)
@@ -168,7 +168,7 @@ def test_a_state_of_another_model_is_refused(opened):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, 20, 0.9, 3), Sampling(2.0, 0, 1.0, 4)], ids=str)
-def test_tokens_chosen_on_the_card_are_those_chosen_on_the_host(opened, sampling):
+def test_tokens_chosen_on_the_gpu_are_those_chosen_on_the_host(opened, sampling):
     decoder = opened("w8a16-g128")
     host = SimpleNamespace(step=decoder.step)  # has no generation of its own
     found = []
@@ -221,7 +221,7 @@ def test_a_session_answers_with_it(exported, opened, monkeypatch):
     answer = session.ask(None, "Is it random?", max_new_tokens=3)
     answer.read()
     expected = Session.ask(session, None, "Is it random?", max_new_tokens=3)
-    assert isinstance(answer.state, CardState) and answer.tokens
+    assert isinstance(answer.state, GpuState) and answer.tokens
     expected.read()
     assert answer.tokens == expected.tokens
     follow_up = session.ask(answer, "And now?", max_new_tokens=3)
@@ -240,7 +240,7 @@ def test_one_token_takes_few_launches():
     assert isinstance(decoder._step, Step)
 
 
-def test_embeddings_that_lie_on_the_card_are_read_there(opened):
+def test_embeddings_that_lie_on_the_gpu_are_read_there(opened):
     decoder = opened("w4a16-g128", "both")
     embeddings, expected = decoder.embed(TOKENS[:20]), decoder.new_state()
     logits = decoder.prefill(embeddings, expected)
@@ -255,22 +255,22 @@ def test_embeddings_that_lie_on_the_card_are_read_there(opened):
 def test_activations_stay_float_and_that_is_said(exported, opened, caplog):
     with caplog.at_level("INFO"):
         decoder = CudaDecoder(exported("w4a8"), device=CPU)
-    assert "activations stay float on a card" in caplog.text and decoder.activations == "float32"
+    assert "activations stay float on a GPU" in caplog.text and decoder.activations == "float32"
     assert decoder.runs_on == "cpu" and decoder.stream is None
 
 
 class TestRefusals:
     @pytest.fixture(autouse=True)
     def afresh(self):
-        driver.why_no_card.cache_clear()
+        driver.why_no_gpu.cache_clear()
         yield
-        driver.why_no_card.cache_clear()
+        driver.why_no_gpu.cache_clear()
 
     @pytest.fixture
-    def card(self, opened, monkeypatch):
-        """A driver and a torch that see a card; each test takes something away."""
+    def gpu(self, opened, monkeypatch):
+        """A driver and a torch that see a GPU; each test takes something away."""
         opened("w4a16-g128")  # made with what is really here, which is remembered
-        driver.why_no_card.cache_clear()
+        driver.why_no_gpu.cache_clear()
 
         def version(into):
             into._obj.value = 13000
@@ -285,44 +285,44 @@ class TestRefusals:
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90", "compute_90"])
         return library
 
-    def test_none_with_a_card(self, card):
-        assert driver.why_no_card() is None and driver.why_no_triton() is None and driver.why_no_torch_kernels() is None
+    def test_none_with_a_gpu(self, gpu):
+        assert driver.why_no_gpu() is None and driver.why_no_triton() is None and driver.why_no_torch_kernels() is None
 
     def test_no_driver(self, monkeypatch):
         def missing(name):
             raise OSError(name)
 
         monkeypatch.setattr(ctypes, "CDLL", missing)
-        assert "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)" in driver.why_no_card()
+        assert "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)" in driver.why_no_gpu()
 
-    def test_no_torch(self, card, monkeypatch):
+    def test_no_torch(self, gpu, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        assert driver.why_no_card() == f"torch is not installed ({install_hint('cuda')})"
+        assert driver.why_no_gpu() == f"torch is not installed ({install_hint('cuda')})"
         assert driver.why_no_triton() == f"triton is not installed ({install_hint('cuda')})"
 
-    def test_torch_without_cuda(self, card, monkeypatch):
+    def test_torch_without_cuda(self, gpu, monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", None)
-        assert "was built without CUDA" in driver.why_no_card()
+        assert "was built without CUDA" in driver.why_no_gpu()
 
-    def test_an_old_driver(self, card):
+    def test_an_old_driver(self, gpu):
         def old(into):
             into._obj.value = 12020
             return 0
 
-        card.cuDriverGetVersion = old
-        assert "too old: it knows CUDA 12.2" in driver.why_no_card() and "needs 13.0" in driver.why_no_card()
+        gpu.cuDriverGetVersion = old
+        assert "too old: it knows CUDA 12.2" in driver.why_no_gpu() and "needs 13.0" in driver.why_no_gpu()
 
-    def test_no_card_is_visible(self, card, monkeypatch):
+    def test_no_gpu_is_visible(self, gpu, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-        assert "sees no CUDA card (CUDA_VISIBLE_DEVICES is '7')" in driver.why_no_card()
+        assert "sees no CUDA GPU (CUDA_VISIBLE_DEVICES is '7')" in driver.why_no_gpu()
 
-    def test_an_old_card(self, card, monkeypatch):
+    def test_an_old_gpu(self, gpu, monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=0: (7, 5))
         assert "Orin has compute capability 7.5, 8.0 or later is needed" in driver.why_no_triton()
         assert "only for 8.0, 9.0" in driver.why_no_torch_kernels()
 
-    def test_no_room(self, card, exported, monkeypatch):
+    def test_no_room(self, gpu, exported, monkeypatch):
         weights = Weights.of(exported("w4a16-g128"))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**6, 8 * 10**9))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
@@ -332,7 +332,7 @@ class TestRefusals:
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10**9)  # kept by torch for the next who asks
         cuda._require_room(torch.device("cuda", 0), needed_bytes(weights), weights.origin)
 
-    def test_memory_that_runs_out_later(self, card, opened, monkeypatch):
+    def test_memory_that_runs_out_later(self, gpu, opened, monkeypatch):
         decoder = opened("w4a16-g128")
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**6, 8 * 10**9))
 
@@ -343,14 +343,14 @@ class TestRefusals:
         with pytest.raises(MachineError, match="reading 3 tokens: Orin has no room"):
             decoder.prefill(decoder.embed([1, 2, 3]), decoder.new_state())
 
-    def test_a_card_that_fails(self, opened, monkeypatch):
+    def test_a_gpu_that_fails(self, opened, monkeypatch):
         decoder = opened("w4a16-g128")
 
         def failing(*_):
             raise torch.AcceleratorError("an illegal memory access\nmore")
 
         monkeypatch.setattr(cuda, "run_layers", failing)
-        with pytest.raises(MachineError, match=r"reading 3 tokens: the card failed \(an illegal memory access\); start again"):
+        with pytest.raises(MachineError, match=r"reading 3 tokens: the GPU failed \(an illegal memory access\); start again"):
             decoder.prefill(decoder.embed([1, 2, 3]), decoder.new_state())
 
 

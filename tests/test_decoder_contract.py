@@ -10,15 +10,15 @@ import torch
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import BACKENDS, open_decoder
 from cobra_edge.decode.cuda.decoder import CudaDecoder
-from cobra_edge.decode.cuda.state import CardState
+from cobra_edge.decode.cuda.state import GpuState
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.errors import InputError
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.formats.targets import target_named
 
-from .card_case import few_programs
 from .conftest import TINY_MAMBA, write_text_only
+from .gpu_case import few_programs
 
 CPU = torch.device("cpu")
 # As `--decoder-kernels` calls them; native twice, since rounded activations go another way.
@@ -62,7 +62,7 @@ def decoder(opened, request):
     return opened(request.param)
 
 
-def readings(decoder, embeddings):
+def predictions(decoder, embeddings):
     """Return what reads embeddings, each a function of a state."""
     return [lambda state: decoder.prefill(embeddings, state), lambda state: decoder.forward(embeddings, state)]
 
@@ -102,17 +102,17 @@ def test_no_tokens_have_no_embeddings(decoder):
 
 
 def test_no_embeddings_have_no_logits(decoder):
-    assert_refused(decoder, readings(decoder, np.zeros((0, 128), np.float32)), "no embeddings")
+    assert_refused(decoder, predictions(decoder, np.zeros((0, 128), np.float32)), "no embeddings")
 
 
 @pytest.mark.parametrize("shape", [(2, 127), (2, 129), (128,), (1, 2, 128), (2, 0), ()])
 def test_embeddings_of_another_shape(decoder, shape):
-    assert_refused(decoder, readings(decoder, np.zeros(shape, np.float32)), r"embeddings have shape .*expected \(seq, 128\)")
+    assert_refused(decoder, predictions(decoder, np.zeros(shape, np.float32)), r"embeddings have shape .*expected \(seq, 128\)")
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool, np.complex64, object])
 def test_embeddings_that_are_no_real_numbers(decoder, dtype):
-    assert_refused(decoder, readings(decoder, np.zeros((2, 128), dtype)), "expected float32")
+    assert_refused(decoder, predictions(decoder, np.zeros((2, 128), dtype)), "expected float32")
 
 
 def test_embeddings_of_other_floating_point_and_order(decoder):
@@ -150,16 +150,16 @@ def other_states():
     yield "order", DecoderState(np.asfortranarray(conv), ssm), "conv is writable strided float32"
     yield "stride", DecoderState(conv, np.zeros((*N_STATE, 32), np.float32)[..., ::2]), "ssm is writable strided float32"
     yield "read-only", DecoderState(conv, frozen), "ssm is read-only contiguous float32"
-    card = tuple(torch.zeros(1, 2, width) for width in (4, 16))
-    yield "card", CardState(card, 0, None), another
+    gpu = tuple(torch.zeros(1, 2, width) for width in (4, 16))
+    yield "gpu", GpuState(gpu, 0, None), another
     tensors = torch.zeros(*N_STATE, 4, dtype=torch.float16), torch.zeros(*N_STATE, 16)
-    yield "card dtype", CardState(tensors, 0, None), "conv is contiguous torch.float16"
+    yield "GPU dtype", GpuState(tensors, 0, None), "conv is contiguous torch.float16"
 
 
 @pytest.mark.parametrize(("state", "says"), [pytest.param(s, says, id=name) for name, s, says in other_states()])
 def test_a_state_that_is_not_this_models(decoder, state, says):
     rows = decoder.embed([1, 2])
-    for read in (*readings(decoder, rows), lambda s: decoder.step(1, s)):
+    for read in (*predictions(decoder, rows), lambda s: decoder.step(1, s)):
         with pytest.raises(InputError, match=says):
             read(state)
         assert state.n_tokens == 0
@@ -178,7 +178,7 @@ def test_a_copy_of_a_state_can_be_written_into(decoder):
 def test_a_state_of_another_backend_is_read_where_it_lies(decoder, opened):
     expected = decoder.new_state()
     logits = decoder.step(7, expected)
-    for state in (DecoderState.zeros(TINY_MAMBA), CardState.blank(TINY_MAMBA, CPU, None), opened("triton").new_state()):
+    for state in (DecoderState.zeros(TINY_MAMBA), GpuState.blank(TINY_MAMBA, CPU, None), opened("triton").new_state()):
         assert np.array_equal(decoder.step(7, state), logits)
         assert state.n_tokens == 1
         assert np.array_equal(state.conv, expected.conv) and np.array_equal(state.ssm, expected.ssm)

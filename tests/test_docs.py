@@ -38,7 +38,7 @@ BENCHMARKS = {
     "TextVQA_Rosetta_OCR_v0.2_val.json": json.dumps(OCR),
     "finetune_refcoco_val.json": json.dumps(REFCOCO),
 }
-PICTURES = {
+IMAGES = {
     "val2014": ["COCO_val2014_000000000007.jpg"],
     "vsr_images": ["000000000001.jpg", "000000000002.jpg"],
     "gqa/images": ["n1.jpg", "n2.jpg"],
@@ -55,7 +55,7 @@ def workspace(mini_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pyt
     """Return the working directory in which a page's commands are run: what it names is there, under that very name.
 
     BUNDLE is cobra-mini with 32 golden lines, runs/my-cobra cobra-mini's checkpoint, DIR a Mamba of two layers, scene.png the
-    demo picture, questions.jsonl two questions, my.jsonl ten, tasks/scenes.jsonl one, budget.toml a wide limit.
+    demo image, questions.jsonl two questions, my.jsonl ten, tasks/scenes.jsonl one, budget.toml a wide limit.
     """
     bundle = mini_bundle("w4a16-g128")
     for name in ("BUNDLE", "bundles/cobra-mini-jetson-orin-nano-w4a16-g128"):
@@ -74,7 +74,7 @@ def workspace(mini_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pyt
     written(tmp_path / "tasks" / "scenes.jsonl", SCENES)
     for name, text in BENCHMARKS.items():
         (tmp_path / name).write_text(text)
-    for folder, names in PICTURES.items():
+    for folder, names in IMAGES.items():
         (tmp_path / folder).mkdir(parents=True)
         for name in names:
             shutil.copy(MINI / "demo.png", tmp_path / folder / name)
@@ -126,7 +126,7 @@ def test_what_a_page_shows_works(page: str, workspace: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("page", pages())
 def test_every_command_and_option_exists(page: str) -> None:
-    """Also of what is not run: a stale verb or flag is found in any page."""
+    """Also of what is not run: a stale command or flag is found in any page."""
     commands = [command for block in blocks(page) for command in block.commands()] + inline_commands(page)
     for command in commands:
         for arguments in our_arguments(command):
@@ -194,8 +194,8 @@ def test_a_mark_that_means_nothing_is_refused(text: str, says: str, tmp_path: Pa
         blocks("page.md")
 
 
-def test_a_stale_flag_or_verb_is_found() -> None:
-    for command in ("cobra-edge run B --picture x", "python -m cobra_edge.expotr", "cobra-edge run B --device tpu"):
+def test_a_stale_flag_or_command_is_found() -> None:
+    for command in ("cobra-edge run B --image x", "python -m cobra_edge.expotr", "cobra-edge run B --device tpu"):
         with pytest.raises((AssertionError, click.UsageError)):
             hold_against_the_command_line(our_arguments(command)[0], command)
     hold_against_the_command_line(our_arguments("env A=1 cobra-edge run B --device cpu | head")[0], "fine")

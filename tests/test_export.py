@@ -31,7 +31,7 @@ from cobra_edge.terminal.output import run_command
 
 from .conftest import MINI
 
-PICTURE = str(MINI / "demo.png")
+IMAGE = str(MINI / "demo.png")
 COBRA_3B = CobraConfig(
     "cobra+3b",
     vision_backbone("dinosiglip-vit-so-384px"),
@@ -276,7 +276,7 @@ def test_a_file_that_cannot_be_read_is_not_called_unwritable(tmp_path):
 
 def test_run_streams_or_prints_json(mini_bundle, capfd):
     bundle = str(mini_bundle("w4a16-g128"))
-    question = ["--image", PICTURE, "--prompt", "How many objects are there?"]
+    question = ["--image", IMAGE, "--prompt", "How many objects are there?"]
     assert run_command(run.command, [bundle, *question]) == 0
     text = capfd.readouterr().out
     assert run_command(whole, ["run", bundle, *question, "--json"]) == 0
@@ -289,15 +289,15 @@ def test_run_streams_or_prints_json(mini_bundle, capfd):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--image", PICTURE, "--prompt", " "], 2, "prompt is empty"),
+        (["--image", IMAGE, "--prompt", " "], 2, "prompt is empty"),
         (["--image", "/nowhere.png", "--prompt", "x"], 2, "cannot be read"),
-        (["--image", __file__, "--prompt", "x"], 2, "not a picture"),
+        (["--image", __file__, "--prompt", "x"], 2, "not an image"),
         (["--image", "/dev/zero", "--prompt", "x"], 2, "not an ordinary file"),
         (["--image", "/proc/self", "--prompt", "x"], 2, "not an ordinary file"),
         (["--prompt", "x", "--temperature", "-1"], 2, "temperature"),
         (["--prompt", "x", "--max-new-tokens", "0"], 2, "--max-new-tokens: "),
         (["--prompt", "x", "--device", "cuda"], 3, "no decoder runs this bundle"),
-        (["--image", PICTURE], 2, "--prompt is missing"),
+        (["--image", IMAGE], 2, "--prompt is missing"),
     ],
 )
 def test_run_with_bad_input(mini_bundle, capfd, arguments, code, says):
@@ -318,7 +318,7 @@ def test_inspect(mini_bundle, tmp_path, capfd):
 
 
 def test_inspect_tells_which_decoders_run_the_bundle_here(mini_bundle, monkeypatch, capfd):
-    never = backends.Backend("never", "cuda", lambda bundle: "there is no [card]", backends.BACKENDS[0].open)
+    never = backends.Backend("never", "cuda", lambda bundle: "there is no [GPU]", backends.BACKENDS[0].open)
     runs = [dataclasses.replace(never, name=f"runs{i}", refuses=lambda bundle: None) for i in range(2)]
     monkeypatch.setattr(inspect, "BACKENDS", (never, *runs, dataclasses.replace(runs[0], device="cpu")))
     bundle = str(mini_bundle("w4a16-g128"))
@@ -334,16 +334,16 @@ def test_inspect_tells_which_decoders_run_the_bundle_here(mini_bundle, monkeypat
     ]
     assert run_command(inspect.command, [bundle, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["decoders"][:2] == [
-        {"kernels": "never", "device": "cuda", "refuses": "there is no [card]"},
+        {"kernels": "never", "device": "cuda", "refuses": "there is no [GPU]"},
         {"kernels": "runs0", "device": "cuda", "refuses": None},
     ]
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
-def test_help_has_an_example(verb, capfd):
-    assert run_command(whole, [verb, "--help"]) == 0
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command, capfd):
+    assert run_command(whole, [command, "--help"]) == 0
     text = capfd.readouterr().out
-    assert "Example: " in text and (verb == "bench" or "--debug" in text)
+    assert "Example: " in text and (command == "bench" or "--debug" in text)
 
 
 def test_every_command_is_a_module_too():

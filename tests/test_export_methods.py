@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from cobra_edge.bundle.reader import CARD, DECODER, Bundle
+from cobra_edge.bundle.reader import DECODER, MODEL_CARD, Bundle
 from cobra_edge.calibrate import command as calibrate
 from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions
@@ -93,9 +93,9 @@ def test_without_statistics_the_embedded_set_is_used_and_said(export, source, st
 
 def test_calibration_data_of_one_s_own(export, tmp_path):
     lines = CALIBRATION.read_text().splitlines()
-    pictures = shutil.copytree(MINI / "calibration", tmp_path / "calibration")
-    (pictures.parent / "own.jsonl").write_text("\n".join(lines[::5]))
-    code, out, err = export("--method", "gptq", "--calibration", pictures.parent / "own.jsonl")
+    images = shutil.copytree(MINI / "calibration", tmp_path / "calibration")
+    (images.parent / "own.jsonl").write_text("\n".join(lines[::5]))
+    code, out, err = export("--method", "gptq", "--calibration", images.parent / "own.jsonl")
     assert code == 0 and TOLD not in err
     _, other, _ = export("--method", "gptq", name="other")
     one, two = (Bundle.open(b).manifest.recipe.statistics for b in (out, other))
@@ -115,7 +115,7 @@ def test_every_method_makes_other_codes_and_says_its_name(export, statistics):
         code, out, _ = export("--method", method, *given, name=method)
         bundle = Bundle.open(out)
         assert code == 0 and bundle.manifest.recipe.method == method
-        assert f"method {method}" in bundle.path(CARD).read_text(encoding="utf-8")
+        assert f"method {method}" in bundle.path(MODEL_CARD).read_text(encoding="utf-8")
         made[method] = (out / DECODER).read_bytes()
     assert len(set(made.values())) == len(METHODS)
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cobra_edge import sensitivity
-from cobra_edge.bundle.reader import CARD, Bundle
+from cobra_edge.bundle.reader import MODEL_CARD, Bundle
 from cobra_edge.calibrate import command as calibrate
 from cobra_edge.export import command as export_module
 from cobra_edge.export import pipeline as assemble
@@ -71,7 +71,7 @@ def test_data_that_cannot_be_read_are_refused_before_any_stage(export, tmp_path)
     assert code == 2 and "d.jsonl, line 1" in err
     data.write_text('{"prompt": "Who?", "answer": "I.", "task": "text"}\n')
     code, err = export("--vision-precision", "int8", "--calibration", data)
-    assert code == 2 and "calibrated on pictures, the suite has none" in err
+    assert code == 2 and "calibrated on images, the suite has none" in err
 
 
 def test_encoders_that_do_not_fit_are_refused_before_any_stage(export, run_directory, tmp_path):
@@ -130,7 +130,7 @@ def test_encoders_that_were_trained_along_make_the_graph(run_directory, tmp_path
     bundle = Bundle.open(out)
     assert bundle.manifest.source.vision == "checkpoint" and bundle.manifest.vision.parity["encoder 0"] < 1e-4
     assert "vision weights: the checkpoint's own" in capfd.readouterr().err
-    assert "Vision weights: the checkpoint's own" in bundle.path(CARD).read_text(encoding="utf-8")
+    assert "Vision weights: the checkpoint's own" in bundle.path(MODEL_CARD).read_text(encoding="utf-8")
 
 
 def test_bundles_from_before_the_source_of_vision_was_written_open(tiny_bundle):

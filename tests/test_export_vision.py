@@ -110,16 +110,16 @@ def test_what_a_target_cannot_run_is_refused_before_any_work(export, tmp_path, t
     assert not (tmp_path / "out").exists()
 
 
-def test_int8_wants_pictures(export, tmp_path):
+def test_int8_wants_images(export, tmp_path):
     suite = tmp_path / "text.jsonl"
     suite.write_text('{"prompt": "Hello?", "answer": "Yes", "task": "text"}\n')
     code, _, err = export("--vision-precision", "int8", "--calibration", str(suite), target="cpu")
-    assert code == 2 and "calibrated on pictures, the suite has none" in " ".join(err.split())
+    assert code == 2 and "calibrated on images, the suite has none" in " ".join(err.split())
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 129, 1000])
-def test_int8_takes_some_pictures_of_a_large_suite(n):
+def test_int8_takes_some_images_of_a_large_suite(n):
     files = [Path(f"{i}.png") for i in range(n)]
     taken = assemble_vision._spread(files)
     assert taken == sorted(set(taken), key=files.index) and min(n, 32) <= len(taken) <= 64

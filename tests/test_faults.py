@@ -66,7 +66,7 @@ def test_the_good_build_is_within_its_budget(run: Callable[..., tuple[int, Repor
     assert code == 0 and report is not None and report.passed
 
 
-# What the harness promises comes first: a doubled scale, a layer at 2 bits, pictures normalised wrongly.
+# What the harness promises comes first: a doubled scale, a layer at 2 bits, images normalised wrongly.
 @pytest.mark.parametrize(
     ("name", "measure"),
     [
@@ -78,7 +78,7 @@ def test_the_good_build_is_within_its_budget(run: Callable[..., tuple[int, Repor
         ("projector's bias", "vision_error"),
         ("nibbles", "state_error.1"),
         ("stale convolution", "greedy_match"),
-        ("picture forgotten", "kld_mean"),
+        ("image forgotten", "kld_mean"),
     ],
 )
 def test_a_fault_is_caught_by_the_right_measure(

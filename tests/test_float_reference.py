@@ -18,13 +18,13 @@ from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.model.cobra import load_vision
 from cobra_edge.quantize.questions import seen
 from cobra_edge.regress import float_reference
-from cobra_edge.regress.float_reference import batches, float_readings, narrowed
+from cobra_edge.regress.float_reference import batches, float_predictions, narrowed
 from cobra_edge.regress.metrics import divergence, log_softmax
-from cobra_edge.regress.predictions import readings
+from cobra_edge.regress.predictions import predictions
 from cobra_edge.regress.state_sketch import sketched
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite
-from cobra_edge.suite.tokenized import AskedLine, asked_suite, reply_limit
+from cobra_edge.suite.tokenized import TokenizedLine, reply_limit, tokenized_suite
 
 from .conftest import write_text_only
 from .tolerance import assert_close, distance
@@ -51,12 +51,12 @@ def mini(mini_bundle):
 def suite_of(bundle, lines):
     codec, template = bundle.text()
     sees = bundle.manifest.model.vision is not None
-    return asked_suite("s", list(enumerate(lines, 1)), HELDOUT.parent.joinpath, codec, template, sees=sees, skipped={})
+    return tokenized_suite("s", list(enumerate(lines, 1)), HELDOUT.parent.joinpath, codec, template, sees=sees, skipped={})
 
 
 @pytest.fixture(scope="module")
 def asked(mini):
-    """Return lines about pictures, about none, two of a picture, that picture again after another, and a wrong answer."""
+    """Return lines about images, about none, two of an image, that image again after another, and a wrong answer."""
     lines = read_suite(HELDOUT)
     first, other = lines[0].image, lines[30].image
     chosen = [lines[0], lines[1], lines[30], msgspec.structs.replace(lines[2], answer="No, it is something else"), lines[3]]
@@ -68,12 +68,12 @@ def asked(mini):
 
 @pytest.fixture(scope="module")
 def look(mini, asked):
-    """Return what the float model sees, as `float_readings` asks for it."""
+    """Return what the float model sees, as `float_predictions` asks for it."""
     model = load_vision(mini[0])
 
-    def see(pictures):
-        found = seen(mini[0], [asked.load(p) for p in pictures], model=model)
-        return list(found.numpy().reshape(len(pictures), -1, found.shape[-1]))
+    def see(images):
+        found = seen(mini[0], [asked.load(p) for p in images], model=model)
+        return list(found.numpy().reshape(len(images), -1, found.shape[-1]))
 
     return see
 
@@ -100,7 +100,7 @@ def assert_same(reading, line, embeddings, decoder, end, rounded="float32"):
 
 
 def read_tiny(tiny, lines, **options):
-    return list(float_readings(tiny[0], lines, lambda pictures: [], **options))
+    return list(float_predictions(tiny[0], lines, lambda images: [], **options))
 
 
 @pytest.mark.parametrize("at_once", [1, 60, 8192])
@@ -118,13 +118,13 @@ def test_text_is_read_as_by_the_plain_model_however_it_is_batched(tiny, monkeypa
 
 
 @pytest.mark.parametrize("at_once", [200, 8192])
-def test_pictures_are_read_as_by_the_plain_model_however_it_is_batched(mini, asked, look, monkeypatch, at_once):
+def test_images_are_read_as_by_the_plain_model_however_it_is_batched(mini, asked, look, monkeypatch, at_once):
     monkeypatch.setattr(float_reference, "_POSITIONS_AT_ONCE", at_once)
     decoder, end = TorchDecoder(mini[1]), mini[1].text()[0].end_id
-    embeddings = look(range(len(asked.pictures)))
-    found = list(float_readings(mini[0], asked.lines, look, replies_end_with=end))
+    embeddings = look(range(len(asked.images)))
+    found = list(float_predictions(mini[0], asked.lines, look, replies_end_with=end))
     for reading, line in zip(found, asked.lines, strict=True):
-        shown = None if line.picture is None else embeddings[line.picture]
+        shown = None if line.image is None else embeddings[line.image]
         if shown is None:
             assert reading.embeddings is None
         else:
@@ -136,29 +136,29 @@ def test_pictures_are_read_as_by_the_plain_model_however_it_is_batched(mini, ask
 def test_the_runtime_that_ships_reads_the_same(mini, asked, look):
     """Its 16-bit matrices and the vision graph are the whole difference."""
     session = Session(mini[1])
-    told = float_readings(mini[0], asked.lines, look, replies_end_with=session.codec.end_id)
-    for theirs, ours, line in zip(told, readings(session, asked), asked.lines, strict=True):
+    told = float_predictions(mini[0], asked.lines, look, replies_end_with=session.codec.end_id)
+    for theirs, ours, line in zip(told, predictions(session, asked), asked.lines, strict=True):
         assert_close(ours.log_probs, theirs.log_probs, "decoder", "float16")
         assert_close(ours.state, theirs.state, "decoder", "float16")
-        assert ours.reply == theirs.reply and (ours.embeddings is None) == (line.picture is None)
+        assert ours.reply == theirs.reply and (ours.embeddings is None) == (line.image is None)
 
 
 def test_readings_go_on_from_any_line(mini, asked):
     session = Session(mini[1])
-    whole = list(readings(session, asked))
+    whole = list(predictions(session, asked))
     for first in (1, 4, len(asked.lines)):
-        rest = list(readings(session, asked, first))
+        rest = list(predictions(session, asked, first))
         assert len(rest) == len(whole) - first
         for a, b in zip(rest, whole[first:], strict=True):
             assert np.array_equal(a.log_probs, b.log_probs) and np.array_equal(a.state, b.state) and a.reply == b.reply
 
 
-def test_a_picture_that_follows_itself_is_looked_at_once(mini, asked, monkeypatch):
+def test_an_image_that_follows_itself_is_looked_at_once(mini, asked, monkeypatch):
     session, looked = Session(mini[1]), []
     real = session.visual_embeddings
-    monkeypatch.setattr(session, "visual_embeddings", lambda picture: looked.append(picture) or real(picture))
-    list(readings(session, asked))
-    runs = [a.picture for a, b in zip(asked.lines, [None, *asked.lines], strict=False) if b is None or a.picture != b.picture]
+    monkeypatch.setattr(session, "visual_embeddings", lambda image: looked.append(image) or real(image))
+    list(predictions(session, asked))
+    runs = [a.image for a, b in zip(asked.lines, [None, *asked.lines], strict=False) if b is None or a.image != b.image]
     assert len(looked) == len([p for p in runs if p is not None]) == 5
 
 
@@ -230,16 +230,16 @@ def test_a_float32_checkpoint_is_read_as_a_float16_one(tiny):
 
 def test_a_float_model_that_overflows_is_refused_with_the_line(tiny):
     suite = suite_of(tiny[1], [Line("What is red?", "No", "t")])
-    line = AskedLine(17, suite.lines[0].line, suite.lines[0].prompt, suite.lines[0].answer, None)
+    line = TokenizedLine(17, suite.lines[0].line, suite.lines[0].prompt, suite.lines[0].answer, None)
     wrong = dict(tiny[0].decoder) | {"backbone.norm_f.weight": torch.full((128,), 3e38)}
     with pytest.raises(InputError, match="line 17: the float model itself gives logits that are not finite"):
-        list(float_readings(replace(tiny[0], decoder=wrong), [line], lambda pictures: []))
+        list(float_predictions(replace(tiny[0], decoder=wrong), [line], lambda images: []))
 
 
 def test_batches_hold_some_thousand_positions(monkeypatch):
     monkeypatch.setattr(float_reference, "_POSITIONS_AT_ONCE", 100)
     line = Line("q", "a", "t")
-    lines = [AskedLine(i, line, (1,) * 8, [2, 3], picture) for i, picture in enumerate([0, 0, 1, None, None, 1, 2, 2, 3])]
+    lines = [TokenizedLine(i, line, (1,) * 8, [2, 3], image) for i, image in enumerate([0, 0, 1, None, None, 1, 2, 2, 3])]
     found = [[a.number for a in batch] for batch in batches(lines, 40)]
     assert found == [[0, 1], [2, 3, 4, 5], [6, 7], [8]]  # 40 + 20, and 50 more would be 110; 40 + 40, and 50 more are 130
     assert [n for batch in found for n in batch] == list(range(9))

@@ -10,12 +10,12 @@ from safetensors.numpy import load_file, save_file
 from cobra_edge.bundle.reader import GOLDEN, PROMPT, TOKENIZER, Bundle
 from cobra_edge.errors import BundleError
 from cobra_edge.regress.golden import read_golden, write_golden
-from cobra_edge.regress.predictions import Reading
+from cobra_edge.regress.predictions import Prediction
 from cobra_edge.regress.state_sketch import SKETCH
 from cobra_edge.regress.top_tokens import TopTokens
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite
-from cobra_edge.suite.tokenized import asked_suite
+from cobra_edge.suite.tokenized import tokenized_suite
 
 from .regress_lines import random_log_probs
 
@@ -29,18 +29,18 @@ def made(whole, directory, lines):
     codec, template = bundle.text()
     numbered = list(enumerate(lines, 1))
     sees = config.vision is not None
-    suite = asked_suite("heldout", numbered, HELDOUT.parent.joinpath, codec, template, sees=sees, skipped={})
+    suite = tokenized_suite("heldout", numbered, HELDOUT.parent.joinpath, codec, template, sees=sees, skipped={})
     rng = np.random.default_rng(0)
-    embeddings = rng.standard_normal((len(suite.pictures), config.n_visual_tokens, config.mamba.d_model)).astype(np.float32)
-    readings = []
+    embeddings = rng.standard_normal((len(suite.images), config.n_visual_tokens, config.mamba.d_model)).astype(np.float32)
+    predictions = []
     for asked in suite.lines:
         targets = np.array(asked.tokens[1:])
         top = TopTokens.of(random_log_probs(len(targets), config.mamba.vocab, 5.0, asked.number), targets)
         state = rng.standard_normal((config.mamba.n_layer, SKETCH)).astype(np.float32)
         reply = tuple(asked.answer[: asked.number - 1])  # none at all of the first
-        readings.append(Reading(top, state, reply, None if asked.picture is None else embeddings[asked.picture]))
-    write_golden(directory / GOLDEN, suite, readings, embeddings)
-    return bundle, suite, readings
+        predictions.append(Prediction(top, state, reply, None if asked.image is None else embeddings[asked.image]))
+    write_golden(directory / GOLDEN, suite, predictions, embeddings)
+    return bundle, suite, predictions
 
 
 @pytest.fixture(scope="module")
@@ -58,32 +58,32 @@ def golden(mini, tmp_path):
 
 
 def test_what_is_written_is_read(mini, tmp_path):
-    bundle, suite, readings = made(mini, tmp_path / "golden", SEEN)
+    bundle, suite, predictions = made(mini, tmp_path / "golden", SEEN)
     found = read_golden(bundle)
-    assert [a.line for a in found.suite.lines] == SEEN and found.suite.pictures == suite.pictures == [
+    assert [a.line for a in found.suite.lines] == SEEN and found.suite.images == suite.images == [
         SEEN[0].image,
         SEEN[2].image,
     ]
     for index in range(2):
         assert found.suite.load(index) == suite.load(index).read_bytes()
-    for a, b, c, d in zip(found.suite.lines, suite.lines, found.readings, readings, strict=True):
-        assert (a.number, a.prompt, a.answer, a.picture) == (b.number, b.prompt, b.answer, b.picture)
+    for a, b, c, d in zip(found.suite.lines, suite.lines, found.predictions, predictions, strict=True):
+        assert (a.number, a.prompt, a.answer, a.image) == (b.number, b.prompt, b.answer, b.image)
         assert np.array_equal(c.state, d.state) and c.reply == d.reply
-        assert (c.embeddings is None) == (a.picture is None) and (
+        assert (c.embeddings is None) == (a.image is None) and (
             c.embeddings is None or np.array_equal(c.embeddings, d.embeddings)
         )
         for of in ("offsets", "ids", "log_probs", "tails"):
             assert np.array_equal(getattr(c.log_probs, of), getattr(d.log_probs, of)), of
-    # What makes two lines the same is the picture's content, not where it lies.
+    # What makes two lines the same is the image's content, not where it lies.
     assert [found.suite.key(a) for a in found.suite.lines] == [suite.key(a) for a in suite.lines]
     assert found.suite.sha256() == suite.sha256()
 
 
-def test_what_is_written_is_read_without_pictures(tiny_bundle, tmp_path):
-    bundle, suite, readings = made(Bundle.open(tiny_bundle), tmp_path / "golden", [*SEEN[:2], LINES[90]])
+def test_what_is_written_is_read_without_images(tiny_bundle, tmp_path):
+    bundle, suite, predictions = made(Bundle.open(tiny_bundle), tmp_path / "golden", [*SEEN[:2], LINES[90]])
     found = read_golden(bundle)
-    assert found.suite.pictures == [] and [a.picture for a in found.suite.lines] == [None] * 3
-    assert [r.reply for r in found.readings] == [r.reply for r in readings]
+    assert found.suite.images == [] and [a.image for a in found.suite.lines] == [None] * 3
+    assert [r.reply for r in found.predictions] == [r.reply for r in predictions]
     assert found.suite.sha256() == suite.sha256()
 
 
@@ -125,13 +125,13 @@ FORGERIES = {
     "another question": (lines_become(lambda b: b.replace(b"Is there a", b"Is", 1)), "positions"),
     "an empty question": (lines_become(lambda b: b.replace(b"Is this text?", b" ")), "line 4: prompt is empty"),
     "an unknown metric": (lines_become(lambda b: b.replace(b'"vqa"', b'"vqaa"')), "line 4: metric 'vqaa' is unknown"),
-    "a picture that nobody names": (lines_become(lambda b: b.replace(THIRD, FIRST)), "2 pictures, the lines name 1"),
-    "pictures that overlap": (put("picture_offsets", 1, -1), "offsets"),
-    "pictures that end early": (put("picture_offsets", 2, 5), "offsets"),
-    "pictures that begin late": (put("picture_offsets", 0, 5), "offsets"),
-    "no picture's place": (swap("picture_offsets", lambda a: a[:0]), "offsets"),
-    "a picture less": (swap("picture_offsets", lambda a: a[[0, 2]]), "1 pictures, the lines name 2"),
-    "embeddings of one picture": (swap("embeddings", lambda a: a[:1]), r"embeddings \(1, 64, 256\)"),
+    "an image that nobody names": (lines_become(lambda b: b.replace(THIRD, FIRST)), "2 images, the lines name 1"),
+    "images that overlap": (put("picture_offsets", 1, -1), "offsets"),
+    "images that end early": (put("picture_offsets", 2, 5), "offsets"),
+    "images that begin late": (put("picture_offsets", 0, 5), "offsets"),
+    "no image's place": (swap("picture_offsets", lambda a: a[:0]), "offsets"),
+    "an image less": (swap("picture_offsets", lambda a: a[[0, 2]]), "1 images, the lines name 2"),
+    "embeddings of one image": (swap("embeddings", lambda a: a[:1]), r"embeddings \(1, 64, 256\)"),
     "embeddings of another size": (swap("embeddings", lambda a: a[:, :, :8]), r"embeddings \(2, 64, 8\)"),
     "embeddings that are not finite": (put("embeddings", (1, 2, 3), np.nan), "expected finite"),
     "states of one layer": (swap("states", lambda a: a[:, :1]), "states"),

@@ -66,8 +66,8 @@ def test_gptq_is_the_textbooks(scheme, out, n_in):
     got = codes_of(quantized)
     # A weight that falls on the other side of a half in float32 changes what later columns of its row make up for.
     assert (got == expected).mean() >= (0.995 if out > 1 else 0.98)
-    twin = np.repeat(quantized.scales.astype(np.float64), scheme.group(n_in), axis=1) * (expected - scheme.zero_code)
-    least = float(np.einsum("oi,ij,oj->", twin - weight, moment.astype(np.float64), twin - weight))
+    reference = np.repeat(quantized.scales.astype(np.float64), scheme.group(n_in), axis=1) * (expected - scheme.zero_code)
+    least = float(np.einsum("oi,ij,oj->", reference - weight, moment.astype(np.float64), reference - weight))
     assert objective(weight, quantized, moment) == pytest.approx(least, rel=0.01)
 
 

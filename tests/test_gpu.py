@@ -1,4 +1,4 @@
-"""The decoder on a real card: what Triton's interpreter cannot show. Skipped (conftest.py), and counted, where there is none.
+"""The decoder on a real GPU: what Triton's interpreter cannot show. Skipped (conftest.py), and counted, where there is none.
 
 `make test-gpu` runs these alone. Everything is held against plain torch or numpy on the processor, or against itself.
 """
@@ -17,7 +17,7 @@ from cobra_edge.decode.cuda.decoder import CudaDecoder
 from cobra_edge.decode.cuda.kernels.convolution import convolve_many
 from cobra_edge.decode.cuda.kernels.fused import convolve_with_causal_conv1d, scan_with_mamba_ssm
 from cobra_edge.decode.cuda.kernels.scan import scan_many
-from cobra_edge.decode.cuda.state import CardState
+from cobra_edge.decode.cuda.state import GpuState
 from cobra_edge.decode.cuda.weights import hollow
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.decode.numpy_reference import NumpyDecoder
@@ -65,7 +65,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(exported):
-    """Return the decoder of a bundle on the card."""
+    """Return the decoder of a bundle on the GPU."""
     made = functools.cache(lambda *kind: open_decoder(exported(*kind), "cuda", "triton"))
     return lambda scheme, rotation="none": made(scheme, rotation)
 
@@ -108,15 +108,15 @@ def test_a_replayed_graph_steps_as_plain_numpy(exported, opened, scheme, rotatio
 def test_a_graph_does_what_its_launches_do(opened, scheme):
     """Bit for bit: the same kernels in the same order."""
     decoder = opened(scheme)
-    state, twin = decoder.new_state(), decoder.new_state()
+    state, reference = decoder.new_state(), decoder.new_state()
     for token in TOKENS[:5]:
         replayed = decoder.step(token, state)
-        with decoder._card("launching"):
-            decoder._step.point_at(twin)
+        with decoder._gpu("launching"):
+            decoder._step.point_at(reference)
             decoder._step.token.fill_(token)
             decoder._step.run()
         assert np.array_equal(decoder._step.logits.cpu().numpy(), replayed)
-    assert np.array_equal(twin.ssm, state.ssm) and np.array_equal(twin.conv, state.conv)
+    assert np.array_equal(reference.ssm, state.ssm) and np.array_equal(reference.conv, state.conv)
 
 
 @pytest.mark.parametrize("scheme", OURS)
@@ -150,7 +150,7 @@ def test_a_snapshot_goes_to_the_host_to_a_file_and_back(exported, opened, tmp_pa
     decoder = opened("w4a16-g128")
     state = decoder.new_state()
     decoder.prefill(decoder.embed(TOKENS[:40]), state)
-    assert isinstance(state, CardState) and state.tensors[0].is_cuda
+    assert isinstance(state, GpuState) and state.tensors[0].is_cuda
     state.save(tmp_path / "state.safetensors")
     snapshot, loaded = state.host(), DecoderState.load(tmp_path / "state.safetensors", CONFIG)
     expected = decoder.step(7, state)
@@ -165,18 +165,18 @@ SAMPLINGS = [GREEDY, Sampling(0.8, 20, 0.9, 3), Sampling(2.0, 0, 1.0, 4), Sampli
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-def test_the_card_chooses_what_the_host_would(opened, sampling):
+def test_the_gpu_chooses_what_the_host_would(opened, sampling):
     decoder = opened("w8a16-g128")
     state = decoder.new_state()
     logits = decoder.prefill(decoder.embed(TOKENS[:20]), state)
-    twin, rng, expected = state.copy(), np.random.default_rng(sampling.seed), []
+    reference, rng, expected = state.copy(), np.random.default_rng(sampling.seed), []
     chosen = list(generate(decoder, logits, state, -1, 64, sampling))
     for index in range(64):
         expected.append(choose(logits, sampling, rng.random()))
         if index < 63:
-            logits = decoder.step(expected[-1], twin)
+            logits = decoder.step(expected[-1], reference)
     assert chosen == expected
-    assert np.array_equal(state.ssm, twin.ssm) and state.n_tokens == twin.n_tokens
+    assert np.array_equal(state.ssm, reference.ssm) and state.n_tokens == reference.n_tokens
 
 
 def test_ten_thousand_steps_take_no_more_memory(opened):
@@ -196,12 +196,12 @@ def test_ten_thousand_steps_take_no_more_memory(opened):
     list(generate(decoder, decoder.step(1, state), state, -1, 5_000, Sampling(1.0)))
     allocated, reserved, free = held()
     assert (allocated, reserved) == before[:2]
-    assert free > before[2] - (64 << 20)  # others may use the card, too
+    assert free > before[2] - (64 << 20)  # others may use the GPU, too
     assert np.isfinite(state.ssm).all()
 
 
-def test_two_sessions_on_one_card_are_nothing_to_each_other(opened, exported):
-    """In turns, token by token, each says what it says alone; two decoders share nothing but the card."""
+def test_two_sessions_on_one_gpu_are_nothing_to_each_other(opened, exported):
+    """In turns, token by token, each says what it says alone; two decoders share nothing but the GPU."""
     first, second = opened("w4a16-g128"), CudaDecoder(exported("w8a16-g128"))
 
     def begun(decoder, tokens):
@@ -223,14 +223,14 @@ def test_a_session_answers_a_follow_up(exported):
     answer.read()
     again = session.ask(None, "Is it random?", max_new_tokens=8)
     again.read()
-    assert answer.tokens == again.tokens and isinstance(answer.state, CardState)
+    assert answer.tokens == again.tokens and isinstance(answer.state, GpuState)
     follow_up = session.ask(answer, "And now?", max_new_tokens=4)
     follow_up.read()
     assert follow_up.state.n_tokens > answer.state.n_tokens
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_copied():
-    shape = MambaConfig(2560, 20_000, 50280, 5120, 16, 4, 160)  # beyond any card
+    shape = MambaConfig(2560, 20_000, 50280, 5120, 16, 4, 160)  # beyond any GPU
     recipe, _ = uniform_recipe(shape, scheme_named("w8a16-g128"))
     allocated = torch.cuda.memory_allocated()
     with pytest.raises(MachineError, match=r"has no room; the decoder of hollow weights needs about \d+\.\d\d GB"):

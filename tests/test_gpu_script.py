@@ -1,4 +1,4 @@
-"""bench/gpu.sh, the one command for a machine with a card: its steps, its limits, its exit code. A stub stands for Python."""
+"""bench/gpu.sh, the one command for a machine with a GPU: its steps, its limits, its exit code. A stub stands for Python."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "bench" / "gpu.sh"
 STEPS = ["packages", "native", "peers", "test", "tune", "kernels", "decode"]
 
-# Writes down what it is asked for, then ends as variables say: LACKING is what is not installed, FAIL the verb that fails,
+# Writes down what it is asked for, then ends as variables say: LACKING is what is not installed, FAIL the command that fails,
 # SLOW the one that takes long.
 STUB = r"""#!/usr/bin/env bash
 echo "$*" | head -1 >> "$CALLS"
@@ -27,7 +27,7 @@ case "$*" in
     cat > /dev/null; found=
     for module in $LACKING; do case " $* " in *" $module "*) found="$found${found:+ }$module";; esac; done
     echo "$found";;
-  *get_device_capability*) [ -n "$NO_CARD" ] && exit 1; echo 9.0;;
+  *get_device_capability*) [ -n "$NO_GPU" ] && exit 1; echo 9.0;;
 esac
 if [[ $FAIL && "$*" == *" $FAIL"* ]]; then echo "this went wrong"; exit 7; fi
 if [[ $SLOW && "$*" == *" $SLOW"* ]]; then sleep 60; fi
@@ -42,7 +42,7 @@ def run(tmp_path):
     stub.chmod(0o755)
 
     def run(*arguments: str, script: Path = SCRIPT, **variables: str) -> subprocess.CompletedProcess[str]:
-        names = ("WHEELS", "PEERS", "SCHEMES", "LACKING", "FAIL", "SLOW", "NO_CARD")
+        names = ("WHEELS", "PEERS", "SCHEMES", "LACKING", "FAIL", "SLOW", "NO_GPU")
         environment = os.environ | dict.fromkeys(names, "") | {"OUT": str(tmp_path / "out"), "PYTHON": str(stub)}
         environment |= {"CALLS": str(tmp_path / "calls"), "TRITON_INTERPRET": "1"} | variables
         return subprocess.run([script, *arguments], capture_output=True, text=True, env=environment, timeout=60, cwd=tmp_path)
@@ -70,7 +70,7 @@ def test_a_dry_run_prints_every_step_and_does_nothing(run, tmp_path):
     assert not (tmp_path / "out").exists() and not (tmp_path / "calls").exists()
 
 
-def test_the_verbs_it_calls_are_there(run):
+def test_the_commands_it_calls_are_there(run):
     printed = run("--dry-run").stdout
     called = set(re.findall(r"-m cobra_edge\.bench (\w+)", printed))
     laboratory = set(re.findall(r"-m bench\.(\w+)", printed))
@@ -134,7 +134,7 @@ def test_kernels_are_not_interpreted_there(run, tmp_path):
         (["tnue"], {}, 2, "unknown step 'tnue'; known: packages native peers test tune kernels decode"),
         (["--budget", "soon"], {}, 2, "--budget needs whole minutes, got 'soon'"),
         ([], {"LACKING": "msgspec rich"}, 3, "missing here: msgspec rich"),
-        ([], {"NO_CARD": "1"}, 3, "no card"),
+        ([], {"NO_GPU": "1"}, 3, "no GPU"),
     ],
 )
 def test_each_refusal(run, arguments, variables, code, message):
@@ -155,7 +155,7 @@ def test_peers_that_are_not_there_fail_their_step_alone(run, tmp_path):
     assert done.returncode == 1 and found["peers"].startswith("FAILED with exit code 3") and found["decode"].startswith("done")
 
 
-# Stands for pip: writes down what it was to build and for which card, and leaves a wheel where it was asked to.
+# Stands for pip: writes down what it was to build and for which GPU, and leaves a wheel where it was asked to.
 BUILDING = """#!/usr/bin/env bash
 case "$*" in *" wheel "*)
   cat "${@: -1}/setup.py" > "$SEEN"
@@ -166,7 +166,7 @@ esac
 """
 
 
-def test_sources_of_peers_are_built_for_this_card_alone(tmp_path):
+def test_sources_of_peers_are_built_for_this_gpu_alone(tmp_path):
     source = tmp_path / "peers" / "causal_conv1d-1.6.0"
     source.mkdir(parents=True)
     listed = 'cc_flag = []\ncc_flag.append("-gencode")\ncc_flag.append("arch=compute_75,code=sm_75")\n'

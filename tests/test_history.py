@@ -224,8 +224,8 @@ def test_drawing_is_the_same_each_time(file, tmp_path):
         draw_history(read_history(file), tmp_path / f"a.{kind}")
         draw_history(read_history(file), tmp_path / f"b.{kind}")
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.width > 600
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width > 600
 
 
 def test_divergence_is_drawn_on_a_logarithmic_scale_and_a_share_is_not(file, tmp_path):
@@ -268,27 +268,27 @@ def test_drawings_that_cannot_be_are_refused(file, tmp_path):
     assert not (tmp_path / "drift.svg").exists()
 
 
-# the verb
+# the command
 
 
 def run(*arguments):
     return run_command(command, [str(argument) for argument in arguments])
 
 
-def test_verb_draws_and_prints(file, tmp_path, capfd):
+def test_command_draws_and_prints(file, tmp_path, capfd):
     assert run(file, "--out", tmp_path / "drift.svg", "--measure", "top1_agreement") == 0
     said = capfd.readouterr().out
     assert "top-1 agreement, 12 runs" in said and "98.10%" in said and said.count("FAILED") == 1
     assert (tmp_path / "drift.svg").exists()
 
 
-def test_verb_prints_json(file, capfd):
+def test_command_prints_json(file, capfd):
     assert run(file, "--json") == 0
     printed = json.loads(capfd.readouterr().out)
     assert printed["measure"] == "kld_mean" and len(printed["entries"]) == 12
 
 
-def test_verb_refuses(file, tmp_path, capfd):
+def test_command_refuses(file, tmp_path, capfd):
     for arguments, expected in (
         ((tmp_path / "none.jsonl",), "expected the JSON lines of a history"),
         ((file, "--measure", "kld"), "unknown measure 'kld'"),
@@ -298,14 +298,14 @@ def test_verb_refuses(file, tmp_path, capfd):
         assert expected in capfd.readouterr().err
 
 
-def test_verb_needs_matplotlib_for_a_drawing_alone(file, tmp_path, monkeypatch, capfd):
+def test_command_needs_matplotlib_for_a_drawing_alone(file, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(file) == 0
     assert run(file, "--out", tmp_path / "drift.svg") == 3
     assert install_hint("regress") in capfd.readouterr().err
 
 
-def test_verb_shows_hostile_names_harmlessly(tmp_path, capfd):
+def test_command_shows_hostile_names_harmlessly(tmp_path, capfd):
     append_history(tmp_path / "drift.jsonl", hostile_report())
     assert run(tmp_path / "drift.jsonl") == 0
     said = capfd.readouterr().out

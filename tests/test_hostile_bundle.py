@@ -218,10 +218,10 @@ def test_a_name_that_is_there_twice(tiny_bundle, data):
     text, payload = split((tiny_bundle / DECODER).read_bytes())
     pairs = list(json.loads(text).items())
     name, entry = data.draw(st.sampled_from(pairs))
-    twin = dict(
+    reference = dict(
         entry, data_offsets=data.draw(st.sampled_from([[0, 1], [0, 2**40], entry["data_offsets"], pairs[0][1]["data_offsets"]]))
     )
-    pairs.insert(data.draw(st.integers(0, len(pairs))), (name, twin))
+    pairs.insert(data.draw(st.integers(0, len(pairs))), (name, reference))
     doubled = "{" + ",".join(f"{json.dumps(k)}:{json.dumps(v)}" for k, v in pairs) + "}"
     with copied(tiny_bundle) as bundle:
         write_decoder(bundle, joined(doubled.encode(), payload))

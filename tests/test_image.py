@@ -1,4 +1,4 @@
-"""Image transforms against timm's own, and pictures that are hostile or merely odd."""
+"""Image transforms against timm's own, and images that are hostile or merely odd."""
 
 import io
 import struct
@@ -13,14 +13,14 @@ from torchvision import transforms
 from torchvision.transforms import functional as TVF
 
 from cobra_edge.errors import InputError
-from cobra_edge.inputs.image import ImageTransform, Normalisation, load_picture
+from cobra_edge.inputs.image import ImageTransform, Normalisation, load_image
 from cobra_edge.model.backbones import IMAGENET_MEAN, IMAGENET_STD, VISION_BACKBONES
 
 PUBLISHED = VISION_BACKBONES["dinosiglip-vit-so-384px"]
 
 
 def photo(width, height):
-    """Return a picture with gradients, edges and noise."""
+    """Return an image with gradients, edges and noise."""
     rng = np.random.default_rng(width)
     y, x = np.mgrid[:height, :width]
     base = np.stack([x * 255 / width, y * 255 / height, 127 + 127 * np.sin(x / 7) * np.cos(y / 5)], -1)
@@ -38,10 +38,10 @@ def timms_transform(encoder, strategy):
     if strategy == "letterbox":
         fill = tuple(int(m * 255) for m in encoder.mean)
 
-        def pad(picture):
-            side = max(picture.size)
-            left, top = int((side - picture.width) / 2), int((side - picture.height) / 2)
-            return TVF.pad(picture, [left, top, left, top], fill=fill)
+        def pad(image):
+            side = max(image.size)
+            left, top = int((side - image.width) / 2), int((side - image.height) / 2)
+            return TVF.pad(image, [left, top, left, top], fill=fill)
 
         chain = [pad, *chain]
     return transforms.Compose(chain)
@@ -50,38 +50,38 @@ def timms_transform(encoder, strategy):
 @pytest.mark.parametrize("strategy", ["resize-naive", "resize-crop", "letterbox"])
 @pytest.mark.parametrize("size", [(640, 480), (301, 517), (384, 384), (90, 91), (1200, 133)])
 def test_transform_agrees_with_timm(strategy, size):
-    picture = photo(*size)
+    image = photo(*size)
     ours = ImageTransform(384, strategy, tuple(Normalisation(e.mean, e.std) for e in PUBLISHED.encoders))
-    pixels = ours.pixels(picture)
+    pixels = ours.pixels(image)
     assert pixels.shape == ours.shape and pixels.dtype == np.float32
     for index, encoder in enumerate(PUBLISHED.encoders):
-        theirs = timms_transform(encoder, strategy)(picture).numpy()
+        theirs = timms_transform(encoder, strategy)(image).numpy()
         std = np.array(encoder.std)[:, None, None]
         grey_levels = np.abs(pixels[0, 3 * index : 3 * index + 3] - theirs) * std * 255
         assert grey_levels.max() <= 1.0
 
 
-def encoded(picture, fmt="PNG", **options):
+def encoded(image, fmt="PNG", **options):
     stream = io.BytesIO()
-    picture.save(stream, fmt, **options)
+    image.save(stream, fmt, **options)
     return stream.getvalue()
 
 
-def test_good_odd_pictures():
+def test_good_odd_images():
     red = Image.new("RGB", (8, 4), (200, 10, 10))
-    assert load_picture(encoded(red.quantize(4))).getpixel((0, 0)) == (200, 10, 10)
+    assert load_image(encoded(red.quantize(4))).getpixel((0, 0)) == (200, 10, 10)
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    assert load_picture(encoded(clear)).getpixel((1, 1)) == (255, 255, 255)
+    assert load_image(encoded(clear)).getpixel((1, 1)) == (255, 255, 255)
     half = Image.new("LA", (4, 4), (0, 128))
-    assert load_picture(encoded(half)).getpixel((1, 1)) == (127, 127, 127)
+    assert load_image(encoded(half)).getpixel((1, 1)) == (127, 127, 127)
     deep = Image.fromarray(np.full((4, 4), 257 * 77, np.uint16))
-    assert load_picture(encoded(deep)).getpixel((0, 0)) == (77, 77, 77)
+    assert load_image(encoded(deep)).getpixel((0, 0)) == (77, 77, 77)
     cmyk = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
-    assert load_picture(encoded(cmyk, "TIFF")).mode == "RGB"
+    assert load_image(encoded(cmyk, "TIFF")).mode == "RGB"
     palette = Image.new("P", (4, 4))
     palette.info["transparency"] = 0
-    assert load_picture(encoded(palette, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
-    assert load_picture(encoded(Image.new("1", (4, 4), 1))).getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(encoded(palette, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(encoded(Image.new("1", (4, 4), 1))).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -91,7 +91,7 @@ def test_exif_rotation_is_undone(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation  # 5 to 8 are turned by 90 degrees
     file = encoded(wide, kind, exif=exif)
-    turned = load_picture(file)
+    turned = load_image(file)
     assert turned.size == ((20, 40) if orientation >= 5 else (40, 20))
     assert np.array_equal(np.asarray(turned), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file)))))
 
@@ -119,23 +119,23 @@ def odd_exif():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "not a picture"),
-        (b"not a picture at all", "not a picture"),
+        (b"", "not an image"),
+        (b"not an image at all", "not an image"),
         (encoded(photo(64, 64))[:900], "truncated"),
         (encoded(photo(64, 64), "JPEG")[:700], "truncated"),
         (encoded(photo(64, 64), "JPEG", exif=odd_exif()), "damaged"),
         (bomb(60_000, 60_000), "pixels"),
         (bomb(9_000, 9_000), "pixels"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     ],
     ids=["empty", "text", "cut png", "cut jpeg", "odd exif", "bomb", "small bomb", "postscript"],
 )
-def test_bad_pictures_are_refused(data, says, tmp_path):
-    file = tmp_path / "picture.bin"
+def test_bad_images_are_refused(data, says, tmp_path):
+    file = tmp_path / "image.bin"
     file.write_bytes(data)
     for source in (data, file):
         with pytest.raises(InputError, match=says):
-            load_picture(source)
+            load_image(source)
 
 
 def test_a_flipped_byte_never_crashes():
@@ -144,15 +144,15 @@ def test_a_flipped_byte_never_crashes():
         broken = data.copy()
         broken[position] ^= 0xFF
         try:
-            picture = load_picture(bytes(broken))
+            image = load_image(bytes(broken))
         except InputError:
             continue
-        assert picture.mode == "RGB"
+        assert image.mode == "RGB"
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        load_picture(tmp_path / "nowhere.png")
+        load_image(tmp_path / "nowhere.png")
 
 
 def test_transform_of_a_config_keeps_encoder_order():
@@ -163,13 +163,13 @@ def test_transform_of_a_config_keeps_encoder_order():
 
 @pytest.mark.parametrize("strategy", ["resize-crop", "letterbox"])
 def test_a_sliver_is_refused_before_it_is_blown_up(strategy):
-    """A picture of few pixels and an extreme shape would become a square of gigabytes."""
+    """An image of few pixels and an extreme shape would become a square of gigabytes."""
     transform = ImageTransform(384, strategy, (Normalisation(IMAGENET_MEAN, IMAGENET_STD),))
     with pytest.raises(InputError, match="crop it"):
         transform.pixels(Image.new("RGB", (200_000, 1)))
 
 
-def test_a_picture_of_floats_that_are_none():
+def test_an_image_of_floats_that_are_none():
     values = np.full((4, 4), np.nan, np.float32)
     with pytest.raises(InputError, match="not finite"):
-        load_picture(Image.fromarray(values))
+        load_image(Image.fromarray(values))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.inputs import image as image_module
-from cobra_edge.inputs.image import load_picture
+from cobra_edge.inputs.image import load_image
 from cobra_edge.inputs.image_cost import JpegStructure, jpeg_structure, require_bounded
 from cobra_edge.inputs.image_format import FORMATS, image_endings, image_format
 from cobra_edge.inputs.isolated_decoding import Limits, decode_isolated
@@ -22,15 +22,15 @@ SCENE = Image.open(MINI / "demo.png").convert("RGB")
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(64)
 
 
-def saved(kind, picture=SCENE, **options):
+def saved(kind, image=SCENE, **options):
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
 def refusal(data):
     with pytest.raises(InputError) as caught:
-        load_picture(data)
+        load_image(data)
     return str(caught.value)
 
 
@@ -38,12 +38,12 @@ def refusal(data):
 def test_every_format_is_told_by_its_first_bytes_and_read(kind):
     data = saved(kind)
     assert image_format(data) == kind
-    assert np.abs(np.asarray(load_picture(data), float) - np.asarray(SCENE, float)).mean() < 20  # GIF has 256 colours
+    assert np.abs(np.asarray(load_image(data), float) - np.asarray(SCENE, float)).mean() < 20  # GIF has 256 colours
 
 
 def test_of_an_mpo_the_first_image_is_read():
     other = Image.new("RGB", SCENE.size, "blue")
-    read = load_picture(saved("MPO", save_all=True, append_images=[other]))
+    read = load_image(saved("MPO", save_all=True, append_images=[other]))
     assert np.abs(np.asarray(read, float) - np.asarray(SCENE, float)).mean() < 5
     assert {".mpo", ".avif", ".heic", ".jpg", ".png"} <= image_endings() and ".pdf" not in image_endings()
 
@@ -67,8 +67,8 @@ def test_of_an_mpo_the_first_image_is_read():
     ],
 )
 def test_what_is_not_read_is_named(data, says):
-    with pytest.raises(InputError, match=f"^the picture: .*{says}"):
-        load_picture(data)
+    with pytest.raises(InputError, match=f"^the image: .*{says}"):
+        load_image(data)
 
 
 def test_avif_without_support_is_named(monkeypatch):
@@ -83,18 +83,18 @@ def test_avif_without_support_is_named(monkeypatch):
 @pytest.mark.parametrize("kept", [1, 0])
 def test_a_jpeg_that_lacks_only_its_end_is_read(progressive, kept):
     whole = saved("JPEG", quality=95, progressive=progressive)
-    cut = load_picture(whole[: len(whole) - 2 + kept])
-    assert np.array_equal(np.asarray(cut), np.asarray(load_picture(whole)))
+    cut = load_image(whole[: len(whole) - 2 + kept])
+    assert np.array_equal(np.asarray(cut), np.asarray(load_image(whole)))
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_that_lacks_more_is_refused_where_that_can_be_seen(progressive):
     """A few last bits of a progressive JPEG refine coefficients by so little that no pixel need change."""
     whole = saved("JPEG", quality=95, progressive=progressive)
-    wanted, refused = np.asarray(load_picture(whole), int), 0
+    wanted, refused = np.asarray(load_image(whole), int), 0
     for lost in [*range(3, 12), 100, 1000, 2000]:
         try:
-            read = np.asarray(load_picture(whole[:-lost]), int)
+            read = np.asarray(load_image(whole[:-lost]), int)
         except InputError as error:
             assert "truncated" in str(error)
             refused += 1
@@ -114,7 +114,7 @@ def test_a_progressive_jpeg_cut_between_two_scans_is_refused():
 def test_scans_without_end_are_refused_before_they_are_decoded(monkeypatch):
     whole = saved("JPEG", progressive=True)
     scan = whole[whole.rfind(b"\xff\xda") : -2]
-    assert load_picture(whole).size == SCENE.size
+    assert load_image(whole).size == SCENE.size
     monkeypatch.setattr(Image, "open", None)
     assert "a JPEG of more than 200 scans; save it again" in refusal(whole[:-2] + scan * 200 + whole[-2:])
     hidden = whole[:-2] + b"\xff\xfe\0\4\xff\xd9" + scan * 200 + whole[-2:]  # an end that is none, in a comment
@@ -122,7 +122,7 @@ def test_scans_without_end_are_refused_before_they_are_decoded(monkeypatch):
 
 
 def jpeg_of(width, height, kind=0xC2, scans=1, segments=0):
-    """Return the markers of a JPEG without a picture."""
+    """Return the markers of a JPEG without an image."""
     frame = bytes([0xFF, kind]) + struct.pack(">HBHHB", 11, 8, height, width, 1) + b"\1\x11\0"
     scan = b"\xff\xda" + struct.pack(">HB", 8, 1) + b"\1\0\1\x3f\0"
     return b"\xff\xd8" + b"\xff\xfe\0\2" * segments + frame + scan * scans + b"\xff\xd9"
@@ -166,7 +166,7 @@ PROFILE, TEXT = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(1000))), chunk(b"z
 
 
 def test_chunks_of_a_png_are_counted(monkeypatch):
-    assert load_picture(png_with(PROFILE, TEXT, *[chunk(b"abCd")] * 1000)).size == SCENE.size
+    assert load_image(png_with(PROFILE, TEXT, *[chunk(b"abCd")] * 1000)).size == SCENE.size
     monkeypatch.setattr(Image, "open", None)
     assert "more than one colour profile" in refusal(png_with(PROFILE, PROFILE))
     assert "more than 64 compressed texts" in refusal(png_with(*[TEXT] * 65))
@@ -178,7 +178,7 @@ def test_blocks_before_a_frame_of_a_gif_are_counted(monkeypatch):
     whole = saved("GIF")
     start = whole.index(b"\x21\xf9") if b"\x21\xf9" in whole else whole.index(b",\0\0\0\0")
     comment = b"\x21\xfe" + b"\2hi" * 1000 + b"\0"
-    assert load_picture(whole[:start] + comment + whole[start:]).size == SCENE.size
+    assert load_image(whole[:start] + comment + whole[start:]).size == SCENE.size
     monkeypatch.setattr(Image, "open", None)
     for many in (b"\x21\xfe" + b"\2hi" * 5000 + b"\0", b"\x21\xfe\0" * 5000, b"x" * 5000):
         assert "a GIF of more than 4,096 blocks" in refusal(whole[:start] + many + whole[start:])
@@ -186,11 +186,11 @@ def test_blocks_before_a_frame_of_a_gif_are_counted(monkeypatch):
 
 def test_what_pillow_decodes_in_python_is_small():
     small, large = b"P6 40 40 254\n" + b"\x7f" * 4800, b"P6 1000 1000 254\n" + bytes(3_000_000)
-    assert load_picture(small).getpixel((3, 3)) == (128, 128, 128)  # 127 of 254
+    assert load_image(small).getpixel((3, 3)) == (128, 128, 128)  # 127 of 254
     for data in (large, b"P3 1000 1000 255\n" + b"1 " * 3_000_000, rle_bitmap(1000, 1000)):
         assert "in a rare coding, of 1000 × 1000 pixels; at most 500,000 are read" in refusal(data)
-    assert load_picture(rle_bitmap(8, 2)).size == (8, 2)
-    assert load_picture(b"P6 1000 1000 255\n" + bytes(3_000_000)).size == (1000, 1000)
+    assert load_image(rle_bitmap(8, 2)).size == (8, 2)
+    assert load_image(b"P6 1000 1000 255\n" + bytes(3_000_000)).size == (1000, 1000)
 
 
 def rle_bitmap(width, height):
@@ -200,7 +200,7 @@ def rle_bitmap(width, height):
 
 
 def test_comments_of_a_ppm_are_counted():
-    assert load_picture(b"P3 # one\n2 # two\n 1 255 # three\n1 2 3 4 5 6\n").getpixel((1, 0)) == (4, 5, 6)
+    assert load_image(b"P3 # one\n2 # two\n 1 255 # three\n1 2 3 4 5 6\n").getpixel((1, 0)) == (4, 5, 6)
     assert "header is longer than 4,096 bytes" in refusal(b"P6 #" + b"c" * 5000 + b"\n1 1 255\n123")
     assert "more than 1,000 comments" in refusal(b"P3 9 9 255\n" + b"#\n" * 2000)
 
@@ -245,12 +245,12 @@ def heif(monkeypatch, tmp_path):
 def test_heic_is_read_where_pillow_heif_is(heif):
     heif(PLUGIN)
     pixels = bytes(range(18))
-    read = load_picture(HEIC + pixels)
+    read = load_image(HEIC + pixels)
     assert read.size == (2, 3)
     upright = np.rot90(np.frombuffer(pixels, np.uint8).reshape(2, 3, 3), -1)  # orientation 6: turned clockwise
     assert np.array_equal(np.asarray(read), upright)
     with pytest.raises(InputError, match="3 × 2 pixels, at most 5 are read"):
-        load_picture(HEIC + pixels, max_pixels=5)
+        load_image(HEIC + pixels, max_pixels=5)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +258,8 @@ def test_heic_is_read_where_pillow_heif_is(heif):
     [
         ("def register_heif_opener():\n    while True: pass", "takes more than 1 s to decode; save it again"),
         ("import os\ndef register_heif_opener():\n    os.abort()", "its decoder crashed"),
-        ("def register_heif_opener():\n    raise RuntimeError('no such codec')", r"damaged picture \(no such codec\)"),
-        ("def register_heif_opener():\n    bytearray(1 << 40)", "damaged picture"),
+        ("def register_heif_opener():\n    raise RuntimeError('no such codec')", r"damaged image \(no such codec\)"),
+        ("def register_heif_opener():\n    bytearray(1 << 40)", "damaged image"),
         ("import sys\ndef register_heif_opener():\n    sys.stderr.write('x' * 10**6); raise OSError('noise')", "noise"),
     ],
     ids=["endless", "crash", "refused", "memory", "noise"],
@@ -268,7 +268,7 @@ def test_a_decoder_in_its_own_process_is_bounded(heif, monkeypatch, capfd, sourc
     heif(source)
     monkeypatch.setattr(image_module, "DECODING_SECONDS", 1)
     with pytest.raises(InputError, match=says):
-        load_picture(HEIC)
+        load_image(HEIC)
     assert capfd.readouterr() == ("", "")
 
 

@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 
 from cobra_edge.errors import InputError
-from cobra_edge.inputs.image import ImageTransform, load_picture
+from cobra_edge.inputs.image import ImageTransform, load_image
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.model.cobra import load_vision
 from cobra_edge.vision.graph import int8
@@ -35,7 +35,7 @@ def mini():
 @pytest.fixture(scope="module")
 def pixels(mini):
     files = sorted((MINI / "calibration").iterdir())[::8]
-    return [ImageTransform.of(mini.config).pixels(load_picture(f)) for f in files]
+    return [ImageTransform.of(mini.config).pixels(load_image(f)) for f in files]
 
 
 @pytest.fixture(scope="module")
@@ -217,10 +217,10 @@ def test_relative_error_against_loops():
     assert got > 0.2  # the small rows count as much as the large one
 
 
-@pytest.mark.parametrize(("n_rows", "n_pictures"), [(1, 1), (1, 63), (64, 40), (69, 1), (729, 1), (729, 63), (729, 5000)])
-def test_kept_rows_are_about_as_many_as_wanted(n_rows, n_pictures):
-    counts = [len(range(n_rows)[rows_of(n_rows, number, n_pictures)]) for number in range(n_pictures)]
-    assert min(counts) >= 1 and sum(counts) <= 2 * max(ROWS, n_pictures)
+@pytest.mark.parametrize(("n_rows", "n_images"), [(1, 1), (1, 63), (64, 40), (69, 1), (729, 1), (729, 63), (729, 5000)])
+def test_kept_rows_are_about_as_many_as_wanted(n_rows, n_images):
+    counts = [len(range(n_rows)[rows_of(n_rows, number, n_images)]) for number in range(n_images)]
+    assert min(counts) >= 1 and sum(counts) <= 2 * max(ROWS, n_images)
 
 
 def plant(model, factor):
@@ -262,14 +262,14 @@ def test_a_tower_that_gains_nothing_is_left_alone(model, pixels, monkeypatch):
 
 
 @pytest.mark.parametrize("refuse", [lambda g, m, d: quantize_int8(g, d / "x", []), lambda g, m, d: smooth(m, [])])
-def test_no_calibration_pictures_are_refused(refuse, float_graph, model, tmp_path):
-    with pytest.raises(InputError, match="needs calibration pictures, got none; give at least one"):
+def test_no_calibration_images_are_refused(refuse, float_graph, model, tmp_path):
+    with pytest.raises(InputError, match="needs calibration images, got none; give at least one"):
         refuse(float_graph, model, tmp_path)
 
 
 def test_activations_that_are_not_finite_are_refused(float_graph, model, pixels, tmp_path):
     bad = np.full_like(pixels[0], np.nan)
-    with pytest.raises(InputError, match=r"picture 2: what enters tower.encoders.0.vit.blocks.0.attn.qkv is NaN or infinite"):
+    with pytest.raises(InputError, match=r"image 2: what enters tower.encoders.0.vit.blocks.0.attn.qkv is NaN or infinite"):
         quantize_int8(float_graph, tmp_path / "x.onnx", [pixels[0], bad])
     with pytest.raises(InputError, match=r"blocks.0.attn.qkv: what enters it is NaN or infinite"):
         smooth(model, [pixels[0], bad])

@@ -1,4 +1,4 @@
-"""95 % intervals: against naive twins and closed forms, and against the truth, which they must hold as often as they say."""
+"""95 % intervals: against naive references, closed forms and the truth, which they must hold as often as they say."""
 
 import math
 import sys
@@ -19,11 +19,11 @@ from cobra_edge.regress.intervals import Interval
 Z = 1.959963984540054
 
 
-def clusters(random, pictures=40):
-    """Counts, and two positive skewed measures that share what is hard about a picture."""
-    counts = random.integers(1, 9, pictures).astype(float)
-    hard = random.gamma(0.5, size=pictures)
-    return counts, hard * counts * random.gamma(2.0, 0.1, pictures), hard * counts * random.gamma(2.0, 0.2, pictures)
+def clusters(random, images=40):
+    """Counts, and two positive skewed measures that share what is hard about an image."""
+    counts = random.integers(1, 9, images).astype(float)
+    hard = random.gamma(0.5, size=images)
+    return counts, hard * counts * random.gamma(2.0, 0.1, images), hard * counts * random.gamma(2.0, 0.2, images)
 
 
 def linear_error(a, b):
@@ -64,12 +64,12 @@ def test_a_mean_of_a_large_normal_sample_is_student_s():
     assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=0.1 * (known.high - known.low))
 
 
-def test_lines_of_one_picture_are_not_independent():
-    """Ten lines that all say what their picture says are no more than one: the interval must not shrink."""
-    of_pictures, right = np.random.default_rng(0).normal(size=50), (np.arange(50) % 7 > 0).astype(float)
-    same(intervals.mean(10 * of_pictures, np.full(50, 10.0)), intervals.mean(of_pictures, np.ones(50)))
+def test_lines_of_one_image_are_not_independent():
+    """Ten lines that all say what their image says are no more than one: the interval must not shrink."""
+    of_images, right = np.random.default_rng(0).normal(size=50), (np.arange(50) % 7 > 0).astype(float)
+    same(intervals.mean(10 * of_images, np.full(50, 10.0)), intervals.mean(of_images, np.ones(50)))
     same(intervals.share(10 * right, np.full(50, 10.0)), intervals.share(right, np.ones(50)))
-    same(intervals.quantile([np.full(10, x) for x in of_pictures], 0.3), intervals.quantile(of_pictures[:, None], 0.3), 0.2)
+    same(intervals.quantile([np.full(10, x) for x in of_images], 0.3), intervals.quantile(of_images[:, None], 0.3), 0.2)
 
 
 @pytest.mark.parametrize("right", [0, 60])
@@ -96,7 +96,7 @@ def test_a_share_holds_what_a_score_test_would_not_refuse():
 
 @pytest.mark.parametrize("gained, lost", [(0, 0), (1, 0), (0, 4), (2, 6), (9, 5)])
 def test_a_difference_of_shares_is_tango_s(gained, lost):
-    """The twin finds the likeliest share of losses by search, where the module has a formula."""
+    """The reference finds the likeliest share of losses by search, where the module has a formula."""
     n, risen = 40, (gained - lost) / 40
 
     def score(rise):
@@ -148,10 +148,10 @@ def is_95_percent(count):
     return TOO_FEW(SUITES, 0.93) <= count <= TOO_MANY(SUITES, 0.97)
 
 
-def skewed(random, pictures=70):
-    """Lines of pictures that are hard or easy together; half the values are tiny."""
-    counts = random.integers(2, 9, pictures)
-    hard = random.gamma(0.7, size=pictures)
+def skewed(random, images=70):
+    """Lines of images that are hard or easy together; half the values are tiny."""
+    counts = random.integers(2, 9, images)
+    hard = random.gamma(0.7, size=images)
     return [h * random.gamma(0.5, size=n) for h, n in zip(hard, counts, strict=True)]
 
 
@@ -174,7 +174,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(measure):
             found.append(intervals.share(np.array([(g < 1.0).sum() for g in groups]), counts))
         else:
             found.append(intervals.quantile(groups, 0.9))
-    if measure != "root":  # squares of such a tail are more than 70 pictures can tell; it errs to one side, and not far
+    if measure != "root":  # squares of such a tail are more than 70 images can tell; it errs to one side, and not far
         assert is_95_percent(held(found, truth))
         assert not is_95_percent(held(found, truth, 0.7)) and not is_95_percent(held(found, truth, 1.5))
     else:
@@ -200,9 +200,9 @@ def test_what_is_not_finite_has_no_interval(bad):
         assert math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high)
 
 
-def test_one_picture_is_refused():
+def test_one_image_is_refused():
     for measure in (intervals.mean, intervals.ratio_of_means, intervals.root_ratio, intervals.share):
-        with pytest.raises(InputError, match="two or more pictures"):
+        with pytest.raises(InputError, match="two or more images"):
             measure(np.ones(1), np.ones(1))
     for call in (
         lambda: intervals.difference_of_means(np.ones(1), np.ones(1), np.ones(1)),
@@ -210,7 +210,7 @@ def test_one_picture_is_refused():
         lambda: intervals.share(np.ones(2), np.array([1.0, 0.0])),
         lambda: intervals.quantiles([np.ones(3), np.ones(0)], [0.5]),
     ):
-        with pytest.raises(InputError, match="two or more pictures"):
+        with pytest.raises(InputError, match="two or more images"):
             call()
 
 
@@ -221,19 +221,19 @@ def test_a_mean_of_equals_has_no_width():
     assert intervals.root_ratio(np.zeros(5), np.ones(5)) == Interval(0, 0, 0)
 
 
-def test_two_pictures_are_known_to_say_little():
+def test_two_images_are_known_to_say_little():
     found = intervals.mean(np.array([1.0, 2.0]), np.ones(2))
     same(found, Interval(1.5, 1.5 * math.exp(-t.ppf(0.975, 1) / 3), 1.5 * math.exp(t.ppf(0.975, 1) / 3)))
 
 
-def test_pictures_without_a_line_of_a_task_are_no_part():
+def test_images_without_a_line_of_a_task_are_no_part():
     x, counts = np.array([3.0, 1.0, 2.0, 0.0]), np.array([4.0, 4.0, 4.0, 0.0])
     same(intervals.mean(x, counts), intervals.mean(x[:3], counts[:3]))
     same(intervals.share(x, counts), intervals.share(x[:3], counts[:3]))
     same(intervals.difference_of_shares(x, 0 * x, counts), intervals.difference_of_shares(x[:3], 0 * x[:3], counts[:3]))
 
 
-def test_where_few_pictures_differ_a_suite_without_them_is_left_out():
+def test_where_few_images_differ_a_suite_without_them_is_left_out():
     """Their standard error is the root of a rounding: measured in it, any distance would be endless."""
     counts = np.random.default_rng(0).integers(30, 50, 130).astype(float)
     more = counts + np.where(np.arange(130) < 2, 9.0, 0.0)
@@ -247,7 +247,7 @@ def test_a_large_suite_is_drawn_in_pieces(monkeypatch):
     monkeypatch.setattr(intervals, "_DRAWN_AT_ONCE", 1 << 16)
     monkeypatch.setattr(intervals, "_drawn", lambda *arguments: sizes.append(drawn(*arguments).shape) or drawn(*arguments))
     pieces = intervals.mean(x, np.ones(500))
-    assert max(rows * pictures for rows, pictures in sizes) <= 1 << 16 and sum(rows for rows, _ in sizes) == intervals.RESAMPLES
+    assert max(rows * images for rows, images in sizes) <= 1 << 16 and sum(rows for rows, _ in sizes) == intervals.RESAMPLES
     same(pieces, whole, 0.01)
     assert pieces == intervals.mean(x, np.ones(500))
 
@@ -261,24 +261,24 @@ def test_intervals_say_what_they_lack(monkeypatch):
             call(np.array([1.0, 0.5, 0.0]), np.ones(3))
 
 
-class MadeUpTally:
-    """Pictures of one number each, whose figure is their mean."""
+class MadeUpAggregate:
+    """Images of one number each, whose figure is their mean."""
 
     def __init__(self, values):
-        self.values, self.pictures = values, len(values)
+        self.values, self.images = values, len(values)
 
     def drawn(self, picks):
-        return MadeUpTally(self.values[picks])
+        return MadeUpAggregate(self.values[picks])
 
     def figures(self):
         from cobra_edge.regress.report import Figure
 
         wide = Figure(self.values.mean(), self.values.mean() - 9, self.values.mean() + 9)
-        return {"kld_mean": wide, "perplexity": Figure(1.0, 2.0, 3.0) if self.pictures < 9 else Figure(1.0, 1.0, 1.0)}
+        return {"kld_mean": wide, "perplexity": Figure(1.0, 2.0, 3.0) if self.images < 9 else Figure(1.0, 1.0, 1.0)}
 
 
 def test_coverage_counts_the_intervals_that_hold_the_truth():
-    wide, beside = coverage(MadeUpTally(np.arange(9.0)), 5, 40)
+    wide, beside = coverage(MadeUpAggregate(np.arange(9.0)), 5, 40)
     assert (wide["coverage"], wide["width"], wide["method"], wide["value"]) == (1.0, 18.0, "bootstrap-t", 4.0)
     assert (beside["coverage"], beside["below"], beside["above"], beside["values"]) == (0.0, 0.0, 1.0, 1)
     rows = [{"build": "w4", **row} for row in (wide, {**beside, "values": 200})]

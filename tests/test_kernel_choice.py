@@ -1,4 +1,4 @@
-"""The choice on the card, against generate.choose."""
+"""The choice on the GPU, against generate.choose."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The convolution over many tokens, against its twin and the model's own."""
+"""The convolution over many tokens, against its reference and the model's own."""
 
 import pytest
 import torch
@@ -17,15 +17,15 @@ def test_left_halves_of_rows(tokens, d_inner, d_conv, kind):
     dtype = getattr(torch, kind)
     x = torch.randn(tokens, 2 * d_inner).to(dtype)[:, :d_inner]
     state, weight, bias = torch.randn(d_inner, d_conv), torch.randn(d_inner, d_conv), torch.randn(d_inner)
-    moved, twin_moved = guarded(d_inner, d_conv), state.clone()
+    moved, reference_moved = guarded(d_inner, d_conv), state.clone()
     moved.tensor.copy_(state)
-    got, twin = guarded(tokens, d_inner, dtype=dtype), torch.empty(tokens, d_inner, dtype=dtype)
+    got, reference = guarded(tokens, d_inner, dtype=dtype), torch.empty(tokens, d_inner, dtype=dtype)
     convolve_many(x, moved.tensor, weight, bias, got.tensor)
-    convolve_many_reference(x, twin_moved, weight, bias, twin)
-    assert_close(got.checked(), twin.numpy(), "convolution", kind)
-    assert (moved.checked() == twin_moved.numpy()).all()
+    convolve_many_reference(x, reference_moved, weight, bias, reference)
+    assert_close(got.checked(), reference.numpy(), "convolution", kind)
+    assert (moved.checked() == reference_moved.numpy()).all()
     model = causal_conv(x[None].float(), state[None], weight, bias)[0]
-    assert_close(twin.float().numpy(), model.numpy(), "convolution", kind)
+    assert_close(reference.float().numpy(), model.numpy(), "convolution", kind)
 
 
 def test_a_prompt_in_two_parts_is_the_prompt():

@@ -16,7 +16,7 @@ from cobra_edge.decode.cuda.kernels.scan import scan_many, scan_many_reference
 from .kernel_case import guarded
 from .tolerance import assert_close
 
-CARD = torch.device("cuda")
+GPU = torch.device("cuda")
 
 
 def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
@@ -86,12 +86,12 @@ def test_a_state_is_carried_into_a_scan_that_takes_none(tokens, fresh, kind):
         torch.randn(d_inner) - 4,
     )
     h = torch.zeros(d_inner, d_state) if fresh else 100 * torch.randn(d_inner, d_state)
-    moved, twin_moved = h.clone(), h.clone()
-    out, twin = guarded(tokens, d_inner, dtype=dtype), torch.empty(tokens, d_inner, dtype=dtype)
+    moved, reference_moved = h.clone(), h.clone()
+    out, reference = guarded(tokens, d_inner, dtype=dtype), torch.empty(tokens, d_inner, dtype=dtype)
     fused.scan_with_mamba_ssm(*inputs, moved, out.tensor, fresh=fresh)
-    scan_many_reference(*inputs, twin_moved, twin)
-    assert_close(out.checked(), twin.numpy(), "scan", kind)
-    assert_close(moved.numpy(), twin_moved.numpy(), "scan")
+    scan_many_reference(*inputs, reference_moved, reference)
+    assert_close(out.checked(), reference.numpy(), "scan", kind)
+    assert_close(moved.numpy(), reference_moved.numpy(), "scan")
 
 
 def test_the_state_arrives_to_the_bit():
@@ -109,25 +109,25 @@ def test_a_convolution_with_what_was_before(tokens, kind):
     dtype = getattr(torch, kind)
     x, weight, bias = torch.randn(tokens, 192).to(dtype)[:, :96], torch.randn(96, 4), torch.randn(96)
     state = torch.randn(96, 4)
-    moved, twin_moved = state.clone(), state.clone()
-    out, twin = guarded(tokens, 96, dtype=dtype), torch.empty(tokens, 96, dtype=dtype)
+    moved, reference_moved = state.clone(), state.clone()
+    out, reference = guarded(tokens, 96, dtype=dtype), torch.empty(tokens, 96, dtype=dtype)
     fused.convolve_with_causal_conv1d(x, moved, weight, bias, out.tensor)
-    convolve_many_reference(x, twin_moved, weight, bias, twin)
-    assert_close(out.checked(), twin.numpy(), "convolution", kind)
-    assert torch.equal(moved, twin_moved)
+    convolve_many_reference(x, reference_moved, weight, bias, reference)
+    assert_close(out.checked(), reference.numpy(), "convolution", kind)
+    assert torch.equal(moved, reference_moved)
 
 
 def test_they_are_taken_where_they_are_complete(caplog):
     with caplog.at_level(logging.INFO):
-        assert fused.choose_scan(CARD) == ("mamba-ssm", fused.scan_with_mamba_ssm)
-        assert fused.choose_convolution(CARD, 96, 4) == ("causal-conv1d", fused.convolve_with_causal_conv1d)
+        assert fused.choose_scan(GPU) == ("mamba-ssm", fused.scan_with_mamba_ssm)
+        assert fused.choose_convolution(GPU, 96, 4) == ("causal-conv1d", fused.convolve_with_causal_conv1d)
     assert caplog.messages == ["scan: mamba-ssm", "convolution: causal-conv1d"]
 
 
 def test_the_choice_and_its_reason_are_told_once(monkeypatch, caplog):
     monkeypatch.delitem(sys.modules, "selective_scan_cuda")
     with caplog.at_level(logging.INFO):
-        assert fused.choose_scan(CARD) == fused.choose_scan(CARD) == ("triton", scan_many)
+        assert fused.choose_scan(GPU) == fused.choose_scan(GPU) == ("triton", scan_many)
     (told,) = caplog.messages
     assert told.startswith("scan: triton (mamba-ssm: mamba-ssm imports without its CUDA scan")
 
@@ -160,5 +160,5 @@ def test_other_versions(monkeypatch):
 
 @pytest.mark.parametrize("d_inner, d_conv", [(100, 4), (96, 5)])
 def test_shapes_that_causal_conv1d_does_not_take(d_inner, d_conv):
-    assert fused.choose_convolution(CARD, d_inner, d_conv).name == "triton"
+    assert fused.choose_convolution(GPU, d_inner, d_conv).name == "triton"
     assert f"{d_inner} channels with {d_conv} taps" in fused.why_no_causal_conv1d(d_inner, d_conv)

@@ -1,4 +1,4 @@
-"""The norm of many rows, against its twin and the model's own."""
+"""The norm of many rows, against its reference and the model's own."""
 
 import pytest
 import torch
@@ -16,13 +16,13 @@ def test_rows_apart(tokens, d, kind):
     torch.manual_seed(0)
     x, weight = 3 * torch.randn(tokens, 2 * d)[:, :d], 1 + 0.1 * torch.randn(d)
     dtype = getattr(torch, kind)
-    got, twin = guarded(tokens, d, dtype=dtype), torch.empty(tokens, d, dtype=dtype)
+    got, reference = guarded(tokens, d, dtype=dtype), torch.empty(tokens, d, dtype=dtype)
     rms_norm_many(x, weight, 1e-5, got.tensor)
-    rms_norm_many_reference(x, weight, 1e-5, twin)
+    rms_norm_many_reference(x, weight, 1e-5, reference)
     model = RMSNorm(d, 1e-5)
     model.weight.data = weight
-    assert_close(got.checked(), twin.numpy(), "norm", kind)
-    assert_close(twin.numpy(), model(x).detach().numpy(), "norm", kind)
+    assert_close(got.checked(), reference.numpy(), "norm", kind)
+    assert_close(reference.numpy(), model(x).detach().numpy(), "norm", kind)
 
 
 def test_what_float16_cannot_hold_is_its_largest():

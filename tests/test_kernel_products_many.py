@@ -1,4 +1,4 @@
-"""The product for many tokens, and looking up rows, beside their twins."""
+"""The product for many tokens, and looking up rows, beside their references."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from cobra_edge.decode.cuda.kernels.embedding import look_up, look_up_reference
 from cobra_edge.decode.cuda.kernels.gemm import multiply_many, multiply_many_reference
 
-from .card_case import CARD, guarded, random_matrix
+from .gpu_case import GPU, guarded, random_matrix
 from .tolerance import assert_close
 
 SHAPES = [
@@ -29,11 +29,11 @@ def test_it_is_the_product(name: str, n_out: int, n_in: int, tokens: int) -> Non
     matrix = random_matrix(name, n_out, n_in)
     generator = torch.Generator().manual_seed(tokens)
     # Rows that lie apart: between those of x lies what must not be read, between those of out what must not be written.
-    x = torch.full((tokens, n_in + 8), torch.nan, dtype=torch.float16, device=CARD)[:, :n_in]
+    x = torch.full((tokens, n_in + 8), torch.nan, dtype=torch.float16, device=GPU)[:, :n_in]
     x.copy_(torch.randn(tokens, n_in, generator=generator))
     wide, whole = guarded(tokens, n_out + 3)
     out = wide[:, :n_out]
-    expected = torch.empty(tokens, n_out, device=CARD)
+    expected = torch.empty(tokens, n_out, device=GPU)
     multiply_many(matrix, x, out)
     multiply_many_reference(matrix, x, expected)
     assert_close(out.cpu().numpy(), expected.cpu().numpy(), "product", "float16")
@@ -44,8 +44,8 @@ def test_it_is_the_product(name: str, n_out: int, n_in: int, tokens: int) -> Non
 def test_it_adds(name: str) -> None:
     matrix = random_matrix(name, 40, 96)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(20, 96, generator=generator).half().to(CARD)
-    out = torch.randn(20, 40, generator=generator).to(CARD)
+    x = torch.randn(20, 96, generator=generator).half().to(GPU)
+    out = torch.randn(20, 40, generator=generator).to(GPU)
     expected = out.clone()
     multiply_many(matrix, x, out, add=True)
     multiply_many_reference(matrix, x, expected, add=True)
@@ -54,7 +54,7 @@ def test_it_adds(name: str) -> None:
 
 def test_what_is_too_large_for_float16_becomes_the_largest() -> None:
     matrix = random_matrix("w4a16-g64", 24, 64)
-    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).mul(1e5).clamp(-65504, 65504).half().to(CARD)
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).mul(1e5).clamp(-65504, 65504).half().to(GPU)
     out, _ = guarded(5, 24, dtype=torch.float16)
     expected = torch.empty_like(out)
     multiply_many(matrix, x, out)
@@ -66,10 +66,10 @@ def test_what_is_too_large_for_float16_becomes_the_largest() -> None:
 @pytest.mark.parametrize("name, n_out, n_in", [*SHAPES, ("w3a16-g64", 9, 2112), ("w4a16-g128", 9, 1152)])
 def test_rows_are_those_of_the_matrix(name: str, n_out: int, n_in: int) -> None:
     matrix = random_matrix(name, n_out, n_in)
-    tokens = torch.tensor([n_out - 1, 0, n_out // 2, 0], device=CARD)
+    tokens = torch.tensor([n_out - 1, 0, n_out // 2, 0], device=GPU)
     wide, whole = guarded(4, n_in + 5)
     out = wide[:, :n_in]
-    expected = torch.empty(4, n_in, device=CARD)
+    expected = torch.empty(4, n_in, device=GPU)
     look_up(matrix, tokens, out)
     look_up_reference(matrix, tokens, expected)
     assert torch.equal(out, expected)

@@ -1,4 +1,4 @@
-"""The product for one token beside its twin."""
+"""The product for one token beside its reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cobra_edge.decode.cuda.kernels.gemv import _warps, multiply_one, multiply_o
 from cobra_edge.formats.packing import QuantizedTensor
 from cobra_edge.formats.scheme import SCHEMES
 
-from .card_case import CARD, guarded, random_matrix
+from .gpu_case import GPU, guarded, random_matrix
 from .tolerance import assert_close
 
 SHAPES = [
@@ -32,8 +32,8 @@ SHAPES = [
 def test_it_is_the_product(name: str, n_out: int, n_in: int, normed: bool, add: bool) -> None:
     matrix = random_matrix(name, n_out, n_in)
     generator = torch.Generator().manual_seed(n_in)
-    x = torch.randn(n_in, generator=generator).to(CARD)
-    norm = torch.rand(n_in, generator=generator).to(CARD) + 0.5 if normed else None
+    x = torch.randn(n_in, generator=generator).to(GPU)
+    norm = torch.rand(n_in, generator=generator).to(GPU) + 0.5 if normed else None
     out, whole = guarded(n_out)
     expected = torch.full_like(out, torch.nan)
     if add:
@@ -45,9 +45,9 @@ def test_it_is_the_product(name: str, n_out: int, n_in: int, normed: bool, add: 
     assert torch.isnan(whole[n_out:]).all()
 
 
-def test_its_twin_is_the_product_of_the_stored_matrix() -> None:
+def test_its_reference_is_the_product_of_the_stored_matrix() -> None:
     matrix = random_matrix("w3a16-g64", 8, 128)
-    x, out = torch.randn(128, generator=torch.Generator().manual_seed(0)).to(CARD), torch.empty(8, device=CARD)
+    x, out = torch.randn(128, generator=torch.Generator().manual_seed(0)).to(GPU), torch.empty(8, device=GPU)
     multiply_one_reference(matrix, x, out)
     assert matrix.scales is not None
     stored = QuantizedTensor(matrix.codes.cpu().numpy(), matrix.scales.cpu().numpy(), SCHEMES["w3a16-g64"])

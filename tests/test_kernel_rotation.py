@@ -1,4 +1,4 @@
-"""Rotations on a card, against their twins and the one that writes bundles."""
+"""Rotations on a GPU, against their references and the one that writes bundles."""
 
 import numpy as np
 import pytest
@@ -25,10 +25,10 @@ WIDTHS = [1, 2, 64, 96, 160, 352, 2560]  # m = 1, 1, 1, 12, 20, 44, 20
 def test_rows_apart(tokens, width, back):
     torch.manual_seed(0)
     x = torch.randn(tokens, 2 * width)[:, width:]
-    got, twin = guarded(tokens, width), torch.empty(tokens, width)
+    got, reference = guarded(tokens, width), torch.empty(tokens, width)
     rotate_many(x, got.tensor, back=back)
-    rotate_many_reference(x, twin, back=back)
-    assert_close(got.checked(), twin.numpy(), "rotation")
+    rotate_many_reference(x, reference, back=back)
+    assert_close(got.checked(), reference.numpy(), "rotation")
     assert_close(got.checked(), (unrotate if back else rotate)(x.numpy()), "rotation")
 
 
@@ -49,10 +49,10 @@ def test_a_norm_between_rotations(width, kind):
     torch.manual_seed(1)
     dtype = getattr(torch, kind)
     x, weight = torch.randn(2, width) * torch.linspace(0.1, 9, width), 1 + torch.randn(width)
-    got, twin = guarded(2, width, dtype=dtype), torch.empty(2, width, dtype=dtype)
+    got, reference = guarded(2, width, dtype=dtype), torch.empty(2, width, dtype=dtype)
     norm_between_rotations(x, weight, 1e-5, got.tensor)
-    norm_between_rotations_reference(x, weight, 1e-5, twin)
-    assert_close(got.checked(), twin.numpy(), "rotation", kind)
+    norm_between_rotations_reference(x, weight, 1e-5, reference)
+    assert_close(got.checked(), reference.numpy(), "rotation", kind)
     upright = unrotate(x.numpy())
     normed = upright / np.sqrt((upright**2).mean(-1, keepdims=True) + 1e-5) * weight.numpy()
     assert_close(got.checked(), rotate(normed), "rotation", kind)

@@ -1,4 +1,4 @@
-"""The scan over many tokens, against its twin and the model's own, in one chunk and in several."""
+"""The scan over many tokens, against its reference and the model's own, in one chunk and in several."""
 
 from dataclasses import dataclass
 
@@ -57,17 +57,17 @@ def small_chunks(monkeypatch):
 
 def check(inputs: Inputs, kind: str) -> np.ndarray:
     dtype = getattr(torch, kind)
-    moved, twin_moved = guarded(*inputs.h.shape), inputs.h.clone()
+    moved, reference_moved = guarded(*inputs.h.shape), inputs.h.clone()
     moved.tensor.copy_(inputs.h)
-    got, twin = guarded(*inputs.u.shape, dtype=dtype), torch.empty(inputs.u.shape, dtype=dtype)
+    got, reference = guarded(*inputs.u.shape, dtype=dtype), torch.empty(inputs.u.shape, dtype=dtype)
     scan_many(*inputs.but_h(), moved.tensor, got.tensor)
-    scan_many_reference(*inputs.but_h(), twin_moved, twin)
-    assert_close(got.checked(), twin.numpy(), "scan", kind)
-    assert_close(moved.checked(), twin_moved.numpy(), "scan")
+    scan_many_reference(*inputs.but_h(), reference_moved, reference)
+    assert_close(got.checked(), reference.numpy(), "scan", kind)
+    assert_close(moved.checked(), reference_moved.numpy(), "scan")
     batched = [t[None] if t.shape[0] == len(inputs.u) and t.dim() == 2 else t for t in inputs.but_h()]
     y, h = selective_scan(*batched, inputs.h[None])
-    assert_close(twin.numpy(), y[0].numpy(), "scan", kind)
-    assert_close(twin_moved.numpy(), h[0].numpy(), "scan")
+    assert_close(reference.numpy(), y[0].numpy(), "scan", kind)
+    assert_close(reference_moved.numpy(), h[0].numpy(), "scan")
     return got.checked()
 
 
@@ -83,7 +83,7 @@ def test_widths_that_are_no_powers_of_two(d_inner, d_state):
     check(Inputs.random(40, d_inner, d_state, torch.float32), "float32")
 
 
-def test_a_card_that_channels_alone_fill_runs_one_chunk(monkeypatch):
+def test_a_gpu_that_channels_alone_fill_runs_one_chunk(monkeypatch):
     inputs = Inputs.random(40, 130, 16, torch.float32)
     with recording() as launches:
         scan_many(*inputs.but_h(), inputs.h, torch.empty(40, 130))

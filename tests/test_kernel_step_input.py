@@ -1,4 +1,4 @@
-"""A step's convolution and its products with x_proj beside their twin."""
+"""A step's convolution and its products with x_proj beside their reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from cobra_edge.decode.cuda.kernels.conv_step import convolve_and_project, convolve_and_project_reference, n_slices
 
-from .card_case import CARD, guarded, random_matrix
+from .gpu_case import GPU, guarded, random_matrix
 from .tolerance import assert_close
 
 
@@ -30,13 +30,13 @@ def test_tokens_in_turn(name: str, n_rows: int, n_inner: int, n_taps: int) -> No
     windows, whole = guarded(3, n_inner, n_taps)
     windows.copy_(torch.randn(windows.shape, generator=generator))
     expected_windows = windows.clone()
-    weight, bias = (torch.randn(*shape, generator=generator).to(CARD) for shape in ((n_inner, n_taps), (n_inner,)))
-    cell = torch.tensor([windows.data_ptr()], device=CARD)
+    weight, bias = (torch.randn(*shape, generator=generator).to(GPU) for shape in ((n_inner, n_taps), (n_inner,)))
+    cell = torch.tensor([windows.data_ptr()], device=GPU)
     u, whole_u = guarded(n_inner)
     partials, whole_partials = guarded(n_slices(matrix), n_rows)
     expected_u, expected_partials = torch.empty_like(u), torch.empty_like(partials)
     for layer in (1, 1, 2):
-        xz = torch.randn(2 * n_inner, generator=generator).to(CARD)
+        xz = torch.randn(2 * n_inner, generator=generator).to(GPU)
         convolve_and_project(matrix, xz, cell, layer, weight, bias, u, partials)
         convolve_and_project_reference(matrix, xz, expected_windows, layer, weight, bias, expected_u, expected_partials)
         assert_close(u.cpu().numpy(), expected_u.cpu().numpy(), "product")
@@ -48,10 +48,10 @@ def test_tokens_in_turn(name: str, n_rows: int, n_inner: int, n_taps: int) -> No
 
 def test_slices_add_up_to_the_product() -> None:
     matrix = random_matrix("w4a16-g128", 24, 384)
-    windows, u = torch.zeros(1, 384, 2, device=CARD), torch.empty(384, device=CARD)
-    partials = torch.empty(n_slices(matrix), 24, device=CARD)
-    xz = torch.randn(768, generator=torch.Generator().manual_seed(0)).to(CARD)
-    weight, bias = torch.ones(384, 2, device=CARD), torch.zeros(384, device=CARD)
+    windows, u = torch.zeros(1, 384, 2, device=GPU), torch.empty(384, device=GPU)
+    partials = torch.empty(n_slices(matrix), 24, device=GPU)
+    xz = torch.randn(768, generator=torch.Generator().manual_seed(0)).to(GPU)
+    weight, bias = torch.ones(384, 2, device=GPU), torch.zeros(384, device=GPU)
     convolve_and_project_reference(matrix, xz, windows, 0, weight, bias, u, partials)
     assert len(partials) > 1
     assert_close(partials.sum(dim=0).cpu().numpy(), (matrix.dequantize() @ u).cpu().numpy(), "product")

@@ -20,8 +20,8 @@ from cobra_edge.errors import InputError, MachineError
 from cobra_edge.inference.session import Session, load
 from cobra_edge.regress.adapters.generation_args import Writing
 from cobra_edge.regress.adapters.harness_command import harness
-from cobra_edge.regress.adapters.lm_eval_command import lm_eval as verb
-from cobra_edge.regress.adapters.model_adapter import only_picture
+from cobra_edge.regress.adapters.lm_eval_command import lm_eval as command
+from cobra_edge.regress.adapters.model_adapter import only_image
 from cobra_edge.terminal.output import run_command
 
 from . import harness_case as case
@@ -90,8 +90,8 @@ def tasks(tmp_path: Path) -> Path:
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": case.LIMIT},
         "metric_list": case.metric("exact_match"),
     }
-    case.write_task(directory, "seen", seen, {"process_docs": "pictures.decoded"})
-    (directory / "pictures.py").write_text(TASK_CODE)
+    case.write_task(directory, "seen", seen, {"process_docs": "images.decoded"})
+    (directory / "images.py").write_text(TASK_CODE)
     return directory
 
 
@@ -99,8 +99,8 @@ def ask(kind: str, *arguments: Any) -> Instance:
     return Instance(request_type=kind, doc={}, arguments=arguments, idx=0, metadata=("mini", 0, 1))
 
 
-def seen(*pictures: Any) -> dict[str, Any]:
-    return {"visual": list(pictures)}
+def seen(*images: Any) -> dict[str, Any]:
+    return {"visual": list(images)}
 
 
 def test_tasks_give_the_numbers_of_the_same_lines_asked_by_hand(
@@ -108,7 +108,7 @@ def test_tasks_give_the_numbers_of_the_same_lines_asked_by_hand(
 ) -> None:
     out = tmp_path / "report.json"
     arguments = [str(bundle), "--tasks", "mini_choice,mini_seen", "--include-path", str(tasks), "--device", "cpu"]
-    assert run_command(verb, [*arguments, "--out", str(out), "--json"]) == 0
+    assert run_command(command, [*arguments, "--out", str(out), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert json.loads(out.read_text()) == report
     assert [f.name for f in tmp_path.iterdir() if "report" in f.name] == ["report.json"]
@@ -126,24 +126,24 @@ def test_a_table_names_each_measure_and_the_limit_counts(
     bundle: Path, tasks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [str(bundle), "--tasks", "mini_choice", "--include-path", str(tasks), "--device", "cpu", "--limit", "2"]
-    assert run_command(verb, arguments) == 0
+    assert run_command(command, arguments) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if "mini_choice" in line)
     assert "acc" in row and row.rstrip(" │").endswith(" 2")
 
 
-@pytest.mark.parametrize("with_picture", [False, True])
-def test_likelihoods_are_those_of_the_whole_line_read_at_once(lm: CobraEdgeLM, session: Session, with_picture: bool) -> None:
+@pytest.mark.parametrize("with_image", [False, True])
+def test_likelihoods_are_those_of_the_whole_line_read_at_once(lm: CobraEdgeLM, session: Session, with_image: bool) -> None:
     lines = case.SEEN[:6]
     requests, expected = [], []
     for line in lines:
         for answer in ("Yes", line.answer, line.answer + " " + case.SEEN[4].answer * 4):
-            more = [seen(Image.open(case.picture(line)))] if with_picture else []
+            more = [seen(Image.open(case.image(line)))] if with_image else []
             requests.append(ask("loglikelihood", f"<image>{line.prompt}", f" {answer}", *more))
-            expected.append(case.likelihood(session, line, answer, with_picture))
+            expected.append(case.likelihood(session, line, answer, with_image))
     found = lm.loglikelihood(requests)
     assert_close(np.array([p for p, _ in found]), np.array([p for p, _ in expected]), "decoder")
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    assert {greedy for _, greedy in expected} == ({False, True} if with_picture else {greedy for _, greedy in expected})
+    assert {greedy for _, greedy in expected} == ({False, True} if with_image else {greedy for _, greedy in expected})
 
 
 def test_answers_longer_than_a_piece_are_read_on(lm: CobraEdgeLM, session: Session) -> None:
@@ -179,11 +179,11 @@ def test_rolling_likelihood_starts_anew_in_each_window(
     whole = case.log_p(case.logits_of(session, [session.codec.end_id], tokens), tokens).sum()
     assert_close(np.array(lm.loglikelihood_rolling([ask("loglikelihood_rolling", text)])), np.array([whole]), "decoder")
     half = (len(tokens) + 1) // 2
-    object.__setattr__(lm.examinee.session, "config", type("Config", (), {"max_length": half}))
+    object.__setattr__(lm.model_adapter.session, "config", type("Config", (), {"max_length": half}))
     try:
         found = lm.loglikelihood_rolling([ask("loglikelihood_rolling", text)])
     finally:
-        object.__setattr__(lm.examinee.session, "config", session.config)
+        object.__setattr__(lm.model_adapter.session, "config", session.config)
     second = tokens[half:]
     parts = case.log_p(case.logits_of(session, [session.codec.end_id], tokens[:half]), tokens[:half]).sum()
     parts += case.log_p(case.logits_of(session, tokens[half - 1 : half], second), second).sum()
@@ -192,7 +192,7 @@ def test_rolling_likelihood_starts_anew_in_each_window(
 
 def test_answers_are_those_of_the_session(lm: CobraEdgeLM, session: Session) -> None:
     options = {"until": ["\n"], "max_gen_toks": case.LIMIT}
-    requests = [ask("generate_until", line.prompt, options, seen(Image.open(case.picture(line)))) for line in case.SEEN]
+    requests = [ask("generate_until", line.prompt, options, seen(Image.open(case.image(line)))) for line in case.SEEN]
     assert lm.generate_until(requests) == case.answers(session)
     sampled = {"do_sample": True, "temperature": 50.0, "max_gen_toks": case.LIMIT}
     found = lm.generate_until([ask("generate_until", "Is there a red circle?", sampled)] * 2)
@@ -205,20 +205,20 @@ def test_answers_are_those_of_the_session(lm: CobraEdgeLM, session: Session) -> 
 
 def test_an_answer_ends_before_the_first_stop(lm: CobraEdgeLM, session: Session) -> None:
     line = next(line for line in case.SEEN if line.task == "caption")
-    full = session.ask(case.picture(line), line.prompt, max_new_tokens=64).read()
+    full = session.ask(case.image(line), line.prompt, max_new_tokens=64).read()
     early, late = full.split()[2], full.split()[5]
     options = {"until": [late, "", early], "max_gen_toks": 64}
-    (found,) = lm.generate_until([ask("generate_until", line.prompt, options, seen(Image.open(case.picture(line))))])
+    (found,) = lm.generate_until([ask("generate_until", line.prompt, options, seen(Image.open(case.image(line))))])
     assert found == full[: min(full.index(early), full.index(late))] and found
 
 
-def test_a_picture_that_comes_again_is_looked_at_once(lm: CobraEdgeLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_comes_again_is_looked_at_once(lm: CobraEdgeLM, monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
-    look = lm.examinee.session.look
-    monkeypatch.setattr(lm.examinee.session, "look", lambda picture: looked.append(picture) or look(picture))
-    monkeypatch.setattr(lm.examinee, "_looked", type(lm.examinee._looked)())
-    pictures = [np.full((9, 9, 3), shade, np.uint8) for shade in (10, 10, 200, 10)]
-    lm.loglikelihood([ask("loglikelihood", "What?", "Yes", seen(Image.fromarray(p))) for p in pictures])
+    look = lm.model_adapter.session.look
+    monkeypatch.setattr(lm.model_adapter.session, "look", lambda image: looked.append(image) or look(image))
+    monkeypatch.setattr(lm.model_adapter, "_looked", type(lm.model_adapter._looked)())
+    images = [np.full((9, 9, 3), shade, np.uint8) for shade in (10, 10, 200, 10)]
+    lm.loglikelihood([ask("loglikelihood", "What?", "Yes", seen(Image.fromarray(p))) for p in images])
     assert len(looked) == 2
     many = [Image.new("RGB", (3, 3), (shade, 0, 0)) for shade in range(9)]
     lm.loglikelihood([ask("loglikelihood", "What?", "Yes", seen(p)) for p in [*many, many[1], many[0]]])
@@ -226,20 +226,20 @@ def test_a_picture_that_comes_again_is_looked_at_once(lm: CobraEdgeLM, monkeypat
 
 
 def test_a_prompt_too_long_loses_its_beginning_and_is_counted(lm: CobraEdgeLM, session: Session) -> None:
-    before, prompt = lm.examinee.shortened, "blue star " * session.config.max_length
+    before, prompt = lm.model_adapter.shortened, "blue star " * session.config.max_length
     (found,) = lm.loglikelihood([ask("loglikelihood", prompt, "Yes")])
     tokens, answer = session.codec.encode(session.template.first_turn(prompt)), session.codec.encode("Yes")
     kept = tokens[-(session.config.max_length + 1 - len(answer)) :]
     assert_close(np.array(found[0]), case.log_p(case.logits_of(session, kept, answer), answer).sum(), "decoder")
-    assert lm.examinee.shortened == before + 1
+    assert lm.model_adapter.shortened == before + 1
     (text,) = lm.generate_until([ask("generate_until", prompt, {"max_gen_toks": 4})])
     assert len(session.codec.encode(text)) <= 1  # one position is left
-    assert lm.examinee.shortened == before + 2
+    assert lm.model_adapter.shortened == before + 2
 
 
 def test_lm_eval_knows_the_model_by_name(bundle: Path) -> None:
     opened = get_model("cobra-edge").create_from_arg_string(f"bundle={bundle},device=cpu,threads=1,raw_prompts=true")
-    assert isinstance(opened, CobraEdgeLM) and opened.examinee.raw_prompts
+    assert isinstance(opened, CobraEdgeLM) and opened.model_adapter.raw_prompts
 
 
 def test_generation_options_of_the_harnesses_are_read() -> None:
@@ -267,16 +267,16 @@ def test_options_that_a_session_does_not_have_are_refused(options: dict[str, Any
         Writing.of(options)
 
 
-def test_two_pictures_are_refused(lm: CobraEdgeLM) -> None:
+def test_two_images_are_refused(lm: CobraEdgeLM) -> None:
     two = seen(Image.new("RGB", (2, 2)), Image.new("RGB", (2, 2)))
-    with pytest.raises(InputError, match="task mini, document 0 has 2 pictures, the model looks at one"):
+    with pytest.raises(InputError, match="task mini, document 0 has 2 images, the model looks at one"):
         lm.generate_until([ask("generate_until", "What?", {}, two)])
 
 
-def test_what_is_no_picture_is_refused(lm: CobraEdgeLM) -> None:
-    with pytest.raises(InputError, match="a str where a picture is expected"):
+def test_what_is_no_image_is_refused(lm: CobraEdgeLM) -> None:
+    with pytest.raises(InputError, match="a str where an image is expected"):
         lm.generate_until([ask("generate_until", "What?", {}, seen("scene.png"))])
-    assert only_picture(None, "here") is None and only_picture([], "here") is None
+    assert only_image(None, "here") is None and only_image([], "here") is None
 
 
 def test_sounds_are_refused(lm: CobraEdgeLM) -> None:
@@ -284,12 +284,12 @@ def test_sounds_are_refused(lm: CobraEdgeLM) -> None:
         lm.loglikelihood([ask("loglikelihood", "What?", "Yes", {"audio": [b""]})])
 
 
-def test_a_rolling_likelihood_after_a_picture_is_refused(lm: CobraEdgeLM) -> None:
+def test_a_rolling_likelihood_after_an_image_is_refused(lm: CobraEdgeLM) -> None:
     with pytest.raises(InputError, match="not rolling"):
         lm.loglikelihood_rolling([ask("loglikelihood_rolling", "Text.", seen(Image.new("RGB", (2, 2))))])
 
 
-def test_a_text_only_bundle_refuses_pictures(tiny_bundle: Path) -> None:
+def test_a_text_only_bundle_refuses_images(tiny_bundle: Path) -> None:
     blind = CobraEdgeLM(tiny_bundle, device="cpu")
     assert len(blind.loglikelihood([ask("loglikelihood", "What?", "Yes")])) == 1
     with pytest.raises(InputError, match="text-only model"):
@@ -308,7 +308,7 @@ def test_an_answer_longer_than_the_model_takes_is_refused(lm: CobraEdgeLM) -> No
 
 
 def test_logits_that_are_not_finite_are_refused(lm: CobraEdgeLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm.examinee.session.decoder, "forward", lambda read, _state: np.full((len(read), 512), np.nan))
+    monkeypatch.setattr(lm.model_adapter.session.decoder, "forward", lambda read, _state: np.full((len(read), 512), np.nan))
     with pytest.raises(InputError, match="not finite"):
         lm.loglikelihood([ask("loglikelihood", "What?", "A large red square")])
 
@@ -323,31 +323,31 @@ def test_batches_and_chat_templates_are_refused(lm: CobraEdgeLM, bundle: Path) -
 
 def test_an_unknown_task_is_refused_with_near_matches(bundle: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(bundle), "--include-path", str(tasks), "--device", "cpu", "--tasks"]
-    assert run_command(verb, [*arguments, "mini_sene"]) == 2
+    assert run_command(command, [*arguments, "mini_sene"]) == 2
     assert "unknown task 'mini_sene'; did you mean 'mini_seen'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_no_task_is_refused(bundle: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(verb, [str(bundle), "--include-path", str(tasks), "--device", "cpu", "--tasks", ","]) == 2
+    assert run_command(command, [str(bundle), "--include-path", str(tasks), "--device", "cpu", "--tasks", ","]) == 2
     assert "names no task" in capsys.readouterr().err
 
 
 def test_a_place_where_no_report_can_be_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for out, message in ((tmp_path / "none" / "a.json", "no such directory"), (tmp_path, "is a directory")):
-        assert run_command(verb, ["no-bundle", "--tasks", "mini", "--out", str(out)]) == 2
+        assert run_command(command, ["no-bundle", "--tasks", "mini", "--out", str(out)]) == 2
         assert message in capsys.readouterr().err
 
 
 def test_data_that_cannot_be_had_is_the_machine_s_lack(bundle: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tasks / "choice.jsonl").unlink()
-    assert run_command(verb, [str(bundle), "--tasks", "mini_choice", "--include-path", str(tasks), "--device", "cpu"]) == 3
+    assert run_command(command, [str(bundle), "--tasks", "mini_choice", "--include-path", str(tasks), "--device", "cpu"]) == 3
     assert "data of a task cannot be had" in capsys.readouterr().err
 
 
 def test_a_library_that_is_missing_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "cobra_edge.regress.adapters.lm_eval")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert run_command(verb, ["no-bundle", "--tasks", "mini"]) == 3
+    assert run_command(command, ["no-bundle", "--tasks", "mini"]) == 3
     assert install_hint("eval") in " ".join(capsys.readouterr().err.split())
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.inference.session import Session, load
-from cobra_edge.regress.adapters.lmms_eval_command import lmms_eval as verb
+from cobra_edge.regress.adapters.lmms_eval_command import lmms_eval as command
 from cobra_edge.terminal.output import run_command
 
 from . import harness_case as case
@@ -39,7 +39,7 @@ def shown(line):
     return [line["image"]]
 """
 
-# Runs the verb without a network; the exit code is its own, or 99 where something wanted a network.
+# Runs the command without a network; the exit code is its own, or 99 where something wanted a network.
 RUN = """import sys
 from tests.harness_case import Wire
 
@@ -55,7 +55,7 @@ sys.exit(99 if wire.wanted else code)
 
 # Asks the model that lmms-eval finds by its name as lmms-eval would, and prints what it answers or refuses.
 CALL = """import json, sys
-from tests.harness_case import Wire, LIMIT, SEEN, picture
+from tests.harness_case import Wire, LIMIT, SEEN, image
 
 wire = Wire()
 wire.cut()
@@ -81,7 +81,7 @@ def refusal(ask, *arguments):
 
 
 model = get_model("cobra-edge").create_from_arg_string(f"bundle={sys.argv[1]},device=cpu")
-model.task_dict = {"mini": {"test": [{"image": str(picture(line)), "answer": line.answer} for line in SEEN]}}
+model.task_dict = {"mini": {"test": [{"image": str(image(line)), "answer": line.answer} for line in SEEN]}}
 shown = lambda line: [Image.open(line["image"])]
 twice = lambda line: [Image.open(line["image"])] * 2
 place = 0, "mini", "test"
@@ -92,7 +92,7 @@ print(json.dumps({
     "two": refusal(ask, "generate_until", "What?", {}, twice, *place),
     "rounds": refusal(ask, "generate_until_multi_round", "What?", {}, shown, None, *place),
     "batch": refusal(lambda: type(model)(sys.argv[1], batch_size=4)),
-    "text_only": refusal(lambda: type(model)(sys.argv[2]).examinee.session.look(picture(SEEN[0]))),
+    "text_only": refusal(lambda: type(model)(sys.argv[2]).model adapter.session.look(image(SEEN[0]))),
     "wanted": wire.wanted,
 }))
 """
@@ -121,8 +121,8 @@ def tasks(tmp_path: Path) -> Path:
         "generation_kwargs": {"max_new_tokens": case.LIMIT},
         "metric_list": case.metric("exact_match"),
     }
-    case.write_task(directory, "seen", seen, {"process_docs": "pictures.decoded", "doc_to_visual": "pictures.shown"})
-    (directory / "pictures.py").write_text(TASK_CODE)
+    case.write_task(directory, "seen", seen, {"process_docs": "images.decoded", "doc_to_visual": "images.shown"})
+    (directory / "images.py").write_text(TASK_CODE)
     return directory
 
 
@@ -163,7 +163,7 @@ def test_the_model_answers_as_the_session_does_and_refuses_what_it_cannot(
     assert [greedy for _, greedy in found["likelihoods"]] == [greedy for _, greedy in expected]
     assert found["by_function"] == found["likelihoods"][4]
     assert_close(np.array(found["blind"][0]), np.array(-case.likelihood(session, case.SEEN[0], "Yes", False)[0]), "decoder")
-    assert found["two"].startswith("task mini, document 0 has 2 pictures")
+    assert found["two"].startswith("task mini, document 0 has 2 images")
     assert "tasks of several rounds" in found["rounds"]
     assert "batch-size is 4" in found["batch"]
     assert "text-only model" in found["text_only"]
@@ -179,5 +179,5 @@ def test_an_unknown_task_is_refused_with_near_matches(bundle: Path, tasks: Path)
 def test_a_library_that_is_missing_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "cobra_edge.regress.adapters.lmms_eval", raising=False)
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
-    assert run_command(verb, ["no-bundle", "--tasks", "mini"]) == 3
+    assert run_command(command, ["no-bundle", "--tasks", "mini"]) == 3
     assert install_hint("lmms") in " ".join(capsys.readouterr().err.split())

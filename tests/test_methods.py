@@ -75,7 +75,7 @@ def statistics(inputs, weights):
 
 
 def entering(name, inputs, weights, rotations, scales):
-    """Return what a stored matrix is multiplied with at every position, (positions, in) float64: the twin of a runtime."""
+    """Return what a stored matrix is multiplied with at every position, (positions, in) float64: the reference of a runtime."""
     layer, site = site_of(name)
     x = inputs[layer, site]
     if site == "head":
@@ -232,9 +232,9 @@ def test_only_quantized_in_and_dt_projections_have_scales(weights, statistics, s
     found = make(recipe, weights, statistics, on_matrix=lambda: told.append(1))
     expected = scaled if method.startswith("awq") else set()
     assert set(found.scales) == expected and len(told) == len(expected)
-    twin = transformed(float64(random_tensors(decoder_shapes(UNTIED))), CONFIG, recipe.rotations, found.scales)
+    reference = transformed(float64(random_tensors(decoder_shapes(UNTIED))), CONFIG, recipe.rotations, found.scales)
     for name in decoder_shapes(CONFIG):
-        assert_close(found.prepared(name), twin[name], "rotation")
+        assert_close(found.prepared(name), reference[name], "rotation")
 
 
 @pytest.mark.parametrize("scheme", ["bnb-nf4", "bnb-int8"])

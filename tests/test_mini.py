@@ -72,7 +72,7 @@ def test_training_draws_only_training_scenes():
         assert scene.split == "train"
 
 
-def test_shipped_pictures_are_those_of_the_scenes():
+def test_shipped_images_are_those_of_the_scenes():
     from PIL import Image
 
     scenes, _ = draw_suite("heldout", 0)
@@ -126,7 +126,7 @@ def test_right_means_what_greedy_decoding_says(mini_bundle):
         ('{"prompt": "a", "answer": "b", "task": "c"}\nnot json\n', "line 2"),
         ('{"prompt": "a"}\n', "line 1: "),
         ('{"prompt": 1, "answer": "b", "task": "c"}\n', "line 1"),
-        ('{"prompt": "a", "answer": "b", "task": "c", "image": "nowhere.png"}\n', "picture nowhere.png is not there"),
+        ('{"prompt": "a", "answer": "b", "task": "c", "image": "nowhere.png"}\n', "image nowhere.png is not there"),
         ('{"prompt": "a", "answer": "b", "task": "c", "colour": "red"}\n', "line 1"),
     ],
 )
@@ -137,7 +137,7 @@ def test_broken_suites(tmp_path, content, says):
         read_suite(file)
 
 
-def test_a_line_without_a_picture(mini_bundle):
+def test_a_line_without_an_image(mini_bundle):
     session = cobra_edge.load(mini_bundle("w4a16-g128"))
     (result,) = run_suite(session, [Line("Is there a red circle?", "Yes", "existence")], MINI)
     assert result.logits.shape == (2, 512) and np.isfinite(result.nll).all()

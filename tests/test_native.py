@@ -1,4 +1,4 @@
-"""The native CPU decoder: every kernel against its numpy twin, the whole against the references, and what it refuses."""
+"""The native CPU decoder: every kernel against its numpy reference, the whole against the references, and what it refuses."""
 
 import shutil
 
@@ -263,7 +263,7 @@ def test_scan_with_carried_state(name, d_state, tokens):
 def test_the_decoder_equals_its_reference_on_cobra_mini(mini_bundle, scheme, name):
     """Held against torch where activations stay float32, against numpy that rounds the same way where they do not.
 
-    The latter on a picture, not on noise: a value that falls to the other side of a half is one code's difference, which a
+    The latter on an image, not on noise: a value that falls to the other side of a half is one code's difference, which a
     trained model passes over in what it knows and may blow up in what means nothing to it.
     """
     bundle = Bundle.open(mini_bundle(scheme))

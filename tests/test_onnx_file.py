@@ -220,7 +220,7 @@ def put(bundle, model):
     rehash(bundle, VISION)
 
 
-def cut_by_the_picture(part=1):
+def cut_by_the_image(part=1):
     """Return a graph that gives as many rows as the first pixel says: what it declares is wrong at run time alone."""
     constants = {"first": [0], "end": [1], "flat": [-1], "axes": [1], "part": [part]}
     nodes = [
@@ -233,7 +233,7 @@ def cut_by_the_picture(part=1):
     return plain(*nodes, initializers=[numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()])
 
 
-def picked_by_the_picture():
+def picked_by_the_image():
     """Return a graph that picks rows by the first pixels, and fails where there are no such rows."""
     constants = {"flat": [-1], "first": [0], "end": [ROWS]}
     nodes = [
@@ -246,7 +246,7 @@ def picked_by_the_picture():
 
 
 def test_other_rows_than_declared_are_refused_when_they_come(bundle):
-    put(bundle, cut_by_the_picture())
+    put(bundle, cut_by_the_image())
     runner = open_vision(Bundle.open(bundle), "cpu")
     assert runner.embed(np.full(SHAPE, ROWS, np.uint8)).shape == (ROWS, WIDTH)
     with pytest.raises(BundleError, match=r"the graph gave \(1, 3, 256\) float32, expected \(1, 64, 256\) float32"):
@@ -254,7 +254,7 @@ def test_other_rows_than_declared_are_refused_when_they_come(bundle):
 
 
 def test_a_graph_that_fails_while_it_runs_is_a_fault_of_the_bundle(bundle):
-    put(bundle, picked_by_the_picture())
+    put(bundle, picked_by_the_image())
     runner = open_vision(Bundle.open(bundle), "cpu")
     assert runner.embed(np.full(SHAPE, 3, np.uint8)).shape == (ROWS, WIDTH)
     with pytest.raises(BundleError, match=r"onnxruntime cannot run it; export the bundle again \("):
@@ -281,8 +281,8 @@ def test_a_bundle_with_such_a_graph_ends_with_exit_code_2(bundle, capsys, fault)
     models = {
         "loop": lambda: plain(loop(), initializers=[numpy_helper.from_array(np.array(True), "true")]),
         "unlisted": lambda: plain(helper.make_node("Add", ["zeros", "w"], ["embeddings"]), initializers=[unlisted]),
-        "rows": lambda: cut_by_the_picture(16),
-        "fails": picked_by_the_picture,
+        "rows": lambda: cut_by_the_image(16),
+        "fails": picked_by_the_image,
     }
     put(bundle, models[fault]())
     assert run_command(command, [str(bundle), "--image", str(MINI / "demo.png"), "--prompt", "Hi", "--device", "cpu"]) == 2

@@ -106,7 +106,7 @@ def said(bundle, error):
     "error",
     [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory\nCUDA kernel errors might")],
 )
-def test_no_room_on_a_card(bundle, monkeypatch, error):
+def test_no_room_on_a_gpu(bundle, monkeypatch, error):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (210_000_000, 12_880_000_000))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GeForce Test 3060")
@@ -114,13 +114,13 @@ def test_no_room_on_a_card(bundle, monkeypatch, error):
     assert message.startswith(
         "no memory for reading a prompt on GeForce Test 3060, where 0.21 of 12.88 GB are free; the decoder of mamba-tiny"
     )
-    assert message.endswith(": close what else is on the card, or export with fewer bits")
+    assert message.endswith(": close what else is on the GPU, or export with fewer bits")
 
     def fails():
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
-    assert said(bundle, error).startswith("no memory for reading a prompt on the card; the decoder of mamba-tiny")
+    assert said(bundle, error).startswith("no memory for reading a prompt on the GPU; the decoder of mamba-tiny")
 
 
 def test_no_room_for_a_tensor_on_the_processor(bundle):

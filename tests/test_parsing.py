@@ -122,10 +122,10 @@ def test_a_checkpoints_config_with_a_mark_is_read(tmp_path):
 
 @pytest.mark.parametrize("written", ["NFC", "NFD"])
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
-def test_pictures_are_found_whichever_way_their_names_are_composed(tmp_path, written, on_disk):
+def test_images_are_found_whichever_way_their_names_are_composed(tmp_path, written, on_disk):
     folder, name = unicodedata.normalize(on_disk, "Übung"), unicodedata.normalize(on_disk, "café.png")
     (tmp_path / folder).mkdir()
-    (tmp_path / folder / name).write_bytes(b"a picture")
+    (tmp_path / folder / name).write_bytes(b"an image")
     file = tmp_path / "suite.jsonl"
     image = unicodedata.normalize(written, "Übung/café.png")
     file.write_text(json.dumps({**json.loads(LINE), "image": image}, ensure_ascii=False), encoding="utf-8")

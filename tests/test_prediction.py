@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench import __main__ as verbs
+from bench import __main__ as commands
 from bench.predict_tables import off_cell, prediction_table, span
 from bench.speed_model import (
     ASSUMED,
@@ -28,17 +28,17 @@ COBRA = shape_config("cobra-3b")
 
 
 def measured(rate, bandwidth=4000.0, launches=1000):
-    """A card's result in which a token moves 1 GB of weights and half a GB of state, read and written."""
+    """A GPU's result in which a token moves 1 GB of weights and half a GB of state, read and written."""
     figures = {"decode_at_64_tok_s": {"low": rate * 0.9, "median": rate, "high": rate}}
-    contestant = {"scheme": "w4a16-g128", "launches_per_token": launches, "weights_bytes": 10**9, "figures": figures}
+    runner = {"scheme": "w4a16-g128", "launches_per_token": launches, "weights_bytes": 10**9, "figures": figures}
     peer = {"scheme": "bnb-nf4", "launches_per_token": None, "weights_bytes": 1, "figures": {}}
     row = {
         "contexts": [64],
         "state_bytes": 5 * 10**8,
         "limits": {"read_gb_s": {"median": bandwidth}},
-        "contestants": [peer, contestant],
+        "runners": [peer, runner],
     }
-    return {"card": {"name": "NVIDIA Something"}, "rows": [row]}
+    return {"gpu": {"name": "NVIDIA Something"}, "rows": [row]}
 
 
 def test_a_token_is_its_bytes_over_what_is_reached_of_the_bandwidth_and_its_launches():
@@ -73,7 +73,7 @@ def test_fewer_bits_a_wider_memory_and_fewer_launches_are_faster():
     assert wider.low_ms - fewer.low_ms == pytest.approx(258 * 3e-3)
 
 
-def test_devices_are_cards_that_the_kernels_are_compiled_for():
+def test_devices_are_gpus_that_the_kernels_are_compiled_for():
     names = [t.name for t in devices()]
     assert {"jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "rtx-4060", "rtx-4090", "rtx-5090"} <= set(names)
     assert "rtx-2060" not in names and "cpu" not in names and "rtx" not in names
@@ -102,25 +102,25 @@ def test_the_table_calls_every_figure_predicted_and_names_where_its_efficiency_i
     assert carried.count("carried over from NVIDIA Something, measured") == 1 and carried.count("assumption:") == 1
 
 
-def test_the_verb_prints_predictions_and_keeps_nothing(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_predictions_and_keeps_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run_command(verbs.command, ["predict", "--target", "rtx-4090", "--scheme", "w4a16-g128", "--json"]) == 0
+    assert run_command(commands.command, ["predict", "--target", "rtx-4090", "--scheme", "w4a16-g128", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     (one,) = shown["predicted"]
     assert one["target"] == "rtx-4090" and one["predicted_tok_s"][0] < one["predicted_tok_s"][1] and len(shown["checked"]) == 3
-    assert run_command(verbs.command, ["predict"]) == 0
+    assert run_command(commands.command, ["predict"]) == 0
     assert "predicted and not measured" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
 
 
-def test_the_verb_takes_the_results_that_are_there(tmp_path, monkeypatch, capsys):
+def test_the_command_takes_the_results_that_are_there(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     results = tmp_path / "bench" / "results"
     results.mkdir(parents=True)
     (results / "gpu-decode-x.json").write_text(json.dumps(measured(400.0)))
-    assert run_command(verbs.command, ["predict"]) == 0
+    assert run_command(commands.command, ["predict"]) == 0
     assert "carried over from NVIDIA Something" in capsys.readouterr().out
     (results / "gpu-decode-x.json").write_text("{")
-    assert run_command(verbs.command, ["predict"]) == 2
+    assert run_command(commands.command, ["predict"]) == 2
     assert "measure it again" in capsys.readouterr().err
 
 
@@ -133,5 +133,5 @@ def test_the_verb_takes_the_results_that_are_there(tmp_path, monkeypatch, capsys
     ],
 )
 def test_what_cannot_be_predicted_is_refused(options, message, capsys):
-    assert run_command(verbs.command, ["predict", *options]) == 2
+    assert run_command(commands.command, ["predict", *options]) == 2
     assert message in capsys.readouterr().err

@@ -10,7 +10,7 @@ from cobra_edge.bundle.reader import VISION, Bundle
 from cobra_edge.errors import BundleError, MachineError
 from cobra_edge.vision import session as vision_session
 from cobra_edge.vision.providers import PROVIDERS, eligible, provider_options
-from cobra_edge.vision.runtimes import card_vision, open_vision
+from cobra_edge.vision.runtimes import gpu_vision, open_vision
 from cobra_edge.vision.session import VisionSession
 
 from .tolerance import assert_close
@@ -35,7 +35,7 @@ def built_in(monkeypatch):
 
 
 class Binding:
-    """onnxruntime's own, but that a card's memory is the processor's; `waits` counts those of all."""
+    """onnxruntime's own, but that a GPU's memory is the processor's; `waits` counts those of all."""
 
     waits = 0
 
@@ -59,8 +59,8 @@ BAD_ADDRESS = 4096
 
 
 @pytest.fixture
-def on_card(monkeypatch):
-    """Let sessions of a card's providers open on the processor, or raise what is given for them; returns what was asked for."""
+def on_gpu(monkeypatch):
+    """Let sessions of a GPU's providers open on the processor, or raise what is given for them; returns what was asked for."""
     real, asked = onnxruntime.InferenceSession, []
 
     def pretend(broken=None, silent=()):
@@ -102,9 +102,9 @@ def test_the_table_prefers_engines_then_cuda_then_the_processor(built_in):
     assert "it comes with onnxruntime-gpu" in reasons[2]
 
 
-def test_each_better_one_is_logged_with_its_reason(bundle, built_in, on_card, caplog):
+def test_each_better_one_is_logged_with_its_reason(bundle, built_in, on_gpu, caplog):
     built_in(TENSORRT, CUDA)
-    on_card(broken={TENSORRT.name: "libnvinfer.so.10 not found"}, silent=(CUDA.name,))
+    on_gpu(broken={TENSORRT.name: "libnvinfer.so.10 not found"}, silent=(CUDA.name,))
     with caplog.at_level(logging.INFO):
         runner = open_vision(bundle, runtime="onnxruntime")
     assert runner.name == "onnxruntime, CPU"
@@ -116,47 +116,47 @@ def test_each_better_one_is_logged_with_its_reason(bundle, built_in, on_card, ca
     ]
 
 
-def test_on_a_card_the_output_is_bound_once_and_written_again(bundle, built_in, on_card):
+def test_on_a_gpu_the_output_is_bound_once_and_written_again(bundle, built_in, on_gpu):
     built_in(CUDA)
-    asked = on_card()
+    asked = on_gpu()
     runner = open_vision(bundle, "cuda", "onnxruntime")
     assert runner.name == "onnxruntime, CUDA"
-    assert asked == [[(CUDA.name, {"use_tf32": "0"}), (CPU.name, {})]]  # what the card has no kernel for goes to the processor
+    assert asked == [[(CUDA.name, {"use_tf32": "0"}), (CPU.name, {})]]  # what the GPU has no kernel for goes to the processor
     expected = VisionSession(bundle.path(VISION), bundle.manifest.model, "uint8", precision="fp16")
-    pictures = np.random.default_rng(0).integers(0, 256, (2, *bundle.image().shape), np.uint8)
-    seen = [runner.embed(p) for p in pictures]
-    for got, picture in zip(seen, pictures, strict=True):  # the first was not overwritten by the second
-        assert_close(got, expected.embed(picture), "vision")
-    assert_close(runner.embed(pictures[0][:, :, ::-1]), expected.embed(pictures[0][:, :, ::-1].copy()), "vision")
+    images = np.random.default_rng(0).integers(0, 256, (2, *bundle.image().shape), np.uint8)
+    seen = [runner.embed(p) for p in images]
+    for got, image in zip(seen, images, strict=True):  # the first was not overwritten by the second
+        assert_close(got, expected.embed(image), "vision")
+    assert_close(runner.embed(images[0][:, :, ::-1]), expected.embed(images[0][:, :, ::-1].copy()), "vision")
 
 
 STREAM = 94_034_000_128
 
 
 @pytest.mark.parametrize(("opened_on", "waits"), [(STREAM, 0), (STREAM + 1, 1), (None, 1), (0, 1)])
-def test_embeddings_stay_on_the_card_and_another_stream_is_waited_for(bundle, built_in, on_card, monkeypatch, opened_on, waits):
+def test_embeddings_stay_on_the_gpu_and_another_stream_is_waited_for(bundle, built_in, on_gpu, monkeypatch, opened_on, waits):
     built_in(CUDA)
-    on_card()
+    on_gpu()
     runner = open_vision(bundle, "cuda", "onnxruntime", stream=opened_on)
     monkeypatch.setattr(Binding, "waits", 0)
     config = bundle.manifest.model
-    pictures = np.random.default_rng(0).integers(0, 256, (2, *bundle.image().shape), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, *bundle.image().shape), np.uint8)
     rooms = np.full((2, config.n_visual_tokens, config.mamba.d_model), np.nan, np.float32)
-    for picture, room in zip(pictures, rooms, strict=True):
-        card_vision(runner).embed_into(picture, room.ctypes.data, STREAM)
+    for image, room in zip(images, rooms, strict=True):
+        gpu_vision(runner).embed_into(image, room.ctypes.data, STREAM)
     assert Binding.waits == 2 * waits
     expected = VisionSession(bundle.path(VISION), config, "uint8", precision="fp16")
-    for picture, room in zip(pictures, rooms, strict=True):
-        assert_close(room, expected.embed(picture), "vision")
+    for image, room in zip(images, rooms, strict=True):
+        assert_close(room, expected.embed(image), "vision")
     before = rooms.copy()
-    assert np.array_equal(runner.embed(pictures[0]), rooms[0])  # as an array it is a copy of its own
-    runner.embed(pictures[1])
+    assert np.array_equal(runner.embed(images[0]), rooms[0])  # as an array it is a copy of its own
+    runner.embed(images[1])
     assert np.array_equal(rooms, before)
 
 
-def test_a_card_works_on_the_decoders_stream_and_a_processor_has_none(bundle, built_in, on_card):
+def test_a_gpu_works_on_the_decoders_stream_and_a_processor_has_none(bundle, built_in, on_gpu):
     built_in(CUDA)
-    asked = on_card()
+    asked = on_gpu()
     open_vision(bundle, "cuda", "onnxruntime", stream=STREAM)
     stream = {"has_user_compute_stream": "1", "user_compute_stream": str(STREAM)}
     assert asked == [[(CUDA.name, {"use_tf32": "0", **stream}), (CPU.name, {})]]
@@ -165,31 +165,31 @@ def test_a_card_works_on_the_decoders_stream_and_a_processor_has_none(bundle, bu
         assert options == {**provider_options(provider, "fp16", "/c"), **stream}
     assert provider_options(CUDA, "fp16", "/c", 0) == {"use_tf32": "0"}  # onnxruntime takes 0 for no stream
     assert provider_options(CPU, "fp16", "/c", STREAM) == {}
-    assert card_vision(open_vision(bundle, "cpu", stream=STREAM)) is None
+    assert gpu_vision(open_vision(bundle, "cpu", stream=STREAM)) is None
 
 
-def test_a_run_that_fails_on_the_card_is_told(bundle, built_in, on_card):
+def test_a_run_that_fails_on_the_gpu_is_told(bundle, built_in, on_gpu):
     built_in(CUDA)
-    on_card()
+    on_gpu()
     runner = open_vision(bundle, "cuda", "onnxruntime", stream=STREAM)
-    picture = np.zeros(bundle.image().shape, np.uint8)
+    image = np.zeros(bundle.image().shape, np.uint8)
     with pytest.raises(MachineError, match="onnxruntime, CUDA: running the graph failed: an illegal memory access"):
-        card_vision(runner).embed_into(picture, BAD_ADDRESS, STREAM)
-    assert runner.embed(picture).shape == (64, 256)
+        gpu_vision(runner).embed_into(image, BAD_ADDRESS, STREAM)
+    assert runner.embed(image).shape == (64, 256)
     runner.close()
-    assert card_vision(runner) is None
+    assert gpu_vision(runner) is None
 
 
-def test_a_card_that_was_asked_for_and_is_not_there_is_an_error(bundle, built_in):
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(bundle, built_in):
     built_in()
     with pytest.raises(MachineError, match=r"CUDA: this onnxruntime has it not; it comes with onnxruntime-gpu"):
         open_vision(bundle, "cuda", "onnxruntime")
 
 
-@pytest.mark.parametrize("cards", [(), (CUDA,)])
-def test_a_broken_graph_is_the_bundles_fault_and_not_the_machines(bundle, built_in, on_card, tmp_path, cards):
-    built_in(*cards)
-    on_card()
+@pytest.mark.parametrize("gpus", [(), (CUDA,)])
+def test_a_broken_graph_is_the_bundles_fault_and_not_the_machines(bundle, built_in, on_gpu, tmp_path, gpus):
+    built_in(*gpus)
+    on_gpu()
     (tmp_path / "vision.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match="onnxruntime cannot open it"):
         VisionSession(tmp_path / "vision.onnx", bundle.manifest.model, "uint8", device="auto")

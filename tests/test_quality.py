@@ -33,7 +33,7 @@ TINY_MATRICES = 512 * 128 + 2 * (512 * 128 + 40 * 256 + 256 * 8 + 128 * 256)  # 
 
 @pytest.fixture
 def questions():
-    """Three pictures, five lines, a vocabulary of 512, two tokens of prompt and one or two of answer."""
+    """Three images, five lines, a vocabulary of 512, two tokens of prompt and one or two of answer."""
     targets = tuple(np.array(t, np.int32) for t in ([1, 0], [2, 0], [0], [3, 0], [1, 0]))
     return Questions(
         np.random.default_rng(0).standard_normal((3, 4, 128)).astype(np.float32),
@@ -62,11 +62,9 @@ def test_a_row_by_hand(questions):
         return (p * np.log(p / q)).sum()
 
     swapped, softer = kl(saying([0])[0], saying([4])[0]), kl(saying([0])[0], saying([0], sure=3.0)[0])
-    assert row["lines"] == 5 and row["pictures"] == 3 and row["answer_tokens"] == 9
+    assert row["lines"] == 5 and row["images"] == 3 and row["answer_tokens"] == 9
     assert row["kld_mean"]["value"] == pytest.approx((swapped + 3 * softer) / 9, rel=1e-5)
-    interval = intervals.mean(
-        np.array([swapped, softer, 2 * softer]), np.array([4.0, 1.0, 4.0])
-    )  # pictures of 4, 1 and 4 tokens
+    interval = intervals.mean(np.array([swapped, softer, 2 * softer]), np.array([4.0, 1.0, 4.0]))  # images of 4, 1 and 4 tokens
     assert (row["kld_mean"]["low"], row["kld_mean"]["high"]) == pytest.approx((interval.low, interval.high), rel=1e-5)
     assert row["top1_agreement"]["value"] == pytest.approx(8 / 9, rel=1e-5)
     lost = 4.0 + 3 * (np.log(511 + np.exp(3)) - 3 - np.log(511 + np.exp(4)) + 4)
@@ -154,23 +152,23 @@ def test_a_tensor_without_a_place_is_refused(tmp_path, tensors, capsys):
 FAKE_CHILD = """
 import json, pathlib, sys
 import numpy as np
-verb, *rest = sys.argv[1:]
+command, *rest = sys.argv[1:]
 kind = pathlib.Path(__file__).with_name("kind").read_text()
 def say(answer): print(json.dumps(answer), flush=True)
 if kind == "missing": say({"error": "ModuleNotFoundError: No module named 'llama_cpp'"})
-elif kind == "broken" and verb != "check": say({"error": "RuntimeError: llama_decode ended with 1"})
-elif verb == "check": say({"done": verb, "version": "llama 9"})
-elif verb == "write":
+elif kind == "broken" and command != "check": say({"error": "RuntimeError: llama_decode ended with 1"})
+elif command == "check": say({"done": command, "version": "llama 9"})
+elif command == "write":
     pathlib.Path(rest[0]).write_text(",".join(np.load(rest[2])))
-    say({"done": verb})
-elif verb == "quantize": say({"done": verb})
-elif verb == "sizes": say({"done": verb, "file_bytes": 5000, "tensors": {"token_embd.weight": ["Q4_0", 1000]}})
+    say({"done": command})
+elif command == "quantize": say({"done": command})
+elif command == "sizes": say({"done": command, "file_bytes": 5000, "tensors": {"token_embd.weight": ["Q4_0", 1000]}})
 else:
     q = np.load(rest[1])
     n = int((q["length"] - q["answer_from"]).sum()) + (kind == "long")
     say({"lines": 2})
     np.savez(rest[2], logits=np.arange(n * 512, dtype=np.float32).reshape(n, 512))
-    say({"done": verb})
+    say({"done": command})
 """
 
 

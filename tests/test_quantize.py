@@ -17,7 +17,7 @@ CONFIG = MambaConfig(256, 2, 512, 512, 16, 4, 16)
 
 
 def naive_codes(row, scheme):
-    """Quantize one group, one weight at a time, in float64: the twin of round_to_nearest."""
+    """Quantize one group, one weight at a time, in float64: the reference of round_to_nearest."""
     extreme = max(row, key=abs)
     scale = float(np.float16(np.float32(extreme) / np.float32(-scheme.zero_code)))
     codes = []
@@ -45,7 +45,7 @@ def test_four_bit_layout_is_as_documented():
 
 
 def naive_three_bit_packing(row):
-    """Pack one row bit by bit as docs/bundle.md says: the twin of pack."""
+    """Pack one row bit by bit as docs/bundle.md says: the reference of pack."""
     packed = []
     for start in range(0, len(row), 64):
         block = [0] * 24
@@ -76,7 +76,7 @@ def test_codes_come_in_whole_blocks():
 
 @pytest.mark.parametrize("scheme", QUANTIZED, ids=lambda s: s.name)
 @pytest.mark.parametrize("out", [1, 63, 129])
-def test_rtn_equals_its_naive_twin(scheme, out):
+def test_rtn_equals_its_naive_reference(scheme, out):
     weight = np.random.default_rng(out).standard_normal((out, 256)).astype(np.float32)
     weight[0, :128] = 0
     weight[-1, 200] = -9

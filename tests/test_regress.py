@@ -132,8 +132,8 @@ BAD = {
     "no task": (b'{"prompt": "p", "answer": "a"}', "does not match the schema"),
     "an empty question": (b'{"prompt": " ", "answer": "a", "task": "t"}', "prompt is empty"),
     "an unknown metric": (b'{"prompt": "p", "answer": "a", "task": "t", "metric": "exat"}', "metric 'exat' is unknown"),
-    "no picture there": (b'{"prompt": "p", "answer": "a", "task": "t", "image": "heldout/none.png"}', "none.png is not there"),
-    "a picture that is none": (b'{"prompt": "p", "answer": "a", "task": "t", "image": "corrupt.png"}', "corrupt.png"),
+    "no image there": (b'{"prompt": "p", "answer": "a", "task": "t", "image": "heldout/none.png"}', "none.png is not there"),
+    "an image that is none": (b'{"prompt": "p", "answer": "a", "task": "t", "image": "corrupt.png"}', "corrupt.png"),
 }
 
 
@@ -170,9 +170,9 @@ def test_a_suite_of_which_nothing_is_left(regress, tmp_path):
     assert code == 2 and "no line is left; every one was skipped" in err
 
 
-def test_a_suite_about_one_picture(regress, known, tmp_path):
+def test_a_suite_about_one_image(regress, known, tmp_path):
     code, _, err = regress("--suite", write_lines(tmp_path, [known[0]]), "--budget", tmp_path / "b.toml", "--update-budget")
-    assert code == 2 and "two or more pictures" in err
+    assert code == 2 and "two or more images" in err
 
 
 @pytest.mark.parametrize(
@@ -282,9 +282,9 @@ def test_a_run_that_was_interrupted_after_its_last_line_asks_nothing(build, know
     def nothing_is_left(*_):
         raise ValueError("cannot be asked for no lines")
 
-    monkeypatch.setattr(harness, "readings", nothing_is_left)
+    monkeypatch.setattr(harness, "predictions", nothing_is_left)
     opened = harness.open_baseline
-    monkeypatch.setattr(harness, "open_baseline", lambda *a: dataclasses.replace(opened(*a), readings=nothing_is_left))
+    monkeypatch.setattr(harness, "open_baseline", lambda *a: dataclasses.replace(opened(*a), predictions=nothing_is_left))
     assert run_command(command, given) == 0
     assert (report / "lines.jsonl").exists() and history.read_bytes().count(b"\n") == 2
 

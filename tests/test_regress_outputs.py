@@ -24,9 +24,9 @@ from cobra_edge.regress.measures import MEASURES
 from cobra_edge.regress.outputs.difference import parted
 from cobra_edge.regress.outputs.history import Entry
 from cobra_edge.regress.outputs.html import report_html
+from cobra_edge.regress.outputs.images import shown_image
 from cobra_edge.regress.outputs.junit import report_junit
 from cobra_edge.regress.outputs.markdown import LIMIT, escaped, report_markdown
-from cobra_edge.regress.outputs.pictures import shown_picture
 from cobra_edge.regress.outputs.plots import report_plots
 from cobra_edge.regress.outputs.rows import all_figures, headline, measure_rows, not_taken_rows
 from cobra_edge.regress.outputs.terminal import report_tables
@@ -39,9 +39,9 @@ from .regress_reports import (
     figure,
     held_report,
     hostile_report,
+    image,
+    images,
     make_report,
-    picture,
-    pictures,
     worst_line,
 )
 
@@ -190,7 +190,7 @@ def test_terminal_names_runtime_baseline_figures_and_verdict():
         "backbone.layers.5.mixer.in_proj.weight",
         "a small green circle",
         "suite line 17",
-        "the picture is missing",
+        "the image is missing",
         "vision tower, projector: by onnxruntime",
     ):
         assert expected in text, expected
@@ -330,7 +330,7 @@ def test_junit_is_xml_whatever_the_texts_are():
 
 def test_html_has_every_figure_of_the_report():
     report = make_report()
-    page = Reader(report_html(report, pictures()))
+    page = Reader(report_html(report, images()))
     rows = measure_rows(report)
     for row in rows:
         for text in (row.label, row.value, row.interval, *row.floors, *(limit for limit, _ in row.limits)):
@@ -344,11 +344,11 @@ def test_html_has_every_figure_of_the_report():
         "2026-03-01",
     ):
         assert expected in page.text, expected
-    assert "line 17: the picture is missing" in page.text and "f1 0.8 (reference 0.82)" in page.text
+    assert "line 17: the image is missing" in page.text and "f1 0.8 (reference 0.82)" in page.text
 
 
-def test_html_has_headings_captions_and_names_for_pictures():
-    page = Reader(report_html(make_report(), pictures(), make_report()))
+def test_html_has_headings_captions_and_names_for_images():
+    page = Reader(report_html(make_report(), images(), make_report()))
     assert len(page.of("h1")) == 1
     assert [name for name, _ in page.tags if name in ("h2", "h3")][:4] == ["h2", "h2", "h2", "h2"]
     assert len(page.of("table")) == len(page.of("caption")) >= 3
@@ -360,7 +360,7 @@ def test_html_has_headings_captions_and_names_for_pictures():
 
 
 def test_html_needs_nothing_from_elsewhere():
-    page = Reader(report_html(make_report(), pictures(), make_report()))
+    page = Reader(report_html(make_report(), images(), make_report()))
     policy = next(meta["content"] for meta in page.of("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
     assert not page.of("script") and not page.of("iframe") and not page.of("object")
@@ -377,8 +377,8 @@ def test_html_of_hostile_texts_has_the_tags_of_harmless_ones():
         worst=(worst_line(0, reply="word " * 300, reference_reply="word " * 200 + "else"), *harmless.worst),
         not_taken={"kld_p99": "a", "other": "b"},
     )
-    hostile_page = report_html(hostile, {HOSTILE: picture()}, hostile)
-    ours = {tag for tag, _ in Reader(report_html(harmless, pictures(), harmless)).tags}
+    hostile_page = report_html(hostile, {HOSTILE: image()}, hostile)
+    ours = {tag for tag, _ in Reader(report_html(harmless, images(), harmless)).tags}
     assert {tag for tag, _ in Reader(hostile_page).tags} <= ours
     assert "<script" not in hostile_page and "alert(1)&lt;/script&gt;" in hostile_page and "{{ 7*7 }}" in hostile_page
     for control in "\x00\x1b\u202e":
@@ -386,24 +386,24 @@ def test_html_of_hostile_texts_has_the_tags_of_harmless_ones():
 
 
 def test_html_marks_where_replies_part():
-    page = report_html(make_report(), pictures())
+    page = report_html(make_report(), images())
     assert page.count("<mark>red</mark>") == page.count("<mark>green</mark>") == 11
     assert "the replies are alike" in page and "the replies part at token 6" in page
     tokens = make_report(worst=(worst_line(0, reply="same", reference_reply="same", diverges_at=2),))
     assert "the texts are alike, the tokens part at 2" in report_html(tokens, {})
 
 
-def test_html_says_which_pictures_are_missing():
-    given = pictures(3) | {"scene-0001.png": b"nothing for a page", "scene-0002.png": picture()[:90]}
+def test_html_says_which_images_are_missing():
+    given = images(3) | {"scene-0001.png": b"nothing for a page", "scene-0002.png": image()[:90]}
     text = Reader(report_html(make_report(), given)).text
-    assert "the picture scene-0001.png cannot be shown: the picture: not a picture; expected one of PNG" in text
-    assert "the picture scene-0002.png cannot be shown: the picture: truncated or damaged" in text
-    assert "the picture scene-0003.png is not here" in text
+    assert "the image scene-0001.png cannot be shown: the image: not an image; expected one of PNG" in text
+    assert "the image scene-0002.png cannot be shown: the image: truncated or damaged" in text
+    assert "the image scene-0003.png is not here" in text
     assert len(Reader(report_html(make_report(), given)).of("img")) == 1
 
 
 def test_html_stays_small_with_a_dozen_photographs():
-    given = pictures(12, side=1600, noisy=True)
+    given = images(12, side=1600, noisy=True)
     assert sum(map(len, given.values())) > 12e6
     page = report_html(make_report(), given, make_report())
     assert len(page.encode()) < 1.5e6
@@ -432,17 +432,17 @@ def test_html_compares_with_the_previous_report():
 
 
 def test_html_is_the_same_each_time():
-    assert report_html(make_report(), pictures(), make_report()) == report_html(make_report(), pictures(), make_report())
+    assert report_html(make_report(), images(), make_report()) == report_html(make_report(), images(), make_report())
     program = (
         "import hashlib; from tests.regress_reports import *; from cobra_edge.regress.outputs.html import report_html;"
-        "print(hashlib.sha256(report_html(make_report(), pictures(), make_report()).encode()).hexdigest())"
+        "print(hashlib.sha256(report_html(make_report(), images(), make_report()).encode()).hexdigest())"
     )
     root = Path(__file__).parent.parent
     runs = [subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True) for _ in "12"]
     assert runs[0].stdout == runs[1].stdout
 
 
-# plots and pictures
+# plots and images
 
 
 def test_plots_are_svg_in_the_pages_colours():
@@ -502,30 +502,30 @@ def test_plots_say_how_many_bars_are_left_out():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_small_picture_is_shown_as_it_is(kind):
-    content = picture(kind=kind)
-    shown = shown_picture("any-name.txt", {"any-name.txt": content})
+def test_a_small_image_is_shown_as_it_is(kind):
+    content = image(kind=kind)
+    shown = shown_image("any-name.txt", {"any-name.txt": content})
     assert shown.uri == f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
     assert (shown.width, shown.height) == (112, 112)
 
 
-def test_a_large_picture_is_shown_smaller():
-    shown = shown_picture("a", {"a": picture(1600, noisy=True)})
+def test_a_large_image_is_shown_smaller():
+    shown = shown_image("a", {"a": image(1600, noisy=True)})
     assert shown.uri is not None and shown.uri.startswith("data:image/jpeg;base64,")
     small = Image.open(io.BytesIO(base64.b64decode(shown.uri.partition(",")[2])))
     assert small.size == (shown.width, shown.height) == (512, 512)
 
 
-def test_a_picture_of_another_format_is_shown_as_jpeg():
-    shown = shown_picture("a.png", {"a.png": picture(kind="WEBP")})
+def test_an_image_of_another_format_is_shown_as_jpeg():
+    shown = shown_image("a.png", {"a.png": image(kind="WEBP")})
     assert shown.uri is not None and shown.uri.startswith("data:image/jpeg;base64,")
     assert base64.b64decode(shown.uri.partition(",")[2]).startswith(b"\xff\xd8\xff")
 
 
-def test_a_picture_of_too_many_pixels_is_not_shown():
+def test_an_image_of_too_many_pixels_is_not_shown():
     stream = io.BytesIO()
     Image.new("1", (9000, 9000)).save(stream, "PNG")
-    assert "9000 × 9000 pixels, at most 64,000,000 are read" in shown_picture("a", {"a": stream.getvalue()}).why_not
+    assert "9000 × 9000 pixels, at most 64,000,000 are read" in shown_image("a", {"a": stream.getvalue()}).why_not
 
 
 # files
@@ -553,7 +553,7 @@ def test_report_json_refuses_a_number_that_json_has_not():
 def test_files_are_written_and_others_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "report.md").write_text("old")
-    write_outputs(tmp_path, make_report(), pictures())
+    write_outputs(tmp_path, make_report(), images())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "notes.txt"])
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("**FAILED")

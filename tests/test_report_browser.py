@@ -14,7 +14,7 @@ from cobra_edge.regress.outputs.html import comparison_html
 from cobra_edge.regress.outputs.write import write_outputs
 
 from .browser_case import browser, contrast, found_browser, luminance, opened
-from .regress_reports import HOSTILE, bare_report, figure, held_report, hostile_report, make_report, picture, pictures
+from .regress_reports import HOSTILE, bare_report, figure, held_report, hostile_report, image, images, make_report
 
 __all__ = ["browser", "opened"]  # fixtures
 
@@ -26,12 +26,12 @@ def write(tmp_path: Path, kind: str) -> Path:
     if kind == "comparison":
         (tmp_path / "report.html").write_text(comparison_html(compare(before, full)), encoding="utf-8")
     elif kind == "hostile":
-        write_outputs(tmp_path, hostile_report(), {HOSTILE: picture()}, hostile_report())
+        write_outputs(tmp_path, hostile_report(), {HOSTILE: image()}, hostile_report())
     elif kind == "bare":
         write_outputs(tmp_path, bare_report(), {}, hostile_report())
     else:
-        given = pictures(10) | {"scene-0003.png": picture(900, noisy=True), "scene-0010.png": b"damaged"}
-        given["scene-0001.png"] = picture(kind="JPEG")
+        given = images(10) | {"scene-0003.png": image(900, noisy=True), "scene-0010.png": b"damaged"}
+        given["scene-0001.png"] = image(kind="JPEG")
         write_outputs(tmp_path, full, given, before)
     return tmp_path / "report.html"
 

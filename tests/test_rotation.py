@@ -43,7 +43,7 @@ def test_a_transformed_model_is_the_same_model(model, rotation, scaled):
 
 @each_scaling
 @each_rotation
-def test_prepared_is_its_float64_twin(model, rotation, scaled):
+def test_prepared_is_its_float64_reference(model, rotation, scaled):
     config, weights, truth = model
     scales = random_scales(weights) if scaled else {}
     recipe = Recipe("fp16", "none", {}, rotations=ROTATIONS[rotation])
@@ -57,7 +57,7 @@ def test_prepared_is_its_float64_twin(model, rotation, scaled):
     assert_close(naive_logits(wide, config, TOKENS, recipe.rotations), truth, "decoder")
 
 
-def test_the_twin_notices_what_a_runtime_leaves_out(model):
+def test_the_reference_notices_what_a_runtime_leaves_out(model):
     config, weights, truth = model
     for rotation in ("out-proj", "residual"):
         stored = transformed(weights, config, ROTATIONS[rotation], {})

@@ -14,7 +14,7 @@ QUESTION = "What is in the image?"
 
 @pytest.fixture
 def ran(mini_bundle, tiny_bundle, capfd):
-    """Return what the verb prints for a bundle with vision, or without: its exit code, stdout, stderr."""
+    """Return what the command prints for a bundle with vision, or without: its exit code, stdout, stderr."""
 
     def call(*arguments, blind=False):
         bundle = tiny_bundle if blind else mini_bundle("w4a16-g128")

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cobra_edge import sensitivity as verb
+from cobra_edge import sensitivity as command
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import InputError
@@ -237,7 +237,7 @@ def test_a_file_of_something_else_is_no_sensitivities(tmp_path):
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    """Return a suite of a few calibration lines, pictures where they are."""
+    """Return a suite of a few calibration lines, images where they are."""
     file = tmp_path_factory.mktemp("few") / "few.jsonl"
     lines = spread(read_suite(CALIBRATION), 10)
     texts = [json.dumps(msgspec.to_builtins(line) | {"image": line.image and str(MINI / line.image)}) for line in lines]
@@ -249,9 +249,9 @@ def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_
     choices = ["--method", "gptq", "--rotation", "both", "--calibration", str(few)]
     file, plot = tmp_path / "s.json", tmp_path / "s.png"
     given = ["--checkpoint", "mini", *choices, "--out", str(file), "--plot", str(plot)]
-    assert run_command(verb.command, given) == 0
+    assert run_command(command.command, given) == 0
     assert "layers.2.x_proj" in capfd.readouterr().out and plot.read_bytes()[1:4] == b"PNG"
-    assert run_command(verb.command, given) == 2 and "already there" in capfd.readouterr().err
+    assert run_command(command.command, given) == 2 and "already there" in capfd.readouterr().err
 
     sharing = sharing_exports(tmp_path / "shared")  # the vision graph and the float model's answers know no scheme
 
@@ -302,6 +302,6 @@ def test_mixes_that_cannot_be(text_only, tmp_path, capfd, arguments, says):
 
 
 def test_a_plot_without_matplotlib(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(verb.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     given = ["--checkpoint", "mini", "--out", str(tmp_path / "s"), "--plot", str(tmp_path / "p")]
-    assert run_command(verb.command, given) == 3 and "pip install" in capfd.readouterr().err
+    assert run_command(command.command, given) == 3 and "pip install" in capfd.readouterr().err

@@ -10,14 +10,14 @@ from PIL import Image
 
 import cobra_edge
 from cobra_edge.decode.sampling import Sampling
-from cobra_edge.inputs.image import load_picture
+from cobra_edge.inputs.image import load_image
 from cobra_edge.serve import generation as answering
 from cobra_edge.serve.generation import Finished, ImageForgotten, Question, answer_in_slices
-from cobra_edge.serve.prefix_cache import StateCache
+from cobra_edge.serve.prefix_cache import PrefixCache
 
 from .conftest import MINI
 
-PICTURE = (MINI / "demo.png").read_bytes()
+IMAGE = (MINI / "demo.png").read_bytes()
 QUESTIONS = ["What is in the image?", "How many objects are there?", "Is there a red circle?"]
 ROOM = 64 << 20
 
@@ -33,7 +33,7 @@ def native(mini_bundle):
 
 
 class Heard:
-    """The logits of every step, and how often the picture was looked at, read through a session."""
+    """The logits of every step, and how often the image was looked at, read through a session."""
 
     def __init__(self, session, monkeypatch):
         self.logits, self.looks, self.tokens = [], 0, 0
@@ -48,9 +48,9 @@ class Heard:
             self.logits.append(step(token, state))
             return self.logits[-1]
 
-        def heard_look(picture):
+        def heard_look(image):
             self.looks += 1
-            return look(picture)
+            return look(image)
 
         monkeypatch.setattr(session.decoder, "prefill", heard_prefill)
         monkeypatch.setattr(session.decoder, "step", heard_step)
@@ -70,11 +70,11 @@ def passages(session, *turns):
     return tuple(out)
 
 
-def question(session, *turns, picture=PICTURE, limit=40, sampling=Sampling(), stops=()):  # noqa: B008 - it is frozen
-    if picture is None:
+def question(session, *turns, image=IMAGE, limit=40, sampling=Sampling(), stops=()):  # noqa: B008 - it is frozen
+    if image is None:
         return Question(None, None, passages(session, *turns), limit, sampling, stops)
-    pixels = session.bundle.image().pixels(load_picture(picture))
-    return Question(hashlib.sha256(picture).digest(), pixels, passages(session, *turns), limit, sampling, stops)
+    pixels = session.bundle.image().pixels(load_image(image))
+    return Question(hashlib.sha256(image).digest(), pixels, passages(session, *turns), limit, sampling, stops)
 
 
 def answered(session, cache, asked):
@@ -85,8 +85,8 @@ def answered(session, cache, asked):
 
 def test_an_answer_in_slices_is_the_sessions(session):
     for text in QUESTIONS:
-        same = session.ask(PICTURE, text, max_new_tokens=40)
-        got, end = answered(session, StateCache(ROOM), question(session, text))
+        same = session.ask(IMAGE, text, max_new_tokens=40)
+        got, end = answered(session, PrefixCache(ROOM), question(session, text))
         assert got == same.read()
         assert (end.reason, end.completion_tokens, end.image_tokens) == ("stop", len(same.tokens), 64)
         assert (end.prompt_tokens, end.cached_tokens, end.remembered) == (64 + same.prompt_tokens, 0, "nothing")
@@ -94,11 +94,11 @@ def test_an_answer_in_slices_is_the_sessions(session):
 
 
 def test_a_conversation_has_the_same_bits_with_and_without_memory(session, monkeypatch):
-    warm, talk, seen = StateCache(ROOM), [], []
+    warm, talk, seen = PrefixCache(ROOM), [], []
     for text in QUESTIONS:
         talk.append(text)
         outcomes = []
-        for cache in (warm, StateCache(0)):
+        for cache in (warm, PrefixCache(0)):
             with monkeypatch.context() as patch:
                 heard = Heard(session, patch)
                 got, end = answered(session, cache, question(session, *talk))
@@ -115,8 +115,8 @@ def test_a_conversation_has_the_same_bits_with_and_without_memory(session, monke
     assert seen == [("nothing", 1), ("conversation", 0), ("conversation", 0)]
 
 
-def test_another_question_about_a_picture_reads_its_own_tokens_alone(session, monkeypatch):
-    cache = StateCache(ROOM)
+def test_another_question_about_an_image_reads_its_own_tokens_alone(session, monkeypatch):
+    cache = PrefixCache(ROOM)
     answered(session, cache, question(session, QUESTIONS[0]))
     heard = Heard(session, monkeypatch)
     asked = question(session, QUESTIONS[1], limit=1)
@@ -126,20 +126,20 @@ def test_another_question_about_a_picture_reads_its_own_tokens_alone(session, mo
     assert heard.tokens == len(asked.passages[0]) + unread
 
 
-def test_only_the_same_picture_is_remembered(native):
-    cache = StateCache(ROOM)
+def test_only_the_same_image_is_remembered(native):
+    cache = PrefixCache(ROOM)
     answered(native, cache, question(native, QUESTIONS[0]))
     other = io.BytesIO()
-    Image.open(io.BytesIO(PICTURE)).rotate(90).save(other, "PNG")
-    for picture in (other.getvalue(), PICTURE + b"\0", None):
-        got, end = answered(native, cache, question(native, QUESTIONS[0], picture=picture))
+    Image.open(io.BytesIO(IMAGE)).rotate(90).save(other, "PNG")
+    for image in (other.getvalue(), IMAGE + b"\0", None):
+        got, end = answered(native, cache, question(native, QUESTIONS[0], image=image))
         assert (end.remembered, end.cached_tokens) == ("nothing", 0)
-        fresh = native.ask(picture, QUESTIONS[0], max_new_tokens=40)
+        fresh = native.ask(image, QUESTIONS[0], max_new_tokens=40)
         assert got == fresh.read()
 
 
 def test_a_changed_history_is_read_from_where_it_changed(native):
-    cache = StateCache(ROOM)
+    cache = PrefixCache(ROOM)
     first, _ = answered(native, cache, question(native, QUESTIONS[1]))
     _, same = answered(native, cache, question(native, QUESTIONS[1], first, QUESTIONS[2]))
     _, changed = answered(native, cache, question(native, QUESTIONS[1], first + " objects", QUESTIONS[2]))
@@ -148,17 +148,17 @@ def test_a_changed_history_is_read_from_where_it_changed(native):
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])
 def test_a_turn_after_an_answer_that_was_cut_at_its_limit_is_exact(session, limit):
-    cache = StateCache(ROOM)
+    cache = PrefixCache(ROOM)
     first, end = answered(session, cache, question(session, QUESTIONS[0], limit=limit))
     assert (end.reason, end.completion_tokens) == ("length", limit)
     turns = (QUESTIONS[0], first, QUESTIONS[2])
     warm, warm_end = answered(session, cache, question(session, *turns))
-    cold, cold_end = answered(session, StateCache(0), question(session, *turns))
+    cold, cold_end = answered(session, PrefixCache(0), question(session, *turns))
     assert warm == cold and warm_end.prompt_tokens == cold_end.prompt_tokens and warm_end.cached_tokens > 0
 
 
 def test_the_same_seed_gives_the_same_answer_remembered_or_not(session):
-    cache, sampling = StateCache(ROOM), Sampling(1.5, seed=7)
+    cache, sampling = PrefixCache(ROOM), Sampling(1.5, seed=7)
     texts = {answered(session, cache, question(session, QUESTIONS[0], sampling=sampling))[0] for _ in range(3)}
     assert len(texts) == 1
     others = {answered(session, cache, question(session, QUESTIONS[0], sampling=Sampling(1.5, seed=s)))[0] for s in range(4)}
@@ -166,26 +166,26 @@ def test_the_same_seed_gives_the_same_answer_remembered_or_not(session):
 
 
 def test_stop_strings_end_an_answer_and_its_decoding(native, monkeypatch):
-    whole, _ = answered(native, StateCache(0), question(native, QUESTIONS[0]))
+    whole, _ = answered(native, PrefixCache(0), question(native, QUESTIONS[0]))
     words = whole.split()
     stop = " ".join(words[3:5])
     heard = Heard(native, monkeypatch)
-    got, end = answered(native, StateCache(0), question(native, QUESTIONS[0], stops=(stop, "never")))
+    got, end = answered(native, PrefixCache(0), question(native, QUESTIONS[0], stops=(stop, "never")))
     assert got == whole[: whole.index(stop)] and end.reason == "stop"
     assert len(heard.logits) < 12  # the rest was not decoded
 
 
 def test_after_a_stop_string_the_conversation_is_still_remembered_up_to_the_question(native):
-    cache = StateCache(ROOM)
+    cache = PrefixCache(ROOM)
     got, _ = answered(native, cache, question(native, QUESTIONS[0], stops=("green",)))
     warm, end = answered(native, cache, question(native, QUESTIONS[0], got, QUESTIONS[2]))
-    cold, _ = answered(native, StateCache(0), question(native, QUESTIONS[0], got, QUESTIONS[2]))
+    cold, _ = answered(native, PrefixCache(0), question(native, QUESTIONS[0], got, QUESTIONS[2]))
     assert end.remembered == "conversation" and warm == cold
 
 
 def test_answers_in_turns_are_what_they_are_alone(session):
-    alone = [answered(session, StateCache(0), question(session, text))[0] for text in QUESTIONS]
-    cache = StateCache(ROOM)
+    alone = [answered(session, PrefixCache(0), question(session, text))[0] for text in QUESTIONS]
+    cache = PrefixCache(ROOM)
     together = {text: answer_in_slices(session, cache, question(session, text)) for text in QUESTIONS}
     got = dict.fromkeys(QUESTIONS, "")
     while together:
@@ -203,16 +203,16 @@ def test_long_passages_are_read_in_pieces_between_which_others_have_a_turn(nativ
     heard = Heard(native, monkeypatch)
     text = "Is there a red circle at the left of a large blue square?"
     asked = question(native, text, limit=3)
-    slices = list(answer_in_slices(native, StateCache(0), asked))
+    slices = list(answer_in_slices(native, PrefixCache(0), asked))
     pieces = -(-len(asked.passages[0]) // 8)
     assert pieces > 1
     assert slices[: 1 + pieces] == [None] * (1 + pieces) and heard.looks == 1
-    same = native.ask(PICTURE, text, max_new_tokens=3)
+    same = native.ask(IMAGE, text, max_new_tokens=3)
     assert "".join(s for s in slices[:-1] if s) == same.read()
 
 
 def test_closing_the_slices_stops_the_decoding(native, monkeypatch):
-    slices = answer_in_slices(native, StateCache(0), question(native, QUESTIONS[0]))
+    slices = answer_in_slices(native, PrefixCache(0), question(native, QUESTIONS[0]))
     while next(slices) is None:
         pass
     heard = Heard(native, monkeypatch)
@@ -221,7 +221,7 @@ def test_closing_the_slices_stops_the_decoding(native, monkeypatch):
 
 
 def test_an_image_that_is_remembered_needs_no_pixels_and_one_that_is_not_is_asked_for(native):
-    cache, asked = StateCache(ROOM), question(native, QUESTIONS[0])
+    cache, asked = PrefixCache(ROOM), question(native, QUESTIONS[0])
     without = replace(asked, pixels=None)
     with pytest.raises(ImageForgotten):
         answered(native, cache, without)
@@ -232,7 +232,7 @@ def test_an_image_that_is_remembered_needs_no_pixels_and_one_that_is_not_is_aske
 
 
 def test_an_answer_is_not_lost_because_it_cannot_be_remembered(native, monkeypatch):
-    cache, asked = StateCache(ROOM), question(native, QUESTIONS[0])
+    cache, asked = PrefixCache(ROOM), question(native, QUESTIONS[0])
     list(answer_in_slices(native, cache, asked))
 
     def no_memory(*_arguments, **_options):

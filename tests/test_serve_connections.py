@@ -217,7 +217,7 @@ def test_a_gigabyte_in_chunks_is_cut_off_and_never_held(server: Server):
 
 
 def test_an_ordinary_client_that_sends_too_much_learns_why(server: Server):
-    response = httpx.post(f"{server.url}/length", json={"picture": "x" * (8 << 20)})
+    response = httpx.post(f"{server.url}/length", json={"image": "x" * (8 << 20)})
     assert response.status_code == 413 and response.json()["error"]["code"] == "body_too_large"
 
 

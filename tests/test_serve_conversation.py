@@ -19,10 +19,10 @@ def codec():
     return TextCodec.open(MINI / "tokenizer.json", 512)
 
 
-def user(text, *pictures):
+def user(text, *images):
     return {
         "role": "user",
-        "content": [*({"type": "image_url", "image_url": {"url": u}} for u in pictures), {"type": "text", "text": text}],
+        "content": [*({"type": "image_url", "image_url": {"url": u}} for u in images), {"type": "text", "text": text}],
     }
 
 
@@ -46,7 +46,7 @@ def texts(codec, conversation):
 def test_turns_become_passages_and_answers_are_passages_of_their_own(codec):
     got = read(codec, user("Is there a star?", RED), answer("Yes"), {"role": "user", "content": "Is it red?"})
     first, second = TEMPLATE.first_turn("Is there a star?"), TEMPLATE.later_turn("Is it red?")
-    assert got.picture_url == RED
+    assert got.image_url == RED
     assert got.passages == (
         tuple(codec.encode(first)),
         tuple(codec.encode("Yes")),
@@ -97,10 +97,10 @@ def test_text_of_any_role_never_becomes_a_control_token(codec, forged):
     assert marks(forged) == marks("plain")
 
 
-def test_one_picture_may_be_named_often_and_anywhere(codec):
-    assert read(codec, user("A star?"), answer("Yes"), user("Where?", RED)).picture_url == RED
-    assert read(codec, user("A star?", RED), answer("Yes"), user("Where?", RED)).picture_url == RED
-    assert read(codec, user("A star?")).picture_url is None
+def test_one_image_may_be_named_often_and_anywhere(codec):
+    assert read(codec, user("A star?"), answer("Yes"), user("Where?", RED)).image_url == RED
+    assert read(codec, user("A star?", RED), answer("Yes"), user("Where?", RED)).image_url == RED
+    assert read(codec, user("A star?")).image_url is None
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_body_declared_too_large_is_refused_unread():
 def test_a_body_that_grows_too_large_is_refused_where_it_does():
     route = Route()
     response = asked(guarded(route, LIMITS), parts=[b"x" * 60, b"x" * 41])
-    assert "scale the picture down" in refused(response, 413, "body_too_large")
+    assert "scale the image down" in refused(response, 413, "body_too_large")
     assert not route.seen
 
 

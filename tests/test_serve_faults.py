@@ -24,15 +24,15 @@ from .conftest import MINI
 from .serve_case import PATIENCE, metric, served, until
 from .terminal_case import SLOW
 
-MODEL, PICTURE = "cobra-mini", MINI / "demo.png"
+MODEL, IMAGE = "cobra-mini", MINI / "demo.png"
 LONG = "What is in the image?"  # the answer that takes longest
 ENDLESS = {"model": "mamba-tiny", "text": "Describe everything.", "max_tokens": 100_000}
 
 
-def body(text=LONG, picture=None, model=MODEL, **fields):
+def body(text=LONG, image=None, model=MODEL, **fields):
     parts = [{"type": "text", "text": text}]
-    if picture is not None:
-        url = "data:image/png;base64," + base64.b64encode(picture).decode()
+    if image is not None:
+        url = "data:image/png;base64," + base64.b64encode(image).decode()
         parts.append({"type": "image_url", "image_url": {"url": url}})
     return {"model": model, "messages": [{"role": "user", "content": parts}], **fields}
 
@@ -42,8 +42,8 @@ def post(url, **options):
 
 
 def answered(url, **fields):
-    """Ask about the demo picture, see the answer given, and return its response."""
-    response = post(url, json=body(picture=PICTURE.read_bytes(), **fields))
+    """Ask about the demo image, see the answer given, and return its response."""
+    response = post(url, json=body(image=IMAGE.read_bytes(), **fields))
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -63,7 +63,7 @@ def bundle(mini_bundle):
 @pytest.fixture(scope="module")
 def same(bundle):
     """Return the session's own answer."""
-    return cobra_edge.load(bundle).ask(PICTURE, LONG).read()
+    return cobra_edge.load(bundle).ask(IMAGE, LONG).read()
 
 
 @pytest.fixture(scope="module")
@@ -160,19 +160,19 @@ def bomb(side):
     )
 
 
-def test_a_picture_bomb_is_refused_by_its_head(server, url):
+def test_an_image_bomb_is_refused_by_its_head(server, url):
     before = server.resident_bytes()
-    picture = bomb(30_000)
-    assert len(picture) < 1 << 20
-    message = refused(post(url, json=body(picture=picture)), 413, "image_too_large")
+    image = bomb(30_000)
+    assert len(image) < 1 << 20
+    message = refused(post(url, json=body(image=image)), 413, "image_too_large")
     assert "32,000,000 pixels" in message
     assert server.resident_bytes() - before < 64 << 20
 
 
-def test_a_picture_whose_head_lies_is_refused_when_it_is_decoded(url):
-    whole = PICTURE.read_bytes()
-    refused(post(url, json=body(picture=whole[: len(whole) // 2])), 400, "invalid_image")
-    refused(post(url, json=body(picture=b"\x89PNG\r\n\x1a\n" + os.urandom(100))), 400, "invalid_image")
+def test_an_image_whose_head_lies_is_refused_when_it_is_decoded(url):
+    whole = IMAGE.read_bytes()
+    refused(post(url, json=body(image=whole[: len(whole) // 2])), 400, "invalid_image")
+    refused(post(url, json=body(image=b"\x89PNG\r\n\x1a\n" + os.urandom(100))), 400, "invalid_image")
 
 
 def test_a_body_of_a_gigabyte_is_refused_and_not_kept(server, url):
@@ -252,8 +252,8 @@ def test_what_is_no_request_is_refused(url, sent, code):
 
 
 def odd_png():
-    """Return a picture that pillow warns of: animated, of no frames."""
-    plain, said = PICTURE.read_bytes(), b"acTL" + bytes(8)
+    """Return an image that pillow warns of: animated, of no frames."""
+    plain, said = IMAGE.read_bytes(), b"acTL" + bytes(8)
     chunk = struct.pack(">I", 8) + said + struct.pack(">I", zlib.crc32(said))
     return plain[:33] + chunk + plain[33:]
 
@@ -265,7 +265,7 @@ def test_nothing_a_client_sends_is_logged(bundle):
             assert connection.recv(4096).startswith(b"HTTP/1.1 400")
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
         assert httpx.get(f"{server.url}/healthz", headers=upgrade).status_code == 200
-        assert post(server.url, json=body(picture=odd_png())).status_code == 200
+        assert post(server.url, json=body(image=odd_png())).status_code == 200
         assert httpx.get(f"{server.url}/no%1Bwhere").status_code == 404
         assert server.said() == ""
 
@@ -342,16 +342,16 @@ class Load:
             thread.start()
 
     def _ask(self, index):
-        picture = PICTURE.read_bytes() + bytes([index])
+        image = IMAGE.read_bytes() + bytes([index])
         while not self.stopped.is_set():
             try:
                 if index % 2:
-                    response = post(self.url, json=body(picture=picture))
+                    response = post(self.url, json=body(image=image))
                     code = response.status_code
                     whole = response.json()["choices"][0]["finish_reason"] == "stop" if code == 200 else True
                 else:
                     with httpx.stream(
-                        "POST", f"{self.url}/v1/chat/completions", json=body(picture=picture, stream=True), timeout=PATIENCE
+                        "POST", f"{self.url}/v1/chat/completions", json=body(image=image, stream=True), timeout=PATIENCE
                     ) as stream:
                         lines = [line for line in stream.iter_lines() if line]
                     code = stream.status_code

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cobra_edge.inputs.image import ImageTransform, Normalisation, load_picture
+from cobra_edge.inputs.image import ImageTransform, Normalisation, load_image
 from cobra_edge.serve import image_decoding
 from cobra_edge.serve.errors import Refusal
 from cobra_edge.serve.fair_slots import FairSlots
@@ -26,9 +26,9 @@ from cobra_edge.serve.image_decoding import ImageDecoder
 from cobra_edge.serve.image_worker import Decoded, Refused, Setup, decode
 from cobra_edge.serve.limits import Limits
 
-from .serve_case import PATIENCE, PICTURE, data_uri, metric, picture_part, question, served, until
+from .serve_case import IMAGE, PATIENCE, data_uri, image_part, metric, question, served, until
 
-LIMITS = Limits(picture_pixels=1000)
+LIMITS = Limits(image_pixels=1000)
 TRANSFORMS = [
     ImageTransform(16, strategy, (Normalisation((0.5,) * 3, (0.5,) * 3), Normalisation((0.4,) * 3, (0.2,) * 3)), form)
     for strategy in ("resize-naive", "letterbox")
@@ -50,14 +50,14 @@ image_worker.main()
 """
 
 
-def picture(width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
+def image(width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height), "red").save(file, kind)
     return file.getvalue()
 
 
 def refused(file: bytes) -> Refused:
-    got = decode(Setup(TRANSFORMS[0], LIMITS.picture_pixels, 1.0), file)
+    got = decode(Setup(TRANSFORMS[0], LIMITS.image_pixels, 1.0), file)
     assert isinstance(got, Refused)
     return got
 
@@ -86,23 +86,23 @@ def test_a_child_decodes_as_this_process_would(transform: ImageTransform):
         images = ImageDecoder(transform, Limits())
         await images.start()
         try:
-            return [await images.decode("me", file) for file in (PICTURE.read_bytes(), picture(kind="JPEG"))]
+            return [await images.decode("me", file) for file in (IMAGE.read_bytes(), image(kind="JPEG"))]
         finally:
             await images.close()
 
-    for got, file in zip(asyncio.run(decoded()), (PICTURE.read_bytes(), picture(kind="JPEG")), strict=True):
-        same = transform.pixels(load_picture(file))
+    for got, file in zip(asyncio.run(decoded()), (IMAGE.read_bytes(), image(kind="JPEG")), strict=True):
+        same = transform.pixels(load_image(file))
         assert (got.dtype, got.shape) == (same.dtype, same.shape) and np.array_equal(got, same)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
 def test_formats_that_are_read(kind: str):
-    assert isinstance(decode(Setup(TRANSFORMS[0], 1000, 1.0), picture(kind=kind)), Decoded)
+    assert isinstance(decode(Setup(TRANSFORMS[0], 1000, 1.0), image(kind=kind)), Decoded)
 
 
 def test_too_many_pixels_are_refused_by_the_header():
-    assert isinstance(decode(Setup(TRANSFORMS[0], 1000, 1.0), picture(40, 25)), Decoded)
-    got = refused(picture(41, 25))
+    assert isinstance(decode(Setup(TRANSFORMS[0], 1000, 1.0), image(40, 25)), Decoded)
+    got = refused(image(41, 25))
     assert (got.status, got.code) == (413, "image_too_large") and "at most 1,000 pixels" in got.message
 
 
@@ -111,7 +111,7 @@ def test_a_decompression_bomb_is_refused_by_the_header():
         assert (refused(header).status, refused(header).code) == (413, "image_too_large")
 
 
-@pytest.mark.parametrize("file", [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", picture()[:20], b"%PDF-1.4"])
+@pytest.mark.parametrize("file", [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", image()[:20], b"%PDF-1.4"])
 def test_what_is_no_image_is_refused(file: bytes):
     got = refused(file)
     assert (got.status, got.code) == (400, "invalid_image")
@@ -121,7 +121,7 @@ def test_what_is_no_image_is_refused(file: bytes):
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM"]), st.data())
 def test_a_damaged_image_is_read_or_refused_and_nothing_else(kind: str, data: Any):
-    file = bytearray(picture(kind=kind))
+    file = bytearray(image(kind=kind))
     for place in data.draw(st.lists(st.integers(0, min(len(file), 200) - 1), min_size=1, max_size=4)):
         file[place] = data.draw(st.integers(0, 255))
     got = decode(Setup(TRANSFORMS[0], 1000, 1.0), bytes(file))
@@ -133,12 +133,12 @@ def test_one_addresss_slow_image_leaves_the_others_theirs(stubborn):
         slow = [asyncio.create_task(images.decode("slow", b"SLOW")) for _ in range(3)]
         await asyncio.sleep(0)
         for _ in range(3):
-            assert (await images.decode("me", picture())).shape == TRANSFORMS[0].shape
+            assert (await images.decode("me", image())).shape == TRANSFORMS[0].shape
         assert not any(task.done() for task in slow)
         for task in slow:
             task.cancel()
         await asyncio.gather(*slow, return_exceptions=True)
-        assert (await images.decode("slow", picture())).shape == TRANSFORMS[0].shape  # its turn comes again
+        assert (await images.decode("slow", image())).shape == TRANSFORMS[0].shape  # its turn comes again
 
     run(work)
 
@@ -172,7 +172,7 @@ def test_an_image_that_crashes_its_child_is_refused_and_the_next_is_decoded(stub
         with pytest.raises(Refusal, match="breaks the program that decodes it") as caught:
             await images.decode("me", b"CRASH")
         assert (caught.value.status, caught.value.code) == (400, "invalid_image")
-        assert (await images.decode("me", picture())).shape == TRANSFORMS[0].shape
+        assert (await images.decode("me", image())).shape == TRANSFORMS[0].shape
 
     run(work)
     assert f"code {-signal.SIGABRT}" in caplog.text
@@ -184,7 +184,7 @@ def test_a_child_that_was_ended_from_outside_is_replaced(stubborn):
         (child,) = images._idle
         child.kill()
         await child.wait()
-        assert (await images.decode("me", picture())).shape == TRANSFORMS[0].shape
+        assert (await images.decode("me", image())).shape == TRANSFORMS[0].shape
 
     run(work)
 
@@ -195,7 +195,7 @@ def test_when_the_server_shuts_down_what_is_decoded_and_what_waits_is_refused(st
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         images.refuse()
-        got = await asyncio.gather(*slow, images.decode("me", picture()), return_exceptions=True)
+        got = await asyncio.gather(*slow, images.decode("me", image()), return_exceptions=True)
         assert [(refusal.status, refusal.code) for refusal in got] == [(503, "shutting_down")] * 4
 
     run(work)
@@ -232,12 +232,12 @@ def test_a_slow_image_keeps_no_answer_waiting_and_its_deadline_ends_it(mini_bund
     changed = f"from cobra_edge.serve import image_decoding\nimage_decoding._COMMAND = ('-c', {_STUBBORN!r})\n"
     with served(mini_bundle("w4a16-g128"), changed=changed) as server:
 
-        def post(picture: bytes | None, **headers: str) -> httpx.Response:
-            parts = [] if picture is None else [picture_part(data_uri(picture))]
+        def post(image: bytes | None, **headers: str) -> httpx.Response:
+            parts = [] if image is None else [image_part(data_uri(image))]
             asked = {"model": "cobra-mini", "messages": [question("How many objects are there?", *parts)]}
             return httpx.post(f"{server.url}/v1/chat/completions", json=asked, headers=headers, timeout=PATIENCE)
 
-        asked = {"model": "cobra-mini", "messages": [question("What?", picture_part(data_uri(b"SLOW")))]}
+        asked = {"model": "cobra-mini", "messages": [question("What?", image_part(data_uri(b"SLOW")))]}
         body = json.dumps(asked).encode()
         at = urlsplit(server.url)
         with socket.create_connection((at.hostname, at.port), timeout=PATIENCE) as slow:
@@ -251,14 +251,14 @@ def test_a_slow_image_keeps_no_answer_waiting_and_its_deadline_ends_it(mini_bund
         until(lambda: metric(server.url, 'cobra_edge_requests_total{status="499"}') == 1, "its departure")
         late = post(b"SLOW", **{"X-Deadline-Seconds": "0.5"})
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
-        assert post(PICTURE.read_bytes()).json()["choices"][0]["message"]["content"] == "4"
+        assert post(IMAGE.read_bytes()).json()["choices"][0]["message"]["content"] == "4"
 
 
 def test_an_image_that_is_forgotten_between_two_looks_is_decoded_after_all(mini_bundle):
     """The event loop asks whether an image is remembered; when its turn comes the state may have been given up."""
-    changed = "from cobra_edge.serve.prefix_cache import StateCache\nStateCache.holds = lambda cache, keys: True\n"
+    changed = "from cobra_edge.serve.prefix_cache import PrefixCache\nStateCache.holds = lambda cache, keys: True\n"
     with served(mini_bundle("w4a16-g128"), changed=changed) as server:
-        asked = {"model": "cobra-mini", "messages": [question("How many objects are there?", picture_part())]}
+        asked = {"model": "cobra-mini", "messages": [question("How many objects are there?", image_part())]}
         for stream in (False, True):
             got = httpx.post(f"{server.url}/v1/chat/completions", json=asked | {"stream": stream}, timeout=PATIENCE)
             assert got.status_code == 200 and '"content":"4"' in got.text

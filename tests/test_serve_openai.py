@@ -19,7 +19,7 @@ import cobra_edge
 from cobra_edge.decode.sampling import Sampling
 from cobra_edge.serve.schemas import ChatRequest
 
-from .serve_case import MODEL, PICTURE, client, data_uri, picture_part, question, served
+from .serve_case import IMAGE, MODEL, client, data_uri, image_part, question, served
 
 QUESTIONS = ["What is in the image?", "How many objects are there?", "Is there a red circle?"]
 KEY = "a-key-of-this-test"
@@ -51,8 +51,8 @@ def guarded(mini_bundle, tmp_path_factory):
         yield server.url
 
 
-def picture_of(color):
-    """Return the file of a picture that no other test asks about."""
+def image_of(color):
+    """Return the file of an image that no other test asks about."""
     file = io.BytesIO()
     Image.new("RGB", (112, 112), color).save(file, "PNG")
     return file.getvalue()
@@ -68,8 +68,8 @@ def streamed(ai, *messages, **options):
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices), chunks
 
 
-def expected(session, text, picture=PICTURE, **options):
-    answer = session.ask(picture, text, **options)
+def expected(session, text, image=IMAGE, **options):
+    answer = session.ask(image, text, **options)
     answer.read()
     return answer
 
@@ -77,7 +77,7 @@ def expected(session, text, picture=PICTURE, **options):
 @pytest.mark.parametrize("text", QUESTIONS)
 def test_an_answer_is_the_sessions(ai, session, text):
     same = expected(session, text)
-    got = ask(ai, question(text, picture_part()))
+    got = ask(ai, question(text, image_part()))
     choice = got.choices[0]
     assert (choice.message.content, choice.message.role, choice.finish_reason) == (same.text, "assistant", "stop")
     assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (64 + same.prompt_tokens, len(same.tokens))
@@ -85,7 +85,7 @@ def test_an_answer_is_the_sessions(ai, session, text):
     assert (got.object, got.model, len(got.choices)) == ("chat.completion", MODEL, 1)
 
 
-def test_a_text_without_a_picture(ai, session):
+def test_a_text_without_an_image(ai, session):
     same = expected(session, "Hello, who are you?", None)
     got = ask(ai, {"role": "user", "content": "Hello, who are you?"})
     assert got.choices[0].message.content == same.text
@@ -94,7 +94,7 @@ def test_a_text_without_a_picture(ai, session):
 
 def test_a_stream_is_the_answer_in_pieces(ai, session):
     same = expected(session, QUESTIONS[0])
-    text, chunks = streamed(ai, question(QUESTIONS[0], picture_part()))
+    text, chunks = streamed(ai, question(QUESTIONS[0], image_part()))
     assert text == same.text and len(chunks) >= 3  # pieces that were there together came as one
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
@@ -106,8 +106,8 @@ def test_a_stream_is_the_answer_in_pieces(ai, session):
 
 
 def test_a_streams_usage_comes_last_where_it_is_wanted(ai):
-    whole = ask(ai, question(QUESTIONS[1], picture_part()))
-    _, chunks = streamed(ai, question(QUESTIONS[1], picture_part()), stream_options={"include_usage": True})
+    whole = ask(ai, question(QUESTIONS[1], image_part()))
+    _, chunks = streamed(ai, question(QUESTIONS[1], image_part()), stream_options={"include_usage": True})
     assert chunks[-1].choices == [] and all(chunk.usage is None for chunk in chunks[:-1])
     usage = chunks[-1].usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (
@@ -119,7 +119,7 @@ def test_a_streams_usage_comes_last_where_it_is_wanted(ai):
 
 
 def test_the_end_of_a_stream_is_said(url):
-    body = {"model": MODEL, "messages": [question(QUESTIONS[1], picture_part())], "stream": True}
+    body = {"model": MODEL, "messages": [question(QUESTIONS[1], image_part())], "stream": True}
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
         events = response.read().decode().split("\n\n")
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -133,16 +133,16 @@ def test_an_answer_ends_before_a_stop_string(ai, session, stop, stream):
     shown = text[: min(at for s in ([stop] if isinstance(stop, str) else stop) if (at := text.find(s)) >= 0)]
     assert shown != text
     if stream:
-        got, chunks = streamed(ai, question(QUESTIONS[0], picture_part()), stop=stop)
+        got, chunks = streamed(ai, question(QUESTIONS[0], image_part()), stop=stop)
         reason = chunks[-1].choices[0].finish_reason
     else:
-        whole = ask(ai, question(QUESTIONS[0], picture_part()), stop=stop)
+        whole = ask(ai, question(QUESTIONS[0], image_part()), stop=stop)
         got, reason = whole.choices[0].message.content, whole.choices[0].finish_reason
     assert (got, reason) == (shown, "stop")
 
 
 def test_a_stop_string_that_never_comes_changes_nothing(ai, session):
-    got = ask(ai, question(QUESTIONS[0], picture_part()), stop=["unicorn", "right.."])
+    got = ask(ai, question(QUESTIONS[0], image_part()), stop=["unicorn", "right.."])
     assert got.choices[0].message.content == expected(session, QUESTIONS[0]).text
 
 
@@ -151,10 +151,10 @@ def test_a_stop_string_that_never_comes_changes_nothing(ai, session):
 def test_an_answer_ends_at_its_limit(ai, session, limit, stream):
     same = expected(session, QUESTIONS[0], max_new_tokens=5)
     if stream:
-        text, chunks = streamed(ai, question(QUESTIONS[0], picture_part()), **{limit: 5})
+        text, chunks = streamed(ai, question(QUESTIONS[0], image_part()), **{limit: 5})
         assert (text, chunks[-1].choices[0].finish_reason) == (same.text, "length")
     else:
-        got = ask(ai, question(QUESTIONS[0], picture_part()), **{limit: 5})
+        got = ask(ai, question(QUESTIONS[0], image_part()), **{limit: 5})
         assert (got.choices[0].message.content, got.choices[0].finish_reason) == (same.text, "length")
         assert got.usage.completion_tokens == 5
 
@@ -162,7 +162,7 @@ def test_an_answer_ends_at_its_limit(ai, session, limit, stream):
 def test_a_seed_gives_the_same_answer_again(ai, session):
     def said(seed, **options):
         given = {"temperature": 2.0, "max_tokens": 24} | options
-        return ask(ai, question(QUESTIONS[0], picture_part()), seed=seed, **given).choices[0].message.content
+        return ask(ai, question(QUESTIONS[0], image_part()), seed=seed, **given).choices[0].message.content
 
     texts = [said(seed) for seed in range(4)]
     assert [said(seed) for seed in range(4)] == texts and len(set(texts)) > 1
@@ -176,7 +176,7 @@ def test_a_seed_gives_the_same_answer_again(ai, session):
 
 
 def test_without_a_seed_answers_differ(ai):
-    asked = question(QUESTIONS[0], picture_part())
+    asked = question(QUESTIONS[0], image_part())
     texts = {ask(ai, asked, temperature=2.0, max_tokens=24).choices[0].message.content for _ in range(6)}
     assert len(texts) > 1
 
@@ -187,10 +187,10 @@ def test_the_models_are_one(ai):
 
 
 def test_a_conversation_goes_on_from_what_was_read(ai, session):
-    picture = picture_of("teal")
-    messages, before, read = [], picture, 0
+    image = image_of("teal")
+    messages, before, read = [], image, 0
     for turn, text in enumerate(QUESTIONS):
-        messages.append(question(text, *([picture_part(data_uri(picture))] if not turn else [])))
+        messages.append(question(text, *([image_part(data_uri(image))] if not turn else [])))
         answer = before = expected(session, text, before)
         got = ask(ai, *messages)
         assert got.choices[0].message.content == answer.text
@@ -201,8 +201,8 @@ def test_a_conversation_goes_on_from_what_was_read(ai, session):
         messages.append({"role": "assistant", "content": got.choices[0].message.content})
 
 
-def test_a_picture_is_looked_at_once_and_the_answers_stay_the_same(ai):
-    asked = question("What is in the image?", picture_part(data_uri(picture_of("maroon"))))
+def test_an_image_is_looked_at_once_and_the_answers_stay_the_same(ai):
+    asked = question("What is in the image?", image_part(data_uri(image_of("maroon"))))
     options = {"temperature": 2.0, "seed": 3, "max_tokens": 32}  # a likely token would hide bits that differ
     first, *others = (ask(ai, asked, **options) for _ in range(3))
     assert (first.usage.prompt_tokens_details.cached_tokens, first.model_extra["cobra_edge"]["remembered"]) == (0, "nothing")
@@ -213,7 +213,7 @@ def test_a_picture_is_looked_at_once_and_the_answers_stay_the_same(ai):
 
 
 def test_what_was_seen_is_remembered_after_a_restart(mini_bundle, tmp_path):
-    asked, said = question(QUESTIONS[0], picture_part()), []
+    asked, said = question(QUESTIONS[0], image_part()), []
     for _ in range(2):
         with served(mini_bundle("w4a16-g128"), "--state-dir", str(tmp_path / "states")) as server, client(server.url) as ai:
             said.append(ask(ai, asked, temperature=2.0, seed=3, max_tokens=32))
@@ -230,7 +230,7 @@ def test_sixteen_at_the_same_time(url, session):
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=120) as ai:
 
             async def one(index, text):
-                request = {"model": MODEL, "messages": [question(text, picture_part())], "max_tokens": 12}
+                request = {"model": MODEL, "messages": [question(text, image_part())], "max_tokens": 12}
                 if index % 2:
                     return (await ai.chat.completions.create(**request)).choices[0].message.content
                 said = ""
@@ -266,14 +266,14 @@ def assert_refused(error, status, code, param, word):
         ({"messages": [question("long " * 2000)]}, "context_length_exceeded", "messages", "tokens"),
         ({"messages": [question("long " * 2_000_000)]}, "context_length_exceeded", "messages", "10,000,000 characters"),
         (
-            {"messages": [question("a", picture_part("https://host.example/a.png"))]},
+            {"messages": [question("a", image_part("https://host.example/a.png"))]},
             "invalid_image_url",
             "messages",
             "--allow-image-host",
         ),
-        ({"messages": [question("a", picture_part("data:image/png;base64,AAAA"))]}, "invalid_image", "messages", "picture"),
+        ({"messages": [question("a", image_part("data:image/png;base64,AAAA"))]}, "invalid_image", "messages", "image"),
         (
-            {"messages": [question("a", picture_part(), picture_part(data_uri(picture_of("red"))))]},
+            {"messages": [question("a", image_part(), image_part(data_uri(image_of("red"))))]},
             "too_many_images",
             "messages",
             "2 different images",
@@ -308,7 +308,7 @@ def assert_refused(error, status, code, param, word):
             '"input_image": expected "text" or "image_url"; send an image as {"type": "image_url"',
         ),
         (
-            {"messages": [{"role": "system", "content": [picture_part()]}, question("a")]},
+            {"messages": [{"role": "system", "content": [image_part()]}, question("a")]},
             "invalid_value",
             "messages.0.content.0.type",
             "in a user message",
@@ -377,7 +377,7 @@ def test_what_is_not_served_is_not_found(ai):
 @pytest.mark.parametrize("base", ["", "/v1/", "/v1/v1", "/v1/chat/completions", "/api"])
 def test_a_base_url_may_be_spelled_otherwise(url, base):
     with openai.OpenAI(base_url=url + base, api_key="any", max_retries=0) as ai:
-        assert ask(ai, question(QUESTIONS[1], picture_part()), max_tokens=1).choices[0].message.content == "4"
+        assert ask(ai, question(QUESTIONS[1], image_part()), max_tokens=1).choices[0].message.content == "4"
         assert ai.models.list().data[0].id == MODEL
 
 
@@ -408,7 +408,7 @@ def test_a_method_that_is_not_answered_is_told(url):
 )
 def test_what_clients_mean_by_a_value(ai, session, given, same):
     own = {name: given[name] for name in given if name == "top_k"}
-    got = ask(ai, question(QUESTIONS[0], picture_part()), extra_body=own, **{n: v for n, v in given.items() if n not in own})
+    got = ask(ai, question(QUESTIONS[0], image_part()), extra_body=own, **{n: v for n, v in given.items() if n not in own})
     assert got.choices[0].message.content == expected(session, QUESTIONS[0], **same).text
 
 
@@ -423,7 +423,7 @@ def test_what_clients_mean_by_a_value(ai, session, given, same):
 )
 @pytest.mark.parametrize("as_object", [True, False])
 def test_an_image_as_clients_write_it(ai, url_of, as_object):
-    address = url_of(base64.b64encode(PICTURE.read_bytes()).decode())
+    address = url_of(base64.b64encode(IMAGE.read_bytes()).decode())
     part = {"type": "image_url", "image_url": {"url": address} if as_object else address}
     got = ask(ai, question(QUESTIONS[1], part))
     assert (got.choices[0].message.content, got.usage.prompt_tokens_details.model_dump()["image_tokens"]) == ("4", 64)
@@ -449,7 +449,7 @@ def test_another_host_is_refused(url):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_deadline_that_passes_is_told(ai, stream):
     with pytest.raises(openai.InternalServerError) as caught:
-        ask(ai, question(QUESTIONS[0], picture_part()), extra_headers={"X-Deadline-Seconds": "0.000001"}, stream=stream)
+        ask(ai, question(QUESTIONS[0], image_part()), extra_headers={"X-Deadline-Seconds": "0.000001"}, stream=stream)
     assert_refused(caught.value, 504, "deadline_exceeded", None, "1e-06 s")
 
 

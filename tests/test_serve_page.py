@@ -176,7 +176,7 @@ def test_everything_can_be_reached_and_is_seen_when_it_has_the_focus(visit):
         assert outline != "none", name
     for name in ("skip", "new", "open", "quiet icon delete", "SUMMARY", "copy-all", "quiet copy", "question", "ask"):
         assert name in reached, (name, reached)
-    assert reached.count("quiet icon") == 2  # picture and camera
+    assert reached.count("quiet icon") == 2  # image and camera
     assert "file" not in reached  # its buttons stand for it
 
 

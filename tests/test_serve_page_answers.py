@@ -98,8 +98,8 @@ def test_what_was_remembered_is_said_in_words(fake, visit):
         "3 tokens · 4 tokens/s · first token after 180\u00a0ms",
     ]
     assert [turn.locator(".memory .words").text_content() for turn in turns] == [
-        "Read anew: 83 prompt tokens, 64 of them the picture.",
-        "The picture was remembered: 64 of 83 prompt tokens not read again.",
+        "Read anew: 83 prompt tokens, 64 of them the image.",
+        "The image was remembered: 64 of 83 prompt tokens not read again.",
         "The conversation was remembered: 80 of 83 prompt tokens not read again.",
     ]
     shares = [turn.locator(".share").evaluate("e => e.firstChild.offsetWidth / e.offsetWidth") for turn in turns]
@@ -270,14 +270,14 @@ def test_settings_are_sent_where_they_are_given(fake, visit):
     assert page.input_value("#question") == "kept" and len(fake.asked) == 1
 
 
-def test_the_picture_goes_with_the_first_question_byte_for_byte(fake, visit):
+def test_the_image_goes_with_the_first_question_byte_for_byte(fake, visit):
     page = visit().page
     show_demo(page)
     answered(page, "What is this?")
     answered(page, "How many?")
     url = "data:image/png;base64," + base64.b64encode(DEMO.read_bytes()).decode()
-    picture = {"type": "image_url", "image_url": {"url": url}}
-    first = {"role": "user", "content": [picture, {"type": "text", "text": "What is this?"}]}
+    image = {"type": "image_url", "image_url": {"url": url}}
+    first = {"role": "user", "content": [image, {"type": "text", "text": "What is this?"}]}
     assert fake.asked[0]["messages"] == [first]
     said = {"role": "assistant", "content": "A green star and a cross."}
     assert fake.asked[1]["messages"] == [first, said, {"role": "user", "content": "How many?"}]
@@ -299,7 +299,7 @@ def test_conversations_are_listed_kept_over_a_reload_and_gone_with_the_tab(fake,
     assert titles.all_text_contents() == ["about nothing", "about the demo"]
     page.locator(".list .open", has_text="about the demo").click()
     assert page.locator(".answer").all_text_contents() == ["A green star and a cross."]
-    assert page.locator("#shown-picture").get_attribute("src") == fake.asked[0]["messages"][0]["content"][0]["image_url"]["url"]
+    assert page.locator("#shown-image").get_attribute("src") == fake.asked[0]["messages"][0]["content"][0]["image_url"]["url"]
     answered(page, "and?")
     assert fake.asked[2]["messages"][0] == fake.asked[0]["messages"][0]
     assert page.context.new_page().goto(fake.url + "/").ok
@@ -322,11 +322,11 @@ def test_a_conversation_is_deleted_and_brought_back(fake, visit):
     assert page.locator("#welcome").is_visible() and page.locator(".list li").count() == 0
 
 
-def test_a_deleted_picture_is_kept_nowhere(visit):
+def test_a_deleted_image_is_kept_nowhere(visit):
     page = visit().page
     show_demo(page)
     answered(page, "one")
-    kept = "Object.keys(sessionStorage).filter(key => key.startsWith('cobra-edge.picture.')).length"
+    kept = "Object.keys(sessionStorage).filter(key => key.startsWith('cobra-edge.image.')).length"
     assert page.evaluate(kept) == 1
     page.get_by_role("button", name="Delete “one”").click()
     assert page.evaluate(kept) == 0
@@ -367,7 +367,7 @@ def test_a_page_left_in_the_middle_says_so_and_asks_again(fake, visit):
     assert page.locator(".answer").all_text_contents() == ["A green star and a cross."]
 
 
-TRANSCRIPT = f"""Picture: demo.png (112 × 112)
+TRANSCRIPT = f"""Image: demo.png (112 × 112)
 
 You: What is this?
 

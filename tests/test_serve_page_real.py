@@ -38,7 +38,7 @@ def server(bundle):
     assert process.returncode == 0, errors
 
 
-def test_a_conversation_about_a_picture(bundle, server, opened):
+def test_a_conversation_about_an_image(bundle, server, opened):
     seen = opened(server + "/", 1280, "light")
     page = seen.page
     page.locator("#model", has_text="cobra").wait_for()
@@ -48,7 +48,7 @@ def test_a_conversation_about_a_picture(bundle, server, opened):
     shown = answered(page, FIRST)
     assert shown.locator(".answer").text_content() == first.read()
     image = first.visual_tokens
-    words = f"Read anew: {first.prompt_tokens + image} prompt tokens, {image} of them the picture."
+    words = f"Read anew: {first.prompt_tokens + image} prompt tokens, {image} of them the image."
     assert shown.locator(".memory .words").text_content() == words
     assert f"{len(first.tokens)} tokens" in shown.locator(".figures").text_content()
 
@@ -61,7 +61,7 @@ def test_a_conversation_about_a_picture(bundle, server, opened):
     other = session.ask(DEMO, SECOND)
     shown = answered(page, SECOND)
     assert shown.locator(".answer").text_content() == other.read()
-    words = f"The picture was remembered: {image} of {other.prompt_tokens + image} prompt tokens not read again."
+    words = f"The image was remembered: {image} of {other.prompt_tokens + image} prompt tokens not read again."
     assert shown.locator(".memory .words").text_content() == words
     assert complaints(seen) == []
     assert {url.partition("://")[2].split("/")[0] for url in seen.requests if url.startswith("http")} == {server.split("/")[2]}

@@ -235,7 +235,7 @@ def test_cancelling_one_that_waits_frees_its_place(scheduler):
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
-        (Refusal(400, "no picture", "invalid_image"), 400, "invalid_image"),
+        (Refusal(400, "no image", "invalid_image"), 400, "invalid_image"),
         (InputError("the decoder produced logits that are not finite"), 500, "decoder_failed"),
         (MemoryError(), 503, "out_of_memory"),
         (ZeroDivisionError("secret"), 500, "server_error"),
@@ -346,8 +346,8 @@ def test_work_before_an_answer_has_the_same_deadline():
 def test_an_answer_comes_to_the_event_loop(scheduler):
     *pieces, end = listening(scheduler, job("a", None, "b", None))
     assert ("".join(pieces), end) == ("ab", END)
-    with pytest.raises(Refusal, match="no picture"):
-        listening(scheduler, job(Refusal(400, "no picture", "invalid_image")))
+    with pytest.raises(Refusal, match="no image"):
+        listening(scheduler, job(Refusal(400, "no image", "invalid_image")))
 
 
 def test_a_deadline_ends_the_listening_and_the_work(scheduler):

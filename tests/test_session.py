@@ -20,7 +20,7 @@ from cobra_edge.vision.runtimes import open_vision
 
 from .conftest import MINI
 
-PICTURE = MINI / "demo.png"
+IMAGE = MINI / "demo.png"
 QUESTIONS = ["What is in the image?", "How many objects are there?", "Is there a red circle?"]
 
 
@@ -37,12 +37,12 @@ def blind(tiny_bundle):
 @pytest.mark.parametrize("kernels", ["native", "numpy", "torch"])
 def test_asking_a_remembered_image_gives_the_same_bits(mini_bundle, kernels, tmp_path):
     session = cobra_edge.load(mini_bundle("w4a16-g128"), kernels=kernels)
-    state = session.look(PICTURE)
+    state = session.look(IMAGE)
     before = state.copy()
     state.save(tmp_path / "state.safetensors")
     loaded = cobra_edge.DecoderState.load(tmp_path / "state.safetensors", session.config.mamba)
     for question in QUESTIONS:
-        fresh = session.ask(PICTURE, question)
+        fresh = session.ask(IMAGE, question)
         fresh.read()
         for remembered in (state, loaded):
             again = session.ask(remembered, question)
@@ -51,8 +51,8 @@ def test_asking_a_remembered_image_gives_the_same_bits(mini_bundle, kernels, tmp
     assert np.array_equal(before.ssm, state.ssm) and np.array_equal(before.conv, state.conv)
 
 
-class OnCard(NumpyDecoder):
-    """A decoder whose card is this process's memory: rooms begin as NaNs, and are read where vision left them."""
+class OnGpu(NumpyDecoder):
+    """A decoder whose GPU is this process's memory: rooms begin as NaNs, and are read where vision left them."""
 
     stream = 7
 
@@ -70,7 +70,7 @@ class OnCard(NumpyDecoder):
 
 
 class Eyes:
-    """A runner on that card, around one that is not."""
+    """A runner on that GPU, around one that is not."""
 
     def __init__(self, runner):
         self.runner, self.embed, self.asked = runner, None, []
@@ -82,47 +82,47 @@ class Eyes:
 
 
 @pytest.fixture
-def card_session(mini_bundle, monkeypatch):
-    """Return a session whose decoder and eyes are on that card, and what its eyes were opened with."""
+def gpu_session(mini_bundle, monkeypatch):
+    """Return a session whose decoder and eyes are on that GPU, and what its eyes were opened with."""
     opened = []
 
     def eyes(bundle, *arguments):
         opened.append(arguments)
         return Eyes(open_vision(bundle, "cpu"))
 
-    row = backends.Backend("card", "cuda", lambda bundle: None, OnCard)
+    row = backends.Backend("gpu", "cuda", lambda bundle: None, OnGpu)
     monkeypatch.setattr(backends, "BACKENDS", (row,))
     monkeypatch.setattr(session_module, "open_vision", eyes)
     return cobra_edge.load(mini_bundle("w4a16-g128")), opened
 
 
-def test_embeddings_stay_on_the_card_where_eyes_and_decoder_are_there(card_session, mini_bundle):
-    session, opened = card_session
+def test_embeddings_stay_on_the_gpu_where_eyes_and_decoder_are_there(gpu_session, mini_bundle):
+    session, opened = gpu_session
     assert opened == [("auto", "auto", None, 7)]  # the stream, last
     expected = NumpyDecoder(Bundle.open(mini_bundle("w4a16-g128")))
-    state, wanted = session.look(PICTURE), expected.new_state()
+    state, wanted = session.look(IMAGE), expected.new_state()
     (room,) = session.decoder.rooms
     assert session.vision.asked == [(room.address, 7)] and room.shape == (64, 256)
     expected.prefill(room.memory, wanted)
     assert np.array_equal(state.ssm, wanted.ssm) and np.array_equal(state.conv, wanted.conv) and state.n_tokens == 64
-    assert session.ask(PICTURE, QUESTIONS[0]).read() == session.ask(state, QUESTIONS[0]).read() != ""
+    assert session.ask(IMAGE, QUESTIONS[0]).read() == session.ask(state, QUESTIONS[0]).read() != ""
     assert len(session.decoder.rooms) == 2
     session.vision.embed = session.vision.runner.embed
-    assert np.array_equal(session.visual_embeddings(PICTURE), room.memory)
+    assert np.array_equal(session.visual_embeddings(IMAGE), room.memory)
 
 
 @pytest.mark.parametrize("half", ["eyes", "decoder"])
-def test_embeddings_go_through_an_array_where_one_half_is_not_on_the_card(card_session, monkeypatch, half):
-    session, _ = card_session
-    on_card = session.look(PICTURE)
+def test_embeddings_go_through_an_array_where_one_half_is_not_on_the_gpu(gpu_session, monkeypatch, half):
+    session, _ = gpu_session
+    on_gpu = session.look(IMAGE)
     if half == "eyes":
         session.vision = session.vision.runner
     else:
-        monkeypatch.setattr(OnCard, "stream", None)
+        monkeypatch.setattr(OnGpu, "stream", None)
         session.vision.embed = session.vision.runner.embed
-    state = session.look(PICTURE)
+    state = session.look(IMAGE)
     assert len(session.decoder.rooms) == 1
-    assert np.array_equal(state.ssm, on_card.ssm) and np.array_equal(state.conv, on_card.conv)
+    assert np.array_equal(state.ssm, on_gpu.ssm) and np.array_equal(state.conv, on_gpu.conv)
 
 
 def test_vision_takes_as_many_threads_as_the_decoder(mini_bundle):
@@ -133,25 +133,25 @@ def test_vision_takes_as_many_threads_as_the_decoder(mini_bundle):
 
 
 def test_sampled_answers_repeat_with_their_seed(session):
-    state = session.look(PICTURE)
+    state = session.look(IMAGE)
     warm = [session.ask(state, QUESTIONS[0], sampling=Sampling(1.5, seed=s)).read() for s in (1, 1, 2, 3, 4)]
     assert warm[0] == warm[1]
     assert len(set(warm)) > 1
 
 
 def test_pieces_add_up_and_figures_are_there(session):
-    answer = session.ask(PICTURE, QUESTIONS[0])
+    answer = session.ask(IMAGE, QUESTIONS[0])
     pieces = list(answer)
     assert "".join(pieces) == answer.text and len(pieces) > 3
     assert answer.finish == "end" and answer.ttft_ms > 0 and answer.tpot_ms > 0
-    short = session.ask(PICTURE, QUESTIONS[0], max_new_tokens=2)
+    short = session.ask(IMAGE, QUESTIONS[0], max_new_tokens=2)
     short.read()
     assert (short.finish, len(short.tokens)) == ("length", 2)
 
 
-def test_pictures_come_in_every_form(session):
-    picture = Image.open(PICTURE)
-    forms = [PICTURE, str(PICTURE), PICTURE.read_bytes(), picture]
+def test_images_come_in_every_form(session):
+    image = Image.open(IMAGE)
+    forms = [IMAGE, str(IMAGE), IMAGE.read_bytes(), image]
     assert len({session.ask(form, QUESTIONS[1]).read() for form in forms}) == 1
 
 
@@ -161,20 +161,20 @@ def test_a_question_about_nothing_seen(session, blind):
     answer.read()
     assert answer.visual_tokens == 0
     with pytest.raises(InputError, match="text-only"):
-        blind.ask(PICTURE, "Hello?")
+        blind.ask(IMAGE, "Hello?")
 
 
 @pytest.mark.parametrize("prompt", ["", "   \n", "<image>", " <image> "])
 def test_an_empty_prompt_is_refused(session, prompt):
     with pytest.raises(InputError, match="prompt is empty"):
-        session.ask(PICTURE, prompt)
+        session.ask(IMAGE, prompt)
 
 
 def test_a_prompt_longer_than_the_model_takes(session):
     with pytest.raises(InputError, match=r"the prompt is \d+ tokens, the model takes 959 after 64 already read"):
-        session.ask(PICTURE, "a red circle " * 400)
+        session.ask(IMAGE, "a red circle " * 400)
     with pytest.raises(InputError, match="max-new-tokens"):
-        session.ask(PICTURE, "Hello?", max_new_tokens=0)
+        session.ask(IMAGE, "Hello?", max_new_tokens=0)
 
 
 def test_an_answer_ends_where_the_model_does(session, monkeypatch):
@@ -187,7 +187,7 @@ def test_an_answer_ends_where_the_model_does(session, monkeypatch):
         return logits
 
     monkeypatch.setattr(session.decoder, "step", never_ending)
-    answer = session.ask(PICTURE, "x " * 430, max_new_tokens=10_000)
+    answer = session.ask(IMAGE, "x " * 430, max_new_tokens=10_000)
     answer.read()
     assert answer.finish == "length"
     assert len(answer.tokens) == session.config.max_length - 64 - answer.prompt_tokens
@@ -196,7 +196,7 @@ def test_an_answer_ends_where_the_model_does(session, monkeypatch):
 @pytest.mark.parametrize("limit", [256, 2])
 def test_a_conversation_goes_on_from_its_answer(session, limit):
     """Asking on gives the bits that reading the whole conversation at once gives, also after an answer that was cut short."""
-    first = session.ask(PICTURE, QUESTIONS[1], max_new_tokens=limit)
+    first = session.ask(IMAGE, QUESTIONS[1], max_new_tokens=limit)
     with pytest.raises(InputError, match="not been read to its end"):
         session.ask(first, QUESTIONS[2])
     first.read()
@@ -207,7 +207,7 @@ def test_a_conversation_goes_on_from_its_answer(session, limit):
     said = [*first.tokens, session.codec.end_id]
     whole = session.codec.encode(session.template.first_turn(QUESTIONS[1])) + said
     whole += session.codec.encode(session.template.later_turn(QUESTIONS[2]))
-    state = session.look(PICTURE)
+    state = session.look(IMAGE)
     logits = session.decoder.prefill(session.decoder.embed(whole), state)
     assert int(np.argmax(logits)) == second.tokens[0]
     assert second.state.n_tokens == state.n_tokens + len(second.tokens)
@@ -290,7 +290,7 @@ def test_the_smallest_temperature_is_greedy():
 
 @pytest.mark.parametrize("pieces_read", [0, 1, 2, 99])
 def test_a_stopped_answer_can_be_asked_on_as_if_it_had_ended_there(session, pieces_read):
-    answer = session.ask(PICTURE, QUESTIONS[0])
+    answer = session.ask(IMAGE, QUESTIONS[0])
     for _ in zip(range(pieces_read), answer, strict=False):
         pass
     answer.stop()
@@ -299,7 +299,7 @@ def test_a_stopped_answer_can_be_asked_on_as_if_it_had_ended_there(session, piec
     assert answer.finish == ("end" if pieces_read == 99 else "stopped")
     follow_up = session.ask(answer, QUESTIONS[1])
     follow_up.read()
-    state = session.look(PICTURE)
+    state = session.look(IMAGE)
     codec, template = session.codec, session.template
     turns = [*codec.encode(template.first_turn(QUESTIONS[0])), *tokens]
     turns += [codec.end_id, *codec.encode(template.later_turn(QUESTIONS[1]))]
@@ -308,37 +308,37 @@ def test_a_stopped_answer_can_be_asked_on_as_if_it_had_ended_there(session, piec
     assert text == codec.decode(tokens)
 
 
-def test_a_frame_is_asked_about_as_the_picture_it_is(session):
-    frame = np.asarray(Image.open(PICTURE).convert("RGB"))
-    expected = session.look(PICTURE)
+def test_a_frame_is_asked_about_as_the_image_it_is(session):
+    frame = np.asarray(Image.open(IMAGE).convert("RGB"))
+    expected = session.look(IMAGE)
     for array, order in ((frame, "rgb"), (frame[..., ::-1], "bgr")):
         assert np.array_equal(session.look(array, channel_order=order).ssm, expected.ssm)
-    assert session.ask(frame[..., ::-1], QUESTIONS[0], channel_order="bgr").read() == session.ask(PICTURE, QUESTIONS[0]).read()
+    assert session.ask(frame[..., ::-1], QUESTIONS[0], channel_order="bgr").read() == session.ask(IMAGE, QUESTIONS[0]).read()
     assert not np.array_equal(session.visual_embeddings(frame), session.visual_embeddings(frame, channel_order="bgr"))
     assert session.look(frame[..., 1]).n_tokens == 64  # grey
 
 
-def test_what_is_no_picture_is_refused_with_what_is(session):
+def test_what_is_no_image_is_refused_with_what_is(session):
     with pytest.raises(InputError, match=r"dtype float64, expected \(height, width, 3\)"):
         session.ask(np.zeros((8, 8, 3)), QUESTIONS[0])
     with pytest.raises(InputError, match="a list, expected a path, a file's bytes, a pillow image or a numpy array"):
         session.ask([[0, 0], [0, 0]], QUESTIONS[0])
     with pytest.raises(InputError, match="unknown channel order 'brg'"):
-        session.look(PICTURE, channel_order="brg")
+        session.look(IMAGE, channel_order="brg")
     with pytest.raises(InputError, match="channel_order='bgr' is for arrays"):
-        session.look(PICTURE, channel_order="bgr")
+        session.look(IMAGE, channel_order="bgr")
 
 
 def test_a_closed_session_is_refused(mini_bundle):
     with cobra_edge.load(mini_bundle("w4a16-g128")) as session:
-        state = session.look(PICTURE)
+        state = session.look(IMAGE)
         begun = session.ask(state, QUESTIONS[1])
         expected = session.ask(state, QUESTIONS[1]).read()
     assert begun.read() == expected  # it had begun
     uses = [
-        lambda: session.look(PICTURE),
-        lambda: session.visual_embeddings(PICTURE),
-        lambda: session.ask(PICTURE, QUESTIONS[0]),
+        lambda: session.look(IMAGE),
+        lambda: session.visual_embeddings(IMAGE),
+        lambda: session.ask(IMAGE, QUESTIONS[0]),
         lambda: session.ask(state, QUESTIONS[0]),
         lambda: session.ask(None, QUESTIONS[0]),
         lambda: session.ask(begun, QUESTIONS[0]),
@@ -356,7 +356,7 @@ def test_a_vision_runtime_that_was_handed_in_stays_open(mini_bundle):
     vision = open_vision(bundle, "cpu")
     with cobra_edge.Session(bundle, vision=vision):
         pass
-    assert vision.embed(bundle.image().pixels(Image.open(PICTURE).convert("RGB"))).shape == (64, 256)
+    assert vision.embed(bundle.image().pixels(Image.open(IMAGE).convert("RGB"))).shape == (64, 256)
 
 
 def test_an_error_inside_closes_the_session(tiny_bundle):

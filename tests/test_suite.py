@@ -12,7 +12,7 @@ import pytest
 
 from cobra_edge.errors import InputError
 from cobra_edge.suite.line import Line
-from cobra_edge.suite.reader import LONGEST_LINE_BYTES, BadLine, missing_picture, pictures_of, read_suite, write_suite
+from cobra_edge.suite.reader import LONGEST_LINE_BYTES, BadLine, images_of, missing_image, read_suite, write_suite
 
 GOOD: dict[str, Any] = {"prompt": "Is it red?", "answer": "Yes", "task": "colour"}
 
@@ -30,7 +30,7 @@ def test_a_line_of_old_has_the_defaults(tmp_path):
 
 
 def test_every_field_is_read(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"a picture")
+    (tmp_path / "a.png").write_bytes(b"an image")
     answers = ["red", "red", "pink", "red"]
     (line,) = read_suite(suite(tmp_path, GOOD | {"image": "a.png", "answers": answers, "metric": "vqa", "id": "17"}))
     assert line == Line("Is it red?", "Yes", "colour", "a.png", tuple(answers), "vqa", "17")
@@ -63,7 +63,7 @@ REFUSALS: list[tuple[dict[str, Any] | str | bytes, str]] = [
     (GOOD | {"metric": "vsr"}, "metric vsr takes True or False"),
     (GOOD | {"metric": "vqa", "answers": ["Yes"] * 3}, "3 answers; metric vqa takes 4 or more"),
     (GOOD | {"metric": "box-iou", "answers": ["[0.5, 0, 0.2, 1]"]}, r"metric box-iou takes \[x1, y1, x2, y2\]"),
-    (GOOD | {"image": "nowhere.png"}, "picture nowhere.png is not there"),
+    (GOOD | {"image": "nowhere.png"}, "image nowhere.png is not there"),
     (GOOD | {"image": "."}, "is not a regular file"),
     (GOOD | {"image": "a" * 5000}, "is not there"),
     (GOOD | {"image": "a\0b"}, "is not there"),
@@ -112,9 +112,9 @@ def test_what_cannot_be_read_is_refused(tmp_path, bad):
             read_suite(file, bad=bad)
 
 
-def test_a_pipe_is_no_picture(tmp_path):
+def test_a_pipe_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert missing_picture(tmp_path, "pipe") == "picture pipe is not a regular file"
+    assert missing_image(tmp_path, "pipe") == "image pipe is not a regular file"
 
 
 def test_a_line_that_is_too_long_is_read_in_pieces_and_the_next_is_whole(tmp_path):
@@ -124,7 +124,7 @@ def test_a_line_that_is_too_long_is_read_in_pieces_and_the_next_is_whole(tmp_pat
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"a picture")
+    (tmp_path / "a.png").write_bytes(b"an image")
     lines = [
         Line("Is it red?", "Yes", "colour"),
         Line("Où?\u2028\n", "là", "place", "a.png", ("là", "ici", "là", "là"), "textvqa", "é/1"),
@@ -133,7 +133,7 @@ def test_what_is_written_is_read_again(tmp_path):
     moved = Line("q", "a", "t", "../a.png")
     assert write_suite(file, iter([*lines[:1], moved])) == 2 and read_suite(file) == [lines[0], moved]
     assert write_suite(tmp_path / "suite.jsonl", lines) == 2 and read_suite(tmp_path / "suite.jsonl") == lines
-    assert pictures_of(tmp_path / "suite.jsonl") == [tmp_path / "a.png"]
+    assert images_of(tmp_path / "suite.jsonl") == [tmp_path / "a.png"]
 
 
 def test_defaults_are_not_written(tmp_path):

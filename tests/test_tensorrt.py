@@ -51,8 +51,8 @@ class Device:
         shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
         sys.modules.pop("tensorrt", None)  # not by the patch, which would put an earlier fake back when all is over
 
-    def card(self, text: str) -> None:
-        self.patch.setenv("FAKE_CARD", text)
+    def gpu(self, text: str) -> None:
+        self.patch.setenv("FAKE_GPU", text)
 
     def behave(self, how: str) -> None:
         self.patch.setenv("FAKE_BUILD", how)
@@ -74,7 +74,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
     monkeypatch.setenv("FAKE_BUILDS", str(folder / "builds"))
-    monkeypatch.setenv("FAKE_CARD", fake_cuda.ORIN_NANO)
+    monkeypatch.setenv("FAKE_GPU", fake_cuda.ORIN_NANO)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tensorrt, "available_bytes", lambda: 6_000_000_000)
     fake_cuda.memory.clear()
@@ -142,15 +142,15 @@ def test_the_engine_computes_what_the_graph_computes(device: Device, path: Path,
     assert len(device.builds) == 1
 
 
-def test_embeddings_stay_on_the_card_on_the_decoders_stream(device: Device, path: Path) -> None:
+def test_embeddings_stay_on_the_gpu_on_the_decoders_stream(device: Device, path: Path) -> None:
     bundle = Bundle.open(path)
     config, given = bundle.manifest.model, pixels(bundle)
     runner = runtimes.open_vision(bundle, "cuda", "tensorrt")
-    on_card = runtimes.card_vision(runner)
-    assert on_card is not None
+    on_gpu = runtimes.gpu_vision(runner)
+    assert on_gpu is not None
     stream = device_buffers.Stream()
     room = device_buffers.DeviceBuffer((config.n_visual_tokens, config.mamba.d_model), np.float32)
-    on_card.embed_into(given, room.address, stream.handle)
+    on_gpu.embed_into(given, room.address, stream.handle)
     got = np.empty(room.shape, np.float32)
     room.copy_out(got, stream)
     assert np.isnan(fake_cuda.memory[room.address].view(np.float32)).all()  # it is left on the stream
@@ -158,20 +158,18 @@ def test_embeddings_stay_on_the_card_on_the_decoders_stream(device: Device, path
     assert_close(got, VisionSession(path / VISION, config).embed(given), "vision")
     assert np.array_equal(runner.embed(given), got)
     with pytest.raises(MachineError, match="TensorRT: giving embeddings its place failed"):
-        on_card.embed_into(given, 1, stream.handle)
+        on_gpu.embed_into(given, 1, stream.handle)
     runner.close()
     assert fake_cuda.memory.keys() == {room.address} and fake_cuda.streams.keys() == {stream.handle}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_what_ships_runs_too_with_pictures_as_they_are(
-    device: Device, mini_bundle: Callable[..., Path], precision: str
-) -> None:
+def test_what_ships_runs_too_with_images_as_they_are(device: Device, mini_bundle: Callable[..., Path], precision: str) -> None:
     bundle = Bundle.open(mini_bundle("w4a16-g128", vision_precision=precision))
     runner, expected = runtimes.open_vision(bundle), runtimes.open_vision(bundle, "cpu")
-    picture = np.random.default_rng(0).integers(0, 256, bundle.image().shape, np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, bundle.image().shape, np.uint8)
     assert runner.name.startswith("TensorRT 10.3") and expected.name == "onnxruntime, CPU"
-    assert_close(runner.embed(picture), expected.embed(picture), "vision")
+    assert_close(runner.embed(image), expected.embed(image), "vision")
     runner.close()
 
 
@@ -179,15 +177,15 @@ def test_auto_takes_tensorrt_where_it_is_and_onnxruntime_where_not(device: Devic
     bundle = Bundle.open(path)
     assert runtimes.open_vision(bundle).name.startswith("TensorRT")
     assert isinstance(runtimes.open_vision(bundle, "cpu"), VisionSession)
-    device.card("")
+    device.gpu("")
     assert isinstance(runtimes.open_vision(bundle), VisionSession)
 
 
-def test_the_verb_builds_once_and_tells_what(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_builds_once_and_tells_what(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = built(path, capsys)
     assert Path(first["file"]).stat().st_size == first["bytes"] > 0
     assert first["seconds"] > 0 and first["key"]["capabilities"] == ["8.7"] and first["key"]["version"] == "10.3.0"
-    assert first["key"]["card"] == "Orin, 8 multiprocessors"
+    assert first["key"]["gpu"] == "Orin, 8 multiprocessors"
     again = built(path, capsys)
     assert again == {**first, "seconds": None, "workspace_bytes": None}
     assert len(device.builds) == 1
@@ -217,8 +215,8 @@ def test_another_directory_for_the_engine(
 
 CHANGES: dict[str, Callable[[Device], None]] = {
     "another version": lambda d: d.tensorrt("10.7.0"),
-    "another capability": lambda d: d.card("Thor;11.0;8e9;6000000000;20;1".replace("8e9", "8000000000")),
-    "another size of card": lambda d: d.card(fake_cuda.ORIN_NANO.replace(";8;1", ";16;1")),
+    "another capability": lambda d: d.gpu("Thor;11.0;8e9;6000000000;20;1".replace("8e9", "8000000000")),
+    "another size of GPU": lambda d: d.gpu(fake_cuda.ORIN_NANO.replace(";8;1", ";16;1")),
 }
 
 
@@ -264,7 +262,7 @@ def test_an_engine_that_tensorrt_does_not_read_is_built_again(
 ) -> None:
     # As after a patch of TensorRT that leaves its version as it was: key, size and hash are right.
     bundle = Bundle.open(path)
-    key = tensorrt.engine_key(bundle, tensorrt.first_card())
+    key = tensorrt.engine_key(bundle, tensorrt.first_gpu())
     EngineCache().publish(key, b"written by another patch")
     runner = runtimes.open_vision(bundle, "cuda", "tensorrt")
     assert "does not read the engine" in capsys.readouterr().err
@@ -441,34 +439,34 @@ def test_a_tensorrt_that_is_too_old(device: Device, path: Path, capsys: pytest.C
     assert f"TensorRT is {version}, 10.3 or later" in refused(path, capsys, 3)
 
 
-def test_no_card(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    device.card("")
+def test_no_gpu(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    device.gpu("")
     assert "no CUDA-capable device is detected" in refused(path, capsys, 3)
 
 
-def test_a_card_too_old_for_the_precision(
+def test_a_gpu_too_old_for_the_precision(
     device: Device, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = edited(path, tmp_path / "bf16", vision=VisionGraph("bf16"))
-    device.card("Xavier;7.2;8000000000;6000000000;8;1")
+    device.gpu("Xavier;7.2;8000000000;6000000000;8;1")
     said = refused(copy, capsys, 3)
-    assert "bf16 needs a card of compute capability 8.0 or later, Xavier has 7.2" in said and not device.builds
+    assert "bf16 needs a GPU of compute capability 8.0 or later, Xavier has 7.2" in said and not device.builds
 
 
 def test_too_little_memory(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tensorrt.graph_bytes(Bundle.open(path))
     needed = 2 * weights + (64 << 20)
     device.patch.setattr(tensorrt, "available_bytes", lambda: needed - 1)
-    device.card(f"Orin;8.7;7990000000;{needed - 1};8;1")
+    device.gpu(f"Orin;8.7;7990000000;{needed - 1};8;1")
     said = refused(path, capsys, 3)
     assert f"at least {needed / 1e9:.2f} GB" in said and f"{(needed - 1) / 1e9:.2f} GB are free" in said
     assert not device.builds and not leftovers()
     assert isinstance(runtimes.open_vision(Bundle.open(path)), VisionSession)
-    # On a Jetson what Linux would free of caches counts; with a card of its own the less of both.
+    # On a Jetson what Linux would free of caches counts; with a GPU of its own the less of both.
     device.patch.setattr(tensorrt, "available_bytes", lambda: needed)
-    device.card(f"Orin;8.7;7990000000;{needed - 1};8;0")
+    device.gpu(f"Orin;8.7;7990000000;{needed - 1};8;0")
     refused(path, capsys, 3)
-    device.card(f"Orin;8.7;7990000000;{needed - 1};8;1")
+    device.gpu(f"Orin;8.7;7990000000;{needed - 1};8;1")
     assert built(path, capsys)["workspace_bytes"] == 64 << 20
 
 
@@ -556,9 +554,9 @@ def test_an_engine_of_another_shape(device: Device, path: Path, tmp_path: Path) 
         tensorrt.TensorRTRunner(data, Bundle(bundle.directory, wanted))
 
 
-def test_no_memory_on_the_card_to_run(device: Device, path: Path) -> None:
+def test_no_memory_on_the_gpu_to_run(device: Device, path: Path) -> None:
     runtimes.open_vision(Bundle.open(path), "cuda", "tensorrt")
-    device.card("Orin;8.7;7990000000;1000;8;1")
+    device.gpu("Orin;8.7;7990000000;1000;8;1")
     held = len(fake_cuda.memory), len(fake_cuda.streams)
     with pytest.raises(MachineError, match="allocating"):
         runtimes.open_vision(Bundle.open(path), "cuda", "tensorrt")

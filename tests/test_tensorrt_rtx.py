@@ -1,4 +1,4 @@
-"""Engines of TensorRT for RTX: really built, without a GPU; and their run time against a card that is not there."""
+"""Engines of TensorRT for RTX: really built, without a GPU; and their run time against a GPU that is not there."""
 
 import hashlib
 import json
@@ -77,7 +77,7 @@ def build(graph: Path, file: Path, precision: str = "fp16", capabilities: tuple[
 
 @pytest.fixture(scope="module")
 def tower(mini_bundle, tmp_path_factory) -> tuple[Path, dict[str, EngineKey]]:
-    """Return a stage with cobra-mini's tower, and its engine for any card."""
+    """Return a stage with cobra-mini's tower, and its engine for any GPU."""
     stage = tmp_path_factory.mktemp("stage")
     (stage / VISION).write_bytes(
         (mini_bundle("w4a16-g128", vision_precision="fp32", vision_input="float32") / VISION).read_bytes()
@@ -107,7 +107,7 @@ def test_the_towers_engine_has_the_graphs_layers_inputs_outputs_and_precision(to
     assert products >= 7 * 4 and layers.kinds()["correlation"] == 2  # the two patch embeddings
 
 
-def test_the_key_says_version_cards_precision_and_graph(tower):
+def test_the_key_says_version_gpus_precision_and_graph(tower):
     stage, engines = tower
     (key,) = engines.values()
     assert (key.runtime, key.version) == ("tensorrt-rtx", tensorrt_rtx.library_version())
@@ -224,12 +224,12 @@ def test_an_engine_that_claims_more_memory_than_there_is_is_refused_before_it_is
     ("precision", "capabilities", "message"),
     [
         ("fp32", ("7.5",), "multiplies no float32 on compute capability 7.5, and fp32 has some; take fp16"),
-        ("bf16", ("8.6", "7.5"), "bf16 needs a card of compute capability 8.0 or later, the oldest that is asked for has 7.5"),
+        ("bf16", ("8.6", "7.5"), "bf16 needs a GPU of compute capability 8.0 or later, the oldest that is asked for has 7.5"),
         ("fp16", ("9.0", "8.6"), "no engines for compute capability 9.0; it has them for 7.5, 8.0, 8.6"),
         ("fp16", (), "no engines for compute capability none"),
     ],
 )
-def test_what_the_cards_cannot_do_is_refused_before_the_build(graph, tmp_path, precision, capabilities, message):
+def test_what_the_gpus_cannot_do_is_refused_before_the_build(graph, tmp_path, precision, capabilities, message):
     with pytest.raises(InputError, match=message):
         build(graph, tmp_path / "engine", precision, capabilities)
     assert not (tmp_path / "engine").exists()
@@ -372,12 +372,12 @@ def test_layers_are_read_from_the_builders_words():
     assert read_layers("") == LayerSummary((), (), ())
 
 
-# --- on a card --------------------------------------------------------------------------------------------------------------
+# --- on a GPU --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def cuda(monkeypatch, tmp_path) -> FakeCuda:
-    """Return a card that is not there, and a cache directory that is empty."""
+    """Return a GPU that is not there, and a cache directory that is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fake = FakeCuda()
     monkeypatch.setattr(device_buffers, "_cuda", lambda: fake)
@@ -386,7 +386,7 @@ def cuda(monkeypatch, tmp_path) -> FakeCuda:
 
 @pytest.fixture
 def rtx_bundle(tower, mini_bundle) -> Bundle:
-    """Return a bundle as an export for any RTX card makes it; in memory, over the stage of the tower."""
+    """Return a bundle as an export for any RTX GPU makes it; in memory, over the stage of the tower."""
     stage, engines = tower
     manifest = Bundle.open(mini_bundle("w4a16-g128", vision_precision="fp32", vision_input="float32")).manifest
     return Bundle(stage, msgspec.structs.replace(manifest, engines=engines, files=file_entries(stage)))
@@ -409,7 +409,7 @@ def with_key(bundle: Bundle, **changes) -> Bundle:
     return with_manifest(bundle, engines={name: msgspec.structs.replace(key, **changes)})
 
 
-def test_the_engine_of_the_bundle_runs_on_the_card(rtx_bundle, cuda, monkeypatch):
+def test_the_engine_of_the_bundle_runs_on_the_gpu(rtx_bundle, cuda, monkeypatch):
     fake = fake_rtx(cuda, monkeypatch)
     assert refuses(rtx_bundle) is None
     vision = open_engine(rtx_bundle)
@@ -425,7 +425,7 @@ def test_the_engine_of_the_bundle_runs_on_the_card(rtx_bundle, cuda, monkeypatch
     assert cuda.memory == {} and cuda.streams == {}
 
 
-def test_pictures_go_in_as_they_are_where_the_graph_takes_them(rtx_bundle, cuda, monkeypatch):
+def test_images_go_in_as_they_are_where_the_graph_takes_them(rtx_bundle, cuda, monkeypatch):
     fake_rtx(cuda, monkeypatch, inputs={"pixels": ((1, 112, 112, 3), np.uint8)})
     bundle = with_manifest(rtx_bundle, vision=VisionGraph(input="uint8"))
     vision = open_engine(bundle)
@@ -458,7 +458,7 @@ def test_an_engine_without_weights_is_opened_whole(rtx_bundle, cuda, monkeypatch
 def test_an_engine_for_something_else_is_built_again_once(rtx_bundle, cuda, monkeypatch, caplog, changes, message):
     fake = fake_rtx(cuda, monkeypatch)
     bundle = with_key(rtx_bundle, **changes)
-    key = wanted_key(bundle, device_buffers.first_card())
+    key = wanted_key(bundle, device_buffers.first_gpu())
     assert refuses(bundle) is None
     with caplog.at_level(logging.WARNING):
         open_engine(bundle)
@@ -485,7 +485,7 @@ def test_what_cannot_run_here_is_refused_with_the_reason(rtx_bundle, cuda, monke
     assert "building one takes about 0.5 GB" in refuses(with_key(rtx_bundle, onnx_sha256="1" * 64, version="0.9"))
     cuda.driver = 0
     assert refuses(rtx_bundle) == "there is no NVIDIA driver"
-    cuda.driver, cuda.card = 13000, ""
+    cuda.driver, cuda.gpu = 13000, ""
     assert "no CUDA-capable device is detected" in refuses(rtx_bundle)
     monkeypatch.setattr(tensorrt_rtx.importlib.util, "find_spec", lambda name: None)
     assert refuses(rtx_bundle) == f"tensorrt_rtx is not installed ({install_hint('rtx')})"
@@ -496,10 +496,10 @@ def test_an_engine_that_the_manifest_does_not_vouch_for_is_never_opened(rtx_bund
     ((name, key),) = rtx_bundle.manifest.engines.items()
     open_engine(with_manifest(rtx_bundle, engines={f"../{rtx_bundle.directory.name}/{name}": key}))
     assert "is not among the bundle's files" in caplog.text
-    assert fake.opened == [EngineCache().read(wanted_key(rtx_bundle, device_buffers.first_card()))]
+    assert fake.opened == [EngineCache().read(wanted_key(rtx_bundle, device_buffers.first_gpu()))]
 
 
-def test_the_table_prefers_the_card_and_says_why_it_is_not_taken(rtx_bundle, cuda, monkeypatch):
+def test_the_table_prefers_the_gpu_and_says_why_it_is_not_taken(rtx_bundle, cuda, monkeypatch):
     fake_rtx(cuda, monkeypatch)
     assert open_vision(rtx_bundle).name.startswith("TensorRT for RTX")
     cuda.driver = 0
@@ -533,61 +533,61 @@ def test_a_run_that_fails_is_told_in_the_librarys_words(rtx_bundle, cuda, monkey
 
 @pytest.fixture
 def on_stream(rtx_bundle, cuda, monkeypatch):
-    """Return an opened engine, its fake, and a decoder's stream and two rooms for embeddings; the first picture is done."""
+    """Return an opened engine, its fake, and a decoder's stream and two rooms for embeddings; the first image is done."""
     fake = fake_rtx(cuda, monkeypatch)
     vision = open_engine(rtx_bundle)
-    vision.embed(PICTURE)
+    vision.embed(IMAGE)
     stream = device_buffers.Stream()
     rooms = [device_buffers.DeviceBuffer((64, 256), np.float32) for _ in range(2)]
     return vision, fake, stream, rooms
 
 
-PICTURE = np.ones((1, 6, 112, 112), np.float32)
+IMAGE = np.ones((1, 6, 112, 112), np.float32)
 
 
 def in_room(cuda, room) -> np.ndarray:
     return cuda.memory[room.address].view(np.float32)
 
 
-def test_embeddings_stay_on_the_card_on_the_decoders_stream(on_stream, cuda):
+def test_embeddings_stay_on_the_gpu_on_the_decoders_stream(on_stream, cuda):
     vision, _, stream, rooms = on_stream
-    picture = PICTURE * 3
-    kept = weakref.ref(picture)
-    vision.embed_into(picture, rooms[0].address, stream.handle)
-    del picture
+    image = IMAGE * 3
+    kept = weakref.ref(image)
+    vision.embed_into(image, rooms[0].address, stream.handle)
+    del image
     assert np.isnan(in_room(cuda, rooms[0])).all()  # it is left on the stream, and not waited for
     assert kept() is not None  # nor was it copied yet
     stream.synchronise()
     assert (in_room(cuda, rooms[0]) == 3).all() and np.isnan(in_room(cuda, rooms[1])).all()
-    vision.embed_into(PICTURE * 4, rooms[1].address, stream.handle)
+    vision.embed_into(IMAGE * 4, rooms[1].address, stream.handle)
     assert kept() is None
     vision.close()
     assert cuda.memory.keys() == {r.address for r in rooms} and cuda.streams.keys() == {stream.handle}
 
 
-def test_one_picture_waits_for_the_other_whatever_the_stream(on_stream, cuda):
+def test_one_image_waits_for_the_other_whatever_the_stream(on_stream, cuda):
     vision, _, stream, rooms = on_stream
     other = device_buffers.Stream()
-    vision.embed_into(PICTURE * 3, rooms[0].address, stream.handle)
-    vision.embed_into(PICTURE * 4, rooms[1].address, other.handle)
+    vision.embed_into(IMAGE * 3, rooms[0].address, stream.handle)
+    vision.embed_into(IMAGE * 4, rooms[1].address, other.handle)
     assert (in_room(cuda, rooms[0]) == 3).all()
-    assert (vision.embed(PICTURE * 5) == 5).all()
+    assert (vision.embed(IMAGE * 5) == 5).all()
     assert (in_room(cuda, rooms[0]) == 3).all() and (in_room(cuda, rooms[1]) == 4).all()
 
 
 def test_what_is_under_way_is_done_before_the_engine_is_closed(on_stream, cuda):
     vision, _, stream, rooms = on_stream
-    vision.embed_into(PICTURE * 3, rooms[0].address, stream.handle)
+    vision.embed_into(IMAGE * 3, rooms[0].address, stream.handle)
     vision.close()
     vision.close()
     assert (in_room(cuda, rooms[0]) == 3).all() and cuda.streams[stream.handle] == []
 
 
-def test_kernels_are_kept_after_the_first_picture_on_the_decoders_stream(rtx_bundle, cuda, monkeypatch):
+def test_kernels_are_kept_after_the_first_image_on_the_decoders_stream(rtx_bundle, cuda, monkeypatch):
     cuda.change(name="GeForce Kept 3060")
     fake_rtx(cuda, monkeypatch)
     stream, room = device_buffers.Stream(), device_buffers.DeviceBuffer((64, 256), np.float32)
-    open_engine(rtx_bundle).embed_into(PICTURE, room.address, stream.handle)
+    open_engine(rtx_bundle).embed_into(IMAGE, room.address, stream.handle)
     (file,) = EngineCache().directory.glob("*-geforce-kept-3060.kernels")
     assert file.read_bytes().endswith(b"kernels") and (in_room(cuda, room) == 1).all()
 
@@ -596,19 +596,19 @@ def test_a_run_that_fails_on_the_decoders_stream_is_told_and_the_next_goes_on(on
     vision, fake, stream, rooms = on_stream
     fake.fails = True
     with pytest.raises(MachineError, match="running the engine failed"):
-        vision.embed_into(PICTURE, rooms[0].address, stream.handle)
+        vision.embed_into(IMAGE, rooms[0].address, stream.handle)
     with pytest.raises(MachineError, match="giving embeddings its place failed"):
-        vision.embed_into(PICTURE, 1, stream.handle)
+        vision.embed_into(IMAGE, 1, stream.handle)
     fake.fails = False
-    vision.embed_into(PICTURE * 3, rooms[0].address, stream.handle)
+    vision.embed_into(IMAGE * 3, rooms[0].address, stream.handle)
     stream.synchronise()
     assert (in_room(cuda, rooms[0]) == 3).all()
 
 
-def test_a_card_without_room_is_told_and_nothing_is_kept(rtx_bundle, cuda, monkeypatch):
+def test_a_gpu_without_room_is_told_and_nothing_is_kept(rtx_bundle, cuda, monkeypatch):
     fake_rtx(cuda, monkeypatch)
     cuda.change(free="310000")  # the input fits, the output does not
-    with pytest.raises(MachineError, match=r"allocating 0.1 MB on the card failed: out of memory \(CUDA error 2\)"):
+    with pytest.raises(MachineError, match=r"allocating 0.1 MB on the GPU failed: out of memory \(CUDA error 2\)"):
         open_engine(rtx_bundle)
     assert cuda.memory == {} and cuda.streams == {}
 
@@ -643,7 +643,7 @@ def test_compiled_kernels_are_kept_and_damage_only_costs_time(rtx_bundle, cuda, 
     assert file.read_bytes().endswith(b"kernels")
 
 
-def test_the_fake_card_finds_what_it_is_there_to_find(cuda):
+def test_the_fake_gpu_finds_what_it_is_there_to_find(cuda):
     stream = device_buffers.Stream()
     buffer = device_buffers.DeviceBuffer((4,), np.float32)
     out = np.zeros(4, np.float32)
@@ -656,5 +656,5 @@ def test_the_fake_card_finds_what_it_is_there_to_find(cuda):
     buffer.close()
     buffer.close()
     buffer.address = address
-    with pytest.raises(MachineError, match="copying to or from the card failed"):
+    with pytest.raises(MachineError, match="copying to or from the GPU failed"):
         buffer.copy_out(out, stream)

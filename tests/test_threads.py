@@ -19,8 +19,8 @@ from cobra_edge.environment import threads
 from cobra_edge.environment.threads import default_threads, physical_cores, use_threads
 from cobra_edge.export import command as export
 from cobra_edge.regress import run_command as regress
-from cobra_edge.regress.adapters import lm_eval_command as lm_eval_verb
-from cobra_edge.regress.adapters import lmms_eval_command as lmms_eval_verb
+from cobra_edge.regress.adapters import lm_eval_command as lm_eval_command
+from cobra_edge.regress.adapters import lmms_eval_command as lmms_eval_command
 from cobra_edge.serve import command as serve
 from cobra_edge.terminal.output import run_command
 from cobra_edge.vision.session import runtime_options
@@ -35,8 +35,8 @@ COMPUTING = {
     "watch": watch.command,
     "serve": serve.command,
     "regress": regress.measured,
-    "lm-eval": lm_eval_verb.lm_eval,
-    "lmms-eval": lmms_eval_verb.lmms_eval,
+    "lm-eval": lm_eval_command.lm_eval,
+    "lmms-eval": lmms_eval_command.lmms_eval,
     "bench": bench.command,
     "bench decode": decode,
 }

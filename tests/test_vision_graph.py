@@ -15,7 +15,7 @@ from cobra_edge.errors import BundleError, InputError
 from cobra_edge.formats.model_config import CobraConfig, MambaConfig, VisionConfig
 from cobra_edge.formats.precision import precision_named
 from cobra_edge.formats.targets import target_named, why_not_precision
-from cobra_edge.inputs.image import ImageTransform, load_picture
+from cobra_edge.inputs.image import ImageTransform, load_image
 from cobra_edge.model.backbones import VISION_BACKBONES
 from cobra_edge.vision.graph import exportable
 from cobra_edge.vision.graph import smoothquant as smoothing
@@ -119,7 +119,7 @@ def test_an_emulated_product_rounds_operands_and_result(tmp_path):
     exact = x.astype(np.float16).astype(np.float64) @ weight.astype(np.float64)
     step = np.spacing(np.abs(exact).astype(np.float16)).astype(np.float64)
     assert (np.abs(got - exact) <= 0.51 * step).all() and (got == got.astype(np.float16)).all()
-    assert not np.array_equal(unrounded, unrounded.astype(np.float16))  # why a twin is needed
+    assert not np.array_equal(unrounded, unrounded.astype(np.float16))  # why a reference is needed
 
 
 def _float_size(folder):
@@ -171,12 +171,12 @@ def test_attention_of_a_timm_that_knows_no_gate_and_no_norm_before_its_last_prod
 @pytest.mark.parametrize("strategy", ["resize-naive", "letterbox"])
 def test_both_input_forms_see_the_same(tmp_path, strategy):
     config = CobraConfig("test", MINI, "gelu-mlp", MambaConfig(64, 1, 512, 128, 16, 4, 4), strategy)
-    picture = Image.fromarray(NOISE.integers(0, 256, (90, 140, 3), np.uint8))
+    image = Image.fromarray(NOISE.integers(0, 256, (90, 140, 3), np.uint8))
     seen = []
     for form in ("float32", "uint8"):
         model, transform = small("gelu-mlp")[0], ImageTransform.of(config, form)
         file = tmp_path / f"{form}.onnx"
-        pixels = transform.pixels(picture)
+        pixels = transform.pixels(image)
         assert (pixels.shape, pixels.dtype) == (transform.shape, form)
         export_onnx(model, transform, file)
         seen.append(VisionSession(file, config, form).embed(pixels))
@@ -240,7 +240,7 @@ def test_encoders_whose_patches_do_not_match_are_refused():
 @pytest.mark.parametrize(
     ("target", "precision", "reason"),
     [
-        ("rtx-2060", "bf16", "needs a card of compute capability 8.0 or later, GeForce RTX 2060 6GB has 7.5"),
+        ("rtx-2060", "bf16", "needs a GPU of compute capability 8.0 or later, GeForce RTX 2060 6GB has 7.5"),
         ("cpu", "bf16", "onnxruntime multiplies no bfloat16"),
     ],
 )
@@ -270,5 +270,5 @@ def test_published_towers_have_static_shapes_of_the_config():
                          MambaConfig(64, 1, 512, 128, 16, 4, 4))  # fmt: skip
     assert ImageTransform.of(config).shape == (1, 6, 384, 384)
     assert ImageTransform.of(config, "uint8").shape == (1, 384, 384, 3)
-    picture = load_picture(HELDOUT / "000.png")
-    assert ImageTransform.of(config, "uint8").pixels(picture).shape == (1, 384, 384, 3)
+    image = load_image(HELDOUT / "000.png")
+    assert ImageTransform.of(config, "uint8").pixels(image).shape == (1, 384, 384, 3)

@@ -46,15 +46,15 @@ def _raises(error):
 
 
 @pytest.mark.parametrize("where", ["refuses", "open"])
-@pytest.mark.parametrize("error", [MachineError("the card is gone"), InputError("the card is gone: no kernel for this graph")])
+@pytest.mark.parametrize("error", [MachineError("the GPU is gone"), InputError("the GPU is gone: no kernel for this graph")])
 def test_a_runtime_that_fails_gives_way_to_the_next(bundle, monkeypatch, caplog, where, error):
     _row(monkeypatch, **{where: _raises(error)})
     with caplog.at_level(logging.INFO):
         assert open_vision(bundle).name == "onnxruntime, CPU"
-    assert "not tensorrt-rtx: the card is gone" in caplog.text
+    assert "not tensorrt-rtx: the GPU is gone" in caplog.text
     (warned,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
-    assert warned.startswith("vision: tensorrt-rtx fails, another runtime is taken: the card is gone")
-    with pytest.raises(type(error), match="the card is gone"):
+    assert warned.startswith("vision: tensorrt-rtx fails, another runtime is taken: the GPU is gone")
+    with pytest.raises(type(error), match="the GPU is gone"):
         open_vision(bundle, runtime="tensorrt-rtx")
 
 
@@ -127,7 +127,7 @@ def test_a_budget_for_an_unknown_precision_is_refused(tmp_path):
         {"precision": "fp61"},
         {"runtime": "../tensorrt"},
         {"onnx_sha256": "\x1b[2J"},
-        {"card": "x" * 1000},
+        {"gpu": "x" * 1000},
     ],
 )
 def test_a_manifest_with_an_odd_engine_key_is_refused(bundle, tmp_path, change):

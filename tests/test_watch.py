@@ -24,14 +24,14 @@ from cobra_edge.watch import command as watch
 from cobra_edge.watch import summary as summary_module
 from cobra_edge.watch.answers import FrameAnswer, frame_answers
 from cobra_edge.watch.camera import Camera
-from cobra_edge.watch.directory import PictureDirectory
+from cobra_edge.watch.directory import ImageDirectory
 from cobra_edge.watch.frames import Frame, Newest, grabbing
-from cobra_edge.watch.summary import Tally
+from cobra_edge.watch.summary import Aggregate
 from cobra_edge.watch.unreadable import Unreadable, UnreadableImages
 
 from .conftest import MINI
 
-PICTURE = MINI / "demo.png"
+IMAGE = MINI / "demo.png"
 WHAT, HOW_MANY = "What is in the image?", "How many objects are there?"
 WAIT = 20  # seconds, after which something hangs
 
@@ -46,31 +46,31 @@ def session(bundle):
     return cobra_edge.load(bundle)
 
 
-def write_video(file, pictures, rate):
-    """Write an MJPG avi of pictures of one size."""
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), rate, pictures[0].size)
-    for picture in pictures:
-        writer.write(np.ascontiguousarray(np.asarray(picture.convert("RGB"))[..., ::-1]))
+def write_video(file, images, rate):
+    """Write an MJPG avi of images of one size."""
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), rate, images[0].size)
+    for image in images:
+        writer.write(np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1]))
     writer.release()
     return file
 
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """Return one second of one picture, 60 frames a second."""
-    return write_video(tmp_path_factory.mktemp("video") / "demo.avi", [Image.open(PICTURE)] * 60, 60)
+    """Return one second of one image, 60 frames a second."""
+    return write_video(tmp_path_factory.mktemp("video") / "demo.avi", [Image.open(IMAGE)] * 60, 60)
 
 
 class Fake:
-    """A session whose answers take as long as `busy` takes; it says which picture it was asked about."""
+    """A session whose answers take as long as `busy` takes; it says which image it was asked about."""
 
     def __init__(self, busy=lambda number: None):
         self.busy = busy
 
-    def look(self, picture):
-        if picture.info.get("hostile"):
-            raise InputError("the picture: 9999 × 1 pixels, too wide")
-        return picture.info["number"]
+    def look(self, image):
+        if image.info.get("hostile"):
+            raise InputError("the image: 9999 × 1 pixels, too wide")
+        return image.info["number"]
 
     def ask(self, state, prompt, max_new_tokens=256):
         if not prompt:
@@ -81,9 +81,9 @@ class Fake:
 
 
 def frame(number, **info):
-    picture = Image.new("RGB", (8, 8))
-    picture.info = {"number": number, **info}
-    return Frame(number, None, time.perf_counter(), lambda: picture)
+    image = Image.new("RGB", (8, 8))
+    image.info = {"number": number, **info}
+    return Frame(number, None, time.perf_counter(), lambda: image)
 
 
 class Frames:
@@ -166,7 +166,7 @@ def test_one_frame_is_alive_while_an_answer_is_given():
 
     def noted(number):
         new = frame(number)
-        made.extend([weakref.ref(new), weakref.ref(new.picture())])
+        made.extend([weakref.ref(new), weakref.ref(new.image())])
         return new
 
     def alive():
@@ -183,13 +183,13 @@ def test_one_frame_is_alive_while_an_answer_is_given():
         counts.append(alive())
 
     answers = watched(Frames(given), Fake(busy))
-    assert [a.frame for a in answers] == [1, 199] and counts == [2, 0]  # a frame and its picture
+    assert [a.frame for a in answers] == [1, 199] and counts == [2, 0]  # a frame and its image
 
 
 def test_latencies_are_from_the_capture():
     def given(stop):
         late = frame(1)
-        yield Frame(1, "a.png", late.captured - 2.0, late.picture)
+        yield Frame(1, "a.png", late.captured - 2.0, late.image)
 
     (answer,) = watched(Frames(given), Fake(lambda number: time.sleep(0.1)))
     assert answer.first_token_ms > 2001.5 and answer.answer_ms > 2100
@@ -197,7 +197,7 @@ def test_latencies_are_from_the_capture():
     assert (answer.name, answer.finish) == ("a.png", "end")
 
 
-def test_a_picture_that_cannot_be_looked_at_is_told_and_counts_as_dropped():
+def test_an_image_that_cannot_be_looked_at_is_told_and_counts_as_dropped():
     answered = threading.Semaphore(1)
 
     def given(stop):
@@ -210,7 +210,7 @@ def test_a_picture_that_cannot_be_looked_at_is_told_and_counts_as_dropped():
     unreadable = UnreadableImages(told.append)
     answers = watched(Frames(given), Fake(), unreadable=unreadable)
     assert [(a.frame, a.dropped) for a in answers] == [(2, 1)]
-    assert told == [Unreadable(1, None, "the picture: 9999 × 1 pixels, too wide")] and unreadable.count == 1
+    assert told == [Unreadable(1, None, "the image: 9999 × 1 pixels, too wide")] and unreadable.count == 1
 
 
 def test_the_source_is_told_to_stop():
@@ -226,15 +226,15 @@ def test_the_source_is_told_to_stop():
     assert stopped.is_set()
 
 
-def test_the_tally(monkeypatch):
+def test_the_aggregate(monkeypatch):
     monkeypatch.setattr(summary_module, "LATENCIES_KEPT", 100)
-    tally = Tally()
-    assert tally.summary(0).answer_ms is None and tally.summary(0).resident_bytes_start is None
-    tally = Tally()
+    aggregate = Aggregate()
+    assert aggregate.summary(0).answer_ms is None and aggregate.summary(0).resident_bytes_start is None
+    aggregate = Aggregate()
     for number in range(1, 151):
         first = None if number == 150 else float(number)
-        tally.add(FrameAnswer(number, None, "", "end", first, 2.0 * number, 2))
-    got = tally.summary(7)
+        aggregate.add(FrameAnswer(number, None, "", "end", first, 2.0 * number, 2))
+    got = aggregate.summary(7)
     assert (got.answered, got.dropped, got.unreadable) == (150, 300, 7)
     assert got.answer_ms.median == pytest.approx(201) and got.answer_ms.p95 == pytest.approx(
         2 * np.percentile(range(51, 151), 95)
@@ -244,8 +244,8 @@ def test_the_tally(monkeypatch):
 
 
 @pytest.fixture
-def verb(monkeypatch, capfd):
-    """Return what the verb says about frames of a fake camera: its exit code, rows or records, and stderr."""
+def command(monkeypatch, capfd):
+    """Return what the command says about frames of a fake camera: its exit code, rows or records, and stderr."""
 
     def call(given, *arguments, session=None):
         monkeypatch.setattr(watch.Opening, "load", lambda self: session or Fake())
@@ -270,8 +270,8 @@ def one_by_one(*numbers, then=None):
     return given
 
 
-def test_rows_and_their_summary(verb):
-    code, rows, _ = verb(one_by_one(1, 4), "--prompt", "Who?")
+def test_rows_and_their_summary(command):
+    code, rows, _ = command(one_by_one(1, 4), "--prompt", "Who?")
     assert code == 0
     assert rows[0].split() == ["frame", "dropped", "first", "token", "ms", "answer", "ms", "answer"]
     assert [row.split()[:2] + row.split()[4:] for row in rows[1:3]] == [["1", "0", "Who?", "1"], ["4", "2", "Who?", "4"]]
@@ -279,48 +279,48 @@ def test_rows_and_their_summary(verb):
     assert rows[4].startswith("from capture to first token: median ") and rows[5].startswith("resident memory: ")
 
 
-def test_a_cut_answer_is_marked(verb):
+def test_a_cut_answer_is_marked(command):
     session = Fake()
     session.ask = lambda state, prompt, max_new_tokens=256: SimpleNamespace(
         ttft_ms=1.5, finish="length", read=lambda: "four\nof"
     )
-    _, rows, _ = verb(one_by_one(1), "--prompt", "?", session=session)
+    _, rows, _ = command(one_by_one(1), "--prompt", "?", session=session)
     assert rows[1].endswith("  four of … [cut]")
-    _, rows, _ = verb(one_by_one(1), "--prompt", "?", "--json", session=session)
+    _, rows, _ = command(one_by_one(1), "--prompt", "?", "--json", session=session)
     assert (json.loads(rows[0])["answer"], json.loads(rows[0])["finish"]) == ("four\nof", "length")
 
 
-def test_only_changes_are_printed(verb):
+def test_only_changes_are_printed(command):
     session = Fake()
-    session.look = lambda picture: picture.info["number"] // 3  # 0, 0, 1, 1, 1, 2, 0
-    code, rows, _ = verb(one_by_one(1, 2, 3, 4, 5, 6, 7), "--prompt", "?", "--on-change", "--json", session=session)
+    session.look = lambda image: image.info["number"] // 3  # 0, 0, 1, 1, 1, 2, 0
+    code, rows, _ = command(one_by_one(1, 2, 3, 4, 5, 6, 7), "--prompt", "?", "--on-change", "--json", session=session)
     records = [json.loads(row) for row in rows]
     assert code == 0 and [r["frame"] for r in records[:-1]] == [1, 3, 6]
     assert records[-1]["summary"]["answered"] == 7
 
 
-def test_it_stops_after_so_many_frames(verb):
+def test_it_stops_after_so_many_frames(command):
     def endless(stop):
         number = 0
         while not stop.wait(0.001):
             number += 1
             yield frame(number)
 
-    code, rows, _ = verb(endless, "--prompt", "?", "--json", "--frames", "3")
+    code, rows, _ = command(endless, "--prompt", "?", "--json", "--frames", "3")
     assert code == 0 and len(rows) == 4 and json.loads(rows[-1])["summary"]["answered"] == 3
 
 
-def test_a_camera_that_goes_away_has_its_summary_first(verb):
-    code, rows, err = verb(one_by_one(1, then=MachineError("camera: went away")), "--prompt", "?")
+def test_a_camera_that_goes_away_has_its_summary_first(command):
+    code, rows, err = command(one_by_one(1, then=MachineError("camera: went away")), "--prompt", "?")
     assert code == 3 and "1 frames answered, 0 dropped, 0 images unreadable" in rows and err == "error: camera: went away\n"
 
 
-def test_a_prompt_that_cannot_be_asked_is_known_before_the_first_frame(verb):
+def test_a_prompt_that_cannot_be_asked_is_known_before_the_first_frame(command):
     def never(stop):
         raise AssertionError("the camera was opened")
         yield
 
-    code, rows, err = verb(never, "--prompt", "")
+    code, rows, err = command(never, "--prompt", "")
     assert (code, rows) == (2, []) and err.startswith("error: the prompt is empty")
 
 
@@ -330,14 +330,14 @@ def test_one_source_is_wanted(sources, capfd):
     assert "give either --camera or --directory" in capfd.readouterr().err
 
 
-def test_frames_of_a_video_are_its_pictures_at_its_pace(tmp_path):
-    shown = Image.open(PICTURE).convert("RGB")
+def test_frames_of_a_video_are_its_images_at_its_pace(tmp_path):
+    shown = Image.open(IMAGE).convert("RGB")
     colours = [shown, Image.new("RGB", shown.size, (250, 10, 30))]
     file = write_video(tmp_path / "two.avi", colours * 10, 20)
-    came = [(f.number, f.captured, f.picture()) for f in Camera(str(file)).frames(threading.Event())]
+    came = [(f.number, f.captured, f.image()) for f in Camera(str(file)).frames(threading.Event())]
     assert [number for number, _, _ in came] == list(range(1, 21))
-    for (_, _, picture), wanted in zip(came, colours * 10, strict=True):
-        assert picture.mode == "RGB" and np.abs(np.asarray(picture, float) - np.asarray(wanted, float)).mean() < 4
+    for (_, _, image), wanted in zip(came, colours * 10, strict=True):
+        assert image.mode == "RGB" and np.abs(np.asarray(image, float) - np.asarray(wanted, float)).mean() < 4
     times = np.array([captured for _, captured, _ in came])
     due = times[0] + np.arange(20) / 20
     assert (times >= due - 1e-3).all() and times[-1] - times[0] < 3
@@ -414,24 +414,24 @@ def test_sources_that_are_none(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="text.mp4: not a video that OpenCV reads"):
         next(Camera(str(tmp_path / "text.mp4")).frames(threading.Event()))
     with pytest.raises(InputError, match="none: no such directory"):
-        PictureDirectory(tmp_path / "none", UnreadableImages(pytest.fail))
+        ImageDirectory(tmp_path / "none", UnreadableImages(pytest.fail))
 
 
-@pytest.mark.parametrize(("name", "arguments"), [("cv2", ["--camera", str(PICTURE)]), ("watchfiles", ["--directory", "."])])
+@pytest.mark.parametrize(("name", "arguments"), [("cv2", ["--camera", str(IMAGE)]), ("watchfiles", ["--directory", "."])])
 def test_a_library_that_is_not_installed(monkeypatch, capfd, name, arguments):
     monkeypatch.setitem(sys.modules, name, None)
     assert run_command(watch.command, ["BUNDLE", "--prompt", "?", *arguments]) == 3
     assert f"install it with: {install_hint('watch')}" in capfd.readouterr().err
 
 
-def test_a_video_through_the_verb(bundle, session, video):
-    """What OpenCV reads is answered as the same picture is in Python, and memory does not grow with the frames."""
+def test_a_video_through_the_command(bundle, session, video):
+    """What OpenCV reads is answered as the same image is in Python, and memory does not grow with the frames."""
     command = [sys.executable, "-m", "cobra_edge", "watch", bundle, "--camera", video, "--prompt", HOW_MANY, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "1"})
     *records, last = map(json.loads, done.stdout.splitlines())
     assert done.returncode == 0 and done.stderr == f"watching {video}, 112 × 112 pixels\n"
-    (picture,) = (f.picture() for f, _ in zip(Camera(str(video)).frames(threading.Event()), range(1), strict=False))
-    assert {r["answer"] for r in records} == {session.ask(picture, HOW_MANY).read()}
+    (image,) = (f.image() for f, _ in zip(Camera(str(video)).frames(threading.Event()), range(1), strict=False))
+    assert {r["answer"] for r in records} == {session.ask(image, HOW_MANY).read()}
     frames = [r["frame"] for r in records]
     assert frames[-1] == 60 and [r["dropped"] for r in records] == list(np.diff([0, *frames]) - 1)
     assert all(0 < r["first_token_ms"] <= r["answer_ms"] for r in records)
@@ -442,7 +442,7 @@ def test_a_video_through_the_verb(bundle, session, video):
 
 
 class Watching:
-    """The real verb, watching a directory."""
+    """The real command, watching a directory."""
 
     def __init__(self, bundle, folder, *arguments):
         command = [sys.executable, "-m", "cobra_edge", "watch", bundle, "--directory", folder, "--prompt", HOW_MANY, *arguments]
@@ -460,14 +460,14 @@ class Watching:
         return json.loads(self.child.stdout.readline())
 
 
-def test_a_directory_through_the_verb(bundle, session, tmp_path):
-    folder = tmp_path / "pictures"
+def test_a_directory_through_the_command(bundle, session, tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
-    content = PICTURE.read_bytes()
+    content = IMAGE.read_bytes()
     Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
     white = (tmp_path / "white.png").read_bytes()
     (folder / "before.png").write_bytes(content)  # was there before: no frame
-    expected = session.ask(PICTURE, HOW_MANY).read()
+    expected = session.ask(IMAGE, HOW_MANY).read()
     with Watching(bundle, folder, "--json") as watching:
         with (folder / "slow.png").open("wb") as slow:
             slow.write(content[: len(content) // 2])
@@ -476,7 +476,7 @@ def test_a_directory_through_the_verb(bundle, session, tmp_path):
             slow.write(content[len(content) // 2 :])
         first = watching.record()
         assert (first["frame"], first["name"], first["answer"], first["dropped"]) == (1, "slow.png", expected, 0)
-        (folder / "notes.txt").write_text("not a picture")
+        (folder / "notes.txt").write_text("not an image")
         (folder / ".hidden.png").write_bytes(content)
         os.rename(folder / ".hidden.png", folder / "moved.png")
         assert watching.record()["name"] == "moved.png"
@@ -495,13 +495,13 @@ def test_a_directory_through_the_verb(bundle, session, tmp_path):
 
 
 def test_a_directory_that_goes_away(bundle, tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     with Watching(bundle, folder) as watching:
         folder.rmdir()
         out, err = watching.child.communicate(timeout=WAIT)
         assert watching.child.returncode == 3 and "0 frames answered, 0 dropped" in out
-        assert err == f"error: {folder}: went away after 0 pictures; watch it again when it is back\n"
+        assert err == f"error: {folder}: went away after 0 images; watch it again when it is back\n"
 
 
 def test_of_files_that_come_together_the_newest_whole_one_is_taken(tmp_path):
@@ -512,16 +512,16 @@ def test_of_files_that_come_together_the_newest_whole_one_is_taken(tmp_path):
     broken = (tmp_path / "broken.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(broken[:40])
     os.utime(tmp_path / "broken.png", (5000, 5000))
-    source = PictureDirectory(tmp_path, UnreadableImages(pytest.fail))
+    source = ImageDirectory(tmp_path, UnreadableImages(pytest.fail))
     paths = [str(file) for file in tmp_path.iterdir()]
-    name, picture, older = source._newest(paths)
-    assert (name, picture.getpixel((0, 0)), older) == ("new.png", (50, 0, 0), 2)
+    name, image, older = source._newest(paths)
+    assert (name, image.getpixel((0, 0)), older) == ("new.png", (50, 0, 0), 2)
     assert source._newest(paths) is None  # nothing was written since
     (tmp_path / "broken.png").write_bytes(broken)
     name, _, older = source._newest(paths)
     assert (name, older) == ("broken.png", 0)
     assert source._newest([str(tmp_path / "gone.png")]) is None
-    (tmp_path / "fake.jpg").write_text("not a picture")
+    (tmp_path / "fake.jpg").write_text("not an image")
     assert source._newest([str(tmp_path / "fake.jpg")]) is None
 
 
@@ -533,16 +533,16 @@ def test_a_file_that_is_written_while_it_is_read_is_passed_over(tmp_path, monkey
         Image.new("RGB", (9, 9)).save(file)
         return Image.new("RGB", (4, 4))
 
-    source = PictureDirectory(tmp_path, UnreadableImages(pytest.fail))
+    source = ImageDirectory(tmp_path, UnreadableImages(pytest.fail))
     with monkeypatch.context() as patch:
-        patch.setattr("cobra_edge.watch.directory.load_picture", slowly)
+        patch.setattr("cobra_edge.watch.directory.load_image", slowly)
         assert source._newest([str(file)]) is None
     assert source._newest([str(file)])[1].size == (9, 9)
 
 
 def test_what_is_known_of_files_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr("cobra_edge.watch.directory._KNOWN_FILES", 3)
-    source = PictureDirectory(tmp_path, UnreadableImages(pytest.fail))
+    source = ImageDirectory(tmp_path, UnreadableImages(pytest.fail))
     for index in range(6):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{index}.png")
         assert source._newest([str(tmp_path / f"{index}.png")]) is not None

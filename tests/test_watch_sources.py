@@ -22,7 +22,7 @@ from cobra_edge.watch import reconnect as reconnecting
 from cobra_edge.watch import snapshots
 from cobra_edge.watch.answers import frame_answers
 from cobra_edge.watch.camera import Camera
-from cobra_edge.watch.directory import PictureDirectory
+from cobra_edge.watch.directory import ImageDirectory
 from cobra_edge.watch.frames import Frame, SourceGone, grabbing
 from cobra_edge.watch.reconnect import Reconnecting
 from cobra_edge.watch.unreadable import Unreadable, UnreadableImages
@@ -34,9 +34,9 @@ PNG = (MINI / "demo.png").read_bytes()
 WAIT = 20  # seconds, after which something hangs
 
 
-def saved_jpeg(picture):
+def saved_jpeg(image):
     file = io.BytesIO()
-    picture.save(file, "JPEG")
+    image.save(file, "JPEG")
     return file.getvalue()
 
 
@@ -114,13 +114,13 @@ def test_a_url_that_answers_one_image_is_polled(camera_url, monkeypatch, capfd, 
     monkeypatch.setattr(Handler, "kind", kind)
     frames = some(Camera(f"{camera_url}/snap.jpg", 0.01), 3)
     assert [frame.number for frame in frames] == [1, 2, 3] and Handler.asked == ["/snap.jpg"] * 4  # one to see what it is
-    assert frames[0].picture().size == (64, 48)
+    assert frames[0].image().size == (64, 48)
     assert f"watching {camera_url}/snap.jpg, one image every 0.01 s" in capfd.readouterr().err
 
 
 def test_a_snapshot_that_lacks_its_end_is_read_and_a_broken_one_is_told_once(camera_url, monkeypatch):
     monkeypatch.setattr(Handler, "snapshot", jpeg()[:-2])
-    assert some(Camera(f"{camera_url}/snap.jpg"), 1)[0].picture().getpixel((9, 9))[0] > 200
+    assert some(Camera(f"{camera_url}/snap.jpg"), 1)[0].image().getpixel((9, 9))[0] > 200
     monkeypatch.setattr(Handler, "snapshot", jpeg()[:-20])
     told, enough = [], threading.Event()
     unreadable = UnreadableImages(told.append)
@@ -138,7 +138,7 @@ def test_a_snapshot_that_lacks_its_end_is_read_and_a_broken_one_is_told_once(cam
     with grabbing(Some()) as newest:
         assert list(frame_answers(Fake(), "?", newest, 32, unreadable)) == []
     assert len(told) == 1 < unreadable.count
-    assert told[0].error.startswith(f"{camera_url}/snap.jpg: truncated or damaged picture")
+    assert told[0].error.startswith(f"{camera_url}/snap.jpg: truncated or damaged image")
 
 
 def test_a_user_and_a_password(camera_url, monkeypatch, capfd):
@@ -234,7 +234,7 @@ def test_a_source_that_is_not_there_yet(tmp_path):
         Camera("nowhere.mp4", must_be_there=False)
 
 
-def test_reconnect_through_the_verb(monkeypatch, capfd):
+def test_reconnect_through_the_command(monkeypatch, capfd):
     monkeypatch.setattr(reconnecting, "_FIRST_SECONDS", 0.0)
     monkeypatch.setattr(watch.Opening, "load", lambda self: Fake())
     tries, opened = [], []
@@ -246,9 +246,9 @@ def test_reconnect_through_the_verb(monkeypatch, capfd):
         def frames(self, stop):
             tries.append(1)
             if len(tries) > 2:
-                picture = Image.new("RGB", (4, 4))
-                picture.info["number"] = 7
-                yield Frame(1, None, time.perf_counter(), lambda: picture)
+                image = Image.new("RGB", (4, 4))
+                image.info["number"] = 7
+                yield Frame(1, None, time.perf_counter(), lambda: image)
                 return
             raise SourceGone("camera: went away")
 
@@ -270,7 +270,7 @@ PIPELINE = "nvarguscamerasrc ! nvvidconv ! video/x-raw,format=BGRx ! videoconver
 def test_a_pipeline_is_opened_with_gstreamer(device, monkeypatch, capfd):  # noqa: F811
     monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda backend: backend == cv2.CAP_GSTREAMER)
     frames = some(Camera(PIPELINE), 2)
-    assert device.asked == [(PIPELINE, cv2.CAP_GSTREAMER)] and frames[0].picture().size == (4, 4)
+    assert device.asked == [(PIPELINE, cv2.CAP_GSTREAMER)] and frames[0].image().size == (4, 4)
     secret = "rtspsrc location=rtsp://me:one-secret@camera/live user-pw=two-secret ! decodebin ! appsink"
     some(Camera(secret), 1)
     assert device.asked[-1] == (secret, cv2.CAP_GSTREAMER)
@@ -302,7 +302,7 @@ def stable_directory(tmp_path, monkeypatch, seconds=0.0):
     """Return a directory whose files are judged after so many seconds, and what it tells."""
     monkeypatch.setattr(directory_module, "_SETTLED_SECONDS", seconds)
     told = []
-    return PictureDirectory(tmp_path, UnreadableImages(told.append)), told
+    return ImageDirectory(tmp_path, UnreadableImages(told.append)), told
 
 
 def look_at(source, *files):
@@ -377,7 +377,7 @@ def test_rarer_endings_are_frames(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_unreadable_files_through_the_verb(tmp_path, monkeypatch, capfd, as_json):
+def test_unreadable_files_through_the_command(tmp_path, monkeypatch, capfd, as_json):
     monkeypatch.setattr(directory_module, "_SETTLED_SECONDS", 0.0)
     session = Fake()
     session.look = lambda _: 1

@@ -2,7 +2,7 @@
 
 A decoding step reads every weight once and does little with each, so the time of a token cannot fall below the bytes of the
 decoder over the read bandwidth. A prompt's tokens share what is read, so its time cannot fall below the products over what the
-registers take. Both bounds are measured in the same run. In a round each contestant has its turn, bandwidth first, in an order
+registers take. Both bounds are measured in the same run. In a round each runner has its turn, bandwidth first, in an order
 that turns round every time. Ratios are taken within a round, where the machine was the same for both.
 """
 
@@ -26,8 +26,8 @@ from .gate import check
 from .limits import Memory, peak_products, prefill_products
 from .prefix_reuse import measure_follow_up
 from .rounds import Figures, Round, described, in_turns, limits_of, prompt_figures, ratios, step_figures
-from .runners import Contestant, Native, readings_of
-from .startup import measure_residence
+from .runners import Native, Runner, predictions_of
+from .startup import measure_startup
 
 _SETTLE_SECONDS = 0.05  # threads of the one before spin for a while before they sleep
 _WARM_TOKENS = 16
@@ -42,7 +42,7 @@ class Plan:
         contexts: how many tokens have been read before steps are timed; the state has one size, so it should not matter.
         new_tokens: steps that are timed together.
         rounds: how often each is timed.
-        threads: of every contestant; None for one a physical core.
+        threads: of every runner; None for one a physical core.
         activations: forms of the native decoder.
         kernels: its instruction set, or "auto".
     """
@@ -61,9 +61,7 @@ class Plan:
         return self.threads or default_threads()
 
 
-def measure_bundle(
-    bundle: Bundle, plan: Plan, peer: AbstractContextManager[Contestant | None], bar: Progress
-) -> dict[str, Any]:
+def measure_bundle(bundle: Bundle, plan: Plan, peer: AbstractContextManager[Runner | None], bar: Progress) -> dict[str, Any]:
     """Check the native decoder, then time opening, a follow-up question, prefill and decoding.
 
     Args:
@@ -73,7 +71,7 @@ def measure_bundle(
         bar: for progress.
 
     Returns:
-        One row of the result: limits, contestants with their figures, ratios to the peer.
+        One row of the result: limits, runners with their figures, ratios to the peer.
 
     Raises:
         MachineError: the native decoder is not what it should be, or the peer fails. InputError: kernels this processor lacks.
@@ -85,16 +83,16 @@ def measure_bundle(
     forms = plan.activations if quantized else ("float32",)
     options = {form: DecoderOptions(plan.threads, form) for form in forms}
     distances = {form: check(bundle, options[form], plan.kernels, bar) for form in forms}
-    residence = measure_residence(bundle, options[forms[0]], plan.kernels, bar)
+    startup = measure_startup(bundle, options[forms[0]], plan.kernels, bar)
     decoders = {form: CpuDecoder(bundle, options[form], plan.kernels) for form in forms}
     follow_up = measure_follow_up(bundle, decoders[forms[0]], bar)
-    readings = readings_of(decoders[forms[0]], plan.contexts, bar)  # what is in a state changes no speed
-    contestants: list[Contestant] = [Native(bundle, d, form, plan.team, readings) for form, d in decoders.items()]
+    predictions = predictions_of(decoders[forms[0]], plan.contexts, bar)  # what is in a state changes no speed
+    runners: list[Runner] = [Native(bundle, d, form, plan.team, predictions) for form, d in decoders.items()]
     with peer as opened:
-        contestants += [opened] if opened is not None else []
-        rounds = _rounds(bundle, plan, contestants, bar)
-        rows = [described(c, rounds) for c in contestants]
-    peer_name = contestants[-1].name if len(contestants) > len(forms) else None
+        runners += [opened] if opened is not None else []
+        rounds = _rounds(bundle, plan, runners, bar)
+        rows = [described(c, rounds) for c in runners]
+    peer_name = runners[-1].name if len(runners) > len(forms) else None
     return {
         "scheme": scheme,
         "batch": 1,
@@ -106,44 +104,44 @@ def measure_bundle(
         "decoder_bytes": bundle.manifest.files[DECODER].bytes,
         "relative_rms_from_numpy": distances,
         "limits": limits_of(rounds),
-        "contestants": rows,
+        "runners": rows,
         "peer": peer_name,
-        "ratios": {} if peer_name is None else ratios(rounds, [c.name for c in contestants[:-1]], peer_name),
-        "residence": residence,
+        "ratios": {} if peer_name is None else ratios(rounds, [c.name for c in runners[:-1]], peer_name),
+        "startup": startup,
         "follow_up": follow_up | {"activations": forms[0]},
     }
 
 
-def _rounds(bundle: Bundle, plan: Plan, contestants: Sequence[Contestant], bar: Progress) -> list[Round]:
+def _rounds(bundle: Bundle, plan: Plan, runners: Sequence[Runner], bar: Progress) -> list[Round]:
     from ..decode import _cpu
 
     model, team = bundle.manifest.model, plan.team
     best = _cpu.kernel_names()[0]  # what a peer that does not say would take
-    kernels = {c.name: c.facts().get("kernels", best) for c in contestants}
-    int8 = {c.name: c.facts().get("activations") == "int8" for c in contestants}
+    kernels = {c.name: c.facts().get("kernels", best) for c in runners}
+    int8 = {c.name: c.facts().get("activations") == "int8" for c in runners}
     memory = Memory(team)
-    for contestant in contestants:  # pages are mapped and threads are started
-        contestant.prefill(_WARM_TOKENS)
-        contestant.steps(1, contestant.contexts[0])
-    task = bar.add_task("rounds", total=plan.rounds * len(contestants))
+    for runner in runners:  # pages are mapped and threads are started
+        runner.prefill(_WARM_TOKENS)
+        runner.steps(1, runner.contexts[0])
+    task = bar.add_task("rounds", total=plan.rounds * len(runners))
 
     def one(index: int) -> Round:
         time.sleep(_SETTLE_SECONDS)
         peaks, reads = {name: peak_products(name, team) for name in sorted(set(kernels.values()))}, []
 
-        def timed(contestant: Contestant) -> Figures:
+        def timed(runner: Runner) -> Figures:
             time.sleep(_SETTLE_SECONDS)
             bandwidth = memory.read_bandwidth()
             reads.append(bandwidth)
-            traffic = contestant.weights_bytes + 2 * state_bytes(model)  # the state is read and written
-            peak = peaks[kernels[contestant.name]] if int8[contestant.name] else None
-            found = step_figures(contestant, plan.new_tokens, lambda _context: traffic / bandwidth)
+            traffic = runner.weights_bytes + 2 * state_bytes(model)  # the state is read and written
+            peak = peaks[kernels[runner.name]] if int8[runner.name] else None
+            found = step_figures(runner, plan.new_tokens, lambda _context: traffic / bandwidth)
             for n in plan.prompt_tokens:
-                found |= prompt_figures(n, contestant.prefill(n), prefill_products(model.mamba, n), peak)
+                found |= prompt_figures(n, runner.prefill(n), prefill_products(model.mamba, n), peak)
             bar.advance(task)
             return found
 
-        figures = in_turns(contestants, index, timed)
+        figures = in_turns(runners, index, timed)
         return Round(tuple(reads), peaks, figures)
 
     return [one(index) for index in range(plan.rounds)]

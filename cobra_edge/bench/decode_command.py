@@ -11,7 +11,7 @@ import click
 from ..decode.decoder import ACTIVATIONS
 from ..inference.session_options import threads_option
 from ..terminal.output import debug_option, print_json, results
-from .decode_options import CARD_PEER_NAMES, DEFAULT_SHAPE, DEFAULTS, Asked
+from .decode_options import DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, Asked
 from .peers import PEERS
 from .results import check_name
 
@@ -69,7 +69,7 @@ def _words(values: Iterable[object]) -> str:
     "--peer",
     "peers",
     multiple=True,
-    type=click.Choice([*PEERS, *CARD_PEER_NAMES]),
+    type=click.Choice([*PEERS, *GPU_PEER_NAMES]),
     help=f"Another runtime to take turns with; with --shape. {', '.join(PEERS)} on a CPU, the others on cuda, where it may be "
     "given again.",
 )
@@ -114,9 +114,9 @@ def decode(
         name,
     )
     if device == "cuda":
-        from .decode_on_gpu import measured_on_card
+        from .decode_on_gpu import measured_on_gpu
 
-        result, file, tables = measured_on_card(asked, threads, activations)
+        result, file, tables = measured_on_gpu(asked, threads, activations)
     else:
         from .decode_on_cpu import measured_on_cpu
 

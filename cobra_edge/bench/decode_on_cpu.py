@@ -23,10 +23,10 @@ from .machine import machine
 from .peers import PEERS, SCRIPT, LlamaCppFiles
 from .random_bundle import random_bundle
 from .results import keep
-from .runners import Contestant
+from .runners import Runner
 from .shapes import shape_named
 
-Opponent = AbstractContextManager["Contestant | None"]
+Opponent = AbstractContextManager["Runner | None"]
 
 
 def measured_on_cpu(
@@ -36,7 +36,7 @@ def measured_on_cpu(
 
     Args:
         asked: what was given.
-        threads: of every contestant; None for one a physical core.
+        threads: of every runner; None for one a physical core.
         activations: forms of the native decoder; none for all.
         peer_python: an interpreter that has the peer's library.
 
@@ -88,10 +88,10 @@ def _check_kernels(kernels: str) -> None:
 
 
 def _peer(peers: tuple[str, ...]) -> str | None:
-    """Return the peer, or None. Raises InputError for one that wants a card."""
+    """Return the peer, or None. Raises InputError for one that wants a GPU."""
     for peer in peers:
         if peer not in PEERS:
-            raise InputError(f"--peer {peer} runs on a card; give --device cuda, or one of: {', '.join(PEERS)}")
+            raise InputError(f"--peer {peer} runs on a GPU; give --device cuda, or one of: {', '.join(PEERS)}")
     return peers[0] if peers else None
 
 

@@ -17,18 +17,18 @@ from ..errors import InputError, MachineError
 from ..formats.scheme import scheme_named
 from ..terminal.output import progress
 from ..terminal.suggestions import near_matches
-from .decode_options import BUNDLES, CARD_PEER_NAMES, DEFAULT_SHAPE, DEFAULTS, Asked
-from .gpu_tables import card_tables
+from .decode_options import BUNDLES, DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, Asked
+from .gpu_tables import gpu_tables
 from .machine import machine
 from .random_bundle import random_bundle
 from .results import keep
 from .shapes import shape_named
 
 
-def measured_on_card(
+def measured_on_gpu(
     asked: Asked, threads: int | None, activations: tuple[str, ...]
 ) -> tuple[dict[str, Any], Path, Iterator[Table]]:
-    """Measure on this machine's card.
+    """Measure on this machine's GPU.
 
     Args:
         asked: what was given.
@@ -44,8 +44,8 @@ def measured_on_card(
         if value:
             raise InputError(f"{option} is of the native decoder on a CPU; leave it out with --device cuda")
     for peer in asked.peers:
-        if peer not in CARD_PEER_NAMES:
-            raise InputError(f"--peer {peer} runs on a CPU; give --device cpu, or one of: {', '.join(CARD_PEER_NAMES)}")
+        if peer not in GPU_PEER_NAMES:
+            raise InputError(f"--peer {peer} runs on a CPU; give --device cpu, or one of: {', '.join(GPU_PEER_NAMES)}")
     if asked.kernels not in KERNELS:
         raise InputError(f"unknown decoder kernels {asked.kernels!r}{near_matches(asked.kernels, KERNELS)}")
     if asked.bundle:
@@ -55,15 +55,15 @@ def measured_on_card(
         for scheme in asked.schemes:
             scheme_named(scheme)
     if importlib.util.find_spec("torch") is None:
-        raise MachineError(f"a card is measured with torch, which is not installed; {install_hint('cuda')}")
-    from .gpu import card_here, short_name
-    from .gpu_decode import CardPlan, measure_on_card
+        raise MachineError(f"a GPU is measured with torch, which is not installed; {install_hint('cuda')}")
+    from .gpu import gpu_here, short_name
+    from .gpu_decode import GpuPlan, measure_on_gpu
     from .gpu_peers import check_peers
 
-    card = card_here()
+    gpu = gpu_here()
     check_peers(asked.peers)
     usual = DEFAULTS["cuda"]
-    plan = CardPlan(
+    plan = GpuPlan(
         asked.prompt_tokens or usual.prompt_tokens,
         asked.contexts or usual.contexts,
         asked.new_tokens or usual.new_tokens,
@@ -72,20 +72,20 @@ def measured_on_card(
         asked.peers,
     )
     with progress() as bar:
-        row = measure_on_card(_bundles(asked, bar), plan, card, bar)
+        row = measure_on_gpu(_bundles(asked, bar), plan, gpu, bar)
     model = asked.shape or DEFAULT_SHAPE if asked.bundle is None else Bundle.open(asked.bundle).manifest.model.model_id
     result = {
         "bench": "decode",
         "model": model,
         "weights": asked.weights,
         "device": "cuda",
-        "card": card.facts(),
+        "gpu": gpu.facts(),
         "rows": [row],
         "machine": machine(),
     }
-    usual_name = f"gpu-decode-{short_name(card.name)}" + (f"-{model}" if asked.bundle else "")
+    usual_name = f"gpu-decode-{short_name(gpu.name)}" + (f"-{model}" if asked.bundle else "")
     file = keep(asked.name or usual_name, result)
-    return result, file, card_tables(result)
+    return result, file, gpu_tables(result)
 
 
 def _bundles(asked: Asked, bar: Progress) -> Iterator[Bundle]:

@@ -9,7 +9,7 @@ from ..errors import InputError
 
 BUNDLES = Path("bundles")
 DEFAULT_SHAPE = "cobra-3b"
-CARD_PEER_NAMES = ("mamba-ssm", "bitsandbytes", "transformer")
+GPU_PEER_NAMES = ("mamba-ssm", "bitsandbytes", "transformer")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Asked:
         contexts: tokens read before steps are timed.
         new_tokens: steps that are timed together.
         rounds: how often each figure is taken.
-        kernels: an instruction set of the CPU's decoder or a card's backend, or "auto".
+        kernels: an instruction set of the CPU's decoder or a GPU's backend, or "auto".
         peers: to take turns with.
         name: of the result.
     """

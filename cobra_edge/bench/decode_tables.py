@@ -25,7 +25,7 @@ def figure_label(name: str) -> str:
 
 
 def decode_tables(result: dict[str, Any]) -> Iterator[Table]:
-    """Yield the tables of each row: contestants beside each other, then opening, memory and follow-up questions."""
+    """Yield the tables of each row: runners beside each other, then opening, memory and follow-up questions."""
     for row in result["rows"]:
         yield _speed(result["model"], row)
         yield _beside(row)
@@ -46,20 +46,20 @@ def _speed(model: str, row: dict[str, Any]) -> Table:
     title = f"{model} as {row['scheme']}, {row['threads']} threads, median (low–high) of {row['rounds']} rounds"
     table = Table(title=cell(title), title_justify="left")
     table.add_column("measure")
-    for contestant in row["contestants"]:
-        kernels = contestant.get("kernels", "")
-        table.add_column(cell(f"{contestant['name']}\n{kernels}" if kernels else contestant["name"]), justify="right")
+    for runner in row["runners"]:
+        kernels = runner.get("kernels", "")
+        table.add_column(cell(f"{runner['name']}\n{kernels}" if kernels else runner["name"]), justify="right")
     for name in row["ratios"]:
         table.add_column(cell(f"{name}\n/ {row['peer']}"), justify="right")
-    for figure_name in dict.fromkeys(f for c in row["contestants"] for f in c["figures"]):
-        cells = [figure_cell(figure_name, c["figures"].get(figure_name)) for c in row["contestants"]]
+    for figure_name in dict.fromkeys(f for c in row["runners"] for f in c["figures"]):
+        cells = [figure_cell(figure_name, c["figures"].get(figure_name)) for c in row["runners"]]
         cells += [figure_cell("", of.get(figure_name)) for of in row["ratios"].values()]
         table.add_row(figure_label(figure_name), *cells)
     return table
 
 
 def _beside(row: dict[str, Any]) -> Table:
-    limits, residence, follow_up = row["limits"], row["residence"], row["follow_up"]
+    limits, startup, follow_up = row["limits"], row["startup"], row["follow_up"]
     table = Table(title=cell(f"{row['scheme']}: limits, opening, follow-up"), title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -68,10 +68,10 @@ def _beside(row: dict[str, Any]) -> Table:
         table.add_row(f"peak int8 products, {kernels}, 10⁹/s", figure_cell("_macs_per_s", peak))
     for form, distance in row["relative_rms_from_numpy"].items():
         table.add_row(f"distance from numpy, {form}", figure(distance))
-    table.add_row("first opening, hashing every file, s", figure(residence["first_open_seconds"]))
-    table.add_row("opening again, s", figure(residence["open_seconds"]))
-    table.add_row("peak resident memory", megabytes(residence["peak_bytes"]))
-    table.add_row("its limit", megabytes(residence["limit_bytes"]))
+    table.add_row("first opening, hashing every file, s", figure(startup["first_open_seconds"]))
+    table.add_row("opening again, s", figure(startup["open_seconds"]))
+    table.add_row("peak resident memory", megabytes(startup["peak_bytes"]))
+    table.add_row("its limit", megabytes(startup["limit_bytes"]))
     asked = f"{follow_up['visual_tokens']} + {follow_up['question_tokens']} tokens"
     table.add_row(f"first token from scratch, {asked}, s", figure_cell("", follow_up["scratch_seconds"]))
     table.add_row("first token from the image's state, s", figure_cell("", follow_up["follow_up_seconds"]))

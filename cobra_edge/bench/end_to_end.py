@@ -1,4 +1,4 @@
-"""A whole answer about a picture, timed as the published Cobra was: its tokens over all of the time, encoding included."""
+"""A whole answer about an image, timed as the published Cobra was: its tokens over all of the time, encoding included."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..errors import InputError
 from ..formats.package_data import MINI
 from ..inference.generate import generate
 from ..inference.session import Session
-from ..inputs.image import load_picture
+from ..inputs.image import load_image
 from .spread import spread
 
-PICTURE = MINI / "demo.png"
+IMAGE = MINI / "demo.png"
 QUESTION = "Describe the image in detail."
 _NO_END = -1  # no token has this id: every answer has the full length
 
 
 def measure_end_to_end(session: Session, new_tokens: int, rounds: int, bar: Progress) -> dict[str, Any]:
-    """Time answers of one length about one picture.
+    """Time answers of one length about one image.
 
     Args:
         session: with eyes.
@@ -38,13 +38,13 @@ def measure_end_to_end(session: Session, new_tokens: int, rounds: int, bar: Prog
     """
     if session.vision is None:
         raise InputError(f"{session.config.model_id} is a text-only model; give a bundle with a vision graph")
-    picture, decoder = load_picture(PICTURE), session.decoder
+    image, decoder = load_image(IMAGE), session.decoder
     prompt = session.codec.encode(session.template.first_turn(QUESTION))
     figures: dict[str, list[float]] = {"encode_seconds": [], "first_token_seconds": [], "tok_s": []}
     task = bar.add_task(f"answers of {new_tokens} tokens", total=rounds + 1)
     for index in range(rounds + 1):
         began = time.perf_counter()
-        seen = session.visual_embeddings(picture)
+        seen = session.visual_embeddings(image)
         encoded = time.perf_counter()
         state = decoder.new_state()
         logits = decoder.prefill(np.concatenate([seen, decoder.embed(prompt)]), state)

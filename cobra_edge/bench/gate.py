@@ -17,13 +17,13 @@ _RELATIVE_RMS = {"float32": 1e-3, "int8": 0.1}
 
 
 def check(bundle: Bundle, options: DecoderOptions, kernels: str, bar: Progress) -> float:
-    """Compare the native decoder with its numpy twin of the same activations, logits at each of a few tokens.
+    """Compare the native decoder with its numpy reference of the same activations, logits at each of a few tokens.
 
     Args:
         bundle: whose decoder.
         options: threads and activations that are to be measured.
         kernels: an instruction set by name, or "auto".
-        bar: for progress; at full size the twin takes its time.
+        bar: for progress; at full size the reference takes its time.
 
     Returns:
         The relative RMS distance of the logits.
@@ -34,8 +34,8 @@ def check(bundle: Bundle, options: DecoderOptions, kernels: str, bar: Progress) 
     form = options.activations_of(bundle.manifest.recipe)
     task = bar.add_task(f"checking against numpy, {form}", total=1)
     tokens = list(range(5, 5 + _TOKENS))
-    twin = NumpyDecoder(bundle, options)
-    expected = twin.forward(twin.embed(tokens), twin.new_state())
+    reference = NumpyDecoder(bundle, options)
+    expected = reference.forward(reference.embed(tokens), reference.new_state())
     decoder = CpuDecoder(bundle, options, kernels)
     got = decoder.forward(decoder.embed(tokens), decoder.new_state())
     distance = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))

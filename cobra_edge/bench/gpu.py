@@ -1,7 +1,7 @@
-"""A card to measure on: its clock, its memory, and what it gives at best.
+"""A GPU to measure on: its clock, its memory, and what it gives at best.
 
-Everything here runs on torch's "cpu" device too, where a card's memory counters are missing and there is nothing to wait for:
-so can all that measures on a card be tried where there is none.
+Everything here runs on torch's "cpu" device too, where a GPU's memory counters are missing and there is nothing to wait for:
+so can all that measures on a GPU be tried where there is none.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from typing import Any
 
 import torch
 
-from ..decode.cuda.driver import why_no_card
+from ..decode.cuda.driver import why_no_gpu
 from ..errors import MachineError
 from .machine import version_of
 
 _READ_BYTES = 2 << 30  # far beyond any cache
-_READ_PART = 8  # of a small card's memory at most this part
+_READ_PART = 8  # of a small GPU's memory at most this part
 _REPEATS = 8
 _PRODUCT_SIDE = 8192
 _WORDS_OF_MAKERS = ("nvidia", "geforce", "graphics", "gpu")
 
 
-class Card:
+class Gpu:
     """One CUDA device, or torch's "cpu" in the place of one."""
 
     def __init__(self, device: torch.device) -> None:
         """Take the device."""
-        self.device, self._on_card = device, device.type == "cuda"
-        self.name = torch.cuda.get_device_name(device) if self._on_card else "cpu"
+        self.device, self._on_gpu = device, device.type == "cuda"
+        self.name = torch.cuda.get_device_name(device) if self._on_gpu else "cpu"
 
     def facts(self) -> dict[str, Any]:
         """Return name, compute capability, memory, multiprocessors and versions, as a result keeps them."""
         found: dict[str, Any] = {"name": self.name, "torch": torch.__version__, "cuda": torch.version.cuda}
         found["triton"] = version_of("triton")
-        if self._on_card:
+        if self._on_gpu:
             it = torch.cuda.get_device_properties(self.device)
             found |= {
                 "compute_capability": f"{it.major}.{it.minor}",
@@ -46,12 +46,12 @@ class Card:
         return found
 
     def synchronise(self) -> None:
-        """Wait until the card has done all that it was given."""
-        if self._on_card:
+        """Wait until the GPU has done all that it was given."""
+        if self._on_gpu:
             torch.cuda.synchronize(self.device)
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Return how long a piece of work takes, from an idle card to an idle card: what a user waits for."""
+        """Return how long a piece of work takes, from an idle GPU to an idle GPU: what a user waits for."""
         self.synchronise()
         began = time.perf_counter()
         work()
@@ -59,29 +59,29 @@ class Card:
         return time.perf_counter() - began
 
     def allocated_bytes(self) -> int | None:
-        """Return what torch holds of the card's memory; None where that is not counted."""
-        return torch.cuda.memory_allocated(self.device) if self._on_card else None
+        """Return what torch holds of the GPU's memory; None where that is not counted."""
+        return torch.cuda.memory_allocated(self.device) if self._on_gpu else None
 
     def forget_peak(self) -> None:
         """Begin to look for the largest use of memory anew."""
-        if self._on_card:
+        if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_bytes(self) -> int | None:
         """Return the largest use of memory since `forget_peak`; None where that is not counted."""
-        return torch.cuda.max_memory_allocated(self.device) if self._on_card else None
+        return torch.cuda.max_memory_allocated(self.device) if self._on_gpu else None
 
     def free_bytes(self) -> int | None:
-        """Return what could still be taken of the card's memory; None where that is not known."""
-        if not self._on_card:
+        """Return what could still be taken of the GPU's memory; None where that is not known."""
+        if not self._on_gpu:
             return None
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.device)[0]
 
     def _work_seconds(self, work: Callable[[], object]) -> float:
-        """Return the card's own time for one of several repetitions, by events: without the host's part."""
+        """Return the GPU's own time for one of several repetitions, by events: without the host's part."""
         work()
-        if not self._on_card:
+        if not self._on_gpu:
             return self.seconds(lambda: [work() for _ in range(_REPEATS)]) / _REPEATS
         event: Any = torch.cuda.Event  # torch leaves it untyped
         began, ended = event(enable_timing=True), event(enable_timing=True)
@@ -94,17 +94,17 @@ class Card:
         return milliseconds / 1e3 / _REPEATS
 
 
-class CardLimits:
-    """What a card could do at best, measured in turns with what it does."""
+class GpuLimits:
+    """What a GPU could do at best, measured in turns with what it does."""
 
-    def __init__(self, card: Card) -> None:
+    def __init__(self, gpu: Gpu) -> None:
         """Take the memory that is read, and two matrices to multiply."""
-        total = torch.cuda.get_device_properties(card.device).total_memory if card.device.type == "cuda" else 1 << 62
+        total = torch.cuda.get_device_properties(gpu.device).total_memory if gpu.device.type == "cuda" else 1 << 62
         words = min(_READ_BYTES, total // _READ_PART) // 8  # two halves: one is copied to the other
-        self._card = card
-        self._words = torch.ones(2, words, dtype=torch.float32, device=card.device)
-        self._factors = torch.randn(2, _PRODUCT_SIDE, _PRODUCT_SIDE, device=card.device).to(torch.float16)
-        self._product = torch.empty(_PRODUCT_SIDE, _PRODUCT_SIDE, dtype=torch.float16, device=card.device)
+        self._gpu = gpu
+        self._words = torch.ones(2, words, dtype=torch.float32, device=gpu.device)
+        self._factors = torch.randn(2, _PRODUCT_SIDE, _PRODUCT_SIDE, device=gpu.device).to(torch.float16)
+        self._product = torch.empty(_PRODUCT_SIDE, _PRODUCT_SIDE, dtype=torch.float16, device=gpu.device)
 
     def read_bandwidth(self) -> float:
         """Return bytes a second that the memory gives: the better of a sum over all of it, and of a copy within it.
@@ -113,42 +113,42 @@ class CardLimits:
             MachineError: other values come back than were written.
         """
         if abs(float(self._words.mean()) - 1) > 1e-3:  # a float32 sum of so many ones is not exact
-            raise MachineError("the card's memory gave back other values than were written to it; test this card")
-        read = self._card._work_seconds(lambda: self._words.sum())
-        copied = self._card._work_seconds(lambda: self._words[1].copy_(self._words[0]))
+            raise MachineError("the GPU's memory gave back other values than were written to it; test this GPU")
+        read = self._gpu._work_seconds(lambda: self._words.sum())
+        copied = self._gpu._work_seconds(lambda: self._words[1].copy_(self._words[0]))
         return self._words.nbytes / min(read, copied)
 
     def peak_products(self) -> float:
         """Return multiply-accumulates a second of a large float16 product."""
-        took = self._card._work_seconds(lambda: torch.mm(self._factors[0], self._factors[1], out=self._product))
+        took = self._gpu._work_seconds(lambda: torch.mm(self._factors[0], self._factors[1], out=self._product))
         return float(_PRODUCT_SIDE**3 / took)
 
 
-def card_here() -> Card:
-    """Return this machine's card. Raises MachineError, with what is missing, where there is none."""
-    reason = why_no_card()
+def gpu_here() -> Gpu:
+    """Return this machine's GPU. Raises MachineError, with what is missing, where there is none."""
+    reason = why_no_gpu()
     if reason is not None:
-        raise MachineError(f"nothing can be measured on a card: {reason}; or take --device cpu")
-    return Card(torch.device("cuda", 0))  # the one that decoders run on
+        raise MachineError(f"nothing can be measured on a GPU: {reason}; or take --device cpu")
+    return Gpu(torch.device("cuda", 0))  # the one that decoders run on
 
 
-def short_name(card_name: str) -> str:
-    """Return a card's name as part of a file's: "NVIDIA GeForce RTX 4090" is "rtx-4090"."""
-    words = [w for w in re.split(r"[^a-z0-9]+", card_name.lower()) if w and w not in _WORDS_OF_MAKERS]
-    return "-".join(words) or "card"
+def short_name(gpu_name: str) -> str:
+    """Return a GPU's name as part of a file's: "NVIDIA GeForce RTX 4090" is "rtx-4090"."""
+    words = [w for w in re.split(r"[^a-z0-9]+", gpu_name.lower()) if w and w not in _WORDS_OF_MAKERS]
+    return "-".join(words) or "gpu"
 
 
-def captured(step: Callable[[], object], card: Card) -> Callable[[], object]:
-    """Return a CUDA graph's replay of a step whose tensors stay where they are; off a card the step itself."""
-    if card.device.type != "cuda":
+def captured(step: Callable[[], object], gpu: Gpu) -> Callable[[], object]:
+    """Return a CUDA graph's replay of a step whose tensors stay where they are; off a GPU the step itself."""
+    if gpu.device.type != "cuda":
         return step
     stream: Any = torch.cuda.Stream  # torch leaves it untyped
-    aside = stream(card.device)
-    aside.wait_stream(torch.cuda.current_stream(card.device))
+    aside = stream(gpu.device)
+    aside.wait_stream(torch.cuda.current_stream(gpu.device))
     with torch.cuda.stream(aside):  # libraries choose and allocate on the first calls, which a capture would forbid
         for _ in range(2):
             step()
-    torch.cuda.current_stream(card.device).wait_stream(aside)
+    torch.cuda.current_stream(gpu.device).wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()

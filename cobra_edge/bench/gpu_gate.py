@@ -1,4 +1,4 @@
-"""The gate before every measurement on a card: both ways of reading tokens against the reference, and the choice of tokens."""
+"""The gate before every measurement on a GPU: both ways of reading tokens against the reference, and the choice of tokens."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TOGETHER, ONE_BY_ONE = 2e-2, 2e-3
 
 
 def plain_decoder(bundle: Bundle) -> Decoder:
-    """Return what a card's decoder is compared with: numpy's, activations left float as a card leaves them, layer by layer."""
+    """Return what a GPU's decoder is compared with: numpy's, activations left float as a GPU leaves them, layer by layer."""
     return NumpyDecoder(bundle, DecoderOptions(activations="float32"))
 
 
-def check_on_card(decoder: Decoder, reference: Decoder, half_steps: bool) -> dict[str, float]:
-    """Compare a card's decoder with the reference at each of a few tokens, read together and one by one.
+def check_on_gpu(decoder: Decoder, reference: Decoder, half_steps: bool) -> dict[str, float]:
+    """Compare a GPU's decoder with the reference at each of a few tokens, read together and one by one.
 
     Args:
         decoder: what is to be measured.
@@ -60,7 +60,7 @@ def check_on_card(decoder: Decoder, reference: Decoder, half_steps: bool) -> dic
 
 
 def _check_answer(decoder: Decoder, logits: np.ndarray, state: Any) -> None:
-    """Raise MachineError when an answer generated on the card is not what its steps give."""
+    """Raise MachineError when an answer generated on the GPU is not what its steps give."""
     answer = list(generate(decoder, logits, state.copy(), -1, _ANSWER, GREEDY))
     expected: list[int] = []
     step: Callable[[int, Any], np.ndarray] = decoder.step

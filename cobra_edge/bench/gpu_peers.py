@@ -1,4 +1,4 @@
-"""What else decodes such a model on a card, timed in the same process: a table that says why a row cannot be opened."""
+"""What else decodes such a model on a GPU, timed in the same process: a table that says why a row cannot be opened."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..errors import MachineError
 from ..formats.bitsandbytes_codes import load_bitsandbytes, why_no_bitsandbytes
 from ..formats.model_config import CobraConfig
 from ..model.mamba import Mamba, MambaState, Mixer
-from .gpu import Card
-from .gpu_runners import CardContestant
+from .gpu import Gpu
+from .gpu_runners import GpuRunner
 from .machine import version_of
 from .transformer import PYTHIA_2_8B, Transformer
 
@@ -25,12 +25,12 @@ _CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class CardPeer:
-    """One row: its name on the command line, why it cannot be timed here, and how it is opened for contexts on a card."""
+class GpuPeer:
+    """One row: its name on the command line, why it cannot be timed here, and how it is opened for contexts on a GPU."""
 
     name: str
     refuses: Callable[[], str | None]
-    open: Callable[[CobraConfig, tuple[int, ...], Card], CardContestant]
+    open: Callable[[CobraConfig, tuple[int, ...], Gpu], GpuRunner]
 
 
 class MambaSsm:
@@ -39,39 +39,39 @@ class MambaSsm:
     name = "mamba-ssm fp16"
     reads_prompts = True
 
-    def __init__(self, config: CobraConfig, context: int, card: Card) -> None:
+    def __init__(self, config: CobraConfig, context: int, gpu: Gpu) -> None:
         """Make its model of these sizes, with its own random weights in float16."""
         sizes = importlib.import_module("mamba_ssm.models.config_mamba")
         models = importlib.import_module("mamba_ssm.models.mixer_seq_simple")
         m = config.mamba
         inner = {"d_state": m.d_state, "d_conv": m.d_conv, "expand": m.d_inner // m.d_model, "dt_rank": m.dt_rank}
         shape = sizes.MambaConfig(d_model=m.d_model, n_layer=m.n_layer, vocab_size=m.vocab, ssm_cfg=inner)
-        self._model = models.MambaLMHeadModel(shape, device=card.device, dtype=torch.float16).eval()
+        self._model = models.MambaLMHeadModel(shape, device=gpu.device, dtype=torch.float16).eval()
         self.contexts: tuple[int, ...] = (context,)
         self.weights_bytes = sum(p.nbytes for p in self._model.parameters())
-        self._state_bytes, self._vocab, self._card = 2 * state_bytes(config), m.vocab, card
+        self._state_bytes, self._vocab, self._gpu = 2 * state_bytes(config), m.vocab, gpu
         self._longest = 0  # that its graph was captured for
 
     def facts(self) -> dict[str, Any]:
-        """See `Contestant.facts`."""
+        """See `Runner.facts`."""
         conv = version_of("causal-conv1d")
         return {"version": f"mamba-ssm {version_of('mamba-ssm')}", "described": f"CUDA graph, causal-conv1d {conv}"}
 
     def traffic_bytes(self, context: int) -> int:
-        """See `CardContestant.traffic_bytes`."""
+        """See `GpuRunner.traffic_bytes`."""
         return self.weights_bytes + self._state_bytes
 
     def prefill(self, tokens: int) -> float:
-        """See `Contestant.prefill`: its generation of one token."""
+        """See `Runner.prefill`: its generation of one token."""
         return self._generate(tokens, 1)
 
     def steps(self, count: int, context: int) -> float:
-        """See `Contestant.steps`: an answer of one token more than that, less the time of its first."""
+        """See `Runner.steps`: an answer of one token more than that, less the time of its first."""
         longer = self._generate(context, count + 1)
         return max(longer - self._generate(context, 1), 1e-9)
 
     def _generate(self, prompt: int, new: int) -> float:
-        tokens = torch.randint(self._vocab, (1, prompt), device=self._card.device)
+        tokens = torch.randint(self._vocab, (1, prompt), device=self._gpu.device)
 
         def answer() -> object:
             return self._model.generate(tokens, prompt + new, top_k=1, cg=True)
@@ -79,7 +79,7 @@ class MambaSsm:
         if prompt + new > self._longest:  # it captures anew for a longer text than before, which is no part of a step
             self._longest = prompt + new
             answer()
-        return self._card.seconds(answer)
+        return self._gpu.seconds(answer)
 
 
 def _no_mamba_ssm() -> str | None:
@@ -101,40 +101,40 @@ class BitsAndBytesModules:
     name = "bitsandbytes nf4"
     reads_prompts = True
 
-    def __init__(self, config: CobraConfig, context: int, card: Card, dtype: torch.dtype = torch.float16) -> None:
-        """Make the model with random weights, a layer at a time, quantized as it goes to the card."""
+    def __init__(self, config: CobraConfig, context: int, gpu: Gpu, dtype: torch.dtype = torch.float16) -> None:
+        """Make the model with random weights, a layer at a time, quantized as it goes to the GPU."""
         bnb, m = load_bitsandbytes(), config.mamba
         with torch.device("meta"):
             empty = Mamba(m)
-        self._model = empty.to(dtype).to_empty(device=card.device).eval()
+        self._model = empty.to(dtype).to_empty(device=gpu.device).eval()
         if m.tied:
             self._model.lm_head.weight = self._model.backbone.embedding.weight
         _fill(self._model)
         for layer in self._model.modules():
             if isinstance(layer, Mixer):
                 for kind in _QUANTIZED:
-                    setattr(layer, kind, _four_bits(bnb, getattr(layer, kind), dtype, card.device))
+                    setattr(layer, kind, _four_bits(bnb, getattr(layer, kind), dtype, gpu.device))
         self.contexts: tuple[int, ...] = (context,)
         self.weights_bytes = sum(_stored(self._model))
-        self._state_bytes, self._config, self._card = 2 * state_bytes(config), m, card
+        self._state_bytes, self._config, self._gpu = 2 * state_bytes(config), m, gpu
         self._read = self._after(context)
 
     def facts(self) -> dict[str, Any]:
-        """See `Contestant.facts`."""
+        """See `Runner.facts`."""
         where = "Linear4bit nf4 for in_proj, x_proj and out_proj, the rest float16 in plain torch"
         return {"version": f"bitsandbytes {version_of('bitsandbytes')}", "described": where}
 
     def traffic_bytes(self, context: int) -> int:
-        """See `CardContestant.traffic_bytes`."""
+        """See `GpuRunner.traffic_bytes`."""
         return self.weights_bytes + self._state_bytes
 
     def prefill(self, tokens: int) -> float:
-        """See `Contestant.prefill`."""
+        """See `Runner.prefill`."""
         prompt = self._tokens(tokens)
-        return self._card.seconds(lambda: self._run(prompt, self._new_state()))
+        return self._gpu.seconds(lambda: self._run(prompt, self._new_state()))
 
     def steps(self, count: int, context: int) -> float:
-        """See `Contestant.steps`: greedy, each token fed back on the card."""
+        """See `Runner.steps`: greedy, each token fed back on the GPU."""
         token, state = self._read
 
         def answer() -> None:
@@ -142,7 +142,7 @@ class BitsAndBytesModules:
             for _ in range(count):
                 token, state = self._run(token, state)
 
-        return self._card.seconds(answer)
+        return self._gpu.seconds(answer)
 
     def _after(self, context: int) -> tuple[torch.Tensor, MambaState]:
         state = self._new_state()
@@ -151,11 +151,11 @@ class BitsAndBytesModules:
         return token, state
 
     def _tokens(self, count: int) -> torch.Tensor:
-        return torch.randint(self._config.vocab, (1, count), device=self._card.device)
+        return torch.randint(self._config.vocab, (1, count), device=self._gpu.device)
 
     def _new_state(self) -> MambaState:
         zeros = MambaState.zeros(self._config, 1)
-        return MambaState(*(tuple(t.to(self._card.device) for t in part) for part in (zeros.conv, zeros.ssm)))
+        return MambaState(*(tuple(t.to(self._gpu.device) for t in part) for part in (zeros.conv, zeros.ssm)))
 
     @torch.inference_mode()
     def _run(self, tokens: torch.Tensor, state: MambaState) -> tuple[torch.Tensor, MambaState]:
@@ -195,14 +195,14 @@ def _stored(model: nn.Module) -> Iterator[int]:
 
 
 # "bitsandbytes" and "mamba-ssm" keep a state of one size: one context tells all.
-CARD_PEERS: dict[str, CardPeer] = {
+GPU_PEERS: dict[str, GpuPeer] = {
     p.name: p
     for p in (
-        CardPeer("mamba-ssm", _no_mamba_ssm, lambda config, contexts, card: MambaSsm(config, contexts[0], card)),
-        CardPeer(
-            "bitsandbytes", why_no_bitsandbytes, lambda config, contexts, card: BitsAndBytesModules(config, contexts[0], card)
+        GpuPeer("mamba-ssm", _no_mamba_ssm, lambda config, contexts, gpu: MambaSsm(config, contexts[0], gpu)),
+        GpuPeer(
+            "bitsandbytes", why_no_bitsandbytes, lambda config, contexts, gpu: BitsAndBytesModules(config, contexts[0], gpu)
         ),
-        CardPeer("transformer", lambda: None, lambda config, contexts, card: Transformer(PYTHIA_2_8B, contexts, card)),
+        GpuPeer("transformer", lambda: None, lambda config, contexts, gpu: Transformer(PYTHIA_2_8B, contexts, gpu)),
     )
 }
 
@@ -210,6 +210,6 @@ CARD_PEERS: dict[str, CardPeer] = {
 def check_peers(names: tuple[str, ...]) -> None:
     """Raise MachineError, before gigabytes are written, for a peer that cannot be timed here: with what to install."""
     for name in names:
-        reason = CARD_PEERS[name].refuses()
+        reason = GPU_PEERS[name].refuses()
         if reason is not None:
             raise MachineError(f"--peer {name}: {reason}, or leave it out")

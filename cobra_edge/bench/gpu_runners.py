@@ -1,4 +1,4 @@
-"""What is timed on a card: our decoders, through the generation that a user's answer comes from."""
+"""What is timed on a GPU: our decoders, through the generation that a user's answer comes from."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..decode.decoder import Decoder
 from ..decode.sampling import GREEDY
 from ..errors import MachineError
 from ..inference.generate import generate
-from .gpu import Card
-from .runners import Contestant, Reading
+from .gpu import Gpu
+from .runners import Prediction, Runner
 
 _NO_END = -1  # no token has this id: an answer goes on to its limit
-_LESS = "fewer of --scheme and --peer, a shorter --context or a larger card"
+_LESS = "fewer of --scheme and --peer, a shorter --context or a larger GPU"
 
 
-class CardContestant(Contestant, Protocol):
-    """A contestant that says what a token moves, and whether prompts are timed."""
+class GpuRunner(Runner, Protocol):
+    """A runner that says what a token moves, and whether prompts are timed."""
 
     reads_prompts: bool
 
@@ -32,88 +32,86 @@ class CardContestant(Contestant, Protocol):
 
 
 class Ours:
-    """A decoder of this package on a card."""
+    """A decoder of this package on a GPU."""
 
     reads_prompts = True
 
     def __init__(
-        self, name: str, decoder: Decoder, card: Card, readings: Mapping[int, Reading], moved: tuple[int, int]
+        self, name: str, decoder: Decoder, gpu: Gpu, predictions: Mapping[int, Prediction], moved: tuple[int, int]
     ) -> None:
         """Take what is to be timed.
 
         Args:
-            name: of the contestant.
-            decoder: opened on the card.
-            card: its clock.
+            name: of the runner.
+            decoder: opened on the GPU.
+            gpu: its clock.
             readings: by context length; their states are copied before they are used.
             moved: bytes of weights that a token reads, and bytes of state that it reads and writes.
         """
-        self.name, self.contexts = name, tuple(readings)
+        self.name, self.contexts = name, tuple(predictions)
         self.weights_bytes, self._state_bytes = moved
-        self._decoder, self._card, self._readings = decoder, card, readings
+        self._decoder, self._gpu, self._predictions = decoder, gpu, predictions
         self._random = np.random.default_rng(1)
 
     def facts(self) -> dict[str, Any]:
-        """See `Contestant.facts`."""
+        """See `Runner.facts`."""
         describe: Callable[[], str] | None = getattr(self._decoder, "describe", None)
         return {"backend": self._decoder.name} | ({} if describe is None else {"described": describe()})
 
     def traffic_bytes(self, context: int) -> int:
-        """See `CardContestant.traffic_bytes`; a state has one size."""
+        """See `GpuRunner.traffic_bytes`; a state has one size."""
         return self.weights_bytes + self._state_bytes
 
     def prefill(self, tokens: int) -> float:
-        """See `Contestant.prefill`."""
+        """See `Runner.prefill`."""
         decoder = self._decoder
         prompt = self._random.integers(0, decoder.config.vocab, tokens).tolist()
         state = decoder.new_state()
-        return self._card.seconds(lambda: decoder.prefill(decoder.embed(prompt), state))
+        return self._gpu.seconds(lambda: decoder.prefill(decoder.embed(prompt), state))
 
     def steps(self, count: int, context: int) -> float:
-        """See `Contestant.steps`: tokens are chosen greedily, as an answer's are."""
-        reading = self._readings[context]
+        """See `Runner.steps`: tokens are chosen greedily, as an answer's are."""
+        reading = self._predictions[context]
         state = reading.state.copy()
 
         def answer() -> None:
             # The last token of an answer is not read back: one more is generated than steps are taken.
             deque(generate(self._decoder, reading.logits, state, _NO_END, count + 1, GREEDY), maxlen=0)
 
-        return self._card.seconds(answer)
+        return self._gpu.seconds(answer)
 
 
 @contextmanager
 def enough_memory(what: str) -> Iterator[None]:
-    """Raise MachineError where the card's memory runs out meanwhile; `what` was to be held beside the others."""
+    """Raise MachineError where the GPU's memory runs out meanwhile; `what` was to be held beside the others."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise MachineError(f"the card's memory does not hold {what} beside the others; take {_LESS}") from error
+        raise MachineError(f"the GPU's memory does not hold {what} beside the others; take {_LESS}") from error
 
 
-def with_memory(
-    card: Card, what: str, opened: Callable[[], CardContestant], prompt: int
-) -> tuple[CardContestant, dict[str, Any]]:
-    """Open a contestant, let it read a prompt and step once at each context.
+def with_memory(gpu: Gpu, what: str, opened: Callable[[], GpuRunner], prompt: int) -> tuple[GpuRunner, dict[str, Any]]:
+    """Open a runner, let it read a prompt and step once at each context.
 
     Args:
-        card: its memory.
+        gpu: its memory.
         what: is opened, for messages.
         opened: opens it.
         prompt: tokens of the prompt.
 
     Returns:
-        The contestant and the most of the card's memory that it took meanwhile, `peak_bytes`; None where that is not counted.
+        The runner and the most of the GPU's memory that it took meanwhile, `peak_bytes`; None where that is not counted.
 
     Raises:
-        MachineError: the card's memory does not suffice.
+        MachineError: the GPU's memory does not suffice.
     """
-    before = card.allocated_bytes()
-    card.forget_peak()
+    before = gpu.allocated_bytes()
+    gpu.forget_peak()
     with enough_memory(what):
-        contestant = opened()
-        if contestant.reads_prompts:
-            contestant.prefill(prompt)
-        for context in contestant.contexts:
-            contestant.steps(1, context)
-    after = card.peak_bytes()
-    return contestant, {"peak_bytes": None if before is None or after is None else after - before}
+        runner = opened()
+        if runner.reads_prompts:
+            runner.prefill(prompt)
+        for context in runner.contexts:
+            runner.steps(1, context)
+    after = gpu.peak_bytes()
+    return runner, {"peak_bytes": None if before is None or after is None else after - before}

@@ -253,7 +253,7 @@ def answer(file: Path, questions: Path, goal: Path, threads: int) -> None:
 
     Args:
         file: a GGUF.
-        questions: an npz: embeddings (pictures, n_visual, d_model) float32; picture (lines,) int32, -1 for none; tokens of all
+        questions: an npz: embeddings (images, n_visual, d_model) float32; image (lines,) int32, -1 for none; tokens of all
             lines one after the other, int32; length (lines,) int32, how many are a line's; answer_from (lines,) int32, the
             first of them after which logits are wanted.
         goal: where the logits go.
@@ -261,14 +261,14 @@ def answer(file: Path, questions: Path, goal: Path, threads: int) -> None:
     """
     peer, found = Peer(file, threads), []
     with np.load(questions, allow_pickle=False) as asked:
-        pictures, tokens, first = asked["embeddings"], asked["tokens"].astype(np.int32), asked["answer_from"]
-        lines = list(zip(asked["picture"], asked["length"], first, strict=True))
+        images, tokens, first = asked["embeddings"], asked["tokens"].astype(np.int32), asked["answer_from"]
+        lines = list(zip(asked["image"], asked["length"], first, strict=True))
     end = 0
-    for number, (picture, length, answer_from) in enumerate(lines, 1):
+    for number, (image, length, answer_from) in enumerate(lines, 1):
         seen = 0
-        if picture >= 0:
-            seen = len(pictures[picture])
-            peer.read(pictures[picture], 0, seen - 1)  # one row of logits: a batch without any is refused by some builds
+        if image >= 0:
+            seen = len(images[image])
+            peer.read(images[image], 0, seen - 1)  # one row of logits: a batch without any is refused by some builds
         found.append(peer.read(tokens[end : end + length], seen, int(answer_from)))
         end += int(length)
         if number % _LINES_A_REPORT == 0:
@@ -297,15 +297,15 @@ def _say(said: dict[str, Any]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Do what the module's docstring shows."""
-    verb, *rest = arguments
-    said: dict[str, Any] = {"done": verb}
+    command, *rest = arguments
+    said: dict[str, Any] = {"done": command}
     try:
-        if verb == "check":
+        if command == "check":
             import gguf  # noqa: F401 - only whether it is there
             import llama_cpp  # noqa: F401
 
             said["version"] = _version()
-        elif verb == "write":
+        elif command == "write":
             sizes = json.loads(rest[1])
             if len(rest) > 2:
                 with np.load(rest[2], allow_pickle=False) as given:
@@ -313,11 +313,11 @@ def main(arguments: list[str]) -> None:
             else:
                 tensors = random_tensors(sizes)
             write_gguf(Path(rest[0]), sizes, tensors)
-        elif verb == "quantize":
+        elif command == "quantize":
             quantize(Path(rest[0]), Path(rest[1]), rest[2])
-        elif verb == "sizes":
+        elif command == "sizes":
             said |= sizes_of(Path(rest[0]))
-        elif verb == "answer":
+        elif command == "answer":
             answer(Path(rest[0]), Path(rest[1]), Path(rest[2]), int(rest[3]))
         else:
             serve(Path(rest[0]), int(rest[1]))

@@ -95,7 +95,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 class LlamaCpp:
-    """llama.cpp on a GGUF of the same shape, a `Contestant`."""
+    """llama.cpp on a GGUF of the same shape, a `Runner`."""
 
     def __init__(self, child: Child, file_type: str, threads: int, context: int) -> None:
         """Wait for the child to say what it opened. Raises MachineError when it does not."""
@@ -111,7 +111,7 @@ class LlamaCpp:
         self._child = child
 
     def facts(self) -> dict[str, Any]:
-        """See `Contestant.facts`."""
+        """See `Runner.facts`."""
         return dict(self._facts)
 
     def _seconds(self, **order: int) -> float:
@@ -122,11 +122,11 @@ class LlamaCpp:
         return seconds
 
     def prefill(self, tokens: int) -> float:
-        """See `Contestant.prefill`."""
+        """See `Runner.prefill`."""
         return self._seconds(prefill=tokens)
 
     def steps(self, count: int, context: int) -> float:
-        """See `Contestant.steps`; the context is read first, it is not kept from one call to the next."""
+        """See `Runner.steps`; the context is read first, it is not kept from one call to the next."""
         self.prefill(context)
         return self._seconds(steps=count)
 
@@ -141,7 +141,7 @@ class LlamaCppFiles:
             shape: its name.
             mamba: its sizes.
             directory: where the files lie; made when there is none.
-            command: what runs the child, without its verb: an interpreter that has llama-cpp-python, and SCRIPT.
+            command: what runs the child, without its command: an interpreter that has llama-cpp-python, and SCRIPT.
         """
         self._stem, self._mamba, self._directory, self._command = f"bench-{shape}", mamba, directory, tuple(command)
 
@@ -182,7 +182,7 @@ class LlamaCppFiles:
     def _sizes(self) -> str:
         return msgspec.json.encode(self._mamba).decode()
 
-    def _made(self, file_type: str, bar: Progress, verb: Callable[[str], tuple[str, ...]]) -> Path:
+    def _made(self, file_type: str, bar: Progress, command: Callable[[str], tuple[str, ...]]) -> Path:
         goal = self._directory / f"{self._stem}-{file_type}.gguf"
         if goal.is_file():
             return goal
@@ -190,7 +190,7 @@ class LlamaCppFiles:
         self._directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._directory, prefix=f".{goal.name}.partial-") as stage:
             staged = Path(stage) / goal.name
-            self._done(*verb(str(staged)))
+            self._done(*command(str(staged)))
             staged.rename(goal)
         bar.advance(task)
         return goal

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from ..bundle.manifest import SCHEMA_VERSION, Manifest, PromptFile, Source
 from ..bundle.memory_plan import decoder_bytes, plan_memory
-from ..bundle.reader import CARD, DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, Bundle, file_entries, staged_directory
+from ..bundle.reader import DECODER, GOLDEN, MANIFEST, MODEL_CARD, PROMPT, TOKENIZER, Bundle, file_entries, staged_directory
 from ..errors import BundleError
 from ..formats.model_config import CobraConfig, MambaConfig, decoder_shapes
 from ..formats.package_data import MINI
@@ -21,11 +21,11 @@ from ..formats.scheme import Scheme, scheme_named
 from ..formats.targets import target_named
 from ..inputs.text import END_OF_TEXT, PromptTemplate, TextCodec
 from ..regress.golden import write_golden
-from ..regress.predictions import Reading
+from ..regress.predictions import Prediction
 from ..regress.state_sketch import SKETCH
 from ..regress.top_tokens import TopTokens
 from ..suite.line import Line
-from ..suite.tokenized import asked_suite
+from ..suite.tokenized import tokenized_suite
 from ..version import __version__
 
 _SCALES = ".scales"
@@ -62,7 +62,7 @@ def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progres
         (stage / TOKENIZER).write_bytes((MINI / TOKENIZER).read_bytes())
         (stage / PROMPT).write_bytes(msgspec.json.encode(PromptFile(config.prompt_style, END_OF_TEXT, 0)))
         _write_golden(stage, config)
-        (stage / CARD).write_text("Random weights, for measurements only.\n", encoding="utf-8")
+        (stage / MODEL_CARD).write_text("Random weights, for measurements only.\n", encoding="utf-8")
         manifest = Manifest(
             SCHEMA_VERSION, __version__, Source("random", "0" * 64), config, "cpu", recipe, file_entries(stage),
             plan_memory(config, recipe, target_named("cpu")), None,
@@ -76,11 +76,11 @@ def _write_golden(stage: Path, config: CobraConfig) -> None:
     mamba = config.mamba
     codec = TextCodec.open(stage / TOKENIZER, mamba.vocab)
     line, template = Line("Is it random?", "Yes", "random"), PromptTemplate(config.prompt_style)
-    suite = asked_suite("random", [(1, line)], Path, codec, template, sees=False, skipped={})
+    suite = tokenized_suite("random", [(1, line)], Path, codec, template, sees=False, skipped={})
     tokens = suite.lines[0].tokens
     alike = np.full((len(tokens) - 1, mamba.vocab), -np.log(mamba.vocab))
     state = np.ones((mamba.n_layer, SKETCH), np.float32)
-    reading = Reading(TopTokens.of(alike, np.array(tokens[1:])), state, (), None)
+    reading = Prediction(TopTokens.of(alike, np.array(tokens[1:])), state, (), None)
     write_golden(stage / GOLDEN, suite, [reading], np.empty((0, 0, mamba.d_model), np.float32))
 
 

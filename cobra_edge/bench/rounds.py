@@ -1,4 +1,4 @@
-"""Rounds: each contestant has its turn, in an order that turns round every time; what is made of all of them in the end.
+"""Rounds: each runner has its turn, in an order that turns round every time; what is made of all of them in the end.
 
 Ratios are taken within a round, where the machine was the same for both.
 """
@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .runners import Contestant
+from .runners import Runner
 from .spread import spread
 
 Figures = dict[str, float]
-AnyContestant = TypeVar("AnyContestant", bound=Contestant)
+AnyRunner = TypeVar("AnyRunner", bound=Runner)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Round:
     Attributes:
         reads: bytes a second that the memory gave, one value a turn.
         peaks: multiply-accumulates a second by instruction set, or by what is multiplied.
-        figures: by contestant.
+        figures: by runner.
     """
 
     reads: tuple[float, ...]
@@ -31,17 +31,17 @@ class Round:
     figures: dict[str, Figures]
 
 
-def in_turns(contestants: Sequence[AnyContestant], index: int, timed: Callable[[AnyContestant], Figures]) -> dict[str, Figures]:
-    """Give each contestant its turn, the last one first in every other round; returns figures by name."""
-    order = list(contestants) if index % 2 == 0 else list(reversed(contestants))
-    return {contestant.name: timed(contestant) for contestant in order}
+def in_turns(runners: Sequence[AnyRunner], index: int, timed: Callable[[AnyRunner], Figures]) -> dict[str, Figures]:
+    """Give each runner its turn, the last one first in every other round; returns figures by name."""
+    order = list(runners) if index % 2 == 0 else list(reversed(runners))
+    return {runner.name: timed(runner) for runner in order}
 
 
-def step_figures(contestant: Contestant, new_tokens: int, bound_seconds: Callable[[int], float]) -> Figures:
+def step_figures(runner: Runner, new_tokens: int, bound_seconds: Callable[[int], float]) -> Figures:
     """Step at each context; the bound says how long a token takes there at the least, as the bandwidth allows."""
     found, rates = {}, {}
-    for context in contestant.contexts:
-        rates[context] = new_tokens / contestant.steps(new_tokens, context)
+    for context in runner.contexts:
+        rates[context] = new_tokens / runner.steps(new_tokens, context)
         found[f"decode_at_{context}_tok_s"] = rates[context]
         found[f"decode_at_{context}_share"] = rates[context] * bound_seconds(context)
     short, long = min(rates), max(rates)
@@ -58,10 +58,10 @@ def prompt_figures(tokens: int, seconds: float, products: int, peak: float | Non
     return found
 
 
-def described(contestant: Contestant, rounds: Sequence[Round]) -> dict[str, Any]:
-    """Return a contestant as a result keeps it: its name, facts, and each figure over all rounds."""
-    seen = [r.figures[contestant.name] for r in rounds]
-    facts = {"name": contestant.name, "weights_bytes": contestant.weights_bytes} | contestant.facts()
+def described(runner: Runner, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Return a runner as a result keeps it: its name, facts, and each figure over all rounds."""
+    seen = [r.figures[runner.name] for r in rounds]
+    facts = {"name": runner.name, "weights_bytes": runner.weights_bytes} | runner.facts()
     return facts | {"figures": {figure: spread([s[figure] for s in seen]) for figure in seen[0]}}
 
 
@@ -72,7 +72,7 @@ def limits_of(rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def ratios(rounds: Sequence[Round], ours: Sequence[str], peer: str) -> dict[str, dict[str, Any]]:
-    """Return by contestant how many times the peer's speed it has, for each rate that both have; taken within a round."""
+    """Return by runner how many times the peer's speed it has, for each rate that both have; taken within a round."""
     shared = [f for f in rounds[0].figures[peer] if f.endswith("_tok_s")]
     return {
         name: {

@@ -17,7 +17,7 @@ from ..decode.decoder import Decoder, DecoderState
 _CHUNK = 1024  # tokens read at once on the way to a long context
 
 
-class Contestant(Protocol):
+class Runner(Protocol):
     """One column of the result. Times are seconds of the work alone: what it needs is made before the clock starts."""
 
     name: str
@@ -38,7 +38,7 @@ class Contestant(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Prediction:
     """What is left of reading a context: the state after it, and the logits (vocab,) of the token that follows."""
 
     state: DecoderState
@@ -49,7 +49,7 @@ class Native:
     """The native decoder with one form of activations."""
 
     def __init__(
-        self, bundle: Bundle, decoder: CpuDecoder, activations: str, threads: int, readings: Mapping[int, Reading]
+        self, bundle: Bundle, decoder: CpuDecoder, activations: str, threads: int, predictions: Mapping[int, Prediction]
     ) -> None:
         """Take what is to be timed.
 
@@ -61,43 +61,43 @@ class Native:
             readings: by context length; their states are copied before they are used.
         """
         self.name = f"cobra_edge {activations}"
-        self.contexts = tuple(readings)
+        self.contexts = tuple(predictions)
         self.weights_bytes = bundle.manifest.files[DECODER].bytes
         self._facts = {"kernels": decoder.kernels, "activations": activations, "threads": threads}
-        self._decoder, self._readings = decoder, readings
+        self._decoder, self._predictions = decoder, predictions
         self._random = np.random.default_rng(1)
 
     def facts(self) -> dict[str, Any]:
-        """See `Contestant.facts`."""
+        """See `Runner.facts`."""
         return dict(self._facts)
 
     def _tokens(self, count: int) -> list[int]:
         return self._random.integers(0, self._decoder.config.vocab, count).tolist()
 
     def prefill(self, tokens: int) -> float:
-        """See `Contestant.prefill`."""
+        """See `Runner.prefill`."""
         decoder, prompt, state = self._decoder, self._tokens(tokens), self._decoder.new_state()
         began = time.perf_counter()
         decoder.prefill(decoder.embed(prompt), state)
         return time.perf_counter() - began
 
     def steps(self, count: int, context: int) -> float:
-        """See `Contestant.steps`."""
-        decoder, tokens, state = self._decoder, self._tokens(count), self._readings[context].state.copy()
+        """See `Runner.steps`."""
+        decoder, tokens, state = self._decoder, self._tokens(count), self._predictions[context].state.copy()
         began = time.perf_counter()
         for token in tokens:
             decoder.step(token, state)
         return time.perf_counter() - began
 
 
-def readings_of(decoder: Decoder, contexts: tuple[int, ...], bar: Progress) -> dict[int, Reading]:
+def predictions_of(decoder: Decoder, contexts: tuple[int, ...], bar: Progress) -> dict[int, Prediction]:
     """Return what is left of reading each number of random tokens, one going on from the other; in the order given."""
     random, state = np.random.default_rng(2), decoder.new_state()
-    task, readings = bar.add_task(f"context of {max(contexts)}", total=max(contexts)), {}
+    task, predictions = bar.add_task(f"context of {max(contexts)}", total=max(contexts)), {}
     for context in sorted(set(contexts)):
         while state.n_tokens < context:
             count = min(_CHUNK, context - state.n_tokens)
             logits = decoder.prefill(decoder.embed(random.integers(0, decoder.config.vocab, count).tolist()), state)
             bar.advance(task, count)
-        readings[context] = Reading(state.copy(), logits.copy())
-    return {context: readings[context] for context in contexts}
+        predictions[context] = Prediction(state.copy(), logits.copy())
+    return {context: predictions[context] for context in contexts}

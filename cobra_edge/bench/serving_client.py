@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import httpx
 
 NO_RESPONSE = 0  # in place of a status
-_PICTURES = sorted((MINI / "heldout").glob("*.png"))
+_IMAGES = sorted((MINI / "heldout").glob("*.png"))
 _BITS = 32
 PHOTOGRAPH = (1280, 720)  # pixels
 
@@ -29,14 +29,14 @@ class Question:
 
     Attributes:
         prompt: the question.
-        picture: a data URL, or None for nothing to see.
+        image: a data URL, or None for nothing to see.
         before: questions and answers that went before it, of the same conversation.
         stream: whether the answer is to come in pieces.
         max_tokens: of the answer.
     """
 
     prompt: str
-    picture: str | None = None
+    image: str | None = None
     before: tuple[tuple[str, str], ...] = ()
     stream: bool = True
     max_tokens: int = 8
@@ -45,8 +45,8 @@ class Question:
         """Return the request's JSON."""
         turns = [(role, text) for pair in self.before for role, text in zip(("user", "assistant"), pair, strict=True)]
         messages: list[dict[str, Any]] = [{"role": r, "content": text} for r, text in (*turns, ("user", self.prompt))]
-        if self.picture is not None:
-            seen = {"type": "image_url", "image_url": {"url": self.picture}}
+        if self.image is not None:
+            seen = {"type": "image_url", "image_url": {"url": self.image}}
             messages[0]["content"] = [seen, {"type": "text", "text": messages[0]["content"]}]
         body = {"model": model, "messages": messages, "max_tokens": self.max_tokens, "temperature": 0}
         return body | ({"stream": True, "stream_options": {"include_usage": True}} if self.stream else {})
@@ -168,30 +168,30 @@ def _note(event: dict[str, Any], reply: Reply) -> None:
         reply.server_ttft_ms, reply.remembered = own["ttft_ms"], own["remembered"]
 
 
-def picture_url(number: int) -> str:
-    """Return a picture as a data URL; pictures of different numbers differ, in pixels that nobody sees.
+def image_url(number: int) -> str:
+    """Return an image as a data URL; images of different numbers differ, in pixels that nobody sees.
 
     Raises:
         ValueError: a number that is not below 2**32.
     """
     if not 0 <= number < 1 << _BITS:
-        raise ValueError(f"picture {number}, expected 0 to 2**{_BITS} - 1")
-    with Image.open(_PICTURES[number % len(_PICTURES)]) as opened:
-        picture = opened.convert("RGB")
+        raise ValueError(f"image {number}, expected 0 to 2**{_BITS} - 1")
+    with Image.open(_IMAGES[number % len(_IMAGES)]) as opened:
+        image = opened.convert("RGB")
     for place in range(_BITS):
-        red, green, blue = picture.getpixel((place, 0))  # type: ignore[misc]
-        picture.putpixel((place, 0), (red & ~1 | number >> place & 1, green, blue))
-    return _data_url(picture, "PNG")
+        red, green, blue = image.getpixel((place, 0))  # type: ignore[misc]
+        image.putpixel((place, 0), (red & ~1 | number >> place & 1, green, blue))
+    return _data_url(image, "PNG")
 
 
 def photograph_url(number: int) -> str:
-    """Return a picture of the size and kind that a camera gives, as a data URL; files of different numbers differ."""
-    with Image.open(_PICTURES[number % len(_PICTURES)]) as opened:
-        picture = opened.convert("RGB").resize(PHOTOGRAPH)
-    return _data_url(picture, "JPEG", quality=90, comment=str(number).encode())
+    """Return an image of the size and kind that a camera gives, as a data URL; files of different numbers differ."""
+    with Image.open(_IMAGES[number % len(_IMAGES)]) as opened:
+        image = opened.convert("RGB").resize(PHOTOGRAPH)
+    return _data_url(image, "JPEG", quality=90, comment=str(number).encode())
 
 
-def _data_url(picture: Image.Image, kind: str, **options: Any) -> str:
+def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()

@@ -37,7 +37,7 @@ _SHUTDOWNS = 3
     type=click.Choice(PARTS),
     help="Measure this one only; may be given again.  [default: all; of a published shape follow-up]",
 )
-@click.option("--rounds", type=click.IntRange(1), help="New pictures of follow-up.  [default: 15; of a published shape 3]")
+@click.option("--rounds", type=click.IntRange(1), help="New images of follow-up.  [default: 15; of a published shape 3]")
 @click.option("--clients", type=click.IntRange(1), default=32, show_default=True, help="Of load and shutdown, at a time.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=60, show_default=True, help="Of load.")
 @click.option("--requests", type=click.IntRange(2 * SAMPLE_EVERY), default=1000, show_default=True, help="Of memory.")
@@ -61,7 +61,7 @@ def serve(
 ) -> None:
     """Start the server as a process of its own and measure it through HTTP.
 
-    follow-up: the first token about a new picture, and about one that is remembered. load: many clients, a mix of questions.
+    follow-up: the first token about a new image, and about one that is remembered. load: many clients, a mix of questions.
     memory: what stays after many requests. shutdown: SIGTERM in the middle of a load.
     """
     if bundle is not None and (shape or bundle_dir):
@@ -109,7 +109,7 @@ def serve(
 def _measured(
     directory: Path, parts: tuple[str, ...], rounds: int | None, large: bool, load: tuple[int, float, int]
 ) -> dict[str, Any]:
-    from .serving_client import photograph_url, picture_url
+    from .serving_client import image_url, photograph_url
     from .serving_follow_up import measure_follow_up
     from .serving_load import measure_load, measure_shutdown
     from .serving_memory import measure_memory
@@ -118,10 +118,10 @@ def _measured(
     with stages() as on_step:
         if "follow-up" in parts:
             count = rounds or (3 if large else 15)
-            # A large model reads a picture for seconds on a CPU, and what random weights say is no better for being longer.
+            # A large model reads an image for seconds on a CPU, and what random weights say is no better for being longer.
             checked, tokens = (1, 2) if large else (count + 1, 48)
-            for name, picture in (("follow_up", picture_url), ("follow_up_photograph", photograph_url)):
-                found[name] = measure_follow_up(directory, picture, count, checked, tokens, on_step)
+            for name, image in (("follow_up", image_url), ("follow_up_photograph", photograph_url)):
+                found[name] = measure_follow_up(directory, image, count, checked, tokens, on_step)
         if "load" in parts:
             found["load"] = measure_load(directory, clients, seconds, max(1, clients // 2), on_step)
         if "memory" in parts:

@@ -9,11 +9,11 @@ from .spread import Spread
 
 NOT_MEASURED = "not measured"
 _NO_VALUE = "–"
-# How many times sooner a second question about a picture should be answered than the first one.
+# How many times sooner a second question about an image should be answered than the first one.
 TIMES_FASTER = {"cobra-mini": 10.0, "cobra-3b": 20.0}
 
 # What is asked about, by the part of a result.
-_WHAT = {"follow_up": "a small picture (112 × 112)", "follow_up_photograph": "a photograph (1280 × 720, JPEG)"}
+_WHAT = {"follow_up": "a small image (112 × 112)", "follow_up_photograph": "a photograph (1280 × 720, JPEG)"}
 
 Result = dict[str, Any]
 

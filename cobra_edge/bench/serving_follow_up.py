@@ -1,4 +1,4 @@
-"""A second question about a picture that the server remembers, against the first one, which has to look at it.
+"""A second question about an image that the server remembers, against the first one, which has to look at it.
 
 Both questions have the same number of tokens. That the memory changes no answer is shown first, on a server that has none.
 """
@@ -22,7 +22,7 @@ Step = Callable[[str, int, int], None]
 
 
 class Pair(NamedTuple):
-    """Both answers about one picture, and what a request takes that asks nothing."""
+    """Both answers about one image, and what a request takes that asks nothing."""
 
     first: Reply
     second: Reply
@@ -30,15 +30,15 @@ class Pair(NamedTuple):
 
 
 def measure_follow_up(
-    bundle: Path, picture: Callable[[int], str], rounds: int, checked: int, max_tokens: int, on_step: Step
+    bundle: Path, image: Callable[[int], str], rounds: int, checked: int, max_tokens: int, on_step: Step
 ) -> dict[str, Any]:
-    """Time first and second questions about new pictures in turns.
+    """Time first and second questions about new images in turns.
 
     Args:
         bundle: what is served.
-        picture: makes a new one, as a data URL, of a number.
-        rounds: new pictures; one more goes before, which is not counted.
-        checked: of these pictures, how many are asked about without the memory too.
+        image: makes a new one, as a data URL, of a number.
+        rounds: new images; one more goes before, which is not counted.
+        checked: of these images, how many are asked about without the memory too.
         max_tokens: of each answer.
         on_step: told a stage's name, how much of it is done, and of what.
 
@@ -50,23 +50,21 @@ def measure_follow_up(
         MachineError: an answer is missing, the memory changed one, or it was not used as it should.
     """
     with served(bundle) as server:
-        pairs = asyncio.run(
-            _asked(server, picture, rounds + 1, max_tokens, lambda n: on_step("second questions", n, rounds + 1))
-        )
+        pairs = asyncio.run(_asked(server, image, rounds + 1, max_tokens, lambda n: on_step("second questions", n, rounds + 1)))
     with served(bundle, "--state-cache-mib", "0") as server:
-        plain = asyncio.run(_asked(server, picture, checked, max_tokens, lambda n: on_step("without the memory", n, checked)))
+        plain = asyncio.run(_asked(server, image, checked, max_tokens, lambda n: on_step("without the memory", n, checked)))
     check(pairs, plain)
     return summary(pairs[1:], checked)
 
 
 async def _asked(
-    server: Server, picture: Callable[[int], str], rounds: int, max_tokens: int, on_round: Callable[[int], None]
+    server: Server, image: Callable[[int], str], rounds: int, max_tokens: int, on_round: Callable[[int], None]
 ) -> list[Pair]:
     model = server.model()
     pairs: list[Pair] = []
     async with client(server.url, 1) as connection:
         for number in range(rounds):
-            url = picture(number)
+            url = image(number)
             first, second = [
                 await ask(connection, model, Question(prompt, url, max_tokens=max_tokens)) for prompt in (FIRST, SECOND)
             ]
@@ -83,7 +81,7 @@ def check(pairs: Sequence[Pair], plain: Sequence[Pair]) -> None:
         remembering = number < len(pairs)
         for reply, remembered in zip(pair[:2], ("nothing", "image" if remembering else "nothing"), strict=True):
             if not reply.answered:
-                raise MachineError(f"a question about a picture got {reply.status} ({reply.flaw or reply.text}), expected 200")
+                raise MachineError(f"a question about an image got {reply.status} ({reply.flaw or reply.text}), expected 200")
             if reply.remembered != remembered:
                 raise MachineError(f"the server remembered {reply.remembered!r}, expected {remembered!r}; no speed is reported")
         if pair.first.prompt_tokens != pair.second.prompt_tokens:
@@ -113,7 +111,7 @@ def summary(pairs: Sequence[Pair], checked: int) -> dict[str, Any]:
 
     return {
         "rounds": len(pairs),
-        "pictures_checked": checked,
+        "images_checked": checked,
         "prompt_tokens": pairs[0].first.prompt_tokens,
         "questions": [FIRST, SECOND],
         "client": clock(lambda reply: reply.ttft_ms),

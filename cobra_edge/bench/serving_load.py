@@ -16,11 +16,11 @@ import numpy as np
 from ..errors import MachineError
 from .serving_client import NO_RESPONSE, Reply, ask, client
 from .serving_follow_up import Step
-from .serving_mix import Asker, Pictures
+from .serving_mix import Asker, Images
 from .serving_process import Server, served
 from .spread import spread
 
-KNOWN_PICTURES = 16
+KNOWN_IMAGES = 16
 _JITTER = 0.5  # of what a refused client is asked to wait, so that they do not all come back at once
 _LONG_TOKENS = 64
 _TAIL = 95
@@ -50,12 +50,12 @@ def measure_load(bundle: Path, clients: int, seconds: float, waiting: int, on_st
 
 async def _loaded(server: Server, clients: int, seconds: float) -> tuple[list[Reply], float]:
     """Return all replies, and the seconds until the last of them."""
-    model, pictures = server.model(), Pictures(KNOWN_PICTURES)
+    model, images = server.model(), Images(KNOWN_IMAGES)
     replies: list[Reply] = []
     began = time.perf_counter()
 
     async def one(number: int) -> None:
-        asker = Asker(pictures, random.Random(number))
+        asker = Asker(images, random.Random(number))
         while time.perf_counter() - began < seconds:
             question = asker.next()
             reply = await ask(connections, model, question)
@@ -151,12 +151,12 @@ def measure_shutdown(bundle: Path, clients: int, rounds: int, on_step: Step) -> 
 
 async def _ended(server: Server, clients: int) -> tuple[list[Reply], float, float]:
     """Return all replies, when SIGTERM was sent and when the process had ended. Raises MachineError for its exit code."""
-    model, pictures = server.model(), Pictures(KNOWN_PICTURES)
+    model, images = server.model(), Images(KNOWN_IMAGES)
     replies: list[Reply] = []
     answered = asyncio.Event()
 
     async def one(number: int) -> None:
-        asker = Asker(pictures, random.Random(number), _LONG_TOKENS)
+        asker = Asker(images, random.Random(number), _LONG_TOKENS)
         while True:
             reply = await ask(connections, model, asker.next())
             replies.append(reply)

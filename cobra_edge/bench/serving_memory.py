@@ -15,19 +15,19 @@ from ..errors import MachineError
 from .serving_client import Reply, ask, client
 from .serving_follow_up import Step
 from .serving_load import described
-from .serving_mix import Asker, Pictures
+from .serving_mix import Asker, Images
 from .serving_process import Resident, Server, served
 
 WARM_UP = 100
 SAMPLE_EVERY = 100
 _CACHE_MIB = 4
-_KNOWN_PICTURES = 64  # more than the cache holds states of
+_KNOWN_IMAGES = 64  # more than the cache holds states of
 _CLIENTS = 4
 _MAX_TOKENS = 4
 
 
 def measure_memory(bundle: Path, requests: int, on_step: Step) -> dict[str, Any]:
-    """Read what a server keeps in memory after every hundredth request; its memory of pictures is small, so that it forgets.
+    """Read what a server keeps in memory after every hundredth request; its memory of images is small, so that it forgets.
 
     Args:
         bundle: what is served.
@@ -35,7 +35,7 @@ def measure_memory(bundle: Path, requests: int, on_step: Step) -> dict[str, Any]
         on_step: told a stage's name, how much of it is done, and of what.
 
     Raises:
-        MachineError: a request got no answer, or the server never forgot a picture.
+        MachineError: a request got no answer, or the server never forgot an image.
     """
     with served(bundle, "--state-cache-mib", str(_CACHE_MIB)) as server:
         before = server.resident()
@@ -43,14 +43,14 @@ def measure_memory(bundle: Path, requests: int, on_step: Step) -> dict[str, Any]
         evicted = server.counted("cobra_edge_state_cache_evicted_total")
     if not evicted:
         raise MachineError(f"a memory of {_CACHE_MIB} MiB forgot nothing in {len(replies)} requests; give more --requests")
-    found = {"state_cache_mib": _CACHE_MIB, "known_pictures": _KNOWN_PICTURES, "evicted": evicted}
+    found = {"state_cache_mib": _CACHE_MIB, "known_images": _KNOWN_IMAGES, "evicted": evicted}
     return found | memory_summary(before, samples, replies)
 
 
 async def _sampled(server: Server, requests: int, on_step: Step) -> tuple[list[tuple[int, Resident]], list[Reply]]:
     """Return what was resident after how many requests, and all replies."""
-    model, pictures, total = server.model(), Pictures(_KNOWN_PICTURES), WARM_UP + requests
-    askers = [Asker(pictures, random.Random(number), _MAX_TOKENS) for number in range(_CLIENTS)]
+    model, images, total = server.model(), Images(_KNOWN_IMAGES), WARM_UP + requests
+    askers = [Asker(images, random.Random(number), _MAX_TOKENS) for number in range(_CLIENTS)]
     samples: list[tuple[int, Resident]] = []
     replies: list[Reply] = []
 

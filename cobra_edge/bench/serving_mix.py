@@ -1,13 +1,13 @@
-"""What clients ask: new pictures and known ones, conversations that go on, questions without a picture; streamed or not."""
+"""What clients ask: new images and known ones, conversations that go on, questions without an image; streamed or not."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
 
-from .serving_client import Question, Reply, picture_url
+from .serving_client import Question, Reply, image_url
 
-KINDS = ("new picture", "known picture", "conversation", "text")
+KINDS = ("new image", "known image", "conversation", "text")
 _PROMPTS = (
     "What is in the image?",
     "Describe the image.",
@@ -19,17 +19,17 @@ _PROMPTS = (
 _TURNS = 4  # after which a conversation begins anew
 
 
-class Pictures:
-    """New pictures for all clients together, none twice, and known ones, which are always the same."""
+class Images:
+    """New images for all clients together, none twice, and known ones, which are always the same."""
 
     def __init__(self, known: int) -> None:
-        self.known = [picture_url(number) for number in range(known)]
+        self.known = [image_url(number) for number in range(known)]
         self._next = known
 
     def new(self) -> str:
-        """Return a picture that was not returned before."""
+        """Return an image that was not returned before."""
         self._next += 1
-        return picture_url(self._next)
+        return image_url(self._next)
 
 
 @dataclass
@@ -37,15 +37,15 @@ class Asker:
     """One client's questions, the same for the same seed as long as its answers are.
 
     Attributes:
-        pictures: all clients'.
+        images: all clients'.
         random: its own.
         longest: the largest max_tokens that it asks for.
     """
 
-    pictures: Pictures
+    images: Images
     random: random.Random
     longest: int = 32
-    _picture: str | None = None
+    _image: str | None = None
     _before: list[tuple[str, str]] = field(default_factory=list)
 
     def next(self) -> Question:
@@ -53,13 +53,13 @@ class Asker:
         kind = self.random.choice(KINDS)
         if kind != "conversation" or not self._before or len(self._before) > _TURNS:
             self._before = []
-            if kind == "new picture":
-                self._picture = self.pictures.new()
+            if kind == "new image":
+                self._image = self.images.new()
             else:
-                self._picture = None if kind == "text" else self.random.choice(self.pictures.known)
+                self._image = None if kind == "text" else self.random.choice(self.images.known)
         return Question(
             self.random.choice(_PROMPTS),
-            self._picture,
+            self._image,
             tuple(self._before),
             stream=self.random.random() < 0.5,
             max_tokens=self.random.randint(1, self.longest),

@@ -47,7 +47,7 @@ def command(bundle: Path, threads: int | None, activations: str, kernels: str) -
     print_json({"bundle_seconds": checked - began, "decoder_seconds": ready - checked})
 
 
-def measure_residence(bundle: Bundle, options: DecoderOptions, kernels: str, bar: Progress) -> dict[str, Any]:
+def measure_startup(bundle: Bundle, options: DecoderOptions, kernels: str, bar: Progress) -> dict[str, Any]:
     """Open the bundle twice, each time in a new process, and let it run.
 
     The first opening has never seen the files and checks every hash; the second finds what the first one remembered.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import MachineError
-from .gpu import Card, captured
+from .gpu import Gpu, captured
 
 _HALF = 2  # bytes of a float16
 _WORKING_BYTES = 1 << 30  # beside a cache, something must be left to compute in
@@ -60,29 +60,27 @@ class _Block(nn.Module):
 
 
 class Transformer:
-    """The transformer, a `CardContestant` that only decodes."""
+    """The transformer, a `GpuRunner` that only decodes."""
 
     name = "transformer fp16"
     reads_prompts = False
 
-    def __init__(
-        self, sizes: TransformerSizes, contexts: Sequence[int], card: Card, dtype: torch.dtype = torch.float16
-    ) -> None:
-        """Make the weights; a context whose cache the card does not hold is left out, and said to be.
+    def __init__(self, sizes: TransformerSizes, contexts: Sequence[int], gpu: Gpu, dtype: torch.dtype = torch.float16) -> None:
+        """Make the weights; a context whose cache the GPU does not hold is left out, and said to be.
 
         Raises:
-            MachineError: the card holds none of them.
+            MachineError: the GPU holds none of them.
         """
-        kind: dict[str, Any] = {"device": card.device, "dtype": dtype}
-        self._sizes, self._card, self._kind = sizes, card, kind
+        kind: dict[str, Any] = {"device": gpu.device, "dtype": dtype}
+        self._sizes, self._gpu, self._kind = sizes, gpu, kind
         self._embedding = nn.Embedding(sizes.vocab, sizes.d_model, **kind)
         self._blocks = nn.ModuleList(_Block(sizes, **kind) for _ in range(sizes.n_layer))
         self._norm, self._head = nn.LayerNorm(sizes.d_model, **kind), nn.Linear(sizes.d_model, sizes.vocab, bias=False, **kind)
-        free = card.free_bytes()
+        free = gpu.free_bytes()
         fitting = [c for c in contexts if free is None or sizes.cache_bytes(c) + _WORKING_BYTES <= free]
         if not fitting:
             raise MachineError(
-                f"{self.name}: the card has {(free or 0) / 1e9:.1f} GB left and the keys and values of {min(contexts)} tokens "
+                f"{self.name}: the GPU has {(free or 0) / 1e9:.1f} GB left and the keys and values of {min(contexts)} tokens "
                 f"take {sizes.cache_bytes(min(contexts)) / 1e9:.1f}; leave --peer transformer out"
             )
         self.contexts = tuple(fitting)
@@ -93,13 +91,13 @@ class Transformer:
         self._cache: tuple[int, Callable[[], object]] | None = None
 
     def facts(self) -> dict[str, Any]:
-        """See `Contestant.facts`."""
+        """See `Runner.facts`."""
         sizes = self._sizes
         what = f"{sizes.n_layer} layers, d_model {sizes.d_model}, {sizes.heads} heads, vocab {sizes.vocab}"
         return {"version": f"torch {torch.__version__}", "described": what, "contexts_without_memory": self._left_out}
 
     def traffic_bytes(self, context: int) -> int:
-        """See `CardContestant.traffic_bytes`: keys and values of all tokens are read."""
+        """See `GpuRunner.traffic_bytes`: keys and values of all tokens are read."""
         return self.weights_bytes + self._sizes.cache_bytes(context)
 
     def prefill(self, tokens: int) -> float:
@@ -107,9 +105,9 @@ class Transformer:
         raise NotImplementedError
 
     def steps(self, count: int, context: int) -> float:
-        """See `Contestant.steps`; the context does not grow meanwhile: the newest token takes the last place of all of them."""
+        """See `Runner.steps`; the context does not grow meanwhile: the newest token takes the last place of all of them."""
         replay = self._step_at(context)
-        return self._card.seconds(lambda: [replay() for _ in range(count)])
+        return self._gpu.seconds(lambda: [replay() for _ in range(count)])
 
     @torch.inference_mode()
     def _step_at(self, context: int) -> Callable[[], object]:
@@ -118,7 +116,7 @@ class Transformer:
         self._cache = None
         sizes, heads = self._sizes, self._sizes.heads
         shape = (sizes.n_layer, 2, heads, context, sizes.d_model // heads)
-        cache, token = torch.zeros(shape, **self._kind), torch.zeros(1, dtype=torch.long, device=self._card.device)
+        cache, token = torch.zeros(shape, **self._kind), torch.zeros(1, dtype=torch.long, device=self._gpu.device)
 
         @torch.inference_mode()
         def step() -> None:
@@ -127,6 +125,6 @@ class Transformer:
                 x = block(x, keys, values)
             token.copy_(self._head(self._norm(x)).argmax(-1))
 
-        replay = captured(step, self._card)
+        replay = captured(step, self._gpu)
         self._cache = (context, replay)
         return replay

@@ -24,7 +24,7 @@ from ..vision.engines.layer_summary import LayerSummary
 from .machine import Finished, measure
 from .spread import spread
 from .vision_towers import config_of
-from .written_graph import a_picture, open_written
+from .written_graph import a_image, open_written
 
 TIMED = ("fp32", "fp16", "int8")  # onnxruntime multiplies no bf16 on a processor, and takes fp16 in float32
 _PRODUCT = 4096  # rows and columns of the large product
@@ -40,7 +40,7 @@ def measure_vision(
         shape: a published one, or cobra-mini.
         precisions: which graphs to write.
         engines: of which of them an engine is built.
-        target: for which card.
+        target: for which GPU.
         rounds: of latency.
         folder: where the graphs go.
         on_step: told what is being done.
@@ -81,7 +81,7 @@ def measure_vision(
 
 
 def tower_flops(shape: str) -> int:
-    """Return the floating-point operations of one picture's matrix products, a product and a sum counted as two.
+    """Return the floating-point operations of one image's matrix products, a product and a sum counted as two.
 
     Of each encoder: the patch embedding; then each block's matrices times all its tokens, and attention's two products of
     tokens with tokens. Of the projector: its matrices times the patches, and LDPv2's convolution times the tokens it leaves.
@@ -148,7 +148,7 @@ def _answer(done: Finished, what: str) -> dict[str, Any]:
 def _in_turns(directories: dict[str, Path], rounds: int) -> tuple[dict[str, list[float]], list[float]]:
     """Return seconds of each round by precision, and the product rate of each round in operations a second."""
     sessions = {p: open_written(directory) for p, directory in directories.items()}
-    pictures = {p: a_picture(directory) for p, directory in directories.items()}
+    images = {p: a_image(directory) for p, directory in directories.items()}
     seconds: dict[str, list[float]] = {p: [] for p in sessions}
     a, b = (np.random.default_rng(i).standard_normal((_PRODUCT, _PRODUCT), np.float32) for i in range(2))
     products = []
@@ -158,7 +158,7 @@ def _in_turns(directories: dict[str, Path], rounds: int) -> tuple[dict[str, list
         products.append(2 * _PRODUCT**3 / (time.perf_counter() - began))
         for precision, session in sessions.items():
             began = time.perf_counter()
-            session.embed(pictures[precision])
+            session.embed(images[precision])
             seconds[precision].append(time.perf_counter() - began)
         if number == 0:
             products.clear()

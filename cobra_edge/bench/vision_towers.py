@@ -18,14 +18,14 @@ from ..model.checkpoint import open_checkpoint
 from ..model.cobra import VisionModel, load_vision
 from ..model.projector import Projector
 from ..model.vision import VisionTower
-from ..suite.reader import CALIBRATION, HELDOUT, pictures_of
+from ..suite.reader import CALIBRATION, HELDOUT, images_of
 from ..terminal.output import main_of, print_json, stages
 from ..vision.graph.write import write_graph
 from .shapes import shape_named
 from .written_graph import keep_facts
 
 TRAINED = "cobra-mini"
-_PARITY_PICTURES, _CALIBRATION_PICTURES = 2, 8  # a full-size tower takes seconds for each
+_PARITY_IMAGES, _CALIBRATION_IMAGES = 2, 8  # a full-size tower takes seconds for each
 
 
 def config_of(shape: str) -> CobraConfig:
@@ -60,9 +60,9 @@ def tower(shape: str) -> VisionModel:
 @click.argument("precision")
 @click.argument("directory", type=click.Path(path_type=Path))
 def command(shape: str, precision: PrecisionName, directory: Path) -> None:
-    """Write the graph of SHAPE into DIRECTORY, proven against torch; what takes pictures as they are."""
+    """Write the graph of SHAPE into DIRECTORY, proven against torch; what takes images as they are."""
     directory.mkdir()
-    every = slice(None) if shape == TRAINED else slice(_CALIBRATION_PICTURES)
+    every = slice(None) if shape == TRAINED else slice(_CALIBRATION_IMAGES)
     with stages() as on_step:
         written = write_graph(
             lambda: tower(shape),
@@ -70,8 +70,8 @@ def command(shape: str, precision: PrecisionName, directory: Path) -> None:
             directory,
             precision,
             "uint8",
-            pictures_of(HELDOUT)[:_PARITY_PICTURES],
-            pictures_of(CALIBRATION)[every],
+            images_of(HELDOUT)[:_PARITY_IMAGES],
+            images_of(CALIBRATION)[every],
             on_step,
         )
     keep_facts(directory, config_of(shape), written.graph)

@@ -44,8 +44,8 @@ def open_written(directory: Path) -> VisionSession:
     return VisionSession(directory / VISION, config, graph.input, precision=graph.precision)
 
 
-def a_picture(directory: Path) -> np.ndarray:
-    """Return a picture of noise as the graph takes it."""
+def a_image(directory: Path) -> np.ndarray:
+    """Return an image of noise as the graph takes it."""
     config, graph = facts(directory)
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     return ImageTransform.of(config, graph.input).pixels(Image.fromarray(noise))
@@ -64,7 +64,7 @@ def look(directory: Path) -> None:
     session = open_written(directory)
     seconds = time.perf_counter() - began
     for _ in range(2):
-        if not np.isfinite(session.embed(a_picture(directory))).all():
+        if not np.isfinite(session.embed(a_image(directory))).all():
             raise MachineError(f"{directory}: embeddings that are not finite")
     print_json({"open_seconds": seconds})
 

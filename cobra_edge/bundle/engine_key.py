@@ -22,7 +22,7 @@ _FORMS = {
 _CAPABILITIES_MOST = 32
 
 
-_CARD_LETTERS_MOST = 300
+_GPU_LETTERS_MOST = 300
 
 
 RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
@@ -38,7 +38,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         precision: of the graph, a name of `precision.PRECISIONS`.
         onnx_sha256: over the graph and its external data, as `onnx_digest` makes it.
         stripped: whether the weights were left out, to be taken from the graph when the engine is opened.
-        card: name and size of the one card it was timed on; empty where it is as good on any card of its capabilities.
+        gpu: name and size of the one GPU it was timed on; empty where it is as good on any GPU of its capabilities.
     """
 
     runtime: RuntimeName
@@ -47,7 +47,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: PrecisionName
     onnx_sha256: str
     stripped: bool = False
-    card: str = ""
+    gpu: str = ""
 
     def __post_init__(self) -> None:
         """Raise InputError for a field that is no such thing."""
@@ -59,9 +59,9 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         odd = [f"{name} {value[:80]!r}" for name, value in named if not _FORMS[name].fullmatch(value)]
         if odd:
             raise InputError(f"engine key: {odd[0]} is no such thing; export or build it again")
-        if not 1 <= len(self.capabilities) <= _CAPABILITIES_MOST or len(self.card) > _CARD_LETTERS_MOST:
+        if not 1 <= len(self.capabilities) <= _CAPABILITIES_MOST or len(self.gpu) > _GPU_LETTERS_MOST:
             raise InputError(
-                f"engine key: {len(self.capabilities)} capabilities for a card of {len(self.card)} letters; build it again"
+                f"engine key: {len(self.capabilities)} capabilities for a GPU of {len(self.gpu)} letters; build it again"
             )
 
     @property

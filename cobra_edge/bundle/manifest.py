@@ -77,7 +77,7 @@ class VisionGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         precision: in which numbers its matrix products are, a name of `precision.PRECISIONS`.
-        input: what it takes: "float32", normalised pixels, or "uint8", pictures as they are decoded.
+        input: what it takes: "float32", normalised pixels, or "uint8", images as they are decoded.
         parity: its relative RMS distance from the torch model in float32, by "encoder 0", … and "projector", the worst of what
             the export looked at.
         wide: products that int8 leaves float, by node name, with the relative error that int8 would have had there.

@@ -90,8 +90,8 @@ def plan_memory(
     return plan
 
 
-# Torch's words where it raises nothing but a RuntimeError: on a processor, and on a card before its allocator is up.
-_ON_A_PROCESSOR, _ON_A_CARD = "DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"
+# Torch's words where it raises nothing but a RuntimeError: on a processor, and on a GPU before its allocator is up.
+_ON_A_PROCESSOR, _ON_A_GPU = "DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"
 
 
 def lacks_memory(error: Exception) -> bool:
@@ -99,31 +99,31 @@ def lacks_memory(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     if isinstance(error, RuntimeError):
-        return _of_a_card(error) or _ON_A_PROCESSOR in str(error)
+        return _of_a_gpu(error) or _ON_A_PROCESSOR in str(error)
     return isinstance(error, MemoryError)
 
 
-def _of_a_card(error: Exception) -> bool:
-    """Return whether it is torch that says so, of a card."""
+def _of_a_gpu(error: Exception) -> bool:
+    """Return whether it is torch that says so, of a GPU."""
     names = {(t.__module__.partition(".")[0], t.__name__) for t in type(error).__mro__}
-    return ("torch", "OutOfMemoryError") in names or (isinstance(error, RuntimeError) and _ON_A_CARD in str(error))
+    return ("torch", "OutOfMemoryError") in names or (isinstance(error, RuntimeError) and _ON_A_GPU in str(error))
 
 
-def _card_words() -> str:
-    """Return what card it is and how much of it is free, to follow "no memory for …"; no figures where torch cannot say."""
+def _gpu_words() -> str:
+    """Return what GPU it is and how much of it is free, to follow "no memory for …"; no figures where torch cannot say."""
     cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
     try:
         if cuda is None or not cuda.is_available():
-            return " on the card"
+            return " on the GPU"
         (free, total), name = cuda.mem_get_info(), cuda.get_device_name()
-    except RuntimeError:  # a card without room for torch itself
-        return " on the card"
+    except RuntimeError:  # a GPU without room for torch itself
+        return " on the GPU"
     return f" on {name}, where {free / 1e9:.2f} of {total / 1e9:.2f} GB are free"
 
 
 @contextmanager
 def memory_for(what: str, manifest: Manifest) -> Iterator[None]:
-    """Say, where memory runs out, what it was for, how much the decoder takes, and of a card what it has.
+    """Say, where memory runs out, what it was for, how much the decoder takes, and of a GPU what it has.
 
     Args:
         what: continues "no memory for …".
@@ -137,11 +137,11 @@ def memory_for(what: str, manifest: Manifest) -> Iterator[None]:
     except Exception as error:
         if not lacks_memory(error):
             raise
-        on_card = _of_a_card(error)
-        where = _card_words() if on_card else ""
+        on_gpu = _of_a_gpu(error)
+        where = _gpu_words() if on_gpu else ""
         config, recipe = manifest.model, manifest.recipe
         weights, state, working = decoder_bytes(config, recipe), state_bytes(config), working_bytes(config)
-        advice = "close what else is on the card" if on_card else "close other programs, raise this process's limit"
+        advice = "close what else is on the GPU" if on_gpu else "close other programs, raise this process's limit"
         raise MachineError(
             f"no memory for {what}{where}; the decoder of {config.model_id} as {recipe.scheme} takes about "
             f"{(weights + state + working) / 1e9:.2f} GB (weights {weights / 1e9:.2f}, state {state / 1e9:.2f}, working "

@@ -35,7 +35,7 @@ from .hash_cache import content_sha256, first_changed
 from .manifest import SCHEMA_VERSION, FileEntry, Manifest, PromptFile, VisionGraph
 
 MANIFEST, DECODER, VISION, TOKENIZER = "manifest.json", "decoder.safetensors", "vision.onnx", "tokenizer.json"
-PROMPT, IMAGE, GOLDEN, CARD = "prompt.json", "image.json", "golden.safetensors", "README.md"
+PROMPT, IMAGE, GOLDEN, MODEL_CARD = "prompt.json", "image.json", "golden.safetensors", "README.md"
 _MANIFEST_LIMIT_BYTES = 4 << 20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 

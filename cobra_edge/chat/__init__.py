@@ -1,1 +1,1 @@
-"""A conversation about pictures with one session, and the terminal it is held in."""
+"""A conversation about images with one session, and the terminal it is held in."""

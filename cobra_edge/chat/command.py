@@ -1,4 +1,4 @@
-"""Chat: talk with a bundle about pictures.
+"""Chat: talk with a bundle about images.
 
 python -m cobra_edge.chat bundles/cobra-mini-jetson-orin-nano-w4a16-g128 --image scene.png
 """
@@ -28,8 +28,8 @@ from .lines import COMMANDS, editing, read_line
 from .transcript import write_transcript
 
 _HELP = """\
-/image FILE  show another picture: a new conversation
-/reset       begin anew about the same picture
+/image FILE  show another image: a new conversation
+/reset       begin anew about the same image
 /save FILE   write what was said as JSON
 /help        this
 /quit        leave, as Ctrl-D does
@@ -37,7 +37,7 @@ Anything else is a question; begin it with a space where it begins with a slash.
 
 
 @click.command(epilog="Example: python -m cobra_edge.chat BUNDLE --image scene.png")
-@click.option("--image", type=click.Path(path_type=Path), help="A picture to begin with; /image shows another one.")
+@click.option("--image", type=click.Path(path_type=Path), help="An image to begin with; /image shows another one.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="The limit of an answer.")
 @sampling_options
 @session_options
@@ -66,7 +66,7 @@ def command(opening: Opening, image: Path | None, max_new_tokens: int, sampling:
     if image is not None:
         chat.show(image)
     elif session.config.vision is not None:
-        chat.note("no picture yet; /image FILE shows one")
+        chat.note("no image yet; /image FILE shows one")
     with ExitStack() as held:
         held.enter_context(editing())
         if chat.on_terminal:
@@ -125,8 +125,8 @@ class _Chat:
             tell(f"saved: {_path(file)}")
         elif name == "/reset":
             self.conversation.reset()
-            picture = self.conversation.picture
-            tell("a new conversation" + ("" if picture is None else f" about {picture.path}"))
+            image = self.conversation.image
+            tell("a new conversation" + ("" if image is None else f" about {image.path}"))
         elif name == "/help":
             tell(_HELP)
         else:
@@ -134,7 +134,7 @@ class _Chat:
             raise InputError(f"unknown command {name!r}{near_matches(name, known)}; begin a question with a space")
 
     def show(self, file: Path) -> None:
-        """Look at a picture; raises as `Conversation.show`."""
+        """Look at an image; raises as `Conversation.show`."""
         began, talked = time.perf_counter(), bool(self.conversation.turns)
         known = self.conversation.show(file)
         how = "remembered" if known else f"looked at in {(time.perf_counter() - began) * 1e3:,.0f} ms"
@@ -165,8 +165,8 @@ class _Chat:
             sys.stdout.flush()
 
     def _record(self, turn: Turn) -> dict[str, Any]:
-        picture = self.conversation.picture
-        about = {"picture": None if picture is None else str(picture.path), "remembered": turn.remembered}
+        image = self.conversation.image
+        about = {"image": None if image is None else str(image.path), "remembered": turn.remembered}
         return {"question": turn.question, **msgspec.structs.asdict(turn.answer), **about}
 
     def _refuse(self, line: str, reason: str) -> None:

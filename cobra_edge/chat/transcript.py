@@ -39,8 +39,8 @@ def write_transcript(conversation: Conversation, file: Path) -> None:
 
 
 def transcript(conversation: Conversation) -> dict[str, Any]:
-    """Return what is written: the build, what ran it, the picture, its `messages`, and figures of its `answers`."""
-    session, picture = conversation.session, conversation.picture
+    """Return what is written: the build, what ran it, the image, its `messages`, and figures of its `answers`."""
+    session, image = conversation.session, conversation.image
     messages = []
     for turn in conversation.turns:
         messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer.text}]
@@ -49,7 +49,7 @@ def transcript(conversation: Conversation) -> dict[str, Any]:
         "runtime": _runtime(session),
         "sampling": conversation.sampling,
         "max_new_tokens": conversation.max_new_tokens,
-        "picture": picture and {"path": str(picture.path), "sha256": picture.sha256},
+        "image": image and {"path": str(image.path), "sha256": image.sha256},
         "messages": messages,
         "answers": [{**msgspec.structs.asdict(turn.answer), "remembered": turn.remembered} for turn in conversation.turns],
     }

@@ -15,7 +15,7 @@ from ..formats.bitsandbytes_codes import why_no_bitsandbytes
 from ..formats.hadamard import LARGEST_WRITTEN_OUT
 from ..formats.scheme import SCHEMES
 from ..terminal.suggestions import near_matches
-from .cuda.driver import why_no_card, why_no_torch_kernels, why_no_triton
+from .cuda.driver import why_no_gpu, why_no_torch_kernels, why_no_triton
 from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions, Weights
 
 log = logging.getLogger(__name__)
@@ -40,10 +40,10 @@ def _triton(bundle: Bundle, options: DecoderOptions) -> Decoder:
 
 
 def _triton_refuses(bundle: Bundle) -> str | None:
-    return _foreign_codes(bundle) or why_no_card() or why_no_triton()
+    return _foreign_codes(bundle) or why_no_gpu() or why_no_triton()
 
 
-def _bitsandbytes_on_card(bundle: Bundle, _options: DecoderOptions) -> Decoder:
+def _bitsandbytes_on_gpu(bundle: Bundle, _options: DecoderOptions) -> Decoder:
     import torch
 
     from .bitsandbytes_backend import BitsAndBytesDecoder
@@ -51,11 +51,11 @@ def _bitsandbytes_on_card(bundle: Bundle, _options: DecoderOptions) -> Decoder:
     return BitsAndBytesDecoder(bundle, torch.device("cuda", 0))
 
 
-def _bitsandbytes_refuses_card(bundle: Bundle) -> str | None:
-    return _bitsandbytes_refuses(bundle) or why_no_card()
+def _bitsandbytes_refuses_gpu(bundle: Bundle) -> str | None:
+    return _bitsandbytes_refuses(bundle) or why_no_gpu()
 
 
-def _torch_on_card(bundle: Bundle, _options: DecoderOptions) -> Decoder:
+def _torch_on_gpu(bundle: Bundle, _options: DecoderOptions) -> Decoder:
     import torch
 
     from .torch_reference import TorchDecoder
@@ -63,8 +63,8 @@ def _torch_on_card(bundle: Bundle, _options: DecoderOptions) -> Decoder:
     return TorchDecoder(bundle, torch.device("cuda", 0))
 
 
-def _torch_refuses_card(bundle: Bundle) -> str | None:
-    return _too_wide_to_write_out(bundle) or why_no_card() or why_no_torch_kernels()
+def _torch_refuses_gpu(bundle: Bundle) -> str | None:
+    return _too_wide_to_write_out(bundle) or why_no_gpu() or why_no_torch_kernels()
 
 
 def _too_wide_to_write_out(bundle: Bundle) -> str | None:
@@ -129,13 +129,13 @@ def _torch_refuses(bundle: Bundle) -> str | None:
 
 
 # In order of preference. bitsandbytes runs what is stored in its codes; numpy goes before torch: it starts at once and needs
-# nothing. torch on a card reads every weight several times for each token, so the native decoder goes before it.
+# nothing. torch on a GPU reads every weight several times for each token, so the native decoder goes before it.
 BACKENDS = (
     Backend("triton", "cuda", _triton_refuses, _triton),
-    Backend("bitsandbytes", "cuda", _bitsandbytes_refuses_card, _bitsandbytes_on_card),
+    Backend("bitsandbytes", "cuda", _bitsandbytes_refuses_gpu, _bitsandbytes_on_gpu),
     Backend("native", "cpu", _native_refuses, _native),
     Backend("bitsandbytes", "cpu", _bitsandbytes_refuses, _bitsandbytes),
-    Backend("torch", "cuda", _torch_refuses_card, _torch_on_card),
+    Backend("torch", "cuda", _torch_refuses_gpu, _torch_on_gpu),
     Backend("numpy", "cpu", lambda bundle: None, _numpy),
     Backend("torch", "cpu", _torch_refuses, _torch),
 )

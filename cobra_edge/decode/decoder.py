@@ -235,8 +235,8 @@ class Decoder(Protocol):
         ...
 
 
-class CardEmbeddings(Protocol):
-    """Embeddings that lie on a card, or room for them."""
+class GpuEmbeddings(Protocol):
+    """Embeddings that lie on a GPU, or room for them."""
 
     @property
     def address(self) -> int:
@@ -253,30 +253,30 @@ class CardEmbeddings(Protocol):
         ...
 
 
-class CardDecoder(Decoder, Protocol):
-    """A decoder on a CUDA card, which reads embeddings where a vision engine left them."""
+class GpuDecoder(Decoder, Protocol):
+    """A decoder on a CUDA GPU, which reads embeddings where a vision engine left them."""
 
     @property
     def stream(self) -> int:
         """The cudaStream_t that all its work is put on; it stays as long as the process."""
         ...
 
-    def embedding_room(self, n: int) -> CardEmbeddings:
+    def embedding_room(self, n: int) -> GpuEmbeddings:
         """Return room for n embeddings, (n, d_model), that no work under way reads; what is put there is read by `prefill`.
 
         The next call may return the same room.
         """
         ...
 
-    def prefill(self, embeddings: np.ndarray | CardEmbeddings, state: DecoderState) -> np.ndarray:
-        """See `Decoder.prefill`; embeddings on the card are read once the work before on the stream is done."""
+    def prefill(self, embeddings: np.ndarray | GpuEmbeddings, state: DecoderState) -> np.ndarray:
+        """See `Decoder.prefill`; embeddings on the GPU are read once the work before on the stream is done."""
         ...
 
-    def forward(self, embeddings: np.ndarray | CardEmbeddings, state: DecoderState) -> np.ndarray:
+    def forward(self, embeddings: np.ndarray | GpuEmbeddings, state: DecoderState) -> np.ndarray:
         """See `Decoder.forward`, and `prefill`."""
         ...
 
 
-def card_decoder(decoder: Any) -> CardDecoder | None:
-    """Return a decoder as one on a card, or None where it has no stream (no attribute of that name, or None)."""
-    return cast(CardDecoder, decoder) if getattr(decoder, "stream", None) is not None else None
+def gpu_decoder(decoder: Any) -> GpuDecoder | None:
+    """Return a decoder as one on a GPU, or None where it has no stream (no attribute of that name, or None)."""
+    return cast(GpuDecoder, decoder) if getattr(decoder, "stream", None) is not None else None

@@ -1,4 +1,4 @@
-"""The decoder in plain numpy: needs nothing but the base install, and is the float32 twin of every native kernel.
+"""The decoder in plain numpy: needs nothing but the base install, and is the float32 reference of every native kernel.
 
 Activations, residual and recurrence are float32; weights are dequantized, kept so when the whole decoder is small and layer by
 layer when it is not (then every token pays for it: right, but slow).

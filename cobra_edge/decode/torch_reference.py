@@ -1,6 +1,6 @@
 """The decoder of a bundle run by the plain torch model: the reference that other backends are compared with.
 
-On a processor the matrices are dequantized once. On a card they stay codes, and each product dequantizes its own: slow and
+On a processor the matrices are dequantized once. On a GPU they stay codes, and each product dequantizes its own: slow and
 plain, in the memory of the bundle and one matrix more.
 """
 
@@ -18,8 +18,8 @@ from ..formats.hadamard import hadamard_matrix
 from ..formats.packing import QuantizedTensor
 from ..model.mamba import Mamba, MambaState
 from .arguments import checked_embeddings, checked_tokens
-from .cuda.kernels.matrix import CardMatrix
-from .cuda.state import CardState, on_card
+from .cuda.kernels.matrix import GpuMatrix
+from .cuda.state import GpuState, on_gpu
 from .decoder import DecoderState
 
 _CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ class TorchDecoder:
 
     def _product_with(self, value: QuantizedTensor) -> Forward:
         """Return the product with a matrix that stays codes."""
-        matrix = CardMatrix.of(value, self.device)
+        matrix = GpuMatrix.of(value, self.device)
         return lambda x: x @ matrix.dequantize().T
 
     def _keep_codes(self, name: str, value: QuantizedTensor) -> None:
@@ -130,8 +130,8 @@ class TorchDecoder:
             blank.fill(like)
         return blank
 
-    def _blank(self) -> CardState:
-        return CardState.blank(self.config, self.device, None)
+    def _blank(self) -> GpuState:
+        return GpuState.blank(self.config, self.device, None)
 
     @torch.inference_mode()
     def embed(self, tokens: list[int]) -> np.ndarray:
@@ -146,7 +146,7 @@ class TorchDecoder:
         residual = torch.tensor(rows, device=self.device)
         if self._rotation is not None:
             residual = residual @ self._rotation.T
-        with on_card(state, self._blank()) as there:
+        with on_gpu(state, self._blank()) as there:
             before = MambaState(*(tuple(t[:, None]) for t in there.tensors))
             hidden, after = self.model.hidden(residual[None], before)
             for tensor, layers in zip(there.tensors, (after.conv, after.ssm), strict=True):

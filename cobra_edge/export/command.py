@@ -68,7 +68,7 @@ from .vision import ENGINES
 @click.option(
     "--vision-input",
     type=click.Choice(("uint8", "float32")),
-    help="What the vision graph takes: pictures as decoded (uint8, the default), or normalised pixels.",
+    help="What the vision graph takes: images as decoded (uint8, the default), or normalised pixels.",
 )
 @click.option(
     "--engine",

@@ -27,7 +27,7 @@ Measured on {measured}. Check that the copy on the device is whole, and ask it s
 
 ```
 python -m cobra_edge.inspect .
-python -m cobra_edge.run . --image PICTURE --prompt "What is in the image?"
+python -m cobra_edge.run . --image IMAGE --prompt "What is in the image?"
 ```
 
 What the model itself can and cannot do is said by the card of the checkpoint it was made from.

@@ -19,7 +19,18 @@ import numpy as np
 from ..bundle.engine_key import EngineKey
 from ..bundle.manifest import SCHEMA_VERSION, Drift, Manifest, PromptFile, Source, VisionGraph
 from ..bundle.memory_plan import plan_memory
-from ..bundle.reader import CARD, DECODER, GOLDEN, MANIFEST, PROMPT, TOKENIZER, VISION, Bundle, file_entries, staged_directory
+from ..bundle.reader import (
+    DECODER,
+    GOLDEN,
+    MANIFEST,
+    MODEL_CARD,
+    PROMPT,
+    TOKENIZER,
+    VISION,
+    Bundle,
+    file_entries,
+    staged_directory,
+)
 from ..errors import DriftError
 from ..formats.recipe import Recipe
 from ..formats.targets import Target
@@ -28,7 +39,7 @@ from ..quantize.bit_allocation import Mix
 from ..quantize.statistics import Statistics
 from ..regress.budget import judge
 from ..regress.report import Figure, Verdict
-from ..suite.tokenized import AskedSuite
+from ..suite.tokenized import TokenizedSuite
 from ..terminal.output import progress, tell
 from ..version import __version__
 from .model_card import VISION_SOURCES, model_card
@@ -67,7 +78,7 @@ def export_bundle(source: str, target: Target, out: Path | None = None, **option
         tell(f"vision weights: {VISION_SOURCES[checkpoint.vision_source]}")
     o, recipe, asked, codec, mix = plan.options, plan.recipe, plan.asked, plan.codec, None
     with staged_directory(plan.directory, force=o.force, needed_bytes=plan.needed_bytes) as stage:
-        sights = [o.golden.parent / name for name in asked.pictures]
+        sights = [o.golden.parent / name for name in asked.images]
         graph, embeddings = write_vision(checkpoint, sights, stage, plan.precision, plan.vision_input, plan.calibration)
         engines = {} if graph is None else build_engine_ahead(stage, plan.precision, target, plan.engine)
         with statistics_for(checkpoint, recipe, plan.statistics, o.calibration, stage) as found:
@@ -115,10 +126,10 @@ def _draft(
 
 
 def _seal(stage: Path, draft: Manifest, drift: Drift, target: Target) -> Manifest:
-    """Write card and manifest, and open the bundle as a reader would."""
+    """Write model card and manifest, and open the bundle as a reader would."""
     _require_finite_drift(drift)
     manifest = msgspec.structs.replace(draft, drift=drift)
-    (stage / CARD).write_text(model_card(manifest, target), encoding="utf-8")
+    (stage / MODEL_CARD).write_text(model_card(manifest, target), encoding="utf-8")
     manifest = msgspec.structs.replace(manifest, files=file_entries(stage))
     (stage / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     opened = Bundle.open(stage, thorough=True)
@@ -139,18 +150,18 @@ def _write_decoder(checkpoint: Any, recipe: Any, stage: Path, bar: Any, statisti
 
 
 def _write_golden(
-    checkpoint: Any, asked: AskedSuite, embeddings: np.ndarray, codec: TextCodec, stage: Path, bar: Any
+    checkpoint: Any, asked: TokenizedSuite, embeddings: np.ndarray, codec: TextCodec, stage: Path, bar: Any
 ) -> dict[str, dict[str, float]]:
     """Run the golden lines through the float model and write what it says; returns its noise floor in 16 bits."""
     from ..regress.float_reference import NARROW, batches
     from ..regress.golden import write_golden
-    from ..regress.noise_floor import golden_readings, noise_floor
+    from ..regress.noise_floor import golden_predictions, noise_floor
 
     layers = len(batches(asked.lines, checkpoint.config.n_visual_tokens)) * checkpoint.config.mamba.n_layer
     task = bar.add_task("float reference", total=layers * (1 + len(NARROW)))
-    readings = golden_readings(checkpoint, asked, embeddings, codec, lambda: bar.advance(task))
-    write_golden(stage / GOLDEN, asked, readings, embeddings)
-    return noise_floor(checkpoint, asked, readings, codec, lambda: bar.advance(task))
+    predictions = golden_predictions(checkpoint, asked, embeddings, codec, lambda: bar.advance(task))
+    write_golden(stage / GOLDEN, asked, predictions, embeddings)
+    return noise_floor(checkpoint, asked, predictions, codec, lambda: bar.advance(task))
 
 
 def _write_text(checkpoint: Any, codec: TextCodec, stage: Path) -> None:

@@ -28,8 +28,8 @@ from ..quantize.sensitivity import Sensitivity, of_tensors, read_sensitivity
 from ..quantize.statistics import Statistics, read_header, read_statistics
 from ..regress.budget import Limit, read_budget
 from ..suite.line import Line
-from ..suite.reader import CALIBRATION, HELDOUT, pictures_of, read_suite, spread
-from ..suite.tokenized import AskedSuite, asked_suite
+from ..suite.reader import CALIBRATION, HELDOUT, images_of, read_suite, spread
+from ..suite.tokenized import TokenizedSuite, tokenized_suite
 from .checks import check_calibration, check_choices, check_mix, check_text_only
 from .vision import checked_engine, checked_precision
 
@@ -53,12 +53,12 @@ class ExportOptions:
         activations: what enters the products of a mix; by default as in the target's scheme.
         sensitivity: what `sensitivity` wrote of this checkpoint; None scans now where a mix is wanted.
         statistics: what `calibrate` wrote of this checkpoint, for methods that look at activations.
-        calibration: a suite that statistics are taken of where none are given, that mixes are measured on, and whose pictures
+        calibration: a suite that statistics are taken of where none are given, that mixes are measured on, and whose images
             int8 vision is calibrated with; by default the embedded one.
         clip_activations: percentile at which rounded activations are clipped; None clips nothing.
         force: replace a bundle that is there.
         vision_precision: of the vision graph, one of `precision.PRECISIONS`; by default the target's.
-        vision_input: what the graph takes: "uint8", pictures as they are decoded and the default, or "float32", normalised.
+        vision_input: what the graph takes: "uint8", images as they are decoded and the default, or "float32", normalised.
         engine: one of ENGINES: what becomes of an engine that is built ahead of time, where the target runs one.
         vision_weights, tokenizer: where the checkpoint itself has none.
         golden: suite whose lines become the golden ones.
@@ -117,7 +117,7 @@ class ExportPlan:
     directory: Path
     needed_bytes: int
     codec: TextCodec
-    asked: AskedSuite
+    asked: TokenizedSuite
     statistics: Statistics | None
     sensitivity: Sensitivity | None
 
@@ -204,8 +204,8 @@ def _checked(target: Target, o: ExportOptions) -> PrecisionName:
         read_header(o.statistics)
     if o.calibration is not None:
         read_suite(o.calibration)
-    if int8 and not pictures_of(o.calibration or CALIBRATION):
-        raise InputError(f"{o.calibration}: int8 vision is calibrated on pictures, the suite has none; give one that has")
+    if int8 and not images_of(o.calibration or CALIBRATION):
+        raise InputError(f"{o.calibration}: int8 vision is calibrated on images, the suite has none; give one that has")
     return precision
 
 
@@ -235,9 +235,9 @@ def _name(config: CobraConfig, target: Target, recipe: Recipe, o: ExportOptions)
     return f"{config.model_id}-{target.name}-{stored}{suffix}"
 
 
-def _golden_suite(file: Path, lines: list[Line], codec: TextCodec, config: CobraConfig) -> AskedSuite:
-    """Return the golden lines as the model reads them, those of a picture together."""
+def _golden_suite(file: Path, lines: list[Line], codec: TextCodec, config: CobraConfig) -> TokenizedSuite:
+    """Return the golden lines as the model reads them, those of an image together."""
     together = sorted(lines, key=lambda line: line.image or "")
     template, sees = PromptTemplate(config.prompt_style), config.vision is not None
     numbered = list(enumerate(together, 1))
-    return asked_suite(file.name, numbered, file.parent.joinpath, codec, template, sees=sees, skipped={})
+    return tokenized_suite(file.name, numbered, file.parent.joinpath, codec, template, sees=sees, skipped={})

@@ -41,7 +41,7 @@ def statistics_for(
     from ..quantize.calibration import collect_statistics
 
     if data is None:
-        tell("no --statistics given: taking them of the embedded calibration set, pictures of synthetic scenes")
+        tell("no --statistics given: taking them of the embedded calibration set, images of synthetic scenes")
     data = data or CALIBRATION
     with scratch_directory(stage / "statistics") as scratch:
         with stages() as on_stage:

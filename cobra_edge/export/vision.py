@@ -15,7 +15,7 @@ from ..bundle.reader import IMAGE, VISION, file_sha256
 from ..errors import InputError, MachineError
 from ..formats.precision import InputForm, PrecisionName, precision_named
 from ..formats.targets import Target, why_not_precision
-from ..suite.reader import pictures_of
+from ..suite.reader import images_of
 from ..terminal.output import stages, tell
 from ..terminal.suggestions import near_matches
 from ..vision.engines import tensorrt_rtx
@@ -23,7 +23,7 @@ from ..vision.engines import tensorrt_rtx
 # What becomes of an engine: built with its weights, without them (they are in the graph too), or not at all. auto embeds one
 # where the target runs it and the library is here.
 ENGINES = ("auto", "embedded", "stripped", "none")
-_CALIBRATION_PICTURES = 64
+_CALIBRATION_IMAGES = 64
 
 
 def checked_precision(target: Target, wanted: str | None) -> PrecisionName:
@@ -63,7 +63,7 @@ def checked_engine(target: Target, wanted: str, precision: PrecisionName) -> str
 
 def write_vision(
     checkpoint: Any,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     stage: Path,
     precision: PrecisionName,
     form: InputForm,
@@ -73,32 +73,32 @@ def write_vision(
 
     Args:
         checkpoint: an opened one; without vision nothing is written.
-        pictures: of the golden lines, each once.
+        images: of the golden lines, each once.
         stage: the bundle to be.
         precision: of the graph.
         form: what it takes.
-        calibration: suite of whose pictures int8 is calibrated with 64 at most, spread evenly.
+        calibration: suite of whose images int8 is calibrated with 64 at most, spread evenly.
 
     Returns:
-        How the graph was made, and the float embeddings of the pictures, (pictures, n_visual_tokens, d_model) float32.
+        How the graph was made, and the float embeddings of the images, (images, n_visual_tokens, d_model) float32.
     """
     if checkpoint.config.vision is None:
         return None, np.empty((0, 0, checkpoint.config.mamba.d_model), np.float32)
     from ..model.cobra import load_vision
     from ..vision.graph.write import write_graph
 
-    calibrate = _spread(pictures_of(calibration)) if precision == "int8" else []
+    calibrate = _spread(images_of(calibration)) if precision == "int8" else []
     with stages() as on_step:
         written = write_graph(
-            lambda: load_vision(checkpoint), checkpoint.config, stage, precision, form, pictures, calibrate, on_step
+            lambda: load_vision(checkpoint), checkpoint.config, stage, precision, form, images, calibrate, on_step
         )
     (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
     return written.graph, np.stack(written.embeddings)
 
 
 def _spread(files: list[Path]) -> list[Path]:
-    """Return at most _CALIBRATION_PICTURES of the files, evenly: ranges settle before, and each costs seconds at full size."""
-    return files[:: max(1, -(-len(files) // _CALIBRATION_PICTURES))]
+    """Return at most _CALIBRATION_IMAGES of the files, evenly: ranges settle before, and each costs seconds at full size."""
+    return files[:: max(1, -(-len(files) // _CALIBRATION_IMAGES))]
 
 
 def build_engine_ahead(stage: Path, precision: PrecisionName, target: Target, engine: str) -> dict[str, EngineKey]:

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import InputError
 
 # A manifest names widths: what is made for one is bounded. Published models have m = 1, 12 or 20; every token's row is
-# multiplied by H_m, and a card's kernel is unrolled m times.
+# multiplied by H_m, and a GPU's kernel is unrolled m times.
 LARGEST_PALEY_ORDER = 256
 LARGEST_WRITTEN_OUT = 8192  # 256 MiB
 

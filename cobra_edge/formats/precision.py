@@ -55,10 +55,10 @@ def capability_number(capability: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def why_no_card_of(capability: str, precision: Precision, card: str) -> str | None:
-    """Return why a card of a compute capability does not multiply in a precision, or None where it does; `card` names it."""
+def why_no_gpu_of(capability: str, precision: Precision, gpu: str) -> str | None:
+    """Return why a GPU of a compute capability does not multiply in a precision, or None where it does; `gpu` names it."""
     needed = precision.capability_min
     if needed is None or capability_number(capability) >= needed:
         return None
     least = f"{needed[0]}.{needed[1]}"
-    return f"{precision.name} needs a card of compute capability {least} or later, {card} has {capability}; take fp16"
+    return f"{precision.name} needs a GPU of compute capability {least} or later, {gpu} has {capability}; take fp16"

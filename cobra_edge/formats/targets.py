@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files.parsing import ParseError, parse_toml
 from ..terminal.suggestions import near_matches
 from .package_data import export_data
-from .precision import Precision, PrecisionName, why_no_card_of
+from .precision import Precision, PrecisionName, why_no_gpu_of
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,7 +22,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: as given to --target; the file's name.
         title: what a person calls the device.
         family: a shorter name that stands for one profile of several, such as "jetson"; `default_of` marks which.
-        compute_capability: CUDA architecture such as "8.7"; None for a CPU, or where it differs from card to card.
+        compute_capability: CUDA architecture such as "8.7"; None for a CPU, or where it differs from GPU to GPU.
         memory_gb: memory the model shares, in 10⁹ bytes; None where it depends on the machine.
         memory_bandwidth_gb_s: 10⁹ bytes a second, from the data sheet; None where it depends on the machine.
         reserved_gb: what the system and the CUDA context take of the memory.
@@ -78,9 +78,9 @@ def target_named(name: str) -> Target:
 
 
 def why_not_precision(target: Target, precision: Precision) -> str | None:
-    """Return why a target cannot run a vision graph of a precision; None where it can, or where its card is not yet known."""
+    """Return why a target cannot run a vision graph of a precision; None where it can, or where its GPU is not yet known."""
     if target.compute_capability is None:
         if target.vision_runtime == "onnxruntime" and precision.name == "bf16":
             return "onnxruntime multiplies no bfloat16 on a processor; take fp32 or int8"
         return None
-    return why_no_card_of(target.compute_capability, precision, target.title)
+    return why_no_gpu_of(target.compute_capability, precision, target.title)

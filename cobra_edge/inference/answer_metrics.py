@@ -1,4 +1,4 @@
-"""What is told of an answer that has ended: the same fields wherever a verb prints or keeps one."""
+"""What is told of an answer that has ended: the same fields wherever a command prints or keeps one."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ from PIL import Image
 from ..bundle.memory_plan import memory_for
 from ..bundle.reader import Bundle
 from ..decode.backends import open_decoder
-from ..decode.decoder import DEFAULT_OPTIONS, CardDecoder, Decoder, DecoderOptions, DecoderState, card_decoder
+from ..decode.decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions, DecoderState, GpuDecoder, gpu_decoder
 from ..decode.sampling import GREEDY, Sampling
 from ..errors import InputError
-from ..inputs.image import load_picture
+from ..inputs.image import load_image
 from ..inputs.image_array import image_of_array, require_channel_order
-from ..vision.runtimes import CardVision, VisionRunner, card_vision, open_vision
+from ..vision.runtimes import GpuVision, VisionRunner, gpu_vision, open_vision
 from .generate import generate
 
 
@@ -125,8 +125,8 @@ class Session:
         self.vision: VisionRunner | None = None
         self._transform = None
         if self.config.vision is not None:
-            on_card = card_decoder(self.decoder)
-            stream = None if on_card is None else on_card.stream
+            on_gpu = gpu_decoder(self.decoder)
+            stream = None if on_gpu is None else on_gpu.stream
             self.vision = vision or open_vision(bundle, device, vision_runtime, options.threads, stream)
             self._transform = bundle.image()
         self._owns_vision = vision is None
@@ -158,30 +158,30 @@ class Session:
             channel_order: as for `ask`.
 
         Raises:
-            InputError: the model has no eyes, or the picture is unreadable.
+            InputError: the model has no eyes, or the image is unreadable.
         """
-        vision, pixels = self._prepared(_as_picture(image, channel_order))
+        vision, pixels = self._prepared(_as_image(image, channel_order))
         return vision.embed(pixels)
 
     def look(self, image: ImageLike | np.ndarray, *, channel_order: str = "rgb") -> DecoderState:
         """Read an image; the state returned can start any number of questions, and be saved. Raises as above.
 
-        Where vision and decoder are both on a card, the embeddings stay there.
+        Where vision and decoder are both on a GPU, the embeddings stay there.
         """
-        decoder, vision = card_decoder(self.decoder), card_vision(self.vision)
+        decoder, vision = gpu_decoder(self.decoder), gpu_vision(self.vision)
         if decoder is not None and vision is not None:
-            return self._look_on_card(decoder, vision, _as_picture(image, channel_order))
+            return self._look_on_gpu(decoder, vision, _as_image(image, channel_order))
         seen = self.visual_embeddings(image, channel_order=channel_order)
-        with memory_for(f"reading the picture's {len(seen)} embeddings", self.bundle.manifest):
+        with memory_for(f"reading the image's {len(seen)} embeddings", self.bundle.manifest):
             state = self.decoder.new_state()
             self.decoder.prefill(seen, state)
         return state
 
-    def _look_on_card(self, decoder: CardDecoder, vision: CardVision, image: ImageLike) -> DecoderState:
+    def _look_on_gpu(self, decoder: GpuDecoder, vision: GpuVision, image: ImageLike) -> DecoderState:
         """See `look`: one stream of work, from the pixels to the logits."""
         _, pixels = self._prepared(image)
         count = self.config.n_visual_tokens
-        with memory_for(f"reading the picture's {count} embeddings", self.bundle.manifest):
+        with memory_for(f"reading the image's {count} embeddings", self.bundle.manifest):
             room, state = decoder.embedding_room(count), decoder.new_state()
             vision.embed_into(pixels, room.address, decoder.stream)
             decoder.prefill(room, state)
@@ -193,7 +193,7 @@ class Session:
             raise InputError(f"{self.config.model_id} is a text-only model; ask without an image")
         if isinstance(image, Pixels):
             return self.vision, image.values
-        loaded = load_picture(Path(image) if isinstance(image, str) else image)
+        loaded = load_image(Path(image) if isinstance(image, str) else image)
         return self.vision, self._transform.pixels(loaded)
 
     def ask(
@@ -208,7 +208,7 @@ class Session:
         """Ask a question about an image, a remembered image, or (None) about nothing seen.
 
         Args:
-            image: a picture (a file's path or its bytes, a pillow image, or an array (height, width, 3) or (height, width)
+            image: an image (a file's path or its bytes, a pillow image, or an array (height, width, 3) or (height, width)
                 uint8), a state from `look` (left as it is), an answer that was read to its end (the conversation goes on from
                 there), or None.
             prompt: the question.
@@ -220,7 +220,7 @@ class Session:
             An answer to iterate over. Nothing is decoded before that, but the prompt has been read.
 
         Raises:
-            InputError: an empty prompt, one longer than the model's limit, an unreadable picture, an answer not yet read.
+            InputError: an empty prompt, one longer than the model's limit, an unreadable image, an answer not yet read.
             MachineError: no memory to read it.
         """
         if max_new_tokens < 1:
@@ -228,7 +228,7 @@ class Session:
         began = time.perf_counter()
         start: ImageLike | DecoderState
         if not isinstance(image, DecoderState | Answer | None):
-            image = _as_picture(image, channel_order)
+            image = _as_image(image, channel_order)
         if isinstance(image, Answer):
             start, tokens, seen = self._go_on(image, prompt)
         else:
@@ -321,7 +321,7 @@ class Session:
         answer.state, answer._unread = state, answer.tokens[state.n_tokens - read_before :]
 
 
-def _as_picture(image: ImageLike | np.ndarray, channel_order: str) -> ImageLike:
+def _as_image(image: ImageLike | np.ndarray, channel_order: str) -> ImageLike:
     """Return an array as a pillow image, and others as they are. Raises InputError for an order where it means nothing."""
     require_channel_order(channel_order)
     if isinstance(image, np.ndarray):

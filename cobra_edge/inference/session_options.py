@@ -1,4 +1,4 @@
-"""The options by which a verb opens a bundle and chooses tokens, declared once for all verbs that answer."""
+"""The options by which a command opens a bundle and chooses tokens, declared once for all commands that answer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..environment.threads import use_threads
 from ..vision.runtimes import RUNTIME_NAMES
 from .session import Session, load
 
-Verb = Callable[..., Any]
+Command = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Opening:
-    """Which bundle a verb was told to open, and how."""
+    """Which bundle a command was told to open, and how."""
 
     bundle: Path
     device: str
@@ -42,7 +42,7 @@ def _use(_context: click.Context, _parameter: click.Parameter, threads: int | No
     return threads
 
 
-# Every verb's that computes; before any of its work, so that torch is not imported yet.
+# Every command's that computes; before any of its work, so that torch is not imported yet.
 threads_option = click.option(
     "--threads",
     type=click.IntRange(1, 1024),
@@ -51,8 +51,8 @@ threads_option = click.option(
 )
 
 
-def session_options(verb: Verb) -> Verb:
-    """Give a verb the argument BUNDLE and the options of what runs it; it gets them as `opening`, an `Opening`."""
+def session_options(command: Command) -> Command:
+    """Give a command the argument BUNDLE and the options of what runs it; it gets them as `opening`, an `Opening`."""
 
     @click.argument("bundle", type=click.Path(path_type=Path))
     @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where it runs.")
@@ -64,7 +64,7 @@ def session_options(verb: Verb) -> Verb:
         type=click.Choice(ACTIVATIONS),
         help="What enters a product; int8: faster. Default: as the bundle's recipe says.",
     )
-    @functools.wraps(verb)
+    @functools.wraps(command)
     def opened(
         *arguments: Any,
         bundle: Path,
@@ -76,20 +76,20 @@ def session_options(verb: Verb) -> Verb:
         **others: Any,
     ) -> Any:
         opening = Opening(bundle, device, decoder_kernels, vision_runtime, DecoderOptions(threads, activations))
-        return verb(*arguments, opening=opening, **others)
+        return command(*arguments, opening=opening, **others)
 
     return opened
 
 
-def sampling_options(verb: Verb) -> Verb:
-    """Give a verb the options of how tokens are chosen; it gets them as `sampling`, or InputError is raised."""
+def sampling_options(command: Command) -> Command:
+    """Give a command the options of how tokens are chosen; it gets them as `sampling`, or InputError is raised."""
 
     @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 always takes the likeliest token.")
     @click.option("--top-k", type=int, default=0, help="Choose among the k likeliest tokens; 0 for all.")
     @click.option("--top-p", type=float, default=1.0, help="Choose among the likeliest tokens that hold this share.")
     @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same answer.")
-    @functools.wraps(verb)
+    @functools.wraps(command)
     def sampled(*arguments: Any, temperature: float, top_k: int, top_p: float, seed: int, **others: Any) -> Any:
-        return verb(*arguments, sampling=Sampling(temperature, top_k, top_p, seed), **others)
+        return command(*arguments, sampling=Sampling(temperature, top_k, top_p, seed), **others)
 
     return sampled

@@ -1,7 +1,7 @@
-"""From a picture file to the pixels the vision graph takes, with pillow and numpy alone.
+"""From an image file to the pixels the vision graph takes, with pillow and numpy alone.
 
 The three resize strategies are those of the published code; every one is a plain composition of pillow operations, the same
-that timm's transform ends in, so the two agree. A picture is hostile until decoded: its format is told by its first bytes, its
+that timm's transform ends in, so the two agree. An image is hostile until decoded: its format is told by its first bytes, its
 structure is counted (`image_cost`), its size is checked, and decoding has so much processor time.
 """
 
@@ -26,7 +26,7 @@ from .isolated_decoding import ISOLATED, Limits, decode_isolated
 
 MAX_FILE_BYTES = 256 << 20
 MAX_PYTHON_PIXELS = 500_000  # of what pillow decodes in Python, at a microsecond for each value
-DECODING_SECONDS = 10  # of processor time; the largest pictures take one or two
+DECODING_SECONDS = 10  # of processor time; the largest images take one or two
 __all__ = [
     "DAMAGED",
     "FORMATS",
@@ -34,12 +34,12 @@ __all__ = [
     "MAX_PIXELS",
     "ImageTransform",
     "Normalisation",
-    "load_picture",
-    "picture_bytes",
+    "load_image",
+    "image_bytes",
 ]
 _JPEG_END = b"\xff\xd9"
-# Put before a missing end: where a decoder still wants bits of the picture it takes these, and the picture changes.
-_NO_BITS_OF_A_PICTURE = bytes(range(170, 234))
+# Put before a missing end: where a decoder still wants bits of the image it takes these, and the image changes.
+_NO_BITS_OF_A_IMAGE = bytes(range(170, 234))
 # What pillow raises on damaged files, beside its own UnidentifiedImageError.
 DAMAGED = (
     OSError,
@@ -63,7 +63,7 @@ class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What becomes image.json of a bundle: how a picture becomes the vision graph's input.
+    """What becomes image.json of a bundle: how an image becomes the vision graph's input.
 
     Attributes:
         image_size: side of the square that an encoder sees, in pixels.
@@ -86,7 +86,7 @@ class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def n_squares(self) -> int:
-        """How many different squares a picture becomes: letterbox pads with each encoder's own mean colour."""
+        """How many different squares an image becomes: letterbox pads with each encoder's own mean colour."""
         return len(self.encoders) if self.resize_strategy == "letterbox" else 1
 
     @property
@@ -96,14 +96,14 @@ class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return self.n_squares, self.image_size, self.image_size, 3
         return 1, 3 * len(self.encoders), self.image_size, self.image_size
 
-    def pixels(self, picture: Image.Image) -> np.ndarray:
-        """Turn an RGB picture into what the vision graph takes.
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """Turn an RGB image into what the vision graph takes.
 
         Returns:
             (1, 3·n_encoders, image_size, image_size) float32, normalised per encoder; or, where `input` is "uint8",
             (n_squares, image_size, image_size, 3) uint8.
         """
-        squares = np.stack([np.asarray(self.square(picture, e)) for e in self.encoders[: self.n_squares]])
+        squares = np.stack([np.asarray(self.square(image, e)) for e in self.encoders[: self.n_squares]])
         return squares if self.input == "uint8" else self.normalised(squares)
 
     def normalised(self, squares: np.ndarray) -> np.ndarray:
@@ -115,70 +115,70 @@ class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parts.append((values - mean) / std)
         return np.concatenate(parts)[None]
 
-    def square(self, picture: Image.Image, encoder: Normalisation) -> Image.Image:
-        """Resize an RGB picture to image_size × image_size by the strategy; letterbox pads with the encoder's mean colour."""
+    def square(self, image: Image.Image, encoder: Normalisation) -> Image.Image:
+        """Resize an RGB image to image_size × image_size by the strategy; letterbox pads with the encoder's mean colour."""
         size = self.image_size
         if self.resize_strategy == "resize-naive":
-            return picture.resize((size, size), Image.Resampling.BICUBIC)
+            return image.resize((size, size), Image.Resampling.BICUBIC)
         if self.resize_strategy == "letterbox":
-            width, height = picture.size
+            width, height = image.size
             side = max(width, height)
             _require_pixels(side, side, f"{width} × {height} pixels padded to a square")
             left, top = (side - width) // 2, (side - height) // 2
             fill = tuple(int(m * 255) for m in encoder.mean)
-            picture = ImageOps.expand(picture, (left, top, left, top), fill)
-        return _shorter_side_and_crop(picture, size)
+            image = ImageOps.expand(image, (left, top, left, top), fill)
+        return _shorter_side_and_crop(image, size)
 
 
 def _require_pixels(width: int, height: int, what: str) -> None:
     if width * height > MAX_PIXELS:
-        raise InputError(f"the picture: {what} make {width} × {height}, at most {MAX_PIXELS:,} are read; crop it")
+        raise InputError(f"the image: {what} make {width} × {height}, at most {MAX_PIXELS:,} are read; crop it")
 
 
-def _shorter_side_and_crop(picture: Image.Image, size: int) -> Image.Image:
+def _shorter_side_and_crop(image: Image.Image, size: int) -> Image.Image:
     """Resize so that the shorter side is `size`, then cut the middle out; rounding as torchvision does."""
-    width, height = picture.size
+    width, height = image.size
     if width <= height:
         wide, high = size, int(size * height / width)
     else:
         wide, high = int(size * width / height), size
     _require_pixels(wide, high, f"{width} × {height} pixels scaled until the shorter side is {size}")
-    picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
+    image = image.resize((wide, high), Image.Resampling.BICUBIC)
     left, top = round((wide - size) / 2), round((high - size) / 2)
-    return picture.crop((left, top, left + size, top + size))
+    return image.crop((left, top, left + size, top + size))
 
 
-def load_picture(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
-    """Decode a picture to RGB: turned upright by its EXIF tag, transparency laid over white, 16 bits brought to 8.
+def load_image(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
+    """Decode an image to RGB: turned upright by its EXIF tag, transparency laid over white, 16 bits brought to 8.
 
     A JPEG that lacks its end and nothing else is read.
 
     Args:
-        source: a file, its bytes, or an opened picture.
+        source: a file, its bytes, or an opened image.
         max_pixels: refused beyond; at most MAX_PIXELS.
-        name: what messages call it; None for the file's path, or "the picture".
+        name: what messages call it; None for the file's path, or "the image".
 
     Raises:
-        InputError: not a picture of a known format, truncated, too large, unreadable, or of a structure that takes too long.
+        InputError: not an image of a known format, truncated, too large, unreadable, or of a structure that takes too long.
         MachineError: no process to decode it in, where its format wants one.
     """
-    name = name or (str(source) if isinstance(source, Path) else "the picture")
+    name = name or (str(source) if isinstance(source, Path) else "the image")
     if not isinstance(source, Path | bytes | Image.Image):
         raise InputError(f"{name}: a {type(source).__name__}, expected a path, a file's bytes, a pillow image or a numpy array")
     limit = min(max_pixels, MAX_PIXELS)
-    opened = picture_bytes(source) if isinstance(source, Path) else source
+    opened = image_bytes(source) if isinstance(source, Path) else source
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            picture = _decoded(opened, limit, name) if isinstance(opened, bytes) else _loaded(opened, limit, name)
-            return _to_rgb(ImageOps.exif_transpose(picture))
+            image = _decoded(opened, limit, name) if isinstance(opened, bytes) else _loaded(opened, limit, name)
+            return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: truncated or damaged picture (it ends, or breaks, in its header)") from error
+        raise InputError(f"{name}: truncated or damaged image (it ends, or breaks, in its header)") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: more than {MAX_PIXELS:,} pixels; scale it down") from error
     except DAMAGED as error:
-        raise InputError(f"{name}: truncated or damaged picture ({error})") from error
+        raise InputError(f"{name}: truncated or damaged image ({error})") from error
 
 
 def _decoded(data: bytes, limit: int, name: str) -> Image.Image:
@@ -202,29 +202,29 @@ def _without_end(data: bytes, limit: int, name: str) -> Image.Image:
     """Decode a JPEG whose end is missing. Raises OSError where more is missing.
 
     libjpeg goes on in grey where bits are missing, and tells pillow nothing. So it is asked twice, with other bytes in the gap:
-    the picture is whole where it does not depend on them.
+    the image is whole where it does not depend on them.
     """
-    pictures = [
+    images = [
         _loaded(Image.open(_Timed(data.rstrip(b"\xff") + gap + _JPEG_END, name), formats=("JPEG",)), limit, name)
-        for gap in (b"", _NO_BITS_OF_A_PICTURE)
+        for gap in (b"", _NO_BITS_OF_A_IMAGE)
     ]
-    if pictures[0].tobytes() != pictures[1].tobytes():
+    if images[0].tobytes() != images[1].tobytes():
         raise OSError("its end is missing, and a part before that")
-    return pictures[0]
+    return images[0]
 
 
-def _loaded(picture: Image.Image, limit: int, name: str) -> Image.Image:
-    width, height = picture.size
+def _loaded(image: Image.Image, limit: int, name: str) -> Image.Image:
+    width, height = image.size
     if width * height > limit:
         raise InputError(f"{name}: {width} × {height} pixels, at most {limit:,} are read; scale it down")
-    tiles = getattr(picture, "tile", [])
+    tiles = getattr(image, "tile", [])
     if width * height > MAX_PYTHON_PIXELS and any(tile[0] in Image.DECODERS for tile in tiles):
         raise InputError(
-            f"{name}: a {picture.format} image in a rare coding, of {width} × {height} pixels; at most {MAX_PYTHON_PIXELS:,} "
+            f"{name}: a {image.format} image in a rare coding, of {width} × {height} pixels; at most {MAX_PYTHON_PIXELS:,} "
             "are read, since decoding it is slow; save it as PNG"
         )
-    picture.load()
-    return picture
+    image.load()
+    return image
 
 
 class _Timed(io.BytesIO):
@@ -243,29 +243,29 @@ class _Timed(io.BytesIO):
         return super().read(size)
 
 
-def picture_bytes(file: Path) -> bytes:
-    """Read a picture's file, undecoded. Raises InputError when it is no ordinary file, unreadable, or too large."""
+def image_bytes(file: Path) -> bytes:
+    """Read an image's file, undecoded. Raises InputError when it is no ordinary file, unreadable, or too large."""
     try:
         if file.exists() and not file.is_file():  # a device or a pipe has no size and may never end
-            raise InputError(f"{file}: not an ordinary file; give the path of a picture")
+            raise InputError(f"{file}: not an ordinary file; give the path of an image")
         with file.open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); give the path of a picture") from error
+        raise InputError(f"{file}: cannot be read ({error.strerror}); give the path of an image") from error
     if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB, not a picture this reads")
+        raise InputError(f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB, not an image this reads")
     return data
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, np.float64)
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, np.float64)
         if not np.isfinite(values).all():
             raise ValueError("its values are not finite")
-        top = 65535.0 if picture.mode.startswith("I") else max(float(values.max(initial=0.0)), 1.0)
-        picture = Image.fromarray(np.clip(np.rint(values * (255 / top)), 0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(ground, picture).convert("RGB")
-    return picture.convert("RGB")
+        top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=0.0)), 1.0)
+        image = Image.fromarray(np.clip(np.rint(values * (255 / top)), 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")

@@ -70,8 +70,8 @@ def why_not_read(data: bytes, kind: str | None) -> str | None:
         return f"a HEIC image, which pillow alone does not read; pip install pillow-heif, or {_CONVERT}"
     for pattern, name, advice in _OTHERS:
         if pattern.match(data[:1024]):
-            return f"{name}, not a picture that is read; {advice}"
-    what = "not a picture" if data else "not a picture but an empty file"
+            return f"{name}, not an image that is read; {advice}"
+    what = "not an image" if data else "not an image but an empty file"
     return f"{what}; expected one of {', '.join(FORMATS)}"
 
 

@@ -29,14 +29,14 @@ def decode(data: bytes, kind: str, max_pixels: int) -> tuple[dict[str, Any], byt
         kind = "HEIF"
     Image.MAX_IMAGE_PIXELS = None  # counted here
     try:
-        picture = Image.open(io.BytesIO(data), formats=(kind,))
+        image = Image.open(io.BytesIO(data), formats=(kind,))
     except UnidentifiedImageError:  # whose message has nothing but an address
         return {"error": "it ends, or breaks, in its header"}, b""
-    if picture.width * picture.height > max_pixels:
-        return {"too_large": True, "size": picture.size}, b""
-    picture.load()
-    exif = picture.info.get("exif") or b""  # a TIFF has none here, it is turned by `load`
-    shown = picture.convert("RGBA") if picture.mode in ("P", "PA") or "transparency" in picture.info else picture
+    if image.width * image.height > max_pixels:
+        return {"too_large": True, "size": image.size}, b""
+    image.load()
+    exif = image.info.get("exif") or b""  # a TIFF has none here, it is turned by `load`
+    shown = image.convert("RGBA") if image.mode in ("P", "PA") or "transparency" in image.info else image
     return {"mode": shown.mode, "size": shown.size, "exif": exif.hex()}, shown.tobytes()
 
 

@@ -81,10 +81,10 @@ def decode_isolated(data: bytes, kind: str, limits: Limits, name: str) -> Image.
         raise InputError(f"{name}: {said.size[0]} × {said.size[1]} pixels, at most {limits.pixels:,} are read; scale it down")
     if said.error:
         raise OSError(said.error)
-    picture = Image.frombytes(said.mode, said.size, pixels)
+    image = Image.frombytes(said.mode, said.size, pixels)
     if said.exif:
-        picture.info["exif"] = bytes.fromhex(said.exif)
-    return picture
+        image.info["exif"] = bytes.fromhex(said.exif)
+    return image
 
 
 _SAVE_AGAIN = "save it again as JPEG or PNG"

@@ -76,7 +76,7 @@ def vision_backbone(backbone_id: str, resize_strategy: str = "resize-naive") -> 
     if backbone_id not in VISION_BACKBONES:
         raise InputError(f"unknown vision_backbone_id {backbone_id!r}{near_matches(backbone_id, VISION_BACKBONES)}")
     if backbone_id == "clip-vit-b" and resize_strategy != "resize-naive":
-        # timm scales its pictures to 248 pixels and cuts 224 out; all other encoders are given the whole square.
+        # timm scales its images to 248 pixels and cuts 224 out; all other encoders are given the whole square.
         raise InputError(
             f"clip-vit-b with image_resize_strategy {resize_strategy!r} is not supported, its crop is another; "
             "expected 'resize-naive'"

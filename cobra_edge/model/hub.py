@@ -36,7 +36,7 @@ def fetch(repository: str, file: str, otherwise: str) -> Path:
 
 
 def fetch_encoder(timm_name: str, image_size: int, overrides: Mapping[str, Any]) -> Any:
-    """Return timm's pretrained Vision Transformer for square pictures of image_size pixels.
+    """Return timm's pretrained Vision Transformer for square images of image_size pixels.
 
     Args:
         timm_name: which.

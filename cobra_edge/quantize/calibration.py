@@ -1,6 +1,6 @@
-"""Take statistics: stream questions about pictures through the float model, one layer in memory at a time.
+"""Take statistics: stream questions about images through the float model, one layer in memory at a time.
 
-Lines that share a picture share its visual positions: those are read once, and every line goes on from the state they left.
+Lines that share an image share its visual positions: those are read once, and every line goes on from the state they left.
 Between two layers only the residual streams are kept, (positions, d_model) float32.
 """
 
@@ -42,12 +42,12 @@ _POSITIONS_AT_ONCE = 2048
 
 @dataclass(frozen=True)
 class _Sequence:
-    """Consecutive positions of the streams that are read one after the other: a picture, or a line after its picture."""
+    """Consecutive positions of the streams that are read one after the other: an image, or a line after its image."""
 
     start: int
     length: int
-    is_picture: bool
-    after: int | None = None  # index of the picture's sequence, whose state it goes on from
+    is_image: bool
+    after: int | None = None  # index of the image's sequence, whose state it goes on from
 
     @property
     def rows(self) -> slice:
@@ -58,7 +58,7 @@ class _Sequence:
 def collect_statistics(
     checkpoint: Checkpoint,
     lines: Sequence[Question],
-    pictures: Path,
+    images: Path,
     *,
     partial: Path | None = None,
     operations: Operations = REFERENCE,
@@ -69,14 +69,14 @@ def collect_statistics(
     Args:
         checkpoint: whose float decoder and vision model; one without vision reads the text alone.
         lines: questions with their answers.
-        pictures: directory that their images are relative to.
+        images: directory that their images are relative to.
         partial: directory in which finished layers are kept, so that the same call goes on after an interruption; the tensors
             of what is returned are mapped from there. None keeps everything in memory.
         operations: the sequential operations of a mixer.
-        on_progress: called with a stage's name, how much of it is done and how much there is: pictures, or positions.
+        on_progress: called with a stage's name, how much of it is done and how much there is: images, or positions.
 
     Raises:
-        InputError: a question that gives no tokens, a picture that cannot be read, weights or activations that are not finite.
+        InputError: a question that gives no tokens, an image that cannot be read, weights or activations that are not finite.
     """
     config = checkpoint.config.mamba
     text = tokenised(checkpoint, lines)
@@ -87,7 +87,7 @@ def collect_statistics(
         __version__,
         checkpoint.config.model_id,
         checkpoint.sha256(),
-        _data_sha256(lines, [pictures / name for name in text.pictures]),
+        _data_sha256(lines, [images / name for name in text.images]),
         len(lines),
         positions,
     )
@@ -95,7 +95,7 @@ def collect_statistics(
     parts = Parts(partial, msgspec.json.encode(header))
     kept = parts.read_streams((positions, config.d_model))
     if kept is None:
-        streams = _embedded(checkpoint, text, pictures, on_progress)
+        streams = _embedded(checkpoint, text, images, on_progress)
         parts.keep_streams(0, streams.numpy())
     else:
         streams = torch.from_numpy(kept)
@@ -113,19 +113,19 @@ def collect_statistics(
 
 
 def _sequences(text: Questions, n_visual: int) -> list[_Sequence]:
-    """Return pictures first, then the lines."""
-    found = [_Sequence(i * n_visual, n_visual, is_picture=True) for i in range(len(text.pictures))]
+    """Return images first, then the lines."""
+    found = [_Sequence(i * n_visual, n_visual, is_image=True) for i in range(len(text.images))]
     start = len(found) * n_visual
-    for tokens, picture in zip(text.tokens, text.picture_of, strict=True):
-        found.append(_Sequence(start, len(tokens), is_picture=False, after=picture))
+    for tokens, image in zip(text.tokens, text.image_of, strict=True):
+        found.append(_Sequence(start, len(tokens), is_image=False, after=image))
         start += len(tokens)
     return found
 
 
-def _data_sha256(lines: Sequence[Question], pictures: list[Path]) -> str:
+def _data_sha256(lines: Sequence[Question], images: list[Path]) -> str:
     digest = hashlib.sha256(msgspec.json.encode([(line.image, line.prompt, line.answer) for line in lines]))
-    for picture in pictures:
-        digest.update(picture.read_bytes())
+    for image in images:
+        digest.update(image.read_bytes())
     return digest.hexdigest()
 
 
@@ -139,11 +139,11 @@ def _warn_of_few(header: Header, config: MambaConfig) -> None:
         )  # fmt: skip
 
 
-def _embedded(checkpoint: Checkpoint, text: Questions, pictures: Path, on_progress: OnProgress) -> Tensor:
+def _embedded(checkpoint: Checkpoint, text: Questions, images: Path, on_progress: OnProgress) -> Tensor:
     """Return the streams before the first layer, (positions, d_model) float32."""
     parts = []
-    if text.pictures:
-        parts.append(seen(checkpoint, [pictures / name for name in text.pictures], on_progress))
+    if text.images:
+        parts.append(seen(checkpoint, [images / name for name in text.images], on_progress))
     table = checkpoint.decoder["backbone.embedding.weight"]
     tokens = torch.tensor([t for line in text.tokens for t in line])
     parts.append(require_finite("backbone.embedding.weight", table[tokens].float()))
@@ -151,10 +151,10 @@ def _embedded(checkpoint: Checkpoint, text: Questions, pictures: Path, on_progre
 
 
 def _batches(sequences: list[_Sequence]) -> Iterator[list[int]]:
-    """Yield indices of sequences to be read together: equally long, pictures before the lines that go on from them."""
+    """Yield indices of sequences to be read together: equally long, images before the lines that go on from them."""
 
     def kind(i: int) -> tuple[bool, int]:
-        return not sequences[i].is_picture, sequences[i].length
+        return not sequences[i].is_image, sequences[i].length
 
     for (_, length), alike in itertools.groupby(sorted(range(len(sequences)), key=kind), kind):
         indices, most = list(alike), max(1, _POSITIONS_AT_ONCE // length)
@@ -207,7 +207,7 @@ def _stream(block: ObservedBlock, streams: Tensor, sequences: list[_Sequence], o
         out, conv, ssm = block(torch.stack([streams[s.rows] for s in members]), conv, ssm)
         for row, (index, sequence) in enumerate(zip(batch, members, strict=True)):
             streams[sequence.rows] = out[row]
-            if sequence.is_picture:
+            if sequence.is_image:
                 after[index] = conv[row], ssm[row]
             done += sequence.length
         on_progress(stage, done, len(streams))

@@ -1,4 +1,4 @@
-"""Questions about pictures with their answers, as a decoder reads them: visual embeddings in front of tokens."""
+"""Questions about images with their answers, as a decoder reads them: visual embeddings in front of tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..inputs.image import ImageTransform, load_picture
+from ..inputs.image import ImageTransform, load_image
 from ..inputs.text import PromptTemplate, TextCodec
 from ..model.checkpoint import Checkpoint
 from ..model.cobra import load_vision
@@ -27,7 +27,7 @@ def silent(_stage: str, _done: int, _total: int) -> None:
 
 
 class Question(Protocol):
-    """A line of a suite, as `regress.suite.Line`: `image` is relative to the pictures' directory, None without a picture."""
+    """A line of a suite, as `regress.suite.Line`: `image` is relative to the images' directory, None without an image."""
 
     @property
     def prompt(self) -> str: ...  # noqa: D102
@@ -42,20 +42,20 @@ class Questions:
     """Questions as a model reads them.
 
     Attributes:
-        pictures: names of the pictures, each once.
+        images: names of the images, each once.
         tokens: of each line, question and answer with its end token.
         answer_from: of each line, the index in its tokens at which the answer begins.
-        picture_of: of each line, the index of its picture, or None.
+        image_of: of each line, the index of its image, or None.
     """
 
-    pictures: list[str]
+    images: list[str]
     tokens: list[list[int]]
     answer_from: list[int]
-    picture_of: list[int | None]
+    image_of: list[int | None]
 
 
 def tokenised(checkpoint: Checkpoint, lines: Sequence[Question]) -> Questions:
-    """Return lines as the checkpoint reads them; one without vision sees no pictures.
+    """Return lines as the checkpoint reads them; one without vision sees no images.
 
     Raises:
         InputError: a line that gives no tokens, or has no answer; its number is named.
@@ -82,33 +82,33 @@ def tokenised(checkpoint: Checkpoint, lines: Sequence[Question]) -> Questions:
 @torch.inference_mode()
 def seen(
     checkpoint: Checkpoint,
-    pictures: Sequence[Path | bytes],
+    images: Sequence[Path | bytes],
     on_progress: OnProgress = silent,
     model: nn.Module | None = None,
 ) -> Tensor:
-    """Return the visual embeddings of pictures by the float model, (pictures · n_visual_tokens, d_model) float32.
+    """Return the visual embeddings of images by the float model, (images · n_visual_tokens, d_model) float32.
 
     Args:
         checkpoint: whose tower and projector.
-        pictures: files, or what is in them.
+        images: files, or what is in them.
         on_progress: told of each batch.
         model: the checkpoint's `load_vision`, where it is kept for further calls or was changed; None loads it.
 
     Raises:
-        InputError: a picture that cannot be read, or embeddings that are not finite.
+        InputError: an image that cannot be read, or embeddings that are not finite.
     """
     model, transform = model or load_vision(checkpoint), ImageTransform.of(checkpoint.config)
     found, most = list[Tensor](), max(1, _POSITIONS_AT_ONCE // checkpoint.config.n_visual_tokens)
-    for start in range(0, len(pictures), most):
-        on_progress("pictures", start, len(pictures))
-        files = pictures[start : start + most]
-        batch = model(torch.from_numpy(np.concatenate([transform.pixels(load_picture(f)) for f in files])))
+    for start in range(0, len(images), most):
+        on_progress("images", start, len(images))
+        files = images[start : start + most]
+        batch = model(torch.from_numpy(np.concatenate([transform.pixels(load_image(f)) for f in files])))
         for file, embeddings in zip(files, batch, strict=True):
             if not torch.isfinite(embeddings).all():
-                name = file if isinstance(file, Path) else "a picture of the suite"
+                name = file if isinstance(file, Path) else "an image of the suite"
                 raise InputError(
                     f"{name}: its visual embeddings hold NaN or infinity; the vision weights are damaged or overflow"
                 )
             found.append(embeddings)
-    on_progress("pictures", len(pictures), len(pictures))
+    on_progress("images", len(images), len(images))
     return torch.cat(found)

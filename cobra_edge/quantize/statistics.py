@@ -47,9 +47,9 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         cobra_edge: version that wrote it.
         model_id: of the model, for messages.
         model_sha256: of the checkpoint, as `Checkpoint.sha256` says.
-        data_sha256: over the questions that were read and the bytes of their pictures.
+        data_sha256: over the questions that were read and the bytes of their images.
         lines: questions that were read.
-        positions: visual and text positions that H is the mean over; a picture's count once, however many lines ask about it.
+        positions: visual and text positions that H is the mean over; an image's count once, however many lines ask about it.
     """
 
     schema_version: int

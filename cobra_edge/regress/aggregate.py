@@ -1,6 +1,6 @@
-"""Compared lines added up, picture by picture, and the figures made from the sums.
+"""Compared lines added up, image by image, and the figures made from the sums.
 
-What stays in memory is about a kilobyte a picture, whatever was read: lines are forgotten once they are counted.
+What stays in memory is about a kilobyte an image, whatever was read: lines are forgotten once they are counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..suite.line import Line
 from ..suite.scoring import METRICS
-from ..suite.tokenized import AskedLine
+from ..suite.tokenized import TokenizedLine
 from . import intervals
 from .intervals import Interval
 from .line_metrics import ComparedLine
@@ -62,13 +62,13 @@ _INTERVALS: dict[str, Callable[[np.ndarray, np.ndarray], Interval]] = {
 
 
 def kind_of(measure: str) -> str:
-    """Return how a measure is made of its pictures: "mean", "share", "change", "ratio", "root", "exp" or "quantile"."""
+    """Return how a measure is made of its images: "mean", "share", "change", "ratio", "root", "exp" or "quantile"."""
     name = measure.partition(".")[0]
     kinds = {"state_error": "root", "accuracy": "share", "accuracy_change": "change"}
     return kinds.get(name) or (_OF_SUMS[name][0] if name in _OF_SUMS else "quantile")
 
 
-class Tally:
+class Aggregate:
     """Sums over the lines so far.
 
     Attributes:
@@ -91,13 +91,13 @@ class Tally:
         self._layers = 0
 
     @property
-    def pictures(self) -> int:
-        """How many pictures; a line without one counts as one."""
+    def images(self) -> int:
+        """How many images; a line without one counts as one."""
         return len(self._sums)
 
-    def drawn(self, groups: Sequence[int]) -> Tally:
-        """Return the tally of a suite made of these pictures, by their place in this one's; one may come several times."""
-        found, keys = Tally(), list(self._sums)
+    def drawn(self, groups: Sequence[int]) -> Aggregate:
+        """Return the aggregate of a suite made of these images, by their place in this one's; one may come several times."""
+        found, keys = Aggregate(), list(self._sums)
         for at, group in enumerate(groups):
             key = keys[group]
             found._sums[False, at], found._klds[False, at] = self._sums[key], self._klds[key]
@@ -105,9 +105,9 @@ class Tally:
         found._metrics, found._layers = self._metrics, self._layers
         return found
 
-    def add(self, asked: AskedLine, line: ComparedLine) -> None:
+    def add(self, asked: TokenizedLine, line: ComparedLine) -> None:
         """Count a line."""
-        group = (True, line.number) if line.picture is None else (False, line.picture)
+        group = (True, line.number) if line.image is None else (False, line.image)
         new = group not in self._sums
         sums, task = self._sums.setdefault(group, defaultdict(float)), asked.line.task
         right, reference = np.array(line.right), np.array(line.right_reference)
@@ -178,7 +178,7 @@ class Tally:
         return found | {"state_error": max(layers)} | {f"state_error.{i}": error for i, error in enumerate(layers)}
 
     def figures(self) -> dict[str, Figure]:
-        """Return every measure that could be taken, with its interval. Raises InputError for fewer than two pictures."""
+        """Return every measure that could be taken, with its interval. Raises InputError for fewer than two images."""
         found = {}
         for name, (how, over, of) in _OF_SUMS.items():
             if self._column(of).sum() > 0:
@@ -246,15 +246,15 @@ class Tally:
 
     def _interval(self, how: str, over: str, of: str) -> Figure:
         counts = self._column(of)
-        counted = counts > 0  # a picture that has none of what is averaged is no part of this sample
+        counted = counts > 0  # an image that has none of what is averaged is no part of this sample
         sums, counts = self._column(over)[counted], counts[counted]
         if self._one_of_several(len(counts)):
             return Figure(_POINTS[how](float(sums.sum()), float(counts.sum())))
         return Figure.of(_INTERVALS[how](sums, counts))
 
-    def _one_of_several(self, pictures: int) -> bool:
-        """Return whether only one of the suite's pictures has what is averaged: a figure, but no telling how sure."""
-        return pictures == 1 < self.pictures
+    def _one_of_several(self, images: int) -> bool:
+        """Return whether only one of the suite's images has what is averaged: a figure, but no telling how sure."""
+        return images == 1 < self.images
 
     def _column(self, name: str) -> np.ndarray:
         return np.array([sums.get(name, 0.0) for sums in self._sums.values()])
@@ -270,7 +270,7 @@ def _part_alike(line: ComparedLine) -> float:
     return 1.0 if at is None else at / max(len(line.reply), len(line.reference_reply))
 
 
-def _worst(asked: AskedLine, line: ComparedLine) -> WorstLine:
+def _worst(asked: TokenizedLine, line: ComparedLine) -> WorstLine:
     return WorstLine(
         number=line.number,
         task=asked.line.task,

@@ -20,13 +20,13 @@ from ..errors import CobraEdgeError
 from ..formats.packing import QuantizedTensor
 from ..formats.scheme import SCHEMES
 from ..inference.session import Session
-from ..inputs.image import load_picture
-from ..suite.tokenized import AskedLine, AskedSuite
+from ..inputs.image import load_image
+from ..suite.tokenized import TokenizedLine, TokenizedSuite
 from ..vision.engines.build_memory import require_memory
 from .baseline import Reference
 from .float_tensors import Tensors, dense, float_tensors
 from .metrics import divergence, log_softmax
-from .predictions import Reading
+from .predictions import Prediction
 from .report import Attribution, Part
 from .top_tokens import TopTokens
 
@@ -41,19 +41,19 @@ Seen = Sequence[np.ndarray | None]  # of each line, the embeddings (n_visual_tok
 class _Trial:
     """The lines, and what the baseline says to them."""
 
-    suite: AskedSuite
-    references: Sequence[Reading]
+    suite: TokenizedSuite
+    references: Sequence[Prediction]
 
     def part(self, name: str, decoder: Decoder, seen: Seen, note: str = "") -> Part:
         """Return the drift of a decoder that sees this, over the answers' tokens."""
         klds, alike = list[np.ndarray](), list[np.ndarray]()
         looked: tuple[int | None, DecoderState] = None, decoder.new_state()
         for asked, reference, embeddings in zip(self.suite.lines, self.references, seen, strict=True):
-            if asked.picture != looked[0]:
+            if asked.image != looked[0]:
                 state = decoder.new_state()
                 if embeddings is not None:
                     decoder.prefill(embeddings, state)
-                looked = asked.picture, state
+                looked = asked.image, state
             found = log_softmax(decoder.forward(decoder.embed(asked.tokens[:-1]), looked[1].copy())[len(asked.prompt) - 1 :])
             kld, likeliest = _against(reference, asked, found)
             klds.append(kld)
@@ -61,7 +61,7 @@ class _Trial:
         return Part(name, float(np.concatenate(klds).mean()), float(np.concatenate(alike).mean()), note)
 
 
-def _against(reference: Reading, asked: AskedLine, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _against(reference: Prediction, asked: TokenizedLine, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first = len(asked.prompt) - 1
     if isinstance(reference.log_probs, TopTokens):
         told = reference.log_probs.part(first, len(reference.log_probs))
@@ -72,7 +72,7 @@ def _against(reference: Reading, asked: AskedLine, found: np.ndarray) -> tuple[n
 def attribution(
     session: Session,
     reference: Reference,
-    suite: AskedSuite,
+    suite: TokenizedSuite,
     options: DecoderOptions,
     on_step: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Attribution:
@@ -85,12 +85,12 @@ def attribution(
         options: how the build's decoder runs.
         on_step: told a stage's name, how much of it is done, and of what.
     """
-    trial = _Trial(suite, list(reference.readings(suite, 0)))
+    trial = _Trial(suite, list(reference.predictions(suite, 0)))
     right = [reading.embeddings for reading in trial.references]
-    pictures = {asked.picture: i for i, asked in enumerate(suite.lines) if asked.picture is not None}
+    images = {asked.image: i for i, asked in enumerate(suite.lines) if asked.image is not None}
     on_step("attribution, parts", 0, 1)
-    own = {p: session.visual_embeddings(suite.load(p)) for p in pictures}
-    seen = [None if asked.picture is None else own[asked.picture] for asked in suite.lines]
+    own = {p: session.visual_embeddings(suite.load(p)) for p in images}
+    seen = [None if asked.image is None else own[asked.image] for asked in suite.lines]
     parts = [trial.part("everything", session.decoder, seen), trial.part("decoder", session.decoder, right)]
     if session.decoder.activations == "int8":
         unrounded = replace(options, activations="float32")
@@ -98,7 +98,7 @@ def attribution(
         parts.append(trial.part("decoder, activations left float", wide, right))
     with ExitStack() as stack:
         decoder, tensors, why = _float_decoder(session, reference)
-        if pictures:
+        if images:
             parts += _vision_parts(trial, session, reference, decoder, why, seen, stack)
         if decoder is None or tensors is None:
             return Attribution(len(suite.lines), (*parts, Part("layers and tensors", None, None, why)))
@@ -155,18 +155,18 @@ def _vision_parts(
         return
     transform = session.bundle.image()
     towers, projectors = dict[int, np.ndarray](), dict[int, np.ndarray]()
-    for picture in {asked.picture for asked in trial.suite.lines if asked.picture is not None}:
-        loaded = load_picture(trial.suite.load(picture))
-        towers[picture] = float_projected(build.features(transform.pixels(loaded)))
-        projectors[picture] = build.projected(float_features(loaded))
+    for image in {asked.image for asked in trial.suite.lines if asked.image is not None}:
+        loaded = load_image(trial.suite.load(image))
+        towers[image] = float_projected(build.features(transform.pixels(loaded)))
+        projectors[image] = build.projected(float_features(loaded))
     note = "both halves by onnxruntime, CPU"
     for name, found in (("vision tower", towers), ("projector", projectors)):
-        given = [None if asked.picture is None else found[asked.picture] for asked in trial.suite.lines]
+        given = [None if asked.image is None else found[asked.image] for asked in trial.suite.lines]
         yield trial.part(name, decoder, given, note)
 
 
 def _float_halves(reference: Reference, stack: ExitStack) -> tuple[Callable[[Any], list[np.ndarray]], Any]:
-    """Return the baseline's encoders, picture to features (1, n_patches, embed_dim), and its projector of those."""
+    """Return the baseline's encoders, image to features (1, n_patches, embed_dim), and its projector of those."""
     if reference.session is not None:
         from ..vision.graph.split import opened_halves
 

@@ -12,9 +12,9 @@ from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
 from ..inference.session import Session
 from ..model.checkpoint_hash import hashed
-from ..suite.tokenized import AskedSuite
+from ..suite.tokenized import TokenizedSuite
 from .golden import Golden, read_golden
-from .predictions import Reading, readings
+from .predictions import Prediction, predictions
 
 FP16 = "fp16"  # the golden lines
 
@@ -39,7 +39,7 @@ class Reference:
     fingerprint: str
     computed_by: str
     golden: Golden | None
-    readings: Callable[[AskedSuite, int], Iterator[Reading]]
+    predictions: Callable[[TokenizedSuite, int], Iterator[Prediction]]
     session: Session | None = None
     checkpoint: Any = None
 
@@ -67,9 +67,9 @@ def _golden(bundle: Bundle) -> Reference:
     golden = read_golden(bundle)
     entry = bundle.manifest.files[GOLDEN]
 
-    def read(suite: AskedSuite, first: int) -> Iterator[Reading]:
+    def read(suite: TokenizedSuite, first: int) -> Iterator[Prediction]:
         if suite is golden.suite:
-            yield from golden.readings[first:]
+            yield from golden.predictions[first:]
             return
         known = {golden.suite.key(asked): i for i, asked in enumerate(golden.suite.lines)}
         for asked in suite.lines[first:]:
@@ -79,7 +79,7 @@ def _golden(bundle: Bundle) -> Reference:
                     f"{suite.name}, line {asked.number}: the bundle's golden lines have no answer of the float model to it; "
                     "give --baseline with the checkpoint or an fp16 bundle, or export with --golden and this suite"
                 )
-            yield golden.readings[index]
+            yield golden.predictions[index]
 
     return Reference("golden", FP16, entry.sha256, "torch, float32, at export", golden, read)
 
@@ -99,14 +99,20 @@ def _bundle(directory: Path, build: Bundle, open_session: Callable[[Bundle], Ses
     by = f"{session.decoder.name}, {theirs.recipe.scheme}{vision}"
     fingerprint = "".join(sorted(entry.sha256 for entry in theirs.files.values()))
     return Reference(
-        "bundle", directory.name, fingerprint, by, None, lambda suite, first: readings(session, suite, first), session=session
+        "bundle",
+        directory.name,
+        fingerprint,
+        by,
+        None,
+        lambda suite, first: predictions(session, suite, first),
+        session=session,
     )
 
 
 def _checkpoint(source: str, build: Bundle) -> Reference:
     try:
         from ..model.checkpoint import open_checkpoint
-        from .float_reference import float_eyes, float_readings
+        from .float_reference import float_eyes, float_predictions
     except ImportError as error:
         raise MachineError(
             f"--baseline {source}: a checkpoint needs {error.name}; install it with: {install_hint('export')}, or "
@@ -121,8 +127,8 @@ def _checkpoint(source: str, build: Bundle) -> Reference:
         )
     codec, _ = build.text()
 
-    def read(suite: AskedSuite, first: int) -> Iterator[Reading]:
+    def read(suite: TokenizedSuite, first: int) -> Iterator[Prediction]:
         see = float_eyes(checkpoint, suite)
-        return float_readings(checkpoint, suite.lines[first:], see, replies_end_with=codec.end_id)
+        return float_predictions(checkpoint, suite.lines[first:], see, replies_end_with=codec.end_id)
 
     return Reference("checkpoint", source, digest, "torch, float32", None, read, checkpoint=checkpoint)

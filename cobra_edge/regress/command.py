@@ -17,7 +17,7 @@ from .run_command import measured
 
 
 class _Regress(Group):
-    """What is no verb's name is a bundle."""
+    """What is no command's name is a bundle."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] in self.commands:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from ..bundle.manifest import Drift
 from ..inference.session import Session
-from .aggregate import Tally
+from .aggregate import Aggregate
 from .golden import read_golden
 from .line_metrics import compared
-from .predictions import readings
+from .predictions import predictions
 
 
 def measure_drift(session: Session, on_line: Callable[[], None] = lambda: None) -> Drift:
@@ -18,10 +18,10 @@ def measure_drift(session: Session, on_line: Callable[[], None] = lambda: None) 
     Raises:
         BundleError: golden lines that do not fit. DriftError: answers that are not finite.
     """
-    golden, tally = read_golden(session.bundle), Tally()
-    read = readings(session, golden.suite)
-    for asked, reference, reading in zip(golden.suite.lines, golden.readings, read, strict=True):
-        tally.add(asked, compared(asked, reference, reading, session.codec.decode))
+    golden, aggregate = read_golden(session.bundle), Aggregate()
+    read = predictions(session, golden.suite)
+    for asked, reference, reading in zip(golden.suite.lines, golden.predictions, read, strict=True):
+        aggregate.add(asked, compared(asked, reference, reading, session.codec.decode))
         on_line()
     vision = None if session.vision is None else session.vision.name
-    return Drift(session.decoder.name, vision, tally.lines, tally.answer_tokens, tally.values())
+    return Drift(session.decoder.name, vision, aggregate.lines, aggregate.answer_tokens, aggregate.values())

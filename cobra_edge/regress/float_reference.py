@@ -1,6 +1,6 @@
 """What the float model itself says to a suite's lines: the truth that every build is compared with.
 
-Plain torch in float32, one layer in memory at a time: all pictures, then all questions from the states those left, then all
+Plain torch in float32, one layer in memory at a time: all images, then all questions from the states those left, then all
 answers, teacher-forced. Run in 16 bits (products with weights take rounded operands and give rounded results, as a GPU's do,
 the recurrence stays float32) it is the noise floor: what is lost with nothing quantized.
 """
@@ -22,34 +22,34 @@ from ..model.checkpoint import Checkpoint
 from ..model.cobra import load_vision, stream_blocks
 from ..model.mamba import REFERENCE, Block, RMSNorm
 from ..quantize.questions import seen
-from ..suite.tokenized import AskedLine, AskedSuite, reply_limit
+from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit
 from .metrics import log_softmax
-from .predictions import Reading
+from .predictions import Prediction
 from .state_sketch import sketched
 
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _POSITIONS_AT_ONCE = 8192
 _Module = TypeVar("_Module", bound=nn.Module)
-# Embeddings (n_visual_tokens, d_model) float32 of pictures, by their index in the suite.
+# Embeddings (n_visual_tokens, d_model) float32 of images, by their index in the suite.
 See = Callable[[Sequence[int]], Sequence[np.ndarray]]
 
 
 @torch.inference_mode()
-def float_readings(
+def float_predictions(
     checkpoint: Checkpoint,
-    lines: Sequence[AskedLine],
+    lines: Sequence[TokenizedLine],
     see: See,
     *,
     precision: str | None = None,
     replies_end_with: int | None = None,
     on_layer: Callable[[], None] = lambda: None,
-) -> Iterator[Reading]:
+) -> Iterator[Prediction]:
     """Yield the reading of each line, in order; what is in memory at once does not depend on how many there are.
 
     Args:
         checkpoint: whose decoder.
-        lines: tokenised; those about one picture should follow each other, so that it is read once.
-        see: gives the embeddings (n_visual_tokens, d_model) float32 of pictures, by `AskedLine.picture`.
+        lines: tokenised; those about one image should follow each other, so that it is read once.
+        see: gives the embeddings (n_visual_tokens, d_model) float32 of images, by `TokenizedLine.image`.
         precision: "fp16" or "bf16" for the noise floor; None is float32.
         replies_end_with: the end token, where free answers are wanted too; without it there are none.
         on_layer: called after each layer of each of `batches`, for progress.
@@ -58,34 +58,34 @@ def float_readings(
         InputError: answers that are not finite; a weight that is not, by name.
     """
     for batch in batches(lines, checkpoint.config.n_visual_tokens):
-        used = sorted({line.picture for line in batch if line.picture is not None})
+        used = sorted({line.image for line in batch if line.image is not None})
         looked = dict(zip(used, see(used), strict=True)) if used else {}
         yield from _Batch(checkpoint, batch, looked, precision).read(replies_end_with, on_layer)
 
 
-def float_eyes(checkpoint: Checkpoint, suite: AskedSuite, precision: str | None = None) -> See:
-    """Return what sees a suite's pictures as the float model does, in 16 bits where a precision is given."""
-    model = narrowed(load_vision(checkpoint), precision) if suite.pictures else None
+def float_eyes(checkpoint: Checkpoint, suite: TokenizedSuite, precision: str | None = None) -> See:
+    """Return what sees a suite's images as the float model does, in 16 bits where a precision is given."""
+    model = narrowed(load_vision(checkpoint), precision) if suite.images else None
 
-    def see(pictures: Sequence[int]) -> Sequence[np.ndarray]:
-        found: Tensor = seen(checkpoint, [suite.load(picture) for picture in pictures], model=model)
-        return list(found.numpy().reshape(len(pictures), -1, found.shape[-1]))
+    def see(images: Sequence[int]) -> Sequence[np.ndarray]:
+        found: Tensor = seen(checkpoint, [suite.load(image) for image in images], model=model)
+        return list(found.numpy().reshape(len(images), -1, found.shape[-1]))
 
     return see
 
 
-def batches(lines: Sequence[AskedLine], n_visual_tokens: int) -> list[list[AskedLine]]:
-    """Return lines in runs of some thousand positions, pictures counted once a run."""
-    found, pictures, positions = list[list[AskedLine]]([[]]), set[int](), 0
+def batches(lines: Sequence[TokenizedLine], n_visual_tokens: int) -> list[list[TokenizedLine]]:
+    """Return lines in runs of some thousand positions, images counted once a run."""
+    found, images, positions = list[list[TokenizedLine]]([[]]), set[int](), 0
     for line in lines:
-        new = {line.picture} - pictures - {None}
+        new = {line.image} - images - {None}
         size = len(line.tokens) + (n_visual_tokens if new else 0)
         if found[-1] and positions + size > _POSITIONS_AT_ONCE:
             found.append([])
-            pictures, positions = set(), 0
-            size = len(line.tokens) + (n_visual_tokens if line.picture is not None else 0)
+            images, positions = set(), 0
+            size = len(line.tokens) + (n_visual_tokens if line.image is not None else 0)
         found[-1].append(line)
-        pictures |= {line.picture} if line.picture is not None else set()
+        images |= {line.image} if line.image is not None else set()
         positions += size
     return found
 
@@ -135,7 +135,7 @@ class _Batch:
     """Some lines on their way through the layers."""
 
     def __init__(
-        self, checkpoint: Checkpoint, lines: list[AskedLine], seen: dict[int, np.ndarray], precision: str | None
+        self, checkpoint: Checkpoint, lines: list[TokenizedLine], seen: dict[int, np.ndarray], precision: str | None
     ) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config.mamba
         self.lines, self.seen, self.precision = lines, seen, precision
@@ -147,17 +147,17 @@ class _Batch:
         head.weight = _constant(checkpoint.decoder[tied].float())
         self.logits = nn.Sequential(norm, narrowed(head, precision))
 
-    def read(self, end: int | None, on_layer: Callable[[], None]) -> Iterator[Reading]:
+    def read(self, end: int | None, on_layer: Callable[[], None]) -> Iterator[Prediction]:
         """Yield the reading of each line."""
-        index = {picture: i for i, picture in enumerate(self.seen)}
-        pictures = [torch.from_numpy(embeddings) for embeddings in self.seen.values()]
-        starts = [len(index) if line.picture is None else index[line.picture] for line in self.lines]
+        index = {image: i for i, image in enumerate(self.seen)}
+        images = [torch.from_numpy(embeddings) for embeddings in self.seen.values()]
+        starts = [len(index) if line.image is None else index[line.image] for line in self.lines]
         prompts = [self._embed(line.prompt) for line in self.lines]
         answers = [self._embed(line.answer[:-1]) for line in self.lines]
         sketches, after_prompt = list[np.ndarray](), list[_States]()
         for block in self._blocks():
-            looked = _through(block, pictures, _States.zeros(self.config, len(pictures)))
-            blind = _States.zeros(self.config, 1)  # the state of who sees nothing, behind the pictures'
+            looked = _through(block, images, _States.zeros(self.config, len(images)))
+            blind = _States.zeros(self.config, 1)  # the state of who sees nothing, behind the images'
             start = _States(torch.cat([looked.conv, blind.conv]), torch.cat([looked.ssm, blind.ssm]))
             asked = _through(block, prompts, start.of(starts))
             told = _through(block, answers, asked)
@@ -176,8 +176,8 @@ class _Batch:
                     f"line {line.number}: the float model itself gives logits that are not finite; the checkpoint is damaged "
                     "or overflows"
                 )
-            seen = None if line.picture is None else self.seen[line.picture]
-            yield Reading(log_softmax(logits), np.stack([layer[i] for layer in sketches]), replies[i], seen)
+            seen = None if line.image is None else self.seen[line.image]
+            yield Prediction(log_softmax(logits), np.stack([layer[i] for layer in sketches]), replies[i], seen)
 
     def _replies(self, said: list[list[int]], states: list[_States], end: int) -> list[tuple[int, ...]]:
         """Return greedy answers.

@@ -19,8 +19,8 @@ from ..formats.recipe import StoredTensor
 from ..formats.safetensors_file import TensorFileWriter, read_tensors
 from ..suite.line import Line
 from ..suite.reader import flaw_of
-from ..suite.tokenized import AskedSuite, asked_suite
-from .predictions import Reading
+from ..suite.tokenized import TokenizedSuite, tokenized_suite
+from .predictions import Prediction
 from .state_sketch import SKETCH
 from .top_tokens import TopTokens
 
@@ -44,37 +44,37 @@ _ARRAYS: dict[str, tuple[type[np.generic], int]] = {
 class Golden:
     """A suite, and the float model's reading of each of its lines; log-probabilities are TopTokens."""
 
-    suite: AskedSuite
-    readings: Sequence[Reading]
+    suite: TokenizedSuite
+    predictions: Sequence[Prediction]
 
 
-def write_golden(file: Path, suite: AskedSuite, readings: Sequence[Reading], embeddings: np.ndarray) -> None:
+def write_golden(file: Path, suite: TokenizedSuite, predictions: Sequence[Prediction], embeddings: np.ndarray) -> None:
     """Write golden lines.
 
     Args:
         file: golden.safetensors.
         suite: what was asked.
         readings: of each line, their log-probabilities as TopTokens.
-        embeddings: (pictures, n_visual_tokens, d_model) float32, the float model's.
+        embeddings: (images, n_visual_tokens, d_model) float32, the float model's.
 
     Raises:
         OSError: as the file system does.
     """
-    kept = [r.log_probs for r in readings if isinstance(r.log_probs, TopTokens)]
-    assert len(kept) == len(readings) == len(suite.lines) and len(embeddings) == len(suite.pictures)
-    pictures = [_content(suite.load(i)) for i in range(len(suite.pictures))]
+    kept = [r.log_probs for r in predictions if isinstance(r.log_probs, TopTokens)]
+    assert len(kept) == len(predictions) == len(suite.lines) and len(embeddings) == len(suite.images)
+    images = [_content(suite.load(i)) for i in range(len(suite.images))]
     arrays = {
         "lines": np.frombuffer(b"\n".join(msgspec.json.encode(asked.line) for asked in suite.lines), np.uint8),
-        "pictures": np.frombuffer(b"".join(pictures), np.uint8),
-        "picture_offsets": _offsets([len(p) for p in pictures]),
+        "pictures": np.frombuffer(b"".join(images), np.uint8),
+        "picture_offsets": _offsets([len(p) for p in images]),
         "embeddings": embeddings,
         "kept_offsets": _offsets(np.concatenate([np.diff(t.offsets) for t in kept])),
         "kept_ids": np.concatenate([t.ids for t in kept]),
         "kept_log_probs": np.concatenate([t.log_probs for t in kept]),
         "tails": np.concatenate([t.tails for t in kept]),
-        "states": np.stack([r.state for r in readings]),
-        "replies": np.array([token for r in readings for token in r.reply], np.int32),
-        "reply_offsets": _offsets([len(r.reply) for r in readings]),
+        "states": np.stack([r.state for r in predictions]),
+        "replies": np.array([token for r in predictions for token in r.reply], np.int32),
+        "reply_offsets": _offsets([len(r.reply) for r in predictions]),
     }
     announced = [StoredTensor(name, np.dtype(_ARRAYS[name][0]).name, a.shape) for name, a in arrays.items()]
     with TensorFileWriter(file, announced) as writer:
@@ -82,8 +82,8 @@ def write_golden(file: Path, suite: AskedSuite, readings: Sequence[Reading], emb
             writer.write(name, array.astype(_ARRAYS[name][0], copy=False))
 
 
-def _content(picture: Path | bytes) -> bytes:
-    return picture if isinstance(picture, bytes) else picture.read_bytes()
+def _content(image: Path | bytes) -> bytes:
+    return image if isinstance(image, bytes) else image.read_bytes()
 
 
 def _offsets(sizes: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -99,33 +99,33 @@ def read_golden(bundle: Bundle) -> Golden:
         raise BundleError(f"{GOLDEN}: {', '.join(odd)[:200]} is missing, or not what it should be; export the bundle again")
     try:
         suite = _suite(bundle, arrays)
-        return Golden(suite, _readings(bundle, suite, arrays))
+        return Golden(suite, _predictions(bundle, suite, arrays))
     except (ValueError, IndexError, InputError, msgspec.MsgspecError) as error:
         raise BundleError(f"{GOLDEN}: does not fit the model ({error}); export the bundle again") from error
 
 
-def _suite(bundle: Bundle, arrays: dict[str, np.ndarray]) -> AskedSuite:
+def _suite(bundle: Bundle, arrays: dict[str, np.ndarray]) -> TokenizedSuite:
     lines = [msgspec.json.decode(text, type=Line) for text in arrays["lines"].tobytes().split(b"\n")]
     for number, line in enumerate(lines, 1):
         if flaw := flaw_of(line):
             raise ValueError(f"line {number}: {flaw}")
-    pictures = _parts(arrays["pictures"], arrays["picture_offsets"])
+    images = _parts(arrays["pictures"], arrays["picture_offsets"])
     names = list(dict.fromkeys(line.image for line in lines if line.image is not None))
     codec, template = bundle.text()
     sees = bundle.manifest.model.vision is not None
-    if len(pictures) != (len(names) if sees else 0):
-        raise ValueError(f"{len(pictures)} pictures, the lines name {len(names)}")
-    content = {name: picture.tobytes() for name, picture in zip(names, pictures, strict=False)}
+    if len(images) != (len(names) if sees else 0):
+        raise ValueError(f"{len(images)} images, the lines name {len(names)}")
+    content = {name: image.tobytes() for name, image in zip(names, images, strict=False)}
     numbered = list(enumerate(lines, 1))
-    return asked_suite("the bundle's golden lines", numbered, content.__getitem__, codec, template, sees=sees, skipped={})
+    return tokenized_suite("the bundle's golden lines", numbered, content.__getitem__, codec, template, sees=sees, skipped={})
 
 
-def _readings(bundle: Bundle, suite: AskedSuite, arrays: dict[str, np.ndarray]) -> list[Reading]:
+def _predictions(bundle: Bundle, suite: TokenizedSuite, arrays: dict[str, np.ndarray]) -> list[Prediction]:
     config, states, embeddings = bundle.manifest.model, arrays["states"], arrays["embeddings"]
     if states.shape != (len(suite.lines), config.mamba.n_layer, SKETCH) or not np.isfinite(states).all():
         raise ValueError(f"states {states.shape}")
-    shape = (len(suite.pictures), config.n_visual_tokens, config.mamba.d_model)
-    if suite.pictures and (embeddings.shape != shape or not np.isfinite(embeddings).all()):
+    shape = (len(suite.images), config.n_visual_tokens, config.mamba.d_model)
+    if suite.images and (embeddings.shape != shape or not np.isfinite(embeddings).all()):
         raise ValueError(f"embeddings {embeddings.shape}, expected finite {shape}")
     replies = _parts(arrays["replies"], arrays["reply_offsets"])
     if len(replies) != len(suite.lines):
@@ -134,11 +134,11 @@ def _readings(bundle: Bundle, suite: AskedSuite, arrays: dict[str, np.ndarray]) 
     positions = _offsets([len(asked.tokens) - 1 for asked in suite.lines])
     top = _top_tokens(arrays, np.concatenate([asked.tokens[1:] for asked in suite.lines]), config.mamba.vocab)
     return [
-        Reading(
+        Prediction(
             top.part(int(positions[i]), int(positions[i + 1])),
             states[i],
             tuple(replies[i].tolist()),
-            None if asked.picture is None else embeddings[asked.picture],
+            None if asked.image is None else embeddings[asked.image],
         )
         for i, asked in enumerate(suite.lines)
     ]

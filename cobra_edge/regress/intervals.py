@@ -1,7 +1,7 @@
-"""How sure a figure is: 95 % intervals from a suite's pictures.
+"""How sure a figure is: 95 % intervals from a suite's images.
 
-Lines about one picture share what the model made of it, so they are not independent: what is drawn again, with replacement,
-is whole pictures, each with all of its lines. Two builds are compared on the same pictures, so what is hard about one cancels.
+Lines about one image share what the model made of it, so they are not independent: what is drawn again, with replacement,
+is whole images, each with all of its lines. Two builds are compared on the same images, so what is hard about one cancels.
 Three methods, chosen by how often they hold the full suite's value (docs/regress-intervals.md, `python -m bench.coverage`):
 
 - Means, ratios and roots of ratios: the symmetric bootstrap-t, of the logarithm where a measure cannot be negative. Each drawn
@@ -9,7 +9,7 @@ Three methods, chosen by how often they hold the full suite's value (docs/regres
   low and believes itself sure. Never narrower than Student's t.
   Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 12.5; Hall, "On Symmetric Bootstrap
   Confidence Intervals", 1988; DiCiccio and Efron, "Bootstrap Confidence Intervals", 1996, section 4.
-- Shares: Wilson's score interval, with as many answers as independent ones would have to be to vary as pictures make it vary.
+- Shares: Wilson's score interval, with as many answers as independent ones would have to be to vary as images make it vary.
   It has a width where nothing failed. A paired difference of shares: Tango's score interval.
   Source: Wilson, "Probable Inference", 1927; Kish, "Survey Sampling", 1965, section 8.2 (design effect); Tango, "Equivalence
   Test and Confidence Interval for the Difference in Proportions for the Paired-Sample Design", 1998.
@@ -17,7 +17,7 @@ Three methods, chosen by how often they hold the full suite's value (docs/regres
   Source: Woodruff, "Confidence Intervals for Medians and Other Position Measures", 1952; by test inversion: Francisco and
   Fuller, "Quantile Estimation with a Complex Survey Design", 1991.
 
-Where every picture says the same a mean's interval has no width: it knows nothing of pictures that the suite does not have.
+Where every image says the same a mean's interval has no width: it knows nothing of images that the suite does not have.
 Where a value is not finite, neither is the figure: NaN, and NaN at both ends.
 """
 
@@ -40,7 +40,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 4000
 _SEED = 0
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-_DRAWN_AT_ONCE = 1 << 20  # pictures; 8 MiB
+_DRAWN_AT_ONCE = 1 << 20  # images; 8 MiB
 _ROUNDING = 1e-12  # relative; a spread below it is no spread
 _NO_SPREAD = 1e-5  # the same of a standard error, beside our own: squares that cancel leave the root of a rounding
 
@@ -64,12 +64,12 @@ def interval_of_sums(function: Callable[..., Any], *columns: np.ndarray, positiv
     """Return a smooth function of the columns' sums and its interval.
 
     Args:
-        function: takes as many arrays of one shape as there are columns, sums over pictures, and returns such an array.
-        columns: of each picture one number, (pictures,) each.
+        function: takes as many arrays of one shape as there are columns, sums over images, and returns such an array.
+        columns: of each image one number, (images,) each.
         positive: the function cannot be below 0; the ends then lie as far from the value by their ratio as by it.
 
     Raises:
-        InputError: fewer than two pictures. MachineError: scipy is not installed.
+        InputError: fewer than two images. MachineError: scipy is not installed.
     """
     rows = np.stack([np.asarray(column, np.float64) for column in columns], -1)
     _require_several(len(rows))
@@ -98,8 +98,8 @@ def _with_error(function: Callable[..., Any], rows: np.ndarray, weights: np.ndar
 
     Args:
         function: as above.
-        rows: (pictures, columns) float64.
-        weights: (suites, pictures) float64, how often each picture was drawn.
+        rows: (images, columns) float64.
+        weights: (suites, images) float64, how often each image was drawn.
     """
     n, k = rows.shape
     centre = rows.mean(0)
@@ -119,18 +119,18 @@ def _with_error(function: Callable[..., Any], rows: np.ndarray, weights: np.ndar
     return function(*sums.T), np.sqrt(np.maximum(variance, 0))
 
 
-def _draws(pictures: int) -> Iterator[np.ndarray]:
-    """Yield how often each picture was drawn, (suites, pictures) float64: RESAMPLES suites, a piece at a time."""
-    size = max(1, _DRAWN_AT_ONCE // pictures)
+def _draws(images: int) -> Iterator[np.ndarray]:
+    """Yield how often each image was drawn, (suites, images) float64: RESAMPLES suites, a piece at a time."""
+    size = max(1, _DRAWN_AT_ONCE // images)
     for start in range(0, RESAMPLES, size):
-        yield _drawn(pictures, start, min(size, RESAMPLES - start))
+        yield _drawn(images, start, min(size, RESAMPLES - start))
 
 
 @functools.lru_cache(maxsize=1)  # all measures of a suite of common size use the same piece
-def _drawn(pictures: int, start: int, suites: int) -> np.ndarray:
-    picks = np.random.default_rng((_SEED, start)).integers(0, pictures, (suites, pictures))
-    picks += pictures * np.arange(suites)[:, None]
-    counts = np.bincount(picks.ravel(), minlength=suites * pictures).reshape(suites, pictures).astype(np.float64)
+def _drawn(images: int, start: int, suites: int) -> np.ndarray:
+    picks = np.random.default_rng((_SEED, start)).integers(0, images, (suites, images))
+    picks += images * np.arange(suites)[:, None]
+    counts = np.bincount(picks.ravel(), minlength=suites * images).reshape(suites, images).astype(np.float64)
     counts.flags.writeable = False
     return counts
 
@@ -145,35 +145,35 @@ def _student(freedom: int) -> float:
 
 
 def mean(sums: np.ndarray, counts: np.ndarray) -> Interval:
-    """Return the mean over all tokens (or lines) of a measure, from each picture's sum and count, (pictures,) each.
+    """Return the mean over all tokens (or lines) of a measure, from each image's sum and count, (images,) each.
 
     Where no sum is negative the measure is taken for one that cannot be.
     """
-    counted = counts > 0  # a picture that has none of what is averaged is no part of this sample
+    counted = counts > 0  # an image that has none of what is averaged is no part of this sample
     return interval_of_sums(np.divide, sums[counted], counts[counted], positive=bool((sums[counted] >= 0).all()))
 
 
 def difference_of_means(sums: np.ndarray, other: np.ndarray, counts: np.ndarray) -> Interval:
-    """Return mean(sums) - mean(other) over the same tokens, paired; arrays are (pictures,)."""
+    """Return mean(sums) - mean(other) over the same tokens, paired; arrays are (images,)."""
     counted = counts > 0
     return interval_of_sums(lambda a, b, n: (a - b) / n, sums[counted], other[counted], counts[counted])
 
 
 def ratio_of_means(sums: np.ndarray, other: np.ndarray) -> Interval:
-    """Return mean(sums) / mean(other) over the same tokens, paired; arrays are (pictures,), not negative, other's sum not 0."""
+    """Return mean(sums) / mean(other) over the same tokens, paired; arrays are (images,), not negative, other's sum not 0."""
     return interval_of_sums(np.divide, sums, other, positive=True)
 
 
 def root_ratio(num: np.ndarray, den: np.ndarray) -> Interval:
-    """Return sqrt(sum(num) / sum(den)), a relative or root mean square; arrays are (pictures,), not negative."""
+    """Return sqrt(sum(num) / sum(den)), a relative or root mean square; arrays are (images,), not negative."""
     return ratio_of_means(num, den).map(math.sqrt)
 
 
 def share(right: np.ndarray, counts: np.ndarray) -> Interval:
-    """Return the share of tokens (or lines) that are right, from each picture's, (pictures,) each.
+    """Return the share of tokens (or lines) that are right, from each image's, (images,) each.
 
     Raises:
-        InputError: fewer than two pictures with any.
+        InputError: fewer than two images with any.
     """
     counted = counts > 0
     right, counts = (np.asarray(column, np.float64)[counted] for column in (right, counts))
@@ -189,11 +189,11 @@ def difference_of_shares(gained: np.ndarray, lost: np.ndarray, counts: np.ndarra
     """Return by how much the share of right lines rose, paired: right now and not before, less right before and not now.
 
     Args:
-        gained, lost: of each picture how many lines became right and wrong, (pictures,) each.
-        counts: of each picture how many lines there are, (pictures,).
+        gained, lost: of each image how many lines became right and wrong, (images,) each.
+        counts: of each image how many lines there are, (images,).
 
     Raises:
-        InputError: fewer than two pictures with any. MachineError: scipy is not installed.
+        InputError: fewer than two images with any. MachineError: scipy is not installed.
     """
     counted = counts > 0
     up, down, counts = (np.asarray(column, np.float64)[counted] for column in (gained, lost, counts))
@@ -215,11 +215,11 @@ def quantiles(groups: Sequence[np.ndarray], qs: Sequence[float]) -> list[Interva
     """Return quantiles of all values, each with its interval.
 
     Args:
-        groups: of each picture its tokens' values, (tokens,) each, not all of one length.
+        groups: of each image its tokens' values, (tokens,) each, not all of one length.
         qs: 0 to 1 each.
 
     Raises:
-        InputError: fewer than two pictures with any.
+        InputError: fewer than two images with any.
     """
     filled = [group for group in groups if len(group)]
     _require_several(len(filled))
@@ -230,14 +230,14 @@ def quantiles(groups: Sequence[np.ndarray], qs: Sequence[float]) -> list[Interva
     return [_quantile(values[order], np.repeat(np.arange(len(counts)), counts)[order], counts, q) for q in qs]
 
 
-def _quantile(values: np.ndarray, picture: np.ndarray, counts: np.ndarray, q: float) -> Interval:
-    """Return one quantile of sorted values, (tokens,), of which `picture` is (tokens,) int; counts are (pictures,)."""
+def _quantile(values: np.ndarray, image: np.ndarray, counts: np.ndarray, q: float) -> Interval:
+    """Return one quantile of sorted values, (tokens,), of which `image` is (tokens,) int; counts are (images,)."""
     total = len(values)
 
     def reach(below: int) -> float:
         """Return how far from q the share of values below may lie, were q the truth: Wilson's test."""
         part = below / total
-        effect = _design_effect(np.bincount(picture[:below], minlength=len(counts)), counts, part * (1 - part))
+        effect = _design_effect(np.bincount(image[:below], minlength=len(counts)), counts, part * (1 - part))
         return _Z * math.sqrt(q * (1 - q) * effect / total)
 
     first = bisect_left(range(total - 1), True, key=lambda i: (i + 1) / total + reach(i + 1) >= q)
@@ -246,13 +246,13 @@ def _quantile(values: np.ndarray, picture: np.ndarray, counts: np.ndarray, q: fl
     return Interval(value, min(float(values[first]), value), max(float(values[after]), value))
 
 
-def _design_effect(of_pictures: np.ndarray, counts: np.ndarray, own: float) -> float:
-    """Return how many times the variance of sum(of_pictures) / sum(counts) is what independent lines would give.
+def _design_effect(of_images: np.ndarray, counts: np.ndarray, own: float) -> float:
+    """Return how many times the variance of sum(of_images) / sum(counts) is what independent lines would give.
 
-    Where pictures do not differ it cannot be seen, and is taken as 1. `own` is the variance of one line.
+    Where images do not differ it cannot be seen, and is taken as 1. `own` is the variance of one line.
     """
     n, total = len(counts), counts.sum()
-    off = of_pictures - of_pictures.sum() / total * counts
+    off = of_images - of_images.sum() / total * counts
     variance = float((off**2).sum() * n / (n - 1) / total)
     return variance / own if own > 0 and variance > _ROUNDING**2 * total else 1.0
 
@@ -289,6 +289,6 @@ def _tango(gained: float, lost: float, n: float) -> tuple[float, float]:
     return end(-1.0, 1), end(1.0, -1)
 
 
-def _require_several(pictures: int) -> None:
-    if pictures < 2:
-        raise InputError(f"an interval needs two or more pictures to draw from, got {pictures}; give a larger suite")
+def _require_several(images: int) -> None:
+    if images < 2:
+        raise InputError(f"an interval needs two or more images to draw from, got {images}; give a larger suite")

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..errors import DriftError
 from ..suite.scoring import METRICS
-from ..suite.tokenized import AskedLine
+from ..suite.tokenized import TokenizedLine
 from .metrics import divergence
-from .predictions import Reading
+from .predictions import Prediction
 from .top_tokens import TopTokens
 
 
@@ -20,13 +20,13 @@ class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         number: in the suite.
-        picture: index of its picture, or None.
+        image: index of its image, or None.
         prompt_kld, answer_kld: KL(reference ‖ build) in nats, after each token that another one follows; the first of the
             answer's is after the question's last.
         agrees: of the answer's, the likeliest token is the reference's.
         right, right_reference: probability of each right token of the answer, build and reference; in nats, log p.
         states: of each layer, squared distance of the recurrent states after the line, and the reference's squared length.
-        vision: the same of the picture's embeddings, or None.
+        vision: the same of the image's embeddings, or None.
         reply, reference_reply: free answers, tokens.
         text, reference_text: what they say.
         score, reference_score: of the texts, by the task's metric.
@@ -35,7 +35,7 @@ class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     number: int
-    picture: int | None
+    image: int | None
     prompt_kld: list[float]
     answer_kld: list[float]
     agrees: list[bool]
@@ -63,7 +63,9 @@ class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
 
 
-def compared(asked: AskedLine, reference: Reading, build: Reading, text_of: Callable[[Sequence[int]], str]) -> ComparedLine:
+def compared(
+    asked: TokenizedLine, reference: Prediction, build: Prediction, text_of: Callable[[Sequence[int]], str]
+) -> ComparedLine:
     """Hold a build's reading of a line against the reference's.
 
     Args:
@@ -87,14 +89,14 @@ def compared(asked: AskedLine, reference: Reading, build: Reading, text_of: Call
     metric, texts = METRICS[asked.line.metric], [text_of(r.reply) for r in (build, reference)]
     return ComparedLine(
         number=asked.number,
-        picture=asked.picture,
+        image=asked.image,
         prompt_kld=divergence[:first].tolist(),
         answer_kld=divergence[first:].tolist(),
         agrees=(log_probs[first:].argmax(-1) == likeliest[first:]).tolist(),
         right=np.take_along_axis(log_probs[first:], targets[:, None], -1)[:, 0].tolist(),
         right_reference=right_reference[first:].tolist(),
         states=[_distance(a, b) for a, b in zip(build.state, reference.state, strict=True)],
-        vision=None if asked.picture is None else _distance(build.embeddings, reference.embeddings),
+        vision=None if asked.image is None else _distance(build.embeddings, reference.embeddings),
         reply=list(build.reply),
         reference_reply=list(reference.reply),
         text=texts[0],

@@ -10,11 +10,11 @@ import numpy as np
 from ..errors import DriftError
 from ..inputs.text import TextCodec
 from ..model.checkpoint import Checkpoint
-from ..suite.tokenized import AskedSuite
-from .aggregate import Tally
-from .float_reference import NARROW, float_eyes, float_readings
+from ..suite.tokenized import TokenizedSuite
+from .aggregate import Aggregate
+from .float_reference import NARROW, float_eyes, float_predictions
 from .line_metrics import compared
-from .predictions import Reading
+from .predictions import Prediction
 from .top_tokens import TopTokens
 
 # What teacher-forcing shows; free answers in 16 bits would take as long again.
@@ -22,30 +22,30 @@ _MEASURED = ("kld_mean", "kld_median", "kld_p90", "kld_p99", "kld_max", "prompt_
              "right_change_mean", "right_change_rms", "perplexity_ratio", "state_error", "vision_error")  # fmt: skip
 
 
-def golden_readings(
+def golden_predictions(
     checkpoint: Checkpoint,
-    suite: AskedSuite,
+    suite: TokenizedSuite,
     embeddings: np.ndarray,
     codec: TextCodec,
     on_layer: Callable[[], None] = lambda: None,
-) -> list[Reading]:
+) -> list[Prediction]:
     """Return the float model's reading of each line, of its distributions the likely part.
 
     Args:
         checkpoint: the float model.
         suite: what is asked.
-        embeddings: (pictures, n_visual_tokens, d_model) float32, the float model's.
+        embeddings: (images, n_visual_tokens, d_model) float32, the float model's.
         codec: the model's.
         on_layer: called after each layer, for progress.
 
     Raises:
-        InputError: as `float_readings`.
+        InputError: as `float_predictions`.
     """
 
-    def see(pictures: Sequence[int]) -> Sequence[np.ndarray]:
-        return [embeddings[picture] for picture in pictures]
+    def see(images: Sequence[int]) -> Sequence[np.ndarray]:
+        return [embeddings[image] for image in images]
 
-    read = float_readings(checkpoint, suite.lines, see, replies_end_with=codec.end_id, on_layer=on_layer)
+    read = float_predictions(checkpoint, suite.lines, see, replies_end_with=codec.end_id, on_layer=on_layer)
     return [
         replace(reading, log_probs=TopTokens.of(np.asarray(reading.log_probs), np.array(asked.tokens[1:])))
         for asked, reading in zip(suite.lines, read, strict=True)
@@ -54,36 +54,36 @@ def golden_readings(
 
 def noise_floor(
     checkpoint: Checkpoint,
-    suite: AskedSuite,
-    readings: Sequence[Reading],
+    suite: TokenizedSuite,
+    predictions: Sequence[Prediction],
     codec: TextCodec,
     on_layer: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """Return measures of the float model in "fp16" and "bf16" against itself in float32; none for one that overflows.
 
     Args:
-        checkpoint, suite, codec: as `golden_readings` had them.
+        checkpoint, suite, codec: as `golden_predictions` had them.
         readings: what that returned.
         on_layer: called after each layer, for progress.
     """
-    return {precision: _floor(checkpoint, suite, readings, codec, precision, on_layer) for precision in NARROW}
+    return {precision: _floor(checkpoint, suite, predictions, codec, precision, on_layer) for precision in NARROW}
 
 
 def _floor(
     checkpoint: Checkpoint,
-    suite: AskedSuite,
-    readings: Sequence[Reading],
+    suite: TokenizedSuite,
+    predictions: Sequence[Prediction],
     codec: TextCodec,
     precision: str,
     on_layer: Callable[[], None],
 ) -> dict[str, float]:
     see = float_eyes(checkpoint, suite, precision)
-    tally, narrow = Tally(), float_readings(checkpoint, suite.lines, see, precision=precision, on_layer=on_layer)
+    aggregate, narrow = Aggregate(), float_predictions(checkpoint, suite.lines, see, precision=precision, on_layer=on_layer)
     try:
-        for asked, reference, reading in zip(suite.lines, readings, narrow, strict=True):
+        for asked, reference, reading in zip(suite.lines, predictions, narrow, strict=True):
             said = replace(reading, reply=reference.reply)
-            tally.add(asked, compared(asked, reference, said, codec.decode))
+            aggregate.add(asked, compared(asked, reference, said, codec.decode))
     except DriftError:
         return {}
-    values = tally.values()
+    values = aggregate.values()
     return {name: values[name] for name in _MEASURED if name in values}

@@ -12,7 +12,7 @@ from ..decode.sampling import GREEDY
 from ..errors import DriftError, InputError
 from ..inference.generate import generate
 from ..inference.session import Session
-from ..suite.tokenized import AskedLine, AskedSuite, reply_limit
+from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit
 from .metrics import log_softmax
 from .state_sketch import sketched
 from .top_tokens import TopTokens
@@ -22,7 +22,7 @@ _MOST_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Prediction:
     """What a model made of a line.
 
     Attributes:
@@ -30,7 +30,7 @@ class Reading:
             likely part of them.
         state: (n_layer, SKETCH) float32, of the recurrent state after those tokens.
         reply: tokens of its own greedy answer, without the end token.
-        embeddings: (n_visual_tokens, d_model) float32, the picture as the decoder saw it, or None.
+        embeddings: (n_visual_tokens, d_model) float32, the image as the decoder saw it, or None.
     """
 
     log_probs: np.ndarray | TopTokens
@@ -39,25 +39,25 @@ class Reading:
     embeddings: np.ndarray | None
 
 
-def readings(session: Session, suite: AskedSuite, first: int = 0) -> Iterator[Reading]:
-    """Yield the reading of each line from index `first` on; a picture that follows itself is looked at once.
+def predictions(session: Session, suite: TokenizedSuite, first: int = 0) -> Iterator[Prediction]:
+    """Yield the reading of each line from index `first` on; an image that follows itself is looked at once.
 
     Raises:
-        InputError: a picture that cannot be read.
+        InputError: an image that cannot be read.
     """
     looked: tuple[int | None, np.ndarray | None, DecoderState] = None, None, session.decoder.new_state()
     for asked in suite.lines[first:]:
-        if asked.picture != looked[0]:
+        if asked.image != looked[0]:
             state, embeddings = session.decoder.new_state(), None
-            if asked.picture is not None:
-                embeddings = session.visual_embeddings(suite.load(asked.picture))
+            if asked.image is not None:
+                embeddings = session.visual_embeddings(suite.load(asked.image))
                 session.decoder.prefill(embeddings, state)
-            looked = asked.picture, embeddings, state
+            looked = asked.image, embeddings, state
         yield read_line(session, asked, looked[1], looked[2])
 
 
-def read_line(session: Session, asked: AskedLine, embeddings: np.ndarray | None, looked: DecoderState) -> Reading:
-    """Read one line from the state after its picture, which is left as it is.
+def read_line(session: Session, asked: TokenizedLine, embeddings: np.ndarray | None, looked: DecoderState) -> Prediction:
+    """Read one line from the state after its image, which is left as it is.
 
     Raises:
         InputError: a line so long that its logits would fill the memory. DriftError: the free answer's are not finite.
@@ -77,4 +77,4 @@ def read_line(session: Session, asked: AskedLine, embeddings: np.ndarray | None,
         reply = tuple(generate(decoder, after_prompt[-1], free, end, limit, GREEDY))
     except InputError as error:  # logits that are not finite
         raise DriftError(f"line {asked.number}: {error}") from error
-    return Reading(log_softmax(np.concatenate([after_prompt, after_answer])), sketched(state.ssm), reply, embeddings)
+    return Prediction(log_softmax(np.concatenate([after_prompt, after_answer])), sketched(state.ssm), reply, embeddings)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..bundle.reader import Bundle
 from ..errors import InputError
-from ..inputs.image import load_picture
+from ..inputs.image import load_image
 from ..suite.reader import HELDOUT, BadLine, numbered_lines
-from ..suite.tokenized import AskedSuite, asked_suite
+from ..suite.tokenized import TokenizedSuite, tokenized_suite
 from .golden import Golden
 
 
@@ -21,8 +21,8 @@ def chosen_suite(
     wanted: int | None = None,
     *,
     skip_bad: bool = False,
-    on_picture: Callable[[int, int], None] = lambda done, total: None,
-) -> AskedSuite:
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> TokenizedSuite:
     """Return what is asked.
 
     Args:
@@ -31,10 +31,10 @@ def chosen_suite(
         file: JSON lines; None for the golden lines, or without those the embedded held-out suite.
         wanted: at most so many lines, spread evenly over the tasks; None for all.
         skip_bad: leave out lines that are not what they should be, and count them.
-        on_picture: told how many pictures were looked through, and of how many.
+        on_image: told how many images were looked through, and of how many.
 
     Raises:
-        InputError: unreadable, empty, a bad line or a picture that cannot be decoded, its number named.
+        InputError: unreadable, empty, a bad line or an image that cannot be decoded, its number named.
     """
     if file is None and golden is not None:
         suite = golden.suite
@@ -44,21 +44,23 @@ def chosen_suite(
         skipped = {line.number: line.reason for line in bad}
         codec, template = bundle.text()
         directory, sees = (file or HELDOUT).parent, bundle.manifest.model.vision is not None
-        suite = asked_suite((file or HELDOUT).name, numbered, directory.joinpath, codec, template, sees=sees, skipped=skipped)
-        suite = _readable(suite, skip_bad, on_picture)
+        suite = tokenized_suite(
+            (file or HELDOUT).name, numbered, directory.joinpath, codec, template, sees=sees, skipped=skipped
+        )
+        suite = _readable(suite, skip_bad, on_image)
     return suite if wanted is None or wanted >= len(suite.lines) else suite.part(wanted)
 
 
-def _readable(suite: AskedSuite, skip_bad: bool, on_picture: Callable[[int, int], None]) -> AskedSuite:
-    """Return the suite without lines whose pictures cannot be decoded: known before anything is measured."""
+def _readable(suite: TokenizedSuite, skip_bad: bool, on_image: Callable[[int, int], None]) -> TokenizedSuite:
+    """Return the suite without lines whose images cannot be decoded: known before anything is measured."""
     flaws = dict[int, str]()
-    for index in range(len(suite.pictures)):
-        on_picture(index, len(suite.pictures))
+    for index in range(len(suite.images)):
+        on_image(index, len(suite.images))
         try:
-            load_picture(suite.load(index))
+            load_image(suite.load(index))
         except InputError as error:
             flaws[index] = str(error)
-    lost = {asked.number: flaws[asked.picture] for asked in suite.lines if asked.picture in flaws}
+    lost = {asked.number: flaws[asked.image] for asked in suite.lines if asked.image in flaws}
     if lost and not skip_bad:
         number, reason = next(iter(lost.items()))
         raise InputError(f"{suite.name}, line {number}: {reason}; mend it, or leave such lines out with --skip-bad")

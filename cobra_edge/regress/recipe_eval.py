@@ -43,27 +43,27 @@ class Trial:
         recipe: Recipe,
         statistics: Statistics | None,
         lines: Sequence[Question],
-        pictures: Path,
+        images: Path,
         on_progress: OnProgress = silent,
     ) -> None:
-        """Look at the pictures, and run the float model.
+        """Look at the images, and run the float model.
 
         Args:
             checkpoint: whose decoder and vision; all of it lies in memory as float32.
             recipe: method, rotations and activations of those that will be measured; its tensors do not count.
             statistics: of the checkpoint, where the method looks at activations or they are clipped.
             lines: questions with their answers.
-            pictures: directory that their images are relative to.
+            images: directory that their images are relative to.
             on_progress: called with a stage's name, how much of it is done and how much there is.
 
         Raises:
-            InputError: a question or picture that cannot be read, weights or answers that are not finite.
+            InputError: a question or image that cannot be read, weights or answers that are not finite.
         """
         self._checkpoint, self._statistics, config = checkpoint, statistics, checkpoint.config
         self._questions = tokenised(checkpoint, lines)
         self._visual: list[np.ndarray] = []
-        if self._questions.pictures:
-            embeddings = seen(checkpoint, [pictures / name for name in self._questions.pictures], on_progress)
+        if self._questions.images:
+            embeddings = seen(checkpoint, [images / name for name in self._questions.images], on_progress)
             self._visual = list(embeddings.numpy().reshape(-1, config.n_visual_tokens, config.mamba.d_model))
         on_progress("float model", 0, 1)
         self._kept = dict[tuple[str, str], np.ndarray | QuantizedTensor]()
@@ -114,15 +114,15 @@ class Trial:
         return found
 
     def _answers(self, recipe: Recipe, tensors: dict[str, np.ndarray | QuantizedTensor]) -> Iterator[np.ndarray]:
-        """Yield for each line the logits before each token of its answer (answer, vocab); lines of a picture together."""
+        """Yield for each line the logits before each token of its answer (answer, vocab); lines of an image together."""
         decoder = open_weights(Weights(self._checkpoint.config.mamba, recipe, tensors, "weights in memory"))
         asked, looked = self._questions, list[tuple[int, DecoderState]]()
-        for line in sorted(range(len(asked.tokens)), key=lambda i: (asked.picture_of[i] is not None, asked.picture_of[i] or 0)):
-            state, picture = decoder.new_state(), asked.picture_of[line]
-            if picture is not None:
-                if not looked or looked[0][0] != picture:
-                    decoder.prefill(self._visual[picture], state)
-                    looked = [(picture, state)]
+        for line in sorted(range(len(asked.tokens)), key=lambda i: (asked.image_of[i] is not None, asked.image_of[i] or 0)):
+            state, image = decoder.new_state(), asked.image_of[line]
+            if image is not None:
+                if not looked or looked[0][0] != image:
+                    decoder.prefill(self._visual[image], state)
+                    looked = [(image, state)]
                 state = looked[0][1].copy()
             start = asked.answer_from[line] - 1
             yield decoder.forward(decoder.embed(asked.tokens[line][:-1]), state)[start:]

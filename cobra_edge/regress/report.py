@@ -95,7 +95,7 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     sha256: str
     lines: int
-    pictures: int
+    images: int
     answer_tokens: int
     prompt_tokens: int
     skipped: dict[int, str] = {}
@@ -144,7 +144,7 @@ class WorstLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         number: in the suite, from 1.
-        image: the picture's name, or None.
+        image: the image's name, or None.
         diverges_at: the first token in which the free answers differ, None where they are alike.
     """
 

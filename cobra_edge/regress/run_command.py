@@ -15,7 +15,7 @@ from ..decode.backends import DEVICES, KERNELS
 from ..decode.decoder import ACTIVATIONS, DecoderOptions
 from ..errors import DriftError, InputError
 from ..inference.session_options import threads_option
-from ..inputs.image import load_picture
+from ..inputs.image import load_image
 from ..terminal.output import debug_option, results, say, stages, tell
 from ..vision.runtimes import RUNTIME_NAMES
 from .budget import read_budget
@@ -97,7 +97,7 @@ def measured(
         with stages() as on_step:
             found = measure(run, limits, name, report, on_step)
         if report is not None:
-            write_outputs(report, found.report, _pictures(found), before)
+            write_outputs(report, found.report, _images(found), before)
     if history is not None:
         append_history(history, found.report)
     if as_json:
@@ -123,16 +123,16 @@ def _previous(given: Path | None, directory: Path | None) -> Report | None:
     return read_report(left) if left is not None and left.is_file() else None
 
 
-def _pictures(found: Measured) -> dict[str, bytes]:
-    """Return the files of the worst lines' pictures."""
+def _images(found: Measured) -> dict[str, bytes]:
+    """Return the files of the worst lines' images."""
     suite, wanted = found.suite, {line.image for line in found.report.worst}
-    pictures = {}
-    for index, name in enumerate(suite.pictures):
+    images = {}
+    for index, name in enumerate(suite.images):
         if name in wanted:
             content = suite.load(index)
-            load_picture(content)  # nothing that is no picture goes into a page
-            pictures[name] = content if isinstance(content, bytes) else content.read_bytes()
-    return pictures
+            load_image(content)  # nothing that is no image goes into a page
+            images[name] = content if isinstance(content, bytes) else content.read_bytes()
+    return images
 
 
 def _update(budget: Path, report: Report, margin: float) -> None:

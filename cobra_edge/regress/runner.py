@@ -15,10 +15,10 @@ from ..bundle.reader import MANIFEST, Bundle, file_sha256
 from ..decode.decoder import DecoderOptions
 from ..decode.processor import processor_name
 from ..inference.session import Session
-from ..suite.tokenized import AskedSuite
+from ..suite.tokenized import TokenizedSuite
 from ..version import __version__
 from . import report as reports
-from .aggregate import Tally
+from .aggregate import Aggregate
 from .attribution import attribution
 from .baseline import Reference, open_baseline
 from .budget import Budget, judge
@@ -26,7 +26,7 @@ from .bundle_tables import bits_per_weight
 from .journal import Journal, fingerprint_of, journal
 from .line_metrics import compared
 from .measures import MEASURES
-from .predictions import readings
+from .predictions import predictions
 from .questions import chosen_suite
 from .report import Report, Runtime
 from .state_sketch import SKETCH
@@ -63,10 +63,10 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A report, and the suite it is about (for its pictures)."""
+    """A report, and the suite it is about (for its images)."""
 
     report: Report
-    suite: AskedSuite
+    suite: TokenizedSuite
 
 
 def measure(
@@ -86,7 +86,7 @@ def measure(
         on_step: told a stage's name, how much of it is done, and of what.
 
     Raises:
-        InputError: a build, baseline, suite or budget that is not what it should be, or fewer than two pictures.
+        InputError: a build, baseline, suite or budget that is not what it should be, or fewer than two images.
         DriftError: an answer that is not finite. MachineError: something is missing here.
     """
     began, clock = datetime.now(timezone.utc), time.monotonic()
@@ -106,7 +106,7 @@ def measure(
         run.suite,
         run.lines,
         skip_bad=run.skip_bad,
-        on_picture=lambda done, total: on_step("pictures", done, total),
+        on_image=lambda done, total: on_step("images", done, total),
     )
     runtime = _runtime(session, run)
     digest = suite.sha256()
@@ -117,11 +117,11 @@ def measure(
     if few is None:
         few = _FEW if manifest.model.mamba.n_parameters < 10**9 else _MANY
     with journal(directory, identity) as kept:
-        tally = _asked(session, reference, suite, kept, on_step)
+        aggregate = _asked(session, reference, suite, kept, on_step)
         if few:  # while the journal is open: interrupted here, a run does not ask its lines again
             found = attribution(session, reference, suite.part(few), run.options, on_step)
     new = len(suite.lines) - len(kept.done)
-    figures = tally.figures()
+    figures = aggregate.figures()
     floor, not_taken = manifest.noise_floor, _not_taken(session)
     verdicts = judge(figures, limits, floor, not_taken)
     seconds = time.monotonic() - clock
@@ -131,23 +131,23 @@ def measure(
         commit=run.commit or _commit(),
         build=_build(bundle),
         runtime=runtime,
-        baseline=_baseline(reference, tally),
+        baseline=_baseline(reference, aggregate),
         suite=reports.Suite(
             name=suite.name,
             sha256=digest,
-            lines=tally.lines,
-            pictures=tally.pictures,
-            answer_tokens=tally.answer_tokens,
-            prompt_tokens=tally.prompt_tokens,
+            lines=aggregate.lines,
+            images=aggregate.images,
+            answer_tokens=aggregate.answer_tokens,
+            prompt_tokens=aggregate.prompt_tokens,
             skipped=suite.skipped,
         ),
         measures={name: figure for name, figure in figures.items() if name in MEASURES},
         not_taken=not_taken,
         noise_floor=floor,
-        tasks=tally.tasks(),
-        positions=tally.positions(),
-        layers=tally.layers(),
-        worst=tally.worst(),
+        tasks=aggregate.tasks(),
+        positions=aggregate.positions(),
+        layers=aggregate.layers(),
+        worst=aggregate.worst(),
         attribution=found,
         budget=budget_name,
         verdicts=verdicts,
@@ -157,13 +157,13 @@ def measure(
     return Measured(report, suite)
 
 
-def _asked(session: Session, reference: Reference, suite: AskedSuite, kept: Journal, on_step: OnStep) -> Tally:
+def _asked(session: Session, reference: Reference, suite: TokenizedSuite, kept: Journal, on_step: OnStep) -> Aggregate:
     """Ask every line that an interrupted run left; returns what all of them add up to."""
-    tally, total, first = Tally(), len(suite.lines), len(kept.done)
+    aggregate, total, first = Aggregate(), len(suite.lines), len(kept.done)
     for asked, line in zip(suite.lines, kept.done, strict=False):
-        tally.add(asked, line)
+        aggregate.add(asked, line)
     pairs = (
-        zip(suite.lines[first:], reference.readings(suite, first), readings(session, suite, first), strict=True)
+        zip(suite.lines[first:], reference.predictions(suite, first), predictions(session, suite, first), strict=True)
         if first < total
         else ()  # interrupted after the last line
     )
@@ -171,9 +171,9 @@ def _asked(session: Session, reference: Reference, suite: AskedSuite, kept: Jour
         on_step("lines", done, total)
         line = compared(asked, told, said, session.codec.decode)
         kept.write(line)
-        tally.add(asked, line)
+        aggregate.add(asked, line)
     on_step("lines", total, total)
-    return tally
+    return aggregate
 
 
 def _runtime(session: Session, run: Run) -> Runtime:
@@ -204,16 +204,16 @@ def _build(bundle: Bundle) -> reports.Build:
     )
 
 
-def _baseline(reference: Reference, tally: Tally) -> reports.Baseline:
+def _baseline(reference: Reference, aggregate: Aggregate) -> reports.Baseline:
     whole = reference.golden is None
-    top_k = None if whole else tally.kept_max
+    top_k = None if whole else aggregate.kept_max
     return reports.Baseline(
         kind=reference.kind,
         name=reference.name,
         computed_by=reference.computed_by,
         top_k=top_k,
-        tail_mass_max=tally.tail_mass_max,
-        prompt_tail_mass_max=tally.prompt_tail_mass_max,
+        tail_mass_max=aggregate.tail_mass_max,
+        prompt_tail_mass_max=aggregate.prompt_tail_mass_max,
         state_sketch=SKETCH,
     )
 

@@ -1,4 +1,4 @@
-"""Which addresses are this machine's own, and which lie on the public internet and may be asked for pictures.
+"""Which addresses are this machine's own, and which lie on the public internet and may be asked for images.
 
 Own tables, not `ipaddress.is_global`, whose answers differ between versions of Python, and which does not look into the IPv4
 addresses inside IPv6 ones.

@@ -18,14 +18,14 @@ from .chat_completions import ChatRoute
 from .generation import answer_in_slices
 from .image_decoding import ImageDecoder
 from .image_fetcher import Fetcher
-from .image_input import PictureSource
+from .image_input import ImageInput
 from .limits import Limits
 from .metrics import Metrics
 from .middleware.admission import Admission
 from .middleware.host_and_auth import allowed_hosts, guarded
 from .middleware.metrics import Counted
-from .prefix_cache import StateCache
-from .prefix_cache_disk import StateFiles
+from .prefix_cache import PrefixCache
+from .prefix_cache_disk import PrefixCacheDisk
 from .scheduler import Scheduler
 from .served_model import ServedModel
 from .server import Address, run_server, url_of
@@ -54,7 +54,7 @@ class Access:
         host, port: where it listens.
         key: that clients have to show, or None.
         names: further ones that it may be called by.
-        image_hosts: where pictures may be fetched from.
+        image_hosts: where images may be fetched from.
     """
 
     host: str
@@ -89,19 +89,19 @@ def serve(
     Raises:
         BundleError, InputError, MachineError: a part cannot be opened.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # of what is odd in a picture: any client could fill the log with it
+    warnings.filterwarnings("ignore", module="PIL")  # of what is odd in an image: any client could fill the log with it
     listening = Address(access.host, access.port).bind()  # before the bundle is opened: a taken port is told at once
     with listening:
-        image_input = PictureSource(limits, Fetcher(access.image_hosts, limits) if access.image_hosts else None)
+        image_input = ImageInput(limits, Fetcher(access.image_hosts, limits) if access.image_hosts else None)
         names = allowed_hosts(access.host, access.names, has_key=access.key is not None)
         model = ServedModel.of(opening.load(), model_name)
         files = None
         if remembering.directory is not None:
             config = model.session.config
-            files = StateFiles(
+            files = PrefixCacheDisk(
                 remembering.directory, remembering.directory_bytes, config.mamba, model.fingerprint, config.max_length
             )
-        cache = StateCache(remembering.memory_bytes, files)
+        cache = PrefixCache(remembering.memory_bytes, files)
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
         admission = Admission(limits.places, limits.places_per_address)

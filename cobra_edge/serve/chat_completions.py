@@ -26,11 +26,11 @@ from .event_loop import off_the_loop
 from .event_stream import MEDIA_TYPE, EventStream
 from .generation import Finished, ImageForgotten, Question
 from .image_decoding import ImageDecoder
-from .image_input import PictureSource
+from .image_input import ImageInput
 from .limits import Limits
 from .metrics import Metrics
 from .middleware.metrics import CLIENT_GONE
-from .prefix_cache import StateCache
+from .prefix_cache import PrefixCache
 from .scheduler import Scheduler
 from .schemas import (
     NO_LIMIT,
@@ -51,7 +51,7 @@ from .served_model import ServedModel
 
 _DEADLINE = "x-deadline-seconds"
 _CHARACTERS_A_TOKEN = 32  # far more than any language has on average
-_ENCODING = 16  # a character takes about as long to encode as so many bytes of a picture to decode
+_ENCODING = 16  # a character takes about as long to encode as so many bytes of an image to decode
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +68,9 @@ class ChatRoute:
     """What answers conversations. `decoder` is of images, None for a model without vision; `cache` is the scheduler's."""
 
     model: ServedModel
-    pictures: PictureSource
+    images: ImageInput
     decoder: ImageDecoder | None
-    cache: StateCache
+    cache: PrefixCache
     scheduler: Scheduler
     metrics: Metrics
     limits: Limits
@@ -176,18 +176,16 @@ class ChatRoute:
         size = _ENCODING * characters_of(asked.messages)
         conversation = await off_the_loop(size, read_conversation, asked.messages, session.template, session.codec, characters)
         image, digest, seen = None, None, 0
-        if conversation.picture_url is not None:
+        if conversation.image_url is not None:
             if self.decoder is None:
-                message = f"{self.model.name} is a text-only model; ask without a picture"
+                message = f"{self.model.name} is a text-only model; ask without an image"
                 raise Refusal(400, message, "image_not_supported", "messages")
-            image, seen = await self.pictures.read(conversation.picture_url), session.config.n_visual_tokens
+            image, seen = await self.images.read(conversation.image_url), session.config.n_visual_tokens
             digest = await off_the_loop(len(image), _digest, image)
         read = seen + sum(map(len, conversation.passages))
         room = session.config.max_length - read
         if read > longest:
-            message = (
-                f"the conversation is {read} tokens ({seen} of them the picture's), at most {longest} are read; shorten it"
-            )
+            message = f"the conversation is {read} tokens ({seen} of them the image's), at most {longest} are read; shorten it"
             raise Refusal(400, message, "context_length_exceeded", "messages")
         wanted = asked.token_limit or limits.default_new_tokens
         question = Question(

@@ -48,7 +48,7 @@ class _Seconds(click.FloatRange):
     help=f"A file whose one line clients have to show as their key. Or ${KEY_VARIABLE}.",
 )
 @click.option("--allowed-host", "allowed", multiple=True, help="A further name clients may call this server by.")
-@click.option("--allow-image-host", "image_hosts", multiple=True, help="A host pictures may be fetched from; none by default.")
+@click.option("--allow-image-host", "image_hosts", multiple=True, help="A host images may be fetched from; none by default.")
 @click.option("--state-cache-mib", type=click.IntRange(0), default=512, show_default=True, help="Memory for what was seen.")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Keep what was seen here too, for the next start.")
 @click.option("--state-dir-mib", type=click.IntRange(1), default=4096, show_default=True, help="How much of it.")
@@ -78,7 +78,7 @@ class _Seconds(click.FloatRange):
 )
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Of an answer, whatever clients ask for.")
 @click.option(
-    "--max-prompt-tokens", type=click.IntRange(1), help="Of a conversation with its picture; default: the model's limit."
+    "--max-prompt-tokens", type=click.IntRange(1), help="Of a conversation with its image; default: the model's limit."
 )
 @click.option(
     "--max-body-mib",
@@ -88,11 +88,11 @@ class _Seconds(click.FloatRange):
     help="Of a request.",
 )
 @click.option(
-    "--max-picture-megapixels",
+    "--max-image-megapixels",
     type=click.IntRange(1, 64),
-    default=_DEFAULTS.picture_pixels // 10**6,
+    default=_DEFAULTS.image_pixels // 10**6,
     show_default=True,
-    help="Of a picture.",
+    help="Of an image.",
 )
 @click.option(
     "--requests-per-address",
@@ -128,14 +128,14 @@ def command(
     max_new_tokens: int | None,
     max_prompt_tokens: int | None,
     max_body_mib: int,
-    max_picture_megapixels: int,
+    max_image_megapixels: int,
     requests_per_address: int | None,
     connections_per_address: int,
     as_json: bool,
 ) -> None:
     """Serve BUNDLE to OpenAI's clients and to browsers, until SIGTERM or Ctrl-C.
 
-    Only this machine can reach it unless --host says otherwise. A second question about a picture starts from what was
+    Only this machine can reach it unless --host says otherwise. A second question about an image starts from what was
     remembered of it.
     """
     try:
@@ -145,8 +145,8 @@ def command(
         raise MachineError(f"serve needs {error.name}; install it with: {install_hint('serve')}") from error
     limits = Limits(
         body_bytes=max_body_mib << 20,
-        picture_bytes=(max_body_mib << 20) * 5 // 8,
-        picture_pixels=max_picture_megapixels * 10**6,
+        image_bytes=(max_body_mib << 20) * 5 // 8,
+        image_pixels=max_image_megapixels * 10**6,
         prompt_tokens=max_prompt_tokens,
         new_tokens=max_new_tokens,
         active=active,

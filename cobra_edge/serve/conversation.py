@@ -1,4 +1,4 @@
-"""From the messages of a request to what the decoder reads: a picture, and passages of tokens.
+"""From the messages of a request to what the decoder reads: an image, and passages of tokens.
 
 A passage is read as one, always cut at the same places, so that a remembered state and a fresh one come to the same bits. An
 answer is a passage of its own: it is there, where the decoder left off, as the model was trained on answers (`given_answer`).
@@ -22,14 +22,14 @@ Passage = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a request says, before its picture is fetched.
+    """What a request says, before its image is fetched.
 
     Attributes:
-        picture_url: of its one picture, or None.
+        image_url: of its one image, or None.
         passages: tokens of the turns: question, answer, end and question, answer, ...; the last one is a question.
     """
 
-    picture_url: str | None
+    image_url: str | None
     passages: tuple[Passage, ...]
 
 
@@ -39,10 +39,10 @@ def read_conversation(
     """Return what the messages come to. Texts of more characters are refused unread: it would take minutes to read megabytes.
 
     System messages stand before the first question: this model was trained without them. Messages of one role that follow
-    each other are one turn. The picture may be in any question; the model reads it before all text.
+    each other are one turn. The image may be in any question; the model reads it before all text.
 
     Raises:
-        Refusal: too much text, no question, an empty one, one that is missing between two answers, or several pictures.
+        Refusal: too much text, no question, an empty one, one that is missing between two answers, or several images.
     """
     characters = characters_of(messages)
     if characters > max_characters:
@@ -66,7 +66,7 @@ def read_conversation(
                 400, f"messages: question {index // 2 + 1} is empty; ask something", "invalid_value", "messages"
             ) from error
         passages.append((*((codec.end_id,) if index else ()), *codec.encode(asked)))
-    return Conversation(_one_picture(messages), tuple(p for p in passages if p))
+    return Conversation(_one_image(messages), tuple(p for p in passages if p))
 
 
 def characters_of(messages: Sequence[Message]) -> int:
@@ -96,7 +96,7 @@ def _turns(messages: Sequence[UserMessage | AssistantMessage]) -> list[str]:
     return turns
 
 
-def _one_picture(messages: Sequence[Message]) -> str | None:
+def _one_image(messages: Sequence[Message]) -> str | None:
     parts = (part for m in messages if isinstance(m, UserMessage) and not isinstance(m.content, str) for part in m.content)
     urls = {part.image_url.url: None for part in parts if isinstance(part, ImagePart)}
     if len(urls) > 1:
@@ -110,14 +110,14 @@ def _one_picture(messages: Sequence[Message]) -> str | None:
     return next(iter(urls), None)
 
 
-def prefix_keys(picture_digest: bytes | None, passages: Sequence[Passage]) -> Iterator[bytes]:
-    """Yield the names of ever longer beginnings: after the picture (or nothing), after each passage.
+def prefix_keys(image_digest: bytes | None, passages: Sequence[Passage]) -> Iterator[bytes]:
+    """Yield the names of ever longer beginnings: after the image (or nothing), after each passage.
 
     Args:
-        picture_digest: SHA-256 of the picture's file; None for no picture.
+        image_digest: SHA-256 of the image's file; None for no image.
         passages: of tokens.
     """
-    key = hashlib.sha256(b"nothing" if picture_digest is None else b"picture" + picture_digest).digest()
+    key = hashlib.sha256(b"nothing" if image_digest is None else b"picture" + image_digest).digest()
     yield key
     for passage in passages:
         key = longer_key(key, passage)

@@ -20,7 +20,7 @@ from ..errors import MachineError
 from ..inference.session import Answer, Pixels, Session
 from .conversation import Passage, longer_key, prefix_keys
 from .errors import Refusal
-from .prefix_cache import StateCache
+from .prefix_cache import PrefixCache
 from .stop_strings import StopStrings
 
 PIECE = 256  # tokens of a passage that are read in one slice
@@ -65,7 +65,7 @@ class Finished:
 
     Attributes:
         reason: "stop" at the model's end token or a stop string, "length" at the limit.
-        image_tokens, prompt_tokens: read or remembered; the picture's are the prompt's too.
+        image_tokens, prompt_tokens: read or remembered; the image's are the prompt's too.
         cached_tokens, completion_tokens: remembered; written.
         remembered: what did not have to be read again.
         queue_ms, ttft_ms, tpot_ms: until it was begun, to the first token (None for none), for each further one (None for < 2).
@@ -86,7 +86,7 @@ class Finished:
 Slice = str | Finished | None
 
 
-def answer_in_slices(session: Session, cache: StateCache, question: Question) -> Generator[Slice, None, None]:
+def answer_in_slices(session: Session, cache: PrefixCache, question: Question) -> Generator[Slice, None, None]:
     """Answer a question, a slice at a time; `Finished` is the last. Closing the generator stops the decoding.
 
     Raises:
@@ -159,7 +159,7 @@ def _shown(answer: Answer, stops: StopStrings) -> Generator[Slice, None, bool]:
     return stops.found
 
 
-def _keep_answer(session: Session, cache: StateCache, prompt_key: bytes, answer: Answer) -> None:
+def _keep_answer(session: Session, cache: PrefixCache, prompt_key: bytes, answer: Answer) -> None:
     """Remember the conversation up to the end of an answer, so that the next turn costs its own tokens only."""
     assert answer.state is not None
     if answer.unread:

@@ -35,7 +35,7 @@ class ImageDecoder:
     def __init__(self, transform: ImageTransform, limits: Limits, workers: int = _WORKERS) -> None:
         """Start nothing yet."""
         self._transform = transform
-        self._setup = packed(Setup(transform, limits.picture_pixels, limits.decode_seconds))
+        self._setup = packed(Setup(transform, limits.image_pixels, limits.decode_seconds))
         self._seconds = limits.decode_seconds
         self._slots = FairSlots(workers, max(1, workers - 1))
         self._idle: list[asyncio.subprocess.Process] = []

@@ -1,4 +1,4 @@
-"""Fetches pictures from hosts that the operator allows, and from nowhere else, whatever names and redirects say.
+"""Fetches images from hosts that the operator allows, and from nowhere else, whatever names and redirects say.
 
 A client that names an address makes this machine ask it, from inside its network ("server-side request forgery"). So the name
 has to be on a list, and all its addresses public; the connection goes to the very address that was looked at, since a second
@@ -46,7 +46,7 @@ async def resolve(host: str, port: int) -> Sequence[Address]:
 
 
 class Fetcher:
-    """Fetches pictures.
+    """Fetches images.
 
     `resolver` and `reachable` say what addresses a name has and which of them may be asked, `trusted` whose certificates count.
     """
@@ -66,7 +66,7 @@ class Fetcher:
         """
         self._hosts = ImageHosts(hosts)
         self._limits = limits
-        # a connection serves one picture: nothing is left open, and nothing of one client's meets another's
+        # a connection serves one image: nothing is left open, and nothing of one client's meets another's
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=trusted or httpcore.default_ssl_context(),
             max_connections=_CONNECTIONS,
@@ -111,7 +111,7 @@ class Fetcher:
             return await self._file(response, fields.get(b"content-length", ""))
 
     async def _file(self, response: httpcore.Response, declared: str) -> bytes:
-        limit = self._limits.picture_bytes
+        limit = self._limits.image_bytes
         if declared.isdecimal() and int(declared) > limit:
             raise _too_large(limit)
         file = bytearray()
@@ -155,10 +155,10 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
 
 
 def _not_fetched(why: str) -> Refusal:
-    message = f"the picture was not fetched: {why}; send it as a data: URI"
+    message = f"the image was not fetched: {why}; send it as a data: URI"
     return Refusal(400, message, "image_not_fetched", "messages")
 
 
 def _too_large(limit: int) -> Refusal:
-    message = f"the picture at this address has more than {limit:,} bytes, which is the most that is read; scale it down"
+    message = f"the image at this address has more than {limit:,} bytes, which is the most that is read; scale it down"
     return Refusal(413, message, "image_too_large", "messages")

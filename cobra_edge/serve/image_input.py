@@ -11,7 +11,7 @@ from .limits import Limits
 _SHORTEST_BASE64 = 40  # no image has fewer characters, but names and paths of files have, which are of the same letters
 
 
-class PictureSource:
+class ImageInput:
     """Reads images: those inside a request, and, where the operator allows hosts, those a request names."""
 
     def __init__(self, limits: Limits, fetcher: Fetcher | None) -> None:
@@ -43,4 +43,4 @@ class PictureSource:
         return await self._fetcher.fetch(url.strip())
 
     async def _inside(self, url: str) -> bytes:
-        return await off_the_loop(len(url), decode_image_url, url, self._limits.picture_bytes)
+        return await off_the_loop(len(url), decode_image_url, url, self._limits.image_bytes)

@@ -17,7 +17,7 @@ import msgspec
 from PIL import Image
 
 from ..errors import InputError, MachineError
-from ..inputs.image import DAMAGED, FORMATS, ImageTransform, load_picture
+from ..inputs.image import DAMAGED, FORMATS, ImageTransform, load_image
 
 LENGTH_BYTES = 8  # of a message, in front of it, little-endian
 
@@ -68,7 +68,7 @@ def packed(message: msgspec.Struct) -> bytes:
 def decode(setup: Setup, file: bytes) -> Reply:
     """Decode an image's file and transform it."""
     try:
-        return Decoded(setup.transform.pixels(load_picture(file, setup.max_pixels, "the image")).tobytes())
+        return Decoded(setup.transform.pixels(load_image(file, setup.max_pixels, "the image")).tobytes())
     except InputError as error:
         if _has_more_pixels(file, setup.max_pixels):
             message = f"the image has too many pixels, at most {setup.max_pixels:,} pixels are read; scale it down"

@@ -14,13 +14,13 @@ class Limits:
     """Bounds that keep a server alive whatever clients send.
 
     Attributes:
-        body_bytes: of a request; a picture in it is a third larger than its file.
-        body_values: of a request, as JSON has them; its brackets and commas are counted, which a picture has none of.
-        bodies_bytes: of all requests that are being received, wait or are answered at the same time. One with a picture takes
-            three times its size meanwhile: as it came, as text, and as the picture's file.
-        picture_bytes: of a picture's file.
-        picture_pixels: of a decoded picture.
-        prompt_tokens: read before an answer, the picture's included; None for what the model takes.
+        body_bytes: of a request; an image in it is a third larger than its file.
+        body_values: of a request, as JSON has them; its brackets and commas are counted, which an image has none of.
+        bodies_bytes: of all requests that are being received, wait or are answered at the same time. One with an image takes
+            three times its size meanwhile: as it came, as text, and as the image's file.
+        image_bytes: of an image's file.
+        image_pixels: of a decoded image.
+        prompt_tokens: read before an answer, the image's included; None for what the model takes.
         new_tokens: of an answer, whatever a client asks for; None for what the model takes.
         default_new_tokens: of an answer whose request says nothing.
         active: answers decoded in turns.
@@ -29,7 +29,7 @@ class Limits:
         header_seconds: to send a request's head.
         body_seconds: to send its body.
         decode_seconds: of work to decode an image.
-        fetch_seconds: to fetch a picture that a request names by its address.
+        fetch_seconds: to fetch an image that a request names by its address.
         send_seconds: to take one piece of an answer.
         connections: open at the same time.
         connections_per_address: of one address. A browser opens six.
@@ -39,8 +39,8 @@ class Limits:
     body_bytes: int = 16 << 20
     body_values: int = 1 << 18
     bodies_bytes: int = 256 << 20
-    picture_bytes: int = 10 << 20
-    picture_pixels: int = 32_000_000
+    image_bytes: int = 10 << 20
+    image_pixels: int = 32_000_000
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     default_new_tokens: int = 256

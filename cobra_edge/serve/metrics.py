@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from .generation import REMEMBERED, Finished
-from .prefix_cache import StateCache
+from .prefix_cache import PrefixCache
 
 # From a millisecond, the mini model's, to minutes, a large prompt on a small board.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
@@ -19,7 +19,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 class _CacheCounts(Collector):
     """The state cache's own counts, read when they are asked for."""
 
-    def __init__(self, cache: StateCache) -> None:
+    def __init__(self, cache: PrefixCache) -> None:
         self.cache = cache
 
     def collect(self) -> Iterator[CounterMetricFamily]:
@@ -49,7 +49,7 @@ class Metrics:
     tpot_seconds: Histogram
 
     @classmethod
-    def of(cls, cache: StateCache, waiting: Callable[[], int], active: Callable[[], int]) -> Metrics:
+    def of(cls, cache: PrefixCache, waiting: Callable[[], int], active: Callable[[], int]) -> Metrics:
         """Return the metrics of a server with that cache, which tells how many questions wait and are being answered."""
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)

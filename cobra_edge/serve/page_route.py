@@ -1,4 +1,4 @@
-"""The page of the server: a picture, questions, answers as they come; plain files, read once, that load nothing from elsewhere.
+"""The page of the server: an image, questions, answers as they come; plain files, read once, that load nothing from elsewhere.
 
 Its headers forbid what it has no need of: no script or style but its own, no connection but to this server.
 """

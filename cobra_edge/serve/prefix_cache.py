@@ -1,6 +1,6 @@
 """What was read before, remembered: states by the key of what they have read, the least recently used given up first.
 
-A key names a whole prefix (the picture, then each passage of the conversation), so a state that is found is exact: going on
+A key names a whole prefix (the image, then each passage of the conversation), so a state that is found is exact: going on
 from it is what reading everything again would have been.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..decode.decoder import DecoderState
-from .prefix_cache_disk import StateFiles
+from .prefix_cache_disk import PrefixCacheDisk
 
 _ENTRY_BYTES = 512  # the key, and the objects around a state's arrays
 
@@ -36,7 +36,7 @@ class CacheCounts:
     refused_files: int = 0
 
 
-class StateCache:
+class PrefixCache:
     """States in the host's memory up to a limit, over files where there are some; for one thread.
 
     Others may ask `holds`, and read the length and the figures: each is one step of the interpreter, and none walks over what
@@ -47,7 +47,7 @@ class StateCache:
         counts: since the start.
     """
 
-    def __init__(self, limit_bytes: int, files: StateFiles | None = None) -> None:
+    def __init__(self, limit_bytes: int, files: PrefixCacheDisk | None = None) -> None:
         """Begin empty; a limit of 0 keeps nothing in memory."""
         self._limit_bytes, self._files = limit_bytes, files
         self._kept: OrderedDict[bytes, DecoderState] = OrderedDict()  # the most recently used last
@@ -125,5 +125,5 @@ class StateCache:
 
 
 def _size_of(state: DecoderState) -> int:
-    """Return the bytes a state takes, from its shapes alone: the arrays of one on a card would be copied."""
+    """Return the bytes a state takes, from its shapes alone: the arrays of one on a GPU would be copied."""
     return sum(int(np.prod(shape)) * np.dtype(np.float32).itemsize for shape in state.shapes) + _ENTRY_BYTES

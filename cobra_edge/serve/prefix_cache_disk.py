@@ -1,4 +1,4 @@
-"""States on disk, so that a picture that was looked at once is never looked at again, not even after a restart.
+"""States on disk, so that an image that was looked at once is never looked at again, not even after a restart.
 
 One safetensors file a state, `directory/fingerprint/key.safetensors`; the fingerprint names the bundle and what runs it. The
 header's metadata says key, fingerprint and the sha256 of the values, and a file is taken only when it is, byte for byte, what
@@ -51,7 +51,7 @@ class _Found:
     path: Path
 
 
-class StateFiles:
+class PrefixCacheDisk:
     """The states of one bundle in a directory that others may use too, the least recently used of all given up first.
 
     Attributes:

@@ -141,7 +141,7 @@ class SystemMessage(_Message):
 
 
 class UserMessage(_Message):
-    """A question, with or without the conversation's picture."""
+    """A question, with or without the conversation's image."""
 
     role: Literal["user"]
     content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], _Parts]
@@ -213,13 +213,13 @@ class PromptDetails(BaseModel):
     """Of the prompt's tokens."""
 
     cached_tokens: int = Field(description="Remembered, and not read again.")
-    image_tokens: int = Field(description="Of the picture.")
+    image_tokens: int = Field(description="Of the image.")
 
 
 class Usage(BaseModel):
     """Tokens read and written."""
 
-    prompt_tokens: int = Field(description="The picture's included.")
+    prompt_tokens: int = Field(description="The image's included.")
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails

@@ -1,4 +1,4 @@
-"""The hosts that pictures may be fetched from, and the addresses of pictures on them."""
+"""The hosts that images may be fetched from, and the addresses of images on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-
 
 @dataclass(frozen=True)
 class Location:
-    """Where a picture is, taken apart once, so that what is checked and what is asked cannot differ.
+    """Where an image is, taken apart once, so that what is checked and what is asked cannot differ.
 
     Attributes:
         host: as DNS has it: lower case, international names in ASCII, no dot at the end; an address without brackets.
@@ -78,7 +78,7 @@ class ImageHosts:
             hosts: `name`, `*.name` for all below a name, `address`; each with `:port` where it is neither 80 nor 443.
 
         Raises:
-            InputError: an entry is none of those, or an address that no picture is fetched from.
+            InputError: an entry is none of those, or an address that no image is fetched from.
         """
         self._entries = tuple(_entry(host) for host in hosts)
 
@@ -90,7 +90,7 @@ class ImageHosts:
         """
         if not any(_covers(name, port, location) for name, port in self._entries):
             where = f"{location.host}:{location.port}"
-            raise _refused(f"pictures are not fetched from {where}; the server's --allow-image-host says from where they are")
+            raise _refused(f"images are not fetched from {where}; the server's --allow-image-host says from where they are")
 
 
 def _covers(name: str, port: int | None, location: Location) -> bool:
@@ -109,7 +109,7 @@ def _entry(text: str) -> tuple[str, int | None]:
         host = _host(parts.hostname or "")
         address = _address(host)
         if address is not None and (below or not is_public(address)):
-            raise ValueError("pictures are fetched from public addresses only")
+            raise ValueError("images are fetched from public addresses only")
         if below and "." not in host:
             raise ValueError("a whole top-level domain is too much")
         return ("*." + host if below else host), parts.port
@@ -144,4 +144,4 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _refused(why: str) -> Refusal:
-    return Refusal(400, f"the picture's address: {why}", "invalid_image_url", "messages")
+    return Refusal(400, f"the image's address: {why}", "invalid_image_url", "messages")

@@ -1,6 +1,6 @@
 """Convert: make a suite of a published benchmark's files.
 
-python -m cobra_edge.regress convert pope --questions coco_pope_random.json --pictures val2014 --out pope-random.jsonl
+python -m cobra_edge.regress convert pope --questions coco_pope_random.json --images val2014 --out pope-random.jsonl
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..files.staging import check_file_goal
 from ..terminal.output import cell, debug_option, print_json, results, say
 from .benchmarks import READERS, Sources
 from .line import Line
-from .reader import flaw_of, missing_picture, name_on_disk, write_suite
+from .reader import flaw_of, missing_image, name_on_disk, write_suite
 
 
 @click.command(
     name="convert",
-    epilog="Example: python -m cobra_edge.regress convert pope --questions coco_pope_random.json --pictures val2014 --out "
+    epilog="Example: python -m cobra_edge.regress convert pope --questions coco_pope_random.json --images val2014 --out "
     "pope-random.jsonl",
 )
 @click.argument("benchmark", type=click.Choice(list(READERS)))
@@ -32,11 +32,11 @@ from .reader import flaw_of, missing_picture, name_on_disk, write_suite
 @click.option(
     "--annotations", type=click.Path(path_type=Path), help="Its answers, where they are a file of their own (vqa-v2)."
 )
-@click.option("--ocr", type=click.Path(path_type=Path), help="Words found in the pictures, to be added to prompts (textvqa).")
-@click.option("--pictures", type=click.Path(path_type=Path), required=True, help="Directory of the pictures.")
+@click.option("--ocr", type=click.Path(path_type=Path), help="Words found in the images, to be added to prompts (textvqa).")
+@click.option("--images", type=click.Path(path_type=Path), required=True, help="Directory of the images.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The suite, JSON lines.")
 @click.option("--force", is_flag=True, help="Replace a file that is already there.")
-@click.option("--skip-bad", is_flag=True, help="Leave out and count lines without a picture, or that cannot be scored.")
+@click.option("--skip-bad", is_flag=True, help="Leave out and count lines without an image, or that cannot be scored.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @debug_option
 def command(
@@ -44,27 +44,27 @@ def command(
     questions: Path,
     annotations: Path | None,
     ocr: Path | None,
-    pictures: Path,
+    images: Path,
     out: Path,
     force: bool,
     skip_bad: bool,
     as_json: bool,
 ) -> None:
-    """Make a suite of BENCHMARK's own files; nothing is fetched, pictures stay where they are.
+    """Make a suite of BENCHMARK's own files; nothing is fetched, images stay where they are.
 
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
     check_file_goal(out, force=force)
-    if not pictures.is_dir():
-        raise InputError(f"{pictures} is no directory; give the one of the pictures with --pictures")
+    if not images.is_dir():
+        raise InputError(f"{images} is no directory; give the one of the images with --images")
     read = READERS[benchmark].read(Sources(questions, annotations, ocr))
-    lines, skipped = _usable(read, questions, pictures, skip_bad)
-    start = os.path.relpath(os.path.realpath(pictures), os.path.realpath(out.parent))
+    lines, skipped = _usable(read, questions, images, skip_bad)
+    start = os.path.relpath(os.path.realpath(images), os.path.realpath(out.parent))
     moved = (msgspec.structs.replace(line, image=os.path.join(start, line.image or "")) for line in lines)
     write_suite(out, moved, force=force)
-    tasks, n_pictures = Counter(line.task for line in lines), len({line.image for line in lines})
+    tasks, n_images = Counter(line.task for line in lines), len({line.image for line in lines})
     if as_json:
-        print_json({"suite": str(out), "lines": len(lines), "tasks": tasks, "pictures": n_pictures, "skipped": skipped})
+        print_json({"suite": str(out), "lines": len(lines), "tasks": tasks, "images": n_images, "skipped": skipped})
         return
     table = Table(title=cell(f"{benchmark}: lines by task"), title_justify="left")
     table.add_column("task")
@@ -72,22 +72,22 @@ def command(
     for task, count in tasks.items():
         table.add_row(cell(task), f"{count:,}")
     results.print(table)
-    say(f"{len(lines):,} lines about {n_pictures:,} pictures, {skipped:,} skipped")
+    say(f"{len(lines):,} lines about {n_images:,} images, {skipped:,} skipped")
     say(f"suite: {out}")
 
 
-def _usable(read: Iterable[Line], questions: Path, pictures: Path, skip_bad: bool) -> tuple[list[Line], int]:
+def _usable(read: Iterable[Line], questions: Path, images: Path, skip_bad: bool) -> tuple[list[Line], int]:
     """Return the lines that can be scored and how many cannot. Raises InputError for the latter where none may be skipped."""
     there, lines, skipped = dict[str, bool](), list[Line](), 0
     for line in read:
         assert line.image is not None
-        line = msgspec.structs.replace(line, image=name_on_disk(pictures, line.image))
+        line = msgspec.structs.replace(line, image=name_on_disk(images, line.image))
         assert line.image is not None
         flaw = flaw_of(line)
         if flaw is not None and not skip_bad:
             raise InputError(f"{questions}: record {line.id}: {flaw}; or give --skip-bad to leave such records out")
         if line.image not in there:
-            there[line.image] = missing_picture(pictures, line.image) is None
+            there[line.image] = missing_image(images, line.image) is None
         if flaw is None and there[line.image]:
             lines.append(line)
         else:
@@ -95,9 +95,9 @@ def _usable(read: Iterable[Line], questions: Path, pictures: Path, skip_bad: boo
     missing = [name for name, found in there.items() if not found]
     if missing and not skip_bad:
         raise InputError(
-            f"{pictures}: {len(missing):,} of {len(there):,} pictures are not there, the first of them {missing[0]}; give the "
+            f"{images}: {len(missing):,} of {len(there):,} images are not there, the first of them {missing[0]}; give the "
             f"directory that has them, or --skip-bad to leave their {skipped:,} lines out"
         )
     if not lines:
-        raise InputError(f"{questions}: no lines left of {skipped:,}; are these the pictures of {questions.name}?")
+        raise InputError(f"{questions}: no lines left of {skipped:,}; are these the images of {questions.name}?")
     return lines, skipped

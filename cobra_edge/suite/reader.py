@@ -33,7 +33,7 @@ class BadLine(msgspec.Struct, frozen=True):
 
 
 def flaw_of(line: Line) -> str | None:
-    """Return what is wrong with a line, None where nothing is; whether its picture is there is not looked at."""
+    """Return what is wrong with a line, None where nothing is; whether its image is there is not looked at."""
     for field in ("prompt", "answer", "task"):
         if not getattr(line, field).strip():
             return f"{field} is empty; expected text"
@@ -102,7 +102,7 @@ def _line_of(text: bytes, directory: Path) -> Line | str:
     flaw = flaw_of(line)
     if flaw is None and line.image is not None:
         line = msgspec.structs.replace(line, image=name_on_disk(directory, line.image))
-        return missing_picture(directory, line.image or "") or line
+        return missing_image(directory, line.image or "") or line
     return flaw or line
 
 
@@ -116,21 +116,21 @@ def name_on_disk(directory: Path, name: str) -> str:
     return "/".join(parts)
 
 
-def missing_picture(directory: Path, image: str) -> str | None:
-    """Return why a picture cannot be read, None where it is a file."""
+def missing_image(directory: Path, image: str) -> str | None:
+    """Return why an image cannot be read, None where it is a file."""
     path = os.path.join(directory, image)  # these functions take any name, where pathlib's raise for some
     if os.path.isfile(path):
         return None
     if os.path.exists(path):
-        return f"picture {image} is not a regular file"
-    return f"picture {image} is not there; image paths start at {directory}"
+        return f"image {image} is not a regular file"
+    return f"image {image} is not there; image paths start at {directory}"
 
 
 def write_suite(file: Path, lines: Iterable[Line], *, force: bool = True) -> int:
     """Write lines, in the place of the file as a whole, and return how many; its directory is made where it is missing.
 
     Raises:
-        InputError: no lines, or one that `read_suite` would refuse for more than its picture; as `staging.staged_file` too.
+        InputError: no lines, or one that `read_suite` would refuse for more than its image; as `staging.staged_file` too.
     """
     written = 0
     with staged_file(file, force=force) as staged, staged.open("wb") as stream:
@@ -146,8 +146,8 @@ def write_suite(file: Path, lines: Iterable[Line], *, force: bool = True) -> int
     return written
 
 
-def pictures_of(suite: Path) -> list[Path]:
-    """Return every picture of a suite once, in order. Raises InputError as `read_suite` does."""
+def images_of(suite: Path) -> list[Path]:
+    """Return every image of a suite once, in order. Raises InputError as `read_suite` does."""
     return [suite.parent / name for name in dict.fromkeys(line.image for line in read_suite(suite)) if name is not None]
 
 

@@ -109,7 +109,7 @@ def _listen(_context: click.Context, _parameter: click.Parameter, wanted: bool) 
         logging.getLogger().setLevel(logging.INFO)
 
 
-# Every verb's; whether it was given is afterwards told by the level of the root logger.
+# Every command's; whether it was given is afterwards told by the level of the root logger.
 debug_option = click.option(
     "--debug",
     is_flag=True,
@@ -207,7 +207,7 @@ def say(text: str) -> None:
 
 
 def main_of(command: click.Command) -> Callable[[], None]:
-    """Return the entry point of a verb's module."""
+    """Return the entry point of a command's module."""
 
     def main() -> None:
         code = run_command(command)

@@ -53,7 +53,7 @@ def provider_options(provider: Provider, precision: PrecisionName, cache: str, s
         provider: a row of the table.
         precision: of the graph, whose own types are taken.
         cache: a directory, in which those that build engines keep them.
-        stream: a cudaStream_t that a card's provider is to work on. 0, which onnxruntime takes for none, and None: its own.
+        stream: a cudaStream_t that a GPU's provider is to work on. 0, which onnxruntime takes for none, and None: its own.
     """
     options = _own_options(provider, precision, cache)
     if stream and provider.device == "cuda":

@@ -26,32 +26,32 @@ class VisionRunner(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what it holds, on a card too; it sees nothing afterwards."""
+        """Give back what it holds, on a GPU too; it sees nothing afterwards."""
         ...
 
 
-class CardVision(VisionRunner, Protocol):
-    """A runner on a CUDA card, which can leave its embeddings there."""
+class GpuVision(VisionRunner, Protocol):
+    """A runner on a CUDA GPU, which can leave its embeddings there."""
 
     def embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
-        """Do what `embed` does, without waiting for it where the runtime need not, and leave the embeddings on the card.
+        """Do what `embed` does, without waiting for it where the runtime need not, and leave the embeddings on the GPU.
 
         Args:
             pixels: as for `embed`; kept as long as they are read.
-            address: of contiguous memory for (n_visual_tokens, d_model) float32 on the first card, a multiple of 256, that no
+            address: of contiguous memory for (n_visual_tokens, d_model) float32 on the first GPU, a multiple of 256, that no
                 work under way uses.
             stream: a cudaStream_t that lives longer than the runner; what is put on it afterwards finds the embeddings there.
 
         Raises:
-            MachineError: the card failed, and what lies at the address means nothing. A failure that the card finds later is
+            MachineError: the GPU failed, and what lies at the address means nothing. A failure that the GPU finds later is
                 raised by whoever waits for the stream.
         """
         ...
 
 
-def card_vision(runner: Any) -> CardVision | None:
-    """Return a runner as one on a card, or None where it cannot leave embeddings there (no `embed_into`, or None)."""
-    return cast(CardVision, runner) if getattr(runner, "embed_into", None) is not None else None
+def gpu_vision(runner: Any) -> GpuVision | None:
+    """Return a runner as one on a GPU, or None where it cannot leave embeddings there (no `embed_into`, or None)."""
+    return cast(GpuVision, runner) if getattr(runner, "embed_into", None) is not None else None
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def open_vision(
             opened = row.open(bundle, Wanted(device, threads, stream)) if reason is None else None
         except BundleError:
             raise
-        except (MachineError, InputError) as error:  # a card, a driver or a builder that will not; the next runtime may do
+        except (MachineError, InputError) as error:  # a GPU, a driver or a builder that will not; the next runtime may do
             if runtime != "auto" or row is RUNTIMES[-1]:
                 raise
             opened, reason = None, str(error)

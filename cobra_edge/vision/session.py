@@ -88,7 +88,7 @@ class VisionSession:
             threads: on a CPU; None for one a physical core.
             device: "auto", "cpu" or "cuda".
             precision: of its products.
-            stream: the cudaStream_t that a card works on, which lives longer than this; None or 0 for one of its own.
+            stream: the cudaStream_t that a GPU works on, which lives longer than this; None or 0 for one of its own.
 
         Raises:
             BundleError: unreadable, or its input and output are not those of the config.
@@ -99,9 +99,9 @@ class VisionSession:
         self.name = f"onnxruntime, {provider.title}"
         self._require_ends(file, config, form)
         self._stream = stream or None
-        on_card = provider is not _CPU
-        self._binding: Any = self._bound() if on_card else None
-        self._card_binding: Any = self._session.io_binding() if on_card else None
+        on_gpu = provider is not _CPU
+        self._binding: Any = self._bound() if on_gpu else None
+        self._gpu_binding: Any = self._session.io_binding() if on_gpu else None
 
     def _require_ends(self, file: Path, config: CobraConfig, form: InputForm) -> None:
         shape = ImageTransform.of(config, form).shape
@@ -122,7 +122,7 @@ class VisionSession:
         """Turn what `ImageTransform.pixels` gives into visual embeddings (n_visual_tokens, d_model) float32.
 
         Raises:
-            BundleError: the graph fails, or gives another shape than it declares. MachineError: a card fails, or memory lacks.
+            BundleError: the graph fails, or gives another shape than it declares. MachineError: a GPU fails, or memory lacks.
         """
         if self._binding is None:
             embeddings = self._run_on_cpu(pixels)
@@ -148,17 +148,17 @@ class VisionSession:
 
     @property
     def embed_into(self) -> Callable[[np.ndarray, int, int], None] | None:
-        """See `runtimes.CardVision.embed_into`; None on a CPU."""
-        return None if self._card_binding is None else self._embed_into
+        """See `runtimes.GpuVision.embed_into`; None on a CPU."""
+        return None if self._gpu_binding is None else self._embed_into
 
     def _embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
-        # A run waits for the card unless it is told not to; the copy of the next picture would not be ordered behind it.
+        # A run waits for the GPU unless it is told not to; the copy of the next image would not be ordered behind it.
         shape = self._embeddings.shape
         try:
-            self._card_binding.bind_output(OUTPUT, "cuda", 0, np.float32, shape, address)
-            self._run(self._card_binding, pixels)
+            self._gpu_binding.bind_output(OUTPUT, "cuda", 0, np.float32, shape, address)
+            self._run(self._gpu_binding, pixels)
             if self._stream != stream:
-                self._card_binding.synchronize_outputs()
+                self._gpu_binding.synchronize_outputs()
         except Exception as error:  # as above
             raise MachineError(f"{self.name}: running the graph failed: {error}") from error
 
@@ -168,7 +168,7 @@ class VisionSession:
 
     def close(self) -> None:
         """Give its memory back."""
-        self._binding = self._card_binding = self._session = None
+        self._binding = self._gpu_binding = self._session = None
 
 
 def _first_that_opens(

@@ -1,1 +1,1 @@
-"""The same question of the newest picture from a camera or a directory, again and again."""
+"""The same question of the newest image from a camera or a directory, again and again."""

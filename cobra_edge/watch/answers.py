@@ -39,7 +39,7 @@ def frame_answers(
 ) -> Iterator[FrameAnswer]:
     """Yield the answer to the prompt about the newest frame, again and again until no more come.
 
-    Nothing of a frame is kept: the prompt is read anew after each, and the state goes with its answer. A picture that the model
+    Nothing of a frame is kept: the prompt is read anew after each, and the state goes with its answer. An image that the model
     cannot look at goes to `unreadable`, and counts as dropped.
 
     Raises:
@@ -49,7 +49,7 @@ def frame_answers(
     while (frame := newest.take()) is not None:
         number, name, captured = frame.number, frame.name, frame.captured
         try:
-            state = session.look(frame.picture())
+            state = session.look(frame.image())
         except InputError as error:
             unreadable.add(Unreadable(number, name, str(error)))
             continue

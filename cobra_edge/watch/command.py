@@ -1,4 +1,4 @@
-"""Watch: ask a bundle the same question of every new picture.
+"""Watch: ask a bundle the same question of every new image.
 
 python -m cobra_edge.watch bundles/cobra-mini-jetson-orin-nano-w4a16-g128 --camera 0 --prompt "Is there a red circle?"
 """
@@ -16,10 +16,10 @@ from ..inference.session_options import Opening, session_options
 from ..terminal.output import debug_option, main_of, print_json_line, say, tell
 from .answers import FrameAnswer, frame_answers
 from .camera import Camera
-from .directory import PictureDirectory
+from .directory import ImageDirectory
 from .frames import FrameSource, grabbing
 from .reconnect import Reconnecting
-from .summary import Spread, Summary, Tally
+from .summary import Aggregate, Spread, Summary
 from .unreadable import Unreadable, UnreadableImages
 
 _CUT = " … [cut]"  # behind an answer that did not come to its end
@@ -33,7 +33,7 @@ _ROW = "{:<24} {:>7} {:>14} {:>11}  {}"
     help="A device's number, /dev/videoN, the URL of a stream or of a snapshot, a GStreamer pipeline that ends in appsink, "
     "or a video file, which is played at its own rate.",
 )
-@click.option("--directory", type=click.Path(path_type=Path), help="Pictures that appear here, or are written anew.")
+@click.option("--directory", type=click.Path(path_type=Path), help="Images that appear here, or are written anew.")
 @click.option("--reconnect", is_flag=True, help="Try again, ever more slowly, when the source goes away or is not there yet.")
 @click.option(
     "--poll-seconds",
@@ -60,9 +60,9 @@ def command(
     max_new_tokens: int,
     as_json: bool,
 ) -> None:
-    """Ask BUNDLE the same question of every new picture from a camera or a directory.
+    """Ask BUNDLE the same question of every new image from a camera or a directory.
 
-    The newest picture is asked about, again and again; those that come while the model is busy are dropped and counted. Images
+    The newest image is asked about, again and again; those that come while the model is busy are dropped and counted. Images
     that cannot be looked at are told once each, and counted.
     Latencies are from a frame's capture to the first token and to the end of its answer. The summary comes however it ends.
 
@@ -76,19 +76,19 @@ def command(
     if camera is not None:
         source = Camera(camera, poll_seconds, must_be_there=not reconnect)
     else:
-        source = PictureDirectory(directory or Path(), unreadable)
+        source = ImageDirectory(directory or Path(), unreadable)
     if reconnect:
         source = Reconnecting(source)
     session = opening.load()
     session.ask(None, prompt)  # a prompt that cannot be asked is known before the first frame
-    tally, failure = Tally(), None
+    aggregate, failure = Aggregate(), None
     try:
         with grabbing(source) as newest:
             answers = frame_answers(session, prompt, newest, max_new_tokens, unreadable)
-            _print_answers(islice(answers, frames), tally, on_change, as_json)
+            _print_answers(islice(answers, frames), aggregate, on_change, as_json)
     except (CobraEdgeError, KeyboardInterrupt) as error:
         failure = error
-    summary = tally.summary(unreadable.count)
+    summary = aggregate.summary(unreadable.count)
     if as_json:
         print_json_line({"summary": summary})
     else:
@@ -97,12 +97,12 @@ def command(
         raise failure
 
 
-def _print_answers(answers: Iterable[FrameAnswer], tally: Tally, on_change: bool, as_json: bool) -> None:
+def _print_answers(answers: Iterable[FrameAnswer], aggregate: Aggregate, on_change: bool, as_json: bool) -> None:
     if not as_json:
         say(_ROW.format("frame", "dropped", "first token ms", "answer ms", "answer"))
     printed: str | None = None
     for answer in answers:
-        tally.add(answer)
+        aggregate.add(answer)
         if on_change and answer.answer == printed:
             continue
         printed = answer.answer

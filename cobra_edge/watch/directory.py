@@ -1,4 +1,4 @@
-"""Frames as picture files that appear in a directory, or are written anew there."""
+"""Frames as image files that appear in a directory, or are written anew there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
-from ..inputs.image import load_picture
+from ..inputs.image import load_image
 from ..inputs.image_format import image_endings, image_format, why_not_read
 from ..terminal.output import tell
 from .frames import Frame, SourceGone
@@ -51,21 +51,21 @@ class _Pending:
     error: str
 
 
-class PictureDirectory:
-    """A directory into which pictures are written, by a camera's software perhaps; hidden files are not looked at."""
+class ImageDirectory:
+    """A directory into which images are written, by a camera's software perhaps; hidden files are not looked at."""
 
     def __init__(self, directory: Path, unreadable: UnreadableImages) -> None:
         """Check that it can be watched.
 
         Args:
             directory: where.
-            unreadable: gets the files that are no picture, when nobody writes to them any more.
+            unreadable: gets the files that are no image, when nobody writes to them any more.
 
         Raises:
             InputError: no such directory. MachineError: the library is missing.
         """
         if not directory.is_dir():
-            raise InputError(f"{directory}: no such directory; give one into which pictures are written")
+            raise InputError(f"{directory}: no such directory; give one into which images are written")
         self.directory = directory
         self._watchfiles = _watchfiles()
         self._unreadable = unreadable
@@ -97,16 +97,16 @@ class PictureDirectory:
             changed = {name for change, name in changes if change != self._watchfiles.Change.deleted}
             newest = self._newest(changed | self._judge())
             if newest is not None:
-                name, picture, older = newest
+                name, image, older = newest
                 number += older + 1
-                yield Frame(number, name, noticed, functools.partial(_same, picture))
-                del picture, newest  # not kept while the next one is waited for
+                yield Frame(number, name, noticed, functools.partial(_same, image))
+                del image, newest  # not kept while the next one is waited for
 
     def _gone(self, number: int) -> SourceGone:
-        return SourceGone(f"{self.directory}: went away after {number} pictures; watch it again when it is back")
+        return SourceGone(f"{self.directory}: went away after {number} images; watch it again when it is back")
 
     def _newest(self, paths: Iterable[str]) -> tuple[str, Image.Image, int] | None:
-        """Return the newest whole picture among files that changed, and how many older ones there are; None for none."""
+        """Return the newest whole image among files that changed, and how many older ones there are; None for none."""
         found: tuple[str, Image.Image] | None = None
         older = 0
         for name, version in self._changed(paths):
@@ -114,8 +114,8 @@ class PictureDirectory:
                 if self._is_named_only(name, version):
                     continue
                 older += 1
-            elif (picture := self._whole(name, version)) is not None:
-                found = name, picture
+            elif (image := self._whole(name, version)) is not None:
+                found = name, image
             else:
                 continue
             self._pending.pop(name, None)
@@ -143,7 +143,7 @@ class PictureDirectory:
         Nothing is lost: it is pending, and looked at again when it has changed.
         """
         try:
-            picture = load_picture(self.directory / name)
+            image = load_image(self.directory / name)
         except InputError as error:
             log.info("passed over for now: %s", error)
             self._wait_for(name, version, str(error))
@@ -153,7 +153,7 @@ class PictureDirectory:
                 name, version, f"{self.directory / name}: is written while it is read; write it elsewhere and rename it"
             )
             return None
-        return picture
+        return image
 
     def _wait_for(self, name: str, version: _Version, error: str) -> None:
         now, before = time.monotonic(), self._pending.get(name)
@@ -194,7 +194,7 @@ class PictureDirectory:
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _changed(self, paths: Iterable[str]) -> list[tuple[str, _Version]]:
-        """Return the picture files among the paths whose content was written, newest first."""
+        """Return the image files among the paths whose content was written, newest first."""
         changed = []
         for name in {Path(path).name for path in paths}:
             if name.startswith(".") or Path(name).suffix.lower() not in self._endings:
@@ -205,8 +205,8 @@ class PictureDirectory:
         return sorted(changed, key=lambda entry: (entry[1][2], entry[0]), reverse=True)
 
 
-def _same(picture: Image.Image) -> Image.Image:
-    return picture
+def _same(image: Image.Image) -> Image.Image:
+    return image
 
 
 def _watchfiles() -> Any:

@@ -27,19 +27,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture that has come.
+    """An image that has come.
 
     Attributes:
         number: how many have come so far, with this one; a gap between two that were answered is what was let go.
         name: of its file, or None where it has none.
         captured: when it came, `time.perf_counter()` seconds.
-        picture: makes the picture, RGB; called for frames that are asked about only.
+        image: makes the image, RGB; called for frames that are asked about only.
     """
 
     number: int
     name: str | None
     captured: float
-    picture: Callable[[], Image.Image]
+    image: Callable[[], Image.Image]
 
 
 class SourceGone(MachineError):

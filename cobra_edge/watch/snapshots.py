@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ..errors import InputError
-from ..inputs.image import load_picture
+from ..inputs.image import load_image
 from ..inputs.image_format import image_format
 from ..terminal.output import tell
 from .frames import Frame, SourceGone
@@ -81,7 +81,7 @@ class Snapshots:
             began = time.perf_counter()
             image = self._image(number)
             number += 1
-            yield Frame(number, None, time.perf_counter(), functools.partial(load_picture, image, name=self.name))
+            yield Frame(number, None, time.perf_counter(), functools.partial(load_image, image, name=self.name))
             del image  # not kept while the next one is waited for
             stop.wait(max(0.0, began + self._interval_s - time.perf_counter()))
 

@@ -47,7 +47,7 @@ class Summary(msgspec.Struct, frozen=True):
     resident_bytes_end: int | None
 
 
-class Tally:
+class Aggregate:
     """Takes answers as they come; of a fixed size."""
 
     def __init__(self) -> None:

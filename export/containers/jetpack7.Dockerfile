@@ -39,7 +39,7 @@ ENV ORT_DISABLE_TELEMETRY=1
 # Engines are kept under it: mount a volume there, or each new container builds again.
 ENV XDG_CACHE_HOME=/cache
 VOLUME /cache
-# Of `serve --state-dir /state`: pictures that were read, so that a restart does not read them again.
+# Of `serve --state-dir /state`: images that were read, so that a restart does not read them again.
 VOLUME /state
 EXPOSE 8000
 ENTRYPOINT ["/opt/cobra-edge/bin/cobra-edge"]

@@ -210,7 +210,7 @@ static void rotate(float* __restrict x, const float* matrix, int64_t order, int6
     std::memcpy(x, spare, static_cast<size_t>(width) * sizeof(float));
 }
 
-// The plain twins of convolution and scan: one channel after the other.
+// The plain references of convolution and scan: one channel after the other.
 static void plain_conv_silu(const Conv& conv, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
                             float* state, float* u, int64_t u_stride) {
     for (int64_t c = from; c < to; ++c) {

@@ -1,4 +1,4 @@
-// Kernels one by one, as Python functions, so that each can be held against its numpy twin.
+// Kernels one by one, as Python functions, so that each can be held against its numpy reference.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 

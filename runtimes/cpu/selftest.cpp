@@ -1,4 +1,4 @@
-// A program that holds every table of kernels this processor can run against naive twins in double precision, and the whole
+// A program that holds every table of kernels this processor can run against naive references in double precision, and the whole
 // decoder against itself, and against the cases that its arguments name: for places without Python, such as an emulated ARM,
 // and for sanitizers. Exit code 0 or 1.
 #include <sys/resource.h>

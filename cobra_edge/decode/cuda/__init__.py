@@ -1,1 +1,1 @@
-"""What a decoder on an NVIDIA card is made of: whether there is a card, weights, states, one token, many tokens."""
+"""What a decoder on an NVIDIA GPU is made of: whether there is a GPU, weights, states, one token, many tokens."""

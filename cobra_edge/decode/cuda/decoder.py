@@ -1,4 +1,4 @@
-"""The decoder on an NVIDIA card: Triton kernels over the bundle's own codes.
+"""The decoder on an NVIDIA GPU: Triton kernels over the bundle's own codes.
 
 One token is a CUDA graph of a few launches a layer, between buffers that never move; activations are float32 there, and the
 state is found through an address, so that one graph steps any state. Many tokens go through tensor cores in float16 and a scan
@@ -22,25 +22,25 @@ from ...formats.packing import QuantizedTensor
 from ..arguments import checked_embeddings, checked_tokens, require_positions
 from ..decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState, Weights
 from ..sampling import Sampling
-from .driver import card_title
+from .driver import gpu_title
 from .kernels.embedding import look_up
 from .kernels.fused import choose_convolution, choose_scan
 from .kernels.gemm import multiply_many
 from .kernels.rotation import rotate_many
 from .prefill import CHUNK, Sequential, bytes_per_token, normed_for_head, run_layers
 from .sampling import Chooser
-from .state import CardState, on_card, on_stream
+from .state import GpuState, on_gpu, on_stream
 from .step import Step, captured
-from .weights import CardWeights
+from .weights import GpuWeights
 
 log = logging.getLogger(__name__)
 
-_LOGITS_CHUNK = 256  # positions whose logits are on the card together
+_LOGITS_CHUNK = 256  # positions whose logits are on the GPU together
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingRoom:
-    """Room for embeddings on the card, see `CardEmbeddings`: rows (seq, d_model) float32, contiguous."""
+    """Room for embeddings on the GPU, see `GpuEmbeddings`: rows (seq, d_model) float32, contiguous."""
 
     rows: torch.Tensor
 
@@ -61,7 +61,7 @@ class EmbeddingRoom:
 
 
 class CudaDecoder:
-    """A bundle's decoder, run by a card. See `Decoder`.
+    """A bundle's decoder, run by a GPU. See `Decoder`.
 
     Attributes:
         name: "triton".
@@ -74,25 +74,25 @@ class CudaDecoder:
     def __init__(
         self, source: Bundle | Weights, options: DecoderOptions = DEFAULT_OPTIONS, device: torch.device | None = None
     ) -> None:
-        """Copy the weights to the card.
+        """Copy the weights to the GPU.
 
         Args:
             source: an opened bundle, or weights in memory.
             options: threads mean nothing here, and activations are left float: rounding them would save no memory.
-            device: the first card; a processor for tests with Triton's interpreter, where nothing is captured; "meta" to record
+            device: the first GPU; a processor for tests with Triton's interpreter, where nothing is captured; "meta" to record
                 launches.
 
         Raises:
-            BundleError: a tensor does not fit. MachineError: the card has no room, how much was needed is said.
+            BundleError: a tensor does not fit. MachineError: the GPU has no room, how much was needed is said.
         """
         weights = Weights.of(source)
         self.config = weights.config
         self.device = torch.device("cuda", 0) if device is None else device
         self._origin, self._needed = weights.origin, needed_bytes(weights)
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        with self._card("opening the decoder"):
+        with self._gpu("opening the decoder"):
             _require_room(self.device, self._needed, weights.origin)
-            self._weights = CardWeights.of(weights, self.device)
+            self._weights = GpuWeights.of(weights, self.device)
             convolution = choose_convolution(self.device, self.config.d_inner, self.config.d_conv)
             self._sequential = Sequential(convolution, choose_scan(self.device))
             self._step = Step(self._weights)
@@ -100,8 +100,8 @@ class CudaDecoder:
             self._spare = self.new_state()
         self._room: EmbeddingRoom | None = None
         if options.activations_of(weights.recipe) == "int8":
-            log.info("activations stay float on a card: nearer to the float model than the recipe's int8")
-        log.info("decoder on %s: %s", card_title(self.device), self.describe())
+            log.info("activations stay float on a GPU: nearer to the float model than the recipe's int8")
+        log.info("decoder on %s: %s", gpu_title(self.device), self.describe())
 
     same_bits_however_cut = False  # many tokens are float16 products, one is not
 
@@ -116,18 +116,18 @@ class CudaDecoder:
 
     @property
     def stream(self) -> int | None:
-        """See `CardDecoder.stream`; None where there is no card."""
+        """See `GpuDecoder.stream`; None where there is no GPU."""
         return None if self._stream is None else int(self._stream.cuda_stream)
 
     def embedding_room(self, n: int) -> EmbeddingRoom:
-        """See `CardDecoder.embedding_room`."""
+        """See `GpuDecoder.embedding_room`."""
         if self._room is None or len(self._room) < n:
-            with self._card(f"making room for {n} embeddings"):
+            with self._gpu(f"making room for {n} embeddings"):
                 self._room = EmbeddingRoom(torch.empty(n, self.config.d_model, dtype=torch.float32, device=self.device))
         return EmbeddingRoom(self._room.rows[:n])
 
     @contextmanager
-    def _card(self, doing: str) -> Iterator[None]:
+    def _gpu(self, doing: str) -> Iterator[None]:
         """Work on the decoder's stream; it is done when the block ends. Its failures are MachineErrors."""
         try:
             with torch.inference_mode(), on_stream(self._stream):
@@ -137,19 +137,19 @@ class CudaDecoder:
         except torch.OutOfMemoryError as error:
             raise MachineError(_no_room(self.device, self._needed, self._origin, doing)) from error
         except torch.AcceleratorError as error:  # also of what a vision engine left on the stream
-            raise MachineError(f"{doing}: the card failed ({str(error).splitlines()[0]}); start again") from error
+            raise MachineError(f"{doing}: the GPU failed ({str(error).splitlines()[0]}); start again") from error
 
     @contextmanager
-    def _working_on(self, state: DecoderState, doing: str) -> Iterator[CardState]:
+    def _working_on(self, state: DecoderState, doing: str) -> Iterator[GpuState]:
         state.require_writable(self.config)
-        with self._card(doing), on_card(state, self._spare) as there:
+        with self._gpu(doing), on_gpu(state, self._spare) as there:
             if self._stream is not None and there.stream not in (None, self._stream):
                 self._stream.wait_stream(there.stream)
             yield there
 
-    def new_state(self, like: DecoderState | None = None) -> CardState:
-        """See `Decoder.new_state`; it is on the card."""
-        blank = CardState.blank(self.config, self.device, self._stream)
+    def new_state(self, like: DecoderState | None = None) -> GpuState:
+        """See `Decoder.new_state`; it is on the GPU."""
+        blank = GpuState.blank(self.config, self.device, self._stream)
         if like is not None:
             like.require(self.config)
             blank.fill(like)
@@ -157,7 +157,7 @@ class CudaDecoder:
 
     def embed(self, tokens: list[int]) -> np.ndarray:
         """See `Decoder.embed`."""
-        with self._card("looking tokens up"):
+        with self._gpu("looking tokens up"):
             rows = self._embedded(tokens)
             if self._weights.rotates_residual and len(rows):
                 stored, rows = rows, torch.empty_like(rows)
@@ -179,7 +179,7 @@ class CudaDecoder:
         return embeddings
 
     def _chunks(self, embeddings: np.ndarray | EmbeddingRoom) -> Iterator[torch.Tensor]:
-        """Yield copies of embeddings on the card, (seq, d_model) float32, in the basis the weights are stored in."""
+        """Yield copies of embeddings on the GPU, (seq, d_model) float32, in the basis the weights are stored in."""
         for begin in range(0, len(embeddings), CHUNK):
             yield self._entering(embeddings, slice(begin, begin + CHUNK))
 
@@ -195,7 +195,7 @@ class CudaDecoder:
         return rotated
 
     def prefill(self, embeddings: np.ndarray | EmbeddingRoom, state: DecoderState) -> np.ndarray:
-        """See `Decoder.prefill`; embeddings may be on the card."""
+        """See `Decoder.prefill`; embeddings may be on the GPU."""
         embeddings = self._checked(embeddings)
         with self._working_on(state, f"reading {len(embeddings)} tokens") as there:
             for residual in self._chunks(embeddings):
@@ -205,7 +205,7 @@ class CudaDecoder:
         return logits
 
     def forward(self, embeddings: np.ndarray | EmbeddingRoom, state: DecoderState) -> np.ndarray:
-        """See `Decoder.forward`; embeddings may be on the card."""
+        """See `Decoder.forward`; embeddings may be on the GPU."""
         embeddings = self._checked(embeddings)
         logits, at = np.empty((len(embeddings), self.config.vocab), np.float32), 0
         with self._working_on(state, f"reading {len(embeddings)} tokens") as there:
@@ -226,7 +226,7 @@ class CudaDecoder:
         self._step.token.zero_()
         return captured(self._step.run, self._stream)
 
-    def _read(self, token: int, state: CardState) -> None:
+    def _read(self, token: int, state: GpuState) -> None:
         """Enqueue the reading of a token; the logits after it are the step's then."""
         replay = self._replay  # capturing leaves another token and state behind
         self._step.point_at(state)
@@ -267,7 +267,7 @@ def _on_host(tensor: torch.Tensor) -> np.ndarray:
 
 
 def needed_bytes(weights: Weights) -> int:
-    """Return what a decoder takes on a card: weights, two states, and the buffers of the longest chunk of a prompt."""
+    """Return what a decoder takes on a GPU: weights, two states, and the buffers of the longest chunk of a prompt."""
     c = weights.config
     stored = sum(
         v.codes.nbytes + v.scales.nbytes if isinstance(v, QuantizedTensor) else v.nbytes for v in weights.tensors.values()
@@ -280,13 +280,13 @@ def _no_room(device: torch.device, needed: int, origin: str, doing: str) -> str:
     free, total = torch.cuda.mem_get_info(device)
     return (
         f"{doing}: {torch.cuda.get_device_name(device)} has no room; the decoder of {origin} needs about "
-        f"{needed / 1e9:.2f} GB, {free / 1e9:.2f} of {total / 1e9:.2f} GB are free: end other programs on the card, "
+        f"{needed / 1e9:.2f} GB, {free / 1e9:.2f} of {total / 1e9:.2f} GB are free: end other programs on the GPU, "
         "export with fewer bits, or take --device cpu"
     )
 
 
 def _require_room(device: torch.device, needed: int, origin: str) -> None:
-    """Raise MachineError when a card has less memory free than a decoder needs."""
+    """Raise MachineError when a GPU has less memory free than a decoder needs."""
     if device.type != "cuda":
         return
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""Whether there is a card that a decoder can use. torch is imported only where there is an NVIDIA driver."""
+"""Whether there is a GPU that a decoder can use. torch is imported only where there is an NVIDIA driver."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LEAST_CAPABILITY = (8, 0)
 
 
 def why_no_driver() -> str | None:
-    """Return why nothing here can speak to an NVIDIA card, or None. Imports nothing."""
+    """Return why nothing here can speak to an NVIDIA GPU, or None. Imports nothing."""
     try:
         ctypes.CDLL(_DRIVER)
     except OSError:
-        return f"there is no NVIDIA driver ({_DRIVER} cannot be loaded); a card and its driver are needed"
+        return f"there is no NVIDIA driver ({_DRIVER} cannot be loaded); a GPU and its driver are needed"
     return None
 
 
 @cache
-def why_no_card() -> str | None:
-    """Return why torch can use no card here, with what is needed; None where it can."""
+def why_no_gpu() -> str | None:
+    """Return why torch can use no GPU here, with what is needed; None where it can."""
     reason = why_no_driver()
     if reason is not None:
         return reason
@@ -48,12 +48,12 @@ def why_no_card() -> str | None:
     if not torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hint = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
-        return f"there is a driver, but torch sees no CUDA card{hint}; nvidia-smi says what the driver sees"
+        return f"there is a driver, but torch sees no CUDA GPU{hint}; nvidia-smi says what the driver sees"
     return None
 
 
 def why_too_old(least: tuple[int, int] = LEAST_CAPABILITY) -> str | None:
-    """Return why the first card's compute capability is not enough, or None. Only where `why_no_card` is None."""
+    """Return why the first GPU's compute capability is not enough, or None. Only where `why_no_gpu` is None."""
     import torch
 
     has = torch.cuda.get_device_capability(0)
@@ -66,14 +66,14 @@ def why_too_old(least: tuple[int, int] = LEAST_CAPABILITY) -> str | None:
 
 
 def why_no_triton() -> str | None:
-    """Return why Triton's kernels cannot run on the first card, or None. Only where `why_no_card` is None."""
+    """Return why Triton's kernels cannot run on the first GPU, or None. Only where `why_no_gpu` is None."""
     if importlib.util.find_spec("triton") is None:
         return f"triton is not installed ({install_hint('cuda')})"
     return why_too_old()
 
 
 def why_no_torch_kernels() -> str | None:
-    """Return why torch's own kernels cannot run on the first card, or None. Only where `why_no_card` is None."""
+    """Return why torch's own kernels cannot run on the first GPU, or None. Only where `why_no_gpu` is None."""
     import torch
 
     built_for = [int(arch.removeprefix("sm_").rstrip("af")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
@@ -87,8 +87,8 @@ def why_no_torch_kernels() -> str | None:
     )
 
 
-def card_title(device: torch.device) -> str:
-    """Return what a person calls a card, with its compute capability; of what is no card, its type."""
+def gpu_title(device: torch.device) -> str:
+    """Return what a person calls a GPU, with its compute capability; of what is no GPU, its type."""
     import torch
 
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Many tokens on a card: products on tensor cores in float16, everything that goes token after token in float32."""
+"""Many tokens on a GPU: products on tensor cores in float16, everything that goes token after token in float32."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .kernels.fused import Chosen
 from .kernels.gemm import multiply_many
 from .kernels.norm import rms_norm_many
 from .kernels.rotation import norm_between_rotations, rotate_many
-from .state import CardState
-from .weights import CardLayer, CardWeights
+from .state import GpuState
+from .weights import GpuLayer, GpuWeights
 
 _LARGEST = torch.finfo(torch.float16).max
 CHUNK = 2048  # tokens that go through the layers together: what bounds the memory of a long prompt
@@ -26,7 +26,7 @@ class Sequential:
     scan: Chosen
 
 
-def run_layers(weights: CardWeights, sequential: Sequential, residual: torch.Tensor, state: CardState) -> None:
+def run_layers(weights: GpuWeights, sequential: Sequential, residual: torch.Tensor, state: GpuState) -> None:
     """Run a chunk of tokens through all layers.
 
     Args:
@@ -41,7 +41,7 @@ def run_layers(weights: CardWeights, sequential: Sequential, residual: torch.Ten
     state.n_tokens += len(residual)
 
 
-def normed_for_head(weights: CardWeights, residual: torch.Tensor) -> torch.Tensor:
+def normed_for_head(weights: GpuWeights, residual: torch.Tensor) -> torch.Tensor:
     """Return what the head multiplies, (seq, d_model) float16, of a residual stream behind the last layer."""
     normed = torch.empty_like(residual, dtype=torch.float16)
     norm = norm_between_rotations if weights.rotates_residual else rms_norm_many
@@ -58,7 +58,7 @@ def bytes_per_token(config: MambaConfig) -> int:
 class _Room:
     """Buffers of one chunk, shared by all layers."""
 
-    def __init__(self, weights: CardWeights, seq: int) -> None:
+    def __init__(self, weights: GpuWeights, seq: int) -> None:
         c = weights.config
 
         def room(width: int, dtype: torch.dtype) -> torch.Tensor:
@@ -75,12 +75,12 @@ class _Room:
 
 
 def _layer(
-    weights: CardWeights,
-    layer: CardLayer,
+    weights: GpuWeights,
+    layer: GpuLayer,
     sequential: Sequential,
     room: _Room,
     residual: torch.Tensor,
-    state: CardState,
+    state: GpuState,
     index: int,
 ) -> None:
     c = weights.config

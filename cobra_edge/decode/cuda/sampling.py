@@ -1,4 +1,4 @@
-"""Answers whose tokens are chosen on the card: per token one number comes back to the host, not a vocabulary of logits."""
+"""Answers whose tokens are chosen on the GPU: per token one number comes back to the host, not a vocabulary of logits."""
 
 from __future__ import annotations
 

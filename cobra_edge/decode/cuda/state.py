@@ -1,4 +1,4 @@
-"""A decoder's state that lives on a card."""
+"""A decoder's state that lives on a GPU."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ...formats.model_config import MambaConfig
 from ..decoder import DecoderState
 
 
-class CardState(DecoderState):
-    """A state on a card: `conv` and `ssm` are copies in the host's memory, made when they are asked for.
+class GpuState(DecoderState):
+    """A state on a GPU: `conv` and `ssm` are copies in the host's memory, made when they are asked for.
 
     Attributes:
         tensors: (n_layer, d_inner, d_conv) and (n_layer, d_inner, d_state) float32, as in `DecoderState`.
@@ -26,7 +26,7 @@ class CardState(DecoderState):
         self.tensors, self.n_tokens, self.stream = tensors, n_tokens, stream
 
     @classmethod
-    def blank(cls, config: MambaConfig, device: torch.device, stream: torch.cuda.Stream | None) -> CardState:
+    def blank(cls, config: MambaConfig, device: torch.device, stream: torch.cuda.Stream | None) -> GpuState:
         """Return the state before the first token."""
         with on_stream(stream):
             shapes = ((config.n_layer, config.d_inner, width) for width in (config.d_conv, config.d_state))
@@ -73,15 +73,15 @@ class CardState(DecoderState):
         yield here
         self.fill(here)
 
-    def copy(self) -> CardState:
-        """Return an independent copy, on the card too."""
+    def copy(self) -> GpuState:
+        """Return an independent copy, on the GPU too."""
         with on_stream(self.stream):
             conv, ssm = (tensor.clone() for tensor in self.tensors)
-        return CardState((conv, ssm), self.n_tokens, self.stream)
+        return GpuState((conv, ssm), self.n_tokens, self.stream)
 
     def fill(self, state: DecoderState) -> None:
-        """Become a copy of a state of the same shapes, on a card or in the host's memory."""
-        if isinstance(state, CardState):
+        """Become a copy of a state of the same shapes, on a GPU or in the host's memory."""
+        if isinstance(state, GpuState):
             sources: tuple[torch.Tensor, ...] = state.tensors
             after = state.stream
         else:
@@ -95,19 +95,19 @@ class CardState(DecoderState):
 
 
 def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
-    """Have work go to a stream of a card; where there is none, as it would."""
+    """Have work go to a stream of a GPU; where there is none, as it would."""
     return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 @contextmanager
-def on_card(state: DecoderState, blank: CardState) -> Iterator[CardState]:
-    """Give a state as one on the card: itself where it is there, else a copy, from which it is filled when the block ends well.
+def on_gpu(state: DecoderState, blank: GpuState) -> Iterator[GpuState]:
+    """Give a state as one on the GPU: itself where it is there, else a copy, from which it is filled when the block ends well.
 
     Args:
         state: of the same model; `blank.shapes` says which shapes.
-        blank: a state on the card that nobody needs, to take a host's.
+        blank: a state on the GPU that nobody needs, to take a host's.
     """
-    if isinstance(state, CardState) and state.device == blank.device:
+    if isinstance(state, GpuState) and state.device == blank.device:
         yield state
         return
     blank.fill(state)

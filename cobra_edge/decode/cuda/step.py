@@ -1,4 +1,4 @@
-"""One token on a card: a few launches a layer between buffers that never move, so that a CUDA graph can replay them."""
+"""One token on a GPU: a few launches a layer between buffers that never move, so that a CUDA graph can replay them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .kernels.embedding import look_up
 from .kernels.gemv import multiply_one
 from .kernels.rotation import norm_between_rotations, rotate_many
 from .kernels.selective_state_update import recur_and_gate
-from .state import CardState, on_stream
-from .weights import CardLayer, CardWeights
+from .state import GpuState, on_stream
+from .weights import GpuLayer, GpuWeights
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +24,11 @@ class Step:
     """Reads the token in `token` into the state that was pointed at, and leaves the logits after it in `logits`.
 
     Attributes:
-        token: (1,) int64 on the card.
-        logits: (vocab,) float32 on the card.
+        token: (1,) int64 on the GPU.
+        logits: (vocab,) float32 on the GPU.
     """
 
-    def __init__(self, weights: CardWeights) -> None:
+    def __init__(self, weights: GpuWeights) -> None:
         """Allocate the buffers."""
         self._weights = weights
         c, device = weights.config, weights.device
@@ -47,7 +47,7 @@ class Step:
         self.logits = buffer(c.vocab)
         self._pointed_at: tuple[int, int] | None = None
 
-    def point_at(self, state: CardState) -> None:
+    def point_at(self, state: GpuState) -> None:
         """Have the next runs read and change this state, which has to live until they are done."""
         addresses = state.tensors[0].data_ptr(), state.tensors[1].data_ptr()
         if addresses != self._pointed_at:
@@ -63,7 +63,7 @@ class Step:
             self._layer(index, layer)
         self.head(self._residual)
 
-    def _layer(self, index: int, layer: CardLayer) -> None:
+    def _layer(self, index: int, layer: GpuLayer) -> None:
         eps, residual = self._weights.config.norm_eps, self._residual[0]
         multiply_one(layer.in_proj, residual, self._xz, norm=layer.norm, eps=eps)
         convolve_and_project(layer.x_proj, self._xz, self._conv_at, index, layer.taps, layer.conv_bias, self._u, self._partials)
@@ -89,7 +89,7 @@ class Step:
 
 
 def captured(run: Callable[[], None], stream: torch.cuda.Stream | None) -> Callable[[], None]:
-    """Return what replays the launches of `run` as one CUDA graph; `run` itself where there is no card.
+    """Return what replays the launches of `run` as one CUDA graph; `run` itself where there is no GPU.
 
     `run` is called a few times first, so whatever it changes has to be something nobody needs.
     """

@@ -1,4 +1,4 @@
-"""A bundle's decoder on a card: codes in the bundle's own bytes, small tensors as float32."""
+"""A bundle's decoder on a GPU: codes in the bundle's own bytes, small tensors as float32."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ...formats.model_config import MambaConfig
 from ...formats.packing import QuantizedTensor
 from ...formats.recipe import Recipe, quantized_scheme, stored_tensors
 from ..decoder import Weights
-from .kernels.matrix import CardMatrix
+from .kernels.matrix import GpuMatrix
 
 _EMBEDDING, _HEAD = "backbone.embedding.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True, eq=False)
-class CardLayer:
-    """One layer's tensors on the card.
+class GpuLayer:
+    """One layer's tensors on the GPU.
 
     Attributes:
         norm: (d_model,) float32.
@@ -31,20 +31,20 @@ class CardLayer:
     """
 
     norm: torch.Tensor
-    in_proj: CardMatrix
+    in_proj: GpuMatrix
     taps: torch.Tensor
     conv_bias: torch.Tensor
-    x_proj: CardMatrix
-    dt_proj: CardMatrix
+    x_proj: GpuMatrix
+    dt_proj: GpuMatrix
     dt_bias: torch.Tensor
     A: torch.Tensor
     D: torch.Tensor
-    out_proj: CardMatrix
+    out_proj: GpuMatrix
 
 
 @dataclass(frozen=True, eq=False)
-class CardWeights:
-    """All of a decoder on a card.
+class GpuWeights:
+    """All of a decoder on a GPU.
 
     Attributes:
         config: sizes.
@@ -56,24 +56,24 @@ class CardWeights:
     """
 
     config: MambaConfig
-    layers: tuple[CardLayer, ...]
-    embedding: CardMatrix
-    head: CardMatrix
+    layers: tuple[GpuLayer, ...]
+    embedding: GpuMatrix
+    head: GpuMatrix
     norm_f: torch.Tensor
     rotates_residual: bool
     rotates_out_proj: bool
     device: torch.device
 
     @classmethod
-    def of(cls, weights: Weights, device: torch.device) -> CardWeights:
+    def of(cls, weights: Weights, device: torch.device) -> GpuWeights:
         """Copy a decoder's weights to a device, tensor after tensor. torch says when there is no room."""
         config, tensors = weights.config, weights.tensors
-        embedding = CardMatrix.of(tensors[_EMBEDDING], device)
+        embedding = GpuMatrix.of(tensors[_EMBEDDING], device)
         return cls(
             config,
             tuple(_layer(tensors, f"backbone.layers.{i}.", device) for i in range(config.n_layer)),
             embedding,
-            embedding if config.tied else CardMatrix.of(tensors[_HEAD], device),
+            embedding if config.tied else GpuMatrix.of(tensors[_HEAD], device),
             _float(tensors["backbone.norm_f.weight"], device),
             weights.recipe.rotates_residual,
             weights.recipe.rotates_out_proj,
@@ -81,16 +81,16 @@ class CardWeights:
         )
 
 
-def _layer(tensors: Mapping[str, np.ndarray | QuantizedTensor], prefix: str, device: torch.device) -> CardLayer:
+def _layer(tensors: Mapping[str, np.ndarray | QuantizedTensor], prefix: str, device: torch.device) -> GpuLayer:
     mixer = prefix + "mixer."
 
-    def matrix(name: str) -> CardMatrix:
-        return CardMatrix.of(tensors[f"{mixer}{name}.weight"], device)
+    def matrix(name: str) -> GpuMatrix:
+        return GpuMatrix.of(tensors[f"{mixer}{name}.weight"], device)
 
     def small(name: str) -> torch.Tensor:
         return _float(tensors[mixer + name], device)
 
-    return CardLayer(
+    return GpuLayer(
         norm=_float(tensors[prefix + "norm.weight"], device),
         in_proj=matrix("in_proj"),
         taps=small("conv1d.weight").squeeze(1),
@@ -109,10 +109,10 @@ def _float(value: np.ndarray | QuantizedTensor, device: torch.device) -> torch.T
     return torch.tensor(np.asarray(value, np.float32), device=device)
 
 
-def _as_float16(matrix: CardMatrix) -> CardMatrix:
+def _as_float16(matrix: GpuMatrix) -> GpuMatrix:
     if matrix.scales is None:
         return matrix
-    return CardMatrix(matrix.dequantize().half(), None, 16, matrix.shape[1], matrix.shape)
+    return GpuMatrix(matrix.dequantize().half(), None, 16, matrix.shape[1], matrix.shape)
 
 
 def hollow(config: MambaConfig, recipe: Recipe) -> Weights:

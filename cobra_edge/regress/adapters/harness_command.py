@@ -18,7 +18,7 @@ from ...errors import MachineError
 from ...inference.session_options import threads_option
 from ...terminal.output import debug_option, print_json
 from ...vision.runtimes import RUNTIME_NAMES
-from .model_adapter import Examinee
+from .model_adapter import ModelAdapter
 from .report import report_of, show, write_report
 
 _OPTIONS = (
@@ -68,9 +68,11 @@ def harness(package: str, extra: str) -> Iterator[None]:
         raise MachineError(f"a task, or {package}, needs {error.name}, which is not installed; install that first") from error
 
 
-def finish(name: str, version: str, examinee: Examinee, found: dict[str, Any], out: Path | None, as_json: bool) -> None:
+def finish(
+    name: str, version: str, model_adapter: ModelAdapter, found: dict[str, Any], out: Path | None, as_json: bool
+) -> None:
     """Write the report of a run and print it."""
-    report = report_of(name, version, examinee, found)
+    report = report_of(name, version, model_adapter, found)
     if out is not None:
         write_report(report, out)
     if as_json:

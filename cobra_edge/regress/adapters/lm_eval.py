@@ -20,13 +20,13 @@ from PIL import Image
 from ...errors import InputError, MachineError
 from ...terminal.output import progress
 from .generation_args import Writing
-from .model_adapter import Examinee, only_picture
+from .model_adapter import ModelAdapter, only_image
 from .task_names import require_known
 
 
 @register_model("cobra-edge")
 class CobraEdgeLM(LM):
-    """A bundle as lm-eval's model. It looks at one picture a question, where the bundle has eyes."""
+    """A bundle as lm-eval's model. It looks at one image a question, where the bundle has eyes."""
 
     MULTIMODAL = True
 
@@ -53,14 +53,14 @@ class CobraEdgeLM(LM):
             BundleError, InputError, MachineError: as `cobra_edge.load` raises them.
         """
         super().__init__()
-        self.examinee = Examinee.open(
+        self.model_adapter = ModelAdapter.open(
             bundle, device, decoder_kernels, vision_runtime, threads, activations, raw_prompts, batch_size
         )
 
     @property
     def tokenizer_name(self) -> str:
         """The name that lm-eval keeps contexts under."""
-        return str(self.examinee.session.config.model_id)
+        return str(self.model_adapter.session.config.model_id)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Refuse: the template of the bundle already words every question. Raises InputError."""
@@ -71,7 +71,7 @@ class CobraEdgeLM(LM):
 
         def answer(_number: int, request: Instance) -> tuple[float, bool]:
             context, continuation, *more = request.args
-            likelihood = self.examinee.loglikelihood(context, continuation, _picture_of(request, more))
+            likelihood = self.model_adapter.loglikelihood(context, continuation, _image_of(request, more))
             return likelihood.log_p, likelihood.greedy
 
         return self._each("loglikelihood", requests, answer)
@@ -81,13 +81,11 @@ class CobraEdgeLM(LM):
 
         def answer(_number: int, request: Instance) -> float:
             text, *more = request.args
-            if _picture_of(request, more) is not None:
-                raise InputError(
-                    f"task {request.task_name}: the likelihood of a text after a picture is not rolling; no picture"
-                )
-            codec, length = self.examinee.session.codec, self.examinee.session.config.max_length
+            if _image_of(request, more) is not None:
+                raise InputError(f"task {request.task_name}: the likelihood of a text after an image is not rolling; no image")
+            codec, length = self.model_adapter.session.codec, self.model_adapter.session.config.max_length
             windows = get_rolling_token_windows(codec.encode(text), codec.end_id, length, 1)
-            return self.examinee.rolling([make_disjoint_window(window) for window in windows])
+            return self.model_adapter.rolling([make_disjoint_window(window) for window in windows])
 
         return self._each("loglikelihood_rolling", requests, answer)
 
@@ -96,7 +94,7 @@ class CobraEdgeLM(LM):
 
         def answer(number: int, request: Instance) -> str:
             context, options, *more = request.args
-            return self.examinee.write(context, Writing.of(options, number), _picture_of(request, more))
+            return self.model_adapter.write(context, Writing.of(options, number), _image_of(request, more))
 
         return self._each("generate_until", requests, answer)
 
@@ -112,13 +110,13 @@ class CobraEdgeLM(LM):
         return answers
 
 
-def _picture_of(request: Instance, more: list[dict[str, Any]]) -> Image.Image | None:
-    """Return what a request shows. Raises InputError for several pictures, and for what is none."""
+def _image_of(request: Instance, more: list[dict[str, Any]]) -> Image.Image | None:
+    """Return what a request shows. Raises InputError for several images, and for what is none."""
     shown = more[0] if more else {}
     where = f"task {request.task_name}, document {request.doc_id}"
     if other := set(shown) - {"visual"}:
-        raise InputError(f"{where} comes with {', '.join(sorted(other))}; the model takes text and one picture")
-    return only_picture(shown.get("visual"), where)
+        raise InputError(f"{where} comes with {', '.join(sorted(other))}; the model takes text and one image")
+    return only_image(shown.get("visual"), where)
 
 
 def evaluate(

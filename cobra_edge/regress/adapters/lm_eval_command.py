@@ -41,4 +41,4 @@ def lm_eval(
 
         lm = CobraEdgeLM(bundle, device, decoder_kernels, vision_runtime, threads, activations, raw_prompts)
         found = evaluate(lm, names, include_path, limit, num_fewshot)
-    finish("lm-eval", version("lm-eval"), lm.examinee, found, out, as_json)
+    finish("lm-eval", version("lm-eval"), lm.model_adapter, found, out, as_json)

@@ -15,12 +15,12 @@ from PIL import Image
 from ...errors import InputError, MachineError
 from ...terminal.output import progress
 from .generation_args import Writing
-from .model_adapter import Examinee, only_picture
+from .model_adapter import ModelAdapter, only_image
 from .task_names import require_known
 
 
 class CobraEdgeLMM(lmms):
-    """A bundle as lmms-eval's model, in its plain form: a text and one picture a question."""
+    """A bundle as lmms-eval's model, in its plain form: a text and one image a question."""
 
     is_simple = True
 
@@ -47,7 +47,7 @@ class CobraEdgeLMM(lmms):
             BundleError, InputError, MachineError: as `cobra_edge.load` raises them.
         """
         super().__init__()
-        self.examinee = Examinee.open(
+        self.model_adapter = ModelAdapter.open(
             bundle, device, decoder_kernels, vision_runtime, threads, activations, raw_prompts, batch_size
         )
 
@@ -61,7 +61,7 @@ class CobraEdgeLMM(lmms):
             context, continuation, *where = request.args
             if callable(continuation):  # the task's own function of a document
                 continuation = continuation(self._document(*where[1:]))
-            found = self.examinee.loglikelihood(context, continuation, self._picture(*where) if where else None)
+            found = self.model_adapter.loglikelihood(context, continuation, self._image(*where) if where else None)
             # Bare, the pair would become a text: 0.7.3 lets only what is in a GenerationResult through as it is.
             return GenerationResult((-found.log_p / max(found.n_tokens, 1), found.greedy))
 
@@ -72,7 +72,7 @@ class CobraEdgeLMM(lmms):
 
         def answer(number: int, request: Instance) -> str:
             context, options, *where = request.args
-            return self.examinee.write(context, Writing.of(options, number), self._picture(*where))
+            return self.model_adapter.write(context, Writing.of(options, number), self._image(*where))
 
         return self._each("generate_until", requests, answer)
 
@@ -83,12 +83,12 @@ class CobraEdgeLMM(lmms):
     def _document(self, number: int, task: str, split: str) -> dict[str, Any]:
         return dict(self.task_dict[task][split][number])
 
-    def _picture(
+    def _image(
         self, visual_of: Callable[[dict[str, Any]], Any] | None, number: int, task: str, split: str
     ) -> Image.Image | None:
-        """Return what a document shows. Raises InputError for several pictures, and for what is none."""
+        """Return what a document shows. Raises InputError for several images, and for what is none."""
         shown = None if visual_of is None else visual_of(self._document(number, task, split))
-        return only_picture(shown, f"task {task}, document {number}")
+        return only_image(shown, f"task {task}, document {number}")
 
     def _each(self, kind: str, requests: list[Instance], answer: Callable[[int, Instance], Any]) -> list[Any]:
         """Answer one request after the other."""

@@ -41,4 +41,4 @@ def lmms_eval(
 
         lm = CobraEdgeLMM(bundle, device, decoder_kernels, vision_runtime, threads, activations, raw_prompts)
         found = evaluate(lm, names, include_path, limit, num_fewshot)
-    finish("lmms-eval", version("lmms-eval"), lm.examinee, found, out, as_json)
+    finish("lmms-eval", version("lmms-eval"), lm.model_adapter, found, out, as_json)

@@ -1,7 +1,7 @@
 """A bundle that sits an examination: likelihoods of given answers, and answers of its own.
 
-A question is worded by the bundle's template, as `Session.ask` words it, unless raw prompts are asked for. The picture comes
-first, whatever place a task gives it. Pictures that come again are looked at once, and a context that is followed by several
+A question is worded by the bundle's template, as `Session.ask` words it, unless raw prompts are asked for. The image comes
+first, whatever place a task gives it. Images that come again are looked at once, and a context that is followed by several
 continuations is read once.
 """
 
@@ -22,14 +22,14 @@ from ...decode.decoder import DecoderOptions, DecoderState
 from ...errors import InputError
 from ...inference.generate import generate
 from ...inference.session import Session, load
-from ...inputs.image import load_picture
+from ...inputs.image import load_image
 from ...inputs.text import IMAGE_MARK
 from ..metrics import log_softmax
 from .generation_args import Writing
 
 log = logging.getLogger(__name__)
 
-_KEPT_PICTURES = 8  # states after a picture; 26 MB each at Cobra-3B's size
+_KEPT_IMAGES = 8  # states after an image; 26 MB each at Cobra-3B's size
 _READ_AT_ONCE = 128  # positions whose logits lie in memory together
 
 
@@ -48,7 +48,7 @@ class Likelihood:
     n_tokens: int
 
 
-class Examinee:
+class ModelAdapter:
     """A session that answers what a harness asks.
 
     Attributes:
@@ -74,7 +74,7 @@ class Examinee:
         activations: str | None,
         raw_prompts: bool,
         batch_size: int | str,
-    ) -> Examinee:
+    ) -> ModelAdapter:
         """Open a bundle for a harness, which hands a batch size to every model: a session reads one question at a time.
 
         Raises:
@@ -87,22 +87,22 @@ class Examinee:
             load(bundle, device=device, kernels=decoder_kernels, options=options, vision_runtime=vision_runtime), raw_prompts
         )
 
-    def loglikelihood(self, context: str, continuation: str, picture: Image.Image | None = None) -> Likelihood:
+    def loglikelihood(self, context: str, continuation: str, image: Image.Image | None = None) -> Likelihood:
         """Return how likely a continuation is.
 
         Args:
             context: the question; where it is empty, the end token stands in its place, without any wording.
             continuation: the answer, no end token after it. Behind a template the blanks in front of it are left out.
-            picture: seen before the context, or None.
+            image: seen before the context, or None.
 
         Raises:
-            InputError: a picture for a text-only model, a continuation longer than the model takes, logits that are not finite.
+            InputError: an image for a text-only model, a continuation longer than the model takes, logits that are not finite.
         """
         before, tokens = self._split(context, continuation)
         if not tokens:
             return Likelihood(0.0, True, 0)
-        keep = self.session.config.max_length + 1 - self._seen(picture) - len(tokens)
-        state, first = self._after(self._fitted(before, keep, "continuation"), picture)
+        keep = self.session.config.max_length + 1 - self._seen(image) - len(tokens)
+        state, first = self._after(self._fitted(before, keep, "continuation"), image)
         return self._forced(first, tokens, state.copy())
 
     def rolling(self, windows: Sequence[tuple[list[int], list[int]]]) -> float:
@@ -117,16 +117,16 @@ class Examinee:
             total += self._forced(first, tokens, state).log_p
         return total
 
-    def write(self, context: str, writing: Writing, picture: Image.Image | None = None) -> str:
+    def write(self, context: str, writing: Writing, image: Image.Image | None = None) -> str:
         """Return an answer of the model's own, without the end token and whatever follows a stop.
 
         Raises:
-            InputError: an empty context, or a picture for a text-only model.
+            InputError: an empty context, or an image for a text-only model.
         """
-        session, seen = self.session, self._seen(picture)
+        session, seen = self.session, self._seen(image)
         room = session.config.max_length - seen
-        tokens = self._fitted(self._encoded(context), room - 1, "picture")
-        state, logits = self._after(tokens, picture)
+        tokens = self._fitted(self._encoded(context), room - 1, "image")
+        state, logits = self._after(tokens, image)
         limit = min(writing.max_new_tokens, room - len(tokens))
         written, text = list[int](), ""
         for token in generate(session.decoder, logits, state.copy(), session.codec.end_id, limit, writing.sampling):
@@ -137,7 +137,7 @@ class Examinee:
         return text
 
     def _encoded(self, context: str) -> list[int]:
-        """Return the tokens of a context; the picture's place in it is always the first and needs no mark."""
+        """Return the tokens of a context; the image's place in it is always the first and needs no mark."""
         if not self.raw_prompts:
             return self.session.codec.encode(self.session.template.first_turn(context))
         return self._raw(self._bare(context))
@@ -172,8 +172,8 @@ class Examinee:
         before = self._raw(worded.rstrip())
         return before or [codec.end_id], self._raw(worded + continuation)[len(before) :]
 
-    def _seen(self, picture: Image.Image | None) -> int:
-        return 0 if picture is None else self.session.config.n_visual_tokens
+    def _seen(self, image: Image.Image | None) -> int:
+        return 0 if image is None else self.session.config.n_visual_tokens
 
     def _fitted(self, tokens: list[int], keep: int, beside: str) -> list[int]:
         """Return the last `keep` tokens. Raises InputError when that is none."""
@@ -188,20 +188,20 @@ class Examinee:
             self.shortened += 1
         return tokens[-keep:]
 
-    def _look(self, picture: Image.Image) -> tuple[bytes, DecoderState]:
-        """Return the key and the state of a picture, remembered by its content."""
-        loaded = load_picture(picture)
+    def _look(self, image: Image.Image) -> tuple[bytes, DecoderState]:
+        """Return the key and the state of an image, remembered by its content."""
+        loaded = load_image(image)
         key = hashlib.sha256(repr(loaded.size).encode() + loaded.tobytes()).digest()
         if key not in self._looked:
             self._looked[key] = self.session.look(loaded)
-            if len(self._looked) > _KEPT_PICTURES:
+            if len(self._looked) > _KEPT_IMAGES:
                 self._looked.popitem(last=False)
         self._looked.move_to_end(key)
         return key, self._looked[key]
 
-    def _after(self, tokens: list[int], picture: Image.Image | None) -> tuple[DecoderState, np.ndarray]:
-        """Return the state and the logits (vocab,) after a picture and tokens; both are remembered, so copy the state."""
-        looked, start = (None, self.session.decoder.new_state()) if picture is None else self._look(picture)
+    def _after(self, tokens: list[int], image: Image.Image | None) -> tuple[DecoderState, np.ndarray]:
+        """Return the state and the logits (vocab,) after an image and tokens; both are remembered, so copy the state."""
+        looked, start = (None, self.session.decoder.new_state()) if image is None else self._look(image)
         key = looked, tuple(tokens)
         if self._read is None or self._read[0] != key:
             state = start.copy()
@@ -225,22 +225,22 @@ class Examinee:
         return Likelihood(total, greedy, len(tokens))
 
 
-def only_picture(visuals: Any, where: str) -> Image.Image | None:
-    """Return the one picture of a request, None where it has none.
+def only_image(visuals: Any, where: str) -> Image.Image | None:
+    """Return the one image of a request, None where it has none.
 
     Args:
-        visuals: what the task gave: a picture, or a list of pictures.
+        visuals: what the task gave: an image, or a list of images.
         where: which request, for messages.
 
     Raises:
-        InputError: several pictures, or something that is none.
+        InputError: several images, or something that is none.
     """
     found = visuals if isinstance(visuals, list | tuple) else [] if visuals is None else [visuals]
     if not found:
         return None
     if len(found) > 1:
-        raise InputError(f"{where} has {len(found)} pictures, the model looks at one; take a task with one picture a question")
+        raise InputError(f"{where} has {len(found)} images, the model looks at one; take a task with one image a question")
     if not isinstance(found[0], Image.Image):
         kind = type(found[0]).__name__
-        raise InputError(f"{where} has a {kind} where a picture is expected; decode it in the task (datasets.Image does)")
+        raise InputError(f"{where} has a {kind} where an image is expected; decode it in the task (datasets.Image does)")
     return found[0]

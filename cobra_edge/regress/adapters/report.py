@@ -15,20 +15,20 @@ from ...files.staging import staged_file
 from ...terminal.output import cell, figure
 from ...terminal.output import results as console
 from ...version import __version__
-from .model_adapter import Examinee
+from .model_adapter import ModelAdapter
 
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples")
 
 
-def report_of(harness: str, version: str, examinee: Examinee, found: dict[str, Any]) -> dict[str, Any]:
+def report_of(harness: str, version: str, model_adapter: ModelAdapter, found: dict[str, Any]) -> dict[str, Any]:
     """Return the report of a run as plain JSON values.
 
     Args:
         harness, version: of the library.
-        examinee: what was examined.
+        model adapter: what was examined.
         found: the library's results.
     """
-    session = examinee.session
+    session = model_adapter.session
     return {
         "harness": harness,
         "harness_version": version,
@@ -36,8 +36,8 @@ def report_of(harness: str, version: str, examinee: Examinee, found: dict[str, A
         "model": session.config.model_id,
         "scheme": session.bundle.manifest.recipe.scheme,
         "runtime": {"decoder": session.decoder.name, "vision": None if session.vision is None else session.vision.name},
-        "prompts": "raw" if examinee.raw_prompts else session.template.style,
-        "shortened_prompts": examinee.shortened,
+        "prompts": "raw" if model_adapter.raw_prompts else session.template.style,
+        "shortened_prompts": model_adapter.shortened,
         **{key: _plain(found[key]) for key in _KEPT if key in found},
     }
 

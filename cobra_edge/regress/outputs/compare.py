@@ -106,7 +106,7 @@ def _word(name: str, before: Figure, after: Figure) -> Word:
         before, after = _distance(before, measure.ideal), _distance(after, measure.ideal)
     found = difference(before, after)
     if found.low is None or found.high is None or found.low == found.high:
-        return "unsure"  # no width: that of a maximum, or where every picture says the same, which tells nothing of others
+        return "unsure"  # no width: that of a maximum, or where every image says the same, which tells nothing of others
     if found.low <= 0 <= found.high:
         return "alike"
     return "better" if (found.low > 0) == (measure.better == "high") else "worse"

@@ -13,8 +13,8 @@ from ..measures import MEASURES, written
 from ..report import Report, WorstLine
 from .compare import Comparison, change_cells, changes_to_show, compare
 from .difference import Parted, parted, shortened
+from .images import Shown, shown_image
 from .libraries import require
-from .pictures import Shown, shown_picture
 from .rows import (
     FLOORS,
     all_figures,
@@ -42,7 +42,7 @@ class WorstRow:
     """One line of the gallery."""
 
     line: WorstLine
-    picture: Shown | None
+    image: Shown | None
     kld: str
     kld_max: str
     where: str
@@ -50,12 +50,12 @@ class WorstRow:
     build: Parted
 
 
-def report_html(report: Report, pictures: Mapping[str, bytes], previous: Report | None = None) -> str:
+def report_html(report: Report, images: Mapping[str, bytes], previous: Report | None = None) -> str:
     """Return the page.
 
     Args:
         report: what to show.
-        pictures: content of picture files by the names in `report.worst`; one that is missing is said to be.
+        images: content of image files by the names in `report.worst`; one that is missing is said to be.
         previous: to compare with; one of another model is not compared, which is said.
 
     Raises:
@@ -74,7 +74,7 @@ def report_html(report: Report, pictures: Mapping[str, bytes], previous: Report 
         floors=FLOORS,
         means={name: measure.means for name, measure in MEASURES.items()},
         plots=report_plots(report),
-        worst=[_worst_row(line, pictures) for line in report.worst[:_GALLERY]],
+        worst=[_worst_row(line, images) for line in report.worst[:_GALLERY]],
         remarks=remarks(report),
         comparison=comparison,
         why_not_compared=why_not_compared,
@@ -115,7 +115,7 @@ def _compared(previous: Report | None, report: Report) -> tuple[Comparison | Non
         return None, str(error)
 
 
-def _worst_row(line: WorstLine, pictures: Mapping[str, bytes]) -> WorstRow:
+def _worst_row(line: WorstLine, images: Mapping[str, bytes]) -> WorstRow:
     if line.diverges_at is None:
         where = "the replies are alike"
     elif line.reply == line.reference_reply:
@@ -124,7 +124,7 @@ def _worst_row(line: WorstLine, pictures: Mapping[str, bytes]) -> WorstRow:
         where = f"the replies part at token {line.diverges_at}"
     return WorstRow(
         line,
-        None if line.image is None else shown_picture(line.image, pictures),
+        None if line.image is None else shown_image(line.image, images),
         written("kld_mean", line.kld_mean),
         written("kld_max", line.kld_max),
         where,

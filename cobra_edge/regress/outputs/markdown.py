@@ -154,8 +154,8 @@ def _worst(line: WorstLine) -> list[str]:
     where = "replies alike" if line.diverges_at is None else f"replies part at token {line.diverges_at}"
     title = f"Line {line.number}, {code(line.task, _NAME)}: mean KLD {written('kld_mean', line.kld_mean)}, {where}"
     texts = (("question", line.prompt), ("expected", line.answer), ("reference", line.reference_reply), ("build", line.reply))
-    picture = "no picture" if line.image is None else code(line.image, _NAME)
-    return _details(title, _table(("", ""), [("picture", picture), *((kind, code(text)) for kind, text in texts)]))
+    image = "no image" if line.image is None else code(line.image, _NAME)
+    return _details(title, _table(("", ""), [("image", image), *((kind, code(text)) for kind, text in texts)]))
 
 
 def _not_taken(report: Report) -> list[str]:

@@ -195,6 +195,6 @@ def baseline_words(report: Report) -> str:
 def suite_words(report: Report) -> str:
     """Say what was asked."""
     suite = report.suite
-    asked = f"{suite.name}: {suite.lines} lines about {suite.pictures} pictures"
+    asked = f"{suite.name}: {suite.lines} lines about {suite.images} images"
     left = f", {len(suite.skipped)} lines left out" if suite.skipped else ""
     return f"{asked}, {suite.answer_tokens} answer tokens and {suite.prompt_tokens} of questions{left}"

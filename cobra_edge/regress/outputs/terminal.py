@@ -125,7 +125,7 @@ def _attribution(report: Report) -> Iterator[Table]:
 def _worst(report: Report) -> Iterator[Table]:
     for line in report.worst[:_WORST_LINES]:
         where = "alike" if line.diverges_at is None else f"free answers part at token {line.diverges_at}"
-        of = f"line {line.number} ({shortened(line.task, 40)}), {shortened(line.image or 'no picture', 80)}"
+        of = f"line {line.number} ({shortened(line.task, 40)}), {shortened(line.image or 'no image', 80)}"
         table = _table(f"{of}: mean KLD {written('kld_mean', line.kld_mean)}, {where}", "", "")
         table.show_header = False
         table.columns[1].justify = "left"

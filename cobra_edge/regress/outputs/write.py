@@ -45,7 +45,7 @@ def check_directory(directory: Path, files: Collection[str] = FILES) -> None:
 def write_outputs(
     directory: Path,
     report: Report,
-    pictures: Mapping[str, bytes],
+    images: Mapping[str, bytes],
     previous: Report | None = None,
     files: Collection[str] = FILES,
 ) -> None:
@@ -54,7 +54,7 @@ def write_outputs(
     Args:
         directory: made where it is missing.
         report: what was found.
-        pictures: content of picture files by the names in `report.worst`; those that lack are said to be missing.
+        images: content of image files by the names in `report.worst`; those that lack are said to be missing.
         previous: to compare with.
         files: which of FILES.
 
@@ -63,7 +63,7 @@ def write_outputs(
         MachineError: a library is missing.
     """
     check_directory(directory, files)
-    contents = {name: _content(name, report, pictures, previous) for name in FILES if name in files}
+    contents = {name: _content(name, report, images, previous) for name in FILES if name in files}
     with scratch_directory(directory / "report") as stage:
         for name, content in contents.items():
             (stage / name).write_bytes(content)
@@ -71,14 +71,14 @@ def write_outputs(
             os.replace(stage / name, directory / name)
 
 
-def _content(name: str, report: Report, pictures: Mapping[str, bytes], previous: Report | None) -> bytes:
+def _content(name: str, report: Report, images: Mapping[str, bytes], previous: Report | None) -> bytes:
     if name == "report.json":
         return report_json(report)
     if name == "report.md":
         return report_markdown(report, previous).encode()
     if name == "junit.xml":
         return report_junit(report)
-    return report_html(report, pictures, previous).encode()
+    return report_html(report, images, previous).encode()
 
 
 def report_json(report: Report) -> bytes:

@@ -1,4 +1,4 @@
-"""How many questions are inside the server, decided at the door: before a body is read or a picture decoded."""
+"""How many questions are inside the server, decided at the door: before a body is read or an image decoded."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class ClientLeft(Exception):
 
 
 class Bodies:
-    """Reads bodies, and knows how many bytes of all requests are in memory: a question keeps its picture while it waits."""
+    """Reads bodies, and knows how many bytes of all requests are in memory: a question keeps its image while it waits."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -48,7 +48,7 @@ class Bodies:
                 body = await self._all(receive, address)
         except TimeoutError as error:
             message = (
-                f"the body did not arrive within {self._limits.body_seconds:g} seconds; send it faster, or a smaller picture"
+                f"the body did not arrive within {self._limits.body_seconds:g} seconds; send it faster, or a smaller image"
             )
             raise Refusal(408, message, "body_timeout") from error
         return _once(body, receive), len(body)
@@ -93,7 +93,7 @@ class Bodies:
 
     def _too_large(self, got: str) -> Refusal:
         limit = self._limits.body_bytes
-        return Refusal(413, f"the body has {got}, at most {limit:,} bytes are read; scale the picture down", "body_too_large")
+        return Refusal(413, f"the body has {got}, at most {limit:,} bytes are read; scale the image down", "body_too_large")
 
 
 def _once(body: bytes, receive: Receive) -> Receive:

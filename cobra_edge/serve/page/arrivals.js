@@ -1,8 +1,8 @@
-// The ways a picture's file comes to this page: chosen, pasted, dropped.
+// The ways an image's file comes to this page: chosen, pasted, dropped.
 
 const byId = (id) => document.getElementById(id);
 
-/** Call `take` with each picture's File, and `notice` with words where what came is none. */
+/** Call `take` with each image's File, and `notice` with words where what came is none. */
 export function watchArrivals(take, notice) {
   byId("file").addEventListener("change", ({ target }) => {
     if (target.files.length > 0) take(target.files[0]);
@@ -10,7 +10,7 @@ export function watchArrivals(take, notice) {
   });
   document.addEventListener("paste", (event) => {
     const { files, types } = event.clipboardData;
-    const written = types.includes("text/plain") && types.includes("text/html"); // by an office program, as text and its picture
+    const written = types.includes("text/plain") && types.includes("text/html"); // by an office program, as text and its image
     if (files.length === 0 || written) return;
     event.preventDefault();
     takeFrom(event.clipboardData);
@@ -33,6 +33,6 @@ export function watchArrivals(take, notice) {
   function takeFrom({ files }) {
     const file = Array.from(files).find(({ type }) => type.startsWith("image/")) ?? files[0];
     if (file) take(file);
-    else notice("That is no picture file: save the picture first, or copy and paste it.");
+    else notice("That is no image file: save the image first, or copy and paste it.");
   }
 }

@@ -1,15 +1,15 @@
-// A picture from the camera: it runs while its window is open and no longer.
+// An image from the camera: it runs while its window is open and no longer.
 
-import { pictureOf } from "./picture.js";
+import { imageOf } from "./image.js";
 
 const byId = (id) => document.getElementById(id);
 const REASONS = {
-  NotAllowedError: "The camera was refused. Allow it for this page in the browser's settings, or choose a picture instead.",
-  NotFoundError: "No camera was found. Choose a picture instead.",
-  NotReadableError: "The camera is in use by another program. Close that, or choose a picture instead.",
+  NotAllowedError: "The camera was refused. Allow it for this page in the browser's settings, or choose an image instead.",
+  NotFoundError: "No camera was found. Choose an image instead.",
+  NotReadableError: "The camera is in use by another program. Close that, or choose an image instead.",
 };
 
-/** Make the window work; `taken` is called with the File of a picture. Returns the function that opens it. */
+/** Make the window work; `taken` is called with the File of an image. Returns the function that opens it. */
 export function makeCamera(taken) {
   const [dialog, video, words, shutter] = ["camera", "viewfinder", "camera-words", "shutter"].map(byId);
   let stream = null;
@@ -35,13 +35,13 @@ export function makeCamera(taken) {
     } catch (error) {
       if (!dialog.open) return;
       stop();
-      const insecure = "Browsers give the camera only to pages from localhost or over HTTPS. Choose a picture instead.";
+      const insecure = "Browsers give the camera only to pages from localhost or over HTTPS. Choose an image instead.";
       words.textContent = error.message === "insecure" ? insecure : (REASONS[error.name] ?? `The camera does not start (${error.name}).`);
     }
   }
 
   shutter.addEventListener("click", async () => {
-    const file = await pictureOf(video);
+    const file = await imageOf(video);
     dialog.close();
     taken(file);
   });

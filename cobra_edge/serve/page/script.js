@@ -1,9 +1,9 @@
-// The page: pictures come in, questions go out, answers stream back.
+// The page: images come in, questions go out, answers stream back.
 
 import { watchArrivals } from "./arrivals.js";
 import { makeCamera } from "./camera.js";
 import { Conversations, messagesFor, titleOf } from "./conversations.js";
-import { readPicture } from "./picture.js";
+import { readImage } from "./image.js";
 import { Failure, answer, models } from "./server.js";
 import { makeSettings } from "./settings.js";
 import { copyAndSay, makeTurn } from "./turn.js";
@@ -21,16 +21,16 @@ let model = null; // the server's name of it
 // ---- what is shown
 
 function render() {
-  const { picture, turns } = current;
-  const empty = !picture && turns.length === 0;
+  const { image, turns } = current;
+  const empty = !image && turns.length === 0;
   byId("welcome").hidden = !empty;
   byId("conversation").hidden = empty;
-  byId("shown").hidden = !picture;
-  if (picture) {
-    byId("shown-picture").src = conversations.urlOf(current) ?? picture.thumbnail;
-    byId("shown-picture").alt = `The picture asked about: ${picture.name}`;
-    byId("shown-name").textContent = picture.name;
-    byId("shown-size").textContent = [`${picture.width} × ${picture.height}`, picture.note].filter(Boolean).join(", ");
+  byId("shown").hidden = !image;
+  if (image) {
+    byId("shown-image").src = conversations.urlOf(current) ?? image.thumbnail;
+    byId("shown-image").alt = `The image asked about: ${image.name}`;
+    byId("shown-name").textContent = image.name;
+    byId("shown-size").textContent = [`${image.width} × ${image.height}`, image.note].filter(Boolean).join(", ");
   }
   views.clear();
   for (const turn of turns) views.set(turn, makeTurn(turn, { retry: () => ask(turn.question, turn), announce }));
@@ -40,7 +40,7 @@ function render() {
 }
 
 function renderList() {
-  const begun = conversations.all.filter(({ picture, turns }) => picture || turns.length > 0);
+  const begun = conversations.all.filter(({ image, turns }) => image || turns.length > 0);
   byId("list").replaceChildren(...begun.map(listItem));
 }
 
@@ -49,7 +49,7 @@ function listItem(conversation) {
   const [open, bin] = item.querySelectorAll("button");
   const title = titleOf(conversation);
   open.querySelector(".title").textContent = open.title = title;
-  const thumbnail = conversation.picture?.thumbnail;
+  const thumbnail = conversation.image?.thumbnail;
   if (thumbnail) open.querySelector("img").src = thumbnail;
   open.querySelector(thumbnail ? "svg" : "img").remove();
   if (conversation === current) open.setAttribute("aria-current", "true");
@@ -66,9 +66,9 @@ function renderControls() {
   byId("stop").hidden = !running;
   byId("question").disabled = byId("ask").disabled = lost;
   byId("question").placeholder = lost
-    ? "Its picture was too large to be kept over a reload. Give it again to go on asking."
-    : current.picture ? "Ask about the picture" : "Ask about a picture";
-  byId("suggestions").hidden = !current.picture || current.turns.length > 0 || lost;
+    ? "Its image was too large to be kept over a reload. Give it again to go on asking."
+    : current.image ? "Ask about the image" : "Ask about an image";
+  byId("suggestions").hidden = !current.image || current.turns.length > 0 || lost;
   byId("copy-all").hidden = !current.turns.some((turn) => turn.answer);
   if (hadFocus) (running ? byId("stop") : byId("question")).focus();
 }
@@ -102,10 +102,10 @@ function drawer(open) {
 
 // ---- conversations
 
-function begin(picture = null) {
-  const blank = conversations.all.find((one) => !one.picture && one.turns.length === 0); // one is enough
+function begin(image = null) {
+  const blank = conversations.all.find((one) => !one.image && one.turns.length === 0); // one is enough
   if (blank) conversations.remove(blank);
-  show(conversations.begin(picture));
+  show(conversations.begin(image));
 }
 
 function remove(conversation) {
@@ -115,7 +115,7 @@ function remove(conversation) {
   if (conversations.all.length === 0) conversations.begin();
   show(conversation === current ? conversations.all[Math.min(index, conversations.all.length - 1)] : current);
   save();
-  if (!conversation.picture && conversation.turns.length === 0) return;
+  if (!conversation.image && conversation.turns.length === 0) return;
   notice(`“${titleOf(conversation)}” was deleted.`, () => {
     conversations.restore(conversation, index);
     show(conversation);
@@ -125,27 +125,27 @@ function remove(conversation) {
 
 function save() {
   if (conversations.save(current)) return;
-  notice("There is no room in this tab to keep every picture over a reload; until then nothing is lost.");
+  notice("There is no room in this tab to keep every image over a reload; until then nothing is lost.");
 }
 
-// ---- pictures
+// ---- images
 
 async function take(file) {
-  let picture;
+  let image;
   try {
-    picture = await readPicture(file);
+    image = await readImage(file);
   } catch (error) {
     return notice(error.message);
   }
   if (current.turns.length > 0) {
-    begin(picture);
-    notice("A new conversation, for the model sees one picture a conversation. The one before is in the list.");
+    begin(image);
+    notice("A new conversation, for the model sees one image a conversation. The one before is in the list.");
   } else {
-    conversations.show(current, picture);
+    conversations.show(current, image);
     show(current);
   }
   save();
-  announce(`Picture ${picture.name}, ${picture.width} by ${picture.height}. Ask about it.`);
+  announce(`Image ${image.name}, ${image.width} by ${image.height}. Ask about it.`);
 }
 
 // ---- questions
@@ -154,10 +154,10 @@ async function ask(question, again = null) {
   if (running || !settings.valid()) return;
   const conversation = current;
   const url = conversations.urlOf(conversation);
-  if (url === undefined) return notice("This conversation's picture was too large to be kept. Give it again to ask about it.");
+  if (url === undefined) return notice("This conversation's image was too large to be kept. Give it again to ask about it.");
   const turn = again ?? { question: question.trim() };
   Object.assign(turn, { answer: "", outcome: "answering", failure: null, finish: null, usage: null, extension: null });
-  turn.picture = Boolean(url);
+  turn.image = Boolean(url);
   if (!again) conversation.turns.push(turn);
   running = { conversation, turn, abort: new AbortController() };
   notice("");

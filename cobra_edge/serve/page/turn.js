@@ -32,7 +32,7 @@ export function makeTurn(turn, does) {
   }
 
   function update() {
-    const { outcome, answer, picture } = turn;
+    const { outcome, answer, image } = turn;
     clearTimeout(ticking);
     const answering = outcome === "answering";
     if (answer.startsWith(said.data)) said.appendData(answer.slice(said.length));
@@ -40,7 +40,7 @@ export function makeTurn(turn, does) {
     element.classList.toggle("answering", answering);
     find(".answer").hidden = !answer;
     find(".waiting").hidden = !answering || Boolean(answer);
-    find(".waiting span").textContent = picture ? "Reading the picture and the question…" : "Reading the question…";
+    find(".waiting span").textContent = image ? "Reading the image and the question…" : "Reading the question…";
     find(".failure").hidden = outcome !== "failed";
     if (outcome === "failed") showFailure(turn.failure);
     const remark = answering ? "" : ending(turn);

@@ -21,13 +21,13 @@ export function figures({ usage, extension }) {
 /** What did not have to be read again: {words, share of the prompt 0..1}, or null where the server does not say. */
 export function memory({ usage, extension }) {
   if (!usage?.prompt_tokens_details || !extension?.remembered) return null;
-  const { cached_tokens: cached = 0, image_tokens: image = 0 } = usage.prompt_tokens_details;
+  const { cached_tokens: cached = 0, image_tokens: imageTokens = 0 } = usage.prompt_tokens_details;
   const share = cached / Math.max(1, usage.prompt_tokens);
   if (extension.remembered === "nothing" || cached === 0) {
-    const ofPicture = image > 0 ? `, ${number(image)} of them the picture` : "";
-    return { words: `Read anew: ${number(usage.prompt_tokens)} prompt tokens${ofPicture}.`, share: 0 };
+    const ofImage = imageTokens > 0 ? `, ${number(imageTokens)} of them the image` : "";
+    return { words: `Read anew: ${number(usage.prompt_tokens)} prompt tokens${ofImage}.`, share: 0 };
   }
-  const what = extension.remembered === "image" ? "picture" : "conversation";
+  const what = extension.remembered === "image" ? "image" : "conversation";
   return { words: `The ${what} was remembered: ${number(cached)} of ${number(usage.prompt_tokens)} prompt tokens not read again.`, share };
 }
 
@@ -38,7 +38,7 @@ export function ending({ outcome, finish, usage }) {
 }
 
 /** A conversation as plain text. */
-export function transcript({ picture, turns }, model) {
-  const head = picture ? [`Picture: ${picture.name} (${picture.width} × ${picture.height})`] : [];
+export function transcript({ image, turns }, model) {
+  const head = image ? [`Image: ${image.name} (${image.width} × ${image.height})`] : [];
   return [...head, ...turns.flatMap(({ question, answer }) => [`You: ${question}`, `${model}: ${answer}`])].join("\n\n") + "\n";
 }

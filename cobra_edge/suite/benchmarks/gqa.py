@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from ..line import Line
-from .json_files import PictureName, Text, read_json_by_key
+from .json_files import ImageName, Text, read_json_by_key
 from .prompts import short_answer
 from .reader import Reader, Sources
 
@@ -19,7 +19,7 @@ class _Types(msgspec.Struct, frozen=True):
 class _Question(msgspec.Struct, frozen=True, rename="camel"):
     question: Text
     answer: Text
-    image_id: PictureName
+    image_id: ImageName
     types: _Types
     is_balanced: bool
 

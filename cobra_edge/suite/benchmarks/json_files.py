@@ -15,7 +15,7 @@ from ...files.parsing import ParseError, parse_json, without_mark
 T = TypeVar("T")
 
 Text = Annotated[str, msgspec.Meta(pattern=r"\S")]
-PictureName = Annotated[str, msgspec.Meta(pattern=r"^[^/\\\x00-\x1f]+$", description="a file in the directory of pictures")]
+ImageName = Annotated[str, msgspec.Meta(pattern=r"^[^/\\\x00-\x1f]+$", description="a file in the directory of images")]
 
 
 def read_json(file: Path, kind: type[T]) -> T:

@@ -1,4 +1,4 @@
-"""POPE: is an object in the picture? Source: Li et al., EMNLP 2023; github.com/AoiDragon/POPE."""
+"""POPE: is an object in the image? Source: Li et al., EMNLP 2023; github.com/AoiDragon/POPE."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from ..line import Line
-from .json_files import PictureName, Text, read_json_lines
+from .json_files import ImageName, Text, read_json_lines
 from .prompts import short_answer
 from .reader import Reader, Sources, require_unique
 
@@ -17,7 +17,7 @@ _SPLITS = ("adversarial", "popular", "random")
 
 class _Question(msgspec.Struct, frozen=True):
     question_id: int | str
-    image: PictureName
+    image: ImageName
     text: Text
     label: Literal["yes", "no"]
 

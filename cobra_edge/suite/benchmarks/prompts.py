@@ -18,7 +18,7 @@ def short_answer(question: str) -> str:
 
 
 def short_answer_if_any(question: str) -> str:
-    """Ask for a word or a phrase, where the picture may not tell."""
+    """Ask for a word or a phrase, where the image may not tell."""
     return short_answer(f"{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.")
 
 
@@ -28,7 +28,7 @@ def true_or_false(statement: str) -> str:
 
 
 def with_ocr(question: str, words: Sequence[str]) -> str:
-    """Add words that were found in the picture, in the order given; where there are none the line is there all the same."""
+    """Add words that were found in the image, in the order given; where there are none the line is there all the same."""
     return f"{question}\nReference OCR token: {', '.join(words)}"
 
 

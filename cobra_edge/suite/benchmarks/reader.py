@@ -27,20 +27,20 @@ class Reader:
     Attributes:
         name: on the command line.
         files: which published files it reads, for people.
-        pictures: which pictures go with them, for people.
+        images: which images go with them, for people.
         needs_annotations: answers lie in a file of their own.
-        takes_ocr: words found in the pictures may be given.
+        takes_ocr: words found in the images may be given.
     """
 
     name: str
     files: str
-    pictures: str
+    images: str
     _lines: Callable[[Sources], Iterator[Line]]
     needs_annotations: bool = False
     takes_ocr: bool = False
 
     def read(self, sources: Sources) -> Iterator[Line]:
-        """Yield each question; `image` is a file's name in the directory of pictures.
+        """Yield each question; `image` is a file's name in the directory of images.
 
         Raises:
             InputError: a file that is needed and not given, or given and not read; a file or record that is not what it should

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: where is what is described? As COCO annotations with one expression a picture's entry.
+"""RefCOCO, RefCOCO+ and RefCOCOg: where is what is described? As COCO annotations with one expression an image's entry.
 
 Source: Kazemzadeh et al., EMNLP 2014; Yu et al., ECCV 2016; the format is that of MDETR (Kamath et al., ICCV 2021).
 """
@@ -13,7 +13,7 @@ import msgspec
 
 from ...errors import InputError
 from ..line import Line
-from .json_files import PictureName, Text, read_json
+from .json_files import ImageName, Text, read_json
 from .prompts import box_of_expression
 from .reader import Reader, Sources, require_unique
 
@@ -25,7 +25,7 @@ _Pixels = Annotated[int, msgspec.Meta(gt=0)]
 
 class _Expression(msgspec.Struct, frozen=True):
     id: int
-    file_name: PictureName
+    file_name: ImageName
     width: _Pixels
     height: _Pixels
     caption: Text
@@ -69,13 +69,13 @@ def _lines(sources: Sources) -> Iterator[Line]:
 
 
 def _shares(file: Path, expression: _Expression, box: tuple[float, float, float, float]) -> list[float]:
-    """Return [left, top, right, bottom] in shares of the picture, of (left, top, width, height) in pixels."""
+    """Return [left, top, right, bottom] in shares of the image, of (left, top, width, height) in pixels."""
     left, top, width, height = box
     right, bottom, slack = left + width, top + height, _SLACK_PIXELS
     inside = left >= -slack and top >= -slack and right <= expression.width + slack and bottom <= expression.height + slack
     if width <= 0 or height <= 0 or not inside:
         raise InputError(
-            f"{file}: the box {list(box)} of image {expression.id} has no area in its picture of {expression.width} x "
+            f"{file}: the box {list(box)} of image {expression.id} has no area in its image of {expression.width} x "
             f"{expression.height} pixels; expected [left, top, width, height]"
         )
     corners = (left / expression.width, top / expression.height, right / expression.width, bottom / expression.height)

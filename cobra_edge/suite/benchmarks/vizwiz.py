@@ -1,4 +1,4 @@
-"""VizWiz: questions of blind people about their own pictures. Source: Gurari et al., CVPR 2018; vizwiz.org."""
+"""VizWiz: questions of blind people about their own images. Source: Gurari et al., CVPR 2018; vizwiz.org."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from ..line import Line
-from .json_files import PictureName, Text, read_json
+from .json_files import ImageName, Text, read_json
 from .prompts import short_answer_if_any
 from .reader import Reader, Sources, most_common, require_unique
 
@@ -18,7 +18,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class _Question(msgspec.Struct, frozen=True):
-    image: PictureName
+    image: ImageName
     question: Text
     answers: tuple[_Answer, ...]
     answerable: Literal[0, 1]
@@ -26,7 +26,7 @@ class _Question(msgspec.Struct, frozen=True):
 
 def _lines(sources: Sources) -> Iterator[Line]:
     questions = read_json(sources.questions, tuple[_Question, ...])
-    require_unique(sources.questions, "picture", (q.image for q in questions))  # one question a picture: its name is the id
+    require_unique(sources.questions, "image", (q.image for q in questions))  # one question an image: its name is the id
     for q in questions:
         answers = tuple(a.answer for a in q.answers)
         answer = most_common(sources.questions, q.image, answers)

@@ -52,7 +52,7 @@ def _lines(sources: Sources) -> Iterator[Line]:
             raise InputError(f"{sources.annotations}: no annotation for question {q.question_id} of {sources.questions}")
         if found.image_id != q.image_id:
             raise InputError(
-                f"{sources.annotations}: the annotation of question {q.question_id} is for picture {found.image_id}, the "
+                f"{sources.annotations}: the annotation of question {q.question_id} is for image {found.image_id}, the "
                 f"question for {q.image_id}; take both files of one split"
             )
         answers = tuple(a.answer for a in found.answers)

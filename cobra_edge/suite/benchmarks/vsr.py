@@ -8,13 +8,13 @@ from typing import Literal
 import msgspec
 
 from ..line import Line
-from .json_files import PictureName, Text, read_json_lines
+from .json_files import ImageName, Text, read_json_lines
 from .prompts import true_or_false
 from .reader import Reader, Sources
 
 
 class _Statement(msgspec.Struct, frozen=True):
-    image: PictureName
+    image: ImageName
     caption: Text
     label: Literal[0, 1]
 

@@ -1,4 +1,4 @@
-"""Boxes found in a picture."""
+"""Boxes found in an image."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ENOUGH = 0.5
 
 
 def box_of(text: str) -> Box | None:
-    """Return the first [x1, y1, x2, y2] of a text, in shares of the picture's width and height.
+    """Return the first [x1, y1, x2, y2] of a text, in shares of the image's width and height.
 
-    None where there is none, where it lies outside of the picture (0 to 1) or where it has no area.
+    None where there is none, where it lies outside of the image (0 to 1) or where it has no area.
     """
     found = _BOX.search(text)
     if found is None:
@@ -43,7 +43,7 @@ def _needs_box(line: Line) -> str | None:
     true = accepted(line)[0]
     if box_of(true) is not None:
         return None
-    return f"answer {true!r}; metric box-iou takes [x1, y1, x2, y2] in shares of the picture, from its upper left corner"
+    return f"answer {true!r}; metric box-iou takes [x1, y1, x2, y2] in shares of the image, from its upper left corner"
 
 
 BOX_IOU = Metric(

@@ -1,1 +1,1 @@
-"""Engines of TensorRT, on a Jetson and for RTX cards: building, keeping and running them."""
+"""Engines of TensorRT, on a Jetson and for RTX GPUs: building, keeping and running them."""

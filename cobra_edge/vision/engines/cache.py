@@ -1,6 +1,6 @@
 """Built engines: what identifies one, and the directory that keeps them.
 
-An engine is machine code for one runtime version, one set of cards, one precision and one graph. It is used only where all of
+An engine is machine code for one runtime version, one set of GPUs, one precision and one graph. It is used only where all of
 these are what they were; anything else builds it again.
 """
 

@@ -1,4 +1,4 @@
-"""Memory and a stream on the first CUDA card, through NVIDIA's cuda-bindings: all that an engine needs beside itself.
+"""Memory and a stream on the first CUDA GPU, through NVIDIA's cuda-bindings: all that an engine needs beside itself.
 
 Importable anywhere; cuda-bindings is looked for when it is needed. Every error of CUDA is a MachineError with CUDA's own words.
 """
@@ -18,8 +18,8 @@ from ...errors import MachineError
 
 
 @dataclass(frozen=True)
-class Card:
-    """The card that engines run on: its name, compute capability such as "8.6", and whole and free memory in bytes."""
+class Gpu:
+    """The GPU that engines run on: its name, compute capability such as "8.6", and whole and free memory in bytes."""
 
     name: str
     capability: str
@@ -38,15 +38,15 @@ def _cuda() -> Any:
 
 
 def why_no_cuda() -> str | None:
-    """Return why no CUDA card can be used, or None where one can."""
+    """Return why no CUDA GPU can be used, or None where one can."""
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
         return f"cuda-bindings is not installed ({_install()})"
     try:
         cuda = _cuda()
         if not checked(cuda.cudaDriverGetVersion(), "asking for the driver"):
             return "there is no NVIDIA driver"
-        if not checked(cuda.cudaGetDeviceCount(), "looking for a card"):
-            return "there is no CUDA card"
+        if not checked(cuda.cudaGetDeviceCount(), "looking for a GPU"):
+            return "there is no CUDA GPU"
     except MachineError as error:
         return str(error)
     except (ImportError, OSError, RuntimeError) as error:  # its own libraries, or what it looks up in the driver's
@@ -54,16 +54,16 @@ def why_no_cuda() -> str | None:
     return None
 
 
-def first_card() -> Card:
-    """Return the card that new buffers are on. Raises MachineError where CUDA does not answer."""
+def first_gpu() -> Gpu:
+    """Return the GPU that new buffers are on. Raises MachineError where CUDA does not answer."""
     cuda = _cuda()
-    properties = checked(cuda.cudaGetDeviceProperties(0), "asking the card for its properties")
-    free, total = checked(cuda.cudaMemGetInfo(), "asking the card for its memory")
-    return Card(properties.name.decode(errors="replace"), f"{properties.major}.{properties.minor}", total, free)
+    properties = checked(cuda.cudaGetDeviceProperties(0), "asking the GPU for its properties")
+    free, total = checked(cuda.cudaMemGetInfo(), "asking the GPU for its memory")
+    return Gpu(properties.name.decode(errors="replace"), f"{properties.major}.{properties.minor}", total, free)
 
 
 class Stream:
-    """Work that the card does in order."""
+    """Work that the GPU does in order."""
 
     def __init__(self, handle: int | None = None) -> None:
         """Make a stream, or take somebody's, which is theirs to give back. Raises MachineError as CUDA does."""
@@ -72,7 +72,7 @@ class Stream:
 
     def synchronise(self) -> None:
         """Wait until all work is done; what was copied out may be read then. Raises MachineError where any of it failed."""
-        checked(_cuda().cudaStreamSynchronize(self.handle), "waiting for the card")
+        checked(_cuda().cudaStreamSynchronize(self.handle), "waiting for the GPU")
 
     def close(self) -> None:
         """Give the stream back; again is nothing."""
@@ -82,20 +82,20 @@ class Stream:
 
 
 class DeviceBuffer:
-    """Memory on the card for one array."""
+    """Memory on the GPU for one array."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type) -> None:
-        """Allocate memory for an array of this shape and dtype. Raises MachineError where the card has no room."""
+        """Allocate memory for an array of this shape and dtype. Raises MachineError where the GPU has no room."""
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
-        self.address = int(checked(_cuda().cudaMalloc(self.nbytes), f"allocating {self.nbytes / 1e6:.1f} MB on the card"))
+        self.address = int(checked(_cuda().cudaMalloc(self.nbytes), f"allocating {self.nbytes / 1e6:.1f} MB on the GPU"))
 
     def copy_in(self, array: np.ndarray, stream: Stream) -> None:
-        """Copy a contiguous array of this shape and dtype to the card; keep it unchanged until the stream is synchronised."""
+        """Copy a contiguous array of this shape and dtype to the GPU; keep it unchanged until the stream is synchronised."""
         self._copy(self.address, array.ctypes.data, array, stream, "cudaMemcpyHostToDevice")
 
     def copy_out(self, array: np.ndarray, stream: Stream) -> None:
-        """Copy from the card into a contiguous array of this shape and dtype, to be read once the stream is synchronised."""
+        """Copy from the GPU into a contiguous array of this shape and dtype, to be read once the stream is synchronised."""
         self._copy(array.ctypes.data, self.address, array, stream, "cudaMemcpyDeviceToHost")
 
     def _copy(self, to: int, source: int, array: np.ndarray, stream: Stream, direction: str) -> None:
@@ -104,7 +104,7 @@ class DeviceBuffer:
             raise ValueError(f"got {array.dtype} {array.shape}, expected contiguous {self.dtype} {self.shape}")
         cuda = _cuda()
         kind = getattr(cuda.cudaMemcpyKind, direction)
-        checked(cuda.cudaMemcpyAsync(to, source, self.nbytes, kind, stream.handle), "copying to or from the card")
+        checked(cuda.cudaMemcpyAsync(to, source, self.nbytes, kind, stream.handle), "copying to or from the GPU")
 
     def close(self) -> None:
         """Give the memory back; again is nothing."""

@@ -1,6 +1,6 @@
-"""Pictures through an open engine: from this process to the card, and embeddings back, or to where a decoder reads them.
+"""Images through an open engine: from this process to the GPU, and embeddings back, or to where a decoder reads them.
 
-An execution context runs one picture at a time. Where its work is left on somebody's stream, the next picture waits until it is
+An execution context runs one image at a time. Where its work is left on somebody's stream, the next image waits until it is
 done, and so does closing; usually it has been for long.
 """
 
@@ -30,19 +30,19 @@ class EngineRun:
     """The execution context of an engine of TensorRT, or of TensorRT for RTX, with memory for its one input and one output."""
 
     def __init__(self, context: Any, taken: Tensor, given: Tensor, failed: Callable[[str], MachineError]) -> None:
-        """Allocate memory on the card, and tell the engine where it is.
+        """Allocate memory on the GPU, and tell the engine where it is.
 
         Args:
             context: of the library; it is kept here alone.
-            taken: the picture.
+            taken: the image.
             given: (1, n_visual_tokens, d_model) float32.
             failed: makes an error of what was being done, with the library's own words.
 
         Raises:
-            MachineError: no room on the card, or the engine takes no such memory.
+            MachineError: no room on the GPU, or the engine takes no such memory.
         """
         self._context, self._taken, self._given, self._failed = context, taken, given, failed
-        self._under_way: tuple[Stream, np.ndarray] | None = None  # and the picture that it copies
+        self._under_way: tuple[Stream, np.ndarray] | None = None  # and the image that it copies
         with ExitStack() as opened:
             self._stream = opened.enter_context(closing(Stream()))
             self._input = opened.enter_context(closing(DeviceBuffer(taken.shape, taken.dtype)))
@@ -52,7 +52,7 @@ class EngineRun:
             self._buffers_and_stream = opened.pop_all()
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """See `VisionRunner.embed`. Raises MachineError where the card fails, ValueError for pixels of another form."""
+        """See `VisionRunner.embed`. Raises MachineError where the GPU fails, ValueError for pixels of another form."""
         embeddings = np.empty(self._output.shape, self._output.dtype)
         self._enqueue(pixels, self._output.address, self._stream)
         self._output.copy_out(embeddings, self._stream)
@@ -60,7 +60,7 @@ class EngineRun:
         return embeddings[0]
 
     def embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
-        """See `CardVision.embed_into`: the work is left on the stream. Raises as `embed` does."""
+        """See `GpuVision.embed_into`: the work is left on the stream. Raises as `embed` does."""
         self._enqueue(pixels, address, Stream(stream))
 
     def finish(self) -> None:

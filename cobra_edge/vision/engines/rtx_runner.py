@@ -1,4 +1,4 @@
-"""Run an engine of TensorRT for RTX on the first card."""
+"""Run an engine of TensorRT for RTX on the first GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ...bundle.engine_key import EngineKey
 from ...bundle.reader import Bundle
 from ...errors import BundleError, MachineError
-from .device_buffers import Card
+from .device_buffers import Gpu
 from .engine_run import EngineRun, Tensor
 from .runtime_cache import RuntimeCache
 
@@ -19,19 +19,19 @@ log = logging.getLogger(__name__)
 
 
 class RtxVision:
-    """An opened engine with its buffers on the card."""
+    """An opened engine with its buffers on the GPU."""
 
-    def __init__(self, engine: bytes | bytearray | memoryview, key: EngineKey, bundle: Bundle, card: Card) -> None:
+    def __init__(self, engine: bytes | bytearray | memoryview, key: EngineKey, bundle: Bundle, gpu: Gpu) -> None:
         """Deserialise an engine and compile its kernels, or take them from the runtime cache.
 
         Raises:
-            MachineError: the card or the library refuses it.
+            MachineError: the GPU or the library refuses it.
             BundleError: its input and output are not those of the bundle.
         """
         import tensorrt_rtx as trt
 
-        self.name = f"TensorRT for RTX {key.version}, {card.name}, {key.precision}"
-        self._kernels = RuntimeCache(key, card)
+        self.name = f"TensorRT for RTX {key.version}, {gpu.name}, {key.precision}"
+        self._kernels = RuntimeCache(key, gpu)
         self._logger = _logger(trt)
         self._failed = partial(_failure, self.name, self._logger)
         self._runtime = trt.Runtime(self._logger)
@@ -41,25 +41,25 @@ class RtxVision:
         self._kernels_saved = False
 
     def _compiled_context(self) -> Any:
-        """Compile the engine for the card."""
+        """Compile the engine for the GPU."""
         config = self._made(self._engine.create_runtime_config(), "configuring the engine")
         self._compiled = self._made(config.create_runtime_cache(), "making a runtime cache")
         self._kernels.load(self._compiled)
         config.set_runtime_cache(self._compiled)
-        return self._made(self._engine.create_execution_context(config), "compiling the engine for the card")
+        return self._made(self._engine.create_execution_context(config), "compiling the engine for the GPU")
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """Turn what the graph takes, float32 pixels or uint8 pictures, into embeddings (n_visual_tokens, d_model) float32.
+        """Turn what the graph takes, float32 pixels or uint8 images, into embeddings (n_visual_tokens, d_model) float32.
 
         Raises:
-            MachineError: the card failed.
+            MachineError: the GPU failed.
         """
         embeddings = self._run.embed(pixels)
         self._keep_kernels()
         return embeddings
 
     def embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
-        """See `CardVision.embed_into`; it waits after the first picture only. Raises as `embed` does."""
+        """See `GpuVision.embed_into`; it waits after the first image only. Raises as `embed` does."""
         self._run.embed_into(pixels, address, stream)
         self._keep_kernels()
 
@@ -70,7 +70,7 @@ class RtxVision:
             self._kernels_saved = True
 
     def close(self) -> None:
-        """Give the card's memory back, the engine's before what it uses; again is nothing."""
+        """Give the GPU's memory back, the engine's before what it uses; again is nothing."""
         self._run.close()
         self._compiled = self._engine = self._runtime = None
 

@@ -1,4 +1,4 @@
-"""Which engine of TensorRT for RTX runs a bundle's vision here: the bundle's own, or one built again for this card."""
+"""Which engine of TensorRT for RTX runs a bundle's vision here: the bundle's own, or one built again for this GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from ...bundle.engine_key import EngineKey
 from ...bundle.reader import VISION, Bundle
 from .cache import EngineCache, onnx_digest
-from .device_buffers import Card, first_card, why_no_cuda
+from .device_buffers import Gpu, first_gpu, why_no_cuda
 from .rtx_runner import RtxVision
 from .tensorrt_rtx import (
     RUNTIME,
@@ -36,13 +36,13 @@ def refuses(bundle: Bundle) -> str | None:
     reason = why_not_installed() or why_no_cuda() or why_no_tensorrt_rtx()
     if reason is not None:
         return reason
-    card = first_card()
-    if card.capability not in supported_capabilities():
+    gpu = first_gpu()
+    if gpu.capability not in supported_capabilities():
         return (
-            f"TensorRT for RTX {library_version()} does not support {card.name} (compute capability {card.capability}), "
+            f"TensorRT for RTX {library_version()} does not support {gpu.name} (compute capability {gpu.capability}), "
             f"it supports {', '.join(supported_capabilities())}"
         )
-    engine, key = _fitting(bundle, card), wanted_key(bundle, card)
+    engine, key = _fitting(bundle, gpu), wanted_key(bundle, gpu)
     if isinstance(engine, str) and not EngineCache().has(key):
         short = why_no_precision(key.precision, key.capabilities) or why_too_little_memory(bundle.path(VISION))
         if short is not None:
@@ -50,20 +50,20 @@ def refuses(bundle: Bundle) -> str | None:
     return None
 
 
-def wanted_key(bundle: Bundle, card: Card) -> EngineKey:
-    """Return the key of an engine that the installed library would build for this bundle and this card alone."""
+def wanted_key(bundle: Bundle, gpu: Gpu) -> EngineKey:
+    """Return the key of an engine that the installed library would build for this bundle and this GPU alone."""
     precision = bundle.vision_graph.precision
-    return EngineKey(RUNTIME, library_version(), (card.capability,), precision, onnx_digest(bundle.graph_files))
+    return EngineKey(RUNTIME, library_version(), (gpu.capability,), precision, onnx_digest(bundle.graph_files))
 
 
-def why_not_this(key: EngineKey, bundle: Bundle, card: Card) -> str | None:
-    """Return why an engine is not for this library, card and graph, or None where it is."""
-    wanted = wanted_key(bundle, card)
+def why_not_this(key: EngineKey, bundle: Bundle, gpu: Gpu) -> str | None:
+    """Return why an engine is not for this library, GPU and graph, or None where it is."""
+    wanted = wanted_key(bundle, gpu)
     if key.version != wanted.version:
         return f"the bundle's engine was built by TensorRT for RTX {key.version}, {wanted.version} is installed"
-    if card.capability not in key.capabilities:
+    if gpu.capability not in key.capabilities:
         built = ", ".join(key.capabilities)
-        return f"the bundle's engine is for compute capability {built}, {card.name} has {card.capability}"
+        return f"the bundle's engine is for compute capability {built}, {gpu.name} has {gpu.capability}"
     if key.precision != wanted.precision:
         return f"the bundle's engine computes in {key.precision}, its graph in {wanted.precision}"
     if key.onnx_sha256 != wanted.onnx_sha256:
@@ -75,21 +75,21 @@ def open_engine(bundle: Bundle) -> RtxVision:
     """Open the bundle's engine, or one of the user's cache, which is built where there is none yet; why is logged.
 
     Raises:
-        MachineError: the engine cannot be opened on the card, or memory or disk is lacking.
+        MachineError: the engine cannot be opened on the GPU, or memory or disk is lacking.
         BundleError: the bundle's engine is not what the manifest says.
         InputError: none can be built.
     """
-    card = first_card()
-    fitting = _fitting(bundle, card)
+    gpu = first_gpu()
+    fitting = _fitting(bundle, gpu)
     if not isinstance(fitting, str):
         name, key = fitting
         if key.stripped:
             files = {f: bundle.path(f) for f in bundle.graph_files}
-            return RtxVision(restore_weights(bundle.path(name), files), key, bundle, card)
+            return RtxVision(restore_weights(bundle.path(name), files), key, bundle, gpu)
         with _mapped(bundle.path(name)) as mapped:
-            return RtxVision(mapped, key, bundle, card)
+            return RtxVision(mapped, key, bundle, gpu)
     log.warning("vision: %s; another is taken from the cache, or built once", fitting)
-    key, cache = wanted_key(bundle, card), EngineCache()
+    key, cache = wanted_key(bundle, gpu), EngineCache()
     with cache.locked(key, lambda: log.warning("vision: another process builds this engine; waiting for it")):
         data = cache.read(key)
         if data is None:
@@ -97,16 +97,16 @@ def open_engine(bundle: Bundle) -> RtxVision:
                 build_engine(bundle.graph_file(), scratch / "engine", key.precision, key.capabilities, key.onnx_sha256)
                 data = (scratch / "engine").read_bytes()
             cache.publish(key, data)
-    return RtxVision(data, key, bundle, card)
+    return RtxVision(data, key, bundle, gpu)
 
 
-def _fitting(bundle: Bundle, card: Card) -> tuple[str, EngineKey] | str:
+def _fitting(bundle: Bundle, gpu: Gpu) -> tuple[str, EngineKey] | str:
     """Return name and key of an engine of the bundle that fits, or why the last one looked at does not."""
     reason = "the bundle has no engine of TensorRT for RTX"
     for name, key in bundle.manifest.engines.items():
         if key.runtime != RUNTIME:
             continue
-        why = why_not_this(key, bundle, card) if name in bundle.manifest.files else f"{name!r} is not among the bundle's files"
+        why = why_not_this(key, bundle, gpu) if name in bundle.manifest.files else f"{name!r} is not among the bundle's files"
         if why is None:
             return name, key
         reason = why

@@ -1,4 +1,4 @@
-"""Kernels that TensorRT for RTX compiled for one engine on one kind of card, kept between runs."""
+"""Kernels that TensorRT for RTX compiled for one engine on one kind of GPU, kept between runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ...bundle.engine_key import EngineKey
 from ...files.ownership import read_trusted
 from .cache import EngineCache
-from .device_buffers import Card
+from .device_buffers import Gpu
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +20,10 @@ _SHA256_BYTES = 32
 class RuntimeCache:
     """A file of the engine cache; losing it costs the time of compiling."""
 
-    def __init__(self, key: EngineKey, card: Card, cache: EngineCache | None = None) -> None:
-        """Take the engine's key and the card."""
+    def __init__(self, key: EngineKey, gpu: Gpu, cache: EngineCache | None = None) -> None:
+        """Take the engine's key and the GPU."""
         self._cache = cache or EngineCache()
-        slug = re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
+        slug = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
         self.file = self._cache.directory / f"{key.stem}-{slug}.kernels"
         self._loaded = b""
 

@@ -19,11 +19,11 @@ import numpy as np
 from ...bundle.engine_key import EngineKey
 from ...bundle.reader import Bundle
 from ...errors import MachineError
-from ...formats.precision import precision_named, why_no_card_of
+from ...formats.precision import precision_named, why_no_gpu_of
 from ..session import INPUT, OUTPUT
 from .build_memory import available_bytes
 from .cache import EngineCache, onnx_digest
-from .device_buffers import Card, checked, first_card, why_no_cuda
+from .device_buffers import Gpu, checked, first_gpu, why_no_cuda
 from .engine_run import EngineRun, Tensor
 
 VERSION_MIN = (10, 3)
@@ -57,19 +57,19 @@ def graph_bytes(bundle: Bundle) -> int:
     return sum(bundle.manifest.files[name].bytes for name in bundle.graph_files)
 
 
-def engine_key(bundle: Bundle, card: Card) -> EngineKey:
-    """Return what identifies the engine of a bundle's graph, by the TensorRT that is here, for a card."""
+def engine_key(bundle: Bundle, gpu: Gpu) -> EngineKey:
+    """Return what identifies the engine of a bundle's graph, by the TensorRT that is here, for a GPU."""
     cuda = importlib.import_module("cuda.bindings.runtime")
     attribute = cuda.cudaDeviceAttr.cudaDevAttrMultiProcessorCount
     # All Jetson Orins are called "Orin" and have one compute capability; kernels are chosen by timing them on one of them.
-    processors = checked(cuda.cudaDeviceGetAttribute(attribute, 0), "asking the card for its size")
+    processors = checked(cuda.cudaDeviceGetAttribute(attribute, 0), "asking the GPU for its size")
     return EngineKey(
         "tensorrt",
         str(tensorrt().__version__),
-        (card.capability,),
+        (gpu.capability,),
         bundle.vision_graph.precision,
         onnx_digest(bundle.graph_files),
-        card=f"{card.name}, {processors} multiprocessors",
+        gpu=f"{gpu.name}, {processors} multiprocessors",
     )
 
 
@@ -80,11 +80,11 @@ def refuses(bundle: Bundle, cache: EngineCache | None = None) -> str | None:
     reason = why_no_tensorrt()
     if reason is not None:
         return reason
-    card = first_card()
-    reason = why_no_card_of(card.capability, precision_named(bundle.vision_graph.precision), card.name)
-    if reason is not None or (cache or EngineCache()).has(engine_key(bundle, card)):
+    gpu = first_gpu()
+    reason = why_no_gpu_of(gpu.capability, precision_named(bundle.vision_graph.precision), gpu.name)
+    if reason is not None or (cache or EngineCache()).has(engine_key(bundle, gpu)):
         return reason
-    return why_too_little_memory(bundle, card)
+    return why_too_little_memory(bundle, gpu)
 
 
 def open_engine(bundle: Bundle) -> TensorRTRunner:
@@ -99,7 +99,7 @@ def open_engine(bundle: Bundle) -> TensorRTRunner:
     reason = refuses(bundle)
     if reason is not None:
         raise MachineError(reason)
-    cache, key = EngineCache(), engine_key(bundle, first_card())
+    cache, key = EngineCache(), engine_key(bundle, first_gpu())
     data = cache.read(key)
     if data is not None:
         try:
@@ -137,7 +137,7 @@ class TensorRTRunner:
     """A built engine, ready to run."""
 
     def __init__(self, engine: bytes, bundle: Bundle) -> None:
-        """Open an engine on the first card.
+        """Open an engine on the first GPU.
 
         Args:
             engine: as it was built.
@@ -148,7 +148,7 @@ class TensorRTRunner:
             MachineError: no memory to run it.
         """
         trt = tensorrt()
-        self.name = f"TensorRT {trt.__version__}, {first_card().name}"
+        self.name = f"TensorRT {trt.__version__}, {first_gpu().name}"
         # Kept in the order in which they depend on each other: TensorRT wants each to outlive what was made from it.
         self._logger = listener()
         self._runtime = trt.Runtime(self._logger)
@@ -183,11 +183,11 @@ class TensorRTRunner:
         return self._run.embed(pixels)
 
     def embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
-        """See `CardVision.embed_into`. Raises MachineError."""
+        """See `GpuVision.embed_into`. Raises MachineError."""
         self._run.embed_into(pixels, address, stream)
 
     def close(self) -> None:
-        """Give the card's memory back, the engine's before what it uses; again is nothing."""
+        """Give the GPU's memory back, the engine's before what it uses; again is nothing."""
         self._run.close()
         self._engine = self._runtime = None
 
@@ -201,18 +201,18 @@ def _last_words(logger: Any) -> str:
 
 
 def shares_memory() -> bool:
-    """Return whether the first card and the processor have one memory, as on a Jetson."""
+    """Return whether the first GPU and the processor have one memory, as on a Jetson."""
     cuda = importlib.import_module("cuda.bindings.runtime")
     attribute = cuda.cudaDeviceAttr.cudaDevAttrIntegrated
-    return bool(checked(cuda.cudaDeviceGetAttribute(attribute, 0), "asking the card for its kind"))
+    return bool(checked(cuda.cudaDeviceGetAttribute(attribute, 0), "asking the GPU for its kind"))
 
 
-def free_bytes(card: Card) -> int:
-    """Return the memory that a build can have: of processor and card the less, or what both share.
+def free_bytes(gpu: Gpu) -> int:
+    """Return the memory that a build can have: of processor and GPU the less, or what both share.
 
     CUDA does not count caches of files on a Jetson, which Linux would drop, so there Linux is asked alone.
     """
     there = available_bytes()
     if there is None:
-        return card.free_bytes
-    return there if shares_memory() else min(there, card.free_bytes)
+        return gpu.free_bytes
+    return there if shares_memory() else min(there, gpu.free_bytes)

@@ -25,7 +25,7 @@ from ...bundle.engine_key import EngineKey
 from ...bundle.reader import Bundle
 from ...errors import BundleError, MachineError
 from .cache import EngineCache
-from .device_buffers import Card, first_card
+from .device_buffers import Gpu, first_gpu
 from .tensorrt import engine_key, free_bytes, graph_bytes, refuses
 from .tensorrt_job import Failure, Job, Message, Phase
 
@@ -70,9 +70,9 @@ def workspace_bytes(bundle: Bundle, free: int) -> int:
     return min(left, plan.available_bytes - plan.total_bytes + plan.working_bytes)
 
 
-def why_too_little_memory(bundle: Bundle, card: Card) -> str | None:
+def why_too_little_memory(bundle: Bundle, gpu: Gpu) -> str | None:
     """Return why the engine cannot be built in the memory that is free, in numbers, or None where it may be."""
-    weights, free = graph_bytes(bundle), free_bytes(card)
+    weights, free = graph_bytes(bundle), free_bytes(gpu)
     needed = WEIGHT_COPIES * weights + WORKSPACE_LEAST_BYTES
     if free >= needed:
         return None
@@ -86,7 +86,7 @@ def why_too_little_memory(bundle: Bundle, card: Card) -> str | None:
 def engine_of(
     bundle: Bundle, cache: EngineCache, stages: Stages, tell: Callable[[str], None], *, force: bool = False
 ) -> BuiltEngine:
-    """Return the engine of a bundle's graph for this TensorRT and card, built where the cache has no whole one.
+    """Return the engine of a bundle's graph for this TensorRT and GPU, built where the cache has no whole one.
 
     Args:
         bundle: an opened bundle with vision.
@@ -96,7 +96,7 @@ def engine_of(
         force: build it even if it is there.
 
     Raises:
-        BundleError: the bundle has no vision. MachineError: no TensorRT, no card, the wrong card, too little memory or disk, or
+        BundleError: the bundle has no vision. MachineError: no TensorRT, no GPU, the wrong GPU, too little memory or disk, or
             the builder failed.
     """
     if bundle.manifest.model.vision is None:
@@ -104,8 +104,8 @@ def engine_of(
     reason = refuses(bundle, cache)
     if reason is not None:
         raise MachineError(reason)
-    card = first_card()
-    key = engine_key(bundle, card)
+    gpu = first_gpu()
+    key = engine_key(bundle, gpu)
 
     def found() -> BuiltEngine | None:
         data = cache.read(key)
@@ -122,13 +122,13 @@ def engine_of(
 
     with cache.locked(key, wait):
         there = found() if waited or not force else None
-        return there or _build(bundle, key, card, cache, stages, tell)
+        return there or _build(bundle, key, gpu, cache, stages, tell)
 
 
 def _build(
-    bundle: Bundle, key: EngineKey, card: Card, cache: EngineCache, stages: Stages, tell: Callable[[str], None]
+    bundle: Bundle, key: EngineKey, gpu: Gpu, cache: EngineCache, stages: Stages, tell: Callable[[str], None]
 ) -> BuiltEngine:
-    reason = why_too_little_memory(bundle, card)  # again: whoever held the lock may have needed it
+    reason = why_too_little_memory(bundle, gpu)  # again: whoever held the lock may have needed it
     if reason is not None:
         raise MachineError(reason)
     weights, disk = graph_bytes(bundle), shutil.disk_usage(cache.directory).free
@@ -138,10 +138,10 @@ def _build(
             "free some space, or give another directory with --cache"
         )
     tell(
-        f"building the TensorRT engine for {card.name}: several minutes, most of them silent while kernels are timed on it; "
+        f"building the TensorRT engine for {gpu.name}: several minutes, most of them silent while kernels are timed on it; "
         f"the engine is kept in {cache.directory}"
     )
-    began, workspace = time.monotonic(), workspace_bytes(bundle, free_bytes(card))
+    began, workspace = time.monotonic(), workspace_bytes(bundle, free_bytes(gpu))
     with cache.building(key) as directory:
         job = Job(str(bundle.graph_file().resolve()), str(directory.resolve()), workspace)
         timings = _timing_file(cache, key)
@@ -157,8 +157,8 @@ def _build(
 
 
 def _timing_file(cache: EngineCache, key: EngineKey) -> Path:
-    """Return where measured times of kernels lie: those of one card and version serve all graphs."""
-    digest = hashlib.sha256(key.card.encode()).hexdigest()[:16]
+    """Return where measured times of kernels lie: those of one GPU and version serve all graphs."""
+    digest = hashlib.sha256(key.gpu.encode()).hexdigest()[:16]
     return cache.directory / f"timings-{key.runtime}-{key.version}-sm{key.capabilities[0].replace('.', '')}-{digest}.cache"
 
 

@@ -1,7 +1,7 @@
-"""TensorRT for RTX: engines for consumer cards, built ahead of time on a machine that has none.
+"""TensorRT for RTX: engines for consumer GPUs, built ahead of time on a machine that has none.
 
-What is fused, and how, is decided here; kernels are compiled on the card when the engine is opened, and kept there in a runtime
-cache (rtx_vision.py). So a build needs no card, takes seconds, and serves many cards. Nothing is timed: the library's timing
+What is fused, and how, is decided here; kernels are compiled on the GPU when the engine is opened, and kept there in a runtime
+cache (rtx_vision.py). So a build needs no GPU, takes seconds, and serves many GPUs. Nothing is timed: the library's timing
 cache does nothing since version 1.2, and none is written.
 """
 
@@ -23,7 +23,7 @@ from ...bundle.engine_key import EngineKey, RuntimeName
 from ...bundle.reader import VISION
 from ...environment.requirements import install_hint
 from ...errors import InputError, MachineError
-from ...formats.precision import PrecisionName, capability_number, precision_named, why_no_card_of
+from ...formats.precision import PrecisionName, capability_number, precision_named, why_no_gpu_of
 from ...formats.targets import Target
 from .build_memory import available_bytes, require_memory
 from .cache import onnx_digest
@@ -90,10 +90,10 @@ def supported_capabilities() -> tuple[str, ...]:
 
 
 def capabilities_of(target: Target) -> tuple[str, ...]:
-    """Return what an engine for a target is built for: its card, or every card since Ampere where it may be any.
+    """Return what an engine for a target is built for: its GPU, or every GPU since Ampere where it may be any.
 
     Raises:
-        InputError: the library has no engines for the target's card.
+        InputError: the library has no engines for the target's GPU.
     """
     if target.compute_capability is None:
         return tuple(c for c in supported_capabilities() if c != _TURING)
@@ -167,7 +167,7 @@ def add_engine(
         What Manifest.engines holds: the engine's key by its file name.
 
     Raises:
-        InputError, MachineError: as build_engine does, or the target's card cannot multiply in this precision.
+        InputError, MachineError: as build_engine does, or the target's GPU cannot multiply in this precision.
     """
     require_tensorrt_rtx()
     directory = stage / ENGINES
@@ -209,9 +209,9 @@ def _require_supported(capabilities: Sequence[str]) -> None:
 
 
 def why_no_precision(precision: str, capabilities: Sequence[str]) -> str | None:
-    """Return why the library has no engines in a precision for these cards; the oldest of them decides."""
+    """Return why the library has no engines in a precision for these GPUs; the oldest of them decides."""
     oldest = min(capabilities, key=capability_number)
-    reason = why_no_card_of(oldest, precision_named(precision), "the oldest that is asked for")
+    reason = why_no_gpu_of(oldest, precision_named(precision), "the oldest that is asked for")
     if reason is not None:
         return reason
     if oldest == _TURING and precision != "fp16":

@@ -2,8 +2,8 @@
 
 A GPU multiplies 16-bit operands, adds in float32 and rounds the sum to 16 bits. onnxruntime on a CPU has no such products: it
 takes fp16 graphs in float32 throughout, which is closer to the float model than any device, and refuses bf16. So parity and
-drift of 16-bit graphs are measured on a twin: every operation in float32, its 16-bit operands widened, its results rounded to
-16 bits.
+drift of 16-bit graphs are measured on an emulated graph: every operation in float32, its 16-bit operands widened, its results
+rounded to 16 bits.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..session import VisionSession
 _SIXTEEN_BITS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def write_emulated(graph: Path, twin: Path) -> None:
-    """Write the twin of a graph beside it, where its external data is found.
+def write_emulated(graph: Path, reference: Path) -> None:
+    """Write the reference of a graph beside it, where its external data is found.
 
     Args:
         graph: an ONNX file with 16-bit operations.
-        twin: the file to write, in the same directory.
+        reference: the file to write, in the same directory.
     """
-    assert graph.parent == twin.parent
+    assert graph.parent == reference.parent
     model = onnx.load(str(graph), load_external_data=False)
     types = _types(model)
     nodes: list[onnx.NodeProto] = []
@@ -50,25 +50,25 @@ def write_emulated(graph: Path, twin: Path) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     del model.graph.value_info[:]  # of the types before
-    twin.write_bytes(model.SerializeToString())
+    reference.write_bytes(model.SerializeToString())
 
 
 def open_emulated(file: Path, config: CobraConfig, graph: VisionGraph) -> VisionSession:
-    """Open a graph as a device of its precision computes it; the twin lies beside it only while it is opened.
+    """Open a graph as a device of its precision computes it; the reference lies beside it only while it is opened.
 
     Raises:
         BundleError: as `VisionSession`.
     """
     if graph.precision not in ("fp16", "bf16"):
         return VisionSession(file, config, graph.input)
-    twin = file.with_name(f"emulated-{VISION}")
+    reference = file.with_name(f"emulated-{VISION}")
     try:
-        write_emulated(file, twin)
-        session = VisionSession(twin, config, graph.input)
+        write_emulated(file, reference)
+        session = VisionSession(reference, config, graph.input)
         session.name += f", {graph.precision} emulated"
         return session
     finally:
-        twin.unlink(missing_ok=True)
+        reference.unlink(missing_ok=True)
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:

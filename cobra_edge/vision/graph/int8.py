@@ -1,7 +1,7 @@
 """Static int8 of the vision graph as QDQ, by onnxruntime's quantizer.
 
 Products with weights get int8 on both sides: weights one scale for each output channel, activations one scale each, zero
-point 0, chosen on calibration pictures. All else stays float: patch embedding, norms, softmax, attention's own products, GELU,
+point 0, chosen on calibration images. All else stays float: patch embedding, norms, softmax, attention's own products, GELU,
 biases and the residual stream. It is the form that TensorRT takes as explicit quantization and that onnxruntime fuses into
 integer kernels on a CPU. Products that int8 hurts most are left wide until the graph's output is within the goal.
 """
@@ -28,7 +28,7 @@ from .parity import relative_rms
 
 RELATIVE_RMS_GOAL = 0.05
 WIDE_AT_MOST = 0.125  # of all products: with more the file is no longer about a quarter
-_CHECKED = 4  # pictures on which the finished graph is compared with the float one
+_CHECKED = 4  # images on which the finished graph is compared with the float one
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Int8Report:
     Attributes:
         quantized: number of products in int8.
         wide: those left float, largest error first.
-        relative_rms: largest at the graph's output over the checked pictures, ‖int8 - float‖ / ‖float‖.
+        relative_rms: largest at the graph's output over the checked images, ‖int8 - float‖ / ‖float‖.
         relative_rms_goal: what it was to stay within; above it where as many as allowed are wide and it was not enough.
         errors: label and relative error of every product, largest first.
     """
@@ -73,15 +73,15 @@ def quantize_int8(
     Args:
         float_graph: float32, as `export_onnx` writes it.
         out: where; not the same file.
-        pixels: calibration pictures, each as the graph takes it; read one at a time, those that are checked twice.
+        pixels: calibration images, each as the graph takes it; read one at a time, those that are checked twice.
         relative_rms_goal: at the graph's output; products are left wide until it is met, or WIDE_AT_MOST of them are.
-        on_step: called after each picture.
+        on_step: called after each image.
 
     Raises:
-        InputError: no pictures, nothing to quantize, or activations that are not finite.
+        InputError: no images, nothing to quantize, or activations that are not finite.
     """
     if not len(pixels):
-        raise InputError("int8 needs calibration pictures, got none; give at least one")
+        raise InputError("int8 needs calibration images, got none; give at least one")
     products = products_of(onnx.load(float_graph, load_external_data=False).graph)
     if not products:
         raise InputError(f"{float_graph}: no product of an activation with a stored matrix, nothing to quantize")
@@ -163,7 +163,7 @@ def _write(model: onnx.ModelProto, out: Path) -> None:
 
 
 def _distance(file: Path, pixels: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
-    """Return the largest relative RMS over up to _CHECKED pictures, spread evenly."""
+    """Return the largest relative RMS over up to _CHECKED images, spread evenly."""
     session = open_on_cpu(file)
     chosen = range(0, len(pixels), -(-len(pixels) // _CHECKED))
     worst = 0.0

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..session import runtime_options
 
-ROWS = 256  # rows of a product's input, over all pictures, that its error is measured on
+ROWS = 256  # rows of a product's input, over all images, that its error is measured on
 _TINY = 1e-30
 
 
@@ -39,7 +39,7 @@ class Measured:
     Attributes:
         highest: by product's node, the largest magnitude that enters it.
         errors: by product's node, the relative error of its output in int8, of 1.
-        outputs: the graph's output for each picture.
+        outputs: the graph's output for each image.
     """
 
     highest: dict[str, float]
@@ -67,9 +67,9 @@ def products_of(graph: onnx.GraphProto) -> list[Product]:
 
 
 def measured(
-    file: Path, products: list[Product], pixels: Iterable[np.ndarray], n_pictures: int, on_step: Callable[[], None]
+    file: Path, products: list[Product], pixels: Iterable[np.ndarray], n_images: int, on_step: Callable[[], None]
 ) -> Measured:
-    """Run the float graph on every picture, one in memory at a time, and measure each product by itself.
+    """Run the float graph on every image, one in memory at a time, and measure each product by itself.
 
     Raises:
         InputError: an input of a product is not finite.
@@ -79,8 +79,8 @@ def measured(
     highest = dict.fromkeys((p.node for p in products), 0.0)
     rows: dict[str, list[np.ndarray]] = {p.node: [] for p in products}
     outputs = list[np.ndarray]()
-    for number, picture in enumerate(pixels):
-        values: Any = session.run(None, {name: picture})
+    for number, image in enumerate(pixels):
+        values: Any = session.run(None, {name: image})
         output, *sources = values
         outputs.append(output)
         for product, x in zip(products, sources, strict=True):
@@ -88,11 +88,11 @@ def measured(
             top = float(max(flat.max(), -flat.min()))
             if not np.isfinite(top):
                 raise InputError(
-                    f"calibration picture {number + 1}: what enters {product.label} is NaN or infinite; "
+                    f"calibration image {number + 1}: what enters {product.label} is NaN or infinite; "
                     "the vision weights are damaged or overflow"
                 )
             highest[product.node] = max(highest[product.node], top)
-            rows[product.node].append(flat[rows_of(len(flat), number, n_pictures)].copy())
+            rows[product.node].append(flat[rows_of(len(flat), number, n_images)].copy())
         del sources
         on_step()
     del session
@@ -119,9 +119,9 @@ def _errors(
     return errors
 
 
-def rows_of(n_rows: int, number: int, n_pictures: int) -> slice:
-    """Return which rows of picture `number` are kept: ROWS over all pictures, evenly, other positions in each picture."""
-    step = max(1, n_rows * n_pictures // ROWS)
+def rows_of(n_rows: int, number: int, n_images: int) -> slice:
+    """Return which rows of image `number` are kept: ROWS over all images, evenly, other positions in each image."""
+    step = max(1, n_rows * n_images // ROWS)
     return slice(number * 7 % min(step, n_rows), None, step)
 
 

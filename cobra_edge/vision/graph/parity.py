@@ -61,7 +61,7 @@ def measure_parity(
     """Compare a written graph with torch; 16-bit graphs as a device computes them (`emulation`).
 
     Args:
-        graph: the file; a twin with the features as outputs lies beside it for the time being.
+        graph: the file; a reference with the features as outputs lies beside it for the time being.
         precision: of the graph.
         inputs: as the graph takes them.
         references: torch's, of the same inputs.
@@ -71,14 +71,14 @@ def measure_parity(
         The largest relative RMS of "encoder 0", …, "projector".
     """
     names = [feature_name(i) for i in range(len(references[0].features))]
-    twin = graph.with_name(f"parity-{graph.name}")
+    reference = graph.with_name(f"parity-{graph.name}")
     try:
         if precision in ("fp16", "bf16"):
-            write_emulated(graph, twin)
-        _add_outputs(twin if twin.exists() else graph, twin, names)
-        session = open_on_cpu(twin)
+            write_emulated(graph, reference)
+        _add_outputs(reference if reference.exists() else graph, reference, names)
+        session = open_on_cpu(reference)
     finally:
-        twin.unlink(missing_ok=True)
+        reference.unlink(missing_ok=True)
     worst = dict.fromkeys([f"encoder {i}" for i in range(len(names))] + [PROJECTOR], 0.0)
     for taken, expected in zip(inputs, references, strict=True):
         *features, embeddings = session.run([*names, OUTPUT], {INPUT: taken})
@@ -104,8 +104,8 @@ def require_parity(parity: dict[str, float], precision: PrecisionName) -> None:
 _WIDER = "this model does not fit into these numbers, take a wider --vision-precision"
 
 
-def _add_outputs(graph: Path, twin: Path, names: Sequence[str]) -> None:
+def _add_outputs(graph: Path, reference: Path, names: Sequence[str]) -> None:
     """Write the graph again with values of it as further outputs."""
     model = onnx.load(str(graph), load_external_data=False)
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    twin.write_bytes(model.SerializeToString())
+    reference.write_bytes(model.SerializeToString())

@@ -52,10 +52,10 @@ def smooth(model: VisionModel, pixels: Sequence[np.ndarray]) -> None:
 
     Args:
         model: tower and projector.
-        pixels: calibration pictures, each as the model takes it.
+        pixels: calibration images, each as the model takes it.
 
     Raises:
-        InputError: no pictures, or activations that are not finite.
+        InputError: no images, or activations that are not finite.
     """
     sites = list(_sites(model))
     highest, rows = _inputs(model, sites, pixels)
@@ -95,7 +95,7 @@ def _inputs(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return by site the largest magnitude of each channel (in,), and some rows (about ROWS, in)."""
     if not pixels:
-        raise InputError("smoothing needs calibration pictures, got none; give at least one")
+        raise InputError("smoothing needs calibration images, got none; give at least one")
     highest: dict[str, Tensor] = {}
     rows: dict[str, list[Tensor]] = {site.name: [] for site in sites}
     number = 0
@@ -111,8 +111,8 @@ def _inputs(
 
     hooks = [watch(site) for site in sites]
     try:
-        for number, picture in enumerate(pixels):  # noqa: B007
-            model(torch.from_numpy(picture))
+        for number, image in enumerate(pixels):  # noqa: B007
+            model(torch.from_numpy(image))
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,7 +14,7 @@ from ...bundle.reader import VISION
 from ...errors import InputError
 from ...formats.model_config import CobraConfig
 from ...formats.precision import InputForm, PrecisionName
-from ...inputs.image import ImageTransform, load_picture
+from ...inputs.image import ImageTransform, load_image
 from ...model.cobra import VisionModel
 from .int8 import quantize_int8
 from .onnx_export import export_onnx
@@ -22,7 +22,7 @@ from .parity import Reference, measure_parity, reference, require_parity
 from .smoothquant import smooth
 
 FLOAT: PrecisionName = "fp32"
-_COMPARED = 16  # pictures that parity is measured on
+_COMPARED = 16  # images that parity is measured on
 OnStep = Callable[[str, int, int], None]
 
 
@@ -33,7 +33,7 @@ class WrittenGraph:
     Attributes:
         graph: how it was made.
         transform: what it takes.
-        embeddings: the float model's (n_visual_tokens, d_model) float32 of each picture.
+        embeddings: the float model's (n_visual_tokens, d_model) float32 of each image.
     """
 
     graph: VisionGraph
@@ -47,7 +47,7 @@ def write_graph(
     stage: Path,
     precision: PrecisionName,
     form: InputForm,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     calibration: Sequence[Path] = (),
     on_step: OnStep = lambda name, done, total: None,
 ) -> WrittenGraph:
@@ -59,20 +59,20 @@ def write_graph(
         stage: directory for VISION and its external data.
         precision: of the matrix products.
         form: what the graph takes.
-        pictures: whose embeddings are wanted; on some of them parity is measured, beside one of noise, or for int8 one of those
+        images: whose embeddings are wanted; on some of them parity is measured, beside one of noise, or for int8 one of those
             it was calibrated with.
-        calibration: pictures that int8 takes its activations' scales of.
+        calibration: images that int8 takes its activations' scales of.
         on_step: told a stage's name, how much of it is done, and of what.
 
     Raises:
-        InputError: a picture cannot be read, there is none to calibrate with, or activations are not finite.
+        InputError: an image cannot be read, there is none to calibrate with, or activations are not finite.
         ParityError: the graph is not what it should be; its files are left in `stage`.
     """
     if precision == "int8" and not calibration:
-        raise InputError("int8 vision is calibrated on pictures, the suite has none; give one that has, with --calibration")
+        raise InputError("int8 vision is calibrated on images, the suite has none; give one that has, with --calibration")
     transform = ImageTransform.of(config, form)
-    squares = [_squares(config, f) for f in pictures]
-    # Noise is no picture: it would land beyond what int8 was calibrated for.
+    squares = [_squares(config, f) for f in images]
+    # Noise is no image: it would land beyond what int8 was calibrated for.
     beside = _squares(config, calibration[0]) if precision == "int8" else _noise(config)
     model = load()
     references: list[Reference] = []
@@ -101,8 +101,8 @@ def write_graph(
 
 
 def _squares(config: CobraConfig, file: Path) -> np.ndarray:
-    """Return a picture as (n_squares, size, size, 3) uint8."""
-    return ImageTransform.of(config, "uint8").pixels(load_picture(file))
+    """Return an image as (n_squares, size, size, 3) uint8."""
+    return ImageTransform.of(config, "uint8").pixels(load_image(file))
 
 
 def _noise(config: CobraConfig) -> np.ndarray:
@@ -118,7 +118,7 @@ def _quantize(
     float_graph: Path, out: Path, transform: ImageTransform, calibration: Sequence[Path], on_step: OnStep
 ) -> dict[str, float]:
     """Write the int8 graph; return the products left wide with the error that int8 would have had there."""
-    label, taken = "vision graph as int8", [transform.pixels(load_picture(f)) for f in calibration]
+    label, taken = "vision graph as int8", [transform.pixels(load_image(f)) for f in calibration]
     done = iter(range(1, len(taken) + 1))
     on_step(label, 0, len(taken))
     report = quantize_int8(float_graph, out, taken, on_step=lambda: on_step(label, next(done), len(taken)))

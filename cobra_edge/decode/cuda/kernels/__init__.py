@@ -1,6 +1,6 @@
-"""The CUDA decoder's kernels in Triton, each beside its twin in plain torch: the same signature, and it says what is right.
+"""The CUDA decoder's kernels in Triton, each beside its reference in plain torch of the same signature.
 
-Kernels are launched through `launch.launch`, so that what a decoder launches can be recorded and compiled for cards that are
+Kernels are launched through `launch.launch`, so that what a decoder launches can be recorded and compiled for GPUs that are
 not here. How a kernel cuts its work is data: tiles.toml.
 """
 

@@ -10,7 +10,7 @@ from ...sampling import Sampling
 def choose_token(
     logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor, token: torch.Tensor, not_finite: torch.Tensor
 ) -> None:
-    """Write the next token's id; its twin is `generate.choose`.
+    """Write the next token's id; its reference is `generate.choose`.
 
     Args:
         logits: (vocab,) float32.

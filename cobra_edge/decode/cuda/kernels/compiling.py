@@ -1,6 +1,6 @@
-"""Compile recorded launches for a card that is not here, and say what it would make of them.
+"""Compile recorded launches for a GPU that is not here, and say what it would make of them.
 
-Triton compiles for a card it is told of; only loading needs the card itself. Types and specialisation (a pointer that 16
+Triton compiles for a GPU it is told of; only loading needs the GPU itself. Types and specialisation (a pointer that 16
 divides, an integer that is 1) are left to Triton's own launcher, which is stopped before it loads anything.
 """
 
@@ -43,16 +43,16 @@ CAPABILITIES = tuple(SHARED_LIMITS)
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel as a kind of card would run it.
+    """One kernel as a kind of GPU would run it.
 
     Attributes:
         kernel: its name.
         types: of its arguments, as Triton writes them.
         constants: its constexpr parameters, and Triton's own options such as num_warps.
-        capability: compute capability of the card, such as "8.7".
+        capability: compute capability of the GPU, such as "8.7".
         registers: of a thread.
         shared_bytes: of a block.
-        spilled_bytes: of a thread: what found no register and lies in the card's memory.
+        spilled_bytes: of a thread: what found no register and lies in the GPU's memory.
         num_warps: of a block.
         launches: how many of the launches given run it.
     """
@@ -73,7 +73,7 @@ def compile_launches(launches: Sequence[Launch], capability: str, told: Callable
 
     Args:
         launches: of `launch.recording`; their tensors may be on torch's "meta" device.
-        capability: of the card, one of CAPABILITIES.
+        capability: of the GPU, one of CAPABILITIES.
         told: called after each launch.
 
     Raises:
@@ -82,7 +82,7 @@ def compile_launches(launches: Sequence[Launch], capability: str, told: Callable
     if capability not in SHARED_LIMITS:
         raise InputError(f"unknown compute capability {capability!r}{near_matches(capability, SHARED_LIMITS)}")
     found: dict[str, Compiled] = {}
-    with _card(capability):
+    with _gpu(capability):
         for launch in launches:
             binary = _binary(launch, capability)
             seen = found.get(binary.hash)
@@ -94,7 +94,7 @@ def compile_launches(launches: Sequence[Launch], capability: str, told: Callable
 
 
 def why_not(compiled: Compiled) -> str | None:
-    """Say why a card of that compute capability could not run a kernel, or None."""
+    """Say why a GPU of that compute capability could not run a kernel, or None."""
     limit = SHARED_LIMITS[compiled.capability]
     if compiled.shared_bytes > limit:
         return f"{compiled.shared_bytes} bytes of shared memory, a block has {limit}"
@@ -106,7 +106,7 @@ def why_not(compiled: Compiled) -> str | None:
     return None
 
 
-class _AbsentCard:
+class _AbsentGpu:
     """All that Triton asks of a driver before it loads something; the same in Triton 3.5, 3.6 and 3.9."""
 
     def __init__(self, capability: str) -> None:
@@ -116,7 +116,7 @@ class _AbsentCard:
         return GPUTarget("cuda", int(self._capability.replace(".", "")), _WARP)
 
     def get_current_device(self) -> str:
-        """Return a name no card has: Triton keeps what it compiled by it."""
+        """Return a name no GPU has: Triton keeps what it compiled by it."""
         return f"compute capability {self._capability}"
 
     def get_current_stream(self, _device: str) -> int:
@@ -124,9 +124,9 @@ class _AbsentCard:
 
 
 @contextmanager
-def _card(capability: str) -> Iterator[None]:
-    """Have Triton compile for such a card; afterwards it finds out anew what is here."""
-    driver.set_active(_AbsentCard(capability))
+def _gpu(capability: str) -> Iterator[None]:
+    """Have Triton compile for such a GPU; afterwards it finds out anew what is here."""
+    driver.set_active(_AbsentGpu(capability))
     try:
         yield
     finally:

@@ -14,23 +14,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from .launch import launch
-from .matrix import CardMatrix
+from .matrix import GpuMatrix
 from .tiles import sizes_for
 from .unpack import RUNS, centred_run, load_bytes
 
 
-def n_slices(matrix: CardMatrix) -> int:
+def n_slices(matrix: GpuMatrix) -> int:
     """Return into how many slices the channels are cut: matrix is x_proj, (rows, d_inner)."""
     return triton.cdiv(matrix.shape[1], _channels(matrix))
 
 
-def _channels(matrix: CardMatrix) -> int:
+def _channels(matrix: GpuMatrix) -> int:
     """Return how many channels a slice has."""
     return sizes_for("convolve_and_project", matrix.codes.device, matrix.bits)["CHANNELS"]
 
 
 def convolve_and_project(
-    matrix: CardMatrix, xz: Tensor, state: Tensor, layer: int, weight: Tensor, bias: Tensor, u: Tensor, partials: Tensor
+    matrix: GpuMatrix, xz: Tensor, state: Tensor, layer: int, weight: Tensor, bias: Tensor, u: Tensor, partials: Tensor
 ) -> None:
     """Move the convolution's window on by one token; its result and that one's products with slices of x_proj.
 
@@ -38,7 +38,7 @@ def convolve_and_project(
         matrix: x_proj, (rows, d_inner), rows being dt_rank + 2 · d_state.
         xz: (2 · d_inner,) float32; its first half is the convolution's input.
         state: (1,) int64, the address of the windows, (n_layer, d_inner, d_conv) float32, the newest last; they are updated.
-            The twin takes the windows themselves.
+            The reference takes the windows themselves.
         layer: which of them.
         weight: (d_inner, d_conv) float32.
         bias: (d_inner,) float32.
@@ -72,7 +72,7 @@ def convolve_and_project(
 
 
 def convolve_and_project_reference(
-    matrix: CardMatrix, xz: Tensor, state: Tensor, layer: int, weight: Tensor, bias: Tensor, u: Tensor, partials: Tensor
+    matrix: GpuMatrix, xz: Tensor, state: Tensor, layer: int, weight: Tensor, bias: Tensor, u: Tensor, partials: Tensor
 ) -> None:
     """See `convolve_and_project`."""
     window = state[layer]

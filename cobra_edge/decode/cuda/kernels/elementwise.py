@@ -1,4 +1,4 @@
-"""What kernels do to single numbers: activations, and how a number is stored. Each twin is the formula in plain torch."""
+"""What kernels do to single numbers: activations, and how a number is stored. Each reference is the formula in plain torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def silu(x):
 def softplus(x):
     """Return log(1 + exp(x)) of float32 to its last bits, however large or small.
 
-    A card's own logarithm is exact to 2^-22 near 1, not relative to what is small: a step Δ of 0.001 would lose half its
+    A GPU's own logarithm is exact to 2^-22 near 1, not relative to what is small: a step Δ of 0.001 would lose half its
     digits. log(1 + e) = 2 artanh(s) with s = e / (2 + e) ≤ 1/3, and the series' next term is below 2^-30.
     """
     e = tl.exp(-tl.abs(x))

@@ -7,12 +7,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .matrix import CardMatrix
+from .matrix import GpuMatrix
 from .tiles import sizes_for
 from .unpack import RUNS, centred_run, load_bytes
 
 
-def look_up(matrix: CardMatrix, tokens: Tensor, out: Tensor) -> None:
+def look_up(matrix: GpuMatrix, tokens: Tensor, out: Tensor) -> None:
     """Put a row of the matrix for each token into out.
 
     Args:
@@ -39,7 +39,7 @@ def look_up(matrix: CardMatrix, tokens: Tensor, out: Tensor) -> None:
     )
 
 
-def look_up_reference(matrix: CardMatrix, tokens: Tensor, out: Tensor) -> None:
+def look_up_reference(matrix: GpuMatrix, tokens: Tensor, out: Tensor) -> None:
     """See `look_up`."""
     out.copy_(matrix.dequantize()[tokens])
 

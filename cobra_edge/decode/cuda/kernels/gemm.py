@@ -17,14 +17,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .matrix import CardMatrix
+from .matrix import GpuMatrix
 from .tiles import sizes_for
 from .unpack import RUNS, centred_run, load_bytes
 
 LARGEST = 65504.0  # of float16
 
 
-def multiply_many(matrix: CardMatrix, x: Tensor, out: Tensor, *, add: bool = False) -> None:
+def multiply_many(matrix: GpuMatrix, x: Tensor, out: Tensor, *, add: bool = False) -> None:
     """Put x Wᵀ into out, or add it.
 
     Args:
@@ -57,7 +57,7 @@ def multiply_many(matrix: CardMatrix, x: Tensor, out: Tensor, *, add: bool = Fal
     )
 
 
-def multiply_many_reference(matrix: CardMatrix, x: Tensor, out: Tensor, *, add: bool = False) -> None:
+def multiply_many_reference(matrix: GpuMatrix, x: Tensor, out: Tensor, *, add: bool = False) -> None:
     """See `multiply_many`."""
     _expect(matrix, x, out, add)
     product = x.float() @ matrix.dequantize().T
@@ -66,7 +66,7 @@ def multiply_many_reference(matrix: CardMatrix, x: Tensor, out: Tensor, *, add: 
     out.copy_(product if out.element_size() == 4 else product.clamp(-LARGEST, LARGEST))
 
 
-def _expect(matrix: CardMatrix, x: Tensor, out: Tensor, add: bool) -> None:
+def _expect(matrix: GpuMatrix, x: Tensor, out: Tensor, add: bool) -> None:
     assert x.shape == (out.shape[0], matrix.shape[1]) and out.shape[1] == matrix.shape[0], (x.shape, matrix.shape, out.shape)
     assert x.stride(1) == out.stride(1) == 1, "only rows may lie apart"
     assert not add or out.element_size() == 4, "sums are float32"

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .matrix import FLOAT_BITS, CardMatrix
+from .matrix import FLOAT_BITS, GpuMatrix
 from .tiles import sizes_for
 from .unpack import EXPONENT, RUNS, centred, four, load_words, word_of_run
 
@@ -29,7 +29,7 @@ MOST_WARPS = 8
 
 
 def multiply_one(
-    matrix: CardMatrix, x: Tensor, out: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, add: bool = False
+    matrix: GpuMatrix, x: Tensor, out: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, add: bool = False
 ) -> None:
     """Put W x into out, or add it.
 
@@ -71,7 +71,7 @@ def multiply_one(
 
 
 def _warps(programs: int, blocks: int, wanted: int) -> int:
-    """Return how many warps a program has: until the card has as many as wanted, while a row's blocks give all equal turns."""
+    """Return how many warps a program has: until the GPU has as many as wanted, while a row's blocks give all equal turns."""
     warps = 1
     while warps < MOST_WARPS and programs * warps < wanted and blocks % (16 * warps) == 0:
         warps *= 2
@@ -79,7 +79,7 @@ def _warps(programs: int, blocks: int, wanted: int) -> int:
 
 
 def multiply_one_reference(
-    matrix: CardMatrix, x: Tensor, out: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, add: bool = False
+    matrix: GpuMatrix, x: Tensor, out: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, add: bool = False
 ) -> None:
     """See `multiply_one`."""
     if norm is not None:

@@ -40,7 +40,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Note launches in the list given and run none: tensors on torch's "meta" device do, and no card is needed."""
+    """Note launches in the list given and run none: tensors on torch's "meta" device do, and no GPU is needed."""
     launches: list[Launch] = []
     before = _recorded.set(launches)
     try:

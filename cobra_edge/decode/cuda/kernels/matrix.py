@@ -1,4 +1,4 @@
-"""A decoder's matrix on a card, in the bundle's own bytes."""
+"""A decoder's matrix on a GPU, in the bundle's own bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FLOAT_BITS = 16
 
 
 @dataclass(frozen=True, eq=False)
-class CardMatrix:
+class GpuMatrix:
     """A matrix (out, in) that products read.
 
     Attributes:
@@ -32,8 +32,8 @@ class CardMatrix:
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, value: np.ndarray | QuantizedTensor, device: torch.device) -> CardMatrix:
-        """Copy a stored matrix to the card; its codes are of format "int", a float one becomes float16."""
+    def of(cls, value: np.ndarray | QuantizedTensor, device: torch.device) -> GpuMatrix:
+        """Copy a stored matrix to the GPU; its codes are of format "int", a float one becomes float16."""
         if isinstance(value, QuantizedTensor):
             assert value.scheme.code_format == "int", f"{value.scheme.name} is not stored in codes of ours"
             bits, group = value.scheme.weight_bits, value.scheme.group(value.shape[1])
@@ -42,7 +42,7 @@ class CardMatrix:
         return cls(_on(np.asarray(value, np.float16), device), None, FLOAT_BITS, n_in, (out, n_in))
 
     def dequantize(self) -> torch.Tensor:
-        """Return the matrix, (out, in) float32 on the same device, by plain torch: every kernel's twin begins here."""
+        """Return the matrix, (out, in) float32 on the same device, by plain torch: every kernel's reference begins here."""
         if self.scales is None:
             return self.codes.float()
         out, n_in = self.shape

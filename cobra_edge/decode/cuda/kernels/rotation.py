@@ -1,4 +1,4 @@
-"""The rotation of cobra_edge/formats/hadamard.py on a card, and a norm between two of them.
+"""The rotation of cobra_edge/formats/hadamard.py on a GPU, and a norm between two of them.
 
 R = kron(H_m, H_p) / √(m · p): H_m comes from a small table while a row is read, its m parts of p numbers mixed into m others.
 H_p is log2(p) rounds of sums and differences in registers. Each round does the lowest bit of the index and rotates it to the

@@ -96,9 +96,9 @@ def scan_many_reference(
 
 @cache
 def _enough_programs(device: torch.device) -> int:
-    """Return how many programs of one warp keep a card's exponential units busy: one for each of a multiprocessor's four.
+    """Return how many programs of one warp keep a GPU's exponential units busy: one for each of a multiprocessor's four.
 
-    With so many blocks of channels, as on a small card, chunks would only do work twice.
+    With so many blocks of channels, as on a small GPU, chunks would only do work twice.
     """
     return 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1 << 30
 

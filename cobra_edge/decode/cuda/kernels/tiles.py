@@ -25,7 +25,7 @@ class Tile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sizes: its constexpr sizes by name, num_warps and num_stages among them.
         bits: of a weight; 0 where the kernel has none, or for all of them.
         max_tokens: it is for so many tokens or fewer; 0 for any number.
-        capability: of the card that it was measured on, such as "9.0", or "any".
+        capability: of the GPU that it was measured on, such as "9.0", or "any".
     """
 
     kernel: str
@@ -46,7 +46,7 @@ def tiles() -> tuple[Tile, ...]:
 
 
 def sizes_for(kernel: str, device: torch.device, bits: int = 0, tokens: int = 0) -> Mapping[str, int]:
-    """Return the sizes of the best row: the card's own, then for these bits, then for the fewest tokens that suffice."""
+    """Return the sizes of the best row: the GPU's own, then for these bits, then for the fewest tokens that suffice."""
     tried = _tried.get()
     if tried is not None and tried[0] == kernel:
         return tried[1]
@@ -83,7 +83,7 @@ def _sizes(kernel: str, capability: str, bits: int, tokens: int) -> Mapping[str,
 
 @cache
 def capability_of(device: torch.device) -> str:
-    """Return a card's compute capability such as "9.0"; "any" for what is no card."""
+    """Return a GPU's compute capability such as "9.0"; "any" for what is no GPU."""
     if device.type != "cuda":
         return ANY
     major, minor = torch.cuda.get_device_capability(device)

@@ -1,13 +1,13 @@
-"""The README's tables of cards, and whole answers from end to end. No speed is judged here."""
+"""The README's tables of GPUs, and whole answers from end to end. No speed is judged here."""
 
 import json
 
 import pytest
 
 from bench import figures
-from bench.gpu_tables import card_goals_table, card_table, end_to_end_table
-from cobra_edge.bench import command as verbs
-from cobra_edge.bench import end_to_end_command as end_to_end_verb
+from bench.gpu_tables import end_to_end_table, gpu_goals_table, gpu_table
+from cobra_edge.bench import command as commands
+from cobra_edge.bench import end_to_end_command as end_to_end_command
 from cobra_edge.bench.end_to_end import measure_end_to_end
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.cpu import why_not
@@ -21,7 +21,7 @@ def alike(value):
 
 
 def made_up(name="NVIDIA H200", rate=1200.0, times_ssm=2.5, times_bnb=4.5, prefill=1.1, steady=0.99):
-    def contestant(name, first, **facts):
+    def runner(name, first, **facts):
         speeds = {"decode_at_1024_tok_s": alike(first), "decode_at_1024_share": alike(0.5)}
         return {
             "name": name,
@@ -39,10 +39,10 @@ def made_up(name="NVIDIA H200", rate=1200.0, times_ssm=2.5, times_bnb=4.5, prefi
         "prompt_tokens": [768],
         "contexts": [1024, 65536],
         "limits": {"read_gb_s": alike(4300.0), "peak_macs_per_s": {"float16": alike(350e12)}},
-        "contestants": [
-            contestant(ours, rate, figures=own, follow_up=follow_up, scheme="w4a16-g128"),
-            contestant("transformer fp16", 300.0, figures={}, version="torch 2", contexts_without_memory=[65536]),
-            contestant("mamba-ssm fp16", 400.0, figures={}, version="mamba-ssm 2"),
+        "runners": [
+            runner(ours, rate, figures=own, follow_up=follow_up, scheme="w4a16-g128"),
+            runner("transformer fp16", 300.0, figures={}, version="torch 2", contexts_without_memory=[65536]),
+            runner("mamba-ssm fp16", 400.0, figures={}, version="mamba-ssm 2"),
         ],
         "ratios": {
             "mamba-ssm fp16": {ours: {"decode_at_1024_tok_s": alike(times_ssm)}},
@@ -50,12 +50,12 @@ def made_up(name="NVIDIA H200", rate=1200.0, times_ssm=2.5, times_bnb=4.5, prefi
             "cobra_edge fp16": {ours: {"prefill_768_tok_s": alike(prefill)}},
         },
     }
-    card = {"name": name, "torch": "2.15"}
-    return {"model": "cobra-3b", "weights": "random", "card": card, "rows": [row], "machine": {"commit": "abc"}}
+    gpu = {"name": name, "torch": "2.15"}
+    return {"model": "cobra-3b", "weights": "random", "gpu": gpu, "rows": [row], "machine": {"commit": "abc"}}
 
 
-def test_the_table_of_a_card():
-    shown = card_table([made_up()])
+def test_the_table_of_a_gpu():
+    shown = gpu_table([made_up()])
     assert "on NVIDIA H200: batch 1, 5 rounds" in shown and "gave 4300 GB/s" in shown and "700 TFLOP/s" in shown
     lines = [line.split(" | ") for line in shown.splitlines() if line.startswith("| ")]
     assert len({len(line) for line in lines}) == 1
@@ -66,20 +66,20 @@ def test_the_table_of_a_card():
 
 
 def test_goals_are_judged_where_they_were_measured():
-    assert card_goals_table([made_up()]).count(", reached") == 5
-    worse = card_goals_table([made_up(rate=999.0, times_ssm=1.9, times_bnb=3.9, prefill=0.9, steady=0.9)])
+    assert gpu_goals_table([made_up()]).count(", reached") == 5
+    worse = gpu_goals_table([made_up(rate=999.0, times_ssm=1.9, times_bnb=3.9, prefill=0.9, steady=0.9)])
     assert worse.count("**missed**") == 5 and "reached" not in worse
-    assert "999, no goal for this card" in card_goals_table([made_up("NVIDIA GeForce RTX 4090", rate=999.0)])
+    assert "999, no goal for this GPU" in gpu_goals_table([made_up("NVIDIA GeForce RTX 4090", rate=999.0)])
     alone = made_up()
     alone["rows"][0]["ratios"] = {}
-    assert card_goals_table([alone]).count("not measured") == 3
-    both = card_goals_table([made_up(), made_up("NVIDIA L4")]).splitlines()
+    assert gpu_goals_table([alone]).count("not measured") == 3
+    both = gpu_goals_table([made_up(), made_up("NVIDIA L4")]).splitlines()
     assert both[0].endswith("| NVIDIA H200 | NVIDIA L4 |") and len({line.count("|") for line in both}) == 1
 
 
 def test_pages_say_what_was_not_measured_and_take_results_by_their_names(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
-    names = ("card", "card_goals", "end_to_end", "prediction")
+    names = ("gpu", "gpu_goals", "end_to_end", "prediction")
     text = "".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in names)
     empty = figures.with_tables(text)
     assert empty.count("not measured") == 1 + 5 + 3 + 1 and "assumption:" in empty
@@ -102,12 +102,12 @@ def answered():
     }
 
 
-def test_an_answer_about_a_picture_is_milliseconds_of_its_parts():
+def test_an_answer_about_an_image_is_milliseconds_of_its_parts():
     shown = end_to_end_table([answered()])
     assert "100.0 (90.0–110.0) | 200.0 (180.0–220.0)" in shown and "random weights, 729 + 20 tokens read, 256 written" in shown
 
 
-def test_an_answer_has_the_length_that_was_asked_for_and_its_first_token_comes_after_the_picture(mini_bundle):
+def test_an_answer_has_the_length_that_was_asked_for_and_its_first_token_comes_after_the_image(mini_bundle):
     session = Session(Bundle.open(mini_bundle("fp16")), "cpu", "numpy")
     taken, step = [], session.decoder.step
     session.decoder.step = lambda token, state: taken.append(state.n_tokens) or step(token, state)
@@ -119,12 +119,12 @@ def test_an_answer_has_the_length_that_was_asked_for_and_its_first_token_comes_a
     assert parts["tok_s"]["high"] < 5 / parts["first_token_seconds"]["low"]
 
 
-def test_a_text_only_bundle_has_no_picture_to_answer_about(tiny_bundle):
+def test_a_text_only_bundle_has_no_image_to_answer_about(tiny_bundle):
     with pytest.raises(InputError, match="text-only model; give a bundle with a vision graph"):
         measure_end_to_end(Session(Bundle.open(tiny_bundle), "cpu", "numpy"), 2, 1, progress())
 
 
-def test_the_verb_keeps_what_it_found_beside_what_is_published(mini_bundle, tmp_path, monkeypatch, capsys):
+def test_the_command_keeps_what_it_found_beside_what_is_published(mini_bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = [
         "end-to-end",
@@ -138,7 +138,7 @@ def test_the_verb_keeps_what_it_found_beside_what_is_published(mini_bundle, tmp_
         "--rounds",
         "1",
     ]
-    assert run_command(verbs.command, [*given, "--weights", "random"]) == 0
+    assert run_command(commands.command, [*given, "--weights", "random"]) == 0
     shown = capsys.readouterr().out
     assert "published and not measured here" in shown and "166.5" in shown
     result = json.loads((tmp_path / "bench" / "results" / "cpu-end-to-end-cobra-mini.json").read_text())
@@ -156,6 +156,6 @@ def test_a_wrong_decoder_is_not_timed_from_end_to_end(mini_bundle, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gate, "check", refuse)
     given = ["end-to-end", str(mini_bundle("fp16")), "--device", "cpu", "--kernels", "native", "--rounds", "1"]
-    assert run_command(verbs.command, given) == 3
+    assert run_command(commands.command, given) == 3
     assert "no speed is reported" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
-    assert end_to_end_verb.PUBLISHED_TOK_S == 166.5
+    assert end_to_end_command.PUBLISHED_TOK_S == 166.5

@@ -1,6 +1,6 @@
-"""What is measured on a card, tried without one: torch's "cpu" device in its place. No speed is judged here.
+"""What is measured on a GPU, tried without one: torch's "cpu" device in its place. No speed is judged here.
 
-Not tried here, for want of a card: CUDA events, graphs, the card's memory counters, and mamba-ssm itself. That the card's own
+Not tried here, for want of a GPU: CUDA events, graphs, the GPU's memory counters, and mamba-ssm itself. That the GPU's own
 decoder is right, tests/test_cuda.py says.
 """
 
@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from cobra_edge.bench import command as verbs
+from cobra_edge.bench import command as commands
 from cobra_edge.bench import decode_options as asked_decode
-from cobra_edge.bench import gpu as card
-from cobra_edge.bench import gpu_decode as card_decode
-from cobra_edge.bench import gpu_gate as card_gate
-from cobra_edge.bench import gpu_peers as card_peers
-from cobra_edge.bench.gpu import Card, CardLimits, short_name
-from cobra_edge.bench.gpu_gate import check_on_card
-from cobra_edge.bench.gpu_peers import CARD_PEERS, BitsAndBytesModules, MambaSsm, check_peers
+from cobra_edge.bench import gpu as gpu
+from cobra_edge.bench import gpu_decode as gpu_decode
+from cobra_edge.bench import gpu_gate as gpu_gate
+from cobra_edge.bench import gpu_peers as gpu_peers
+from cobra_edge.bench.gpu import Gpu, GpuLimits, short_name
+from cobra_edge.bench.gpu_gate import check_on_gpu
+from cobra_edge.bench.gpu_peers import GPU_PEERS, BitsAndBytesModules, MambaSsm, check_peers
 from cobra_edge.bench.gpu_runners import Ours, with_memory
 from cobra_edge.bench.random_bundle import random_bundle
 from cobra_edge.bench.roofline import CHOICE_LAUNCHES, launches_per_token, token_bytes, weights_read_bytes
-from cobra_edge.bench.runners import readings_of
+from cobra_edge.bench.runners import predictions_of
 from cobra_edge.bench.transformer import Transformer, TransformerSizes
 from cobra_edge.bundle.memory_plan import decoder_bytes, state_bytes
 from cobra_edge.decode.backends import open_decoder
@@ -45,10 +45,10 @@ SMALL = TransformerSizes(32, 2, 4, 64)
 
 @pytest.fixture
 def here(monkeypatch):
-    """Give a "card" that is this processor, with little to read and to multiply."""
-    monkeypatch.setattr(card, "_READ_BYTES", 1 << 16)
-    monkeypatch.setattr(card, "_PRODUCT_SIDE", 16)
-    return Card(torch.device("cpu"))
+    """Give a "GPU" that is this processor, with little to read and to multiply."""
+    monkeypatch.setattr(gpu, "_READ_BYTES", 1 << 16)
+    monkeypatch.setattr(gpu, "_PRODUCT_SIDE", 16)
+    return Gpu(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -60,19 +60,19 @@ def opened_here(bundle, _device, kernels="auto"):
     return open_decoder(bundle, "cpu", {"triton": "numpy"}.get(kernels, kernels))
 
 
-def test_the_limits_of_a_card_are_rates(here):
-    limits = CardLimits(here)
+def test_the_limits_of_a_gpu_are_rates(here):
+    limits = GpuLimits(here)
     assert limits.read_bandwidth() > 0 and limits.peak_products() > 0
     limits._words.zero_()
-    with pytest.raises(MachineError, match="test this card"):
+    with pytest.raises(MachineError, match="test this GPU"):
         limits.read_bandwidth()
 
 
 @pytest.mark.parametrize(
     ("name", "short"),
-    [("NVIDIA H200", "h200"), ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("Orin (nvgpu)", "orin-nvgpu"), ("GPU", "card")],
+    [("NVIDIA H200", "h200"), ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("Orin (nvgpu)", "orin-nvgpu"), ("GPU", "gpu")],
 )
-def test_a_card_has_a_short_name(name, short):
+def test_a_gpu_has_a_short_name(name, short):
     assert short_name(name) == short
 
 
@@ -107,13 +107,13 @@ def test_launches_are_those_that_the_decoder_makes():
 def test_a_result_says_which_kernels_the_decoder_took():
     recipe, _ = uniform_recipe(TINY, scheme_named("w4a16-g128"))
     decoder = CudaDecoder(hollow(TINY, recipe), device=torch.device("meta"))
-    facts = Ours("ours", decoder, Card(torch.device("cpu")), {}, (1, 1)).facts()
+    facts = Ours("ours", decoder, Gpu(torch.device("cpu")), {}, (1, 1)).facts()
     assert facts["backend"] == "triton" and facts["described"].startswith("triton; convolution")
 
 
 def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, monkeypatch):
     decoder, reference = NumpyDecoder(tiny), open_decoder(tiny, "cpu", "torch")
-    found = check_on_card(decoder, reference, half_steps=False)
+    found = check_on_gpu(decoder, reference, half_steps=False)
     assert found.keys() == {"together", "one by one"} and max(found.values()) < 1e-4
     for way, wrong in (
         ("forward", lambda x: x * 2),
@@ -125,30 +125,30 @@ def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, monk
         right = getattr(NumpyDecoder, way)
         with monkeypatch.context() as patch, pytest.raises(MachineError, match="no speed is reported"):
             patch.setattr(NumpyDecoder, way, lambda *a, right=right, wrong=wrong: wrong(right(*a)))
-            check_on_card(NumpyDecoder(tiny), reference, half_steps=False)
+            check_on_gpu(NumpyDecoder(tiny), reference, half_steps=False)
     with monkeypatch.context() as patch:  # what a product in float16 may do
         right = NumpyDecoder.step
         patch.setattr(NumpyDecoder, "step", lambda *a: right(*a) * np.float32(1.01))
-        check_on_card(NumpyDecoder(tiny), reference, half_steps=True)
+        check_on_gpu(NumpyDecoder(tiny), reference, half_steps=True)
 
 
 def test_the_gate_refuses_a_generation_that_differs_from_its_steps(tiny, monkeypatch):
-    monkeypatch.setattr(card_gate, "generate", lambda *a: iter([1, 2, 3, 4]))
+    monkeypatch.setattr(gpu_gate, "generate", lambda *a: iter([1, 2, 3, 4]))
     with pytest.raises(MachineError, match=r"generates \[1, 2, 3, 4\] where its steps give"):
-        check_on_card(NumpyDecoder(tiny), open_decoder(tiny, "cpu", "torch"), half_steps=False)
+        check_on_gpu(NumpyDecoder(tiny), open_decoder(tiny, "cpu", "torch"), half_steps=False)
 
 
 def test_a_timed_answer_takes_as_many_steps_as_were_asked_for_and_leaves_its_context_alone(tiny, here, monkeypatch):
     decoder = NumpyDecoder(tiny)
-    readings = readings_of(decoder, (8, 3), progress())
-    assert [r.state.n_tokens for r in readings.values()] == [8, 3]
-    ours = Ours("ours", decoder, here, readings, (100, 7))
+    predictions = predictions_of(decoder, (8, 3), progress())
+    assert [r.state.n_tokens for r in predictions.values()] == [8, 3]
+    ours = Ours("ours", decoder, here, predictions, (100, 7))
     assert ours.contexts == (8, 3) and ours.traffic_bytes(8) == ours.traffic_bytes(3) == 107
     taken = []
     right = NumpyDecoder.step
     monkeypatch.setattr(NumpyDecoder, "step", lambda self, t, state: taken.append(state.n_tokens) or right(self, t, state))
     assert ours.steps(4, 3) > 0 and taken == [3, 4, 5, 6]
-    assert ours.steps(1, 8) > 0 and taken[4:] == [8] and readings[8].state.n_tokens == 8
+    assert ours.steps(1, 8) > 0 and taken[4:] == [8] and predictions[8].state.n_tokens == 8
     assert ours.prefill(5) > 0
 
 
@@ -193,7 +193,7 @@ def test_a_transformer_attends_to_all_of_its_context(here):
 
 def test_a_context_whose_cache_does_not_fit_is_left_out_and_named(here, monkeypatch):
     room = SMALL.cache_bytes(16) + (1 << 30)
-    monkeypatch.setattr(Card, "free_bytes", lambda self: room)
+    monkeypatch.setattr(Gpu, "free_bytes", lambda self: room)
     peer = Transformer(SMALL, (16, 17), here, torch.float32)
     assert peer.contexts == (16,) and peer.facts()["contexts_without_memory"] == [17]
     with pytest.raises(MachineError, match="leave --peer transformer out"):
@@ -239,7 +239,7 @@ def mamba_ssm(monkeypatch):
 
 
 def test_mamba_ssm_is_timed_by_its_own_generation(here, mamba_ssm):
-    assert CARD_PEERS["mamba-ssm"].refuses() is None
+    assert GPU_PEERS["mamba-ssm"].refuses() is None
     peer = MambaSsm(COBRA, 6, here)
     config = peer._model.config
     assert (config.d_model, config.n_layer, config.vocab_size) == (128, 2, 512)
@@ -266,7 +266,7 @@ def test_a_mamba_ssm_that_is_missing_or_without_its_scan_is_refused(mamba_ssm, m
 
 
 def test_the_peers_that_may_be_named_are_those_of_the_table():
-    assert tuple(CARD_PEERS) == asked_decode.CARD_PEER_NAMES
+    assert tuple(GPU_PEERS) == asked_decode.GPU_PEER_NAMES
 
 
 @pytest.mark.parametrize(
@@ -282,49 +282,49 @@ def test_the_peers_that_may_be_named_are_those_of_the_table():
         (["BUNDLE", "--peer", "transformer"], "give --shape instead of BUNDLE"),
     ],
 )
-def test_options_that_do_not_fit_a_card_are_refused_before_any_work(tmp_path, monkeypatch, capsys, options, message):
+def test_options_that_do_not_fit_a_gpu_are_refused_before_any_work(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
-    assert run_command(verbs.command, ["decode", "--device", "cuda", *options]) == 2
+    assert run_command(commands.command, ["decode", "--device", "cuda", *options]) == 2
     assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
-def test_without_a_card_or_a_peer_nothing_is_written(tmp_path, monkeypatch, capsys, here):
+def test_without_a_gpu_or_a_peer_nothing_is_written(tmp_path, monkeypatch, capsys, here):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(card, "why_no_card", lambda: "there is no NVIDIA driver")
-    assert run_command(verbs.command, ["decode", "--device", "cuda"]) == 3
-    assert "on a card: there is no NVIDIA driver; or take --device cpu" in capsys.readouterr().err
-    monkeypatch.setattr(card, "card_here", lambda: here)
+    monkeypatch.setattr(gpu, "why_no_gpu", lambda: "there is no NVIDIA driver")
+    assert run_command(commands.command, ["decode", "--device", "cuda"]) == 3
+    assert "on a GPU: there is no NVIDIA driver; or take --device cpu" in capsys.readouterr().err
+    monkeypatch.setattr(gpu, "gpu_here", lambda: here)
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
-    assert run_command(verbs.command, ["decode", "--device", "cuda", "--peer", "mamba-ssm"]) == 3
+    assert run_command(commands.command, ["decode", "--device", "cuda", "--peer", "mamba-ssm"]) == 3
     assert "CUDA scan" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
-def test_a_card_s_peer_is_refused_on_a_cpu(tmp_path, monkeypatch, capsys):
+def test_a_gpu_s_peer_is_refused_on_a_cpu(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run_command(verbs.command, ["decode", "--peer", "transformer"]) == 2
-    assert "--peer transformer runs on a card; give --device cuda" in capsys.readouterr().err
+    assert run_command(commands.command, ["decode", "--peer", "transformer"]) == 2
+    assert "--peer transformer runs on a GPU; give --device cuda" in capsys.readouterr().err
 
 
 def test_a_contest_from_end_to_end(tmp_path, monkeypatch, capsys, here, mamba_ssm):
     pytest.importorskip("bitsandbytes")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(card, "card_here", lambda: here)
-    monkeypatch.setattr(card_decode, "open_decoder", opened_here)
-    small = {"transformer": lambda config, contexts, card: Transformer(SMALL, contexts, card, torch.float32)}
-    small["bitsandbytes"] = lambda config, contexts, card: BitsAndBytesModules(config, contexts[0], card, torch.float32)
+    monkeypatch.setattr(gpu, "gpu_here", lambda: here)
+    monkeypatch.setattr(gpu_decode, "open_decoder", opened_here)
+    small = {"transformer": lambda config, contexts, gpu: Transformer(SMALL, contexts, gpu, torch.float32)}
+    small["bitsandbytes"] = lambda config, contexts, gpu: BitsAndBytesModules(config, contexts[0], gpu, torch.float32)
     for name, opener in small.items():
-        monkeypatch.setitem(card_peers.CARD_PEERS, name, card_peers.CardPeer(name, lambda: None, opener))
+        monkeypatch.setitem(gpu_peers.GPU_PEERS, name, gpu_peers.GpuPeer(name, lambda: None, opener))
     given = ["decode", "--device", "cuda", "--shape", "cobra-mini", "--rounds", "2", "--name", "try", "--new-tokens", "2"]
     given += ["--context", "4", "--context", "9", "--prompt-tokens", "3", "--prompt-tokens", "8"]
     given += ["--scheme", "fp16", "--scheme", "w4a16-g128", "--scheme", "bnb-nf4"]
     given += ["--peer", "transformer", "--peer", "mamba-ssm", "--peer", "bitsandbytes"]
-    assert run_command(verbs.command, given) == 0
+    assert run_command(commands.command, given) == 0
     shown = capsys.readouterr().out
     assert "kept: bench/results/try.json" in shown and "first token from the image's state" in shown
     result = json.loads((tmp_path / "bench" / "results" / "try.json").read_text())
-    assert result["card"]["name"] == "cpu" and result["device"] == "cuda" and result["model"] == "cobra-mini"
+    assert result["gpu"]["name"] == "cpu" and result["device"] == "cuda" and result["model"] == "cobra-mini"
     (row,) = result["rows"]
-    by_name = {c["name"]: c for c in row["contestants"]}
+    by_name = {c["name"]: c for c in row["runners"]}
     ours = ["cobra_edge fp16", "cobra_edge w4a16-g128"]
     assert list(by_name) == [*ours, "cobra_edge bnb-nf4", "mamba-ssm fp16", "bitsandbytes nf4", "transformer fp16"]
     assert row["ratios"].keys() == by_name.keys() - {"cobra_edge w4a16-g128"}

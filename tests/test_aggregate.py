@@ -8,10 +8,10 @@ import pytest
 
 from cobra_edge.errors import DriftError, InputError
 from cobra_edge.regress import intervals
-from cobra_edge.regress.aggregate import WORST, Tally
+from cobra_edge.regress.aggregate import WORST, Aggregate
 from cobra_edge.regress.line_metrics import compared
 from cobra_edge.regress.measures import MEASURES, measure_named
-from cobra_edge.regress.predictions import Reading
+from cobra_edge.regress.predictions import Prediction
 from cobra_edge.regress.report import Figure
 from cobra_edge.regress.top_tokens import TopTokens
 from cobra_edge.suite.scoring import METRICS
@@ -20,25 +20,25 @@ from .regress_lines import asked_line, compared_line, plain_kl, random_log_probs
 
 
 def made(count=40, seed=0, blind=False):
-    """Return pairs of lines: three a picture, of two tasks, answers of two to five tokens, all of it drifting."""
+    """Return pairs of lines: three an image, of two tasks, answers of two to five tokens, all of it drifting."""
     rng, pairs = np.random.default_rng(seed), []
     for number in range(1, count + 1):
         task = ("color", "count")[number % 2]
-        picture = None if blind or number % 7 == 0 else number // 3
+        image = None if blind or number % 7 == 0 else number // 3
         tokens = int(rng.integers(2, 6))
         reference = -rng.random(tokens)
         reply, other = ([int(t) for t in rng.integers(0, 3, rng.integers(0, 4))] for _ in range(2))
         reply = other if rng.random() < 0.6 else reply
         line = compared_line(
             number,
-            picture,
+            image,
             prompt_kld=rng.random(int(rng.integers(0, 4))).tolist(),
             answer_kld=(rng.random(tokens) ** 4).tolist(),
             agrees=(rng.random(tokens) < 0.8).tolist(),
             right=(reference + 0.1 * rng.standard_normal(tokens)).clip(max=0).tolist(),
             right_reference=reference.tolist(),
             states=[(rng.random(), 4 + rng.random()), (3 * rng.random(), 8 + rng.random()), (0.1 * rng.random(), 1.0)],
-            vision=None if picture is None else (0.01 * (picture + 1), 2.0 + picture),
+            vision=None if image is None else (0.01 * (image + 1), 2.0 + image),
             reply=reply,
             reference_reply=other,
             text=" ".join(map(str, reply)),
@@ -49,25 +49,25 @@ def made(count=40, seed=0, blind=False):
             prompt_tail=float(rng.random()),
             kept=int(rng.integers(8, 20)),
         )
-        pairs.append((asked_line(number, task, picture), line))
+        pairs.append((asked_line(number, task, image), line))
     return pairs
 
 
-def tally_of(pairs):
-    tally = Tally()
+def aggregate_of(pairs):
+    aggregate = Aggregate()
     for asked, line in pairs:
-        tally.add(asked, line)
-    return tally
+        aggregate.add(asked, line)
+    return aggregate
 
 
-def twins(lines):
+def references(lines):
     """Return every measure, by plain sums over all lines."""
     kld = np.concatenate([line.answer_kld for line in lines])
     prompt = np.concatenate([line.prompt_kld for line in lines])
     right, reference = (np.concatenate([getattr(line, of) for line in lines]) for of in ("right", "right_reference"))
     change = np.exp(right) - np.exp(reference)
     states = np.array([line.states for line in lines])  # (lines, layers, 2)
-    seen = {line.picture: line.vision for line in lines if line.vision is not None}
+    seen = {line.image: line.vision for line in lines if line.vision is not None}
     prefix = []
     for line in lines:
         same = 0
@@ -101,12 +101,12 @@ def twins(lines):
 @pytest.mark.parametrize("blind", [False, True])
 def test_every_measure_is_what_plain_sums_say(blind):
     pairs = made(blind=blind)
-    expected = {name: value for name, value in twins([line for _, line in pairs]).items() if value is not None}
-    tally = tally_of(pairs)
-    values = tally.values()
+    expected = {name: value for name, value in references([line for _, line in pairs]).items() if value is not None}
+    aggregate = aggregate_of(pairs)
+    values = aggregate.values()
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-9)
     assert set(expected) == set(MEASURES) - ({"vision_error"} if blind else set())
-    figures = tally.figures()
+    figures = aggregate.figures()
     # Tasks' and layers' too: an export judges by a budget that a run of the harness wrote.
     assert {name: figure.value for name, figure in figures.items()} == pytest.approx(values, rel=1e-9)
     assert {"accuracy.color", "accuracy_change.count", "state_error.2"} <= set(values)
@@ -119,21 +119,23 @@ def test_every_measure_is_what_plain_sums_say(blind):
 
 def test_lines_are_counted():
     pairs = made()
-    lines, tally = [line for _, line in pairs], tally_of(pairs)
-    assert tally.lines == 40 and tally.answer_tokens == sum(len(line.answer_kld) for line in lines)
-    assert tally.prompt_tokens == sum(len(line.prompt_kld) for line in lines)
-    assert tally.pictures == len({(line.picture, line.picture is None and line.number) for line in lines})
-    assert tally.prompt_tail_mass_max == max(line.prompt_tail for line in lines)
-    assert tally.tail_mass_max == max(line.tail for line in lines) and tally.kept_max == max(line.kept for line in lines)
-    assert tally_of(made(blind=True)).pictures == 40
+    lines, aggregate = [line for _, line in pairs], aggregate_of(pairs)
+    assert aggregate.lines == 40 and aggregate.answer_tokens == sum(len(line.answer_kld) for line in lines)
+    assert aggregate.prompt_tokens == sum(len(line.prompt_kld) for line in lines)
+    assert aggregate.images == len({(line.image, line.image is None and line.number) for line in lines})
+    assert aggregate.prompt_tail_mass_max == max(line.prompt_tail for line in lines)
+    assert aggregate.tail_mass_max == max(line.tail for line in lines) and aggregate.kept_max == max(
+        line.kept for line in lines
+    )
+    assert aggregate_of(made(blind=True)).images == 40
 
 
-def test_intervals_are_of_pictures():
-    """Lines of one picture are drawn together, and a line about none is drawn alone."""
+def test_intervals_are_of_images():
+    """Lines of one image are drawn together, and a line about none is drawn alone."""
     lines = [line for _, line in made()]
     groups = {}
     for line in lines:
-        groups.setdefault(("text", line.number) if line.picture is None else line.picture, []).append(line)
+        groups.setdefault(("text", line.number) if line.image is None else line.image, []).append(line)
     sums = np.array([sum(sum(line.answer_kld) for line in of) for of in groups.values()])
     counts = np.array([sum(len(line.answer_kld) for line in of) for of in groups.values()])
     alike = np.array([sum(line.reply == line.reference_reply for line in of) for of in groups.values()], float)
@@ -141,27 +143,27 @@ def test_intervals_are_of_pictures():
     gained, lost = (np.array([sum(line.score - line.reference_score == way for line in of) for of in groups.values()], float)
                     for way in (1, -1))  # fmt: skip
     values = [np.concatenate([line.answer_kld for line in of]) for of in groups.values()]
-    figures = tally_of(made()).figures()
+    figures = aggregate_of(made()).figures()
     assert figures["kld_mean"] == Figure.of(intervals.mean(sums, counts))
     assert figures["greedy_match"] == Figure.of(intervals.share(alike, each))
     assert figures["accuracy_change"] == Figure.of(intervals.difference_of_shares(gained, lost, each))
     assert figures["kld_p90"] == Figure.of(intervals.quantile(values, 0.9))
-    alone = tally_of([(asked_line(line.number, picture=line.number), line_of(line, line.number)) for line in lines]).figures()
+    alone = aggregate_of([(asked_line(line.number, image=line.number), line_of(line, line.number)) for line in lines]).figures()
     assert alone["kld_mean"] != figures["kld_mean"] and alone["kld_mean"].value == pytest.approx(figures["kld_mean"].value)
 
 
-def line_of(line, picture):
-    return msgspec.structs.replace(line, picture=picture)
+def line_of(line, image):
+    return msgspec.structs.replace(line, image=image)
 
 
 def test_tasks_are_figures_of_their_own_lines():
     pairs = made()
-    tasks = {task.task: task for task in tally_of(pairs).tasks()}
-    figures = tally_of(pairs).figures()
+    tasks = {task.task: task for task in aggregate_of(pairs).tasks()}
+    figures = aggregate_of(pairs).figures()
     assert list(tasks) == ["color", "count"]
     for name, found in tasks.items():
         of = [line for asked, line in pairs if asked.line.task == name]
-        expected = twins(of)
+        expected = references(of)
         assert found.lines == len(of) and found.metric == "exact" and found.summary == {}
         assert found.score.value == pytest.approx(expected["accuracy"])
         assert found.reference == pytest.approx(np.mean([line.reference_score for line in of]))
@@ -173,13 +175,13 @@ def test_tasks_are_figures_of_their_own_lines():
 
 def test_layers_and_places():
     pairs = made()
-    lines, tally = [line for _, line in pairs], tally_of(pairs)
+    lines, aggregate = [line for _, line in pairs], aggregate_of(pairs)
     states = np.array([line.states for line in lines])
     expected = np.sqrt((states[..., 0] / states[..., 1]).mean(0))
-    assert [layer.layer for layer in tally.layers()] == [0, 1, 2]
-    assert [layer.state_error.value for layer in tally.layers()] == pytest.approx(expected)
-    figures = tally.figures()
-    assert [figures[f"state_error.{i}"] for i in range(3)] == [layer.state_error for layer in tally.layers()]
+    assert [layer.layer for layer in aggregate.layers()] == [0, 1, 2]
+    assert [layer.state_error.value for layer in aggregate.layers()] == pytest.approx(expected)
+    figures = aggregate.figures()
+    assert [figures[f"state_error.{i}"] for i in range(3)] == [layer.state_error for layer in aggregate.layers()]
     assert figures["state_error"] == figures[f"state_error.{expected.argmax()}"]
     places = {}
     for line in lines:
@@ -187,7 +189,7 @@ def test_layers_and_places():
             places.setdefault(at - len(line.prompt_kld), []).append(value)
         for at, value in enumerate(line.answer_kld):
             places.setdefault(at, []).append(value)
-    found = tally.positions()
+    found = aggregate.positions()
     assert [(p.at, p.tokens) for p in found] == [(at, len(places[at])) for at in sorted(places)]
     assert [p.kld_mean for p in found] == pytest.approx([np.mean(places[at]) for at in sorted(places)])
 
@@ -195,7 +197,7 @@ def test_layers_and_places():
 def test_the_worst_lines_come_first_and_of_equals_the_first():
     pairs = made()
     means = {line.number: np.mean(line.answer_kld) for _, line in pairs}
-    worst = tally_of(pairs).worst()
+    worst = aggregate_of(pairs).worst()
     assert [w.number for w in worst] == sorted(means, key=lambda n: -means[n])[:WORST]
     first, by_number = worst[0], {line.number: (asked, line) for asked, line in pairs}
     asked, line = by_number[first.number]
@@ -207,8 +209,8 @@ def test_the_worst_lines_come_first_and_of_equals_the_first():
     )
     assert (first.reply, first.reference_reply) == (line.text, line.reference_text)
     assert (first.kld_mean, first.kld_max) == pytest.approx((np.mean(line.answer_kld), max(line.answer_kld)))
-    same = [(asked_line(n, picture=n), compared_line(n, n)) for n in range(1, WORST + 5)]
-    assert [w.number for w in tally_of(same).worst()] == list(range(1, WORST + 1))
+    same = [(asked_line(n, image=n), compared_line(n, n)) for n in range(1, WORST + 5)]
+    assert [w.number for w in aggregate_of(same).worst()] == list(range(1, WORST + 1))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_the_worst_lines_come_first_and_of_equals_the_first():
 def test_where_answers_part(reply, reference, at):
     line = compared_line(1, reply=list(reply), reference_reply=list(reference))
     assert line.diverges_at == at
-    found = tally_of([(asked_line(1), line), (asked_line(2, picture=1), compared_line(2, 1))]).values()
+    found = aggregate_of([(asked_line(1), line), (asked_line(2, image=1), compared_line(2, 1))]).values()
     share = 1.0 if at is None else at / max(len(reply), len(reference))
     assert found["greedy_prefix"] == pytest.approx((1 + share) / 2) and found["greedy_match"] == (1.0 if at is None else 0.5)
     assert found["length_ratio"] == pytest.approx((len(reply) + 3) / (len(reference) + 3))
@@ -233,7 +235,7 @@ def test_an_answer_right_in_part_counts_in_part():
         for i, (a, b) in enumerate(zip(scores, before, strict=True), 1)
     ]
     whole = [(asked_line(i, "color", i), compared_line(i, i)) for i in range(31, 61)]
-    figures, one = tally_of([*pairs, *whole]).figures(), np.ones(30)
+    figures, one = aggregate_of([*pairs, *whole]).figures(), np.ones(30)
     gained, lost = np.maximum(scores - before, 0), np.maximum(before - scores, 0)
     assert figures["accuracy.vqa"].value == pytest.approx(scores.mean())
     assert figures["accuracy_change.vqa"] == Figure.of(intervals.difference_of_shares(gained, lost, one))
@@ -249,7 +251,7 @@ def test_a_metric_with_a_summary_gives_it_of_build_and_reference():
         asked = type(asked)(i, msgspec.structs.replace(asked.line, answer=right), asked.prompt, asked.answer, i)
         scores = {"score": float(build == right), "reference_score": float(reference == right)}
         pairs.append((asked, compared_line(i, i, text=build, reference_text=reference, **scores)))
-    (task,) = tally_of(pairs).tasks()
+    (task,) = aggregate_of(pairs).tasks()
     assert METRICS["yes-no"].summary is not None
     assert task.summary == pytest.approx({"accuracy": 0.5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_share": 0.75})
     expected = {"accuracy": 0.5, "precision": 1.0, "recall": 1 / 3, "f1": 0.5, "yes_share": 0.25}
@@ -258,25 +260,25 @@ def test_a_metric_with_a_summary_gives_it_of_build_and_reference():
 
 
 def test_no_drift_is_ideal():
-    pairs = [(asked_line(i, picture=i), compared_line(i, i)) for i in range(1, 9)]
-    values = tally_of(pairs).values()
+    pairs = [(asked_line(i, image=i), compared_line(i, i)) for i in range(1, 9)]
+    values = aggregate_of(pairs).values()
     assert values.pop("perplexity") == pytest.approx(math.exp(0.1))
     assert values == {name: measure_named(name).ideal for name in values}
 
 
-def test_one_picture_has_no_interval():
-    tally = tally_of([(asked_line(i), compared_line(i)) for i in range(1, 9)])
-    assert tally.values()["kld_mean"] == 0
-    with pytest.raises(InputError, match="picture"):
-        tally.figures()
+def test_one_image_has_no_interval():
+    aggregate = aggregate_of([(asked_line(i), compared_line(i)) for i in range(1, 9)])
+    assert aggregate.values()["kld_mean"] == 0
+    with pytest.raises(InputError, match="image"):
+        aggregate.figures()
 
 
-def test_what_only_one_picture_tells_has_a_figure_without_interval():
-    """A task of one line, one picture among questions about text, one question of more than a token."""
+def test_what_only_one_image_tells_has_a_figure_without_interval():
+    """A task of one line, one image among questions about text, one question of more than a token."""
     several = [(asked_line(i, "text", None), compared_line(i, None, prompt_kld=[])) for i in range(2, 9)]
     one = compared_line(1, 0, prompt_kld=[0.5, 0.25], answer_kld=[1.0, 2.0], score=0.0, vision=(1.0, 4.0), reply=[])
-    tally = tally_of([(asked_line(1), one), *several])
-    figures, tasks = tally.figures(), {task.task: task for task in tally.tasks()}
+    aggregate = aggregate_of([(asked_line(1), one), *several])
+    figures, tasks = aggregate.figures(), {task.task: task for task in aggregate.tasks()}
     assert figures["vision_error"] == Figure(0.5) and figures["prompt_kld_mean"] == Figure(0.375)
     assert figures["prompt_kld_p99"] == Figure(float(np.quantile([0.25, 0.5], 0.99)))
     assert (figures["accuracy.color"], figures["accuracy_change.color"]) == (Figure(0.0), Figure(-1.0))
@@ -286,15 +288,15 @@ def test_what_only_one_picture_tells_has_a_figure_without_interval():
 
 
 def test_a_ratio_beyond_all_bounds_is_still_a_number():
-    pairs = [(asked_line(i, picture=i), compared_line(i, i, right=[-2000.0, -2000.0])) for i in range(1, 4)]
-    values = tally_of(pairs).values()
+    pairs = [(asked_line(i, image=i), compared_line(i, i, right=[-2000.0, -2000.0])) for i in range(1, 4)]
+    values = aggregate_of(pairs).values()
     assert all(map(math.isfinite, values.values())) and values["perplexity_ratio"] > 1e300
 
 
 # --- one line -------------------------------------------------------------------------------------------------------------
 
 
-def readings_of(asked, vocab=40):
+def predictions_of(asked, vocab=40):
     rng = np.random.default_rng(asked.number)
     positions = len(asked.tokens) - 1
     p = random_log_probs(positions, vocab, 3.0, 1)
@@ -302,17 +304,17 @@ def readings_of(asked, vocab=40):
     q -= np.log(np.exp(q).sum(-1, keepdims=True))
     state = rng.standard_normal((2, 2, 256)).astype(np.float32)
     seen = rng.standard_normal((2, 4, 8)).astype(np.float32)
-    return Reading(p, state[0], (5, 6), seen[0]), Reading(q, state[1], (5,), seen[1])
+    return Prediction(p, state[0], (5, 6), seen[0]), Prediction(q, state[1], (5,), seen[1])
 
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_line_compared_by_hand(kept):
     asked = asked_line(3)
-    reference, build = readings_of(asked)
+    reference, build = predictions_of(asked)
     targets = np.array(asked.tokens[1:])
     told = reference
     if kept:
-        told = Reading(TopTokens.of(reference.log_probs, targets), reference.state, reference.reply, reference.embeddings)
+        told = Prediction(TopTokens.of(reference.log_probs, targets), reference.state, reference.reply, reference.embeddings)
     line = compared(asked, told, build, lambda tokens: {(5, 6): "Green", (5,): "Red"}[tuple(tokens)])
     p, q = reference.log_probs, build.log_probs
     exact = plain_kl(p, q)
@@ -335,7 +337,7 @@ def test_a_line_compared_by_hand(kept):
 @pytest.mark.parametrize("broken", ["log_probs", "state"])
 def test_what_is_not_finite_has_no_distance(broken):
     asked = asked_line(17)
-    reference, build = readings_of(asked)
+    reference, build = predictions_of(asked)
     getattr(build, broken)[1, 2] = np.nan
     with pytest.raises(DriftError, match="line 17: the build's answer is not finite where the reference's is"):
         compared(asked, reference, build, str)

@@ -1,4 +1,4 @@
-"""Where pictures come from: inside a request, or from hosts on a list; and what is refused."""
+"""Where images come from: inside a request, or from hosts on a list; and what is refused."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from cobra_edge.errors import InputError
 from cobra_edge.serve.address_policy import Address, is_public
 from cobra_edge.serve.errors import Refusal
 from cobra_edge.serve.image_fetcher import Fetcher, resolve
-from cobra_edge.serve.image_input import PictureSource
+from cobra_edge.serve.image_input import ImageInput
 from cobra_edge.serve.limits import Limits
 from cobra_edge.serve.url_policy import ImageHosts, Location
 
-LIMITS = Limits(picture_bytes=2000, picture_pixels=1000, fetch_seconds=2.0)
+LIMITS = Limits(image_bytes=2000, image_pixels=1000, fetch_seconds=2.0)
 
 
-def picture(width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
+def image(width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height), "red").save(file, kind)
     return file.getvalue()
 
 
-PNG = picture()
+PNG = image()
 
 
 def data_uri(file: bytes, head: str = "data:image/png;base64,") -> str:
@@ -46,7 +46,7 @@ def data_uri(file: bytes, head: str = "data:image/png;base64,") -> str:
 
 
 def read(url: str, fetcher: Fetcher | None = None, limits: Limits = LIMITS) -> bytes:
-    return asyncio.run(PictureSource(limits, fetcher).read(url))
+    return asyncio.run(ImageInput(limits, fetcher).read(url))
 
 
 def refusal(url: str, fetcher: Fetcher | None = None, limits: Limits = LIMITS) -> Refusal:
@@ -60,8 +60,8 @@ def refusal(url: str, fetcher: Fetcher | None = None, limits: Limits = LIMITS) -
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM"])
-def test_a_picture_inside_a_request_is_read_as_it_is(kind: str):
-    file = picture(kind=kind)
+def test_an_image_inside_a_request_is_read_as_it_is(kind: str):
+    file = image(kind=kind)
     assert read(data_uri(file)) == file
 
 
@@ -98,7 +98,7 @@ def test_spellings_of_the_same_data_are_read(url: str):
         "file:///etc/passwd",
         "ftp://example.org/a.png",
         "javascript:alert(1)",
-        "picture.png",
+        "image.png",
         "/etc/passwd",
         "",
         "aGk=",
@@ -107,7 +107,7 @@ def test_spellings_of_the_same_data_are_read(url: str):
         "\ud800",
     ],
 )
-def test_what_is_no_picture_s_address_is_refused_with_what_is(url: str):
+def test_what_is_no_image_s_address_is_refused_with_what_is(url: str):
     refused = refusal(url, Fetcher(["example.org"], LIMITS))
     assert (refused.status, refused.code) == (400, "invalid_image_url")
     assert "data:image/png;base64,..." in refused.message
@@ -129,7 +129,7 @@ def test_escapes_take_no_more_memory_than_their_text():
 
 
 def test_a_file_of_the_limit_is_read_and_one_byte_more_is_refused_undecoded(monkeypatch):
-    file = PNG + bytes(LIMITS.picture_bytes - len(PNG))
+    file = PNG + bytes(LIMITS.image_bytes - len(PNG))
     assert read(data_uri(file)) == file
     monkeypatch.setattr(base64, "b64decode", None)
     refused = refusal("data:image/png;base64," + base64.b64encode(file + b"x").decode())
@@ -260,7 +260,7 @@ def test_entries_that_are_no_hosts_are_refused(entry: str):
 # fetching, from a server on this machine, which tests allow on purpose
 
 
-class PictureHost:
+class ImageHost:
     """Answers every request with the bytes `answers` has for its path; notes the heads of requests."""
 
     def __init__(self, answers: dict[str, bytes]) -> None:
@@ -309,17 +309,17 @@ async def here(host: str, port: int) -> Sequence[Address]:
 
 
 def fetched(
-    answers: dict[str, bytes], url: str = "http://pictures.example:PORT/a", limits: Limits = LIMITS, **options: Any
+    answers: dict[str, bytes], url: str = "http://images.example:PORT/a", limits: Limits = LIMITS, **options: Any
 ) -> tuple[bytes, list[str]]:
     """Fetch from a host of this machine; `options` are the Fetcher's. PORT becomes its port."""
-    host = PictureHost(answers)
+    host = ImageHost(answers)
 
     async def run() -> bytes:
         async with host.listening(options.pop("server_tls", None)):
-            names = options.pop("names", ["pictures.example"])
+            names = options.pop("names", ["images.example"])
             given = {"resolver": here, "reachable": lambda address: True, **options}
             fetcher = Fetcher([f"{name}:{host.port}" for name in names], limits, **given)
-            return await PictureSource(limits, fetcher).read(url.replace("PORT", str(host.port)))
+            return await ImageInput(limits, fetcher).read(url.replace("PORT", str(host.port)))
 
     return asyncio.run(run()), host.heads
 
@@ -330,12 +330,12 @@ def fetch_refusal(*args: Any, **options: Any) -> Refusal:
     return caught.value
 
 
-def test_a_picture_on_an_allowed_host_is_fetched_and_little_is_said():
-    file, (head,) = fetched({"/a?b=1": ok()}, "http://Pictures.example:PORT/a?b=1#c")
+def test_an_image_on_an_allowed_host_is_fetched_and_little_is_said():
+    file, (head,) = fetched({"/a?b=1": ok()}, "http://Images.example:PORT/a?b=1#c")
     assert file == PNG
     fields = dict(line.split(": ") for line in head.splitlines()[1:] if line)
     assert set(fields) <= {"Host", "Accept", "Accept-Encoding", "User-Agent", "Connection"}
-    assert fields["Accept-Encoding"] == "identity" and fields["Host"].startswith("pictures.example:")
+    assert fields["Accept-Encoding"] == "identity" and fields["Host"].startswith("images.example:")
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -344,7 +344,7 @@ def test_redirects_are_followed(status: int):
 
 
 def test_three_redirects_are_followed_and_four_are_not():
-    chain = {"/a": to("b"), "/b": to("c"), "/c": to("http://pictures.example:PORT/d"), "/d": ok()}
+    chain = {"/a": to("b"), "/b": to("c"), "/c": to("http://images.example:PORT/d"), "/d": ok()}
     assert fetched(chain)[0] == PNG
     refused = fetch_refusal({**chain, "/d": to("e"), "/e": ok()})
     assert (refused.status, refused.code) == (400, "image_not_fetched") and "redirects" in refused.message
@@ -352,13 +352,13 @@ def test_three_redirects_are_followed_and_four_are_not():
 
 @pytest.mark.parametrize(
     "place",
-    ["http://evil.example:PORT/", "http://127.0.0.1:PORT/", "file:///etc/passwd", "http://u:p@pictures.example:PORT/", "//x/"],
+    ["http://evil.example:PORT/", "http://127.0.0.1:PORT/", "file:///etc/passwd", "http://u:p@images.example:PORT/", "//x/"],
 )
 def test_a_redirect_elsewhere_is_refused(place: str):
     assert fetch_refusal({"/a": to(place), "/": ok()}).code == "invalid_image_url"
 
 
-def test_without_a_fetcher_no_picture_is_fetched():
+def test_without_a_fetcher_no_image_is_fetched():
     refused = refusal("https://example.org/a.png")
     assert (refused.status, refused.code) == (400, "invalid_image_url") and "--allow-image-host" in refused.message
 
@@ -370,12 +370,12 @@ def test_a_name_with_any_address_inside_is_refused_before_a_connection(addresses
     async def resolver(host: str, port: int) -> Sequence[Address]:
         return [ip_address(a) for a in addresses]
 
-    host = PictureHost({"/a": ok()})
+    host = ImageHost({"/a": ok()})
 
     async def run() -> None:
         async with host.listening():
-            fetcher = Fetcher([f"pictures.example:{host.port}"], LIMITS, resolver)
-            await fetcher.fetch(f"http://pictures.example:{host.port}/a")
+            fetcher = Fetcher([f"images.example:{host.port}"], LIMITS, resolver)
+            await fetcher.fetch(f"http://images.example:{host.port}/a")
 
     with pytest.raises(Refusal, match="not on the public internet"):
         asyncio.run(run())
@@ -397,16 +397,16 @@ def test_the_address_that_was_looked_at_is_the_one_connected_to():
 
     # the system's resolver knows no such name, so only the address that was looked at can have been used
     assert fetched({"/a": ok()}, resolver=rebinding)[0] == PNG
-    assert asked == ["pictures.example"]
+    assert asked == ["images.example"]
 
 
 def test_a_redirect_is_looked_up_again():
     async def turning(host: str, port: int) -> Sequence[Address]:
-        return [ip_address("127.0.0.1" if host == "pictures.example" else "10.0.0.1")]
+        return [ip_address("127.0.0.1" if host == "images.example" else "10.0.0.1")]
 
     refused = fetch_refusal(
         {"/a": to("http://inside.example:PORT/b")},
-        names=["pictures.example", "inside.example"],
+        names=["images.example", "inside.example"],
         resolver=turning,
         reachable=lambda address: address == ip_address("127.0.0.1"),
     )
@@ -470,8 +470,8 @@ def test_a_host_that_does_not_speak_http_is_refused(answer: bytes):
 def test_a_port_where_nobody_listens_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    fetcher = Fetcher([f"pictures.example:{port}"], LIMITS, here, lambda address: True)
-    assert refusal(f"http://pictures.example:{port}/", fetcher).code == "image_not_fetched"
+    fetcher = Fetcher([f"images.example:{port}"], LIMITS, here, lambda address: True)
+    assert refusal(f"http://images.example:{port}/", fetcher).code == "image_not_fetched"
 
 
 def test_what_was_fetched_is_handed_on_unread():
@@ -480,12 +480,12 @@ def test_what_was_fetched_is_handed_on_unread():
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory) -> Path:
-    """One file with a key and a certificate for pictures.example, which signs itself."""
+    """One file with a key and a certificate for images.example, which signs itself."""
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl, to make a certificate")
     file = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=pictures.example"]
-    command += ["-addext", "subjectAltName=DNS:pictures.example", "-keyout", f"{file}.key", "-out", f"{file}.crt"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=images.example"]
+    command += ["-addext", "subjectAltName=DNS:images.example", "-keyout", f"{file}.key", "-out", f"{file}.crt"]
     subprocess.run(command, check=True, capture_output=True)
     file.write_bytes(Path(f"{file}.key").read_bytes() + Path(f"{file}.crt").read_bytes())
     return file
@@ -495,8 +495,8 @@ def test_tls_is_verified_against_the_name_and_not_the_address(certificate: Path)
     served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     served.load_cert_chain(certificate)
     trusted = ssl.create_default_context(cafile=f"{certificate}.crt")
-    options = {"server_tls": served, "names": ["pictures.example", "other.example"]}
+    options = {"server_tls": served, "names": ["images.example", "other.example"]}
     answers = {"/a": ok()}
-    assert fetched(answers, "https://pictures.example:PORT/a", trusted=trusted, **options)[0] == PNG
+    assert fetched(answers, "https://images.example:PORT/a", trusted=trusted, **options)[0] == PNG
     assert fetch_refusal(answers, "https://other.example:PORT/a", trusted=trusted, **options).code == "image_not_fetched"
-    assert fetch_refusal(answers, "https://pictures.example:PORT/a", **options).code == "image_not_fetched"
+    assert fetch_refusal(answers, "https://images.example:PORT/a", **options).code == "image_not_fetched"

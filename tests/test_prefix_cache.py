@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cobra_edge
-from cobra_edge.decode.cuda.state import CardState
+from cobra_edge.decode.cuda.state import GpuState
 from cobra_edge.decode.decoder import DecoderState
 from cobra_edge.errors import InputError
 from cobra_edge.files import ownership
 from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.serve import prefix_cache_disk as state_files
-from cobra_edge.serve.prefix_cache import StateCache
-from cobra_edge.serve.prefix_cache_disk import StateFiles
+from cobra_edge.serve.prefix_cache import PrefixCache
+from cobra_edge.serve.prefix_cache_disk import PrefixCacheDisk
 
 from .conftest import MINI
 
@@ -54,7 +54,7 @@ def same(got, expected):
 
 
 class Remembered:
-    """The naive twin: a list, the most recently used last."""
+    """The naive reference: a list, the most recently used last."""
 
     def __init__(self, room):
         self.room, self.names, self.evicted = room, [], 0
@@ -82,25 +82,25 @@ class Remembered:
     st.lists(st.one_of(st.integers(0, 7), st.lists(st.integers(0, 7), unique=True)), max_size=40),
 )
 def test_the_least_recently_used_states_are_given_up(room, doings):
-    cache, twin = StateCache(room * ENTRY + ENTRY - 1), Remembered(room)
+    cache, reference = PrefixCache(room * ENTRY + ENTRY - 1), Remembered(room)
     hits = misses = 0
     for doing in doings:
         if isinstance(doing, int):
             cache.keep(key_of(doing), state_of(doing))
-            twin.keep(doing)
+            reference.keep(doing)
         else:
-            found, expected = cache.longest([key_of(name) for name in doing]), twin.longest(doing)
+            found, expected = cache.longest([key_of(name) for name in doing]), reference.longest(doing)
             hits, misses = hits + (expected is not None), misses + (expected is None)
             assert (found and found[0]) == expected
             assert found is None or same(found[1], state_of(doing[expected]))
-        assert len(cache) == len(twin.names) and cache.size_bytes == len(cache) * ENTRY
+        assert len(cache) == len(reference.names) and cache.size_bytes == len(cache) * ENTRY
     counts = cache.counts
-    assert (counts.hits_memory, counts.misses, counts.evicted) == (hits, misses, twin.evicted)
+    assert (counts.hits_memory, counts.misses, counts.evicted) == (hits, misses, reference.evicted)
     assert (counts.hits_disk, counts.refused_files) == (0, 0)
 
 
 def test_a_kept_state_stays_as_it_was_and_is_not_written_to():
-    cache, state = StateCache(1 << 20), state_of(3)
+    cache, state = PrefixCache(1 << 20), state_of(3)
     cache.keep(key_of(3), state)
     state.conv[:], state.ssm[:], state.n_tokens = 0, 0, 99
     _, kept = cache.longest([key_of(3)])
@@ -111,7 +111,7 @@ def test_a_kept_state_stays_as_it_was_and_is_not_written_to():
 
 
 def test_a_key_that_is_kept_is_not_copied_again(monkeypatch):
-    cache = StateCache(1 << 20)
+    cache = PrefixCache(1 << 20)
     cache.keep(key_of(3), state_of(3))
     monkeypatch.setattr(DecoderState, "host", lambda self: pytest.fail("copied"))
     cache.keep(key_of(3), state_of(3))
@@ -124,11 +124,11 @@ def test_what_is_said_from_a_kept_state_is_what_was_said_before(mini_bundle, ker
     session = cobra_edge.load(mini_bundle("w4a16-g128"), kernels=kernels)
     config = session.config.mamba
     looked = session.look(MINI / "demo.png")
-    StateCache(0, StateFiles(tmp_path, 1 << 30, config, FINGERPRINT)).keep(key_of("picture"), looked, on_disk=True)
-    cache = StateCache(1 << 30, StateFiles(tmp_path, 1 << 30, config, FINGERPRINT))
+    PrefixCache(0, PrefixCacheDisk(tmp_path, 1 << 30, config, FINGERPRINT)).keep(key_of("image"), looked, on_disk=True)
+    cache = PrefixCache(1 << 30, PrefixCacheDisk(tmp_path, 1 << 30, config, FINGERPRINT))
     if not from_disk:
-        cache.keep(key_of("picture"), looked)
-    _, kept = cache.longest([key_of("picture")])
+        cache.keep(key_of("image"), looked)
+    _, kept = cache.longest([key_of("image")])
     assert cache.counts.hits_disk == from_disk and cache.counts.hits_memory == (not from_disk)
     before = kept.host()
     fresh, again = (session.decoder.new_state(like=state) for state in (looked, kept))
@@ -138,14 +138,14 @@ def test_what_is_said_from_a_kept_state_is_what_was_said_before(mini_bundle, ker
     assert same(again.host(), fresh.host()) and same(kept, before) and not same(again, before)
 
 
-def test_a_state_on_a_card_is_kept_in_the_hosts_memory_and_goes_back_there():
-    looked = CardState.blank(SMALL, torch.device("cpu"), None)
+def test_a_state_on_a_gpu_is_kept_in_the_hosts_memory_and_goes_back_there():
+    looked = GpuState.blank(SMALL, torch.device("cpu"), None)
     looked.fill(state_of(3))
-    cache = StateCache(ENTRY)
+    cache = PrefixCache(ENTRY)
     cache.keep(key_of(3), looked)
     looked.tensors[1].zero_()
     _, kept = cache.longest([key_of(3)])
-    again = CardState.blank(SMALL, torch.device("cpu"), None)
+    again = GpuState.blank(SMALL, torch.device("cpu"), None)
     again.fill(kept)
     again.tensors[0].zero_()
     assert type(kept) is DecoderState and same(kept, state_of(3)) and np.array_equal(again.ssm, kept.ssm)
@@ -156,7 +156,7 @@ def test_a_state_on_a_card_is_kept_in_the_hosts_memory_and_goes_back_there():
 
 @pytest.fixture
 def files(tmp_path):
-    return StateFiles(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT)
+    return PrefixCacheDisk(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT)
 
 
 def path_of(files_directory, name, fingerprint=FINGERPRINT):
@@ -169,14 +169,14 @@ def saved(tmp_path, files, name=1):
 
 
 def size_of_a_file(tmp_path):
-    files = StateFiles(tmp_path / "measured", 1 << 20, SMALL, FINGERPRINT)
+    files = PrefixCacheDisk(tmp_path / "measured", 1 << 20, SMALL, FINGERPRINT)
     files.save(key_of(0), state_of(0))
     return path_of(tmp_path / "measured", 0).stat().st_size
 
 
 def test_states_come_back_after_a_restart(tmp_path, files):
     file = saved(tmp_path, files)
-    again = StateFiles(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT)
+    again = PrefixCacheDisk(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT)
     loaded = again.load(key_of(1))
     assert same(loaded, state_of(1)) and not loaded.conv.flags.writeable and not loaded.ssm.flags.writeable
     assert again.load(key_of(2)) is None and again.refused == 0
@@ -187,7 +187,7 @@ def test_states_come_back_after_a_restart(tmp_path, files):
 
 def test_a_state_of_another_bundle_is_not_looked_at(tmp_path, files):
     saved(tmp_path, files)
-    assert StateFiles(tmp_path / "states", 1 << 20, SMALL, "f" * 64).load(key_of(1)) is None
+    assert PrefixCacheDisk(tmp_path / "states", 1 << 20, SMALL, "f" * 64).load(key_of(1)) is None
 
 
 def assert_refused(files, file, caplog, removed=True, reason=""):
@@ -241,7 +241,7 @@ def test_files_that_are_not_as_they_were_written_are_removed(tmp_path, files, ca
 
 def test_a_state_of_another_model_is_refused(tmp_path, files, caplog):
     file = saved(tmp_path, files)
-    other = StateFiles(tmp_path / "other", 1 << 20, MambaConfig(8, 2, 16, 8, 3, 2, 2), FINGERPRINT)  # as many bytes
+    other = PrefixCacheDisk(tmp_path / "other", 1 << 20, MambaConfig(8, 2, 16, 8, 3, 2, 2), FINGERPRINT)  # as many bytes
     values = np.zeros((2, 8, 2), np.float32), np.zeros((2, 8, 3), np.float32)
     other.save(key_of(1), DecoderState(*values, 1))
     path_of(tmp_path / "other", 1).replace(file)
@@ -297,7 +297,7 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, files, caplog):
 def test_a_file_of_a_failing_disk_is_refused(tmp_path, files, caplog, monkeypatch):
     file = saved(tmp_path, files)
     with monkeypatch.context() as patch:
-        patch.setattr(StateFiles, "_read", fails(errno.EIO))
+        patch.setattr(PrefixCacheDisk, "_read", fails(errno.EIO))
         assert files.load(key_of(1)) is None
     assert "Input/output error" in caplog.text and files.refused == 1
     assert files.load(key_of(1)) is None and files.refused == 1 and not file.exists()
@@ -326,7 +326,7 @@ def test_a_full_disk_is_one_warning_and_leaves_nothing(tmp_path, files, caplog, 
 
 class StateCacheOf:
     def __init__(self, files):
-        self.cache = StateCache(1 << 20, files)
+        self.cache = PrefixCache(1 << 20, files)
 
     def kept(self, name):
         self.cache.keep(key_of(name), state_of(name), on_disk=True)
@@ -338,8 +338,8 @@ def test_a_file_that_may_not_grow_is_one_warning_and_leaves_nothing(tmp_path):
     program = f"""
 import logging, resource, sys
 from pathlib import Path
-from tests.test_state_cache import FINGERPRINT, SMALL, StateFiles, key_of, same, state_of
-files = StateFiles(Path({str(tmp_path)!r}), 1 << 20, SMALL, FINGERPRINT)
+from tests.test_prefix_cache import FINGERPRINT, SMALL, PrefixCacheDisk, key_of, same, state_of
+files = PrefixCacheDisk(Path({str(tmp_path)!r}), 1 << 20, SMALL, FINGERPRINT)
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 files.save(key_of(1), state_of(1))
@@ -367,12 +367,12 @@ def test_a_directory_that_vanishes_is_made_again(tmp_path, files):
 @pytest.mark.parametrize("limit", ["one", "three"])
 def test_the_least_recently_used_files_of_all_bundles_are_given_up(tmp_path, limit):
     size, root = size_of_a_file(tmp_path), tmp_path / "states"
-    older = StateFiles(root, 1 << 20, SMALL, "a" * 16)
+    older = PrefixCacheDisk(root, 1 << 20, SMALL, "a" * 16)
     for i, name in enumerate(("old", "older")):
         older.save(key_of(name), state_of(i))
         os.utime(path_of(root, name, "a" * 16), (1000 - i, 1000 - i))
     keep = {"one": 1, "three": 3}[limit]
-    files = StateFiles(root, (keep + 1) * size - 1, SMALL, FINGERPRINT)
+    files = PrefixCacheDisk(root, (keep + 1) * size - 1, SMALL, FINGERPRINT)
 
     def names():
         return {file.stem for file in root.rglob("*.safetensors")}
@@ -398,7 +398,7 @@ def test_the_least_recently_used_files_of_all_bundles_are_given_up(tmp_path, lim
 
 def test_only_files_of_ours_are_given_up(tmp_path):
     size, root = size_of_a_file(tmp_path), tmp_path / "states"
-    files = StateFiles(root, size, SMALL, FINGERPRINT)
+    files = PrefixCacheDisk(root, size, SMALL, FINGERPRINT)
     own, hexed = root / FINGERPRINT, "b" * 64
     outside = tmp_path / "outside" / f"{hexed}.safetensors"
     outside.parent.mkdir()
@@ -425,7 +425,7 @@ def test_only_files_of_ours_are_given_up(tmp_path):
 
 def test_a_write_that_was_cut_off_is_cleared_away_once_nobody_can_be_at_it(tmp_path):
     size, root = size_of_a_file(tmp_path), tmp_path / "states"
-    files = StateFiles(root, 3 * size, SMALL, FINGERPRINT)
+    files = PrefixCacheDisk(root, 3 * size, SMALL, FINGERPRINT)
     abandoned, at_work = (root / FINGERPRINT / f"{'d' * 64}.{name}.part" for name in ("abcd_123", "efgh4567"))
     for file in (abandoned, at_work):
         file.write_bytes(bytes(size))
@@ -439,7 +439,7 @@ def test_a_write_that_was_cut_off_is_cleared_away_once_nobody_can_be_at_it(tmp_p
 
 def test_what_cannot_be_removed_is_never_exceeded(tmp_path, caplog, monkeypatch):
     root = tmp_path / "states"
-    files = StateFiles(root, size_of_a_file(tmp_path), SMALL, FINGERPRINT)
+    files = PrefixCacheDisk(root, size_of_a_file(tmp_path), SMALL, FINGERPRINT)
     files.save(key_of(1), state_of(1))
     monkeypatch.setattr(Path, "unlink", fails(errno.EPERM))
     files.save(key_of(2), state_of(2))
@@ -448,7 +448,7 @@ def test_what_cannot_be_removed_is_never_exceeded(tmp_path, caplog, monkeypatch)
 
 def test_files_that_others_remove_meanwhile_are_no_error(tmp_path, monkeypatch, caplog):
     size, root = size_of_a_file(tmp_path), tmp_path / "states"
-    files = StateFiles(root, 2 * size, SMALL, FINGERPRINT)
+    files = PrefixCacheDisk(root, 2 * size, SMALL, FINGERPRINT)
     for name in (1, 2):
         files.save(key_of(name), state_of(name))
     scandir = os.scandir
@@ -478,11 +478,11 @@ def test_directories_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for directory in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/states")):
         with pytest.raises(InputError, match="name a directory you may write to"):
-            StateFiles(directory, 1 << 20, SMALL, FINGERPRINT)
+            PrefixCacheDisk(directory, 1 << 20, SMALL, FINGERPRINT)
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / FINGERPRINT).symlink_to(tmp_path, target_is_directory=True)
     with pytest.raises(InputError, match="is a link; remove it"):
-        StateFiles(tmp_path / "linked", 1 << 20, SMALL, FINGERPRINT)
+        PrefixCacheDisk(tmp_path / "linked", 1 << 20, SMALL, FINGERPRINT)
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o606, 0o622])
@@ -498,7 +498,7 @@ def test_a_directory_that_others_may_write_is_refused(tmp_path, files, caplog, b
     file = saved(tmp_path, files)
     (tmp_path / "states" / below).chmod(mode)
     with pytest.raises(InputError, match=r"others may write to it \(mode \d+\); chmod go-w"):
-        StateFiles(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT)
+        PrefixCacheDisk(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT)
     assert files.load(key_of(1)) is None and files.refused == 1  # it was changed under a running server
     files.save(key_of(2), state_of(2))
     assert not path_of(tmp_path / "states", 2).exists() and "others may write to it" in caplog.text
@@ -509,7 +509,7 @@ def test_what_belongs_to_others_is_not_believed(tmp_path, files, monkeypatch, ca
     file = saved(tmp_path, files)
     monkeypatch.setattr(ownership, "_believed_users", lambda: {54321})
     with pytest.raises(InputError, match="belongs to user"):
-        StateFiles(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT)
+        PrefixCacheDisk(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT)
     assert files.load(key_of(1)) is None
     with pytest.raises(PermissionError, match="belongs to user"):
         ownership.read_trusted(file)
@@ -517,7 +517,7 @@ def test_what_belongs_to_others_is_not_believed(tmp_path, files, monkeypatch, ca
 
 @pytest.mark.parametrize("n_tokens", [-1, -(1 << 31), 101])
 def test_a_state_of_more_tokens_than_the_model_reads_is_refused(tmp_path, caplog, n_tokens):
-    files = StateFiles(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT, most_tokens=100)
+    files = PrefixCacheDisk(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT, most_tokens=100)
     state = state_of(1)
     state.n_tokens = n_tokens
     files.save(key_of(1), state)
@@ -532,21 +532,21 @@ def test_a_state_of_more_tokens_than_the_model_reads_is_refused(tmp_path, caplog
 def test_a_directory_that_may_only_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(state_files.tempfile, "TemporaryFile", fails(errno.EROFS))
     with pytest.raises(InputError, match="Read-only file system"):
-        StateFiles(tmp_path, 1 << 20, SMALL, FINGERPRINT)
+        PrefixCacheDisk(tmp_path, 1 << 20, SMALL, FINGERPRINT)
 
 
 def test_a_limit_below_one_state_is_refused(tmp_path):
     size = size_of_a_file(tmp_path)
-    StateFiles(tmp_path, size, SMALL, FINGERPRINT)
+    PrefixCacheDisk(tmp_path, size, SMALL, FINGERPRINT)
     with pytest.raises(InputError, match=f"{size - 1} bytes for states on disk, but one of this model takes {size}"):
-        StateFiles(tmp_path, size - 1, SMALL, FINGERPRINT)
+        PrefixCacheDisk(tmp_path, size - 1, SMALL, FINGERPRINT)
 
 
 # Memory over files
 
 
 def test_the_longest_prefix_is_taken_from_wherever_it_is(tmp_path, files):
-    cache, keys = StateCache(1 << 20, files), [key_of(name) for name in range(4)]
+    cache, keys = PrefixCache(1 << 20, files), [key_of(name) for name in range(4)]
     cache.keep(keys[1], state_of(1))
     files.save(keys[2], state_of(2))
     files.save(keys[0], state_of(0))
@@ -560,14 +560,14 @@ def test_the_longest_prefix_is_taken_from_wherever_it_is(tmp_path, files):
 
 
 def test_a_refused_file_is_a_miss_and_counted(tmp_path, files):
-    cache = StateCache(1 << 20, files)
+    cache = PrefixCache(1 << 20, files)
     saved(tmp_path, files).write_bytes(b"")
     assert cache.longest([key_of(1)]) is None
     assert (cache.counts.misses, cache.counts.refused_files, cache.counts.hits_disk) == (1, 1, 0)
 
 
 def test_without_memory_the_files_do(files):
-    cache = StateCache(0, files)
+    cache = PrefixCache(0, files)
     cache.keep(key_of(1), state_of(1), on_disk=True)
     cache.keep(key_of(2), state_of(2))
     found = cache.longest([key_of(1), key_of(2)])
@@ -575,7 +575,7 @@ def test_without_memory_the_files_do(files):
 
 
 def test_a_state_in_memory_can_be_put_on_disk_later(tmp_path, files):
-    cache = StateCache(1 << 20, files)
+    cache = PrefixCache(1 << 20, files)
     cache.keep(key_of(1), state_of(1))
     assert not path_of(tmp_path / "states", 1).exists()
     cache.keep(key_of(1), state_of(1), on_disk=True)

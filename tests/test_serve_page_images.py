@@ -1,4 +1,4 @@
-"""Pictures come to the page of the server: chosen, dropped, pasted, taken; sent as they are, or drawn smaller."""
+"""Images come to the page of the server: chosen, dropped, pasted, taken; sent as they are, or drawn smaller."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GIVE = """([kind, target, bytes, name, type, texts]) => {
 }"""
 
 
-def picture_file(width: int, height: int, kind: str = "PNG", colour: str = "teal") -> bytes:
+def image_file(width: int, height: int, kind: str = "PNG", colour: str = "teal") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height), colour).save(file, kind)
     return file.getvalue()
@@ -45,7 +45,7 @@ def choose(page, data: bytes, name: str = "a.png", kind: str = "image/png") -> N
 
 
 def sent(fake, index: int = -1) -> tuple[str, bytes]:
-    """Return the type and the bytes of the picture in a request."""
+    """Return the type and the bytes of the image in a request."""
     head, _, data = fake.asked[index]["messages"][0]["content"][0]["image_url"]["url"].partition(",")
     return head, base64.b64decode(data)
 
@@ -57,7 +57,7 @@ def test_chosen(fake, visit):
     chooser.value.set_files(DEMO)
     page.locator("#shown-size", has_text="112 × 112").wait_for()
     assert page.evaluate("document.activeElement.id") == "question"
-    assert page.locator("#status").text_content() == "Picture demo.png, 112 by 112. Ask about it."
+    assert page.locator("#status").text_content() == "Image demo.png, 112 by 112. Ask about it."
     page.get_by_role("button", name="What stands out?").click()
     page.locator(".foot").wait_for()
     assert sent(fake) == ("data:image/png;base64", DEMO.read_bytes())
@@ -81,23 +81,23 @@ def test_pasted_and_dropped(fake, visit, kind):
 
 
 @pytest.mark.parametrize(
-    ("texts", "picture"),
+    ("texts", "image"),
     [(["text/plain"], True), (["text/html"], True), (["text/plain", "text/html"], False)],
-    ids=["a file", "a picture of a page", "a piece of a document"],
+    ids=["a file", "an image of a page", "a piece of a document"],
 )
-def test_what_is_pasted_with_a_picture(visit, texts, picture):
+def test_what_is_pasted_with_an_image(visit, texts, image):
     page = visit().page
     left = page.evaluate(GIVE, ["paste", "#question", list(DEMO.read_bytes()), "demo.png", "image/png", texts])
-    assert left is not picture
-    if picture:
+    assert left is not image
+    if image:
         page.locator("#shown-name", has_text="demo.png").wait_for()
 
 
-def test_pasted_text_stays_text_and_a_dropped_address_is_no_picture(visit):
+def test_pasted_text_stays_text_and_a_dropped_address_is_no_image(visit):
     page = visit().page
     assert page.evaluate(GIVE, ["paste", "#question", None, "some text", ""])  # left to the browser
     assert not page.evaluate(GIVE, ["drop", "#welcome", None, "https://example.com/a.png", ""])
-    page.locator("#notice-words", has_text="no picture file").wait_for()
+    page.locator("#notice-words", has_text="no image file").wait_for()
     assert page.locator("#welcome").is_visible()
 
 
@@ -113,27 +113,27 @@ def test_dragging_across_elements_and_away(visit):
 @pytest.mark.parametrize(
     ("name", "kind", "data"), [("notes.txt", "text/plain", b"hello"), ("broken.png", "image/png", b"\x89PNG\r\n\x1a\n")]
 )
-def test_what_is_no_picture_is_said(fake, visit, name, kind, data):
+def test_what_is_no_image_is_said(fake, visit, name, kind, data):
     page = visit().page
     choose(page, data, name, kind)
-    page.locator("#notice-words", has_text=f"{name} is not a picture that this browser can show").wait_for()
+    page.locator("#notice-words", has_text=f"{name} is not an image that this browser can show").wait_for()
     page.get_by_role("button", name="Dismiss").click()
     assert not page.locator("#notice").is_visible() and page.locator("#welcome").is_visible()
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("PNG", "png"), ("JPEG", "jpeg"), ("WEBP", "webp")])
-def test_a_picture_at_the_limit_is_not_touched(fake, visit, kind, suffix):
+def test_an_image_at_the_limit_is_not_touched(fake, visit, kind, suffix):
     page = visit().page
-    data = picture_file(2048, 100, kind)
+    data = image_file(2048, 100, kind)
     choose(page, data, f"a.{suffix}", f"image/{suffix}")
     answered(page, "What is this?")
     assert sent(fake) == (f"data:image/{suffix};base64", data)
 
 
 @pytest.mark.parametrize(("kind", "sent_as"), [("PNG", "PNG"), ("JPEG", "JPEG"), ("WEBP", "PNG")])
-def test_a_larger_picture_is_scaled_down(fake, visit, kind, sent_as):
+def test_a_larger_image_is_scaled_down(fake, visit, kind, sent_as):
     page = visit().page
-    choose(page, picture_file(1024, 4096, kind), "tall", f"image/{kind.lower()}")
+    choose(page, image_file(1024, 4096, kind), "tall", f"image/{kind.lower()}")
     page.locator("#shown-size", has_text="512 × 2048, scaled down from 1024 × 4096").wait_for()
     answered(page, "What is this?")
     head, data = sent(fake)
@@ -150,31 +150,31 @@ def test_a_format_that_only_the_browser_reads_is_drawn_anew(fake, visit):
     choose(page, drawing, "a.svg", "image/svg+xml")
     page.locator("#shown-size", has_text="40 × 30, sent as PNG").wait_for()
     answered(page, "What is this?")
-    picture = Image.open(io.BytesIO(sent(fake)[1]))
-    assert (picture.format, picture.size, picture.convert("RGB").getpixel((20, 15))) == ("PNG", (40, 30), (255, 0, 0))
+    image = Image.open(io.BytesIO(sent(fake)[1]))
+    assert (image.format, image.size, image.convert("RGB").getpixel((20, 15))) == ("PNG", (40, 30), (255, 0, 0))
 
 
-def test_before_a_question_another_picture_takes_the_first_ones_place(fake, visit):
+def test_before_a_question_another_image_takes_the_first_ones_place(fake, visit):
     page = visit().page
     show_demo(page)
-    choose(page, picture_file(30, 20), "other.png")
+    choose(page, image_file(30, 20), "other.png")
     page.locator("#shown-name", has_text="other.png").wait_for()
     assert page.locator(".list li").count() == 1
     answered(page, "What is this?")
-    assert sent(fake)[1] == picture_file(30, 20)
+    assert sent(fake)[1] == image_file(30, 20)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["after a picture", "after none"])
+@pytest.mark.parametrize("first", [True, False], ids=["after an image", "after none"])
 def test_after_a_question_it_begins_a_new_conversation(fake, visit, first):
     page = visit().page
     if first:
         show_demo(page)
     answered(page, "one")
-    choose(page, picture_file(30, 20), "other.png")
-    page.locator("#notice-words", has_text="the model sees one picture a conversation").wait_for()
+    choose(page, image_file(30, 20), "other.png")
+    page.locator("#notice-words", has_text="the model sees one image a conversation").wait_for()
     assert page.locator(".turn").count() == 0 and page.locator(".list li").count() == 2
     answered(page, "two")
-    assert len(fake.asked[1]["messages"]) == 1 and sent(fake)[1] == picture_file(30, 20)
+    assert len(fake.asked[1]["messages"]) == 1 and sent(fake)[1] == image_file(30, 20)
 
 
 def test_the_camera_is_on_no_longer_than_its_window(fake, visit):
@@ -204,9 +204,9 @@ def test_the_camera_is_on_no_longer_than_its_window(fake, visit):
     page.locator("#shown-name", has_text="camera.jpg").wait_for()
     assert page.evaluate(live) == 0 and page.evaluate("window.streams.length") == 2
     answered(page, "What is this?")
-    picture = Image.open(io.BytesIO(sent(fake)[1]))
-    red, green, blue = picture.resize((1, 1)).getpixel((0, 0))  # the test card is green
-    assert picture.format == "JPEG" and green > 80 > max(red, blue)
+    image = Image.open(io.BytesIO(sent(fake)[1]))
+    red, green, blue = image.resize((1, 1)).getpixel((0, 0))  # the test GPU is green
+    assert image.format == "JPEG" and green > 80 > max(red, blue)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_no_camera_is_said(visit, error, words):
     assert not page.locator("#camera").is_visible()
 
 
-def test_a_picture_too_large_to_keep_is_there_until_the_reload(fake, visit):
+def test_an_image_too_large_to_keep_is_there_until_the_reload(fake, visit):
     page = visit().page
     large = noise(2000, 1800)
     assert len(large) > 3_000_000
@@ -250,17 +250,17 @@ def test_a_picture_too_large_to_keep_is_there_until_the_reload(fake, visit):
     page.locator("#model").get_by_text(MODEL).wait_for()
     assert page.locator(".list .title").all_text_contents() == ["large", "small"]
     assert page.locator(".answer:visible").count() == 1 and page.locator("#question").is_disabled()
-    page.locator(".retry:visible").click()  # not without its picture
+    page.locator(".retry:visible").click()  # not without its image
     page.locator("#notice-words", has_text="Give it again").wait_for()
     assert [body["messages"][-1]["content"] for body in fake.asked[2:]] == ["again"]
     assert "Give it again" in page.locator("#question").get_attribute("placeholder")
-    assert page.locator("#shown-picture").evaluate("e => e.naturalWidth") == 320  # its thumbnail
+    assert page.locator("#shown-image").evaluate("e => e.naturalWidth") == 320  # its thumbnail
     page.locator(".list .open", has_text="small").click()
     answered(page, "still there")
     assert sent(fake)[1] == DEMO.read_bytes()
 
 
-def test_the_oldest_pictures_give_way(fake, visit):
+def test_the_oldest_images_give_way(fake, visit):
     page = visit().page
     for number in range(3):
         choose(page, noise(1100, 1200), f"{number}.png")

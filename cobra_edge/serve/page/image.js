@@ -1,4 +1,4 @@
-// A file becomes a picture to ask about. Its bytes are sent as they are, so that the server knows them again; only what is longer
+// A file becomes an image to ask about. Its bytes are sent as they are, so that the server knows them again; only what is longer
 // than LONGEST, or of a format the server does not read, is drawn anew.
 
 const LONGEST = 2048; // pixels
@@ -6,8 +6,8 @@ const THUMBNAIL = 320; // pixels
 const SENT_AS_THEY_ARE = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
 
 /** Return {url, thumbnail, name, width, height, note}, both addresses data URIs. Throws an Error that says what is wrong. */
-export async function readPicture(file) {
-  const name = file.name || "picture";
+export async function readImage(file) {
+  const name = file.name || "image";
   const image = await decoded(file, name);
   const { naturalWidth, naturalHeight } = image;
   const scale = Math.min(1, LONGEST / Math.max(naturalWidth, naturalHeight));
@@ -23,8 +23,8 @@ export async function readPicture(file) {
   return { url: await dataUri(sent), thumbnail: small.toDataURL("image/jpeg", 0.85), name, width, height, note };
 }
 
-/** Return the picture that a video shows now, as a JPEG file. */
-export async function pictureOf(video) {
+/** Return the image that a video shows now, as a JPEG file. */
+export async function imageOf(video) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   canvas.getContext("2d").drawImage(video, 0, 0);
@@ -39,7 +39,7 @@ async function decoded(file, name) {
     if (image.naturalWidth === 0) throw new Error("no size");
     return image;
   } catch {
-    throw new Error(`${name} is not a picture that this browser can show; give a PNG, JPEG, WebP, GIF or BMP file.`);
+    throw new Error(`${name} is not an image that this browser can show; give a PNG, JPEG, WebP, GIF or BMP file.`);
   } finally {
     URL.revokeObjectURL(image.src);
   }
@@ -68,7 +68,7 @@ function drawn(image, scale, type) {
 
 function blobOf(canvas, type) {
   return new Promise((resolve, reject) => {
-    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("this browser cannot draw a picture this large"))), type, 0.92);
+    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("this browser cannot draw an image this large"))), type, 0.92);
   });
 }
 

@@ -1,4 +1,4 @@
-"""Pictures inside a page: data URIs of PNG or JPEG, small enough that a page with a dozen can be sent around."""
+"""Images inside a page: data URIs of PNG or JPEG, small enough that a page with a dozen can be sent around."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import InputError
-from ...inputs.image import load_picture
+from ...inputs.image import load_image
 from ...terminal.output import plain
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
@@ -17,7 +17,7 @@ _KEEP_BYTES, _SIDE, _QUALITY = 72_000, 512, 80  # what is larger, or of another 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture for a page: its data URI, or why there is none; width and height in pixels as it is seen."""
+    """An image for a page: its data URI, or why there is none; width and height in pixels as it is seen."""
 
     uri: str | None
     why_not: str = ""
@@ -25,22 +25,22 @@ class Shown:
     height: int = 0
 
 
-def shown_picture(name: str, pictures: Mapping[str, bytes]) -> Shown:
-    """Return a picture for a page. One that is missing or damaged is not shown, and says why.
+def shown_image(name: str, images: Mapping[str, bytes]) -> Shown:
+    """Return an image for a page. One that is missing or damaged is not shown, and says why.
 
     The type is told by the content, not by the name; decoding it here is what shows that a browser could.
     """
-    content = pictures.get(name)
+    content = images.get(name)
     if content is None:
-        return Shown(None, f"the picture {plain(name)} is not here")
+        return Shown(None, f"the image {plain(name)} is not here")
     try:
-        picture = load_picture(content)
+        image = load_image(content)
     except InputError as error:
-        return Shown(None, f"the picture {plain(name)} cannot be shown: {plain(str(error))}")
+        return Shown(None, f"the image {plain(name)} cannot be shown: {plain(str(error))}")
     kind = next((kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)), None)
     if kind is None or len(content) > _KEEP_BYTES:
-        picture.thumbnail((_SIDE, _SIDE))
+        image.thumbnail((_SIDE, _SIDE))
         stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=_QUALITY)
+        image.save(stream, "JPEG", quality=_QUALITY)
         content, kind = stream.getvalue(), "jpeg"
-    return Shown(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "", *picture.size)
+    return Shown(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "", *image.size)
