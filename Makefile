@@ -68,14 +68,14 @@ test: $(VENV)/dev
 
 # What needs an NVIDIA GPU, alone: kernels are compiled, not interpreted. bench/gpu.sh does this and the measurements.
 test-gpu: $(VENV)/dev
-	env -u TRITON_INTERPRET $(BIN)/pytest -m gpu -rs tests/test_gpu.py
+	env -u TRITON_INTERPRET $(BIN)/pytest -m gpu -rs tests/decode/cuda/test_gpu.py
 
 # The native decoder against its naive references, and cobra-mini against the numpy decoder, without Python: under sanitizers; on an
 # emulated 64-bit ARM with and without the dot product instructions; on an emulated x86 that has no AVX. The last two need Debian's
 # qemu-user, the ARM also g++-aarch64-linux-gnu.
 CASES := build/cases
-$(CASES)/done: $(VENV)/export tests/native_case.py
-	$(BIN)/python -m tests.native_case $(CASES)
+$(CASES)/done: $(VENV)/export tests/decode/native_case.py
+	$(BIN)/python -m tests.decode.native_case $(CASES)
 	touch $@
 
 SELFTEST := -DCOBRA_SELFTEST=ON -DCMAKE_BUILD_TYPE=Release

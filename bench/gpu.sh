@@ -257,7 +257,7 @@ require_packages
 find_gpu
 build_native
 build_peers
-run test 240 20 "$python" -m pytest -m gpu -rs -p no:cacheprovider tests/test_gpu.py
+run test 240 20 "$python" -m pytest -m gpu -rs -p no:cacheprovider tests/decode/cuda/test_gpu.py
 run tune 150 30 "$python" -m bench.tiles
 run kernels 120 30 "$python" -m bench.kernels --device cuda --capability "$capability"
 await_peers

@@ -9,7 +9,7 @@
 namespace cobra_edge {
 namespace {
 
-// Reads what tests/native_case.py wrote, in its order; keeps what matrices point at.
+// Reads what tests/decode/native_case.py wrote, in its order; keeps what matrices point at.
 class Reader {
    public:
     explicit Reader(const char* file) : stream_(file, std::ios::binary) {}

@@ -10,7 +10,7 @@ struct Replayed {
     bool int8;        // activations were rounded
 };
 
-// Run the case in `file`, written by tests/native_case.py, on these kernels. Raises std::runtime_error where it is cut short.
+// Run the case in `file`, written by tests/decode/native_case.py, on these kernels. Raises std::runtime_error where it is cut short.
 Replayed replay(const char* file, const Kernels& kernels);
 
 }  // namespace cobra_edge

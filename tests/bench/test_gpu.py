@@ -1,7 +1,7 @@
 """What is measured on a GPU, tried without one: torch's "cpu" device in its place. No speed is judged here.
 
 Not tried here, for want of a GPU: CUDA events, graphs, the GPU's memory counters, and mamba-ssm itself. That the GPU's own
-decoder is right, tests/test_cuda.py says.
+decoder is right, tests/decode/cuda/test_decoder.py says.
 """
 
 import json

@@ -14,7 +14,7 @@ from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import open_decoder
 from cobra_edge.terminal.output import run_command
 
-from .tolerance import assert_close
+from ..tolerance import assert_close
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from cobra_edge.errors import BundleError, CobraEdgeError
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.terminal.output import run_command
 
-from .test_native import arguments_of
+from ..decode.test_native import arguments_of
 
 TRIES = settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NUMBERS = st.sampled_from([

@@ -54,8 +54,8 @@ from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import read_suite, spread
 from cobra_edge.terminal.output import run_command
 
-from .conftest import MINI, write_text_only
-from .tolerance import assert_close
+from ..conftest import MINI, write_text_only
+from ..tolerance import assert_close
 
 DATA = MINI / "calibration.jsonl"
 QUESTIONS = [Line(p, a, "text") for p, a in (("How are you?", "Well."), ("Count.", "One two three."), ("Why?", "Because."))]
@@ -621,7 +621,7 @@ def test_training_calls_nothing_but_the_rejecting_draw():
 
     makers = ("Scene", "_any_scene", "draw_scene")
     files = [
-        f for f in (Path(__file__).parent.parent / "calibration").glob("*.py") if f.name not in ("scenes.py", "make_suites.py")
+        f for f in (Path(__file__).parents[2] / "calibration").glob("*.py") if f.name not in ("scenes.py", "make_suites.py")
     ]
     assert {"train_mini.py", "tokenizer.py", "train_vision.py", "train_language.py"} <= {f.name for f in files}
     for file in files:

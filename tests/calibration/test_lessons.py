@@ -13,7 +13,7 @@ from calibration.scenes import MAX_OBJECTS, Scene, Thing, draw_scene
 from calibration.train_language import CAPTION, MAMBA, batch_of, draw_talk, lesson_at
 from cobra_edge.model.mamba import Mamba
 
-from .conftest import MINI
+from ..conftest import MINI
 
 CIRCLE = Thing("circle", "red", "small", x=20, y=90, radius=8, angle=0)
 SQUARE = Thing("square", "blue", "large", x=80, y=91, radius=13, angle=0)

@@ -17,7 +17,7 @@ from cobra_edge.regress.accuracy import run_suite
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite
 
-from .conftest import MINI
+from ..conftest import MINI
 
 
 def test_weights_fit_in_16_megabytes():

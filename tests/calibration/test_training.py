@@ -13,7 +13,7 @@ import torch
 from calibration.native_mixer import NATIVE
 from cobra_edge.model.mamba import REFERENCE
 
-from .tolerance import assert_close
+from ..tolerance import assert_close
 
 
 def gradients(function, inputs):

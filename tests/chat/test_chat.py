@@ -23,8 +23,8 @@ from cobra_edge.decode.sampling import GREEDY
 from cobra_edge.errors import InputError
 from cobra_edge.terminal.output import run_command
 
-from .conftest import MINI
-from .terminal_case import SLOW, OnTerminal
+from ..conftest import MINI
+from ..terminal_case import SLOW, OnTerminal
 
 IMAGE = MINI / "demo.png"
 WHAT, HOW_MANY, RED = "What is in the image?", "How many objects are there?", "Is there a red circle?"

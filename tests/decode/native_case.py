@@ -1,6 +1,6 @@
 """Write cobra-mini, an image, a question and the reference's logits into plain files for the native self-test.
 
-python -m tests.native_case build/cases
+python -m tests.decode.native_case build/cases
 
 The self-test (`selftest FILE…`) runs them where there is no Python: on an emulated ARM, under sanitizers. Numbers are
 little-endian int64; an array is its length and its values. runtimes/cpu/replay.cpp reads it in the same order.
@@ -30,7 +30,7 @@ from cobra_edge.formats.scheme import scheme_named
 from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import Checkpoint, open_checkpoint
 
-from .handmade import INT_SCHEMES, magnitudes, mixed_recipe, write_bundle
+from ..handmade import INT_SCHEMES, magnitudes, mixed_recipe, write_bundle
 
 _STORAGES = {"float32": 0, "float16": 1, 8: 2, 4: 3, 3: 4}  # enum class Storage in runtimes/cpu/kernels.h
 
@@ -108,7 +108,7 @@ def write_case(bundle: Bundle, activations: str, file: Path) -> None:
         _array(out, logits)
 
 
-@click.command(epilog="Example: python -m tests.native_case build/cases")
+@click.command(epilog="Example: python -m tests.decode.native_case build/cases")
 @click.argument("directory", type=click.Path(path_type=Path))
 def command(directory: Path) -> None:
     """Write cases of cobra-mini for each form of activations: by every scheme, rotated, and all of it mixed and clipped."""

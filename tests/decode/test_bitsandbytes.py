@@ -20,8 +20,8 @@ from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.quantize.decoder_file import write_decoder
 
-from .conftest import TINY_MAMBA, write_text_only
-from .tolerance import assert_close
+from ..conftest import TINY_MAMBA, write_text_only
+from ..tolerance import assert_close
 
 NF4, INT8 = SCHEMES["bnb-nf4"], SCHEMES["bnb-int8"]
 IN_PROJ = "backbone.layers.0.mixer.in_proj.weight"

@@ -17,8 +17,8 @@ from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.formats.targets import target_named
 
-from .conftest import TINY_MAMBA, write_text_only
-from .gpu_case import few_programs
+from ..conftest import TINY_MAMBA, write_text_only
+from .cuda.gpu_case import few_programs
 
 CPU = torch.device("cpu")
 # As `--decoder-kernels` calls them; native twice, since rounded activations go another way.
@@ -193,7 +193,7 @@ def test_asking_for_shapes_takes_no_memory(monkeypatch):
 
 
 def test_a_damaged_bundle_is_refused_by_every_backend(tiny_bundle, tmp_path):
-    from .test_hostile_bundle import damaged_norm
+    from ..bundle.test_hostile import damaged_norm
 
     copy = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     damaged_norm(copy)

@@ -13,9 +13,9 @@ from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
 from cobra_edge.model.mamba import causal_conv, selective_scan
 
-from .conftest import TINY_MAMBA
-from .handmade import INT_SCHEMES
-from .tolerance import assert_close
+from ..conftest import TINY_MAMBA
+from ..handmade import INT_SCHEMES
+from ..tolerance import assert_close
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,9 @@ from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.quantize.rtn import round_to_nearest
 
-from .conftest import MINI, write_text_only
-from .handmade import INT_SCHEMES, magnitudes, mixed_recipe, write_bundle
-from .tolerance import TOLERANCES, assert_close, distance
+from ..conftest import MINI, write_text_only
+from ..handmade import INT_SCHEMES, magnitudes, mixed_recipe, write_bundle
+from ..tolerance import TOLERANCES, assert_close, distance
 
 KERNELS = _cpu.kernel_names()
 kernels = _cpu.kernels

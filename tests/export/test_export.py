@@ -29,7 +29,7 @@ from cobra_edge.formats.targets import target_named
 from cobra_edge.model.backbones import vision_backbone
 from cobra_edge.terminal.output import run_command
 
-from .conftest import MINI
+from ..conftest import MINI
 
 IMAGE = str(MINI / "demo.png")
 COBRA_3B = CobraConfig(

@@ -21,8 +21,8 @@ from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.quantize.statistics import read_statistics, site_of
 from cobra_edge.terminal.output import run_command
 
-from .conftest import MINI, write_text_only
-from .tolerance import assert_close, distance
+from ..conftest import MINI, write_text_only
+from ..tolerance import assert_close, distance
 
 CALIBRATION = MINI / "calibration.jsonl"
 TOLD = "no --statistics given: taking them of the embedded calibration set"

@@ -20,7 +20,7 @@ from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.quantize.sensitivity import Sensitivity, write_sensitivity
 from cobra_edge.terminal.output import run_command
 
-from .conftest import MINI
+from ..conftest import MINI
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from cobra_edge.terminal.output import run_command
 from cobra_edge.vision.engines import tensorrt_rtx
 from cobra_edge.vision.engines.layer_summary import LayerSummary
 
-from .conftest import MINI
+from ..conftest import MINI
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from cobra_edge.regress.report import read_report
 from cobra_edge.suite.benchmarks.json_files import read_json, read_json_by_key, read_json_lines
 from cobra_edge.suite.reader import name_on_disk, numbered_lines, read_suite
 
-from .conftest import MINI
-from .regress_reports import make_report
-from .test_bundle import rehash
+from ..bundle.test_reader import rehash
+from ..conftest import MINI
+from ..regress.regress_reports import make_report
 
 MARK = b"\xef\xbb\xbf"
 LINE = json.dumps({"prompt": "Is it red?", "answer": "Yes", "task": "colour"}).encode()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cobra_edge import inspect
-from cobra_edge.bundle.reader import GPU, MANIFEST, Bundle
+from cobra_edge.bundle.reader import MANIFEST, MODEL_CARD, Bundle
 from cobra_edge.decode import numpy_reference
 from cobra_edge.decode.backends import BACKENDS
 from cobra_edge.decode.cpu import CpuDecoder
@@ -25,9 +25,9 @@ from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.regress.bundle_tables import rotation_words
 from cobra_edge.terminal.output import run_command
 
-from .conftest import write_text_only
-from .handmade import INT_SCHEMES, write_bundle
-from .tolerance import assert_close
+from ..conftest import write_text_only
+from ..handmade import INT_SCHEMES, write_bundle
+from ..tolerance import assert_close
 
 FACTORS = {
     1: (1, 1),
@@ -218,7 +218,7 @@ def test_the_manifest_the_gpu_and_inspect_say_so(exported, rotation, capfd):
     }[rotation]
     bundle = exported("fp16", rotation)
     assert bundle.manifest.recipe.rotations == ROTATIONS[rotation]
-    assert f"method none, {says}." in bundle.path(GPU).read_text(encoding="utf-8")
+    assert f"method none, {says}." in bundle.path(MODEL_CARD).read_text(encoding="utf-8")
     assert run_command(inspect.command, [str(bundle.directory)]) == 0
     assert f"recipe: fp16, none, {says}" in " ".join(capfd.readouterr().out.split())
 
@@ -226,7 +226,7 @@ def test_the_manifest_the_gpu_and_inspect_say_so(exported, rotation, capfd):
 def test_nothing_is_said_where_nothing_is_rotated(exported):
     plain = exported("w4a16-g128", "none")
     assert rotation_words(plain.manifest.recipe) == "" and plain.manifest.recipe.rotations == ()
-    assert "rotated" not in plain.path(GPU).read_text(encoding="utf-8")
+    assert "rotated" not in plain.path(MODEL_CARD).read_text(encoding="utf-8")
 
 
 def test_a_manifest_without_rotations_has_none(exported, tmp_path):

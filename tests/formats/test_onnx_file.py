@@ -17,10 +17,10 @@ from cobra_edge.vision.graph.onnx_export import export_onnx
 from cobra_edge.vision.runtimes import open_vision
 from cobra_edge.vision.session import VisionSession
 
-from .conftest import MINI
-from .test_bundle import rehash
-from .test_vision import MINI as ENCODERS
-from .test_vision import small
+from ..bundle.test_reader import rehash
+from ..conftest import MINI
+from ..model.test_vision import MINI as ENCODERS
+from ..model.test_vision import small
 
 ROWS, WIDTH = 64, 256  # of cobra-mini
 SHAPE = [1, 112, 112, 3]

@@ -7,7 +7,7 @@ import pytest
 from cobra_edge import run
 from cobra_edge.terminal.output import run_command
 
-from .conftest import MINI
+from ..conftest import MINI
 
 QUESTION = "What is in the image?"
 

@@ -18,7 +18,7 @@ from cobra_edge.inference import session as session_module
 from cobra_edge.inputs.text import PromptTemplate, TextCodec
 from cobra_edge.vision.runtimes import open_vision
 
-from .conftest import MINI
+from ..conftest import MINI
 
 IMAGE = MINI / "demo.png"
 QUESTIONS = ["What is in the image?", "How many objects are there?", "Is there a red circle?"]

@@ -16,7 +16,7 @@ from cobra_edge.inputs.image_cost import JpegStructure, jpeg_structure, require_
 from cobra_edge.inputs.image_format import FORMATS, image_endings, image_format
 from cobra_edge.inputs.isolated_decoding import Limits, decode_isolated
 
-from .conftest import MINI
+from ..conftest import MINI
 
 SCENE = Image.open(MINI / "demo.png").convert("RGB")
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(64)

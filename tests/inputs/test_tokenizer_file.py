@@ -14,8 +14,8 @@ from cobra_edge.inputs.text import Mark, Prompt, PromptTemplate, TextCodec, give
 from cobra_edge.run import command
 from cobra_edge.terminal.output import run_command
 
-from .conftest import MINI
-from .test_bundle import rehash
+from ..bundle.test_reader import rehash
+from ..conftest import MINI
 
 FILE = MINI / "tokenizer.json"
 GOOD = json.loads(FILE.read_bytes())

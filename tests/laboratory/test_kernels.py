@@ -91,7 +91,7 @@ def test_sizes_are_written_with_tritons_own_last():
 def run_bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the bench without an interpreter in the way."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     command = [sys.executable, "-m", "bench", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
 

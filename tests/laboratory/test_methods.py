@@ -18,7 +18,7 @@ from cobra_edge.formats.hadamard import rotate
 from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.terminal.output import run_command
 
-from .tolerance import assert_close
+from ..tolerance import assert_close
 
 SMALL = MambaConfig(256, 8, 64, 512, 16, 4, 16)
 

@@ -12,7 +12,7 @@ from bench import mini_budget as budgets
 from bench.mini_budget import GATES, HEADER, write_budget
 from cobra_edge.regress.budget import read_budget
 
-from .regress_reports import make_report
+from ..regress.regress_reports import make_report
 
 
 @pytest.fixture

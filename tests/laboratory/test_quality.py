@@ -25,7 +25,7 @@ from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
 from cobra_edge.regress import intervals
 from cobra_edge.terminal.output import run_command
 
-from .conftest import MINI_MAMBA, random_tensors
+from ..conftest import MINI_MAMBA, random_tensors
 
 TINY = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 TINY_MATRICES = 512 * 128 + 2 * (512 * 128 + 40 * 256 + 256 * 8 + 128 * 256)  # embedding, then in, x, dt and out of each layer

@@ -16,7 +16,7 @@ from cobra_edge.formats.model_config import MambaConfig, decoder_shapes, project
 from cobra_edge.model.backbones import LANGUAGE_BACKBONES, LanguageBackbone
 from cobra_edge.model.checkpoint import open_checkpoint
 
-from .conftest import MINI_MAMBA, TINY_MAMBA, RunDirectory, random_tensors, write_text_only
+from ..conftest import MINI_MAMBA, TINY_MAMBA, RunDirectory, random_tensors, write_text_only
 
 
 def test_names_are_those_of_the_published_checkpoint():

@@ -9,7 +9,7 @@ from cobra_edge.formats.model_config import projector_shapes
 from cobra_edge.model.backbones import LANGUAGE_BACKBONES, VISION_BACKBONES
 from cobra_edge.model.checkpoint import open_checkpoint
 
-from .conftest import MINI_MAMBA, random_tensors
+from ..conftest import MINI_MAMBA, random_tensors
 
 
 def parts_of(run):

@@ -6,7 +6,7 @@ import torch
 from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.model.mamba import Mamba
 
-from .tolerance import assert_close
+from ..tolerance import assert_close
 
 CONFIG = MambaConfig(64, 3, 97, 128, 16, 4, 4)
 

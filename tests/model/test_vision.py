@@ -11,7 +11,7 @@ from cobra_edge.model.backbones import VISION_BACKBONES, vision_backbone
 from cobra_edge.model.projector import Projector
 from cobra_edge.model.vision import VisionTower
 
-from .tolerance import assert_close
+from ..tolerance import assert_close
 
 MINI = VISION_BACKBONES["dinosiglip-vit-mini-112px"]
 

@@ -17,7 +17,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _MARK = re.compile(r"<!-- (?:not run(?: where \"(?P<text>[^\"]+)\")?: (?P<reason>.+?)|file: (?P<file>\S+)) -->")
 _OURS = re.compile(r"cobra-edge(:\w+)?\s|python3? -m cobra_edge[.\s]")
 _NOT_A_COMMAND = "cobra-edge engine without weights 1"  # the first line of a file

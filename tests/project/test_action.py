@@ -17,7 +17,7 @@ import yaml
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.targets import target_named
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ACTION, WORKFLOW = ROOT / "action.yml", ROOT / "docs" / "regress-workflow.yml"
 FILES = {"action": ACTION, "workflow": WORKFLOW}
 _EXPRESSION = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")

@@ -15,7 +15,7 @@ from cobra_edge.regress.budget import judge, read_budget
 from cobra_edge.regress.metrics import kl_divergence, top1_agreement
 from cobra_edge.regress.report import Figure
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_target_is_whole():

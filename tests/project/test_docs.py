@@ -19,9 +19,9 @@ import yaml
 from cobra_edge.cli import command as cobra_edge
 from cobra_edge.terminal.output import run_command
 
-from .conftest import MINI, write_text_only
+from ..conftest import MINI, write_text_only
+from ..suite.test_benchmarks import GQA, OCR, POPE, REFCOCO, TEXT_VQA, VIZWIZ, VQA, VQA_ANSWERS, VSR, written
 from .doc_blocks import ROOT, Block, blocks, inline_commands, our_arguments, pages
-from .test_benchmarks import GQA, OCR, POPE, REFCOCO, TEXT_VQA, VIZWIZ, VQA, VQA_ANSWERS, VSR, written
 
 ALL = [block for page in pages() for block in blocks(page)]
 NEED = {"datasets": "eval", "lm-eval": "eval", "lmms-eval": "lmms", "watch": "watch", "serve": "serve"}

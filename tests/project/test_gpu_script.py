@@ -14,7 +14,7 @@ import pytest
 from bench import __main__ as lab
 from cobra_edge.bench import command
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu.sh"
 STEPS = ["packages", "native", "peers", "test", "tune", "kernels", "decode"]
 

@@ -20,10 +20,10 @@ import pytest
 
 from cobra_edge.environment.privacy import SWITCHES, switch_off_telemetry
 
-from .conftest import MINI
-from .serve_case import PATIENCE
+from ..conftest import MINI
+from ..serve.serve_case import PATIENCE
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ASK = ["--image", str(MINI / "demo.png"), "--prompt", "Is there a red circle?"]
 # onnxruntime reports nothing where CI is set. A user's switches must not be what makes a test pass.
 HIDES = {"CI", "GITHUB_ACTIONS", "TF_BUILD", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "NO_PROXY", "no_proxy", *SWITCHES}

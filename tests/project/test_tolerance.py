@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from .tolerance import assert_close
+from ..tolerance import assert_close
 
 
 @pytest.mark.parametrize(

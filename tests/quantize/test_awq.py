@@ -11,9 +11,9 @@ from cobra_edge.quantize.rtn import round_to_nearest
 from cobra_edge.quantize.scales import least_error_scales
 from cobra_edge.quantize.transforms import prepared
 
-from .conftest import random_tensors
-from .naive_decoder import float64, naive_logits, random_scales
-from .tolerance import distance
+from ..conftest import random_tensors
+from ..naive_decoder import float64, naive_logits, random_scales
+from ..tolerance import distance
 
 INT = [s for s in SCHEMES.values() if s.group_size and s.code_format == "int"]
 W4 = SCHEMES["w4a16-g128"]

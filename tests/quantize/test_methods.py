@@ -27,9 +27,9 @@ from cobra_edge.quantize.statistics import (
 )
 from cobra_edge.quantize.transforms import prepared
 
-from .conftest import random_tensors
-from .naive_decoder import float64, orthonormal, random_scales, transformed
-from .tolerance import assert_close
+from ..conftest import random_tensors
+from ..naive_decoder import float64, orthonormal, random_scales, transformed
+from ..tolerance import assert_close
 
 # Widths whose Hadamard matrices are not symmetric, and a dt_proj that 8-bit schemes fit.
 CONFIG = MambaConfig(384, 1, 128, 384, 16, 4, 32, tied=True)

@@ -8,9 +8,9 @@ from cobra_edge.formats.recipe import ROTATIONS, Recipe
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.quantize.transforms import prepared
 
-from .conftest import random_tensors
-from .naive_decoder import float64, naive_logits, random_scales, transformed
-from .tolerance import assert_close, distance
+from ..conftest import random_tensors
+from ..naive_decoder import float64, naive_logits, random_scales, transformed
+from ..tolerance import assert_close, distance
 
 # Widths are 12 · 32 and 12 · 64, whose Hadamard matrices are not symmetric: a transposed one is another.
 RANDOM = MambaConfig(384, 2, 512, 768, 16, 4, 24, tied=False)

@@ -28,9 +28,9 @@ from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import CALIBRATION, read_suite, spread
 from cobra_edge.terminal.output import run_command
 
-from .conftest import MINI, MINI_MAMBA, TINY_MAMBA
-from .export_case import sharing_exports
-from .handmade import write_bundle
+from ..conftest import MINI, MINI_MAMBA, TINY_MAMBA
+from ..export_case import sharing_exports
+from ..handmade import write_bundle
 
 LINES = [Line("What is there?", "a red cup", "t"), Line("How many?", "two of them", "t")]
 BASE = Recipe(MIXED, "rtn", {}, rotations=("residual", "out-proj"))

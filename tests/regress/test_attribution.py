@@ -23,8 +23,8 @@ from cobra_edge.suite.tokenized import tokenized_suite
 from cobra_edge.vision.graph.emulation import open_emulated
 from cobra_edge.vision.graph.split import opened_halves
 
-from .conftest import MINI, write_text_only
-from .tolerance import assert_close
+from ..conftest import MINI, write_text_only
+from ..tolerance import assert_close
 
 ONE = DecoderOptions(threads=1)
 BUILDS = {

@@ -15,7 +15,7 @@ from cobra_edge.regress.golden import read_golden
 from cobra_edge.regress.runner import measure
 from cobra_edge.suite.reader import HELDOUT, read_suite
 
-from .conftest import write_text_only
+from ..conftest import write_text_only
 from .regress_lines import run_of, write_lines
 
 

@@ -26,8 +26,8 @@ from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite
 from cobra_edge.suite.tokenized import TokenizedLine, reply_limit, tokenized_suite
 
-from .conftest import write_text_only
-from .tolerance import assert_close, distance
+from ..conftest import write_text_only
+from ..tolerance import assert_close, distance
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from cobra_edge.regress.run_command import measured
 from cobra_edge.regress.update_budget import GATED
 from cobra_edge.terminal.output import run_command
 
-from .export_case import sharing_exports
+from ..export_case import sharing_exports
 
 
 @pytest.fixture(scope="module")

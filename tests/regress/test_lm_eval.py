@@ -24,8 +24,8 @@ from cobra_edge.regress.adapters.lm_eval_command import lm_eval as command
 from cobra_edge.regress.adapters.model_adapter import only_image
 from cobra_edge.terminal.output import run_command
 
+from ..tolerance import assert_close
 from . import harness_case as case
-from .tolerance import assert_close
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 

@@ -21,8 +21,8 @@ from cobra_edge.inference.session import Session, load
 from cobra_edge.regress.adapters.lmms_eval_command import lmms_eval as command
 from cobra_edge.terminal.output import run_command
 
+from ..tolerance import assert_close
 from . import harness_case as case
-from .tolerance import assert_close
 
 pytest.importorskip("lmms_eval", reason="the extra `lmms` is not installed")
 
@@ -41,7 +41,7 @@ def shown(line):
 
 # Runs the command without a network; the exit code is its own, or 99 where something wanted a network.
 RUN = """import sys
-from tests.harness_case import Wire
+from tests.regress.harness_case import Wire
 
 wire = Wire()
 wire.cut()
@@ -55,7 +55,7 @@ sys.exit(99 if wire.wanted else code)
 
 # Asks the model that lmms-eval finds by its name as lmms-eval would, and prints what it answers or refuses.
 CALL = """import json, sys
-from tests.harness_case import Wire, LIMIT, SEEN, image
+from tests.regress.harness_case import Wire, LIMIT, SEEN, image
 
 wire = Wire()
 wire.cut()
@@ -128,7 +128,7 @@ def tasks(tmp_path: Path) -> Path:
 
 def child(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, cwd=root, env={**os.environ, **offline}, capture_output=True, text=True, timeout=300)
 

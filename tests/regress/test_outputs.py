@@ -434,10 +434,10 @@ def test_html_compares_with_the_previous_report():
 def test_html_is_the_same_each_time():
     assert report_html(make_report(), images(), make_report()) == report_html(make_report(), images(), make_report())
     program = (
-        "import hashlib; from tests.regress_reports import *; from cobra_edge.regress.outputs.html import report_html;"
+        "import hashlib; from tests.regress.regress_reports import *; from cobra_edge.regress.outputs.html import report_html;"
         "print(hashlib.sha256(report_html(make_report(), images(), make_report()).encode()).hexdigest())"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     runs = [subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True) for _ in "12"]
     assert runs[0].stdout == runs[1].stdout
 
@@ -615,6 +615,6 @@ def test_templates_are_part_of_the_package():
     "struct", [r.Report, r.Build, r.Baseline, r.Suite, r.Runtime, r.TaskFigures, r.WorstLine, r.Verdict, Entry]
 )
 def test_every_field_is_documented(struct):
-    page = (Path(__file__).parent.parent / "docs" / "regress-report.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "regress-report.md").read_text(encoding="utf-8")
     missing = [name for name in struct.__struct_fields__ if f"`{name}`" not in page]
     assert not missing

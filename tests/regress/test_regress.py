@@ -19,7 +19,7 @@ from cobra_edge.regress.report import read_report
 from cobra_edge.suite.reader import HELDOUT, read_suite
 from cobra_edge.terminal.output import run_command
 
-from .conftest import MINI
+from ..conftest import MINI
 from .regress_lines import write_lines
 
 LINES = read_suite(HELDOUT)

@@ -13,7 +13,7 @@ from cobra_edge.regress.outputs.compare import compare
 from cobra_edge.regress.outputs.html import comparison_html
 from cobra_edge.regress.outputs.write import write_outputs
 
-from .browser_case import browser, contrast, found_browser, luminance, opened
+from ..serve.browser_case import browser, contrast, found_browser, luminance, opened
 from .regress_reports import HOSTILE, bare_report, figure, held_report, hostile_report, image, images, make_report
 
 __all__ = ["browser", "opened"]  # fixtures

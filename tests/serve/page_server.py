@@ -23,7 +23,7 @@ from cobra_edge.serve.page_route import page_router
 from .browser_case import Seen
 
 MODEL = "cobra-test"
-DEMO = Path(__file__).parent.parent / "cobra_edge" / "mini" / "demo.png"
+DEMO = Path(__file__).parents[2] / "cobra_edge" / "mini" / "demo.png"
 
 
 @dataclass

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import openai
 
-from .conftest import MINI
+from ..conftest import MINI
 
 MODEL = "cobra-mini"
 IMAGE = MINI / "demo.png"

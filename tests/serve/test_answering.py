@@ -15,7 +15,7 @@ from cobra_edge.serve import generation as answering
 from cobra_edge.serve.generation import Finished, ImageForgotten, Question, answer_in_slices
 from cobra_edge.serve.prefix_cache import PrefixCache
 
-from .conftest import MINI
+from ..conftest import MINI
 
 IMAGE = (MINI / "demo.png").read_bytes()
 QUESTIONS = ["What is in the image?", "How many objects are there?", "Is there a red circle?"]

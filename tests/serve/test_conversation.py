@@ -8,7 +8,7 @@ from cobra_edge.serve.conversation import longer_key, prefix_keys, read_conversa
 from cobra_edge.serve.errors import Refusal
 from cobra_edge.serve.schemas import ChatRequest
 
-from .conftest import MINI
+from ..conftest import MINI
 
 TEMPLATE = PromptTemplate("zephyr")
 RED, BLUE = "data:image/png;base64,AAAA", "data:image/png;base64,BBBB"

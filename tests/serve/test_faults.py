@@ -20,9 +20,9 @@ import pytest
 import cobra_edge
 from cobra_edge.decode.sampling import Sampling
 
-from .conftest import MINI
+from ..conftest import MINI
+from ..terminal_case import SLOW
 from .serve_case import PATIENCE, metric, served, until
-from .terminal_case import SLOW
 
 MODEL, IMAGE = "cobra-mini", MINI / "demo.png"
 LONG = "What is in the image?"  # the answer that takes longest

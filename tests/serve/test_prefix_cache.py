@@ -26,7 +26,7 @@ from cobra_edge.serve import prefix_cache_disk as state_files
 from cobra_edge.serve.prefix_cache import PrefixCache
 from cobra_edge.serve.prefix_cache_disk import PrefixCacheDisk
 
-from .conftest import MINI
+from ..conftest import MINI
 
 SMALL = MambaConfig(8, 2, 16, 8, 2, 3, 2)
 VALUES = 2 * 8 * (3 + 2) * 4  # bytes of conv and ssm
@@ -338,7 +338,7 @@ def test_a_file_that_may_not_grow_is_one_warning_and_leaves_nothing(tmp_path):
     program = f"""
 import logging, resource, sys
 from pathlib import Path
-from tests.test_prefix_cache import FINGERPRINT, SMALL, PrefixCacheDisk, key_of, same, state_of
+from tests.serve.test_prefix_cache import FINGERPRINT, SMALL, PrefixCacheDisk, key_of, same, state_of
 files = PrefixCacheDisk(Path({str(tmp_path)!r}), 1 << 20, SMALL, FINGERPRINT)
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))

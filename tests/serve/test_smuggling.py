@@ -6,7 +6,7 @@ import pytest
 
 from cobra_edge.serve.limits import Limits
 
-from .test_serve_connections import ANSWERED, error_of, post, serving, to_the_end
+from .test_connections import ANSWERED, error_of, post, serving, to_the_end
 
 NEXT = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 CHUNKED = "Transfer-Encoding: chunked"

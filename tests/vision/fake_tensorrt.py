@@ -31,7 +31,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from . import fake_cuda
+from .. import fake_cuda
 
 MAGIC, TIMING_MAGIC = b"fake engine\n", b"fake times\n"
 

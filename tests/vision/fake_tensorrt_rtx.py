@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .fake_cuda import FakeCuda
+from ..fake_cuda import FakeCuda
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs pip install '.[rtx]'")
 

@@ -25,10 +25,10 @@ from cobra_edge.vision.graph.onnx_export import export_onnx
 from cobra_edge.vision.graph.parity import ParityError, measure_parity, reference, relative_rms, require_parity
 from cobra_edge.vision.session import VisionSession
 
-from .test_vision import MINI, small
-from .tolerance import assert_close
+from ..model.test_vision import MINI, small
+from ..tolerance import assert_close
 
-HELDOUT = Path(__file__).parent.parent / "cobra_edge" / "mini" / "heldout"
+HELDOUT = Path(__file__).parents[2] / "cobra_edge" / "mini" / "heldout"
 NOISE = np.random.default_rng(0)
 
 
@@ -262,7 +262,7 @@ def test_a_graph_does_not_say_where_it_was_made(tmp_path):
     export_onnx(model, ImageTransform.of(config), tmp_path / "a.onnx")
     data = (tmp_path / "a.onnx").read_bytes()
     assert b"site-packages" not in data and str(Path(onnx.__file__).parents[1]).encode() not in data
-    assert str(Path(__file__).parents[1]).encode() not in data
+    assert str(Path(__file__).parents[2]).encode() not in data
 
 
 def test_published_towers_have_static_shapes_of_the_config():

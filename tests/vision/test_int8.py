@@ -21,8 +21,8 @@ from cobra_edge.vision.graph.onnx_export import export_onnx
 from cobra_edge.vision.graph.parity import relative_rms
 from cobra_edge.vision.graph.smoothquant import smooth, smoothing_factors
 
-from .conftest import MINI
-from .tolerance import assert_close
+from ..conftest import MINI
+from ..tolerance import assert_close
 
 OUTLIER = "tower.encoders.1.vit.blocks.2.mlp.fc2"
 

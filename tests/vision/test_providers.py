@@ -13,7 +13,7 @@ from cobra_edge.vision.providers import PROVIDERS, eligible, provider_options
 from cobra_edge.vision.runtimes import gpu_vision, open_vision
 from cobra_edge.vision.session import VisionSession
 
-from .tolerance import assert_close
+from ..tolerance import assert_close
 
 RTX, TENSORRT, CUDA, CPU = PROVIDERS
 

@@ -29,10 +29,11 @@ from cobra_edge.vision.engines import device_buffers, tensorrt, tensorrt_build, 
 from cobra_edge.vision.engines.cache import EngineCache
 from cobra_edge.vision.session import VisionSession
 
-from . import fake_cuda, fake_tensorrt
-from .tolerance import assert_close
+from .. import fake_cuda
+from ..tolerance import assert_close
+from . import fake_tensorrt
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VERSIONS = ("10.3.0", "10.16.1.11", "11.4.1.9")
 
 

@@ -28,7 +28,7 @@ from cobra_edge.vision.engines.rtx_vision import open_engine, refuses, wanted_ke
 from cobra_edge.vision.engines.weight_stripping import MAGIC, Header, Piece, restore_weights, strip_weights
 from cobra_edge.vision.runtimes import open_vision
 
-from .fake_cuda import FakeCuda
+from ..fake_cuda import FakeCuda
 from .fake_tensorrt_rtx import FakeTensorRT
 
 pytestmark = pytest.mark.extras

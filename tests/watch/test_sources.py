@@ -27,7 +27,7 @@ from cobra_edge.watch.frames import Frame, SourceGone, grabbing
 from cobra_edge.watch.reconnect import Reconnecting
 from cobra_edge.watch.unreadable import Unreadable, UnreadableImages
 
-from .conftest import MINI
+from ..conftest import MINI
 from .test_watch import Capture, Fake, device  # noqa: F401 # a fixture
 
 PNG = (MINI / "demo.png").read_bytes()

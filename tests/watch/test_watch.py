@@ -29,7 +29,7 @@ from cobra_edge.watch.frames import Frame, Newest, grabbing
 from cobra_edge.watch.summary import Aggregate
 from cobra_edge.watch.unreadable import Unreadable, UnreadableImages
 
-from .conftest import MINI
+from ..conftest import MINI
 
 IMAGE = MINI / "demo.png"
 WHAT, HOW_MANY = "What is in the image?", "How many objects are there?"

@@ -69,8 +69,8 @@ def record(case: str) -> list[Any]:
 def compiled_by_a_child(case: str, *capabilities: str) -> list[dict[str, Any]]:
     """Compile a case without an interpreter in the way; returns rows as dictionaries, with `why_not`."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.compiled_case", case, *capabilities]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=environment)
+    command = [sys.executable, "-m", "tests.decode.cuda.compiled_case", case, *capabilities]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

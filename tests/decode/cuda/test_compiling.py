@@ -19,7 +19,7 @@ from cobra_edge.decode.cuda.kernels.compiling import (  # noqa: E402
 )
 from cobra_edge.decode.cuda.kernels.launch import recording  # noqa: E402
 from cobra_edge.errors import InputError  # noqa: E402
-from tests.compiled_case import compiled_by_a_child, record  # noqa: E402
+from tests.decode.cuda.compiled_case import compiled_by_a_child, record  # noqa: E402
 
 
 def test_a_kernel_is_compiled_once_for_types_specialisation_and_constants():

@@ -7,8 +7,8 @@ import torch
 
 from cobra_edge.decode.cuda.kernels.conv_step import convolve_and_project, convolve_and_project_reference, n_slices
 
+from ...tolerance import assert_close
 from .gpu_case import GPU, guarded, random_matrix
-from .tolerance import assert_close
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import torch
 from cobra_edge.decode.cuda.kernels.convolution import convolve_many, convolve_many_reference
 from cobra_edge.model.mamba import causal_conv
 
+from ...tolerance import assert_close
 from .kernel_case import guarded
-from .tolerance import assert_close
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])

@@ -30,9 +30,9 @@ from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.generate import generate
 from cobra_edge.inference.session import Session
 
-from .conftest import write_text_only
+from ...conftest import write_text_only
+from ...tolerance import assert_close
 from .gpu_case import few_programs
-from .tolerance import assert_close
 
 CPU = torch.device("cpu")
 # No width is a power of two, dt_rank is no multiple of 16.

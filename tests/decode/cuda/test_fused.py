@@ -13,8 +13,8 @@ from cobra_edge.decode.cuda.kernels import fused
 from cobra_edge.decode.cuda.kernels.convolution import convolve_many, convolve_many_reference
 from cobra_edge.decode.cuda.kernels.scan import scan_many, scan_many_reference
 
+from ...tolerance import assert_close
 from .kernel_case import guarded
-from .tolerance import assert_close
 
 GPU = torch.device("cuda")
 

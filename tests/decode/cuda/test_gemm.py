@@ -8,8 +8,8 @@ import torch
 from cobra_edge.decode.cuda.kernels.embedding import look_up, look_up_reference
 from cobra_edge.decode.cuda.kernels.gemm import multiply_many, multiply_many_reference
 
+from ...tolerance import assert_close
 from .gpu_case import GPU, guarded, random_matrix
-from .tolerance import assert_close
 
 SHAPES = [
     ("fp16", 33, 8),

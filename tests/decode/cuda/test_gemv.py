@@ -9,8 +9,8 @@ from cobra_edge.decode.cuda.kernels.gemv import _warps, multiply_one, multiply_o
 from cobra_edge.formats.packing import QuantizedTensor
 from cobra_edge.formats.scheme import SCHEMES
 
+from ...tolerance import assert_close
 from .gpu_case import GPU, guarded, random_matrix
-from .tolerance import assert_close
 
 SHAPES = [
     ("fp16", 33, 100),

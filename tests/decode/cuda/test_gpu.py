@@ -33,8 +33,8 @@ from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.generate import generate
 from cobra_edge.inference.session import Session
 
-from .conftest import write_text_only
-from .tolerance import assert_close
+from ...conftest import write_text_only
+from ...tolerance import assert_close
 
 pytestmark = pytest.mark.gpu
 

@@ -13,8 +13,8 @@ from cobra_edge.decode.cuda.kernels.rotation import (
 from cobra_edge.errors import InputError
 from cobra_edge.formats.hadamard import rotate, unrotate
 
+from ...tolerance import assert_close
 from .kernel_case import guarded
-from .tolerance import assert_close
 
 WIDTHS = [1, 2, 64, 96, 160, 352, 2560]  # m = 1, 1, 1, 12, 20, 44, 20
 

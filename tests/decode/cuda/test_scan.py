@@ -11,8 +11,8 @@ from cobra_edge.decode.cuda.kernels.launch import recording
 from cobra_edge.decode.cuda.kernels.scan import scan_many, scan_many_reference
 from cobra_edge.model.mamba import selective_scan
 
+from ...tolerance import assert_close
 from .kernel_case import guarded
-from .tolerance import assert_close
 
 
 @dataclass(frozen=True, eq=False)

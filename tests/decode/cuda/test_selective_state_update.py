@@ -6,8 +6,8 @@ import torch
 from cobra_edge.decode.cuda.kernels.selective_state_update import recur_and_gate, recur_and_gate_reference
 from cobra_edge.model.mamba import selective_scan
 
+from ...tolerance import assert_close
 from .kernel_case import guarded
-from .tolerance import assert_close
 
 
 @pytest.mark.parametrize(
