@@ -189,7 +189,7 @@ def test_nothing_is_installed_from_an_index_that_does_not_have_it() -> None:
 )
 def test_a_mark_that_means_nothing_is_refused(text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "page.md").write_text(text)
-    monkeypatch.setattr("tests.doc_blocks.ROOT", tmp_path)
+    monkeypatch.setattr("tests.project.doc_blocks.ROOT", tmp_path)
     with pytest.raises(ValueError, match=says):
         blocks("page.md")
 
