@@ -32,10 +32,10 @@ BUDGET = export_data("budgets") / "cobra-mini.toml"
 CONTINUOUS, ROUNDED = 0.01, 0.5
 
 HEADER = f"""\
-# How far cobra-mini's own builds may drift from the float model on their golden lines, by scheme: what our tests compare every
-# build with (tests/regress/test_gates.py). Made by `make budgets`: each scheme is exported for the target cpu, rounded to
-# nearest (mixed: --bits 4.3 --method gptq --rotation both), and its figures are written here, the worse end of each interval plus
-# a margin of {CONTINUOUS:.0%}, of {ROUNDED:.0%} where activations are rounded or codes depend on statistics.
+# How far cobra-mini's own builds may drift from the float model on their golden lines, by scheme: what our tests compare
+# every build with (tests/regress/test_gates.py). Made by `make budgets`: each scheme is exported for the target cpu, rounded
+# to nearest (mixed: --bits 4.3 --method gptq --rotation both), and its figures are written here, the worse end of each
+# interval plus a margin of {CONTINUOUS:.0%}, of {ROUNDED:.0%} where activations are rounded or codes depend on statistics.
 #
 # To renew it after a change that is meant to move answers: make budgets, read the difference (git diff), and say in the commit
 # why each limit moved. A limit that became wider without a reason is the finding, not the remedy. This file is of cobra-mini
