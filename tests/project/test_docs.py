@@ -195,7 +195,7 @@ def test_a_mark_that_means_nothing_is_refused(text: str, says: str, tmp_path: Pa
 
 
 def test_a_stale_flag_or_command_is_found() -> None:
-    for command in ("cobra-edge run B --image x", "python -m cobra_edge.expotr", "cobra-edge run B --device tpu"):
+    for command in ("cobra-edge run B --picture x", "python -m cobra_edge.expotr", "cobra-edge run B --device tpu"):
         with pytest.raises((AssertionError, click.UsageError)):
             hold_against_the_command_line(our_arguments(command)[0], command)
     hold_against_the_command_line(our_arguments("env A=1 cobra-edge run B --device cpu | head")[0], "fine")
