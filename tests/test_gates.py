@@ -6,34 +6,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bench.mini_budget import BUDGET, CONTINUOUS, GATES, HEADER, ROUNDED, export_gate
 from cobra_edge.bundle.reader import GOLDEN, IMAGE, VISION
 from cobra_edge.export.pipeline import export_bundle
-from cobra_edge.formats.recipe import Recipe
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
-from cobra_edge.regress import recipe_eval
 from cobra_edge.regress.budget import read_budget
-from cobra_edge.regress.recipe_eval import Trial
 from cobra_edge.regress.report import read_report
 from cobra_edge.regress.run_command import measured
 from cobra_edge.regress.update_budget import GATED
-from cobra_edge.suite.line import Line
-from cobra_edge.suite.reader import spread
 from cobra_edge.terminal.output import run_command
-
-TRIED_LINES = 48  # of 193
-
-
-def a_trial_of_fewer_lines(
-    checkpoint: Any, recipe: Recipe, statistics: Any, lines: list[Line], *more: Any, real: type[Trial] = Trial
-) -> Trial:
-    """Choose a mix by a quarter of the lines: 82 passes over all take a minute, and its limits are those of the best mix."""
-    return real(checkpoint, recipe, statistics, spread(lines, TRIED_LINES), *more)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +26,7 @@ def exported(
     tmp_path_factory: pytest.TempPathFactory, sharing: Callable[[], AbstractContextManager[None]]
 ) -> Iterator[Callable[[str], Path]]:
     root = tmp_path_factory.mktemp("gates")
-    with sharing(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe_eval, "Trial", a_trial_of_fewer_lines)
+    with sharing():
         yield lambda scheme: export_gate(GATES[scheme], root)
 
 
