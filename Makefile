@@ -58,7 +58,7 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 # A process for each core, each of one thread: twice as fast as one process whose libraries take all cores.
-PYTEST_OPTIONS := -n auto --dist loadfile --durations=25
+PYTEST_OPTIONS := -n auto --dist loadfile --no-loadscope-reorder --durations=25
 check: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_OPTIONS)
 

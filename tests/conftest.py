@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -36,6 +37,16 @@ from .export_case import sharing_exports
 MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
 MINI_MAMBA = MambaConfig(256, 4, 512, 512, 16, 4, 16)
 TINY_MAMBA = MambaConfig(128, 2, 512, 256, 16, 4, 8)
+
+
+# Files that take a processor for a minute or more though their tests are few: begun last, one of them would go on alone.
+LONG = ("test_gates.py", "test_training.py", "test_calibrate.py", "test_base_install.py", "test_bench_vision.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first, then those of many tests: processes take them in this order (--no-loadscope-reorder)."""
+    tests_of = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in LONG, -tests_of[item.path], item.path))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -132,25 +143,27 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sharing(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context in which exports of cobra-mini share what knows no scheme: see `sharing_exports`."""
-    return sharing_exports(tmp_path_factory.mktemp("shared"))
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of all processes that test side by side; names in it are the callers' affair."""
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
 
 @pytest.fixture(scope="session")
-def mini_bundle(
-    tmp_path_factory: pytest.TempPathFactory, sharing: Callable[[], AbstractContextManager[None]]
-) -> Callable[..., Path]:
+def sharing(shared: Path) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context in which exports of cobra-mini share what knows no scheme: see `sharing_exports`."""
+    return sharing_exports(shared / "exports")
+
+
+@pytest.fixture(scope="session")
+def mini_bundle(shared: Path, sharing: Callable[[], AbstractContextManager[None]]) -> Callable[..., Path]:
     """Return cobra-mini's bundle of a scheme, and of options of an export, made when it is first asked for; 32 golden lines.
 
     Processes that test side by side share them. Do not change one; copy it.
     """
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # that of all workers
 
     def get(scheme: str, **options: Any) -> Path:
-        out = root / "-".join(["mini", scheme, *(Path(str(option)).name for option in options.values())])
+        out = shared / "-".join(["mini", scheme, *(Path(str(option)).name for option in options.values())])
         with FileLock(f"{out}.lock"), sharing():
             if not out.exists():  # an export that fails leaves nothing
                 export_bundle("mini", target_named("jetson"), out, scheme=scheme, **{"golden_lines": 32} | options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from cobra_edge.bundle.reader import GOLDEN, IMAGE, VISION
 from cobra_edge.export import pipeline as assemble
@@ -18,10 +21,18 @@ def sharing_exports(kept: Path) -> Callable[[], AbstractContextManager[None]]:
     """Return a context in which exports of cobra-mini take the vision graph and the golden lines from the first of their kind.
 
     Args:
-        kept: directory for them.
+        kept: directory for them; several processes may have the same.
     """
-    vision = _remembered(assemble.write_vision, (VISION, IMAGE), 2, kept / "vision")
-    golden = _remembered(assemble._write_golden, (GOLDEN,), 4, kept / "golden")
+    write_vision, write_golden = assemble.write_vision, assemble._write_golden
+
+    def vision(checkpoint: Any, pictures: Any, stage: Path, precision: Any, form: Any, calibration: Path) -> Any:
+        asked = [*pictures, precision, form, calibration]
+        compute = lambda: write_vision(checkpoint, pictures, stage, precision, form, calibration)  # noqa: E731
+        return _remembered(compute, asked, (VISION, IMAGE), stage, kept)
+
+    def golden(checkpoint: Any, asked: Any, embeddings: Any, codec: Any, stage: Path, bar: Any) -> Any:
+        compute = lambda: write_golden(checkpoint, asked, embeddings, codec, stage, bar)  # noqa: E731
+        return _remembered(compute, [asked.sha256()], (GOLDEN,), stage, kept)
 
     @contextmanager
     def sharing() -> Iterator[None]:
@@ -33,28 +44,25 @@ def sharing_exports(kept: Path) -> Callable[[], AbstractContextManager[None]]:
     return sharing
 
 
-def _remembered(compute: Callable[..., Any], files: tuple[str, ...], stage: int, kept: Path) -> Callable[..., Any]:
-    """Return a function that runs `compute` once for the same lines and words, and then copies the files that it wrote.
+def _remembered(compute: Callable[[], Any], asked: list[object], files: tuple[str, ...], stage: Path, kept: Path) -> Any:
+    """Return what `compute` returned when it was first asked for this, and copy the files that it wrote then.
 
     Args:
-        compute: writes files into one of its arguments.
+        compute: writes files into `stage`.
+        asked: what its result depends on.
         files: their names.
-        stage: which argument that is.
-        kept: where they are kept.
+        stage: where they go.
+        kept: where they are kept, with the result.
     """
-    results = dict[tuple[object, ...], Any]()
-
-    def run(*arguments: Any) -> Any:
-        lines = next(len(getattr(a, "lines", a)) for a in arguments if hasattr(a, "lines") or isinstance(a, list))
-        asked = (lines, *(str(a) for i, a in enumerate(arguments) if i != stage and isinstance(a, str | Path)))
-        folder = kept / str([*results, asked].index(asked))
-        if asked not in results:
-            results[asked] = compute(*arguments)
-            folder.mkdir(parents=True)
+    folder = kept / hashlib.sha256("\n".join([*files, *map(str, asked)]).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        result = folder / "result"
+        if not result.exists():
+            computed = compute()
             for name in files:
-                shutil.copyfile(arguments[stage] / name, folder / name)
-        for name in files:
-            shutil.copyfile(folder / name, arguments[stage] / name)
-        return results[asked]
-
-    return run
+                shutil.copyfile(stage / name, folder / name)
+            result.write_bytes(pickle.dumps(computed))
+    for name in files:
+        shutil.copyfile(folder / name, stage / name)
+    return pickle.loads(result.read_bytes())

@@ -13,6 +13,7 @@ TOLERANCES = {
     ("decoder", "bnb-int8"): (3e-2, 5e-2),  # activations rounded, beside activations left; seen: 1.2e-2 and 1.9e-2
     ("exponential", "float32"): (2e-7, 1e-6),
     ("vision", "float32"): (1e-5, 1e-4),
+    ("vision", "float16"): (1e-3, 2e-3),  # one float16 graph, run with other options; seen: 3.3e-4 and 6.9e-4
     ("onnx", "float32"): (1e-4, 1e-3),
     ("rotation", "float32"): (1e-6, 1e-5),
     ("rotation", "float16"): (5e-4, 1e-3),

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from calibration import train_mini
 from calibration.native_mixer import NATIVE
 from cobra_edge.model.mamba import REFERENCE
 
@@ -64,13 +65,21 @@ def test_shapes_the_kernel_was_not_built_for_are_refused():
 
 
 def run_training(out, vision_steps, language_steps, *more, stop_after=None):
-    """Train with tiny batches; with stop_after, end the run once that many steps are in its log, by SIGINT to its group."""
-    command = [sys.executable, "-m", "calibration.train_mini", "--out", str(out), "--log-every", "1", "--save-every", "1"]
-    command += ["--vision-batch", "2", "--language-batch", "2", *more]
-    command += ["--vision-steps", str(vision_steps), "--language-steps", str(language_steps)]
+    """Train with tiny batches; with stop_after, as a process whose group is killed once that many steps are in its log."""
+    given = ["--out", str(out), "--log-every", "1", "--save-every", "1", "--vision-batch", "2", "--language-batch", "2", *more]
+    given += ["--vision-steps", str(vision_steps), "--language-steps", str(language_steps)]
     if stop_after is None:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        return done.returncode, steps_logged(out), done.stderr
+        threads, refusal = torch.get_num_threads(), None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["train_mini", *given])
+            try:
+                train_mini.main()
+            except SystemExit as error:
+                refusal = error.code
+            finally:
+                torch.set_num_threads(threads)
+        return refusal, steps_logged(out)
+    command = [sys.executable, "-m", "calibration.train_mini", *given]
     with open(os.devnull, "w") as nowhere:
         child = subprocess.Popen(command, stdout=nowhere, stderr=nowhere, start_new_session=True)
     deadline = time.monotonic() + 240
@@ -78,7 +87,7 @@ def run_training(out, vision_steps, language_steps, *more, stop_after=None):
         time.sleep(0.05)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    return child.returncode, steps_logged(out), ""
+    return child.returncode, steps_logged(out)
 
 
 def steps_logged(out):
@@ -91,15 +100,15 @@ def steps_logged(out):
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
     """Ended hard in the middle of stage language, then given the same command again: same log, same weights."""
     more = ("--workers", "2")
-    code, whole, _ = run_training(tmp_path / "whole", 2, 4, *more)
-    assert code == 0
+    refusal, whole = run_training(tmp_path / "whole", 2, 4, *more)
+    assert refusal is None
     assert [(line["stage"], line["step"]) for line in whole] == [
         ("vision", 1), ("vision", 2), ("language", 1), ("language", 2), ("language", 3), ("language", 4)
     ]  # fmt: skip
-    code, before, _ = run_training(tmp_path / "cut", 2, 4, *more, stop_after=4)
+    code, before = run_training(tmp_path / "cut", 2, 4, *more, stop_after=4)
     assert code != 0 and 4 <= len(before) <= 6
-    code, resumed, _ = run_training(tmp_path / "cut", 2, 4, *more)
-    assert code == 0
+    refusal, resumed = run_training(tmp_path / "cut", 2, 4, *more)
+    assert refusal is None
     assert [(line["stage"], line["step"]) for line in resumed] == [(line["stage"], line["step"]) for line in whole]
     for one, two in zip(whole, resumed, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
@@ -109,9 +118,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
 
 
 def test_other_settings_do_not_resume_and_the_same_do(tmp_path):
-    code, before, _ = run_training(tmp_path, 1, 4, "--workers", "1", stop_after=2)
+    code, before = run_training(tmp_path, 1, 4, "--workers", "1", stop_after=2)
     assert code != 0 and 2 <= len(before) <= 4
-    code, _, err = run_training(tmp_path, 1, 4, "--workers", "1", "--seed", "5")
-    assert code == 1 and "give the same, or another --out" in err
-    code, resumed, _ = run_training(tmp_path, 1, 4, "--workers", "1")
-    assert code == 0 and [line["step"] for line in resumed] == [1, 1, 2, 3, 4]
+    refusal, _ = run_training(tmp_path, 1, 4, "--workers", "1", "--seed", "5")
+    assert "give the same, or another --out" in refusal
+    refusal, resumed = run_training(tmp_path, 1, 4, "--workers", "1")
+    assert refusal is None and [line["step"] for line in resumed] == [1, 1, 2, 3, 4]

@@ -93,7 +93,7 @@ def run_bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=900)
 
 
 def test_the_command_compiles_and_keeps_what_it_found(tmp_path):

@@ -18,11 +18,16 @@ def python(tmp_path_factory):
     """Build a wheel, install it without extras, return the environment's interpreter."""
     folder = tmp_path_factory.mktemp("base")
     subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT], check=True)
-    venv.create(folder / "env", with_pip=True)
+    venv.create(folder / "env")
     python = folder / "env" / "bin" / "python"
     (wheel,) = folder.glob("*.whl")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True)
+    subprocess.run([*pip_for(python), "install", "--quiet", wheel], check=True)
     return python
+
+
+def pip_for(python):
+    """Return the command of our own pip, for an environment that has none."""
+    return [sys.executable, "-m", "pip", "--python", python]
 
 
 def call(python, *arguments, cwd="/"):
@@ -30,7 +35,7 @@ def call(python, *arguments, cwd="/"):
 
 
 def test_no_torch_is_installed_or_imported(python):
-    listed = json.loads(call(python, "-m", "pip", "list", "--format", "json").stdout)
+    listed = json.loads(call(*pip_for(python), "list", "--format", "json").stdout)
     names = {p["name"].lower() for p in listed}
     assert "cobra-edge" in names and not names & {"torch", "timm", "torchvision", "onnx", "transformers"}
     done = call(python, "-c", "import sys, cobra_edge; print('torch' in sys.modules, cobra_edge.__version__)")

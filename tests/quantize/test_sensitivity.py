@@ -29,7 +29,6 @@ from cobra_edge.suite.reader import CALIBRATION, read_suite, spread
 from cobra_edge.terminal.output import run_command
 
 from ..conftest import MINI, MINI_MAMBA, TINY_MAMBA
-from ..export_case import sharing_exports
 from ..handmade import write_bundle
 
 LINES = [Line("What is there?", "a red cup", "t"), Line("How many?", "two of them", "t")]
@@ -252,8 +251,6 @@ def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_
     assert run_command(command.command, given) == 0
     assert "layers.2.x_proj" in capfd.readouterr().out and plot.read_bytes()[1:4] == b"PNG"
     assert run_command(command.command, given) == 2 and "already there" in capfd.readouterr().err
-
-    sharing = sharing_exports(tmp_path / "shared")  # the vision graph and the float model's answers know no scheme
 
     def exported(*arguments):
         out = tmp_path / "-".join(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,13 @@ from cobra_edge.regress.run_command import measured
 from cobra_edge.regress.update_budget import GATED
 from cobra_edge.terminal.output import run_command
 
-from ..export_case import sharing_exports
-
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+def exported(
+    tmp_path_factory: pytest.TempPathFactory, sharing: Callable[[], AbstractContextManager[None]]
+) -> Iterator[Callable[[str], Path]]:
     root = tmp_path_factory.mktemp("gates")
-    with sharing_exports(root)():
+    with sharing():
         yield lambda scheme: export_gate(GATES[scheme], root)
 
 

@@ -170,7 +170,9 @@ def test_what_ships_runs_too_with_images_as_they_are(device: Device, mini_bundle
     runner, expected = runtimes.open_vision(bundle), runtimes.open_vision(bundle, "cpu")
     image = np.random.default_rng(0).integers(0, 256, bundle.image().shape, np.uint8)
     assert runner.name.startswith("TensorRT 10.3") and expected.name == "onnxruntime, CPU"
-    assert_close(runner.embed(image), expected.embed(image), "vision")
+    # the fake's session has onnxruntime's own options, and 1.22 rounds a float16 graph otherwise there
+    dtype = "float16" if precision == "fp16" else "float32"
+    assert_close(runner.embed(image), expected.embed(image), "vision", dtype)
     runner.close()
 
 
