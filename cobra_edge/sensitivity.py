@@ -21,7 +21,7 @@ from .formats.recipe import FLOAT16, METHODS, MIXED, ROTATIONS, Recipe
 from .formats.scheme import scheme_named
 from .inference.session_options import threads_option
 from .model.checkpoint_hash import hashed
-from .quantize.sensitivity import SCHEMES_OF_A_MIX, Sensitivity, write_sensitivity
+from .quantize.sensitivity import CANDIDATE_SCHEMES, Sensitivity, write_sensitivity
 from .quantize.statistics import read_statistics
 from .suite.reader import read_suite
 from .terminal.output import debug_option, main_of, print_json, results, say
@@ -107,7 +107,7 @@ def _scanned(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
 
 def _columns(found: Sensitivity) -> list[str]:
     """Return the storages that any matrix was tried with, least bits first."""
-    return [s for s in (*SCHEMES_OF_A_MIX, FLOAT16) if any(s in row for row in found.kld.values())]
+    return [s for s in (*CANDIDATE_SCHEMES, FLOAT16) if any(s in row for row in found.kld.values())]
 
 
 def _table(found: Sensitivity) -> Table:

@@ -63,7 +63,7 @@ def command(
     from ..model.checkpoint import open_checkpoint
     from ..model.vision import check_tower
     from ..quantize.calibration import collect_statistics
-    from ..quantize.resume import remove_parts
+    from ..quantize.resume import remove_resume_directory
     from ..quantize.statistics import statistics_tensors, write_statistics
 
     checkpoint = open_checkpoint(source, **options)
@@ -80,7 +80,7 @@ def command(
         )
         stage("write the file", 0, 1)
         write_statistics(statistics, staged)
-        remove_parts(partial)
+        remove_resume_directory(partial)
     header = statistics.header
     if as_json:
         print_json({"statistics": str(out), "bytes": out.stat().st_size, **msgspec.structs.asdict(header)})

@@ -33,7 +33,7 @@ def check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: 
         )
 
 
-def check_mix(scheme: str | None, bits: float | None, activations: str | None, sensitivity: Path | None) -> None:
+def check_allocation(scheme: str | None, bits: float | None, activations: str | None, sensitivity: Path | None) -> None:
     """Raise InputError for options of a mix where none is wanted, and for a scheme where one is."""
     if bits is None and sensitivity is not None:
         raise InputError("--sensitivity is for mixes of schemes; give their budget too, such as --bits 4.0")

@@ -114,14 +114,15 @@ def command(
             "manifest": exported.manifest,
             "kept_float16": exported.kept_float,
             "drift_verdicts": exported.verdicts,
-            "mix": exported.mix,
+            "bit_allocation": exported.allocation,
         })  # fmt: skip
     else:
         for name, reason in exported.kept_float.items():
             say(f"kept in float16: {name} ({reason})")
-        if exported.mix is not None:
-            mix = exported.mix
-            say(f"mix: {mix.bits_per_weight:.3f} bits a weight of the matrices; KLD {mix.kld:.3g} on the calibration data")
+        if exported.allocation is not None:
+            allocation = exported.allocation
+            found = f"{allocation.bits_per_weight:.3f} bits per weight of the matrices, KLD {allocation.kld:.3g} nats"
+            say(f"bit allocation: {found} on the calibration data")
         results.print(memory_table(exported.manifest, target))
         results.print(drift_table(exported.manifest, exported.verdicts))
         say(f"bundle: {exported.directory}")

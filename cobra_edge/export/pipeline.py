@@ -35,7 +35,7 @@ from ..errors import DriftError
 from ..formats.recipe import Recipe
 from ..formats.targets import Target
 from ..inputs.text import END_OF_TEXT, TextCodec
-from ..quantize.bit_allocation import Mix
+from ..quantize.bit_allocation import BitAllocation
 from ..quantize.statistics import Statistics
 from ..regress.budget import judge
 from ..regress.report import Figure, Verdict
@@ -44,7 +44,7 @@ from ..terminal.output import progress, tell
 from ..version import __version__
 from .model_card import VISION_SOURCES, model_card
 from .plan import ExportOptions, plan_export
-from .statistics import find_mix, statistics_for
+from .statistics import find_allocation, statistics_for
 from .vision import build_engine_ahead, write_vision
 
 
@@ -56,7 +56,7 @@ class Exported:
     manifest: Manifest
     kept_float: dict[str, str]
     verdicts: tuple[Verdict, ...]
-    mix: Mix | None = None
+    allocation: BitAllocation | None = None
 
 
 def export_bundle(source: str, target: Target, out: Path | None = None, **options: Any) -> Exported:
@@ -76,7 +76,7 @@ def export_bundle(source: str, target: Target, out: Path | None = None, **option
     checkpoint, plan = plan_export(source, target, out, ExportOptions(**options))
     if checkpoint.vision_source is not None:
         tell(f"vision weights: {VISION_SOURCES[checkpoint.vision_source]}")
-    o, recipe, asked, codec, mix = plan.options, plan.recipe, plan.asked, plan.codec, None
+    o, recipe, asked, codec, allocation = plan.options, plan.recipe, plan.asked, plan.codec, None
     with staged_directory(plan.directory, force=o.force, needed_bytes=plan.needed_bytes) as stage:
         sights = [o.golden.parent / name for name in asked.images]
         graph, embeddings = write_vision(checkpoint, sights, stage, plan.precision, plan.vision_input, plan.calibration)
@@ -84,7 +84,9 @@ def export_bundle(source: str, target: Target, out: Path | None = None, **option
         with statistics_for(checkpoint, recipe, plan.statistics, o.calibration, stage) as found:
             recipe = recipe if found is None else msgspec.structs.replace(recipe, statistics=found.fingerprint())
             if o.bits is not None:
-                recipe, mix = find_mix(checkpoint, plan.digest, recipe, found, o.calibration, o.bits, plan.sensitivity)
+                recipe, allocation = find_allocation(
+                    checkpoint, plan.digest, recipe, found, o.calibration, o.bits, plan.sensitivity
+                )
             with progress() as bar:
                 _write_decoder(checkpoint, recipe, stage, bar, found)
         with progress() as bar:
@@ -96,7 +98,7 @@ def export_bundle(source: str, target: Target, out: Path | None = None, **option
             drift = _measure(Bundle(stage, draft), len(asked.lines), bar)
         manifest = _seal(stage, draft, drift, target)
     figures = {name: Figure(value) for name, value in drift.measures.items()}
-    return Exported(plan.directory, manifest, plan.kept_float, judge(figures, plan.limits, floor), mix)
+    return Exported(plan.directory, manifest, plan.kept_float, judge(figures, plan.limits, floor), allocation)
 
 
 def _draft(

@@ -23,14 +23,14 @@ from ..formats.scheme import Scheme, scheme_named
 from ..formats.targets import Target
 from ..inputs.text import PromptTemplate, TextCodec
 from ..model.checkpoint_hash import hashed
-from ..quantize.bit_allocation import require_reachable, smallest_mix
+from ..quantize.bit_allocation import require_reachable, smallest_allocation
 from ..quantize.sensitivity import Sensitivity, of_tensors, read_sensitivity
 from ..quantize.statistics import Statistics, read_header, read_statistics
 from ..regress.budget import Limit, read_budget
 from ..suite.line import Line
 from ..suite.reader import CALIBRATION, HELDOUT, images_of, read_suite, spread
 from ..suite.tokenized import TokenizedSuite, tokenized_suite
-from .checks import check_calibration, check_choices, check_mix, check_text_only
+from .checks import check_allocation, check_calibration, check_choices, check_text_only
 from .vision import checked_engine, checked_precision
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
 
 def _checked(target: Target, o: ExportOptions) -> PrecisionName:
     """Check what needs no checkpoint: choices that go together, data that can be read; returns the graph's precision."""
-    check_mix(o.scheme, o.bits, o.activations, o.sensitivity)
+    check_allocation(o.scheme, o.bits, o.activations, o.sensitivity)
     check_choices(scheme_named(o.scheme or target.scheme), o.method, o.rotation, o.clip_activations)
     precision = checked_precision(target, o.vision_precision)
     int8 = precision == "int8"
@@ -225,7 +225,7 @@ def _recipe(config: CobraConfig, target: Target, o: ExportOptions) -> tuple[Reci
         return recipe, kept
     recipe = msgspec.structs.replace(recipe, method=o.method, activations=o.activations or recipe.activations)
     require_reachable(config.mamba, recipe, o.bits)
-    return of_tensors(recipe, smallest_mix(config.mamba, recipe)), {}
+    return of_tensors(recipe, smallest_allocation(config.mamba, recipe)), {}
 
 
 def _name(config: CobraConfig, target: Target, recipe: Recipe, o: ExportOptions) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..files.staging import scratch_directory
 from ..formats.recipe import Recipe
-from ..quantize.bit_allocation import Mix, choose_mix
+from ..quantize.bit_allocation import BitAllocation, allocate_bits
 from ..quantize.sensitivity import SCHEMA_VERSION, Sensitivity, of_tensors, passes, scan
 from ..quantize.statistics import Statistics
 from ..suite.reader import CALIBRATION, read_suite
@@ -100,7 +100,7 @@ def find_sensitivity(
     )
 
 
-def find_mix(
+def find_allocation(
     checkpoint: Any,
     digest: str,
     recipe: Recipe,
@@ -108,7 +108,7 @@ def find_mix(
     data: Path | None,
     bits_per_weight: float,
     known: Sensitivity | None,
-) -> tuple[Recipe, Mix]:
+) -> tuple[Recipe, BitAllocation]:
     """Find the best mix of schemes within a budget, and return the recipe with its tensors.
 
     Args:
@@ -117,13 +117,13 @@ def find_mix(
         known: what a scan found; None scans now.
 
     Raises:
-        InputError: what `find_sensitivity` and `choose_mix` raise.
+        InputError: what `find_sensitivity` and `allocate_bits` raise.
     """
     config = checkpoint.config.mamba
     trial = _trial(checkpoint, recipe, statistics, data)
     found = known or find_sensitivity(checkpoint, digest, recipe, statistics, data, trial)
     with stages() as stage:
-        mix = choose_mix(
+        allocation = allocate_bits(
             config, recipe, found.kld, bits_per_weight, trial.kld, lambda done, total: stage("mixes measured", done, total)
         )
-    return of_tensors(recipe, mix.tensors), mix
+    return of_tensors(recipe, allocation.tensors), allocation

@@ -1,7 +1,7 @@
 """Activation-aware scales: weights whose inputs are loud are made larger before they are rounded, and their inputs smaller.
 
 Source: Lin et al. 2024, "AWQ: Activation-aware Weight Quantization", section 3.2: scales are a power of the inputs' magnitudes,
-and the power is searched. Which matrices of a Mamba can have any is said in `transforms.prepared`.
+and the power is searched. Which matrices of a Mamba can have any is said in `transforms.transformed_tensor`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..formats.model_config import MambaConfig
 from ..formats.recipe import Recipe, matrix_bits, matrix_names, matrix_weights, uniform_recipe
 from ..formats.scheme import SCHEMES
-from .sensitivity import SCHEMES_OF_A_MIX, Table, candidates, of_tensors
+from .sensitivity import CANDIDATE_SCHEMES, Table, candidates, of_tensors
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ Sizes = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
-class Mix:
+class BitAllocation:
     """How each matrix is stored.
 
     Attributes:
@@ -56,14 +56,14 @@ def option_bits(config: MambaConfig, recipe: Recipe) -> dict[str, dict[str, int]
     }
 
 
-def smallest_mix(config: MambaConfig, recipe: Recipe) -> dict[str, str]:
+def smallest_allocation(config: MambaConfig, recipe: Recipe) -> dict[str, str]:
     """Return the storage of each matrix that takes the least bits."""
     return {name: min(tried, key=tried.__getitem__) for name, tried in option_bits(config, recipe).items()}
 
 
 def require_reachable(config: MambaConfig, recipe: Recipe, bits_per_weight: float) -> None:
     """Raise InputError where no mix takes as few bits a weight."""
-    sizes, smallest = option_bits(config, recipe), smallest_mix(config, recipe)
+    sizes, smallest = option_bits(config, recipe), smallest_allocation(config, recipe)
     least = sum(sizes[name][s] for name, s in smallest.items()) / matrix_weights(config)
     if bits_per_weight < least:
         by_storage: dict[str, set[str]] = {}
@@ -110,10 +110,10 @@ def solve(costs: Table, sizes: Sizes, budget_bits: float) -> dict[str, str] | No
     return {name: found[name] for name in costs}
 
 
-def uniform_mixes(config: MambaConfig) -> list[dict[str, str]]:
+def uniform_allocations(config: MambaConfig) -> list[dict[str, str]]:
     """Return the storages by matrix of the uniform recipes of a mix's schemes."""
     found = []
-    for scheme in SCHEMES_OF_A_MIX:
+    for scheme in CANDIDATE_SCHEMES:
         try:
             recipe, _ = uniform_recipe(config, SCHEMES[scheme])
         except InputError:  # fits no matrix of this model
@@ -122,14 +122,14 @@ def uniform_mixes(config: MambaConfig) -> list[dict[str, str]]:
     return found
 
 
-def choose_mix(
+def allocate_bits(
     config: MambaConfig,
     recipe: Recipe,
     table: Table,
     bits_per_weight: float,
     measure: Callable[[Recipe], float],
-    on_mix: Callable[[int, int], None] = lambda done, total: None,
-) -> Mix:
+    on_measured: Callable[[int, int], None] = lambda done, total: None,
+) -> BitAllocation:
     """Find the mix within a budget with which the model drifts least.
 
     Args:
@@ -138,35 +138,35 @@ def choose_mix(
         table: what each matrix costs alone.
         bits_per_weight: budget of all matrices, as `recipe.matrix_bits` counts.
         measure: returns the mean KLD (nats) of a recipe from the float model.
-        on_mix: told how many of the mixes are measured, and how many there are.
+        on_measured: told how many of the mixes are measured, and how many there are.
 
     Raises:
-        InputError: the budget is below what any mix takes, or nothing within it gives finite answers.
+        InputError: the budget is below what any allocation takes, or nothing within it gives finite answers.
     """
     require_reachable(config, recipe, bits_per_weight)
     sizes, weights = option_bits(config, recipe), matrix_weights(config)
     budget = bits_per_weight * weights
-    measured = dict[tuple[str, ...], Mix]()
+    measured = dict[tuple[str, ...], BitAllocation]()
 
     def full() -> bool:
         return len(measured) >= _MEASURED
 
-    def try_out(tensors: dict[str, str]) -> Mix | None:
+    def try_out(tensors: dict[str, str]) -> BitAllocation | None:
         bits = sum(matrix_bits(config, of_tensors(recipe, tensors)).values())
         key = tuple(tensors[name] for name in sizes)
         if key in measured or bits > budget or full():
             return None
-        on_mix(len(measured), _MEASURED)
+        on_measured(len(measured), _MEASURED)
         alone = sum(table[name].get(storage, math.inf) for name, storage in tensors.items())
-        mix = measured[key] = Mix(tensors, bits / weights, measure(of_tensors(recipe, tensors)), alone)
-        log.info("mix of %.3f bits a weight: KLD %.3e, %.3e if errors just added up", mix.bits_per_weight, mix.kld, alone)
-        return mix
+        allocation = measured[key] = BitAllocation(tensors, bits / weights, measure(of_tensors(recipe, tensors)), alone)
+        log.info("%.3f bits per weight: KLD %.3e, sum of single-matrix KLDs %.3e", bits / weights, allocation.kld, alone)
+        return allocation
 
-    for tensors in uniform_mixes(config):
+    for tensors in uniform_allocations(config):
         if all(storage in sizes[name] for name, storage in tensors.items()):
             try_out(tensors)
     _search(table, sizes, budget, try_out, full)
-    on_mix(_MEASURED, _MEASURED)
+    on_measured(_MEASURED, _MEASURED)
     best = min(measured.values(), key=lambda m: (m.kld, m.bits_per_weight), default=None)
     if best is None or not math.isfinite(best.kld):
         raise InputError(f"no mix of {bits_per_weight:g} bits a weight gives finite answers; ask for more bits")
@@ -174,7 +174,11 @@ def choose_mix(
 
 
 def _search(
-    table: Table, sizes: Sizes, budget: float, try_out: Callable[[dict[str, str]], Mix | None], full: Callable[[], bool]
+    table: Table,
+    sizes: Sizes,
+    budget: float,
+    try_out: Callable[[dict[str, str]], BitAllocation | None],
+    full: Callable[[], bool],
 ) -> None:
     """Try the knapsack's solution, then those that differ from the best one tried in a matrix, until none is new or `full`.
 
@@ -186,8 +190,8 @@ def _search(
     def visit(tables: list[Table]) -> None:
         solutions = [(costs, s) for costs in tables if all(costs.values()) and (s := solve(costs, sizes, budget)) is not None]
         for costs, solution in sorted(solutions, key=lambda pair: sum(table[n][s] for n, s in pair[1].items())):
-            if (mix := try_out(solution)) is not None:
-                heapq.heappush(opened, (mix.kld, next(count), costs, solution))
+            if (allocation := try_out(solution)) is not None:
+                heapq.heappush(opened, (allocation.kld, next(count), costs, solution))
 
     visit([table])
     while opened and not full():

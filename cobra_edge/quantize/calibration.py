@@ -25,10 +25,19 @@ from ..model.cobra import stream_blocks
 from ..model.mamba import REFERENCE, Block, Operations, RMSNorm
 from ..model.weight_files import require_finite
 from ..version import __version__
-from .observer import Site
+from .observer import Observer
 from .questions import OnProgress, Question, Questions, seen, silent, tokenised
 from .resume import Parts
-from .statistics import HEAD, LAYER_SITES, SCHEMA_VERSION, Header, Statistics, site_name, site_tensors, site_width
+from .statistics import (
+    HEAD,
+    LAYER_PROJECTIONS,
+    SCHEMA_VERSION,
+    Header,
+    Statistics,
+    projection_name,
+    projection_tensors,
+    projection_width,
+)
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +116,8 @@ def collect_statistics(
         parts.keep_streams(index + 1, streams.numpy())
     if not parts.has(config.n_layer):
         parts.keep(config.n_layer, _head(checkpoint, streams))
-    expected = {i: [t for s in LAYER_SITES for t in site_tensors(config, i, s)] for i in range(config.n_layer)}
-    expected[config.n_layer] = site_tensors(config, None, HEAD)
+    expected = {i: [t for s in LAYER_PROJECTIONS for t in projection_tensors(config, i, s)] for i in range(config.n_layer)}
+    expected[config.n_layer] = projection_tensors(config, None, HEAD)
     return Statistics(header, config, parts.tensors(expected), str(partial or "statistics"))
 
 
@@ -168,30 +177,33 @@ class ObservedBlock:
     def __init__(self, block: Block, index: int, config: MambaConfig, positions: int) -> None:
         self.block, self.index, self.config = block, index, config
         self.unit = RMSNorm(config.d_model, config.norm_eps)  # the block's norm without its weight
-        self.sites = {site: Site(site_name(index, site), site_width(config, site), positions) for site in LAYER_SITES}
+        self.observers = {
+            projection: Observer(projection_name(index, projection), projection_width(config, projection), positions)
+            for projection in LAYER_PROJECTIONS
+        }
         self.block.mixer.x_proj.register_forward_hook(self._at_x_proj)
         self.block.mixer.out_proj.register_forward_pre_hook(self._at_out_proj)
 
     def _at_x_proj(self, _module: Any, inputs: tuple[Tensor], outputs: Tensor) -> None:
-        self.sites["x_proj"].add(inputs[0])
-        self.sites["dt_proj"].add(outputs[..., : self.block.mixer.dt_rank])
+        self.observers["x_proj"].add(inputs[0])
+        self.observers["dt_proj"].add(outputs[..., : self.block.mixer.dt_rank])
 
     def _at_out_proj(self, _module: Any, inputs: tuple[Tensor]) -> None:
-        self.sites["out_proj"].add(inputs[0])
+        self.observers["out_proj"].add(inputs[0])
 
     def __call__(self, residual: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Run the block over residual (batch, seq, d_model); return what leaves it, and the state."""
-        self.sites["in_proj"].add(self.unit(residual))
+        self.observers["in_proj"].add(self.unit(residual))
         out, conv, ssm = self.block.mixer(self.block.norm(residual), conv, ssm)
         return residual + out, conv, ssm
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return what is stored of the layer."""
         return {
-            **self.sites["in_proj"].tensors(self.block.norm.weight.numpy(), "unit"),
-            **self.sites["x_proj"].tensors(),
-            **self.sites["dt_proj"].tensors(),
-            **self.sites["out_proj"].tensors(rotation="own"),
+            **self.observers["in_proj"].tensors(self.block.norm.weight.numpy(), "unit"),
+            **self.observers["x_proj"].tensors(),
+            **self.observers["dt_proj"].tensors(),
+            **self.observers["out_proj"].tensors(rotation="own"),
         }
 
 
@@ -216,7 +228,7 @@ def _stream(block: ObservedBlock, streams: Tensor, sequences: list[_Sequence], o
 def _head(checkpoint: Checkpoint, streams: Tensor) -> dict[str, np.ndarray]:
     """Return what is stored of the head, from the streams after the last layer."""
     config, name = checkpoint.config.mamba, "backbone.norm_f.weight"
-    unit, site = RMSNorm(config.d_model, config.norm_eps), Site(HEAD, config.d_model, len(streams))
+    unit, projection = RMSNorm(config.d_model, config.norm_eps), Observer(HEAD, config.d_model, len(streams))
     for start in range(0, len(streams), _POSITIONS_AT_ONCE):
-        site.add(unit(streams[start : start + _POSITIONS_AT_ONCE]))
-    return site.tensors(require_finite(name, checkpoint.decoder[name].float()).numpy(), "own")
+        projection.add(unit(streams[start : start + _POSITIONS_AT_ONCE]))
+    return projection.tensors(require_finite(name, checkpoint.decoder[name].float()).numpy(), "own")

@@ -63,7 +63,7 @@ def stored_value(quantize: Quantizer, name: str, statistics: Statistics | None =
     config, recipe = quantize.config, quantize.recipe
     scheme = quantized_scheme(recipe, name)
     if scheme is None:
-        values = quantize.prepared(name)
+        values = quantize.transformed(name)
         if recipe.storage(name) == FLOAT16 and np.abs(values).max() > np.finfo(np.float16).max:
             raise InputError(f"{name}: a value of {np.abs(values).max():.3g} does not fit float16")
         return np.ascontiguousarray(values, recipe.storage(name))

@@ -8,11 +8,11 @@ import numpy as np
 
 from ..formats.hadamard import rotate
 from ..formats.recipe import Recipe
-from .statistics import HEAD, Statistics, site_of
+from .statistics import HEAD, Statistics, projection_of
 from .transforms import NO_SCALES, InputScales
 
 
-def stored_moment(
+def stored_second_moment(
     name: str, tensor: Callable[[str], np.ndarray], recipe: Recipe, statistics: Statistics, scales: InputScales = NO_SCALES
 ) -> np.ndarray:
     """Return the second moment of what a stored matrix is multiplied with, (in, in) float32, symmetric.
@@ -27,15 +27,15 @@ def stored_moment(
     Raises:
         InputError: the statistics hold nonsense.
     """
-    found = site_of(name)
+    found = projection_of(name)
     assert found is not None
-    layer, site = found
-    moment = statistics.second_moment(layer, site)
-    if site == HEAD:
+    layer, projection = found
+    moment = statistics.second_moment(layer, projection)
+    if projection == HEAD:
         moment = _scaled(moment, tensor("backbone.norm_f.weight"))
-    elif site == "in_proj" and not recipe.rotates_residual:
+    elif projection == "in_proj" and not recipe.rotates_residual:
         moment = _scaled(moment, tensor(f"backbone.layers.{layer}.norm.weight"))
-    if _rotated(site, recipe):
+    if _rotated(projection, recipe):
         moment = rotate(rotate(moment).T)
     return _scaled(moment, 1 / scales[name]) if name in scales else moment
 
@@ -46,15 +46,15 @@ def clips(name: str, group: int, recipe: Recipe, statistics: Statistics) -> np.n
     Raises:
         InputError: the statistics hold nonsense, or nothing of this basis.
     """
-    found = site_of(name)
+    found = projection_of(name)
     assert found is not None and recipe.activation_percentile is not None
-    layer, site = found
-    bounds = statistics.percentile(layer, site, group, recipe.activation_percentile, rotated=_rotated(site, recipe))
+    layer, projection = found
+    bounds = statistics.percentile(layer, projection, group, recipe.activation_percentile, rotated=_rotated(projection, recipe))
     return np.maximum(bounds, np.finfo(np.float32).tiny)  # inputs that are always 0
 
 
-def _rotated(site: str, recipe: Recipe) -> bool:
-    return recipe.rotates_out_proj if site == "out_proj" else recipe.rotates_residual and site in ("in_proj", HEAD)
+def _rotated(projection: str, recipe: Recipe) -> bool:
+    return recipe.rotates_out_proj if projection == "out_proj" else recipe.rotates_residual and projection in ("in_proj", HEAD)
 
 
 def _scaled(moment: np.ndarray, factors: np.ndarray) -> np.ndarray:

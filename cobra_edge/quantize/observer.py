@@ -1,4 +1,4 @@
-"""What is gathered at one site while positions stream by: the sum of x xᵀ, and some positions for the histograms."""
+"""What is gathered at one projection while positions stream by: the sum of x xᵀ, and some positions for the histograms."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..formats.hadamard import hadamard_factors, rotate
-from .statistics import histogram_of, packed_moment
+from .statistics import histogram_of, pack_second_moment
 
 _SAMPLES = 4096  # positions that histograms are made of, evenly spaced
 _COLUMNS_AT_ONCE = 640  # of the second moment; what lies right of its diagonal's blocks is never computed
 
 
-class Site:
+class Observer:
     """One product's input."""
 
     def __init__(self, name: str, width: int, positions: int) -> None:
         """Begin.
 
         Args:
-            name: what the site's tensors begin with.
+            name: what the projection's tensors begin with.
             width: inputs of the product.
             positions: how many there will be.
         """
@@ -38,12 +38,12 @@ class Site:
         self._seen += len(x)
 
     def tensors(self, weight: np.ndarray | None = None, rotation: str | None = None) -> dict[str, np.ndarray]:
-        """Return the site's tensors as `site_tensors` says.
+        """Return the projection's tensors as `projection_tensors` says.
 
         Args:
             weight: the norm's, that x was taken without, (width,) float32; None where there is no norm.
             rotation: "own" where R is applied to what enters the product, "unit" where to x without the norm's weight; None
-                where the site is never rotated.
+                where the projection is never rotated.
 
         Raises:
             InputError: something that is not finite came by.
@@ -60,7 +60,7 @@ class Site:
         rotated = model
         if rotation is not None:
             rotated = _rotated_histogram(own if rotation == "own" else unit, model)
-        diagonal, correlation = packed_moment(moment)
+        diagonal, correlation = pack_second_moment(moment)
         return {
             f"{self.name}.diagonal": diagonal,
             f"{self.name}.correlation": correlation,

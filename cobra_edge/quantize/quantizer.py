@@ -15,11 +15,11 @@ from ..formats.recipe import Recipe, quantized_scheme
 from ..formats.scheme import Scheme
 from .awq import input_scales
 from .gptq import gptq
-from .hessian import stored_moment
+from .hessian import stored_second_moment
 from .rtn import require_fit, round_to_nearest
 from .scales import least_error_scales
 from .statistics import Statistics
-from .transforms import InputScales, prepared
+from .transforms import InputScales, transformed_tensor
 
 EMBEDDING = "backbone.embedding.weight"
 _SCALED = ("mixer.in_proj.weight", "mixer.dt_proj.weight")
@@ -43,9 +43,9 @@ class Quantizer:
     statistics: Statistics | None
     scales: InputScales
 
-    def prepared(self, name: str) -> np.ndarray:
+    def transformed(self, name: str) -> np.ndarray:
         """Return what takes the place of a tensor before it is quantized, float32."""
-        return prepared(name, self.tensor, self.recipe, self.scales)
+        return transformed_tensor(name, self.tensor, self.recipe, self.scales)
 
     def quantize(self, name: str, scheme: Scheme) -> QuantizedTensor:
         """Return a matrix's codes and scales.
@@ -54,7 +54,7 @@ class Quantizer:
             InputError: it does not fit the scheme, or the statistics hold nonsense; it is named. MachineError: a library is
                 missing.
         """
-        values, moment = self.prepared(name), self._moment(name, scheme)
+        values, moment = self.transformed(name), self._moment(name, scheme)
         try:
             return self._codes(name, values, scheme, moment)
         except InputError as error:
@@ -65,7 +65,7 @@ class Quantizer:
         looked_up_only = name == EMBEDDING and not self.config.tied
         if self.statistics is None or scheme.code_format != "int" or looked_up_only:
             return None
-        return stored_moment(name, self.tensor, self.recipe, self.statistics, self.scales)
+        return stored_second_moment(name, self.tensor, self.recipe, self.statistics, self.scales)
 
     def _codes(self, name: str, values: np.ndarray, scheme: Scheme, moment: np.ndarray | None) -> QuantizedTensor:
         if scheme.code_format != "int":
@@ -91,8 +91,8 @@ def quantizer(
     scales = {}
     for name, scheme in scaled_matrices(config, recipe).items():
         assert statistics is not None
-        moment = stored_moment(name, tensor, recipe, statistics)
-        scales[name] = input_scales(plain.prepared(name), moment, scheme)
+        moment = stored_second_moment(name, tensor, recipe, statistics)
+        scales[name] = input_scales(plain.transformed(name), moment, scheme)
         on_matrix()
     return replace(plain, scales=scales)
 

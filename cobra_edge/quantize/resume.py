@@ -25,7 +25,7 @@ _IDENTITY = "inputs.json"
 _STREAMS = "streams"
 
 
-def remove_parts(directory: Path) -> None:
+def remove_resume_directory(directory: Path) -> None:
     """Remove a directory of parts: streams first, identity last, so that a run can go on from whatever is left."""
     for file in sorted(directory.iterdir(), key=lambda f: (f.name == _IDENTITY, not f.name.startswith(_STREAMS))):
         file.unlink()
@@ -53,7 +53,7 @@ class Parts:
             raise InputError(f"{directory}: not a calibration that was interrupted; remove it or give another --out")
         if mark.is_file() and mark.read_bytes() != identity:
             log.warning("%s: left by a calibration with other inputs; starting anew", directory)
-            remove_parts(directory)
+            remove_resume_directory(directory)
         directory.mkdir(parents=True, exist_ok=True)
         if not mark.is_file():
             staged = mark.with_suffix(".new")

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 # What a matrix of a mix may be stored by, besides float16. Schemes differ in activations only for a whole recipe.
-SCHEMES_OF_A_MIX = ("w3a16-g64", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w8a16-g128", "w8a16-channel")
+CANDIDATE_SCHEMES = ("w3a16-g64", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w8a16-g128", "w8a16-channel")
 
 # Mean KLD (nats) by matrix and storage.
 Table = dict[str, dict[str, float]]
@@ -59,7 +59,7 @@ def candidates(config: MambaConfig) -> dict[str, list[str]]:
     """Return for each matrix the storages that a scan tries; one scale a row only where no other 8-bit scheme fits."""
     found = {}
     for name in matrix_names(config):
-        fits = storages(config, name, SCHEMES_OF_A_MIX)
+        fits = storages(config, name, CANDIDATE_SCHEMES)
         found[name] = [s for s in fits if s != "w8a16-channel" or "w8a16-g128" not in fits]
     return found
 

@@ -1,6 +1,6 @@
 """Calibration statistics: what enters each matrix product of a decoder, as one safetensors file (docs/statistics.md).
 
-A site is one product's input: "in_proj", "x_proj", "dt_proj" and "out_proj" of every layer, and "head". Of each the file holds
+The projections are in_proj, x_proj, dt_proj and out_proj of every layer, and head. For the input x of each, the file holds
 
 * the second moment H = mean over positions of x xᵀ, as its diagonal and as the correlations H_ij / √(H_ii · H_jj) in float16:
   what error a change of the weights makes, and which inputs are loud;
@@ -8,7 +8,7 @@ A site is one product's input: "in_proj", "x_proj", "dt_proj" and "out_proj" of 
   rounded activations may be clipped.
 
 At in_proj and head x is the normalised residual without the norm's weight, so that norms can be folded and the stream rotated
-afterwards. Tensors are mapped, and read a site at a time.
+afterwards. Tensors are mapped, and read a projection at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..formats.recipe import StoredTensor
 from ..formats.safetensors_file import TensorFileWriter, map_tensors, read_metadata
 
 SCHEMA_VERSION = 1
-LAYER_SITES = ("in_proj", "x_proj", "dt_proj", "out_proj")
+LAYER_PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 HEAD = "head"
 GROUP = 32  # neighbouring inputs that share a histogram
 BINS = 128
@@ -61,28 +61,28 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positions: int
 
 
-def site_of(name: str) -> tuple[int | None, str] | None:
-    """Return (layer, site) of what a matrix of the decoder is multiplied with; None for a tensor that is not a product's."""
+def projection_of(name: str) -> tuple[int | None, str] | None:
+    """Return (layer, projection) of a decoder matrix; None for a tensor that is no projection."""
     if name in ("lm_head.weight", "backbone.embedding.weight"):  # a tied head is the embedding
         return None, HEAD
     found = _MATRIX.fullmatch(name)
     return (int(found[1]), found[2]) if found else None
 
 
-def site_name(layer: int | None, site: str) -> str:
-    """Return what the site's tensors begin with."""
-    return HEAD if layer is None else f"backbone.layers.{layer}.mixer.{site}"
+def projection_name(layer: int | None, projection: str) -> str:
+    """Return what the projection's tensors begin with."""
+    return HEAD if layer is None else f"backbone.layers.{layer}.mixer.{projection}"
 
 
-def site_width(config: MambaConfig, site: str) -> int:
-    """Return how many inputs the site's product has."""
+def projection_width(config: MambaConfig, projection: str) -> int:
+    """Return how many inputs the projection's product has."""
     widths = {"in_proj": config.d_model, "dt_proj": config.dt_rank, HEAD: config.d_model}
-    return widths.get(site, config.d_inner)
+    return widths.get(projection, config.d_inner)
 
 
-def site_tensors(config: MambaConfig, layer: int | None, site: str) -> list[StoredTensor]:
-    """Return what is stored of a site."""
-    name, n = site_name(layer, site), site_width(config, site)
+def projection_tensors(config: MambaConfig, layer: int | None, projection: str) -> list[StoredTensor]:
+    """Return what is stored of a projection."""
+    name, n = projection_name(layer, projection), projection_width(config, projection)
     groups = -(-n // GROUP)
     return [
         StoredTensor(f"{name}.diagonal", "float32", (n,)),
@@ -92,17 +92,17 @@ def site_tensors(config: MambaConfig, layer: int | None, site: str) -> list[Stor
     ]
 
 
-def sites(config: MambaConfig) -> list[tuple[int | None, str]]:
-    """Return every site as (layer, site), in file order; the head's layer is None."""
-    return [*((i, site) for i in range(config.n_layer) for site in LAYER_SITES), (None, HEAD)]
+def projections(config: MambaConfig) -> list[tuple[int | None, str]]:
+    """Return every projection as (layer, projection), in file order; the head's layer is None."""
+    return [*((i, projection) for i in range(config.n_layer) for projection in LAYER_PROJECTIONS), (None, HEAD)]
 
 
 def statistics_tensors(config: MambaConfig) -> list[StoredTensor]:
     """Return every tensor of the file, in file order."""
-    return [t for layer, site in sites(config) for t in site_tensors(config, layer, site)]
+    return [t for layer, projection in projections(config) for t in projection_tensors(config, layer, projection)]
 
 
-def packed_moment(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pack_second_moment(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the diagonal (n,) float32 and the correlations (n·(n+1)/2,) float16 of a second moment.
 
     Args:
@@ -118,8 +118,8 @@ def packed_moment(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return diagonal, correlation
 
 
-def unpacked_moment(diagonal: np.ndarray, correlation: np.ndarray) -> np.ndarray:
-    """Undo `packed_moment`: return the whole symmetric matrix, (n, n) float32, its diagonal exactly as given."""
+def unpack_second_moment(diagonal: np.ndarray, correlation: np.ndarray) -> np.ndarray:
+    """Undo `pack_second_moment`: return the whole symmetric matrix, (n, n) float32, its diagonal exactly as given."""
     n, start, root = len(diagonal), 0, np.sqrt(diagonal)
     moment = np.zeros((n, n), np.float32)
     for i in range(n):
@@ -172,27 +172,27 @@ class Statistics:
     tensors: Mapping[str, np.ndarray]
     origin: str = "statistics"
 
-    def diagonal(self, layer: int | None, site: str) -> np.ndarray:
+    def diagonal(self, layer: int | None, projection: str) -> np.ndarray:
         """Return the mean square of each input, (n,) float32. Raises InputError where the file holds nonsense."""
-        name = site_name(layer, site)
+        name = projection_name(layer, projection)
         values = self.tensors[f"{name}.diagonal"]
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise InputError(f"{self.origin}: {name}.diagonal holds values that are no mean squares; calibrate again")
         return values
 
-    def second_moment(self, layer: int | None, site: str) -> np.ndarray:
+    def second_moment(self, layer: int | None, projection: str) -> np.ndarray:
         """Return H, (n, n) float32, symmetric. Raises InputError where the file holds nonsense."""
-        name, diagonal = site_name(layer, site), self.diagonal(layer, site)
+        name, diagonal = projection_name(layer, projection), self.diagonal(layer, projection)
         correlation = self.tensors[f"{name}.correlation"]
         if not (np.abs(correlation) <= 1 + _ROUNDING).all():  # not so for NaN either
             raise InputError(f"{self.origin}: {name}.correlation holds values beyond -1..1; calibrate again")
-        return unpacked_moment(diagonal, correlation)
+        return unpack_second_moment(diagonal, correlation)
 
-    def percentile(self, layer: int | None, site: str, group: int, percentile: float, *, rotated: bool) -> np.ndarray:
+    def percentile(self, layer: int | None, projection: str, group: int, percentile: float, *, rotated: bool) -> np.ndarray:
         """Return for each group of inputs a bound that `percentile` per cent of its magnitudes do not exceed.
 
         Args:
-            layer, site: which product's input; the head's layer is None.
+            layer, projection: which product's input; the head's layer is None.
             group: how many neighbouring inputs share a bound: a multiple of 32 that divides n, or n itself.
             percentile: above 0, up to 100. 100 gives the largest magnitude seen.
             rotated: of what enters the product of a rotated model: at in_proj R x without the norm's weight, which is folded
@@ -204,7 +204,7 @@ class Statistics:
         Raises:
             InputError: a group or percentile that cannot be, no rotated histogram, or a file that holds nonsense.
         """
-        name, n = site_name(layer, site), site_width(self.config, site)
+        name, n = projection_name(layer, projection), projection_width(self.config, projection)
         if n % group or (group % GROUP and group != n):
             raise InputError(
                 f"{name}: no bounds for groups of {group}; expected a multiple of {GROUP} that divides {n}, or {n}"
@@ -230,8 +230,8 @@ class Statistics:
     def fingerprint(self) -> str:
         """Return a hash of the header and of every diagonal: other model, data or numbers, other fingerprint."""
         digest = hashlib.sha256(msgspec.json.encode(self.header))
-        for layer, site in sites(self.config):
-            digest.update(np.ascontiguousarray(self.tensors[f"{site_name(layer, site)}.diagonal"]).data)
+        for layer, projection in projections(self.config):
+            digest.update(np.ascontiguousarray(self.tensors[f"{projection_name(layer, projection)}.diagonal"]).data)
         return digest.hexdigest()
 
 

@@ -18,7 +18,9 @@ InputScales = Mapping[str, np.ndarray]
 NO_SCALES: InputScales = {}
 
 
-def prepared(name: str, tensor: Callable[[str], np.ndarray], recipe: Recipe, scales: InputScales = NO_SCALES) -> np.ndarray:
+def transformed_tensor(
+    name: str, tensor: Callable[[str], np.ndarray], recipe: Recipe, scales: InputScales = NO_SCALES
+) -> np.ndarray:
     """Return what takes the place of a tensor of the decoder.
 
     Args:

@@ -36,18 +36,18 @@ from cobra_edge.model.mamba import selective_scan as plain_scan
 from cobra_edge.quantize import calibration, questions
 from cobra_edge.quantize.calibration import collect_statistics
 from cobra_edge.quantize.questions import tokenised
-from cobra_edge.quantize.resume import remove_parts
+from cobra_edge.quantize.resume import remove_resume_directory
 from cobra_edge.quantize.statistics import (
     BINS,
-    LAYER_SITES,
+    LAYER_PROJECTIONS,
     histogram_of,
-    packed_moment,
+    pack_second_moment,
+    projection_of,
+    projections,
     read_header,
     read_statistics,
-    site_of,
-    sites,
     statistics_tensors,
-    unpacked_moment,
+    unpack_second_moment,
     write_statistics,
 )
 from cobra_edge.suite.line import Line
@@ -73,7 +73,7 @@ def silu(x):
 
 
 def naive_inputs(checkpoint, lines, visual):
-    """Return {(layer, site): every position's input, float64}: whole sequences, token by token, nothing shared.
+    """Return {(layer, projection): every position's input, float64}: whole sequences, token by token, nothing shared.
 
     The positions of an image are listed for the first line that asks about it, and left out of the others'.
     """
@@ -102,23 +102,23 @@ def naive_inputs(checkpoint, lines, visual):
                 y = (h @ k + p["mixer.D"] * u) * silu(z)
                 stream[t] = x + p["mixer.out_proj.weight"] @ y
                 if t >= skipped:
-                    for site, value in zip(LAYER_SITES, (unit, u, low, y), strict=True):
-                        found.setdefault((i, site), []).append(value)
+                    for projection, value in zip(LAYER_PROJECTIONS, (unit, u, low, y), strict=True):
+                        found.setdefault((i, projection), []).append(value)
         final = stream[skipped:]
         found.setdefault((None, "head"), []).extend(final / np.sqrt((final**2).mean(-1, keepdims=True) + c.norm_eps))
-    return {site: np.array(values) for site, values in found.items()}
+    return {projection: np.array(values) for projection, values in found.items()}
 
 
 def assert_same_as_naive(statistics, naive):
-    assert set(naive) == set(sites(statistics.config))
-    for (layer, site), inputs in naive.items():
+    assert set(naive) == set(projections(statistics.config))
+    for (layer, projection), inputs in naive.items():
         assert len(inputs) == statistics.header.positions
         expected = inputs.T @ inputs / len(inputs)
-        assert_close(statistics.diagonal(layer, site), np.diagonal(expected), "statistics")
+        assert_close(statistics.diagonal(layer, projection), np.diagonal(expected), "statistics")
         # Correlations are float16: their rounding, as a share of the product of two inputs' magnitudes.
         root = np.sqrt(np.diagonal(expected))
-        difference = np.abs(statistics.second_moment(layer, site) - expected)
-        assert (difference <= 5e-4 * np.outer(root, root)).all(), (layer, site)
+        difference = np.abs(statistics.second_moment(layer, projection) - expected)
+        assert (difference <= 5e-4 * np.outer(root, root)).all(), (layer, projection)
 
 
 def test_statistics_of_a_text_only_model_are_those_of_a_naive_one(text_only):
@@ -170,11 +170,11 @@ def test_histograms_are_of_what_enters_the_products(mini, mini_statistics, mini_
         (1, "out_proj"): (y, rotate(y)),
         (None, "head"): (head * final, rotate(head * final)),
     }
-    for (layer, site), bases in expected.items():
+    for (layer, projection), bases in expected.items():
         group = min(32, bases[0].shape[1])
         for rotated, values in enumerate(bases):
             largest = np.abs(values).reshape(len(values), -1, group).max(axis=(0, 2))
-            got = mini_statistics.percentile(layer, site, group, 100, rotated=bool(rotated))
+            got = mini_statistics.percentile(layer, projection, group, 100, rotated=bool(rotated))
             assert_close(got, largest, "statistics")
 
 
@@ -182,9 +182,11 @@ def test_native_operations_give_the_same_statistics(mini, mini_statistics):
     if best_operations() is REFERENCE:
         pytest.skip("the native part is missing")
     plain = collect_statistics(mini, a_few_lines(), MINI, operations=REFERENCE)
-    for layer, site in sites(plain.config):
-        assert_close(mini_statistics.diagonal(layer, site), plain.diagonal(layer, site), "statistics")
-        assert_close(mini_statistics.second_moment(layer, site), plain.second_moment(layer, site), "statistics", "float16")
+    for layer, projection in projections(plain.config):
+        assert_close(mini_statistics.diagonal(layer, projection), plain.diagonal(layer, projection), "statistics")
+        assert_close(
+            mini_statistics.second_moment(layer, projection), plain.second_moment(layer, projection), "statistics", "float16"
+        )
 
 
 @pytest.mark.parametrize("seq", [1, 3, 63])
@@ -210,7 +212,7 @@ def test_a_second_moment_comes_back_whole():
     x = np.random.default_rng(0).standard_normal((50, 33)).astype(np.float32) * np.exp(np.linspace(-9, 9, 33, dtype=np.float32))
     x[:, 5] = 0  # a dead input
     moment = x.T @ x / 50
-    back = unpacked_moment(*packed_moment(np.tril(moment)))
+    back = unpack_second_moment(*pack_second_moment(np.tril(moment)))
     assert back.dtype == np.float32 and np.array_equal(back, back.T)
     assert np.array_equal(np.diagonal(back), np.diagonal(moment)) and not back[5].any()
     root = np.sqrt(np.diagonal(moment))
@@ -267,9 +269,9 @@ def test_a_width_without_a_hadamard_matrix_has_no_rotated_bounds(tmp_path):
 
 
 def test_names_of_matrices_lead_to_sites():
-    assert site_of("backbone.layers.12.mixer.x_proj.weight") == (12, "x_proj")
-    assert site_of("lm_head.weight") == site_of("backbone.embedding.weight") == (None, "head")
-    assert site_of("backbone.layers.12.mixer.conv1d.weight") is None
+    assert projection_of("backbone.layers.12.mixer.x_proj.weight") == (12, "x_proj")
+    assert projection_of("lm_head.weight") == projection_of("backbone.embedding.weight") == (None, "head")
+    assert projection_of("backbone.layers.12.mixer.conv1d.weight") is None
 
 
 @pytest.fixture
@@ -470,9 +472,9 @@ def test_a_removal_that_was_interrupted_is_taken_up(text_only, tmp_path, monkeyp
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Path, "unlink", unlink)
-            remove_parts(partial)
+            remove_resume_directory(partial)
         assert collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial).fingerprint() == expected
-    remove_parts(partial)
+    remove_resume_directory(partial)
     assert not partial.exists()
 
 

@@ -18,7 +18,7 @@ from cobra_edge.formats.recipe import METHODS
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.quantize.statistics import read_statistics, site_of
+from cobra_edge.quantize.statistics import projection_of, read_statistics
 from cobra_edge.terminal.output import run_command
 
 from ..conftest import MINI, write_text_only
@@ -172,9 +172,9 @@ def test_clips_are_written_and_rounded_activations_run_with_them(export, source,
     clipped = {n: t for n, t in bundle.decoder_tensors().items() if isinstance(t, QuantizedTensor)}
     assert len(clipped) == 1 + 3 * checkpoint.config.mamba.n_layer  # dt_proj stays float
     for name, tensor in clipped.items():
-        layer, site = site_of(name)
-        turned = rotation == "both" and site in ("in_proj", "out_proj", "head")
-        expected = found.percentile(layer, site, 128, 99, rotated=turned)
+        layer, projection = projection_of(name)
+        turned = rotation == "both" and projection in ("in_proj", "out_proj", "head")
+        expected = found.percentile(layer, projection, 128, 99, rotated=turned)
         assert tensor.clips is not None and (tensor.clips > 0).all() and np.array_equal(tensor.clips, expected)
         assert np.array_equal(tensor.codes, free.decoder_tensors()[name].codes)  # weights know nothing of it
     got, unclipped = run_rounded(CpuDecoder, bundle), run_rounded(CpuDecoder, free)

@@ -9,7 +9,7 @@ from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.quantize.awq import input_scales
 from cobra_edge.quantize.rtn import round_to_nearest
 from cobra_edge.quantize.scales import least_error_scales
-from cobra_edge.quantize.transforms import prepared
+from cobra_edge.quantize.transforms import transformed_tensor
 
 from ..conftest import random_tensors
 from ..naive_decoder import float64, naive_logits, random_scales
@@ -86,11 +86,11 @@ def test_a_tall_matrix_is_judged_by_some_of_its_rows(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["in_proj", "dt_proj", "both"])
 def test_folding_scales_changes_nothing(kind):
-    """`prepared` multiplies and divides in whatever precision it is given: in float64 only roundings differ."""
+    """`transformed_tensor` multiplies and divides in whatever precision it is given: in float64 only roundings differ."""
     weights = float64(random_tensors(decoder_shapes(CONFIG)))
     scales = {n: s for n, s in random_scales(weights).items() if kind == "both" or kind in n}
     recipe = Recipe("w8a16-g128", "awq", {})
-    stored = {name: prepared(name, weights.__getitem__, recipe, scales) for name in weights}
+    stored = {name: transformed_tensor(name, weights.__getitem__, recipe, scales) for name in weights}
     changed = {name.rsplit("mixer.")[-1] for name in weights if not np.array_equal(stored[name], weights[name])}
     touched = {"in_proj": {"in_proj.weight"}, "dt_proj": {"dt_proj.weight", "x_proj.weight"}}
     layers = {f"backbone.layers.{i}.norm.weight" for i in range(CONFIG.n_layer)}
@@ -105,6 +105,6 @@ def test_only_the_step_s_rows_of_x_proj_are_divided():
     weights = float64(random_tensors(decoder_shapes(CONFIG)))
     name, consumer = (f"backbone.layers.1.mixer.{part}_proj.weight" for part in ("x", "dt"))
     scales = random_scales(weights)
-    stored = prepared(name, weights.__getitem__, Recipe("w8a16-g128", "awq", {}), scales)
+    stored = transformed_tensor(name, weights.__getitem__, Recipe("w8a16-g128", "awq", {}), scales)
     assert np.array_equal(stored[32:], weights[name][32:])
     assert np.array_equal(stored[:32], weights[name][:32] / scales[consumer][:, None])

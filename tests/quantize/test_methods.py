@@ -10,7 +10,7 @@ from cobra_edge.formats.packing import unpack
 from cobra_edge.formats.recipe import METHODS, ROTATIONS, Recipe, quantized_scheme, uniform_recipe
 from cobra_edge.formats.scheme import SCHEMES, Scheme
 from cobra_edge.quantize.gptq import gptq
-from cobra_edge.quantize.hessian import clips, stored_moment
+from cobra_edge.quantize.hessian import clips, stored_second_moment
 from cobra_edge.quantize.quantizer import EMBEDDING, quantizer
 from cobra_edge.quantize.rtn import round_to_nearest
 from cobra_edge.quantize.scales import least_error_scales
@@ -19,13 +19,13 @@ from cobra_edge.quantize.statistics import (
     Header,
     Statistics,
     histogram_of,
-    packed_moment,
-    site_name,
-    site_of,
-    site_width,
-    sites,
+    pack_second_moment,
+    projection_name,
+    projection_of,
+    projection_width,
+    projections,
 )
-from cobra_edge.quantize.transforms import prepared
+from cobra_edge.quantize.transforms import transformed_tensor
 
 from ..conftest import random_tensors
 from ..naive_decoder import float64, orthonormal, random_scales, transformed
@@ -41,14 +41,14 @@ POSITIONS = 900
 
 @pytest.fixture(scope="module")
 def inputs():
-    """Return what enters each site, {(layer, site): (positions, width) float64}: correlated, some channels loud, one dead."""
+    """Return inputs, {(layer, projection): (positions, width) float64}: correlated, some outlier channels, one dead."""
     rng, found = np.random.default_rng(0), {}
-    for layer, site in sites(CONFIG):
-        width = site_width(CONFIG, site)
+    for layer, projection in projections(CONFIG):
+        width = projection_width(CONFIG, projection)
         mixing = np.eye(width) + 0.5 * rng.standard_normal((width, width)) / np.sqrt(width)
         x = rng.standard_normal((POSITIONS, width)) @ mixing * np.exp(rng.standard_normal(width))
         x[:, 3] = 0
-        found[layer, site] = x
+        found[layer, projection] = x
     return found
 
 
@@ -62,13 +62,15 @@ def statistics(inputs, weights):
     """Return the statistics of these inputs; at in_proj and head they are before the norm's weight."""
     tensors = {}
     norms = {"in_proj": weights["backbone.layers.0.norm.weight"], "head": weights["backbone.norm_f.weight"]}
-    for (layer, site), x in inputs.items():
-        name, own = site_name(layer, site), x * norms.get(site, 1)
+    for (layer, projection), x in inputs.items():
+        name, own = projection_name(layer, projection), x * norms.get(projection, 1)
         turned = (
-            (x if site == "in_proj" else own) @ orthonormal(x.shape[1]).T if site in ("in_proj", "out_proj", "head") else own
+            (x if projection == "in_proj" else own) @ orthonormal(x.shape[1]).T
+            if projection in ("in_proj", "out_proj", "head")
+            else own
         )
         parts = [histogram_of(values.astype(np.float32)) for values in (own, turned)]
-        diagonal, correlation = packed_moment((x.T @ x / len(x)).astype(np.float32))
+        diagonal, correlation = pack_second_moment((x.T @ x / len(x)).astype(np.float32))
         tensors |= {f"{name}.diagonal": diagonal, f"{name}.correlation": correlation}
         tensors |= {f"{name}.peak": np.stack([p[0] for p in parts]), f"{name}.histogram": np.stack([p[1] for p in parts])}
     return Statistics(Header(SCHEMA_VERSION, "0", "random", "", "", 1, POSITIONS), CONFIG, tensors)
@@ -76,13 +78,13 @@ def statistics(inputs, weights):
 
 def entering(name, inputs, weights, rotations, scales):
     """Return what a stored matrix is multiplied with at every position, (positions, in) float64: the reference of a runtime."""
-    layer, site = site_of(name)
-    x = inputs[layer, site]
-    if site == "head":
+    layer, projection = projection_of(name)
+    x = inputs[layer, projection]
+    if projection == "head":
         x = x * weights["backbone.norm_f.weight"]
-    if site == "in_proj" and "residual" not in rotations:
+    if projection == "in_proj" and "residual" not in rotations:
         x = x * weights["backbone.layers.0.norm.weight"]
-    if "residual" in rotations and site in ("in_proj", "head") or "out-proj" in rotations and site == "out_proj":
+    if "residual" in rotations and projection in ("in_proj", "head") or "out-proj" in rotations and projection == "out_proj":
         x = x @ orthonormal(x.shape[1]).T
     return x / scales.get(name, 1)
 
@@ -93,7 +95,7 @@ def entering(name, inputs, weights, rotations, scales):
 def test_the_stored_moment_is_that_of_what_enters(inputs, weights, statistics, name, rotation, scaled):
     scales = random_scales(weights) if scaled else {}
     recipe = Recipe("w4a16-g128", "gptq", {}, rotations=ROTATIONS[rotation])
-    got = stored_moment(name, weights.__getitem__, recipe, statistics, scales)
+    got = stored_second_moment(name, weights.__getitem__, recipe, statistics, scales)
     x = entering(name, inputs, weights, recipe.rotations, scales)
     assert_close(got, x.T @ x / len(x), "statistics", "float16")
     assert_close(got, got.T, "statistics")
@@ -104,8 +106,8 @@ def test_products_are_as_large_as_they_were(inputs, weights, statistics, rotatio
     """What is stored times what enters it is what the model computes: preparation and moments fit each other."""
     recipe, scales = Recipe("w4a16-g128", "gptq", {}, rotations=ROTATIONS[rotation]), random_scales(weights)
     for name in (IN, DT, OUT, "lm_head.weight"):
-        stored = prepared(name, weights.__getitem__, recipe, scales).astype(np.float64)
-        moment = stored_moment(name, weights.__getitem__, recipe, statistics, scales).astype(np.float64)
+        stored = transformed_tensor(name, weights.__getitem__, recipe, scales).astype(np.float64)
+        moment = stored_second_moment(name, weights.__getitem__, recipe, statistics, scales).astype(np.float64)
         own = entering(name, inputs, weights, (), {}) @ weights[name].astype(np.float64).T
         assert np.einsum("oi,ij,oj->", stored, moment, stored) == pytest.approx((own**2).sum() / POSITIONS, rel=1e-3)
 
@@ -124,7 +126,7 @@ def test_clips_are_of_the_basis_that_is_rounded(inputs, weights, statistics, rot
 
 def test_clips_of_inputs_that_are_always_zero_are_positive(statistics):
     silent = {name: values.copy() for name, values in statistics.tensors.items()}
-    name = site_name(0, "x_proj")
+    name = projection_name(0, "x_proj")
     silent[f"{name}.peak"][:, :4] = 0
     silent[f"{name}.histogram"][:, :4] = 0
     silent[f"{name}.histogram"][:, :4, 0] = 32 * POSITIONS
@@ -153,7 +155,7 @@ def test_each_row_of_the_embedding_stays_what_it_is(weights, statistics, method,
     recipe, _ = uniform_recipe(config, W4, method, ROTATIONS["both"])
     found = make(recipe, weights, statistics, config)
     for name in (n for n in decoder_shapes(config) if quantized_scheme(recipe, n)):
-        moved = ~nearest(found.quantize(name, W4), found.prepared(name))
+        moved = ~nearest(found.quantize(name, W4), found.transformed(name))
         if method.endswith("gptq") and name != EMBEDDING:
             assert moved.mean() > 0.1, name
         else:
@@ -162,7 +164,7 @@ def test_each_row_of_the_embedding_stays_what_it_is(weights, statistics, method,
 
 def test_only_an_embedding_that_is_the_head_is_weighed_by_the_head(weights, statistics):
     values = weights[EMBEDDING]
-    heard = np.diagonal(stored_moment(EMBEDDING, weights.__getitem__, Recipe("", "gptq", {}), statistics))
+    heard = np.diagonal(stored_second_moment(EMBEDDING, weights.__getitem__, Recipe("", "gptq", {}), statistics))
     for config, importance in ((CONFIG, heard), (UNTIED, None)):
         recipe, _ = uniform_recipe(config, W4, "gptq")
         got = make(recipe, weights, statistics, config).quantize(EMBEDDING, W4)
@@ -172,7 +174,7 @@ def test_only_an_embedding_that_is_the_head_is_weighed_by_the_head(weights, stat
 
 def test_each_method_makes_its_codes(weights, statistics):
     """Of a matrix that gets no scales by AWQ, so that all of them quantize the same values."""
-    moment = stored_moment(OUT, weights.__getitem__, Recipe("", "gptq", {}), statistics)
+    moment = stored_second_moment(OUT, weights.__getitem__, Recipe("", "gptq", {}), statistics)
     values = weights[OUT]
     rounded = round_to_nearest(values, W4, least_error_scales(values, W4))
     weighed = round_to_nearest(values, W4, least_error_scales(values, W4, np.diagonal(moment)))
@@ -201,7 +203,7 @@ def test_a_method_that_looks_at_activations_is_never_silently_another(weights, m
 def test_statistics_are_mended_or_refused_where_they_are_read(weights, statistics):
     """No inputs have correlations of -1 all to all, but each of them could be one: damping mends even that."""
     ruined = dict(statistics.tensors)
-    name = f"{site_name(0, 'out_proj')}.correlation"
+    name = f"{projection_name(0, 'out_proj')}.correlation"
     ruined[name] = np.full_like(ruined[name], -1)
     found = make(uniform_recipe(CONFIG, W4, "gptq")[0], weights, Statistics(statistics.header, CONFIG, ruined))
     assert found.quantize(OUT, W4).shape == weights[OUT].shape
@@ -212,7 +214,7 @@ def test_statistics_are_mended_or_refused_where_they_are_read(weights, statistic
 
 def test_a_refusal_names_its_matrix(weights, statistics, monkeypatch):
     hopeless = -np.eye(CONFIG.d_inner, dtype=np.float32)
-    monkeypatch.setattr("cobra_edge.quantize.quantizer.stored_moment", lambda *_: hopeless)
+    monkeypatch.setattr("cobra_edge.quantize.quantizer.stored_second_moment", lambda *_: hopeless)
     with pytest.raises(InputError, match=f"^{OUT}: a second moment is not positive definite with any damping"):
         make(uniform_recipe(CONFIG, W4, "gptq")[0], weights, statistics).quantize(OUT, W4)
     loud = {**weights, OUT: weights[OUT] * np.float32(1e9)}
@@ -234,7 +236,7 @@ def test_only_quantized_in_and_dt_projections_have_scales(weights, statistics, s
     assert set(found.scales) == expected and len(told) == len(expected)
     reference = transformed(float64(random_tensors(decoder_shapes(UNTIED))), CONFIG, recipe.rotations, found.scales)
     for name in decoder_shapes(CONFIG):
-        assert_close(found.prepared(name), reference[name], "rotation")
+        assert_close(found.transformed(name), reference[name], "rotation")
 
 
 @pytest.mark.parametrize("scheme", ["bnb-nf4", "bnb-int8"])

@@ -18,8 +18,8 @@ from cobra_edge.formats.recipe import MIXED, Recipe, matrix_bits, matrix_weights
 from cobra_edge.formats.safetensors_file import map_tensors
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.quantize import bit_allocation as mix_module
-from cobra_edge.quantize.bit_allocation import choose_mix, option_bits, require_reachable, solve
+from cobra_edge.quantize import bit_allocation
+from cobra_edge.quantize.bit_allocation import allocate_bits, option_bits, require_reachable, solve
 from cobra_edge.quantize.questions import tokenised
 from cobra_edge.quantize.sensitivity import Sensitivity, candidates, passes, read_sensitivity, scan, write_sensitivity
 from cobra_edge.regress.metrics import kl_divergence
@@ -129,12 +129,12 @@ def additive(config):
 def test_a_mix_keeps_its_budget_and_beats_what_fits_it():
     table, measure = additive(MINI_MAMBA)
     for budget in (3.478, 4.0, 4.3, 7.9, 99.0):
-        mix = choose_mix(MINI_MAMBA, BASE, table, budget, measure)
-        bits = sum(matrix_bits(MINI_MAMBA, msgspec.structs.replace(BASE, tensors=mix.tensors)).values())
-        assert mix.bits_per_weight == bits / matrix_weights(MINI_MAMBA) <= budget
+        allocation = allocate_bits(MINI_MAMBA, BASE, table, budget, measure)
+        bits = sum(matrix_bits(MINI_MAMBA, msgspec.structs.replace(BASE, tensors=allocation.tensors)).values())
+        assert allocation.bits_per_weight == bits / matrix_weights(MINI_MAMBA) <= budget
         expected = solve(table, option_bits(MINI_MAMBA, BASE), budget * matrix_weights(MINI_MAMBA))
-        assert mix.kld <= measure(msgspec.structs.replace(BASE, tensors=expected))
-    assert set(mix.tensors.values()) == {"float16"}  # more than the largest: the best there is
+        assert allocation.kld <= measure(msgspec.structs.replace(BASE, tensors=expected))
+    assert set(allocation.tensors.values()) == {"float16"}  # more than the largest: the best there is
 
 
 def test_a_mix_is_chosen_by_what_was_measured():
@@ -146,22 +146,23 @@ def test_a_mix_is_chosen_by_what_was_measured():
     def interacting(recipe):
         return measure(recipe) + (1.0 if recipe.tensors[spoilt] == knapsack[spoilt] else 0.0)
 
-    mix = choose_mix(MINI_MAMBA, BASE, table, 4.0, interacting)
-    assert mix.tensors[spoilt] != knapsack[spoilt] and mix.kld < interacting(msgspec.structs.replace(BASE, tensors=knapsack))
+    allocation = allocate_bits(MINI_MAMBA, BASE, table, 4.0, interacting)
+    assert allocation.tensors[spoilt] != knapsack[spoilt]
+    assert allocation.kld < interacting(msgspec.structs.replace(BASE, tensors=knapsack))
 
 
 def test_the_search_ends_with_its_last_measurement(monkeypatch):
     """Whatever is left to be looked at: of a large model each knapsack takes a second, and thousands would be left."""
     table, measure = additive(MINI_MAMBA)
     events = []
-    monkeypatch.setattr(mix_module, "solve", lambda *given: events.append("solve") or solve(*given))
+    monkeypatch.setattr(bit_allocation, "solve", lambda *given: events.append("solve") or solve(*given))
 
     def measured(recipe):
         events.append("measure")
         return measure(recipe)
 
-    choose_mix(MINI_MAMBA, BASE, table, 4.0, measured)
-    assert events.count("measure") == mix_module._MEASURED
+    allocate_bits(MINI_MAMBA, BASE, table, 4.0, measured)
+    assert events.count("measure") == bit_allocation._MEASURED
     after = len(events) - 1 - events[::-1].index("measure")
     assert "solve" not in events[after:]
 
@@ -177,15 +178,16 @@ def test_bits_are_those_of_the_file(text_only, tmp_path):
     from cobra_edge.quantize.decoder_file import write_decoder
 
     table, measure = additive(TINY_MAMBA)
-    mix = choose_mix(TINY_MAMBA, BASE, table, 4.2, measure)
-    recipe, file = msgspec.structs.replace(BASE, tensors=mix.tensors), tmp_path / "decoder.safetensors"
+    allocation = allocate_bits(TINY_MAMBA, BASE, table, 4.2, measure)
+    recipe, file = msgspec.structs.replace(BASE, tensors=allocation.tensors), tmp_path / "decoder.safetensors"
     write_decoder(open_checkpoint(str(text_only)), recipe, file, lambda: None)
     stored = map_tensors(file, [t for entries in stored_tensors(TINY_MAMBA, recipe).values() for t in entries])
-    bits = sum(8 * a.nbytes for n, a in stored.items() if n.removesuffix(".codes").removesuffix(".scales") in mix.tensors)
+    quantized = allocation.tensors
+    bits = sum(8 * a.nbytes for n, a in stored.items() if n.removesuffix(".codes").removesuffix(".scales") in quantized)
     weights = sum(
         math.prod(s) for n, s in decoder_shapes(TINY_MAMBA).items() if n.endswith(("proj.weight", "embedding.weight"))
     )
-    assert bits / weights == mix.bits_per_weight <= 4.2 and len(set(mix.tensors.values())) > 1
+    assert bits / weights == allocation.bits_per_weight <= 4.2 and len(set(allocation.tensors.values())) > 1
 
 
 @pytest.fixture
@@ -273,13 +275,13 @@ def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_
         with sharing():
             assert run_command(export_module.command, given) == 0
         data = json.loads(capfd.readouterr().out)
-        return data["mix"], Bundle.open(out).manifest
+        return data["bit_allocation"], Bundle.open(out).manifest
 
-    mix, mixed = exported("--bits", "4.3", "--sensitivity", str(file))
+    allocation, mixed = exported("--bits", "4.3", "--sensitivity", str(file))
     _, uniform = exported("--scheme", "w3a16-g64")
-    assert mixed.recipe.scheme == MIXED and mixed.recipe.tensors == mix["tensors"] and mixed.recipe.statistics
+    assert mixed.recipe.scheme == MIXED and mixed.recipe.tensors == allocation["tensors"] and mixed.recipe.statistics
     bits = sum(matrix_bits(mixed.model.mamba, mixed.recipe).values()) / matrix_weights(mixed.model.mamba)
-    assert 3.478 < bits == mix["bits_per_weight"] <= 4.3
+    assert 3.478 < bits == allocation["bits_per_weight"] <= 4.3
     assert mixed.drift.measures["kld_mean"] < uniform.drift.measures["kld_mean"]
     fits, _ = uniform_recipe(uniform.model.mamba, SCHEMES["w4a16-g128"])
     assert sum(matrix_bits(uniform.model.mamba, fits).values()) / matrix_weights(uniform.model.mamba) > 4.3
