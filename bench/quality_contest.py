@@ -22,7 +22,7 @@ from cobra_edge.formats.recipe import MIXED
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session, load
-from cobra_edge.regress.accuracy import run_suite
+from cobra_edge.regress.answer_logits import run_suite
 from cobra_edge.regress.metrics import kl_divergence
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite

@@ -25,8 +25,8 @@ from ..model.cobra import stream_blocks
 from ..model.mamba import REFERENCE, Block, Operations, RMSNorm
 from ..model.weight_files import require_finite
 from ..version import __version__
+from .calibration_data import OnProgress, Question, Questions, seen, silent, tokenised
 from .observer import Observer
-from .questions import OnProgress, Question, Questions, seen, silent, tokenised
 from .resume import Parts
 from .statistics import (
     HEAD,

@@ -21,7 +21,7 @@ from ..formats.model_config import MambaConfig
 from ..model.checkpoint import Checkpoint
 from ..model.cobra import load_vision, stream_blocks
 from ..model.mamba import REFERENCE, Block, RMSNorm
-from ..quantize.questions import seen
+from ..quantize.calibration_data import seen
 from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit
 from .metrics import log_softmax
 from .predictions import Prediction

@@ -19,9 +19,9 @@ from ..formats.packing import QuantizedTensor
 from ..formats.recipe import Recipe
 from ..model.checkpoint import Checkpoint
 from ..model.weight_files import require_finite
+from ..quantize.calibration_data import OnProgress, Question, seen, silent, tokenised
 from ..quantize.decoder_file import stored_value
 from ..quantize.quantizer import quantizer
-from ..quantize.questions import OnProgress, Question, seen, silent, tokenised
 from ..quantize.statistics import Statistics
 from ..quantize.transforms import fed_by
 from .metrics import kl_divergence

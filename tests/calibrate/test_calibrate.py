@@ -33,9 +33,9 @@ from cobra_edge.model.cobra import load_vision
 from cobra_edge.model.mamba import REFERENCE
 from cobra_edge.model.mamba import causal_conv as plain_conv
 from cobra_edge.model.mamba import selective_scan as plain_scan
-from cobra_edge.quantize import calibration, questions
+from cobra_edge.quantize import calibration, calibration_data
 from cobra_edge.quantize.calibration import collect_statistics
-from cobra_edge.quantize.questions import tokenised
+from cobra_edge.quantize.calibration_data import tokenised
 from cobra_edge.quantize.resume import remove_resume_directory
 from cobra_edge.quantize.statistics import (
     BINS,
@@ -386,7 +386,9 @@ def test_weights_and_activations_that_are_not_finite_are_named(text_only):
 
 
 def test_visual_embeddings_that_are_not_finite_are_named(mini, monkeypatch):
-    monkeypatch.setattr(questions, "load_vision", lambda _c: lambda pixels: torch.full((len(pixels), 64, 256), float("inf")))
+    monkeypatch.setattr(
+        calibration_data, "load_vision", lambda _c: lambda pixels: torch.full((len(pixels), 64, 256), float("inf"))
+    )
     with pytest.raises(InputError, match=r"000\.png: its visual embeddings hold NaN or infinity"):
         collect_statistics(mini, a_few_lines(), MINI)
 

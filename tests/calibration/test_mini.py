@@ -13,7 +13,7 @@ from calibration.make_suites import draw_suite
 from calibration.questions import TASKS
 from calibration.scenes import draw_scene, render
 from cobra_edge.errors import InputError
-from cobra_edge.regress.accuracy import run_suite
+from cobra_edge.regress.answer_logits import run_suite
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite
 

@@ -20,7 +20,7 @@ from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.quantize import bit_allocation
 from cobra_edge.quantize.bit_allocation import allocate_bits, option_bits, require_reachable, solve
-from cobra_edge.quantize.questions import tokenised
+from cobra_edge.quantize.calibration_data import tokenised
 from cobra_edge.quantize.sensitivity import Sensitivity, candidates, passes, read_sensitivity, scan, write_sensitivity
 from cobra_edge.regress.metrics import kl_divergence
 from cobra_edge.regress.recipe_eval import Trial
