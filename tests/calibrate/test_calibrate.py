@@ -35,7 +35,7 @@ from cobra_edge.model.mamba import causal_conv as plain_conv
 from cobra_edge.model.mamba import selective_scan as plain_scan
 from cobra_edge.quantize import calibration, calibration_data
 from cobra_edge.quantize.calibration import collect_statistics
-from cobra_edge.quantize.calibration_data import tokenised
+from cobra_edge.quantize.calibration_data import calibration_suite
 from cobra_edge.quantize.resume import remove_resume_directory
 from cobra_edge.quantize.statistics import (
     BINS,
@@ -292,7 +292,7 @@ def test_the_command_writes_what_a_reader_takes(called, text_only, tmp_path):
     told = json.loads(said)
     checkpoint = open_checkpoint(str(text_only))
     assert code == 0 and told["lines"] == 7 and told["model_sha256"] == checkpoint.sha256()
-    assert "7 lines with" in err and "advisable are 128 lines and 1024 positions" in err
+    assert "7 lines with" in err and "at least 128 lines and 1024 positions are recommended" in err
     assert [f.name for f in out.parent.iterdir()] == [out.name]
     statistics = read_statistics(out, checkpoint.config, checkpoint.sha256())
     again = collect_statistics(checkpoint, spread(read_suite(DATA), 7), MINI, operations=best_operations())
@@ -329,11 +329,11 @@ def test_statistics_that_appear_meanwhile_are_kept(called, text_only, tmp_path, 
 def test_the_example_of_the_help_is_complete(called):
     code, said, _ = called("--help")
     example = " ".join(said.split()).partition("Example: ")[2]
-    assert code == 0 and example == "python -m cobra_edge.calibrate --checkpoint mini --out statistics.safetensors"
+    assert code == 0 and example == "cobra-edge calibrate --checkpoint mini --out statistics.safetensors"
 
 
 def test_enough_lines_are_not_warned_of(mini, caplog):
-    calibration._warn_of_few(
+    calibration._warn_if_few(
         calibration.Header(1, "0", "m", "0", "0", lines=193, positions=4 * mini.config.mamba.d_inner), mini.config.mamba
     )
     assert not caplog.records
@@ -355,10 +355,10 @@ def test_a_broken_line_is_numbered(called, text_only, tmp_path):
 
 def test_a_question_that_gives_no_tokens_is_numbered(text_only):
     checkpoint = open_checkpoint(str(text_only))
-    with pytest.raises(InputError, match="question 4: the prompt is empty"):
-        tokenised(checkpoint, [*QUESTIONS, Line(" ", "I.", "text")])
-    with pytest.raises(InputError, match=r"question 1 \('Who\?'\): no answer"):
-        tokenised(checkpoint, [Line("Who?", "", "text")])
+    with pytest.raises(InputError, match="calibration data, line 4: the prompt is empty"):
+        calibration_suite(checkpoint, [*QUESTIONS, Line(" ", "I.", "text")], text_only)
+    with pytest.raises(InputError, match="line 1: the answer '' has no tokens"):
+        calibration_suite(checkpoint, [Line("Who?", "", "text")], text_only)
 
 
 def test_a_full_disk_is_foreseen(called, text_only, tmp_path, monkeypatch):
@@ -401,12 +401,12 @@ def test_a_machine_without_the_libraries_is_told(called, text_only, tmp_path, mo
 
 @pytest.mark.parametrize("pattern", ["part-0.*", "streams-2.*"])
 def test_a_damaged_part_is_told(text_only, tmp_path, pattern):
-    checkpoint, partial = open_checkpoint(str(text_only)), tmp_path / "partial"
-    collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial)
-    (file,) = partial.glob(pattern)
+    checkpoint, resume = open_checkpoint(str(text_only)), tmp_path / "resume"
+    collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume)
+    (file,) = resume.glob(pattern)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(InputError, match="not a whole safetensors file.*remove .*partial and calibrate again"):
-        collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial)
+    with pytest.raises(InputError, match="not a whole safetensors file.*remove .*resume and calibrate again"):
+        collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume)
 
 
 def interrupt_after(stage, done_at_least):
@@ -419,49 +419,51 @@ def interrupt_after(stage, done_at_least):
 
 @pytest.mark.parametrize(("stage", "done"), [("images", 1), ("layer 1 of 4", 1), ("layer 3 of 4", 200), ("layer 4 of 4", 1)])
 def test_an_interrupted_calibration_ends_with_the_same_file(mini, tmp_path, stage, done):
-    whole, resumed, partial = tmp_path / "whole", tmp_path / "resumed", tmp_path / "partial"
+    whole, resumed, resume = tmp_path / "whole", tmp_path / "resumed", tmp_path / "resume"
     lines = a_few_lines()
     write_statistics(collect_statistics(mini, lines, MINI), whole)
     with pytest.raises(KeyboardInterrupt):
-        collect_statistics(mini, lines, MINI, partial=partial, on_progress=interrupt_after(stage, done))
+        collect_statistics(mini, lines, MINI, resume_directory=resume, on_progress=interrupt_after(stage, done))
     stages = []
-    statistics = collect_statistics(mini, lines, MINI, partial=partial, on_progress=lambda name, *_: stages.append(name))
+    statistics = collect_statistics(
+        mini, lines, MINI, resume_directory=resume, on_progress=lambda name, *_: stages.append(name)
+    )
     write_statistics(statistics, resumed)
     assert stages[0] == stage  # what was finished is not done again
     assert whole.read_bytes() == resumed.read_bytes()
 
 
 def test_a_killed_calibration_goes_on(tmp_path):
-    """Killed without a chance to tidy up, in the middle; the same command then says nothing of starting anew."""
+    """Killed without a chance to tidy up, in the middle; the same command then says nothing of starting over."""
     source, out, whole = tmp_path / "m", tmp_path / "s", tmp_path / "whole"
     write_text_only(source, config=MambaConfig(128, 12, 512, 256, 16, 4, 8))
     command = [sys.executable, "-m", "cobra_edge.calibrate", "--checkpoint", str(source), "--data", str(DATA)]
     subprocess.run([*command, "--out", whole], check=True, capture_output=True)
-    partial, deadline = tmp_path / "s.partial", time.monotonic() + 120
+    resume, deadline = tmp_path / "s.partial", time.monotonic() + 120
     child = subprocess.Popen([*command, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (partial / "streams-1.safetensors").is_file() and child.poll() is None and time.monotonic() < deadline:
+    while not (resume / "streams-1.safetensors").is_file() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL and not out.exists()
     done = subprocess.run([*command, "--out", out], check=True, capture_output=True, text=True)
-    assert "anew" not in done.stderr and "layer 1 of" not in done.stderr and not partial.exists()
+    assert "starting over" not in done.stderr and "layer 1 of" not in done.stderr and not resume.exists()
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_other_inputs_begin_anew(text_only, tmp_path, caplog):
-    checkpoint, partial = open_checkpoint(str(text_only)), tmp_path / "partial"
-    collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial)
+def test_other_inputs_start_over(text_only, tmp_path, caplog):
+    checkpoint, resume = open_checkpoint(str(text_only)), tmp_path / "resume"
+    collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume)
     with caplog.at_level(logging.WARNING):
-        fewer = collect_statistics(checkpoint, QUESTIONS[:2], tmp_path, partial=partial)
-    assert "starting anew" in caplog.text
+        fewer = collect_statistics(checkpoint, QUESTIONS[:2], tmp_path, resume_directory=resume)
+    assert "starting over" in caplog.text
     assert fewer.fingerprint() == collect_statistics(checkpoint, QUESTIONS[:2], tmp_path).fingerprint()
 
 
 def test_a_removal_that_was_interrupted_is_taken_up(text_only, tmp_path, monkeypatch):
     """Whichever file it stopped before, the next run goes on or begins, and ends with the same."""
-    checkpoint, partial = open_checkpoint(str(text_only)), tmp_path / "partial"
-    expected = collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial).fingerprint()
-    files, real = len(list(partial.iterdir())), Path.unlink
+    checkpoint, resume = open_checkpoint(str(text_only)), tmp_path / "resume"
+    expected = collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume).fingerprint()
+    files, real = len(list(resume.iterdir())), Path.unlink
     for before in range(files):
         left = before
 
@@ -474,19 +476,19 @@ def test_a_removal_that_was_interrupted_is_taken_up(text_only, tmp_path, monkeyp
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Path, "unlink", unlink)
-            remove_resume_directory(partial)
-        assert collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial).fingerprint() == expected
-    remove_resume_directory(partial)
-    assert not partial.exists()
+            remove_resume_directory(resume)
+        assert collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume).fingerprint() == expected
+    remove_resume_directory(resume)
+    assert not resume.exists()
 
 
 def test_a_directory_of_somebody_else_is_left_alone(text_only, tmp_path):
-    partial = tmp_path / "partial"
-    partial.mkdir()
-    (partial / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="not a calibration"):
-        collect_statistics(open_checkpoint(str(text_only)), QUESTIONS, tmp_path, partial=partial)
-    assert (partial / "thesis.txt").read_text() == "mine"
+    resume = tmp_path / "resume"
+    resume.mkdir()
+    (resume / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not an interrupted calibration"):
+        collect_statistics(open_checkpoint(str(text_only)), QUESTIONS, tmp_path, resume_directory=resume)
+    assert (resume / "thesis.txt").read_text() == "mine"
 
 
 @pytest.fixture
@@ -544,13 +546,13 @@ def test_a_file_with_other_tensors_is_refused(written, change, says):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("diagonal", np.full(8, np.nan, np.float32), "no mean squares"),
-        ("diagonal", np.full(8, -1, np.float32), "no mean squares"),
+        ("diagonal", np.full(8, np.nan, np.float32), "mean squares"),
+        ("diagonal", np.full(8, -1, np.float32), "mean squares"),
         ("correlation", np.full(36, np.nan, np.float16), "beyond -1..1"),
         ("correlation", np.full(36, 1.5, np.float16), "beyond -1..1"),
-        ("peak", np.full((2, 1), np.inf, np.float32), "counts nothing"),
-        ("peak", np.full((2, 1), -1, np.float32), "counts nothing"),
-        ("histogram", np.full((2, 1, BINS), -1, np.int32), "counts nothing"),
+        ("peak", np.full((2, 1), np.inf, np.float32), "an invalid histogram"),
+        ("peak", np.full((2, 1), -1, np.float32), "an invalid histogram"),
+        ("histogram", np.full((2, 1, BINS), -1, np.int32), "an invalid histogram"),
         ("histogram", np.zeros((2, 1, BINS), np.int32), "no magnitudes"),
     ],
 )
@@ -567,7 +569,7 @@ def test_a_file_with_another_header_is_refused(written, tmp_path):
     file, checkpoint = written
     whole = file.read_bytes()
     for broken, says in (
-        (lambda: rewritten(file, header="{}"), "not that of statistics"),
+        (lambda: rewritten(file, header="{}"), "its header is invalid"),
         (lambda: rewritten(file, header=read_text(file).replace('"schema_version":1', '"schema_version":9')), "expected 1"),
         (lambda: save_file(load_file(file), file), "not statistics"),
         (lambda: file.write_bytes(whole[:-1]), "not a whole safetensors file"),

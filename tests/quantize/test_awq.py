@@ -28,59 +28,59 @@ def case(out=64, loud=(5, 77), factor=30.0):
     return rng.standard_normal((out, 128)).astype(np.float32), (x.T @ x / 1000).astype(np.float32)
 
 
-def naive_error(weight, moment, scales, scheme):
+def naive_error(weight, second_moment, scales, scheme):
     """Return tr(ΔW H ΔWᵀ) of the matrix that is W again once its inputs are divided by the scales, float64."""
     scaled = (weight * scales).astype(np.float32)
-    steps = least_error_scales(scaled, scheme, np.diagonal(moment) / scales**2)
+    steps = least_error_scales(scaled, scheme, np.diagonal(second_moment) / scales**2)
     restored = round_to_nearest(scaled, scheme, steps).dequantize()
     difference = restored.astype(np.float64) / scales - weight
-    return float(np.trace(difference @ moment.astype(np.float64) @ difference.T))
+    return float(np.trace(difference @ second_moment.astype(np.float64) @ difference.T))
 
 
 @pytest.mark.parametrize("scheme", INT, ids=lambda s: s.name)
 def test_scales_are_the_best_power_of_the_magnitudes(scheme):
-    weight, moment = case()
-    found = input_scales(weight, moment, scheme)
-    magnitudes = np.sqrt(np.diagonal(moment).astype(np.float64))
+    weight, second_moment = case()
+    found = input_scales(weight, second_moment, scheme)
+    magnitudes = np.sqrt(np.diagonal(second_moment).astype(np.float64))
     unit = magnitudes / np.exp(np.log(magnitudes).mean())
-    errors = [naive_error(weight, moment, unit**power, scheme) for power in np.linspace(0, 1, 11)]
+    errors = [naive_error(weight, second_moment, unit**power, scheme) for power in np.linspace(0, 1, 11)]
     assert (found.dtype, found.shape) == (np.float32, (128,)) and (found > 0).all()
-    assert naive_error(weight, moment, found, scheme) == pytest.approx(min(errors), rel=1e-3)
+    assert naive_error(weight, second_moment, found, scheme) == pytest.approx(min(errors), rel=1e-3)
     assert np.log(found.astype(np.float64)).mean() == pytest.approx(0, abs=1e-6)
 
 
 def test_loud_inputs_have_larger_scales_and_less_error():
-    weight, moment = case()
-    scales = input_scales(weight, moment, W4)
+    weight, second_moment = case()
+    scales = input_scales(weight, second_moment, W4)
     assert (scales[[5, 77]] > 1.5).all() and np.delete(scales, [5, 77]).max() < 1.5
-    assert naive_error(weight, moment, scales, W4) < 0.7 * naive_error(weight, moment, np.ones(128), W4)
+    assert naive_error(weight, second_moment, scales, W4) < 0.7 * naive_error(weight, second_moment, np.ones(128), W4)
 
 
 def test_scales_are_never_worse_than_none():
     """Inputs that are all alike, or loud where the weights are large already, have little to gain."""
-    weight, moment = case(factor=1.0)
+    weight, second_moment = case(factor=1.0)
     outliers = weight.copy()
     outliers[:, 5] *= 50
-    for w, h in ((weight, moment), (outliers, case(loud=(6,))[1]), (weight, np.eye(128, dtype=np.float32))):
+    for w, h in ((weight, second_moment), (outliers, case(loud=(6,))[1]), (weight, np.eye(128, dtype=np.float32))):
         scales = input_scales(w, h, W4)
         assert naive_error(w, h, scales, W4) <= naive_error(w, h, np.ones(128), W4) * (1 + 1e-4)
 
 
 def test_inputs_that_are_never_heard_have_scales_too():
-    weight, moment = case()
-    assert np.array_equal(input_scales(weight, np.zeros_like(moment), W4), np.ones(128, np.float32))
-    moment[9] = moment[:, 9] = 0
-    scales = input_scales(weight, moment, W4)
+    weight, second_moment = case()
+    assert np.array_equal(input_scales(weight, np.zeros_like(second_moment), W4), np.ones(128, np.float32))
+    second_moment[9] = second_moment[:, 9] = 0
+    scales = input_scales(weight, second_moment, W4)
     assert (scales > 0).all() and np.isfinite(scales).all() and scales[9] == scales.min()
 
 
 def test_a_tall_matrix_is_judged_by_some_of_its_rows(monkeypatch):
     """Rows are spread over the whole matrix: one half alone would say something else."""
-    weight, moment = case(out=256)
+    weight, second_moment = case(out=256)
     seen = []
     monkeypatch.setattr("cobra_edge.quantize.awq._ROWS", 64)
     monkeypatch.setattr("cobra_edge.quantize.awq._error", lambda rows, *_: seen.append(rows) or 0.0)
-    input_scales(weight, moment, W4)
+    input_scales(weight, second_moment, W4)
     assert all(np.array_equal(rows, weight[::4]) for rows in seen) and len(seen) == 11
 
 

@@ -5,9 +5,10 @@ import pytest
 
 from cobra_edge.errors import InputError
 from cobra_edge.formats.bitsandbytes_codes import quantize_bitsandbytes, why_no_bitsandbytes
+from cobra_edge.formats.method import METHODS
 from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
 from cobra_edge.formats.packing import unpack
-from cobra_edge.formats.recipe import METHODS, ROTATIONS, Recipe, quantized_scheme, uniform_recipe
+from cobra_edge.formats.recipe import ROTATIONS, Recipe, quantized_scheme, uniform_recipe
 from cobra_edge.formats.scheme import SCHEMES, Scheme
 from cobra_edge.quantize.gptq import gptq
 from cobra_edge.quantize.hessian import clips, stored_second_moment
@@ -92,7 +93,7 @@ def entering(name, inputs, weights, rotations, scales):
 @pytest.mark.parametrize("scaled", [False, True], ids=["unscaled", "scaled"])
 @pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize("name", [IN, X, DT, OUT, EMBEDDING, "lm_head.weight"])
-def test_the_stored_moment_is_that_of_what_enters(inputs, weights, statistics, name, rotation, scaled):
+def test_the_stored_second_moment_is_that_of_the_inputs(inputs, weights, statistics, name, rotation, scaled):
     scales = random_scales(weights) if scaled else {}
     recipe = Recipe("w4a16-g128", "gptq", {}, rotations=ROTATIONS[rotation])
     got = stored_second_moment(name, weights.__getitem__, recipe, statistics, scales)
@@ -103,13 +104,13 @@ def test_the_stored_moment_is_that_of_what_enters(inputs, weights, statistics, n
 
 @pytest.mark.parametrize("rotation", ROTATIONS)
 def test_products_are_as_large_as_they_were(inputs, weights, statistics, rotation):
-    """What is stored times what enters it is what the model computes: preparation and moments fit each other."""
+    """What is stored times what enters it is what the model computes: transformed weights and second moments match."""
     recipe, scales = Recipe("w4a16-g128", "gptq", {}, rotations=ROTATIONS[rotation]), random_scales(weights)
     for name in (IN, DT, OUT, "lm_head.weight"):
         stored = transformed_tensor(name, weights.__getitem__, recipe, scales).astype(np.float64)
-        moment = stored_second_moment(name, weights.__getitem__, recipe, statistics, scales).astype(np.float64)
+        second_moment = stored_second_moment(name, weights.__getitem__, recipe, statistics, scales).astype(np.float64)
         own = entering(name, inputs, weights, (), {}) @ weights[name].astype(np.float64).T
-        assert np.einsum("oi,ij,oj->", stored, moment, stored) == pytest.approx((own**2).sum() / POSITIONS, rel=1e-3)
+        assert np.einsum("oi,ij,oj->", stored, second_moment, stored) == pytest.approx((own**2).sum() / POSITIONS, rel=1e-3)
 
 
 @pytest.mark.parametrize("rotation", ROTATIONS)
@@ -125,13 +126,13 @@ def test_clips_are_of_the_basis_that_is_rounded(inputs, weights, statistics, rot
 
 
 def test_clips_of_inputs_that_are_always_zero_are_positive(statistics):
-    silent = {name: values.copy() for name, values in statistics.tensors.items()}
+    dead = {name: values.copy() for name, values in statistics.tensors.items()}
     name = projection_name(0, "x_proj")
-    silent[f"{name}.peak"][:, :4] = 0
-    silent[f"{name}.histogram"][:, :4] = 0
-    silent[f"{name}.histogram"][:, :4, 0] = 32 * POSITIONS
+    dead[f"{name}.peak"][:, :4] = 0
+    dead[f"{name}.histogram"][:, :4] = 0
+    dead[f"{name}.histogram"][:, :4, 0] = 32 * POSITIONS
     recipe = Recipe("w4a8", "rtn", {}, activation_percentile=99.9)
-    found = clips(X, 128, recipe, Statistics(statistics.header, CONFIG, silent))
+    found = clips(X, 128, recipe, Statistics(statistics.header, CONFIG, dead))
     assert (found > 0).all() and found[0] < 1e-30 < 1e-3 < found[1]
 
 
@@ -156,7 +157,7 @@ def test_each_row_of_the_embedding_stays_what_it_is(weights, statistics, method,
     found = make(recipe, weights, statistics, config)
     for name in (n for n in decoder_shapes(config) if quantized_scheme(recipe, n)):
         moved = ~nearest(found.quantize(name, W4), found.transformed(name))
-        if method.endswith("gptq") and name != EMBEDDING:
+        if METHODS[method].compensates and name != EMBEDDING:
             assert moved.mean() > 0.1, name
         else:
             assert not moved.any(), name
@@ -164,21 +165,21 @@ def test_each_row_of_the_embedding_stays_what_it_is(weights, statistics, method,
 
 def test_only_an_embedding_that_is_the_head_is_weighed_by_the_head(weights, statistics):
     values = weights[EMBEDDING]
-    heard = np.diagonal(stored_second_moment(EMBEDDING, weights.__getitem__, Recipe("", "gptq", {}), statistics))
-    for config, importance in ((CONFIG, heard), (UNTIED, None)):
+    head_inputs = np.diagonal(stored_second_moment(EMBEDDING, weights.__getitem__, Recipe("", "gptq", {}), statistics))
+    for config, importance in ((CONFIG, head_inputs), (UNTIED, None)):
         recipe, _ = uniform_recipe(config, W4, "gptq")
         got = make(recipe, weights, statistics, config).quantize(EMBEDDING, W4)
         assert np.array_equal(got.scales, least_error_scales(values, W4, importance))
-    assert not np.array_equal(least_error_scales(values, W4, heard), least_error_scales(values, W4))
+    assert not np.array_equal(least_error_scales(values, W4, head_inputs), least_error_scales(values, W4))
 
 
 def test_each_method_makes_its_codes(weights, statistics):
     """Of a matrix that gets no scales by AWQ, so that all of them quantize the same values."""
-    moment = stored_second_moment(OUT, weights.__getitem__, Recipe("", "gptq", {}), statistics)
+    second_moment = stored_second_moment(OUT, weights.__getitem__, Recipe("", "gptq", {}), statistics)
     values = weights[OUT]
     rounded = round_to_nearest(values, W4, least_error_scales(values, W4))
-    weighed = round_to_nearest(values, W4, least_error_scales(values, W4, np.diagonal(moment)))
-    moved = gptq(values, moment, W4)
+    weighed = round_to_nearest(values, W4, least_error_scales(values, W4, np.diagonal(second_moment)))
+    moved = gptq(values, second_moment, W4)
     expected = {"rtn": rounded, "gptq": moved, "awq": weighed, "awq-gptq": moved}
     for method, truth in expected.items():
         got = make(uniform_recipe(CONFIG, W4, method)[0], weights, statistics).quantize(OUT, W4)
@@ -217,9 +218,9 @@ def test_a_refusal_names_its_matrix(weights, statistics, monkeypatch):
     monkeypatch.setattr("cobra_edge.quantize.quantizer.stored_second_moment", lambda *_: hopeless)
     with pytest.raises(InputError, match=f"^{OUT}: a second moment is not positive definite with any damping"):
         make(uniform_recipe(CONFIG, W4, "gptq")[0], weights, statistics).quantize(OUT, W4)
-    loud = {**weights, OUT: weights[OUT] * np.float32(1e9)}
+    overflowing = {**weights, OUT: weights[OUT] * np.float32(1e9)}
     with pytest.raises(InputError, match=f"^{OUT}: a weight is not finite or too large for a float16 scale"):
-        make(uniform_recipe(CONFIG, W4, "rtn")[0], loud, None).quantize(OUT, W4)
+        make(uniform_recipe(CONFIG, W4, "rtn")[0], overflowing, None).quantize(OUT, W4)
     with pytest.raises(InputError, match=f"^{OUT}: group size 256 does not divide in_features 384"):
         make(uniform_recipe(CONFIG, W4, "rtn")[0], weights, None).quantize(OUT, Scheme("w4a16-g256", 4, 256))
 
@@ -232,7 +233,7 @@ def test_only_quantized_in_and_dt_projections_have_scales(weights, statistics, s
     told = []
     recipe, _ = uniform_recipe(CONFIG, scheme, method, ROTATIONS[rotation])
     found = make(recipe, weights, statistics, on_matrix=lambda: told.append(1))
-    expected = scaled if method.startswith("awq") else set()
+    expected = scaled if METHODS[method].scales_inputs else set()
     assert set(found.scales) == expected and len(told) == len(expected)
     reference = transformed(float64(random_tensors(decoder_shapes(UNTIED))), CONFIG, recipe.rotations, found.scales)
     for name in decoder_shapes(CONFIG):

@@ -127,5 +127,5 @@ def test_a_scale_near_the_largest_float16_stays_finite():
 def test_what_has_no_scale_is_refused(search, bad):
     weight = weights(4)
     weight[2, 5] = bad
-    with pytest.raises(InputError, match="not finite or too large for a float16 scale; mend the checkpoint"):
+    with pytest.raises(InputError, match="not finite or too large for a float16 scale; fix the checkpoint"):
         search(weight, SCHEMES["w4a16-g128"])
