@@ -207,7 +207,7 @@ class ObservedBlock:
         return residual + out, conv, ssm
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Return the layer's tensors as `projection_tensors` lists them."""
+        """Return the layer's tensors, with shapes and dtypes of `projection_tensors`, such as (n,) float32."""
         return {
             **self.observers["in_proj"].tensors(self.block.norm.weight.numpy(), "unit"),
             **self.observers["x_proj"].tensors(),

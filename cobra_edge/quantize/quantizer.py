@@ -91,7 +91,7 @@ def quantizer(
     Args:
         config: sizes of the decoder.
         recipe: schemes, rotations and the method.
-        tensor: returns any tensor of the model by name, float32; raises InputError if it is not finite.
+        tensor: returns any tensor of the model by name, float32, matrices as (out, in); raises InputError if it is not finite.
         statistics: of this model; required by methods that need them.
         on_matrix: called after each of `scaled_matrices`.
 

@@ -68,7 +68,7 @@ class Resume:
         return max(counts, default=0)
 
     def read_streams(self, shape: tuple[int, int]) -> np.ndarray | None:
-        """Return the streams after the last finished part, float32 of that shape; None if there are none."""
+        """Return the streams after the last finished part, (positions, d_model) float32; None if there are none."""
         if self.directory is None:
             return None
         file = self._streams(self.finished())
@@ -87,7 +87,7 @@ class Resume:
                 file.unlink()
 
     def keep(self, index: int, tensors: dict[str, np.ndarray]) -> None:
-        """Store the tensors of a part."""
+        """Store a part: tensors by name, with shapes and dtypes of `projection_tensors`, such as (n,) float32."""
         if self.directory is None:
             self._memory[index] = tensors
         else:
@@ -98,7 +98,14 @@ class Resume:
         return index in self._memory if self.directory is None else self._part(index).is_file()
 
     def tensors(self, expected: Mapping[int, list[StoredTensor]]) -> dict[str, np.ndarray]:
-        """Return the tensors of all parts, memory-mapped if there is a directory. Raises InputError if one is damaged."""
+        """Return the tensors of all parts by name, memory-mapped if there is a directory.
+
+        Args:
+            expected: names, dtypes and shapes, such as (n,) float32, by part.
+
+        Raises:
+            InputError: a part is damaged.
+        """
         if self.directory is None:
             return {name: values for part in self._memory.values() for name, values in part.items()}
         found: dict[str, np.ndarray] = {}

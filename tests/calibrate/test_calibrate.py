@@ -590,7 +590,7 @@ def scene_objects(split):
 
 
 def test_shipped_images_and_questions_of_the_suites_are_disjoint():
-    """Decoded pixels, not files, are compared; and no image comes twice within a suite either."""
+    """Decoded pixels, not files, are compared; and no image is repeated within a suite either."""
     from PIL import Image
 
     pixels = {

@@ -143,7 +143,7 @@ def test_right_means_what_greedy_decoding_says(mini_bundle):
         ('{"prompt": "a", "answer": "b", "task": "c"}\nnot json\n', "line 2"),
         ('{"prompt": "a"}\n', "line 1: "),
         ('{"prompt": 1, "answer": "b", "task": "c"}\n', "line 1"),
-        ('{"prompt": "a", "answer": "b", "task": "c", "image": "nowhere.png"}\n', "image nowhere.png is not there"),
+        ('{"prompt": "a", "answer": "b", "task": "c", "image": "nowhere.png"}\n', "image nowhere.png does not exist"),
         ('{"prompt": "a", "answer": "b", "task": "c", "colour": "red"}\n', "line 1"),
     ],
 )

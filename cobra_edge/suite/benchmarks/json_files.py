@@ -55,7 +55,7 @@ def _require_unique_keys(file: Path) -> None:
         seen = set[str]()
         for key, _ in pairs:
             if key in seen:
-                raise InputError(f"{file}: key {key!r} comes twice in one object; expected each once")
+                raise InputError(f"{file}: key {key!r} is repeated in one object; expected each once")
             seen.add(key)
 
     try:
