@@ -101,14 +101,14 @@ class AuxiliaryHeads(nn.Module):
         for part, head, sizes in (("one", self.one, ABOUT_ONE), ("two", self.two, ABOUT_TWO)):
             residuals = self._residuals[part][rows, positions]
             out = head(F.rms_norm(residuals, residuals.shape[-1:])).float()
-            ok, asked = [], []
+            ok, labelled = [], []
             for label, logits in zip(sizes, out.split(list(sizes.values()), dim=-1), strict=True):
                 wanted = torch.tensor([n[2].labels[label] for n in named])
                 if (wanted != IGNORED).any():
                     losses.append(F.cross_entropy(logits, wanted, ignore_index=IGNORED))
                 ok.append((logits.argmax(-1) == wanted) | (wanted == IGNORED))
-                asked.append(wanted != IGNORED)
-            told = torch.stack(asked).any(0)
-            if told.any():
-                right[f"heads_{part}"] = float(torch.stack(ok).all(0)[told].float().mean())
+                labelled.append(wanted != IGNORED)
+            known = torch.stack(labelled).any(0)
+            if known.any():
+                right[f"heads_{part}"] = float(torch.stack(ok).all(0)[known].float().mean())
         return torch.stack(losses).mean(), right

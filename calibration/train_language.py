@@ -90,13 +90,13 @@ def draw_conversation(rng: random.Random, tokenizer: Tokenizer, scene: Scene, ta
         turn = draw_question(rng, scene, task) or draw_question(rng, scene, "existence")
         assert isinstance(turn, Line)
         text = str(template.later_turn(turn.prompt) if index else template.first_turn(turn.prompt))
-        asked, answer = (tokenizer.encode(t, add_special_tokens=False) for t in (text, turn.answer + END_OF_TEXT))
-        ends = {end: len(conversation.tokens) + at for at, (_, end) in enumerate(asked.offsets)}
+        prompt, answer = (tokenizer.encode(t, add_special_tokens=False) for t in (text, turn.answer + END_OF_TEXT))
+        ends = {end: len(conversation.tokens) + at for at, (_, end) in enumerate(prompt.offsets)}
         start = text.index(turn.prompt)
         conversation.tasks.append(turn.task)
         conversation.named.extend((ends[start + m.end], m) for m in mentions(scene, turn.prompt))
-        conversation.tokens.extend([*asked.ids, *answer.ids])
-        conversation.answered.extend([False] * len(asked.ids) + [True] * len(answer.ids))
+        conversation.tokens.extend([*prompt.ids, *answer.ids])
+        conversation.answered.extend([False] * len(prompt.ids) + [True] * len(answer.ids))
     return conversation
 
 

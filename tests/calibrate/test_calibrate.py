@@ -268,7 +268,7 @@ def test_a_width_without_a_hadamard_matrix_has_no_rotated_bounds(tmp_path):
         statistics.percentile(0, "out_proj", 32, 100, rotated=True)
 
 
-def test_names_of_matrices_lead_to_sites():
+def test_names_of_matrices_give_projections():
     assert projection_of("backbone.layers.12.mixer.x_proj.weight") == (12, "x_proj")
     assert projection_of("lm_head.weight") == projection_of("backbone.embedding.weight") == (None, "head")
     assert projection_of("backbone.layers.12.mixer.conv1d.weight") is None
@@ -361,7 +361,7 @@ def test_a_question_that_gives_no_tokens_is_numbered(text_only):
         calibration_suite(checkpoint, [Line("Who?", "", "text")], text_only)
 
 
-def test_a_full_disk_is_foreseen(called, text_only, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_beforehand(called, text_only, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(1 << 40, 1 << 40, 1 << 20))
     code, _, err = called("--checkpoint", text_only, "--out", tmp_path / "s")
     assert code == 3 and "GiB needed" in err and not (tmp_path / "s.partial").exists()

@@ -20,11 +20,11 @@ W4 = SCHEMES["w4a16-g128"]
 CONFIG = MambaConfig(128, 2, 64, 256, 16, 4, 32)
 
 
-def case(out=64, loud=(5, 77), factor=30.0):
-    """Return a weight (out, 128) and the second moment of inputs of which a few are loud, float32."""
+def case(out=64, outliers=(5, 77), factor=30.0):
+    """Return a weight (out, 128) and the second moment of inputs with a few outliers, float32."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1000, 128)) @ (np.eye(128) + 0.3 * rng.standard_normal((128, 128)) / np.sqrt(128))
-    x[:, list(loud)] *= factor
+    x[:, list(outliers)] *= factor
     return rng.standard_normal((out, 128)).astype(np.float32), (x.T @ x / 1000).astype(np.float32)
 
 
@@ -57,16 +57,16 @@ def test_loud_inputs_have_larger_scales_and_less_error():
 
 
 def test_scales_are_never_worse_than_none():
-    """Inputs that are all alike, or loud where the weights are large already, have little to gain."""
+    """Equal inputs, or outliers where the weights are large already, gain little."""
     weight, second_moment = case(factor=1.0)
     outliers = weight.copy()
     outliers[:, 5] *= 50
-    for w, h in ((weight, second_moment), (outliers, case(loud=(6,))[1]), (weight, np.eye(128, dtype=np.float32))):
+    for w, h in ((weight, second_moment), (outliers, case(outliers=(6,))[1]), (weight, np.eye(128, dtype=np.float32))):
         scales = input_scales(w, h, W4)
         assert naive_error(w, h, scales, W4) <= naive_error(w, h, np.ones(128), W4) * (1 + 1e-4)
 
 
-def test_inputs_that_are_never_heard_have_scales_too():
+def test_inputs_that_are_always_zero_have_scales_too():
     weight, second_moment = case()
     assert np.array_equal(input_scales(weight, np.zeros_like(second_moment), W4), np.ones(128, np.float32))
     second_moment[9] = second_moment[:, 9] = 0

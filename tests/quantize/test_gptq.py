@@ -17,11 +17,11 @@ W4 = SCHEMES["w4a16-g64"]
 
 
 def case(out, n_in, seed=0, positions=None):
-    """Return a weight (out, n_in) and the second moment of correlated inputs, some of them loud, float32."""
+    """Return a weight (out, n_in) and the second moment of correlated inputs with outliers, float32."""
     rng = np.random.default_rng(seed)
     mixing = np.eye(n_in) + 0.5 * rng.standard_normal((n_in, n_in)) / np.sqrt(n_in)
-    loud = np.exp(rng.standard_normal(n_in))
-    x = rng.standard_normal((positions or 4 * n_in, n_in)) @ mixing * loud
+    magnitudes = np.exp(rng.standard_normal(n_in))
+    x = rng.standard_normal((positions or 4 * n_in, n_in)) @ mixing * magnitudes
     return rng.standard_normal((out, n_in)).astype(np.float32), (x.T @ x / len(x)).astype(np.float32)
 
 
@@ -137,7 +137,7 @@ def test_no_second_moment_at_all_is_rounding():
     assert np.array_equal(quantized.codes, round_to_nearest(weight, W4, quantized.scales).codes)
 
 
-def test_damping_grows_until_an_indefinite_second_moment_is_mended(caplog):
+def test_damping_grows_until_an_indefinite_second_moment_is_factorized(caplog):
     """Correlations in float16 are no longer those of anything: a smallest eigenvalue of 0 falls below it."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 128)) * np.exp(4 * rng.standard_normal(128))
@@ -150,7 +150,7 @@ def test_damping_grows_until_an_indefinite_second_moment_is_mended(caplog):
     second_moment -= np.float32(0.05 * np.diagonal(second_moment).mean()) * np.eye(128, dtype=np.float32)
     with caplog.at_level(logging.INFO):
         quantized = gptq(weight, second_moment, W4)
-    assert "damping 0.01; ten times more" in caplog.text and "damping 0.1;" not in caplog.text
+    assert "damping 0.01; retrying with ten times more" in caplog.text and "damping 0.1;" not in caplog.text
     expected = naive_gptq(weight, second_moment, quantized.scales, W4, damping=0.1)
     assert (codes_of(quantized) == expected).mean() >= 0.99
 
@@ -173,7 +173,7 @@ def test_a_moment_that_is_not_finite_is_refused(bad):
         gptq(weight, second_moment, W4)
 
 
-def test_a_moment_that_nothing_mends_is_refused():
+def test_a_second_moment_that_no_damping_helps_is_refused():
     weight, second_moment = case(3, 64)
     second_moment[5, 5] = -1e9
     with pytest.raises(InputError, match="not positive definite with any damping; calibrate again with more lines"):

@@ -1,4 +1,4 @@
-"""What stored matrices are multiplied with, and which method makes whose codes."""
+"""Second moments of the inputs of stored matrices, and the codes of each method."""
 
 import numpy as np
 import pytest
@@ -104,7 +104,7 @@ def test_the_stored_second_moment_is_that_of_the_inputs(inputs, weights, statist
 
 @pytest.mark.parametrize("rotation", ROTATIONS)
 def test_products_are_as_large_as_they_were(inputs, weights, statistics, rotation):
-    """What is stored times what enters it is what the model computes: transformed weights and second moments match."""
+    """Transformed weights times transformed inputs give the model's outputs: weights and second moments match."""
     recipe, scales = Recipe("w4a16-g128", "gptq", {}, rotations=ROTATIONS[rotation]), random_scales(weights)
     for name in (IN, DT, OUT, "lm_head.weight"):
         stored = transformed_tensor(name, weights.__getitem__, recipe, scales).astype(np.float64)
@@ -201,8 +201,8 @@ def test_a_method_that_looks_at_activations_is_never_silently_another(weights, m
         make(uniform_recipe(CONFIG, W4, method)[0], weights, None)
 
 
-def test_statistics_are_mended_or_refused_where_they_are_read(weights, statistics):
-    """No inputs have correlations of -1 all to all, but each of them could be one: damping mends even that."""
+def test_statistics_are_damped_or_refused_when_they_are_read(weights, statistics):
+    """No inputs have correlations of -1 all to all, but each of them could be one: damping handles even that."""
     ruined = dict(statistics.tensors)
     name = f"{projection_name(0, 'out_proj')}.correlation"
     ruined[name] = np.full_like(ruined[name], -1)

@@ -1,4 +1,4 @@
-"""What is stored in the place of weights: the same model, proved in float64, on random weights and on trained ones."""
+"""Transformed weights are the same model, proved in float64, on random weights and on trained ones."""
 
 import numpy as np
 import pytest
