@@ -12,7 +12,7 @@ from cobra_edge.decode.numpy_reference import round_activations
 from cobra_edge.formats.hadamard import rotate
 from cobra_edge.quantize.hessian import clips
 from cobra_edge.quantize.statistics import Statistics
-from cobra_edge.quantize.transforms import prepared
+from cobra_edge.quantize.transforms import transformed_tensor
 
 from .method_errors import Heard, Made, name_of, relative
 from .outlier_layers import PlantedLayer
@@ -51,7 +51,7 @@ def rounded_rows(
         for site in _SITES:
             name, loud = name_of(site), layer.loud[site]
             heard, own = held_out.inputs[site], layer.tensor(name)
-            weight, turned = prepared(name, layer.tensor, recipe), recipe.rotates_residual
+            weight, turned = transformed_tensor(name, layer.tensor, recipe), recipe.rotates_residual
             x = heard
             if turned:
                 x = rotate(heard / layer.tensor("backbone.layers.0.norm.weight") if site == "in_proj" else heard)

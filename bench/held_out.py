@@ -1,10 +1,11 @@
-"""The held-out suite as numbers: one set of visual embeddings and tokens for every runner, and what a row says of it."""
+"""Figures of a row: a runner's answers to the held-out suite against the reference's, with intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,43 +14,19 @@ import numpy as np
 from cobra_edge.regress import intervals
 from cobra_edge.regress.intervals import Interval
 from cobra_edge.regress.metrics import kl_divergence, negative_log_likelihood, top1_agreement
+from cobra_edge.suite.tokenized import TokenizedSuite
 
 _DIGITS = 6  # significant ones that are kept
 
 
-@dataclass(frozen=True, eq=False)
-class Questions:
-    """A suite, teacher-forced: prompts with their answers.
-
-    Attributes:
-        embeddings: (images, n_visual, d_model) float32, each image as the decoder sees it.
-        image: (lines,) int32, which image a line is about.
-        task: of each line.
-        tokens: of each line (n,) int32, its prompt and its answer.
-        answer_from: (lines,) int32, the first of these tokens after which logits are wanted.
-        targets: of each line (n - answer_from,) int32, its answer with the end token: what should be said there.
-    """
-
-    embeddings: np.ndarray
-    image: np.ndarray
-    task: tuple[str, ...]
-    tokens: tuple[np.ndarray, ...]
-    answer_from: np.ndarray
-    targets: tuple[np.ndarray, ...]
-
-    def by_image(self, of_lines: np.ndarray) -> np.ndarray:
-        """Sum (lines,) over each image's lines; returns (images,) float64."""
-        return np.bincount(self.image, of_lines, len(self.embeddings))
-
-    @property
-    def tasks(self) -> list[str]:
-        """Every task once, sorted."""
-        return sorted(set(self.task))
+def by_image(suite: TokenizedSuite, of_lines: np.ndarray) -> np.ndarray:
+    """Sum values of lines (lines,) over the lines of each image; every line has one. Returns (images,) float64."""
+    return np.bincount([line.image for line in suite.lines if line.image is not None], of_lines, len(suite.images))
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What became of the questions: measures of each line against the reference.
+    """Measures of each line of a suite against the reference.
 
     Attributes:
         kld: of each line (n,) float64, nats.
@@ -64,14 +41,14 @@ class Answers:
     right: np.ndarray
 
     @classmethod
-    def of(cls, logits: Sequence[np.ndarray], reference: Sequence[np.ndarray], questions: Questions) -> Answers:
+    def of(cls, logits: Sequence[np.ndarray], reference: Sequence[np.ndarray], suite: TokenizedSuite) -> Answers:
         """Measure logits, of each line (n, vocab) float32, against the reference's."""
-        pairs = list(zip(reference, logits, strict=True))
+        pairs, targets = list(zip(reference, logits, strict=True)), [np.array(line.answer) for line in suite.lines]
         return cls(
             tuple(kl_divergence(a, b) for a, b in pairs),
             tuple(top1_agreement(a, b) for a, b in pairs),
-            tuple(negative_log_likelihood(b, t) for b, t in zip(logits, questions.targets, strict=True)),
-            np.array([bool((b.argmax(-1) == t).all()) for b, t in zip(logits, questions.targets, strict=True)]),
+            tuple(negative_log_likelihood(b, t) for b, t in zip(logits, targets, strict=True)),
+            np.array([bool((b.argmax(-1) == t).all()) for b, t in zip(logits, targets, strict=True)]),
         )
 
     @property
@@ -80,42 +57,43 @@ class Answers:
         return np.array([k.sum() for k in self.kld])
 
 
-def figures(found: Answers, reference: Answers, questions: Questions) -> dict[str, Any]:
+def figures(found: Answers, reference: Answers, suite: TokenizedSuite) -> dict[str, Any]:
     """Return a row's figures, each with its interval."""
-    images = questions.by_image
+    images = partial(by_image, suite)
+    tasks = [line.line.task for line in suite.lines]
     counts = images(np.array([len(k) for k in found.kld]))
     agrees = np.array([a.sum() for a in found.agrees])
     nll, before = (images(np.array([a.sum() for a in answers.nll])) for answers in (found, reference))
     groups = [
-        np.concatenate([k for k, at in zip(found.kld, questions.image, strict=True) if at == index])
-        for index in range(len(questions.embeddings))
+        np.concatenate([k for k, line in zip(found.kld, suite.lines, strict=True) if line.image == index])
+        for index in range(len(suite.images))
     ]
-    caption = [n for n, task in zip(found.nll, questions.task, strict=True) if task == "caption"]
+    caption = [n for n, task in zip(found.nll, tasks, strict=True) if task == "caption"]
     return {
         "lines": len(found.kld),
-        "images": len(questions.embeddings),
+        "images": len(suite.images),
         "answer_tokens": int(counts.sum()),
         "kld_mean": kept(intervals.mean(images(found.kld_of_lines), counts)),
         "kld_p99": kept(intervals.quantile(groups, 0.99)),
         "top1_agreement": kept(intervals.mean(images(agrees), counts)),
         "perplexity_ratio": kept(intervals.difference_of_means(nll, before, counts).map(lambda x: math.exp(min(x, 700.0)))),
-        "accuracy": {task: _accuracy(found, reference, questions, task) for task in questions.tasks},
+        "accuracy": {task: _accuracy(found, reference, suite, task) for task in sorted(set(tasks))},
         "caption_perplexity": _short(float(np.exp(np.concatenate(caption).mean()))) if caption else None,
     }
 
 
-def _accuracy(found: Answers, reference: Answers, questions: Questions, task: str) -> dict[str, Any]:
+def _accuracy(found: Answers, reference: Answers, suite: TokenizedSuite, task: str) -> dict[str, Any]:
     """Return lines, right (a share) and its difference to the reference on the same lines."""
-    asked = np.array([t == task for t in questions.task])
-    right, before, counts = (questions.by_image(asked & lines) for lines in (found.right, reference.right, asked))
+    asked = np.array([line.line.task == task for line in suite.lines])
+    right, before, counts = (by_image(suite, asked & lines) for lines in (found.right, reference.right, asked))
     difference = intervals.difference_of_means(right, before, counts)
     return {"lines": int(asked.sum()), "right": _short(float(right.sum() / counts.sum())), "difference": kept(difference)}
 
 
-def against(ours: Answers, other: Answers, questions: Questions) -> dict[str, Any]:
+def against(ours: Answers, other: Answers, suite: TokenizedSuite) -> dict[str, Any]:
     """Compare two runners' mean KLD on the same tokens: ours minus the other's, and ours over the other's."""
-    a, b = (questions.by_image(answers.kld_of_lines) for answers in (ours, other))
-    counts = questions.by_image(np.array([len(k) for k in ours.kld]))
+    a, b = (by_image(suite, answers.kld_of_lines) for answers in (ours, other))
+    counts = by_image(suite, np.array([len(k) for k in ours.kld]))
     ratio = kept(intervals.ratio_of_means(a, b)) if b.any() else None
     return {"kld_difference": kept(intervals.difference_of_means(a, b, counts)), "kld_ratio": ratio}
 

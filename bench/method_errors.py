@@ -152,7 +152,7 @@ def made(contender: Contender, layer: PlantedLayer, statistics: Statistics) -> M
         scheme = quantized_scheme(recipe, name)
         assert scheme is not None
         if contender.largest_value:
-            codes = round_to_nearest(quantize.prepared(name), scheme)
+            codes = round_to_nearest(quantize.transformed(name), scheme)
         else:
             codes = quantize.quantize(name, scheme)
         seconds[site] = time.perf_counter() - began
@@ -162,7 +162,7 @@ def made(contender: Contender, layer: PlantedLayer, statistics: Statistics) -> M
 
 
 def restored(site: str, stored: np.ndarray, quantize: Quantizer) -> np.ndarray:
-    """Return the matrix of the model's own basis that a stored one stands for: `transforms.prepared` undone."""
+    """Return the matrix of the model's own basis that a stored one stands for: `transforms.transformed_tensor` undone."""
     recipe, scales, name = quantize.recipe, quantize.scales, name_of(site)
     values = stored / scales[name] if name in scales else stored
     if site == "in_proj" and recipe.rotates_residual:

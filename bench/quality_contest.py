@@ -8,6 +8,7 @@ quantize: where those do not give the reference's answers, its figures would be 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,22 @@ from typing import Any
 import numpy as np
 
 from cobra_edge.bundle.reader import Bundle
-from cobra_edge.decode.decoder import DecoderOptions
+from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.errors import MachineError
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.recipe import MIXED
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session, load
-from cobra_edge.regress.accuracy import run_suite
+from cobra_edge.regress.answer_logits import answer_logits
 from cobra_edge.regress.metrics import kl_divergence
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite
+from cobra_edge.suite.tokenized import TokenizedSuite, tokenized_suite
 from cobra_edge.terminal.output import progress
 
 from .builds import BUILDS, REFERENCE, Build
-from .held_out import Answers, Questions, against, figures
+from .held_out import Answers, against, figures
 from .quality_peers import Answered, Family, LlamaCppFamily, OnLines
 from .stored_bits import bundle_bits
 
@@ -56,7 +58,7 @@ def measure(folder: Path, peer_python: str, only: Collection[str] = (), builds: 
     """
     lines = read_suite(HELDOUT)
     bundle, session, reference = _run_build(REFERENCE, folder, lines)
-    contest = _Contest(questions_of(session, lines), reference)
+    contest = _Contest(embedded_suite(session, lines), reference)
     for family in _families(bundle, folder, peer_python):
         labels = [label for label in family.peers if not only or label in only]
         if labels:
@@ -70,27 +72,27 @@ def measure(folder: Path, peer_python: str, only: Collection[str] = (), builds: 
 class _Contest:
     """The rows so far, and the answers they were made from."""
 
-    def __init__(self, questions: Questions, reference: Answered) -> None:
-        self._questions, self._reference = questions, reference.logits
-        self._truth = Answers.of(reference.logits, reference.logits, questions)
+    def __init__(self, suite: TokenizedSuite, reference: Answered) -> None:
+        self._suite, self._reference = suite, reference.logits
+        self._truth = Answers.of(reference.logits, reference.logits, suite)
         self._answers: dict[str, Answers] = {}
-        self._rows = [_row(REFERENCE.label, "reference", 16, reference) | figures(self._truth, self._truth, questions)]
+        self._rows = [_row(REFERENCE.label, "reference", 16, reference) | figures(self._truth, self._truth, suite)]
         self.agreement: dict[str, float] = {}
 
     def _add(self, label: str, kind: str, weight_bits: int, found: Answered) -> None:
-        answers = self._answers[label] = Answers.of(found.logits, self._reference, self._questions)
-        self._rows.append(_row(label, kind, weight_bits, found) | figures(answers, self._truth, self._questions))
+        answers = self._answers[label] = Answers.of(found.logits, self._reference, self._suite)
+        self._rows.append(_row(label, kind, weight_bits, found) | figures(answers, self._truth, self._suite))
 
     def ask_family(self, family: Family, labels: Sequence[str]) -> None:
         """Ask peers of one library, after its float form has agreed."""
-        reason, total = family.refuses(), len(self._questions.tokens)
+        reason, total = family.refuses(), len(self._suite.lines)
         if reason is not None:
             self._rows += [_not_measured(label, family.peers[label], reason) for label in labels]
             return
-        floats = _watched(f"{family.name}, float", total, partial(family.answer_in_float, self._questions))
+        floats = _watched(f"{family.name}, float", total, partial(family.answer_in_float, self._suite))
         self.agreement[family.name] = require_agreement(family.name, floats, self._reference)
         for label in labels:
-            found = _watched(label, total, partial(family.answer, label, self._questions))
+            found = _watched(label, total, partial(family.answer, label, self._suite))
             self._add(label, "peer", family.peers[label], found)
 
     def ask_build(self, build: Build, folder: Path, lines: list[Line]) -> None:
@@ -110,7 +112,7 @@ class _Contest:
         for row in ours:
             met = {p["label"]: self._answers[p["label"]] for p in peers if p["label"] in self._answers}
             mine = self._answers[row["label"]]
-            row["against"] = {label: against(mine, other, self._questions) for label, other in met.items()}
+            row["against"] = {label: against(mine, other, self._suite) for label, other in met.items()}
         return [self._rows[0], *ours, *peers]
 
 
@@ -158,9 +160,17 @@ def _run_build(build: Build, folder: Path, lines: list[Line]) -> tuple[Bundle, S
     activations = build.activations or recipe.activations
     session = load(bundle, options=DecoderOptions(activations=activations))
 
+    suite = _tokenized(session, lines)
+
+    def look(image: int | None) -> DecoderState:
+        return session.decoder.new_state() if image is None else session.look(suite.load(image))
+
     def run(on_lines: OnLines) -> list[np.ndarray]:
-        done = iter(range(1, len(lines) + 1))
-        return [r.logits for r in run_suite(session, lines, HELDOUT.parent, lambda: on_lines(next(done)))]
+        found = list[np.ndarray]()
+        for logits in answer_logits(session.decoder, suite.lines, look):
+            found.append(logits)
+            on_lines(len(found))
+        return found
 
     logits = _watched(build.label, len(lines), run)
     facts = {"export": dict(build.export), "method": recipe.method, "rotations": list(recipe.rotations)}
@@ -174,19 +184,16 @@ def _watched(what: str, total: int, run: Callable[[OnLines], Any]) -> Any:
         return run(lambda done: bar.update(task, completed=done))
 
 
-def questions_of(session: Session, lines: list[Line]) -> Questions:
-    """Put the suite into numbers; every line of it has an image."""
-    names = list(dict.fromkeys(line.image for line in lines if line.image is not None))
-    prompts = [session.codec.encode(session.template.first_turn(line.prompt)) for line in lines]
-    answers = [session.codec.answer(line.answer) for line in lines]
-    return Questions(
-        embeddings=np.stack([session.visual_embeddings(HELDOUT.parent / name) for name in names]),
-        image=np.array([names.index(line.image or "") for line in lines], np.int32),
-        task=tuple(line.task for line in lines),
-        tokens=tuple(np.array([*p, *a[:-1]], np.int32) for p, a in zip(prompts, answers, strict=True)),
-        answer_from=np.array([len(p) - 1 for p in prompts], np.int32),
-        targets=tuple(np.array(a, np.int32) for a in answers),
-    )
+def _tokenized(session: Session, lines: list[Line]) -> TokenizedSuite:
+    numbered, load = list(enumerate(lines, 1)), HELDOUT.parent.joinpath
+    return tokenized_suite(HELDOUT.name, numbered, load, session.codec, session.template, sees=True, skipped={})
+
+
+def embedded_suite(session: Session, lines: list[Line]) -> TokenizedSuite:
+    """Tokenize the held-out suite, and compute its embeddings with the session's vision graph; every line has an image."""
+    suite = _tokenized(session, lines)
+    embeddings = [session.visual_embeddings(suite.load(image)) for image in range(len(suite.images))]
+    return replace(suite, embeddings=np.stack(embeddings))
 
 
 def _row(label: str, kind: str, weight_bits: int, found: Answered) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from cobra_edge.bench.peers import SCRIPT, Child, started
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import MachineError
 from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.suite.tokenized import TokenizedSuite
 
-from .held_out import Questions
 from .stored_bits import StoredBits, gguf_bits
 
 OnLines = Callable[[int], None]  # told how many lines are done
@@ -53,11 +53,11 @@ class Family(Protocol):
         """Say why it cannot be measured here, or None."""
         ...
 
-    def answer_in_float(self, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
+    def answer_in_float(self, suite: TokenizedSuite, on_lines: OnLines) -> list[np.ndarray]:
         """Return logits of the weights before it quantized them, of each line (n_answer, vocab) float32."""
         ...
 
-    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> Answered:
+    def answer(self, label: str, suite: TokenizedSuite, on_lines: OnLines) -> Answered:
         """Return logits of one of its peers."""
         ...
 
@@ -93,11 +93,11 @@ class LlamaCppFamily:
             return f"{error}; {install_hint('peers')}, or name an environment that has it with --peer-python"
         return None
 
-    def answer_in_float(self, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
+    def answer_in_float(self, suite: TokenizedSuite, on_lines: OnLines) -> list[np.ndarray]:
         """See `Family.answer_in_float`."""
-        return self._answers(self._source(), questions, on_lines)
+        return self._answers(self._source(), suite, on_lines)
 
-    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> Answered:
+    def answer(self, label: str, suite: TokenizedSuite, on_lines: OnLines) -> Answered:
         """See `Family.answer`. Raises MachineError when llama.cpp cannot quantize or run it."""
         file_type = label.removeprefix(f"{self.name} ")
         file = self._folder / f"{file_type}.gguf"
@@ -105,7 +105,7 @@ class LlamaCppFamily:
         sizes = self._done("sizes", str(file))
         bits = gguf_bits(self._config, {name: size for name, (_, size) in sizes["tensors"].items()}, sizes["file_bytes"])
         facts = {"runtime": self._version, "activations": "llama.cpp's own: int8"}
-        return Answered(self._answers(file, questions, on_lines), bits, facts)
+        return Answered(self._answers(file, suite, on_lines), bits, facts)
 
     def _source(self) -> Path:
         file, weights = self._folder / "F32.gguf", self._folder / "weights.npz"
@@ -115,15 +115,15 @@ class LlamaCppFamily:
             self._done("write", str(file), msgspec.json.encode(self._config).decode(), str(weights))
         return file
 
-    def _answers(self, file: Path, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
+    def _answers(self, file: Path, suite: TokenizedSuite, on_lines: OnLines) -> list[np.ndarray]:
         asked, goal = self._folder / "questions.npz", self._folder / "logits.npz"
-        write_questions(asked, questions)
+        write_questions(asked, suite)
         goal.unlink(missing_ok=True)
         with started([*self._command, "answer", str(file), str(asked), str(goal), _THREADS]) as child:
             _wait(child, on_lines)
         with np.load(goal, allow_pickle=False) as found:
             logits = found["logits"]
-        lengths = [len(t) for t in questions.targets]
+        lengths = [len(line.answer) for line in suite.lines]
         if logits.shape != (sum(lengths), self._config.vocab):
             raise MachineError(
                 f"llama.cpp wrote logits of shape {logits.shape}, expected {(sum(lengths), self._config.vocab)}; "
@@ -141,15 +141,16 @@ def _wait(child: Child, on_lines: OnLines) -> None:
         on_lines(said.get("lines", 0))
 
 
-def write_questions(file: Path, questions: Questions) -> None:
-    """Write questions as the child reads them (see `llamacpp.answer`)."""
+def write_questions(file: Path, suite: TokenizedSuite) -> None:
+    """Write a suite with its embeddings as the child reads it (see `llamacpp.answer`)."""
+    assert suite.embeddings is not None
     np.savez(
         file,
-        embeddings=questions.embeddings,
-        image=questions.image,
-        tokens=np.concatenate(questions.tokens),
-        length=np.array([len(t) for t in questions.tokens], np.int32),
-        answer_from=questions.answer_from,
+        embeddings=suite.embeddings,
+        image=np.array([-1 if line.image is None else line.image for line in suite.lines], np.int32),
+        tokens=np.concatenate([np.array(line.inputs, np.int32) for line in suite.lines]),
+        length=np.array([len(line.inputs) for line in suite.lines], np.int32),
+        answer_from=np.array([line.answer_from for line in suite.lines], np.int32),
     )
 
 

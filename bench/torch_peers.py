@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.model.mamba import Mamba, MambaState, Mixer
+from cobra_edge.suite.tokenized import TokenizedSuite
 
-from .held_out import Questions
 from .quality_peers import Answered, OnLines
 from .stored_bits import with_float_rest
 
@@ -70,11 +70,11 @@ class TorchFamily:
             return f"{self.name}: {error}; {install_hint('peers')}"
         return None
 
-    def answer_in_float(self, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
+    def answer_in_float(self, suite: TokenizedSuite, on_lines: OnLines) -> list[np.ndarray]:
         """See `Family.answer_in_float`."""
-        return _answers(self._model(), questions, on_lines)
+        return _answers(self._model(), suite, on_lines)
 
-    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> Answered:
+    def answer(self, label: str, suite: TokenizedSuite, on_lines: OnLines) -> Answered:
         """See `Family.answer`."""
         quantize, model, total, names = self._quantizers[label](), self._model(), 0, []
         for place, mixer in list(model.named_modules()):
@@ -84,7 +84,7 @@ class TorchFamily:
                 total += size
                 names.append(f"{place}.{kind}.weight")
         facts = {"runtime": f"{self.name} {_version(self.name)}", "activations": "float16", "left_float": "embedding, dt_proj"}
-        return Answered(_answers(model, questions, on_lines), with_float_rest(self._config, names, total), facts)
+        return Answered(_answers(model, suite, on_lines), with_float_rest(self._config, names, total), facts)
 
     def _model(self) -> Mamba:
         model = Mamba(self._config).eval()
@@ -94,16 +94,17 @@ class TorchFamily:
 
 
 @torch.inference_mode()
-def _answers(model: Mamba, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
+def _answers(model: Mamba, suite: TokenizedSuite, on_lines: OnLines) -> list[np.ndarray]:
     """Read every image at once, then each line from a copy of its image's state."""
-    _, seen = model.hidden(torch.from_numpy(questions.embeddings))
+    assert suite.embeddings is not None
+    _, seen = model.hidden(torch.from_numpy(suite.embeddings))
     found = []
-    for number, (image, tokens, start) in enumerate(
-        zip(questions.image.tolist(), questions.tokens, questions.answer_from.tolist(), strict=True), 1
-    ):
-        state = MambaState(*(tuple(layer[image : image + 1] for layer in part) for part in (seen.conv, seen.ssm)))
-        logits, _ = model(model.embed(torch.from_numpy(tokens).long()[None]), state)
-        found.append(logits[0, start:].numpy())
+    for number, line in enumerate(suite.lines, 1):
+        assert line.image is not None
+        rows = slice(line.image, line.image + 1)
+        state = MambaState(*(tuple(layer[rows] for layer in part) for part in (seen.conv, seen.ssm)))
+        logits, _ = model(model.embed(torch.tensor([line.inputs])), state)
+        found.append(logits[0, line.answer_from :].numpy())
         on_lines(number)
     return found
 

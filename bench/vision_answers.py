@@ -20,12 +20,14 @@ from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session
 from cobra_edge.inputs.image import ImageTransform, load_image
+from cobra_edge.regress.answer_logits import answer_logits, look_at
 from cobra_edge.regress.budget import read_budget
 from cobra_edge.suite.reader import HELDOUT, images_of, read_suite
+from cobra_edge.suite.tokenized import TokenizedSuite
 from cobra_edge.vision.graph.emulation import open_emulated
 
-from .held_out import Answers, Questions, figures
-from .quality_contest import questions_of
+from .held_out import Answers, figures
+from .quality_contest import embedded_suite
 
 
 def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -42,11 +44,11 @@ def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> l
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle("mini", target_named("cpu"), Path(folder) / "bundle", scheme="fp16", golden_lines=1)
         session = Session(Bundle.open(bundle.directory))
-        questions = questions_of(session, read_suite(HELDOUT))
+        suite = embedded_suite(session, read_suite(HELDOUT))
         decoder = open_decoder(session.bundle)
         files = images_of(HELDOUT)
-        reference = answer(decoder, replace(questions, embeddings=_by_torch(files)))
-        truth = Answers.of(reference, reference, questions)
+        reference = answer(decoder, replace(suite, embeddings=_by_torch(files)))
+        truth = Answers.of(reference, reference, suite)
         rows = []
         for directory in graphs:
             config, graph = facts(directory)
@@ -54,26 +56,18 @@ def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> l
             runner = open_emulated(directory / VISION, config, graph)
             transform = ImageTransform.of(config, graph.input)
             seen = np.stack([runner.embed(transform.pixels(load_image(file))) for file in files])
-            found = Answers.of(answer(decoder, replace(questions, embeddings=seen)), reference, questions)
+            found = Answers.of(answer(decoder, replace(suite, embeddings=seen)), reference, suite)
             allowed = read_budget().vision[graph.precision].get("kld_mean")
             limit = None if allowed is None else allowed.max
             row = {"precision": graph.precision, "runtime": runner.name, "kld_mean_max": limit}
-            rows.append(row | figures(found, truth, questions))
+            rows.append(row | figures(found, truth, suite))
     return rows
 
 
-def answer(decoder: Decoder, questions: Questions) -> list[np.ndarray]:
-    """Return the logits (n, vocab) float32 that each line wants; every image is read once."""
-    states = []
-    for embeddings in questions.embeddings:
-        state = decoder.new_state()
-        decoder.prefill(embeddings, state)
-        states.append(state)
-    found = []
-    for tokens, start, image in zip(questions.tokens, questions.answer_from, questions.image, strict=True):
-        logits = decoder.forward(decoder.embed(tokens.tolist()), states[image].copy())
-        found.append(logits[start:])
-    return found
+def answer(decoder: Decoder, suite: TokenizedSuite) -> list[np.ndarray]:
+    """Return the logits (n_answer, vocab) float32 of each line; every image is read once."""
+    assert suite.embeddings is not None
+    return list(answer_logits(decoder, suite.lines, look_at(decoder, suite.embeddings)))
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Draw the suites that ship: held-out questions, a calibration set, and the image of the demo.
+"""Draw the embedded suites: held-out questions, the calibration set, and the image of the demo.
 
     python -m calibration.make_suites
 
@@ -14,7 +14,9 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from .questions import TASKS, Question, draw_question
+from cobra_edge.suite.line import Line
+
+from .questions import TASKS, draw_question
 from .scenes import Scene, Split, draw_scene, render
 
 MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
@@ -22,17 +24,17 @@ SCENES = {"heldout": 130, "calibration": 40}
 _DRAWS = 24
 
 
-def rarest(rng: random.Random, scene: Scene, task: str, seen: Counter[tuple[str, str]]) -> Question | None:
+def rarest(rng: random.Random, scene: Scene, task: str, seen: Counter[tuple[str, str]]) -> Line | None:
     """Return the question of a task whose answer is rarest among `seen`."""
     drawn = [q for _ in range(_DRAWS) if (q := draw_question(rng, scene, task))]
     return min(drawn, key=lambda q: seen[task, q.answer], default=None)
 
 
-def draw_suite(split: Split, seed: int) -> tuple[list[Scene], list[tuple[int, Question]]]:
-    """Return the scenes of a split and (scene index, question) for up to one question a task and scene."""
+def draw_suite(split: Split, seed: int) -> tuple[list[Scene], list[tuple[int, Line]]]:
+    """Return the scenes of a split and (scene index, question) for up to one question per task and scene."""
     rng, seen = random.Random(f"{split}/{seed}"), Counter[tuple[str, str]]()
     scenes: list[Scene] = []
-    lines: list[tuple[int, Question]] = []
+    lines: list[tuple[int, Line]] = []
     while len(scenes) < SCENES[split]:
         scene = draw_scene(rng, split)
         if len(scene.things) < 2:

@@ -1,6 +1,6 @@
-"""Put the trained cobra-mini into the package, as the run directory that any Cobra checkpoint is: float16 safetensors.
+"""Package the trained cobra-mini as a Cobra run directory with float16 safetensors.
 
-The log of the run becomes docs/mini-training.jsonl.
+The log of the run is copied to docs/mini-training.jsonl.
 
 python -m calibration.package_mini [--run runs/mini]
 """
@@ -36,16 +36,16 @@ CONFIG = {
 
 def package(run: Path, goal: Path) -> int:
     """Write config, decoder, projector and encoders of a training run to `goal`; returns the bytes written."""
-    voice = torch.load(run / "language.pt", weights_only=True)
-    eyes = torch.load(run / "vision.pt", weights_only=True)
-    decoder = {f"llm_backbone.llm.{k}": v for k, v in voice["model"].items()}
+    language = torch.load(run / "language.pt", weights_only=True)
+    vision = torch.load(run / "vision.pt", weights_only=True)
+    decoder = {f"llm_backbone.llm.{k}": v for k, v in language["model"].items()}
     assert MAMBA.tied
     decoder.pop("llm_backbone.llm.lm_head.weight")
-    projector = {f"projector.{k}": v for k, v in voice["projector"].items()}
+    projector = {f"projector.{k}": v for k, v in language["projector"].items()}
     files = {"checkpoints/latest-checkpoint.safetensors": decoder | projector}
     for index in range(len(VISION.encoders)):
         prefix = f"encoders.{index}.vit."
-        weights = {k.removeprefix(prefix): v for k, v in eyes["tower"].items() if k.startswith(prefix)}
+        weights = {k.removeprefix(prefix): v for k, v in vision["tower"].items() if k.startswith(prefix)}
         files[f"vision/{encoder_file(VISION, index)}"] = weights
     total = 0
     for name, tensors in files.items():

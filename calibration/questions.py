@@ -1,13 +1,14 @@
 """Questions about a scene, their answers, and the tasks they belong to.
 
-The tasks mirror what Cobra is praised for: existence (POPE, with adversarial negatives), spatial relation (VSR), attribute,
+The tasks mirror Cobra's benchmarks: existence (POPE, with adversarial negatives), spatial relation (VSR), attribute,
 count, and a caption. Answers are balanced when a question is drawn, not by filtering afterwards.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+
+from cobra_edge.suite.line import Line
 
 from .scenes import COLOURS, SHAPES, SIZE, Scene, Thing
 
@@ -15,17 +16,8 @@ TASKS = ("existence", "spatial", "attribute", "count", "caption")
 _MIN_OFFSET = 8.0  # pixels two centres must differ by before "left of" is asked
 
 
-@dataclass(frozen=True)
-class Question:
-    """One line of a suite."""
-
-    prompt: str
-    answer: str
-    task: str
-
-
-def draw_question(rng: random.Random, scene: Scene, task: str) -> Question | None:
-    """Draw a question of a task about the scene; None where the scene allows none (no two distinct objects, say)."""
+def draw_question(rng: random.Random, scene: Scene, task: str) -> Line | None:
+    """Draw a question of a task about the scene; None if the scene allows none, for example without two distinct objects."""
     return _DRAW[task](rng, scene)
 
 
@@ -40,7 +32,7 @@ def _article(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
-def _existence(rng: random.Random, scene: Scene) -> Question:
+def _existence(rng: random.Random, scene: Scene) -> Line:
     kinds = _kinds(scene)
     if rng.random() < 0.5:
         colour, shape = rng.choice(sorted(kinds))
@@ -56,10 +48,10 @@ def _existence(rng: random.Random, scene: Scene) -> Question:
         colour, shape = rng.choice(pool)
         answer = "No"
     form = rng.choice(("Is there {} {}?", "Is there {} {} in the image?", "Can you see {} {}?"))
-    return Question(form.format(_article(colour), shape), answer, "existence")
+    return Line(form.format(_article(colour), shape), answer, "existence")
 
 
-def _spatial(rng: random.Random, scene: Scene) -> Question | None:
+def _spatial(rng: random.Random, scene: Scene) -> Line | None:
     unique = [things[0] for _, things in sorted(_kinds(scene).items()) if len(things) == 1]
     pairs = [(a, b) for a in unique for b in unique if a is not b]
     rng.shuffle(pairs)
@@ -73,11 +65,11 @@ def _spatial(rng: random.Random, scene: Scene) -> Question | None:
         yes = rng.random() < 0.5
         relation = truth if yes else opposite
         prompt = f"Is the {a.colour} {a.shape} {relation} the {b.colour} {b.shape}?"
-        return Question(prompt, "Yes" if yes else "No", "spatial")
+        return Line(prompt, "Yes" if yes else "No", "spatial")
     return None
 
 
-def _attribute(rng: random.Random, scene: Scene) -> Question | None:
+def _attribute(rng: random.Random, scene: Scene) -> Line | None:
     options: list[tuple[str, str]] = []
     kind = rng.choice(("colour", "shape", "size"))
     for thing in scene.things:
@@ -91,10 +83,10 @@ def _attribute(rng: random.Random, scene: Scene) -> Question | None:
     if not options:
         return None
     prompt, answer = rng.choice(options)
-    return Question(prompt, answer, "attribute")
+    return Line(prompt, answer, "attribute")
 
 
-def _count(rng: random.Random, scene: Scene) -> Question:
+def _count(rng: random.Random, scene: Scene) -> Line:
     counts: dict[int, list[str]] = {len(scene.things): ["objects"]}
     for colour in COLOURS:
         counts.setdefault(sum(t.colour == colour for t in scene.things), []).append(f"{colour} objects")
@@ -102,7 +94,7 @@ def _count(rng: random.Random, scene: Scene) -> Question:
         plural = shape + ("es" if shape.endswith("s") else "s")
         counts.setdefault(sum(t.shape == shape for t in scene.things), []).append(plural)
     number = rng.choice(sorted(counts))
-    return Question(f"How many {rng.choice(counts[number])} are there?", str(number), "count")
+    return Line(f"How many {rng.choice(counts[number])} are there?", str(number), "count")
 
 
 def place(thing: Thing) -> str:
@@ -112,12 +104,12 @@ def place(thing: Thing) -> str:
     return " ".join(part for part in (row, column) if part) or "centre"
 
 
-def _caption(rng: random.Random, scene: Scene) -> Question:
+def _caption(rng: random.Random, scene: Scene) -> Line:
     ordered = sorted(scene.things, key=lambda t: (int(t.y * 3 / SIZE), t.x))
     parts = [f"a {t.size} {t.colour} {t.shape} at the {place(t)}" for t in ordered]
     text = ", ".join(parts)
     prompt = rng.choice(("Describe the image.", "What is in the image?"))
-    return Question(prompt, text[0].upper() + text[1:] + ".", "caption")
+    return Line(prompt, text[0].upper() + text[1:] + ".", "caption")
 
 
 _DRAW = {

@@ -1,6 +1,6 @@
-"""Stage language: with the eyes frozen, projector and Mamba learn to answer questions about a scene.
+"""Stage language: with the vision tower frozen, projector and Mamba learn to answer questions about a scene.
 
-An image is read once and its state shared by all questions about it, exactly as the product later does.
+An image is read once, and all questions about it continue from its state, as at inference.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from cobra_edge.inputs.text import END_OF_TEXT, PromptTemplate
 from cobra_edge.model.backbones import language_backbone
 from cobra_edge.model.mamba import Mamba, MambaState
 from cobra_edge.model.projector import Projector
+from cobra_edge.suite.line import Line
 
-from .auxiliary_heads import NOTHING, Guide, Mention, mentions
-from .questions import TASKS, Question, draw_question
+from .auxiliary_heads import IGNORED, AuxiliaryHeads, Mention, mentions
+from .questions import TASKS, draw_question
 from .scenes import MAX_OBJECTS, Scene
 
 MAMBA = language_backbone("mamba-mini-zephyr").mamba
@@ -35,7 +36,7 @@ EVERYTHING: Branches = (*QUESTIONS, (("attribute", "count"),), *CAPTION)
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a step is about: scenes of `least` to `most` objects, `times` as many as a batch has, and what is asked of each."""
+    """Data of a step: scenes of `least` to `most` objects, `times` as many as a batch has, and the questions about each."""
 
     least: int
     most: int
@@ -44,10 +45,10 @@ class Lesson:
 
 
 def lesson_at(step: int, steps: int) -> Lesson:
-    """Captions first, of ever more objects: a state must hold a scene before questions can be asked of it. Then questions.
+    """Captions of ever more objects first, then questions: the state must represent a scene before questions are learned.
 
-    An object is found by its name only where there is another to be mistaken for, so questions begin with two objects in every
-    scene. Every fourth step asks everything, so that nothing is lost.
+    A name is learned only if it distinguishes objects, so questions start with two objects in every scene. Every fourth step
+    has all tasks, so that nothing is forgotten.
     """
     done = step / steps
     if done < _CAPTIONS:
@@ -59,20 +60,20 @@ def lesson_at(step: int, steps: int) -> Lesson:
     return Lesson(1, MAX_OBJECTS, branches, 1)
 
 
-# The share of the steps after which captions alone end, and after which scenes have all their objects.
+# Shares of the steps: end of the captions-only phase, and of the growth of scenes.
 _CAPTIONS, _GROWN = 0.05, 0.3
-_GUIDANCE = 0.5  # weight of the guide's loss beside that of the answers
+_AUXILIARY_WEIGHT = 0.5  # of the auxiliary loss relative to that of the answers
 
 
 @dataclass(frozen=True, eq=False)
-class Talk:
+class Conversation:
     """One conversation as tokens.
 
     Attributes:
         tasks: of its turns.
-        tokens: all turns, answers included.
-        answered: for each token, whether it belongs to an answer.
-        named: names of objects, at the position of their last token.
+        tokens: of all turns, answers included.
+        answered: whether each token belongs to an answer.
+        named: names of objects, with the position of their last token.
     """
 
     tasks: list[str]
@@ -81,38 +82,38 @@ class Talk:
     named: list[tuple[int, Mention]]
 
 
-def draw_talk(rng: random.Random, tokenizer: Tokenizer, scene: Scene, tasks: tuple[str, ...]) -> Talk:
-    """Draw a conversation; a task the scene does not allow is replaced by a question of existence."""
+def draw_conversation(rng: random.Random, tokenizer: Tokenizer, scene: Scene, tasks: tuple[str, ...]) -> Conversation:
+    """Draw a conversation; a task that the scene does not allow is replaced by existence."""
     template = PromptTemplate("zephyr")
-    talk = Talk([], [], [], [])
+    conversation = Conversation([], [], [], [])
     for index, task in enumerate(tasks):
         turn = draw_question(rng, scene, task) or draw_question(rng, scene, "existence")
-        assert isinstance(turn, Question)
+        assert isinstance(turn, Line)
         text = str(template.later_turn(turn.prompt) if index else template.first_turn(turn.prompt))
-        asked, answer = (tokenizer.encode(t, add_special_tokens=False) for t in (text, turn.answer + END_OF_TEXT))
-        ends = {end: len(talk.tokens) + at for at, (_, end) in enumerate(asked.offsets)}
+        prompt, answer = (tokenizer.encode(t, add_special_tokens=False) for t in (text, turn.answer + END_OF_TEXT))
+        ends = {end: len(conversation.tokens) + at for at, (_, end) in enumerate(prompt.offsets)}
         start = text.index(turn.prompt)
-        talk.tasks.append(turn.task)
-        talk.named.extend((ends[start + m.end], m) for m in mentions(scene, turn.prompt))
-        talk.tokens.extend([*asked.ids, *answer.ids])
-        talk.answered.extend([False] * len(asked.ids) + [True] * len(answer.ids))
-    return talk
+        conversation.tasks.append(turn.task)
+        conversation.named.extend((ends[start + m.end], m) for m in mentions(scene, turn.prompt))
+        conversation.tokens.extend([*prompt.ids, *answer.ids])
+        conversation.answered.extend([False] * len(prompt.ids) + [True] * len(answer.ids))
+    return conversation
 
 
-def batch_of(talks: list[Talk]) -> tuple[Tensor, Tensor]:
-    """Pad conversations: tokens (n, seq) and targets (n, seq), NOTHING where the next token is no answer."""
-    seq = max(len(t.tokens) for t in talks) - 1  # nothing follows the last token
-    tokens, targets = torch.zeros(len(talks), seq, dtype=torch.int64), torch.full((len(talks), seq), NOTHING)
-    for i, talk in enumerate(talks):
-        length = len(talk.tokens) - 1
-        tokens[i, :length] = torch.tensor(talk.tokens[:-1])
-        following = [t if a else NOTHING for t, a in zip(talk.tokens[1:], talk.answered[1:], strict=True)]
+def batch_of(conversations: list[Conversation]) -> tuple[Tensor, Tensor]:
+    """Pad conversations: tokens (n, seq) int64 and targets (n, seq) int64, IGNORED unless the next token is of an answer."""
+    seq = max(len(t.tokens) for t in conversations) - 1  # nothing follows the last token
+    tokens, targets = torch.zeros(len(conversations), seq, dtype=torch.int64), torch.full((len(conversations), seq), IGNORED)
+    for i, conversation in enumerate(conversations):
+        length = len(conversation.tokens) - 1
+        tokens[i, :length] = torch.tensor(conversation.tokens[:-1])
+        following = [t if a else IGNORED for t, a in zip(conversation.tokens[1:], conversation.answered[1:], strict=True)]
         targets[i, :length] = torch.tensor(following)
     return tokens, targets
 
 
 def repeat_state(state: MambaState, times: int) -> MambaState:
-    """Give every image of the batch `times` branches, branches of an image side by side."""
+    """Repeat the state (batch, …) of every image `times` times, repeats of an image consecutive."""
     parts = (tuple(t.repeat_interleave(times, 0) for t in tensors) for tensors in (state.conv, state.ssm))
     return MambaState(*parts)
 
@@ -120,39 +121,39 @@ def repeat_state(state: MambaState, times: int) -> MambaState:
 def language_loss(
     model: Mamba,
     projector: Projector,
-    guide: Guide,
+    heads: AuxiliaryHeads,
     features: Tensor,
     tokenizer: Tokenizer,
     scenes: list[Scene],
     rng: random.Random,
     branches: Branches,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss (the mean over all tokens of answers, and the guide's) and how often each task's answer is right."""
+    """Return the loss (mean over all answer tokens, plus the auxiliary one) and the accuracy by task."""
     _, after_image = model.hidden(projector(features))
-    losses, guided = [], []
+    losses, auxiliary = [], []
     right: dict[str, float] = {}
     for kinds in branches:
-        group = [draw_talk(rng, tokenizer, scene, kind) for scene in scenes for kind in kinds]
+        group = [draw_conversation(rng, tokenizer, scene, kind) for scene in scenes for kind in kinds]
         tokens, targets = batch_of(group)
         hidden, _ = model.hidden(model.embed(tokens), repeat_state(after_image, len(kinds)))
-        wanted = targets != NOTHING
+        wanted = targets != IGNORED
         logits = model.lm_head(hidden[wanted]).float()
         losses.append(F.cross_entropy(logits, targets[wanted], reduction="none"))
-        named = [(row, at, mention) for row, talk in enumerate(group) for at, mention in talk.named]
+        named = [(row, at, mention) for row, conversation in enumerate(group) for at, mention in conversation.named]
         if named:
-            loss, shares = guide.loss(named)
-            guided.append(loss)
+            loss, shares = heads.loss(named)
+            auxiliary.append(loss)
             right |= shares
         ok = torch.ones_like(targets, dtype=torch.bool)
         ok[wanted] = logits.argmax(-1) == targets[wanted]
         whole = ok.all(dim=1)
         for task in TASKS:
-            rows = [i for i, talk in enumerate(group) if talk.tasks == [task]]
+            rows = [i for i, conversation in enumerate(group) if conversation.tasks == [task]]
             if rows:
                 right[task] = float(whole[rows].float().mean())
     answers = torch.cat(losses).mean()
-    guidance = torch.stack(guided).mean() if guided else torch.zeros(())
-    return answers + _GUIDANCE * guidance, right | {"answers": float(answers.detach())}
+    extra = torch.stack(auxiliary).mean() if auxiliary else torch.zeros(())
+    return answers + _AUXILIARY_WEIGHT * extra, right | {"answers": float(answers.detach())}
 
 
 def initialise(model: Mamba, projector: Projector, seed: int) -> None:
@@ -172,4 +173,4 @@ def initialise(model: Mamba, projector: Projector, seed: int) -> None:
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
             nn.init.zeros_(module.bias)
     last: Any = list(projector.modules())[-1]
-    last.weight.data *= 0.2  # the towers' features are large; layers must be heard beside them
+    last.weight.data *= 0.2  # the tower's features are large; the layers' outputs must not be negligible beside them

@@ -1,9 +1,8 @@
-"""Train cobra-mini from nothing, in the order of its big sister: first eyes, then language with the eyes frozen.
+"""Train cobra-mini from scratch in two stages, as Cobra: the vision tower, then language with the tower frozen.
 
     python -m calibration.train_mini [--out runs/mini] [--seed 0]
 
-Every batch is drawn from (seed, stage, step, worker), so an interrupted run resumes where it stopped and ends with the same
-data; nothing is drawn twice.
+Every batch is drawn from (seed, stage, step, worker), so an interrupted run resumes with the same data; nothing is drawn twice.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from cobra_edge.model.mamba import Mamba
 from cobra_edge.model.projector import Projector
 from cobra_edge.model.vision import VisionTower
 
-from .auxiliary_heads import Guide
+from .auxiliary_heads import AuxiliaryHeads
 from .native_mixer import NATIVE
 from .scenes import draw_scene
 from .train_language import MAMBA, initialise, language_loss, lesson_at
@@ -37,19 +36,21 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="checkpoints and log (default runs/mini)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="processes, each with its own batches")
-    parser.add_argument("--vision-batch", type=int, default=16, help="scenes a step and worker of stage vision")
-    parser.add_argument("--vision-steps", type=int, default=3000)
-    parser.add_argument("--language-batch", type=int, default=8, help="scenes a step and worker of stage language")
-    parser.add_argument("--language-steps", type=int, default=6000)
-    parser.add_argument("--log-every", type=int, default=100)
-    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random draws (default 0)")
+    parser.add_argument("--workers", type=int, default=2, help="processes, each with its own batches (default 2)")
+    parser.add_argument("--vision-batch", type=int, default=16, help="scenes per step and worker in stage vision (default 16)")
+    parser.add_argument("--vision-steps", type=int, default=3000, help="steps of stage vision (default 3000)")
+    parser.add_argument(
+        "--language-batch", type=int, default=8, help="scenes per step and worker in stage language (default 8)"
+    )
+    parser.add_argument("--language-steps", type=int, default=6000, help="steps of stage language (default 6000)")
+    parser.add_argument("--log-every", type=int, default=100, help="steps between log lines (default 100)")
+    parser.add_argument("--save-every", type=int, default=500, help="steps between saves (default 500)")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run all stages, one worker a core: small batches on one thread each use the cores better than one process on all."""
+    """Run all stages with one worker per core: small batches on one thread each use cores better than one process on all."""
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
     NATIVE.conv(torch.zeros(1, 1, 32), torch.zeros(1, 32, 4), torch.zeros(32, 4), torch.zeros(32))  # compiles it once
@@ -65,8 +66,8 @@ def work(rank: int, args: argparse.Namespace) -> None:
     args.rank = rank
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.workers))
     if args.workers > 1:
-        meeting = args.out / "workers"
-        distributed.init_process_group("gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=args.workers)
+        rendezvous = args.out / "workers"
+        distributed.init_process_group("gloo", init_method=f"file://{rendezvous.resolve()}", rank=rank, world_size=args.workers)
     if rank == 0:
         with (args.out / "log.jsonl").open("a") as f:
             settings = {k: v for k, v in vars(args).items() if k not in ("rank", "out")}
@@ -74,29 +75,30 @@ def work(rank: int, args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     tower = VisionTower(VISION)
     heads = nn.ModuleList(nn.Linear(e.embed_dim, sum(HEAD_SIZES.values())) for e in VISION.encoders)
-    eyes: dict[str, nn.Module] = {"tower": tower, "heads": heads}
+    vision_modules: dict[str, nn.Module] = {"tower": tower, "heads": heads}
 
-    def see(rng: random.Random, _step: int) -> tuple[Tensor, dict[str, float]]:
+    def vision_step(rng: random.Random, _step: int) -> tuple[Tensor, dict[str, float]]:
         return vision_loss(tower, heads, [draw_scene(rng, "train") for _ in range(args.vision_batch)])
 
-    train("vision", eyes, see, args, {"tower": 1.5e-3, "heads": 1.5e-3})
+    train("vision", vision_modules, vision_step, args, {"tower": 1.5e-3, "heads": 1.5e-3})
 
     tower.eval().requires_grad_(False)
     model, projector = Mamba(MAMBA, NATIVE), Projector("fused-gelu-mlp", VISION.feature_dim, MAMBA.d_model)
     initialise(model, projector, args.seed)
-    guide = Guide(model)
+    auxiliary = AuxiliaryHeads(model)
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
 
-    def speak(rng: random.Random, step: int) -> tuple[Tensor, dict[str, float]]:
+    def language_step(rng: random.Random, step: int) -> tuple[Tensor, dict[str, float]]:
         lesson = lesson_at(step, args.language_steps)
         scenes = [draw_scene(rng, "train", lesson.most, lesson.least) for _ in range(args.language_batch * lesson.times)]
         with torch.no_grad():
             features = tower(pixels_of(scenes))
-        return language_loss(model, projector, guide, features, tokenizer, scenes, rng, lesson.branches)
+        return language_loss(model, projector, auxiliary, features, tokenizer, scenes, rng, lesson.branches)
 
-    # A projector as fast as the Mamba grows until nothing is heard beside its output, and the colours drown.
-    voice: dict[str, nn.Module] = {"model": model, "projector": projector, "guide": guide}
-    train("language", voice, speak, args, {"model": 1e-3, "projector": 2e-4, "guide": 1e-3})
+    # At the Mamba's learning rate the projector's outputs grow until they dominate the residual stream, and colours are lost.
+    language_modules: dict[str, nn.Module] = {"model": model, "projector": projector, "auxiliary_heads": auxiliary}
+    rates = {"model": 1e-3, "projector": 2e-4, "auxiliary_heads": 1e-3}
+    train("language", language_modules, language_step, args, rates)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Stage vision: both encoders learn to say, at the very features the decoder will see, what stands where.
+"""Stage vision: both encoders learn to predict content and position of each patch, at the features that the decoder uses.
 
-It takes the place of the DINOv2 and SigLIP pretraining that nobody repeats on two cores.
+It replaces the pretraining of DINOv2 and SigLIP, which is out of reach on two cores.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ HEAD_SIZES = {
 
 
 def patch_labels(scenes: list[Scene]) -> dict[str, Tensor]:
-    """Return what stands in each patch, (batch, GRID²): -100 where a label does not apply.
+    """Return the labels of each patch, (batch, GRID²) int64: -100 where a label does not apply.
 
-    here tells whether an object's centre lies in the patch; shape, colour, size and centre (x, y in patches from the
-    patch's corner, NaN elsewhere) are that object's. cover and cover_shape are colour (0 is background) and shape of
-    whatever covers the middle of the patch. row and column are the patch's own place, asked for wherever an object is:
-    features that do not say where they are leave the decoder to count patches, and it never learns left from right.
+    here: whether an object's centre lies in the patch; shape, colour, size and centre (batch, GRID², 2) float32 (x and y in
+    patches from the patch's corner, NaN elsewhere) are of that object. cover and cover_shape: colour (0 is background) and
+    shape of the object that covers the middle of the patch. row and column: the patch's own position, wherever there is an
+    object; with features that do not encode position the decoder would have to count patches, and never learns left from right.
     """
     n = len(scenes)
     labels = {k: np.full((n, GRID * GRID), -100, np.int64) for k in HEAD_SIZES if k != "centre"}
@@ -70,7 +70,7 @@ def patch_labels(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def vision_loss(tower: VisionTower, heads: nn.ModuleList, scenes: list[Scene]) -> tuple[Tensor, dict[str, float]]:
-    """Return the mean loss of both encoders, and for each the shares of objects named and placed right and of centres found."""
+    """Return the mean loss of both encoders, a scalar, and for each the accuracies of attributes, positions and centres."""
     labels, pixels = patch_labels(scenes), pixels_of(scenes)
     total, right = torch.zeros(()), {}
     for name, encoder, head, part in zip(("dino", "siglip"), tower.encoders, heads, pixels.split(3, dim=1), strict=True):

@@ -12,9 +12,9 @@ from .version import __version__
 
 # Commands are imported when they are called: `run` must start at once on a device that lacks what `export` needs.
 COMMANDS = {
-    "export": "Export a checkpoint to a bundle for a device.",
-    "calibrate": "Take statistics of activations, for quantizers that look at them.",
-    "sensitivity": "Find out which matrices a model can spare bits of.",
+    "export": "Export a checkpoint as a bundle for a device.",
+    "calibrate": "Collect calibration statistics of a checkpoint.",
+    "sensitivity": "Measure the sensitivity of each matrix to quantization.",
     "build": "Build the TensorRT engine of a bundle, on the device that will run it.",
     "run": "Ask a bundle about an image.",
     "chat": "Chat with a bundle about images, in a terminal or through pipes.",

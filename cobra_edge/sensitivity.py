@@ -1,6 +1,6 @@
-"""Sensitivity: which matrices of a checkpoint can spare bits, and which cannot.
+"""Measure the sensitivity of a checkpoint's matrices to quantization.
 
-python -m cobra_edge.sensitivity --checkpoint mini --method gptq --rotation both --out sensitivity.json --plot sensitivity.png
+cobra-edge sensitivity --checkpoint mini --method gptq --rotation both --out sensitivity.json --plot sensitivity.png
 """
 
 from __future__ import annotations
@@ -17,44 +17,70 @@ from .errors import MachineError
 from .export.checks import check_calibration, check_choices, check_text_only
 from .export.statistics import find_sensitivity, statistics_for
 from .files.staging import check_file_goal, staged_file
-from .formats.recipe import FLOAT16, METHODS, MIXED, ROTATIONS, Recipe
+from .formats.method import METHODS
+from .formats.recipe import FLOAT16, MIXED, ROTATIONS, Recipe
 from .formats.scheme import scheme_named
 from .inference.session_options import threads_option
 from .model.checkpoint_hash import hashed
-from .quantize.sensitivity import SCHEMES_OF_A_MIX, Sensitivity, write_sensitivity
+from .quantize.sensitivity import CANDIDATE_SCHEMES, Sensitivity, write_sensitivity
 from .quantize.statistics import read_statistics
 from .suite.reader import read_suite
+from .terminal.option_groups import Command, option
 from .terminal.output import debug_option, main_of, print_json, results, say
 
+_PATH = click.Path(path_type=Path)
 
-@click.command(epilog="Example: python -m cobra_edge.sensitivity --checkpoint mini --method gptq --out sensitivity.json")
-@click.option("--checkpoint", "source", required=True, help="mini, cobra+3b of the hub, or a directory.")
-@click.option(
+
+@click.command(cls=Command, epilog="Example: cobra-edge sensitivity --checkpoint mini --method gptq --out sensitivity.json")
+@option(
+    "--checkpoint",
+    "source",
+    group="input",
+    metavar="SOURCE",
+    required=True,
+    help="mini, cobra+3b (downloaded from the hub) or a directory.",
+)
+@option(
+    "--calibration",
+    group="input",
+    type=_PATH,
+    show_default="embedded set",
+    help="Suite to measure on, and to collect statistics from if none are given.",
+)
+@option("--vision-weights", group="input", type=_PATH, help="Directory with the safetensors of the vision encoders.")
+@option("--tokenizer", group="input", type=_PATH, help="tokenizer.json or its directory.")
+@option("--method", group="quantization", type=click.Choice(list(METHODS)), default="rtn", help="Quantization method.")
+@option(
+    "--rotation",
+    group="quantization",
+    type=click.Choice(list(ROTATIONS)),
+    default="none",
+    help="Hadamard rotation, as in export.",
+)
+@option(
     "--activations",
+    group="quantization",
     type=click.Choice(["float32", "int8"]),
     default="float32",
-    show_default=True,
-    help="What enters a product with quantized weights.",
+    help="Activations in quantized matmuls.",
 )
-@click.option("--method", type=click.Choice(METHODS), default="rtn", show_default=True, help="How codes are chosen.")
-@click.option("--rotation", type=click.Choice(list(ROTATIONS)), default="none", show_default=True, help="As for export.")
-@click.option("--statistics", type=click.Path(path_type=Path), help="What calibrate wrote of this checkpoint.")
-@click.option("--calibration", type=click.Path(path_type=Path), help="JSON lines to measure on; default: the set that ships.")
-@click.option("--clip-activations", type=click.FloatRange(0, 100, min_open=True), help="As for export.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="File of the sensitivities, for export --sensitivity."
+@option(
+    "--clip-activations",
+    group="quantization",
+    type=click.FloatRange(0, 100, min_open=True),
+    help="Clip int8 activations at this percentile of their magnitudes, such as 99.9.",
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw them as PNG.")
-@click.option("--force", is_flag=True, help="Replace files that are already there.")
-@click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or its directory.")
+@option("--statistics", group="quantization", type=_PATH, help="File written by `calibrate`, to reuse.")
+@option("--out", group="output", type=_PATH, required=True, help="File of the sensitivities, for export --sensitivity.")
+@option("--plot", group="output", type=_PATH, help="Plot of the sensitivities, PNG.")
+@option("--force", group="output", is_flag=True, help="Replace existing files.")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
 @threads_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @debug_option
 def command(source: str, out: Path, plot: Path | None, force: bool, threads: int | None, as_json: bool, **options: Any) -> None:
-    """Quantize each matrix alone by each scheme that fits it, and measure how far the model drifts.
+    """Quantize each matrix alone by each scheme that fits it, and measure the KLD of the model.
 
-    Each figure is a run of the whole model over all questions: minutes for cobra-mini, days for billions of weights.
+    Each KLD takes a run of the whole model over all lines: minutes for cobra-mini, days for billions of weights.
 
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
@@ -62,8 +88,8 @@ def command(source: str, out: Path, plot: Path | None, force: bool, threads: int
         check_file_goal(file, force=force)
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise MachineError("--plot needs matplotlib; install it with: pip install matplotlib")
-    with staged_file(out, force=force) as staged:  # from the beginning: whether it can be written shows before days of work
-        found = _scanned(source, staged.parent, options)
+    with staged_file(out, force=force) as staged:  # opened first: an unwritable file is reported before days of work
+        found = _scan(source, staged.parent, options)
         write_sensitivity(found, staged)
     if plot is not None:
         with staged_file(plot, force=force) as staged:
@@ -75,7 +101,7 @@ def command(source: str, out: Path, plot: Path | None, force: bool, threads: int
         say(f"sensitivities: {out}")
 
 
-def _scanned(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
+def _scan(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
     method, rotation, clip = options["method"], options["rotation"], options["clip_activations"]
     check_choices(scheme_named("w4a16-g128"), method, rotation, clip)
     check_calibration(method, clip, options["statistics"], None, otherwise_used=True)
@@ -84,6 +110,7 @@ def _scanned(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
     require_export("sensitivity", "timm", "torch")
     from .model.checkpoint import open_checkpoint
     from .model.vision import check_tower
+    from .quantize.calibration_data import EmbeddingCache
 
     checkpoint = open_checkpoint(source, vision_weights=options["vision_weights"], tokenizer=options["tokenizer"])
     if checkpoint.config.vision is None:
@@ -101,13 +128,14 @@ def _scanned(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
     )
     file = options["statistics"]
     given = None if file is None else read_statistics(file, checkpoint.config, digest)
-    with statistics_for(checkpoint, recipe, given, options["calibration"], stage) as statistics:
-        return find_sensitivity(checkpoint, digest, recipe, statistics, options["calibration"])
+    cache, data = EmbeddingCache(checkpoint), options["calibration"]
+    with statistics_for(checkpoint, recipe, given, data, stage, cache) as statistics:
+        return find_sensitivity(checkpoint, digest, recipe, statistics, data, cache=cache)
 
 
 def _columns(found: Sensitivity) -> list[str]:
-    """Return the storages that any matrix was tried with, least bits first."""
-    return [s for s in (*SCHEMES_OF_A_MIX, FLOAT16) if any(s in row for row in found.kld.values())]
+    """Return the measured storages, fewest bits first."""
+    return [s for s in (*CANDIDATE_SCHEMES, FLOAT16) if any(s in row for row in found.kld.values())]
 
 
 def _table(found: Sensitivity) -> Table:
@@ -126,7 +154,7 @@ def _short(name: str) -> str:
 
 
 def draw(found: Sensitivity, file: Path) -> None:
-    """Draw KLD by matrix, one line a scheme; matrices of a kind stand together, in the order of the layers."""
+    """Draw KLD by matrix, one series per scheme, grouped by projection in the order of the layers."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -18,7 +18,7 @@ from cobra_edge.formats.safetensors_file import TensorFileWriter
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.model.checkpoint import Checkpoint
 from cobra_edge.quantize.rtn import round_to_nearest
-from cobra_edge.quantize.transforms import prepared
+from cobra_edge.quantize.transforms import transformed_tensor
 
 INT_SCHEMES = [s.name for s in SCHEMES.values() if s.code_format == "int"]
 
@@ -65,7 +65,7 @@ def write_bundle(
     config, plan = checkpoint.config.mamba, stored_tensors(checkpoint.config.mamba, recipe)
     with TensorFileWriter(folder / DECODER, [t for entries in plan.values() for t in entries]) as writer:
         for name, entries in plan.items():
-            values = prepared(name, lambda n: checkpoint.decoder[n].float().numpy(), recipe)
+            values = transformed_tensor(name, lambda n: checkpoint.decoder[n].float().numpy(), recipe)
             scheme = quantized_scheme(recipe, name)
             if scheme is None:
                 writer.write(name, values.astype(entries[0].dtype))

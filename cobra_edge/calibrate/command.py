@@ -1,6 +1,6 @@
-"""Calibrate: take statistics of what enters every matrix product of a checkpoint, for quantizers that look at activations.
+"""Collect calibration statistics of a checkpoint, for quantization methods that use them.
 
-python -m cobra_edge.calibrate --checkpoint mini --data cobra_edge/mini/calibration.jsonl --out statistics.safetensors
+cobra-edge calibrate --checkpoint mini --out statistics.safetensors
 """
 
 from __future__ import annotations
@@ -18,26 +18,46 @@ from ..export.checks import check_text_only
 from ..files.staging import check_file_goal, held, staged_file
 from ..inference.session_options import threads_option
 from ..suite.reader import CALIBRATION, read_suite, spread
+from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, main_of, print_json, say, stages
 
 _MARGIN_BYTES = 64 << 20
 
 
-@click.command(epilog="Example: python -m cobra_edge.calibrate --checkpoint mini --out statistics.safetensors")
-@click.option("--checkpoint", "source", required=True, help="mini, cobra+3b of the hub, or a directory.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    default=CALIBRATION,
-    help="JSON lines of image, prompt, answer and task; default: the set of synthetic scenes that ships.",
+_PATH = click.Path(path_type=Path)
+
+
+@click.command(cls=Command, epilog="Example: cobra-edge calibrate --checkpoint mini --out statistics.safetensors")
+@option(
+    "--checkpoint",
+    "source",
+    group="input",
+    metavar="SOURCE",
+    required=True,
+    help="mini, cobra+3b (downloaded from the hub) or a directory.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File of the statistics.")
-@click.option("--force", is_flag=True, help="Replace a file that is already there.")
-@click.option("--lines", "n_lines", type=click.IntRange(1), help="Read that many lines, of every task as many; default: all.")
-@click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or its directory.")
+@option(
+    "--data",
+    group="input",
+    type=_PATH,
+    default=CALIBRATION,
+    show_default="embedded set of synthetic scenes",
+    help="Suite: JSON lines of image, prompt, answer and task.",
+)
+@option(
+    "--lines",
+    "n_lines",
+    group="input",
+    type=click.IntRange(1),
+    show_default="all",
+    help="Number of lines to use, evenly spread over the tasks.",
+)
+@option("--vision-weights", group="input", type=_PATH, help="Directory with the safetensors of the vision encoders.")
+@option("--tokenizer", group="input", type=_PATH, help="tokenizer.json or its directory.")
+@option("--out", group="output", type=_PATH, required=True, help="File of the statistics.")
+@option("--force", group="output", is_flag=True, help="Replace an existing file.")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object.")
 @threads_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @debug_option
 def command(
     source: str,
@@ -49,9 +69,9 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Take statistics of what enters every matrix product, one layer in memory at a time.
+    """Collect statistics of the inputs of all projections, one layer in memory at a time.
 
-    Finished layers are kept in OUT.partial: after an interruption the same command goes on with the next one.
+    Finished layers are kept in OUT.partial; after an interruption the same command resumes with the next layer.
 
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
@@ -63,7 +83,7 @@ def command(
     from ..model.checkpoint import open_checkpoint
     from ..model.vision import check_tower
     from ..quantize.calibration import collect_statistics
-    from ..quantize.resume import remove_parts
+    from ..quantize.resume import remove_resume_directory
     from ..quantize.statistics import statistics_tensors, write_statistics
 
     checkpoint = open_checkpoint(source, **options)
@@ -71,16 +91,16 @@ def command(
         check_text_only(checkpoint.config.model_id, vision_weights=options["vision_weights"])
     else:
         check_tower(checkpoint.config.vision, checkpoint.vision_weights, checkpoint.tower)
-    partial = out.with_name(f"{out.name}.partial")
+    resume = out.with_name(f"{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    _require_room(partial, sum(t.n_bytes for t in statistics_tensors(checkpoint.config.mamba)))
-    with staged_file(out, force=force) as staged, held(partial), stages() as stage:
+    _require_disk_space(resume, sum(t.n_bytes for t in statistics_tensors(checkpoint.config.mamba)))
+    with staged_file(out, force=force) as staged, held(resume), stages() as on_progress:
         statistics = collect_statistics(
-            checkpoint, lines, data.parent, partial=partial, operations=best_operations(), on_progress=stage
+            checkpoint, lines, data.parent, resume_directory=resume, operations=best_operations(), on_progress=on_progress
         )
-        stage("write the file", 0, 1)
+        on_progress("write the file", 0, 1)
         write_statistics(statistics, staged)
-        remove_parts(partial)
+        remove_resume_directory(resume)
     header = statistics.header
     if as_json:
         print_json({"statistics": str(out), "bytes": out.stat().st_size, **msgspec.structs.asdict(header)})
@@ -89,14 +109,14 @@ def command(
         say(f"statistics: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 
-def _require_room(partial: Path, file_bytes: int) -> None:
-    """Raise MachineError where the disk has no room for finished layers and for the file made of them."""
-    kept = sum(f.stat().st_size for f in partial.glob("*")) if partial.is_dir() else 0
-    needed, free = 2 * file_bytes + _MARGIN_BYTES - kept, shutil.disk_usage(partial.parent).free
+def _require_disk_space(resume: Path, file_bytes: int) -> None:
+    """Raise MachineError if the disk has no space for finished layers and for the file made of them."""
+    kept = sum(f.stat().st_size for f in resume.glob("*")) if resume.is_dir() else 0
+    needed, free = 2 * file_bytes + _MARGIN_BYTES - kept, shutil.disk_usage(resume.parent).free
     if needed > free:
         raise MachineError(
-            f"{partial.parent}: {free / 2**30:.1f} GiB free, {needed / 2**30:.1f} GiB needed (twice the statistics, "
-            "while they are put together); free some, or give --out on another disk"
+            f"{resume.parent}: {free / 2**30:.1f} GiB free, {needed / 2**30:.1f} GiB needed (twice the size of the "
+            "statistics); free some space, or give --out on another disk"
         )
 
 

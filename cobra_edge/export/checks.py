@@ -1,48 +1,48 @@
-"""Which options of an export go together: what cannot be, and what would do nothing, is refused before any work."""
+"""Which options of an export go together: combinations that are impossible or have no effect are refused before any work."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..errors import InputError
-from ..formats.recipe import METHODS, ROTATIONS
+from ..formats.method import METHODS, method_named, recipe_method
+from ..formats.recipe import ROTATIONS
 from ..formats.scheme import Scheme
 from ..terminal.suggestions import near_matches
 
 
 def needs_statistics(method: str, clip_activations: float | None) -> bool:
-    """Tell whether a recipe looks at activations."""
-    return method not in ("none", "rtn") or clip_activations is not None
+    """Tell whether a method, as a recipe names it, or clipping needs calibration statistics."""
+    return recipe_method(method).needs_statistics or clip_activations is not None
 
 
 def check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: float | None) -> None:
-    """Raise InputError for choices that are unknown, or that do not go together."""
+    """Raise InputError for unknown names and for options that exclude each other."""
     if rotation not in ROTATIONS:
         raise InputError(f"unknown rotation {rotation!r}{near_matches(rotation, ROTATIONS)}")
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}{near_matches(method, METHODS)}")
+    chosen = method_named(method)
     if scheme.code_format != "int" and (method != "rtn" or clip_activations is not None):
-        raise InputError(f"{scheme.name}: its codes are bitsandbytes' own; leave --method and --clip-activations out")
+        raise InputError(f"{scheme.name}: bitsandbytes makes its codes; omit --method and --clip-activations")
     if scheme.group_size is None and clip_activations is not None:
-        raise InputError(f"{scheme.name}: no activation is rounded, so none can be clipped; leave --clip-activations out")
+        raise InputError(f"{scheme.name}: activations are not rounded, so they cannot be clipped; omit --clip-activations")
     if scheme.group_size is None and method != "rtn":
-        raise InputError(f"{scheme.name}: weights stay float16, no method chooses codes; leave --method {method} out")
-    if clip_activations is not None and method.startswith("awq"):
+        raise InputError(f"{scheme.name}: weights stay float16, so no method applies; omit --method {method}")
+    if clip_activations is not None and chosen.scales_inputs:
         raise InputError(
-            "--clip-activations: percentiles are of inputs without AWQ's scales; take another method, or clip nothing"
+            f"--clip-activations: percentiles are of inputs without AWQ's scales; omit it, or use another method than {method}"
         )
 
 
-def check_mix(scheme: str | None, bits: float | None, activations: str | None, sensitivity: Path | None) -> None:
-    """Raise InputError for options of a mix where none is wanted, and for a scheme where one is."""
+def check_allocation(scheme: str | None, bits: float | None, activations: str | None, sensitivity: Path | None) -> None:
+    """Raise InputError for options of bit allocation without --bits, and for --scheme with it."""
     if bits is None and sensitivity is not None:
-        raise InputError("--sensitivity is for mixes of schemes; give their budget too, such as --bits 4.0")
+        raise InputError("--sensitivity is for bit allocation; give a budget too, such as --bits 4.0")
     if bits is None and activations is not None:
-        raise InputError("--activations is for mixes, which --bits makes; a scheme says it by its name: w4a8 rounds to int8")
+        raise InputError("--activations applies to --bits only; a scheme's name includes its activations: w4a8 rounds to int8")
     if bits is not None and scheme is not None:
         raise InputError(
-            f"--scheme {scheme} is one format for every matrix, --bits mixes several: give one of the two; what enters the "
-            "products of a mix is said by --activations"
+            f"--scheme {scheme} stores every matrix in one format, --bits allocates several; give one of the two. With --bits, "
+            "--activations sets the activations"
         )
 
 
@@ -54,30 +54,31 @@ def check_calibration(
     *,
     otherwise_used: bool,
 ) -> None:
-    """Raise InputError for statistics, or data to take them of, that nothing would look at.
+    """Raise InputError for statistics or calibration data that would have no effect.
 
     Args:
-        method, clip_activations: as `needs_statistics`.
-        statistics: file that was given.
-        calibration: data that was given.
-        otherwise_used: whether a mix or an int8 vision graph looks at the data.
+        method, clip_activations: as in `needs_statistics`.
+        statistics: --statistics.
+        calibration: --calibration.
+        otherwise_used: whether bit allocation or an int8 vision graph uses the calibration data.
     """
     needed = needs_statistics(method, clip_activations)
     if statistics is not None and not needed:
+        users = ", ".join(m.name for m in METHODS.values() if m.needs_statistics)
         raise InputError(
-            f"--statistics {statistics}: method {method} looks at no activations; leave it out, or take --method "
-            f"{', '.join(m for m in METHODS if needs_statistics(m, None))} or --clip-activations"
+            f"--statistics {statistics}: method {method} uses no statistics; omit it, or use --method {users} or "
+            "--clip-activations"
         )
     if calibration is not None and not otherwise_used and (not needed or statistics is not None):
-        why = "the statistics are given" if needed else f"method {method} looks at no activations"
+        why = "--statistics is given" if needed else f"method {method} uses no statistics"
         raise InputError(
-            f"--calibration {calibration}: nothing is calibrated, {why}; it is for methods that look at activations, for "
-            "--bits and for --vision-precision int8"
+            f"--calibration {calibration}: nothing is calibrated, {why}; it is for methods that use statistics, for --bits and "
+            "for --vision-precision int8"
         )
 
 
 def check_text_only(model_id: str, **given: object) -> None:
-    """Raise InputError for options of vision, by their names, where the model has none; those that are None were not given."""
+    """Raise InputError for vision options of a text-only model, given by name; None means not given."""
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if names:
-        raise InputError(f"{model_id} is a text-only model, it has no vision; leave {', '.join(names)} out")
+        raise InputError(f"{model_id} is a text-only model without vision; omit {', '.join(names)}")

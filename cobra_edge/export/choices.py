@@ -1,4 +1,4 @@
-"""What `export --list` prints: every name that an export takes."""
+"""Output of `export --list`: every name that the options of an export accept."""
 
 from __future__ import annotations
 
@@ -6,28 +6,23 @@ from typing import Any
 
 from rich.table import Table
 
-from ..formats.recipe import METHODS, ROTATIONS
+from ..formats.method import METHODS
+from ..formats.recipe import ROTATIONS
 from ..formats.scheme import SCHEMES, Scheme
 from ..formats.targets import targets
 from ..model.backbones import HUB_MODELS
 from ..terminal.output import cell
 
-_METHODS = {
-    "rtn": "round to nearest; looks at no activations",
-    "gptq": "rounds column after column, each making up for the errors before it",
-    "awq": "scales what loud inputs meet, then rounds to nearest",
-    "awq-gptq": "AWQ's scales, then GPTQ",
-}
 _ROTATIONS = {
-    "none": "nothing is rotated",
+    "none": "no rotation",
     "out-proj": "the input of out_proj",
-    "residual": "the residual stream; costs almost nothing at run time",
-    "both": "both",
+    "residual": "the residual stream; nearly free at run time",
+    "both": "the residual stream and the input of out_proj",
 }
 
 
 def choices() -> dict[str, Any]:
-    """Return every name that an export takes, as plain data."""
+    """Return every name that an export accepts, as plain data."""
     return {
         "targets": [
             {
@@ -53,7 +48,7 @@ def choices() -> dict[str, Any]:
             }
             for s in SCHEMES.values()
         ],
-        "methods": {name: _METHODS[name] for name in METHODS},
+        "methods": {m.name: m.title for m in METHODS.values()},
         "rotations": {name: _ROTATIONS[name] for name in ROTATIONS},
         "checkpoints": ["mini", *HUB_MODELS],
     }
@@ -71,25 +66,25 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def choice_tables() -> list[Table]:
-    """Return the same for a terminal."""
+    """Return the same as tables for a terminal."""
     of_targets = _table("--target", "name", "also", "device", "scheme", "vision", "memory")
     for t in targets().values():
         memory = "this machine's" if t.memory_gb is None else f"{t.memory_gb:g} GB"
         also = t.default_of or ""
         of_targets.add_row(*map(cell, (t.name, also, t.title, t.scheme, t.vision_precision, memory)))
-    of_schemes = _table("--scheme", "name", "bits a code", "weights a scale", "activations", "codes")
+    of_schemes = _table("--scheme", "name", "bits per code", "weights per scale", "activations", "codes")
     for s in SCHEMES.values():
-        group = "–" if s.group_size is None else "a row" if s.group_size == "row" else str(s.group_size)
-        codes = "none" if s.weight_bits == 16 else "bitsandbytes'" if s.code_format != "int" else "ours"
+        group = "–" if s.group_size is None else "row" if s.group_size == "row" else str(s.group_size)
+        codes = "none" if s.weight_bits == 16 else "bitsandbytes" if s.code_format != "int" else "cobra_edge"
         of_schemes.add_row(*map(cell, (s.name, str(s.weight_bits), group, _activations(s), codes)))
     others = []
-    for title, rows in (("--method", _METHODS), ("--rotation", _ROTATIONS)):
-        others.append(_table(title, "name", "what it does"))
-        for name, says in rows.items():
-            others[-1].add_row(cell(name), cell(says))
-    sources = _table("--checkpoint", "name", "what it is")
-    sources.add_row(cell("mini"), cell("the small model that ships"))
+    for title, rows in (("--method", {m.name: m.title for m in METHODS.values()}), ("--rotation", _ROTATIONS)):
+        others.append(_table(title, "name", "description"))
+        for name, description in rows.items():
+            others[-1].add_row(cell(name), cell(description))
+    sources = _table("--checkpoint", "name", "description")
+    sources.add_row(cell("mini"), cell("cobra-mini, the small model that is included"))
     for name, directory in HUB_MODELS.items():
-        sources.add_row(cell(name), cell(f"{directory} of the hub, downloaded"))
-    sources.add_row(cell("a directory"), cell("a run directory, or a bare Mamba: docs/checkpoints.md"))
+        sources.add_row(cell(name), cell(f"{directory}, downloaded from the hub"))
+    sources.add_row(cell("a directory"), cell("a run directory, or a text-only Mamba: docs/checkpoints.md"))
     return [of_targets, of_schemes, *others, sources]

@@ -1,6 +1,6 @@
-"""Export: from a checkpoint to a bundle that a device runs.
+"""Export a checkpoint as a bundle that a device runs.
 
-python -m cobra_edge.export --target jetson
+cobra-edge export --target jetson
 """
 
 from __future__ import annotations
@@ -11,79 +11,115 @@ from typing import Any
 import click
 
 from ..errors import DriftError
-from ..formats.recipe import METHODS, ROTATIONS
-from ..formats.targets import target_named
+from ..formats.method import METHODS
+from ..formats.precision import PRECISIONS
+from ..formats.recipe import ROTATIONS
+from ..formats.targets import Target, target_named
 from ..inference.session_options import threads_option
 from ..regress.bundle_tables import drift_table, memory_table
 from ..suite.reader import HELDOUT
+from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, main_of, print_json, results, say, tell
 from .choices import choice_tables, choices
-from .pipeline import export_bundle
+from .pipeline import Exported, export_bundle
 from .vision import ENGINES
 
+_PATH = click.Path(path_type=Path)
 
-@click.command(epilog="Example: python -m cobra_edge.export --target jetson --checkpoint mini --out bundles/mini --force")
-@click.option(
-    "--list",
-    "list_only",
-    is_flag=True,
-    help="Print targets, schemes, methods, rotations and names of checkpoints, with --json as an object.",
+
+@click.command(cls=Command, epilog="Example: cobra-edge export --target jetson --checkpoint mini --out bundles/mini --force")
+@option(
+    "--target", "target_name", group="input", metavar="NAME", help="Device or family: jetson, rtx-4090, cpu, …; see --list."
 )
-@click.option("--target", "target_name", help="Device profile or family: jetson, rtx-4090, cpu, …; see --list.")
-@click.option("--checkpoint", default=None, help="mini (default), cobra+3b of the hub, or a directory (docs/checkpoints.md).")
-@click.option("--scheme", default=None, help="Weight format, such as w4a16-g128; default: the target's; see --list.")
-@click.option("--method", type=click.Choice(METHODS), default="rtn", show_default=True, help="How codes are chosen.")
-@click.option(
+@option(
+    "--checkpoint",
+    group="input",
+    metavar="SOURCE",
+    show_default="mini",
+    help="mini, cobra+3b (downloaded from the hub) or a directory.",
+)
+@option("--vision-weights", group="input", type=_PATH, help="Directory with the safetensors of the vision encoders.")
+@option("--tokenizer", group="input", type=_PATH, help="tokenizer.json or its directory.")
+@option(
+    "--golden", group="input", type=_PATH, default=HELDOUT, show_default="held-out", help="Suite that drift is measured on."
+)
+@option(
+    "--golden-lines",
+    group="input",
+    type=click.IntRange(1, 10_000),
+    show_default="all, or 4 for large models",
+    help="Lines of the golden suite to use.",
+)
+@option("--scheme", group="quantization", metavar="NAME", show_default="of the target", help="Weight format; see --list.")
+@option("--method", group="quantization", type=click.Choice(list(METHODS)), default="rtn", help="Quantization method.")
+@option(
     "--rotation",
+    group="quantization",
     type=click.Choice(list(ROTATIONS)),
     default="none",
-    show_default=True,
-    help="Spread outliers over all channels by Hadamard matrices: of out_proj's input, the residual stream, or both.",
+    help="Hadamard rotation, which spreads outliers over channels: of out_proj's input, the residual stream, or both.",
 )
-@click.option("--bits", type=click.FloatRange(0, min_open=True), help="Mix schemes: the best mix within so many bits a weight.")
-@click.option(
+@option(
+    "--bits",
+    group="quantization",
+    type=click.FloatRange(0, min_open=True),
+    help="Budget of bits per weight; each matrix gets the scheme that costs least KLD within it. Replaces --scheme.",
+)
+@option(
     "--activations",
+    group="quantization",
     type=click.Choice(("float32", "int8")),
-    help="What enters the products of a mix (--bits); default: as in the target's scheme.",
+    show_default="of the target's scheme",
+    help="Activations in quantized matmuls, with --bits.",
 )
-@click.option("--sensitivity", type=click.Path(path_type=Path), help="What sensitivity wrote of this checkpoint, for --bits.")
-@click.option(
-    "--statistics",
-    type=click.Path(path_type=Path),
-    help="What calibrate wrote of this checkpoint, for --clip-activations and all methods but rtn.",
-)
-@click.option(
+@option("--sensitivity", group="quantization", type=_PATH, help="File written by `sensitivity`, to reuse with --bits.")
+@option("--statistics", group="quantization", type=_PATH, help="File written by `calibrate`, to reuse.")
+@option(
     "--calibration",
-    type=click.Path(path_type=Path),
-    help="JSON lines for statistics, where none are given, for --bits and int8 vision.",
+    group="quantization",
+    type=_PATH,
+    show_default="embedded set",
+    help="Suite for statistics, --bits and int8 vision.",
 )
-@click.option(
+@option(
     "--clip-activations",
+    group="quantization",
     type=click.FloatRange(0, 100, min_open=True),
-    help="Clip rounded activations at this percentile of their magnitudes, such as 99.9.",
+    help="Clip int8 activations at this percentile of their magnitudes, such as 99.9.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory of the bundle.")
-@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
-@click.option("--vision-precision", help="fp32, fp16, bf16 or int8: of the vision graph's products; default: the target's.")
-@click.option(
+@option(
+    "--vision-precision",
+    group="quantization",
+    metavar="[" + "|".join(PRECISIONS) + "]",
+    show_default="of the target",
+    help="Precision of the vision graph's matmuls.",
+)
+@option("--out", group="output", type=_PATH, show_default="bundles/MODEL-TARGET-SCHEME", help="Directory of the bundle.")
+@option("--force", group="output", is_flag=True, help="Replace an existing bundle.")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of tables.")
+@option(
+    "--list",
+    "list_only",
+    group="output",
+    is_flag=True,
+    help="List targets, schemes, methods, rotations and checkpoints, and exit.",
+)
+@option("--budget", group="advanced", type=_PATH, show_default="embedded", help="Drift budget (TOML).")
+@option(
     "--vision-input",
+    group="advanced",
     type=click.Choice(("uint8", "float32")),
-    help="What the vision graph takes: images as decoded (uint8, the default), or normalised pixels.",
+    show_default="uint8",
+    help="Input of the vision graph: decoded images (uint8) or normalized pixels (float32).",
 )
-@click.option(
+@option(
     "--engine",
+    group="advanced",
     type=click.Choice(ENGINES),
     default="auto",
-    show_default=True,
-    help="RTX targets: build the vision engine now, its weights embedded or stripped (taken from the graph when opened).",
+    help="For RTX targets, build the vision engine now, with weights embedded or stripped.",
 )
-@click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or its directory.")
-@click.option("--golden", type=click.Path(path_type=Path), default=HELDOUT, help="Suite for the golden lines.")
-@click.option("--golden-lines", type=click.IntRange(1, 10_000), help="How many golden lines; default all, big models 4.")
-@click.option("--budget", type=click.Path(path_type=Path), help="Drift budget (TOML); default: the one that ships.")
 @threads_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @debug_option
 def command(
     list_only: bool,
@@ -94,10 +130,10 @@ def command(
     threads: int | None,
     **options: Any,
 ) -> None:
-    """Export a checkpoint to a bundle for a device, and measure what quantization cost.
+    """Export a checkpoint as a bundle for a device, and measure its drift from the float model.
 
-    Exit codes: 0 done; 1 done, but the drift exceeds its budget; 2 bad input; 3 this machine lacks something;
-    130 interrupted, nothing is left behind.
+    Exit codes: 0 done; 1 done, but the drift budget is exceeded; 2 bad input; 3 this machine lacks something; 130 interrupted,
+    nothing is left behind.
     """
     if list_only:
         _list(as_json)
@@ -108,29 +144,33 @@ def command(
     if checkpoint is None:
         tell("no --checkpoint given: exporting the embedded cobra-mini, a small model of synthetic scenes")
     exported = export_bundle(checkpoint or "mini", target, out, **options)
+    _show(exported, target, as_json)
+    exceeded = [v.measure for v in exported.verdicts if v.within is False]
+    if exceeded:
+        raise DriftError(
+            f"the drift budget is exceeded: {', '.join(exceeded)}; the bundle is kept for inspection at {exported.directory}, "
+            "do not ship it: use more bits or another method"
+        )
+
+
+def _show(exported: Exported, target: Target, as_json: bool) -> None:
     if as_json:
         print_json({
             "bundle": str(exported.directory),
             "manifest": exported.manifest,
             "kept_float16": exported.kept_float,
             "drift_verdicts": exported.verdicts,
-            "mix": exported.mix,
+            "bit_allocation": exported.allocation,
         })  # fmt: skip
-    else:
-        for name, reason in exported.kept_float.items():
-            say(f"kept in float16: {name} ({reason})")
-        if exported.mix is not None:
-            mix = exported.mix
-            say(f"mix: {mix.bits_per_weight:.3f} bits a weight of the matrices; KLD {mix.kld:.3g} on the calibration data")
-        results.print(memory_table(exported.manifest, target))
-        results.print(drift_table(exported.manifest, exported.verdicts))
-        say(f"bundle: {exported.directory}")
-    exceeded = [v.measure for v in exported.verdicts if v.within is False]
-    if exceeded:
-        raise DriftError(
-            f"the drift budget is exceeded by {', '.join(exceeded)}; the bundle is kept for inspection at "
-            f"{exported.directory}, do not ship it: take more bits or another method"
-        )
+        return
+    for name, reason in exported.kept_float.items():
+        say(f"kept in float16: {name} ({reason})")
+    if exported.allocation is not None:
+        found = f"{exported.allocation.bits_per_weight:.3f} bits per weight, KLD {exported.allocation.kld:.3g} nats"
+        say(f"bit allocation: {found} on the calibration data")
+    results.print(memory_table(exported.manifest, target))
+    results.print(drift_table(exported.manifest, exported.verdicts))
+    say(f"bundle: {exported.directory}")
 
 
 def _list(as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The README of a bundle: what it is, how large, how far from the float model."""
+"""The model card of a bundle: its source, its size and its drift from the float model."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Made by cobra_edge {version} from `{source}` (sha256 `{sha}`), weights as **{sch
 
 {drift}
 
-Measured on {measured}. Check that the copy on the device is whole, and ask it something:
+Measured on {measured}. Verify the copy on the device and ask a question:
 
 ```
 python -m cobra_edge.inspect .
 python -m cobra_edge.run . --image IMAGE --prompt "What is in the image?"
 ```
 
-What the model itself can and cannot do is said by the card of the checkpoint it was made from.
+For capabilities and limitations of the model, see the model card of its checkpoint.
 """
 
 
-# By `Source.vision`: what is told of the encoders that were taken.
+# Descriptions of the source of the vision encoders, by `Source.vision`.
 VISION_SOURCES: dict[VisionSource, str] = {
-    "checkpoint": "the checkpoint's own, trained along with it (Cobra's load() leaves them out)",
-    "files": "from files beside the checkpoint, or given",
+    "checkpoint": "the checkpoint's own, fine-tuned with it (Cobra's load() ignores them)",
+    "files": "from files, beside the checkpoint or given with --vision-weights",
     "hub": "as published, from timm's hub",
 }
 

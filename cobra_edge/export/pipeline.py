@@ -1,8 +1,10 @@
-"""Build a bundle from a checkpoint.
+"""Export a checkpoint as a bundle.
 
-The order of work: check everything (`plan`), write the vision graph and prove it against torch, quantize the decoder
-layer by layer, run the golden lines through the float model, then through the finished bundle's own runtime, and only then
-give the directory its name.
+The steps: check everything (`plan`); write the vision graph and compare it with torch; quantize the decoder layer by layer; run
+the golden lines through the float model, then through the runtime of the finished bundle; rename the staging directory.
+
+The vision tower sees each image once in float32: golden lines, int8 calibration, statistics and bit allocation share its
+embeddings.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -32,71 +34,76 @@ from ..bundle.reader import (
     staged_directory,
 )
 from ..errors import DriftError
+from ..formats.model_config import decoder_shapes
 from ..formats.recipe import Recipe
 from ..formats.targets import Target
 from ..inputs.text import END_OF_TEXT, TextCodec
-from ..quantize.bit_allocation import Mix
-from ..quantize.statistics import Statistics
+from ..quantize.bit_allocation import BitAllocation
 from ..regress.budget import judge
 from ..regress.report import Figure, Verdict
 from ..suite.tokenized import TokenizedSuite
 from ..terminal.output import progress, tell
 from ..version import __version__
 from .model_card import VISION_SOURCES, model_card
-from .plan import ExportOptions, plan_export
-from .statistics import find_mix, statistics_for
+from .plan import ExportOptions, ExportPlan, plan_export
+from .statistics import find_allocation, statistics_for
 from .vision import build_engine_ahead, write_vision
+
+if TYPE_CHECKING:
+    from ..quantize.calibration_data import EmbeddingCache
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made."""
+    """A finished export: its directory, manifest, float16 matrices with reasons, drift verdicts, and bit allocation."""
 
     directory: Path
     manifest: Manifest
     kept_float: dict[str, str]
     verdicts: tuple[Verdict, ...]
-    mix: Mix | None = None
+    allocation: BitAllocation | None = None
 
 
 def export_bundle(source: str, target: Target, out: Path | None = None, **options: Any) -> Exported:
     """Export a checkpoint for a target.
 
     Args:
-        source: "mini", a name of the hub, or a directory (see `open_checkpoint`).
-        target: what to export for.
-        out: the bundle's directory; by default bundles/MODEL-TARGET-SCHEME, with -rotated where it is.
+        source: "mini", a name on the hub, or a directory (see `open_checkpoint`).
+        target: device profile.
+        out: directory of the bundle; by default bundles/MODEL-TARGET-SCHEME, plus the method and -rotated if they apply.
         options: fields of `ExportOptions`.
 
     Raises:
-        InputError, CheckpointError: something given is not what it should be; nothing is written. Or something appeared at
-            `out` while the export ran; the bundle is kept under another name then.
+        InputError, CheckpointError: invalid input; nothing is written. Or something appeared at `out` during the export; then
+            the bundle is kept under another name.
         MachineError: a library, the network, memory or disk space is missing; nothing is written.
     """
-    checkpoint, plan = plan_export(source, target, out, ExportOptions(**options))
+    return write_bundle(*plan_export(source, target, out, ExportOptions(**options)))
+
+
+def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
+    """Write the bundle of a plan; raises as `export_bundle`."""
+    from ..quantize.calibration_data import EmbeddingCache
+
     if checkpoint.vision_source is not None:
         tell(f"vision weights: {VISION_SOURCES[checkpoint.vision_source]}")
-    o, recipe, asked, codec, mix = plan.options, plan.recipe, plan.asked, plan.codec, None
+    o, suite, cache = plan.options, plan.golden, EmbeddingCache(checkpoint)
     with staged_directory(plan.directory, force=o.force, needed_bytes=plan.needed_bytes) as stage:
-        sights = [o.golden.parent / name for name in asked.images]
-        graph, embeddings = write_vision(checkpoint, sights, stage, plan.precision, plan.vision_input, plan.calibration)
-        engines = {} if graph is None else build_engine_ahead(stage, plan.precision, target, plan.engine)
-        with statistics_for(checkpoint, recipe, plan.statistics, o.calibration, stage) as found:
-            recipe = recipe if found is None else msgspec.structs.replace(recipe, statistics=found.fingerprint())
-            if o.bits is not None:
-                recipe, mix = find_mix(checkpoint, plan.digest, recipe, found, o.calibration, o.bits, plan.sensitivity)
-            with progress() as bar:
-                _write_decoder(checkpoint, recipe, stage, bar, found)
+        images = [o.golden.parent / name for name in suite.images]
+        graph, embeddings = write_vision(checkpoint, images, stage, plan.precision, plan.vision_input, plan.calibration, cache)
+        engines = {} if graph is None else build_engine_ahead(stage, plan.precision, plan.target, plan.engine)
+        recipe, allocation = _write_decoder(checkpoint, plan, stage, cache)
+        del cache
         with progress() as bar:
-            floor = _write_golden(checkpoint, asked, embeddings, codec, stage, bar)
-            _write_text(checkpoint, codec, stage)
-            draft = _draft(checkpoint, plan.digest, recipe, target, stage, graph, engines)
+            floor = _write_golden(checkpoint, suite, embeddings, plan.codec, stage, bar)
+            _write_text(checkpoint, plan.codec, stage)
+            draft = _draft(checkpoint, plan.digest, recipe, plan.target, stage, graph, engines)
             draft = msgspec.structs.replace(draft, noise_floor=floor)
-            del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need room
-            drift = _measure(Bundle(stage, draft), len(asked.lines), bar)
-        manifest = _seal(stage, draft, drift, target)
+            del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need memory
+            drift = _measure(Bundle(stage, draft), len(suite.lines), bar)
+        manifest = _seal(stage, draft, drift, plan.target)
     figures = {name: Figure(value) for name, value in drift.measures.items()}
-    return Exported(plan.directory, manifest, plan.kept_float, judge(figures, plan.limits, floor), mix)
+    return Exported(plan.directory, manifest, plan.kept_float, judge(figures, plan.limits, floor), allocation)
 
 
 def _draft(
@@ -108,7 +115,7 @@ def _draft(
     graph: VisionGraph | None,
     engines: dict[str, EngineKey],
 ) -> Manifest:
-    """Return the manifest but for its files and the drift."""
+    """Return the manifest without its files and the drift."""
     vision_bytes = sum(f.stat().st_size for f in stage.iterdir() if f.name.startswith(VISION))
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -126,7 +133,7 @@ def _draft(
 
 
 def _seal(stage: Path, draft: Manifest, drift: Drift, target: Target) -> Manifest:
-    """Write model card and manifest, and open the bundle as a reader would."""
+    """Write the model card and the manifest, and open the bundle as a reader would."""
     _require_finite_drift(drift)
     manifest = msgspec.structs.replace(draft, drift=drift)
     (stage / MODEL_CARD).write_text(model_card(manifest, target), encoding="utf-8")
@@ -138,30 +145,41 @@ def _seal(stage: Path, draft: Manifest, drift: Drift, target: Target) -> Manifes
     return manifest
 
 
-def _write_decoder(checkpoint: Any, recipe: Any, stage: Path, bar: Any, statistics: Statistics | None) -> None:
-    from ..formats.model_config import decoder_shapes
+def _write_decoder(
+    checkpoint: Any, plan: ExportPlan, stage: Path, cache: EmbeddingCache
+) -> tuple[Recipe, BitAllocation | None]:
+    """Write DECODER; returns the recipe it was written by, and the bit allocation if there is a budget."""
     from ..quantize.decoder_file import write_decoder
     from ..quantize.quantizer import scaled_matrices
 
-    config = checkpoint.config.mamba
-    total = len(decoder_shapes(config)) + len(scaled_matrices(config, recipe))
-    task = bar.add_task(f"decoder as {recipe.scheme}", total=total)
-    write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task), statistics)
+    o, recipe, allocation, config = plan.options, plan.recipe, None, checkpoint.config.mamba
+    with statistics_for(checkpoint, recipe, plan.statistics, o.calibration, stage, cache) as statistics:
+        if statistics is not None:
+            recipe = msgspec.structs.replace(recipe, statistics=statistics.fingerprint())
+        if o.bits is not None:
+            recipe, allocation = find_allocation(
+                checkpoint, plan.digest, recipe, statistics, o.calibration, o.bits, plan.sensitivity, cache
+            )
+        with progress() as bar:
+            total = len(decoder_shapes(config)) + len(scaled_matrices(config, recipe))
+            task = bar.add_task(f"decoder as {recipe.scheme}", total=total)
+            write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task), statistics)
+    return recipe, allocation
 
 
 def _write_golden(
-    checkpoint: Any, asked: TokenizedSuite, embeddings: np.ndarray, codec: TextCodec, stage: Path, bar: Any
+    checkpoint: Any, suite: TokenizedSuite, embeddings: np.ndarray, codec: TextCodec, stage: Path, bar: Any
 ) -> dict[str, dict[str, float]]:
-    """Run the golden lines through the float model and write what it says; returns its noise floor in 16 bits."""
+    """Run the golden lines through the float model and write the results; returns its noise floor in 16 bits."""
     from ..regress.float_reference import NARROW, batches
     from ..regress.golden import write_golden
     from ..regress.noise_floor import golden_predictions, noise_floor
 
-    layers = len(batches(asked.lines, checkpoint.config.n_visual_tokens)) * checkpoint.config.mamba.n_layer
+    layers = len(batches(suite.lines, checkpoint.config.n_visual_tokens)) * checkpoint.config.mamba.n_layer
     task = bar.add_task("float reference", total=layers * (1 + len(NARROW)))
-    predictions = golden_predictions(checkpoint, asked, embeddings, codec, lambda: bar.advance(task))
-    write_golden(stage / GOLDEN, asked, predictions, embeddings)
-    return noise_floor(checkpoint, asked, predictions, codec, lambda: bar.advance(task))
+    predictions = golden_predictions(checkpoint, suite, embeddings, codec, lambda: bar.advance(task))
+    write_golden(stage / GOLDEN, suite, predictions, embeddings)
+    return noise_floor(checkpoint, suite, predictions, codec, lambda: bar.advance(task))
 
 
 def _write_text(checkpoint: Any, codec: TextCodec, stage: Path) -> None:
@@ -187,6 +205,6 @@ def _require_finite_drift(drift: Drift) -> None:
     odd = [name for name, value in drift.measures.items() if not math.isfinite(value)]
     if odd:
         raise DriftError(
-            f"the drift is not finite ({', '.join(odd)}): the quantized decoder overflows where the float one does not; "
-            "nothing was written, take more bits"
+            f"the drift is not finite ({', '.join(odd)}): the quantized decoder overflows, the float model does not; nothing "
+            "was written; use more bits"
         )

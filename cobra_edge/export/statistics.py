@@ -1,15 +1,15 @@
-"""Statistics for whoever needs them: from a file, or taken now; and the drift that a mix of schemes is chosen by."""
+"""Calibration within an export: statistics, sensitivities and bit allocation, from files or computed now."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files.staging import scratch_directory
 from ..formats.recipe import Recipe
-from ..quantize.bit_allocation import Mix, choose_mix
+from ..quantize.bit_allocation import BitAllocation, allocate_bits
 from ..quantize.sensitivity import SCHEMA_VERSION, Sensitivity, of_tensors, passes, scan
 from ..quantize.statistics import Statistics
 from ..suite.reader import CALIBRATION, read_suite
@@ -17,19 +17,28 @@ from ..terminal.output import progress, stages, tell
 from ..version import __version__
 from .checks import needs_statistics
 
+if TYPE_CHECKING:
+    from ..quantize.calibration_data import EmbeddingCache
+
 
 @contextmanager
 def statistics_for(
-    checkpoint: Any, recipe: Recipe, given: Statistics | None, data: Path | None, stage: Path
+    checkpoint: Any,
+    recipe: Recipe,
+    given: Statistics | None,
+    data: Path | None,
+    stage: Path,
+    cache: EmbeddingCache | None = None,
 ) -> Iterator[Statistics | None]:
-    """Give the statistics that the recipe needs: those given, or some taken now; None where it needs none.
+    """Yield the statistics that a recipe needs: those given, or new ones; None if it needs none.
 
     Args:
-        checkpoint: an opened one.
-        recipe: whose method and clipping ask for them.
-        given: what was read from a file, or None.
-        data: suite that they are taken of where none are given; by default the embedded one.
-        stage: a directory in which they lie while they are in use.
+        checkpoint: opened.
+        recipe: with the method and clipping.
+        given: statistics from a file, or None.
+        data: calibration suite for new statistics; None for the embedded one.
+        stage: directory that holds new statistics while they are in use.
+        cache: visual embeddings that other steps share.
 
     Raises:
         InputError: what `collect_statistics` raises.
@@ -41,50 +50,61 @@ def statistics_for(
     from ..quantize.calibration import collect_statistics
 
     if data is None:
-        tell("no --statistics given: taking them of the embedded calibration set, images of synthetic scenes")
+        tell("no --statistics given: collecting them from the embedded calibration set of synthetic scenes")
     data = data or CALIBRATION
     with scratch_directory(stage / "statistics") as scratch:
-        with stages() as on_stage:
+        with stages() as on_progress:
             found = collect_statistics(
                 checkpoint,
                 read_suite(data),
                 data.parent,
-                partial=scratch,
+                resume_directory=scratch,
                 operations=best_operations(),
-                on_progress=on_stage,
+                on_progress=on_progress,
+                cache=cache,
             )
         yield found
 
 
-def _trial(checkpoint: Any, recipe: Recipe, statistics: Statistics | None, data: Path | None) -> Any:
-    from ..regress.recipe_eval import Trial
+def _evaluation(
+    checkpoint: Any, recipe: Recipe, statistics: Statistics | None, data: Path | None, cache: EmbeddingCache | None
+) -> Any:
+    from ..regress.recipe_eval import RecipeEvaluation
 
     data = data or CALIBRATION
-    with stages() as stage:
-        return Trial(checkpoint, recipe, statistics, read_suite(data), data.parent, stage)
+    with stages() as on_progress:
+        return RecipeEvaluation(checkpoint, recipe, statistics, read_suite(data), data.parent, on_progress, cache)
 
 
 def find_sensitivity(
-    checkpoint: Any, digest: str, recipe: Recipe, statistics: Statistics | None, data: Path | None, trial: Any = None
+    checkpoint: Any,
+    digest: str,
+    recipe: Recipe,
+    statistics: Statistics | None,
+    data: Path | None,
+    *,
+    cache: EmbeddingCache | None = None,
+    evaluation: Any = None,
 ) -> Sensitivity:
-    """Scan a checkpoint.
+    """Measure the sensitivity of every matrix of a checkpoint.
 
     Args:
-        checkpoint: an opened one.
-        digest: its hash.
+        checkpoint: opened.
+        digest: hash of the checkpoint.
         recipe: method, rotations and activations.
-        statistics: of the checkpoint, where the recipe needs them.
-        data: suite of the questions; by default the embedded one.
-        trial: of these, where it is there already.
+        statistics: of the checkpoint, if the recipe needs them.
+        data: suite to measure on; None for the embedded calibration set.
+        cache: visual embeddings that other steps share.
+        evaluation: a `RecipeEvaluation` of the same arguments, to reuse.
 
     Raises:
-        InputError: what `Trial` and `scan` raise.
+        InputError: as `RecipeEvaluation` and `scan`.
     """
     config = checkpoint.config.mamba
-    trial = trial or _trial(checkpoint, recipe, statistics, data)
+    evaluation = evaluation or _evaluation(checkpoint, recipe, statistics, data, cache)
     with progress() as bar:
         task = bar.add_task(f"sensitivity, {passes(config)} passes", total=passes(config))
-        table = scan(config, recipe, trial.kld, lambda: bar.advance(task))
+        table = scan(config, recipe, evaluation.kld, lambda: bar.advance(task))
     return Sensitivity(
         schema_version=SCHEMA_VERSION,
         cobra_edge=__version__,
@@ -94,13 +114,13 @@ def find_sensitivity(
         rotations=recipe.rotations,
         activations=recipe.activations,
         activation_percentile=recipe.activation_percentile,
-        lines=trial.lines,
-        positions=trial.positions,
+        lines=evaluation.lines,
+        positions=evaluation.positions,
         kld=table,
     )
 
 
-def find_mix(
+def find_allocation(
     checkpoint: Any,
     digest: str,
     recipe: Recipe,
@@ -108,22 +128,23 @@ def find_mix(
     data: Path | None,
     bits_per_weight: float,
     known: Sensitivity | None,
-) -> tuple[Recipe, Mix]:
-    """Find the best mix of schemes within a budget, and return the recipe with its tensors.
+    cache: EmbeddingCache | None = None,
+) -> tuple[Recipe, BitAllocation]:
+    """Allocate bits within a budget; return the recipe with the allocated schemes, and the allocation.
 
     Args:
-        checkpoint, digest, recipe, statistics, data: as for `find_sensitivity`.
-        bits_per_weight: the budget, as `recipe.matrix_bits` counts.
-        known: what a scan found; None scans now.
+        checkpoint, digest, recipe, statistics, data, cache: as for `find_sensitivity`.
+        bits_per_weight: budget, as `recipe.matrix_bits` counts.
+        known: sensitivities from a file; None measures them now.
 
     Raises:
-        InputError: what `find_sensitivity` and `choose_mix` raise.
+        InputError: as `find_sensitivity` and `allocate_bits`.
     """
     config = checkpoint.config.mamba
-    trial = _trial(checkpoint, recipe, statistics, data)
-    found = known or find_sensitivity(checkpoint, digest, recipe, statistics, data, trial)
-    with stages() as stage:
-        mix = choose_mix(
-            config, recipe, found.kld, bits_per_weight, trial.kld, lambda done, total: stage("mixes measured", done, total)
+    evaluation = _evaluation(checkpoint, recipe, statistics, data, cache)
+    found = known or find_sensitivity(checkpoint, digest, recipe, statistics, data, evaluation=evaluation)
+    with stages() as on_step:
+        allocation = allocate_bits(
+            config, recipe, found.kld, bits_per_weight, evaluation.kld, lambda done, total: on_step("allocations", done, total)
         )
-    return of_tensors(recipe, mix.tensors), mix
+    return of_tensors(recipe, allocation.tensors), allocation

@@ -1,10 +1,10 @@
-"""The vision half of an export: the graph in the precision asked for, and an engine where one is built ahead of time."""
+"""The vision part of an export: the graph in the requested precision, and an engine if one is built ahead of time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -20,14 +20,17 @@ from ..terminal.output import stages, tell
 from ..terminal.suggestions import near_matches
 from ..vision.engines import tensorrt_rtx
 
-# What becomes of an engine: built with its weights, without them (they are in the graph too), or not at all. auto embeds one
-# where the target runs it and the library is here.
+if TYPE_CHECKING:
+    from ..quantize.calibration_data import EmbeddingCache
+
+# An engine is built with its weights, without them (the graph has them too), or not at all. auto embeds one if the target runs
+# it and the library is installed.
 ENGINES = ("auto", "embedded", "stripped", "none")
 _CALIBRATION_IMAGES = 64
 
 
 def checked_precision(target: Target, wanted: str | None) -> PrecisionName:
-    """Return the precision to export in. Raises InputError for one that is unknown or that the target cannot run."""
+    """Return the precision to export in. Raises InputError if it is unknown or the target cannot run it."""
     precision = precision_named(wanted or target.vision_precision)
     reason = why_not_precision(target, precision)
     if reason is not None:
@@ -36,11 +39,11 @@ def checked_precision(target: Target, wanted: str | None) -> PrecisionName:
 
 
 def checked_engine(target: Target, wanted: str, precision: PrecisionName) -> str:
-    """Return what shall become of an engine of a graph in `precision`: "embedded", "stripped" or "none".
+    """Return how to build an engine of a graph in `precision`: "embedded", "stripped" or "none".
 
     Raises:
-        InputError: an unknown choice, or the target runs no engine that is built ahead of time, or none in this precision.
-        MachineError: an engine was asked for, and its library is missing.
+        InputError: an unknown choice, or the target runs no engines built ahead of time, or none in this precision.
+        MachineError: an engine was requested and its library is missing.
     """
     if wanted not in ENGINES:
         raise InputError(f"unknown --engine {wanted!r}{near_matches(wanted, ENGINES)}")
@@ -48,7 +51,7 @@ def checked_engine(target: Target, wanted: str, precision: PrecisionName) -> str
         return "none"
     if target.vision_runtime != tensorrt_rtx.RUNTIME:
         raise InputError(
-            f"--engine {wanted}: {target.title} runs no engine that is built ahead of time; leave it out, and on a Jetson run: "
+            f"--engine {wanted}: {target.title} runs no engine that is built ahead of time; omit it, and on a Jetson run: "
             "python -m cobra_edge.build BUNDLE"
         )
     missing = tensorrt_rtx.why_no_tensorrt_rtx()
@@ -57,7 +60,7 @@ def checked_engine(target: Target, wanted: str, precision: PrecisionName) -> str
         return "embedded" if wanted == "auto" else wanted
     if wanted != "auto":
         raise (InputError if missing is None else MachineError)(f"--engine {wanted}: {reason}")
-    tell(f"no engine for {target.title}: {reason}; the bundle goes without one, and its graph runs on onnxruntime")
+    tell(f"no engine for {target.title}: {reason}; the bundle has none, and onnxruntime runs its graph")
     return "none"
 
 
@@ -68,41 +71,45 @@ def write_vision(
     precision: PrecisionName,
     form: InputForm,
     calibration: Path,
+    cache: EmbeddingCache,
 ) -> tuple[VisionGraph | None, np.ndarray]:
     """Write vision.onnx and image.json into `stage`.
 
     Args:
-        checkpoint: an opened one; without vision nothing is written.
+        checkpoint: opened; without vision nothing is written.
         images: of the golden lines, each once.
-        stage: the bundle to be.
+        stage: directory of the bundle.
         precision: of the graph.
-        form: what it takes.
-        calibration: suite of whose images int8 is calibrated with 64 at most, spread evenly.
+        form: input of the graph.
+        calibration: suite for int8, which uses at most 64 of its images, evenly spaced.
+        cache: receives the embeddings of all images that were seen.
 
     Returns:
-        How the graph was made, and the float embeddings of the images, (images, n_visual_tokens, d_model) float32.
+        Properties of the graph, and the float embeddings of the images, (images, n_visual_tokens, d_model) float32.
     """
-    if checkpoint.config.vision is None:
-        return None, np.empty((0, 0, checkpoint.config.mamba.d_model), np.float32)
+    config = checkpoint.config
+    if config.vision is None:
+        return None, np.empty((0, 0, config.mamba.d_model), np.float32)
     from ..model.cobra import load_vision
     from ..vision.graph.write import write_graph
 
     calibrate = _spread(images_of(calibration)) if precision == "int8" else []
     with stages() as on_step:
-        written = write_graph(
-            lambda: load_vision(checkpoint), checkpoint.config, stage, precision, form, images, calibrate, on_step
-        )
+        written = write_graph(lambda: load_vision(checkpoint), config, stage, precision, form, images, calibrate, on_step)
     (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
-    return written.graph, np.stack(written.embeddings)
+    for image, embeddings in written.embeddings.items():
+        cache.add(image, embeddings)
+    shape = (len(images), config.n_visual_tokens, config.mamba.d_model)
+    return written.graph, np.array([written.embeddings[image] for image in images], np.float32).reshape(shape)
 
 
 def _spread(files: list[Path]) -> list[Path]:
-    """Return at most _CALIBRATION_IMAGES of the files, evenly: ranges settle before, and each costs seconds at full size."""
+    """Return at most _CALIBRATION_IMAGES files, evenly spaced: more hardly change ranges, and each takes seconds."""
     return files[:: max(1, -(-len(files) // _CALIBRATION_IMAGES))]
 
 
 def build_engine_ahead(stage: Path, precision: PrecisionName, target: Target, engine: str) -> dict[str, EngineKey]:
-    """Build the engine of a staged graph as `checked_engine` says; returns its key by its file's name.
+    """Build the engine of a staged graph as `checked_engine` returned it; returns its key by file name.
 
     Raises:
         InputError, MachineError: as `tensorrt_rtx.add_engine`.

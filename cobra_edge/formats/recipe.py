@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import InputError
 from ..terminal.suggestions import near_matches
 from .hadamard import hadamard_factors
+from .method import NO_METHOD, method_named
 from .model_config import MambaConfig, decoder_shapes
 from .scheme import SCHEMES, Scheme, scheme_named
 
@@ -27,8 +28,6 @@ ROTATIONS: dict[str, tuple[str, ...]] = {
     "residual": (RESIDUAL,),
     "both": (RESIDUAL, OUT_PROJ),
 }
-# How codes are chosen; all but rtn look at activations.
-METHODS = ("rtn", "gptq", "awq", "awq-gptq")
 MIXED = "mixed"  # the scheme of a recipe whose tensors have several
 _LAYER = re.compile(r"(?<=backbone\.layers\.)\d+(?=\.)")
 _EMBEDDING = "backbone.embedding.weight"
@@ -113,8 +112,7 @@ def uniform_recipe(
     Raises:
         InputError: an unknown method, the scheme fits no matrix at all, or a width to be rotated has no Hadamard matrix.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}{near_matches(method, METHODS)}")
+    method_named(method)
     _require_hadamard(config, rotations)
     shapes = decoder_shapes(config)
     tensors, kept = {}, {}
@@ -130,7 +128,7 @@ def uniform_recipe(
         raise InputError(f"scheme {scheme.name} fits no matrix of this model: {next(iter(kept.values()))}")
     recipe = Recipe(
         scheme.name,
-        method if scheme.weight_bits != 16 and scheme.code_format == "int" else "none",
+        method if scheme.weight_bits != 16 and scheme.code_format == "int" else NO_METHOD.name,
         tensors,
         rotations=rotations,  # type: ignore[arg-type] # checked above
         activations="int8" if scheme.activation_bits == 8 else "float32",

@@ -1,8 +1,8 @@
-"""Mix: which scheme each matrix gets under a budget of bits, so that the whole model drifts least.
+"""Bit allocation: choose a scheme for each matrix under a budget of bits, with the least KLD of the whole model.
 
-Σ KLD of each matrix alone under Σ bits ≤ budget is a multiple-choice knapsack, and is solved exactly. But errors of several
-matrices do not just add up (those of the embedding and of a tied head meet, for one): the best solution, its neighbours and the
-uniform recipes that fit are measured as a whole, and the best measured one is taken.
+Minimizing Σ KLD of single matrices subject to Σ bits ≤ budget is a multiple-choice knapsack problem, which is solved exactly.
+But the errors of several matrices do not add up (those of the embedding and of a tied head interact, for example), so the best
+solution, its neighbours and the uniform recipes within the budget are measured as whole models, and the best of them is taken.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from ..errors import InputError
 from ..formats.model_config import MambaConfig
 from ..formats.recipe import Recipe, matrix_bits, matrix_names, matrix_weights, uniform_recipe
 from ..formats.scheme import SCHEMES
-from .sensitivity import SCHEMES_OF_A_MIX, Table, candidates, of_tensors
+from .sensitivity import CANDIDATE_SCHEMES, Table, candidates, of_tensors
 
 log = logging.getLogger(__name__)
 
-_MEASURED = 32  # mixes, at most
-_UNITS = 1 << 16  # that a budget is divided into at most
+_MOST_MEASURED = 32  # allocations
+_UNITS = 1 << 16  # granularity of a budget
 
 # By matrix and storage: bits in the file.
 Sizes = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
-class Mix:
+class BitAllocation:
     """How each matrix is stored.
 
     Attributes:
-        tensors: storage by matrix.
+        tensors: scheme by matrix, or "float16".
         bits_per_weight: of all matrices, as `recipe.matrix_bits` counts.
-        kld: mean KLD of the whole model from the float one, nats.
-        kld_alone: sum of what each matrix costs alone, nats.
+        kld: mean KLD of the whole model from the float model, nats.
+        kld_alone: sum of the KLDs of single matrices, nats.
     """
 
     tensors: dict[str, str]
@@ -49,21 +49,21 @@ class Mix:
 
 
 def option_bits(config: MambaConfig, recipe: Recipe) -> dict[str, dict[str, int]]:
-    """Return the bits that each matrix takes in the file by each storage that fits it."""
+    """Return the bits of each matrix in the file, by each storage that fits it."""
     return {
-        name: {s: matrix_bits(config, of_tensors(recipe, {name: s}))[name] for s in tried}
-        for name, tried in candidates(config).items()
+        name: {s: matrix_bits(config, of_tensors(recipe, {name: s}))[name] for s in fits}
+        for name, fits in candidates(config).items()
     }
 
 
-def smallest_mix(config: MambaConfig, recipe: Recipe) -> dict[str, str]:
-    """Return the storage of each matrix that takes the least bits."""
-    return {name: min(tried, key=tried.__getitem__) for name, tried in option_bits(config, recipe).items()}
+def smallest_allocation(config: MambaConfig, recipe: Recipe) -> dict[str, str]:
+    """Return the storage with the fewest bits, by matrix."""
+    return {name: min(bits, key=bits.__getitem__) for name, bits in option_bits(config, recipe).items()}
 
 
 def require_reachable(config: MambaConfig, recipe: Recipe, bits_per_weight: float) -> None:
-    """Raise InputError where no mix takes as few bits a weight."""
-    sizes, smallest = option_bits(config, recipe), smallest_mix(config, recipe)
+    """Raise InputError if no allocation has as few bits per weight."""
+    sizes, smallest = option_bits(config, recipe), smallest_allocation(config, recipe)
     least = sum(sizes[name][s] for name, s in smallest.items()) / matrix_weights(config)
     if bits_per_weight < least:
         by_storage: dict[str, set[str]] = {}
@@ -71,24 +71,24 @@ def require_reachable(config: MambaConfig, recipe: Recipe, bits_per_weight: floa
             by_storage.setdefault(storage, set()).add(name.removesuffix(".weight").rpartition(".")[2])
         bounds = ", ".join(f"{s} ({', '.join(sorted(kinds))})" for s, kinds in sorted(by_storage.items()))
         raise InputError(
-            f"{bits_per_weight:g} bits a weight cannot be had: this model takes {math.ceil(least * 1000) / 1000:g} at least, "
-            f"counting scales; the smallest that matrices can be stored by is {bounds}; ask for more"
+            f"{bits_per_weight:g} bits per weight is not possible: this model needs at least "
+            f"{math.ceil(least * 1000) / 1000:g}, scales included, with its matrices as {bounds}; allow more bits"
         )
 
 
 def solve(costs: Table, sizes: Sizes, budget_bits: float) -> dict[str, str] | None:
-    """Solve the multiple-choice knapsack: one storage for each matrix, least Σ cost with Σ bits ≤ budget.
+    """Solve the multiple-choice knapsack problem: one storage for each matrix, minimal Σ cost with Σ bits ≤ budget.
 
-    Exactly, by dynamic programming over the bits spent, as long as the budget is no more than 2^16 units of what all sizes are
-    multiples of; beyond, sizes are rounded up to 2^-16 of the budget, and the budget is still kept.
+    Dynamic programming over the bits spent. It is exact if the budget is at most 2^16 times the greatest common divisor of all
+    sizes; otherwise sizes are rounded up to 2^-16 of the budget, and the budget is still kept.
 
     Args:
         costs: by matrix and storage.
-        sizes: bits of at least those storages.
-        budget_bits: for all matrices together.
+        sizes: bits, for at least those storages.
+        budget_bits: of all matrices together.
 
     Returns:
-        Storage by matrix, or None where nothing fits.
+        Storage by matrix, or None if nothing fits.
     """
     unit = max(math.gcd(*(sizes[n][s] for n, row in costs.items() for s in row)), math.ceil(budget_bits / _UNITS))
     room = int(budget_bits // unit)
@@ -110,10 +110,10 @@ def solve(costs: Table, sizes: Sizes, budget_bits: float) -> dict[str, str] | No
     return {name: found[name] for name in costs}
 
 
-def uniform_mixes(config: MambaConfig) -> list[dict[str, str]]:
-    """Return the storages by matrix of the uniform recipes of a mix's schemes."""
+def uniform_allocations(config: MambaConfig) -> list[dict[str, str]]:
+    """Return the storage by matrix of each uniform recipe of a candidate scheme."""
     found = []
-    for scheme in SCHEMES_OF_A_MIX:
+    for scheme in CANDIDATE_SCHEMES:
         try:
             recipe, _ = uniform_recipe(config, SCHEMES[scheme])
         except InputError:  # fits no matrix of this model
@@ -122,72 +122,77 @@ def uniform_mixes(config: MambaConfig) -> list[dict[str, str]]:
     return found
 
 
-def choose_mix(
+def allocate_bits(
     config: MambaConfig,
     recipe: Recipe,
     table: Table,
     bits_per_weight: float,
     measure: Callable[[Recipe], float],
-    on_mix: Callable[[int, int], None] = lambda done, total: None,
-) -> Mix:
-    """Find the mix within a budget with which the model drifts least.
+    on_measured: Callable[[int, int], None] = lambda done, total: None,
+) -> BitAllocation:
+    """Find the allocation within a budget with the least KLD.
 
     Args:
         config: sizes of the decoder.
-        recipe: method, rotations and activations; its tensors do not count.
-        table: what each matrix costs alone.
-        bits_per_weight: budget of all matrices, as `recipe.matrix_bits` counts.
+        recipe: method, rotations and activations; its tensors are ignored.
+        table: KLD of each matrix alone.
+        bits_per_weight: budget over all matrices, as `recipe.matrix_bits` counts.
         measure: returns the mean KLD (nats) of a recipe from the float model.
-        on_mix: told how many of the mixes are measured, and how many there are.
+        on_measured: called with the number of measured allocations and their maximum.
 
     Raises:
-        InputError: the budget is below what any mix takes, or nothing within it gives finite answers.
+        InputError: the budget is too small for any allocation, or none within it gives finite answers.
     """
     require_reachable(config, recipe, bits_per_weight)
     sizes, weights = option_bits(config, recipe), matrix_weights(config)
     budget = bits_per_weight * weights
-    measured = dict[tuple[str, ...], Mix]()
+    measured = dict[tuple[str, ...], BitAllocation]()
 
     def full() -> bool:
-        return len(measured) >= _MEASURED
+        return len(measured) >= _MOST_MEASURED
 
-    def try_out(tensors: dict[str, str]) -> Mix | None:
+    def evaluate(tensors: dict[str, str]) -> BitAllocation | None:
+        """Measure an allocation; None if it is over the budget, already measured, or one too many."""
         bits = sum(matrix_bits(config, of_tensors(recipe, tensors)).values())
         key = tuple(tensors[name] for name in sizes)
         if key in measured or bits > budget or full():
             return None
-        on_mix(len(measured), _MEASURED)
+        on_measured(len(measured), _MOST_MEASURED)
         alone = sum(table[name].get(storage, math.inf) for name, storage in tensors.items())
-        mix = measured[key] = Mix(tensors, bits / weights, measure(of_tensors(recipe, tensors)), alone)
-        log.info("mix of %.3f bits a weight: KLD %.3e, %.3e if errors just added up", mix.bits_per_weight, mix.kld, alone)
-        return mix
+        found = measured[key] = BitAllocation(tensors, bits / weights, measure(of_tensors(recipe, tensors)), alone)
+        log.info("%.3f bits per weight: KLD %.3e, sum of single-matrix KLDs %.3e", found.bits_per_weight, found.kld, alone)
+        return found
 
-    for tensors in uniform_mixes(config):
+    for tensors in uniform_allocations(config):
         if all(storage in sizes[name] for name, storage in tensors.items()):
-            try_out(tensors)
-    _search(table, sizes, budget, try_out, full)
-    on_mix(_MEASURED, _MEASURED)
-    best = min(measured.values(), key=lambda m: (m.kld, m.bits_per_weight), default=None)
+            evaluate(tensors)
+    _search(table, sizes, budget, evaluate, full)
+    on_measured(_MOST_MEASURED, _MOST_MEASURED)
+    best = min(measured.values(), key=lambda a: (a.kld, a.bits_per_weight), default=None)
     if best is None or not math.isfinite(best.kld):
-        raise InputError(f"no mix of {bits_per_weight:g} bits a weight gives finite answers; ask for more bits")
+        raise InputError(f"no allocation of {bits_per_weight:g} bits per weight gives finite answers; allow more bits")
     return best
 
 
 def _search(
-    table: Table, sizes: Sizes, budget: float, try_out: Callable[[dict[str, str]], Mix | None], full: Callable[[], bool]
+    table: Table,
+    sizes: Sizes,
+    budget: float,
+    evaluate: Callable[[dict[str, str]], BitAllocation | None],
+    full: Callable[[], bool],
 ) -> None:
-    """Try the knapsack's solution, then those that differ from the best one tried in a matrix, until none is new or `full`.
+    """Evaluate the knapsack's solution, then neighbours of the best one so far, until none is new or `full`.
 
-    A node is a table and its solution. Its children lack one of the solution's choices each (as in Lawler 1972, for the k
-    best solutions of a discrete problem), but nodes are opened by what was measured.
+    A node is a table and its solution. Each child excludes one of the solution's choices (as in Lawler 1972, for the k best
+    solutions of a discrete problem), but nodes are expanded in the order of their measured KLD.
     """
     opened, count = list[tuple[float, int, Table, dict[str, str]]](), itertools.count()
 
     def visit(tables: list[Table]) -> None:
         solutions = [(costs, s) for costs in tables if all(costs.values()) and (s := solve(costs, sizes, budget)) is not None]
         for costs, solution in sorted(solutions, key=lambda pair: sum(table[n][s] for n, s in pair[1].items())):
-            if (mix := try_out(solution)) is not None:
-                heapq.heappush(opened, (mix.kld, next(count), costs, solution))
+            if (allocation := evaluate(solution)) is not None:
+                heapq.heappush(opened, (allocation.kld, next(count), costs, solution))
 
     visit([table])
     while opened and not full():

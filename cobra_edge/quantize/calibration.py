@@ -1,6 +1,6 @@
-"""Take statistics: stream questions about images through the float model, one layer in memory at a time.
+"""Collect calibration statistics: stream lines through the float model, one layer in memory at a time.
 
-Lines that share an image share its visual positions: those are read once, and every line goes on from the state they left.
+Lines that share an image share its visual positions: these are read once, and every line continues from the state after them.
 Between two layers only the residual streams are kept, (positions, d_model) float32.
 """
 
@@ -24,19 +24,30 @@ from ..model.checkpoint import Checkpoint
 from ..model.cobra import stream_blocks
 from ..model.mamba import REFERENCE, Block, Operations, RMSNorm
 from ..model.weight_files import require_finite
+from ..suite.line import Line
+from ..suite.tokenized import TokenizedSuite
 from ..version import __version__
-from .observer import Site
-from .questions import OnProgress, Question, Questions, seen, silent, tokenised
-from .resume import Parts
-from .statistics import HEAD, LAYER_SITES, SCHEMA_VERSION, Header, Statistics, site_name, site_tensors, site_width
+from .calibration_data import EmbeddingCache, OnProgress, calibration_suite, no_progress
+from .observer import Observer
+from .resume import Resume
+from .statistics import (
+    HEAD,
+    LAYER_PROJECTIONS,
+    SCHEMA_VERSION,
+    Header,
+    Statistics,
+    projection_name,
+    projection_tensors,
+    projection_width,
+)
 
 log = logging.getLogger(__name__)
 
-# What is advised: every task a few dozen times, and positions enough for the widest second moment. It has d_inner dimensions;
+# Recommended: every task a few dozen times, and positions enough for the widest second moment. It has d_inner dimensions;
 # with as many positions as dimensions it is singular in all but luck, with four times as many its small directions are known
 # to within a factor of about (1 - √¼)² = ¼ (Marchenko and Pastur 1967).
-_ADVISED_LINES = 128
-_ADVISED_POSITIONS_PER_INPUT = 4
+_RECOMMENDED_LINES = 128
+_RECOMMENDED_POSITIONS_PER_INPUT = 4
 _POSITIONS_AT_ONCE = 2048
 
 
@@ -47,7 +58,7 @@ class _Sequence:
     start: int
     length: int
     is_image: bool
-    after: int | None = None  # index of the image's sequence, whose state it goes on from
+    after: int | None = None  # index of the image's sequence, from whose state it continues
 
     @property
     def rows(self) -> slice:
@@ -57,101 +68,107 @@ class _Sequence:
 @torch.inference_mode()
 def collect_statistics(
     checkpoint: Checkpoint,
-    lines: Sequence[Question],
+    lines: Sequence[Line],
     images: Path,
     *,
-    partial: Path | None = None,
+    resume_directory: Path | None = None,
     operations: Operations = REFERENCE,
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = no_progress,
+    cache: EmbeddingCache | None = None,
 ) -> Statistics:
-    """Take statistics of every matrix product's input.
+    """Collect statistics of the input of every projection.
 
     Args:
-        checkpoint: whose float decoder and vision model; one without vision reads the text alone.
-        lines: questions with their answers.
-        images: directory that their images are relative to.
-        partial: directory in which finished layers are kept, so that the same call goes on after an interruption; the tensors
-            of what is returned are mapped from there. None keeps everything in memory.
-        operations: the sequential operations of a mixer.
-        on_progress: called with a stage's name, how much of it is done and how much there is: images, or positions.
+        checkpoint: with its float decoder and vision model; without vision only the text is read.
+        lines: prompts with their answers.
+        images: directory that image paths are relative to.
+        resume_directory: keeps finished layers, so that the same call resumes after an interruption; tensors of the result
+            are mapped from there. None keeps everything in memory.
+        operations: sequential operations of a mixer.
+        on_progress: called with the name of the step, and how many of its images or positions are done.
+        cache: visual embeddings that other steps share; None computes them here.
 
     Raises:
-        InputError: a question that gives no tokens, an image that cannot be read, weights or activations that are not finite.
+        InputError: a line without tokens, an image that cannot be read, weights or activations that are not finite.
     """
     config = checkpoint.config.mamba
-    text = tokenised(checkpoint, lines)
-    sequences = _sequences(text, checkpoint.config.n_visual_tokens)
-    positions = sum(s.length for s in sequences)
-    header = Header(
-        SCHEMA_VERSION,
-        __version__,
-        checkpoint.config.model_id,
-        checkpoint.sha256(),
-        _data_sha256(lines, [images / name for name in text.images]),
-        len(lines),
-        positions,
-    )
-    _warn_of_few(header, config)
-    parts = Parts(partial, msgspec.json.encode(header))
-    kept = parts.read_streams((positions, config.d_model))
+    suite = calibration_suite(checkpoint, lines, images)
+    sequences = _sequences(suite, checkpoint.config.n_visual_tokens)
+    header = _header(checkpoint, suite, sum(s.length for s in sequences))
+    _warn_if_few(header, config)
+    resume = Resume(resume_directory, msgspec.json.encode(header))
+    kept = resume.read_streams((header.positions, config.d_model))
     if kept is None:
-        streams = _embedded(checkpoint, text, images, on_progress)
-        parts.keep_streams(0, streams.numpy())
+        streams = _embed(checkpoint, suite, images, cache or EmbeddingCache(checkpoint), on_progress)
+        resume.keep_streams(0, streams.numpy())
     else:
         streams = torch.from_numpy(kept)
-    done = parts.finished()
-    for index, block in enumerate(stream_blocks(checkpoint, operations, done), done):
-        observed = ObservedBlock(block, index, config, positions)
+    first = resume.finished()
+    for index, block in enumerate(stream_blocks(checkpoint, operations, first), first):
+        observed = ObservedBlock(block, index, config, header.positions)
         _stream(observed, streams, sequences, on_progress)
-        parts.keep(index, observed.tensors())
-        parts.keep_streams(index + 1, streams.numpy())
-    if not parts.has(config.n_layer):
-        parts.keep(config.n_layer, _head(checkpoint, streams))
-    expected = {i: [t for s in LAYER_SITES for t in site_tensors(config, i, s)] for i in range(config.n_layer)}
-    expected[config.n_layer] = site_tensors(config, None, HEAD)
-    return Statistics(header, config, parts.tensors(expected), str(partial or "statistics"))
+        resume.keep(index, observed.tensors())
+        resume.keep_streams(index + 1, streams.numpy())
+    if not resume.has(config.n_layer):
+        resume.keep(config.n_layer, _observe_head(checkpoint, streams))
+    expected = {i: [t for p in LAYER_PROJECTIONS for t in projection_tensors(config, i, p)] for i in range(config.n_layer)}
+    expected[config.n_layer] = projection_tensors(config, None, HEAD)
+    return Statistics(header, config, resume.tensors(expected), str(resume_directory or "statistics"))
 
 
-def _sequences(text: Questions, n_visual: int) -> list[_Sequence]:
+def _sequences(suite: TokenizedSuite, n_visual: int) -> list[_Sequence]:
     """Return images first, then the lines."""
-    found = [_Sequence(i * n_visual, n_visual, is_image=True) for i in range(len(text.images))]
+    found = [_Sequence(i * n_visual, n_visual, is_image=True) for i in range(len(suite.images))]
     start = len(found) * n_visual
-    for tokens, image in zip(text.tokens, text.image_of, strict=True):
-        found.append(_Sequence(start, len(tokens), is_image=False, after=image))
-        start += len(tokens)
+    for line in suite.lines:
+        length = len(line.tokens)
+        found.append(_Sequence(start, length, is_image=False, after=line.image))
+        start += length
     return found
 
 
-def _data_sha256(lines: Sequence[Question], images: list[Path]) -> str:
-    digest = hashlib.sha256(msgspec.json.encode([(line.image, line.prompt, line.answer) for line in lines]))
-    for image in images:
-        digest.update(image.read_bytes())
-    return digest.hexdigest()
+def _header(checkpoint: Checkpoint, suite: TokenizedSuite, positions: int) -> Header:
+    texts = [(line.line.image, line.line.prompt, line.line.answer) for line in suite.lines]
+    digest = hashlib.sha256(msgspec.json.encode(texts))
+    for index in range(len(suite.images)):
+        image = suite.load(index)
+        digest.update(image if isinstance(image, bytes) else image.read_bytes())
+    return Header(
+        schema_version=SCHEMA_VERSION,
+        cobra_edge=__version__,
+        model_id=checkpoint.config.model_id,
+        model_sha256=checkpoint.sha256(),
+        data_sha256=digest.hexdigest(),
+        lines=len(suite.lines),
+        positions=positions,
+    )
 
 
-def _warn_of_few(header: Header, config: MambaConfig) -> None:
-    advised = _ADVISED_POSITIONS_PER_INPUT * config.d_inner
-    if header.lines < _ADVISED_LINES or header.positions < advised:
+def _warn_if_few(header: Header, config: MambaConfig) -> None:
+    positions = _RECOMMENDED_POSITIONS_PER_INPUT * config.d_inner
+    if header.lines < _RECOMMENDED_LINES or header.positions < positions:
         log.warning(
-            "calibration data: %d lines with %d positions; advisable are %d lines and %d positions (%d for each of the widest "
-            "product's %d inputs)",
-            header.lines, header.positions, _ADVISED_LINES, advised, _ADVISED_POSITIONS_PER_INPUT, config.d_inner,
+            "calibration data: %d lines with %d positions; at least %d lines and %d positions are recommended (%d for each of "
+            "the %d inputs of the widest projection)",
+            header.lines, header.positions, _RECOMMENDED_LINES, positions, _RECOMMENDED_POSITIONS_PER_INPUT, config.d_inner,
         )  # fmt: skip
 
 
-def _embedded(checkpoint: Checkpoint, text: Questions, images: Path, on_progress: OnProgress) -> Tensor:
+def _embed(
+    checkpoint: Checkpoint, suite: TokenizedSuite, images: Path, cache: EmbeddingCache, on_progress: OnProgress
+) -> Tensor:
     """Return the streams before the first layer, (positions, d_model) float32."""
     parts = []
-    if text.images:
-        parts.append(seen(checkpoint, [images / name for name in text.images], on_progress))
+    if suite.images:
+        parts.append(cache.get([images / name for name in suite.images], on_progress))
     table = checkpoint.decoder["backbone.embedding.weight"]
-    tokens = torch.tensor([t for line in text.tokens for t in line])
+    tokens = torch.tensor([t for line in suite.lines for t in line.tokens])
     parts.append(require_finite("backbone.embedding.weight", table[tokens].float()))
     return torch.cat(parts)
 
 
 def _batches(sequences: list[_Sequence]) -> Iterator[list[int]]:
-    """Yield indices of sequences to be read together: equally long, images before the lines that go on from them."""
+    """Yield indices of sequences to read together: equally long, images before the lines that continue from them."""
 
     def kind(i: int) -> tuple[bool, int]:
         return not sequences[i].is_image, sequences[i].length
@@ -163,44 +180,48 @@ def _batches(sequences: list[_Sequence]) -> Iterator[list[int]]:
 
 
 class ObservedBlock:
-    """One block, and what enters its products."""
+    """One block with an observer at the input of each projection."""
 
     def __init__(self, block: Block, index: int, config: MambaConfig, positions: int) -> None:
+        """Attach observers for `positions` positions to the block of layer `index`."""
         self.block, self.index, self.config = block, index, config
         self.unit = RMSNorm(config.d_model, config.norm_eps)  # the block's norm without its weight
-        self.sites = {site: Site(site_name(index, site), site_width(config, site), positions) for site in LAYER_SITES}
+        self.observers = {
+            projection: Observer(projection_name(index, projection), projection_width(config, projection), positions)
+            for projection in LAYER_PROJECTIONS
+        }
         self.block.mixer.x_proj.register_forward_hook(self._at_x_proj)
         self.block.mixer.out_proj.register_forward_pre_hook(self._at_out_proj)
 
     def _at_x_proj(self, _module: Any, inputs: tuple[Tensor], outputs: Tensor) -> None:
-        self.sites["x_proj"].add(inputs[0])
-        self.sites["dt_proj"].add(outputs[..., : self.block.mixer.dt_rank])
+        self.observers["x_proj"].add(inputs[0])
+        self.observers["dt_proj"].add(outputs[..., : self.block.mixer.dt_rank])
 
     def _at_out_proj(self, _module: Any, inputs: tuple[Tensor]) -> None:
-        self.sites["out_proj"].add(inputs[0])
+        self.observers["out_proj"].add(inputs[0])
 
     def __call__(self, residual: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the block over residual (batch, seq, d_model); return what leaves it, and the state."""
-        self.sites["in_proj"].add(self.unit(residual))
+        """Run the block on residual (batch, seq, d_model) float32; return its output, of the same shape, and both states."""
+        self.observers["in_proj"].add(self.unit(residual))
         out, conv, ssm = self.block.mixer(self.block.norm(residual), conv, ssm)
         return residual + out, conv, ssm
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Return what is stored of the layer."""
+        """Return the layer's tensors, with shapes and dtypes of `projection_tensors`, such as (n,) float32."""
         return {
-            **self.sites["in_proj"].tensors(self.block.norm.weight.numpy(), "unit"),
-            **self.sites["x_proj"].tensors(),
-            **self.sites["dt_proj"].tensors(),
-            **self.sites["out_proj"].tensors(rotation="own"),
+            **self.observers["in_proj"].tensors(self.block.norm.weight.numpy(), "unit"),
+            **self.observers["x_proj"].tensors(),
+            **self.observers["dt_proj"].tensors(),
+            **self.observers["out_proj"].tensors(rotation="own"),
         }
 
 
 def _stream(block: ObservedBlock, streams: Tensor, sequences: list[_Sequence], on_progress: OnProgress) -> None:
-    """Run every sequence through a block, and put what leaves it in the place of what entered."""
-    config, stage, done = block.config, f"layer {block.index + 1} of {block.config.n_layer}", 0
-    nothing = torch.zeros(config.d_inner, config.d_conv), torch.zeros(config.d_inner, config.d_state)
-    after: dict[int | None, tuple[Tensor, Tensor]] = {None: nothing}
-    on_progress(stage, 0, len(streams))
+    """Run every sequence through a block; its output replaces its input in `streams`, (positions, d_model) float32."""
+    config, step, done = block.config, f"layer {block.index + 1} of {block.config.n_layer}", 0
+    empty = torch.zeros(config.d_inner, config.d_conv), torch.zeros(config.d_inner, config.d_state)
+    after: dict[int | None, tuple[Tensor, Tensor]] = {None: empty}
+    on_progress(step, 0, len(streams))
     for batch in _batches(sequences):
         members = [sequences[i] for i in batch]
         conv, ssm = (torch.stack([after[s.after][part] for s in members]) for part in (0, 1))
@@ -210,13 +231,13 @@ def _stream(block: ObservedBlock, streams: Tensor, sequences: list[_Sequence], o
             if sequence.is_image:
                 after[index] = conv[row], ssm[row]
             done += sequence.length
-        on_progress(stage, done, len(streams))
+        on_progress(step, done, len(streams))
 
 
-def _head(checkpoint: Checkpoint, streams: Tensor) -> dict[str, np.ndarray]:
-    """Return what is stored of the head, from the streams after the last layer."""
+def _observe_head(checkpoint: Checkpoint, streams: Tensor) -> dict[str, np.ndarray]:
+    """Return the head's tensors, from the streams after the last layer, (positions, d_model) float32."""
     config, name = checkpoint.config.mamba, "backbone.norm_f.weight"
-    unit, site = RMSNorm(config.d_model, config.norm_eps), Site(HEAD, config.d_model, len(streams))
+    unit, observer = RMSNorm(config.d_model, config.norm_eps), Observer(HEAD, config.d_model, len(streams))
     for start in range(0, len(streams), _POSITIONS_AT_ONCE):
-        site.add(unit(streams[start : start + _POSITIONS_AT_ONCE]))
-    return site.tensors(require_finite(name, checkpoint.decoder[name].float()).numpy(), "own")
+        observer.add(unit(streams[start : start + _POSITIONS_AT_ONCE]))
+    return observer.tensors(require_finite(name, checkpoint.decoder[name].float()).numpy(), "own")

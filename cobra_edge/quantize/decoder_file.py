@@ -30,13 +30,13 @@ def write_decoder(
 
     Args:
         checkpoint: opened, tensors memory-mapped.
-        recipe: storage of each tensor, what is rotated, and the method.
+        recipe: storage of each tensor, rotations, and the method.
         file: decoder.safetensors.
-        on_tensor: called after each of `scaled_matrices` and each tensor, for progress.
-        statistics: of this model; needed by every method but rtn, and for clipping.
+        on_tensor: called after each of `scaled_matrices` and each tensor.
+        statistics: of this model; required by methods that need them and for clipping.
 
     Raises:
-        InputError: a tensor holds NaN or infinity, or does not fit float16; it is named.
+        InputError: a tensor holds NaN or infinity, or does not fit float16; the message names it.
     """
     config = checkpoint.config.mamba
 
@@ -55,15 +55,15 @@ def write_decoder(
 
 
 def stored_value(quantize: Quantizer, name: str, statistics: Statistics | None = None) -> np.ndarray | QuantizedTensor:
-    """Return a tensor of the decoder as the quantizer's recipe stores it.
+    """Return a tensor of the decoder as the quantizer's recipe stores it, float or quantized, of its shape.
 
     Raises:
-        InputError: it holds NaN or infinity, or does not fit its scheme or float16; it is named.
+        InputError: it holds NaN or infinity, or does not fit its scheme or float16; the message names it.
     """
     config, recipe = quantize.config, quantize.recipe
     scheme = quantized_scheme(recipe, name)
     if scheme is None:
-        values = quantize.prepared(name)
+        values = quantize.transformed(name)
         if recipe.storage(name) == FLOAT16 and np.abs(values).max() > np.finfo(np.float16).max:
             raise InputError(f"{name}: a value of {np.abs(values).max():.3g} does not fit float16")
         return np.ascontiguousarray(values, recipe.storage(name))

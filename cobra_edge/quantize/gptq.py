@@ -1,8 +1,8 @@
-"""GPTQ: round a matrix column after column, and let the columns still to come make up for each column's error.
+"""GPTQ: round a matrix column by column; the columns not yet rounded compensate for each column's error.
 
 Source: Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", section 3,
-algorithm 1. Columns are taken by descending mean square of their inputs (its "act-order"); scales are fixed beforehand, so that
-groups stay neighbours whatever the order. Damping grows until the factorization succeeds instead of failing.
+algorithm 1. Columns are processed by descending mean square of their inputs (its "act-order"); scales are fixed beforehand, so
+groups stay contiguous in any order. Damping grows until the factorization succeeds.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .scales import least_error_scales
 
 log = logging.getLogger(__name__)
 
-_DAMPING = 0.01  # of the mean square of all inputs, added to each; ten times more after each failure
+_DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal; ten times more after each failure
 _MOST_DAMPING = 1e4
-_COLUMNS_AT_ONCE = 64  # whose errors go to the columns behind them as one product
+_COLUMNS_AT_ONCE = 64  # block of columns whose errors update the later columns in one matmul
 
 
 def gptq(weight: np.ndarray, second_moment: np.ndarray, scheme: Scheme) -> QuantizedTensor:
-    """Quantize a matrix W so that the error of W x is small for the inputs it meets: tr(ΔW H ΔWᵀ), H their second moment.
+    """Quantize a matrix W with a small error of W x on the calibration inputs: tr(ΔW H ΔWᵀ), H their second moment.
 
     Args:
         weight: (out, in) float32, finite.
@@ -34,7 +34,8 @@ def gptq(weight: np.ndarray, second_moment: np.ndarray, scheme: Scheme) -> Quant
         scheme: with groups and integer codes.
 
     Raises:
-        InputError: a group size that does not divide, values that are not finite, a second moment that no damping mends.
+        InputError: the group size does not divide in, values are not finite, or no damping makes the second moment positive
+            definite.
     """
     require_fit(weight, scheme)
     scales = least_error_scales(weight, scheme)
@@ -49,29 +50,29 @@ def gptq(weight: np.ndarray, second_moment: np.ndarray, scheme: Scheme) -> Quant
 
 
 def inverse_factor(second_moment: np.ndarray) -> torch.Tensor:
-    """Return the upper Cholesky factor of the inverse of the damped matrix, (in, in) float32.
+    """Return the upper Cholesky factor of the inverse of the damped second moment (in, in), (in, in) float32.
 
     Raises:
         InputError: not finite, or not positive definite with any damping.
     """
-    moment = torch.from_numpy(np.array(second_moment, np.float64))
-    if not torch.isfinite(moment).all():
+    hessian = torch.from_numpy(np.array(second_moment, np.float64))
+    if not torch.isfinite(hessian).all():
         raise InputError("a second moment holds NaN or infinity; calibrate again")
-    mean, damping = float(moment.diagonal().mean()) or 1.0, _DAMPING
+    mean, damping = float(hessian.diagonal().mean()) or 1.0, _DAMPING
     while damping <= _MOST_DAMPING:
-        damped = moment + damping * mean * torch.eye(len(moment), dtype=torch.float64)
+        damped = hessian + damping * mean * torch.eye(len(hessian), dtype=torch.float64)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
                 return upper.float()
-        log.info("second moment is not positive definite with damping %g; ten times more", damping)
+        log.info("second moment is not positive definite with damping %g; retrying with ten times more", damping)
         damping *= 10
     raise InputError("a second moment is not positive definite with any damping; calibrate again with more lines")
 
 
 def _round_columns(columns: torch.Tensor, steps: torch.Tensor, factor: torch.Tensor, zero: int) -> torch.Tensor:
-    """Return signed codes (in, out); columns (in, out), of which the contents are used up, are the transposed weights."""
+    """Return signed codes (in, out) for transposed weights `columns` (in, out), which are overwritten."""
     n_in, codes = len(columns), torch.empty_like(columns)
     for start in range(0, n_in, _COLUMNS_AT_ONCE):
         end = min(start + _COLUMNS_AT_ONCE, n_in)

@@ -1,4 +1,7 @@
-"""What the statistics say about the input of a matrix as it is stored: norms folded, rotated, scaled (see `transforms`)."""
+"""Statistics of the inputs of stored matrices: norms folded, rotated, scaled as in `transforms`.
+
+The second moment H = E[x xᵀ] of the inputs is the Hessian of the squared error of W x, up to a factor of 2.
+"""
 
 from __future__ import annotations
 
@@ -8,54 +11,60 @@ import numpy as np
 
 from ..formats.hadamard import rotate
 from ..formats.recipe import Recipe
-from .statistics import HEAD, Statistics, site_of
+from .statistics import HEAD, Statistics, projection_of
 from .transforms import NO_SCALES, InputScales
 
 
-def stored_moment(
+def stored_second_moment(
     name: str, tensor: Callable[[str], np.ndarray], recipe: Recipe, statistics: Statistics, scales: InputScales = NO_SCALES
 ) -> np.ndarray:
-    """Return the second moment of what a stored matrix is multiplied with, (in, in) float32, symmetric.
+    """Return the second moment of a stored matrix's inputs, (in, in) float32, symmetric.
 
     Args:
-        name: of the matrix; a tied head's is that of the embedding.
-        tensor: gives any of the model's own tensors by name, float32.
-        recipe: which rotations.
-        statistics: of the model as it is.
-        scales: AWQ's, of the matrix's inputs.
+        name: of the matrix; the embedding's for a tied head.
+        tensor: returns any tensor of the model by name, float32.
+        recipe: with the rotations.
+        statistics: of the untransformed model.
+        scales: AWQ's, (in,) float32 by matrix.
 
     Raises:
-        InputError: the statistics hold nonsense.
+        InputError: the statistics hold invalid values.
     """
-    found = site_of(name)
+    found = projection_of(name)
     assert found is not None
-    layer, site = found
-    moment = statistics.second_moment(layer, site)
-    if site == HEAD:
-        moment = _scaled(moment, tensor("backbone.norm_f.weight"))
-    elif site == "in_proj" and not recipe.rotates_residual:
-        moment = _scaled(moment, tensor(f"backbone.layers.{layer}.norm.weight"))
-    if _rotated(site, recipe):
-        moment = rotate(rotate(moment).T)
-    return _scaled(moment, 1 / scales[name]) if name in scales else moment
+    layer, projection = found
+    hessian = statistics.second_moment(layer, projection)
+    if projection == HEAD:
+        hessian = _scaled(hessian, tensor("backbone.norm_f.weight"))
+    elif projection == "in_proj" and not recipe.rotates_residual:
+        hessian = _scaled(hessian, tensor(f"backbone.layers.{layer}.norm.weight"))
+    if _rotated(projection, recipe):
+        hessian = rotate(rotate(hessian).T)
+    return _scaled(hessian, 1 / scales[name]) if name in scales else hessian
 
 
 def clips(name: str, group: int, recipe: Recipe, statistics: Statistics) -> np.ndarray:
-    """Return where the rounded input of a stored matrix is clipped, (in / group,) float32, as the recipe's percentile says.
+    """Return where the rounded input of a stored matrix is clipped, (in / group,) float32.
+
+    Args:
+        name: of the matrix.
+        group: neighbouring inputs that share a clip.
+        recipe: with the percentile and the rotations.
+        statistics: of the untransformed model.
 
     Raises:
-        InputError: the statistics hold nonsense, or nothing of this basis.
+        InputError: the statistics hold invalid values, or none in the rotated basis.
     """
-    found = site_of(name)
+    found = projection_of(name)
     assert found is not None and recipe.activation_percentile is not None
-    layer, site = found
-    bounds = statistics.percentile(layer, site, group, recipe.activation_percentile, rotated=_rotated(site, recipe))
+    layer, projection = found
+    bounds = statistics.percentile(layer, projection, group, recipe.activation_percentile, rotated=_rotated(projection, recipe))
     return np.maximum(bounds, np.finfo(np.float32).tiny)  # inputs that are always 0
 
 
-def _rotated(site: str, recipe: Recipe) -> bool:
-    return recipe.rotates_out_proj if site == "out_proj" else recipe.rotates_residual and site in ("in_proj", HEAD)
+def _rotated(projection: str, recipe: Recipe) -> bool:
+    return recipe.rotates_out_proj if projection == "out_proj" else recipe.rotates_residual and projection in ("in_proj", HEAD)
 
 
-def _scaled(moment: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    return moment * factors[:, None] * factors
+def _scaled(hessian: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    return hessian * factors[:, None] * factors

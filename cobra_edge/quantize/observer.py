@@ -1,4 +1,4 @@
-"""What is gathered at one site while positions stream by: the sum of x xᵀ, and some positions for the histograms."""
+"""Observer of one projection's input x: accumulates the sum of x xᵀ and samples positions for the histograms."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..formats.hadamard import hadamard_factors, rotate
-from .statistics import histogram_of, packed_moment
+from .statistics import histogram_of, pack_second_moment
 
-_SAMPLES = 4096  # positions that histograms are made of, evenly spaced
+_SAMPLES = 4096  # positions in the histograms at most, evenly spaced
 _COLUMNS_AT_ONCE = 640  # of the second moment; what lies right of its diagonal's blocks is never computed
 
 
-class Site:
-    """One product's input."""
+class Observer:
+    """Accumulates statistics of one projection's input."""
 
     def __init__(self, name: str, width: int, positions: int) -> None:
-        """Begin.
+        """Start with no positions.
 
         Args:
-            name: what the site's tensors begin with.
-            width: inputs of the product.
-            positions: how many there will be.
+            name: prefix of the projection's tensors.
+            width: number of inputs.
+            positions: how many will be added in total.
         """
         self.name, self._stride, self._seen = name, -(-positions // _SAMPLES), 0
         self._sum, self._samples = torch.zeros(width, width), list[Tensor]()
 
     def add(self, x: Tensor) -> None:
-        """Take in the positions x (…, width) float32."""
+        """Add positions x (…, width) float32."""
         x = x.reshape(-1, x.shape[-1]).contiguous()
         for start in range(0, x.shape[1], _COLUMNS_AT_ONCE):
             end = start + _COLUMNS_AT_ONCE
@@ -38,18 +38,18 @@ class Site:
         self._seen += len(x)
 
     def tensors(self, weight: np.ndarray | None = None, rotation: str | None = None) -> dict[str, np.ndarray]:
-        """Return the site's tensors as `site_tensors` says.
+        """Return the projection's tensors as `projection_tensors` lists them.
 
         Args:
-            weight: the norm's, that x was taken without, (width,) float32; None where there is no norm.
-            rotation: "own" where R is applied to what enters the product, "unit" where to x without the norm's weight; None
-                where the site is never rotated.
+            weight: of the norm, (width,) float32, if x was observed without it; None if there is no norm.
+            rotation: "own" if R is applied to the projection's input, "unit" if to x without the norm's weight; None if
+                the projection is never rotated.
 
         Raises:
-            InputError: something that is not finite came by.
+            InputError: an input was not finite.
         """
-        moment = self._sum.div_(self._seen).numpy()
-        if not np.isfinite(np.diagonal(moment)).all():
+        second_moment = self._sum.div_(self._seen).numpy()
+        if not np.isfinite(np.diagonal(second_moment)).all():
             raise InputError(
                 f"{self.name}: its input holds NaN, infinity, or values whose squares overflow float32; the checkpoint is "
                 "damaged, or its activations diverge on this data"
@@ -60,7 +60,7 @@ class Site:
         rotated = model
         if rotation is not None:
             rotated = _rotated_histogram(own if rotation == "own" else unit, model)
-        diagonal, correlation = packed_moment(moment)
+        diagonal, correlation = pack_second_moment(second_moment)
         return {
             f"{self.name}.diagonal": diagonal,
             f"{self.name}.correlation": correlation,
@@ -70,7 +70,7 @@ class Site:
 
 
 def _rotated_histogram(x: np.ndarray, like: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the histogram of R x, or zeros where the width has no Hadamard matrix."""
+    """Return the histogram of R x for x (positions, n) float32; zeros if the width has no Hadamard matrix."""
     try:
         hadamard_factors(x.shape[1])
     except InputError:

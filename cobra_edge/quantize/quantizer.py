@@ -1,4 +1,4 @@
-"""Which method makes a matrix's codes, and what it needs to know."""
+"""Quantize a decoder's tensors by a recipe: transforms, then the codes of its method."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import numpy as np
 
 from ..errors import InputError
 from ..formats.bitsandbytes_codes import quantize_bitsandbytes
+from ..formats.method import recipe_method
 from ..formats.model_config import MambaConfig, decoder_shapes
 from ..formats.packing import QuantizedTensor
 from ..formats.recipe import Recipe, quantized_scheme
 from ..formats.scheme import Scheme
 from .awq import input_scales
 from .gptq import gptq
-from .hessian import stored_moment
+from .hessian import stored_second_moment
 from .rtn import require_fit, round_to_nearest
 from .scales import least_error_scales
-from .statistics import Statistics
-from .transforms import InputScales, prepared
+from .statistics import Statistics, projection_of
+from .transforms import InputScales, transformed_tensor
 
 EMBEDDING = "backbone.embedding.weight"
-_SCALED = ("mixer.in_proj.weight", "mixer.dt_proj.weight")
+_SCALED = {"in_proj", "dt_proj"}  # projections whose inputs AWQ can scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +32,10 @@ class Quantizer:
 
     Attributes:
         config: sizes of the decoder.
-        recipe: schemes, rotations, and the method.
-        tensor: gives any of the model's own tensors by name, float32, and raises InputError where it is not finite.
-        statistics: of this model; None where the method needs none.
-        scales: AWQ's, by matrix.
+        recipe: schemes, rotations and the method.
+        tensor: returns any tensor of the model by name, float32; raises InputError if it is not finite.
+        statistics: of this model; None if the method needs none.
+        scales: AWQ's, (in,) float32 by matrix.
     """
 
     config: MambaConfig
@@ -43,38 +44,38 @@ class Quantizer:
     statistics: Statistics | None
     scales: InputScales
 
-    def prepared(self, name: str) -> np.ndarray:
-        """Return what takes the place of a tensor before it is quantized, float32."""
-        return prepared(name, self.tensor, self.recipe, self.scales)
+    def transformed(self, name: str) -> np.ndarray:
+        """Return a tensor's values before quantization, float32, of its shape."""
+        return transformed_tensor(name, self.tensor, self.recipe, self.scales)
 
     def quantize(self, name: str, scheme: Scheme) -> QuantizedTensor:
-        """Return a matrix's codes and scales.
+        """Return a matrix (out, in) as codes and scales.
 
         Raises:
-            InputError: it does not fit the scheme, or the statistics hold nonsense; it is named. MachineError: a library is
-                missing.
+            InputError: the matrix does not fit the scheme, or the statistics hold invalid values; the message names it.
+            MachineError: a library is missing.
         """
-        values, moment = self.prepared(name), self._moment(name, scheme)
+        values, hessian = self.transformed(name), self._hessian(name, scheme)
         try:
-            return self._codes(name, values, scheme, moment)
+            return self._codes(name, values, scheme, hessian)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
 
-    def _moment(self, name: str, scheme: Scheme) -> np.ndarray | None:
-        """Return the second moment of what a stored matrix is multiplied with, or None where none counts."""
+    def _hessian(self, name: str, scheme: Scheme) -> np.ndarray | None:
+        """Return the second moment of a stored matrix's inputs, (in, in) float32, or None if the method uses none."""
         looked_up_only = name == EMBEDDING and not self.config.tied
         if self.statistics is None or scheme.code_format != "int" or looked_up_only:
             return None
-        return stored_moment(name, self.tensor, self.recipe, self.statistics, self.scales)
+        return stored_second_moment(name, self.tensor, self.recipe, self.statistics, self.scales)
 
-    def _codes(self, name: str, values: np.ndarray, scheme: Scheme, moment: np.ndarray | None) -> QuantizedTensor:
+    def _codes(self, name: str, values: np.ndarray, scheme: Scheme, hessian: np.ndarray | None) -> QuantizedTensor:
         if scheme.code_format != "int":
             return quantize_bitsandbytes(values, scheme)
         require_fit(values, scheme)
-        # The table is looked up as well as multiplied with: each of its rows has to stay what it is, so no error is moved.
-        if moment is not None and name != EMBEDDING and self.recipe.method.endswith("gptq"):
-            return gptq(values, moment, scheme)
-        importance = None if moment is None else np.diagonal(moment)
+        # A row of the embedding table is also used by itself, so no column may compensate for another's error.
+        if hessian is not None and name != EMBEDDING and recipe_method(self.recipe.method).compensates:
+            return gptq(values, hessian, scheme)
+        importance = None if hessian is None else np.diagonal(hessian)
         return round_to_nearest(values, scheme, least_error_scales(values, scheme, importance))
 
 
@@ -85,21 +86,34 @@ def quantizer(
     statistics: Statistics | None,
     on_matrix: Callable[[], None] = lambda: None,
 ) -> Quantizer:
-    """Return what quantizes a model, AWQ's scales found; on_matrix is called after each of `scaled_matrices`."""
-    assert statistics is not None or recipe.method in ("none", "rtn")
-    plain = Quantizer(config, recipe, tensor, statistics if recipe.method != "rtn" else None, {})
+    """Return the quantizer of a model, with AWQ's scales searched.
+
+    Args:
+        config: sizes of the decoder.
+        recipe: schemes, rotations and the method.
+        tensor: returns any tensor of the model by name, float32, matrices as (out, in); raises InputError if it is not finite.
+        statistics: of this model; required by methods that need them.
+        on_matrix: called after each of `scaled_matrices`.
+
+    Raises:
+        InputError: the statistics hold invalid values, or a matrix does not fit its scheme.
+    """
+    method = recipe_method(recipe.method)
+    assert statistics is not None or not method.needs_statistics
+    plain = Quantizer(config, recipe, tensor, statistics if method.needs_statistics else None, {})
     scales = {}
     for name, scheme in scaled_matrices(config, recipe).items():
         assert statistics is not None
-        moment = stored_moment(name, tensor, recipe, statistics)
-        scales[name] = input_scales(plain.prepared(name), moment, scheme)
+        hessian = stored_second_moment(name, tensor, recipe, statistics)
+        scales[name] = input_scales(plain.transformed(name), hessian, scheme)
         on_matrix()
     return replace(plain, scales=scales)
 
 
 def scaled_matrices(config: MambaConfig, recipe: Recipe) -> dict[str, Scheme]:
-    """Return the matrices whose inputs get AWQ's scales, with their schemes; none by other methods."""
-    if not recipe.method.startswith("awq"):
+    """Return the matrices whose inputs are scaled, with their schemes; none if the method does not scale inputs."""
+    if not recipe_method(recipe.method).scales_inputs:
         return {}
-    found = {name: quantized_scheme(recipe, name) for name in decoder_shapes(config) if name.endswith(_SCALED)}
+    kinds = {name: projection_of(name) for name in decoder_shapes(config)}
+    found = {name: quantized_scheme(recipe, name) for name, kind in kinds.items() if kind is not None and kind[1] in _SCALED}
     return {name: scheme for name, scheme in found.items() if scheme is not None and scheme.code_format == "int"}

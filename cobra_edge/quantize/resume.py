@@ -1,8 +1,8 @@
-"""What of a calibration is done already: parts in a directory, so that an interrupted run goes on where it stopped.
+"""Resume an interrupted calibration: finished parts in a directory.
 
-A part is what one layer (or the head) adds to the statistics; beside the parts lie the residual streams after the last finished
-layer. Each file is written under another name and renamed, the streams after the part that they come after: whatever moment
-a run ends at, what lies there is whole and belongs together. Without a directory everything is kept in memory.
+A part holds the statistics of one layer, or of the head; the residual streams after the last finished layer are stored beside
+the parts. Each file is written under another name and renamed, the streams after their part, so the directory is consistent
+whenever a run stops. Without a directory everything is kept in memory.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ _IDENTITY = "inputs.json"
 _STREAMS = "streams"
 
 
-def remove_parts(directory: Path) -> None:
-    """Remove a directory of parts: streams first, identity last, so that a run can go on from whatever is left."""
+def remove_resume_directory(directory: Path) -> None:
+    """Remove a resume directory: streams first, identity last, so that a run can resume from whatever is left."""
     for file in sorted(directory.iterdir(), key=lambda f: (f.name == _IDENTITY, not f.name.startswith(_STREAMS))):
         file.unlink()
     directory.rmdir()
 
 
-class Parts:
-    """Finished parts, numbered from 0, and the streams that the next one begins with."""
+class Resume:
+    """Finished parts, numbered from 0, and the streams that the next one starts from."""
 
     def __init__(self, directory: Path | None, identity: bytes) -> None:
-        """Go on with what lies in the directory, or begin.
+        """Resume from the directory, or start.
 
         Args:
-            directory: where, made where it is missing; None keeps everything in memory.
-            identity: what the parts depend on. What lies there with another identity is removed, and a warning says so.
+            directory: created if it does not exist; None keeps everything in memory.
+            identity: bytes that identify model and data. Parts of another identity are removed with a warning.
 
         Raises:
-            InputError: the directory holds something that is not parts.
+            InputError: the directory holds files of something else.
         """
         self.directory, self._memory = directory, dict[int, dict[str, np.ndarray]]()
         if directory is None:
             return
         mark = directory / _IDENTITY
         if directory.exists() and not mark.is_file() and (not directory.is_dir() or any(directory.iterdir())):
-            raise InputError(f"{directory}: not a calibration that was interrupted; remove it or give another --out")
+            raise InputError(f"{directory}: not an interrupted calibration; remove it or give another --out")
         if mark.is_file() and mark.read_bytes() != identity:
-            log.warning("%s: left by a calibration with other inputs; starting anew", directory)
-            remove_parts(directory)
+            log.warning("%s: left by a calibration with other inputs; starting over", directory)
+            remove_resume_directory(directory)
         directory.mkdir(parents=True, exist_ok=True)
         if not mark.is_file():
             staged = mark.with_suffix(".new")
@@ -61,14 +61,14 @@ class Parts:
             os.replace(staged, mark)
 
     def finished(self) -> int:
-        """Return the number of parts before which the streams that lie there were taken; 0 where nothing is done."""
+        """Return the index of the part that the stored streams precede; 0 if nothing is finished."""
         if self.directory is None:
             return 0
         counts = [int(f.stem.rpartition("-")[2]) for f in self.directory.glob(f"{_STREAMS}-*.safetensors")]
         return max(counts, default=0)
 
     def read_streams(self, shape: tuple[int, int]) -> np.ndarray | None:
-        """Return the streams after the last finished part, float32 of that shape; None where there are none."""
+        """Return the streams after the last finished part, (positions, d_model) float32; None if there are none."""
         if self.directory is None:
             return None
         file = self._streams(self.finished())
@@ -78,7 +78,7 @@ class Parts:
             return read_tensors(file, [StoredTensor(_STREAMS, "float32", shape)])[_STREAMS]
 
     def keep_streams(self, index: int, streams: np.ndarray) -> None:
-        """Keep the streams before part `index`, (positions, d_model) float32; those before earlier parts are removed."""
+        """Store the streams before part `index`, (positions, d_model) float32, and remove those before earlier parts."""
         if self.directory is None:
             return
         self._write(self._streams(index), {_STREAMS: streams})
@@ -87,7 +87,7 @@ class Parts:
                 file.unlink()
 
     def keep(self, index: int, tensors: dict[str, np.ndarray]) -> None:
-        """Keep a part."""
+        """Store a part: tensors by name, with shapes and dtypes of `projection_tensors`, such as (n,) float32."""
         if self.directory is None:
             self._memory[index] = tensors
         else:
@@ -98,7 +98,14 @@ class Parts:
         return index in self._memory if self.directory is None else self._part(index).is_file()
 
     def tensors(self, expected: Mapping[int, list[StoredTensor]]) -> dict[str, np.ndarray]:
-        """Return all tensors of the parts, mapped where they lie in a directory. Raises InputError where one is damaged."""
+        """Return the tensors of all parts by name, memory-mapped if there is a directory.
+
+        Args:
+            expected: names, dtypes and shapes, such as (n,) float32, by part.
+
+        Raises:
+            InputError: a part is damaged.
+        """
         if self.directory is None:
             return {name: values for part in self._memory.values() for name, values in part.items()}
         found: dict[str, np.ndarray] = {}

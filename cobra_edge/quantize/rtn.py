@@ -1,4 +1,4 @@
-"""Round to nearest: the plainest quantizer, and the floor every other one is measured against."""
+"""Round to nearest: the simplest method, and the baseline of the others."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from ..formats.packing import QuantizedTensor, pack
 from ..formats.scheme import Scheme
 from .scales import largest_value_scales
 
-_ROWS_AT_ONCE = 1 << 22  # weights worked on together, so that the temporaries stay in the cache's neighbourhood
+_ROWS_AT_ONCE = 1 << 22  # weights processed together: temporaries stay near the cache
 
 
 def round_to_nearest(weight: np.ndarray, scheme: Scheme, scales: np.ndarray | None = None) -> QuantizedTensor:
-    """Quantize a matrix, each weight by itself; codes are chosen for the float16 scales.
+    """Quantize a matrix, each weight independently of the others, with codes chosen for the float16 scales.
 
     Args:
         weight: (out, in), float16 or float32, finite.
         scheme: with groups.
-        scales: (out, in / group) float16; None for those by which the largest weight of a group is exact.
+        scales: (out, in / group) float16; None for `largest_value_scales`.
 
     Raises:
-        InputError: a group size that does not divide, values that are not finite or whose scale overflows float16.
+        InputError: the group size does not divide in, values are not finite, or a scale overflows float16.
     """
     require_fit(weight, scheme)
     out, n_in = weight.shape
@@ -35,7 +35,7 @@ def round_to_nearest(weight: np.ndarray, scheme: Scheme, scales: np.ndarray | No
 
 
 def require_fit(weight: np.ndarray, scheme: Scheme) -> None:
-    """Raise InputError where a matrix (out, in) cannot be stored by the scheme."""
+    """Raise InputError if a matrix (out, in) cannot be stored by the scheme."""
     reason = scheme.refuses(weight.shape[1])
     if reason:
         raise InputError(f"{reason}; choose another scheme or keep this tensor in float")

@@ -1,8 +1,8 @@
-"""Scales of groups: which step a group of weights is rounded with.
+"""Scales of groups of weights.
 
-The largest weight decides the plain scale. A search around it finds the step with the least error, in which large weights count
-more: what counts all weights alike clips the large ones, and clipped weights all err to the same side, which a model feels far
-more than its squared error tells (docs/log.md has the measurement).
+The largest weight determines the plain scale. A search around it finds the scale with the least error, in which large weights
+count more: an unweighted error clips the large ones, and clipped weights all err in the same direction, which hurts a model far
+more than the squared error shows (measured in docs/log.md).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from ..errors import InputError
 from ..formats.scheme import Scheme
 
-_ROWS_AT_ONCE = 1 << 20  # weights worked on together: the temporaries stay in the cache
-# Tried around the plain scale. Below 1 the extreme weight is clipped, above 1 it is rounded like the others.
+_ROWS_AT_ONCE = 1 << 20  # weights processed together: temporaries stay in the cache
+# Candidates relative to the plain scale. Below 1 the extreme weight is clipped, above 1 it is rounded like the others.
 _FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 1.05)
 _FLOOR = 0.3  # a weight of 0 counts as much as one whose square is this share of the group's mean square
 
 
 def largest_value_scales(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """Return the scales with which the weight of largest magnitude in a group lands on the lowest code, whatever its sign.
+    """Return the scales that put the weight of largest magnitude in each group exactly on the lowest code.
 
-    The scale takes the opposite sign, and none of the 2^bits codes is wasted on the symmetric end.
+    The scale takes the opposite sign of that weight, so that all 2^bits codes are used.
 
     Args:
         weight: (out, in) float32, finite.
@@ -39,7 +39,7 @@ def largest_value_scales(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         scales = (np.where(-low > high, low, high) / -scheme.zero_code).astype(np.float16)
     if not np.isfinite(scales).all():
-        raise InputError("a weight is not finite or too large for a float16 scale; mend the checkpoint")
+        raise InputError("a weight is not finite or too large for a float16 scale; fix the checkpoint")
     return scales
 
 
@@ -51,7 +51,7 @@ def least_error_scales(weight: np.ndarray, scheme: Scheme, importance: np.ndarra
     Args:
         weight: (out, in) float32, finite.
         scheme: with groups that divide in.
-        importance: (in,) float32, mean squares of the inputs; None counts all inputs alike.
+        importance: (in,) float32, mean squares of the inputs; None weights all inputs equally.
 
     Returns:
         (out, in / group) float16.

@@ -1,6 +1,6 @@
-"""Sensitivity: how far the model drifts when one matrix alone is quantized, by each scheme that fits it.
+"""Sensitivity: KLD of the model with a single matrix quantized, by matrix and scheme.
 
-Its JSON file is what `python -m cobra_edge.sensitivity` writes and `export --bits` takes back.
+`python -m cobra_edge.sensitivity` writes the JSON file, `export --bits` reads it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ..formats.recipe import MIXED, Recipe, matrix_names, storages
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-# What a matrix of a mix may be stored by, besides float16. Schemes differ in activations only for a whole recipe.
-SCHEMES_OF_A_MIX = ("w3a16-g64", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w8a16-g128", "w8a16-channel")
+# Schemes of a mixed-precision recipe, besides float16. Activations are a property of the whole recipe.
+CANDIDATE_SCHEMES = ("w3a16-g64", "w4a16-g128", "w4a16-g64", "w4a16-g32", "w8a16-g128", "w8a16-channel")
 
 # Mean KLD (nats) by matrix and storage.
 Table = dict[str, dict[str, float]]
 
 
 class Sensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a scan found, and what it is true of.
+    """Result of a scan, and what it applies to.
 
     Attributes:
         schema_version: of the file.
@@ -37,9 +37,9 @@ class Sensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         model_id: of the model, for messages.
         model_sha256: of the checkpoint, as `Checkpoint.sha256` says.
         method, rotations, activations, activation_percentile: as in `Recipe`.
-        lines: questions that were read.
-        positions: answer tokens that KLD is the mean over.
-        kld: mean KLD from the float model in nats, by matrix and storage, every other matrix float32.
+        lines: number of lines.
+        positions: answer tokens that KLD is averaged over.
+        kld: mean KLD from the float model in nats, by matrix and storage, with every other matrix float32.
     """
 
     schema_version: int
@@ -56,72 +56,72 @@ class Sensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def candidates(config: MambaConfig) -> dict[str, list[str]]:
-    """Return for each matrix the storages that a scan tries; one scale a row only where no other 8-bit scheme fits."""
+    """Return the storages that a scan measures, by matrix; one scale per row only if no other 8-bit scheme fits."""
     found = {}
     for name in matrix_names(config):
-        fits = storages(config, name, SCHEMES_OF_A_MIX)
+        fits = storages(config, name, CANDIDATE_SCHEMES)
         found[name] = [s for s in fits if s != "w8a16-channel" or "w8a16-g128" not in fits]
     return found
 
 
 def passes(config: MambaConfig) -> int:
-    """Return how often a scan runs the whole model over all lines, the float reference not counted."""
-    return sum(len(tried) for tried in candidates(config).values())
+    """Return how many times a scan runs the model over all lines, without the float reference."""
+    return sum(len(fits) for fits in candidates(config).values())
 
 
 def scan(
     config: MambaConfig, recipe: Recipe, measure: Callable[[Recipe], float], on_pass: Callable[[], None] = lambda: None
 ) -> Table:
-    """Quantize each matrix alone by each scheme that fits it, and measure.
+    """Quantize each matrix alone by each scheme that fits it, and measure the KLD.
 
     Args:
         config: sizes of the decoder.
-        recipe: method, rotations and activations; its tensors do not count.
-        measure: returns the mean KLD (nats) of a recipe from the float model; what it does not name is float32.
+        recipe: method, rotations and activations; its tensors are ignored.
+        measure: returns the mean KLD (nats) of a recipe from the float model; matrices that it does not name are float32.
         on_pass: called after each measurement.
 
     Returns:
-        Mean KLD by matrix and storage. Storages by which the model's answers are not finite are left out.
+        Mean KLD by matrix and storage, without storages that make answers non-finite.
 
     Raises:
-        InputError: a matrix that cannot be stored in any way, and what `measure` raises.
+        InputError: a matrix makes answers non-finite in every storage; and what `measure` raises.
     """
     table: Table = {}
-    for name, tried in candidates(config).items():
+    for name, fits in candidates(config).items():
         table[name] = {}
-        for storage in tried:
+        for storage in fits:
             kld = measure(of_tensors(recipe, {name: storage}))
             if math.isfinite(kld):
                 table[name][storage] = kld
             else:
-                log.warning("%s as %s: what the model answers is not finite; left out", name, storage)
+                log.warning("%s as %s: answers are not finite; left out", name, storage)
             on_pass()
         if not table[name]:
-            raise InputError(f"{name}: the model's answers are not finite however it is stored; the checkpoint overflows")
+            raise InputError(f"{name}: answers are not finite in any storage of this matrix; the checkpoint overflows")
     return table
 
 
 def of_tensors(recipe: Recipe, tensors: dict[str, str]) -> Recipe:
-    """Return the recipe with these tensors, as a mix."""
+    """Return the recipe with these storages by matrix, as a mixed-precision recipe."""
     return msgspec.structs.replace(recipe, scheme=MIXED, tensors=tensors)
 
 
 def write_sensitivity(found: Sensitivity, file: Path) -> None:
-    """Write the file. Raises OSError as the file system does."""
+    """Write the file. Raises OSError."""
     file.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
 
 
 def read_sensitivity(file: Path, config: MambaConfig, model_sha256: str, recipe: Recipe) -> Sensitivity:
-    """Read a file that `write_sensitivity` wrote.
+    """Read a file written by `write_sensitivity`.
 
     Args:
-        file: where.
-        config: of the model it is to be used for.
+        file: JSON.
+        config: of the model to quantize.
         model_sha256: that model's hash.
-        recipe: with the method, rotations and activations it is to be used for.
+        recipe: with the method, rotations and activations to quantize with.
 
     Raises:
-        InputError: unreadable, of another model, of other choices, or without a figure for each matrix.
+        InputError: unreadable, of another model or other options, or without a KLD for each matrix.
     """
     try:
         found = parse_json(file.read_bytes(), Sensitivity)
@@ -138,12 +138,12 @@ def read_sensitivity(file: Path, config: MambaConfig, model_sha256: str, recipe:
         got, expected = getattr(found, choice), getattr(recipe, choice)
         if got != expected:
             raise InputError(
-                f"{file}: scanned with {choice} {got!r}, this export has {expected!r}; scan again, or take the same"
+                f"{file}: scanned with {choice} {got!r}, this export has {expected!r}; scan again or use the same option"
             )
-    expected_names, tried = matrix_names(config), candidates(config)
+    expected_names, fits = matrix_names(config), candidates(config)
     if sorted(found.kld) != sorted(expected_names):
         raise InputError(f"{file}: has {len(found.kld)} matrices, not the {len(expected_names)} of this model; scan again")
     for name, row in found.kld.items():
-        if not row or not set(row) <= set(tried[name]) or not all(math.isfinite(v) and v >= 0 for v in row.values()):
-            raise InputError(f"{file}: {name} has no figures, or some that are no KLD of a scheme that fits; scan again")
+        if not row or not set(row) <= set(fits[name]) or not all(math.isfinite(v) and v >= 0 for v in row.values()):
+            raise InputError(f"{file}: {name} has no KLDs, negative ones, or schemes that do not fit; scan again")
     return found

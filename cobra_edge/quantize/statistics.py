@@ -1,14 +1,14 @@
-"""Calibration statistics: what enters each matrix product of a decoder, as one safetensors file (docs/statistics.md).
+"""Calibration statistics: the inputs of a decoder's projections, as one safetensors file (docs/statistics.md).
 
-A site is one product's input: "in_proj", "x_proj", "dt_proj" and "out_proj" of every layer, and "head". Of each the file holds
+The projections are in_proj, x_proj, dt_proj and out_proj of every layer, and head. For the input x of each, the file holds
 
 * the second moment H = mean over positions of x xᵀ, as its diagonal and as the correlations H_ij / √(H_ii · H_jj) in float16:
-  what error a change of the weights makes, and which inputs are loud;
-* a histogram of magnitudes for each group of 32 neighbouring inputs, in the model's own basis and in the rotated one: where
+  GPTQ's Hessian, and which inputs are outliers;
+* a histogram of magnitudes for each group of 32 consecutive inputs, in the model's own basis and in the rotated one: where
   rounded activations may be clipped.
 
-At in_proj and head x is the normalised residual without the norm's weight, so that norms can be folded and the stream rotated
-afterwards. Tensors are mapped, and read a site at a time.
+At in_proj and head, x is the normalised residual without the norm's weight, so that norms can be folded and the stream rotated
+afterwards. Tensors are memory-mapped, and read one projection at a time.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ..formats.recipe import StoredTensor
 from ..formats.safetensors_file import TensorFileWriter, map_tensors, read_metadata
 
 SCHEMA_VERSION = 1
-LAYER_SITES = ("in_proj", "x_proj", "dt_proj", "out_proj")
+LAYER_PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 HEAD = "head"
-GROUP = 32  # neighbouring inputs that share a histogram
+GROUP = 32  # consecutive inputs that share a histogram
 BINS = 128
 _BINS_PER_OCTAVE = 8
 _METADATA = "statistics"  # the key of the header among the file's metadata
@@ -40,16 +40,16 @@ _MATRIX = re.compile(r"backbone\.layers\.(\d+)\.mixer\.(in_proj|x_proj|dt_proj|o
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the statistics were taken of.
+    """Model and data of the statistics.
 
     Attributes:
         schema_version: of the file.
         cobra_edge: version that wrote it.
         model_id: of the model, for messages.
         model_sha256: of the checkpoint, as `Checkpoint.sha256` says.
-        data_sha256: over the questions that were read and the bytes of their images.
-        lines: questions that were read.
-        positions: visual and text positions that H is the mean over; an image's count once, however many lines ask about it.
+        data_sha256: over the lines and the bytes of their images.
+        lines: number of lines.
+        positions: visual and text positions that H is the mean over; those of an image count once, however many lines share it.
     """
 
     schema_version: int
@@ -61,28 +61,28 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positions: int
 
 
-def site_of(name: str) -> tuple[int | None, str] | None:
-    """Return (layer, site) of what a matrix of the decoder is multiplied with; None for a tensor that is not a product's."""
+def projection_of(name: str) -> tuple[int | None, str] | None:
+    """Return (layer, projection) of a decoder matrix; None for a tensor that is no projection."""
     if name in ("lm_head.weight", "backbone.embedding.weight"):  # a tied head is the embedding
         return None, HEAD
     found = _MATRIX.fullmatch(name)
     return (int(found[1]), found[2]) if found else None
 
 
-def site_name(layer: int | None, site: str) -> str:
-    """Return what the site's tensors begin with."""
-    return HEAD if layer is None else f"backbone.layers.{layer}.mixer.{site}"
+def projection_name(layer: int | None, projection: str) -> str:
+    """Return the prefix of the projection's tensors."""
+    return HEAD if layer is None else f"backbone.layers.{layer}.mixer.{projection}"
 
 
-def site_width(config: MambaConfig, site: str) -> int:
-    """Return how many inputs the site's product has."""
+def projection_width(config: MambaConfig, projection: str) -> int:
+    """Return the number of inputs of the projection."""
     widths = {"in_proj": config.d_model, "dt_proj": config.dt_rank, HEAD: config.d_model}
-    return widths.get(site, config.d_inner)
+    return widths.get(projection, config.d_inner)
 
 
-def site_tensors(config: MambaConfig, layer: int | None, site: str) -> list[StoredTensor]:
-    """Return what is stored of a site."""
-    name, n = site_name(layer, site), site_width(config, site)
+def projection_tensors(config: MambaConfig, layer: int | None, projection: str) -> list[StoredTensor]:
+    """Return the tensors that are stored for a projection, in file order."""
+    name, n = projection_name(layer, projection), projection_width(config, projection)
     groups = -(-n // GROUP)
     return [
         StoredTensor(f"{name}.diagonal", "float32", (n,)),
@@ -92,53 +92,53 @@ def site_tensors(config: MambaConfig, layer: int | None, site: str) -> list[Stor
     ]
 
 
-def sites(config: MambaConfig) -> list[tuple[int | None, str]]:
-    """Return every site as (layer, site), in file order; the head's layer is None."""
-    return [*((i, site) for i in range(config.n_layer) for site in LAYER_SITES), (None, HEAD)]
+def projections(config: MambaConfig) -> list[tuple[int | None, str]]:
+    """Return every (layer, projection), in file order; the head's layer is None."""
+    return [*((i, projection) for i in range(config.n_layer) for projection in LAYER_PROJECTIONS), (None, HEAD)]
 
 
 def statistics_tensors(config: MambaConfig) -> list[StoredTensor]:
     """Return every tensor of the file, in file order."""
-    return [t for layer, site in sites(config) for t in site_tensors(config, layer, site)]
+    return [t for layer, projection in projections(config) for t in projection_tensors(config, layer, projection)]
 
 
-def packed_moment(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pack_second_moment(second_moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the diagonal (n,) float32 and the correlations (n·(n+1)/2,) float16 of a second moment.
 
     Args:
-        moment: (n, n) float32, finite, of which the lower triangle is read.
+        second_moment: (n, n) float32, finite, of which the lower triangle is read.
     """
-    n, diagonal = len(moment), np.diagonal(moment).astype(np.float32)
+    n, diagonal = len(second_moment), np.diagonal(second_moment).astype(np.float32)
     root = np.sqrt(diagonal)
     inverse = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
     correlation, start = np.empty(n * (n + 1) // 2, np.float16), 0
     for i in range(n):
-        correlation[start : start + i + 1] = moment[i, : i + 1] * inverse[: i + 1] * inverse[i]
+        correlation[start : start + i + 1] = second_moment[i, : i + 1] * inverse[: i + 1] * inverse[i]
         start += i + 1
     return diagonal, correlation
 
 
-def unpacked_moment(diagonal: np.ndarray, correlation: np.ndarray) -> np.ndarray:
-    """Undo `packed_moment`: return the whole symmetric matrix, (n, n) float32, its diagonal exactly as given."""
+def unpack_second_moment(diagonal: np.ndarray, correlation: np.ndarray) -> np.ndarray:
+    """Undo `pack_second_moment`: return the symmetric matrix, (n, n) float32, with exactly the given diagonal."""
     n, start, root = len(diagonal), 0, np.sqrt(diagonal)
-    moment = np.zeros((n, n), np.float32)
+    second_moment = np.zeros((n, n), np.float32)
     for i in range(n):
-        moment[i, :i] = correlation[start : start + i] * root[:i] * root[i]
+        second_moment[i, :i] = correlation[start : start + i] * root[:i] * root[i]
         start += i + 1
-    moment += moment.T.copy()
-    np.fill_diagonal(moment, diagonal)
-    return moment
+    second_moment += second_moment.T.copy()
+    np.fill_diagonal(second_moment, diagonal)
+    return second_moment
 
 
 def histogram_of(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count magnitudes in bins that halve every eight, down from the largest of all samples: sixteen octaves.
+    """Count magnitudes in logarithmic bins, eight per octave, sixteen octaves down from the largest of all samples.
 
     Args:
         samples: (positions, n) float32, finite.
 
     Returns:
         The largest magnitude of each group of 32 inputs (groups,) float32, and counts (groups, 128) int32. With `top` the
-        largest of all, bin k counts magnitudes up to top · 2^((k - 127) / 8) that no lower bin counts.
+        largest of all, bin k counts magnitudes up to top · 2^((k - 127) / 8) that are not in a lower bin.
     """
     positions, n = samples.shape
     groups = -(-n // GROUP)
@@ -152,18 +152,18 @@ def histogram_of(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     codes = np.clip(bins, 0, BINS - 1).astype(np.int32).reshape(positions, groups, GROUP)
     codes += (np.arange(groups, dtype=np.int32) * BINS)[:, None]
     counts = np.bincount(codes.ravel(), minlength=groups * BINS).reshape(groups, BINS).astype(np.int32)
-    counts[-1, 0] -= positions * (groups * GROUP - n)  # the last group's missing inputs
+    counts[-1, 0] -= positions * (groups * GROUP - n)  # padding of the last group
     return peak, counts
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Statistics of one model, from a file or just taken.
+    """Statistics of one model, from a file or just collected.
 
     Attributes:
-        header: what they were taken of.
+        header: model and data.
         config: sizes of the decoder.
-        tensors: as `statistics_tensors` says, mapped or in memory.
+        tensors: those of `statistics_tensors`, memory-mapped or in memory.
         origin: where they come from, for messages.
     """
 
@@ -172,39 +172,39 @@ class Statistics:
     tensors: Mapping[str, np.ndarray]
     origin: str = "statistics"
 
-    def diagonal(self, layer: int | None, site: str) -> np.ndarray:
-        """Return the mean square of each input, (n,) float32. Raises InputError where the file holds nonsense."""
-        name = site_name(layer, site)
+    def diagonal(self, layer: int | None, projection: str) -> np.ndarray:
+        """Return the mean square of each input, (n,) float32. Raises InputError for invalid values."""
+        name = projection_name(layer, projection)
         values = self.tensors[f"{name}.diagonal"]
         if not (np.isfinite(values).all() and (values >= 0).all()):
-            raise InputError(f"{self.origin}: {name}.diagonal holds values that are no mean squares; calibrate again")
+            raise InputError(f"{self.origin}: {name}.diagonal holds negative or non-finite mean squares; calibrate again")
         return values
 
-    def second_moment(self, layer: int | None, site: str) -> np.ndarray:
-        """Return H, (n, n) float32, symmetric. Raises InputError where the file holds nonsense."""
-        name, diagonal = site_name(layer, site), self.diagonal(layer, site)
+    def second_moment(self, layer: int | None, projection: str) -> np.ndarray:
+        """Return H, (n, n) float32, symmetric. Raises InputError for invalid values."""
+        name, diagonal = projection_name(layer, projection), self.diagonal(layer, projection)
         correlation = self.tensors[f"{name}.correlation"]
         if not (np.abs(correlation) <= 1 + _ROUNDING).all():  # not so for NaN either
             raise InputError(f"{self.origin}: {name}.correlation holds values beyond -1..1; calibrate again")
-        return unpacked_moment(diagonal, correlation)
+        return unpack_second_moment(diagonal, correlation)
 
-    def percentile(self, layer: int | None, site: str, group: int, percentile: float, *, rotated: bool) -> np.ndarray:
-        """Return for each group of inputs a bound that `percentile` per cent of its magnitudes do not exceed.
+    def percentile(self, layer: int | None, projection: str, group: int, percentile: float, *, rotated: bool) -> np.ndarray:
+        """Return for each group of inputs a bound that `percentile` percent of its magnitudes do not exceed.
 
         Args:
-            layer, site: which product's input; the head's layer is None.
-            group: how many neighbouring inputs share a bound: a multiple of 32 that divides n, or n itself.
+            layer, projection: as `projections` lists them.
+            group: consecutive inputs that share a bound: a multiple of 32 that divides n, or n itself.
             percentile: above 0, up to 100. 100 gives the largest magnitude seen.
-            rotated: of what enters the product of a rotated model: at in_proj R x without the norm's weight, which is folded
-                into the matrix there; at head and out_proj R of what enters it unrotated; elsewhere the same.
+            rotated: of the inputs in a rotated model: at in_proj R x without the norm's weight, which is folded into the
+                matrix; at head and out_proj R times the unrotated input; elsewhere the same.
 
         Returns:
             (n / group,) float32: the upper edge of the bin in which the percentile falls, at most 9 % above it.
 
         Raises:
-            InputError: a group or percentile that cannot be, no rotated histogram, or a file that holds nonsense.
+            InputError: an invalid group or percentile, no rotated histogram, or invalid values.
         """
-        name, n = site_name(layer, site), site_width(self.config, site)
+        name, n = projection_name(layer, projection), projection_width(self.config, projection)
         if n % group or (group % GROUP and group != n):
             raise InputError(
                 f"{name}: no bounds for groups of {group}; expected a multiple of {GROUP} that divides {n}, or {n}"
@@ -215,7 +215,7 @@ class Statistics:
         peaks = self.tensors[f"{name}.peak"][int(rotated)].reshape(-1, per)
         counts = self.tensors[f"{name}.histogram"][int(rotated)].astype(np.int64).reshape(-1, per, BINS)
         if not (np.isfinite(peaks).all() and (peaks >= 0).all() and (counts >= 0).all()):
-            raise InputError(f"{self.origin}: {name} holds a histogram that counts nothing; calibrate again")
+            raise InputError(f"{self.origin}: {name} holds an invalid histogram; calibrate again")
         whole, peak = counts.sum(axis=1), peaks.max(axis=1)
         total = whole.sum(axis=1)
         if (total == 0).any():
@@ -228,15 +228,15 @@ class Statistics:
         return np.minimum(edges[reached.argmax(axis=1)], peak).astype(np.float32)
 
     def fingerprint(self) -> str:
-        """Return a hash of the header and of every diagonal: other model, data or numbers, other fingerprint."""
+        """Return a hash of the header and of every diagonal: it differs for another model, other data or other numbers."""
         digest = hashlib.sha256(msgspec.json.encode(self.header))
-        for layer, site in sites(self.config):
-            digest.update(np.ascontiguousarray(self.tensors[f"{site_name(layer, site)}.diagonal"]).data)
+        for layer, projection in projections(self.config):
+            digest.update(np.ascontiguousarray(self.tensors[f"{projection_name(layer, projection)}.diagonal"]).data)
         return digest.hexdigest()
 
 
 def write_statistics(statistics: Statistics, file: Path, *, force: bool = True) -> None:
-    """Write the file, a tensor at a time; it has its name only when it is whole. Raises what `staging.staged_file` raises."""
+    """Write the file, one tensor at a time, and rename it when it is complete. Raises what `staging.staged_file` raises."""
     metadata = {_METADATA: msgspec.json.encode(statistics.header).decode()}
     plan = statistics_tensors(statistics.config)
     with staged_file(file, force=force) as staged, TensorFileWriter(staged, plan, metadata) as writer:
@@ -245,10 +245,10 @@ def write_statistics(statistics: Statistics, file: Path, *, force: bool = True) 
 
 
 def read_header(file: Path) -> Header:
-    """Read what statistics were taken of.
+    """Read the header of a file of statistics.
 
     Raises:
-        InputError: no such file, no safetensors file, no statistics, or of an unknown schema version.
+        InputError: no such file, not safetensors, not statistics, or an unknown schema version.
     """
     if not file.is_file():
         raise InputError(
@@ -260,7 +260,7 @@ def read_header(file: Path) -> Header:
     try:
         header = msgspec.json.decode(text, type=Header)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: its header is not that of statistics ({error}); calibrate again") from error
+        raise InputError(f"{file}: its header is invalid ({error}); calibrate again") from error
     if header.schema_version != SCHEMA_VERSION:
         raise InputError(f"{file}: schema version {header.schema_version}, expected {SCHEMA_VERSION}; calibrate again")
     return header
@@ -270,13 +270,13 @@ def read_statistics(file: Path, config: CobraConfig, model_sha256: str) -> Stati
     """Open a file of statistics.
 
     Args:
-        file: what `write_statistics` wrote.
-        config: of the model they are to be used for.
+        file: written by `write_statistics`.
+        config: of the model to quantize.
         model_sha256: that model's hash, `Checkpoint.sha256`.
 
     Raises:
-        InputError: unreadable, statistics of another model, or not exactly the tensors that the model's sizes ask for.
-            Values are checked where they are read.
+        InputError: unreadable, statistics of another model, or tensors that do not match its sizes. Values are checked when
+            they are read.
     """
     header = read_header(file)
     if header.model_sha256 != model_sha256:

@@ -21,7 +21,7 @@ from ..formats.model_config import MambaConfig
 from ..model.checkpoint import Checkpoint
 from ..model.cobra import load_vision, stream_blocks
 from ..model.mamba import REFERENCE, Block, RMSNorm
-from ..quantize.questions import seen
+from ..quantize.calibration_data import visual_embeddings
 from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit
 from .metrics import log_softmax
 from .predictions import Prediction
@@ -68,7 +68,7 @@ def float_eyes(checkpoint: Checkpoint, suite: TokenizedSuite, precision: str | N
     model = narrowed(load_vision(checkpoint), precision) if suite.images else None
 
     def see(images: Sequence[int]) -> Sequence[np.ndarray]:
-        found: Tensor = seen(checkpoint, [suite.load(image) for image in images], model=model)
+        found: Tensor = visual_embeddings(checkpoint, [suite.load(image) for image in images], model=model)
         return list(found.numpy().reshape(len(images), -1, found.shape[-1]))
 
     return see

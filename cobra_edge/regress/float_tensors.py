@@ -13,7 +13,7 @@ import numpy as np
 from ..bundle.reader import Bundle
 from ..formats.model_config import decoder_shapes
 from ..formats.packing import QuantizedTensor
-from ..quantize.transforms import prepared
+from ..quantize.transforms import transformed_tensor
 
 Tensors = dict[str, "np.ndarray | QuantizedTensor"]
 
@@ -32,10 +32,12 @@ def float_tensors(build: Bundle, tensors: Tensors, own: Callable[[str], np.ndarr
         for layer in range(config.n_layer):
             prefix = f"backbone.layers.{layer}"
             norm, matrix = f"{prefix}.norm.weight", f"{prefix}.mixer.dt_proj.weight"
-            scales[f"{prefix}.mixer.in_proj.weight"] = prepared(norm, own, recipe) / dense(tensors[norm])
+            scales[f"{prefix}.mixer.in_proj.weight"] = transformed_tensor(norm, own, recipe) / dense(tensors[norm])
             wide, kept = own(matrix).astype(np.float64), dense(tensors[matrix])
             scales[matrix] = ((kept * wide).sum(0) / np.maximum(np.square(wide).sum(0), 1e-30)).astype(np.float32)
-    return {name: np.ascontiguousarray(prepared(name, own, recipe, scales), np.float32) for name in decoder_shapes(config)}
+    return {
+        name: np.ascontiguousarray(transformed_tensor(name, own, recipe, scales), np.float32) for name in decoder_shapes(config)
+    }
 
 
 def dense(value: np.ndarray | QuantizedTensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from ..decode.sampling import GREEDY
 from ..errors import DriftError, InputError
 from ..inference.generate import generate
 from ..inference.session import Session
-from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit
+from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit, with_image_state
 from .metrics import log_softmax
 from .state_sketch import sketched
 from .top_tokens import TopTokens
@@ -45,15 +45,16 @@ def predictions(session: Session, suite: TokenizedSuite, first: int = 0) -> Iter
     Raises:
         InputError: an image that cannot be read.
     """
-    looked: tuple[int | None, np.ndarray | None, DecoderState] = None, None, session.decoder.new_state()
-    for asked in suite.lines[first:]:
-        if asked.image != looked[0]:
-            state, embeddings = session.decoder.new_state(), None
-            if asked.image is not None:
-                embeddings = session.visual_embeddings(suite.load(asked.image))
-                session.decoder.prefill(embeddings, state)
-            looked = asked.image, embeddings, state
-        yield read_line(session, asked, looked[1], looked[2])
+
+    def look(image: int | None) -> tuple[np.ndarray | None, DecoderState]:
+        state, embeddings = session.decoder.new_state(), None
+        if image is not None:
+            embeddings = session.visual_embeddings(suite.load(image))
+            session.decoder.prefill(embeddings, state)
+        return embeddings, state
+
+    for line, (embeddings, state) in with_image_state(suite.lines[first:], look):
+        yield read_line(session, line, embeddings, state)
 
 
 def read_line(session: Session, asked: TokenizedLine, embeddings: np.ndarray | None, looked: DecoderState) -> Prediction:

@@ -12,24 +12,26 @@ import msgspec
 import numpy as np
 
 from ..decode.backends import open_weights
-from ..decode.decoder import DecoderState, Weights
+from ..decode.decoder import Weights
 from ..errors import InputError
 from ..formats.model_config import decoder_shapes
 from ..formats.packing import QuantizedTensor
 from ..formats.recipe import Recipe
 from ..model.checkpoint import Checkpoint
 from ..model.weight_files import require_finite
+from ..quantize.calibration_data import EmbeddingCache, OnProgress, calibration_suite, no_progress
 from ..quantize.decoder_file import stored_value
 from ..quantize.quantizer import quantizer
-from ..quantize.questions import OnProgress, Question, seen, silent, tokenised
 from ..quantize.statistics import Statistics
-from ..quantize.transforms import fed_by
+from ..quantize.transforms import input_source
+from ..suite.line import Line
+from .answer_logits import answer_logits, look_at
 from .metrics import kl_divergence
 
 _KEEP_BYTES = 2 << 30  # of quantized matrices, for recipes that share them
 
 
-class Trial:
+class RecipeEvaluation:
     """A checkpoint and questions: gives the drift of any recipe.
 
     Attributes:
@@ -42,9 +44,10 @@ class Trial:
         checkpoint: Checkpoint,
         recipe: Recipe,
         statistics: Statistics | None,
-        lines: Sequence[Question],
+        lines: Sequence[Line],
         images: Path,
-        on_progress: OnProgress = silent,
+        on_progress: OnProgress = no_progress,
+        cache: EmbeddingCache | None = None,
     ) -> None:
         """Look at the images, and run the float model.
 
@@ -54,17 +57,21 @@ class Trial:
             statistics: of the checkpoint, where the method looks at activations or they are clipped.
             lines: questions with their answers.
             images: directory that their images are relative to.
-            on_progress: called with a stage's name, how much of it is done and how much there is.
+            on_progress: called with a step's name, how much of it is done and how much there is.
+            cache: visual embeddings that other steps share; None computes them here.
 
         Raises:
             InputError: a question or image that cannot be read, weights or answers that are not finite.
         """
         self._checkpoint, self._statistics, config = checkpoint, statistics, checkpoint.config
-        self._questions = tokenised(checkpoint, lines)
-        self._visual: list[np.ndarray] = []
-        if self._questions.images:
-            embeddings = seen(checkpoint, [images / name for name in self._questions.images], on_progress)
-            self._visual = list(embeddings.numpy().reshape(-1, config.n_visual_tokens, config.mamba.d_model))
+        suite = calibration_suite(checkpoint, lines, images)
+        # Text first, then image by image: each image is read once.
+        self._lines = sorted(suite.lines, key=lambda line: -1 if line.image is None else line.image)
+        self._visual = np.empty((0, config.n_visual_tokens, config.mamba.d_model), np.float32)
+        if suite.images:
+            files = [images / name for name in suite.images]
+            embeddings = (cache or EmbeddingCache(checkpoint)).get(files, on_progress)
+            self._visual = embeddings.numpy().reshape(-1, config.n_visual_tokens, config.mamba.d_model)
         on_progress("float model", 0, 1)
         self._kept = dict[tuple[str, str], np.ndarray | QuantizedTensor]()
         self._room = _KEEP_BYTES
@@ -98,7 +105,7 @@ class Trial:
 
     def _tensors(self, recipe: Recipe) -> dict[str, np.ndarray | QuantizedTensor]:
         quantize = quantizer(self._checkpoint.config.mamba, recipe, self._tensor, self._statistics)
-        changed = {*recipe.tensors, *(fed_by(name) for name in quantize.scales)}
+        changed = {*recipe.tensors, *(input_source(name) for name in quantize.scales)}
         found = dict(self._float)
         for name in changed:
             key = name, recipe.storage(name)
@@ -116,13 +123,4 @@ class Trial:
     def _answers(self, recipe: Recipe, tensors: dict[str, np.ndarray | QuantizedTensor]) -> Iterator[np.ndarray]:
         """Yield for each line the logits before each token of its answer (answer, vocab); lines of an image together."""
         decoder = open_weights(Weights(self._checkpoint.config.mamba, recipe, tensors, "weights in memory"))
-        asked, looked = self._questions, list[tuple[int, DecoderState]]()
-        for line in sorted(range(len(asked.tokens)), key=lambda i: (asked.image_of[i] is not None, asked.image_of[i] or 0)):
-            state, image = decoder.new_state(), asked.image_of[line]
-            if image is not None:
-                if not looked or looked[0][0] != image:
-                    decoder.prefill(self._visual[image], state)
-                    looked = [(image, state)]
-                state = looked[0][1].copy()
-            start = asked.answer_from[line] - 1
-            yield decoder.forward(decoder.embed(asked.tokens[line][:-1]), state)[start:]
+        yield from answer_logits(decoder, self._lines, look_at(decoder, self._visual))

@@ -1,6 +1,6 @@
-"""Convert: make a suite of a published benchmark's files.
+"""Convert the files of a published benchmark into a suite.
 
-python -m cobra_edge.regress convert pope --questions coco_pope_random.json --images val2014 --out pope-random.jsonl
+cobra-edge regress convert pope --questions coco_pope_random.json --images val2014 --out pope-random.jsonl
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from rich.table import Table
 
 from ..errors import InputError
 from ..files.staging import check_file_goal
+from ..terminal.option_groups import Command, option
 from ..terminal.output import cell, debug_option, print_json, results, say
 from .benchmarks import READERS, Sources
 from .line import Line
 from .reader import flaw_of, missing_image, name_on_disk, write_suite
 
+_PATH = click.Path(path_type=Path)
+
 
 @click.command(
     name="convert",
-    epilog="Example: python -m cobra_edge.regress convert pope --questions coco_pope_random.json --images val2014 --out "
-    "pope-random.jsonl",
+    cls=Command,
+    epilog="Example: cobra-edge regress convert pope --questions coco_pope_random.json --images val2014 --out pope.jsonl",
 )
 @click.argument("benchmark", type=click.Choice(list(READERS)))
-@click.option("--questions", type=click.Path(path_type=Path), required=True, help="The benchmark's questions.")
-@click.option(
-    "--annotations", type=click.Path(path_type=Path), help="Its answers, where they are a file of their own (vqa-v2)."
-)
-@click.option("--ocr", type=click.Path(path_type=Path), help="Words found in the images, to be added to prompts (textvqa).")
-@click.option("--images", type=click.Path(path_type=Path), required=True, help="Directory of the images.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The suite, JSON lines.")
-@click.option("--force", is_flag=True, help="Replace a file that is already there.")
-@click.option("--skip-bad", is_flag=True, help="Leave out and count lines without an image, or that cannot be scored.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--questions", group="input", type=_PATH, required=True, help="File with the questions.")
+@option("--annotations", group="input", type=_PATH, help="File with the answers, if separate (vqa-v2).")
+@option("--ocr", group="input", type=_PATH, help="File with OCR words to add to the prompts (textvqa).")
+@option("--images", group="input", type=_PATH, required=True, help="Directory of the images.")
+@option("--skip-bad", group="input", is_flag=True, help="Skip and count records without an image, or that cannot be scored.")
+@option("--out", group="output", type=_PATH, required=True, help="File of the suite, JSON lines.")
+@option("--force", group="output", is_flag=True, help="Replace an existing file.")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object.")
 @debug_option
 def command(
     benchmark: str,
@@ -50,13 +51,13 @@ def command(
     skip_bad: bool,
     as_json: bool,
 ) -> None:
-    """Make a suite of BENCHMARK's own files; nothing is fetched, images stay where they are.
+    """Convert the files of BENCHMARK into a suite. Nothing is downloaded, and images stay in place.
 
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
     check_file_goal(out, force=force)
     if not images.is_dir():
-        raise InputError(f"{images} is no directory; give the one of the images with --images")
+        raise InputError(f"{images} is not a directory; give the directory of the images with --images")
     read = READERS[benchmark].read(Sources(questions, annotations, ocr))
     lines, skipped = _usable(read, questions, images, skip_bad)
     start = os.path.relpath(os.path.realpath(images), os.path.realpath(out.parent))
@@ -77,7 +78,7 @@ def command(
 
 
 def _usable(read: Iterable[Line], questions: Path, images: Path, skip_bad: bool) -> tuple[list[Line], int]:
-    """Return the lines that can be scored and how many cannot. Raises InputError for the latter where none may be skipped."""
+    """Return the lines that can be scored and the number of the others, which raise InputError unless they are skipped."""
     there, lines, skipped = dict[str, bool](), list[Line](), 0
     for line in read:
         assert line.image is not None
@@ -85,7 +86,7 @@ def _usable(read: Iterable[Line], questions: Path, images: Path, skip_bad: bool)
         assert line.image is not None
         flaw = flaw_of(line)
         if flaw is not None and not skip_bad:
-            raise InputError(f"{questions}: record {line.id}: {flaw}; or give --skip-bad to leave such records out")
+            raise InputError(f"{questions}: record {line.id}: {flaw}; or give --skip-bad to skip such records")
         if line.image not in there:
             there[line.image] = missing_image(images, line.image) is None
         if flaw is None and there[line.image]:
@@ -95,9 +96,9 @@ def _usable(read: Iterable[Line], questions: Path, images: Path, skip_bad: bool)
     missing = [name for name, found in there.items() if not found]
     if missing and not skip_bad:
         raise InputError(
-            f"{images}: {len(missing):,} of {len(there):,} images are not there, the first of them {missing[0]}; give the "
-            f"directory that has them, or --skip-bad to leave their {skipped:,} lines out"
+            f"{images}: {len(missing):,} of {len(there):,} images do not exist, such as {missing[0]}; give their "
+            f"directory, or --skip-bad to skip their {skipped:,} lines"
         )
     if not lines:
-        raise InputError(f"{questions}: no lines left of {skipped:,}; are these the images of {questions.name}?")
+        raise InputError(f"{questions}: none of {skipped:,} records is left; are these the images of {questions.name}?")
     return lines, skipped

@@ -1,4 +1,4 @@
-"""One line of a data set: a question with its answer, and how replies to it are scored."""
+"""One line of a data set: a prompt with its answer, and how replies are scored."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import msgspec
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One question with its answer.
+    """One prompt with its answer.
 
     Attributes:
-        prompt: the question.
-        answer: what the model is teacher-forced on, as `given_answer` normalises it.
-        task: the kind of question, by which results are grouped.
-        image: relative to the suite's directory, None for a question about text.
-        answers: every accepted answer as annotators gave them, duplicates kept; empty where `answer` is the only one.
-        metric: how a reply is scored, a name in scoring's table.
-        id: the question's name in the set that it comes from.
+        prompt: the question, without the template of a model.
+        answer: used for teacher forcing, normalised by `given_answer`.
+        task: kind of the question; results are grouped by it.
+        image: path relative to the suite's directory; None for a text-only question.
+        answers: every accepted answer as annotators gave them, duplicates kept; empty if `answer` is the only one.
+        metric: how a reply is scored, a name in `scoring.METRICS`.
+        id: of the question in its original data set.
     """
 
     prompt: str

@@ -1,4 +1,4 @@
-"""Suites: JSON lines, each a question with its answer and how replies to it are scored; image paths relative to the file."""
+"""Read and write suites: JSON lines, each a prompt with its answer and a metric; image paths are relative to the file."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LONGEST_LINE_BYTES = 1 << 20
 
 
 class BadLine(msgspec.Struct, frozen=True):
-    """A line that was passed over: its number in the file, from 1, and why."""
+    """A skipped line: its number in the file, from 1, and the reason."""
 
     number: int
     reason: str
 
 
 def flaw_of(line: Line) -> str | None:
-    """Return what is wrong with a line, None where nothing is; whether its image is there is not looked at."""
+    """Return what is wrong with a line, or None; whether its image exists is not checked."""
     for field in ("prompt", "answer", "task"):
         if not getattr(line, field).strip():
             return f"{field} is empty; expected text"
@@ -43,22 +43,21 @@ def flaw_of(line: Line) -> str | None:
 
 
 def read_suite(file: Path, *, bad: list[BadLine] | None = None) -> list[Line]:
-    """Read every line; see `numbered_lines`."""
+    """Read all lines; see `numbered_lines`."""
     return [line for _, line in numbered_lines(file, bad=bad)]
 
 
 def numbered_lines(file: Path, *, bad: list[BadLine] | None = None) -> list[tuple[int, Line]]:
-    """Read every line, with its number in the file, from 1.
+    """Read all lines, with their numbers in the file, from 1.
 
     Args:
-        file: JSON lines, none longer than 1 MiB.
-        bad: where a list is given, lines that are not what they should be are appended to it and passed over.
+        file: JSON lines of at most 1 MiB each.
+        bad: a list that receives invalid lines, which are then skipped; with None they are an error.
 
     Raises:
-        InputError: unreadable, empty, no line that is usable, or, where `bad` is None, a line that is not what it should be
-            (its number is named).
+        InputError: unreadable, empty, without any valid line, or, if `bad` is None, an invalid line; its number is given.
     """
-    lines, passed_over = [], list[BadLine]()
+    lines, skipped = [], list[BadLine]()
     try:
         with file.open("rb") as stream:
             for number, text in enumerate(_raw_lines(stream), 1):
@@ -68,21 +67,21 @@ def numbered_lines(file: Path, *, bad: list[BadLine] | None = None) -> list[tupl
                 elif found is not None and bad is None:
                     raise InputError(f"{file}, line {number}: {found}")
                 elif found is not None:
-                    passed_over.append(BadLine(number, found))
+                    skipped.append(BadLine(number, found))
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error}); expected JSON lines") from error
     if bad is not None:
-        bad.extend(passed_over)
-    if not lines and passed_over:
-        first = passed_over[0]
-        raise InputError(f"{file}: none of its {len(passed_over)} lines is usable; line {first.number}: {first.reason}")
+        bad.extend(skipped)
+    if not lines and skipped:
+        first = skipped[0]
+        raise InputError(f"{file}: none of its {len(skipped)} lines is valid; line {first.number}: {first.reason}")
     if not lines:
         raise InputError(f"{file}: no lines; expected at least one question")
     return lines
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield lines; of one that is too long only a start, which is too long too."""
+    """Yield lines; of a line that is too long only the start, which is also too long."""
     while text := stream.readline(LONGEST_LINE_BYTES + 1):
         rest = text
         while not rest.endswith(b"\n") and (rest := stream.readline(LONGEST_LINE_BYTES)):
@@ -91,9 +90,9 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _line_of(text: bytes, directory: Path) -> Line | str:
-    """Return the line, or what is wrong with it."""
+    """Return the line, or the reason why it is invalid."""
     if len(text) > LONGEST_LINE_BYTES:
-        return f"longer than {LONGEST_LINE_BYTES} bytes; expected one question a line"
+        return f"longer than {LONGEST_LINE_BYTES} bytes; expected one question per line"
     try:
         line = parse_json(text, Line)
     except ParseError as error:
@@ -107,7 +106,7 @@ def _line_of(text: bytes, directory: Path) -> Line | str:
 
 
 def name_on_disk(directory: Path, name: str) -> str:
-    """Return a file's name as the disk has it: macOS writes é as e and an accent, others as one letter. Unfound, as it came."""
+    """Return a file name in its Unicode form on disk (macOS decomposes é); unchanged if there is no such file."""
     path, parts = os.fspath(directory), list[str]()
     for part in name.split("/"):
         forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
@@ -117,20 +116,20 @@ def name_on_disk(directory: Path, name: str) -> str:
 
 
 def missing_image(directory: Path, image: str) -> str | None:
-    """Return why an image cannot be read, None where it is a file."""
-    path = os.path.join(directory, image)  # these functions take any name, where pathlib's raise for some
+    """Return why an image cannot be read, or None if it is a file."""
+    path = os.path.join(directory, image)  # os.path accepts any name; pathlib raises for some
     if os.path.isfile(path):
         return None
     if os.path.exists(path):
         return f"image {image} is not a regular file"
-    return f"image {image} is not there; image paths start at {directory}"
+    return f"image {image} does not exist; image paths are relative to {directory}"
 
 
 def write_suite(file: Path, lines: Iterable[Line], *, force: bool = True) -> int:
-    """Write lines, in the place of the file as a whole, and return how many; its directory is made where it is missing.
+    """Write lines and return how many. The file is replaced as a whole; its directory is created if necessary.
 
     Raises:
-        InputError: no lines, or one that `read_suite` would refuse for more than its image; as `staging.staged_file` too.
+        InputError: no lines, or one that `read_suite` would refuse, apart from its image; and as `staging.staged_file`.
     """
     written = 0
     with staged_file(file, force=force) as staged, staged.open("wb") as stream:
@@ -147,12 +146,12 @@ def write_suite(file: Path, lines: Iterable[Line], *, force: bool = True) -> int
 
 
 def images_of(suite: Path) -> list[Path]:
-    """Return every image of a suite once, in order. Raises InputError as `read_suite` does."""
+    """Return every image of a suite once, in order. Raises InputError as `read_suite`."""
     return [suite.parent / name for name in dict.fromkeys(line.image for line in read_suite(suite)) if name is not None]
 
 
 def spread(lines: list[Line], wanted: int) -> list[Line]:
-    """Return `wanted` lines, as many of each task as of the others, spread evenly over each task's own."""
+    """Return `wanted` lines, balanced over tasks, and evenly spaced within each task."""
     wanted, by_task = min(wanted, len(lines)), defaultdict[str, list[Line]](list)
     for line in lines:
         by_task[line.task].append(line)

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bench.held_out import Questions
 from bench.vision_answers import answer
 from bench.vision_tables import answers_table, engine_table, vision_goals_table, vision_table
 from cobra_edge.bench.command import command
 from cobra_edge.bench.vision import measure_vision, tower_flops
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import open_decoder
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.tokenized import TokenizedLine, TokenizedSuite
 from cobra_edge.terminal.output import run_command
 
 from ..tolerance import assert_close
@@ -79,12 +80,15 @@ def test_each_line_is_answered_after_its_own_image(mini_bundle):
     decoder = open_decoder(Bundle.open(mini_bundle("w4a16-g128")))
     random = np.random.default_rng(0)
     embeddings = random.standard_normal((2, 64, 256), np.float32)
-    tokens = (np.array([5, 9, 7], np.int32), np.array([3, 4], np.int32))
-    asked = Questions(embeddings, np.array([1, 0], np.int32), ("a", "b"), tokens, np.array([1, 0], np.int32), tokens)
-    found = answer(decoder, asked)
-    for got, seen, line, start in zip(found, (embeddings[1], embeddings[0]), tokens, (1, 0), strict=True):
+    lines = [
+        TokenizedLine(1, Line("q", "a", "a"), (5, 9), [7, 0], 1),
+        TokenizedLine(2, Line("q", "a", "b"), (3,), [4, 0], 0),
+    ]
+    suite = TokenizedSuite("by hand", lines, ["0.png", "1.png"], lambda image: b"", {}, embeddings)
+    found = answer(decoder, suite)
+    for got, seen, tokens, start in zip(found, (embeddings[1], embeddings[0]), ([5, 9, 7], [3, 4]), (1, 0), strict=True):
         state = decoder.new_state()
-        whole = decoder.forward(np.concatenate([seen, decoder.embed(line.tolist())]), state)
+        whole = decoder.forward(np.concatenate([seen, decoder.embed(tokens)]), state)
         assert_close(got, whole[64 + start :], "decoder")
-    again = answer(decoder, dataclasses.replace(asked, image=np.array([0, 0], np.int32)))
+    again = answer(decoder, dataclasses.replace(suite, lines=[dataclasses.replace(line, image=0) for line in lines]))
     assert not np.allclose(again[0], found[0])

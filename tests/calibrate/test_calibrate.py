@@ -33,21 +33,21 @@ from cobra_edge.model.cobra import load_vision
 from cobra_edge.model.mamba import REFERENCE
 from cobra_edge.model.mamba import causal_conv as plain_conv
 from cobra_edge.model.mamba import selective_scan as plain_scan
-from cobra_edge.quantize import calibration, questions
+from cobra_edge.quantize import calibration, calibration_data
 from cobra_edge.quantize.calibration import collect_statistics
-from cobra_edge.quantize.questions import tokenised
-from cobra_edge.quantize.resume import remove_parts
+from cobra_edge.quantize.calibration_data import calibration_suite
+from cobra_edge.quantize.resume import remove_resume_directory
 from cobra_edge.quantize.statistics import (
     BINS,
-    LAYER_SITES,
+    LAYER_PROJECTIONS,
     histogram_of,
-    packed_moment,
+    pack_second_moment,
+    projection_of,
+    projections,
     read_header,
     read_statistics,
-    site_of,
-    sites,
     statistics_tensors,
-    unpacked_moment,
+    unpack_second_moment,
     write_statistics,
 )
 from cobra_edge.suite.line import Line
@@ -73,7 +73,7 @@ def silu(x):
 
 
 def naive_inputs(checkpoint, lines, visual):
-    """Return {(layer, site): every position's input, float64}: whole sequences, token by token, nothing shared.
+    """Return {(layer, projection): every position's input, float64}: whole sequences, token by token, nothing shared.
 
     The positions of an image are listed for the first line that asks about it, and left out of the others'.
     """
@@ -102,23 +102,23 @@ def naive_inputs(checkpoint, lines, visual):
                 y = (h @ k + p["mixer.D"] * u) * silu(z)
                 stream[t] = x + p["mixer.out_proj.weight"] @ y
                 if t >= skipped:
-                    for site, value in zip(LAYER_SITES, (unit, u, low, y), strict=True):
-                        found.setdefault((i, site), []).append(value)
+                    for projection, value in zip(LAYER_PROJECTIONS, (unit, u, low, y), strict=True):
+                        found.setdefault((i, projection), []).append(value)
         final = stream[skipped:]
         found.setdefault((None, "head"), []).extend(final / np.sqrt((final**2).mean(-1, keepdims=True) + c.norm_eps))
-    return {site: np.array(values) for site, values in found.items()}
+    return {projection: np.array(values) for projection, values in found.items()}
 
 
 def assert_same_as_naive(statistics, naive):
-    assert set(naive) == set(sites(statistics.config))
-    for (layer, site), inputs in naive.items():
+    assert set(naive) == set(projections(statistics.config))
+    for (layer, projection), inputs in naive.items():
         assert len(inputs) == statistics.header.positions
         expected = inputs.T @ inputs / len(inputs)
-        assert_close(statistics.diagonal(layer, site), np.diagonal(expected), "statistics")
+        assert_close(statistics.diagonal(layer, projection), np.diagonal(expected), "statistics")
         # Correlations are float16: their rounding, as a share of the product of two inputs' magnitudes.
         root = np.sqrt(np.diagonal(expected))
-        difference = np.abs(statistics.second_moment(layer, site) - expected)
-        assert (difference <= 5e-4 * np.outer(root, root)).all(), (layer, site)
+        difference = np.abs(statistics.second_moment(layer, projection) - expected)
+        assert (difference <= 5e-4 * np.outer(root, root)).all(), (layer, projection)
 
 
 def test_statistics_of_a_text_only_model_are_those_of_a_naive_one(text_only):
@@ -170,11 +170,11 @@ def test_histograms_are_of_what_enters_the_products(mini, mini_statistics, mini_
         (1, "out_proj"): (y, rotate(y)),
         (None, "head"): (head * final, rotate(head * final)),
     }
-    for (layer, site), bases in expected.items():
+    for (layer, projection), bases in expected.items():
         group = min(32, bases[0].shape[1])
         for rotated, values in enumerate(bases):
             largest = np.abs(values).reshape(len(values), -1, group).max(axis=(0, 2))
-            got = mini_statistics.percentile(layer, site, group, 100, rotated=bool(rotated))
+            got = mini_statistics.percentile(layer, projection, group, 100, rotated=bool(rotated))
             assert_close(got, largest, "statistics")
 
 
@@ -182,9 +182,11 @@ def test_native_operations_give_the_same_statistics(mini, mini_statistics):
     if best_operations() is REFERENCE:
         pytest.skip("the native part is missing")
     plain = collect_statistics(mini, a_few_lines(), MINI, operations=REFERENCE)
-    for layer, site in sites(plain.config):
-        assert_close(mini_statistics.diagonal(layer, site), plain.diagonal(layer, site), "statistics")
-        assert_close(mini_statistics.second_moment(layer, site), plain.second_moment(layer, site), "statistics", "float16")
+    for layer, projection in projections(plain.config):
+        assert_close(mini_statistics.diagonal(layer, projection), plain.diagonal(layer, projection), "statistics")
+        assert_close(
+            mini_statistics.second_moment(layer, projection), plain.second_moment(layer, projection), "statistics", "float16"
+        )
 
 
 @pytest.mark.parametrize("seq", [1, 3, 63])
@@ -210,7 +212,7 @@ def test_a_second_moment_comes_back_whole():
     x = np.random.default_rng(0).standard_normal((50, 33)).astype(np.float32) * np.exp(np.linspace(-9, 9, 33, dtype=np.float32))
     x[:, 5] = 0  # a dead input
     moment = x.T @ x / 50
-    back = unpacked_moment(*packed_moment(np.tril(moment)))
+    back = unpack_second_moment(*pack_second_moment(np.tril(moment)))
     assert back.dtype == np.float32 and np.array_equal(back, back.T)
     assert np.array_equal(np.diagonal(back), np.diagonal(moment)) and not back[5].any()
     root = np.sqrt(np.diagonal(moment))
@@ -266,10 +268,10 @@ def test_a_width_without_a_hadamard_matrix_has_no_rotated_bounds(tmp_path):
         statistics.percentile(0, "out_proj", 32, 100, rotated=True)
 
 
-def test_names_of_matrices_lead_to_sites():
-    assert site_of("backbone.layers.12.mixer.x_proj.weight") == (12, "x_proj")
-    assert site_of("lm_head.weight") == site_of("backbone.embedding.weight") == (None, "head")
-    assert site_of("backbone.layers.12.mixer.conv1d.weight") is None
+def test_names_of_matrices_give_projections():
+    assert projection_of("backbone.layers.12.mixer.x_proj.weight") == (12, "x_proj")
+    assert projection_of("lm_head.weight") == projection_of("backbone.embedding.weight") == (None, "head")
+    assert projection_of("backbone.layers.12.mixer.conv1d.weight") is None
 
 
 @pytest.fixture
@@ -290,7 +292,7 @@ def test_the_command_writes_what_a_reader_takes(called, text_only, tmp_path):
     told = json.loads(said)
     checkpoint = open_checkpoint(str(text_only))
     assert code == 0 and told["lines"] == 7 and told["model_sha256"] == checkpoint.sha256()
-    assert "7 lines with" in err and "advisable are 128 lines and 1024 positions" in err
+    assert "7 lines with" in err and "at least 128 lines and 1024 positions are recommended" in err
     assert [f.name for f in out.parent.iterdir()] == [out.name]
     statistics = read_statistics(out, checkpoint.config, checkpoint.sha256())
     again = collect_statistics(checkpoint, spread(read_suite(DATA), 7), MINI, operations=best_operations())
@@ -327,11 +329,11 @@ def test_statistics_that_appear_meanwhile_are_kept(called, text_only, tmp_path, 
 def test_the_example_of_the_help_is_complete(called):
     code, said, _ = called("--help")
     example = " ".join(said.split()).partition("Example: ")[2]
-    assert code == 0 and example == "python -m cobra_edge.calibrate --checkpoint mini --out statistics.safetensors"
+    assert code == 0 and example == "cobra-edge calibrate --checkpoint mini --out statistics.safetensors"
 
 
 def test_enough_lines_are_not_warned_of(mini, caplog):
-    calibration._warn_of_few(
+    calibration._warn_if_few(
         calibration.Header(1, "0", "m", "0", "0", lines=193, positions=4 * mini.config.mamba.d_inner), mini.config.mamba
     )
     assert not caplog.records
@@ -353,13 +355,13 @@ def test_a_broken_line_is_numbered(called, text_only, tmp_path):
 
 def test_a_question_that_gives_no_tokens_is_numbered(text_only):
     checkpoint = open_checkpoint(str(text_only))
-    with pytest.raises(InputError, match="question 4: the prompt is empty"):
-        tokenised(checkpoint, [*QUESTIONS, Line(" ", "I.", "text")])
-    with pytest.raises(InputError, match=r"question 1 \('Who\?'\): no answer"):
-        tokenised(checkpoint, [Line("Who?", "", "text")])
+    with pytest.raises(InputError, match="calibration data, line 4: the prompt is empty"):
+        calibration_suite(checkpoint, [*QUESTIONS, Line(" ", "I.", "text")], text_only)
+    with pytest.raises(InputError, match="line 1: the answer '' has no tokens"):
+        calibration_suite(checkpoint, [Line("Who?", "", "text")], text_only)
 
 
-def test_a_full_disk_is_foreseen(called, text_only, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_beforehand(called, text_only, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(1 << 40, 1 << 40, 1 << 20))
     code, _, err = called("--checkpoint", text_only, "--out", tmp_path / "s")
     assert code == 3 and "GiB needed" in err and not (tmp_path / "s.partial").exists()
@@ -384,7 +386,9 @@ def test_weights_and_activations_that_are_not_finite_are_named(text_only):
 
 
 def test_visual_embeddings_that_are_not_finite_are_named(mini, monkeypatch):
-    monkeypatch.setattr(questions, "load_vision", lambda _c: lambda pixels: torch.full((len(pixels), 64, 256), float("inf")))
+    monkeypatch.setattr(
+        calibration_data, "load_vision", lambda _c: lambda pixels: torch.full((len(pixels), 64, 256), float("inf"))
+    )
     with pytest.raises(InputError, match=r"000\.png: its visual embeddings hold NaN or infinity"):
         collect_statistics(mini, a_few_lines(), MINI)
 
@@ -397,12 +401,12 @@ def test_a_machine_without_the_libraries_is_told(called, text_only, tmp_path, mo
 
 @pytest.mark.parametrize("pattern", ["part-0.*", "streams-2.*"])
 def test_a_damaged_part_is_told(text_only, tmp_path, pattern):
-    checkpoint, partial = open_checkpoint(str(text_only)), tmp_path / "partial"
-    collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial)
-    (file,) = partial.glob(pattern)
+    checkpoint, resume = open_checkpoint(str(text_only)), tmp_path / "resume"
+    collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume)
+    (file,) = resume.glob(pattern)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(InputError, match="not a whole safetensors file.*remove .*partial and calibrate again"):
-        collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial)
+    with pytest.raises(InputError, match="not a whole safetensors file.*remove .*resume and calibrate again"):
+        collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume)
 
 
 def interrupt_after(stage, done_at_least):
@@ -415,49 +419,51 @@ def interrupt_after(stage, done_at_least):
 
 @pytest.mark.parametrize(("stage", "done"), [("images", 1), ("layer 1 of 4", 1), ("layer 3 of 4", 200), ("layer 4 of 4", 1)])
 def test_an_interrupted_calibration_ends_with_the_same_file(mini, tmp_path, stage, done):
-    whole, resumed, partial = tmp_path / "whole", tmp_path / "resumed", tmp_path / "partial"
+    whole, resumed, resume = tmp_path / "whole", tmp_path / "resumed", tmp_path / "resume"
     lines = a_few_lines()
     write_statistics(collect_statistics(mini, lines, MINI), whole)
     with pytest.raises(KeyboardInterrupt):
-        collect_statistics(mini, lines, MINI, partial=partial, on_progress=interrupt_after(stage, done))
+        collect_statistics(mini, lines, MINI, resume_directory=resume, on_progress=interrupt_after(stage, done))
     stages = []
-    statistics = collect_statistics(mini, lines, MINI, partial=partial, on_progress=lambda name, *_: stages.append(name))
+    statistics = collect_statistics(
+        mini, lines, MINI, resume_directory=resume, on_progress=lambda name, *_: stages.append(name)
+    )
     write_statistics(statistics, resumed)
     assert stages[0] == stage  # what was finished is not done again
     assert whole.read_bytes() == resumed.read_bytes()
 
 
 def test_a_killed_calibration_goes_on(tmp_path):
-    """Killed without a chance to tidy up, in the middle; the same command then says nothing of starting anew."""
+    """Killed without a chance to tidy up, in the middle; the same command then says nothing of starting over."""
     source, out, whole = tmp_path / "m", tmp_path / "s", tmp_path / "whole"
     write_text_only(source, config=MambaConfig(128, 12, 512, 256, 16, 4, 8))
     command = [sys.executable, "-m", "cobra_edge.calibrate", "--checkpoint", str(source), "--data", str(DATA)]
     subprocess.run([*command, "--out", whole], check=True, capture_output=True)
-    partial, deadline = tmp_path / "s.partial", time.monotonic() + 120
+    resume, deadline = tmp_path / "s.partial", time.monotonic() + 120
     child = subprocess.Popen([*command, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (partial / "streams-1.safetensors").is_file() and child.poll() is None and time.monotonic() < deadline:
+    while not (resume / "streams-1.safetensors").is_file() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL and not out.exists()
     done = subprocess.run([*command, "--out", out], check=True, capture_output=True, text=True)
-    assert "anew" not in done.stderr and "layer 1 of" not in done.stderr and not partial.exists()
+    assert "starting over" not in done.stderr and "layer 1 of" not in done.stderr and not resume.exists()
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_other_inputs_begin_anew(text_only, tmp_path, caplog):
-    checkpoint, partial = open_checkpoint(str(text_only)), tmp_path / "partial"
-    collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial)
+def test_other_inputs_start_over(text_only, tmp_path, caplog):
+    checkpoint, resume = open_checkpoint(str(text_only)), tmp_path / "resume"
+    collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume)
     with caplog.at_level(logging.WARNING):
-        fewer = collect_statistics(checkpoint, QUESTIONS[:2], tmp_path, partial=partial)
-    assert "starting anew" in caplog.text
+        fewer = collect_statistics(checkpoint, QUESTIONS[:2], tmp_path, resume_directory=resume)
+    assert "starting over" in caplog.text
     assert fewer.fingerprint() == collect_statistics(checkpoint, QUESTIONS[:2], tmp_path).fingerprint()
 
 
 def test_a_removal_that_was_interrupted_is_taken_up(text_only, tmp_path, monkeypatch):
     """Whichever file it stopped before, the next run goes on or begins, and ends with the same."""
-    checkpoint, partial = open_checkpoint(str(text_only)), tmp_path / "partial"
-    expected = collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial).fingerprint()
-    files, real = len(list(partial.iterdir())), Path.unlink
+    checkpoint, resume = open_checkpoint(str(text_only)), tmp_path / "resume"
+    expected = collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume).fingerprint()
+    files, real = len(list(resume.iterdir())), Path.unlink
     for before in range(files):
         left = before
 
@@ -470,19 +476,19 @@ def test_a_removal_that_was_interrupted_is_taken_up(text_only, tmp_path, monkeyp
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Path, "unlink", unlink)
-            remove_parts(partial)
-        assert collect_statistics(checkpoint, QUESTIONS, tmp_path, partial=partial).fingerprint() == expected
-    remove_parts(partial)
-    assert not partial.exists()
+            remove_resume_directory(resume)
+        assert collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume).fingerprint() == expected
+    remove_resume_directory(resume)
+    assert not resume.exists()
 
 
 def test_a_directory_of_somebody_else_is_left_alone(text_only, tmp_path):
-    partial = tmp_path / "partial"
-    partial.mkdir()
-    (partial / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="not a calibration"):
-        collect_statistics(open_checkpoint(str(text_only)), QUESTIONS, tmp_path, partial=partial)
-    assert (partial / "thesis.txt").read_text() == "mine"
+    resume = tmp_path / "resume"
+    resume.mkdir()
+    (resume / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not an interrupted calibration"):
+        collect_statistics(open_checkpoint(str(text_only)), QUESTIONS, tmp_path, resume_directory=resume)
+    assert (resume / "thesis.txt").read_text() == "mine"
 
 
 @pytest.fixture
@@ -540,13 +546,13 @@ def test_a_file_with_other_tensors_is_refused(written, change, says):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("diagonal", np.full(8, np.nan, np.float32), "no mean squares"),
-        ("diagonal", np.full(8, -1, np.float32), "no mean squares"),
+        ("diagonal", np.full(8, np.nan, np.float32), "mean squares"),
+        ("diagonal", np.full(8, -1, np.float32), "mean squares"),
         ("correlation", np.full(36, np.nan, np.float16), "beyond -1..1"),
         ("correlation", np.full(36, 1.5, np.float16), "beyond -1..1"),
-        ("peak", np.full((2, 1), np.inf, np.float32), "counts nothing"),
-        ("peak", np.full((2, 1), -1, np.float32), "counts nothing"),
-        ("histogram", np.full((2, 1, BINS), -1, np.int32), "counts nothing"),
+        ("peak", np.full((2, 1), np.inf, np.float32), "an invalid histogram"),
+        ("peak", np.full((2, 1), -1, np.float32), "an invalid histogram"),
+        ("histogram", np.full((2, 1, BINS), -1, np.int32), "an invalid histogram"),
         ("histogram", np.zeros((2, 1, BINS), np.int32), "no magnitudes"),
     ],
 )
@@ -563,7 +569,7 @@ def test_a_file_with_another_header_is_refused(written, tmp_path):
     file, checkpoint = written
     whole = file.read_bytes()
     for broken, says in (
-        (lambda: rewritten(file, header="{}"), "not that of statistics"),
+        (lambda: rewritten(file, header="{}"), "its header is invalid"),
         (lambda: rewritten(file, header=read_text(file).replace('"schema_version":1', '"schema_version":9')), "expected 1"),
         (lambda: save_file(load_file(file), file), "not statistics"),
         (lambda: file.write_bytes(whole[:-1]), "not a whole safetensors file"),
@@ -584,7 +590,7 @@ def scene_objects(split):
 
 
 def test_shipped_images_and_questions_of_the_suites_are_disjoint():
-    """Decoded pixels, not files, are compared; and no image comes twice within a suite either."""
+    """Decoded pixels, not files, are compared; and no image is repeated within a suite either."""
     from PIL import Image
 
     pixels = {

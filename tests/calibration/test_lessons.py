@@ -6,11 +6,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from calibration.auxiliary_heads import ABOUT_ONE, ABOUT_TWO, NOTHING, Guide, mentions
+from calibration.auxiliary_heads import ABOUT_ONE, ABOUT_TWO, IGNORED, AuxiliaryHeads, mentions
 from calibration.native_mixer import NATIVE
 from calibration.questions import TASKS
 from calibration.scenes import MAX_OBJECTS, Scene, Thing, draw_scene
-from calibration.train_language import CAPTION, MAMBA, batch_of, draw_talk, lesson_at
+from calibration.train_language import CAPTION, MAMBA, batch_of, draw_conversation, lesson_at
 from cobra_edge.model.mamba import Mamba
 
 from ..conftest import MINI
@@ -27,7 +27,7 @@ def tokenizer():
 
 
 def told(prompt):
-    return [{k: v for k, v in m.labels.items() if v != NOTHING} for m in mentions(SCENE, prompt)]
+    return [{k: v for k, v in m.labels.items() if v != IGNORED} for m in mentions(SCENE, prompt)]
 
 
 def test_two_names_and_how_they_lie():
@@ -60,44 +60,44 @@ def test_labels_fit_their_heads():
         scene = draw_scene(rng, "train")
         for thing in scene.things:
             for mention in mentions(scene, f"Is there a {thing.colour} {thing.shape}?"):
-                assert all(value == NOTHING or 0 <= value < sizes[label] for label, value in mention.labels.items())
+                assert all(value == IGNORED or 0 <= value < sizes[label] for label, value in mention.labels.items())
 
 
 @pytest.mark.parametrize("tasks", [("spatial",), ("existence",), ("attribute", "count")])
 def test_names_stand_at_their_last_token(tokenizer, tasks):
     rng = random.Random(1)
     for _ in range(20):
-        talk = draw_talk(rng, tokenizer, draw_scene(rng, "train", least=3), tasks)
-        for at, mention in talk.named:
-            assert not talk.answered[at]
-            word = tokenizer.decode([talk.tokens[at]]).strip()
+        conversation = draw_conversation(rng, tokenizer, draw_scene(rng, "train", least=3), tasks)
+        for at, mention in conversation.named:
+            assert not conversation.answered[at]
+            word = tokenizer.decode([conversation.tokens[at]]).strip()
             assert word in ("circle", "square", "triangle", "star", "cross", "object"), (word, mention)
 
 
 def test_only_answers_are_targets(tokenizer):
     rng = random.Random(2)
-    talks = [draw_talk(rng, tokenizer, draw_scene(rng, "train"), (task,)) for task in TASKS]
-    tokens, targets = batch_of(talks)
-    for row, talk in enumerate(talks):
-        asked = talk.answered.index(True)
-        assert (targets[row, : asked - 1] == NOTHING).all()
-        answer = talk.tokens[asked:]
+    conversations = [draw_conversation(rng, tokenizer, draw_scene(rng, "train"), (task,)) for task in TASKS]
+    tokens, targets = batch_of(conversations)
+    for row, conversation in enumerate(conversations):
+        asked = conversation.answered.index(True)
+        assert (targets[row, : asked - 1] == IGNORED).all()
+        answer = conversation.tokens[asked:]
         assert targets[row, asked - 1 : asked - 1 + len(answer)].tolist() == answer
-        assert tokens[row, : len(talk.tokens) - 1].tolist() == talk.tokens[:-1]
+        assert tokens[row, : len(conversation.tokens) - 1].tolist() == conversation.tokens[:-1]
 
 
-def test_the_guide_teaches_every_layer_below_it(tokenizer):
+def test_auxiliary_heads_reach_every_layer_below_them(tokenizer):
     torch.manual_seed(0)
     model = Mamba(MAMBA, NATIVE)
-    guide, rng = Guide(model), random.Random(0)
-    talk = draw_talk(rng, tokenizer, draw_scene(rng, "train", least=4), ("spatial",))
-    tokens, _ = batch_of([talk])
+    heads, rng = AuxiliaryHeads(model), random.Random(0)
+    conversation = draw_conversation(rng, tokenizer, draw_scene(rng, "train", least=4), ("spatial",))
+    tokens, _ = batch_of([conversation])
     model.hidden(model.embed(tokens))
-    loss, right = guide.loss([(0, at, mention) for at, mention in talk.named])
+    loss, right = heads.loss([(0, at, mention) for at, mention in conversation.named])
     loss.backward()
     reached = [float(layer.mixer.in_proj.weight.grad.abs().sum()) > 0 for layer in model.backbone.layers[:-1]]
     assert all(reached) and model.backbone.layers[-1].mixer.in_proj.weight.grad is None
-    assert set(right) == {"guide_one", "guide_two"}
+    assert set(right) == {"heads_one", "heads_two"}
 
 
 def test_lessons_grow():

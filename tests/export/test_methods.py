@@ -13,19 +13,19 @@ from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.errors import InputError
 from cobra_edge.export import command as export_module
 from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.formats.method import METHODS
 from cobra_edge.formats.packing import QuantizedTensor
-from cobra_edge.formats.recipe import METHODS
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.quantize.statistics import read_statistics, site_of
+from cobra_edge.quantize.statistics import projection_of, read_statistics
 from cobra_edge.terminal.output import run_command
 
 from ..conftest import MINI, write_text_only
 from ..tolerance import assert_close, distance
 
 CALIBRATION = MINI / "calibration.jsonl"
-TOLD = "no --statistics given: taking them of the embedded calibration set"
+TOLD = "no --statistics given: collecting them from the embedded calibration set"
 TOKENS = np.random.default_rng(0).integers(0, 512, 40).tolist()
 
 
@@ -125,19 +125,19 @@ def test_every_method_makes_other_codes_and_says_its_name(export, statistics):
     [
         (("--method", "awq", "--clip-activations", "99.9"), "percentiles are of inputs without AWQ's scales"),
         (("--method", "awq-gptq", "--clip-activations", "99.9"), "percentiles are of inputs without AWQ's scales"),
-        (("--scheme", "bnb-nf4", "--method", "gptq"), "bnb-nf4: its codes are bitsandbytes' own; leave --method"),
-        (("--scheme", "bnb-int8", "--clip-activations", "99"), "bnb-int8: its codes are bitsandbytes' own; leave --method"),
+        (("--scheme", "bnb-nf4", "--method", "gptq"), "bnb-nf4: bitsandbytes makes its codes; omit --method"),
+        (("--scheme", "bnb-int8", "--clip-activations", "99"), "bnb-int8: bitsandbytes makes its codes; omit --method"),
         (("--method", "gptq", "--statistics", "/nowhere.safetensors"), "/nowhere.safetensors: no such file"),
         (("--method", "gptq", "--statistics", MINI / "tokenizer.json"), "tokenizer.json"),
         (("--method", "gptq", "--calibration", "/nowhere.jsonl"), "cannot be read"),
-        (("--scheme", "fp16", "--method", "gptq"), "fp16: weights stay float16, no method chooses codes; leave --method gptq"),
-        (("--statistics", MINI / "tokenizer.json"), "method rtn looks at no activations; leave it out, or take --method gptq"),
-        (("--calibration", CALIBRATION), "nothing is calibrated, method rtn looks at no activations"),
-        (("--method", "gptq", "--statistics", "x", "--calibration", CALIBRATION), "nothing is calibrated, the statistics are"),
-        (("--activations", "int8"), "--activations is for mixes"),
-        (("--vision-precision", "fp16"), "mamba-tiny is a text-only model, it has no vision; leave --vision-precision out"),
-        (("--vision-input", "uint8"), "text-only model, it has no vision; leave --vision-input out"),
-        (("--vision-weights", MINI / "vision"), "text-only model, it has no vision; leave --vision-weights out"),
+        (("--scheme", "fp16", "--method", "gptq"), "fp16: weights stay float16, so no method applies; omit --method gptq"),
+        (("--statistics", MINI / "tokenizer.json"), "method rtn uses no statistics; omit it, or use --method gptq"),
+        (("--calibration", CALIBRATION), "nothing is calibrated, method rtn uses no statistics"),
+        (("--method", "gptq", "--statistics", "x", "--calibration", CALIBRATION), "nothing is calibrated, --statistics is"),
+        (("--activations", "int8"), "--activations applies to --bits only"),
+        (("--vision-precision", "fp16"), "mamba-tiny is a text-only model without vision; omit --vision-precision"),
+        (("--vision-input", "uint8"), "text-only model without vision; omit --vision-input"),
+        (("--vision-weights", MINI / "vision"), "text-only model without vision; omit --vision-weights"),
         (("--clip-activations", "0"), "--clip-activations: "),
         (("--clip-activations", "100.5"), "--clip-activations: "),
     ],
@@ -172,9 +172,9 @@ def test_clips_are_written_and_rounded_activations_run_with_them(export, source,
     clipped = {n: t for n, t in bundle.decoder_tensors().items() if isinstance(t, QuantizedTensor)}
     assert len(clipped) == 1 + 3 * checkpoint.config.mamba.n_layer  # dt_proj stays float
     for name, tensor in clipped.items():
-        layer, site = site_of(name)
-        turned = rotation == "both" and site in ("in_proj", "out_proj", "head")
-        expected = found.percentile(layer, site, 128, 99, rotated=turned)
+        layer, projection = projection_of(name)
+        turned = rotation == "both" and projection in ("in_proj", "out_proj", "head")
+        expected = found.percentile(layer, projection, 128, 99, rotated=turned)
         assert tensor.clips is not None and (tensor.clips > 0).all() and np.array_equal(tensor.clips, expected)
         assert np.array_equal(tensor.codes, free.decoder_tensors()[name].codes)  # weights know nothing of it
     got, unclipped = run_rounded(CpuDecoder, bundle), run_rounded(CpuDecoder, free)

@@ -12,7 +12,8 @@ from cobra_edge.bundle.reader import MODEL_CARD, Bundle
 from cobra_edge.calibrate import command as calibrate
 from cobra_edge.export import command as export_module
 from cobra_edge.export import pipeline as assemble
-from cobra_edge.formats.recipe import METHODS, ROTATIONS
+from cobra_edge.formats.method import METHODS
+from cobra_edge.formats.recipe import ROTATIONS
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import targets
 from cobra_edge.model.backbones import VISION_BACKBONES
@@ -103,9 +104,9 @@ def test_every_choice_is_listed(capfd):
 def test_a_scan_refuses_what_it_would_not_look_at(text_only, statistics, tmp_path, capfd):
     given = ["--checkpoint", str(text_only), "--out", str(tmp_path / "s.json")]
     assert run_command(sensitivity.command, [*given, "--statistics", str(statistics)]) == 2
-    assert "method rtn looks at no activations" in " ".join(capfd.readouterr().err.split())
+    assert "method rtn uses no statistics" in " ".join(capfd.readouterr().err.split())
     assert run_command(sensitivity.command, [*given, "--vision-weights", str(MINI / "vision")]) == 2
-    assert "text-only model, it has no vision; leave --vision-weights out" in " ".join(capfd.readouterr().err.split())
+    assert "text-only model without vision; omit --vision-weights" in " ".join(capfd.readouterr().err.split())
     assert run_command(sensitivity.command, [*given, "--calibration", "/nowhere.jsonl"]) == 2
     assert "cannot be read" in " ".join(capfd.readouterr().err.split()) and not (tmp_path / "s.json").exists()
 

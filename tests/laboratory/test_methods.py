@@ -77,7 +77,7 @@ def test_every_draw_is_another_and_a_seed_is_the_same_layer(layer):
 def test_what_is_stored_is_brought_back(layer, took, contender):
     quantize = made(contender, layer, took.statistics).quantizer
     for site in SITES:
-        back = restored(site, quantize.prepared(name_of(site)), quantize)
+        back = restored(site, quantize.transformed(name_of(site)), quantize)
         assert_close(back, layer.tensor(name_of(site)), "rotation")
     if contender.method.startswith("awq"):
         assert np.ptp(quantize.scales[name_of("in_proj")]) > 0.1  # else nothing was brought back

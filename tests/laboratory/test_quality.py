@@ -10,7 +10,7 @@ from bench import quality_contest as quality
 from bench import quality_tables as quality_figures
 from bench.builds import BUILDS
 from bench.drift_plot import draw_drift, frontier
-from bench.held_out import Answers, Questions, against, figures
+from bench.held_out import Answers, against, figures
 from bench.quality import quality as quality_command
 from bench.quality_contest import require_agreement
 from bench.quality_peers import LlamaCppFamily
@@ -23,6 +23,8 @@ from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
 from cobra_edge.regress import intervals
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.tokenized import TokenizedLine, TokenizedSuite
 from cobra_edge.terminal.output import run_command
 
 from ..conftest import MINI_MAMBA, random_tensors
@@ -31,18 +33,20 @@ TINY = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 TINY_MATRICES = 512 * 128 + 2 * (512 * 128 + 40 * 256 + 256 * 8 + 128 * 256)  # embedding, then in, x, dt and out of each layer
 
 
+def tokenized(images, tasks, prompts, answers):
+    lines = [
+        TokenizedLine(i, Line("q", "a", task), tuple(prompt), list(answer), image)
+        for i, (image, task, prompt, answer) in enumerate(zip(images, tasks, prompts, answers, strict=True), 1)
+    ]
+    embeddings = np.random.default_rng(0).standard_normal((3, 4, 128)).astype(np.float32)
+    return TokenizedSuite("by hand", lines, ["a.png", "b.png", "c.png"], lambda image: b"", {}, embeddings)
+
+
 @pytest.fixture
-def questions():
+def suite():
     """Three images, five lines, a vocabulary of 512, two tokens of prompt and one or two of answer."""
-    targets = tuple(np.array(t, np.int32) for t in ([1, 0], [2, 0], [0], [3, 0], [1, 0]))
-    return Questions(
-        np.random.default_rng(0).standard_normal((3, 4, 128)).astype(np.float32),
-        np.array([0, 0, 1, 2, 2], np.int32),
-        ("count", "caption", "count", "count", "caption"),
-        tuple(np.array([5, 6, *t[:-1]], np.int32) for t in targets),
-        np.ones(5, np.int32),
-        targets,
-    )
+    tasks = ("count", "caption", "count", "count", "caption")
+    return tokenized([0, 0, 1, 2, 2], tasks, [[5, 6]] * 5, ([1, 0], [2, 0], [0], [3, 0], [1, 0]))
 
 
 def saying(tokens, sure=4.0):
@@ -51,11 +55,11 @@ def saying(tokens, sure=4.0):
     return logits
 
 
-def test_a_row_by_hand(questions):
-    reference = [saying(t) for t in questions.targets]
+def test_a_row_by_hand(suite):
+    reference = [saying(line.answer) for line in suite.lines]
     wrong = [reference[0], saying([2, 4]), saying([0], sure=3.0), saying([3, 0], sure=3.0), reference[4]]
-    truth, found = (Answers.of(logits, reference, questions) for logits in (reference, wrong))
-    row = figures(found, truth, questions)
+    truth, found = (Answers.of(logits, reference, suite) for logits in (reference, wrong))
+    row = figures(found, truth, suite)
 
     def kl(p, q):
         p, q = (np.exp(x) / np.exp(x).sum() for x in (p.astype(float), q.astype(float)))
@@ -72,13 +76,13 @@ def test_a_row_by_hand(questions):
     assert row["accuracy"]["count"] == {"lines": 3, "right": 1.0, "difference": {"value": 0.0, "low": 0.0, "high": 0.0}}
     assert row["accuracy"]["caption"]["right"] == 0.5
     assert row["accuracy"]["caption"]["difference"]["value"] == -0.5
-    pair = against(found, found, questions)
+    pair = against(found, found, suite)
     assert pair["kld_ratio"]["low"] == pair["kld_ratio"]["high"] == 1 and pair["kld_difference"]["high"] == 0
-    assert against(found, truth, questions)["kld_ratio"] is None
+    assert against(found, truth, suite)["kld_ratio"] is None
 
 
-def test_a_float_form_that_disagrees_is_refused(questions):
-    reference = [saying(t) for t in questions.targets]
+def test_a_float_form_that_disagrees_is_refused(suite):
+    reference = [saying(line.answer) for line in suite.lines]
     assert require_agreement("x", reference, reference) == 0
     for other in ([2 * r for r in reference], [r * np.nan for r in reference]):
         with pytest.raises(MachineError, match="x with float weights differs from the reference: mean KLD"):
@@ -179,11 +183,11 @@ def llama_cpp(tmp_path, tensors):
     return LlamaCppFamily(TINY, tensors, tmp_path, sys.executable, tmp_path / "child.py")
 
 
-def test_llama_cpp_answers(llama_cpp, questions, tmp_path):
+def test_llama_cpp_answers(llama_cpp, suite, tmp_path):
     assert llama_cpp.refuses() is None
     told = []
-    found = llama_cpp.answer("llama.cpp Q4_0", questions, told.append)
-    assert told == [2] and [f.shape for f in found.logits] == [(len(t), 512) for t in questions.targets]
+    found = llama_cpp.answer("llama.cpp Q4_0", suite, told.append)
+    assert told == [2] and [f.shape for f in found.logits] == [(len(line.answer), 512) for line in suite.lines]
     assert found.logits[2][0, 0] == 4 * 512  # the fifth answer token
     assert found.bits.matrices == 8 * 1000 / TINY_MATRICES and found.facts["runtime"] == "llama 9"
     assert "backbone.layers.1.mixer.A_log" in (tmp_path / "F32.gguf").read_text()
@@ -195,10 +199,10 @@ def test_llama_cpp_answers(llama_cpp, questions, tmp_path):
     ("kind", "message"),
     [("broken", "llama_decode ended with 1"), ("long", r"logits of shape \(10, 512\), expected \(9, 512\)")],
 )
-def test_llama_cpp_that_fails_says_why(llama_cpp, questions, tmp_path, kind, message):
+def test_llama_cpp_that_fails_says_why(llama_cpp, suite, tmp_path, kind, message):
     (tmp_path / "kind").write_text(kind)
     with pytest.raises(MachineError, match=message):
-        llama_cpp.answer_in_float(questions, lambda _: None)
+        llama_cpp.answer_in_float(suite, lambda _: None)
 
 
 def test_a_missing_library_is_a_reason_and_a_missing_interpreter_an_error(llama_cpp, tmp_path, tensors):
@@ -214,7 +218,7 @@ def test_a_missing_library_is_a_reason_and_a_missing_interpreter_an_error(llama_
     assert family.refuses() == f"hqq: No module named 'hqq'; {install_hint('peers')}"
 
 
-def test_a_torch_peer_answers_as_the_model_does(questions, tensors):
+def test_a_torch_peer_answers_as_the_model_does(suite, tensors):
     """A quantizer that rounds nothing but to float16 leaves the answers nearly what they are; one that zeroes does not."""
 
     def keeps(layer):
@@ -228,10 +232,10 @@ def test_a_torch_peer_answers_as_the_model_does(questions, tensors):
     family = TorchFamily("torch", peers, TINY, tensors)
     assert family.refuses() is None
     told = []
-    reference = family.answer_in_float(questions, told.append)
-    assert told == [1, 2, 3, 4, 5] and [r.shape for r in reference] == [(len(t), 512) for t in questions.targets]
-    kept, lost = (family.answer(label, questions, lambda _: None) for label in ("keeps", "zeroes"))
-    drifts = [Answers.of(f.logits, reference, questions).kld_of_lines.sum() for f in (kept, lost)]
+    reference = family.answer_in_float(suite, told.append)
+    assert told == [1, 2, 3, 4, 5] and [r.shape for r in reference] == [(len(line.answer), 512) for line in suite.lines]
+    kept, lost = (family.answer(label, suite, lambda _: None) for label in ("keeps", "zeroes"))
+    drifts = [Answers.of(f.logits, reference, suite).kld_of_lines.sum() for f in (kept, lost)]
     assert 0 < drifts[0] < 1e-4 < drifts[1]
     assert kept.bits.matrices == 16 and lost.bits.matrices < 8 and "embedding" in kept.facts["left_float"]
 
@@ -263,24 +267,24 @@ class Stub:
     def refuses(self):
         return self._reason
 
-    def answer_in_float(self, questions, on_lines):
+    def answer_in_float(self, suite, on_lines):
         return [r + self._off * np.arange(512) for r in self._reference]
 
-    def answer(self, label, questions, on_lines):
+    def answer(self, label, suite, on_lines):
         from bench.quality_peers import Answered
 
         return Answered(self._reference, with_float_rest(TINY, [], 0))
 
 
-def test_a_contest(questions, monkeypatch, tmp_path):
+def test_a_contest(suite, monkeypatch, tmp_path):
     from bench.builds import Build
     from bench.quality_peers import Answered
 
-    logits = [saying(t) for t in questions.targets]
+    logits = [saying(line.answer) for line in suite.lines]
     bits = with_float_rest(TINY, [], 0)
 
     def contest():
-        return quality._Contest(questions, Answered(logits, bits))
+        return quality._Contest(suite, Answered(logits, bits))
 
     with pytest.raises(MachineError, match="stub with float weights differs"):
         contest().ask_family(Stub(logits, off=1.0), ["stub"])

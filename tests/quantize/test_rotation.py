@@ -1,4 +1,4 @@
-"""What is stored in the place of weights: the same model, proved in float64, on random weights and on trained ones."""
+"""Transformed weights are the same model, proved in float64, on random weights and on trained ones."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
 from cobra_edge.formats.recipe import ROTATIONS, Recipe
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.quantize.transforms import prepared
+from cobra_edge.quantize.transforms import transformed_tensor
 
 from ..conftest import random_tensors
 from ..naive_decoder import float64, naive_logits, random_scales, transformed
@@ -49,7 +49,10 @@ def test_prepared_is_its_float64_reference(model, rotation, scaled):
     recipe = Recipe("fp16", "none", {}, rotations=ROTATIONS[rotation])
     expected = transformed(weights, config, recipe.rotations, scales)
     narrow = {n: values.astype(np.float32) for n, values in scales.items()}
-    got = {name: prepared(name, lambda n: weights[n].astype(np.float32), recipe, narrow) for name in decoder_shapes(config)}
+    got = {
+        name: transformed_tensor(name, lambda n: weights[n].astype(np.float32), recipe, narrow)
+        for name in decoder_shapes(config)
+    }
     for name, values in got.items():
         assert values.dtype == np.float32
         assert_close(values, expected[name], "rotation")
@@ -69,5 +72,5 @@ def test_preparing_leaves_the_model_alone():
     kept = {name: values.copy() for name, values in weights.items()}
     recipe = Recipe("fp16", "none", {}, rotations=ROTATIONS["both"])
     for name in weights:
-        prepared(name, weights.__getitem__, recipe, random_scales(weights))
+        transformed_tensor(name, weights.__getitem__, recipe, random_scales(weights))
     assert all(np.array_equal(weights[name], kept[name]) for name in weights)

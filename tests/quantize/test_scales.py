@@ -87,14 +87,14 @@ def test_groups_of_zeros_have_scales_that_keep_them(scheme):
 
 
 def test_inputs_that_matter_are_rounded_better():
-    """Where only one half of every group's inputs is ever heard, its error falls, at the cost of the other half's."""
+    """If only half of every group's inputs are nonzero, their error falls, at the cost of the other half's."""
     scheme, weight = SCHEMES["w4a16-g128"], weights(64)
-    heard = np.tile(np.repeat([1.0, 1e-6], 64), 2).astype(np.float32)
+    importance_of = np.tile(np.repeat([1.0, 1e-6], 64), 2).astype(np.float32)
     errors = []
-    for importance in (None, heard):
+    for importance in (None, importance_of):
         scales = least_error_scales(weight, scheme, importance)
         squares = (round_to_nearest(weight, scheme, scales).dequantize() - weight) ** 2
-        errors.append((squares[:, heard == 1].sum(), squares[:, heard != 1].sum()))
+        errors.append((squares[:, importance_of == 1].sum(), squares[:, importance_of != 1].sum()))
     (even, rest), (favoured, neglected) = errors
     assert favoured < 0.95 * even and neglected > 1.05 * rest
 
@@ -113,7 +113,7 @@ def test_how_many_rows_are_worked_on_together_changes_nothing(monkeypatch):
 
 
 def test_a_scale_near_the_largest_float16_stays_finite():
-    """The candidate above the plain scale overflows and is passed over."""
+    """The candidate above the plain scale overflows and is skipped."""
     scheme = SCHEMES["w4a16-g128"]
     weight = weights(2)
     weight[0, 0] = 65504 * 8
@@ -127,5 +127,5 @@ def test_a_scale_near_the_largest_float16_stays_finite():
 def test_what_has_no_scale_is_refused(search, bad):
     weight = weights(4)
     weight[2, 5] = bad
-    with pytest.raises(InputError, match="not finite or too large for a float16 scale; mend the checkpoint"):
+    with pytest.raises(InputError, match="not finite or too large for a float16 scale; fix the checkpoint"):
         search(weight, SCHEMES["w4a16-g128"])

@@ -1,4 +1,4 @@
-"""Sensitivity and mixes: the knapsack against brute force, the scan against a bundle, budgets, and what is refused."""
+"""Sensitivity and bit allocation: the knapsack against brute force, the scan against a bundle, budgets, and what is refused."""
 
 import itertools
 import json
@@ -18,12 +18,12 @@ from cobra_edge.formats.recipe import MIXED, Recipe, matrix_bits, matrix_weights
 from cobra_edge.formats.safetensors_file import map_tensors
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.quantize import bit_allocation as mix_module
-from cobra_edge.quantize.bit_allocation import choose_mix, option_bits, require_reachable, solve
-from cobra_edge.quantize.questions import tokenised
+from cobra_edge.quantize import bit_allocation
+from cobra_edge.quantize.bit_allocation import allocate_bits, option_bits, require_reachable, solve
+from cobra_edge.quantize.calibration_data import calibration_suite
 from cobra_edge.quantize.sensitivity import Sensitivity, candidates, passes, read_sensitivity, scan, write_sensitivity
 from cobra_edge.regress.metrics import kl_divergence
-from cobra_edge.regress.recipe_eval import Trial
+from cobra_edge.regress.recipe_eval import RecipeEvaluation
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import CALIBRATION, read_suite, spread
 from cobra_edge.terminal.output import run_command
@@ -77,25 +77,25 @@ def test_a_knapsack_too_fine_for_its_units_still_keeps_the_budget():
 
 @pytest.fixture
 def trial(text_only):
-    return Trial(open_checkpoint(str(text_only)), BASE, None, LINES, text_only)
+    return RecipeEvaluation(open_checkpoint(str(text_only)), BASE, None, LINES, text_only)
 
 
 def test_a_trial_measures_what_a_bundle_of_the_same_recipe_answers(text_only, tiny_bundle, tmp_path, trial):
     checkpoint, name = open_checkpoint(str(text_only)), "backbone.layers.1.mixer.in_proj.weight"
     recipe = msgspec.structs.replace(BASE, tensors={name: "w3a16-g64"})
     assert trial.kld(BASE) < 1e-12
-    asked, klds = tokenised(checkpoint, LINES), []
+    suite, klds = calibration_suite(checkpoint, LINES, text_only), []
     floats = msgspec.structs.replace(BASE, tensors={}, rotations=())
     bundles = [write_bundle(Bundle.open(tiny_bundle), checkpoint, r, tmp_path / str(i)) for i, r in enumerate((floats, recipe))]
     # round_to_nearest by least-error scales is what the method takes; write_bundle takes the plain ones.
     from cobra_edge.quantize.decoder_file import write_decoder
 
     write_decoder(checkpoint, recipe, bundles[1].directory / "decoder.safetensors", lambda: None)
-    for tokens, start in zip(asked.tokens, asked.answer_from, strict=True):
+    for line in suite.lines:
         logits = []
         for bundle in bundles:
             decoder = NumpyDecoder(bundle)
-            logits.append(decoder.forward(decoder.embed(tokens[:-1]), decoder.new_state())[start - 1 :])
+            logits.append(decoder.forward(decoder.embed(line.inputs), decoder.new_state())[line.answer_from :])
         klds.append(kl_divergence(*logits))
     expected = np.concatenate(klds)
     assert trial.positions == len(expected) and trial.lines == 2
@@ -114,7 +114,7 @@ def test_a_scan_measures_every_matrix_by_every_scheme_that_fits():
     assert all(len(tensors) == 1 for tensors in seen) and "w3a16-g64" not in table["backbone.embedding.weight"]
     assert list(table["backbone.layers.0.mixer.dt_proj.weight"]) == ["float16"]  # 16 inputs fit no scheme
     assert list(table["backbone.layers.3.mixer.x_proj.weight"])[-1] == "float16" and len(table) == 17
-    with pytest.raises(InputError, match="not finite however"):
+    with pytest.raises(InputError, match="not finite in any"):
         scan(MINI_MAMBA, BASE, lambda recipe: math.inf)
 
 
@@ -125,19 +125,19 @@ def additive(config):
     return table, lambda recipe: sum(table[n][s] for n, s in recipe.tensors.items())
 
 
-def test_a_mix_keeps_its_budget_and_beats_what_fits_it():
+def test_an_allocation_keeps_its_budget_and_beats_what_fits_it():
     table, measure = additive(MINI_MAMBA)
     for budget in (3.478, 4.0, 4.3, 7.9, 99.0):
-        mix = choose_mix(MINI_MAMBA, BASE, table, budget, measure)
-        bits = sum(matrix_bits(MINI_MAMBA, msgspec.structs.replace(BASE, tensors=mix.tensors)).values())
-        assert mix.bits_per_weight == bits / matrix_weights(MINI_MAMBA) <= budget
+        allocation = allocate_bits(MINI_MAMBA, BASE, table, budget, measure)
+        bits = sum(matrix_bits(MINI_MAMBA, msgspec.structs.replace(BASE, tensors=allocation.tensors)).values())
+        assert allocation.bits_per_weight == bits / matrix_weights(MINI_MAMBA) <= budget
         expected = solve(table, option_bits(MINI_MAMBA, BASE), budget * matrix_weights(MINI_MAMBA))
-        assert mix.kld <= measure(msgspec.structs.replace(BASE, tensors=expected))
-    assert set(mix.tensors.values()) == {"float16"}  # more than the largest: the best there is
+        assert allocation.kld <= measure(msgspec.structs.replace(BASE, tensors=expected))
+    assert set(allocation.tensors.values()) == {"float16"}  # more than the largest: the best there is
 
 
-def test_a_mix_is_chosen_by_what_was_measured():
-    """Where the embedding beside a quantized in_proj costs more than alone, another mix than the knapsack's is taken."""
+def test_an_allocation_is_chosen_by_its_measured_kld():
+    """If errors of two matrices interact, an allocation other than the knapsack's is taken."""
     table, measure = additive(MINI_MAMBA)
     knapsack = solve(table, option_bits(MINI_MAMBA, BASE), 4.0 * matrix_weights(MINI_MAMBA))
     spoilt = "backbone.layers.2.mixer.in_proj.weight"
@@ -145,28 +145,29 @@ def test_a_mix_is_chosen_by_what_was_measured():
     def interacting(recipe):
         return measure(recipe) + (1.0 if recipe.tensors[spoilt] == knapsack[spoilt] else 0.0)
 
-    mix = choose_mix(MINI_MAMBA, BASE, table, 4.0, interacting)
-    assert mix.tensors[spoilt] != knapsack[spoilt] and mix.kld < interacting(msgspec.structs.replace(BASE, tensors=knapsack))
+    allocation = allocate_bits(MINI_MAMBA, BASE, table, 4.0, interacting)
+    assert allocation.tensors[spoilt] != knapsack[spoilt]
+    assert allocation.kld < interacting(msgspec.structs.replace(BASE, tensors=knapsack))
 
 
 def test_the_search_ends_with_its_last_measurement(monkeypatch):
     """Whatever is left to be looked at: of a large model each knapsack takes a second, and thousands would be left."""
     table, measure = additive(MINI_MAMBA)
     events = []
-    monkeypatch.setattr(mix_module, "solve", lambda *given: events.append("solve") or solve(*given))
+    monkeypatch.setattr(bit_allocation, "solve", lambda *given: events.append("solve") or solve(*given))
 
     def measured(recipe):
         events.append("measure")
         return measure(recipe)
 
-    choose_mix(MINI_MAMBA, BASE, table, 4.0, measured)
-    assert events.count("measure") == mix_module._MEASURED
+    allocate_bits(MINI_MAMBA, BASE, table, 4.0, measured)
+    assert events.count("measure") == bit_allocation._MOST_MEASURED
     after = len(events) - 1 - events[::-1].index("measure")
     assert "solve" not in events[after:]
 
 
 def test_a_budget_out_of_reach_is_refused_with_the_least_there_is():
-    with pytest.raises(InputError, match=r"takes 3\.478 at least.*float16 \(dt_proj\), w3a16-g64 \(embedding, in_proj"):
+    with pytest.raises(InputError, match=r"at least 3\.478.*float16 \(dt_proj\), w3a16-g64 \(embedding, in_proj"):
         require_reachable(MINI_MAMBA, BASE, 2.0)
     require_reachable(MINI_MAMBA, BASE, 3.478)
 
@@ -176,15 +177,16 @@ def test_bits_are_those_of_the_file(text_only, tmp_path):
     from cobra_edge.quantize.decoder_file import write_decoder
 
     table, measure = additive(TINY_MAMBA)
-    mix = choose_mix(TINY_MAMBA, BASE, table, 4.2, measure)
-    recipe, file = msgspec.structs.replace(BASE, tensors=mix.tensors), tmp_path / "decoder.safetensors"
+    allocation = allocate_bits(TINY_MAMBA, BASE, table, 4.2, measure)
+    recipe, file = msgspec.structs.replace(BASE, tensors=allocation.tensors), tmp_path / "decoder.safetensors"
     write_decoder(open_checkpoint(str(text_only)), recipe, file, lambda: None)
     stored = map_tensors(file, [t for entries in stored_tensors(TINY_MAMBA, recipe).values() for t in entries])
-    bits = sum(8 * a.nbytes for n, a in stored.items() if n.removesuffix(".codes").removesuffix(".scales") in mix.tensors)
+    quantized = allocation.tensors
+    bits = sum(8 * a.nbytes for n, a in stored.items() if n.removesuffix(".codes").removesuffix(".scales") in quantized)
     weights = sum(
         math.prod(s) for n, s in decoder_shapes(TINY_MAMBA).items() if n.endswith(("proj.weight", "embedding.weight"))
     )
-    assert bits / weights == mix.bits_per_weight <= 4.2 and len(set(mix.tensors.values())) > 1
+    assert bits / weights == allocation.bits_per_weight <= 4.2 and len(set(allocation.tensors.values())) > 1
 
 
 @pytest.fixture
@@ -217,9 +219,9 @@ def test_sensitivities_come_back(kept):
         ({"activations": "int8"}, "activations 'int8'"),
         ({"activation_percentile": 99.0}, "activation_percentile"),
         ({"kld": {}}, "has 0 matrices"),
-        ({"kld": {n: {} for n in candidates(TINY_MAMBA)}}, "has no figures"),
-        ({"kld": {n: {"float16": -1.0} for n in candidates(TINY_MAMBA)}}, "no KLD"),
-        ({"kld": {n: {"w2a16": 1.0} for n in candidates(TINY_MAMBA)}}, "scheme that fits"),
+        ({"kld": {n: {} for n in candidates(TINY_MAMBA)}}, "has no KLDs"),
+        ({"kld": {n: {"float16": -1.0} for n in candidates(TINY_MAMBA)}}, "negative ones"),
+        ({"kld": {n: {"w2a16": 1.0} for n in candidates(TINY_MAMBA)}}, "schemes that do not fit"),
     ],
 )
 def test_foreign_sensitivities_are_refused(kept, changed, says):
@@ -244,7 +246,7 @@ def few(tmp_path_factory):
     return file
 
 
-def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_path, capfd, sharing):
+def test_the_best_allocation_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_path, capfd, sharing):
     choices = ["--method", "gptq", "--rotation", "both", "--calibration", str(few)]
     file, plot = tmp_path / "s.json", tmp_path / "s.png"
     given = ["--checkpoint", "mini", *choices, "--out", str(file), "--plot", str(plot)]
@@ -270,13 +272,13 @@ def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_
         with sharing():
             assert run_command(export_module.command, given) == 0
         data = json.loads(capfd.readouterr().out)
-        return data["mix"], Bundle.open(out).manifest
+        return data["bit_allocation"], Bundle.open(out).manifest
 
-    mix, mixed = exported("--bits", "4.3", "--sensitivity", str(file))
+    allocation, mixed = exported("--bits", "4.3", "--sensitivity", str(file))
     _, uniform = exported("--scheme", "w3a16-g64")
-    assert mixed.recipe.scheme == MIXED and mixed.recipe.tensors == mix["tensors"] and mixed.recipe.statistics
+    assert mixed.recipe.scheme == MIXED and mixed.recipe.tensors == allocation["tensors"] and mixed.recipe.statistics
     bits = sum(matrix_bits(mixed.model.mamba, mixed.recipe).values()) / matrix_weights(mixed.model.mamba)
-    assert 3.478 < bits == mix["bits_per_weight"] <= 4.3
+    assert 3.478 < bits == allocation["bits_per_weight"] <= 4.3
     assert mixed.drift.measures["kld_mean"] < uniform.drift.measures["kld_mean"]
     fits, _ = uniform_recipe(uniform.model.mamba, SCHEMES["w4a16-g128"])
     assert sum(matrix_bits(uniform.model.mamba, fits).values()) / matrix_weights(uniform.model.mamba) > 4.3
@@ -285,14 +287,14 @@ def test_the_best_mix_drifts_no_more_than_the_uniform_recipe_that_fits(few, tmp_
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--bits", "2"), "cannot be had"),
-        (("--bits", "4", "--scheme", "w4a16-g128"), "--bits mixes several: give one of the two"),
+        (("--bits", "2"), "not possible"),
+        (("--bits", "4", "--scheme", "w4a16-g128"), "--bits allocates several; give one of the two"),
         (("--sensitivity", "x"), "--bits 4.0"),
         (("--bits", "0"), "--bits: "),
         (("--bits", "4", "--sensitivity", "/nowhere"), "cobra_edge.sensitivity"),
     ],
 )
-def test_mixes_that_cannot_be(text_only, tmp_path, capfd, arguments, says):
+def test_impossible_allocations(text_only, tmp_path, capfd, arguments, says):
     given = ["--target", "cpu", "--checkpoint", str(text_only), *arguments, "--out", str(tmp_path / "b")]
     assert run_command(export_module.command, given) == 2
     assert says in " ".join(capfd.readouterr().err.split()) and not (tmp_path / "b").exists()

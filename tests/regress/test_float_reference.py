@@ -16,7 +16,7 @@ from cobra_edge.inference.session import Session
 from cobra_edge.inputs.text import TextCodec
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.model.cobra import load_vision
-from cobra_edge.quantize.questions import seen
+from cobra_edge.quantize.calibration_data import visual_embeddings
 from cobra_edge.regress import float_reference
 from cobra_edge.regress.float_reference import batches, float_predictions, narrowed
 from cobra_edge.regress.metrics import divergence, log_softmax
@@ -72,7 +72,7 @@ def look(mini, asked):
     model = load_vision(mini[0])
 
     def see(images):
-        found = seen(mini[0], [asked.load(p) for p in images], model=model)
+        found = visual_embeddings(mini[0], [asked.load(p) for p in images], model=model)
         return list(found.numpy().reshape(len(images), -1, found.shape[-1]))
 
     return see

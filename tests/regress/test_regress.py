@@ -132,7 +132,7 @@ BAD = {
     "no task": (b'{"prompt": "p", "answer": "a"}', "does not match the schema"),
     "an empty question": (b'{"prompt": " ", "answer": "a", "task": "t"}', "prompt is empty"),
     "an unknown metric": (b'{"prompt": "p", "answer": "a", "task": "t", "metric": "exat"}', "metric 'exat' is unknown"),
-    "no image there": (b'{"prompt": "p", "answer": "a", "task": "t", "image": "heldout/none.png"}', "none.png is not there"),
+    "no image there": (b'{"prompt": "p", "answer": "a", "task": "t", "image": "heldout/none.png"}', "none.png does not exist"),
     "an image that is none": (b'{"prompt": "p", "answer": "a", "task": "t", "image": "corrupt.png"}', "corrupt.png"),
 }
 

@@ -204,7 +204,7 @@ def changed(content: Any, change: Callable[[Any], object]) -> Any:
         ("pope", lambda c: c[1].pop("label"), "line 2: does not match the schema.*`label`"),
         ("pope", lambda c: c[1].update(label="maybe"), "line 2: does not match the schema.*maybe"),
         ("pope", lambda c: c[1].update(text=" "), r"line 2: .*\$.text"),
-        ("pope", lambda c: c[1].update(question_id=1), "question_id 1 comes twice"),
+        ("pope", lambda c: c[1].update(question_id=1), "question_id 1 is repeated"),
         ("pope", lambda c: c[1].update(image="../secret.jpg"), r"line 2: .*\$.image"),
         ("pope", lambda c: c.append([]), "line 3: does not match the schema"),
         ("vsr", lambda c: c[0].update(label=2), "line 1: does not match the schema"),
@@ -212,18 +212,18 @@ def changed(content: Any, change: Callable[[Any], object]) -> Any:
         ("vqa-v2", lambda c: c["questions"][0].pop("image_id"), "does not match the schema.*`image_id`"),
         ("vqa-v2", lambda c: c["questions"][0].update(image_id=-1), r"\$.questions\[0\].image_id"),
         ("vqa-v2", lambda c: c.update(data_subtype="../val"), r"\$.data_subtype"),
-        ("vqa-v2", lambda c: c["questions"].append(c["questions"][0]), "question_id 7000 comes twice"),
+        ("vqa-v2", lambda c: c["questions"].append(c["questions"][0]), "question_id 7000 is repeated"),
         ("vqa-v2", lambda c: c["questions"][0].update(question_id=1), "annotations.json: no annotation for question 1 of"),
         ("vqa-v2", lambda c: c["questions"][0].update(image_id=8), "question 7000 is for image 7, the question for 8"),
         ("gqa", lambda c: c["202"].pop("answer"), r"coco_pope_random.json, '202': .*does not match the schema.*`answer`"),
         ("gqa", lambda c: c["202"].update(imageId="a/b"), r"coco_pope_random.json, '202': .*\$.imageId"),
         ("vizwiz", lambda c: c[1].update(answers=[{"answer": ""}]), "record VizWiz_val_00000001.jpg has no answer"),
-        ("vizwiz", lambda c: c[1].update(image=c[0]["image"]), "image VizWiz_val_00000000.jpg comes twice"),
+        ("vizwiz", lambda c: c[1].update(image=c[0]["image"]), "image VizWiz_val_00000000.jpg is repeated"),
         ("vizwiz", lambda c: c[1].update(answerable=True), r"\$\[1\].answerable"),
-        ("textvqa", lambda c: c["data"].append(c["data"][0]), "question_id 3 comes twice"),
+        ("textvqa", lambda c: c["data"].append(c["data"][0]), "question_id 3 is repeated"),
         ("textvqa", lambda c: c["data"][0].update(answers="red"), "does not match the schema.*answers"),
-        ("refcoco", lambda c: c["images"][1].update(id=5), "images id 5 comes twice"),
-        ("refcoco", lambda c: c["annotations"][1].update(image_id=6), "annotation of image_id 6 comes twice"),
+        ("refcoco", lambda c: c["images"][1].update(id=5), "images id 5 is repeated"),
+        ("refcoco", lambda c: c["annotations"][1].update(image_id=6), "annotation of image_id 6 is repeated"),
         ("refcoco", lambda c: c["annotations"].pop(), "no annotation for image 5"),
         ("refcoco", lambda c: c["annotations"][1]["bbox"].pop(), r"`array` of length 4 - at `\$.annotations\[1\].bbox`"),
         ("refcoco", lambda c: c["images"][0].update(width=0), r"\$.images\[0\].width"),
@@ -242,7 +242,7 @@ def test_a_record_that_is_not_as_it_should_be(tmp_path, benchmark, change, says)
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda c: c["annotations"].append(c["annotations"][0]), "annotations.json: question_id 7000 comes twice"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), "annotations.json: question_id 7000 is repeated"),
         (lambda c: c["annotations"][0].update(answers=[]), "annotations.json: record 7000 has no answer"),
         (lambda c: c["annotations"][0].update(answer_type="any"), r"annotations.json: .*\$.annotations\[0\].answer_type"),
     ],
@@ -256,7 +256,7 @@ def test_annotations_that_are_not_as_they_should_be(tmp_path, change, says):
     ("change", "says"),
     [
         (lambda c: c["data"].pop(0), "ocr.json: no words of image 0a, which question 3 is about"),
-        (lambda c: c["data"][1].update(image_id="0a"), "ocr.json: image_id 0a comes twice"),
+        (lambda c: c["data"][1].update(image_id="0a"), "ocr.json: image_id 0a is repeated"),
         (lambda c: c["data"][0].update(ocr_tokens="ZEBRA"), r"ocr.json: .*\$.data\[0\].ocr_tokens"),
     ],
 )
@@ -269,7 +269,7 @@ def test_a_question_that_comes_twice_under_one_key(tmp_path):
     file = tmp_path / "questions.json"
     one = json.dumps(GQA["201"])
     file.write_text(f'{{"201": {one}, "201": {one}}}')
-    with pytest.raises(InputError, match="questions.json: key '201' comes twice"):
+    with pytest.raises(InputError, match="questions.json: key '201' is repeated"):
         list(READERS["gqa"].read(Sources(file)))
 
 
@@ -302,9 +302,9 @@ def test_a_pickle_is_never_read(tmp_path, name):
 @pytest.mark.parametrize(
     ("benchmark", "annotations", "ocr", "says"),
     [
-        ("vqa-v2", False, False, "vqa-v2 has its answers in a file of their own; give --annotations"),
-        ("pope", True, False, "pope has its answers beside the questions; leave --annotations out"),
-        ("gqa", False, True, "gqa has no words of an OCR in its questions; leave --ocr out"),
+        ("vqa-v2", False, False, "vqa-v2 has its answers in a separate file; give --annotations"),
+        ("pope", True, False, "pope has its answers in the same file as the questions; omit --annotations"),
+        ("gqa", False, True, "gqa has no OCR words in its prompts; omit --ocr"),
     ],
 )
 def test_files_that_a_reader_lacks_or_does_not_take(tmp_path, benchmark, annotations, ocr, says):
@@ -371,7 +371,7 @@ def test_missing_images_are_counted(tmp_path, capsys):
     place = Place(tmp_path, "vsr")
     (place.images / "000000000002.jpg").unlink()
     assert place.convert() == 2
-    assert "1 of 2 images are not there, the first of them 000000000002.jpg" in " ".join(capsys.readouterr().err.split())
+    assert "1 of 2 images do not exist, such as 000000000002.jpg" in " ".join(capsys.readouterr().err.split())
     assert not place.out.exists()
     assert place.convert("--skip-bad", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
@@ -391,7 +391,7 @@ def test_nothing_left_is_no_suite(tmp_path, capsys):
     place = Place(tmp_path, "pope")
     (place.images / str(POPE[0]["image"])).unlink()
     assert place.convert("--skip-bad") == 2
-    assert "no lines left of 2" in capsys.readouterr().err and not place.out.exists()
+    assert "none of 2 records is left" in capsys.readouterr().err and not place.out.exists()
 
 
 def test_a_suite_is_replaced_only_where_asked(tmp_path, capsys):
@@ -405,14 +405,14 @@ def test_what_the_command_refuses_before_it_reads(tmp_path, capsys):
     place = Place(tmp_path, "pope")
     place.images = tmp_path / "nowhere"
     assert place.convert() == 2
-    assert "is no directory" in capsys.readouterr().err
+    assert "is not a directory" in capsys.readouterr().err
     assert run_command(command, ["popes", "--questions=a", "--images=b", "--out=c"]) == 2
     assert "'pope'" in capsys.readouterr().err
 
 
 def test_help_has_an_example(capsys):
     assert run_command(command, ["--help"]) == 0
-    assert "Example: python -m cobra_edge.regress convert pope" in capsys.readouterr().out
+    assert "cobra-edge regress convert pope --questions" in capsys.readouterr().out
 
 
 def test_the_page_about_suites_knows_every_field_metric_and_benchmark():

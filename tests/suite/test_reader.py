@@ -1,4 +1,4 @@
-"""Suites: what a line may be, what is refused or passed over, and that what is written is read again."""
+"""Suites: valid lines, refused and skipped ones, and that written suites are read back."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ REFUSALS: list[tuple[dict[str, Any] | str | bytes, str]] = [
     (GOOD | {"metric": "vsr"}, "metric vsr takes True or False"),
     (GOOD | {"metric": "vqa", "answers": ["Yes"] * 3}, "3 answers; metric vqa takes 4 or more"),
     (GOOD | {"metric": "box-iou", "answers": ["[0.5, 0, 0.2, 1]"]}, r"metric box-iou takes \[x1, y1, x2, y2\]"),
-    (GOOD | {"image": "nowhere.png"}, "image nowhere.png is not there"),
+    (GOOD | {"image": "nowhere.png"}, "image nowhere.png does not exist"),
     (GOOD | {"image": "."}, "is not a regular file"),
-    (GOOD | {"image": "a" * 5000}, "is not there"),
-    (GOOD | {"image": "a\0b"}, "is not there"),
+    (GOOD | {"image": "a" * 5000}, "does not exist"),
+    (GOOD | {"image": "a\0b"}, "does not exist"),
     (GOOD | {"prompt": "a" * LONGEST_LINE_BYTES}, "longer than 1048576 bytes"),
     (b'{"prompt": "\xff", "answer": "b", "task": "c"}', "not UTF-8"),
 ]
@@ -94,7 +94,7 @@ def test_good_lines_leave_the_list_empty(tmp_path):
 
 def test_nothing_left_is_refused_though_lines_may_be_bad(tmp_path):
     bad: list[BadLine] = []
-    with pytest.raises(InputError, match="suite.jsonl: none of its 2 lines is usable; line 2: not JSON"):
+    with pytest.raises(InputError, match="suite.jsonl: none of its 2 lines is valid; line 2: not JSON"):
         read_suite(suite(tmp_path, "", "x", "y"), bad=bad)
     assert [b.number for b in bad] == [2, 3]
 

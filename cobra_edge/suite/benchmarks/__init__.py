@@ -1,4 +1,4 @@
-"""Readers of published benchmarks, each from local files, into lines of a suite: one table.
+"""Readers of published benchmarks, from local files to lines of a suite.
 
 Prompts are worded as in Cobra's published evaluation, which is that of Prismatic VLMs (`prompts.py`).
 """

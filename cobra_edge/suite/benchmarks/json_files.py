@@ -1,4 +1,4 @@
-"""Strict reading of other people's JSON: what is needed must be there and of its type, what is not needed may be."""
+"""Strict parsing of third-party JSON: required fields are checked for presence and type, others are ignored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ImageName = Annotated[str, msgspec.Meta(pattern=r"^[^/\\\x00-\x1f]+$", descripti
 
 
 def read_json(file: Path, kind: type[T]) -> T:
-    """Return what a file holds. Raises InputError, with the record's path, where it is not of that kind."""
+    """Decode a file. Raises InputError with the path of the invalid record."""
     try:
         return parse_json(_bytes_of(file), kind)
     except ParseError as error:
@@ -27,7 +27,7 @@ def read_json(file: Path, kind: type[T]) -> T:
 
 
 def read_json_by_key(file: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
-    """Yield each key of the object that a file is, and what it holds. Raises InputError, with the key; also for a key twice."""
+    """Yield the keys and values of a file that is one object. Raises InputError with the key; also for a repeated key."""
     raw = read_json(file, dict[str, msgspec.Raw])
     _require_unique_keys(file)
     for key, text in raw.items():
@@ -38,7 +38,7 @@ def read_json_by_key(file: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
 
 
 def read_json_lines(file: Path, kind: type[T]) -> Iterator[tuple[int, T]]:
-    """Yield the number of each line that is not empty, from 1, and what it holds. Raises InputError, with the number."""
+    """Yield the number of each nonempty line, from 1, and its value. Raises InputError with the number."""
     for number, text in enumerate(_bytes_of(file).split(b"\n"), 1):
         if not text.strip():
             continue
@@ -49,13 +49,13 @@ def read_json_lines(file: Path, kind: type[T]) -> Iterator[tuple[int, T]]:
 
 
 def _require_unique_keys(file: Path) -> None:
-    """Raise InputError where an object has a key twice, of which msgspec gives the last."""
+    """Raise InputError if an object repeats a key, of which msgspec returns the last."""
 
     def unique(pairs: list[tuple[str, object]]) -> None:
         seen = set[str]()
         for key, _ in pairs:
             if key in seen:
-                raise InputError(f"{file}: key {key!r} comes twice in one object; expected each once")
+                raise InputError(f"{file}: key {key!r} is repeated in one object; expected each once")
             seen.add(key)
 
     try:

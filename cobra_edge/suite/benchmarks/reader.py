@@ -1,4 +1,4 @@
-"""What a reader is: which files it takes, and that it yields lines."""
+"""Readers of published benchmarks: from files to lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..line import Line
 
 @dataclass(frozen=True)
 class Sources:
-    """The files of a benchmark on this machine; None for what its reader does not take."""
+    """Files of a benchmark; None for files that are not given."""
 
     questions: Path
     annotations: Path | None = None
@@ -26,10 +26,10 @@ class Reader:
 
     Attributes:
         name: on the command line.
-        files: which published files it reads, for people.
-        images: which images go with them, for people.
-        needs_annotations: answers lie in a file of their own.
-        takes_ocr: words found in the images may be given.
+        files: names of the published files, for messages.
+        images: name of the image set, for messages.
+        needs_annotations: whether answers are in a separate file.
+        takes_ocr: whether OCR words can be added to prompts.
     """
 
     name: str
@@ -43,30 +43,29 @@ class Reader:
         """Yield each question; `image` is a file's name in the directory of images.
 
         Raises:
-            InputError: a file that is needed and not given, or given and not read; a file or record that is not what it should
-                be (both are named).
+            InputError: a file is missing or unexpected, or a file or record is invalid; the message names both.
         """
         if self.needs_annotations and sources.annotations is None:
-            raise InputError(f"{self.name} has its answers in a file of their own; give --annotations ({self.files})")
+            raise InputError(f"{self.name} has its answers in a separate file; give --annotations ({self.files})")
         if not self.needs_annotations and sources.annotations is not None:
-            raise InputError(f"{self.name} has its answers beside the questions; leave --annotations out")
+            raise InputError(f"{self.name} has its answers in the same file as the questions; omit --annotations")
         if not self.takes_ocr and sources.ocr is not None:
-            raise InputError(f"{self.name} has no words of an OCR in its questions; leave --ocr out")
+            raise InputError(f"{self.name} has no OCR words in its prompts; omit --ocr")
         yield from self._lines(sources)
 
 
 def require_unique(file: Path, what: str, ids: Iterable[int | str]) -> None:
-    """Raise InputError where an id comes twice."""
+    """Raise InputError if an id is repeated."""
     seen = set[int | str]()
     for number in ids:
         if number in seen:
-            raise InputError(f"{file}: {what} {number} comes twice; expected each once")
+            raise InputError(f"{file}: {what} {number} is repeated; expected unique ones")
         seen.add(number)
 
 
 def most_common(file: Path, record: int | str, answers: Iterable[str]) -> str:
-    """Return the answer that most annotators gave, of several the first. Raises InputError where none gave any."""
+    """Return the most frequent answer, the first of several. Raises InputError if there is none."""
     given = Counter(answer.strip() for answer in answers if answer.strip())
     if not given:
-        raise InputError(f"{file}: record {record} has no answer; expected at least one that is not empty")
+        raise InputError(f"{file}: record {record} has no answers; expected at least one that is not empty")
     return given.most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: where is what is described? As COCO annotations with one expression an image's entry.
+"""RefCOCO, RefCOCO+ and RefCOCOg: locate the described region. COCO annotations with one expression per image entry.
 
 Source: Kazemzadeh et al., EMNLP 2014; Yu et al., ECCV 2016; the format is that of MDETR (Kamath et al., ICCV 2021).
 """
@@ -69,7 +69,7 @@ def _lines(sources: Sources) -> Iterator[Line]:
 
 
 def _shares(file: Path, expression: _Expression, box: tuple[float, float, float, float]) -> list[float]:
-    """Return [left, top, right, bottom] in shares of the image, of (left, top, width, height) in pixels."""
+    """Return [left, top, right, bottom] as fractions of the image, from (left, top, width, height) in pixels."""
     left, top, width, height = box
     right, bottom, slack = left + width, top + height, _SLACK_PIXELS
     inside = left >= -slack and top >= -slack and right <= expression.width + slack and bottom <= expression.height + slack

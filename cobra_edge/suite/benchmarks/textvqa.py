@@ -1,4 +1,4 @@
-"""TextVQA: questions about text in images, with or without words that an OCR found.
+"""TextVQA: questions about text in images, with or without OCR words.
 
 Source: Singh et al., CVPR 2019; textvqa.org.
 """

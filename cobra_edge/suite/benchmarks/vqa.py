@@ -42,11 +42,11 @@ class _Annotations(msgspec.Struct, frozen=True):
 
 def _lines(sources: Sources) -> Iterator[Line]:
     assert sources.annotations is not None
-    asked, answered = read_json(sources.questions, _Questions), read_json(sources.annotations, _Annotations).annotations
-    require_unique(sources.questions, "question_id", (q.question_id for q in asked.questions))
+    questions, answered = read_json(sources.questions, _Questions), read_json(sources.annotations, _Annotations).annotations
+    require_unique(sources.questions, "question_id", (q.question_id for q in questions.questions))
     require_unique(sources.annotations, "question_id", (a.question_id for a in answered))
     of_question = {a.question_id: a for a in answered}
-    for q in asked.questions:
+    for q in questions.questions:
         found = of_question.get(q.question_id)
         if found is None:
             raise InputError(f"{sources.annotations}: no annotation for question {q.question_id} of {sources.questions}")
@@ -60,7 +60,7 @@ def _lines(sources: Sources) -> Iterator[Line]:
             short_answer(q.question),
             most_common(sources.annotations, q.question_id, answers),
             f"vqa-v2-{found.answer_type.replace('/', '-')}",
-            f"COCO_{asked.data_subtype}_{q.image_id:012d}.jpg",
+            f"COCO_{questions.data_subtype}_{q.image_id:012d}.jpg",
             answers,
             "vqa",
             str(q.question_id),

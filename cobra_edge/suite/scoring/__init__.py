@@ -1,4 +1,4 @@
-"""How a reply is scored: one table of metrics, each the published rule of a benchmark or said to differ from it."""
+"""Metrics that score replies: the published rules of benchmarks, with differences documented."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Answers of the VQA family brought to one form: punctuation, number words, articles, contractions.
+"""Normalization of answers of the VQA family: punctuation, number words, articles, contractions.
 
-Source: vqaEval.py of github.com/GT-Vision-Lab/VQA; its copies for TextVQA and VizWiz differ as said below. What is odd here is
-odd there, and published figures depend on it.
+Source: vqaEval.py of github.com/GT-Vision-Lab/VQA; its copies for TextVQA and VizWiz differ as noted below. Oddities are
+those of the scripts; published figures depend on them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VIZWIZ_CONTRACTIONS = {
 
 
 def without_punctuation(text: str) -> str:
-    """Remove marks that a space is beside, or all of them where a number has a comma; put a space for the others."""
+    """Remove marks next to a space, or all marks if a number contains a comma; replace the others by a space."""
     number, cleaned = _COMMA_IN_NUMBER.search(text) is not None, text
     for mark in _MARKS:
         beside_space = f"{mark} " in text or f" {mark}" in text
@@ -58,23 +58,23 @@ def without_punctuation(text: str) -> str:
 
 
 def plain_words(text: str, contractions: dict[str, str] = CONTRACTIONS) -> str:
-    """Return text in lower case with digits for number words, no articles, apostrophes put into contractions."""
+    """Return lower-case text with digits for number words, without articles, and with apostrophes in contractions."""
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(contractions.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def one_line(text: str) -> str:
-    """Return text without white space around it, in one line."""
+    """Return the text stripped and on one line."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def vqa_reply(text: str, contractions: dict[str, str] = CONTRACTIONS) -> str:
-    """Bring a reply into VQA's form; VizWiz has other contractions."""
+    """Normalize a reply as VQA does; VizWiz has other contractions."""
     return plain_words(without_punctuation(one_line(text)), contractions)
 
 
 def text_vqa_answer(text: str) -> str:
-    """Bring a reply or an annotator's answer into TextVQA's form: VQA's, with a possessive 's apart from its word.
+    """Normalize a reply or an answer as TextVQA does: as VQA, with the possessive 's split off.
 
     Source: EvalAIAnswerProcessor of github.com/facebookresearch/mmf.
     """

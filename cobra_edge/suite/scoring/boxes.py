@@ -1,4 +1,4 @@
-"""Boxes found in an image."""
+"""Bounding boxes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ENOUGH = 0.5
 
 
 def box_of(text: str) -> Box | None:
-    """Return the first [x1, y1, x2, y2] of a text, in shares of the image's width and height.
+    """Return the first [x1, y1, x2, y2] in a text, as fractions of the image's width and height.
 
-    None where there is none, where it lies outside of the image (0 to 1) or where it has no area.
+    None if there is none, it lies outside of the image (0 to 1) or it has no area.
     """
     found = _BOX.search(text)
     if found is None:
@@ -27,7 +27,7 @@ def box_of(text: str) -> Box | None:
 
 
 def intersection_over_union(one: Box, other: Box) -> float:
-    """Return the area that boxes share over the area that they cover."""
+    """Return the intersection over union of two boxes."""
     width, height = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
     shared = max(width, 0.0) * max(height, 0.0)
     areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))

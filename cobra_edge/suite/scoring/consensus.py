@@ -1,6 +1,6 @@
-"""Replies held against the answers of several annotators.
+"""Replies compared with the answers of several annotators.
 
-A reply scores min(k / 3, 1), k the annotators who gave it, averaged over leaving out one annotator at a time.
+A reply scores min(k / 3, 1) if k annotators gave it, averaged over leaving out one annotator at a time.
 Source: Antol et al., "VQA: Visual Question Answering", ICCV 2015, and the scripts that each metric names.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..line import Line
 
 _AGREEING = 3
-_FEWEST_ANSWERS = _AGREEING + 1  # with fewer, not even what all say scores 1
+_FEWEST_ANSWERS = _AGREEING + 1  # with fewer, even a unanimous answer scores less than 1
 
 
 def _share(reply: str, answers: Sequence[str]) -> float:
@@ -27,7 +27,7 @@ def _share(reply: str, answers: Sequence[str]) -> float:
 
 
 def _vqa(reply: str, line: Line) -> float:
-    """Answers only lose their punctuation, and only where annotators differ."""
+    """Remove punctuation from answers, and only if annotators differ."""
     answers = accepted(line)
     if len(set(answers)) > 1:
         answers = tuple(without_punctuation(answer) for answer in answers)
@@ -35,7 +35,7 @@ def _vqa(reply: str, line: Line) -> float:
 
 
 def _vizwiz(reply: str, line: Line) -> float:
-    """Answers are taken as they are."""
+    """Compare with the answers unchanged."""
     return _share(vqa_reply(reply, VIZWIZ_CONTRACTIONS), accepted(line))
 
 

@@ -1,4 +1,4 @@
-"""Replies that must be the answer itself."""
+"""Exact match of reply and answer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def _exact(reply: str, line: Line) -> float:
 
 
 def _gqa(reply: str, line: Line) -> float:
-    """Only the reply is normalised: an answer of the file that has a hyphen or a capital is never given, there as here."""
+    """Normalise only the reply: an answer with a hyphen or a capital letter never matches, as in the original."""
     return float(reply.translate(_NO_PUNCTUATION).lower().strip() == line.answer)
 
 
-EXACT = Metric("exact", _exact, None, "the reply without white space around it is an accepted answer, letter by letter")
+EXACT = Metric("exact", _exact, None, "the reply, stripped of white space, equals an accepted answer")
 GQA = Metric(
     "gqa",
     _gqa,

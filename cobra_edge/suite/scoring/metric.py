@@ -1,4 +1,4 @@
-"""What a metric is."""
+"""A metric: how replies are scored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..line import Line
 
 
 def accepts_all(_line: Line) -> str | None:
-    """Refuse no line."""
+    """Accept every line."""
     return None
 
 
@@ -18,12 +18,12 @@ class Metric:
     """One way to score replies.
 
     Attributes:
-        name: as lines name it.
-        score: takes a reply and its line, gives 0 to 1.
-        summary: takes lines with their replies, gives figures that are no mean of scores; None where the mean says it all.
-            A figure that is not defined for these replies is left out.
-        source: whose rule it is.
-        refuses: says what a line lacks to be scored so, None where nothing.
+        name: as in `Line.metric`.
+        score: returns the score of a reply to a line, 0 to 1.
+        summary: returns figures that are not means of scores, from lines with replies, without undefined ones; None if there
+            are none.
+        source: reference of the rule.
+        refuses: returns why a line cannot be scored, or None.
     """
 
     name: str
@@ -34,5 +34,5 @@ class Metric:
 
 
 def accepted(line: Line) -> tuple[str, ...]:
-    """Return every accepted answer of a line: the annotators', else the one it has."""
+    """Return every accepted answer of a line: the annotators', or `answer`."""
     return line.answers or (line.answer,)

@@ -1,4 +1,4 @@
-"""Questions with two answers: yes or no, true or false."""
+"""Binary questions: yes or no, true or false."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _TRUE_OR_FALSE = re.compile(r"\b(true|false)\b", re.IGNORECASE)
 
 
 def _says_yes(reply: str) -> bool:
-    """Return how POPE takes a reply: its first sentence, commas removed, is yes unless a word of it is No, no or not.
+    """Parse a reply as POPE does: its first sentence, without commas, means yes unless it contains the word No, no or not.
 
-    Words end at spaces only and are compared as they are written: "NO", "No!" and "No" before a line's end are a yes.
+    Words are separated by spaces only and compared case-sensitively: "NO", "No!" and "No" before a line break mean yes.
     """
     return _NEGATIONS.isdisjoint(reply.split(".")[0].replace(",", "").split(" "))
 
@@ -29,7 +29,7 @@ def _yes_no(reply: str, line: Line) -> float:
 
 
 def _yes_no_summary(pairs: Sequence[tuple[Line, str]]) -> dict[str, float]:
-    """Return accuracy, precision, recall and F1 of yes, and the share of replies that are a yes."""
+    """Return accuracy, precision, recall and F1 of yes, and the share of yes among replies."""
     outcomes = [(_says_yes(reply), _means_yes(line)) for line, reply in pairs]
     right_yes, right_no = outcomes.count((True, True)), outcomes.count((False, False))
     said, true = (sum(side) for side in zip(*outcomes, strict=True)) if outcomes else (0, 0)
@@ -44,7 +44,7 @@ def _yes_no_summary(pairs: Sequence[tuple[Line, str]]) -> dict[str, float]:
 
 
 def _vsr(reply: str, line: Line) -> float:
-    """Take the first of the two words in a reply; one that has neither is wrong."""
+    """Score the first "true" or "false" in a reply; a reply without either is wrong."""
     found = _TRUE_OR_FALSE.search(reply)
     return float(found is not None and found[1].lower() == line.answer.strip().lower())
 

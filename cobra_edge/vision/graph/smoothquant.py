@@ -11,7 +11,7 @@ Source: SmoothQuant (Xiao et al. 2022), equation 4: s_j = max|x_j|^a / max|w_j|^
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,20 +45,21 @@ class _Site:
 
 
 @torch.no_grad()
-def smooth(model: VisionModel, pixels: Sequence[np.ndarray]) -> None:
+def smooth(model: VisionModel, pixels: Sequence[np.ndarray], run: Callable[[np.ndarray], object] | None = None) -> None:
     """Make a model compute the same with smaller outlier channels, in place.
 
     Each product gets the strength of STRENGTHS that leaves its output the least error in int8, none where that gains little.
 
     Args:
         model: tower and projector.
-        pixels: calibration images, each as the model takes it.
+        pixels: calibration images, each as the model takes it, (1, 3·n_encoders, size, size) float32.
+        run: runs the model, still unsmoothed, on one image, for callers that want its outputs; None only calls the model.
 
     Raises:
         InputError: no images, or activations that are not finite.
     """
     sites = list(_sites(model))
-    highest, rows = _inputs(model, sites, pixels)
+    highest, rows = _inputs(run or (lambda image: model(torch.from_numpy(image))), sites, pixels)
     for site in sites:
         weight, top, seen = site.product.weight.data, highest[site.name], rows[site.name]
         if not top.isfinite().all():
@@ -91,7 +92,7 @@ def _sites(model: VisionModel) -> Iterator[_Site]:
 
 
 def _inputs(
-    model: VisionModel, sites: Sequence[_Site], pixels: Sequence[np.ndarray]
+    run: Callable[[np.ndarray], object], sites: Sequence[_Site], pixels: Sequence[np.ndarray]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return by site the largest magnitude of each channel (in,), and some rows (about ROWS, in)."""
     if not pixels:
@@ -112,7 +113,7 @@ def _inputs(
     hooks = [watch(site) for site in sites]
     try:
         for number, image in enumerate(pixels):  # noqa: B007
-            model(torch.from_numpy(image))
+            run(image)
     finally:
         for hook in hooks:
             hook.remove()

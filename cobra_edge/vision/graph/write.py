@@ -33,12 +33,12 @@ class WrittenGraph:
     Attributes:
         graph: how it was made.
         transform: what it takes.
-        embeddings: the float model's (n_visual_tokens, d_model) float32 of each image.
+        embeddings: the float model's (n_visual_tokens, d_model) float32, by file: of `images` and of int8's `calibration`.
     """
 
     graph: VisionGraph
     transform: ImageTransform
-    embeddings: list[np.ndarray]
+    embeddings: dict[Path, np.ndarray]
 
 
 def write_graph(
@@ -71,33 +71,53 @@ def write_graph(
     if precision == "int8" and not calibration:
         raise InputError("int8 vision is calibrated on images, the suite has none; give one that has, with --calibration")
     transform = ImageTransform.of(config, form)
-    squares = [_squares(config, f) for f in images]
+    calibration = calibration if precision == "int8" else ()
+    squares = {f: _squares(config, f) for f in images}
     # Noise is no image: it would land beyond what int8 was calibrated for.
-    beside = _squares(config, calibration[0]) if precision == "int8" else _noise(config)
-    model = load()
-    references: list[Reference] = []
-    embeddings: list[np.ndarray] = []
-    for n, square in enumerate([*squares, beside]):
-        on_step("vision tower in torch", n, len(squares) + 1)
-        found = reference(model, transform.normalised(square))
-        embeddings.append(found.embeddings)
-        if n < _COMPARED or square is beside:
-            references.append(found)
-    compared = [*squares[:_COMPARED], beside]
+    beside = _squares(config, calibration[0]) if calibration else _noise(config)
+    model, seen = load(), _Seen({*images[:_COMPARED], *calibration[:1]})
+    alone = [f for f in squares if f not in set(calibration)]  # the others are seen while activations are observed
+    for n, file in enumerate(alone):
+        on_step("vision tower in torch", n, len(alone) + 1)
+        seen.add(file, reference(model, transform.normalised(squares[file])))
+    on_step("vision tower in torch", len(alone), len(alone) + 1)
+    extra = [] if calibration else [reference(model, transform.normalised(beside))]
     with tempfile.TemporaryDirectory(dir=stage, prefix=".float-") as folder:
         # int8 is made of a float graph that nobody needs afterwards.
-        first, numbers = (stage / VISION, precision) if precision != "int8" else (Path(folder) / VISION, FLOAT)
-        if precision == "int8":
+        first, numbers = (stage / VISION, precision) if not calibration else (Path(folder) / VISION, FLOAT)
+        if calibration:
             on_step("smoothing", 0, 1)
-            smooth(model, [transform.normalised(_squares(config, f)) for f in calibration])
+            _smooth(model, [transform.normalised(_squares(config, f)) for f in calibration], calibration, seen)
+            extra = [seen.references[calibration[0]]]
         on_step(f"vision graph as {numbers}", 0, 1)
         export_onnx(model, transform, first, numbers)
         del model
-        wide = {} if first == stage / VISION else _quantize(first, stage / VISION, transform, calibration, on_step)
-    parity = _parity(stage / VISION, precision, [_taken(transform, s) for s in compared], references, on_step)
+        wide = _quantize(first, stage / VISION, transform, calibration, on_step) if calibration else {}
+    inputs = [_taken(transform, s) for s in (*[squares[f] for f in images[:_COMPARED]], beside)]
+    references = [*[seen.references[f] for f in images[:_COMPARED]], *extra]
+    parity = _parity(stage / VISION, precision, inputs, references, on_step)
     require_parity(parity, precision)
     graph = VisionGraph(precision, form, {at: float(f"{value:.4g}") for at, value in parity.items()}, wide)
-    return WrittenGraph(graph, transform, embeddings[: len(squares)])
+    return WrittenGraph(graph, transform, seen.embeddings)
+
+
+class _Seen:
+    """What torch makes of each image: the embeddings of all, features too of those that the graph is compared on."""
+
+    def __init__(self, compared: set[Path]) -> None:
+        self._compared = compared
+        self.embeddings, self.references = dict[Path, np.ndarray](), dict[Path, Reference]()
+
+    def add(self, file: Path, found: Reference) -> None:
+        self.embeddings[file] = found.embeddings
+        if file in self._compared:
+            self.references[file] = found
+
+
+def _smooth(model: VisionModel, pixels: Sequence[np.ndarray], files: Sequence[Path], seen: _Seen) -> None:
+    """Smooth a model in place; what it made of the calibration images before is added to `seen`."""
+    names = iter(files)
+    smooth(model, pixels, lambda image: seen.add(next(names), reference(model, image)))
 
 
 def _squares(config: CobraConfig, file: Path) -> np.ndarray:
