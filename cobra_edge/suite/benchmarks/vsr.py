@@ -1,5 +1,4 @@
-"""Visual Spatial Reasoning: true or false statements about spatial relations. Source: Liu et al., TACL 2023;
-cambridgeltl/vsr_zeroshot."""
+"""Visual Spatial Reasoning: true or false? Source: Liu et al., TACL 2023; cambridgeltl/vsr_zeroshot."""
 
 from __future__ import annotations
 
