@@ -1,4 +1,4 @@
-"""Visual Spatial Reasoning: is a statement about spatial relations true? Source: Liu et al., TACL 2023; cambridgeltl/vsr_zeroshot."""
+"""Visual Spatial Reasoning: true or false? Source: Liu et al., TACL 2023; cambridgeltl/vsr_zeroshot."""
 
 from __future__ import annotations
 
