@@ -6,8 +6,8 @@ from cobra_edge.terminal.output import main_of
 from cobra_edge.terminal.usage import Group
 
 from .budgets import budgets
-from .coverage import coverage
-from .faults import faults
+from .fault_injection import fault_injection
+from .interval_coverage import interval_coverage
 from .kernels import kernels
 from .methods import methods
 from .predict import predict
@@ -19,10 +19,10 @@ from .vision import vision
 
 @click.group(cls=Group, epilog="Example: python -m bench quality")
 def command() -> None:
-    """Measure the project itself: contests, planted faults, coverage, tuning, predictions. Results go to bench/results."""
+    """Measure the project itself: contests, planted fault_injection, coverage, tuning, predictions. Results go to bench/results."""
 
 
-for each in (budgets, coverage, faults, kernels, methods, predict, quality, regress, tiles, vision):
+for each in (budgets, interval_coverage, fault_injection, kernels, methods, predict, quality, regress, tiles, vision):
     command.add_command(each)
 
 if __name__ == "__main__":

@@ -14,42 +14,42 @@ from cobra_edge.quantize.hessian import clips
 from cobra_edge.quantize.statistics import Statistics
 from cobra_edge.quantize.transforms import prepared
 
-from .method_errors import Heard, Made, name_of, relative
-from .outlier_layers import PlantedLayer
+from .method_errors import HeldOutActivations, QuantizedLayer, matrix_name, relative
+from .outlier_layers import OutlierLayer
 
 PERCENTILE = 99.9
 _SITES = ("in_proj", "out_proj")
 
 
 @dataclass(frozen=True)
-class Form:
-    """How activations are rounded: how many neighbours share a scale (None: all), behind which contender's codes."""
+class RoundingVariant:
+    """How activations are activation_rounding: how many neighbours share a scale (None: all), behind which variant's codes."""
 
     name: str
     group: int | None
     codes_of: str
 
 
-FORMS = (
-    Form("one scale a position", None, "gptq"),
-    Form("groups of 128", 128, "gptq"),
-    Form("groups of 128, rotation both", 128, "rotation both, gptq"),
+ROUNDING_VARIANTS = (
+    RoundingVariant("one scale a position", None, "gptq"),
+    RoundingVariant("groups of 128", 128, "gptq"),
+    RoundingVariant("groups of 128, rotation both", 128, "rotation both, gptq"),
 )
 
 
-def rounded_rows(
-    layer: PlantedLayer, statistics: Statistics, held_out: Heard, results: Mapping[str, Made]
+def activation_rounding_rows(
+    layer: OutlierLayer, statistics: Statistics, held_out: HeldOutActivations, results: Mapping[str, QuantizedLayer]
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each form, clipped or not, and each product: relative errors of its output at held-out positions.
 
-    "activations": int8 activations and float weights. "quiet": the same, relative to what the channels without planted outliers
+    "activations": int8 activations and float weights. "inlier": the same, relative to what the channels without planted outliers
     give alone. "with_codes": int8 activations and the 4-bit weights.
     """
-    for form in FORMS:
+    for form in ROUNDING_VARIANTS:
         result = results[form.codes_of]
         recipe = msgspec.structs.replace(result.quantizer.recipe, activation_percentile=PERCENTILE)
         for site in _SITES:
-            name, loud = name_of(site), layer.loud[site]
+            name, loud = matrix_name(site), layer.outlier_channels[site]
             heard, own = held_out.inputs[site], layer.tensor(name)
             weight, turned = prepared(name, layer.tensor, recipe), recipe.rotates_residual
             x = heard
@@ -65,6 +65,6 @@ def rounded_rows(
                     "clipped_at": None if bounds is None else PERCENTILE,
                     "site": site,
                     "activations": relative(wrong, right),
-                    "quiet": relative(wrong, quiet),
+                    "inlier": relative(wrong, quiet),
                     "with_codes": relative(seen @ result.stored[site].T - right, right),
                 }

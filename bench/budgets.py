@@ -9,7 +9,7 @@ import click
 
 from cobra_edge.terminal.output import debug_option, main_of, progress, say
 
-from .faults import require_export
+from .fault_injection import require_export
 
 
 @click.command(epilog="Example: python -m bench.budgets && git diff export/budgets")

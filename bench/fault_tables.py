@@ -1,4 +1,4 @@
-"""The table of `python -m bench.faults`: which planted faults each budget caught, and by what."""
+"""The table of `python -m bench.fault_injection`: which planted faults each budget caught, and by what."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def faults_table(result: dict[str, Any] | None) -> str:
     """Return a row a fault, as Markdown.
 
     Args:
-        result: what `python -m bench.faults` kept, or None.
+        result: what `python -m bench.fault_injection` kept, or None.
     """
     if result is None:
         return NOT_MEASURED
@@ -41,11 +41,11 @@ def _cells(row: dict[str, Any]) -> list[str]:
     if row["refused"]:
         furthest = f"refused with exit code {row['exit_codes'][0]}"
     return [
-        row["broken"],
+        row["description"],
         f"`{row['build']}`",
         f"{row['caught']} {of}",
         f"{row['caught_by_shipped']} {of}",
         f"{expected}: {row['expected_failed']} {of}" if expected else "–",
         furthest,
-        f"{row['told_apart']} of {row['draws'] - row['caught']}" if row["caught"] < row["draws"] else "–",
+        f"{row['detected_against_good_build']} of {row['draws'] - row['caught']}" if row["caught"] < row["draws"] else "–",
     ]

@@ -17,12 +17,12 @@ from cobra_edge.bench.serving_figures import serving_goals_table, serving_table
 from cobra_edge.errors import InputError
 from cobra_edge.terminal.output import debug_option, main_of
 
-from .coverage_tables import coverage_table
 from .decode_tables import decode_goals_table, decode_table
 from .drift_plot import draw_drift
 from .fault_tables import faults_table
 from .gpu_tables import end_to_end_table, gpu_goals_table, gpu_table
 from .headline import headline_table, reasons
+from .interval_coverage_tables import coverage_table
 from .method_tables import methods_table
 from .predict_tables import prediction_table
 from .quality_tables import goals_table, measured, quality_goals_table, quality_table

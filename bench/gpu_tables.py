@@ -111,7 +111,7 @@ def _speed(result: Result) -> str:
     columns += ["first token, from scratch, ms", "from the image's state, ms", f"{OURS.split()[-1]} decodes times as fast"]
     lines = [head, "", _line(columns), "|---" * len(columns) + "|"]
     for c in row["runners"]:
-        figures, follow_up = c["figures"], c.get("follow_up") or {}
+        figures, prefix_reuse = c["figures"], c.get("prefix_reuse") or {}
         left_out = c.get("contexts_without_memory", ())
         name = f"{c['name']} ({c['version']})" if "version" in c else c["name"]
         cells = [name, f"{c['weights_bytes'] / 1e9:.2f}", _gigabytes(c["peak_bytes"])]
@@ -121,7 +121,7 @@ def _speed(result: Result) -> str:
             cells.append("does not fit" if context in left_out else known)
         cells += [_cell(figures.get(f"prefill_{n}_tok_s"), ".0f") for n in prompts]
         cells.append(_share(figures.get(f"prefill_{prompts[-1]}_peak_share")))
-        cells += [_cell(_in_ms(follow_up.get(way)), ".1f") for way in ("scratch_seconds", "follow_up_seconds")]
+        cells += [_cell(_in_ms(prefix_reuse.get(way)), ".1f") for way in ("scratch_seconds", "reuse_seconds")]
         ratio = _ratio(row, c["name"], f"decode_at_{first}_tok_s")
         lines.append(_line([*cells, _NO_VALUE if ratio is None else f"{ratio:.2f}"]))
     if last != first:

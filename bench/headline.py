@@ -51,8 +51,8 @@ def reasons(quality: Row, decode: Row, server: Row) -> str:
     figures = next(c["figures"] for c in four["runners"] if c["name"] == own)
     short, long = min(four["contexts"]), max(four["contexts"])
     flat = figures[f"decode_{long}_over_{short}"]["median"]
-    state_mb = four["follow_up"]["state_file_bytes"] / 1e6
-    again = server["follow_up_photograph"]["client"]["times_faster"]["median"]
+    state_mb = four["prefix_reuse"]["state_file_bytes"] / 1e6
+    again = server["prefix_reuse_photo"]["client"]["speedup"]["median"]
     return "\n".join(
         [
             "* **It still answers like the float model, and proves it.** "

@@ -10,7 +10,7 @@ import click
 from rich.progress import Progress
 from rich.table import Table
 
-from cobra_edge.bench.results import check_name, keep
+from cobra_edge.bench.results import check_name, save_result
 from cobra_edge.bench.shapes import shape_named
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
@@ -87,7 +87,7 @@ def kernels(
         "machine": machine() | {"triton": _triton_version()},
     }
     default = "kernels-compiled" if gpu is None else f"gpu-kernels-{short_name(gpu.name)}"
-    file = keep(name or default, result)
+    file = save_result(name or default, result)
     if as_json:
         print_json(result)
     else:

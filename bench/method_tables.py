@@ -56,9 +56,9 @@ def _weights(result: Result) -> Cells:
     head += (
         f"{result['held_out_positions']} held-out positions. {result['outliers']:.0%} of the channels planted 20 to 60 times "
     )
-    head += f"louder; the loudest is {heard('in_proj', 'loudest')} times the median channel at in_proj and "
-    head += f"{heard('out_proj', 'loudest')} at out_proj, {heard('in_proj', 'loudest_rotated')} and "
-    head += f"{heard('out_proj', 'loudest_rotated')} behind the rotation."
+    head += f"louder; the outlier_ratio is {heard('in_proj', 'outlier_ratio')} times the median channel at in_proj and "
+    head += f"{heard('out_proj', 'outlier_ratio')} at out_proj, {heard('in_proj', 'outlier_ratio_rotated')} and "
+    head += f"{heard('out_proj', 'outlier_ratio_rotated')} behind the rotation."
     rows = [[r["method"], *(_share(error) for error in r["errors"].values())] for r in result["rows"]]
     return Cells(head, ["method", "in_proj", "x_proj", "out_proj", "whole layer"], rows)
 
@@ -74,25 +74,25 @@ def _activations(result: Result) -> Cells:
     for row in result["activations"]:
         clipped = "no" if row["clipped_at"] is None else f"{row['clipped_at']:g} %"
         cells = found.setdefault((row["form"], clipped), [])
-        cells += [_share(row[figure]) for figure in ("activations", "quiet", "with_codes")]
+        cells += [_share(row[figure]) for figure in ("activations", "inlier", "with_codes")]
     return Cells(head, columns, [[*key, *cells] for key, cells in found.items()])
 
 
 def _effort(result: Result) -> Cells:
     m, parts = result["machine"], result["calibration"]
-    streaming, finishing = (parts[f"{part}_seconds_a_layer"]["median"] for part in ("streaming", "finishing"))
+    streaming, finishing = (parts[f"{part}_seconds_per_layer"]["median"] for part in ("streaming", "finishing"))
     head = f"Time, on {m['processor']}, {result['threads']} threads, load average {result.get('load_average', NOT_MEASURED)}. "
     head += f"Statistics of a layer took {streaming + finishing:.0f} s for "
     head += f"{result['positions']} positions. Minutes are **extrapolated from {result['layers']} of {result['of_layers']} "
-    head += f"layers**, for {result['positions_of_minutes']} positions, embedding and head counted by their rows, images not "
+    head += f"layers**, for {result['extrapolated_positions']} positions, embedding and head counted by their rows, images not "
     head += f"counted; the goal is {MINUTES}. Peak resident memory of the measuring command was {result['peak_gib']:.1f} GiB, "
     head += f"{_judged(result['peak_gib'], GIB)} (goal {GIB}); commit {m['commit']}."
     columns = ["method", "quantize a layer, s", "calibrate, min", "quantize, min", "both, min", ""]
     rows = []
     for r in result["rows"]:
-        minutes = r["minutes_of_all_layers"]
+        minutes = r["total_minutes"]
         calibrate = f"{minutes['calibrate']:.0f}" if minutes["calibrate"] else _NO_VALUE
-        cells = [f"{r['seconds_a_layer']['median']:.1f}", calibrate, f"{minutes['quantize']:.1f}", f"{minutes['both']:.1f}"]
+        cells = [f"{r['seconds_per_layer']['median']:.1f}", calibrate, f"{minutes['quantize']:.1f}", f"{minutes['both']:.1f}"]
         rows.append([r["method"], *cells, _judged(minutes["both"], MINUTES)])
     return Cells(head, columns, rows)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cobra_edge.bench.results import check_name, keep
+from cobra_edge.bench.results import check_name, save_result
 from cobra_edge.bench.shapes import shape_named
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
@@ -60,15 +60,15 @@ def methods(shape: str, layers: int, positions: int, held_out: int, outliers: fl
         raise MachineError(f"bench.methods needs {error.name}; install it with: {install_hint('export')}") from error
     from cobra_edge.bench.machine import machine
 
-    from .method_errors import CONTENDERS
-    from .method_run import measure_methods
+    from .method_errors import VARIANTS
     from .method_terminal import methods_tables
+    from .methods_run import measure_methods
 
     with progress() as bar:
-        task = bar.add_task(f"methods on {shape}", total=layers * (1 + len(CONTENDERS)))
+        task = bar.add_task(f"methods on {shape}", total=layers * (1 + len(VARIANTS)))
         found = measure_methods(config, layers, positions, held_out, outliers, lambda: bar.advance(task))
     result = {"bench": "methods", "model": shape, "weights": "random", **found, "machine": machine()}
-    file = keep(name, result)
+    file = save_result(name, result)
     if as_json:
         print_json(result)
         return

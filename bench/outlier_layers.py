@@ -27,11 +27,11 @@ from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
 from cobra_edge.model.mamba import Block
 
 OUTLIERS = 0.03
-LOUD = (20.0, 60.0)
+OUTLIER_GAINS = (20.0, 60.0)
 _PREFIX = "backbone.layers.0."
 
 
-class PlantedLayer:
+class OutlierLayer:
     """The weights of one layer and a source of residual streams in front of it.
 
     Attributes:
@@ -53,8 +53,8 @@ class PlantedLayer:
         self._tensors = {name: self._drawn(name, shape) for name, shape in shapes.items()}
         gains = self._gains(config.d_inner, outliers)
         self._tensors[f"{_PREFIX}mixer.D"] = gains
-        self._loudness = self._gains(config.d_model, outliers)
-        self.loud = {"in_proj": (self._loudness > 1).numpy(), "out_proj": (gains > 1).numpy()}
+        self._gains_of_channels = self._gains(config.d_model, outliers)
+        self.outlier_channels = {"in_proj": (self._gains_of_channels > 1).numpy(), "out_proj": (gains > 1).numpy()}
         falling = torch.arange(1.0, config.d_model + 1).rsqrt()
         mixing = torch.randn(config.d_model, config.d_model, generator=self._random) * falling
         self._mixing = mixing / mixing.norm(dim=1, keepdim=True)
@@ -66,7 +66,7 @@ class PlantedLayer:
     def streams(self, positions: int) -> Tensor:
         """Draw residual streams, (positions, d_model) float32; every call draws others."""
         noise = torch.randn(positions, self.config.d_model, generator=self._random)
-        return (noise @ self._mixing.T).mul_(self._loudness)
+        return (noise @ self._mixing.T).mul_(self._gains_of_channels)
 
     def block(self, replaced: dict[str, np.ndarray] | None = None) -> Block:
         """Return the layer as a module, with other values (of the same shapes) in the place of those that are named."""
@@ -86,14 +86,14 @@ class PlantedLayer:
 
     def _gains(self, width: int, share: float) -> Tensor:
         """Return ones, and log-uniform gains for a share of the channels, (width,) float32."""
-        gains, low, high = torch.ones(width), *(math.log(bound) for bound in LOUD)
+        gains, low, high = torch.ones(width), *(math.log(bound) for bound in OUTLIER_GAINS)
         loud = torch.randperm(width, generator=self._random)[: round(share * width)]
         gains[loud] = torch.exp(low + (high - low) * torch.rand(len(loud), generator=self._random))
         return gains
 
 
-def loudest(x: np.ndarray) -> float:
-    """Return how many times louder the loudest channel of x (positions, n) is than the median one, by root mean square."""
+def outlier_ratio(x: np.ndarray) -> float:
+    """Return how many times louder the outlier_ratio channel of x (positions, n) is than the median one, by root mean square."""
     levels = np.sqrt((x * x).mean(axis=0))
     return float(levels.max() / np.median(levels))
 

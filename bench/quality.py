@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from cobra_edge.bench.results import check_name, keep
+from cobra_edge.bench.results import check_name, save_result
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.terminal.output import debug_option, main_of, print_json, results
@@ -37,7 +37,7 @@ def quality(peer_python: str, only: tuple[str, ...], name: str | None, as_json: 
         raise MachineError(f"bench.quality needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
     from cobra_edge.bench.machine import machine
 
-    from .quality_contest import known_labels, measure
+    from .quality_comparison import known_labels, measure
 
     for label in only:
         if label not in known_labels():
@@ -45,7 +45,7 @@ def quality(peer_python: str, only: tuple[str, ...], name: str | None, as_json: 
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), peer_python, only)
     result = {"bench": "quality", "model": "cobra-mini", **found, "machine": machine()}
-    file = keep(name, result)
+    file = save_result(name, result)
     if as_json:
         print_json(result)
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from cobra_edge.bench.results import keep
+from cobra_edge.bench.results import save_result
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import MachineError
 from cobra_edge.terminal.output import debug_option, main_of, print_json, results, stages
@@ -31,7 +31,7 @@ def regress(as_json: bool) -> None:
     with tempfile.TemporaryDirectory() as folder, stages() as on_step:
         found = suite_costs(Path(folder), on_step)
     result = {"bench": "regress", "model": "cobra-mini", **found, "machine": machine()}
-    file = keep("regress-cobra-mini", result)
+    file = save_result("regress-cobra-mini", result)
     if as_json:
         print_json(result)
         return

@@ -11,7 +11,7 @@ import click
 from rich.progress import Progress
 from rich.table import Table
 
-from cobra_edge.bench.results import check_name, keep
+from cobra_edge.bench.results import check_name, save_result
 from cobra_edge.bench.shapes import shape_named
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
@@ -97,7 +97,7 @@ def tiles(
         "rows": [_described(case, tried) for case, tried in found],
         "machine": machine(),
     }
-    file = keep(name or f"gpu-tiles-{short_name(gpu.name)}", result)
+    file = save_result(name or f"gpu-tiles-{short_name(gpu.name)}", result)
     if as_json:
         print_json(result)
         return

@@ -25,7 +25,7 @@ from cobra_edge.suite.reader import HELDOUT, images_of, read_suite
 from cobra_edge.vision.graph.emulation import open_emulated
 
 from .held_out import Answers, Questions, figures
-from .quality_contest import questions_of
+from .quality_comparison import questions_of
 
 
 def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ def vision_table(result: Row | None) -> str:
     """Return each precision of a shape as Markdown."""
     if result is None:
         return NOT_MEASURED
-    rate, machine = result["product_gflops_a_second"], result["machine"]
+    rate, machine = result["matmul_gflops_per_second"], result["machine"]
     head = (
         f"{result['shape']}, {result['gflops']:,.1f} GFLOP an image, {machine['processor']}, "
         f"{result['threads']} threads; a large float32 product: {_spread(rate, '.0f')} GFLOP/s; medians of "
@@ -35,7 +35,7 @@ def vision_table(result: Row | None) -> str:
         cells += [f"{row['write_seconds'] / 60:.1f}", f"{row['write_peak_gib']:.1f}"]
         if "latency_ms" in row:
             cells += [_spread(row["latency_ms"], ",.1f"), f"{row['times_fp32']['median']:.2f}"]
-            cells += [_spread(row["share_of_product_rate"], ".0%"), f"{row['run_peak_gib']:.2f}"]
+            cells += [_spread(row["share_of_matmul_rate"], ".0%"), f"{row['run_peak_gib']:.2f}"]
         else:
             cells += ["not on a CPU", *[NO_VALUE] * 3]
         lines.append(_line(cells))
@@ -100,7 +100,7 @@ def _full_goals(full: Row) -> Iterator[tuple[str, float, str, bool]]:
         yield "full size: int8 ≥ 1.5 × as fast as fp32 on a CPU", times, ".2f", times >= INT8_TIMES
         yield "full size: int8 about a quarter of fp32", size, ".1%", size <= INT8_SIZE
     if wide:
-        share = wide["share_of_product_rate"]["median"]
+        share = wide["share_of_matmul_rate"]["median"]
         yield "full size: fp32 at ≥ 60 % of a large product's rate", share, ".0%", share >= PRODUCT_SHARE
 
 

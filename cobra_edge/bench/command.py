@@ -18,13 +18,13 @@ from ..terminal.output import debug_option, figure, print_json, progress, result
 from ..terminal.usage import Group
 from .decode_command import decode
 from .end_to_end_command import end_to_end
-from .results import keep
+from .results import save_result
 from .serving_command import serve
 from .shapes import shape_named
 from .vision_command import vision
 
 # What measures the project and not a bundle is run in a checkout.
-LABORATORY = ("budgets", "coverage", "faults", "kernels", "methods", "predict", "quality", "regress", "tiles")
+LABORATORY = ("budgets", "fault_injection", "interval_coverage", "kernels", "methods", "predict", "quality", "regress", "tiles")
 
 
 class _Benches(Group):
@@ -80,7 +80,7 @@ def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_li
         "vision": manifest["vision"],
         "machine": machine(),
     }
-    file = keep(f"export-{shape}", result)
+    file = save_result(f"export-{shape}", result)
     if as_json:
         print_json(result)
         return

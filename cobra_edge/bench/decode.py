@@ -24,7 +24,7 @@ from ..environment.threads import default_threads
 from ..formats.recipe import matrix_names, quantized_scheme
 from .gate import check
 from .limits import Memory, peak_products, prefill_products
-from .prefix_reuse import measure_follow_up
+from .prefix_reuse import measure_prefix_reuse
 from .rounds import Figures, Round, described, in_turns, limits_of, prompt_figures, ratios, step_figures
 from .runners import Native, Runner, predictions_of
 from .startup import measure_startup
@@ -85,7 +85,7 @@ def measure_bundle(bundle: Bundle, plan: Plan, peer: AbstractContextManager[Runn
     distances = {form: check(bundle, options[form], plan.kernels, bar) for form in forms}
     startup = measure_startup(bundle, options[forms[0]], plan.kernels, bar)
     decoders = {form: CpuDecoder(bundle, options[form], plan.kernels) for form in forms}
-    follow_up = measure_follow_up(bundle, decoders[forms[0]], bar)
+    prefix_reuse = measure_prefix_reuse(bundle, decoders[forms[0]], bar)
     predictions = predictions_of(decoders[forms[0]], plan.contexts, bar)  # what is in a state changes no speed
     runners: list[Runner] = [Native(bundle, d, form, plan.team, predictions) for form, d in decoders.items()]
     with peer as opened:
@@ -108,7 +108,7 @@ def measure_bundle(bundle: Bundle, plan: Plan, peer: AbstractContextManager[Runn
         "peer": peer_name,
         "ratios": {} if peer_name is None else ratios(rounds, [c.name for c in runners[:-1]], peer_name),
         "startup": startup,
-        "follow_up": follow_up | {"activations": forms[0]},
+        "prefix_reuse": prefix_reuse | {"activations": forms[0]},
     }
 
 

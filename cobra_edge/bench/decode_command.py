@@ -11,8 +11,8 @@ import click
 from ..decode.decoder import ACTIVATIONS
 from ..inference.session_options import threads_option
 from ..terminal.output import debug_option, print_json, results
-from .decode_options import DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, Asked
-from .peers import PEERS
+from .decode_request import DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, DecodeRequest
+from .llamacpp_runner import PEERS
 from .results import check_name
 
 _CPU, _CUDA = DEFAULTS["cpu"], DEFAULTS["cuda"]
@@ -101,7 +101,7 @@ def decode(
     if name is not None:
         check_name(name)
     once = dict.fromkeys
-    asked = Asked(
+    asked = DecodeRequest(
         bundle,
         shape,
         tuple(once(schemes)),

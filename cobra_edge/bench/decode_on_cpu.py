@@ -17,20 +17,19 @@ from ..formats.scheme import scheme_named
 from ..terminal.output import progress
 from ..terminal.suggestions import near_matches
 from .decode import Plan, measure_bundle
-from .decode_options import BUNDLES, DEFAULT_SHAPE, DEFAULTS, Asked
+from .decode_request import BUNDLES, DEFAULT_SHAPE, DEFAULTS, DecodeRequest
 from .decode_tables import decode_tables
+from .llamacpp_runner import PEERS, SCRIPT, LlamaCppFiles
 from .machine import machine
-from .peers import PEERS, SCRIPT, LlamaCppFiles
 from .random_bundle import random_bundle
-from .results import keep
 from .runners import Runner
 from .shapes import shape_named
 
-Opponent = AbstractContextManager["Runner | None"]
+PeerContext = AbstractContextManager["Runner | None"]
 
 
 def measured_on_cpu(
-    asked: Asked, threads: int | None, activations: tuple[str, ...], peer_python: str
+    asked: DecodeRequest, threads: int | None, activations: tuple[str, ...], peer_python: str
 ) -> tuple[dict[str, Any], Path, Iterator[Table]]:
     """Measure the native decoder.
 
@@ -71,7 +70,7 @@ def measured_on_cpu(
         "rows": rows,
         "machine": machine(),
     }
-    file = keep(asked.name or (f"cpu-decode-{model}" if asked.bundle else "cpu-decode"), result)
+    file = save_result(asked.name or (f"cpu-decode-{model}" if asked.bundle else "cpu-decode"), result)
     return result, file, decode_tables(result)
 
 
@@ -95,14 +94,16 @@ def _peer(peers: tuple[str, ...]) -> str | None:
     return peers[0] if peers else None
 
 
-def _of_bundle(asked: Asked) -> Iterator[tuple[Bundle, Opponent]]:
+def _of_bundle(asked: DecodeRequest) -> Iterator[tuple[Bundle, PeerContext]]:
     """Yield the one bundle. Raises InputError for options that are of random weights."""
     asked.check_bundle()
     assert asked.bundle is not None
     yield Bundle.open(asked.bundle), nullcontext()
 
 
-def _of_shape(asked: Asked, plan: Plan, peer: str | None, peer_python: str, bar: Progress) -> Iterator[tuple[Bundle, Opponent]]:
+def _of_shape(
+    asked: DecodeRequest, plan: Plan, peer: str | None, peer_python: str, bar: Progress
+) -> Iterator[tuple[Bundle, PeerContext]]:
     """Yield a random bundle and its opponent for each scheme; all names are checked before the first."""
     shape = asked.shape or DEFAULT_SHAPE
     mamba = shape_named(shape).mamba
@@ -112,7 +113,7 @@ def _of_shape(asked: Asked, plan: Plan, peer: str | None, peer_python: str, bar:
         files.check(bits.values())
     for scheme in bits:
         opened = random_bundle(mamba, scheme, BUNDLES / f"bench-{shape}-{scheme}", bar)
-        opponent: Opponent = nullcontext()
+        opponent: PeerContext = nullcontext()
         if files is not None:
             file, file_type = files.file(bits[scheme], bar)
             opponent = files.opened(file, file_type, plan.team, plan.contexts[0])

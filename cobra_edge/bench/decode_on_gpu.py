@@ -17,16 +17,15 @@ from ..errors import InputError, MachineError
 from ..formats.scheme import scheme_named
 from ..terminal.output import progress
 from ..terminal.suggestions import near_matches
-from .decode_options import BUNDLES, DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, Asked
+from .decode_request import BUNDLES, DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, DecodeRequest
 from .gpu_tables import gpu_tables
 from .machine import machine
 from .random_bundle import random_bundle
-from .results import keep
 from .shapes import shape_named
 
 
 def measured_on_gpu(
-    asked: Asked, threads: int | None, activations: tuple[str, ...]
+    asked: DecodeRequest, threads: int | None, activations: tuple[str, ...]
 ) -> tuple[dict[str, Any], Path, Iterator[Table]]:
     """Measure on this machine's GPU.
 
@@ -84,11 +83,11 @@ def measured_on_gpu(
         "machine": machine(),
     }
     usual_name = f"gpu-decode-{short_name(gpu.name)}" + (f"-{model}" if asked.bundle else "")
-    file = keep(asked.name or usual_name, result)
+    file = save_result(asked.name or usual_name, result)
     return result, file, gpu_tables(result)
 
 
-def _bundles(asked: Asked, bar: Progress) -> Iterator[Bundle]:
+def _bundles(asked: DecodeRequest, bar: Progress) -> Iterator[Bundle]:
     """Yield the bundle that was named, or one of random weights for each scheme."""
     if asked.bundle is not None:
         yield Bundle.open(asked.bundle)

@@ -59,7 +59,7 @@ def _speed(model: str, row: dict[str, Any]) -> Table:
 
 
 def _beside(row: dict[str, Any]) -> Table:
-    limits, startup, follow_up = row["limits"], row["startup"], row["follow_up"]
+    limits, startup, prefix_reuse = row["limits"], row["startup"], row["prefix_reuse"]
     table = Table(title=cell(f"{row['scheme']}: limits, opening, follow-up"), title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -72,8 +72,8 @@ def _beside(row: dict[str, Any]) -> Table:
     table.add_row("opening again, s", figure(startup["open_seconds"]))
     table.add_row("peak resident memory", megabytes(startup["peak_bytes"]))
     table.add_row("its limit", megabytes(startup["limit_bytes"]))
-    asked = f"{follow_up['visual_tokens']} + {follow_up['question_tokens']} tokens"
-    table.add_row(f"first token from scratch, {asked}, s", figure_cell("", follow_up["scratch_seconds"]))
-    table.add_row("first token from the image's state, s", figure_cell("", follow_up["follow_up_seconds"]))
-    table.add_row("times faster (decoder alone)", figure_cell("", follow_up["times_faster"]))
+    asked = f"{prefix_reuse['visual_tokens']} + {prefix_reuse['question_tokens']} tokens"
+    table.add_row(f"first token from scratch, {asked}, s", figure_cell("", prefix_reuse["scratch_seconds"]))
+    table.add_row("first token from the image's state, s", figure_cell("", prefix_reuse["reuse_seconds"]))
+    table.add_row("times faster (decoder alone)", figure_cell("", prefix_reuse["speedup"]))
     return table

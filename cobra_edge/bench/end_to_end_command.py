@@ -15,7 +15,7 @@ from ..decode.processor import processor_name
 from ..inference.session import Session
 from ..terminal.output import cell, debug_option, print_json, progress, results
 from .decode_tables import figure_cell
-from .results import check_name, keep
+from .results import check_name, save_result
 
 # Cobra-3.5B on an A100 80GB, one image, 256 tokens, encoding included: arXiv 2403.14520.
 PUBLISHED_TOK_S = 166.5
@@ -28,7 +28,7 @@ PUBLISHED_TOK_S = 166.5
 @click.option("--vision-runtime", default="auto", show_default=True, help="What runs the vision graph.")
 @click.option("--new-tokens", type=click.IntRange(2), default=256, show_default=True, help="Of each answer.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often.")
-@click.option("--weights", default="its own", show_default=True, help="Whose weights they are, for the result: random, say.")
+@click.option("--weights", default="trained", show_default=True, help="Whose weights they are, for the result: random, say.")
 @click.option("--name", help="Of the file in bench/results. Default: gpu-end-to-end-GPU or cpu-end-to-end, and the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @debug_option
@@ -72,7 +72,7 @@ def end_to_end(
         "published_tok_s": PUBLISHED_TOK_S,
         "machine": machine(),
     }
-    file = keep(name or (f"gpu-end-to-end-{short}-{model}" if on_gpu else f"cpu-end-to-end-{model}"), result)
+    file = save_result(name or (f"gpu-end-to-end-{short}-{model}" if on_gpu else f"cpu-end-to-end-{model}"), result)
     if as_json:
         print_json(result)
         return

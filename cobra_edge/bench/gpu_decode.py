@@ -24,7 +24,7 @@ from .gpu_gate import check_on_gpu, plain_decoder
 from .gpu_peers import GPU_PEERS
 from .gpu_runners import GpuRunner, Ours, enough_memory, with_memory
 from .limits import prefill_products
-from .prefix_reuse import kept_as_copy, measure_follow_up
+from .prefix_reuse import copy_state, measure_prefix_reuse
 from .roofline import launches_per_token, weights_read_bytes
 from .rounds import Figures, Round, described, in_turns, limits_of, prompt_figures, ratios, step_figures
 from .runners import predictions_of
@@ -132,12 +132,12 @@ def _ours(bundle: Bundle, plan: GpuPlan, gpu: Gpu, bar: Progress) -> _Opened:
     bar.advance(task)
     distances = check_on_gpu(opened[0], plain_decoder(bundle), half_steps=not own)
     bar.advance(task)
-    follow_up = measure_follow_up(bundle, opened[0], bar, kept_as_copy) if own else None
+    prefix_reuse = measure_prefix_reuse(bundle, opened[0], bar, copy_state) if own else None
     facts = {
         "scheme": recipe.scheme,
         "relative_rms_from_numpy": distances,
         "launches_per_token": launches_per_token(model.mamba, recipe) if own else None,
-        "follow_up": follow_up,
+        "prefix_reuse": prefix_reuse,
     }
     return _Opened(runner, memory | facts, own)
 

@@ -62,11 +62,13 @@ def _beside(result: dict[str, Any], row: dict[str, Any]) -> Table:
             table.add_row(cell(f"{name}: distance from numpy, tokens {way}"), figure(distance))
         for context in c.get("contexts_without_memory", []):
             table.add_row(cell(f"{name}: at {context}"), "left out, its keys and values do not fit the GPU")
-        follow_up = c.get("follow_up")
-        if follow_up:
-            asked = f"{follow_up['visual_tokens']} + {follow_up['question_tokens']} tokens"
-            table.add_row(cell(f"{name}: first token from scratch, {asked}, s"), figure_cell("", follow_up["scratch_seconds"]))
+        prefix_reuse = c.get("prefix_reuse")
+        if prefix_reuse:
+            asked = f"{prefix_reuse['visual_tokens']} + {prefix_reuse['question_tokens']} tokens"
             table.add_row(
-                cell(f"{name}: first token from the image's state, s"), figure_cell("", follow_up["follow_up_seconds"])
+                cell(f"{name}: first token from scratch, {asked}, s"), figure_cell("", prefix_reuse["scratch_seconds"])
+            )
+            table.add_row(
+                cell(f"{name}: first token from the image's state, s"), figure_cell("", prefix_reuse["reuse_seconds"])
             )
     return table

@@ -26,22 +26,22 @@ _ROUNDS = 3
 
 
 # Takes a state, a directory and the model's sizes; returns what gives the state back, and the bytes it is kept in.
-Keeper = Callable[[DecoderState, Path, MambaConfig], tuple[Callable[[], DecoderState], int]]
+StateStore = Callable[[DecoderState, Path, MambaConfig], tuple[Callable[[], DecoderState], int]]
 
 
-def kept_in_file(seen: DecoderState, folder: Path, config: MambaConfig) -> tuple[Callable[[], DecoderState], int]:
+def save_state(seen: DecoderState, folder: Path, config: MambaConfig) -> tuple[Callable[[], DecoderState], int]:
     """Keep a state as a file, which is read and checked for every question."""
     file = folder / "image.safetensors"
     seen.save(file)
     return lambda: DecoderState.load(file, config), file.stat().st_size
 
 
-def kept_as_copy(seen: DecoderState, _folder: Path, _config: MambaConfig) -> tuple[Callable[[], DecoderState], int]:
+def copy_state(seen: DecoderState, _folder: Path, _config: MambaConfig) -> tuple[Callable[[], DecoderState], int]:
     """Keep a state where it is, and copy it for every question."""
     return seen.copy, 0
 
 
-def measure_follow_up(bundle: Bundle, decoder: Decoder, bar: Progress, keep: Keeper = kept_in_file) -> dict[str, Any]:
+def measure_prefix_reuse(bundle: Bundle, decoder: Decoder, bar: Progress, keep: StateStore = save_state) -> dict[str, Any]:
     """Time the first token of an answer both ways, taking turns.
 
     Args:
@@ -63,7 +63,7 @@ def measure_follow_up(bundle: Bundle, decoder: Decoder, bar: Progress, keep: Kee
     seen = decoder.new_state()
     decoder.prefill(image, seen)
     task = bar.add_task("follow-up questions", total=_ROUNDS)
-    seconds: dict[str, list[float]] = {"scratch": [], "follow_up": []}
+    seconds: dict[str, list[float]] = {"scratch": [], "prefix_reuse": []}
     with tempfile.TemporaryDirectory() as folder:
         restored, kept_bytes = keep(seen, Path(folder), decoder.config)
 
@@ -71,10 +71,10 @@ def measure_follow_up(bundle: Bundle, decoder: Decoder, bar: Progress, keep: Kee
             rows = np.concatenate([image, decoder.embed(question)])
             return int(decoder.prefill(rows, decoder.new_state()).argmax())
 
-        def follow_up() -> int:
+        def prefix_reuse() -> int:
             return int(decoder.prefill(decoder.embed(question), restored()).argmax())
 
-        ways: dict[str, Callable[[], int]] = {"scratch": scratch, "follow_up": follow_up}
+        ways: dict[str, Callable[[], int]] = {"scratch": scratch, "prefix_reuse": prefix_reuse}
         for index in range(_ROUNDS):
             tokens = set()
             for way in list(ways) if index % 2 == 0 else list(reversed(ways)):
@@ -93,6 +93,6 @@ def measure_follow_up(bundle: Bundle, decoder: Decoder, bar: Progress, keep: Kee
         "state_file_bytes": kept_bytes,
         "part": "decoder; the vision tower's time comes on top of scratch only",
         "scratch_seconds": spread(seconds["scratch"]),
-        "follow_up_seconds": spread(seconds["follow_up"]),
-        "times_faster": spread([a / b for a, b in zip(seconds["scratch"], seconds["follow_up"], strict=True)]),
+        "reuse_seconds": spread(seconds["prefix_reuse"]),
+        "speedup": spread([a / b for a, b in zip(seconds["scratch"], seconds["prefix_reuse"], strict=True)]),
     }

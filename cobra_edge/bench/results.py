@@ -21,7 +21,7 @@ def check_name(name: str) -> None:
         raise InputError(f"{name!r} is no name for a result; expected letters, digits, '.', '_', '+' and '-'")
 
 
-def keep(name: str, result: dict[str, Any]) -> Path:
+def save_result(name: str, result: dict[str, Any]) -> Path:
     """Write a result as bench/results/NAME.json, whole or not at all; returns the file."""
     check_name(name)
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
 from ..formats.targets import target_named
 from ..terminal.output import cell, debug_option, print_json, progress, results, stages
-from .results import check_name, keep
+from .results import check_name, save_result
 from .serving_figures import measures
 from .serving_memory import SAMPLE_EVERY
 from .shapes import shape_named
@@ -87,13 +87,13 @@ def serve(
     result = {
         "bench": "serve",
         "model": model,
-        "weights": "random" if random else "its own",
+        "weights": "random" if random else "trained",
         "scheme": manifest.recipe.scheme,
         **found,
         "server": {package: version_of(package) for package in ("fastapi", "uvicorn")},
         "machine": machine(),
     }
-    file = keep(name or f"serve-{model}", result)
+    file = save_result(name or f"serve-{model}", result)
     if as_json:
         print_json(result)
         return
@@ -110,9 +110,9 @@ def _measured(
     directory: Path, parts: tuple[str, ...], rounds: int | None, large: bool, load: tuple[int, float, int]
 ) -> dict[str, Any]:
     from .serving_client import image_url, photograph_url
-    from .serving_follow_up import measure_follow_up
     from .serving_load import measure_load, measure_shutdown
     from .serving_memory import measure_memory
+    from .serving_prefix_reuse import measure_prefix_reuse
 
     (clients, seconds, requests), found = load, dict[str, Any]()
     with stages() as on_step:
@@ -120,8 +120,8 @@ def _measured(
             count = rounds or (3 if large else 15)
             # A large model reads an image for seconds on a CPU, and what random weights say is no better for being longer.
             checked, tokens = (1, 2) if large else (count + 1, 48)
-            for name, image in (("follow_up", image_url), ("follow_up_photograph", photograph_url)):
-                found[name] = measure_follow_up(directory, image, count, checked, tokens, on_step)
+            for name, image in (("prefix_reuse", image_url), ("prefix_reuse_photo", photograph_url)):
+                found[name] = measure_prefix_reuse(directory, image, count, checked, tokens, on_step)
         if "load" in parts:
             found["load"] = measure_load(directory, clients, seconds, max(1, clients // 2), on_step)
         if "memory" in parts:

@@ -13,7 +13,7 @@ _NO_VALUE = "–"
 TIMES_FASTER = {"cobra-mini": 10.0, "cobra-3b": 20.0}
 
 # What is asked about, by the part of a result.
-_WHAT = {"follow_up": "a small image (112 × 112)", "follow_up_photograph": "a photograph (1280 × 720, JPEG)"}
+_WHAT = {"prefix_reuse": "a small image (112 × 112)", "prefix_reuse_photo": "a photograph (1280 × 720, JPEG)"}
 
 Result = dict[str, Any]
 
@@ -54,14 +54,14 @@ def measures(result: Result) -> dict[str, str]:
 
 
 def _measures(result: Result) -> Iterator[tuple[str, str]]:
-    for what, follow_up in _follow_ups(result):
-        timed = follow_up["client"]
+    for what, prefix_reuse in _prefix_reuses(result):
+        timed = prefix_reuse["client"]
         yield f"first question about {what}, to its first token, ms", _spread(timed["first_ms"])
         yield f"second question about {what}, ms", _spread(timed["second_ms"])
-        yield f"times sooner, {what}", _spread(timed["times_faster"])
-        yield f"times sooner by the server's own clock, {what}", _spread(follow_up["server"]["times_faster"])
-    if "follow_up" in result:
-        yield "a request that asks nothing, a part of each, ms", _spread(result["follow_up"]["http_ms"])
+        yield f"times sooner, {what}", _spread(timed["speedup"])
+        yield f"times sooner by the server's own clock, {what}", _spread(prefix_reuse["server"]["speedup"])
+    if "prefix_reuse" in result:
+        yield "a request that asks nothing, a part of each, ms", _spread(result["prefix_reuse"]["http_ms"])
     if load := result.get("load"):
         what = f"{load['clients']} clients, {load['seconds']:.0f} s"
         yield f"{what}: answers a second", f"{load['requests_per_s']:.1f}"
@@ -90,15 +90,15 @@ def _name(result: Result) -> str:
     return f"{result['model']}{weights}, {result['scheme']}"
 
 
-def _follow_ups(result: Result) -> list[tuple[str, Result]]:
+def _prefix_reuses(result: Result) -> list[tuple[str, Result]]:
     return [(what, result[part]) for part, what in _WHAT.items() if part in result]
 
 
-def _times(follow_up: Result | None, least: float) -> str:
+def _times(prefix_reuse: Result | None, least: float) -> str:
     """Say how many times sooner by the client's clock, which is judged, and by the server's."""
-    if follow_up is None:
+    if prefix_reuse is None:
         return NOT_MEASURED
-    times, own = (follow_up[clock]["times_faster"]["median"] for clock in ("client", "server"))
+    times, own = (prefix_reuse[clock]["speedup"]["median"] for clock in ("client", "server"))
     return f"{times:.1f}, {'reached' if times >= least else '**missed**'} ({own:.1f} by the server's own clock)"
 
 

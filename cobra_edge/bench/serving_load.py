@@ -15,9 +15,9 @@ import numpy as np
 
 from ..errors import MachineError
 from .serving_client import NO_RESPONSE, Reply, ask, client
-from .serving_follow_up import Step
-from .serving_mix import Asker, Images
+from .serving_prefix_reuse import Step
 from .serving_process import Server, served
+from .serving_workload import Images, SimulatedClient
 from .spread import spread
 
 KNOWN_IMAGES = 16
@@ -55,14 +55,14 @@ async def _loaded(server: Server, clients: int, seconds: float) -> tuple[list[Re
     began = time.perf_counter()
 
     async def one(number: int) -> None:
-        asker = Asker(images, random.Random(number))
+        simulated_client = SimulatedClient(images, random.Random(number))
         while time.perf_counter() - began < seconds:
-            question = asker.next()
+            question = simulated_client.next()
             reply = await ask(connections, model, question)
-            asker.heard(question, reply)
+            simulated_client.record(question, reply)
             replies.append(reply)
             if reply.status == 429 and reply.retry_after is not None:
-                wait = reply.retry_after * (1 + asker.random.uniform(0, _JITTER))
+                wait = reply.retry_after * (1 + simulated_client.random.uniform(0, _JITTER))
                 await asyncio.sleep(min(wait, max(0.0, seconds - (time.perf_counter() - began))))
             elif not reply.answered:
                 return  # found out below
@@ -156,9 +156,9 @@ async def _ended(server: Server, clients: int) -> tuple[list[Reply], float, floa
     answered = asyncio.Event()
 
     async def one(number: int) -> None:
-        asker = Asker(images, random.Random(number), _LONG_TOKENS)
+        simulated_client = SimulatedClient(images, random.Random(number), _LONG_TOKENS)
         while True:
-            reply = await ask(connections, model, asker.next())
+            reply = await ask(connections, model, simulated_client.next())
             replies.append(reply)
             if len(replies) > clients:
                 answered.set()

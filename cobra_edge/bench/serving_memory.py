@@ -13,10 +13,10 @@ import numpy as np
 
 from ..errors import MachineError
 from .serving_client import Reply, ask, client
-from .serving_follow_up import Step
 from .serving_load import described
-from .serving_mix import Asker, Images
+from .serving_prefix_reuse import Step
 from .serving_process import Resident, Server, served
+from .serving_workload import Images, SimulatedClient
 
 WARM_UP = 100
 SAMPLE_EVERY = 100
@@ -50,21 +50,21 @@ def measure_memory(bundle: Path, requests: int, on_step: Step) -> dict[str, Any]
 async def _sampled(server: Server, requests: int, on_step: Step) -> tuple[list[tuple[int, Resident]], list[Reply]]:
     """Return what was resident after how many requests, and all replies."""
     model, images, total = server.model(), Images(_KNOWN_IMAGES), WARM_UP + requests
-    askers = [Asker(images, random.Random(number), _MAX_TOKENS) for number in range(_CLIENTS)]
+    simulated_clients = [SimulatedClient(images, random.Random(number), _MAX_TOKENS) for number in range(_CLIENTS)]
     samples: list[tuple[int, Resident]] = []
     replies: list[Reply] = []
 
-    async def some(asker: Asker, count: int) -> None:
+    async def some(simulated_client: SimulatedClient, count: int) -> None:
         for _ in range(count):
-            question = asker.next()
+            question = simulated_client.next()
             reply = await ask(connections, model, question)
-            asker.heard(question, reply)
+            simulated_client.record(question, reply)
             replies.append(reply)
 
     async with client(server.url, _CLIENTS) as connections:
         while len(replies) < total:
             size = WARM_UP if not samples else SAMPLE_EVERY
-            await asyncio.gather(*(some(asker, size // _CLIENTS) for asker in askers))
+            await asyncio.gather(*(some(simulated_client, size // _CLIENTS) for simulated_client in simulated_clients))
             samples.append((len(replies), server.resident()))
             on_step("memory", len(replies), total)
     return samples, replies

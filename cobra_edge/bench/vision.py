@@ -67,13 +67,13 @@ def measure_vision(
         if row["precision"] in latencies:
             seconds = latencies[row["precision"]]
             shares = [flops / s / p for s, p in zip(seconds, products, strict=True)]
-            row |= {"latency_ms": spread([1e3 * s for s in seconds]), "share_of_product_rate": spread(shares)}
+            row |= {"latency_ms": spread([1e3 * s for s in seconds]), "share_of_matmul_rate": spread(shares)}
             if "fp32" in latencies:
                 row["times_fp32"] = spread([a / b for a, b in zip(latencies["fp32"], seconds, strict=True)])
     return {
         "shape": shape,
         "gflops": round(flops / 1e9, 1),
-        "product_gflops_a_second": {k: round(v / 1e9, 1) for k, v in best.items()},
+        "matmul_gflops_per_second": {k: round(v / 1e9, 1) for k, v in best.items()},
         "threads": torch.get_num_threads(),
         "rounds": rounds,
         "rows": rows,

@@ -15,7 +15,7 @@ from ..errors import InputError, MachineError
 from ..formats.precision import PRECISIONS
 from ..formats.targets import target_named
 from ..terminal.output import debug_option, print_json, results, tell
-from .results import check_name, keep
+from .results import check_name, save_result
 from .shapes import shape_named
 
 Judge = Callable[[list[Path], Callable[[str], None]], list[dict[str, Any]]]
@@ -107,7 +107,7 @@ def measure_and_keep(
         if judge is not None:
             found["answers"] = judge([Path(folder) / p for p in chosen], tell)
     result = {"bench": "vision", **found, "machine": machine()}
-    file = keep(name, result)
+    file = save_result(name, result)
     if as_json:
         print_json(result)
         return
@@ -134,7 +134,7 @@ def _terminal_table(result: dict[str, Any]) -> Table:
         timed = "latency_ms" in row
         cells = [f"{row['bytes'] / 1e6:,.1f}", f"{row['latency_ms']['median']:,.1f}" if timed else "not on a CPU"]
         cells += [
-            f"{row['share_of_product_rate']['median']:.0%}" if timed else "",
+            f"{row['share_of_matmul_rate']['median']:.0%}" if timed else "",
             f"{row['run_peak_gib']:.2f}" if timed else "",
         ]
         cells += [f"{row['parity']['projector']:.1e}", f"{row['write_seconds']:.0f}"]

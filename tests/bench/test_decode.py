@@ -15,9 +15,9 @@ from bench import figures
 from cobra_edge.bench import command as commands
 from cobra_edge.bench import gate, limits
 from cobra_edge.bench.llamacpp import main as child_main
-from cobra_edge.bench.peers import LlamaCppFiles, started
+from cobra_edge.bench.llamacpp_runner import LlamaCppFiles, started
 from cobra_edge.bench.random_bundle import random_bundle
-from cobra_edge.bench.results import keep
+from cobra_edge.bench.results import save_result
 from cobra_edge.bench.rounds import Round, in_turns, limits_of, ratios
 from cobra_edge.bench.spread import spread
 from cobra_edge.bundle.reader import MANIFEST, Bundle
@@ -242,7 +242,7 @@ def test_decode_from_end_to_end(tmp_path, monkeypatch, capsys):
     for row in (four, half):
         assert row["peer"] is None and row["ratios"] == {} and row["threads"] == 1
         assert row["startup"]["peak_bytes"] > 1 << 20 and row["startup"]["open_seconds"] > 0
-        assert row["follow_up"]["times_faster"]["median"] > 1
+        assert row["prefix_reuse"]["speedup"]["median"] > 1
         for runner in row["runners"]:
             assert runner["kernels"] == "scalar"
             wanted = {"decode_at_8_tok_s", "decode_at_8_share", "decode_32_over_8", "prefill_16_tok_s", "prefill_16_macs_per_s"}
@@ -280,9 +280,9 @@ def test_a_peer_takes_turns_and_only_int8_products_have_a_share_of_the_peak(tiny
 
 def test_a_result_is_whole_or_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    keep("x", {"a": 1})
+    save_result("x", {"a": 1})
     with pytest.raises(TypeError):
-        keep("x", {"a": object()})
+        save_result("x", {"a": object()})
     assert json.loads(Path("bench/results/x.json").read_text()) == {"a": 1}
     assert os.listdir("bench/results") == ["x.json"]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cobra_edge.bench import command as commands
-from cobra_edge.bench import decode_options as asked_decode
+from cobra_edge.bench import decode_request as asked_decode
 from cobra_edge.bench import gpu as gpu
 from cobra_edge.bench import gpu_decode as gpu_decode
 from cobra_edge.bench import gpu_gate as gpu_gate
@@ -333,8 +333,9 @@ def test_a_contest_from_end_to_end(tmp_path, monkeypatch, capsys, here, mamba_ss
     assert row["ratios"]["transformer fp16"][ours[1]].keys() == {"decode_at_4_tok_s", "decode_at_9_tok_s"}
     for name in ours:
         assert by_name[name]["figures"].keys() >= {"decode_at_9_share", "decode_9_over_4", "prefill_8_peak_share"}
-        assert by_name[name]["follow_up"]["times_faster"]["median"] > 0 and by_name[name]["launches_per_token"] == 28
+        assert by_name[name]["prefix_reuse"]["speedup"]["median"] > 0 and by_name[name]["launches_per_token"] == 28
     assert (
-        by_name["cobra_edge bnb-nf4"]["follow_up"] is None and "decode_at_9_tok_s" not in by_name["mamba-ssm fp16"]["figures"]
+        by_name["cobra_edge bnb-nf4"]["prefix_reuse"] is None
+        and "decode_at_9_tok_s" not in by_name["mamba-ssm fp16"]["figures"]
     )
     assert row["limits"]["peak_macs_per_s"].keys() == {"float16"} and by_name[ours[0]]["peak_bytes"] is None

@@ -21,11 +21,11 @@ from cobra_edge.bench import serving_command as serving_command
 from cobra_edge.bench import serving_memory
 from cobra_edge.bench.serving_client import Question, Reply, ask, client, image_url, photograph_url
 from cobra_edge.bench.serving_figures import measures, serving_goals_table, serving_table
-from cobra_edge.bench.serving_follow_up import FIRST, SECOND, Pair, check, summary
 from cobra_edge.bench.serving_load import check_shutdown, load_summary, tail
 from cobra_edge.bench.serving_memory import memory_summary, slope
-from cobra_edge.bench.serving_mix import KINDS, Asker, Images
+from cobra_edge.bench.serving_prefix_reuse import FIRST, SECOND, Pair, check, summary
 from cobra_edge.bench.serving_process import Resident, served
+from cobra_edge.bench.serving_workload import KINDS, Images, SimulatedClient
 from cobra_edge.errors import MachineError
 from cobra_edge.terminal.output import run_command
 
@@ -119,18 +119,18 @@ def test_images_differ_by_number_alone() -> None:
 
 
 def test_a_client_asks_all_kinds_and_goes_on_only_from_whole_answers() -> None:
-    asker = Asker(Images(2), random.Random(0))
+    simulated_client = SimulatedClient(Images(2), random.Random(0))
     seen = set()
     for number in range(200):
-        question = asker.next()
+        question = simulated_client.next()
         assert all(answer != "lost" for _, answer in question.before)
         seen.add((question.image is None, bool(question.before), question.stream))
-        asker.heard(question, Reply(200, text="kept") if number % 2 else Reply(429, text="lost", retry_after=1.0))
+        simulated_client.record(question, Reply(200, text="kept") if number % 2 else Reply(429, text="lost", retry_after=1.0))
     assert len(seen) == 2**3 and len(KINDS) == 4
 
 
 def test_the_same_seed_asks_the_same() -> None:
-    one, two = (Asker(Images(2), random.Random(5)) for _ in range(2))
+    one, two = (SimulatedClient(Images(2), random.Random(5)) for _ in range(2))
     assert [one.next() for _ in range(20)] == [two.next() for _ in range(20)]
 
 
@@ -149,7 +149,7 @@ def pairs(count: int, remembering: bool, first: float = 100.0, second: float = 1
 def test_follow_ups_are_compared_within_a_round() -> None:
     check(pairs(3, True), pairs(2, False))
     kept = summary(pairs(3, True), 2)
-    assert kept["client"]["times_faster"] == {"median": 10.1, "low": 10.0, "high": 10.2}
+    assert kept["client"]["speedup"] == {"median": 10.1, "low": 10.0, "high": 10.2}
     assert kept["server"]["first_ms"]["high"] == 100.0 and kept["rounds"] == 3
     assert kept["http_ms"] == {"median": 3.0, "low": 3.0, "high": 3.0}
 
@@ -257,14 +257,14 @@ def result(model: str, times: float) -> dict[str, Any]:
     clock = {
         "first_ms": {"median": 100.0, "low": 90.0, "high": 110.0},
         "second_ms": {"median": 100 / times, "low": 1.0, "high": 2.0},
-        "times_faster": {"median": times, "low": times, "high": times},
+        "speedup": {"median": times, "low": times, "high": times},
     }
     machine = {"processor": "CPU", "cores": 2, "commit": "c0ffee"}
     return {
         "model": model,
-        "weights": "random" if model == "cobra-3b" else "its own",
+        "weights": "random" if model == "cobra-3b" else "trained",
         "scheme": "w4a16-g128",
-        "follow_up": {"client": clock, "server": clock, "http_ms": {"median": 2.0, "low": 1.0, "high": 3.0}},
+        "prefix_reuse": {"client": clock, "server": clock, "http_ms": {"median": 2.0, "low": 1.0, "high": 3.0}},
         "machine": machine,
     }
 
@@ -336,8 +336,8 @@ def test_a_short_run(mini_bundle, tmp_path, monkeypatch, capsys) -> None:
     assert run_command(commands.command, ["serve", str(mini_bundle("w4a16-g128")), *short, *parts]) == 0
     assert "kept: bench/results/try.json" in capsys.readouterr().out
     kept = json.loads((tmp_path / "bench" / "results" / "try.json").read_text())
-    assert kept["model"] == "cobra-mini" and kept["follow_up"]["questions"] == [FIRST, SECOND]
-    assert kept["follow_up"]["client"]["times_faster"]["median"] > 0 and kept["follow_up"]["rounds"] == 1
+    assert kept["model"] == "cobra-mini" and kept["prefix_reuse"]["questions"] == [FIRST, SECOND]
+    assert kept["prefix_reuse"]["client"]["speedup"]["median"] > 0 and kept["prefix_reuse"]["rounds"] == 1
     assert set(kept["load"]["statuses"]) <= {"200", "429"} and kept["load"]["requests_per_s"] > 0
     assert kept["shutdown"]["exit_code"] == 0 and kept["shutdown"]["rounds"] == 1 and "memory" not in kept
     assert all(isinstance(value, str) for value in measures(kept).values())

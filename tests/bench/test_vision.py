@@ -49,7 +49,7 @@ def test_a_precision_is_measured_and_told(tmp_path):
     found = measure_vision("cobra-mini", ("fp32", "bf16"), (), "rtx-4090", 2, tmp_path, steps.append)
     wide, narrow = found["rows"]
     assert wide["bytes"] == (tmp_path / "fp32" / "vision.onnx").stat().st_size and wide["parity"]["projector"] < 1e-5
-    assert wide["latency_ms"]["low"] <= wide["latency_ms"]["median"] and 0 < wide["share_of_product_rate"]["median"] < 1.2
+    assert wide["latency_ms"]["low"] <= wide["latency_ms"]["median"] and 0 < wide["share_of_matmul_rate"]["median"] < 1.2
     assert 0.03 < wide["run_peak_gib"] < wide["write_peak_gib"] < 4
     assert narrow["bytes"] < 0.6 * wide["bytes"] and "latency_ms" not in narrow
     assert steps[0] == "fp32: write" and steps[-1] == "latency in turns"
@@ -62,7 +62,7 @@ def test_a_precision_is_measured_and_told(tmp_path):
 def test_goals_are_judged_by_what_was_measured():
     spread = {"median": 1.4, "low": 1.0, "high": 1.6}
     row = {"precision": "int8", "bytes": 30, "times_fp32": spread, "parity": {"projector": 0.02}}
-    wide = {"precision": "fp32", "bytes": 100, "share_of_product_rate": {"median": 0.7}, "parity": {"projector": 2e-4}}
+    wide = {"precision": "fp32", "bytes": 100, "share_of_matmul_rate": {"median": 0.7}, "parity": {"projector": 2e-4}}
     answers = [{"precision": "int8", "kld_mean": {"value": 6e-4}, "kld_mean_max": 5e-4}]
     lines = vision_goals_table({"shape": "full", "rows": [wide, row]}, {"shape": "mini", "rows": [], "answers": answers})
     words = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines.splitlines()[2:]}

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.fault_injection import FAULTS, plant
+from bench.fault_injection import FAULTS, inject
 from bench.fault_kinds import quantized
 from bench.fault_tables import faults_table
 from bench.mini_budget import BUDGET, GATES
@@ -42,7 +42,7 @@ def run(good: Path, tmp_path: Path) -> Callable[[str | None, Path | None], tuple
             code = run_command(measured, [str(bundle), *arguments])
         else:
             bundle = tmp_path / "broken"
-            plant(FAULTS[name], good, bundle)
+            inject(FAULTS[name], good, bundle)
             with FAULTS[name].running():
                 code = run_command(measured, [str(bundle), *arguments])
         file = report / "report.json"
@@ -105,7 +105,7 @@ def test_another_prompt_template_is_refused(run: Callable[..., tuple[int, Report
 
 def test_a_fault_changes_what_it_says_and_nothing_else(good: Path, tmp_path: Path) -> None:
     fault = FAULTS["one scale, in_proj, w4a16-g128"]
-    plant(fault, good, tmp_path / "broken", 3)
+    inject(fault, good, tmp_path / "broken", 3)
     right, wrong = (Bundle.open(d, thorough=True).decoder_tensors() for d in (good, tmp_path / "broken"))
     name = "backbone.layers.1.mixer.in_proj.weight"
     ratio = quantized(wrong, name).scales / quantized(right, name).scales
@@ -126,9 +126,9 @@ def test_the_table_is_sound() -> None:
 
 def test_a_row_of_the_page_says_what_was_caught_and_what_was_not() -> None:
     row = {
-        "name": "x", "broken": "something", "build": "w4a16-g128", "draws": 6, "caught": 4, "caught_by_shipped": 1,
+        "name": "x", "description": "something", "build": "w4a16-g128", "draws": 6, "caught": 4, "caught_by_shipped": 1,
         "expected": ["kld_mean"], "expected_failed": 3, "exit_codes": [1, 1, 1, 1, 0, 0],
-        "failed": {"kld_mean": 3, "kld_p99": 4}, "worst": "kld_p99", "worst_times": 2.5, "refused": "", "told_apart": 2,
+        "failed": {"kld_mean": 3, "kld_p99": 4}, "worst": "kld_p99", "worst_times": 2.5, "refused": "", "detected_against_good_build": 2,
     }  # fmt: skip
     table = faults_table({"rows": [row], "machine": {"commit": "abc"}})
     assert "| something | `w4a16-g128` | 4 of 6 | 1 of 6 | `kld_mean`: 3 of 6 | `kld_p99`, 2.5 times | 2 of 2 |" in table

@@ -32,7 +32,7 @@ def made_up(name="NVIDIA H200", rate=1200.0, times_ssm=2.5, times_bnb=4.5, prefi
 
     own = {"decode_at_65536_tok_s": alike(rate), "decode_65536_over_1024": alike(steady)}
     own |= {"prefill_768_tok_s": alike(9000.0), "prefill_768_peak_share": alike(0.4)}
-    follow_up = {"scratch_seconds": alike(0.1), "follow_up_seconds": alike(0.01)}
+    prefix_reuse = {"scratch_seconds": alike(0.1), "reuse_seconds": alike(0.01)}
     ours = "cobra_edge w4a16-g128"
     row = {
         "rounds": 5,
@@ -40,7 +40,7 @@ def made_up(name="NVIDIA H200", rate=1200.0, times_ssm=2.5, times_bnb=4.5, prefi
         "contexts": [1024, 65536],
         "limits": {"read_gb_s": alike(4300.0), "peak_macs_per_s": {"float16": alike(350e12)}},
         "runners": [
-            runner(ours, rate, figures=own, follow_up=follow_up, scheme="w4a16-g128"),
+            runner(ours, rate, figures=own, prefix_reuse=prefix_reuse, scheme="w4a16-g128"),
             runner("transformer fp16", 300.0, figures={}, version="torch 2", contexts_without_memory=[65536]),
             runner("mamba-ssm fp16", 400.0, figures={}, version="mamba-ssm 2"),
         ],

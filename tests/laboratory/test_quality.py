@@ -6,16 +6,16 @@ import sys
 import numpy as np
 import pytest
 
-from bench import quality_contest as quality
+from bench import quality_comparison as quality
 from bench import quality_tables as quality_figures
 from bench.builds import BUILDS
 from bench.drift_plot import draw_drift, frontier
 from bench.held_out import Answers, Questions, against, figures
 from bench.quality import quality as quality_command
-from bench.quality_contest import require_agreement
-from bench.quality_peers import LlamaCppFamily
+from bench.quality_comparison import require_agreement
+from bench.quality_llamacpp import LlamaCppLibrary
+from bench.quality_torch import TorchLibrary, TorchPeer
 from bench.stored_bits import bundle_bits, gguf_bits, matrix_names, with_float_rest
-from bench.torch_peers import TorchFamily, TorchPeer
 from cobra_edge.bench.llamacpp import main as child_main
 from cobra_edge.bench.llamacpp import sizes_of, translated, write_gguf
 from cobra_edge.bundle.reader import Bundle
@@ -176,7 +176,7 @@ else:
 def llama_cpp(tmp_path, tensors):
     (tmp_path / "child.py").write_text(FAKE_CHILD)
     (tmp_path / "kind").write_text("good")
-    return LlamaCppFamily(TINY, tensors, tmp_path, sys.executable, tmp_path / "child.py")
+    return LlamaCppLibrary(TINY, tensors, tmp_path, sys.executable, tmp_path / "child.py")
 
 
 def test_llama_cpp_answers(llama_cpp, questions, tmp_path):
@@ -205,12 +205,12 @@ def test_a_missing_library_is_a_reason_and_a_missing_interpreter_an_error(llama_
     (tmp_path / "kind").write_text("missing")
     assert "No module named 'llama_cpp'" in llama_cpp.refuses() and "--peer-python" in llama_cpp.refuses()
     with pytest.raises(InputError, match="cannot be started"):
-        LlamaCppFamily(TINY, tensors, tmp_path, "/no/such/python").refuses()
+        LlamaCppLibrary(TINY, tensors, tmp_path, "/no/such/python").refuses()
 
     def absent():
         raise ImportError("No module named 'hqq'")
 
-    family = TorchFamily("hqq", (TorchPeer("hqq int4", 4, absent),), TINY, tensors)
+    family = TorchLibrary("hqq", (TorchPeer("hqq int4", 4, absent),), TINY, tensors)
     assert family.refuses() == f"hqq: No module named 'hqq'; {install_hint('peers')}"
 
 
@@ -225,7 +225,7 @@ def test_a_torch_peer_answers_as_the_model_does(questions, tensors):
         return layer, 0
 
     peers = (TorchPeer("keeps", 16, lambda: keeps), TorchPeer("zeroes", 0, lambda: zeroes))
-    family = TorchFamily("torch", peers, TINY, tensors)
+    family = TorchLibrary("torch", peers, TINY, tensors)
     assert family.refuses() is None
     told = []
     reference = family.answer_in_float(questions, told.append)
@@ -267,36 +267,36 @@ class Stub:
         return [r + self._off * np.arange(512) for r in self._reference]
 
     def answer(self, label, questions, on_lines):
-        from bench.quality_peers import Answered
+        from bench.quality_llamacpp import RunnerOutput
 
-        return Answered(self._reference, with_float_rest(TINY, [], 0))
+        return RunnerOutput(self._reference, with_float_rest(TINY, [], 0))
 
 
 def test_a_contest(questions, monkeypatch, tmp_path):
     from bench.builds import Build
-    from bench.quality_peers import Answered
+    from bench.quality_llamacpp import RunnerOutput
 
     logits = [saying(t) for t in questions.targets]
     bits = with_float_rest(TINY, [], 0)
 
     def contest():
-        return quality._Contest(questions, Answered(logits, bits))
+        return quality.Comparison(questions, RunnerOutput(logits, bits))
 
     with pytest.raises(MachineError, match="stub with float weights differs"):
-        contest().ask_family(Stub(logits, off=1.0), ["stub"])
+        contest().run_library(Stub(logits, off=1.0), ["stub"])
     made = contest()
-    made.ask_family(Stub(logits, reason="no such library"), ["stub"])
+    made.run_library(Stub(logits, reason="no such library"), ["stub"])
 
     def run(build, folder, lines):
         if build.label == "lacking":
             raise MachineError("no bitsandbytes")
-        return None, None, Answered([2 * r for r in logits], bits)
+        return None, None, RunnerOutput([2 * r for r in logits], bits)
 
     monkeypatch.setattr(quality, "_run_build", run)
-    made.ask_build(Build("a", {"scheme": "w4a16-g128"}), tmp_path, [])
-    made.ask_build(Build("lacking", {"scheme": "bnb-nf4"}, peer=True), tmp_path, [])
+    made.run_build(Build("a", {"scheme": "w4a16-g128"}), tmp_path, [])
+    made.run_build(Build("lacking", {"scheme": "bnb-nf4"}, peer=True), tmp_path, [])
     with pytest.raises(MachineError, match="no bitsandbytes"):
-        made.ask_build(Build("lacking", {"scheme": "w4a16-g128"}), tmp_path, [])
+        made.run_build(Build("lacking", {"scheme": "w4a16-g128"}), tmp_path, [])
     rows = made.judged()
     assert [(r["label"], r["kind"]) for r in rows] == [
         ("fp16", "reference"),

@@ -9,9 +9,9 @@ import pytest
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binom, binomtest, t, ttest_1samp
 
-from bench.coverage_tables import coverage_table
 from bench.figures import PAGES, with_tables
-from bench.interval_coverage import coverage
+from bench.interval_coverage_run import coverage
+from bench.interval_coverage_tables import coverage_table
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.regress import intervals
 from cobra_edge.regress.intervals import Interval

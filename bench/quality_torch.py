@@ -20,7 +20,7 @@ from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.model.mamba import Mamba, MambaState, Mixer
 
 from .held_out import Questions
-from .quality_peers import Answered, OnLines
+from .quality_llamacpp import OnLines, RunnerOutput
 from .stored_bits import with_float_rest
 
 _QUANTIZED = ("in_proj", "x_proj", "out_proj")
@@ -51,7 +51,7 @@ class InHalf(nn.Module):
         return out.float()
 
 
-class TorchFamily:
+class TorchLibrary:
     """Peers of one torch library on `model.mamba`; the float form is that model itself."""
 
     def __init__(self, name: str, peers: tuple[TorchPeer, ...], config: MambaConfig, tensors: Mapping[str, np.ndarray]) -> None:
@@ -62,7 +62,7 @@ class TorchFamily:
         self._config, self._tensors = config, tensors
 
     def refuses(self) -> str | None:
-        """See `Family.refuses`."""
+        """See `PeerLibrary.refuses`."""
         try:
             for quantizer in self._quantizers.values():
                 quantizer()
@@ -71,11 +71,11 @@ class TorchFamily:
         return None
 
     def answer_in_float(self, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
-        """See `Family.answer_in_float`."""
+        """See `PeerLibrary.answer_in_float`."""
         return _answers(self._model(), questions, on_lines)
 
-    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> Answered:
-        """See `Family.answer`."""
+    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> RunnerOutput:
+        """See `PeerLibrary.answer`."""
         quantize, model, total, names = self._quantizers[label](), self._model(), 0, []
         for place, mixer in list(model.named_modules()):
             for kind in _QUANTIZED if isinstance(mixer, Mixer) else ():
@@ -84,7 +84,7 @@ class TorchFamily:
                 total += size
                 names.append(f"{place}.{kind}.weight")
         facts = {"runtime": f"{self.name} {_version(self.name)}", "activations": "float16", "left_float": "embedding, dt_proj"}
-        return Answered(_answers(model, questions, on_lines), with_float_rest(self._config, names, total), facts)
+        return RunnerOutput(_answers(model, questions, on_lines), with_float_rest(self._config, names, total), facts)
 
     def _model(self) -> Mamba:
         model = Mamba(self._config).eval()

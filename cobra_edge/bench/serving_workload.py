@@ -33,7 +33,7 @@ class Images:
 
 
 @dataclass
-class Asker:
+class SimulatedClient:
     """One client's questions, the same for the same seed as long as its answers are.
 
     Attributes:
@@ -65,7 +65,7 @@ class Asker:
             max_tokens=self.random.randint(1, self.longest),
         )
 
-    def heard(self, question: Question, reply: Reply) -> None:
+    def record(self, question: Question, reply: Reply) -> None:
         """Remember a whole answer, which the conversation may go on from."""
         if reply.answered:
             self._before = [*question.before, (question.prompt, reply.text)]

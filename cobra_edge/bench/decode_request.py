@@ -14,7 +14,7 @@ GPU_PEER_NAMES = ("mamba-ssm", "bitsandbytes", "transformer")
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is measured unless something else is asked for; see `Asked`."""
+    """What is measured unless something else is asked for; see `DecodeRequest`."""
 
     schemes: tuple[str, ...]
     prompt_tokens: tuple[int, ...]
@@ -29,7 +29,7 @@ DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class DecodeRequest:
     """What was given on the command line; empty where nothing was.
 
     Attributes:
@@ -67,4 +67,4 @@ class Asked:
     @property
     def weights(self) -> str:
         """Whose weights they are, as a result says it."""
-        return "random" if self.bundle is None else "its own"
+        return "random" if self.bundle is None else "trained"

@@ -30,7 +30,7 @@ from cobra_edge.terminal.output import progress
 
 from .builds import BUILDS, REFERENCE, Build
 from .held_out import Answers, Questions, against, figures
-from .quality_peers import Answered, Family, LlamaCppFamily, OnLines
+from .quality_llamacpp import LlamaCppLibrary, OnLines, PeerLibrary, RunnerOutput
 from .stored_bits import bundle_bits
 
 # Largest mean KLD, in nats, that a peer's float form may have: float32 summed in another order gives some 1e-12.
@@ -56,32 +56,32 @@ def measure(folder: Path, peer_python: str, only: Collection[str] = (), builds: 
     """
     lines = read_suite(HELDOUT)
     bundle, session, reference = _run_build(REFERENCE, folder, lines)
-    contest = _Contest(questions_of(session, lines), reference)
-    for family in _families(bundle, folder, peer_python):
+    contest = Comparison(questions_of(session, lines), reference)
+    for family in _libraries(bundle, folder, peer_python):
         labels = [label for label in family.peers if not only or label in only]
         if labels:
-            contest.ask_family(family, labels)
+            contest.run_library(family, labels)
     for build in builds:
         if not only or build.label in only:
-            contest.ask_build(build, folder, lines)
+            contest.run_build(build, folder, lines)
     return {"rows": contest.judged(), "float_agreement": contest.agreement}
 
 
-class _Contest:
+class Comparison:
     """The rows so far, and the answers they were made from."""
 
-    def __init__(self, questions: Questions, reference: Answered) -> None:
+    def __init__(self, questions: Questions, reference: RunnerOutput) -> None:
         self._questions, self._reference = questions, reference.logits
         self._truth = Answers.of(reference.logits, reference.logits, questions)
         self._answers: dict[str, Answers] = {}
         self._rows = [_row(REFERENCE.label, "reference", 16, reference) | figures(self._truth, self._truth, questions)]
         self.agreement: dict[str, float] = {}
 
-    def _add(self, label: str, kind: str, weight_bits: int, found: Answered) -> None:
+    def _add(self, label: str, kind: str, weight_bits: int, found: RunnerOutput) -> None:
         answers = self._answers[label] = Answers.of(found.logits, self._reference, self._questions)
         self._rows.append(_row(label, kind, weight_bits, found) | figures(answers, self._truth, self._questions))
 
-    def ask_family(self, family: Family, labels: Sequence[str]) -> None:
+    def run_library(self, family: PeerLibrary, labels: Sequence[str]) -> None:
         """Ask peers of one library, after its float form has agreed."""
         reason, total = family.refuses(), len(self._questions.tokens)
         if reason is not None:
@@ -93,7 +93,7 @@ class _Contest:
             found = _watched(label, total, partial(family.answer, label, self._questions))
             self._add(label, "peer", family.peers[label], found)
 
-    def ask_build(self, build: Build, folder: Path, lines: list[Line]) -> None:
+    def run_build(self, build: Build, folder: Path, lines: list[Line]) -> None:
         """Export and ask a build; a peer's that this machine cannot make is not measured."""
         try:
             found = _run_build(build, folder, lines)[2]
@@ -116,9 +116,9 @@ class _Contest:
 
 def known_labels() -> list[str]:
     """Return every label that can be asked for."""
-    from .torch_peers import HQQ, TORCHAO
+    from .quality_torch import HQQ, TORCHAO
 
-    return [*(b.label for b in BUILDS), *LlamaCppFamily.peers, *(p.label for p in (*TORCHAO, *HQQ))]
+    return [*(b.label for b in BUILDS), *LlamaCppLibrary.peers, *(p.label for p in (*TORCHAO, *HQQ))]
 
 
 def require_agreement(name: str, logits: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
@@ -132,21 +132,21 @@ def require_agreement(name: str, logits: Sequence[np.ndarray], reference: Sequen
     return kld
 
 
-def _families(bundle: Bundle, folder: Path, peer_python: str) -> list[Family]:
-    from .torch_peers import HQQ, TORCHAO, TorchFamily
+def _libraries(bundle: Bundle, folder: Path, peer_python: str) -> list[PeerLibrary]:
+    from .quality_torch import HQQ, TORCHAO, TorchLibrary
 
     config = bundle.manifest.model.mamba
     tensors = {name: np.asarray(values) for name, values in bundle.decoder_tensors().items()}
     gguf = folder / "gguf"
     gguf.mkdir()
     return [
-        LlamaCppFamily(config, tensors, gguf, peer_python),
-        TorchFamily("torchao", TORCHAO, config, tensors),
-        TorchFamily("hqq", HQQ, config, tensors),
+        LlamaCppLibrary(config, tensors, gguf, peer_python),
+        TorchLibrary("torchao", TORCHAO, config, tensors),
+        TorchLibrary("hqq", HQQ, config, tensors),
     ]
 
 
-def _run_build(build: Build, folder: Path, lines: list[Line]) -> tuple[Bundle, Session, Answered]:
+def _run_build(build: Build, folder: Path, lines: list[Line]) -> tuple[Bundle, Session, RunnerOutput]:
     """Export a build and run the suite through the runtime that ships."""
     goal = folder / build.label.replace(" ", "-")
     budget = folder / "budget.toml"  # of no limits: what a build drifts is the result, whatever it is
@@ -165,7 +165,7 @@ def _run_build(build: Build, folder: Path, lines: list[Line]) -> tuple[Bundle, S
     logits = _watched(build.label, len(lines), run)
     facts = {"export": dict(build.export), "method": recipe.method, "rotations": list(recipe.rotations)}
     facts |= {"runtime": f"cobra_edge {session.decoder.name}", "activations": activations}
-    return bundle, session, Answered(logits, bundle_bits(bundle), facts)
+    return bundle, session, RunnerOutput(logits, bundle_bits(bundle), facts)
 
 
 def _watched(what: str, total: int, run: Callable[[OnLines], Any]) -> Any:
@@ -189,7 +189,7 @@ def questions_of(session: Session, lines: list[Line]) -> Questions:
     )
 
 
-def _row(label: str, kind: str, weight_bits: int, found: Answered) -> dict[str, Any]:
+def _row(label: str, kind: str, weight_bits: int, found: RunnerOutput) -> dict[str, Any]:
     bits = {"bits_matrices": round(found.bits.matrices, 4), "bits_all": round(found.bits.all, 4)}
     return {"label": label, "kind": kind, "weight_bits": weight_bits, **bits, **found.facts}
 

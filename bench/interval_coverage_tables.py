@@ -1,4 +1,4 @@
-"""The table of `python -m bench.coverage`: how often each interval holds the truth."""
+"""The table of `python -m bench.interval_coverage`: how often each interval holds the truth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def coverage_table(result: dict[str, Any] | None, *, small: bool) -> str:
     """Return, of each measure, the share of drawn suites whose interval holds the whole suite's value, as Markdown.
 
     Args:
-        result: what `python -m bench.coverage` kept, or None.
+        result: what `python -m bench.interval_coverage` kept, or None.
         small: of the small suites, not of those as large as the whole one.
     """
     if result is None:

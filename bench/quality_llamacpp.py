@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from cobra_edge.bench.peers import SCRIPT, Child, started
+from cobra_edge.bench.llamacpp_runner import SCRIPT, Child, started
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import MachineError
 from cobra_edge.formats.model_config import MambaConfig
@@ -24,7 +24,7 @@ _THREADS = "1"
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
+class RunnerOutput:
     """What a runner said and in how many bits.
 
     Attributes:
@@ -38,7 +38,7 @@ class Answered:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Family(Protocol):
+class PeerLibrary(Protocol):
     """Peers of one library. Each stores the decoder's own weights in its own way.
 
     Attributes:
@@ -57,12 +57,12 @@ class Family(Protocol):
         """Return logits of the weights before it quantized them, of each line (n_answer, vocab) float32."""
         ...
 
-    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> Answered:
+    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> RunnerOutput:
         """Return logits of one of its peers."""
         ...
 
 
-class LlamaCppFamily:
+class LlamaCppLibrary:
     """llama.cpp's file formats; the float form is a GGUF of float32."""
 
     name = "llama.cpp"
@@ -84,7 +84,7 @@ class LlamaCppFamily:
         self._version = ""
 
     def refuses(self) -> str | None:
-        """See `Family.refuses`. Raises InputError for an interpreter that cannot be started, MachineError when it fails."""
+        """See `PeerLibrary.refuses`. Raises InputError for an interpreter that cannot be started, MachineError when it fails."""
         try:
             self._version = str(self._done("check").get("version", ""))
         except MachineError as error:
@@ -94,18 +94,18 @@ class LlamaCppFamily:
         return None
 
     def answer_in_float(self, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
-        """See `Family.answer_in_float`."""
+        """See `PeerLibrary.answer_in_float`."""
         return self._answers(self._source(), questions, on_lines)
 
-    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> Answered:
-        """See `Family.answer`. Raises MachineError when llama.cpp cannot quantize or run it."""
+    def answer(self, label: str, questions: Questions, on_lines: OnLines) -> RunnerOutput:
+        """See `PeerLibrary.answer`. Raises MachineError when llama.cpp cannot quantize or run it."""
         file_type = label.removeprefix(f"{self.name} ")
         file = self._folder / f"{file_type}.gguf"
         self._done("quantize", str(self._source()), str(file), file_type)
         sizes = self._done("sizes", str(file))
         bits = gguf_bits(self._config, {name: size for name, (_, size) in sizes["tensors"].items()}, sizes["file_bytes"])
         facts = {"runtime": self._version, "activations": "llama.cpp's own: int8"}
-        return Answered(self._answers(file, questions, on_lines), bits, facts)
+        return RunnerOutput(self._answers(file, questions, on_lines), bits, facts)
 
     def _source(self) -> Path:
         file, weights = self._folder / "F32.gguf", self._folder / "weights.npz"
@@ -153,6 +153,6 @@ def write_questions(file: Path, questions: Questions) -> None:
     )
 
 
-def labels(families: Sequence[Family]) -> list[str]:
+def labels(libraries: Sequence[PeerLibrary]) -> list[str]:
     """Return the labels of all their peers."""
-    return [label for family in families for label in family.peers]
+    return [label for family in libraries for label in family.peers]

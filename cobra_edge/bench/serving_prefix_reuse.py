@@ -29,7 +29,7 @@ class Pair(NamedTuple):
     http_ms: float = 0.0
 
 
-def measure_follow_up(
+def measure_prefix_reuse(
     bundle: Path, image: Callable[[int], str], rounds: int, checked: int, max_tokens: int, on_step: Step
 ) -> dict[str, Any]:
     """Time first and second questions about new images in turns.
@@ -106,7 +106,7 @@ def summary(pairs: Sequence[Pair], checked: int) -> dict[str, Any]:
         return {
             "first_ms": spread([first for first, _ in timed]),
             "second_ms": spread([second for _, second in timed]),
-            "times_faster": spread([first / second for first, second in timed]),
+            "speedup": spread([first / second for first, second in timed]),
         }
 
     return {
