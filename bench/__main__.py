@@ -1,4 +1,4 @@
-"""`python -m bench`: the laboratory's commands, each also `python -m bench.NAME`."""
+"""`python -m bench`: all commands of the laboratory; each is also `python -m bench.NAME`."""
 
 import click
 
@@ -7,6 +7,7 @@ from cobra_edge.terminal.usage import Group
 
 from .budgets import budgets
 from .fault_injection import fault_injection
+from .figures import figures
 from .interval_coverage import interval_coverage
 from .kernels import kernels
 from .methods import methods
@@ -16,13 +17,27 @@ from .regress import regress
 from .tiles import tiles
 from .vision import vision
 
+COMMANDS = (
+    budgets,
+    fault_injection,
+    figures,
+    interval_coverage,
+    kernels,
+    methods,
+    predict,
+    quality,
+    regress,
+    tiles,
+    vision,
+)
 
-@click.group(cls=Group, epilog="Example: python -m bench quality")
+
+@click.group(cls=Group, epilog="Example: python -m bench figures --check")
 def command() -> None:
-    """Measure the project itself: contests, planted fault_injection, coverage, tuning, predictions. Results go to bench/results."""
+    """Measure the project itself: quality, fault injection, interval coverage, tuning, predictions; write bench/results."""
 
 
-for each in (budgets, interval_coverage, fault_injection, kernels, methods, predict, quality, regress, tiles, vision):
+for each in COMMANDS:
     command.add_command(each)
 
 if __name__ == "__main__":

@@ -1,31 +1,39 @@
-"""`python -m bench.fault_injection`: which planted faults the harness catches, with the budget of `python -m bench.budgets`."""
+"""`python -m bench.fault_injection`: which injected faults the regression harness catches."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
-from rich.table import Table
 
 from cobra_edge.bench.results import check_name, save_result
+from cobra_edge.bench.tables import print_result
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
-from cobra_edge.terminal.output import debug_option, figure, main_of, print_json, progress, results
+from cobra_edge.terminal.option_groups import Command, option
+from cobra_edge.terminal.output import debug_option, main_of, print_json, progress
 from cobra_edge.terminal.suggestions import near_matches
 
+from .fault_result import FaultResult, faults_table
 
-@click.command(epilog="Example: python -m bench.fault_injection --only nibbles --only A_log")
-@click.option("--only", multiple=True, metavar="NAME", help="Plant this one only; may be given again.")
-@click.option("--scratch", type=click.Path(path_type=Path), help="Keep good builds here, and take those that are there.")
-@click.option("--name", help="Of the file in bench/results. Default: regress-faults, with --only regress-faults-only.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+
+@click.command(
+    name="fault-injection", cls=Command, epilog="Example: python -m bench.fault_injection --only nibbles --only A_log"
+)
+@option("--only", group="measurement", multiple=True, metavar="NAME", help="Inject only this fault; repeatable.")
+@option(
+    "--name",
+    group="output",
+    help="Name of the file in bench/results.  [default: regress-faults; regress-faults-only with --only]",
+)
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
+@option("--scratch", group="advanced", type=click.Path(path_type=Path), help="Directory to keep good builds in, and to reuse.")
 @debug_option
 def fault_injection(only: tuple[str, ...], scratch: Path | None, name: str | None, as_json: bool) -> None:
-    """Break builds of cobra-mini in many ways, hold each against the budgets, and count which faults are caught.
+    """Break builds of cobra-mini in many ways, and count which faults exceed a budget.
 
-    A fault that is caught by none is a row like any other: what the harness cannot see is part of the result.
+    Faults that are not caught are reported like all others.
     """
     name = name or ("regress-faults-only" if only else "regress-faults")
     check_name(name)
@@ -42,40 +50,26 @@ def fault_injection(only: tuple[str, ...], scratch: Path | None, name: str | Non
         task = bar.add_task("faults", total=sum(fault.draws for fault in wanted))
         rows = []
         for row in run_trials(scratch or Path(folder), wanted, lambda what, done, _: bar.update(task, description=what)):
-            bar.advance(task, row["draws"])
+            bar.advance(task, row.draws)
             rows.append(row)
-    result = {"bench": "regress-faults", "model": "cobra-mini", "rows": rows, "machine": machine()}
+    result = FaultResult(model="cobra-mini", rows=tuple(rows), machine=machine())
     file = save_result(name, result)
     if as_json:
         print_json(result)
-        return
-    results.print(_table(rows))
-    results.print(f"kept: {file}", highlight=False)
+    else:
+        print_result([faults_table(result)], file)
 
 
 def require_export(command: str) -> None:
-    """Raise MachineError where a library of the extras export and regress is missing."""
+    """Raise MachineError if a library of the extras export and regress is missing."""
     try:
-        import onnx  # noqa: F401 - only whether they are there
+        import onnx  # noqa: F401 - only whether they are installed
         import scipy  # noqa: F401
         import tomlkit  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
-        raise MachineError(
-            f"bench.{command} needs {error.name}; install it with: {install_hint('export', 'regress')}"
-        ) from error
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="planted faults", title_justify="left")
-    for column in ("fault", "build", "caught", "by the shipped budget", "expected measure", "furthest beyond"):
-        table.add_column(column, justify="left" if column in ("fault", "build", "furthest beyond") else "right")
-    for row in rows:
-        of = row["draws"]
-        furthest = row["refused"] or (f"{row['worst']}, {figure(row['worst_times'])} times its limit" if row["worst"] else "")
-        shares = (f"{row[part]} of {of}" for part in ("caught", "caught_by_shipped", "expected_failed"))
-        table.add_row(row["name"], row["build"], *shares, furthest)
-    return table
+        hint = install_hint("export", "regress")
+        raise MachineError(f"bench.{command} needs {error.name}; install it with: {hint}") from error
 
 
 main = main_of(fault_injection)

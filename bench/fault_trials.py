@@ -1,7 +1,7 @@
-"""Faults planted in builds of cobra-mini: each is a mistake that an exporter or a runtime can make, and should not go unseen.
+"""Fault injection: faults in builds of cobra-mini, each a mistake that an exporter or a runtime can make.
 
-A fault is planted in a copy of a good build, the harness asks the copy its golden lines, and the verdicts of two budgets tell
-whether it was caught: cobra-mini's own, and the one that ships, which has to allow for other models.
+A fault is injected into a copy of a good build, and the regression harness runs on its golden lines. Two budgets are judged:
+cobra-mini's own, and the shipped one, which must also allow for other models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from cobra_edge.regress.report import Report, Verdict
 
 from . import fault_kinds
 from .fault_kinds import on_tensors
+from .fault_result import FaultRow
 from .mini_budget import BUDGET, GATES, export_gate, measured
 
 _LAYER = "backbone.layers.{}.mixer."
@@ -39,12 +39,12 @@ class Fault:
 
     Attributes:
         name: unique.
-        broken: what is wrong, for people.
-        gate: the build it is planted in, a name of `budgets.GATES`.
-        expected: a limit on one of these measures should be exceeded; empty where the harness refuses to measure at all.
-        on_disk: breaks a bundle's directory; random numbers choose the place.
-        running: what is wrong with the runtime.
-        draws: how often it is planted, each time with other random numbers.
+        description: what is broken.
+        gate: the build that it is injected into, a name of `mini_budget.GATES`.
+        expected: measures of which one should exceed its limit; empty if the harness should refuse the build.
+        on_disk: breaks the directory of a bundle, at a random place.
+        running: breaks the runtime inside a block.
+        draws: how often it is injected, each time at another place.
     """
 
     name: str
@@ -57,16 +57,16 @@ class Fault:
 
 
 def _states(layer: int) -> tuple[str, ...]:
-    """Return the measures that should tell of a fault in a layer: its own state and those of the layers behind it.
+    """Return the measures that should show a fault in a layer: the errors of its state and of those of later layers.
 
-    What a layer writes, its gate, and how its state is read out (C) are first seen by the next layer.
+    The output of a layer, its gate, and C first affect the state of the next layer.
     """
     return "state_error", *(f"state_error.{i}" for i in range(layer, _LAYERS))
 
 
 def _one_scale(gate: str, kind: str, layer: int, draws: int = 6) -> Fault:
     name = _LAYER.format(layer) + f"{kind}.weight"
-    # What out_proj gives enters the next layer's state first.
+    # The output of out_proj first affects the state of the next layer.
     expected = _states(layer + 1) if kind == "out_proj" else _states(layer)
     return Fault(f"one scale, {kind}, {gate}", f"one scale of layer {layer}'s {kind} doubled", gate, expected,
                  on_tensors(fault_kinds.one_scale(name, 2)), draws=draws)  # fmt: skip
@@ -78,13 +78,13 @@ def _embedding_scale(gate: str) -> Fault:
 
 
 def _on_tensors(
-    name: str, broken: str, expected: tuple[str, ...], change: fault_kinds.Change, gate: str = "w4a16-g128"
+    name: str, description: str, expected: tuple[str, ...], change: fault_kinds.Change, gate: str = "w4a16-g128"
 ) -> Fault:
-    return Fault(name, broken, gate, expected, on_tensors(change))
+    return Fault(name, description, gate, expected, on_tensors(change))
 
 
-def _pixels(name: str, broken: str, change: Callable[[np.ndarray], np.ndarray]) -> Fault:
-    return Fault(name, broken, "w4a16-g128", ("vision_error",), running=lambda: fault_kinds.pixels_changed(change))
+def _pixels(name: str, description: str, change: Callable[[np.ndarray], np.ndarray]) -> Fault:
+    return Fault(name, description, "w4a16-g128", ("vision_error",), running=lambda: fault_kinds.pixels_changed(change))
 
 
 def _in_layer(kind: str, layer: int = 1) -> str:
@@ -141,14 +141,14 @@ FAULTS = {fault.name: fault for fault in _TABLE}
 
 @dataclass(frozen=True)
 class Found:
-    """What became of one planted fault.
+    """The outcome of one injected fault.
 
     Attributes:
-        exit_code: what `regress` ends with.
-        failed: measures whose limit in cobra-mini's own budget was exceeded.
-        shipped: measures whose limit in the budget that ships was exceeded.
-        worst: the measure furthest beyond its limit, and how many times as far from the ideal; None where all held.
-        refused: why nothing was measured; empty where it was.
+        exit_code: of `regress`.
+        failed: measures that exceed cobra-mini's own budget.
+        shipped: measures that exceed the shipped budget.
+        worst: the measure furthest beyond its limit, and how many times the limit's distance from the ideal; None without one.
+        refused: message of a run that failed, or "".
     """
 
     exit_code: int
@@ -159,7 +159,7 @@ class Found:
 
 
 def inject(fault: Fault, good: Path, copy: Path, draw: int = 0) -> None:
-    """Copy a good build and break the copy on disk."""
+    """Copy a good build and inject a fault into the copy."""
     shutil.copytree(good, copy)
     if fault.on_disk is not None:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -167,7 +167,7 @@ def inject(fault: Fault, good: Path, copy: Path, draw: int = 0) -> None:
 
 
 def run_trial(fault: Fault, good: Path, draw: int = 0) -> Found:
-    """Plant a fault, measure and judge."""
+    """Inject a fault, measure, and judge by both budgets."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "broken"
         inject(fault, good, copy, draw)
@@ -182,8 +182,8 @@ def run_trial(fault: Fault, good: Path, draw: int = 0) -> Found:
     return Found(int(bool(failed)), _names(failed), _names([v for v in shipped if not v.within]), worst)
 
 
-def detected_against_good_build(fault: Fault, good: Path, draw: int = 0) -> bool:
-    """Say whether a planted fault shows where the good build is the baseline: a drift larger than that of 16 bits."""
+def detected(fault: Fault, good: Path, draw: int = 0) -> bool:
+    """Return whether a fault shows with the good build as baseline: a drift larger than that of 16 bits."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "broken"
         inject(fault, good, copy, draw)
@@ -194,7 +194,7 @@ def detected_against_good_build(fault: Fault, good: Path, draw: int = 0) -> bool
 
 
 def verdicts_of(report: Report, bundle: Path, budget: Path | None) -> tuple[Verdict, ...]:
-    """Judge a bundle's report by a budget; None for the one that ships."""
+    """Judge the report of a bundle by a budget; None for the shipped one."""
     manifest, precision = Bundle.open(bundle).manifest, report.build.vision_precision
     limits = read_budget(budget).limits_of(manifest.recipe.scheme, precision, manifest.target)  # type: ignore[arg-type]
     return judge(all_figures(report), limits, manifest.noise_floor)
@@ -205,7 +205,7 @@ def _names(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
 
 
 def _times(verdict: Verdict) -> float:
-    """Return how many times as far from the ideal as allowed the judged end is."""
+    """Return the distance of the judged value from the ideal, over that of the limit."""
     ideal = measure_named(verdict.measure).ideal
     assert verdict.judged is not None and verdict.limit is not None
     return abs(verdict.judged - ideal) / max(abs(verdict.limit - ideal), 1e-300)
@@ -213,13 +213,13 @@ def _times(verdict: Verdict) -> float:
 
 def run_trials(
     folder: Path, faults: Sequence[Fault], on_draw: Callable[[str, int, int], None] = lambda name, done, total: None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[FaultRow]:
     """Yield a row for each fault.
 
     Args:
-        folder: where good builds are put; one that is there already is taken.
-        faults: which.
-        on_draw: told a name, how many times it was planted, and of how many.
+        folder: for good builds; existing ones are reused.
+        faults: to inject.
+        on_draw: called with the name, the number of finished draws, and the total.
     """
     for fault in faults:
         good, found, apart = folder / fault.gate, list[Found](), 0
@@ -229,25 +229,26 @@ def run_trials(
             on_draw(fault.name, draw, fault.draws)
             found.append(run_trial(fault, good, draw))
             if found[-1].exit_code == 0:
-                apart += detected_against_good_build(fault, good, draw)
-        yield _row(fault, found) | {"detected_against_good_build": apart}
+                apart += detected(fault, good, draw)
+        yield _row(fault, found, apart)
 
 
-def _row(fault: Fault, found: Sequence[Found]) -> dict[str, Any]:
+def _row(fault: Fault, found: Sequence[Found], detected_against_good_build: int) -> FaultRow:
     worst = Counter(f.worst[0] for f in found if f.worst)
     often = worst.most_common(1)[0][0] if worst else None
-    return {
-        "name": fault.name,
-        "description": fault.description,
-        "build": fault.gate,
-        "draws": len(found),
-        "caught": sum(f.exit_code != 0 for f in found),
-        "caught_by_shipped": sum(bool(f.shipped or f.refused) for f in found),
-        "expected": list(fault.expected),
-        "expected_failed": sum(bool(set(f.failed) & set(fault.expected)) for f in found),
-        "exit_codes": [f.exit_code for f in found],
-        "failed": dict(Counter(name for f in found for name in f.failed)),
-        "worst": often,
-        "worst_times": max((f.worst[1] for f in found if f.worst and f.worst[0] == often), default=None),
-        "refused": next((f.refused for f in found if f.refused), ""),
-    }
+    return FaultRow(
+        name=fault.name,
+        description=fault.description,
+        build=fault.gate,
+        draws=len(found),
+        caught=sum(f.exit_code != 0 for f in found),
+        caught_by_shipped=sum(bool(f.shipped or f.refused) for f in found),
+        expected=fault.expected,
+        expected_failed=sum(bool(set(f.failed) & set(fault.expected)) for f in found),
+        exit_codes=tuple(f.exit_code for f in found),
+        failed=dict(Counter(name for f in found for name in f.failed)),
+        worst=often,
+        worst_times=max((f.worst[1] for f in found if f.worst and f.worst[0] == often), default=None),
+        refused=next((f.refused for f in found if f.refused), ""),
+        detected_against_good_build=detected_against_good_build,
+    )

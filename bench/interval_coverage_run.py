@@ -1,8 +1,7 @@
-"""How often the harness's intervals hold the truth: suites drawn from the held-out one's images, judged by its own figures.
+"""How often the harness's 95 % intervals contain the true value, by drawing suites from the held-out one.
 
-The held-out suite is the population: what the harness reports of all its images is the truth. Suites of some images are
-drawn from it with replacement, each is given to the harness, and counted is how often each measure's interval holds the
-truth. Stated are 95 %.
+The held-out suite is the population: its own figures are the true values. Suites are drawn from its images with replacement,
+and the harness evaluates each of them.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.export.pipeline import export_bundle
@@ -25,6 +25,8 @@ from cobra_edge.regress.predictions import predictions
 from cobra_edge.regress.report import Figure
 from cobra_edge.suite.reader import HELDOUT, read_suite
 from cobra_edge.suite.tokenized import TokenizedSuite, tokenized_suite
+
+from .interval_coverage_result import CoverageRow
 
 BUILDS: dict[str, dict[str, Any]] = {
     "w4a16-g128": {"scheme": "w4a16-g128"},
@@ -40,27 +42,25 @@ METHODS = {
     "change": "Tango",
     "quantile": "test inversion",
 }
-SMALL = 32  # images of a small suite
+SMALL = 32  # images in a small suite
 REPLICATES = 2000
 _SEED = 1
-_NOT_JUDGED = "kld_max"  # the largest of these lines has no interval
-_ROUNDING = 1e-9  # relative, of an end that is the value itself
+_NOT_JUDGED = "kld_max"  # the maximum over lines has no interval
+_ROUNDING = 1e-9  # relative tolerance of an end that equals the value
 
 OnStep = Callable[[str, int, int], None]
 
 
-def measure(
-    folder: Path, replicates: int = REPLICATES, on_step: OnStep = lambda what, done, total: None
-) -> list[dict[str, Any]]:
-    """Measure the coverage of every interval of the harness, on builds of cobra-mini against its fp16 build.
+def measure(folder: Path, replicates: int = REPLICATES, on_step: OnStep = lambda what, done, total: None) -> list[CoverageRow]:
+    """Measure the coverage of every interval, on builds of cobra-mini compared with its fp16 build.
 
     Args:
-        folder: where bundles may be put.
+        folder: for bundles.
         replicates: drawn suites of each size.
-        on_step: called with what is done, how much of it is and how much there is.
+        on_step: called with the step, how much of it is done, and the total.
 
     Returns:
-        Rows of `coverage`, each with its build's label.
+        Rows of `coverage`, with the label of their build.
     """
     reference = _session(folder, "fp16", {"scheme": "fp16"})
     lines = list(enumerate(read_suite(HELDOUT), 1))
@@ -72,24 +72,23 @@ def measure(
         for images in (aggregate.images, SMALL):
             what = f"{label}, suites of {images}"
             found = coverage(aggregate, images, replicates, _counter(on_step, what, replicates))
-            rows += [{"build": label, **row} for row in found]
+            rows += [replace(row, build=label) for row in found]
     return rows
 
 
 def coverage(
     aggregate: Aggregate, images: int, replicates: int, on_suite: Callable[[int], None] = lambda done: None
-) -> list[dict[str, Any]]:
-    """Return, of each measure, how often the interval of a drawn suite holds the whole suite's value.
+) -> list[CoverageRow]:
+    """Return the coverage of each measure's interval over drawn suites.
 
     Args:
         aggregate: of the whole suite.
-        images: of a drawn suite.
-        replicates: how many are drawn.
-        on_suite: called with how many are done.
+        images: in a drawn suite.
+        replicates: number of drawn suites.
+        on_suite: called with the number of finished suites.
 
     Returns:
-        A row a measure: `coverage`, and the shares of suites whose interval lies wholly `below` and `above` the truth;
-        `width`, its mean over suites in the measure's own unit; `values`, how many different values the measure took.
+        One row per measure, without a build.
     """
     truth = {name: figure for name, figure in aggregate.figures().items() if name != _NOT_JUDGED and figure.value is not None}
     ends: dict[str, list[tuple[float, float, float]]] = {name: [] for name in truth}
@@ -110,40 +109,40 @@ def _ends(figure: Figure) -> tuple[float, float, float]:
     return tuple(np.nan if end is None else end for end in (figure.value, figure.low, figure.high))  # type: ignore[return-value]
 
 
-def _row(name: str, truth: float, images: int, found: np.ndarray) -> dict[str, Any]:
-    """Return one row; `found` is (suites, 3) float64, value and ends, NaN where there is none, which holds nothing."""
+def _row(name: str, truth: float, images: int, found: np.ndarray) -> CoverageRow:
+    """Return one row; `found` is (suites, 3) float64: value, low, high; NaN for an interval that contains nothing."""
     value, low, high = found.T
     slack = _ROUNDING * abs(truth)
     below, above = high < truth - slack, low > truth + slack
     holds = (low <= truth + slack) & (high >= truth - slack)
     width = (high - low)[np.isfinite(high - low)]
-    return {
-        "measure": name,
-        "method": METHODS[kind_of(name)],
-        "images": images,
-        "value": _short(truth),
-        "coverage": _short(holds.mean()),
-        "below": _short(below.mean()),
-        "above": _short(above.mean()),
-        "width": _short(width.mean()) if len(width) else None,
-        "values": len(np.unique(value.round(12))),
-    }
+    return CoverageRow(
+        measure=name,
+        method=METHODS[kind_of(name)],
+        images=images,
+        value=_short(truth),
+        coverage=_short(holds.mean()),
+        below=_short(below.mean()),
+        above=_short(above.mean()),
+        width=_short(width.mean()) if len(width) else None,
+        values=len(np.unique(value.round(12))),
+    )
 
 
 def _aggregate(suite: TokenizedSuite, reference: Session, build: Session, on_line: Callable[[int], None]) -> Aggregate:
     aggregate = Aggregate()
-    for asked, truth, found in zip(suite.lines, predictions(reference, suite), predictions(build, suite), strict=True):
-        aggregate.add(asked, compared(asked, truth, found, reference.codec.decode))
+    for line, truth, found in zip(suite.lines, predictions(reference, suite), predictions(build, suite), strict=True):
+        aggregate.add(line, compared(line, truth, found, reference.codec.decode))
         on_line(aggregate.lines)
     return aggregate
 
 
 def _session(folder: Path, label: str, export: dict[str, Any]) -> Session:
-    budget = folder / "budget.toml"  # of no limits: what a build drifts is the result, whatever it is
+    budget = folder / "budget.toml"  # without limits: drift is the result
     budget.write_text("".join(f'[schemes."{name}"]\n' for name in (*SCHEMES, MIXED)), encoding="utf-8")
     goal = folder / label.replace(" ", "-").replace(",", "")
-    made = export_bundle("mini", target_named("cpu"), goal, golden_lines=1, budget=budget, **export)
-    return load(Bundle.open(made.directory))
+    exported = export_bundle("mini", target_named("cpu"), goal, golden_lines=1, budget=budget, **export)
+    return load(Bundle.open(exported.directory))
 
 
 def _short(value: float) -> float:

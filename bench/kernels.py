@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 from rich.progress import Progress
 from rich.table import Table
 
@@ -84,7 +85,7 @@ def kernels(
         "most_spilled_bytes": bench.MOST_SPILLED_BYTES,
         "rows": rows,
         "gpu": None if gpu is None else gpu.facts(),
-        "machine": machine() | {"triton": _triton_version()},
+        "machine": msgspec.to_builtins(machine()) | {"triton": _triton_version()},
     }
     default = "kernels-compiled" if gpu is None else f"gpu-kernels-{short_name(gpu.name)}"
     file = save_result(name or default, result)
@@ -94,7 +95,7 @@ def kernels(
         for row in rows:
             results.print(compiled_table(row, chosen))
             results.print(timed_table(row))
-        results.print(f"kept: {file}", highlight=False)
+        results.print(f"wrote {file}", highlight=False)
     if any(kernel["refused"] for row in rows for kernel in row["compiled"]):
         context.exit(1)
 
@@ -178,7 +179,7 @@ def timed_table(row: dict[str, Any]) -> Table:
     for timed in row["timed"]:
         us, reached = timed["microseconds"], timed["gb_s"]
         speed = ["", ""] if reached is None else [figure(reached), f"{timed['bandwidth_share']:.1%}"]
-        spread = f"{figure(us['median'])} ({figure(us['low'])}–{figure(us['high'])})"
+        spread = f"{figure(us.median)} ({figure(us.low)}–{figure(us.high)})"
         together = figure(timed["part_milliseconds"])
         table.add_row(timed["part"], cell(timed["kernel"]), str(timed["launches"]), spread, together, *speed)
     return table

@@ -1,7 +1,7 @@
 """Peers that quantize torch's Linear layers: torchao and HQQ, in this process, on the CPU.
 
-As transformers does with either, embedding and head stay float; dt_proj does too, its input is narrower than a group. What is
-quantized runs in float16 through the library's own product, what is not in float32.
+As in transformers, embedding and head stay in float; so does dt_proj, whose input is narrower than a group. Quantized layers
+run in float16 through the matmul of the library, the others in float32.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .quality_llamacpp import OnLines, RunnerOutput
 from .stored_bits import with_float_rest
 
 _QUANTIZED = ("in_proj", "x_proj", "out_proj")
-# Takes a float16 layer; returns what stands in its place and the bytes that it stores.
+# Takes a float16 layer; returns its replacement and the bytes it stores.
 Quantizer = Callable[[nn.Linear], tuple[nn.Module, int]]
 
 
 @dataclass(frozen=True)
 class TorchPeer:
-    """One way to quantize with a library. `quantizer` is called once the library is known to be there."""
+    """One way to quantize with a library; `quantizer` imports it."""
 
     label: str
     weight_bits: int
@@ -41,7 +41,7 @@ class InHalf(nn.Module):
     """A float16 module among float32 ones."""
 
     def __init__(self, inner: nn.Module) -> None:
-        """Take the module."""
+        """Wrap the module."""
         super().__init__()
         self.inner = inner
 
@@ -55,7 +55,10 @@ class TorchLibrary:
     """Peers of one torch library on `model.mamba`; the float form is that model itself."""
 
     def __init__(self, name: str, peers: tuple[TorchPeer, ...], config: MambaConfig, tensors: Mapping[str, np.ndarray]) -> None:
-        """Take the library's name as pip knows it, and the decoder's sizes and weights under state-spaces names."""
+        """Set the library's name in pip, its peers, and config and weights of the decoder.
+
+        Tensors are by state-spaces names, in the shapes of `decoder_shapes`, any float dtype.
+        """
         self.name = name
         self.peers: Mapping[str, int] = {p.label: p.weight_bits for p in peers}
         self._quantizers = {p.label: p.quantizer for p in peers}
@@ -71,7 +74,7 @@ class TorchLibrary:
         return None
 
     def answer_in_float(self, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
-        """See `PeerLibrary.answer_in_float`."""
+        """See `PeerLibrary.answer_in_float`; of each line (n_answer, vocab) float32."""
         return _answers(self._model(), questions, on_lines)
 
     def answer(self, label: str, questions: Questions, on_lines: OnLines) -> RunnerOutput:
@@ -95,7 +98,7 @@ class TorchLibrary:
 
 @torch.inference_mode()
 def _answers(model: Mamba, questions: Questions, on_lines: OnLines) -> list[np.ndarray]:
-    """Read every image at once, then each line from a copy of its image's state."""
+    """Prefill all images at once, then read each line from a copy of its image's state."""
     _, seen = model.hidden(torch.from_numpy(questions.embeddings))
     found = []
     for number, (image, tokens, start) in enumerate(

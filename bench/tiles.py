@@ -102,7 +102,7 @@ def tiles(
         print_json(result)
         return
     results.print(tiles_table(found, capability))
-    results.print(f"kept: {file}; {len(rows)} rows written to {out or TILES}", highlight=False)
+    results.print(f"wrote {file}, and {len(rows)} rows of {out or TILES}", highlight=False)
 
 
 def _compile_beforehand(
@@ -170,7 +170,7 @@ def tiles_table(found: list[tuple[Case, list[Tried]]], capability: str) -> Table
         shown = [t for t in fastest_first(tried)[:_SHOWN] if t is not tried[0]] + [tried[0]]
         for index, one in enumerate(shown):
             marks = [word for word, holds in (("chosen", one is chosen), ("in use before", one is tried[0])) if holds]
-            us = "refused" if one.seconds is None else figure(one.seconds["median"] * 1e6)
+            us = "refused" if one.seconds is None else figure(one.seconds.median * 1e6)
             sizes = " ".join(f"{k}={v}" for k, v in one.sizes.items())
             table.add_row(cell(case.title if index == 0 else ""), cell(sizes), us, ", ".join(marks))
         table.add_row("", f"{len(tried)} tried, {refused} refused", "", "")

@@ -1,4 +1,4 @@
-"""What each precision of the vision graph does to cobra-mini's answers, its decoder left as it was trained."""
+"""The effect of each precision of the vision graph on cobra-mini's answers, with an unquantized decoder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 
 from cobra_edge.bench.vision_towers import TRAINED, config_of, tower
 from cobra_edge.bench.written_graph import facts
@@ -26,17 +26,18 @@ from cobra_edge.vision.graph.emulation import open_emulated
 
 from .held_out import Answers, Questions, figures
 from .quality_comparison import questions_of
+from .vision_goals import VisionAnswers
 
 
-def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Ask the held-out suite with each graph's embeddings, and with torch's, through one decoder with the checkpoint's weights.
+def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> list[VisionAnswers]:
+    """Evaluate the held-out suite with the embeddings of each graph and those of torch, with the same decoder.
 
     Args:
-        graphs: directories that `tower write` made of cobra-mini; 16-bit ones are run as a device computes them.
-        on_step: told what is being done.
+        graphs: directories written by `vision_towers` for cobra-mini; 16-bit ones are emulated as a GPU computes them.
+        on_step: called with the current step.
 
     Returns:
-        A row each: the precision, what ran it, and the figures of `questions.figures` against torch's embeddings.
+        One row per graph, compared with torch's embeddings.
     """
     on_step("answers with torch's embeddings")
     with tempfile.TemporaryDirectory() as folder:
@@ -53,17 +54,17 @@ def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> l
             on_step(f"answers with {graph.precision}")
             runner = open_emulated(directory / VISION, config, graph)
             transform = ImageTransform.of(config, graph.input)
-            seen = np.stack([runner.embed(transform.pixels(load_image(file))) for file in files])
-            found = Answers.of(answer(decoder, replace(questions, embeddings=seen)), reference, questions)
+            embeddings = np.stack([runner.embed(transform.pixels(load_image(file))) for file in files])
+            found = Answers.of(answer(decoder, replace(questions, embeddings=embeddings)), reference, questions)
             allowed = read_budget().vision[graph.precision].get("kld_mean")
             limit = None if allowed is None else allowed.max
-            row = {"precision": graph.precision, "runtime": runner.name, "kld_mean_max": limit}
-            rows.append(row | figures(found, truth, questions))
+            drift = structs.asdict(figures(found, truth, questions))
+            rows.append(VisionAnswers(precision=graph.precision, runtime=runner.name, kld_mean_max=limit, **drift))
     return rows
 
 
 def answer(decoder: Decoder, questions: Questions) -> list[np.ndarray]:
-    """Return the logits (n, vocab) float32 that each line wants; every image is read once."""
+    """Return the logits of each line's answer, (n, vocab) float32; every image is prefilled once."""
     states = []
     for embeddings in questions.embeddings:
         state = decoder.new_state()

@@ -1,6 +1,6 @@
-"""A second question about an image that the server remembers, against the first one, which has to look at it.
+"""Prefix reuse by the server: time to first token of a second question about an image, compared with the first one.
 
-Both questions have the same number of tokens. That the memory changes no answer is shown first, on a server that has none.
+Both questions have the same number of tokens. The answers are compared with those of a server without a prefix cache.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import MachineError
 from .serving_client import Question, Reply, ask, client
 from .serving_process import Server, served
+from .serving_result import Clock, ServedPrefixReuse
 from .spread import spread
 
 FIRST, SECOND = "Is there a red circle?", "Is there a blue circle?"
@@ -22,7 +23,7 @@ Step = Callable[[str, int, int], None]
 
 
 class Pair(NamedTuple):
-    """Both answers about one image, and what a request takes that asks nothing."""
+    """Both answers about one image, and the time of a request to /healthz in milliseconds."""
 
     first: Reply
     second: Reply
@@ -31,28 +32,29 @@ class Pair(NamedTuple):
 
 def measure_prefix_reuse(
     bundle: Path, image: Callable[[int], str], rounds: int, checked: int, max_tokens: int, on_step: Step
-) -> dict[str, Any]:
-    """Time first and second questions about new images in turns.
+) -> ServedPrefixReuse:
+    """Time first and second questions about new images.
 
     Args:
-        bundle: what is served.
-        image: makes a new one, as a data URL, of a number.
-        rounds: new images; one more goes before, which is not counted.
-        checked: of these images, how many are asked about without the memory too.
+        bundle: to serve.
+        image: makes a new image from a number, as a data URL.
+        rounds: images, after one for warming up.
+        checked: how many of these images are also asked about without the prefix cache.
         max_tokens: of each answer.
-        on_step: told a stage's name, how much of it is done, and of what.
+        on_step: called with the stage, how much of it is done, and the total.
 
     Returns:
-        Milliseconds to the first token of both questions, by the client's clock and the server's, and how many times the second
-        is faster, medians and extremes of the rounds; and what a request takes that asks nothing, a part of both.
+        Times to first token and speedups.
 
     Raises:
-        MachineError: an answer is missing, the memory changed one, or it was not used as it should.
+        MachineError: an answer is missing or differs without the cache, or the cache was not used as expected.
     """
     with served(bundle) as server:
         pairs = asyncio.run(_asked(server, image, rounds + 1, max_tokens, lambda n: on_step("second questions", n, rounds + 1)))
     with served(bundle, "--state-cache-mib", "0") as server:
-        plain = asyncio.run(_asked(server, image, checked, max_tokens, lambda n: on_step("without the memory", n, checked)))
+        plain = asyncio.run(
+            _asked(server, image, checked, max_tokens, lambda n: on_step("without the prefix cache", n, checked))
+        )
     check(pairs, plain)
     return summary(pairs[1:], checked)
 
@@ -76,45 +78,48 @@ async def _asked(
 
 
 def check(pairs: Sequence[Pair], plain: Sequence[Pair]) -> None:
-    """Raise MachineError unless all answers are whole, the memory was used by second questions alone, and it changed none."""
+    """Raise MachineError unless all answers are complete, only second questions used the cache, and it changed no answer."""
     for number, pair in enumerate([*pairs, *plain]):
-        remembering = number < len(pairs)
-        for reply, remembered in zip(pair[:2], ("nothing", "image" if remembering else "nothing"), strict=True):
+        caching = number < len(pairs)
+        for reply, remembered in zip(pair[:2], ("nothing", "image" if caching else "nothing"), strict=True):
             if not reply.answered:
-                raise MachineError(f"a question about an image got {reply.status} ({reply.flaw or reply.text}), expected 200")
+                raise MachineError(
+                    f"a question about an image got {reply.status} ({reply.failure or reply.text}), expected 200"
+                )
             if reply.remembered != remembered:
-                raise MachineError(f"the server remembered {reply.remembered!r}, expected {remembered!r}; no speed is reported")
+                raise MachineError(f"the server reused {reply.remembered!r}, expected {remembered!r}; no speed is reported")
         if pair.first.prompt_tokens != pair.second.prompt_tokens:
             counts = f"{pair.first.prompt_tokens} and {pair.second.prompt_tokens}"
-            raise MachineError(f"the two questions are {counts} tokens long, which is no comparison; run the tests")
+            raise MachineError(f"the two questions have {counts} tokens, expected the same number; run the tests")
     for pair, other in zip(pairs, plain, strict=False):
         for reply, without in zip(pair[:2], other[:2], strict=True):
             if reply.text != without.text:
                 raise MachineError(
-                    f"the memory changes an answer from {without.text!r} to {reply.text!r}; no speed is reported; run the tests"
+                    f"the prefix cache changes an answer from {without.text!r} to {reply.text!r}; no speed is "
+                    "reported; run the tests"
                 )
 
 
-def summary(pairs: Sequence[Pair], checked: int) -> dict[str, Any]:
-    """Return what is kept of the rounds."""
+def summary(pairs: Sequence[Pair], checked: int) -> ServedPrefixReuse:
+    """Return the times of all rounds."""
 
-    def clock(read: Callable[[Reply], float | None]) -> dict[str, Any]:
+    def clock(read: Callable[[Reply], float | None]) -> Clock:
         both = [(read(pair.first), read(pair.second)) for pair in pairs]
         timed = [(first, second) for first, second in both if first is not None and second is not None]
         if len(timed) < len(both):
-            raise MachineError("an answer came without its time to the first token; is it this version's server?")
-        return {
-            "first_ms": spread([first for first, _ in timed]),
-            "second_ms": spread([second for _, second in timed]),
-            "speedup": spread([first / second for first, second in timed]),
-        }
+            raise MachineError("an answer has no time to first token; is the server of this version?")
+        return Clock(
+            spread([first for first, _ in timed]),
+            spread([second for _, second in timed]),
+            spread([first / second for first, second in timed]),
+        )
 
-    return {
-        "rounds": len(pairs),
-        "images_checked": checked,
-        "prompt_tokens": pairs[0].first.prompt_tokens,
-        "questions": [FIRST, SECOND],
-        "client": clock(lambda reply: reply.ttft_ms),
-        "server": clock(lambda reply: reply.server_ttft_ms),
-        "http_ms": spread([pair.http_ms for pair in pairs]),
-    }
+    return ServedPrefixReuse(
+        rounds=len(pairs),
+        images_checked=checked,
+        prompt_tokens=pairs[0].first.prompt_tokens,
+        questions=(FIRST, SECOND),
+        client=clock(lambda reply: reply.ttft_ms),
+        server=clock(lambda reply: reply.server_ttft_ms),
+        http_ms=spread([pair.http_ms for pair in pairs]),
+    )
