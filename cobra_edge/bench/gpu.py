@@ -34,7 +34,7 @@ class Gpu:
 
     def facts(self) -> dict[str, Any]:
         """Return name, compute capability, memory, multiprocessors and versions, see `GpuFacts`."""
-        found: dict[str, Any] = {"name": self.name, "torch": torch.__version__, "cuda": torch.version.cuda}
+        found: dict[str, Any] = {"name": self.name, "torch": str(torch.__version__), "cuda": torch.version.cuda}
         found["triton"] = version_of("triton")
         if self._on_gpu:
             it = torch.cuda.get_device_properties(self.device)

@@ -130,7 +130,7 @@ def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, monk
 
 def test_the_gate_refuses_a_generation_that_differs_from_its_steps(tiny, monkeypatch):
     monkeypatch.setattr(gpu_gate, "generate", lambda *a: iter([1, 2, 3, 4]))
-    with pytest.raises(MachineError, match=r"generates \[1, 2, 3, 4\] where its steps give"):
+    with pytest.raises(MachineError, match=r"generates \[1, 2, 3, 4\], and its single steps give"):
         check_on_gpu(NumpyDecoder(tiny), open_decoder(tiny, "cpu", "torch"), half_steps=False)
 
 
@@ -332,8 +332,6 @@ def test_schemes_and_peers_from_end_to_end(tmp_path, monkeypatch, capsys, here, 
     for name in ours:
         assert by_name[name]["figures"].keys() >= {"decode_at_9_share", "decode_9_over_4", "prefill_8_peak_share"}
         assert by_name[name]["prefix_reuse"]["speedup"]["median"] > 0 and by_name[name]["launches_per_token"] == 28
-    assert (
-        by_name["cobra_edge bnb-nf4"]["prefix_reuse"] is None
-        and "decode_at_9_tok_s" not in by_name["mamba-ssm fp16"]["figures"]
-    )
+    assert "prefix_reuse" not in by_name["cobra_edge bnb-nf4"]
+    assert "decode_at_9_tok_s" not in by_name["mamba-ssm fp16"]["figures"]
     assert row["limits"]["peak_macs_per_s"].keys() == {"float16"} and "peak_bytes" not in by_name[ours[0]]

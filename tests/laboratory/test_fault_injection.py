@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.fault_injection import FAULTS, inject
 from bench.fault_kinds import quantized
 from bench.fault_result import FaultResult, FaultRow, faults_table
+from bench.fault_trials import FAULTS, inject
 from bench.mini_budget import BUDGET, GATES
 from cobra_edge.bench.tables import markdown
 from cobra_edge.bundle.reader import Bundle
