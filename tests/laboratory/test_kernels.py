@@ -124,7 +124,7 @@ def test_interpreted_kernels_are_an_error_of_use(tmp_path, monkeypatch, capsys):
         (["kernels", "--scheme", "w5"], 2, "unknown scheme 'w5'"),
         (["kernels", "--scheme", "bnb-nf4"], 2, "codes of bnb-nf4 are run by bitsandbytes' kernels"),
         (["kernels", "--capability", "7.5"], 2, "unknown compute capability '7.5'"),
-        (["kernels", "--name", "../x"], 2, "is no name for a result"),
+        (["kernels", "--name", "../x"], 2, "is not a valid result name"),
         (["tiles", "--kernel", "multiply_on"], 2, "tile_grid.toml has no grid for 'multiply_on'; did you mean 'multiply_one'"),
         (["tiles", "--scheme", "bnb-int8"], 2, "codes of bnb-int8 are run by bitsandbytes' kernels"),
     ],
@@ -140,7 +140,7 @@ def test_each_refusal(arguments, code, message, tmp_path, monkeypatch, capsys):
 def test_without_a_gpu_there_is_nothing_to_time(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run_command(commands.command, arguments) == 3
-    assert "nothing can be measured on a GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "a GPU cannot be measured" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_kernel_beyond_a_limit_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
