@@ -205,7 +205,7 @@ def _measures(result: ServeResult) -> Iterator[tuple[str, str]]:
         yield "HTTP overhead (/healthz), a part of each, ms", result.prefix_reuse.http_ms.cell(".1f")
     if load := result.load:
         what = f"{load.clients} clients, {load.seconds:.0f} s"
-        yield f"{what}: requests per second", f"{load.requests_per_s:.1f}"
+        yield f"{what}: answered requests per second", f"{load.requests_per_s:.1f}"
         yield f"{what}: tokens per second", f"{load.tokens_per_s:.0f}"
         yield f"{what}: time to first token, ms", load.ttft_ms.cell()
         yield f"{what}: latency, ms", load.latency_ms.cell()
