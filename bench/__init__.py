@@ -1,4 +1,4 @@
-"""The laboratory: contests with peers, planted faults, interval coverage, tuning, predictions, figures. Not installed.
+"""The laboratory: benchmarks of the project itself. Not installed.
 
-Run from a checkout: `python -m bench.quality`, `python -m bench.figures` and so on.
+Run in a checkout: `python -m bench` lists the commands, `python -m bench.quality` runs one.
 """

@@ -1,4 +1,4 @@
-"""`python -m bench`: the laboratory's commands, each also `python -m bench.NAME`."""
+"""`python -m bench`: all commands of the laboratory; each is also `python -m bench.NAME`."""
 
 import click
 
@@ -6,8 +6,9 @@ from cobra_edge.terminal.output import main_of
 from cobra_edge.terminal.usage import Group
 
 from .budgets import budgets
-from .coverage import coverage
-from .faults import faults
+from .fault_injection import fault_injection
+from .figures import figures
+from .interval_coverage import interval_coverage
 from .kernels import kernels
 from .methods import methods
 from .predict import predict
@@ -16,13 +17,27 @@ from .regress import regress
 from .tiles import tiles
 from .vision import vision
 
+COMMANDS = (
+    budgets,
+    fault_injection,
+    figures,
+    interval_coverage,
+    kernels,
+    methods,
+    predict,
+    quality,
+    regress,
+    tiles,
+    vision,
+)
 
-@click.group(cls=Group, epilog="Example: python -m bench quality")
+
+@click.group(cls=Group, epilog="Example: python -m bench figures --check")
 def command() -> None:
-    """Measure the project itself: contests, planted faults, coverage, tuning, predictions. Results go to bench/results."""
+    """Measure the project itself: quality, fault injection, interval coverage, tuning, predictions; write bench/results."""
 
 
-for each in (budgets, coverage, faults, kernels, methods, predict, quality, regress, tiles, vision):
+for each in COMMANDS:
     command.add_command(each)
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m bench.budgets`: measure the drift limits of cobra-mini anew, a person reviews the difference."""
+"""`python -m bench.budgets`: measure and update the drift budget of cobra-mini, for review."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 
 import click
 
+from cobra_edge.terminal.option_groups import Command
 from cobra_edge.terminal.output import debug_option, main_of, progress, say
 
-from .faults import require_export
+from .fault_injection import require_export
 
 
-@click.command(epilog="Example: python -m bench.budgets && git diff export/budgets")
+@click.command(cls=Command, epilog="Example: python -m bench.budgets && git diff export/budgets")
 @debug_option
 def budgets() -> None:
-    """Export every gated build of cobra-mini, measure it, and write the limits anew, for review."""
+    """Export and measure every gated build of cobra-mini, and update its drift limits; review the difference."""
     require_export("budgets")
     from .mini_budget import BUDGET, write_budget
 
@@ -24,7 +25,7 @@ def budgets() -> None:
         write_budget(
             BUDGET, Path(folder), lambda scheme, done, total: bar.update(task, description=scheme, completed=done, total=total)
         )
-    say(f"{BUDGET}: written; read what changed before you commit it")
+    say(f"wrote {BUDGET}; review the difference before you commit it")
 
 
 main = main_of(budgets)

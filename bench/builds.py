@@ -1,4 +1,4 @@
-"""Which builds of cobra-mini `python -m bench.quality` measures: one row each, as `export_bundle` takes it."""
+"""The builds of cobra-mini that `python -m bench.quality` measures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Build:
     """One build.
 
     Attributes:
-        label: what tables call it; unique.
-        export: keyword arguments of `export_bundle`; "scheme" is always among them.
-        activations: what the runtime does to them; None for what the recipe says.
-        peer: another project's way to store weights, run by our runtime; where its library is missing it is not measured.
+        label: in tables; unique.
+        export: keyword arguments of `export_bundle`.
+        activations: data type at run time; None for that of the recipe.
+        peer: another project's weight format, run by our runtime; skipped with a message if its library is missing.
     """
 
     label: str
@@ -27,20 +27,20 @@ class Build:
 
     @property
     def weight_bits(self) -> int:
-        """Bits of a code; a mix stands beside those of 4 bits."""
+        """Bits of a code; 4 for a mix."""
         return scheme_named(self.export.get("scheme", "w4a16-g128")).weight_bits
 
 
-# cobra-mini is float16 as it ships, so this build has its weights bit for bit.
+# The weights of cobra-mini ship as float16, so this build is bit-identical.
 REFERENCE = Build("fp16", {"scheme": "fp16"})
 
 _BEST = {"method": "gptq", "rotation": "both"}
-# Each 4-bit row adds one ingredient to round to nearest; the last of a group has all of them.
+# Each 4-bit row adds one technique to rounding to nearest; the last of a group has all of them.
 BUILDS = (
     Build("w8a16-channel", {"scheme": "w8a16-channel"}),
     Build("w8a16-g128", {"scheme": "w8a16-g128"}),
     Build("w8a16-g128 gptq, rotated", {"scheme": "w8a16-g128", **_BEST}),
-    Build("w8a8, a scale a token", {"scheme": "w8a16-channel"}, activations="int8"),
+    Build("w8a8, one scale per token", {"scheme": "w8a16-channel"}, activations="int8"),
     Build("w8a8", {"scheme": "w8a8"}),
     Build("w8a8 gptq, rotated", {"scheme": "w8a8", **_BEST}),
     Build("w4a16-g128", {"scheme": "w4a16-g128"}),

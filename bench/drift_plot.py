@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
+from .quality_result import QualityRow
 
 # Side of the point on which its label stands: our frontier lies below the peers'.
 SERIES = (("ours", "cobra_edge", "#1f6feb", "o", (-7, -13)), ("peer", "peers", "#d1570a", "s", (7, 7)))
 TOO_NEAR_BITS = 0.1
 
 
-def frontier(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that no other one beats in both bits per weight and mean KLD, by bits."""
-    kept: list[Row] = []
-    for row in sorted(rows, key=lambda r: (r["bits_matrices"], r["kld_mean"]["value"])):
-        if not kept or row["kld_mean"]["value"] < kept[-1]["kld_mean"]["value"]:
+def frontier(rows: Sequence[QualityRow]) -> list[QualityRow]:
+    """Return the Pareto frontier of bits per weight and mean KLD, ordered by bits."""
+    kept: list[QualityRow] = []
+    for row in sorted(rows, key=lambda r: (r.bits_matrices, r.kld_mean.value)):
+        if not kept or row.kld_mean.value < kept[-1].kld_mean.value:
             kept.append(row)
     return kept
 
 
-def draw_drift(rows: Sequence[Row], file: Path) -> None:
+def draw_drift(rows: Sequence[QualityRow], file: Path) -> None:
     """Draw bits per weight of the matrices against mean KLD (nats): frontiers as labelled lines with intervals, the rest faint.
 
     Args:
@@ -36,19 +35,19 @@ def draw_drift(rows: Sequence[Row], file: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(9, 5))
     for kind, name, colour, marker, offset in SERIES:
-        own = [row for row in rows if row["kind"] == kind and row["kld_mean"]["value"] > 0]
+        own = [row for row in rows if row.kind == kind and row.kld_mean.value > 0]
         best = frontier(own)
         others = [row for row in own if row not in best]
         axes.scatter(*_places(others), s=14, marker=marker, color=colour, alpha=0.3, linewidths=0)
-        errors = [[max(r["kld_mean"]["value"] - r["kld_mean"]["low"], 0.0) for r in best]]
-        errors.append([max(r["kld_mean"]["high"] - r["kld_mean"]["value"], 0.0) for r in best])
+        errors = [[max(r.kld_mean.value - r.kld_mean.low, 0.0) for r in best]]
+        errors.append([max(r.kld_mean.high - r.kld_mean.value, 0.0) for r in best])
         axes.errorbar(*_places(best), yerr=errors, marker=marker, color=colour, capsize=3, lw=1.5, label=name)
         for row, following in zip(best, [*best[1:], None], strict=True):
-            if following and following["bits_matrices"] - row["bits_matrices"] < TOO_NEAR_BITS:
+            if following and following.bits_matrices - row.bits_matrices < TOO_NEAR_BITS:
                 continue  # its label would lie under the better one's
             axes.annotate(
-                row["label"].replace(", rotated", " +rotation"),
-                (row["bits_matrices"], row["kld_mean"]["value"]),
+                row.label.replace(", rotated", " +rotation"),
+                (row.bits_matrices, row.kld_mean.value),
                 offset,
                 textcoords="offset points",
                 ha="right" if offset[0] < 0 else "left",
@@ -65,5 +64,5 @@ def draw_drift(rows: Sequence[Row], file: Path) -> None:
     pyplot.close(figure)
 
 
-def _places(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
-    return [r["bits_matrices"] for r in rows], [r["kld_mean"]["value"] for r in rows]
+def _places(rows: Sequence[QualityRow]) -> tuple[list[float], list[float]]:
+    return [r.bits_matrices for r in rows], [r.kld_mean.value for r in rows]

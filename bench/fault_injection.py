@@ -1,251 +1,78 @@
-"""Faults planted in builds of cobra-mini: each is a mistake that an exporter or a runtime can make, and should not go unseen.
-
-A fault is planted in a copy of a good build, the harness asks the copy its golden lines, and the verdicts of two budgets tell
-whether it was caught: cobra-mini's own, and the one that ships, which has to allow for other models.
-"""
+"""`python -m bench.fault_injection`: which injected faults the regression harness catches."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import click
 
-from cobra_edge.bundle.reader import Bundle
-from cobra_edge.errors import CobraEdgeError
-from cobra_edge.regress.budget import judge, read_budget
-from cobra_edge.regress.measures import measure_named
-from cobra_edge.regress.outputs.rows import all_figures
-from cobra_edge.regress.report import Report, Verdict
+from cobra_edge.bench.results import check_name, save_result
+from cobra_edge.bench.tables import print_result
+from cobra_edge.environment.requirements import install_hint
+from cobra_edge.errors import InputError, MachineError
+from cobra_edge.terminal.option_groups import Command, option
+from cobra_edge.terminal.output import debug_option, main_of, print_json, progress
+from cobra_edge.terminal.suggestions import near_matches
 
-from . import fault_kinds as breaking
-from .fault_kinds import on_tensors
-from .mini_budget import BUDGET, GATES, export_gate, measured
-
-_LAYER = "backbone.layers.{}.mixer."
-_EMBEDDING = "backbone.embedding.weight"
-_LAYERS = 4  # of cobra-mini
+from .fault_result import FaultResult, faults_table
 
 
-@dataclass(frozen=True)
-class Fault:
-    """One fault.
+@click.command(
+    name="fault-injection", cls=Command, epilog="Example: python -m bench.fault_injection --only nibbles --only A_log"
+)
+@option("--only", group="measurement", multiple=True, metavar="NAME", help="Inject only this fault; repeatable.")
+@option(
+    "--name",
+    group="output",
+    help="Name of the file in bench/results.  [default: regress-faults; regress-faults-only with --only]",
+)
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
+@option("--scratch", group="advanced", type=click.Path(path_type=Path), help="Directory to keep good builds in, and to reuse.")
+@debug_option
+def fault_injection(only: tuple[str, ...], scratch: Path | None, name: str | None, as_json: bool) -> None:
+    """Break builds of cobra-mini in many ways, and count which faults exceed a budget.
 
-    Attributes:
-        name: unique.
-        broken: what is wrong, for people.
-        gate: the build it is planted in, a name of `budgets.GATES`.
-        expected: a limit on one of these measures should be exceeded; empty where the harness refuses to measure at all.
-        on_disk: breaks a bundle's directory; random numbers choose the place.
-        running: what is wrong with the runtime.
-        draws: how often it is planted, each time with other random numbers.
+    Faults that are not caught are reported like all others.
     """
+    name = name or ("regress-faults-only" if only else "regress-faults")
+    check_name(name)
+    require_export("fault_injection")
+    from cobra_edge.bench.machine import machine
 
-    name: str
-    broken: str
-    gate: str
-    expected: tuple[str, ...]
-    on_disk: Callable[[Path, np.random.Generator], None] | None = None
-    running: Callable[[], AbstractContextManager[None]] = nullcontext
-    draws: int = 1
+    from .fault_trials import FAULTS, run_trials
 
-
-def _states(layer: int) -> tuple[str, ...]:
-    """Return the measures that should tell of a fault in a layer: its own state and those of the layers behind it.
-
-    What a layer writes, its gate, and how its state is read out (C) are first seen by the next layer.
-    """
-    return "state_error", *(f"state_error.{i}" for i in range(layer, _LAYERS))
-
-
-def _one_scale(gate: str, kind: str, layer: int, draws: int = 6) -> Fault:
-    name = _LAYER.format(layer) + f"{kind}.weight"
-    # What out_proj gives enters the next layer's state first.
-    expected = _states(layer + 1) if kind == "out_proj" else _states(layer)
-    return Fault(f"one scale, {kind}, {gate}", f"one scale of layer {layer}'s {kind} doubled", gate, expected,
-                 on_tensors(breaking.one_scale(name, 2)), draws=draws)  # fmt: skip
-
-
-def _embedding_scale(gate: str) -> Fault:
-    return Fault(f"one scale, embedding, {gate}", "one scale of the embedding doubled", gate, ("prompt_kld_mean", *_states(0)),
-                 on_tensors(breaking.one_scale(_EMBEDDING, 2)), draws=6)  # fmt: skip
+    for label in only:
+        if label not in FAULTS:
+            raise InputError(f"unknown fault {label!r}{near_matches(label, FAULTS)}")
+    wanted = [fault for fault in FAULTS.values() if not only or fault.name in only]
+    with tempfile.TemporaryDirectory() as folder, progress() as bar:
+        task = bar.add_task("faults", total=sum(fault.draws for fault in wanted))
+        rows = []
+        for row in run_trials(scratch or Path(folder), wanted, lambda what, done, _: bar.update(task, description=what)):
+            bar.advance(task, row.draws)
+            rows.append(row)
+    result = FaultResult(model="cobra-mini", rows=tuple(rows), machine=machine())
+    file = save_result(name, result)
+    if as_json:
+        print_json(result)
+    else:
+        print_result([faults_table(result)], file)
 
 
-def _on_tensors(name: str, broken: str, expected: tuple[str, ...], change: breaking.Change, gate: str = "w4a16-g128") -> Fault:
-    return Fault(name, broken, gate, expected, on_tensors(change))
+def require_export(command: str) -> None:
+    """Raise MachineError if a library of the extras export and regress is missing."""
+    try:
+        import onnx  # noqa: F401 - only whether they are installed
+        import scipy  # noqa: F401
+        import tomlkit  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        hint = install_hint("export", "regress")
+        raise MachineError(f"bench.{command} needs {error.name}; install it with: {hint}") from error
 
 
-def _pixels(name: str, broken: str, change: Callable[[np.ndarray], np.ndarray]) -> Fault:
-    return Fault(name, broken, "w4a16-g128", ("vision_error",), running=lambda: breaking.pixels_changed(change))
+main = main_of(fault_injection)
 
-
-def _in_layer(kind: str, layer: int = 1) -> str:
-    return _LAYER.format(layer) + kind
-
-
-_ANSWERS = ("greedy_match", "accuracy")
-_TABLE = (
-    *(_one_scale(g, kind, 1) for g in ("w8a16-g128", "w4a16-g128") for kind in ("in_proj", "x_proj", "out_proj")),
-    _embedding_scale("w8a16-g128"),
-    _embedding_scale("w4a16-g128"),
-    _on_tensors("all scales", "every scale of layer 1's out_proj doubled", _states(2),
-                breaking.all_scales(_in_layer("out_proj.weight"), 2)),
-    _on_tensors("scales reversed", "scales of layer 1's in_proj in the wrong order", _states(1),
-                breaking.scales_reversed(_in_layer("in_proj.weight"))),
-    _on_tensors("2 bits, of 4", "layer 1 at 2 bits", _states(1), breaking.fewer_bits(1, 2)),
-    _on_tensors("2 bits, of 8", "layer 1 at 2 bits", _states(1), breaking.fewer_bits(1, 2), "w8a16-g128"),
-    _on_tensors("4 bits, of 8", "layer 1 at 4 bits", _states(1), breaking.fewer_bits(1, 4), "w8a16-g128"),
-    _on_tensors("nibbles", "the codes of every byte of layer 1's in_proj swapped", _states(1),
-                breaking.nibbles_swapped(_in_layer("in_proj.weight"))),
-    _on_tensors("codes off by one", "codes of layer 1's x_proj one too low", _states(1),
-                breaking.codes_off_by_one(_in_layer("x_proj.weight")), "w8a16-g128"),
-    _on_tensors("layers swapped", "out_proj of layers 1 and 2 swapped", _states(2),
-                breaking.swapped(_in_layer("out_proj.weight"), _in_layer("out_proj.weight", 2))),
-    _on_tensors("A_log", "A of layer 1 a tenth larger", _states(1), breaking.shifted(_in_layer("A_log"), 0.0953)),
-    _on_tensors("convolution's bias", "the convolution's bias of layer 1 dropped", _states(1),
-                breaking.zeroed(_in_layer("conv1d.bias"))),
-    _on_tensors("D", "D of layer 3 dropped", ("kld_mean",), breaking.zeroed(_in_layer("D", 3))),
-    # cobra-mini's dt_proj has 16 inputs, too few for any scheme: it has no scales.
-    Fault("dt_proj row", "one row of layer 1's dt_proj, which is float16, doubled", "w4a16-g128", _states(1),
-          on_tensors(breaking.row_doubled(_in_layer("dt_proj.weight"))), draws=6),
-    Fault("embedding row", "one row of the embedding zeroed", "w4a16-g128", ("prompt_kld_mean", *_states(0)),
-          on_tensors(breaking.row_zeroed(_EMBEDDING)), draws=6),
-    Fault("infinite scale", "one scale of layer 1's in_proj infinite", "w4a16-g128", (),
-          on_tensors(breaking.one_scale(_in_layer("in_proj.weight"), float("inf")))),
-    Fault("no rotation", "rotated matrices run without rotation", "mixed", _states(0), breaking.no_rotation),
-    Fault("clips", "activations clipped at 0.5", "w4a8", _states(0), breaking.clips_at(0.5)),
-    Fault("normalisation", "each encoder's images normalised with the other's mean and deviation", "w4a16-g128",
-          ("vision_error",), breaking.swapped_normalisations),
-    _pixels("red and blue", "red and blue swapped", lambda pixels: pixels[..., ::-1]),
-    _pixels("upside down", "images turned upside down", lambda pixels: pixels[:, ::-1]),
-    _pixels("darker", "every byte of an image one too low", lambda pixels: np.maximum(pixels, 1) - 1),
-    Fault("projector's bias", "the projector's last bias random", "w4a16-g128", ("vision_error",),
-          breaking.random_projector_bias),
-    Fault("prompt style", "the template of the plain language model", "w4a16-g128", (), breaking.other_prompt_style),
-    Fault("end token", "answers do not end at the end token", "w4a16-g128", _ANSWERS, running=breaking.no_end_token),
-    Fault("image forgotten", "the state is reset between image and question", "w4a16-g128", ("kld_mean",),
-          running=breaking.image_forgotten),
-    Fault("stale convolution", "a step keeps the convolution's old inputs", "w4a16-g128", _ANSWERS,
-          running=breaking.stale_convolution),
-)  # fmt: skip
-FAULTS = {fault.name: fault for fault in _TABLE}
-
-
-@dataclass(frozen=True)
-class Found:
-    """What became of one planted fault.
-
-    Attributes:
-        exit_code: what `regress` ends with.
-        failed: measures whose limit in cobra-mini's own budget was exceeded.
-        shipped: measures whose limit in the budget that ships was exceeded.
-        worst: the measure furthest beyond its limit, and how many times as far from the ideal; None where all held.
-        refused: why nothing was measured; empty where it was.
-    """
-
-    exit_code: int
-    failed: tuple[str, ...]
-    shipped: tuple[str, ...]
-    worst: tuple[str, float] | None
-    refused: str = ""
-
-
-def plant(fault: Fault, good: Path, copy: Path, draw: int = 0) -> None:
-    """Copy a good build and break the copy on disk."""
-    shutil.copytree(good, copy)
-    if fault.on_disk is not None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            fault.on_disk(copy, np.random.default_rng([draw, len(fault.name)]))
-
-
-def try_fault(fault: Fault, good: Path, draw: int = 0) -> Found:
-    """Plant a fault, measure and judge."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "broken"
-        plant(fault, good, copy, draw)
-        with fault.running(), np.errstate(all="ignore"):
-            try:
-                report = measured(copy, threads=1).report
-            except CobraEdgeError as error:
-                return Found(error.exit_code, (), (), None, str(error))
-        own, shipped = (verdicts_of(report, copy, budget) for budget in (BUDGET, None))
-    failed = [v for v in own if not v.within]
-    worst = max(((v.measure, _times(v)) for v in failed), key=lambda pair: pair[1], default=None)
-    return Found(int(bool(failed)), _names(failed), _names([v for v in shipped if not v.within]), worst)
-
-
-def told_apart(fault: Fault, good: Path, draw: int = 0) -> bool:
-    """Say whether a planted fault shows where the good build is the baseline: a drift larger than that of 16 bits."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "broken"
-        plant(fault, good, copy, draw)
-        with fault.running():
-            report = measured(copy, threads=1, baseline=str(good)).report
-    drift = report.measures["kld_mean"].value
-    return drift is not None and drift > report.noise_floor["fp16"]["kld_mean"]
-
-
-def verdicts_of(report: Report, bundle: Path, budget: Path | None) -> tuple[Verdict, ...]:
-    """Judge a bundle's report by a budget; None for the one that ships."""
-    manifest, precision = Bundle.open(bundle).manifest, report.build.vision_precision
-    limits = read_budget(budget).limits_of(manifest.recipe.scheme, precision, manifest.target)  # type: ignore[arg-type]
-    return judge(all_figures(report), limits, manifest.noise_floor)
-
-
-def _names(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(v.measure for v in verdicts))
-
-
-def _times(verdict: Verdict) -> float:
-    """Return how many times as far from the ideal as allowed the judged end is."""
-    ideal = measure_named(verdict.measure).ideal
-    assert verdict.judged is not None and verdict.limit is not None
-    return abs(verdict.judged - ideal) / max(abs(verdict.limit - ideal), 1e-300)
-
-
-def try_all(
-    folder: Path, faults: Sequence[Fault], on_draw: Callable[[str, int, int], None] = lambda name, done, total: None
-) -> Iterator[dict[str, Any]]:
-    """Yield a row for each fault.
-
-    Args:
-        folder: where good builds are put; one that is there already is taken.
-        faults: which.
-        on_draw: told a name, how many times it was planted, and of how many.
-    """
-    for fault in faults:
-        good, found, apart = folder / fault.gate, list[Found](), 0
-        if not good.exists():
-            export_gate(GATES[fault.gate], folder)
-        for draw in range(fault.draws):
-            on_draw(fault.name, draw, fault.draws)
-            found.append(try_fault(fault, good, draw))
-            if found[-1].exit_code == 0:
-                apart += told_apart(fault, good, draw)
-        yield _row(fault, found) | {"told_apart": apart}
-
-
-def _row(fault: Fault, found: Sequence[Found]) -> dict[str, Any]:
-    worst = Counter(f.worst[0] for f in found if f.worst)
-    often = worst.most_common(1)[0][0] if worst else None
-    return {
-        "name": fault.name,
-        "broken": fault.broken,
-        "build": fault.gate,
-        "draws": len(found),
-        "caught": sum(f.exit_code != 0 for f in found),
-        "caught_by_shipped": sum(bool(f.shipped or f.refused) for f in found),
-        "expected": list(fault.expected),
-        "expected_failed": sum(bool(set(f.failed) & set(fault.expected)) for f in found),
-        "exit_codes": [f.exit_code for f in found],
-        "failed": dict(Counter(name for f in found for name in f.failed)),
-        "worst": often,
-        "worst_times": max((f.worst[1] for f in found if f.worst and f.worst[0] == often), default=None),
-        "refused": next((f.refused for f in found if f.refused), ""),
-    }
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
-"""Ways to break a bundle: on disk, its manifest's hashes made to fit again, or in the runtime while a block runs.
+"""Kinds of faults: of a bundle on disk, with the hashes of its manifest updated, or of the runtime inside a block.
 
-A broken bundle opens like any other: what is wrong with it, only its answers tell.
+A broken bundle opens like any other; only its answers show the fault.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from cobra_edge.formats.recipe import stored_tensors
 from cobra_edge.formats.safetensors_file import TensorFileWriter
 from cobra_edge.inference import generate
 from cobra_edge.inputs.image import ImageTransform
-from cobra_edge.regress import predictions as reading
+from cobra_edge.regress import predictions as predictions
 
+# Takes the decoder's tensors by name, in the shapes of `decoder_shapes`; returns those that change, in the same shapes.
 Change = Callable[[Tensors, np.random.Generator], Mapping[str, "np.ndarray | QuantizedTensor"]]
 
 
 def seal(directory: Path, **changes: Any) -> None:
-    """Write a bundle's manifest anew, with today's hashes and these fields changed."""
+    """Update the hashes of a manifest, and these fields."""
     manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
     manifest = msgspec.structs.replace(manifest, files=file_entries(directory), **changes)
     (directory / MANIFEST).write_bytes(msgspec.json.encode(manifest))
 
 
 def change_tensors(directory: Path, changed: Mapping[str, np.ndarray | QuantizedTensor], recipe: Any = None) -> None:
-    """Replace tensors of a bundle's decoder, and its recipe where one is given."""
+    """Replace tensors of a bundle's decoder, each in its own shape and dtype, and its recipe if one is given."""
     bundle = Bundle.open(directory)
     recipe = recipe or bundle.manifest.recipe
     plan, tensors = stored_tensors(bundle.manifest.model.mamba, recipe), bundle.decoder_tensors() | dict(changed)
@@ -54,14 +55,14 @@ def change_tensors(directory: Path, changed: Mapping[str, np.ndarray | Quantized
 
 
 def quantized(tensors: Tensors, name: str) -> QuantizedTensor:
-    """Return a tensor that has codes."""
+    """Return a quantized tensor (out, in)."""
     value = tensors[name]
     assert isinstance(value, QuantizedTensor)
     return value
 
 
 def one_scale(name: str, times: float) -> Change:
-    """Return a change: one scale of a tensor, anywhere in it, times a factor."""
+    """Return a change: one random scale of a tensor is multiplied by a factor."""
 
     def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
         value = quantized(tensors, name)
@@ -74,7 +75,7 @@ def one_scale(name: str, times: float) -> Change:
 
 
 def all_scales(name: str, times: float) -> Change:
-    """Return a change: every scale of a tensor times a factor."""
+    """Return a change: every scale of a tensor is multiplied by a factor."""
 
     def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
         value = quantized(tensors, name)
@@ -84,7 +85,7 @@ def all_scales(name: str, times: float) -> Change:
 
 
 def scales_reversed(name: str) -> Change:
-    """Return a change: the groups of each row in the wrong order."""
+    """Return a change: the scales of each row are reversed."""
 
     def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
         value = quantized(tensors, name)
@@ -94,7 +95,7 @@ def scales_reversed(name: str) -> Change:
 
 
 def row_zeroed(name: str) -> Change:
-    """Return a change: one row of a matrix, anywhere in it, becomes zeros."""
+    """Return a change: one random row of a quantized matrix becomes zeros."""
 
     def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
         value = quantized(tensors, name)
@@ -106,7 +107,7 @@ def row_zeroed(name: str) -> Change:
 
 
 def row_doubled(name: str) -> Change:
-    """Return a change: one row of a float matrix, anywhere in it, doubled."""
+    """Return a change: one random row of a float matrix is doubled."""
 
     def change(tensors: Tensors, random: np.random.Generator) -> dict[str, np.ndarray]:
         values = np.array(tensors[name])
@@ -117,7 +118,7 @@ def row_doubled(name: str) -> Change:
 
 
 def fewer_bits(layer: int, bits: int) -> Change:
-    """Return a change: a layer's matrices hold only codes that so many bits could, their scales to fit."""
+    """Return a change: the codes of a layer's matrices are reduced to fewer bits."""
 
     def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
         changed = {}
@@ -126,7 +127,7 @@ def fewer_bits(layer: int, bits: int) -> Change:
                 continue
             zero, most = value.scheme.zero_code, 1 << (bits - 1)
             codes = unpack(value.codes, value.scheme).astype(np.int32) - zero
-            # A factor of 2 in the codes is one in the step; the scales stay.
+            # Scaling the step of the codes is the same as scaling the scales.
             step = zero // most
             coarse = np.clip(np.round(codes / step), -most, most - 1) * step + zero
             changed[name] = replace(value, codes=pack(coarse.astype(np.uint8), value.scheme))
@@ -136,7 +137,7 @@ def fewer_bits(layer: int, bits: int) -> Change:
 
 
 def nibbles_swapped(name: str) -> Change:
-    """Return a change: in every byte of a 4-bit tensor the two codes have each other's place."""
+    """Return a change: the two codes in every byte of a 4-bit tensor are swapped."""
 
     def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
         value = quantized(tensors, name)
@@ -146,7 +147,7 @@ def nibbles_swapped(name: str) -> Change:
 
 
 def codes_off_by_one(name: str) -> Change:
-    """Return a change: every code of a tensor is one too low, as if another code stood for 0."""
+    """Return a change: every code of a tensor is one too low, as with a wrong zero point."""
 
     def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
         value = quantized(tensors, name)
@@ -157,7 +158,7 @@ def codes_off_by_one(name: str) -> Change:
 
 
 def shifted(name: str, by: float) -> Change:
-    """Return a change: something is added to every value of a float tensor."""
+    """Return a change: a constant is added to a float tensor."""
     return lambda tensors, random: {name: np.asarray(tensors[name]) + np.float32(by)}
 
 
@@ -167,17 +168,17 @@ def zeroed(name: str) -> Change:
 
 
 def swapped(one: str, other: str) -> Change:
-    """Return a change: two tensors of one shape have each other's place."""
+    """Return a change: two tensors of the same shape are swapped."""
     return lambda tensors, random: {one: tensors[other], other: tensors[one]}
 
 
 def on_tensors(change: Change) -> Callable[[Path, np.random.Generator], None]:
-    """Return what breaks a bundle's decoder file by a change."""
+    """Return a fault on disk that applies a change to the decoder file."""
     return lambda directory, random: change_tensors(directory, change(Bundle.open(directory).decoder_tensors(), random))
 
 
 def clips_at(clip: float) -> Callable[[Path, np.random.Generator], None]:
-    """Return what clips everything that enters a product at the same magnitude."""
+    """Return a fault on disk that clips the inputs of all matmuls at one magnitude."""
 
     def broken(directory: Path, random: np.random.Generator) -> None:
         bundle = Bundle.open(directory)
@@ -193,12 +194,12 @@ def clips_at(clip: float) -> Callable[[Path, np.random.Generator], None]:
 
 
 def no_rotation(directory: Path, random: np.random.Generator) -> None:
-    """Have the recipe forget that matrices are rotated."""
+    """Remove the rotations from the recipe."""
     seal(directory, recipe=msgspec.structs.replace(Bundle.open(directory).manifest.recipe, rotations=()))
 
 
 def other_prompt_style(directory: Path, random: np.random.Generator) -> None:
-    """Write the plain model's prompt style everywhere."""
+    """Set the prompt style of the base model."""
     bundle = Bundle.open(directory)
     prompt = msgspec.json.decode((directory / PROMPT).read_bytes(), type=PromptFile)
     (directory / PROMPT).write_bytes(msgspec.json.encode(msgspec.structs.replace(prompt, style="base")))
@@ -218,7 +219,7 @@ def _on_graph(change: Callable[[Any, np.random.Generator], None]) -> Callable[[P
 
 
 def _swap_normalisations(graph: Any, random: np.random.Generator) -> None:
-    """Each encoder is given the other's mean and deviation, which a graph that takes bytes holds as factor and summand."""
+    """Swap mean and deviation of the two encoders, which a uint8 graph stores as factors and summands."""
     factors_and_summands = [i for i in graph.initializer if list(i.dims) == [1, 3, 1, 1]]
     first, second = factors_and_summands[:2], factors_and_summands[2:]
     names = [i.name for i in (*first, *second)]
@@ -242,7 +243,7 @@ random_projector_bias = _on_graph(_random_projector_bias)
 
 @contextmanager
 def pixels_changed(change: Callable[[np.ndarray], np.ndarray]) -> Iterator[None]:
-    """Change what the vision graph is given, (squares, size, size, 3) uint8, while the block runs."""
+    """Change the input of the vision graph, (squares, size, size, 3) uint8, inside the block."""
     right = ImageTransform.pixels
     with patch.object(ImageTransform, "pixels", lambda self, image: np.ascontiguousarray(change(right(self, image)))):
         yield
@@ -250,7 +251,7 @@ def pixels_changed(change: Callable[[np.ndarray], np.ndarray]) -> Iterator[None]
 
 @contextmanager
 def image_forgotten() -> Iterator[None]:
-    """Lose the state that an image leaves before the question is read."""
+    """Reset the state between image and question."""
     right = CpuDecoder.prefill
 
     def prefill(self: CpuDecoder, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
@@ -262,7 +263,7 @@ def image_forgotten() -> Iterator[None]:
 
 @contextmanager
 def stale_convolution() -> Iterator[None]:
-    """Have a step forget to move the convolution's inputs on; reading many tokens at once is right."""
+    """Keep the old inputs of the convolution in single steps; prefill is correct."""
     right = CpuDecoder.step
 
     def step(self: CpuDecoder, token: int, state: DecoderState) -> np.ndarray:
@@ -277,11 +278,11 @@ def stale_convolution() -> Iterator[None]:
 
 @contextmanager
 def no_end_token() -> Iterator[None]:
-    """Have answers go on where they should end."""
+    """Ignore the end token."""
     right = generate.generate
 
     def endless(decoder: Any, logits: Any, state: Any, end_id: int, limit: int, sampling: Any) -> Iterator[int]:
         return right(decoder, logits, state, -1, limit, sampling)
 
-    with patch.object(reading, "generate", endless):
+    with patch.object(predictions, "generate", endless):
         yield

@@ -1,33 +1,38 @@
-"""Make the tables of README and docs and the drift plot from bench/results; nothing in them is typed by hand.
-
-python -m bench.figures [--check]
-"""
+"""`python -m bench.figures`: fill the tables of README and docs, and draw the drift plot, from bench/results."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from cobra_edge.bench.serving_figures import serving_goals_table, serving_table
+from cobra_edge.bench.decode_result import CpuDecodeResult, GpuDecodeResult
+from cobra_edge.bench.end_to_end import EndToEndResult
+from cobra_edge.bench.export_result import ExportResult, export_table
+from cobra_edge.bench.results import read_result
+from cobra_edge.bench.serving_result import ServeResult, serving_table
+from cobra_edge.bench.tables import Table, markdown
+from cobra_edge.bench.vision_result import VisionResult, engine_table, vision_table
 from cobra_edge.errors import InputError
+from cobra_edge.terminal.option_groups import Command, option
 from cobra_edge.terminal.output import debug_option, main_of
 
-from .coverage_tables import coverage_table
-from .decode_tables import decode_goals_table, decode_table
+from .decode_goals import decode_goals_table, decode_table
 from .drift_plot import draw_drift
-from .fault_tables import faults_table
-from .gpu_tables import end_to_end_table, gpu_goals_table, gpu_table
+from .fault_result import FaultResult, faults_table
+from .gpu_goals import end_to_end_table, gpu_goals_table, gpu_table
 from .headline import headline_table, reasons
-from .method_tables import methods_table
-from .predict_tables import prediction_table
-from .quality_tables import goals_table, measured, quality_goals_table, quality_table
-from .suite_cost_tables import suite_cost_table
-from .vision_tables import answers_table, engine_table, vision_goals_table, vision_table
+from .interval_coverage_result import CoverageResult, coverage_table
+from .methods_result import MethodsResult, methods_tables
+from .predictions import prediction_table, published_table
+from .quality_result import QualityResult, goals_table, quality_goals_table, quality_table, rows_of
+from .serving_goals import serving_goals_table
+from .suite_cost_result import SuiteCostResult, suite_cost_table
+from .vision_goals import MiniVisionResult, answers_table, vision_goals_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -39,85 +44,114 @@ PAGES = (
 )
 PLOT = ROOT / "docs" / "drift.png"
 
-
-def read_result(name: str) -> dict[str, Any]:
-    """Read one result."""
-    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return data
+AnyResult = TypeVar("AnyResult")
 
 
-def export_table() -> str:
-    """Return the full-size export as Markdown."""
-    r = read_result("export-cobra-3b")
-    files = r["bundle_bytes"]
-    vision = sum(size for name, size in files.items() if name.startswith("vision"))
-    rows = [
-        ("machine", f"{r['machine']['processor']}, {r['machine']['cores']} cores, {r['machine']['memory_gb']} GB"),
-        ("wall time", f"{r['seconds'] / 60:.1f} min"),
-        ("peak resident memory, mapped files included", f"{r['peak_gib']:.1f} GiB"),
-        ("checkpoint", f"{r['checkpoint_bytes'] / 1e9:.2f} GB"),
-        (f"decoder as {r['scheme']}", f"{files['decoder.safetensors'] / 1e9:.2f} GB"),
-        (f"vision graph, {r['vision']['precision']}", f"{vision / 1e9:.2f} GB"),
-    ]
-    return "\n".join(["| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
-
-
-def found_results(*names: str) -> list[dict[str, Any]]:
+def _all(kind: type[AnyResult], *names: str) -> list[AnyResult]:
     """Return those of the results that exist, in this order."""
-    return [read_result(name) for name in names if (RESULTS / f"{name}.json").is_file()]
+    files = [RESULTS / f"{name}.json" for name in names]
+    return [read_result(file, kind) for file in files if file.is_file()]
 
 
-def _of_gpus(bench: str) -> list[dict[str, Any]]:
-    """Return what a bench found on GPUs, a result a GPU, by their names."""
-    return found_results(*sorted(file.stem for file in RESULTS.glob(f"gpu-{bench}-*.json")))
+def _of_gpus(kind: type[AnyResult], bench: str) -> list[AnyResult]:
+    """Return the results of a benchmark on GPUs, by their names."""
+    return _all(kind, *_gpu_names(bench))
 
 
-def _maybe(name: str) -> dict[str, Any] | None:
-    return next(iter(found_results(name)), None)
+def _gpu_names(bench: str) -> list[str]:
+    return sorted(file.stem for file in RESULTS.glob(f"gpu-{bench}-*.json"))
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "reasons": lambda: reasons(read_result("quality"), read_result("cpu-decode"), read_result("serve-cobra-3b")),
-    "headline": lambda: headline_table(read_result("quality")),
-    "quality": lambda: quality_table(read_result("quality")),
-    "quality_goals": lambda: quality_goals_table(read_result("quality")),
-    "export": export_table,
-    "goals": lambda: goals_table(read_result("quality")),
-    "decode": lambda: decode_table(found_results("cpu-decode", "cpu-decode-avx2")),
-    "decode_goals": lambda: decode_goals_table(found_results("cpu-decode", "cpu-decode-avx2")),
-    "gpu": lambda: gpu_table(_of_gpus("decode")),
-    "gpu_goals": lambda: gpu_goals_table(_of_gpus("decode")),
-    "end_to_end": lambda: end_to_end_table(_of_gpus("end-to-end")),
-    "prediction": lambda: prediction_table(_of_gpus("decode")),
-    "vision": lambda: vision_table(_maybe("vision-cobra-3b")),
-    "vision_mini": lambda: vision_table(_maybe("vision-cobra-mini")),
-    "vision_answers": lambda: answers_table(_maybe("vision-cobra-mini")),
-    "vision_engines": lambda: engine_table(_maybe("vision-cobra-3b")),
-    "vision_goals": lambda: vision_goals_table(_maybe("vision-cobra-3b"), _maybe("vision-cobra-mini")),
-    "regress": lambda: suite_cost_table(_maybe("regress-cobra-mini")),
-    "methods": lambda: methods_table(_maybe("methods-cobra-3b")),
-    "coverage": lambda: coverage_table(_maybe("interval-coverage"), small=False),
-    "serve": lambda: serving_table(found_results("serve-cobra-mini", "serve-cobra-3b")),
-    "serve_goals": lambda: serving_goals_table(found_results("serve-cobra-mini", "serve-cobra-3b")),
-    "faults": lambda: faults_table(_maybe("regress-faults")),
-    "coverage_small": lambda: coverage_table(_maybe("interval-coverage"), small=True),
+def _first(found: list[AnyResult]) -> AnyResult | None:
+    return next(iter(found), None)
+
+
+def quality_result() -> QualityResult:
+    """Return the result of `python -m bench.quality`."""
+    return read_result(RESULTS / "quality.json", QualityResult)
+
+
+def _cpu() -> list[CpuDecodeResult]:
+    return _all(CpuDecodeResult, "cpu-decode", "cpu-decode-avx2")
+
+
+def _gpu() -> list[GpuDecodeResult]:
+    return _of_gpus(GpuDecodeResult, "decode")
+
+
+def _vision(shape: str) -> list[VisionResult]:
+    return _all(VisionResult, f"vision-{shape}")
+
+
+def _mini_vision() -> list[MiniVisionResult]:
+    return _all(MiniVisionResult, "vision-cobra-mini")
+
+
+def _serve() -> list[ServeResult]:
+    return _all(ServeResult, "serve-cobra-mini", "serve-cobra-3b")
+
+
+def _coverage(*, small: bool) -> list[Table]:
+    return [coverage_table(result, small=small) for result in _all(CoverageResult, "interval-coverage")]
+
+
+def _predictions() -> list[Table]:
+    results: list[dict[str, Any]] = [json.loads((RESULTS / f"{name}.json").read_bytes()) for name in _gpu_names("decode")]
+    return [prediction_table(results), published_table()]
+
+
+def _not_empty(tables: Iterable[Table]) -> list[Table]:
+    return [table for table in tables if table.rows]
+
+
+TABLES: dict[str, Callable[[], Iterable[Table]]] = {
+    "headline": lambda: [headline_table(quality_result())],
+    "quality": lambda: [quality_table(quality_result())],
+    "quality_goals": lambda: [quality_goals_table(quality_result())],
+    "goals": lambda: [goals_table(quality_result())],
+    "export": lambda: map(export_table, _all(ExportResult, "export-cobra-3b")),
+    "methods": lambda: (table for result in _all(MethodsResult, "methods-cobra-3b") for table in methods_tables(result)),
+    "decode": lambda: map(decode_table, _cpu()),
+    "decode_goals": lambda: _not_empty([decode_goals_table(_cpu())]),
+    "gpu": lambda: map(gpu_table, _gpu()),
+    "gpu_goals": lambda: [gpu_goals_table(_gpu())],
+    "end_to_end": lambda: [end_to_end_table(_of_gpus(EndToEndResult, "end-to-end"))],
+    "prediction": _predictions,
+    "vision": lambda: map(vision_table, _vision("cobra-3b")),
+    "vision_mini": lambda: map(vision_table, _vision("cobra-mini")),
+    "vision_answers": lambda: _not_empty(map(answers_table, _mini_vision())),
+    "vision_engines": lambda: _not_empty(map(engine_table, _vision("cobra-3b"))),
+    "vision_goals": lambda: [vision_goals_table(_first(_vision("cobra-3b")), _first(_mini_vision()))],
+    "serve": lambda: [serving_table(found)] if (found := _serve()) else [],
+    "serve_goals": lambda: [serving_goals_table(_serve())],
+    "regress": lambda: map(suite_cost_table, _all(SuiteCostResult, "regress-cobra-mini")),
+    "faults": lambda: map(faults_table, _all(FaultResult, "regress-faults")),
+    "coverage": lambda: _coverage(small=False),
+    "coverage_small": lambda: _coverage(small=True),
 }
+
+
+def _text(name: str) -> str:
+    if name == "reasons":
+        decode = read_result(RESULTS / "cpu-decode.json", CpuDecodeResult)
+        return reasons(quality_result(), decode, read_result(RESULTS / "serve-cobra-3b.json", ServeResult))
+    return markdown(TABLES[name]())
 
 
 def with_tables(text: str) -> str:
     """Return the text with each `<!-- table: NAME -->` … `<!-- end -->` filled from its result."""
 
     def fill(match: re.Match[str]) -> str:
-        return f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+        return f"<!-- table: {match[1]} -->\n{_text(match[1])}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
 
-@click.command(epilog="Example: python -m bench.figures --check")
-@click.option("--check", is_flag=True, help="Write nothing; exit with 2 where a page is not up to date.")
+@click.command(cls=Command, epilog="Example: python -m bench.figures --check")
+@option("--check", group="output", is_flag=True, help="Write nothing; exit with 2 if a page is not up to date.")
 @debug_option
-def command(check: bool) -> None:
-    """Fill the tables of README and docs and draw the drift plot from bench/results."""
+def figures(check: bool) -> None:
+    """Fill the tables of README and docs, and draw the drift plot, from bench/results."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         fresh = with_tables(text)
@@ -126,11 +160,11 @@ def command(check: bool) -> None:
         if not check:
             page.write_text(fresh, encoding="utf-8")
     if not check:
-        quality = read_result("quality")
-        draw_drift([row for kind in ("ours", "peer") for row in measured(quality, kind)], PLOT)
+        quality = quality_result()
+        draw_drift([row for kind in ("ours", "peer") for row in rows_of(quality, kind)], PLOT)
 
 
-main = main_of(command)
+main = main_of(figures)
 
 if __name__ == "__main__":
     main()

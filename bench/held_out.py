@@ -1,4 +1,4 @@
-"""Figures of a row: a runner's answers to the held-out suite against the reference's, with intervals."""
+"""Drift and accuracy of a runner on the held-out suite, with intervals."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import msgspec
 import numpy as np
 
 from cobra_edge.regress import intervals
@@ -16,7 +14,9 @@ from cobra_edge.regress.intervals import Interval
 from cobra_edge.regress.metrics import kl_divergence, negative_log_likelihood, top1_agreement
 from cobra_edge.suite.tokenized import TokenizedSuite
 
-_DIGITS = 6  # significant ones that are kept
+from .quality_result import KldComparison, SuiteFigures, TaskAccuracy
+
+_DIGITS = 6  # significant digits of a result
 
 
 def by_image(suite: TokenizedSuite, of_lines: np.ndarray) -> np.ndarray:
@@ -26,7 +26,7 @@ def by_image(suite: TokenizedSuite, of_lines: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Measures of each line of a suite against the reference.
+    """The answers of a runner, compared with the reference.
 
     Attributes:
         kld: of each line (n,) float64, nats.
@@ -42,7 +42,7 @@ class Answers:
 
     @classmethod
     def of(cls, logits: Sequence[np.ndarray], reference: Sequence[np.ndarray], suite: TokenizedSuite) -> Answers:
-        """Measure logits, of each line (n, vocab) float32, against the reference's."""
+        """Compare logits, of each line (n, vocab) float32, with those of the reference."""
         pairs, targets = list(zip(reference, logits, strict=True)), [np.array(line.answer) for line in suite.lines]
         return cls(
             tuple(kl_divergence(a, b) for a, b in pairs),
@@ -53,12 +53,12 @@ class Answers:
 
     @property
     def kld_of_lines(self) -> np.ndarray:
-        """Each line's sum, (lines,)."""
+        """The sum over each line, (lines,) float64."""
         return np.array([k.sum() for k in self.kld])
 
 
-def figures(found: Answers, reference: Answers, suite: TokenizedSuite) -> dict[str, Any]:
-    """Return a row's figures, each with its interval."""
+def figures(found: Answers, reference: Answers, suite: TokenizedSuite) -> SuiteFigures:
+    """Return drift and accuracy with intervals."""
     images = partial(by_image, suite)
     tasks = [line.line.task for line in suite.lines]
     counts = images(np.array([len(k) for k in found.kld]))
@@ -69,38 +69,37 @@ def figures(found: Answers, reference: Answers, suite: TokenizedSuite) -> dict[s
         for index in range(len(suite.images))
     ]
     caption = [n for n, task in zip(found.nll, tasks, strict=True) if task == "caption"]
-    return {
-        "lines": len(found.kld),
-        "images": len(suite.images),
-        "answer_tokens": int(counts.sum()),
-        "kld_mean": kept(intervals.mean(images(found.kld_of_lines), counts)),
-        "kld_p99": kept(intervals.quantile(groups, 0.99)),
-        "top1_agreement": kept(intervals.mean(images(agrees), counts)),
-        "perplexity_ratio": kept(intervals.difference_of_means(nll, before, counts).map(lambda x: math.exp(min(x, 700.0)))),
-        "accuracy": {task: _accuracy(found, reference, suite, task) for task in sorted(set(tasks))},
-        "caption_perplexity": _short(float(np.exp(np.concatenate(caption).mean()))) if caption else None,
-    }
+    return SuiteFigures(
+        lines=len(found.kld),
+        images=len(suite.images),
+        answer_tokens=int(counts.sum()),
+        kld_mean=rounded(intervals.mean(images(found.kld_of_lines), counts)),
+        kld_p99=rounded(intervals.quantile(groups, 0.99)),
+        top1_agreement=rounded(intervals.mean(images(agrees), counts)),
+        perplexity_ratio=rounded(intervals.difference_of_means(nll, before, counts).map(lambda x: math.exp(min(x, 700.0)))),
+        accuracy={task: _accuracy(found, reference, suite, task) for task in sorted(set(tasks))},
+        caption_perplexity=_short(float(np.exp(np.concatenate(caption).mean()))) if caption else None,
+    )
 
 
-def _accuracy(found: Answers, reference: Answers, suite: TokenizedSuite, task: str) -> dict[str, Any]:
-    """Return lines, right (a share) and its difference to the reference on the same lines."""
-    asked = np.array([line.line.task == task for line in suite.lines])
-    right, before, counts = (by_image(suite, asked & lines) for lines in (found.right, reference.right, asked))
+def _accuracy(found: Answers, reference: Answers, suite: TokenizedSuite, task: str) -> TaskAccuracy:
+    of_task = np.array([line.line.task == task for line in suite.lines])
+    right, before, counts = (by_image(suite, of_task & lines) for lines in (found.right, reference.right, of_task))
     difference = intervals.difference_of_means(right, before, counts)
-    return {"lines": int(asked.sum()), "right": _short(float(right.sum() / counts.sum())), "difference": kept(difference)}
+    return TaskAccuracy(int(of_task.sum()), _short(float(right.sum() / counts.sum())), rounded(difference))
 
 
-def against(ours: Answers, other: Answers, suite: TokenizedSuite) -> dict[str, Any]:
-    """Compare two runners' mean KLD on the same tokens: ours minus the other's, and ours over the other's."""
+def against(ours: Answers, other: Answers, suite: TokenizedSuite) -> KldComparison:
+    """Compare the mean KLD of two runners on the same tokens."""
     a, b = (by_image(suite, answers.kld_of_lines) for answers in (ours, other))
     counts = by_image(suite, np.array([len(k) for k in ours.kld]))
-    ratio = kept(intervals.ratio_of_means(a, b)) if b.any() else None
-    return {"kld_difference": kept(intervals.difference_of_means(a, b, counts)), "kld_ratio": ratio}
+    ratio = rounded(intervals.ratio_of_means(a, b)) if b.any() else None
+    return KldComparison(rounded(intervals.difference_of_means(a, b, counts)), ratio)
 
 
-def kept(interval: Interval) -> dict[str, float]:
-    """Return an interval as a result keeps it."""
-    return {name: _short(value) for name, value in msgspec.structs.asdict(interval).items()}
+def rounded(interval: Interval) -> Interval:
+    """Return an interval with the significant digits of a result."""
+    return interval.map(_short)
 
 
 def _short(value: float) -> float:

@@ -1,150 +1,51 @@
-"""How often the harness's intervals hold the truth: suites drawn from the held-out one's images, judged by its own figures.
-
-The held-out suite is the population: what the harness reports of all its images is the truth. Suites of some images are
-drawn from it with replacement, each is given to the harness, and counted is how often each measure's interval holds the
-truth. Stated are 95 %.
-"""
+"""`python -m bench.interval_coverage`: how often the 95 % intervals of the regression harness contain the true value."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import click
 
-from cobra_edge.bundle.reader import Bundle
-from cobra_edge.export.pipeline import export_bundle
-from cobra_edge.formats.recipe import MIXED
-from cobra_edge.formats.scheme import SCHEMES
-from cobra_edge.formats.targets import target_named
-from cobra_edge.inference.session import Session, load
-from cobra_edge.regress.aggregate import Aggregate, kind_of
-from cobra_edge.regress.line_metrics import compared
-from cobra_edge.regress.predictions import predictions
-from cobra_edge.regress.report import Figure
-from cobra_edge.suite.reader import HELDOUT, read_suite
-from cobra_edge.suite.tokenized import TokenizedSuite, tokenized_suite
+from cobra_edge.bench.results import check_name, save_result
+from cobra_edge.bench.tables import print_result
+from cobra_edge.environment.requirements import install_hint
+from cobra_edge.errors import MachineError
+from cobra_edge.terminal.option_groups import Command, option
+from cobra_edge.terminal.output import debug_option, main_of, print_json, stages
 
-BUILDS: dict[str, dict[str, Any]] = {
-    "w4a16-g128": {"scheme": "w4a16-g128"},
-    "w8a16-g128": {"scheme": "w8a16-g128"},
-    "w4a16-g128, int8 vision": {"scheme": "w4a16-g128", "vision_precision": "int8"},
-}
-METHODS = {
-    "mean": "bootstrap-t",
-    "root": "bootstrap-t",
-    "ratio": "bootstrap-t",
-    "exp": "bootstrap-t",
-    "share": "Wilson",
-    "change": "Tango",
-    "quantile": "test inversion",
-}
-SMALL = 32  # images of a small suite
-REPLICATES = 2000
-_SEED = 1
-_NOT_JUDGED = "kld_max"  # the largest of these lines has no interval
-_ROUNDING = 1e-9  # relative, of an end that is the value itself
-
-OnStep = Callable[[str, int, int], None]
+from .interval_coverage_result import CoverageResult, coverage_table
 
 
-def measure(
-    folder: Path, replicates: int = REPLICATES, on_step: OnStep = lambda what, done, total: None
-) -> list[dict[str, Any]]:
-    """Measure the coverage of every interval of the harness, on builds of cobra-mini against its fp16 build.
+@click.command(name="interval-coverage", cls=Command, epilog="Example: python -m bench.interval_coverage --replicates 4000")
+@option("--replicates", group="measurement", type=click.IntRange(1), default=2000, help="Drawn suites of each size.")
+@option("--name", group="output", default="interval-coverage", help="Name of the file in bench/results.")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of tables.")
+@debug_option
+def interval_coverage(replicates: int, name: str, as_json: bool) -> None:
+    """Draw suites from cobra-mini's held-out one, and count how often each interval contains the value of the whole suite."""
+    check_name(name)
+    try:
+        import scipy  # noqa: F401 - only whether it is installed
+        import torch  # noqa: F401
+    except ImportError as error:
+        hint = install_hint("export", "regress")
+        raise MachineError(f"bench.interval_coverage needs {error.name}; install it with: {hint}") from error
+    from cobra_edge.bench.machine import machine
 
-    Args:
-        folder: where bundles may be put.
-        replicates: drawn suites of each size.
-        on_step: called with what is done, how much of it is and how much there is.
+    from .interval_coverage_run import measure
 
-    Returns:
-        Rows of `coverage`, each with its build's label.
-    """
-    reference = _session(folder, "fp16", {"scheme": "fp16"})
-    lines = list(enumerate(read_suite(HELDOUT), 1))
-    codec, template = reference.codec, reference.template
-    suite = tokenized_suite("heldout", lines, lambda name: HELDOUT.parent / name, codec, template, sees=True, skipped={})
-    rows = []
-    for label, export in BUILDS.items():
-        aggregate = _aggregate(suite, reference, _session(folder, label, export), _counter(on_step, label, len(lines)))
-        for images in (aggregate.images, SMALL):
-            what = f"{label}, suites of {images}"
-            found = coverage(aggregate, images, replicates, _counter(on_step, what, replicates))
-            rows += [{"build": label, **row} for row in found]
-    return rows
-
-
-def coverage(
-    aggregate: Aggregate, images: int, replicates: int, on_suite: Callable[[int], None] = lambda done: None
-) -> list[dict[str, Any]]:
-    """Return, of each measure, how often the interval of a drawn suite holds the whole suite's value.
-
-    Args:
-        aggregate: of the whole suite.
-        images: of a drawn suite.
-        replicates: how many are drawn.
-        on_suite: called with how many are done.
-
-    Returns:
-        A row a measure: `coverage`, and the shares of suites whose interval lies wholly `below` and `above` the truth;
-        `width`, its mean over suites in the measure's own unit; `values`, how many different values the measure took.
-    """
-    truth = {name: figure for name, figure in aggregate.figures().items() if name != _NOT_JUDGED and figure.value is not None}
-    ends: dict[str, list[tuple[float, float, float]]] = {name: [] for name in truth}
-    random = np.random.default_rng(_SEED)
-    for done in range(replicates):
-        figures = aggregate.drawn(random.integers(0, aggregate.images, images).tolist()).figures()
-        for name, found in ends.items():
-            found.append(_ends(figures.get(name, Figure(None))))
-        on_suite(done + 1)
-    return [_row(name, truth[name].value or 0.0, images, np.array(found)) for name, found in ends.items()]
+    with tempfile.TemporaryDirectory() as folder, stages() as on_step:
+        rows = measure(Path(folder), replicates, on_step)
+    result = CoverageResult(model="cobra-mini", replicates=replicates, rows=tuple(rows), machine=machine())
+    file = save_result(name, result)
+    if as_json:
+        print_json(result)
+    else:
+        print_result([coverage_table(result, small=small) for small in (False, True)], file)
 
 
-def _counter(on_step: OnStep, what: str, total: int) -> Callable[[int], None]:
-    return lambda done: on_step(what, done, total)
+main = main_of(interval_coverage)
 
-
-def _ends(figure: Figure) -> tuple[float, float, float]:
-    return tuple(np.nan if end is None else end for end in (figure.value, figure.low, figure.high))  # type: ignore[return-value]
-
-
-def _row(name: str, truth: float, images: int, found: np.ndarray) -> dict[str, Any]:
-    """Return one row; `found` is (suites, 3) float64, value and ends, NaN where there is none, which holds nothing."""
-    value, low, high = found.T
-    slack = _ROUNDING * abs(truth)
-    below, above = high < truth - slack, low > truth + slack
-    holds = (low <= truth + slack) & (high >= truth - slack)
-    width = (high - low)[np.isfinite(high - low)]
-    return {
-        "measure": name,
-        "method": METHODS[kind_of(name)],
-        "images": images,
-        "value": _short(truth),
-        "coverage": _short(holds.mean()),
-        "below": _short(below.mean()),
-        "above": _short(above.mean()),
-        "width": _short(width.mean()) if len(width) else None,
-        "values": len(np.unique(value.round(12))),
-    }
-
-
-def _aggregate(suite: TokenizedSuite, reference: Session, build: Session, on_line: Callable[[int], None]) -> Aggregate:
-    aggregate = Aggregate()
-    for asked, truth, found in zip(suite.lines, predictions(reference, suite), predictions(build, suite), strict=True):
-        aggregate.add(asked, compared(asked, truth, found, reference.codec.decode))
-        on_line(aggregate.lines)
-    return aggregate
-
-
-def _session(folder: Path, label: str, export: dict[str, Any]) -> Session:
-    budget = folder / "budget.toml"  # of no limits: what a build drifts is the result, whatever it is
-    budget.write_text("".join(f'[schemes."{name}"]\n' for name in (*SCHEMES, MIXED)), encoding="utf-8")
-    goal = folder / label.replace(" ", "-").replace(",", "")
-    made = export_bundle("mini", target_named("cpu"), goal, golden_lines=1, budget=budget, **export)
-    return load(Bundle.open(made.directory))
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+if __name__ == "__main__":
+    main()

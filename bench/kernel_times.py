@@ -59,15 +59,15 @@ def measure_kernels(
 def _timed(group: Sequence[Launch], limits: GpuLimits, gpu: Gpu, rounds: int) -> dict[str, Any]:
     replay = captured(lambda: _run(group), gpu)
     taken = time_in_turns([replay], gpu, rounds)[0]
-    each = {key: value / len(group) for key, value in taken.items()}
+    each = taken.scaled(1 / len(group))
     bandwidth, n_bytes = limits.read_bandwidth(), moved_bytes(group[0])
-    reached = None if n_bytes is None else n_bytes / each["median"]
+    reached = None if n_bytes is None else n_bytes / each.median
     return {
         "kernel": group[0].kernel.__name__,
         "constants": dict(group[0].constants),
         "launches": len(group),
-        "microseconds": {key: value * 1e6 for key, value in each.items()},
-        "part_milliseconds": taken["median"] * 1e3,
+        "microseconds": each.scaled(1e6),
+        "part_milliseconds": taken.median * 1e3,
         "moved_bytes": n_bytes,
         "gb_s": None if reached is None else reached / 1e9,
         "bandwidth_share": None if reached is None else reached / bandwidth,

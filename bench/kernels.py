@@ -7,10 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 from rich.progress import Progress
 from rich.table import Table
 
-from cobra_edge.bench.results import check_name, keep
+from cobra_edge.bench.results import check_name, save_result
 from cobra_edge.bench.shapes import shape_named
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
@@ -84,17 +85,17 @@ def kernels(
         "most_spilled_bytes": bench.MOST_SPILLED_BYTES,
         "rows": rows,
         "gpu": None if gpu is None else gpu.facts(),
-        "machine": machine() | {"triton": _triton_version()},
+        "machine": msgspec.to_builtins(machine()) | {"triton": _triton_version()},
     }
     default = "kernels-compiled" if gpu is None else f"gpu-kernels-{short_name(gpu.name)}"
-    file = keep(name or default, result)
+    file = save_result(name or default, result)
     if as_json:
         print_json(result)
     else:
         for row in rows:
             results.print(compiled_table(row, chosen))
             results.print(timed_table(row))
-        results.print(f"kept: {file}", highlight=False)
+        results.print(f"wrote {file}", highlight=False)
     if any(kernel["refused"] for row in rows for kernel in row["compiled"]):
         context.exit(1)
 
@@ -178,7 +179,7 @@ def timed_table(row: dict[str, Any]) -> Table:
     for timed in row["timed"]:
         us, reached = timed["microseconds"], timed["gb_s"]
         speed = ["", ""] if reached is None else [figure(reached), f"{timed['bandwidth_share']:.1%}"]
-        spread = f"{figure(us['median'])} ({figure(us['low'])}–{figure(us['high'])})"
+        spread = f"{figure(us.median)} ({figure(us.low)}–{figure(us.high)})"
         together = figure(timed["part_milliseconds"])
         table.add_row(timed["part"], cell(timed["kernel"]), str(timed["launches"]), spread, together, *speed)
     return table

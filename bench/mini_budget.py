@@ -1,7 +1,7 @@
-"""cobra-mini's own drift budget: which builds it is for, and how it is made.
+"""The drift budget of cobra-mini's own builds, and how it is made.
 
-Our tests export every build of the table and hold it against export/budgets/cobra-mini.toml; `python -m bench.budgets`
-writes that file anew, for a person to review and commit.
+Tests export every build of the table and compare it with export/budgets/cobra-mini.toml; `python -m bench.budgets` updates that
+file for review.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from cobra_edge.regress.update_budget import update_budget
 
 BUDGET = export_data("budgets") / "cobra-mini.toml"
 
-# Another instruction set, decoder backend or onnxruntime adds up in another order. Where every step after that is continuous,
-# the numpy decoder's figures lie within 0.01 % of a limit of the native one's. Where activations are rounded to 8 bits, one
-# that lies between two codes goes to the other: up to 8 %, and an answer more or less. What gptq and the choice of a mix make
-# of the last bit of a sum may be another code, or another mix.
+# Another instruction set, decoder backend or onnxruntime sums in another order. If all later operations are continuous, the
+# figures of the numpy decoder are within 0.01 % of those of the native one. With activations quantized to 8 bits, a value
+# halfway between two codes may go to the other one: up to 8 %, and one answer more or less. With gptq and bit allocation,
+# the last bit of a sum may change a code, or the allocation.
 CONTINUOUS, ROUNDED = 0.01, 0.5
 
 HEADER = f"""\
-# How far cobra-mini's own builds may drift from the float model on their golden lines, by scheme: what our tests compare
-# every build with (tests/regress/test_gates.py). Made by `make budgets`: each scheme is exported for the target cpu, rounded
-# to nearest (mixed: --bits 4.3 --method gptq --rotation both), and its figures are written here, the worse end of each
-# interval plus a margin of {CONTINUOUS:.0%}, of {ROUNDED:.0%} where activations are rounded or codes depend on statistics.
+# Drift limits of cobra-mini's own builds, on their golden lines compared with the float model, by scheme: tests compare every
+# build with them (tests/regress/test_gates.py). Made by `make budgets`: each scheme is exported for the target cpu, rounded to
+# nearest (mixed: --bits 4.3 --method gptq --rotation both). A limit is the worse end of the interval of a figure plus a margin
+# of {CONTINUOUS:.0%}, or {ROUNDED:.0%} if activations are rounded or codes depend on statistics.
 #
-# To renew it after a change that is meant to move answers: make budgets, read the difference (git diff), and say in the commit
-# why each limit moved. A limit that became wider without a reason is the finding, not the remedy. This file is of cobra-mini
-# and of nothing else; a model of your own needs its own: python -m cobra_edge.regress BUNDLE --update-budget --budget FILE.
+# To update it after a change that is meant to change answers: make budgets, review the difference (git diff), and give the
+# reason for each limit that moved in the commit. A limit that widens without a reason is a bug. This file applies to cobra-mini
+# only; for your own model: python -m cobra_edge.regress BUNDLE --update-budget --budget FILE.
 """
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A build that has limits.
+    """A build with drift limits.
 
     Attributes:
-        scheme: the section's name; unique.
+        scheme: name of the section; unique.
         export: keyword arguments of `export_bundle`.
-        margin: how much more drift than today's is allowed.
+        margin: relative margin above today's drift.
     """
 
     scheme: str
@@ -61,7 +61,7 @@ class Gate:
 def _gate(scheme: str) -> Gate:
     kind = SCHEMES[scheme]
     rounds = kind.activation_bits == 8 or kind.code_format == "int8-rows"
-    # bitsandbytes needs ten times our time a token on a processor.
+    # On a processor, bitsandbytes takes ten times our time per token.
     lines = {} if kind.code_format == "int" else {"golden_lines": 100}
     return Gate(scheme, {"scheme": scheme, **lines}, ROUNDED if rounds else CONTINUOUS)
 
@@ -76,26 +76,26 @@ GATES = {
 
 
 def export_gate(gate: Gate, folder: Path) -> Path:
-    """Export a gate's build as an engineer would, and return its directory."""
+    """Export the build of a gate and return its directory."""
     return export_bundle("mini", target_named("cpu"), folder / gate.scheme, **gate.export).directory
 
 
 def measured(bundle: Path, threads: int | None = None, baseline: str = "fp16") -> Measured:
-    """Ask a bundle its golden lines, or where the baseline is another bundle the held-out suite; nothing is judged."""
+    """Measure a bundle on its golden lines, or on the held-out suite if the baseline is a bundle, without judging it."""
     run = Run(bundle, baseline, None, None, False, "auto", "auto", "auto", DecoderOptions(threads), 0, None)
     return measure(run, None, None, None)
 
 
 def write_budget(file: Path, folder: Path, on_gate: Callable[[str, int, int], None]) -> dict[str, Report]:
-    """Export and measure every gate's build and write the limits of all; the file is replaced when the last one is done.
+    """Export and measure the build of every gate, and write the limits; the file is replaced at the end.
 
     Args:
         file: a budget.
-        folder: where bundles may be put.
-        on_gate: told a scheme, how many are done, and of how many.
+        folder: for bundles.
+        on_gate: called with a scheme, the number of finished gates, and the total.
 
     Returns:
-        What was measured, by scheme.
+        Reports by scheme.
     """
     reports = {}
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.partial-") as stage:

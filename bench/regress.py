@@ -1,4 +1,4 @@
-"""`python -m bench.regress`: what a run of the regression harness takes."""
+"""`python -m bench.regress`: the cost of a run of the regression harness."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import tempfile
 from pathlib import Path
 
 import click
-from rich.table import Table
+from msgspec import structs
 
-from cobra_edge.bench.results import keep
+from cobra_edge.bench.results import save_result
+from cobra_edge.bench.tables import print_result
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import MachineError
-from cobra_edge.terminal.output import debug_option, main_of, print_json, results, stages
+from cobra_edge.terminal.option_groups import Command, option
+from cobra_edge.terminal.output import debug_option, main_of, print_json, stages
+
+from .suite_cost_result import SuiteCostResult, suite_cost_table
 
 
-@click.command(epilog="Example: python -m bench.regress")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.command(cls=Command, epilog="Example: python -m bench.regress")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
 @debug_option
 def regress(as_json: bool) -> None:
-    """Run the regression harness on cobra-mini: seconds and peak memory, by baseline and by the suite's length."""
+    """Measure wall time and peak memory of the regression harness on cobra-mini, by baseline and length of the suite."""
     try:
-        import scipy  # noqa: F401 - only whether it is there
+        import scipy  # noqa: F401 - only whether it is installed
         import torch  # noqa: F401
     except ImportError as error:
         raise MachineError(f"bench.regress needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
@@ -30,22 +34,12 @@ def regress(as_json: bool) -> None:
 
     with tempfile.TemporaryDirectory() as folder, stages() as on_step:
         found = suite_costs(Path(folder), on_step)
-    result = {"bench": "regress", "model": "cobra-mini", **found, "machine": machine()}
-    file = keep("regress-cobra-mini", result)
+    result = SuiteCostResult(**structs.asdict(found), model="cobra-mini", machine=machine())
+    file = save_result("regress-cobra-mini", result)
     if as_json:
         print_json(result)
-        return
-    table = Table(title="a run of the regression harness on cobra-mini", title_justify="left")
-    for column in ("scheme", "baseline", "lines", "seconds", "peak, MiB"):
-        table.add_column(column, justify="left" if column in ("scheme", "baseline") else "right")
-    for row in found["rows"]:
-        cells = (f"{row['seconds']['median']:,.1f}", f"{row['peak_mib']['median']:,.0f}")
-        table.add_row(row["scheme"], row["baseline"], str(row["lines"]), *cells)
-    for row in found["lengths"]:
-        cells = (f"{row['seconds']['median']:,.1f}", f"{row['peak_mib']['median']:,.0f}")
-        table.add_row("by length", "fp16 bundle", str(row["lines"]), *cells)
-    results.print(table)
-    results.print(f"kept: {file}", highlight=False)
+    else:
+        print_result([suite_cost_table(result)], file)
 
 
 main = main_of(regress)

@@ -1,10 +1,10 @@
-"""Speed on paper: what a token should take on a GPU that nobody here has measured.
+"""A model of decoding speed on GPUs that were not measured.
 
-seconds = bytes a token moves / (the data sheet's bandwidth × efficiency) + launches × what one takes inside a graph
+seconds per token = bytes moved per token / (the data sheet's bandwidth × efficiency) + launches × time per launch in a graph
 
-Bytes are exact. The efficiency is carried over from a GPU that was measured where there is a result, otherwise it is the range
-that published Mamba kernels reached. What one launch takes is an assumption. Every figure that comes from here is a prediction
-and is called one; `KNOWN` are published measurements that the same sum is held against.
+Bytes are exact. The efficiency is that of a measured GPU if there is a result, else the range reached by published Mamba
+kernels. The time per launch is an assumption. All figures are predictions and are labelled as such; `KNOWN` are published
+measurements to compare with.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from cobra_edge.formats.targets import Target, targets
 from cobra_edge.model.backbones import vision_backbone
 
 SCHEMES_SHOWN = ("fp16", "w8a16-g128", "w4a16-g128")
-# Of the data sheet's bandwidth: Mamba1-2.8B on a Jetson Orin Nano, by published kernels.
+# Share of the data sheet's bandwidth: Mamba1-2.8B on a Jetson Orin Nano, published kernels.
 PUBLISHED_EFFICIENCY = (0.73, 0.81)
-# What plain reading and copying gets of the data sheet's bandwidth; an H200 was seen to copy at 4300 of its 4800 GB/s.
+# Share of the data sheet's bandwidth that a plain copy reaches: 4300 of 4800 GB/s on an H200.
 READ_OF_SHEET = 0.90
-# Microseconds from one kernel to the next one that waits for it, inside a CUDA graph, by family.
+# Microseconds between dependent kernels inside a CUDA graph, by family.
 LAUNCH_US = {"jetson": 3.0, "rtx": 1.5}
 _MEASURED_LAUNCH_US = 1.5
-_FIRST_CAPABILITY = 8.0  # which the CUDA decoder's kernels are compiled for
+_FIRST_CAPABILITY = 8.0  # the lowest that the CUDA decoder supports
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Which share of the data sheet's bandwidth is reached, from low to high, and how that is known."""
+    """Share of the data sheet's bandwidth that is reached, as a range, and its source."""
 
     low: float
     high: float
@@ -48,16 +48,16 @@ ASSUMED = Efficiency(*PUBLISHED_EFFICIENCY, known_from="assumption: what publish
 
 @dataclass(frozen=True)
 class Prediction:
-    """A token on paper.
+    """A predicted token.
 
     Attributes:
-        target: the device's name.
+        target: name of the device.
         scheme: of the weights.
-        token_bytes: what a token moves.
-        launches: kernels of a token.
-        low_ms, high_ms: what a token takes, by the efficiency's ends.
-        efficiency: that was taken.
-        lacks: why it would not fit there, or None.
+        token_bytes: bytes moved per token.
+        launches: kernels per token.
+        low_ms, high_ms: time per token, for both ends of the efficiency.
+        efficiency: that was assumed.
+        lacks: why the model does not fit the device, or None.
     """
 
     target: str
@@ -71,24 +71,24 @@ class Prediction:
 
     @property
     def tokens_per_second(self) -> tuple[float, float]:
-        """The predicted rate, from low to high."""
+        """The predicted rate, low and high."""
         return 1e3 / self.high_ms, 1e3 / self.low_ms
 
 
 def token_ms(moved_bytes: int, gb_s: float, efficiency: Efficiency, launches: int, launch_us: float) -> tuple[float, float]:
-    """Return milliseconds a token takes, from low to high: the sum that this module is about."""
+    """Return milliseconds per token, low and high."""
     bare, launching = moved_bytes / gb_s / 1e6, launches * launch_us / 1e3
     return bare / efficiency.high + launching, bare / efficiency.low + launching
 
 
 def shape_config(shape: str) -> CobraConfig:
-    """Return the whole model of a published shape. Raises InputError with near matches."""
+    """Return the config of a published shape. Raises InputError, with similar names, if it is unknown."""
     s = shape_named(shape)
     return CobraConfig(shape, vision_backbone(s.vision_backbone_id), projector_kind(s.arch_specifier), s.mamba)
 
 
 def efficiency_of(scheme: str, results: Iterable[dict[str, Any]]) -> Efficiency:
-    """Return what a scheme reached on the first GPU that it was measured on, or the assumption.
+    """Return the efficiency of a scheme on the first GPU it was measured on, or the assumption.
 
     Args:
         scheme: of the weights.
@@ -103,7 +103,7 @@ def efficiency_of(scheme: str, results: Iterable[dict[str, Any]]) -> Efficiency:
 
 
 def _reached(gpu: str, row: dict[str, Any], runner: dict[str, Any]) -> Efficiency:
-    """Take the launches off a measured token; what is left moved its bytes."""
+    """Subtract the launches from a measured token; the rest is the time to move its bytes."""
     rate = runner["figures"][f"decode_at_{row['contexts'][0]}_tok_s"]
     moved = runner["weights_bytes"] + 2 * row["state_bytes"]
     bandwidth = row["limits"]["read_gb_s"]["median"] * 1e9
@@ -117,10 +117,10 @@ def _reached(gpu: str, row: dict[str, Any], runner: dict[str, Any]) -> Efficienc
 
 
 def devices(names: Sequence[str] = ()) -> list[Target]:
-    """Return the profiles whose bandwidth is known and whose GPUs the kernels are compiled for, or those of them named.
+    """Return the profiles of known bandwidth whose GPUs the decoder supports, or those of them that are named.
 
     Raises:
-        InputError: a name that is none of them.
+        InputError: a name that is not one of them.
     """
     fitting = {
         t.name: t
@@ -149,7 +149,7 @@ def predict(
         scheme: of every matrix.
         config: the model.
         efficiency: from `efficiency_of`.
-        launches: counted ones; None for those of `launches_per_token`.
+        launches: per token; None for `launches_per_token`.
 
     Raises:
         InputError: an unknown scheme, or one that fits no matrix.
@@ -169,15 +169,15 @@ def predict(
 
 @dataclass(frozen=True)
 class Known:
-    """A published measurement of such a decoder.
+    """A published measurement of a comparable decoder.
 
     Attributes:
-        what: it is, with its source.
-        target: where it was taken.
-        scheme: ours of about the same bytes.
-        ms: that a token took.
-        launches_a_layer: of the runtime it was taken with, estimated from its modules.
-        launch_us: what one takes there; outside a graph it is the host's time.
+        what: model and source.
+        target: device.
+        scheme: our scheme of about the same bytes.
+        ms: per token.
+        launches_a_layer: of its runtime, estimated from its modules.
+        launch_us: per launch; without a graph, the time of the host.
     """
 
     what: str
@@ -197,7 +197,7 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Checked:
-    """A published measurement beside what the sum says of it with the assumed efficiency, in milliseconds a token."""
+    """A published measurement and its prediction with the assumed efficiency, in milliseconds per token."""
 
     known: Known
     low_ms: float
@@ -205,13 +205,13 @@ class Checked:
 
     @property
     def off(self) -> float:
-        """How far the measurement lies outside of what was predicted, as a share of the nearer end; 0 inside."""
+        """Relative distance of the measurement from the predicted range; 0 inside it."""
         nearest = min(max(self.known.ms, self.low_ms), self.high_ms)
         return self.known.ms / nearest - 1
 
 
 def checked(shape: str = "cobra-3b") -> list[Checked]:
-    """Hold the sum against what is known."""
+    """Compare predictions with published measurements."""
     config, found = shape_config(shape), []
     for known in KNOWN:
         recipe, _ = uniform_recipe(config.mamba, scheme_named(known.scheme))

@@ -1,8 +1,8 @@
-"""Bits per weight, counted the same way for everybody: what lies in the file, over the model's own weights.
+"""Bits per weight, counted the same way for all runners: bits on disk over the number of weights of the model.
 
-Two figures. That of the matrices counts codes, scales, zero points, clips and matrices left float; the other everything there
-is. The small float vectors (norms, convolution, A_log, D, biases) are the same for all runners and weigh much only in a
-model as small as cobra-mini, so runners are told apart by the first.
+The figure of the matrices counts codes, scales, zero points, clips and matrices left in float; the other one everything. The
+small float vectors (norms, convolution, A_log, D, biases) are the same for all runners and matter only in a model as small as
+cobra-mini, so runners are compared by the first figure.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ class StoredBits:
 
 
 def stored_bits(config: MambaConfig, matrix_bytes: int, all_bytes: int) -> StoredBits:
-    """Return bits per weight of a decoder whose matrices take so many bytes, and which takes so many in all."""
+    """Return bits per weight from the bytes of the matrices and of the whole decoder."""
     return StoredBits(8 * matrix_bytes / matrix_weights(config), 8 * all_bytes / config.n_parameters)
 
 
 def bundle_bits(bundle: Bundle) -> StoredBits:
-    """Count a bundle's decoder."""
+    """Return bits per weight of a bundle's decoder."""
     config = bundle.manifest.model.mamba
     bits = sum(matrix_bits(config, bundle.manifest.recipe).values())
     return stored_bits(config, bits // 8, bundle.manifest.files[DECODER].bytes)
 
 
 def gguf_bits(config: MambaConfig, tensors: dict[str, int], file_bytes: int) -> StoredBits:
-    """Count a GGUF.
+    """Return bits per weight of a GGUF.
 
     Args:
-        config: sizes of the decoder.
+        config: of the decoder.
         tensors: bytes of each tensor by its GGUF name.
         file_bytes: of the whole file.
     """
@@ -49,12 +49,12 @@ def gguf_bits(config: MambaConfig, tensors: dict[str, int], file_bytes: int) -> 
 
 
 def with_float_rest(config: MambaConfig, quantized: Iterable[str], quantized_bytes: int) -> StoredBits:
-    """Count a decoder of which only some matrices are quantized: the others float16, vectors float32, as our bundles have them.
+    """Return bits per weight of a partly quantized decoder; other matrices are float16 and vectors float32, as in our bundles.
 
     Args:
         config: sizes of the decoder.
         quantized: names of the quantized matrices.
-        quantized_bytes: what they take together.
+        quantized_bytes: their total size.
     """
     shapes, names, apart = decoder_shapes(config), matrix_names(config), set(quantized)
     matrix_bytes = quantized_bytes + sum(2 * math.prod(shapes[name]) for name in names if name not in apart)

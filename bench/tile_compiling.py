@@ -1,4 +1,4 @@
-"""Candidates compiled by several processes before a GPU is asked: Triton finds them in its cache then."""
+"""Compilation of candidates in several processes, before they are timed; Triton finds them in its cache."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tasks_of(shape: str, schemes: Sequence[str], grids: Sequence[Grid], capabili
 
 
 def compile_candidates(tasks: Sequence[Task], jobs: int | None, told: Callable[[], None]) -> None:
-    """Compile all of them, with so many processes (None: one a processor); what cannot be compiled is passed over."""
+    """Compile all of them, with this many processes (None for one per processor); those that fail are skipped."""
     with ProcessPoolExecutor(jobs or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         for done in as_completed([pool.submit(compile_candidate, task) for task in tasks]):
             done.result()

@@ -11,7 +11,7 @@ import click
 from rich.progress import Progress
 from rich.table import Table
 
-from cobra_edge.bench.results import check_name, keep
+from cobra_edge.bench.results import check_name, save_result
 from cobra_edge.bench.shapes import shape_named
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
@@ -97,12 +97,12 @@ def tiles(
         "rows": [_described(case, tried) for case, tried in found],
         "machine": machine(),
     }
-    file = keep(name or f"gpu-tiles-{short_name(gpu.name)}", result)
+    file = save_result(name or f"gpu-tiles-{short_name(gpu.name)}", result)
     if as_json:
         print_json(result)
         return
     results.print(tiles_table(found, capability))
-    results.print(f"kept: {file}; {len(rows)} rows written to {out or TILES}", highlight=False)
+    results.print(f"wrote {file}, and {len(rows)} rows of {out or TILES}", highlight=False)
 
 
 def _compile_beforehand(
@@ -170,7 +170,7 @@ def tiles_table(found: list[tuple[Case, list[Tried]]], capability: str) -> Table
         shown = [t for t in fastest_first(tried)[:_SHOWN] if t is not tried[0]] + [tried[0]]
         for index, one in enumerate(shown):
             marks = [word for word, holds in (("chosen", one is chosen), ("in use before", one is tried[0])) if holds]
-            us = "refused" if one.seconds is None else figure(one.seconds["median"] * 1e6)
+            us = "refused" if one.seconds is None else figure(one.seconds.median * 1e6)
             sizes = " ".join(f"{k}={v}" for k, v in one.sizes.items())
             table.add_row(cell(case.title if index == 0 else ""), cell(sizes), us, ", ".join(marks))
         table.add_row("", f"{len(tried)} tried, {refused} refused", "", "")

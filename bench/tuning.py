@@ -1,4 +1,4 @@
-"""Finding the sizes by which a kernel is fastest on a GPU: each is held against the reference before it is timed."""
+"""Tuning of kernel tile sizes on a GPU: each candidate is compared with the reference before it is timed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cobra_edge.errors import CobraEdgeError, InputError
 
 from .tile_cases import Call, Case, Grid
 
-# Gives the seconds of each piece of work, taken in turns.
+# Returns the seconds of each piece of work, timed in alternation.
 Timer = Callable[[Sequence[Callable[[], object]]], list[Spread]]
-# Makes one piece of work of something that can be repeated, such as a captured graph.
+# Returns a repeatable form of some work, such as a captured graph.
 Prepare = Callable[[Callable[[], None]], Callable[[], object]]
 _MANY_TOKENS = 1 << 30
 _LARGEST_RMS = 2e-3  # float16 results differ by 5e-4; a kernel that is cut wrongly by far more
@@ -99,7 +99,7 @@ def complete(rows: Sequence[Tile], grids: Sequence[Grid], device: torch.device) 
 
 def _median(tried: Tried) -> float:
     assert tried.seconds is not None
-    return tried.seconds["median"]
+    return tried.seconds.median
 
 
 def _work(case: Case, sizes: Mapping[str, int]) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""What each precision of the vision graph does to cobra-mini's answers, its decoder left as it was trained."""
+"""The effect of each precision of the vision graph on cobra-mini's answers, with an unquantized decoder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 
 from cobra_edge.bench.vision_towers import TRAINED, config_of, tower
 from cobra_edge.bench.written_graph import facts
@@ -27,18 +27,19 @@ from cobra_edge.suite.tokenized import TokenizedSuite
 from cobra_edge.vision.graph.emulation import open_emulated
 
 from .held_out import Answers, figures
-from .quality_contest import embedded_suite
+from .quality_comparison import embedded_suite
+from .vision_goals import VisionAnswers
 
 
-def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Ask the held-out suite with each graph's embeddings, and with torch's, through one decoder with the checkpoint's weights.
+def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> list[VisionAnswers]:
+    """Evaluate the held-out suite with the embeddings of each graph and those of torch, with the same decoder.
 
     Args:
-        graphs: directories that `tower write` made of cobra-mini; 16-bit ones are run as a device computes them.
-        on_step: told what is being done.
+        graphs: directories written by `vision_towers` for cobra-mini; 16-bit ones are emulated as a GPU computes them.
+        on_step: called with the current step.
 
     Returns:
-        A row each: the precision, what ran it, and the figures of `questions.figures` against torch's embeddings.
+        One row per graph, compared with torch's embeddings.
     """
     on_step("answers with torch's embeddings")
     with tempfile.TemporaryDirectory() as folder:
@@ -55,17 +56,17 @@ def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> l
             on_step(f"answers with {graph.precision}")
             runner = open_emulated(directory / VISION, config, graph)
             transform = ImageTransform.of(config, graph.input)
-            seen = np.stack([runner.embed(transform.pixels(load_image(file))) for file in files])
-            found = Answers.of(answer(decoder, replace(suite, embeddings=seen)), reference, suite)
+            embeddings = np.stack([runner.embed(transform.pixels(load_image(file))) for file in files])
+            found = Answers.of(answer(decoder, replace(suite, embeddings=embeddings)), reference, suite)
             allowed = read_budget().vision[graph.precision].get("kld_mean")
             limit = None if allowed is None else allowed.max
-            row = {"precision": graph.precision, "runtime": runner.name, "kld_mean_max": limit}
-            rows.append(row | figures(found, truth, suite))
+            drift = structs.asdict(figures(found, truth, suite))
+            rows.append(VisionAnswers(precision=graph.precision, runtime=runner.name, kld_mean_max=limit, **drift))
     return rows
 
 
 def answer(decoder: Decoder, suite: TokenizedSuite) -> list[np.ndarray]:
-    """Return the logits (n_answer, vocab) float32 of each line; every image is read once."""
+    """Return the logits of each line's answer, (n, vocab) float32; every image is prefilled once."""
     assert suite.embeddings is not None
     return list(answer_logits(decoder, suite.lines, look_at(decoder, suite.embeddings)))
 

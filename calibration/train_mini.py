@@ -13,6 +13,7 @@ import os
 import random
 from pathlib import Path
 
+import msgspec
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing, nn
@@ -71,7 +72,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
     if rank == 0:
         with (args.out / "log.jsonl").open("a") as f:
             settings = {k: v for k, v in vars(args).items() if k not in ("rank", "out")}
-            f.write(json.dumps(machine() | settings) + "\n")
+            f.write(json.dumps(msgspec.to_builtins(machine()) | settings) + "\n")
     torch.manual_seed(args.seed)
     tower = VisionTower(VISION)
     heads = nn.ModuleList(nn.Linear(e.embed_dim, sum(HEAD_SIZES.values())) for e in VISION.encoders)

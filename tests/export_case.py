@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from cobra_edge.bundle.reader import GOLDEN, IMAGE, VISION
-from cobra_edge.export import pipeline as assemble
+from cobra_edge.export import pipeline
 
 
 def sharing_exports(kept: Path) -> Callable[[], AbstractContextManager[None]]:
@@ -23,38 +23,38 @@ def sharing_exports(kept: Path) -> Callable[[], AbstractContextManager[None]]:
     Args:
         kept: directory for them; several processes may have the same.
     """
-    write_vision, write_golden = assemble.write_vision, assemble._write_golden
+    write_vision, write_golden = pipeline.write_vision, pipeline._write_golden
 
-    def vision(checkpoint: Any, pictures: Any, stage: Path, precision: Any, form: Any, calibration: Path) -> Any:
-        asked = [*pictures, precision, form, calibration]
-        compute = lambda: write_vision(checkpoint, pictures, stage, precision, form, calibration)  # noqa: E731
-        return _remembered(compute, asked, (VISION, IMAGE), stage, kept)
+    def vision(checkpoint: Any, images: Any, stage: Path, precision: Any, form: Any, calibration: Path, cache: Any) -> Any:
+        key = [*images, precision, form, calibration]
+        compute = lambda: write_vision(checkpoint, images, stage, precision, form, calibration, cache)  # noqa: E731
+        return _remembered(compute, key, (VISION, IMAGE), stage, kept)
 
-    def golden(checkpoint: Any, asked: Any, embeddings: Any, codec: Any, stage: Path, bar: Any) -> Any:
-        compute = lambda: write_golden(checkpoint, asked, embeddings, codec, stage, bar)  # noqa: E731
-        return _remembered(compute, [asked.sha256()], (GOLDEN,), stage, kept)
+    def golden(checkpoint: Any, suite: Any, embeddings: Any, codec: Any, stage: Path, bar: Any) -> Any:
+        compute = lambda: write_golden(checkpoint, suite, embeddings, codec, stage, bar)  # noqa: E731
+        return _remembered(compute, [suite.sha256()], (GOLDEN,), stage, kept)
 
     @contextmanager
     def sharing() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(assemble, "write_vision", vision)
-            patch.setattr(assemble, "_write_golden", golden)
+            patch.setattr(pipeline, "write_vision", vision)
+            patch.setattr(pipeline, "_write_golden", golden)
             yield
 
     return sharing
 
 
-def _remembered(compute: Callable[[], Any], asked: list[object], files: tuple[str, ...], stage: Path, kept: Path) -> Any:
-    """Return what `compute` returned when it was first asked for this, and copy the files that it wrote then.
+def _remembered(compute: Callable[[], Any], key: list[object], files: tuple[str, ...], stage: Path, kept: Path) -> Any:
+    """Return the result of the first `compute` with this key, and copy the files that it wrote.
 
     Args:
         compute: writes files into `stage`.
-        asked: what its result depends on.
+        key: what its result depends on.
         files: their names.
         stage: where they go.
         kept: where they are kept, with the result.
     """
-    folder = kept / hashlib.sha256("\n".join([*files, *map(str, asked)]).encode()).hexdigest()[:16]
+    folder = kept / hashlib.sha256("\n".join([*files, *map(str, key)]).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         result = folder / "result"

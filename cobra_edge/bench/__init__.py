@@ -1,1 +1,1 @@
-"""What `cobra-edge bench` measures of a bundle on this machine. Results are JSON under bench/results."""
+"""`cobra-edge bench`: speed and memory of a bundle on this machine. Results are JSON under bench/results."""

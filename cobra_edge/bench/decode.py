@@ -1,9 +1,8 @@
-"""Decode: tokens a second of the decoder and of a peer in turns, beside what this machine allows.
+"""Decoding and prefill speed on a CPU, compared with the limits of the machine and with a peer.
 
-A decoding step reads every weight once and does little with each, so the time of a token cannot fall below the bytes of the
-decoder over the read bandwidth. A prompt's tokens share what is read, so its time cannot fall below the products over what the
-registers take. Both bounds are measured in the same run. In a round each runner has its turn, bandwidth first, in an order
-that turns round every time. Ratios are taken within a round, where the machine was the same for both.
+Decoding is bound by memory: the time per token is at least the bytes of the decoder over the read bandwidth. Prefill is bound
+by arithmetic: its time is at least the multiply-accumulates of its matmuls over the peak rate of the instruction set. Both
+limits are measured in the same run. Runners alternate in rounds; ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
+import msgspec
 from rich.progress import Progress
 
 from ..bundle.memory_plan import state_bytes
@@ -22,14 +21,15 @@ from ..decode.cpu import CpuDecoder
 from ..decode.decoder import DecoderOptions
 from ..environment.threads import default_threads
 from ..formats.recipe import matrix_names, quantized_scheme
+from .decode_result import CpuDecodeRow
 from .gate import check
-from .limits import Memory, peak_products, prefill_products
-from .prefix_reuse import measure_follow_up
+from .prefix_reuse import measure_prefix_reuse
+from .roofline import Memory, peak_products, prefill_products
 from .rounds import Figures, Round, described, in_turns, limits_of, prompt_figures, ratios, step_figures
 from .runners import Native, Runner, predictions_of
 from .startup import measure_startup
 
-_SETTLE_SECONDS = 0.05  # threads of the one before spin for a while before they sleep
+_SETTLE_SECONDS = 0.05  # idle threads of the previous runner spin for a while before they sleep
 _WARM_TOKENS = 16
 
 
@@ -39,11 +39,11 @@ class Plan:
 
     Attributes:
         prompt_tokens: lengths to prefill.
-        contexts: how many tokens have been read before steps are timed; the state has one size, so it should not matter.
-        new_tokens: steps that are timed together.
-        rounds: how often each is timed.
-        threads: of every runner; None for one a physical core.
-        activations: forms of the native decoder.
+        contexts: context lengths at which decoding is timed; the state has a fixed size, so speed should not depend on them.
+        new_tokens: tokens decoded per measurement.
+        rounds: repetitions of each measurement.
+        threads: of every runner; None for one per physical core.
+        activations: data types of the native decoder's activations.
         kernels: its instruction set, or "auto".
     """
 
@@ -61,66 +61,66 @@ class Plan:
         return self.threads or default_threads()
 
 
-def measure_bundle(bundle: Bundle, plan: Plan, peer: AbstractContextManager[Runner | None], bar: Progress) -> dict[str, Any]:
-    """Check the native decoder, then time opening, a follow-up question, prefill and decoding.
+def measure_bundle(bundle: Bundle, plan: Plan, peer: AbstractContextManager[Runner | None], bar: Progress) -> CpuDecodeRow:
+    """Verify the native decoder, then time startup, prefix reuse, prefill and decoding.
 
     Args:
-        bundle: whose decoder.
+        bundle: to measure.
         plan: what is timed.
-        peer: opened when its turn comes nearer, ended with the last round.
+        peer: entered right before the rounds, left after them.
         bar: for progress.
 
     Returns:
-        One row of the result: limits, runners with their figures, ratios to the peer.
+        One row of the result.
 
     Raises:
-        MachineError: the native decoder is not what it should be, or the peer fails. InputError: kernels this processor lacks.
+        MachineError: the native decoder is not correct, or the peer fails. InputError: kernels that this processor lacks.
     """
     scheme = bundle.manifest.recipe.scheme
     config = bundle.manifest.model.mamba
-    # Where nothing is quantized, activations have one form.
+    # Without quantized matrices, activations are always float32.
     quantized = any(quantized_scheme(bundle.manifest.recipe, name) for name in matrix_names(config))
     forms = plan.activations if quantized else ("float32",)
     options = {form: DecoderOptions(plan.threads, form) for form in forms}
     distances = {form: check(bundle, options[form], plan.kernels, bar) for form in forms}
     startup = measure_startup(bundle, options[forms[0]], plan.kernels, bar)
     decoders = {form: CpuDecoder(bundle, options[form], plan.kernels) for form in forms}
-    follow_up = measure_follow_up(bundle, decoders[forms[0]], bar)
-    predictions = predictions_of(decoders[forms[0]], plan.contexts, bar)  # what is in a state changes no speed
+    prefix_reuse = measure_prefix_reuse(bundle, decoders[forms[0]], bar)
+    predictions = predictions_of(decoders[forms[0]], plan.contexts, bar)  # speed does not depend on the values in a state
     runners: list[Runner] = [Native(bundle, d, form, plan.team, predictions) for form, d in decoders.items()]
     with peer as opened:
         runners += [opened] if opened is not None else []
         rounds = _rounds(bundle, plan, runners, bar)
         rows = [described(c, rounds) for c in runners]
     peer_name = runners[-1].name if len(runners) > len(forms) else None
-    return {
-        "scheme": scheme,
-        "batch": 1,
-        "threads": plan.team,
-        "rounds": plan.rounds,
-        "prompt_tokens": list(plan.prompt_tokens),
-        "contexts": list(plan.contexts),
-        "new_tokens": plan.new_tokens,
-        "decoder_bytes": bundle.manifest.files[DECODER].bytes,
-        "relative_rms_from_numpy": distances,
-        "limits": limits_of(rounds),
-        "runners": rows,
-        "peer": peer_name,
-        "ratios": {} if peer_name is None else ratios(rounds, [c.name for c in runners[:-1]], peer_name),
-        "startup": startup,
-        "follow_up": follow_up | {"activations": forms[0]},
-    }
+    return CpuDecodeRow(
+        scheme=scheme,
+        batch=1,
+        threads=plan.team,
+        rounds=plan.rounds,
+        prompt_tokens=plan.prompt_tokens,
+        contexts=plan.contexts,
+        new_tokens=plan.new_tokens,
+        decoder_bytes=bundle.manifest.files[DECODER].bytes,
+        relative_rms_from_numpy=distances,
+        limits=limits_of(rounds),
+        runners=tuple(rows),
+        peer=peer_name,
+        ratios={} if peer_name is None else ratios(rounds, [c.name for c in runners[:-1]], peer_name),
+        startup=startup,
+        prefix_reuse=msgspec.structs.replace(prefix_reuse, activations=forms[0]),
+    )
 
 
 def _rounds(bundle: Bundle, plan: Plan, runners: Sequence[Runner], bar: Progress) -> list[Round]:
     from ..decode import _cpu
 
     model, team = bundle.manifest.model, plan.team
-    best = _cpu.kernel_names()[0]  # what a peer that does not say would take
-    kernels = {c.name: c.facts().get("kernels", best) for c in runners}
-    int8 = {c.name: c.facts().get("activations") == "int8" for c in runners}
+    best = _cpu.kernel_names()[0]  # assumed for a peer that does not report it
+    kernels = {c.name: c.facts().kernels or best for c in runners}
+    int8 = {c.name: c.facts().activations == "int8" for c in runners}
     memory = Memory(team)
-    for runner in runners:  # pages are mapped and threads are started
+    for runner in runners:  # maps pages and starts threads
         runner.prefill(_WARM_TOKENS)
         runner.steps(1, runner.contexts[0])
     task = bar.add_task("rounds", total=plan.rounds * len(runners))

@@ -1,4 +1,4 @@
-"""`bench decode`: what is asked for, and on which device."""
+"""`bench decode`: its options; measured on a CPU by `decode_on_cpu`, on a GPU by `decode_on_gpu`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import click
 
 from ..decode.decoder import ACTIVATIONS
 from ..inference.session_options import threads_option
-from ..terminal.output import debug_option, print_json, results
-from .decode_options import DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, Asked
-from .peers import PEERS
+from ..terminal.option_groups import Command, option
+from ..terminal.output import debug_option, print_json
+from .decode_request import DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, DecodeRequest
+from .decode_result import DecodeResult
+from .llamacpp_runner import PEERS
 from .results import check_name
+from .tables import print_result
 
 _CPU, _CUDA = DEFAULTS["cpu"], DEFAULTS["cuda"]
 
@@ -22,60 +25,79 @@ def _words(values: Iterable[object]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-@click.command(epilog="Example: python -m cobra_edge.bench decode --shape cobra-3b --scheme w4a16-g128 --peer llama.cpp")
+@click.command(cls=Command, epilog="Example: cobra-edge bench decode --shape cobra-mini --scheme w4a16-g128 --rounds 3")
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
-@click.option("--shape", help=f"Random weights of a published shape; without BUNDLE.  [default: {DEFAULT_SHAPE}]")
-@click.option(
+@option("--shape", group="input", help=f"Published shape with random weights, instead of BUNDLE.  [default: {DEFAULT_SHAPE}]")
+@option(
     "--scheme",
     "schemes",
+    group="input",
     multiple=True,
-    help=f"Of the random weights; may be given again.  [default: {_words(_CPU.schemes)}; on cuda {_words(_CUDA.schemes)}]",
+    help=f"Scheme of the random weights; repeatable.  [default: {_words(_CPU.schemes)}; on cuda: {_words(_CUDA.schemes)}]",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to run.  [default: cpu]")
-@click.option(
+@option(
+    "--device",
+    group="measurement",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Device to measure; auto is cpu.",
+)
+@option(
     "--prompt-tokens",
+    group="measurement",
     multiple=True,
     type=click.IntRange(1),
-    help=f"To prefill.  [default: {_words(_CPU.prompt_tokens)}; on cuda {_words(_CUDA.prompt_tokens)}]",
+    help=f"Prompt length to prefill; repeatable.  [default: {_words(_CPU.prompt_tokens)}; on cuda: "
+    f"{_words(_CUDA.prompt_tokens)}]",
 )
-@click.option(
-    "--new-tokens",
-    type=click.IntRange(1),
-    help=f"Steps timed together.  [default: {_CPU.new_tokens}; on cuda {_CUDA.new_tokens}]",
-)
-@click.option(
+@option(
     "--context",
     "contexts",
+    group="measurement",
     multiple=True,
     type=click.IntRange(1),
-    help="Read before steps; a peer whose state has one size takes the first.  "
-    f"[default: {_words(_CPU.contexts)}; on cuda {_words(_CUDA.contexts)}]",
+    help=f"Context length at which decoding is timed; repeatable.  [default: {_words(_CPU.contexts)}; on cuda: "
+    f"{_words(_CUDA.contexts)}]",
 )
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each figure is taken so often.")
-@threads_option
-@click.option(
+@option(
+    "--new-tokens",
+    group="measurement",
+    type=click.IntRange(1),
+    help=f"Tokens decoded per measurement.  [default: {_CPU.new_tokens}; on cuda: {_CUDA.new_tokens}]",
+)
+@option("--rounds", group="measurement", type=click.IntRange(1), default=5, help="Repetitions of each measurement.")
+@option(
     "--activations",
+    group="measurement",
     multiple=True,
     type=click.Choice(ACTIVATIONS),
-    help="What enters a product on a CPU; may be given again.  [default: int8, float32]",
+    help="Data type of the matmuls' inputs on a CPU; repeatable.  [default: int8, float32]",
 )
-@click.option(
-    "--kernels",
-    default="auto",
-    show_default=True,
-    help="An instruction set of the native decoder; on cuda a decoder's backend.",
-)
-@click.option(
+@option(
     "--peer",
     "peers",
+    group="measurement",
     multiple=True,
     type=click.Choice([*PEERS, *GPU_PEER_NAMES]),
-    help=f"Another runtime to take turns with; with --shape. {', '.join(PEERS)} on a CPU, the others on cuda, where it may be "
-    "given again.",
+    help=f"Other runtime to measure in the same rounds, on random weights: {_words(PEERS)} on a CPU, the others on cuda "
+    "(repeatable there).",
 )
-@click.option("--peer-python", default=sys.executable, help="An interpreter that has the peer's library. Default: this one.")
-@click.option("--name", help="Of the file in bench/results. Default: DEVICE-decode, with BUNDLE DEVICE-decode-MODEL.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@option("--name", group="output", help="Name of the file in bench/results.  [default: DEVICE-decode, or DEVICE-decode-MODEL]")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of tables.")
+@option(
+    "--kernels",
+    group="advanced",
+    default="auto",
+    help="Instruction set of the native decoder; on cuda the decoder backend.",
+)
+@option(
+    "--peer-python",
+    group="advanced",
+    default=sys.executable,
+    show_default=False,
+    help="Python interpreter with the peer's library.  [default: this one]",
+)
+@threads_option
 @debug_option
 def decode(
     bundle: Path | None,
@@ -94,14 +116,15 @@ def decode(
     name: str | None,
     as_json: bool,
 ) -> None:
-    """Time prefill and decoding of BUNDLE, or of random weights in a published shape, beside what the machine allows.
+    """Measure prefill and decoding speed, and the limits of the machine.
 
-    Before anything is timed a decoder is compared with a plain one; where they differ no figure is printed.
+    The decoder of BUNDLE is measured, or one with random weights in a published shape. It is compared with a reference
+    implementation first; if they differ, nothing is reported.
     """
     if name is not None:
         check_name(name)
     once = dict.fromkeys
-    asked = Asked(
+    request = DecodeRequest(
         bundle,
         shape,
         tuple(once(schemes)),
@@ -113,17 +136,16 @@ def decode(
         tuple(once(peers)),
         name,
     )
+    result: DecodeResult
     if device == "cuda":
-        from .decode_on_gpu import measured_on_gpu
+        from .decode_on_gpu import run_on_gpu
 
-        result, file, tables = measured_on_gpu(asked, threads, activations)
+        result, file, tables = run_on_gpu(request, threads, activations)
     else:
-        from .decode_on_cpu import measured_on_cpu
+        from .decode_on_cpu import run_on_cpu
 
-        result, file, tables = measured_on_cpu(asked, threads, tuple(once(activations)), peer_python)
+        result, file, tables = run_on_cpu(request, threads, tuple(once(activations)), peer_python)
     if as_json:
         print_json(result)
-        return
-    for table in tables:
-        results.print(table)
-    results.print(f"kept: {file}", highlight=False)
+    else:
+        print_result(tables, file)

@@ -1,14 +1,12 @@
-"""`bench decode` on a CPU: the native decoder, with llama.cpp beside it where it is asked for."""
+"""`bench decode` on a CPU: the native decoder, and llama.cpp if requested."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
-from rich.table import Table
 
 from ..bundle.reader import Bundle
 from ..decode.cpu import why_not
@@ -17,66 +15,60 @@ from ..formats.scheme import scheme_named
 from ..terminal.output import progress
 from ..terminal.suggestions import near_matches
 from .decode import Plan, measure_bundle
-from .decode_options import BUNDLES, DEFAULT_SHAPE, DEFAULTS, Asked
-from .decode_tables import decode_tables
+from .decode_request import BUNDLES, DEFAULT_SHAPE, DEFAULTS, DecodeRequest
+from .decode_result import CpuDecodeResult, cpu_tables
+from .llamacpp_runner import PEERS, SCRIPT, LlamaCppFiles
 from .machine import machine
-from .peers import PEERS, SCRIPT, LlamaCppFiles
 from .random_bundle import random_bundle
-from .results import keep
+from .results import save_result
 from .runners import Runner
 from .shapes import shape_named
+from .tables import Table
 
-Opponent = AbstractContextManager["Runner | None"]
+PeerContext = AbstractContextManager["Runner | None"]
 
 
-def measured_on_cpu(
-    asked: Asked, threads: int | None, activations: tuple[str, ...], peer_python: str
-) -> tuple[dict[str, Any], Path, Iterator[Table]]:
-    """Measure the native decoder.
+def run_on_cpu(
+    request: DecodeRequest, threads: int | None, activations: tuple[str, ...], peer_python: str
+) -> tuple[CpuDecodeResult, Path, Iterator[Table]]:
+    """Measure the native decoder and save the result.
 
     Args:
-        asked: what was given.
-        threads: of every runner; None for one a physical core.
-        activations: forms of the native decoder; none for all.
-        peer_python: an interpreter that has the peer's library.
+        request: the arguments.
+        threads: of every runner; None for one per physical core.
+        activations: data types to measure; empty for all.
+        peer_python: Python interpreter that has the peer's library.
 
     Returns:
-        The result, the file it was kept in, and its tables.
+        The result, its file, and its tables.
 
     Raises:
-        InputError, MachineError: something that was asked for is not there, or a decoder is not what it should be.
+        InputError: an argument is invalid. MachineError: something is missing, or the decoder is not correct.
     """
-    usual = DEFAULTS["cpu"]
-    _check_kernels(asked.kernels)
-    peer = _peer(asked.peers)
+    default = DEFAULTS["cpu"]
+    _check_kernels(request.kernels)
+    peer = _peer(request.peers)
     plan = Plan(
-        asked.prompt_tokens or usual.prompt_tokens,
-        asked.contexts or usual.contexts,
-        asked.new_tokens or usual.new_tokens,
-        asked.rounds,
+        request.prompt_tokens or default.prompt_tokens,
+        request.contexts or default.contexts,
+        request.new_tokens or default.new_tokens,
+        request.rounds,
         threads,
         activations or ("int8", "float32"),
-        asked.kernels,
+        request.kernels,
     )
-    rows, model = [], asked.shape or DEFAULT_SHAPE
+    rows, model = [], request.shape or DEFAULT_SHAPE
     with progress() as bar:
-        for opened, opponent in _of_bundle(asked) if asked.bundle else _of_shape(asked, plan, peer, peer_python, bar):
-            rows.append(measure_bundle(opened, plan, opponent, bar))
-            model = opened.manifest.model.model_id if asked.bundle else model
-    result = {
-        "bench": "decode",
-        "model": model,
-        "weights": asked.weights,
-        "device": "cpu",
-        "rows": rows,
-        "machine": machine(),
-    }
-    file = keep(asked.name or (f"cpu-decode-{model}" if asked.bundle else "cpu-decode"), result)
-    return result, file, decode_tables(result)
+        for bundle, context in _of_bundle(request) if request.bundle else _of_shape(request, plan, peer, peer_python, bar):
+            rows.append(measure_bundle(bundle, plan, context, bar))
+            model = bundle.manifest.model.model_id if request.bundle else model
+    result = CpuDecodeResult(model=model, weights=request.weights, device="cpu", rows=tuple(rows), machine=machine())
+    file = save_result(request.name or (f"cpu-decode-{model}" if request.bundle else "cpu-decode"), result)
+    return result, file, cpu_tables(result)
 
 
 def _check_kernels(kernels: str) -> None:
-    """Raise MachineError without the native decoder, InputError for an instruction set it cannot run here."""
+    """Raise MachineError without the native decoder, InputError for an instruction set that this processor lacks."""
     reason = why_not()
     if reason is not None:
         raise MachineError(f"bench decode measures the native decoder, but {reason}")
@@ -88,32 +80,34 @@ def _check_kernels(kernels: str) -> None:
 
 
 def _peer(peers: tuple[str, ...]) -> str | None:
-    """Return the peer, or None. Raises InputError for one that wants a GPU."""
+    """Return the peer, or None. Raises InputError for one that needs a GPU."""
     for peer in peers:
         if peer not in PEERS:
             raise InputError(f"--peer {peer} runs on a GPU; give --device cuda, or one of: {', '.join(PEERS)}")
     return peers[0] if peers else None
 
 
-def _of_bundle(asked: Asked) -> Iterator[tuple[Bundle, Opponent]]:
-    """Yield the one bundle. Raises InputError for options that are of random weights."""
-    asked.check_bundle()
-    assert asked.bundle is not None
-    yield Bundle.open(asked.bundle), nullcontext()
+def _of_bundle(request: DecodeRequest) -> Iterator[tuple[Bundle, PeerContext]]:
+    """Yield the bundle. Raises InputError for options that apply to random weights."""
+    request.check_bundle()
+    assert request.bundle is not None
+    yield Bundle.open(request.bundle), nullcontext()
 
 
-def _of_shape(asked: Asked, plan: Plan, peer: str | None, peer_python: str, bar: Progress) -> Iterator[tuple[Bundle, Opponent]]:
-    """Yield a random bundle and its opponent for each scheme; all names are checked before the first."""
-    shape = asked.shape or DEFAULT_SHAPE
+def _of_shape(
+    request: DecodeRequest, plan: Plan, peer: str | None, peer_python: str, bar: Progress
+) -> Iterator[tuple[Bundle, PeerContext]]:
+    """Yield a random bundle and its peer for each scheme; all names are checked before the first."""
+    shape = request.shape or DEFAULT_SHAPE
     mamba = shape_named(shape).mamba
-    bits = {scheme: scheme_named(scheme).weight_bits for scheme in asked.schemes or DEFAULTS["cpu"].schemes}
+    bits = {scheme: scheme_named(scheme).weight_bits for scheme in request.schemes or DEFAULTS["cpu"].schemes}
     files = None if peer is None else LlamaCppFiles(shape, mamba, BUNDLES, (peer_python, str(SCRIPT)))
     if files is not None:
         files.check(bits.values())
     for scheme in bits:
-        opened = random_bundle(mamba, scheme, BUNDLES / f"bench-{shape}-{scheme}", bar)
-        opponent: Opponent = nullcontext()
+        bundle = random_bundle(mamba, scheme, BUNDLES / f"bench-{shape}-{scheme}", bar)
+        context: PeerContext = nullcontext()
         if files is not None:
             file, file_type = files.file(bits[scheme], bar)
-            opponent = files.opened(file, file_type, plan.team, plan.contexts[0])
-        yield opened, opponent
+            context = files.opened(file, file_type, plan.team, plan.contexts[0])
+        yield bundle, context

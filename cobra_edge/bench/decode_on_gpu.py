@@ -1,14 +1,13 @@
-"""`bench decode --device cuda`: every scheme and peer in one run; what is missing is said before gigabytes are written."""
+"""`bench decode --device cuda`: all schemes and peers in one run; arguments and libraries are checked before any work."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import msgspec
 from rich.progress import Progress
-from rich.table import Table
 
 from ..bundle.reader import Bundle
 from ..decode.backends import KERNELS
@@ -17,82 +16,86 @@ from ..errors import InputError, MachineError
 from ..formats.scheme import scheme_named
 from ..terminal.output import progress
 from ..terminal.suggestions import near_matches
-from .decode_options import BUNDLES, DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, Asked
-from .gpu_tables import gpu_tables
+from .decode_request import BUNDLES, DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, DecodeRequest
+from .decode_result import GpuDecodeResult, GpuFacts, gpu_tables
 from .machine import machine
 from .random_bundle import random_bundle
-from .results import keep
+from .results import save_result
 from .shapes import shape_named
+from .tables import Table
 
 
-def measured_on_gpu(
-    asked: Asked, threads: int | None, activations: tuple[str, ...]
-) -> tuple[dict[str, Any], Path, Iterator[Table]]:
-    """Measure on this machine's GPU.
+def run_on_gpu(
+    request: DecodeRequest, threads: int | None, activations: tuple[str, ...]
+) -> tuple[GpuDecodeResult, Path, Iterator[Table]]:
+    """Measure on this machine's GPU and save the result.
 
     Args:
-        asked: what was given.
-        threads, activations: what was given, which is a CPU's.
+        request: the arguments.
+        threads, activations: arguments that apply to a CPU only.
 
     Returns:
-        The result, the file it was kept in, and its tables.
+        The result, its file, and its tables.
 
     Raises:
-        InputError, MachineError: something that was asked for is not there, or a decoder is not what it should be.
+        InputError: an argument is invalid. MachineError: something is missing, or a decoder is not correct.
     """
-    for option, value in (("--threads", threads), ("--activations", activations)):
-        if value:
-            raise InputError(f"{option} is of the native decoder on a CPU; leave it out with --device cuda")
-    for peer in asked.peers:
-        if peer not in GPU_PEER_NAMES:
-            raise InputError(f"--peer {peer} runs on a CPU; give --device cpu, or one of: {', '.join(GPU_PEER_NAMES)}")
-    if asked.kernels not in KERNELS:
-        raise InputError(f"unknown decoder kernels {asked.kernels!r}{near_matches(asked.kernels, KERNELS)}")
-    if asked.bundle:
-        asked.check_bundle()
-    else:
-        shape_named(asked.shape or DEFAULT_SHAPE)
-        for scheme in asked.schemes:
-            scheme_named(scheme)
-    if importlib.util.find_spec("torch") is None:
-        raise MachineError(f"a GPU is measured with torch, which is not installed; {install_hint('cuda')}")
+    _check(request, threads, activations)
     from .gpu import gpu_here, short_name
     from .gpu_decode import GpuPlan, measure_on_gpu
     from .gpu_peers import check_peers
 
     gpu = gpu_here()
-    check_peers(asked.peers)
-    usual = DEFAULTS["cuda"]
+    check_peers(request.peers)
+    default = DEFAULTS["cuda"]
     plan = GpuPlan(
-        asked.prompt_tokens or usual.prompt_tokens,
-        asked.contexts or usual.contexts,
-        asked.new_tokens or usual.new_tokens,
-        asked.rounds,
-        asked.kernels,
-        asked.peers,
+        request.prompt_tokens or default.prompt_tokens,
+        request.contexts or default.contexts,
+        request.new_tokens or default.new_tokens,
+        request.rounds,
+        request.kernels,
+        request.peers,
     )
     with progress() as bar:
-        row = measure_on_gpu(_bundles(asked, bar), plan, gpu, bar)
-    model = asked.shape or DEFAULT_SHAPE if asked.bundle is None else Bundle.open(asked.bundle).manifest.model.model_id
-    result = {
-        "bench": "decode",
-        "model": model,
-        "weights": asked.weights,
-        "device": "cuda",
-        "gpu": gpu.facts(),
-        "rows": [row],
-        "machine": machine(),
-    }
-    usual_name = f"gpu-decode-{short_name(gpu.name)}" + (f"-{model}" if asked.bundle else "")
-    file = keep(asked.name or usual_name, result)
-    return result, file, gpu_tables(result)
+        row = measure_on_gpu(_bundles(request, bar), plan, gpu, bar)
+    model = request.shape or DEFAULT_SHAPE if request.bundle is None else Bundle.open(request.bundle).manifest.model.model_id
+    result = GpuDecodeResult(
+        model=model,
+        weights=request.weights,
+        device="cuda",
+        gpu=msgspec.convert(gpu.facts(), GpuFacts),
+        rows=(row,),
+        machine=machine(),
+    )
+    name = f"gpu-decode-{short_name(gpu.name)}" + (f"-{model}" if request.bundle else "")
+    return result, save_result(request.name or name, result), gpu_tables(result)
 
 
-def _bundles(asked: Asked, bar: Progress) -> Iterator[Bundle]:
-    """Yield the bundle that was named, or one of random weights for each scheme."""
-    if asked.bundle is not None:
-        yield Bundle.open(asked.bundle)
+def _check(request: DecodeRequest, threads: int | None, activations: tuple[str, ...]) -> None:
+    """Raise InputError for an argument that is invalid on a GPU, MachineError without torch."""
+    for option, value in (("--threads", threads), ("--activations", activations)):
+        if value:
+            raise InputError(f"{option} applies to the native decoder on a CPU; omit it with --device cuda")
+    for peer in request.peers:
+        if peer not in GPU_PEER_NAMES:
+            raise InputError(f"--peer {peer} runs on a CPU; give --device cpu, or one of: {', '.join(GPU_PEER_NAMES)}")
+    if request.kernels not in KERNELS:
+        raise InputError(f"unknown decoder kernels {request.kernels!r}{near_matches(request.kernels, KERNELS)}")
+    if request.bundle:
+        request.check_bundle()
+    else:
+        shape_named(request.shape or DEFAULT_SHAPE)
+        for scheme in request.schemes:
+            scheme_named(scheme)
+    if importlib.util.find_spec("torch") is None:
+        raise MachineError(f"measuring a GPU needs torch, which is not installed; {install_hint('cuda')}")
+
+
+def _bundles(request: DecodeRequest, bar: Progress) -> Iterator[Bundle]:
+    """Yield the given bundle, or one of random weights for each scheme."""
+    if request.bundle is not None:
+        yield Bundle.open(request.bundle)
         return
-    shape = asked.shape or DEFAULT_SHAPE
-    for scheme in asked.schemes or DEFAULTS["cuda"].schemes:
+    shape = request.shape or DEFAULT_SHAPE
+    for scheme in request.schemes or DEFAULTS["cuda"].schemes:
         yield random_bundle(shape_named(shape).mamba, scheme, BUNDLES / f"bench-{shape}-{scheme}", bar)

@@ -1,36 +1,39 @@
-"""`bench end-to-end`: tokens a second of whole answers about an image."""
+"""`bench end-to-end`: tokens per second of complete answers about an image."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+import msgspec
 from rich.progress import Progress
-from rich.table import Table
 
 from ..bundle.reader import Bundle
 from ..decode.backends import KERNELS
 from ..decode.decoder import DEFAULT_OPTIONS
 from ..decode.processor import processor_name
 from ..inference.session import Session
-from ..terminal.output import cell, debug_option, print_json, progress, results
-from .decode_tables import figure_cell
-from .results import check_name, keep
+from ..terminal.option_groups import Command, option
+from ..terminal.output import debug_option, print_json, progress
+from ..vision.runtimes import RUNTIME_NAMES
+from .results import check_name, save_result
+from .tables import print_result
 
-# Cobra-3.5B on an A100 80GB, one image, 256 tokens, encoding included: arXiv 2403.14520.
-PUBLISHED_TOK_S = 166.5
 
-
-@click.command(name="end-to-end", epilog="Example: python -m cobra_edge.bench end-to-end bundles/my-cobra --device cuda")
+@click.command(name="end-to-end", cls=Command, epilog="Example: cobra-edge bench end-to-end bundles/demo --new-tokens 64")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to run.")
-@click.option("--kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="The decoder's backend.")
-@click.option("--vision-runtime", default="auto", show_default=True, help="What runs the vision graph.")
-@click.option("--new-tokens", type=click.IntRange(2), default=256, show_default=True, help="Of each answer.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often.")
-@click.option("--weights", default="its own", show_default=True, help="Whose weights they are, for the result: random, say.")
-@click.option("--name", help="Of the file in bench/results. Default: gpu-end-to-end-GPU or cpu-end-to-end, and the model.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@option("--device", group="model", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to measure.")
+@option("--kernels", group="model", type=click.Choice(KERNELS), default="auto", help="Decoder backend.")
+@option("--vision-runtime", group="model", type=click.Choice(RUNTIME_NAMES), default="auto", help="Vision runtime.")
+@option("--new-tokens", group="measurement", type=click.IntRange(2), default=256, help="Length of each answer.")
+@option("--rounds", group="measurement", type=click.IntRange(1), default=5, help="Answers to time.")
+@option("--weights", group="output", default="trained", help="Kind of weights, noted in the result: trained or random.")
+@option(
+    "--name",
+    group="output",
+    help="Name of the file in bench/results.  [default: gpu-end-to-end-GPU-MODEL or cpu-end-to-end-MODEL]",
+)
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
 @debug_option
 def end_to_end(
     bundle: Path,
@@ -43,11 +46,12 @@ def end_to_end(
     name: str | None,
     as_json: bool,
 ) -> None:
-    """Time answers of BUNDLE about an image: the image is encoded, the question read, all tokens written.
+    """Measure complete answers of BUNDLE about an image.
 
-    That is how the published Cobra was measured; its figure is printed beside, as published.
+    The time includes encoding the image, reading the question and generating all tokens, as in the paper of Cobra, whose figure
+    is shown for comparison.
     """
-    from .end_to_end import measure_end_to_end
+    from .end_to_end import PUBLISHED_TOK_S, EndToEndResult, end_to_end_table, measure_end_to_end
     from .machine import machine
 
     if name is not None:
@@ -59,37 +63,27 @@ def end_to_end(
         found = measure_end_to_end(session, new_tokens, rounds, bar)
     manifest = session.bundle.manifest
     machine_name, short = _gpu_names() if on_gpu else (processor_name(), "")
-    model = manifest.model.model_id
-    result = {
-        "bench": "end-to-end",
-        "model": model,
-        "weights": weights,
-        "scheme": manifest.recipe.scheme,
-        "decoder": session.decoder.name,
-        "vision_runtime": session.vision.name if session.vision else None,
-        "machine_name": machine_name,
-        **found,
-        "published_tok_s": PUBLISHED_TOK_S,
-        "machine": machine(),
-    }
-    file = keep(name or (f"gpu-end-to-end-{short}-{model}" if on_gpu else f"cpu-end-to-end-{model}"), result)
+    result = EndToEndResult(
+        **msgspec.structs.asdict(found),
+        model=manifest.model.model_id,
+        weights=weights,
+        scheme=manifest.recipe.scheme,
+        decoder=session.decoder.name,
+        vision_runtime=session.vision.name if session.vision else None,
+        machine_name=machine_name,
+        published_tok_s=PUBLISHED_TOK_S,
+        machine=machine(),
+    )
+    default = f"gpu-end-to-end-{short}-{result.model}" if on_gpu else f"cpu-end-to-end-{result.model}"
+    file = save_result(name or default, result)
     if as_json:
         print_json(result)
-        return
-    title = f"{model} as {manifest.recipe.scheme} on {machine_name}, {new_tokens} tokens, median (low–high) of {rounds}"
-    table = Table(title=cell(title), title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_row("encoding the image, s", figure_cell("", found["figures"]["encode_seconds"]))
-    table.add_row("first token, s", figure_cell("", found["figures"]["first_token_seconds"]))
-    table.add_row("tok/s, encoding included", figure_cell("", found["figures"]["tok_s"]))
-    table.add_row("Cobra-3.5B on an A100, published and not measured here", f"{PUBLISHED_TOK_S}")
-    results.print(table)
-    results.print(f"kept: {file}", highlight=False)
+    else:
+        print_result([end_to_end_table(result)], file)
 
 
 def _check(session: Session, on_gpu: bool, bar: Progress) -> None:
-    """Raise MachineError for a decoder that computes something else than it should."""
+    """Raise MachineError for a decoder that is not correct."""
     if on_gpu:
         from .gpu_gate import check_on_gpu, plain_decoder
 
@@ -101,7 +95,7 @@ def _check(session: Session, on_gpu: bool, bar: Progress) -> None:
 
 
 def _gpu_names() -> tuple[str, str]:
-    """Return the GPU's name and its short one."""
+    """Return the GPU's name, and the short one for file names."""
     from .gpu import gpu_here, short_name
 
     gpu = gpu_here()

@@ -1,4 +1,4 @@
-"""The gate before every measurement of speed: a decoder that computes something else has no speed worth knowing."""
+"""The correctness gate of every speed measurement on a CPU."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ..decode.numpy_reference import NumpyDecoder
 from ..errors import MachineError
 
 _TOKENS = 6
-# By activations. A value that lies between two integers may be rounded either way, and 64 layers carry that on.
+# By data type of the activations. A value halfway between two integers may round either way, and 64 layers amplify that.
 _RELATIVE_RMS = {"float32": 1e-3, "int8": 0.1}
 
 
 def check(bundle: Bundle, options: DecoderOptions, kernels: str, bar: Progress) -> float:
-    """Compare the native decoder with its numpy reference of the same activations, logits at each of a few tokens.
+    """Compare the logits of the native decoder with those of the numpy reference, on a few tokens.
 
     Args:
-        bundle: whose decoder.
-        options: threads and activations that are to be measured.
-        kernels: an instruction set by name, or "auto".
-        bar: for progress; at full size the reference takes its time.
+        bundle: to measure.
+        options: threads and activations to measure.
+        kernels: an instruction set, or "auto".
+        bar: for progress; the reference is slow at full size.
 
     Returns:
-        The relative RMS distance of the logits.
+        The relative RMS distance.
 
     Raises:
-        MachineError: it is beyond the limit; no figure of this decoder would mean anything.
+        MachineError: the distance exceeds the limit.
     """
     form = options.activations_of(bundle.manifest.recipe)
     task = bar.add_task(f"checking against numpy, {form}", total=1)
@@ -41,8 +41,8 @@ def check(bundle: Bundle, options: DecoderOptions, kernels: str, bar: Progress) 
     distance = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
     if not distance <= _RELATIVE_RMS[form]:  # a NaN is refused too
         raise MachineError(
-            f"the native decoder ({decoder.kernels}, {form} activations) is {distance:.2e} away from the numpy one, at most "
-            f"{_RELATIVE_RMS[form]:.0e} is allowed: no speed is reported; run the tests"
+            f"the native decoder ({decoder.kernels}, {form} activations) differs from the numpy one by "
+            f"{distance:.2e} relative RMS, allowed is {_RELATIVE_RMS[form]:.0e}: no speed is reported; run the tests"
         )
     bar.advance(task)
     return distance

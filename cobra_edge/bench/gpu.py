@@ -1,7 +1,7 @@
-"""A GPU to measure on: its clock, its memory, and what it gives at best.
+"""A GPU to measure: time, memory and limits.
 
-Everything here runs on torch's "cpu" device too, where a GPU's memory counters are missing and there is nothing to wait for:
-so can all that measures on a GPU be tried where there is none.
+Everything here also runs on torch's "cpu" device, without memory counters and synchronisation, so that it can be tested
+without a GPU.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _WORDS_OF_MAKERS = ("nvidia", "geforce", "graphics", "gpu")
 
 
 class Gpu:
-    """One CUDA device, or torch's "cpu" in the place of one."""
+    """A CUDA device, or torch's "cpu" device in tests."""
 
     def __init__(self, device: torch.device) -> None:
-        """Take the device."""
+        """Set the device."""
         self.device, self._on_gpu = device, device.type == "cuda"
         self.name = torch.cuda.get_device_name(device) if self._on_gpu else "cpu"
 
     def facts(self) -> dict[str, Any]:
-        """Return name, compute capability, memory, multiprocessors and versions, as a result keeps them."""
-        found: dict[str, Any] = {"name": self.name, "torch": torch.__version__, "cuda": torch.version.cuda}
+        """Return name, compute capability, memory, multiprocessors and versions, see `GpuFacts`."""
+        found: dict[str, Any] = {"name": self.name, "torch": str(torch.__version__), "cuda": torch.version.cuda}
         found["triton"] = version_of("triton")
         if self._on_gpu:
             it = torch.cuda.get_device_properties(self.device)
@@ -46,12 +46,12 @@ class Gpu:
         return found
 
     def synchronise(self) -> None:
-        """Wait until the GPU has done all that it was given."""
+        """Wait until the GPU is idle."""
         if self._on_gpu:
             torch.cuda.synchronize(self.device)
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Return how long a piece of work takes, from an idle GPU to an idle GPU: what a user waits for."""
+        """Return the wall time of some work, from an idle GPU to an idle GPU."""
         self.synchronise()
         began = time.perf_counter()
         work()
@@ -59,27 +59,27 @@ class Gpu:
         return time.perf_counter() - began
 
     def allocated_bytes(self) -> int | None:
-        """Return what torch holds of the GPU's memory; None where that is not counted."""
+        """Return the GPU memory that torch has allocated, in bytes; None if it is not counted."""
         return torch.cuda.memory_allocated(self.device) if self._on_gpu else None
 
     def forget_peak(self) -> None:
-        """Begin to look for the largest use of memory anew."""
+        """Reset the peak of allocated memory."""
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_bytes(self) -> int | None:
-        """Return the largest use of memory since `forget_peak`; None where that is not counted."""
+        """Return the peak of allocated memory since `forget_peak`, in bytes; None if it is not counted."""
         return torch.cuda.max_memory_allocated(self.device) if self._on_gpu else None
 
     def free_bytes(self) -> int | None:
-        """Return what could still be taken of the GPU's memory; None where that is not known."""
+        """Return the free GPU memory in bytes; None if it is not known."""
         if not self._on_gpu:
             return None
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.device)[0]
 
     def _work_seconds(self, work: Callable[[], object]) -> float:
-        """Return the GPU's own time for one of several repetitions, by events: without the host's part."""
+        """Return the GPU time of one repetition, by CUDA events: without the host's share."""
         work()
         if not self._on_gpu:
             return self.seconds(lambda: [work() for _ in range(_REPEATS)]) / _REPEATS
@@ -95,10 +95,10 @@ class Gpu:
 
 
 class GpuLimits:
-    """What a GPU could do at best, measured in turns with what it does."""
+    """The limits of a GPU, measured in alternation with the runners."""
 
     def __init__(self, gpu: Gpu) -> None:
-        """Take the memory that is read, and two matrices to multiply."""
+        """Allocate the memory to read and two matrices to multiply."""
         total = torch.cuda.get_device_properties(gpu.device).total_memory if gpu.device.type == "cuda" else 1 << 62
         words = min(_READ_BYTES, total // _READ_PART) // 8  # two halves: one is copied to the other
         self._gpu = gpu
@@ -107,45 +107,45 @@ class GpuLimits:
         self._product = torch.empty(_PRODUCT_SIDE, _PRODUCT_SIDE, dtype=torch.float16, device=gpu.device)
 
     def read_bandwidth(self) -> float:
-        """Return bytes a second that the memory gives: the better of a sum over all of it, and of a copy within it.
+        """Return the memory bandwidth in bytes per second: the better of a sum over it, and of a copy within it.
 
         Raises:
-            MachineError: other values come back than were written.
+            MachineError: the values read are not those written.
         """
         if abs(float(self._words.mean()) - 1) > 1e-3:  # a float32 sum of so many ones is not exact
-            raise MachineError("the GPU's memory gave back other values than were written to it; test this GPU")
+            raise MachineError("values read from the GPU's memory differ from those written; test this GPU")
         read = self._gpu._work_seconds(lambda: self._words.sum())
         copied = self._gpu._work_seconds(lambda: self._words[1].copy_(self._words[0]))
         return self._words.nbytes / min(read, copied)
 
     def peak_products(self) -> float:
-        """Return multiply-accumulates a second of a large float16 product."""
+        """Return the multiply-accumulates per second of a large float16 matmul."""
         took = self._gpu._work_seconds(lambda: torch.mm(self._factors[0], self._factors[1], out=self._product))
         return float(_PRODUCT_SIDE**3 / took)
 
 
 def gpu_here() -> Gpu:
-    """Return this machine's GPU. Raises MachineError, with what is missing, where there is none."""
+    """Return this machine's GPU. Raises MachineError, with the reason, if there is none."""
     reason = why_no_gpu()
     if reason is not None:
-        raise MachineError(f"nothing can be measured on a GPU: {reason}; or take --device cpu")
+        raise MachineError(f"a GPU cannot be measured: {reason}; or use --device cpu")
     return Gpu(torch.device("cuda", 0))  # the one that decoders run on
 
 
 def short_name(gpu_name: str) -> str:
-    """Return a GPU's name as part of a file's: "NVIDIA GeForce RTX 4090" is "rtx-4090"."""
+    """Return a GPU's name for a file name: "rtx-4090" for "NVIDIA GeForce RTX 4090"."""
     words = [w for w in re.split(r"[^a-z0-9]+", gpu_name.lower()) if w and w not in _WORDS_OF_MAKERS]
     return "-".join(words) or "gpu"
 
 
 def captured(step: Callable[[], object], gpu: Gpu) -> Callable[[], object]:
-    """Return a CUDA graph's replay of a step whose tensors stay where they are; off a GPU the step itself."""
+    """Return the replay of a step captured in a CUDA graph; without a GPU the step itself."""
     if gpu.device.type != "cuda":
         return step
     stream: Any = torch.cuda.Stream  # torch leaves it untyped
     aside = stream(gpu.device)
     aside.wait_stream(torch.cuda.current_stream(gpu.device))
-    with torch.cuda.stream(aside):  # libraries choose and allocate on the first calls, which a capture would forbid
+    with torch.cuda.stream(aside):  # the first calls of libraries allocate, which a capture does not allow
         for _ in range(2):
             step()
     torch.cuda.current_stream(gpu.device).wait_stream(aside)

@@ -1,7 +1,6 @@
-"""Decode on a GPU: every scheme and every peer in turns, in one run, beside what the GPU's memory and tensor cores give.
+"""Decoding and prefill speed on a GPU: schemes and peers alternate in one run, compared with the limits of the GPU.
 
-What a token costs is taken from the generation that a user's answer comes from, on the GPU and in a CUDA graph where the
-decoder has one; nothing else is timed as decoding.
+Decoding is timed by the same generation that answers a user, in a CUDA graph if the decoder has one.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 from rich.progress import Progress
 
 from ..bundle.memory_plan import state_bytes
@@ -19,13 +19,13 @@ from ..decode.backends import open_decoder
 from ..decode.decoder import Decoder
 from ..formats.model_config import CobraConfig
 from ..formats.scheme import SCHEMES
+from .decode_result import GpuDecodeRow, RunnerResult
 from .gpu import Gpu, GpuLimits
 from .gpu_gate import check_on_gpu, plain_decoder
 from .gpu_peers import GPU_PEERS
 from .gpu_runners import GpuRunner, Ours, enough_memory, with_memory
-from .limits import prefill_products
-from .prefix_reuse import kept_as_copy, measure_follow_up
-from .roofline import launches_per_token, weights_read_bytes
+from .prefix_reuse import copy_state, measure_prefix_reuse
+from .roofline import launches_per_token, prefill_products, weights_read_bytes
 from .rounds import Figures, Round, described, in_turns, limits_of, prompt_figures, ratios, step_figures
 from .runners import predictions_of
 
@@ -39,9 +39,9 @@ class GpuPlan:
 
     Attributes:
         prompt_tokens: lengths to prefill.
-        contexts: how many tokens have been read before steps are timed.
-        new_tokens: steps that are timed together.
-        rounds: how often each is timed.
+        contexts: context lengths at which decoding is timed.
+        new_tokens: tokens decoded per measurement.
+        rounds: repetitions of each measurement.
         kernels: a backend's name, or "auto".
         peers: names of `GPU_PEERS`.
     """
@@ -56,27 +56,42 @@ class GpuPlan:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A runner, what was found of it before its turns, and whether it is one of our own decoders of our own codes."""
+    """A runner, with what was measured of it before the rounds.
+
+    Attributes:
+        runner: to time.
+        measures: fields of `RunnerResult`.
+        own: whether it is one of our decoders with our own quantized weights.
+    """
 
     runner: GpuRunner
-    facts: dict[str, Any]
+    measures: dict[str, Any]
     own: bool
 
+    @property
+    def is_float(self) -> bool:
+        """Whether its weights are float16."""
+        return self.measures.get("scheme") == _FLOAT_SCHEME
 
-def measure_on_gpu(bundles: Iterator[Bundle], plan: GpuPlan, gpu: Gpu, bar: Progress) -> dict[str, Any]:
-    """Check each decoder, then time all of them and the peers in turns.
+    def result(self, rounds: Sequence[Round]) -> RunnerResult:
+        """Return its row of the result."""
+        return msgspec.structs.replace(described(self.runner, rounds), **self.measures)
+
+
+def measure_on_gpu(bundles: Iterator[Bundle], plan: GpuPlan, gpu: Gpu, bar: Progress) -> GpuDecodeRow:
+    """Verify each decoder, then time all of them and the peers in alternation.
 
     Args:
-        bundles: of one model, a scheme each; opened as their turn comes, before the first round.
+        bundles: of one model, one per scheme; opened one by one before the first round.
         plan: what is timed.
-        gpu: where.
+        gpu: to measure.
         bar: for progress.
 
     Returns:
-        The result's row: limits, runners with figures and memory, ratios within rounds by the runner they are taken of.
+        The row of the result.
 
     Raises:
-        MachineError: a decoder is not what it should be, memory is lacking, or no backend opens a bundle.
+        MachineError: a decoder is not correct, out of memory, or no backend opens a bundle.
     """
     entered = []
     model: CobraConfig | None = None
@@ -84,31 +99,31 @@ def measure_on_gpu(bundles: Iterator[Bundle], plan: GpuPlan, gpu: Gpu, bar: Prog
         model = bundle.manifest.model
         entered.append(_ours(bundle, plan, gpu, bar))
     assert model is not None, "no bundle"
-    for name, peer in GPU_PEERS.items():  # in the table's order: what takes the memory that is left comes last
+    for name, peer in GPU_PEERS.items():  # in the order of the table: the one that takes all memory left comes last
         if name in plan.peers:
             bar.add_task(f"opening {name}", total=1)
-            made, memory = with_memory(gpu, name, partial(peer.open, model, plan.contexts, gpu), plan.prompt_tokens[-1])
-            entered.append(_Opened(made, memory, own=False))
+            made, peak_bytes = with_memory(gpu, name, partial(peer.open, model, plan.contexts, gpu), plan.prompt_tokens[-1])
+            entered.append(_Opened(made, {"peak_bytes": peak_bytes}, own=False))
     runners = [e.runner for e in entered]
-    with enough_memory("what the limits are measured with"):
+    with enough_memory("measuring the limits"):
         rounds = _rounds(model, plan, runners, gpu, bar)
     own = [e.runner.name for e in entered if e.own]
-    against = [e.runner.name for e in entered if not e.own or e.facts["scheme"] == _FLOAT_SCHEME]
-    return {
-        "batch": 1,
-        "rounds": plan.rounds,
-        "prompt_tokens": list(plan.prompt_tokens),
-        "contexts": list(plan.contexts),
-        "new_tokens": plan.new_tokens,
-        "state_bytes": state_bytes(model),
-        "limits": limits_of(rounds),
-        "runners": [described(e.runner, rounds) | e.facts for e in entered],
-        "ratios": {other: ratios(rounds, [name for name in own if name != other], other) for other in against},
-    }
+    against = [e.runner.name for e in entered if not e.own or e.is_float]
+    return GpuDecodeRow(
+        batch=1,
+        rounds=plan.rounds,
+        prompt_tokens=plan.prompt_tokens,
+        contexts=plan.contexts,
+        new_tokens=plan.new_tokens,
+        state_bytes=state_bytes(model),
+        limits=limits_of(rounds),
+        runners=tuple(e.result(rounds) for e in entered),
+        ratios={other: ratios(rounds, [name for name in own if name != other], other) for other in against},
+    )
 
 
 def backend_for(scheme: str, kernels: str) -> str:
-    """Return the backend that measures a scheme: bitsandbytes runs its own codes, our kernels ours."""
+    """Return the backend for a scheme: bitsandbytes for its own formats, our kernels for ours."""
     if kernels != "auto":
         return kernels
     return "triton" if scheme not in SCHEMES or SCHEMES[scheme].code_format == "int" else "bitsandbytes"
@@ -118,7 +133,7 @@ def _ours(bundle: Bundle, plan: GpuPlan, gpu: Gpu, bar: Progress) -> _Opened:
     recipe, model = bundle.manifest.recipe, bundle.manifest.model
     backend = backend_for(recipe.scheme, plan.kernels)
     own = backend != "bitsandbytes"
-    # Where nothing is captured a long context takes minutes to read; the state has one size, so one length tells all.
+    # Without a CUDA graph a long context takes minutes; the state has a fixed size, so one length is enough.
     contexts = plan.contexts if own else plan.contexts[:1]
     moved = weights_read_bytes(model.mamba, recipe), 2 * state_bytes(model)
     opened: list[Decoder] = []
@@ -128,18 +143,19 @@ def _ours(bundle: Bundle, plan: GpuPlan, gpu: Gpu, bar: Progress) -> _Opened:
         return Ours(f"cobra_edge {recipe.scheme}", opened[0], gpu, predictions_of(opened[0], contexts, bar), moved)
 
     task = bar.add_task(f"opening {recipe.scheme}", total=2)
-    runner, memory = with_memory(gpu, recipe.scheme, enter, plan.prompt_tokens[-1])
+    runner, peak_bytes = with_memory(gpu, recipe.scheme, enter, plan.prompt_tokens[-1])
     bar.advance(task)
     distances = check_on_gpu(opened[0], plain_decoder(bundle), half_steps=not own)
     bar.advance(task)
-    follow_up = measure_follow_up(bundle, opened[0], bar, kept_as_copy) if own else None
-    facts = {
+    prefix_reuse = measure_prefix_reuse(bundle, opened[0], bar, copy_state) if own else None
+    measures = {
+        "peak_bytes": peak_bytes,
         "scheme": recipe.scheme,
         "relative_rms_from_numpy": distances,
         "launches_per_token": launches_per_token(model.mamba, recipe) if own else None,
-        "follow_up": follow_up,
+        "prefix_reuse": prefix_reuse,
     }
-    return _Opened(runner, memory | facts, own)
+    return _Opened(runner, measures, own)
 
 
 def _rounds(model: CobraConfig, plan: GpuPlan, runners: Sequence[GpuRunner], gpu: Gpu, bar: Progress) -> list[Round]:

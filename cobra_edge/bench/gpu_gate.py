@@ -1,4 +1,4 @@
-"""The gate before every measurement on a GPU: both ways of reading tokens against the reference, and the choice of tokens."""
+"""The correctness gate of every speed measurement on a GPU: prefill, single steps, and greedy generation."""
 
 from __future__ import annotations
 
@@ -16,30 +16,29 @@ from ..inference.generate import generate
 
 _TOKENS = 6
 _ANSWER = 4
-# Relative RMS of the logits. Tokens read together: what enters a product is rounded to float16, 3e-4 of it, and 64 layers add
-# to each other what that does. One token: float32 throughout, where sums are only taken in another order.
+# Relative RMS of the logits. Prefill rounds the inputs of matmuls to float16 (3e-4 relative), and errors add up over 64 layers.
+# Single steps are float32 throughout; only the order of summation differs.
 TOGETHER, ONE_BY_ONE = 2e-2, 2e-3
 
 
 def plain_decoder(bundle: Bundle) -> Decoder:
-    """Return what a GPU's decoder is compared with: numpy's, activations left float as a GPU leaves them, layer by layer."""
+    """Return the reference of a GPU decoder: the numpy one with float32 activations."""
     return NumpyDecoder(bundle, DecoderOptions(activations="float32"))
 
 
 def check_on_gpu(decoder: Decoder, reference: Decoder, half_steps: bool) -> dict[str, float]:
-    """Compare a GPU's decoder with the reference at each of a few tokens, read together and one by one.
+    """Compare the logits of a GPU decoder with the reference on a few tokens, read together and one by one.
 
     Args:
-        decoder: what is to be measured.
-        reference: the same bundle's, computed plainly.
-        half_steps: whether single tokens too are multiplied in float16, as bitsandbytes does.
+        decoder: to measure.
+        reference: of the same bundle, see `plain_decoder`.
+        half_steps: whether single steps use float16 too, as those of bitsandbytes do.
 
     Returns:
-        Relative RMS distances of the logits, by way.
+        Relative RMS distances, by way ("together", "one by one").
 
     Raises:
-        MachineError: one is beyond its limit, or its generation chooses other tokens than its steps do; no figure of this
-            decoder would mean anything.
+        MachineError: a distance exceeds its limit, or generation and single steps choose different tokens.
     """
     tokens = list(range(5, 5 + _TOKENS))
     expected = reference.forward(reference.embed(tokens), reference.new_state())
@@ -52,15 +51,15 @@ def check_on_gpu(decoder: Decoder, reference: Decoder, half_steps: bool) -> dict
         distances[way] = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
         if not distances[way] <= limits[way]:  # a NaN is refused too
             raise MachineError(
-                f"the {decoder.name} decoder is {distances[way]:.2e} away from the {reference.name} one where tokens are read "
-                f"{way}, at most {limits[way]:.0e} is allowed: no speed is reported; run the tests"
+                f"the {decoder.name} decoder differs from the {reference.name} one by {distances[way]:.2e} relative RMS, "
+                f"tokens read {way}, allowed is {limits[way]:.0e}: no speed is reported; run the tests"
             )
     _check_answer(decoder, one_by_one[-1], state)
     return distances
 
 
 def _check_answer(decoder: Decoder, logits: np.ndarray, state: Any) -> None:
-    """Raise MachineError when an answer generated on the GPU is not what its steps give."""
+    """Raise MachineError if generation on the GPU and single steps choose different tokens."""
     answer = list(generate(decoder, logits, state.copy(), -1, _ANSWER, GREEDY))
     expected: list[int] = []
     step: Callable[[int, Any], np.ndarray] = decoder.step
@@ -69,6 +68,6 @@ def _check_answer(decoder: Decoder, logits: np.ndarray, state: Any) -> None:
         logits = step(expected[-1], state)
     if answer != expected:
         raise MachineError(
-            f"the {decoder.name} decoder generates {answer} where its steps give {expected}: no speed is reported; run the "
-            "tests"
+            f"the {decoder.name} decoder generates {answer}, and its single steps give {expected}: no speed is "
+            "reported; run the tests"
         )

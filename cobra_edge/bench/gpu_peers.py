@@ -1,4 +1,4 @@
-"""What else decodes such a model on a GPU, timed in the same process: a table that says why a row cannot be opened."""
+"""Other runtimes on a GPU, timed in the same process: a table of peers, each with its reason if it is not available."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..errors import MachineError
 from ..formats.bitsandbytes_codes import load_bitsandbytes, why_no_bitsandbytes
 from ..formats.model_config import CobraConfig
 from ..model.mamba import Mamba, MambaState, Mixer
+from .decode_result import RunnerFacts
 from .gpu import Gpu
 from .gpu_runners import GpuRunner
 from .machine import version_of
@@ -26,7 +27,7 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class GpuPeer:
-    """One row: its name on the command line, why it cannot be timed here, and how it is opened for contexts on a GPU."""
+    """One peer: its name for --peer, why it is not available (or None), and how it is opened."""
 
     name: str
     refuses: Callable[[], str | None]
@@ -34,13 +35,13 @@ class GpuPeer:
 
 
 class MambaSsm:
-    """mamba-ssm's own model and generation, its steps in a CUDA graph: what the published Cobra runs on."""
+    """mamba-ssm's own model and generation, its steps with its CUDA graph: the runtime of the published Cobra."""
 
     name = "mamba-ssm fp16"
     reads_prompts = True
 
     def __init__(self, config: CobraConfig, context: int, gpu: Gpu) -> None:
-        """Make its model of these sizes, with its own random weights in float16."""
+        """Build its model with random float16 weights."""
         sizes = importlib.import_module("mamba_ssm.models.config_mamba")
         models = importlib.import_module("mamba_ssm.models.mixer_seq_simple")
         m = config.mamba
@@ -50,12 +51,12 @@ class MambaSsm:
         self.contexts: tuple[int, ...] = (context,)
         self.weights_bytes = sum(p.nbytes for p in self._model.parameters())
         self._state_bytes, self._vocab, self._gpu = 2 * state_bytes(config), m.vocab, gpu
-        self._longest = 0  # that its graph was captured for
+        self._longest = 0  # length that its graph was captured for
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> RunnerFacts:
         """See `Runner.facts`."""
         conv = version_of("causal-conv1d")
-        return {"version": f"mamba-ssm {version_of('mamba-ssm')}", "described": f"CUDA graph, causal-conv1d {conv}"}
+        return RunnerFacts(version=f"mamba-ssm {version_of('mamba-ssm')}", described=f"CUDA graph, causal-conv1d {conv}")
 
     def traffic_bytes(self, context: int) -> int:
         """See `GpuRunner.traffic_bytes`."""
@@ -66,7 +67,7 @@ class MambaSsm:
         return self._generate(tokens, 1)
 
     def steps(self, count: int, context: int) -> float:
-        """See `Runner.steps`: an answer of one token more than that, less the time of its first."""
+        """See `Runner.steps`: the time of an answer of count + 1 tokens minus that of one token."""
         longer = self._generate(context, count + 1)
         return max(longer - self._generate(context, 1), 1e-9)
 
@@ -76,14 +77,14 @@ class MambaSsm:
         def answer() -> object:
             return self._model.generate(tokens, prompt + new, top_k=1, cg=True)
 
-        if prompt + new > self._longest:  # it captures anew for a longer text than before, which is no part of a step
+        if prompt + new > self._longest:  # a longer text is captured again, which is not timed
             self._longest = prompt + new
             answer()
         return self._gpu.seconds(answer)
 
 
 def _no_mamba_ssm() -> str | None:
-    why = "pip install --no-build-isolation causal-conv1d mamba-ssm, with MAMBA_KEEP_CUDA_BUILD=TRUE set and nvcc there"
+    why = "pip install --no-build-isolation causal-conv1d mamba-ssm, with MAMBA_KEEP_CUDA_BUILD=TRUE and nvcc installed"
     try:
         importlib.import_module("selective_scan_cuda")
     except ImportError as error:
@@ -96,13 +97,13 @@ def _no_mamba_ssm() -> str | None:
 
 
 class BitsAndBytesModules:
-    """The plain torch model in float16 with bitsandbytes' 4-bit layers in it, put there as its users do: no graph."""
+    """The torch model in float16 with bitsandbytes' 4-bit layers, as its users assemble it: without a CUDA graph."""
 
     name = "bitsandbytes nf4"
     reads_prompts = True
 
     def __init__(self, config: CobraConfig, context: int, gpu: Gpu, dtype: torch.dtype = torch.float16) -> None:
-        """Make the model with random weights, a layer at a time, quantized as it goes to the GPU."""
+        """Build the model with random weights; each layer is quantized when it is moved to the GPU."""
         bnb, m = load_bitsandbytes(), config.mamba
         with torch.device("meta"):
             empty = Mamba(m)
@@ -119,10 +120,10 @@ class BitsAndBytesModules:
         self._state_bytes, self._config, self._gpu = 2 * state_bytes(config), m, gpu
         self._read = self._after(context)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> RunnerFacts:
         """See `Runner.facts`."""
         where = "Linear4bit nf4 for in_proj, x_proj and out_proj, the rest float16 in plain torch"
-        return {"version": f"bitsandbytes {version_of('bitsandbytes')}", "described": where}
+        return RunnerFacts(version=f"bitsandbytes {version_of('bitsandbytes')}", described=where)
 
     def traffic_bytes(self, context: int) -> int:
         """See `GpuRunner.traffic_bytes`."""
@@ -159,13 +160,13 @@ class BitsAndBytesModules:
 
     @torch.inference_mode()
     def _run(self, tokens: torch.Tensor, state: MambaState) -> tuple[torch.Tensor, MambaState]:
-        """Read tokens (1, seq); returns the likeliest next one (1, 1) and the state."""
+        """Read tokens (1, seq) int64; returns the most likely next one, (1, 1) int64, and the state."""
         hidden, state = self._model.hidden(self._model.embed(tokens), state)
         return self._model.lm_head(hidden[:, -1]).argmax(-1, keepdim=True), state
 
 
 def _fill(model: nn.Module) -> None:
-    """Give every parameter values that keep a deep model finite."""
+    """Initialise every parameter so that a deep model stays finite."""
     for name, p in model.named_parameters():
         with torch.no_grad():
             if name.endswith("A_log"):
@@ -177,7 +178,7 @@ def _fill(model: nn.Module) -> None:
 
 
 def _four_bits(bnb: Any, linear: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Return the layer in nf4; scales stay float32, which is transformers' default and the faster way."""
+    """Return the layer in nf4 with float32 scales, the default of transformers and the faster choice."""
     made = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, quant_type="nf4")
     weight = linear.weight.detach().cpu()
     made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=False)
@@ -186,7 +187,7 @@ def _four_bits(bnb: Any, linear: nn.Linear, dtype: torch.dtype, device: torch.de
 
 
 def _stored(model: nn.Module) -> Iterator[int]:
-    """Yield the bytes of every parameter, with the scales of those in four bits."""
+    """Yield the bytes of every parameter, scales of 4-bit ones included."""
     for p in model.parameters():
         yield p.nbytes
         state = getattr(p, "quant_state", None)
@@ -194,7 +195,7 @@ def _stored(model: nn.Module) -> Iterator[int]:
             yield state.absmax.nbytes
 
 
-# "bitsandbytes" and "mamba-ssm" keep a state of one size: one context tells all.
+# The state of bitsandbytes and mamba-ssm has a fixed size, so one context is enough.
 GPU_PEERS: dict[str, GpuPeer] = {
     p.name: p
     for p in (
@@ -208,8 +209,8 @@ GPU_PEERS: dict[str, GpuPeer] = {
 
 
 def check_peers(names: tuple[str, ...]) -> None:
-    """Raise MachineError, before gigabytes are written, for a peer that cannot be timed here: with what to install."""
+    """Raise MachineError, with what to install, for a peer that is not available; before gigabytes are written."""
     for name in names:
         reason = GPU_PEERS[name].refuses()
         if reason is not None:
-            raise MachineError(f"--peer {name}: {reason}, or leave it out")
+            raise MachineError(f"--peer {name}: {reason}, or omit it")

@@ -1,11 +1,11 @@
-"""What is timed on a GPU: our decoders, through the generation that a user's answer comes from."""
+"""Runners on a GPU: our decoders, timed through the same generation that answers a user."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,52 +14,53 @@ from ..decode.decoder import Decoder
 from ..decode.sampling import GREEDY
 from ..errors import MachineError
 from ..inference.generate import generate
+from .decode_result import RunnerFacts
 from .gpu import Gpu
 from .runners import Prediction, Runner
 
-_NO_END = -1  # no token has this id: an answer goes on to its limit
-_LESS = "fewer of --scheme and --peer, a shorter --context or a larger GPU"
+_NO_END = -1  # no token has this id: every answer has the full length
+_LESS = "fewer values of --scheme and --peer, a shorter --context or a larger GPU"
 
 
 class GpuRunner(Runner, Protocol):
-    """A runner that says what a token moves, and whether prompts are timed."""
+    """A runner on a GPU, with the memory traffic of a token and whether prefill is timed."""
 
     reads_prompts: bool
 
     def traffic_bytes(self, context: int) -> int:
-        """Return the bytes that a token after such a context has to read and write."""
+        """Return the bytes read and written per token after a context of that length."""
         ...
 
 
 class Ours:
-    """A decoder of this package on a GPU."""
+    """One of our decoders on a GPU."""
 
     reads_prompts = True
 
     def __init__(
         self, name: str, decoder: Decoder, gpu: Gpu, predictions: Mapping[int, Prediction], moved: tuple[int, int]
     ) -> None:
-        """Take what is to be timed.
+        """Prepare the runner.
 
         Args:
             name: of the runner.
             decoder: opened on the GPU.
-            gpu: its clock.
-            readings: by context length; their states are copied before they are used.
-            moved: bytes of weights that a token reads, and bytes of state that it reads and writes.
+            gpu: measures the time.
+            predictions: by context length; their states are copied before use.
+            moved: bytes of weights read per token, and of state read and written.
         """
         self.name, self.contexts = name, tuple(predictions)
         self.weights_bytes, self._state_bytes = moved
         self._decoder, self._gpu, self._predictions = decoder, gpu, predictions
         self._random = np.random.default_rng(1)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> RunnerFacts:
         """See `Runner.facts`."""
         describe: Callable[[], str] | None = getattr(self._decoder, "describe", None)
-        return {"backend": self._decoder.name} | ({} if describe is None else {"described": describe()})
+        return RunnerFacts(backend=self._decoder.name, described=None if describe is None else describe())
 
     def traffic_bytes(self, context: int) -> int:
-        """See `GpuRunner.traffic_bytes`; a state has one size."""
+        """See `GpuRunner.traffic_bytes`; the size of the state is fixed."""
         return self.weights_bytes + self._state_bytes
 
     def prefill(self, tokens: int) -> float:
@@ -70,12 +71,12 @@ class Ours:
         return self._gpu.seconds(lambda: decoder.prefill(decoder.embed(prompt), state))
 
     def steps(self, count: int, context: int) -> float:
-        """See `Runner.steps`: tokens are chosen greedily, as an answer's are."""
+        """See `Runner.steps`: decoding is greedy."""
         reading = self._predictions[context]
         state = reading.state.copy()
 
         def answer() -> None:
-            # The last token of an answer is not read back: one more is generated than steps are taken.
+            # The last token of an answer is not fed back, so generating one more token takes `count` steps.
             deque(generate(self._decoder, reading.logits, state, _NO_END, count + 1, GREEDY), maxlen=0)
 
         return self._gpu.seconds(answer)
@@ -83,27 +84,27 @@ class Ours:
 
 @contextmanager
 def enough_memory(what: str) -> Iterator[None]:
-    """Raise MachineError where the GPU's memory runs out meanwhile; `what` was to be held beside the others."""
+    """Raise MachineError if the block runs out of GPU memory; `what` names what was being allocated."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise MachineError(f"the GPU's memory does not hold {what} beside the others; take {_LESS}") from error
+        raise MachineError(f"out of GPU memory for {what} next to the other runners; use {_LESS}") from error
 
 
-def with_memory(gpu: Gpu, what: str, opened: Callable[[], GpuRunner], prompt: int) -> tuple[GpuRunner, dict[str, Any]]:
-    """Open a runner, let it read a prompt and step once at each context.
+def with_memory(gpu: Gpu, what: str, opened: Callable[[], GpuRunner], prompt: int) -> tuple[GpuRunner, int | None]:
+    """Open a runner, prefill a prompt and decode one token at each context.
 
     Args:
         gpu: its memory.
-        what: is opened, for messages.
-        opened: opens it.
-        prompt: tokens of the prompt.
+        what: name of the runner, for messages.
+        opened: opens the runner.
+        prompt: length of the prompt.
 
     Returns:
-        The runner and the most of the GPU's memory that it took meanwhile, `peak_bytes`; None where that is not counted.
+        The runner and the peak GPU memory it allocated, in bytes; None if that is not counted.
 
     Raises:
-        MachineError: the GPU's memory does not suffice.
+        MachineError: out of GPU memory.
     """
     before = gpu.allocated_bytes()
     gpu.forget_peak()
@@ -114,4 +115,4 @@ def with_memory(gpu: Gpu, what: str, opened: Callable[[], GpuRunner], prompt: in
         for context in runner.contexts:
             runner.steps(1, context)
     after = gpu.peak_bytes()
-    return runner, {"peak_bytes": None if before is None or after is None else after - before}
+    return runner, None if before is None or after is None else after - before

@@ -1,18 +1,17 @@
-"""llama.cpp as a peer: a Mamba as GGUF, timed or asked in a process of its own.
+"""llama.cpp as a peer: a Mamba as GGUF, timed or evaluated in a child process.
 
-    python llamacpp.py check                                   # are the libraries there, and which?
+    python llamacpp.py check                                   # versions of the libraries
     python llamacpp.py write F16.gguf '{"d_model": …}'         # random weights
     python llamacpp.py write F32.gguf '{"d_model": …}' W.npz   # these weights, named as in the state-spaces layout
     python llamacpp.py quantize F16.gguf Q4_0.gguf Q4_0
     python llamacpp.py sizes Q4_0.gguf                         # bytes of the file and of each tensor in it
     python llamacpp.py answer Q4_0.gguf QUESTIONS.npz LOGITS.npz THREADS   # see `answer`
-    python llamacpp.py serve Q4_0.gguf THREADS                 # one JSON object a line: {"prefill": 256}, {"steps": 16}
+    python llamacpp.py serve Q4_0.gguf THREADS                 # reads one JSON object per line: {"prefill": 256}, {"steps": 16}
 
-Each answers with one JSON object a line, `serve` with its facts first, `answer` with how far it is; what goes wrong is
-{"error": …}.
+Each prints one JSON object per line, `serve` its facts first, `answer` its progress; an error is {"error": …}.
 
-The file stands alone, it imports nothing of this package: a peer may live in an environment of its own. Its process waits for
-a line while others are timed, so that its threads are asleep then.
+This file imports nothing of the package, since llama.cpp may be installed in another environment. While other runners are timed
+the process waits for a line, so its threads are asleep.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-_UBATCH = 512  # llama.cpp's default; a longer prompt is read in pieces of it
+_UBATCH = 512  # llama.cpp's default; longer prompts are split
 _LONGEST_PROMPT = 4096
 _LINES_A_REPORT = 32
 # Tensors of the state-spaces layout by their name in a GGUF.
@@ -51,7 +50,7 @@ _INNER = {
 
 
 def random_tensors(sizes: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return tensors under their GGUF names, matrices float16; every layer has the same values, which no speed depends on."""
+    """Return tensors by GGUF name: matrices (out, in) float16, vectors (n,) float32; all layers have the same values."""
     d_model, inner, state, rank = sizes["d_model"], sizes["d_inner"], sizes["d_state"], sizes["dt_rank"]
     random = np.random.default_rng(0)
 
@@ -81,10 +80,12 @@ def random_tensors(sizes: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def translated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return a decoder of the state-spaces layout as a GGUF has it: other names, all float32, A and not its logarithm.
+    """Return a decoder of the state-spaces layout in that of a GGUF: renamed, float32, A instead of A_log.
+
+    Shapes stay, but for conv1d.weight: (d_inner, 1, d_conv) becomes (d_inner, d_conv).
 
     Raises:
-        ValueError: a tensor that a GGUF of a Mamba has no place for.
+        ValueError: a tensor does not exist in a GGUF of a Mamba.
     """
     found = {}
     for name, values in tensors.items():
@@ -92,7 +93,7 @@ def translated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         inner = _INNER.get(layer[2]) if layer else None
         goal = f"blk.{layer[1]}.{inner}" if layer and inner else _OUTER.get(name)
         if goal is None:
-            raise ValueError(f"{name} has no place in a GGUF of a Mamba; known: {sorted([*_OUTER, *_INNER])}")
+            raise ValueError(f"{name} does not exist in a GGUF of a Mamba; known: {sorted([*_OUTER, *_INNER])}")
         wide = values.astype(np.float32)
         if goal.endswith("ssm_a"):
             wide = -np.exp(wide)
@@ -104,9 +105,9 @@ def write_gguf(file: Path, sizes: dict[str, Any], tensors: dict[str, np.ndarray]
     """Write a Mamba as GGUF.
 
     Args:
-        file: where.
-        sizes: d_model, n_layer, vocab, d_inner, d_state, d_conv, dt_rank, and norm_eps where it is not 1e-5.
-        tensors: by GGUF name; without output.weight the head is tied to token_embd.weight.
+        file: to write.
+        sizes: d_model, n_layer, vocab, d_inner, d_state, d_conv, dt_rank, and norm_eps unless it is 1e-5.
+        tensors: by GGUF name, (out, in) or (n,), float16 or float32; without output.weight the head is tied.
     """
     import gguf
 
@@ -136,7 +137,7 @@ def write_gguf(file: Path, sizes: dict[str, Any], tensors: dict[str, np.ndarray]
 
 
 def sizes_of(file: Path) -> dict[str, Any]:
-    """Return file_bytes, and tensors {name: [type, bytes]} as they lie in a GGUF."""
+    """Return file_bytes of a GGUF, and tensors {name: [type, bytes]}."""
     import gguf
 
     tensors = {t.name: [t.tensor_type.name, int(t.n_bytes)] for t in gguf.GGUFReader(file).tensors}
@@ -144,7 +145,7 @@ def sizes_of(file: Path) -> dict[str, Any]:
 
 
 def _quiet() -> Any:
-    """Silence llama.cpp's log; the callback has to be kept as long as the library is used."""
+    """Disable llama.cpp's log; keep the callback alive as long as the library is used."""
     import llama_cpp
 
     callback = llama_cpp.llama_log_callback(lambda level, text, data: None)
@@ -154,7 +155,7 @@ def _quiet() -> Any:
 
 
 def quantize(source: Path, goal: Path, file_type: str) -> None:
-    """Quantize a GGUF as llama.cpp's own tool would. Raises RuntimeError when it refuses."""
+    """Quantize a GGUF as llama.cpp's own tool does. Raises RuntimeError if it fails."""
     import llama_cpp
 
     kept = _quiet()
@@ -167,10 +168,10 @@ def quantize(source: Path, goal: Path, file_type: str) -> None:
 
 
 class Peer:
-    """An opened GGUF."""
+    """An open GGUF."""
 
     def __init__(self, file: Path, threads: int) -> None:
-        """Open the file with llama.cpp's defaults but for the threads. Raises RuntimeError when it cannot be opened."""
+        """Open the file with llama.cpp's defaults and these threads. Raises RuntimeError if it cannot be opened."""
         import llama_cpp
 
         self._api, self._kept = llama_cpp, _quiet()
@@ -185,7 +186,7 @@ class Peer:
         self._random = np.random.default_rng(1)
 
     def facts(self) -> dict[str, Any]:
-        """Return what this build is and what it opened."""
+        """Return version, instruction sets of the build, and size of the weights."""
         return {
             "version": _version(),
             "built_for": self._api.llama_print_system_info().decode().strip(),
@@ -196,7 +197,7 @@ class Peer:
         tokens = (self._api.llama_token * count)(*self._random.integers(0, self._vocab, count).tolist())
         code = self._api.llama_decode(self._context, self._api.llama_batch_get_one(tokens, count))
         if code:
-            raise RuntimeError(f"llama_decode ended with {code}")
+            raise RuntimeError(f"llama_decode failed with {code}")
         logits = self._api.llama_get_logits(self._context)
         return np.ctypeslib.as_array(logits, (self._vocab,))
 
@@ -210,20 +211,20 @@ class Peer:
         return seconds
 
     def prefill(self, count: int) -> float:
-        """Read so many tokens from an empty state; returns seconds."""
+        """Prefill this many tokens from an empty state; returns seconds."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
         return self._checked(count, 1)
 
     def steps(self, count: int) -> float:
-        """Read so many tokens one by one, logits each time; returns seconds."""
+        """Decode this many tokens; returns seconds."""
         return self._checked(1, count)
 
     def read(self, rows: np.ndarray, start: int, answer_from: int) -> np.ndarray:
-        """Read so many positions and return the logits of those from `answer_from` on, (n, vocab) float32.
+        """Read positions and return the logits of those from `answer_from` on, (n, vocab) float32.
 
         Args:
             rows: (seq, d_model) float32 embeddings, or (seq,) int32 tokens.
-            start: how many positions were read before; 0 forgets all there were.
+            start: number of positions read before; 0 resets the state.
             answer_from: the first of these positions whose logits are wanted.
         """
         api, count = self._api, len(rows)
@@ -239,7 +240,7 @@ class Peer:
                 batch.logits[i] = i >= answer_from
             code = api.llama_decode(self._context, batch)
             if code:
-                raise RuntimeError(f"llama_decode ended with {code}")
+                raise RuntimeError(f"llama_decode failed with {code}")
         finally:
             api.llama_batch_free(batch)
         wanted = max(0, count - answer_from)
@@ -253,11 +254,11 @@ def answer(file: Path, questions: Path, goal: Path, threads: int) -> None:
 
     Args:
         file: a GGUF.
-        questions: an npz: embeddings (images, n_visual, d_model) float32; image (lines,) int32, -1 for none; tokens of all
-            lines one after the other, int32; length (lines,) int32, how many are a line's; answer_from (lines,) int32, the
-            first of them after which logits are wanted.
-        goal: where the logits go.
-        threads: how many.
+        questions: an npz: embeddings (images, n_visual, d_model) float32; image (lines,) int32, -1 for none; tokens of
+            all lines, int32; length (lines,) int32, tokens per line; answer_from (lines,) int32, the first token of a line
+            whose logits are wanted.
+        goal: file for the logits.
+        threads: their number.
     """
     peer, found = Peer(file, threads), []
     with np.load(questions, allow_pickle=False) as asked:
@@ -268,7 +269,7 @@ def answer(file: Path, questions: Path, goal: Path, threads: int) -> None:
         seen = 0
         if image >= 0:
             seen = len(images[image])
-            peer.read(images[image], 0, seen - 1)  # one row of logits: a batch without any is refused by some builds
+            peer.read(images[image], 0, seen - 1)  # one row of logits: some builds refuse a batch without any
         found.append(peer.read(tokens[end : end + length], seen, int(answer_from)))
         end += int(length)
         if number % _LINES_A_REPORT == 0:
@@ -277,7 +278,7 @@ def answer(file: Path, questions: Path, goal: Path, threads: int) -> None:
 
 
 def serve(file: Path, threads: int) -> None:
-    """Open the file, say what it is, then time what each line of stdin asks for until there are no more."""
+    """Open the file, print its facts, then time the request of each line of stdin."""
     peer = Peer(file, threads)
     _say(peer.facts())
     for line in sys.stdin:
@@ -296,7 +297,7 @@ def _say(said: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what the module's docstring shows."""
+    """Run one of the commands of the module's docstring."""
     command, *rest = arguments
     said: dict[str, Any] = {"done": command}
     try:

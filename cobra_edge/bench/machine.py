@@ -1,4 +1,4 @@
-"""What a result was measured on, and what a child process took."""
+"""The machine that a result was measured on, and time and memory of a child process."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from ..decode.processor import processor_name
 
 
-def machine() -> dict[str, Any]:
-    """Return processor, cores, memory, Python and library versions, and the commit."""
+class Machine(msgspec.Struct, frozen=True):
+    """Processor, logical cores, memory in GB (10⁹ bytes), Python, library versions by name, and the commit of the source."""
+
+    processor: str
+    cores: int
+    memory_gb: float
+    python: str
+    libraries: dict[str, str]
+    commit: str
+
+
+def machine() -> Machine:
+    """Describe this machine."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     libraries = {name: version_of(name) for name in ("torch", "timm", "onnx", "onnxruntime", "numpy")}
-    return {
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "python": platform.python_version(),
-        "libraries": libraries,
-        "commit": _commit(),
-    }
+    memory_gb = round(memory_bytes / 1e9, 1)
+    return Machine(processor_name(), os.cpu_count() or 0, memory_gb, platform.python_version(), libraries, _commit())
 
 
 def version_of(name: str) -> str:
-    """Return a library's version, or that it is not installed."""
+    """Return a library's version, or "not installed"."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -37,7 +44,7 @@ def version_of(name: str) -> str:
 
 
 def _commit() -> str:
-    """Return the commit of the source tree, with a mark where files differ from it, or "unknown"."""
+    """Return the commit of the source tree, marked "-dirty" if files differ from it, or "unknown"."""
     here = Path(__file__).parent
     done = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
@@ -48,7 +55,7 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Finished:
-    """A child process that ended."""
+    """Exit code, stdout, wall time and peak resident memory of a child process."""
 
     exit_code: int
     stdout: str
@@ -57,10 +64,10 @@ class Finished:
 
 
 def measure(arguments: list[str], environment: dict[str, str] | None = None) -> Finished:
-    """Run `python -m …` as a child, with these variables added to the environment; its stderr goes through.
+    """Run `python -m ARGUMENTS` as a child process with additional environment variables; stderr is inherited.
 
-    The peak is its largest resident set, mapped files included: the kernel's high-water mark, read while the child runs. The
-    figure that comes with its exit would not do: a child begins with its parent's mark.
+    The peak resident set, mapped files included, is the kernel's high-water mark, read while the child runs. The figure
+    reported at its exit would be wrong: a child inherits the mark of its parent.
     """
     began = time.perf_counter()
     variables = os.environ | (environment or {})
@@ -76,7 +83,7 @@ def measure(arguments: list[str], environment: dict[str, str] | None = None) -> 
 
 
 def high_water_mark(pid: int) -> int:
-    """Return the largest resident set of a running process so far, in bytes; 0 when it has gone."""
+    """Return the peak resident set of a running process in bytes; 0 if it has ended."""
     try:
         for row in Path(f"/proc/{pid}/status").read_text().splitlines():
             if row.startswith("VmHWM:"):

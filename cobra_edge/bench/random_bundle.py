@@ -1,4 +1,4 @@
-"""Random bundles in published shapes: the sizes are exact, the answers mean nothing. What decoding speed depends on."""
+"""Bundles with random weights in published shapes: sizes are exact, and speed does not depend on the values."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ _SCALES = ".scales"
 
 
 def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progress) -> Bundle:
-    """Make a text-only bundle of random codes, once.
+    """Make a text-only bundle with random weights, once.
 
     Args:
-        mamba: the decoder's shape.
-        scheme: of its matrices.
-        directory: where; a whole bundle of this shape and recipe that is there is opened instead.
+        mamba: config of the decoder.
+        scheme: of the weights.
+        directory: of the bundle; an existing bundle of this shape and recipe is opened instead.
         bar: for progress.
 
     Raises:
-        InputError: an unknown scheme, or one that fits no matrix; the directory holds something else.
+        InputError: an unknown scheme, or one that fits no matrix; the directory is not a bundle.
         MachineError: the disk is full.
     """
     config = CobraConfig("random", None, None, mamba)
     recipe, _ = uniform_recipe(mamba, scheme_named(scheme))
     if (directory / MANIFEST).is_file():
-        with suppress(BundleError):  # made by another version: made anew below
+        with suppress(BundleError):  # of another version: written again below
             found = Bundle.open(directory)
             if found.manifest.model == config and found.manifest.recipe == recipe:
                 return found
@@ -72,20 +72,20 @@ def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progres
 
 
 def _write_golden(stage: Path, config: CobraConfig) -> None:
-    """Write one golden line to which every token is as likely as any other: a bundle has to have some."""
+    """Write one golden line with a uniform distribution, since a bundle must have golden lines."""
     mamba = config.mamba
     codec = TextCodec.open(stage / TOKENIZER, mamba.vocab)
     line, template = Line("Is it random?", "Yes", "random"), PromptTemplate(config.prompt_style)
     suite = tokenized_suite("random", [(1, line)], Path, codec, template, sees=False, skipped={})
     tokens = suite.lines[0].tokens
-    alike = np.full((len(tokens) - 1, mamba.vocab), -np.log(mamba.vocab))
+    uniform = np.full((len(tokens) - 1, mamba.vocab), -np.log(mamba.vocab))
     state = np.ones((mamba.n_layer, SKETCH), np.float32)
-    reading = Prediction(TopTokens.of(alike, np.array(tokens[1:])), state, (), None)
+    reading = Prediction(TopTokens.of(uniform, np.array(tokens[1:])), state, (), None)
     write_golden(stage / GOLDEN, suite, [reading], np.empty((0, 0, mamba.d_model), np.float32))
 
 
 def _random(tensor: StoredTensor, shape: tuple[int, ...], scheme: Scheme | None, rng: np.random.Generator) -> np.ndarray:
-    """Return values that keep a deep decoder finite and calm: matrices of `shape` come out near 1/√in, whatever their bits."""
+    """Return values, of the shape and dtype of the tensor, that keep a deep decoder stable: weights of `shape` near 1/√in."""
     if tensor.dtype == "uint8":
         return rng.integers(0, 256, tensor.shape, np.uint8)
     if tensor.name.endswith("A_log"):

@@ -1,6 +1,6 @@
-"""Random checkpoints in published shapes, written as original run directories.
+"""Checkpoints with random weights in published shapes, written as original run directories.
 
-The numbers mean nothing, the sizes are exact: what export and memory depend on.
+Sizes are exact; time and memory of an export do not depend on the values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def write_random_checkpoint(shape: str, directory: Path, on_part: Callable[[], N
 
     Args:
         shape: a published shape.
-        directory: where; must not exist.
+        directory: to write; must not exist.
         on_part: called after the decoder and after each encoder, for progress.
 
     Raises:
@@ -60,7 +60,7 @@ def write_random_checkpoint(shape: str, directory: Path, on_part: Callable[[], N
 
 
 def _random(name: str, shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
-    """Return values that keep a deep decoder finite."""
+    """Return bfloat16 values of this shape that keep a deep decoder stable."""
     if name.endswith("A_log"):
         return torch.log(torch.arange(1.0, shape[1] + 1)).repeat(shape[0], 1).bfloat16()
     if name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):

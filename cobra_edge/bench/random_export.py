@@ -1,4 +1,4 @@
-"""A random checkpoint of a published shape, exported as a user would: by the command, in a process of its own."""
+"""A checkpoint with random weights in a published shape, exported by the real command in a child process."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .machine import Finished, measure
 
 @dataclass(frozen=True)
 class RandomExport:
-    """What was made.
+    """An export.
 
     Attributes:
-        done: the command's own time and peak memory.
-        manifest: the bundle's.
-        checkpoint_bytes: of what it was made from.
+        process: exit code, time and peak memory of the command.
+        manifest: of the bundle.
+        checkpoint_bytes: of the checkpoint.
     """
 
-    done: Finished
+    process: Finished
     manifest: dict[str, Any]
     checkpoint_bytes: int
 
@@ -32,13 +32,13 @@ class RandomExport:
 def export_random(
     shape: str, target: str, scheme: str, golden_lines: int, folder: Path, out: Path, bar: Progress
 ) -> RandomExport:
-    """Write a random checkpoint into a folder and export it; random weights have no drift limits.
+    """Write a random checkpoint into a folder and export it, without drift limits.
 
     Args:
-        shape, target, scheme: by name, known.
-        golden_lines: how many.
-        folder: an existing one, for the checkpoint; three times the size of the bundle, which the caller takes away.
-        out: the bundle's directory.
+        shape, target, scheme: valid names.
+        golden_lines: their number.
+        folder: an existing one, for the checkpoint; about three times the size of the bundle. The caller deletes it.
+        out: directory of the bundle.
         bar: for progress.
 
     Raises:
@@ -57,6 +57,6 @@ def export_random(
     arguments += ["--golden-lines", str(golden_lines), "--budget", str(no_limits), "--json"]
     done = measure(["cobra_edge.export", *arguments])
     if done.exit_code:
-        raise MachineError(f"the export ended with exit code {done.exit_code}; see its messages above")
+        raise MachineError(f"the export failed with exit code {done.exit_code}; see its messages above")
     checkpoint_bytes = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
     return RandomExport(done, json.loads(done.stdout)["manifest"], checkpoint_bytes)

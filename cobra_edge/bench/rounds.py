@@ -1,14 +1,17 @@
-"""Rounds: each runner has its turn, in an order that turns round every time; what is made of all of them in the end.
+"""Rounds: every runner is timed once per round, in an order that is reversed every other round.
 
-Ratios are taken within a round, where the machine was the same for both.
+Ratios are taken within a round, so that both runners saw the machine in the same condition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
+import msgspec
+
+from .decode_result import Limits, Ratios, RunnerResult
 from .runners import Runner
 from .spread import spread
 
@@ -21,8 +24,8 @@ class Round:
     """One round.
 
     Attributes:
-        reads: bytes a second that the memory gave, one value a turn.
-        peaks: multiply-accumulates a second by instruction set, or by what is multiplied.
+        reads: memory bandwidth in bytes per second, one value per runner.
+        peaks: peak multiply-accumulates per second, by instruction set or data type.
         figures: by runner.
     """
 
@@ -32,13 +35,13 @@ class Round:
 
 
 def in_turns(runners: Sequence[AnyRunner], index: int, timed: Callable[[AnyRunner], Figures]) -> dict[str, Figures]:
-    """Give each runner its turn, the last one first in every other round; returns figures by name."""
+    """Time each runner once, in reverse order in every other round; returns figures by runner."""
     order = list(runners) if index % 2 == 0 else list(reversed(runners))
     return {runner.name: timed(runner) for runner in order}
 
 
 def step_figures(runner: Runner, new_tokens: int, bound_seconds: Callable[[int], float]) -> Figures:
-    """Step at each context; the bound says how long a token takes there at the least, as the bandwidth allows."""
+    """Time decoding at each context length; `bound_seconds` is the shortest time per token that the bandwidth allows."""
     found, rates = {}, {}
     for context in runner.contexts:
         rates[context] = new_tokens / runner.steps(new_tokens, context)
@@ -51,28 +54,32 @@ def step_figures(runner: Runner, new_tokens: int, bound_seconds: Callable[[int],
 
 
 def prompt_figures(tokens: int, seconds: float, products: int, peak: float | None) -> Figures:
-    """Return the rate of a prompt, and its share of a peak where there is one that its products could reach."""
+    """Return tokens and MACs per second of a prefill, and the share of the peak if there is one for its data type."""
     found = {f"prefill_{tokens}_tok_s": tokens / seconds, f"prefill_{tokens}_macs_per_s": products / seconds}
     if peak is not None:
         found[f"prefill_{tokens}_peak_share"] = products / seconds / peak
     return found
 
 
-def described(runner: Runner, rounds: Sequence[Round]) -> dict[str, Any]:
-    """Return a runner as a result keeps it: its name, facts, and each figure over all rounds."""
-    seen = [r.figures[runner.name] for r in rounds]
-    facts = {"name": runner.name, "weights_bytes": runner.weights_bytes} | runner.facts()
-    return facts | {"figures": {figure: spread([s[figure] for s in seen]) for figure in seen[0]}}
+def described(runner: Runner, rounds: Sequence[Round]) -> RunnerResult:
+    """Return a runner's facts, and each figure over all rounds."""
+    found = [r.figures[runner.name] for r in rounds]
+    return RunnerResult(
+        name=runner.name,
+        weights_bytes=runner.weights_bytes,
+        figures={name: spread([figures[name] for figures in found]) for name in found[0]},
+        **msgspec.structs.asdict(runner.facts()),
+    )
 
 
-def limits_of(rounds: Sequence[Round]) -> dict[str, Any]:
-    """Return what the machine could do in these rounds."""
+def limits_of(rounds: Sequence[Round]) -> Limits:
+    """Return the limits of the machine in these rounds."""
     peaks = {kernels: spread([r.peaks[kernels] for r in rounds]) for kernels in rounds[0].peaks}
-    return {"read_gb_s": spread([read / 1e9 for r in rounds for read in r.reads]), "peak_macs_per_s": peaks}
+    return Limits(spread([read / 1e9 for r in rounds for read in r.reads]), peaks)
 
 
-def ratios(rounds: Sequence[Round], ours: Sequence[str], peer: str) -> dict[str, dict[str, Any]]:
-    """Return by runner how many times the peer's speed it has, for each rate that both have; taken within a round."""
+def ratios(rounds: Sequence[Round], ours: Sequence[str], peer: str) -> Ratios:
+    """Return the speedup of each of our runners over a peer, within a round, for each rate that both have."""
     shared = [f for f in rounds[0].figures[peer] if f.endswith("_tok_s")]
     return {
         name: {

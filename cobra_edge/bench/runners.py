@@ -1,11 +1,11 @@
-"""What is timed: something that reads a prompt, and goes on from a context token by token."""
+"""Runners: what is timed. Each prefills a prompt and decodes token by token from a context."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from rich.progress import Progress
@@ -13,63 +13,64 @@ from rich.progress import Progress
 from ..bundle.reader import DECODER, Bundle
 from ..decode.cpu import CpuDecoder
 from ..decode.decoder import Decoder, DecoderState
+from .decode_result import RunnerFacts
 
 _CHUNK = 1024  # tokens read at once on the way to a long context
 
 
 class Runner(Protocol):
-    """One column of the result. Times are seconds of the work alone: what it needs is made before the clock starts."""
+    """One column of the result. Times are seconds of the work alone: its inputs are prepared before the clock starts."""
 
     name: str
-    contexts: tuple[int, ...]  # context lengths it is stepped at
-    weights_bytes: int  # what a token has to read of them
+    contexts: tuple[int, ...]  # context lengths at which decoding is timed
+    weights_bytes: int  # read per token
 
-    def facts(self) -> dict[str, Any]:
-        """Return what it is: kernels, versions, activations."""
+    def facts(self) -> RunnerFacts:
+        """Return how it is configured."""
         ...
 
     def prefill(self, tokens: int) -> float:
-        """Read so many random tokens from an empty state, to the logits after the last; returns seconds."""
+        """Prefill this many random tokens from an empty state, up to the logits of the last; returns seconds."""
         ...
 
     def steps(self, count: int, context: int) -> float:
-        """Read so many tokens one by one, logits after each, from a context of that length; returns seconds."""
+        """Decode this many tokens from a context of that length; returns seconds."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What is left of reading a context: the state after it, and the logits (vocab,) of the token that follows."""
+    """The state after a context, and the logits of the next token, (vocab,) float32."""
 
     state: DecoderState
     logits: np.ndarray
 
 
 class Native:
-    """The native decoder with one form of activations."""
+    """The native decoder with one data type of activations."""
 
     def __init__(
         self, bundle: Bundle, decoder: CpuDecoder, activations: str, threads: int, predictions: Mapping[int, Prediction]
     ) -> None:
-        """Take what is to be timed.
+        """Prepare the runner.
 
         Args:
-            bundle: the decoder's.
+            bundle: the bundle of the decoder.
             decoder: opened with these activations and threads.
-            activations: their form.
-            threads: how many.
-            readings: by context length; their states are copied before they are used.
+            activations: "float32" or "int8".
+            threads: their number.
+            predictions: by context length; their states are copied before use.
         """
         self.name = f"cobra_edge {activations}"
         self.contexts = tuple(predictions)
         self.weights_bytes = bundle.manifest.files[DECODER].bytes
-        self._facts = {"kernels": decoder.kernels, "activations": activations, "threads": threads}
+        self._facts = RunnerFacts(kernels=decoder.kernels, activations=activations, threads=threads)
         self._decoder, self._predictions = decoder, predictions
         self._random = np.random.default_rng(1)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> RunnerFacts:
         """See `Runner.facts`."""
-        return dict(self._facts)
+        return self._facts
 
     def _tokens(self, count: int) -> list[int]:
         return self._random.integers(0, self._decoder.config.vocab, count).tolist()
@@ -91,7 +92,7 @@ class Native:
 
 
 def predictions_of(decoder: Decoder, contexts: tuple[int, ...], bar: Progress) -> dict[int, Prediction]:
-    """Return what is left of reading each number of random tokens, one going on from the other; in the order given."""
+    """Return state and logits after contexts of these lengths, in this order; a longer context continues a shorter one."""
     random, state = np.random.default_rng(2), decoder.new_state()
     task, predictions = bar.add_task(f"context of {max(contexts)}", total=max(contexts)), {}
     for context in sorted(set(contexts)):

@@ -1,4 +1,4 @@
-"""One request to a server, timed from the outside, and whether its answer came whole."""
+"""One request to a server, timed by the client, and whether its answer is complete."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ PHOTOGRAPH = (1280, 720)  # pixels
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked.
+    """One request.
 
     Attributes:
         prompt: the question.
-        image: a data URL, or None for nothing to see.
-        before: questions and answers that went before it, of the same conversation.
-        stream: whether the answer is to come in pieces.
+        image: a data URL, or None.
+        before: earlier questions and answers of the same conversation.
+        stream: whether the answer is streamed.
         max_tokens: of the answer.
     """
 
@@ -54,17 +54,17 @@ class Question:
 
 @dataclass
 class Reply:
-    """What came back.
+    """One reply.
 
     Attributes:
-        status: of the response; NO_RESPONSE where there was none.
-        latency_ms: from sending the request to the answer's end.
-        ttft_ms: from sending the request to the first text of a streamed answer, or to its end where it has no text.
-        server_ttft_ms: the same as the server reports it.
-        text, prompt_tokens, new_tokens: the answer's.
-        remembered: what the server did not have to read again: "nothing", "image" or "conversation".
-        retry_after: seconds that a refused client is asked to wait.
-        flaw: why the answer is not whole; None for one that is, refusals included.
+        status: HTTP status; NO_RESPONSE without a response.
+        latency_ms: from sending the request to the end of the answer.
+        ttft_ms: from sending the request to the first text of a streamed answer, or to its end if it has no text.
+        server_ttft_ms: the same, as reported by the server.
+        text, prompt_tokens, new_tokens: of the answer.
+        remembered: what the server took from its prefix cache: "nothing", "image" or "conversation".
+        retry_after: seconds to wait before a retry.
+        failure: why the reply is incomplete; None if it is complete, refusals included.
         began, ended: on `time.perf_counter`.
     """
 
@@ -77,29 +77,29 @@ class Reply:
     new_tokens: int = 0
     remembered: str = ""
     retry_after: float | None = None
-    flaw: str | None = None
+    failure: str | None = None
     began: float = 0.0
     ended: float = 0.0
 
     @property
     def answered(self) -> bool:
-        """Whether it is a whole answer."""
-        return self.status == 200 and self.flaw is None
+        """Whether it is a complete answer."""
+        return self.status == 200 and self.failure is None
 
 
 def client(url: str, connections: int, *, keep_alive: bool = True) -> httpx.AsyncClient:
-    """Return a client of a server that waits as long as the server lets it. Raises MachineError without httpx."""
+    """Return an HTTP client without a timeout. Raises MachineError without httpx."""
     try:
         import httpx
     except ImportError as error:
         raise MachineError("bench serve needs httpx; install it with: pip install httpx") from error
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections if keep_alive else 0)
-    # What the environment says of proxies is about other hosts than this machine.
+    # The server is on this machine: proxies of the environment do not apply.
     return httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False)
 
 
 async def ask(client: httpx.AsyncClient, model: str, question: Question) -> Reply:
-    """Ask, and read the answer to its end; whatever goes wrong is in the reply."""
+    """Send a request and read the reply to its end; errors are recorded in the reply."""
     import httpx
 
     content = json.dumps(question.body(model)).encode()
@@ -115,9 +115,9 @@ async def ask(client: httpx.AsyncClient, model: str, question: Question) -> Repl
             else:
                 _read_whole(await response.aread(), reply)
     except httpx.TransportError as error:
-        reply.flaw = f"{type(error).__name__}: {error}"
+        reply.failure = f"{type(error).__name__}: {error}"
     except (ValueError, LookupError, TypeError) as error:
-        reply.flaw = f"what came is no answer and no refusal ({type(error).__name__}: {error})"
+        reply.failure = f"the reply is neither an answer nor an error ({type(error).__name__}: {error})"
     reply.ended = time.perf_counter()
     reply.latency_ms = (reply.ended - reply.began) * 1e3
     if question.stream and reply.answered and reply.ttft_ms is None:
@@ -126,7 +126,7 @@ async def ask(client: httpx.AsyncClient, model: str, question: Question) -> Repl
 
 
 async def _read_stream(response: httpx.Response, reply: Reply) -> None:
-    """Read events to the last one."""
+    """Read server-sent events to the last."""
     finished = done = False
     async for line in response.aiter_lines():
         if not line.startswith("data:"):
@@ -137,7 +137,7 @@ async def _read_stream(response: httpx.Response, reply: Reply) -> None:
             continue
         event = json.loads(data)
         if "error" in event:
-            reply.flaw = f"an error in the stream: {event['error'].get('message')}"
+            reply.failure = f"an error in the stream: {event['error'].get('message')}"
             return
         _note(event, reply)
         for choice in event.get("choices", ()):
@@ -147,11 +147,11 @@ async def _read_stream(response: httpx.Response, reply: Reply) -> None:
             reply.text += piece or ""
             finished = finished or choice.get("finish_reason") is not None
     if not (finished and done):
-        reply.flaw = f"a stream without its {'[DONE]' if finished else 'finish_reason'}"
+        reply.failure = f"a stream without its {'[DONE]' if finished else 'finish_reason'}"
 
 
 def _read_whole(content: bytes, reply: Reply) -> None:
-    """Read an answer or a refusal that is one object."""
+    """Read an answer or an error that is one JSON object."""
     body = json.loads(content)
     if reply.status != 200:
         reply.text = str(body["error"]["message"])
@@ -161,7 +161,7 @@ def _read_whole(content: bytes, reply: Reply) -> None:
 
 
 def _note(event: dict[str, Any], reply: Reply) -> None:
-    """Take counts and what the server says of its own."""
+    """Record token counts and the server's own measurements."""
     if usage := event.get("usage"):
         reply.prompt_tokens, reply.new_tokens = usage["prompt_tokens"], usage["completion_tokens"]
     if own := event.get("cobra_edge"):
@@ -169,10 +169,10 @@ def _note(event: dict[str, Any], reply: Reply) -> None:
 
 
 def image_url(number: int) -> str:
-    """Return an image as a data URL; images of different numbers differ, in pixels that nobody sees.
+    """Return an image as a data URL; images of different numbers differ in the lowest bits of their first row.
 
     Raises:
-        ValueError: a number that is not below 2**32.
+        ValueError: the number is not below 2**32.
     """
     if not 0 <= number < 1 << _BITS:
         raise ValueError(f"image {number}, expected 0 to 2**{_BITS} - 1")
@@ -185,7 +185,7 @@ def image_url(number: int) -> str:
 
 
 def photograph_url(number: int) -> str:
-    """Return an image of the size and kind that a camera gives, as a data URL; files of different numbers differ."""
+    """Return a JPEG of a photograph's size as a data URL; files of different numbers differ."""
     with Image.open(_IMAGES[number % len(_IMAGES)]) as opened:
         image = opened.convert("RGB").resize(PHOTOGRAPH)
     return _data_url(image, "JPEG", quality=90, comment=str(number).encode())

@@ -1,50 +1,86 @@
-"""`bench serve`: the server, from the outside."""
+"""`bench serve`: the server, measured through HTTP."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
+import msgspec
 
+from ..bundle.manifest import Manifest
 from ..bundle.reader import MANIFEST, Bundle
 from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
 from ..formats.targets import target_named
-from ..terminal.output import cell, debug_option, print_json, progress, results, stages
-from .results import check_name, keep
-from .serving_figures import measures
+from ..terminal.option_groups import Command, option
+from ..terminal.output import debug_option, print_json, progress, stages
+from .results import check_name, save_result
 from .serving_memory import SAMPLE_EVERY
+from .serving_result import ServeParts, ServeResult, serving_table
 from .shapes import shape_named
+from .tables import print_result
 
-PARTS = ("follow-up", "load", "memory", "shutdown")
+PARTS = ("prefix-reuse", "load", "memory", "shutdown")
+_RENAMED = {"follow-up": "prefix-reuse"}
 _MINI = "cobra-mini"
 _SCHEME = "w4a16-g128"
 _SHUTDOWNS = 3
 
 
-@click.command(name="serve", epilog="Example: python -m cobra_edge.bench serve --clients 32 --seconds 60")
+@dataclass(frozen=True)
+class _Plan:
+    """What is measured: parts, images of prefix reuse (None for the default), clients, seconds of load, requests of memory."""
+
+    parts: tuple[str, ...]
+    rounds: int | None
+    clients: int
+    seconds: float
+    requests: int
+
+
+def _known_parts(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if value in _RENAMED:
+            raise click.BadParameter(f"{value} is now called {_RENAMED[value]}")
+        if value not in PARTS:
+            raise click.BadParameter(f"{value!r} is not one of {', '.join(PARTS)}")
+    return values
+
+
+@click.command(name="serve", cls=Command, epilog="Example: cobra-edge bench serve --part load --clients 32 --seconds 60")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
-@click.option("--shape", help=f"Instead of BUNDLE: {_MINI}, or a published shape of random weights.  [default: {_MINI}]")
-@click.option(
+@option(
+    "--shape",
+    group="input",
+    help=f"Instead of BUNDLE: {_MINI}, or a published shape with random weights.  [default: {_MINI}]",
+)
+@option("--bundle-dir", group="input", type=click.Path(path_type=Path), help="Directory of the bundle of --shape, made once.")
+@option(
     "--part",
     "parts",
+    group="measurement",
+    metavar="[" + "|".join(PARTS) + "]",
     multiple=True,
-    type=click.Choice(PARTS),
-    help="Measure this one only; may be given again.  [default: all; of a published shape follow-up]",
+    callback=_known_parts,
+    help="Measure only this part; repeatable.  [default: all; prefix-reuse for a published shape]",
 )
-@click.option("--rounds", type=click.IntRange(1), help="New images of follow-up.  [default: 15; of a published shape 3]")
-@click.option("--clients", type=click.IntRange(1), default=32, show_default=True, help="Of load and shutdown, at a time.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=60, show_default=True, help="Of load.")
-@click.option("--requests", type=click.IntRange(2 * SAMPLE_EVERY), default=1000, show_default=True, help="Of memory.")
-@click.option("--bundle-dir", type=click.Path(path_type=Path), help="Where a random bundle is kept: made once, then opened.")
-@click.option("--scratch", type=click.Path(path_type=Path, exists=True), help="Where to put checkpoint and bundle.")
-@click.option("--name", help="Of the file in bench/results. Default: serve-MODEL.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@option(
+    "--rounds",
+    group="measurement",
+    type=click.IntRange(1),
+    help="Images of prefix-reuse.  [default: 15; 3 for a published shape]",
+)
+@option("--clients", group="measurement", type=click.IntRange(1), default=32, help="Concurrent clients of load and shutdown.")
+@option("--seconds", group="measurement", type=click.FloatRange(0, min_open=True), default=60, help="Duration of load.")
+@option("--requests", group="measurement", type=click.IntRange(2 * SAMPLE_EVERY), default=1000, help="Requests of memory.")
+@option("--name", group="output", help="Name of the file in bench/results.  [default: serve-MODEL]")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
+@option("--scratch", group="advanced", type=click.Path(path_type=Path, exists=True), help="Directory for temporary files.")
 @debug_option
 def serve(
     bundle: Path | None,
@@ -59,85 +95,83 @@ def serve(
     name: str | None,
     as_json: bool,
 ) -> None:
-    """Start the server as a process of its own and measure it through HTTP.
+    """Start the server as a child process and measure it through HTTP.
 
-    follow-up: the first token about a new image, and about one that is remembered. load: many clients, a mix of questions.
-    memory: what stays after many requests. shutdown: SIGTERM in the middle of a load.
+    prefix-reuse: time to first token of first and second questions about an image. load: throughput and latency under many
+    clients. memory: growth of resident memory. shutdown: SIGTERM under load.
     """
     if bundle is not None and (shape or bundle_dir):
-        raise InputError("--shape and --bundle-dir are for bundles made here; give them instead of BUNDLE")
+        raise InputError("--shape and --bundle-dir apply to bundles made here; give them instead of BUNDLE")
     if name is not None:
         check_name(name)
     shape = shape or _MINI
     shape_named(shape)
     random = bundle is None and shape != _MINI
-    chosen = parts or (("follow-up",) if random else PARTS)
-    try:
-        import httpx  # noqa: F401 - only whether it is there
-    except ImportError as error:
-        raise MachineError("bench serve needs httpx; install it with: pip install httpx") from error
-    from .machine import machine, version_of
-
+    _require_httpx()
+    plan = _Plan(parts or (PARTS[:1] if random else PARTS), rounds, clients, seconds, requests)
     with _bundle(bundle, shape, bundle_dir, scratch) as directory:
         manifest = Bundle.open(directory).manifest
         if manifest.model.vision is None:
             raise InputError(f"{manifest.model.model_id} is a text-only model; give a bundle with a vision graph")
-        found = _measured(directory, chosen, rounds, random, (clients, seconds, requests))
-    model = manifest.model.model_id if bundle is not None else shape
-    result = {
-        "bench": "serve",
-        "model": model,
-        "weights": "random" if random else "its own",
-        "scheme": manifest.recipe.scheme,
-        **found,
-        "server": {package: version_of(package) for package in ("fastapi", "uvicorn")},
-        "machine": machine(),
-    }
-    file = keep(name or f"serve-{model}", result)
+        found = _measure(directory, plan, random)
+    result = _result(found, manifest, manifest.model.model_id if bundle is not None else shape, random)
+    file = save_result(name or f"serve-{result.model}", result)
     if as_json:
         print_json(result)
-        return
-    table = Table(title=cell(f"{model} as {manifest.recipe.scheme}, served"), title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for measure, value in measures(result).items():
-        table.add_row(measure, cell(value))
-    results.print(table)
-    results.print(f"kept: {file}", highlight=False)
+    else:
+        print_result([serving_table([result])], file)
 
 
-def _measured(
-    directory: Path, parts: tuple[str, ...], rounds: int | None, large: bool, load: tuple[int, float, int]
-) -> dict[str, Any]:
+def _require_httpx() -> None:
+    try:
+        import httpx  # noqa: F401 - only whether it is installed
+    except ImportError as error:
+        raise MachineError("bench serve needs httpx; install it with: pip install httpx") from error
+
+
+def _result(found: ServeParts, manifest: Manifest, model: str, random: bool) -> ServeResult:
+    from .machine import machine, version_of
+
+    return ServeResult(
+        **msgspec.structs.asdict(found),
+        model=model,
+        weights="random" if random else "trained",
+        scheme=manifest.recipe.scheme,
+        server={package: version_of(package) for package in ("fastapi", "uvicorn")},
+        machine=machine(),
+    )
+
+
+def _measure(directory: Path, plan: _Plan, large: bool) -> ServeParts:
     from .serving_client import image_url, photograph_url
-    from .serving_follow_up import measure_follow_up
     from .serving_load import measure_load, measure_shutdown
     from .serving_memory import measure_memory
+    from .serving_prefix_reuse import measure_prefix_reuse
 
-    (clients, seconds, requests), found = load, dict[str, Any]()
+    found: dict[str, Any] = {}
     with stages() as on_step:
-        if "follow-up" in parts:
-            count = rounds or (3 if large else 15)
-            # A large model reads an image for seconds on a CPU, and what random weights say is no better for being longer.
+        if "prefix-reuse" in plan.parts:
+            count = plan.rounds or (3 if large else 15)
+            # On a CPU a large model takes seconds to encode an image, and longer answers of random weights add nothing.
             checked, tokens = (1, 2) if large else (count + 1, 48)
-            for name, image in (("follow_up", image_url), ("follow_up_photograph", photograph_url)):
-                found[name] = measure_follow_up(directory, image, count, checked, tokens, on_step)
-        if "load" in parts:
-            found["load"] = measure_load(directory, clients, seconds, max(1, clients // 2), on_step)
-        if "memory" in parts:
-            found["memory"] = measure_memory(directory, requests, on_step)
-        if "shutdown" in parts:
-            found["shutdown"] = measure_shutdown(directory, clients, _SHUTDOWNS, on_step)
-    return found
+            for field, image in (("prefix_reuse", image_url), ("prefix_reuse_photo", photograph_url)):
+                found[field] = measure_prefix_reuse(directory, image, count, checked, tokens, on_step)
+        if "load" in plan.parts:
+            found["load"] = measure_load(directory, plan.clients, plan.seconds, max(1, plan.clients // 2), on_step)
+        if "memory" in plan.parts:
+            found["memory"] = measure_memory(directory, plan.requests, on_step)
+        if "shutdown" in plan.parts:
+            found["shutdown"] = measure_shutdown(directory, plan.clients, _SHUTDOWNS, on_step)
+    return ServeParts(**found)
 
 
 @contextmanager
 def _bundle(given: Path | None, shape: str, kept: Path | None, scratch: Path | None) -> Iterator[Path]:
-    """Give the bundle that is served; one that is made here and not kept goes with the block."""
-    there = kept if kept is not None and (kept / MANIFEST).is_file() else None
-    if there is not None and Bundle.open(there).manifest.model.mamba != shape_named(shape).mamba:
-        raise InputError(f"{there} holds a bundle of another shape than {shape}; give another --bundle-dir")
-    ready = given or there
+    """Yield the bundle to serve; one made here without --bundle-dir is deleted at the end of the block."""
+    existing = kept if kept is not None and (kept / MANIFEST).is_file() else None
+    if existing is not None and Bundle.open(existing).manifest.model.mamba != shape_named(shape).mamba:
+        raise InputError(f"{existing} holds a bundle of another shape than {shape}; give another --bundle-dir")
+    ready = given or existing
     if ready is not None:
         yield ready
         return

@@ -1,4 +1,4 @@
-"""Many clients at the same time: how much is answered, how soon, and how a server ends in the middle of it."""
+"""Many concurrent clients: throughput and latency, and a shutdown under load."""
 
 from __future__ import annotations
 
@@ -11,69 +11,71 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..errors import MachineError
 from .serving_client import NO_RESPONSE, Reply, ask, client
-from .serving_follow_up import Step
-from .serving_mix import Asker, Images
+from .serving_prefix_reuse import Step
 from .serving_process import Server, served
+from .serving_result import LoadFigures, LoadResult, ShutdownResult, Tail
+from .serving_workload import Images, SimulatedClient
 from .spread import spread
 
 KNOWN_IMAGES = 16
-_JITTER = 0.5  # of what a refused client is asked to wait, so that they do not all come back at once
+_JITTER = 0.5  # share of Retry-After, so that clients do not all retry at once
 _LONG_TOKENS = 64
-_TAIL = 95
 
 
-def measure_load(bundle: Path, clients: int, seconds: float, waiting: int, on_step: Step) -> dict[str, Any]:
-    """Let clients ask for a while.
+def measure_load(bundle: Path, clients: int, seconds: float, waiting: int, on_step: Step) -> LoadResult:
+    """Run clients for some time.
 
     Args:
-        bundle: what is served.
-        clients: at the same time, each waiting for its answer.
-        seconds: in which questions are asked.
-        waiting: requests that may wait at the server; fewer than clients, so that some are told to come again.
-        on_step: told a stage's name, how much of it is done, and of what.
+        bundle: to serve.
+        clients: concurrent ones; each sends a request when its last one is answered.
+        seconds: for which requests are sent.
+        waiting: length of the server's queue; shorter than the number of clients, so that some requests get 429.
+        on_step: called with the stage, how much of it is done, and the total.
 
     Returns:
-        Counts by status, rates, and times.
+        Counts by status, throughput and latency.
 
     Raises:
-        MachineError: a request got something else than an answer or a 429 that says when to come again.
+        MachineError: a reply is neither an answer nor a 429 with Retry-After.
     """
     with served(bundle, "--waiting", str(waiting)) as server:
         on_step("load", 0, 1)
         replies, took = asyncio.run(_loaded(server, clients, seconds))
-    return {"clients": clients, "waiting": waiting} | load_summary(replies, took)
+    figures = load_summary(replies, took)
+    return LoadResult(clients=clients, waiting=waiting, **msgspec.structs.asdict(figures))
 
 
 async def _loaded(server: Server, clients: int, seconds: float) -> tuple[list[Reply], float]:
-    """Return all replies, and the seconds until the last of them."""
+    """Return all replies, and the seconds until the last one."""
     model, images = server.model(), Images(KNOWN_IMAGES)
     replies: list[Reply] = []
     began = time.perf_counter()
 
     async def one(number: int) -> None:
-        asker = Asker(images, random.Random(number))
+        simulated_client = SimulatedClient(images, random.Random(number))
         while time.perf_counter() - began < seconds:
-            question = asker.next()
+            question = simulated_client.next()
             reply = await ask(connections, model, question)
-            asker.heard(question, reply)
+            simulated_client.record(question, reply)
             replies.append(reply)
             if reply.status == 429 and reply.retry_after is not None:
-                wait = reply.retry_after * (1 + asker.random.uniform(0, _JITTER))
+                wait = reply.retry_after * (1 + simulated_client.random.uniform(0, _JITTER))
                 await asyncio.sleep(min(wait, max(0.0, seconds - (time.perf_counter() - began))))
             elif not reply.answered:
-                return  # found out below
+                return  # reported by load_summary
 
     async with client(server.url, clients) as connections:
         await asyncio.gather(*(one(number) for number in range(clients)))
     return replies, max(reply.ended for reply in replies) - began
 
 
-def load_summary(replies: Sequence[Reply], seconds: float) -> dict[str, Any]:
-    """Return what is kept of a load. Raises MachineError for a reply that is neither an answer nor a 429 with Retry-After."""
+def load_summary(replies: Sequence[Reply], seconds: float) -> LoadFigures:
+    """Aggregate replies. Raises MachineError for one that is neither an answer nor a 429 with Retry-After."""
     for reply in replies:
         refused = reply.status == 429 and reply.retry_after is not None
         if not (reply.answered or refused):
@@ -81,48 +83,48 @@ def load_summary(replies: Sequence[Reply], seconds: float) -> dict[str, Any]:
     answered = [reply for reply in replies if reply.answered]
     first = [reply.ttft_ms for reply in answered if reply.ttft_ms is not None]
     if not first:
-        raise MachineError("no streamed answer came in that time; give more --seconds")
-    return {
-        "seconds": round(seconds, 2),
-        "statuses": statuses(replies),
-        "refused": len(replies) - len(answered),
-        "streamed": len(first),
-        "remembered": dict(sorted(Counter(reply.remembered for reply in answered).items())),
-        "requests_per_s": len(answered) / seconds,
-        "tokens_per_s": sum(reply.new_tokens for reply in answered) / seconds,
-        "ttft_ms": tail(first),
-        "latency_ms": tail([reply.latency_ms for reply in answered]),
-    }
+        raise MachineError("no streamed answer arrived in time; increase --seconds")
+    return LoadFigures(
+        seconds=round(seconds, 2),
+        statuses=statuses(replies),
+        refused=len(replies) - len(answered),
+        streamed=len(first),
+        remembered=dict(sorted(Counter(reply.remembered for reply in answered).items())),
+        requests_per_s=len(answered) / seconds,
+        tokens_per_s=sum(reply.new_tokens for reply in answered) / seconds,
+        ttft_ms=tail(first),
+        latency_ms=tail([reply.latency_ms for reply in answered]),
+    )
 
 
-def tail(values: Sequence[float]) -> dict[str, float]:
+def tail(values: Sequence[float]) -> Tail:
     """Return median and 95th percentile."""
-    return {"median": median(values), f"p{_TAIL}": float(np.percentile(values, _TAIL))}
+    return Tail(median(values), float(np.percentile(values, 95)))
 
 
 def statuses(replies: Sequence[Reply]) -> dict[str, int]:
-    """Return how many replies had each status; those without one under "none"."""
+    """Return the number of replies by HTTP status; "none" counts those without a response."""
     counts = Counter("none" if reply.status == NO_RESPONSE else str(reply.status) for reply in replies)
     return dict(sorted(counts.items()))
 
 
 def described(reply: Reply) -> str:
-    """Say what came, for an error."""
+    """Describe a reply, for an error message."""
     status = "no response" if reply.status == NO_RESPONSE else str(reply.status)
-    return f"{status} ({reply.flaw or reply.text or 'without a reason'})"
+    return f"{status} ({reply.failure or reply.text or 'without a reason'})"
 
 
-def measure_shutdown(bundle: Path, clients: int, rounds: int, on_step: Step) -> dict[str, Any]:
-    """End servers while clients ask them.
+def measure_shutdown(bundle: Path, clients: int, rounds: int, on_step: Step) -> ShutdownResult:
+    """Send SIGTERM to servers under load.
 
     Args:
-        bundle: what is served.
-        clients: at the same time.
-        rounds: servers.
-        on_step: told a stage's name, how much of it is done, and of what.
+        bundle: to serve.
+        clients: concurrent ones.
+        rounds: servers to shut down.
+        on_step: called with the stage, how much of it is done, and the total.
 
     Returns:
-        Seconds from SIGTERM to the end of the process, and what became of the requests.
+        Seconds from SIGTERM to exit, and the outcome of the requests.
 
     Raises:
         MachineError: an exit code other than 0, or as `check_shutdown` raises.
@@ -138,36 +140,36 @@ def measure_shutdown(bundle: Path, clients: int, rounds: int, on_step: Step) -> 
         seconds.append(ended_at - asked_at)
         under_way += sum(reply.began < asked_at < reply.ended for reply in found)
         replies += found
-    return {
-        "clients": clients,
-        "rounds": rounds,
-        "seconds": spread(seconds),
-        "exit_code": 0,
-        "under_way": under_way,
-        "statuses": statuses(replies),
-        "cut": 0,
-    }
+    return ShutdownResult(
+        clients=clients,
+        rounds=rounds,
+        seconds=spread(seconds),
+        exit_code=0,
+        under_way=under_way,
+        statuses=statuses(replies),
+        cut=0,
+    )
 
 
 async def _ended(server: Server, clients: int) -> tuple[list[Reply], float, float]:
-    """Return all replies, when SIGTERM was sent and when the process had ended. Raises MachineError for its exit code."""
+    """Return all replies, and the times of SIGTERM and of the exit. Raises MachineError for an exit code other than 0."""
     model, images = server.model(), Images(KNOWN_IMAGES)
     replies: list[Reply] = []
     answered = asyncio.Event()
 
     async def one(number: int) -> None:
-        asker = Asker(images, random.Random(number), _LONG_TOKENS)
+        simulated_client = SimulatedClient(images, random.Random(number), _LONG_TOKENS)
         while True:
-            reply = await ask(connections, model, asker.next())
+            reply = await ask(connections, model, simulated_client.next())
             replies.append(reply)
             if len(replies) > clients:
                 answered.set()
-            if reply.status == 503 or reply.flaw is not None:
+            if reply.status == 503 or reply.failure is not None:
                 return
             if reply.status == 429:
                 await asyncio.sleep(0.05)
 
-    # Without connections that are kept: one that the server closes as it ends could not be told from one that it cut.
+    # Without keep-alive: an idle connection closed at shutdown could not be told from an answer that is cut off.
     async with client(server.url, clients, keep_alive=False) as connections:
         asking: asyncio.Future[Any] = asyncio.gather(*(one(number) for number in range(clients)))
         begun: asyncio.Future[Any] = asyncio.ensure_future(answered.wait())
@@ -179,23 +181,23 @@ async def _ended(server: Server, clients: int) -> tuple[list[Reply], float, floa
         ended_at = time.perf_counter()
         await asking
     if code:
-        raise MachineError(f"SIGTERM ended the server with exit code {code}, expected 0")
+        raise MachineError(f"the server exited with {code} after SIGTERM, expected 0")
     return replies, asked_at, ended_at
 
 
 def check_shutdown(replies: Sequence[Reply], asked_at: float) -> None:
-    """See that every request was answered whole or refused; one that was sent after SIGTERM may find the door closed.
+    """Check that every request was answered completely or refused; one sent after SIGTERM may fail to connect.
 
     Raises:
-        MachineError: a request was cut, or sent before SIGTERM and got no response.
+        MachineError: an answer was cut off, or a request sent before SIGTERM got no response.
     """
     for reply in replies:
-        if reply.flaw is None and reply.status in (200, 429, 503):
+        if reply.failure is None and reply.status in (200, 429, 503):
             continue
         early_seconds = asked_at - reply.began
         if reply.status != NO_RESPONSE or early_seconds > 0:
             when = "before" if early_seconds > 0 else "after"
             raise MachineError(
-                f"a request sent {abs(early_seconds):.2f} s {when} SIGTERM got {described(reply)}, expected a whole answer, or "
-                "503 where it was not begun"
+                f"a request sent {abs(early_seconds):.2f} s {when} SIGTERM got {described(reply)}, expected a complete answer, "
+                "or 503 if it had not started"
             )

@@ -1,4 +1,4 @@
-"""The server that is measured: the real command, in a process of its own on a free port."""
+"""The server to measure: the real command as a child process on a free port."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from typing import IO
 from ..errors import MachineError
 
 _LISTENING = "listening on http://"
-_START_SECONDS = 300.0  # opening a bundle of full size for the first time hashes it
+_START_SECONDS = 300.0  # the first opening of a full-size bundle hashes it
 _STOP_SECONDS = 60.0  # more than the server's own --grace
 _SHOWN_LINES = 5
 
 
 @dataclass(frozen=True)
 class Resident:
-    """What a process keeps in memory, in MiB.
+    """Resident memory of a process in MiB.
 
     Attributes:
-        rss: all of its pages, mapped files included.
-        anonymous: those that no file stands behind, which is where a leak would be.
+        rss: all pages, mapped files included.
+        anonymous: pages not backed by a file, where a leak would be.
     """
 
     rss: float
@@ -40,12 +40,12 @@ class Resident:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is ready.
+    """A running server.
 
     Attributes:
-        url: without a slash at its end.
-        process: its own.
-        start_seconds: from its start until it was ready.
+        url: without a trailing slash.
+        process: of the server.
+        start_seconds: from start to ready.
     """
 
     url: str
@@ -53,17 +53,17 @@ class Server:
     start_seconds: float
 
     def model(self) -> str:
-        """Return the name it answers to. Raises MachineError where it lists none."""
+        """Return the name of its model. Raises MachineError if it lists none."""
         listed = json.loads(self._read("/v1/models")).get("data")
         if not listed:
-            raise MachineError(f"{self.url}/v1/models lists no model; is it this version's server?")
+            raise MachineError(f"{self.url}/v1/models lists no model; is the server of this version?")
         return str(listed[0]["id"])
 
     def counted(self, name: str) -> float:
-        """Return one of its metrics. Raises MachineError where it has none of that name."""
+        """Return a metric. Raises MachineError if there is none of that name."""
         found = re.search(rf"^{re.escape(name)} (\S+)$", self._read("/metrics"), re.MULTILINE)
         if found is None:
-            raise MachineError(f"{self.url}/metrics has no {name}; is it this version's server?")
+            raise MachineError(f"{self.url}/metrics has no {name}; is the server of this version?")
         return float(found[1])
 
     def _read(self, path: str) -> str:
@@ -71,33 +71,33 @@ class Server:
             return str(response.read().decode())
 
     def resident(self) -> Resident:
-        """Return what it keeps in memory now. Raises MachineError when it has gone."""
+        """Return its resident memory. Raises MachineError if it has exited."""
         try:
             rows = dict(row.split(":", 1) for row in Path(f"/proc/{self.process.pid}/status").read_text().splitlines())
             return Resident(*(int(rows[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon")))
         except (OSError, KeyError) as error:
-            raise MachineError(f"the server's memory cannot be read: {error!r}; has it ended?") from error
+            raise MachineError(f"cannot read the server's memory: {error!r}; has it exited?") from error
 
     def ask_to_end(self) -> None:
-        """Send it SIGTERM."""
+        """Send SIGTERM."""
         self.process.terminate()
 
     def ended(self) -> int:
-        """Wait for its end and return its exit code. Raises MachineError when it does not end."""
+        """Wait for its exit and return the exit code. Raises MachineError if it does not exit in time."""
         try:
             return self.process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise MachineError(f"the server still runs {_STOP_SECONDS:.0f} s after SIGTERM") from error
+            raise MachineError(f"the server is still running {_STOP_SECONDS:.0f} s after SIGTERM") from error
 
 
 @contextmanager
 def served(bundle: Path, *options: str) -> Iterator[Server]:
-    """Give a server of a bundle, ready, with these options; it ends with the block.
+    """Yield a running server of a bundle, started with these options; it is stopped at the end of the block.
 
     Raises:
-        MachineError: it ended, or was not ready in time.
+        MachineError: it exited, or was not ready in time.
     """
-    # All clients are this machine's: one address stands for many.
+    # All clients share one address.
     shares = ["--requests-per-address", "65536", "--connections-per-address", "256"]
     command = [sys.executable, "-m", "cobra_edge.serve", str(bundle), "--port", "0", *shares, *options]
     with tempfile.TemporaryFile("w+") as said:
@@ -119,13 +119,15 @@ def served(bundle: Path, *options: str) -> Iterator[Server]:
 
 
 def _listening(process: subprocess.Popen[str], said: IO[str]) -> str:
-    """Return the address it says it listens on."""
+    """Return the URL it is listening on."""
     assert process.stdout is not None
     with selectors.DefaultSelector() as ready:
         ready.register(process.stdout, selectors.EVENT_READ)
         line = process.stdout.readline() if ready.select(_START_SECONDS) else ""
     if not line.startswith(_LISTENING):
-        raise MachineError(f"the server said {line.strip()!r}, expected {_LISTENING!r} and an address; {_last(said, process)}")
+        raise MachineError(
+            f"the server printed {line.strip()!r}, expected {_LISTENING!r} and an address; {_last(said, process)}"
+        )
     return line.split()[-1].rstrip("/")
 
 
@@ -141,9 +143,9 @@ def _wait_until_ready(url: str, process: subprocess.Popen[str], said: IO[str]) -
 
 
 def _last(said: IO[str], process: subprocess.Popen[str]) -> str:
-    """Return its exit code and its last messages, for the end of an error."""
+    """Return its exit code and last messages, for an error message."""
     with suppress(subprocess.TimeoutExpired):
-        process.wait(1)  # where its stdout ended, it is about to end too
+        process.wait(1)  # if stdout is closed, it is about to exit
     said.seek(0)
     lines = [line.strip() for line in said if line.strip()][-_SHOWN_LINES:]
-    return f"exit code {process.poll()}, its last messages: {' / '.join(lines) or 'none'}"
+    return f"exit code {process.poll()}, last messages: {' / '.join(lines) or 'none'}"

@@ -1,4 +1,4 @@
-"""Published shapes, by name: what is measured at full size without a download."""
+"""Published model shapes by name, to measure at full size without a download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..terminal.suggestions import near_matches
 
 
 class Shape(NamedTuple):
-    """What a run directory's config would name."""
+    """Identifiers of a shape, as in the config of a run directory."""
 
     vision_backbone_id: str
     arch_specifier: str
@@ -19,7 +19,7 @@ class Shape(NamedTuple):
 
     @property
     def mamba(self) -> MambaConfig:
-        """Sizes of the decoder."""
+        """Config of the decoder."""
         return language_backbone(self.llm_backbone_id).mamba
 
 
@@ -30,7 +30,7 @@ SHAPES: dict[str, Shape] = {
 
 
 def shape_named(name: str) -> Shape:
-    """Return a shape of the table. Raises InputError with near matches."""
+    """Return a shape. Raises InputError, with similar names, if it is unknown."""
     if name not in SHAPES:
         raise InputError(f"unknown shape {name!r}{near_matches(name, SHAPES)}")
     return SHAPES[name]

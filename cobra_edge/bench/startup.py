@@ -1,17 +1,16 @@
-"""How soon a decoder can run and how much memory it takes: opened in a process of its own, which then reads and answers.
+"""Startup time and peak memory of a decoder, measured in a child process that opens the bundle, prefills and decodes.
 
 python -m cobra_edge.bench.startup BUNDLE
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import click
+import msgspec
 import numpy as np
 from rich.progress import Progress
 
@@ -20,20 +19,31 @@ from ..decode.cpu import CpuDecoder
 from ..decode.decoder import ACTIVATIONS, DecoderOptions
 from ..errors import MachineError
 from ..inference.session_options import threads_option
+from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, main_of, print_json
+from .decode_result import Startup
 
 _PROMPT_TOKENS, _STEPS = 768, 8
-_LIMIT_FACTOR, _LIMIT_BYTES = 1.2, 200_000_000  # of the decoder's file, and beside it
+_LIMIT_FACTOR, _LIMIT_BYTES = 1.2, 200_000_000  # times the size of the decoder file, plus
 
 
-@click.command(epilog="Example: python -m cobra_edge.bench.startup bundles/bench-cobra-mini-w4a16-g128")
+class _Seconds(msgspec.Struct, frozen=True):
+    """Time to open the bundle, and its decoder."""
+
+    bundle_seconds: float
+    decoder_seconds: float
+
+
+@click.command(cls=Command, epilog="Example: python -m cobra_edge.bench.startup bundles/bench-cobra-mini-w4a16-g128")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@option(
+    "--activations", group="model", type=click.Choice(ACTIVATIONS), default="int8", help="Data type of the matmuls' inputs."
+)
+@option("--kernels", group="advanced", default="auto", help="Instruction set.")
 @threads_option
-@click.option("--activations", type=click.Choice(ACTIVATIONS), default="int8", show_default=True, help="What enters a product.")
-@click.option("--kernels", default="auto", show_default=True, help="An instruction set.")
 @debug_option
 def command(bundle: Path, threads: int | None, activations: str, kernels: str) -> None:
-    """Open BUNDLE and its decoder, print the seconds as JSON; then read a prompt and take some steps."""
+    """Open BUNDLE and its decoder, prefill a prompt and decode; print the startup times as JSON."""
     began = time.perf_counter()
     opened = Bundle.open(bundle)
     checked = time.perf_counter()
@@ -44,23 +54,22 @@ def command(bundle: Path, threads: int | None, activations: str, kernels: str) -
     logits = decoder.prefill(decoder.embed(tokens), state)
     for _ in range(_STEPS):
         logits = decoder.step(int(logits.argmax()), state)
-    print_json({"bundle_seconds": checked - began, "decoder_seconds": ready - checked})
+    print_json(_Seconds(checked - began, ready - checked))
 
 
-def measure_startup(bundle: Bundle, options: DecoderOptions, kernels: str, bar: Progress) -> dict[str, Any]:
-    """Open the bundle twice, each time in a new process, and let it run.
+def measure_startup(bundle: Bundle, options: DecoderOptions, kernels: str, bar: Progress) -> Startup:
+    """Open the bundle twice, each time in a new process.
 
-    The first opening has never seen the files and checks every hash; the second finds what the first one remembered.
+    The first opening hashes every file; the second one uses the hash cache.
 
     Args:
-        bundle: whose decoder.
+        bundle: to open.
         options: threads and activations.
-        kernels: an instruction set by name, or "auto".
+        kernels: an instruction set, or "auto".
         bar: for progress.
 
     Returns:
-        Seconds of bundle and decoder together, first and again; the larger peak of resident memory, mapped files included,
-        and the limit it should keep, in bytes.
+        Seconds of bundle and decoder together, and the larger peak of the two processes.
 
     Raises:
         MachineError: a child failed.
@@ -71,24 +80,24 @@ def measure_startup(bundle: Bundle, options: DecoderOptions, kernels: str, bar: 
     arguments = [str(bundle.directory), "--activations", activations, "--kernels", kernels]
     if options.threads is not None:
         arguments += ["--threads", str(options.threads)]
-    task, seconds, peaks = bar.add_task("opening, twice", total=2), [], []
-    with tempfile.TemporaryDirectory() as memory:
+    task, seconds, peaks = bar.add_task("startup", total=2), [], []
+    with tempfile.TemporaryDirectory() as cache:
         for _ in range(2):
-            done = measure(["cobra_edge.bench.startup", *arguments], {"XDG_CACHE_HOME": memory})
+            done = measure(["cobra_edge.bench.startup", *arguments], {"XDG_CACHE_HOME": cache})
             if done.exit_code:
                 raise MachineError(f"opening {bundle.directory} ended with exit code {done.exit_code}; see its messages above")
-            taken = json.loads(done.stdout)
-            seconds.append(taken["bundle_seconds"] + taken["decoder_seconds"])
+            taken = msgspec.json.decode(done.stdout, type=_Seconds)
+            seconds.append(taken.bundle_seconds + taken.decoder_seconds)
             peaks.append(done.peak_bytes)
             bar.advance(task)
-    return {
-        "activations": activations,
-        "prompt_tokens": _PROMPT_TOKENS,
-        "first_open_seconds": seconds[0],
-        "open_seconds": seconds[1],
-        "peak_bytes": max(peaks),
-        "limit_bytes": int(_LIMIT_FACTOR * bundle.manifest.files[DECODER].bytes) + _LIMIT_BYTES,
-    }
+    return Startup(
+        activations=activations,
+        prompt_tokens=_PROMPT_TOKENS,
+        first_open_seconds=seconds[0],
+        open_seconds=seconds[1],
+        peak_bytes=max(peaks),
+        limit_bytes=int(_LIMIT_FACTOR * bundle.manifest.files[DECODER].bytes) + _LIMIT_BYTES,
+    )
 
 
 main = main_of(command)

@@ -1,8 +1,8 @@
-"""A transformer of the same size, for one question: how decoding slows down as the context grows, beside a state of fixed size.
+"""A transformer of the same size, to show how decoding slows down as the KV cache grows; a Mamba state has a fixed size.
 
 Pythia-2.8B's sizes (Biderman et al. 2023, table 1) with random float16 weights in plain torch: pre-norm blocks whose attention
-and MLP read the same input, scaled_dot_product_attention over a cache of keys and values that is as long as the context, no
-rotary embedding (a few instructions, which are not to its disadvantage). A step is captured in a CUDA graph at each context.
+and MLP read the same input, scaled_dot_product_attention over a KV cache as long as the context, without
+rotary embedding (which only makes it faster). A step is captured in a CUDA graph at each context.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import MachineError
+from .decode_result import RunnerFacts
 from .gpu import Gpu, captured
 
 _HALF = 2  # bytes of a float16
-_WORKING_BYTES = 1 << 30  # beside a cache, something must be left to compute in
+_WORKING_BYTES = 1 << 30  # left for activations next to the cache
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TransformerSizes:
     vocab: int = 50304
 
     def cache_bytes(self, context: int) -> int:
-        """Return the bytes of keys and values of that many tokens."""
+        """Return the bytes of a KV cache of that many tokens."""
         return 2 * self.n_layer * context * self.d_model * _HALF
 
 
@@ -40,7 +41,7 @@ PYTHIA_2_8B = TransformerSizes()
 
 
 class _Block(nn.Module):
-    """Attention and MLP side by side."""
+    """Attention and MLP in parallel."""
 
     def __init__(self, sizes: TransformerSizes, **kind: Any) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class _Block(nn.Module):
         self.up, self.down = nn.Linear(d, 4 * d, **kind), nn.Linear(4 * d, d, **kind)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Read x (1, d_model), whose key and value go to the last place of (heads, context, d_head); returns (1, d_model)."""
+        """Return (1, d_model) for x (1, d_model); its key and value are written to the end of (heads, context, d_head)."""
         q, k, v = self.qkv(self.norm_attention(x)).view(3, self.heads, 1, -1).unbind(0)
         keys[:, -1:], values[:, -1:] = k, v
         seen = F.scaled_dot_product_attention(q[None], keys[None], values[None])
@@ -60,16 +61,16 @@ class _Block(nn.Module):
 
 
 class Transformer:
-    """The transformer, a `GpuRunner` that only decodes."""
+    """The transformer, a `GpuRunner` without prefill."""
 
     name = "transformer fp16"
     reads_prompts = False
 
     def __init__(self, sizes: TransformerSizes, contexts: Sequence[int], gpu: Gpu, dtype: torch.dtype = torch.float16) -> None:
-        """Make the weights; a context whose cache the GPU does not hold is left out, and said to be.
+        """Make the weights; a context whose KV cache does not fit the GPU is skipped and reported.
 
         Raises:
-            MachineError: the GPU holds none of them.
+            MachineError: none of the contexts fits.
         """
         kind: dict[str, Any] = {"device": gpu.device, "dtype": dtype}
         self._sizes, self._gpu, self._kind = sizes, gpu, kind
@@ -80,32 +81,32 @@ class Transformer:
         fitting = [c for c in contexts if free is None or sizes.cache_bytes(c) + _WORKING_BYTES <= free]
         if not fitting:
             raise MachineError(
-                f"{self.name}: the GPU has {(free or 0) / 1e9:.1f} GB left and the keys and values of {min(contexts)} tokens "
-                f"take {sizes.cache_bytes(min(contexts)) / 1e9:.1f}; leave --peer transformer out"
+                f"{self.name}: the GPU has {(free or 0) / 1e9:.1f} GB free and the KV cache of {min(contexts)} tokens "
+                f"needs {sizes.cache_bytes(min(contexts)) / 1e9:.1f} GB; omit --peer transformer"
             )
         self.contexts = tuple(fitting)
         self._left_out = [c for c in contexts if c not in fitting]
         modules = (self._blocks, self._norm, self._head)
         self.weights_bytes = sum(p.nbytes for module in modules for p in module.parameters())
-        # One context's cache at a time: together they would not fit where each does.
+        # Only one context's cache is allocated at a time.
         self._cache: tuple[int, Callable[[], object]] | None = None
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> RunnerFacts:
         """See `Runner.facts`."""
         sizes = self._sizes
         what = f"{sizes.n_layer} layers, d_model {sizes.d_model}, {sizes.heads} heads, vocab {sizes.vocab}"
-        return {"version": f"torch {torch.__version__}", "described": what, "contexts_without_memory": self._left_out}
+        return RunnerFacts(version=f"torch {torch.__version__}", described=what, contexts_without_memory=tuple(self._left_out))
 
     def traffic_bytes(self, context: int) -> int:
-        """See `GpuRunner.traffic_bytes`: keys and values of all tokens are read."""
+        """See `GpuRunner.traffic_bytes`: the whole KV cache is read."""
         return self.weights_bytes + self._sizes.cache_bytes(context)
 
     def prefill(self, tokens: int) -> float:
-        """Not timed: `reads_prompts` says so."""
+        """Not timed, see `reads_prompts`."""
         raise NotImplementedError
 
     def steps(self, count: int, context: int) -> float:
-        """See `Runner.steps`; the context does not grow meanwhile: the newest token takes the last place of all of them."""
+        """See `Runner.steps`; the context does not grow: every new token overwrites the last position."""
         replay = self._step_at(context)
         return self._gpu.seconds(lambda: [replay() for _ in range(count)])
 

@@ -1,47 +1,95 @@
-"""`bench vision`: the vision graph in every precision."""
+"""`bench vision`: the vision graph in each precision."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
-from rich.table import Table
+import msgspec
 
 from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
 from ..formats.precision import PRECISIONS
 from ..formats.targets import target_named
-from ..terminal.output import debug_option, print_json, results, tell
-from .results import check_name, keep
+from ..terminal.option_groups import Command, option
+from ..terminal.output import debug_option, print_json, tell
+from .results import check_name, save_result
 from .shapes import shape_named
+from .tables import print_result
+from .vision_result import VisionResult, vision_tables
 
-Judge = Callable[[list[Path], Callable[[str], None]], list[dict[str, Any]]]
+Extra = TypeVar("Extra")
 
 
-@click.command(epilog="Example: python -m cobra_edge.bench vision --shape cobra-3b --engine fp16")
-@click.option("--shape", default="cobra-mini", show_default=True, help="cobra-mini, or a published shape of random weights.")
-@click.option(
+@dataclass(frozen=True)
+class VisionPlan:
+    """What is measured.
+
+    Attributes:
+        shape: "cobra-mini" or a published shape.
+        precisions: of the graph; all if empty.
+        engines: precisions for which a TensorRT for RTX engine is built.
+        target: that engines are built for.
+        rounds: of latency.
+        scratch: where graphs are written.
+    """
+
+    shape: str
+    precisions: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    target: str = "rtx-4090"
+    rounds: int = 7
+    scratch: Path | None = None
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The precisions that are measured."""
+        return self.precisions or tuple(PRECISIONS)
+
+    def check(self) -> None:
+        """Raise InputError for an invalid value, MachineError if a library is missing."""
+        shape_named(self.shape), target_named(self.target)
+        if unknown := sorted(set(self.engines) - set(self.chosen)):
+            raise InputError(f"--engine {', '.join(unknown)}: this precision is not measured; add it to --precision")
+        try:
+            import scipy  # noqa: F401 - only whether it is installed
+            import torch  # noqa: F401
+        except ImportError as error:
+            hint = install_hint("export", "regress")
+            raise MachineError(f"bench vision needs {error.name}; install it with: {hint}") from error
+        if self.engines:
+            from ..vision.engines.tensorrt_rtx import require_tensorrt_rtx
+
+            require_tensorrt_rtx()
+
+
+@click.command(cls=Command, epilog="Example: cobra-edge bench vision --precision fp32 --precision int8")
+@option("--shape", group="input", default="cobra-mini", help="cobra-mini, or a published shape with random weights.")
+@option(
     "--precision",
     "precisions",
+    group="quantization",
     multiple=True,
     type=click.Choice(list(PRECISIONS)),
-    help="Measure this one only; may be given again.",
+    help="Measure only this precision; repeatable.  [default: all]",
 )
-@click.option(
+@option(
     "--engine",
     "engines",
+    group="quantization",
     multiple=True,
     type=click.Choice(list(PRECISIONS)),
-    help="Build a TensorRT for RTX engine of this precision too; may be given again.",
+    help="Also build a TensorRT for RTX engine of this precision; repeatable.",
 )
-@click.option("--target", default="rtx-4090", show_default=True, help="What engines are built for.")
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Of latency, precisions in turns.")
-@click.option("--scratch", type=click.Path(path_type=Path, exists=True), help="Where to put the graphs.")
-@click.option("--name", help="Of the file in bench/results. Default: vision-SHAPE.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@option("--target", group="quantization", default="rtx-4090", help="Device profile that engines are built for.")
+@option("--rounds", group="measurement", type=click.IntRange(1), default=7, help="Rounds of latency.")
+@option("--name", group="output", help="Name of the file in bench/results.  [default: vision-SHAPE]")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
+@option("--scratch", group="advanced", type=click.Path(path_type=Path, exists=True), help="Directory for temporary files.")
 @debug_option
 def vision(
     shape: str,
@@ -53,91 +101,32 @@ def vision(
     name: str | None,
     as_json: bool,
 ) -> None:
-    """Write the vision graph in each precision: latency, peak memory, file size, distance from torch; engines."""
-    measure_and_keep(shape, precisions, engines, target, rounds, scratch, name, as_json)
+    """Measure the vision graph in each precision: latency, peak memory, size, distance from torch; build engines."""
+    plan = VisionPlan(shape, precisions, engines, target, rounds, scratch)
+    check_name(name or f"vision-{shape}")
+    plan.check()
+    result, _ = measure(plan, lambda _graphs: None)
+    file = save_result(name or f"vision-{shape}", result)
+    if as_json:
+        print_json(result)
+    else:
+        print_result(vision_tables(result), file)
 
 
-def measure_and_keep(
-    shape: str,
-    precisions: tuple[str, ...],
-    engines: tuple[str, ...],
-    target: str,
-    rounds: int,
-    scratch: Path | None,
-    name: str | None,
-    as_json: bool,
-    judge: Judge | None = None,
-) -> None:
-    """Measure, keep the result under bench/results and print it.
+def measure(plan: VisionPlan, evaluate: Callable[[list[Path]], Extra]) -> tuple[VisionResult, Extra]:
+    """Measure the graphs.
 
     Args:
-        shape: "cobra-mini" or a published shape.
-        precisions: of the graph; all when empty.
-        engines: precisions of which a TensorRT for RTX engine is built too.
-        target: what engines are built for.
-        rounds: of latency, precisions in turns.
-        scratch: where graphs are written.
-        name: of the file in bench/results.
-        as_json: print one JSON object.
-        judge: what says of the written graphs how they change answers; by default nobody does.
+        plan: already checked.
+        evaluate: called with the directories of the graphs before they are deleted.
 
-    Raises:
-        InputError, MachineError: an option or a library is missing.
+    Returns:
+        The result, and what `evaluate` returned.
     """
-    chosen = precisions or tuple(PRECISIONS)
-    name = name or f"vision-{shape}"
-    check_name(name)
-    shape_named(shape), target_named(target)
-    if set(engines) - set(chosen):
-        raise InputError(f"--engine {', '.join(sorted(set(engines) - set(chosen)))}: of a precision that is not measured")
-    try:
-        import scipy  # noqa: F401 - only whether it is there
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MachineError(f"bench vision needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
-    if engines:
-        from ..vision.engines.tensorrt_rtx import require_tensorrt_rtx
-
-        require_tensorrt_rtx()
     from .machine import machine
     from .vision import measure_vision
 
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        found = measure_vision(shape, chosen, engines, target, rounds, Path(folder), tell)
-        if judge is not None:
-            found["answers"] = judge([Path(folder) / p for p in chosen], tell)
-    result = {"bench": "vision", **found, "machine": machine()}
-    file = keep(name, result)
-    if as_json:
-        print_json(result)
-        return
-    results.print(_terminal_table(result))
-    results.print(f"kept: {file}", highlight=False)
-
-
-def _terminal_table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"vision graph of {result['shape']}", title_justify="left")
-    table.add_column("precision")
-    answers = {row["precision"]: row for row in result.get("answers", ())}
-    columns = [
-        "MB",
-        "latency, ms",
-        "of the product rate",
-        "peak, GiB",
-        "parity",
-        "written in, s",
-        *(["KLD"] if answers else []),
-    ]
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in result["rows"]:
-        timed = "latency_ms" in row
-        cells = [f"{row['bytes'] / 1e6:,.1f}", f"{row['latency_ms']['median']:,.1f}" if timed else "not on a CPU"]
-        cells += [
-            f"{row['share_of_product_rate']['median']:.0%}" if timed else "",
-            f"{row['run_peak_gib']:.2f}" if timed else "",
-        ]
-        cells += [f"{row['parity']['projector']:.1e}", f"{row['write_seconds']:.0f}"]
-        cells += [f"{answers[row['precision']]['kld_mean']['value']:.1e}"] if answers else []
-        table.add_row(row["precision"], *cells)
-    return table
+    with tempfile.TemporaryDirectory(dir=plan.scratch) as folder:
+        found = measure_vision(plan.shape, plan.chosen, plan.engines, plan.target, plan.rounds, Path(folder), tell)
+        extra = evaluate([Path(folder) / precision for precision in plan.chosen])
+    return VisionResult(**msgspec.structs.asdict(found), machine=machine()), extra

@@ -1,4 +1,4 @@
-"""The towers that `bench vision` measures, and writing the graph of one in a process of its own.
+"""The vision towers that `bench vision` measures; a child process writes the graph of one.
 
 python -m cobra_edge.bench.vision_towers cobra-3b fp16 DIRECTORY
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import msgspec
 import torch
 from torch import nn
 
+from ..bundle.manifest import VisionGraph
 from ..formats.model_config import CobraConfig, projector_kind
 from ..formats.precision import PrecisionName
 from ..model.backbones import vision_backbone
@@ -25,11 +27,17 @@ from .shapes import shape_named
 from .written_graph import keep_facts
 
 TRAINED = "cobra-mini"
-_PARITY_IMAGES, _CALIBRATION_IMAGES = 2, 8  # a full-size tower takes seconds for each
+_PARITY_IMAGES, _CALIBRATION_IMAGES = 2, 8  # a full-size tower takes seconds per image
+
+
+class Written(msgspec.Struct, frozen=True):
+    """The graph that was written."""
+
+    graph: VisionGraph
 
 
 def config_of(shape: str) -> CobraConfig:
-    """Return the config of a shape's vision. Raises InputError for an unknown one."""
+    """Return the config of a shape. Raises InputError for an unknown one."""
     if shape == TRAINED:
         return open_checkpoint("mini").config
     named = shape_named(shape)
@@ -38,9 +46,9 @@ def config_of(shape: str) -> CobraConfig:
 
 
 def tower(shape: str) -> VisionModel:
-    """Return the tower of a shape: cobra-mini's own, or one of random weights.
+    """Return the vision tower of a shape: trained for cobra-mini, with random weights for the others.
 
-    Freshly made layer scales are 1e-5: blocks would hardly count, nor would what rounding does in them. They are set to 1.
+    Layer scales are initialised to 1e-5, with which blocks, and rounding errors in them, would hardly matter: set to 1.
     """
     if shape == TRAINED:
         return load_vision(open_checkpoint("mini"))
@@ -60,7 +68,7 @@ def tower(shape: str) -> VisionModel:
 @click.argument("precision")
 @click.argument("directory", type=click.Path(path_type=Path))
 def command(shape: str, precision: PrecisionName, directory: Path) -> None:
-    """Write the graph of SHAPE into DIRECTORY, proven against torch; what takes images as they are."""
+    """Write the graph of SHAPE into DIRECTORY and verify it against torch; its input are uint8 images."""
     directory.mkdir()
     every = slice(None) if shape == TRAINED else slice(_CALIBRATION_IMAGES)
     with stages() as on_step:
@@ -75,7 +83,7 @@ def command(shape: str, precision: PrecisionName, directory: Path) -> None:
             on_step,
         )
     keep_facts(directory, config_of(shape), written.graph)
-    print_json({"graph": written.graph})
+    print_json(Written(written.graph))
 
 
 main = main_of(command)

@@ -2,7 +2,8 @@
 
 Lines about one image share what the model made of it, so they are not independent: what is drawn again, with replacement,
 is whole images, each with all of its lines. Two builds are compared on the same images, so what is hard about one cancels.
-Three methods, chosen by how often they hold the full suite's value (docs/regress-intervals.md, `python -m bench.coverage`):
+Three methods, chosen by how often they hold the full suite's value (docs/regress-intervals.md, `python -m
+bench.interval_coverage`):
 
 - Means, ratios and roots of ratios: the symmetric bootstrap-t, of the logarithm where a measure cannot be negative. Each drawn
   suite's distance from ours is measured in its own standard error, because a suite that has missed the rare large values errs

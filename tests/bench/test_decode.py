@@ -1,4 +1,4 @@
-"""The bench: its gate, its turns, its peers and its tables. No speed is judged here."""
+"""`bench decode` on a CPU: correctness gate, rounds, llama.cpp and tables. No speed is judged here."""
 
 import json
 import os
@@ -7,25 +7,30 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from bench import decode_tables as decode_figures
 from bench import figures
+from bench.decode_goals import decode_goals_table, decode_table
 from cobra_edge.bench import command as commands
-from cobra_edge.bench import gate, limits
+from cobra_edge.bench import gate, roofline
+from cobra_edge.bench.decode_result import CpuDecodeResult, Limits, RunnerFacts
 from cobra_edge.bench.llamacpp import main as child_main
-from cobra_edge.bench.peers import LlamaCppFiles, started
+from cobra_edge.bench.llamacpp_runner import LlamaCppFiles, started
 from cobra_edge.bench.random_bundle import random_bundle
-from cobra_edge.bench.results import keep
+from cobra_edge.bench.results import save_result
 from cobra_edge.bench.rounds import Round, in_turns, limits_of, ratios
-from cobra_edge.bench.spread import spread
+from cobra_edge.bench.spread import Spread, spread
+from cobra_edge.bench.tables import markdown
 from cobra_edge.bundle.reader import MANIFEST, Bundle
 from cobra_edge.decode.cpu import CpuDecoder, why_not
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.terminal.output import progress, run_command
+
+from ..machine_case import MACHINE
 
 TINY = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 native = pytest.mark.skipif(why_not() is not None, reason=f"no native decoder: {why_not()}")
@@ -123,16 +128,13 @@ def test_turns_go_round_and_ratios_are_taken_within_a_round():
         return Round((2e9, 4e9), {"avx2": peak}, {"a": a, "peer": peer})
 
     rounds = [one(2.0, 1.0, 5.0), one(12.0, 4.0, 8.0), one(90.0, 9.0, 7.0)]
-    assert ratios(rounds, ["a"], "peer") == {"a": {"decode_at_64_tok_s": {"median": 3.0, "low": 2.0, "high": 10.0}}}
-    assert limits_of(rounds) == {
-        "read_gb_s": {"median": 3.0, "low": 2.0, "high": 4.0},
-        "peak_macs_per_s": {"avx2": {"median": 7.0, "low": 5.0, "high": 8.0}},
-    }
-    assert spread([3, 1, 2, 10]) == {"median": 2.5, "low": 1, "high": 10}
+    assert ratios(rounds, ["a"], "peer") == {"a": {"decode_at_64_tok_s": Spread(3.0, 2.0, 10.0)}}
+    assert limits_of(rounds) == Limits(Spread(3.0, 2.0, 4.0), {"avx2": Spread(7.0, 5.0, 8.0)})
+    assert spread([3, 1, 2, 10]) == Spread(2.5, 1, 10)
 
 
 def test_products_of_a_prompt_are_counted_with_one_head():
-    one, two = (limits.prefill_products(TINY, n) for n in (1, 2))
+    one, two = (roofline.prefill_products(TINY, n) for n in (1, 2))
     layer = 512 * 128 + (8 + 32) * 256 + 256 * 8 + 128 * 256
     assert two - one == 2 * layer and one == 2 * layer + 512 * 128
 
@@ -148,7 +150,7 @@ def test_a_peer_is_made_once_and_answers(llama_cpp, tmp_path):
     assert llama_cpp.file(16, progress()) == (source, "F16")
     with llama_cpp.opened(file, file_type, 2, 64) as peer:
         assert peer.name == "llama.cpp Q4_0" and peer.contexts == (64,) and peer.weights_bytes == 1000
-        assert peer.facts()["activations"] == "int8" and peer.facts()["threads"] == 2
+        assert peer.facts().activations == "int8" and peer.facts().threads == 2
         assert peer.prefill(7) == 7 and peer.steps(3, 64) == 3000
     assert sorted(f.name for f in (tmp_path / "files").iterdir()) == [source.name, file.name]
 
@@ -180,7 +182,7 @@ def test_a_missing_library_or_interpreter_or_format_is_explained(llama_cpp, tmp_
     (tmp_path / "check.json").write_text(json.dumps({"error": "ModuleNotFoundError: No module named 'llama_cpp'"}))
     with pytest.raises(MachineError, match=r"pip install '\.\[peers\]' there, or name .* --peer-python"):
         llama_cpp.check([4])
-    with pytest.raises(InputError, match="no format of 5 bits"):
+    with pytest.raises(InputError, match="no 5-bit format"):
         llama_cpp.check([5])
     with pytest.raises(InputError, match="cannot be started"):
         LlamaCppFiles("mini", TINY, tmp_path, ("/no/such/python", "child.py")).check([4])
@@ -209,12 +211,12 @@ def test_the_child_reports_what_it_lacks(tmp_path, monkeypatch, capsys):
     ("options", "message"),
     [
         (["BUNDLE", "--peer", "llama.cpp"], "give --shape instead of BUNDLE"),
-        (["BUNDLE", "--scheme", "fp16"], "--scheme is of random weights"),
-        (["BUNDLE", "--shape", "cobra-3b"], "--shape is of random weights"),
+        (["BUNDLE", "--scheme", "fp16"], "--scheme applies to random weights"),
+        (["BUNDLE", "--shape", "cobra-3b"], "--shape applies to random weights"),
         (["--shape", "cobra-mimi"], "did you mean 'cobra-mini'"),
         (["--shape", "cobra-mini", "--scheme", "w4a16"], "did you mean"),
         (["--shape", "cobra-mini", "--kernels", "avx3"], "no kernels 'avx3' on this processor"),
-        (["--shape", "cobra-mini", "--name", "../x"], "no name for a result"),
+        (["--shape", "cobra-mini", "--name", "../x"], "is not a valid result name"),
     ],
 )
 @native
@@ -227,13 +229,13 @@ def test_options_that_do_not_fit_are_refused_before_any_work(tmp_path, monkeypat
 @native
 def test_decode_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(limits, "_BANDWIDTH_BYTES", 1 << 20)
+    monkeypatch.setattr(roofline, "_BANDWIDTH_BYTES", 1 << 20)
     small = ["--context", "8", "--context", "32", "--prompt-tokens", "16", "--new-tokens", "2", "--threads", "1"]
     schemes = ["--scheme", "w4a16-g128", "--scheme", "fp16"]
     given = ["decode", "--shape", "cobra-mini", "--rounds", "1", "--kernels", "scalar", "--name", "try", *small, *schemes]
     assert run_command(commands.command, given) == 0
     shown = capsys.readouterr().out
-    assert "decode at 8" in shown and "kept: bench/results/try.json" in shown
+    assert "decode at 8" in shown and "wrote bench/results/try.json" in shown
     assert [f.name for f in (tmp_path / "bench" / "results").iterdir()] == ["try.json"]
     result = json.loads((tmp_path / "bench" / "results" / "try.json").read_text())
     four, half = result["rows"]
@@ -242,20 +244,21 @@ def test_decode_from_end_to_end(tmp_path, monkeypatch, capsys):
     for row in (four, half):
         assert row["peer"] is None and row["ratios"] == {} and row["threads"] == 1
         assert row["startup"]["peak_bytes"] > 1 << 20 and row["startup"]["open_seconds"] > 0
-        assert row["follow_up"]["times_faster"]["median"] > 1
+        assert row["prefix_reuse"]["speedup"]["median"] > 1
         for runner in row["runners"]:
             assert runner["kernels"] == "scalar"
             wanted = {"decode_at_8_tok_s", "decode_at_8_share", "decode_32_over_8", "prefill_16_tok_s", "prefill_16_macs_per_s"}
             assert wanted <= runner["figures"].keys()
             assert all(0 < v["low"] <= v["median"] <= v["high"] for v in runner["figures"].values())
-    assert "w4a16-g128" in decode_figures.decode_table([result])
+    kept = msgspec.convert(result, CpuDecodeResult)
+    assert "w4a16-g128" in markdown([decode_table(kept)])
 
 
 @native
 def test_a_peer_takes_turns_and_only_int8_products_have_a_share_of_the_peak(tiny, monkeypatch):
     from cobra_edge.bench import decode as module
 
-    monkeypatch.setattr(limits, "_BANDWIDTH_BYTES", 1 << 20)
+    monkeypatch.setattr(roofline, "_BANDWIDTH_BYTES", 1 << 20)
     monkeypatch.setattr(module, "peak_products", lambda kernels, threads: 1e9)
     plan = module.Plan((8,), (4,), 2, 1, 1, ("int8", "float32"), "auto")
 
@@ -263,7 +266,7 @@ def test_a_peer_takes_turns_and_only_int8_products_have_a_share_of_the_peak(tiny
         name, contexts, weights_bytes = "peer", (4,), 10
 
         def facts(self):
-            return {"activations": "int8"}
+            return RunnerFacts(activations="int8")
 
         def prefill(self, tokens):
             return 1.0
@@ -272,17 +275,17 @@ def test_a_peer_takes_turns_and_only_int8_products_have_a_share_of_the_peak(tiny
             return 1.0
 
     row = module.measure_bundle(Bundle.open(tiny.directory), plan, nullcontext(Twice()), progress())
-    assert row["peer"] == "peer" and row["ratios"].keys() == {"cobra_edge int8", "cobra_edge float32"}
-    assert row["ratios"]["cobra_edge int8"].keys() == {"decode_at_4_tok_s", "prefill_8_tok_s"}
-    shares = ["prefill_8_peak_share" in c["figures"] for c in row["runners"]]
+    assert row.peer == "peer" and row.ratios.keys() == {"cobra_edge int8", "cobra_edge float32"}
+    assert row.ratios["cobra_edge int8"].keys() == {"decode_at_4_tok_s", "prefill_8_tok_s"}
+    shares = ["prefill_8_peak_share" in runner.figures for runner in row.runners]
     assert shares == [True, False, True]  # int8 products, for those that take them
 
 
 def test_a_result_is_whole_or_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    keep("x", {"a": 1})
+    save_result("x", {"a": 1})
     with pytest.raises(TypeError):
-        keep("x", {"a": object()})
+        save_result("x", {"a": object()})
     assert json.loads(Path("bench/results/x.json").read_text()) == {"a": 1}
     assert os.listdir("bench/results") == ["x.json"]
 
@@ -294,15 +297,19 @@ def made_up(share=0.85, ratio=1.9, steady=0.99, open_seconds=0.4):
     def runner(name, rate, **facts):
         found = {"decode_at_64_tok_s": alike(rate), "decode_at_64_share": alike(share), "prefill_256_tok_s": alike(40.0)}
         own = {"decode_16384_over_64": alike(steady)} if "kernels" in facts else {}
-        return {"name": name, "figures": found | own, **facts}
+        return {"name": name, "weights_bytes": 1, "figures": found | own, **facts}
 
     row = {
         "scheme": "w4a16-g128",
+        "batch": 1,
+        "new_tokens": 16,
+        "decoder_bytes": 1,
+        "relative_rms_from_numpy": {},
         "threads": 2,
         "rounds": 5,
         "prompt_tokens": [256],
         "contexts": [64, 16384],
-        "limits": {"read_gb_s": alike(28.0)},
+        "limits": {"read_gb_s": alike(28.0), "peak_macs_per_s": {}},
         "runners": [
             runner("cobra_edge int8", 16.2, kernels="avx2", activations="int8"),
             runner("llama.cpp Q4_0", 9.0, version="llama-cpp-python 9.9", built_for="CPU : AVX = 1 | AVX2 = 1 | AVX512 = 0 |"),
@@ -311,21 +318,35 @@ def made_up(share=0.85, ratio=1.9, steady=0.99, open_seconds=0.4):
         "ratios": {"cobra_edge int8": {"decode_at_64_tok_s": alike(ratio), "prefill_256_tok_s": alike(1.5)}},
         "startup": {
             "activations": "int8",
+            "prompt_tokens": 768,
             "open_seconds": open_seconds,
             "first_open_seconds": 4.0,
             "peak_bytes": 1_700_000_000,
             "limit_bytes": 2_000_000_000,
         },
+        "prefix_reuse": {
+            "visual_tokens": 729,
+            "question_tokens": 24,
+            "rounds": 3,
+            "state_file_bytes": 1,
+            "part": "decoder",
+            "scratch_seconds": alike(2.0),
+            "reuse_seconds": alike(0.1),
+            "speedup": alike(20.0),
+        },
     }
-    machine = {"processor": "A Processor", "cores": 2, "memory_gb": 25.0, "commit": "abc"}
-    return {"model": "cobra-3b", "weights": "random", "rows": [row], "machine": machine}
+    return {"model": "cobra-3b", "weights": "random", "device": "cpu", "rows": [row], "machine": MACHINE}
+
+
+def result_of(made):
+    return msgspec.convert(msgspec.to_builtins(made), CpuDecodeResult)
 
 
 def test_the_tables_of_speed(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
     text = "<!-- table: decode -->\n<!-- end -->\n<!-- table: decode_goals -->\n<!-- end -->\n"
     assert figures.with_tables(text).count("\nnot measured\n") == 2
-    (tmp_path / "cpu-decode.json").write_text(json.dumps(made_up()))
+    (tmp_path / "cpu-decode.json").write_bytes(msgspec.json.encode(made_up()))
     shown = figures.with_tables(text)
     assert "A Processor, 2 cores, 25.0 GB" in shown and "28.0 GB/s" in shown
     assert "| cobra_edge int8 | avx2 | 16.2 (14.6–17.8) | 85% | 40.0 (36.0–44.0) | 1.90 | 1.50 |" in shown
@@ -339,10 +360,10 @@ def test_the_tables_of_speed(tmp_path, monkeypatch):
         "1.70, reached",
     ):
         assert line in shown
-    (tmp_path / "cpu-decode-avx2.json").write_text(json.dumps(made_up()))
+    (tmp_path / "cpu-decode-avx2.json").write_bytes(msgspec.json.encode(made_up()))
     assert figures.with_tables(text).count("A Processor") == 2
-    worse = decode_figures.decode_goals_table([made_up(share=0.79, ratio=1.4, steady=1.04, open_seconds=1.0)])
+    worse = markdown([decode_goals_table([result_of(made_up(share=0.79, ratio=1.4, steady=1.04, open_seconds=1.0))])])
     assert worse.count("**missed**") == 5 and worse.count("reached") == 1
     alone = made_up()
     alone["rows"][0] |= {"peer": None, "ratios": {}, "runners": alone["rows"][0]["runners"][:1]}
-    assert decode_figures.decode_goals_table([alone]).count("not measured") == 2
+    assert markdown([decode_goals_table([result_of(alone)])]).count("not measured") == 2

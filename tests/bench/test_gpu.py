@@ -1,7 +1,7 @@
-"""What is measured on a GPU, tried without one: torch's "cpu" device in its place. No speed is judged here.
+"""Benchmarks on a GPU, tested on torch's "cpu" device. No speed is judged here.
 
-Not tried here, for want of a GPU: CUDA events, graphs, the GPU's memory counters, and mamba-ssm itself. That the GPU's own
-decoder is right, tests/decode/cuda/test_decoder.py says.
+Not tested, without a GPU: CUDA events and graphs, the GPU's memory counters, and mamba-ssm itself. The correctness of the GPU
+decoder is tested in tests/decode/cuda/test_decoder.py.
 """
 
 import json
@@ -13,11 +13,7 @@ import pytest
 import torch
 
 from cobra_edge.bench import command as commands
-from cobra_edge.bench import decode_options as asked_decode
-from cobra_edge.bench import gpu as gpu
-from cobra_edge.bench import gpu_decode as gpu_decode
-from cobra_edge.bench import gpu_gate as gpu_gate
-from cobra_edge.bench import gpu_peers as gpu_peers
+from cobra_edge.bench import decode_request, gpu, gpu_decode, gpu_gate, gpu_peers
 from cobra_edge.bench.gpu import Gpu, GpuLimits, short_name
 from cobra_edge.bench.gpu_gate import check_on_gpu
 from cobra_edge.bench.gpu_peers import GPU_PEERS, BitsAndBytesModules, MambaSsm, check_peers
@@ -108,7 +104,7 @@ def test_a_result_says_which_kernels_the_decoder_took():
     recipe, _ = uniform_recipe(TINY, scheme_named("w4a16-g128"))
     decoder = CudaDecoder(hollow(TINY, recipe), device=torch.device("meta"))
     facts = Ours("ours", decoder, Gpu(torch.device("cpu")), {}, (1, 1)).facts()
-    assert facts["backend"] == "triton" and facts["described"].startswith("triton; convolution")
+    assert facts.backend == "triton" and facts.described.startswith("triton; convolution")
 
 
 def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, monkeypatch):
@@ -134,7 +130,7 @@ def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, monk
 
 def test_the_gate_refuses_a_generation_that_differs_from_its_steps(tiny, monkeypatch):
     monkeypatch.setattr(gpu_gate, "generate", lambda *a: iter([1, 2, 3, 4]))
-    with pytest.raises(MachineError, match=r"generates \[1, 2, 3, 4\] where its steps give"):
+    with pytest.raises(MachineError, match=r"generates \[1, 2, 3, 4\], and its single steps give"):
         check_on_gpu(NumpyDecoder(tiny), open_decoder(tiny, "cpu", "torch"), half_steps=False)
 
 
@@ -156,7 +152,9 @@ def test_memory_that_does_not_suffice_is_explained(here):
     def opened():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    with pytest.raises(MachineError, match="does not hold fp16 beside the others; take fewer of --scheme"):
+    with pytest.raises(
+        MachineError, match="out of GPU memory for fp16 next to the other runners; use fewer values of --scheme"
+    ):
         with_memory(here, "fp16", opened, 3)
 
     def broken():
@@ -195,8 +193,8 @@ def test_a_context_whose_cache_does_not_fit_is_left_out_and_named(here, monkeypa
     room = SMALL.cache_bytes(16) + (1 << 30)
     monkeypatch.setattr(Gpu, "free_bytes", lambda self: room)
     peer = Transformer(SMALL, (16, 17), here, torch.float32)
-    assert peer.contexts == (16,) and peer.facts()["contexts_without_memory"] == [17]
-    with pytest.raises(MachineError, match="leave --peer transformer out"):
+    assert peer.contexts == (16,) and peer.facts().contexts_without_memory == (17,)
+    with pytest.raises(MachineError, match="omit --peer transformer"):
         Transformer(SMALL, (17,), here, torch.float32)
 
 
@@ -255,7 +253,7 @@ def test_mamba_ssm_is_timed_by_its_own_generation(here, mamba_ssm):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("selective_scan_cuda", "mamba-ssm's CUDA scan cannot be imported .*--no-build-isolation.*or leave it out"),
+        ("selective_scan_cuda", "mamba-ssm's CUDA scan cannot be imported .*--no-build-isolation.*or omit it"),
         ("mamba_ssm.models.mixer_seq_simple", "mamba-ssm cannot be imported .*--no-build-isolation"),
     ],
 )
@@ -266,19 +264,19 @@ def test_a_mamba_ssm_that_is_missing_or_without_its_scan_is_refused(mamba_ssm, m
 
 
 def test_the_peers_that_may_be_named_are_those_of_the_table():
-    assert tuple(GPU_PEERS) == asked_decode.GPU_PEER_NAMES
+    assert tuple(GPU_PEERS) == decode_request.GPU_PEER_NAMES
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--threads", "2"], "--threads is of the native decoder on a CPU"),
-        (["--activations", "int8"], "--activations is of the native decoder on a CPU"),
+        (["--threads", "2"], "--threads applies to the native decoder on a CPU"),
+        (["--activations", "int8"], "--activations applies to the native decoder on a CPU"),
         (["--peer", "llama.cpp"], "--peer llama.cpp runs on a CPU"),
         (["--kernels", "tritom"], "unknown decoder kernels 'tritom'"),
         (["--shape", "cobra-mimi"], "did you mean 'cobra-mini'"),
         (["--scheme", "w4a16"], "did you mean"),
-        (["BUNDLE", "--scheme", "fp16"], "--scheme is of random weights"),
+        (["BUNDLE", "--scheme", "fp16"], "--scheme applies to random weights"),
         (["BUNDLE", "--peer", "transformer"], "give --shape instead of BUNDLE"),
     ],
 )
@@ -292,7 +290,7 @@ def test_without_a_gpu_or_a_peer_nothing_is_written(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gpu, "why_no_gpu", lambda: "there is no NVIDIA driver")
     assert run_command(commands.command, ["decode", "--device", "cuda"]) == 3
-    assert "on a GPU: there is no NVIDIA driver; or take --device cpu" in capsys.readouterr().err
+    assert "a GPU cannot be measured: there is no NVIDIA driver; or use --device cpu" in capsys.readouterr().err
     monkeypatch.setattr(gpu, "gpu_here", lambda: here)
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
     assert run_command(commands.command, ["decode", "--device", "cuda", "--peer", "mamba-ssm"]) == 3
@@ -305,7 +303,7 @@ def test_a_gpu_s_peer_is_refused_on_a_cpu(tmp_path, monkeypatch, capsys):
     assert "--peer transformer runs on a GPU; give --device cuda" in capsys.readouterr().err
 
 
-def test_a_contest_from_end_to_end(tmp_path, monkeypatch, capsys, here, mamba_ssm):
+def test_schemes_and_peers_from_end_to_end(tmp_path, monkeypatch, capsys, here, mamba_ssm):
     pytest.importorskip("bitsandbytes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gpu, "gpu_here", lambda: here)
@@ -320,7 +318,7 @@ def test_a_contest_from_end_to_end(tmp_path, monkeypatch, capsys, here, mamba_ss
     given += ["--peer", "transformer", "--peer", "mamba-ssm", "--peer", "bitsandbytes"]
     assert run_command(commands.command, given) == 0
     shown = capsys.readouterr().out
-    assert "kept: bench/results/try.json" in shown and "first token from the image's state" in shown
+    assert "wrote bench/results/try.json" in shown and "first token from the image's state" in shown
     result = json.loads((tmp_path / "bench" / "results" / "try.json").read_text())
     assert result["gpu"]["name"] == "cpu" and result["device"] == "cuda" and result["model"] == "cobra-mini"
     (row,) = result["rows"]
@@ -333,8 +331,7 @@ def test_a_contest_from_end_to_end(tmp_path, monkeypatch, capsys, here, mamba_ss
     assert row["ratios"]["transformer fp16"][ours[1]].keys() == {"decode_at_4_tok_s", "decode_at_9_tok_s"}
     for name in ours:
         assert by_name[name]["figures"].keys() >= {"decode_at_9_share", "decode_9_over_4", "prefill_8_peak_share"}
-        assert by_name[name]["follow_up"]["times_faster"]["median"] > 0 and by_name[name]["launches_per_token"] == 28
-    assert (
-        by_name["cobra_edge bnb-nf4"]["follow_up"] is None and "decode_at_9_tok_s" not in by_name["mamba-ssm fp16"]["figures"]
-    )
-    assert row["limits"]["peak_macs_per_s"].keys() == {"float16"} and by_name[ours[0]]["peak_bytes"] is None
+        assert by_name[name]["prefix_reuse"]["speedup"]["median"] > 0 and by_name[name]["launches_per_token"] == 28
+    assert "prefix_reuse" not in by_name["cobra_edge bnb-nf4"]
+    assert "decode_at_9_tok_s" not in by_name["mamba-ssm fp16"]["figures"]
+    assert row["limits"]["peak_macs_per_s"].keys() == {"float16"} and "peak_bytes" not in by_name[ours[0]]

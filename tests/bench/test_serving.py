@@ -1,4 +1,4 @@
-"""The bench of the server: its clients, its sums, what it refuses to report, and a short run. No speed is judged here."""
+"""`bench serve`: clients, aggregation, what it refuses to report, and a short run. No speed is judged here."""
 
 from __future__ import annotations
 
@@ -12,22 +12,35 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from bench.serving_goals import serving_goals_table
 from cobra_edge.bench import command as commands
-from cobra_edge.bench import serving_command as serving_command
-from cobra_edge.bench import serving_memory
+from cobra_edge.bench import serving_command, serving_memory
 from cobra_edge.bench.serving_client import Question, Reply, ask, client, image_url, photograph_url
-from cobra_edge.bench.serving_figures import measures, serving_goals_table, serving_table
-from cobra_edge.bench.serving_follow_up import FIRST, SECOND, Pair, check, summary
 from cobra_edge.bench.serving_load import check_shutdown, load_summary, tail
 from cobra_edge.bench.serving_memory import memory_summary, slope
-from cobra_edge.bench.serving_mix import KINDS, Asker, Images
+from cobra_edge.bench.serving_prefix_reuse import FIRST, SECOND, Pair, check, summary
 from cobra_edge.bench.serving_process import Resident, served
+from cobra_edge.bench.serving_result import (
+    Clock,
+    LoadResult,
+    ServedPrefixReuse,
+    ServeResult,
+    Slope,
+    Tail,
+    serving_table,
+)
+from cobra_edge.bench.serving_workload import KINDS, Images, SimulatedClient
+from cobra_edge.bench.spread import Spread
+from cobra_edge.bench.tables import markdown
 from cobra_edge.errors import MachineError
 from cobra_edge.terminal.output import run_command
+
+from ..machine_case import MACHINE
 
 USAGE = {"prompt_tokens": 70, "completion_tokens": 2, "total_tokens": 72}
 OWN = {"remembered": "image", "queue_ms": 1.0, "ttft_ms": 5.0, "tpot_ms": None}
@@ -73,20 +86,20 @@ def test_an_answer_without_text_has_its_first_token_at_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "flaw"),
+    ("content", "failure"),
     [
         (events(TEXT, done=False), "without its finish_reason"),
         (events(TEXT, LAST, done=False), r"without its \[DONE\]"),
         (events(TEXT), "without its finish_reason"),
         (events(TEXT, {"error": {"message": "the deadline"}}), "error in the stream: the deadline"),
-        (b"data: {half", "no answer and no refusal .JSONDecodeError"),
+        (b"data: {half", "neither an answer nor an error .JSONDecodeError"),
     ],
 )
-def test_a_cut_stream_is_no_answer(content: bytes, flaw: str) -> None:
+def test_a_cut_stream_is_no_answer(content: bytes, failure: str) -> None:
     reply = asked(lambda _: httpx.Response(200, content=content), Question("?"))
-    assert not reply.answered and reply.flaw is not None
-    with pytest.raises(AssertionError, match=flaw):
-        raise AssertionError(reply.flaw)
+    assert not reply.answered and reply.failure is not None
+    with pytest.raises(AssertionError, match=failure):
+        raise AssertionError(reply.failure)
 
 
 def test_an_answer_in_one_piece_and_a_refusal_are_read() -> None:
@@ -95,9 +108,9 @@ def test_an_answer_in_one_piece_and_a_refusal_are_read() -> None:
     assert reply.answered and (reply.text, reply.ttft_ms, reply.new_tokens) == ("No", None, 2)
     refusal = {"error": {"message": "come again"}}
     reply = asked(lambda _: httpx.Response(429, json=refusal, headers={"Retry-After": "3"}), Question("?"))
-    assert (reply.status, reply.retry_after, reply.text, reply.flaw) == (429, 3.0, "come again", None)
+    assert (reply.status, reply.retry_after, reply.text, reply.failure) == (429, 3.0, "come again", None)
     reply = asked(lambda _: httpx.Response(500, content=b"<html>"), Question("?"))
-    assert reply.status == 500 and reply.flaw is not None
+    assert reply.status == 500 and reply.failure is not None
 
 
 def test_no_response_is_told_from_a_refusal() -> None:
@@ -105,7 +118,7 @@ def test_no_response_is_told_from_a_refusal() -> None:
         raise httpx.ConnectError("refused")
 
     reply = asked(gone, Question("?"))
-    assert reply.status == 0 and reply.flaw == "ConnectError: refused" and not reply.answered
+    assert reply.status == 0 and reply.failure == "ConnectError: refused" and not reply.answered
 
 
 def test_images_differ_by_number_alone() -> None:
@@ -119,18 +132,18 @@ def test_images_differ_by_number_alone() -> None:
 
 
 def test_a_client_asks_all_kinds_and_goes_on_only_from_whole_answers() -> None:
-    asker = Asker(Images(2), random.Random(0))
+    simulated_client = SimulatedClient(Images(2), random.Random(0))
     seen = set()
     for number in range(200):
-        question = asker.next()
+        question = simulated_client.next()
         assert all(answer != "lost" for _, answer in question.before)
         seen.add((question.image is None, bool(question.before), question.stream))
-        asker.heard(question, Reply(200, text="kept") if number % 2 else Reply(429, text="lost", retry_after=1.0))
+        simulated_client.record(question, Reply(200, text="kept") if number % 2 else Reply(429, text="lost", retry_after=1.0))
     assert len(seen) == 2**3 and len(KINDS) == 4
 
 
 def test_the_same_seed_asks_the_same() -> None:
-    one, two = (Asker(Images(2), random.Random(5)) for _ in range(2))
+    one, two = (SimulatedClient(Images(2), random.Random(5)) for _ in range(2))
     assert [one.next() for _ in range(20)] == [two.next() for _ in range(20)]
 
 
@@ -146,27 +159,27 @@ def pairs(count: int, remembering: bool, first: float = 100.0, second: float = 1
     ]
 
 
-def test_follow_ups_are_compared_within_a_round() -> None:
+def test_prefix_reuse_is_compared_within_a_round() -> None:
     check(pairs(3, True), pairs(2, False))
     kept = summary(pairs(3, True), 2)
-    assert kept["client"]["times_faster"] == {"median": 10.1, "low": 10.0, "high": 10.2}
-    assert kept["server"]["first_ms"]["high"] == 100.0 and kept["rounds"] == 3
-    assert kept["http_ms"] == {"median": 3.0, "low": 3.0, "high": 3.0}
+    assert kept.client.speedup == Spread(10.1, 10.0, 10.2)
+    assert kept.server.first_ms.high == 100.0 and kept.rounds == 3
+    assert kept.http_ms == Spread(3.0, 3.0, 3.0)
 
 
 @pytest.mark.parametrize(
     ("which", "change", "message"),
     [
-        (0, {"text": "Maybe"}, "the memory changes an answer from 'No' to 'Maybe'"),
-        (1, {"text": "Maybe"}, "the memory changes an answer from 'Maybe' to 'No'"),
-        (0, {"remembered": "nothing"}, "remembered 'nothing', expected 'image'"),
-        (1, {"remembered": "image"}, "remembered 'image', expected 'nothing'"),
+        (0, {"text": "Maybe"}, "the prefix cache changes an answer from 'No' to 'Maybe'"),
+        (1, {"text": "Maybe"}, "the prefix cache changes an answer from 'Maybe' to 'No'"),
+        (0, {"remembered": "nothing"}, "reused 'nothing', expected 'image'"),
+        (1, {"remembered": "image"}, "reused 'image', expected 'nothing'"),
         (0, {"prompt_tokens": 71}, "70 and 71 tokens"),
         (0, {"status": 504, "text": "too late"}, "got 504 .too late."),
-        (1, {"flaw": "cut"}, "got 200 .cut."),
+        (1, {"failure": "cut"}, "got 200 .cut."),
     ],
 )
-def test_no_follow_up_is_reported_that_is_not_what_it_should_be(which: int, change: dict[str, Any], message: str) -> None:
+def test_prefix_reuse_that_is_not_as_expected_is_not_reported(which: int, change: dict[str, Any], message: str) -> None:
     both = pairs(2, True), pairs(2, False)
     for name, value in change.items():
         setattr(both[which][1].second, name, value)
@@ -177,7 +190,7 @@ def test_no_follow_up_is_reported_that_is_not_what_it_should_be(which: int, chan
 def test_a_missing_time_is_not_left_out() -> None:
     found = pairs(2, True)
     found[1].second.server_ttft_ms = None
-    with pytest.raises(MachineError, match="without its time"):
+    with pytest.raises(MachineError, match="has no time to first token"):
         summary(found, 1)
 
 
@@ -190,11 +203,11 @@ def load() -> list[Reply]:
 
 def test_a_load_is_summed_up() -> None:
     kept = load_summary(load(), 2.0)
-    assert kept["statuses"] == {"200": 21, "429": 1} and kept["refused"] == 1 and kept["streamed"] == 20
-    assert (kept["requests_per_s"], kept["tokens_per_s"]) == (10.5, 41.0)
-    assert kept["remembered"] == {"image": 20, "nothing": 1}
-    assert kept["ttft_ms"] == tail([10.0 * n for n in range(1, 21)]) == {"median": 105.0, "p95": pytest.approx(190.5)}
-    assert kept["latency_ms"]["median"] == 200.0
+    assert kept.statuses == {"200": 21, "429": 1} and kept.refused == 1 and kept.streamed == 20
+    assert (kept.requests_per_s, kept.tokens_per_s) == (10.5, 41.0)
+    assert kept.remembered == {"image": 20, "nothing": 1}
+    assert kept.ttft_ms == tail([10.0 * n for n in range(1, 21)]) == Tail(105.0, pytest.approx(190.5))
+    assert kept.latency_ms.median == 200.0
 
 
 @pytest.mark.parametrize(
@@ -203,8 +216,8 @@ def test_a_load_is_summed_up() -> None:
         (Reply(500, text="oh"), "got 500 .oh., expected 200, or 429"),
         (Reply(503, retry_after=1.0), "got 503"),
         (Reply(429), "got 429 .without a reason., expected 200, or 429 with Retry-After"),
-        (Reply(200, flaw="a stream without its [DONE]"), "got 200 .a stream without"),
-        (Reply(flaw="ReadError: "), "got no response .ReadError"),
+        (Reply(200, failure="a stream without its [DONE]"), "got 200 .a stream without"),
+        (Reply(failure="ReadError: "), "got no response .ReadError"),
     ],
 )
 def test_no_load_is_reported_with_other_replies(other: Reply, message: str) -> None:
@@ -213,75 +226,78 @@ def test_no_load_is_reported_with_other_replies(other: Reply, message: str) -> N
 
 
 def test_a_load_without_a_stream_has_no_time_to_the_first_token() -> None:
-    with pytest.raises(MachineError, match="give more --seconds"):
+    with pytest.raises(MachineError, match="increase --seconds"):
         load_summary([Reply(200, latency_ms=5.0), Reply(429, retry_after=1.0)], 2.0)
 
 
 def test_a_slope_is_that_of_the_line_through_all_points() -> None:
     counts = np.array([100.0, 200, 300, 400, 500])
     exact = slope(counts, 7 + 0.002 * counts)
-    assert exact == {"value": pytest.approx(2.0), "standard_error": pytest.approx(0.0, abs=1e-9)}
+    assert exact == Slope(pytest.approx(2.0), pytest.approx(0.0, abs=1e-9))
     noisy = 7 + 0.002 * counts + np.array([0.1, -0.1, 0.2, -0.1, 0.0])
     (value, _), covariance = np.polyfit(counts, noisy, 1, cov=True)
     found = slope(counts, noisy)
-    assert found["value"] == pytest.approx(1000 * value)
-    assert found["standard_error"] == pytest.approx(1000 * covariance[0, 0] ** 0.5)
+    assert found.value == pytest.approx(1000 * value)
+    assert found.standard_error == pytest.approx(1000 * covariance[0, 0] ** 0.5)
 
 
 def test_memory_is_summed_up_after_the_warm_up() -> None:
     samples = [(100 * n, Resident(50 + n, 20 + 0.5 * n)) for n in range(1, 5)]
     kept = memory_summary(Resident(40.0, 10.0), samples, [Reply(200, remembered="image")])
-    assert (kept["warm_up"], kept["requests"], kept["before_mib"], kept["growth_mib"]) == (100, 300, 40.0, 3.0)
-    assert kept["slope_mib_per_1000"]["rss"]["value"] == pytest.approx(10)
-    assert kept["slope_mib_per_1000"]["anonymous"]["value"] == pytest.approx(5)
+    assert (kept.warm_up, kept.requests, kept.before_mib, kept.growth_mib) == (100, 300, 40.0, 3.0)
+    assert kept.slope_mib_per_1000["rss"].value == pytest.approx(10)
+    assert kept.slope_mib_per_1000["anonymous"].value == pytest.approx(5)
     with pytest.raises(MachineError, match="got 429"):
         memory_summary(Resident(40.0, 10.0), samples, [Reply(429, retry_after=1.0)])
 
 
 def test_a_shutdown_may_refuse_and_may_not_cut() -> None:
     before, after = {"began": 1.0, "ended": 3.0}, {"began": 2.5, "ended": 3.0}
-    whole = [Reply(200, **before), Reply(503, **before), Reply(429, **after), Reply(flaw="ConnectError", **after)]
+    whole = [Reply(200, **before), Reply(503, **before), Reply(429, **after), Reply(failure="ConnectError", **after)]
     check_shutdown(whole, 2.0)
     for reply, message in (
-        (Reply(200, flaw="a stream without its [DONE]", **before), "sent 1.00 s before SIGTERM got 200"),
-        (Reply(200, flaw="a stream without its [DONE]", **after), "sent 0.50 s after SIGTERM got 200"),
-        (Reply(flaw="ReadError", began=1.99), "sent 0.01 s before SIGTERM got no response"),
-        (Reply(flaw="ReadError", **before), "sent 1.00 s before SIGTERM got no response"),
+        (Reply(200, failure="a stream without its [DONE]", **before), "sent 1.00 s before SIGTERM got 200"),
+        (Reply(200, failure="a stream without its [DONE]", **after), "sent 0.50 s after SIGTERM got 200"),
+        (Reply(failure="ReadError", began=1.99), "sent 0.01 s before SIGTERM got no response"),
+        (Reply(failure="ReadError", **before), "sent 1.00 s before SIGTERM got no response"),
         (Reply(500, text="oh", **after), "got 500"),
     ):
         with pytest.raises(MachineError, match=message):
             check_shutdown([reply], 2.0)
 
 
-def result(model: str, times: float) -> dict[str, Any]:
-    clock = {
-        "first_ms": {"median": 100.0, "low": 90.0, "high": 110.0},
-        "second_ms": {"median": 100 / times, "low": 1.0, "high": 2.0},
-        "times_faster": {"median": times, "low": times, "high": times},
-    }
-    machine = {"processor": "CPU", "cores": 2, "commit": "c0ffee"}
-    return {
-        "model": model,
-        "weights": "random" if model == "cobra-3b" else "its own",
-        "scheme": "w4a16-g128",
-        "follow_up": {"client": clock, "server": clock, "http_ms": {"median": 2.0, "low": 1.0, "high": 3.0}},
-        "machine": machine,
-    }
+def result(model: str, times: float, load_result: LoadResult | None = None) -> ServeResult:
+    clock = Clock(Spread(100.0, 90.0, 110.0), Spread(100 / times, 1.0, 2.0), Spread(times, times, times))
+    reuse = ServedPrefixReuse(
+        rounds=1,
+        images_checked=1,
+        prompt_tokens=70,
+        questions=(FIRST, SECOND),
+        client=clock,
+        server=clock,
+        http_ms=Spread(2.0, 1.0, 3.0),
+    )
+    weights = "random" if model == "cobra-3b" else "trained"
+    return ServeResult(model=model, weights=weights, scheme="w4a16-g128", prefix_reuse=reuse, load=load_result, machine=MACHINE)
 
 
 def test_tables_show_what_was_measured_and_what_was_not() -> None:
-    both = [result("cobra-mini", 9.9), result("cobra-3b", 25.0)]
-    both[0]["load"] = {"clients": 2, "waiting": 1} | load_summary(load(), 2.0)
-    table = serving_table(both).splitlines()
+    found = LoadResult(clients=2, waiting=1, **msgspec.structs.asdict(load_summary(load(), 2.0)))
+    both = [result("cobra-mini", 9.9, found), result("cobra-3b", 25.0)]
+    table = markdown([serving_table(both)]).splitlines()
     assert "cobra-mini, w4a16-g128 | cobra-3b, random weights, w4a16-g128" in table[2]
-    assert "| times sooner, a small image (112 × 112) | 9.9 (9.9–9.9) | 25.0 (25.0–25.0) |" in table
-    assert "| 2 clients, 2 s: to the first token, ms | 105 / 190 | – |" in table
-    assert "| 2 clients, 2 s: statuses, 1 may wait | 21 × 200, 1 × 429 | – |" in table
-    missed, untried, reached, _ = serving_goals_table(both).splitlines()[2:]
-    assert missed.endswith("at least 10 times sooner than the first | 9.9, **missed** (9.9 by the server's own clock) |")
+    assert "| speedup, a small image (112 × 112) | 9.9 (9.9–9.9) | 25.0 (25.0–25.0) |" in table
+    assert "| 2 clients, 2 s: time to first token, ms | 105 / 190 | – |" in table
+    assert "| 2 clients, 2 s: HTTP statuses, queue of 1 | 21 × 200, 1 × 429 | – |" in table
+    missed, untried, reached, _ = markdown([serving_goals_table(both)]).splitlines()[2:]
+    assert missed.endswith(
+        "at least 10 times shorter than for the first question | 9.9, **missed** (9.9 by the server's own clock) |"
+    )
     assert untried.endswith("| not measured |") and "photograph" in untried
-    assert reached.endswith("at least 20 times sooner than the first | 25.0, reached (25.0 by the server's own clock) |")
-    assert serving_table([]) == "not measured" and serving_goals_table([]).count("not measured") == 4
+    assert reached.endswith(
+        "at least 20 times shorter than for the first question | 25.0, reached (25.0 by the server's own clock) |"
+    )
+    assert markdown([serving_goals_table([])]).count("not measured") == 4
 
 
 @pytest.mark.parametrize(
@@ -290,8 +306,10 @@ def test_tables_show_what_was_measured_and_what_was_not() -> None:
         (["BUNDLE", "--shape", "cobra-3b"], "give them instead of BUNDLE"),
         (["BUNDLE", "--bundle-dir", "x"], "give them instead of BUNDLE"),
         (["--shape", "cobra-mimi"], "did you mean 'cobra-mini'"),
-        (["--name", "../x"], "no name for a result"),
+        (["--name", "../x"], "is not a valid result name"),
         (["--requests", "100"], "--requests"),
+        (["--part", "follow-up"], "follow-up is now called prefix-reuse"),
+        (["--part", "lod"], "'lod' is not one of prefix-reuse, load, memory, shutdown"),
         (["BUNDLE"], "BUNDLE"),
     ],
 )
@@ -322,7 +340,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch, capsys) -> None:
 
 def test_a_server_that_does_not_start_says_why(tmp_path) -> None:
     with (
-        pytest.raises(MachineError, match=r"exit code 2, its last messages: .*no-such-bundle"),
+        pytest.raises(MachineError, match=r"exit code 2, last messages: .*no-such-bundle"),
         served(tmp_path / "no-such-bundle"),
     ):
         pass
@@ -332,15 +350,16 @@ def test_a_short_run(mini_bundle, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(serving_command, "_SHUTDOWNS", 1)
     short = ["--rounds", "1", "--clients", "2", "--seconds", "1", "--name", "try"]
-    parts = ["--part", "follow-up", "--part", "load", "--part", "shutdown"]
+    parts = ["--part", "prefix-reuse", "--part", "load", "--part", "shutdown"]
     assert run_command(commands.command, ["serve", str(mini_bundle("w4a16-g128")), *short, *parts]) == 0
-    assert "kept: bench/results/try.json" in capsys.readouterr().out
+    assert "wrote bench/results/try.json" in capsys.readouterr().out
     kept = json.loads((tmp_path / "bench" / "results" / "try.json").read_text())
-    assert kept["model"] == "cobra-mini" and kept["follow_up"]["questions"] == [FIRST, SECOND]
-    assert kept["follow_up"]["client"]["times_faster"]["median"] > 0 and kept["follow_up"]["rounds"] == 1
+    assert kept["model"] == "cobra-mini" and kept["prefix_reuse"]["questions"] == [FIRST, SECOND]
+    assert kept["prefix_reuse"]["client"]["speedup"]["median"] > 0 and kept["prefix_reuse"]["rounds"] == 1
     assert set(kept["load"]["statuses"]) <= {"200", "429"} and kept["load"]["requests_per_s"] > 0
     assert kept["shutdown"]["exit_code"] == 0 and kept["shutdown"]["rounds"] == 1 and "memory" not in kept
-    assert all(isinstance(value, str) for value in measures(kept).values())
+    table = serving_table([msgspec.convert(kept, ServeResult)])
+    assert all(isinstance(cell, str) for row in table.rows for cell in row)
 
 
 def test_memory_is_read_while_a_server_forgets(mini_bundle, monkeypatch) -> None:
@@ -348,9 +367,9 @@ def test_memory_is_read_while_a_server_forgets(mini_bundle, monkeypatch) -> None
     monkeypatch.setattr(serving_memory, "SAMPLE_EVERY", 20)
     seen = []
     kept = serving_memory.measure_memory(mini_bundle("w4a16-g128"), 40, lambda *step: seen.append(step))
-    assert [sample["requests"] for sample in kept["samples"]] == [40, 60, 80] and kept["requests"] == 40
-    assert kept["evicted"] > 0 and sum(kept["remembered"].values()) == 80
-    assert all(0 < sample["anonymous_mib"] < sample["rss_mib"] for sample in kept["samples"])
+    assert [sample.requests for sample in kept.samples] == [40, 60, 80] and kept.requests == 40
+    assert kept.evicted > 0 and sum(kept.remembered.values()) == 80
+    assert all(0 < sample.anonymous_mib < sample.rss_mib for sample in kept.samples)
     assert seen[-1] == ("memory", 80, 80)
 
 

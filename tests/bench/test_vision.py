@@ -4,17 +4,23 @@ import dataclasses
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from bench.vision_answers import answer
-from bench.vision_tables import answers_table, engine_table, vision_goals_table, vision_table
+from bench.vision_goals import MiniVisionResult, VisionAnswers, answers_table, vision_goals_table
 from cobra_edge.bench.command import command
+from cobra_edge.bench.spread import Spread
+from cobra_edge.bench.tables import markdown
 from cobra_edge.bench.vision import measure_vision, tower_flops
+from cobra_edge.bench.vision_result import VisionResult, VisionRow, engine_table, vision_table, vision_tables
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import open_decoder
+from cobra_edge.regress.intervals import Interval
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.tokenized import TokenizedLine, TokenizedSuite
 from cobra_edge.terminal.output import run_command
 
+from ..machine_case import MACHINE
 from ..tolerance import assert_close
 
 
@@ -23,9 +29,9 @@ from ..tolerance import assert_close
     [
         (("--shape", "cobra-4b"), "did you mean 'cobra-3b'"),
         (("--precision", "fp15"), "--precision: "),
-        (("--precision", "fp32", "--engine", "int8"), "--engine int8: of a precision that is not measured"),
+        (("--precision", "fp32", "--engine", "int8"), "--engine int8: this precision is not measured"),
         (("--target", "rtx-409"), "did you mean 'rtx-4090'"),
-        (("--name", "../x"), "is no name for a result"),
+        (("--name", "../x"), "is not a valid result name"),
     ],
 )
 def test_bad_options(arguments, says, capfd, tmp_path, monkeypatch):
@@ -48,30 +54,42 @@ def test_operations_of_an_image_are_counted_by_hand():
 def test_a_precision_is_measured_and_told(tmp_path):
     steps = []
     found = measure_vision("cobra-mini", ("fp32", "bf16"), (), "rtx-4090", 2, tmp_path, steps.append)
-    wide, narrow = found["rows"]
-    assert wide["bytes"] == (tmp_path / "fp32" / "vision.onnx").stat().st_size and wide["parity"]["projector"] < 1e-5
-    assert wide["latency_ms"]["low"] <= wide["latency_ms"]["median"] and 0 < wide["share_of_product_rate"]["median"] < 1.2
-    assert 0.03 < wide["run_peak_gib"] < wide["write_peak_gib"] < 4
-    assert narrow["bytes"] < 0.6 * wide["bytes"] and "latency_ms" not in narrow
-    assert steps[0] == "fp32: write" and steps[-1] == "latency in turns"
-    result = {**found, "machine": {"processor": "some processor"}}
-    table = vision_table(result).splitlines()
+    wide, narrow = found.rows
+    assert wide.bytes == (tmp_path / "fp32" / "vision.onnx").stat().st_size and wide.parity["projector"] < 1e-5
+    assert wide.latency_ms.low <= wide.latency_ms.median and 0 < wide.share_of_matmul_rate.median < 1.2
+    assert 0.03 < wide.run_peak_gib < wide.write_peak_gib < 4
+    assert narrow.bytes < 0.6 * wide.bytes and narrow.latency_ms is None
+    assert steps[0] == "fp32: write" and steps[-1] == "latency"
+    result = VisionResult(**structs.asdict(found), machine=MACHINE)
+    table = markdown([vision_table(result)]).splitlines()
     assert table[-2].startswith("| fp32 | 9.4 |") and "not on a CPU" in table[-1]
-    assert engine_table(result) == answers_table(result) == "not measured"
+    assert not engine_table(result).rows and len(list(vision_tables(result))) == 1
 
 
 def test_goals_are_judged_by_what_was_measured():
-    spread = {"median": 1.4, "low": 1.0, "high": 1.6}
-    row = {"precision": "int8", "bytes": 30, "times_fp32": spread, "parity": {"projector": 0.02}}
-    wide = {"precision": "fp32", "bytes": 100, "share_of_product_rate": {"median": 0.7}, "parity": {"projector": 2e-4}}
-    answers = [{"precision": "int8", "kld_mean": {"value": 6e-4}, "kld_mean_max": 5e-4}]
-    lines = vision_goals_table({"shape": "full", "rows": [wide, row]}, {"shape": "mini", "rows": [], "answers": answers})
-    words = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines.splitlines()[2:]}
+    def row(precision, size, parity, **measured):
+        cost = {"wide": {}, "files": {}, "write_seconds": 1.0, "write_peak_gib": 1.0}
+        return VisionRow(precision=precision, bytes=size, parity={"projector": parity}, **cost, **measured)
+
+    rows = (
+        row("fp32", 100, 2e-4, share_of_matmul_rate=Spread(0.7, 0.7, 0.7)),
+        row("int8", 30, 0.02, times_fp32=Spread(1.4, 1, 2)),
+    )
+    shared = {"gflops": 1.0, "matmul_gflops_per_second": Spread(1, 1, 1), "threads": 1, "rounds": 1, "machine": MACHINE}
+    full = VisionResult(shape="full", rows=rows, **shared)
+    drift = Interval(6e-4, 5e-4, 7e-4)
+    figures = {"kld_p99": drift, "top1_agreement": drift, "perplexity_ratio": drift, "accuracy": {}, "caption_perplexity": None}
+    answers = VisionAnswers(
+        precision="int8", runtime="x", kld_mean=drift, kld_mean_max=5e-4, lines=1, images=1, answer_tokens=1, **figures
+    )
+    mini = MiniVisionResult(shape="mini", rows=(), answers=(answers,), **shared)
+    words = {cells[0]: cells[2] for cells in vision_goals_table(full, mini).rows}
+    assert "| int8 | x | 6.0e-04 (5.0e-04–7.0e-04) | 5e-04, **exceeded** |" in markdown([answers_table(mini)])
     assert words == {
         "full size: int8 ≥ 1.5 × as fast as fp32 on a CPU": "**missed**",
         "full size: int8 about a quarter of fp32": "**missed**",
-        "full size: fp32 at ≥ 60 % of a large product's rate": "reached",
-        "full: fp32 within 1e-04 of torch everywhere": "**missed**",
+        "full size: fp32 at ≥ 60 % of the rate of a large matmul": "reached",
+        "full: fp32 within 1e-04 of torch": "**missed**",
         "cobra-mini: int8 vision alone within its budget of 5e-04 nats": "**missed**",
     }
 

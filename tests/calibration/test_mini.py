@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import cobra_edge
-from bench.figures import read_result
-from bench.quality_tables import GOALS
+from bench.figures import quality_result
+from bench.quality_result import GOALS
 from calibration.make_suites import draw_suite
 from calibration.questions import TASKS
 from calibration.scenes import draw_scene, render
@@ -111,10 +111,10 @@ def accuracy(mini_bundle):
 
 @pytest.fixture(scope="module")
 def recorded():
-    """Return the float model's accuracy a task as it was measured and is shown in the README."""
-    reference = read_result("quality")["rows"][0]
-    assert reference["kind"] == "reference"
-    return {task: found["right"] for task, found in reference["accuracy"].items()}
+    """Return the float model's accuracy per task, as measured and shown in docs/results."""
+    reference = quality_result().rows[0]
+    assert reference.kind == "reference"
+    return {task: found.right for task, found in reference.accuracy.items()}
 
 
 @pytest.mark.parametrize("task", GOALS)

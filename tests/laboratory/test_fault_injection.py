@@ -1,18 +1,20 @@
-"""Planted faults are caught by the command: with exit code 1, and by the measure that should catch them."""
+"""Injected faults are caught by the command: with exit code 1, and by the expected measure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from bench.fault_injection import FAULTS, plant
 from bench.fault_kinds import quantized
-from bench.fault_tables import faults_table
+from bench.fault_result import FaultResult, FaultRow, faults_table
+from bench.fault_trials import FAULTS, inject
 from bench.mini_budget import BUDGET, GATES
+from cobra_edge.bench.tables import markdown
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.targets import target_named
@@ -20,6 +22,8 @@ from cobra_edge.regress.measures import measure_named
 from cobra_edge.regress.report import Report, read_report
 from cobra_edge.regress.run_command import measured
 from cobra_edge.terminal.output import run_command
+
+from ..machine_case import MACHINE
 
 LINES = 100  # whose intervals are wider than those the limits were made with: what fails here fails on all lines
 
@@ -32,7 +36,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(good: Path, tmp_path: Path) -> Callable[[str | None, Path | None], tuple[int, Report | None]]:
-    """Return a function that plants a fault in a good build (none: leaves it good) and runs the command on it."""
+    """Return a function that injects a fault (or none) into a good build and runs the command on it."""
 
     def go(name: str | None, budget: Path | None = BUDGET) -> tuple[int, Report | None]:
         bundle, report = good, tmp_path / "report"
@@ -42,7 +46,7 @@ def run(good: Path, tmp_path: Path) -> Callable[[str | None, Path | None], tuple
             code = run_command(measured, [str(bundle), *arguments])
         else:
             bundle = tmp_path / "broken"
-            plant(FAULTS[name], good, bundle)
+            inject(FAULTS[name], good, bundle)
             with FAULTS[name].running():
                 code = run_command(measured, [str(bundle), *arguments])
         file = report / "report.json"
@@ -105,7 +109,7 @@ def test_another_prompt_template_is_refused(run: Callable[..., tuple[int, Report
 
 def test_a_fault_changes_what_it_says_and_nothing_else(good: Path, tmp_path: Path) -> None:
     fault = FAULTS["one scale, in_proj, w4a16-g128"]
-    plant(fault, good, tmp_path / "broken", 3)
+    inject(fault, good, tmp_path / "broken", 3)
     right, wrong = (Bundle.open(d, thorough=True).decoder_tensors() for d in (good, tmp_path / "broken"))
     name = "backbone.layers.1.mixer.in_proj.weight"
     ratio = quantized(wrong, name).scales / quantized(right, name).scales
@@ -126,13 +130,17 @@ def test_the_table_is_sound() -> None:
 
 def test_a_row_of_the_page_says_what_was_caught_and_what_was_not() -> None:
     row = {
-        "name": "x", "broken": "something", "build": "w4a16-g128", "draws": 6, "caught": 4, "caught_by_shipped": 1,
+        "name": "x", "description": "something", "build": "w4a16-g128", "draws": 6, "caught": 4, "caught_by_shipped": 1,
         "expected": ["kld_mean"], "expected_failed": 3, "exit_codes": [1, 1, 1, 1, 0, 0],
-        "failed": {"kld_mean": 3, "kld_p99": 4}, "worst": "kld_p99", "worst_times": 2.5, "refused": "", "told_apart": 2,
+        "failed": {"kld_mean": 3, "kld_p99": 4}, "worst": "kld_p99", "worst_times": 2.5, "refused": "",
+        "detected_against_good_build": 2,
     }  # fmt: skip
-    table = faults_table({"rows": [row], "machine": {"commit": "abc"}})
+
+    def shown(row: dict[str, Any]) -> str:
+        rows = (msgspec.convert(row, FaultRow),)
+        return markdown([faults_table(FaultResult(model="cobra-mini", rows=rows, machine=MACHINE))])
+
+    table = shown(row)
     assert "| something | `w4a16-g128` | 4 of 6 | 1 of 6 | `kld_mean`: 3 of 6 | `kld_p99`, 2.5 times | 2 of 2 |" in table
     refused = row | {"refused": "does not fit", "worst": None, "worst_times": None, "draws": 1, "expected": []}
-    assert "refused" in faults_table({"rows": [refused], "machine": {"commit": "abc"}})
-    assert faults_table(None) == "not measured"
-    assert msgspec.json.encode(row)
+    assert "refused" in shown(refused)

@@ -1,19 +1,23 @@
-"""The README's tables of GPUs, and whole answers from end to end. No speed is judged here."""
+"""The tables of GPUs, and `bench end-to-end`. No speed is judged here."""
 
 import json
 
+import msgspec
 import pytest
 
 from bench import figures
-from bench.gpu_tables import end_to_end_table, gpu_goals_table, gpu_table
+from bench.gpu_goals import end_to_end_table, gpu_goals_table, gpu_table
 from cobra_edge.bench import command as commands
-from cobra_edge.bench import end_to_end_command as end_to_end_command
-from cobra_edge.bench.end_to_end import measure_end_to_end
+from cobra_edge.bench.decode_result import GpuDecodeResult
+from cobra_edge.bench.end_to_end import PUBLISHED_TOK_S, EndToEndResult, measure_end_to_end
+from cobra_edge.bench.tables import markdown
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.cpu import why_not
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.inference.session import Session
 from cobra_edge.terminal.output import progress, run_command
+
+from ..machine_case import MACHINE
 
 
 def alike(value):
@@ -32,15 +36,19 @@ def made_up(name="NVIDIA H200", rate=1200.0, times_ssm=2.5, times_bnb=4.5, prefi
 
     own = {"decode_at_65536_tok_s": alike(rate), "decode_65536_over_1024": alike(steady)}
     own |= {"prefill_768_tok_s": alike(9000.0), "prefill_768_peak_share": alike(0.4)}
-    follow_up = {"scratch_seconds": alike(0.1), "follow_up_seconds": alike(0.01)}
+    prefix_reuse = {"scratch_seconds": alike(0.1), "reuse_seconds": alike(0.01), "speedup": alike(10.0)}
+    prefix_reuse |= {"visual_tokens": 729, "question_tokens": 24, "rounds": 3, "state_file_bytes": 0, "part": "decoder"}
     ours = "cobra_edge w4a16-g128"
     row = {
+        "batch": 1,
+        "new_tokens": 16,
+        "state_bytes": 1,
         "rounds": 5,
         "prompt_tokens": [768],
         "contexts": [1024, 65536],
         "limits": {"read_gb_s": alike(4300.0), "peak_macs_per_s": {"float16": alike(350e12)}},
         "runners": [
-            runner(ours, rate, figures=own, follow_up=follow_up, scheme="w4a16-g128"),
+            runner(ours, rate, figures=own, prefix_reuse=prefix_reuse, scheme="w4a16-g128"),
             runner("transformer fp16", 300.0, figures={}, version="torch 2", contexts_without_memory=[65536]),
             runner("mamba-ssm fp16", 400.0, figures={}, version="mamba-ssm 2"),
         ],
@@ -51,12 +59,21 @@ def made_up(name="NVIDIA H200", rate=1200.0, times_ssm=2.5, times_bnb=4.5, prefi
         },
     }
     gpu = {"name": name, "torch": "2.15"}
-    return {"model": "cobra-3b", "weights": "random", "gpu": gpu, "rows": [row], "machine": {"commit": "abc"}}
+    machine = msgspec.to_builtins(MACHINE)
+    return {"model": "cobra-3b", "weights": "random", "device": "cuda", "gpu": gpu, "rows": [row], "machine": machine}
+
+
+def made(*given, **changed):
+    return msgspec.convert(made_up(*given, **changed), GpuDecodeResult)
+
+
+def goals(*results):
+    return markdown([gpu_goals_table(results)])
 
 
 def test_the_table_of_a_gpu():
-    shown = gpu_table([made_up()])
-    assert "on NVIDIA H200: batch 1, 5 rounds" in shown and "gave 4300 GB/s" in shown and "700 TFLOP/s" in shown
+    shown = markdown([gpu_table(made())])
+    assert "on NVIDIA H200: batch 1, 5 alternating rounds" in shown and "same run 4300 GB/s" in shown and "700 TFLOP/s" in shown
     lines = [line.split(" | ") for line in shown.splitlines() if line.startswith("| ")]
     assert len({len(line) for line in lines}) == 1
     ours = next(line for line in lines if "w4a16" in line[0] and "1.48" in line[1])
@@ -66,14 +83,14 @@ def test_the_table_of_a_gpu():
 
 
 def test_goals_are_judged_where_they_were_measured():
-    assert gpu_goals_table([made_up()]).count(", reached") == 5
-    worse = gpu_goals_table([made_up(rate=999.0, times_ssm=1.9, times_bnb=3.9, prefill=0.9, steady=0.9)])
+    assert goals(made()).count(", reached") == 5
+    worse = goals(made(rate=999.0, times_ssm=1.9, times_bnb=3.9, prefill=0.9, steady=0.9))
     assert worse.count("**missed**") == 5 and "reached" not in worse
-    assert "999, no goal for this GPU" in gpu_goals_table([made_up("NVIDIA GeForce RTX 4090", rate=999.0)])
+    assert "999, no goal for this GPU" in goals(made("NVIDIA GeForce RTX 4090", rate=999.0))
     alone = made_up()
     alone["rows"][0]["ratios"] = {}
-    assert gpu_goals_table([alone]).count("not measured") == 3
-    both = gpu_goals_table([made_up(), made_up("NVIDIA L4")]).splitlines()
+    assert goals(msgspec.convert(alone, GpuDecodeResult)).count("not measured") == 3
+    both = goals(made(), made("NVIDIA L4")).splitlines()
     assert both[0].endswith("| NVIDIA H200 | NVIDIA L4 |") and len({line.count("|") for line in both}) == 1
 
 
@@ -99,12 +116,19 @@ def answered():
         "new_tokens": 256,
         "rounds": 5,
         "figures": {"tok_s": alike(500.0), "encode_seconds": alike(0.1), "first_token_seconds": alike(0.2)},
+        "decoder": "cuda",
+        "vision_runtime": None,
+        "published_tok_s": PUBLISHED_TOK_S,
+        "machine": msgspec.to_builtins(MACHINE),
     }
 
 
 def test_an_answer_about_an_image_is_milliseconds_of_its_parts():
-    shown = end_to_end_table([answered()])
-    assert "100.0 (90.0–110.0) | 200.0 (180.0–220.0)" in shown and "random weights, 729 + 20 tokens read, 256 written" in shown
+    shown = markdown([end_to_end_table([msgspec.convert(answered(), EndToEndResult)])])
+    assert (
+        "100.0 (90.0–110.0) | 200.0 (180.0–220.0)" in shown
+        and "random weights, 729 + 20 prompt tokens, 256 new tokens" in shown
+    )
 
 
 def test_an_answer_has_the_length_that_was_asked_for_and_its_first_token_comes_after_the_image(mini_bundle):
@@ -112,11 +136,11 @@ def test_an_answer_has_the_length_that_was_asked_for_and_its_first_token_comes_a
     taken, step = [], session.decoder.step
     session.decoder.step = lambda token, state: taken.append(state.n_tokens) or step(token, state)
     found = measure_end_to_end(session, 5, 2, progress())
-    read = found["visual_tokens"] + found["prompt_tokens"]
+    read = found.visual_tokens + found.prompt_tokens
     assert taken == [read, read + 1, read + 2, read + 3] * 3  # one answer goes before the two that count
-    parts = found["figures"]
-    assert 0 < parts["encode_seconds"]["low"] < parts["first_token_seconds"]["low"]
-    assert parts["tok_s"]["high"] < 5 / parts["first_token_seconds"]["low"]
+    parts = found.figures
+    assert 0 < parts.encode_seconds.low < parts.first_token_seconds.low
+    assert parts.tok_s.high < 5 / parts.first_token_seconds.low
 
 
 def test_a_text_only_bundle_has_no_image_to_answer_about(tiny_bundle):
@@ -140,7 +164,7 @@ def test_the_command_keeps_what_it_found_beside_what_is_published(mini_bundle, t
     ]
     assert run_command(commands.command, [*given, "--weights", "random"]) == 0
     shown = capsys.readouterr().out
-    assert "published and not measured here" in shown and "166.5" in shown
+    assert "published, not measured here" in shown and "166.5" in shown
     result = json.loads((tmp_path / "bench" / "results" / "cpu-end-to-end-cobra-mini.json").read_text())
     assert result["decoder"] == "numpy" and result["weights"] == "random" and result["scheme"] == "fp16"
     assert result["figures"]["tok_s"]["median"] > 0 and result["published_tok_s"] == 166.5
@@ -158,4 +182,4 @@ def test_a_wrong_decoder_is_not_timed_from_end_to_end(mini_bundle, tmp_path, mon
     given = ["end-to-end", str(mini_bundle("fp16")), "--device", "cpu", "--kernels", "native", "--rounds", "1"]
     assert run_command(commands.command, given) == 3
     assert "no speed is reported" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
-    assert end_to_end_command.PUBLISHED_TOK_S == 166.5
+    assert PUBLISHED_TOK_S == 166.5

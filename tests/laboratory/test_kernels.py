@@ -26,6 +26,7 @@ from bench.tile_cases import Call, Case, Cases, grids
 from bench.tile_compiling import Task, compile_candidate, tasks_of
 from cobra_edge.bench.gpu import Gpu
 from cobra_edge.bench.shapes import SHAPES, shape_named
+from cobra_edge.bench.spread import Spread
 from cobra_edge.decode.cuda.driver import why_no_gpu
 from cobra_edge.decode.cuda.kernels.compiling import Compiled
 from cobra_edge.decode.cuda.kernels.norm import rms_norm_many, rms_norm_many_reference
@@ -123,7 +124,7 @@ def test_interpreted_kernels_are_an_error_of_use(tmp_path, monkeypatch, capsys):
         (["kernels", "--scheme", "w5"], 2, "unknown scheme 'w5'"),
         (["kernels", "--scheme", "bnb-nf4"], 2, "codes of bnb-nf4 are run by bitsandbytes' kernels"),
         (["kernels", "--capability", "7.5"], 2, "unknown compute capability '7.5'"),
-        (["kernels", "--name", "../x"], 2, "is no name for a result"),
+        (["kernels", "--name", "../x"], 2, "is not a valid result name"),
         (["tiles", "--kernel", "multiply_on"], 2, "tile_grid.toml has no grid for 'multiply_on'; did you mean 'multiply_one'"),
         (["tiles", "--scheme", "bnb-int8"], 2, "codes of bnb-int8 are run by bitsandbytes' kernels"),
     ],
@@ -139,7 +140,7 @@ def test_each_refusal(arguments, code, message, tmp_path, monkeypatch, capsys):
 def test_without_a_gpu_there_is_nothing_to_time(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run_command(commands.command, arguments) == 3
-    assert "nothing can be measured on a GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "a GPU cannot be measured" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_kernel_beyond_a_limit_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
@@ -168,9 +169,9 @@ def test_every_kernel_is_timed_on_buffers_that_hold_something(monkeypatch):
     by_name = {row["kernel"]: row for row in rows}
     assert by_name["_look_up"]["gb_s"] is None  # of the table one row is read
     recur = by_name["_recur"]
-    assert recur["launches"] == 2 and recur["microseconds"]["median"] > 0
+    assert recur["launches"] == 2 and recur["microseconds"].median > 0
     assert recur["moved_bytes"] > 2 * 4 * SMALL.d_inner * SMALL.d_state  # with the state, which is no argument
-    assert recur["gb_s"] == pytest.approx(recur["moved_bytes"] / recur["microseconds"]["median"] / 1e3)
+    assert recur["gb_s"] == pytest.approx(recur["moved_bytes"] / recur["microseconds"].median / 1e3)
     assert recur["bandwidth_share"] == pytest.approx(recur["gb_s"])
 
 
@@ -178,7 +179,7 @@ def test_works_take_turns_and_every_other_round_begins_with_the_last():
     order = []
     works = [lambda name=name: order.append(name) for name in "abc"]
     found = kernel_times.time_in_turns(works, Gpu(CPU), rounds=3)
-    assert len(found) == 3 and all(f["low"] <= f["median"] <= f["high"] for f in found)
+    assert len(found) == 3 and all(f.low <= f.median <= f.high for f in found)
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert "".join(turns).endswith("abccbaabc".replace("cc", "c").replace("aa", "a"))
 
@@ -231,7 +232,7 @@ def timed_by(seconds):
     def timer(works):
         for work in works:
             work()
-        return [{"median": s, "low": s, "high": s} for s in seconds[: len(works)]]
+        return [Spread(s, s, s) for s in seconds[: len(works)]]
 
     return timer
 

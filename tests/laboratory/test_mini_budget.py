@@ -1,4 +1,4 @@
-"""`python -m bench.budgets` writes every section anew, or leaves the file as it was."""
+"""`python -m bench.budgets` updates every section, or leaves the file unchanged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from bench import mini_budget as budgets
+from bench import mini_budget
 from bench.mini_budget import GATES, HEADER, write_budget
 from cobra_edge.regress.budget import read_budget
 
@@ -21,8 +21,8 @@ def measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         report = make_report()
         return SimpleNamespace(report=msgspec.structs.replace(report, build=_named(report.build, bundle.name)))
 
-    monkeypatch.setattr(budgets, "export_gate", lambda gate, folder: folder / gate.scheme)
-    monkeypatch.setattr(budgets, "measured", measured)
+    monkeypatch.setattr(mini_budget, "export_gate", lambda gate, folder: folder / gate.scheme)
+    monkeypatch.setattr(mini_budget, "measured", measured)
 
 
 def _named(build: object, scheme: str) -> object:
@@ -46,12 +46,12 @@ def test_the_file_stays_where_a_build_fails(measured_at_once: None, tmp_path: Pa
     file = tmp_path / "budget.toml"
     file.write_text("as it was")
 
-    def export_gate(gate: budgets.Gate, folder: Path) -> Path:
+    def export_gate(gate: mini_budget.Gate, folder: Path) -> Path:
         if gate.scheme == "mixed":
             raise KeyboardInterrupt
         return folder / gate.scheme
 
-    monkeypatch.setattr(budgets, "export_gate", export_gate)
+    monkeypatch.setattr(mini_budget, "export_gate", export_gate)
     with pytest.raises(KeyboardInterrupt):
         write_budget(file, tmp_path, lambda scheme, done, total: None)
     assert [f.name for f in tmp_path.iterdir()] == ["budget.toml"] and file.read_text() == "as it was"

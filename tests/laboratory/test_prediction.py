@@ -1,11 +1,11 @@
-"""Speed on paper: the sum, what it is made of, and what it is held against."""
+"""Predicted speed: the calculation, its inputs, and published measurements to compare with."""
 
 import json
 
 import pytest
 
 from bench import __main__ as commands
-from bench.predict_tables import off_cell, prediction_table, span
+from bench.predictions import off_cell, prediction_table, span
 from bench.speed_model import (
     ASSUMED,
     READ_OF_SHEET,
@@ -20,6 +20,7 @@ from bench.speed_model import (
     token_ms,
 )
 from cobra_edge.bench.roofline import token_bytes
+from cobra_edge.bench.tables import markdown
 from cobra_edge.formats.recipe import uniform_recipe
 from cobra_edge.formats.scheme import scheme_named
 from cobra_edge.terminal.output import run_command
@@ -96,7 +97,7 @@ def test_a_measurement_outside_of_the_prediction_says_on_which_side():
 
 
 def test_the_table_calls_every_figure_predicted_and_names_where_its_efficiency_is_from():
-    alone, carried = prediction_table([]), prediction_table([measured(400.0)])
+    alone, carried = (markdown([prediction_table(found)]) for found in ([], [measured(400.0)]))
     assert alone.count("predicted tok/s") == 3 and "does not fit" in alone
     assert alone.count("assumption: what published kernels reach") == 1 and "measured)" not in alone
     assert carried.count("carried over from NVIDIA Something, measured") == 1 and carried.count("assumption:") == 1
@@ -121,7 +122,7 @@ def test_the_command_takes_the_results_that_are_there(tmp_path, monkeypatch, cap
     assert "carried over from NVIDIA Something" in capsys.readouterr().out
     (results / "gpu-decode-x.json").write_text("{")
     assert run_command(commands.command, ["predict"]) == 2
-    assert "measure it again" in capsys.readouterr().err
+    assert "delete the file or measure it again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

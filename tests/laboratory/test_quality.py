@@ -1,28 +1,41 @@
-"""The bench of quality: intervals, bits, peers and goals. How good a build is, is measured and not tested."""
+"""`python -m bench.quality`: intervals, bits, peers and goals. The quality of builds is measured, not tested."""
 
 import json
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 
-from bench import quality_contest as quality
-from bench import quality_tables as quality_figures
+from bench import quality_comparison
 from bench.builds import BUILDS
 from bench.drift_plot import draw_drift, frontier
 from bench.held_out import Answers, against, figures
-from bench.quality import quality as quality_command
-from bench.quality_contest import require_agreement
-from bench.quality_peers import LlamaCppFamily
+from bench.quality import quality
+from bench.quality_comparison import require_agreement
+from bench.quality_llamacpp import LlamaCppLibrary
+from bench.quality_result import (
+    GOALS,
+    Comparison,
+    NotMeasured,
+    QualityRow,
+    TaskAccuracy,
+    goals_table,
+    quality_goals_table,
+    quality_summary,
+    quality_table,
+)
+from bench.quality_torch import TorchLibrary, TorchPeer
 from bench.stored_bits import bundle_bits, gguf_bits, matrix_names, with_float_rest
-from bench.torch_peers import TorchFamily, TorchPeer
 from cobra_edge.bench.llamacpp import main as child_main
 from cobra_edge.bench.llamacpp import sizes_of, translated, write_gguf
+from cobra_edge.bench.tables import markdown
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
 from cobra_edge.regress import intervals
+from cobra_edge.regress.intervals import Interval
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.tokenized import TokenizedLine, TokenizedSuite
 from cobra_edge.terminal.output import run_command
@@ -66,19 +79,19 @@ def test_a_row_by_hand(suite):
         return (p * np.log(p / q)).sum()
 
     swapped, softer = kl(saying([0])[0], saying([4])[0]), kl(saying([0])[0], saying([0], sure=3.0)[0])
-    assert row["lines"] == 5 and row["images"] == 3 and row["answer_tokens"] == 9
-    assert row["kld_mean"]["value"] == pytest.approx((swapped + 3 * softer) / 9, rel=1e-5)
+    assert row.lines == 5 and row.images == 3 and row.answer_tokens == 9
+    assert row.kld_mean.value == pytest.approx((swapped + 3 * softer) / 9, rel=1e-5)
     interval = intervals.mean(np.array([swapped, softer, 2 * softer]), np.array([4.0, 1.0, 4.0]))  # images of 4, 1 and 4 tokens
-    assert (row["kld_mean"]["low"], row["kld_mean"]["high"]) == pytest.approx((interval.low, interval.high), rel=1e-5)
-    assert row["top1_agreement"]["value"] == pytest.approx(8 / 9, rel=1e-5)
+    assert (row.kld_mean.low, row.kld_mean.high) == pytest.approx((interval.low, interval.high), rel=1e-5)
+    assert row.top1_agreement.value == pytest.approx(8 / 9, rel=1e-5)
     lost = 4.0 + 3 * (np.log(511 + np.exp(3)) - 3 - np.log(511 + np.exp(4)) + 4)
-    assert row["perplexity_ratio"]["value"] == pytest.approx(np.exp(lost / 9), rel=1e-5)
-    assert row["accuracy"]["count"] == {"lines": 3, "right": 1.0, "difference": {"value": 0.0, "low": 0.0, "high": 0.0}}
-    assert row["accuracy"]["caption"]["right"] == 0.5
-    assert row["accuracy"]["caption"]["difference"]["value"] == -0.5
+    assert row.perplexity_ratio.value == pytest.approx(np.exp(lost / 9), rel=1e-5)
+    assert row.accuracy["count"] == TaskAccuracy(3, 1.0, Interval(0.0, 0.0, 0.0))
+    assert row.accuracy["caption"].right == 0.5
+    assert row.accuracy["caption"].difference.value == -0.5
     pair = against(found, found, suite)
-    assert pair["kld_ratio"]["low"] == pair["kld_ratio"]["high"] == 1 and pair["kld_difference"]["high"] == 0
-    assert against(found, truth, suite)["kld_ratio"] is None
+    assert pair.kld_ratio.low == pair.kld_ratio.high == 1 and pair.kld_difference.high == 0
+    assert against(found, truth, suite).kld_ratio is None
 
 
 def test_a_float_form_that_disagrees_is_refused(suite):
@@ -145,11 +158,11 @@ def test_a_gguf_holds_the_decoder(tmp_path, tensors):
 
 def test_a_tensor_without_a_place_is_refused(tmp_path, tensors, capsys):
     odd = {"backbone.layers.0.mixer.gate": np.ones(3)}
-    with pytest.raises(ValueError, match=r"mixer\.gate has no place in a GGUF"):
+    with pytest.raises(ValueError, match=r"mixer\.gate does not exist in a GGUF"):
         translated(tensors | odd)
     np.savez(tmp_path / "w.npz", **odd)
     child_main(["write", str(tmp_path / "x.gguf"), "{}", str(tmp_path / "w.npz")])
-    assert "no place" in json.loads(capsys.readouterr().out)["error"]
+    assert "does not exist" in json.loads(capsys.readouterr().out)["error"]
 
 
 # Answers as llamacpp.py does: everybody says the target. Misbehaves as the file `kind` beside it says.
@@ -180,7 +193,7 @@ else:
 def llama_cpp(tmp_path, tensors):
     (tmp_path / "child.py").write_text(FAKE_CHILD)
     (tmp_path / "kind").write_text("good")
-    return LlamaCppFamily(TINY, tensors, tmp_path, sys.executable, tmp_path / "child.py")
+    return LlamaCppLibrary(TINY, tensors, tmp_path, sys.executable, tmp_path / "child.py")
 
 
 def test_llama_cpp_answers(llama_cpp, suite, tmp_path):
@@ -209,13 +222,13 @@ def test_a_missing_library_is_a_reason_and_a_missing_interpreter_an_error(llama_
     (tmp_path / "kind").write_text("missing")
     assert "No module named 'llama_cpp'" in llama_cpp.refuses() and "--peer-python" in llama_cpp.refuses()
     with pytest.raises(InputError, match="cannot be started"):
-        LlamaCppFamily(TINY, tensors, tmp_path, "/no/such/python").refuses()
+        LlamaCppLibrary(TINY, tensors, tmp_path, "/no/such/python").refuses()
 
     def absent():
         raise ImportError("No module named 'hqq'")
 
-    family = TorchFamily("hqq", (TorchPeer("hqq int4", 4, absent),), TINY, tensors)
-    assert family.refuses() == f"hqq: No module named 'hqq'; {install_hint('peers')}"
+    library = TorchLibrary("hqq", (TorchPeer("hqq int4", 4, absent),), TINY, tensors)
+    assert library.refuses() == f"hqq: No module named 'hqq'; {install_hint('peers')}"
 
 
 def test_a_torch_peer_answers_as_the_model_does(suite, tensors):
@@ -229,12 +242,12 @@ def test_a_torch_peer_answers_as_the_model_does(suite, tensors):
         return layer, 0
 
     peers = (TorchPeer("keeps", 16, lambda: keeps), TorchPeer("zeroes", 0, lambda: zeroes))
-    family = TorchFamily("torch", peers, TINY, tensors)
-    assert family.refuses() is None
+    library = TorchLibrary("torch", peers, TINY, tensors)
+    assert library.refuses() is None
     told = []
-    reference = family.answer_in_float(suite, told.append)
+    reference = library.answer_in_float(suite, told.append)
     assert told == [1, 2, 3, 4, 5] and [r.shape for r in reference] == [(len(line.answer), 512) for line in suite.lines]
-    kept, lost = (family.answer(label, suite, lambda _: None) for label in ("keeps", "zeroes"))
+    kept, lost = (library.answer(label, suite, lambda _: None) for label in ("keeps", "zeroes"))
     drifts = [Answers.of(f.logits, reference, suite).kld_of_lines.sum() for f in (kept, lost)]
     assert 0 < drifts[0] < 1e-4 < drifts[1]
     assert kept.bits.matrices == 16 and lost.bits.matrices < 8 and "embedding" in kept.facts["left_float"]
@@ -244,22 +257,25 @@ def test_a_torch_peer_answers_as_the_model_does(suite, tensors):
     ("options", "message"),
     [
         (["--only", "w4a16-g12"], "unknown build 'w4a16-g12'; did you mean"),
-        (["--name", "../x"], "no name for a result"),
+        (["--name", "../x"], "is not a valid result name"),
     ],
 )
 def test_options_are_checked_before_any_work(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
-    assert run_command(quality_command, options) == 2
+    assert run_command(quality, options) == 2
     assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_labels_are_unique():
-    labels = quality.known_labels()
+    labels = quality_comparison.known_labels()
     assert len(set(labels)) == len(labels) and {b.label for b in BUILDS} < set(labels)
 
 
+FACTS = {"runtime": "stub", "activations": "float32"}
+
+
 class Stub:
-    """A family whose float form is off by `off`, and whose peer says what the reference does."""
+    """A library whose float form is off by `off`, and whose peer says what the reference does."""
 
     def __init__(self, reference, reason=None, off=0.0):
         self.name, self.peers, self._reference, self._reason, self._off = "stub", {"stub": 4}, reference, reason, off
@@ -271,58 +287,56 @@ class Stub:
         return [r + self._off * np.arange(512) for r in self._reference]
 
     def answer(self, label, suite, on_lines):
-        from bench.quality_peers import Answered
+        from bench.quality_llamacpp import RunnerOutput
 
-        return Answered(self._reference, with_float_rest(TINY, [], 0))
+        return RunnerOutput(self._reference, with_float_rest(TINY, [], 0), FACTS)
 
 
-def test_a_contest(suite, monkeypatch, tmp_path):
+def test_rows_of_builds_and_peers(suite, monkeypatch, tmp_path):
     from bench.builds import Build
-    from bench.quality_peers import Answered
+    from bench.quality_llamacpp import RunnerOutput
 
     logits = [saying(line.answer) for line in suite.lines]
     bits = with_float_rest(TINY, [], 0)
 
-    def contest():
-        return quality._Contest(suite, Answered(logits, bits))
+    def rows_of_reference():
+        return quality_comparison._Rows(suite, RunnerOutput(logits, bits, FACTS))
 
     with pytest.raises(MachineError, match="stub with float weights differs"):
-        contest().ask_family(Stub(logits, off=1.0), ["stub"])
-    made = contest()
-    made.ask_family(Stub(logits, reason="no such library"), ["stub"])
+        rows_of_reference().add_library(Stub(logits, off=1.0), ["stub"])
+    found = rows_of_reference()
+    found.add_library(Stub(logits, reason="no such library"), ["stub"])
 
     def run(build, folder, lines):
         if build.label == "lacking":
             raise MachineError("no bitsandbytes")
-        return None, None, Answered([2 * r for r in logits], bits)
+        return None, None, RunnerOutput([2 * r for r in logits], bits, FACTS)
 
-    monkeypatch.setattr(quality, "_run_build", run)
-    made.ask_build(Build("a", {"scheme": "w4a16-g128"}), tmp_path, [])
-    made.ask_build(Build("lacking", {"scheme": "bnb-nf4"}, peer=True), tmp_path, [])
+    monkeypatch.setattr(quality_comparison, "_run_build", run)
+    found.add_build(Build("a", {"scheme": "w4a16-g128"}), tmp_path, [])
+    found.add_build(Build("lacking", {"scheme": "bnb-nf4"}, peer=True), tmp_path, [])
     with pytest.raises(MachineError, match="no bitsandbytes"):
-        made.ask_build(Build("lacking", {"scheme": "w4a16-g128"}), tmp_path, [])
-    rows = made.judged()
-    assert [(r["label"], r["kind"]) for r in rows] == [
-        ("fp16", "reference"),
-        ("a", "ours"),
-        ("stub", "peer"),
-        ("lacking", "peer"),
-    ]
-    assert rows[2]["not_measured"] == "no such library" and rows[3]["not_measured"] == "no bitsandbytes"
-    assert "kld_mean" not in rows[2] and rows[1]["kld_mean"]["low"] > 0 and rows[1]["against"] == {}
-    assert json.dumps(rows)
+        found.add_build(Build("lacking", {"scheme": "w4a16-g128"}), tmp_path, [])
+    made = found.comparison()
+    assert [(r.label, r.kind) for r in made.rows] == [("fp16", "reference"), ("a", "ours")]
+    assert [(m.label, m.reason) for m in made.not_measured] == [("stub", "no such library"), ("lacking", "no bitsandbytes")]
+    assert made.rows[1].kld_mean.low > 0 and made.rows[1].against == {}
+    assert "stub: not measured: no such library" in quality_summary(made).notes
+    assert msgspec.json.encode(made)
 
 
 def made_up(label, kind, bits, matrices, kld, lost=0.0, ratio=None, activations="float32"):
     def sure(value):
         return {"value": value, "low": value, "high": value}
 
-    accuracy = {t: {"lines": 100, "right": 0.99, "difference": sure(0.0)} for t in (*quality_figures.GOALS, "caption")}
+    accuracy = {t: {"lines": 100, "right": 0.99, "difference": sure(0.0)} for t in (*GOALS, "caption")}
     accuracy["count"]["difference"] = {"value": -lost, "low": -lost - 0.02, "high": 0.0}
     row = {"label": label, "kind": kind, "weight_bits": bits, "bits_matrices": matrices, "bits_all": matrices + 1}
+    row |= {"runtime": "x", "lines": 1, "images": 1, "answer_tokens": 1}
     row |= {"activations": activations, "kld_mean": sure(kld), "kld_p99": sure(kld), "top1_agreement": sure(1.0)}
     row |= {"perplexity_ratio": sure(1.0), "accuracy": accuracy, "caption_perplexity": 1.05}
-    return row | ({"against": {name: {"kld_ratio": r} for name, r in ratio.items()}} if kind == "ours" else {})
+    compared = {name: {"kld_difference": sure(0.0), "kld_ratio": r} for name, r in (ratio or {}).items()}
+    return msgspec.convert(row | {"against": compared}, QualityRow)
 
 
 def test_goals_are_judged_from_the_rows(tmp_path):
@@ -335,34 +349,31 @@ def test_goals_are_judged_from_the_rows(tmp_path):
         made_up("mixed, 4.5 bits", "ours", 4, 4.5, 1e-5, ratio={"A": below, "B": below}),  # judged as a mix, not as w4a16
         made_up("A", "peer", 4, 4.8, 2e-3),
         made_up("B", "peer", 4, 4.8, 2e-3),
-        {"label": "C", "kind": "peer", "weight_bits": 4, "not_measured": "no library"},
         made_up("llama.cpp Q8_0", "peer", 8, 8.6, 3e-5),
     ]
-    text = quality_figures.quality_goals_table({"rows": rows})
+    result = Comparison(rows=tuple(rows), not_measured=(NotMeasured("C", 4, "no library"),))
+    text = markdown([quality_goals_table(result)])
     for line in (
         "below that of A | four | 0.50 (0.40–0.70) times | reached |",
-        "below that of B | four | 1.20 (0.90–1.50) times | **missed**, the interval reaches over |",
+        "below that of B | four | 1.20 (0.90–1.50) times | **missed**, but the interval contains the limit |",
         "below that of C | four | not measured |  |",
         "llama.cpp Q8_0 | w8 | 0.50 (0.40–0.70) times | reached |",
-        "w4a16: every task within 1 point of float | wide | count -2.0 (-4.0–+0.0) | **missed**, the interval reaches over |",
-        "≤ 4.3 bits: every task within 1 point of float | four | count -0.5 (-2.5–+0.0) | reached, the interval reaches over |",
+        "w4a16: every task within 1 point of float | wide | count -2.0 (-4.0–+0.0) | **missed**, but the interval ",
+        "≤ 4.3 bits: every task within 1 point of float | four | count -0.5 (-2.5–+0.0) | reached, but the interval ",
         "w8a16: every task within 0.2 points of float | w8 | count",
     ):
         assert line in text, line
-    assert quality_figures.quality_goals_table({"rows": rows[:1]}).count("not measured") == 3
-    shown = quality_figures.quality_table({"rows": rows})
+    assert markdown([quality_goals_table(Comparison(rows=tuple(rows[:1])))]).count("not measured") == 3
+    shown = markdown([quality_table(result)])
     assert "| C (not measured: no library) | – |" in shown and "| four | 4.20 | 5.20 | float32 | 1.00e-03 (" in shown
-    assert "| count | 100 | 99.0% | 85% | reached |" in quality_figures.goals_table({"rows": rows})
-    draw_drift([row for row in rows if "not_measured" not in row], tmp_path / "x.png")
+    assert "| count | 100 | 99.0% | 85% | reached |" in markdown([goals_table(result)])
+    draw_drift(rows, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000
 
 
 def test_the_frontier_is_what_no_row_beats():
-    rows = [
-        {"bits_matrices": b, "kld_mean": {"value": v}}
-        for b, v in ((4.3, 3e-4), (8.2, 1e-5), (4.3, 5e-4), (5.0, 4e-4), (3.5, 1e-3))
-    ]
-    assert [r["bits_matrices"] for r in frontier(rows)] == [3.5, 4.3, 8.2] and frontier(rows)[1]["kld_mean"]["value"] == 3e-4
+    rows = [made_up(f"{b} {v}", "peer", 4, b, v) for b, v in ((4.3, 3e-4), (8.2, 1e-5), (4.3, 5e-4), (5.0, 4e-4), (3.5, 1e-3))]
+    assert [r.bits_matrices for r in frontier(rows)] == [3.5, 4.3, 8.2] and frontier(rows)[1].kld_mean.value == 3e-4
 
 
 def test_mini_is_what_the_peers_are_asked_with(mini_bundle):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cobra_edge.bench.decode_tables import figure_cell
+from cobra_edge.bench.decode_result import figure_cell
+from cobra_edge.bench.spread import Spread
 from cobra_edge.terminal.output import figure
 
 
@@ -27,7 +28,7 @@ def test_figures_have_four_digits_and_no_exponent_where_they_are_large(value, wr
 
 
 def test_spreads_of_a_bench_are_written_alike():
-    spread = {"low": 9_870.4, "median": 12_163.4, "high": 98_765.0}
+    spread = Spread(12_163.4, 9_870.4, 98_765.0)
     assert figure_cell("prefill_256_tok_s", spread) == "12,160 (9,870–98,760)"
-    assert figure_cell("peak_macs_per_s", {k: v * 1e9 for k, v in spread.items()}) == "12,160 (9,870–98,760)"
-    assert figure_cell("decode_share", {"low": 0.1, "median": 0.25, "high": 0.5}) == "25.0% (10.0%–50.0%)"
+    assert figure_cell("peak_macs_per_s", spread.scaled(1e9)) == "12,160 (9,870–98,760)"
+    assert figure_cell("decode_share", Spread(0.25, 0.1, 0.5)) == "25.0% (10.0%–50.0%)"

@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -29,6 +30,7 @@ def commands(group: click.Command, path: tuple[str, ...] = ()) -> list[tuple[tup
 
 
 ALL = commands(cobra_edge)
+ROOT = Path(__file__).parents[2]
 GROUPS = [path for path, command in ALL if isinstance(command, click.Group)]
 
 
@@ -145,4 +147,16 @@ def test_synonyms_lead_to_what_exists() -> None:
 def test_what_moved_to_the_laboratory_is_told_where(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(cobra_edge, ["bench", name]) == 2
     assert f"python -m bench.{name}" in capfd.readouterr().err
-    assert name in laboratory.commands
+    assert name.replace("_", "-") in laboratory.commands
+
+
+def test_old_names_of_the_laboratory_lead_to_the_new_ones(capfd: pytest.CaptureFixture[str]) -> None:
+    for old, new in (("coverage", "interval_coverage"), ("faults", "fault_injection")):
+        assert run_command(cobra_edge, ["bench", old]) == 2
+        assert f"python -m bench.{new}" in capfd.readouterr().err
+
+
+def test_the_laboratory_lists_all_its_commands() -> None:
+    for file in (ROOT / "bench").glob("*.py"):
+        if "main_of(" in file.read_text(encoding="utf-8") and file.stem != "__main__":
+            assert file.stem.replace("_", "-") in laboratory.commands

@@ -1,4 +1,4 @@
-"""What clients ask: new images and known ones, conversations that go on, questions without an image; streamed or not."""
+"""The workload of simulated clients: new and known images, conversations, questions without an image; streamed or not."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _PROMPTS = (
     "Is there a green star?",
     "What shape is the blue object?",
 )
-_TURNS = 4  # after which a conversation begins anew
+_TURNS = 4  # after which a new conversation starts
 
 
 class Images:
-    """New images for all clients together, none twice, and known ones, which are always the same."""
+    """Images shared by all clients: known ones, and new ones, which are never repeated."""
 
     def __init__(self, known: int) -> None:
         self.known = [image_url(number) for number in range(known)]
         self._next = known
 
     def new(self) -> str:
-        """Return an image that was not returned before."""
+        """Return an image that was not used before."""
         self._next += 1
         return image_url(self._next)
 
 
 @dataclass
-class Asker:
-    """One client's questions, the same for the same seed as long as its answers are.
+class SimulatedClient:
+    """The requests of one client; deterministic for a seed, as long as the answers are.
 
     Attributes:
-        images: all clients'.
+        images: shared by all clients.
         random: its own.
-        longest: the largest max_tokens that it asks for.
+        longest: the largest max_tokens of a request.
     """
 
     images: Images
@@ -49,7 +49,7 @@ class Asker:
     _before: list[tuple[str, str]] = field(default_factory=list)
 
     def next(self) -> Question:
-        """Return another question."""
+        """Return the next request."""
         kind = self.random.choice(KINDS)
         if kind != "conversation" or not self._before or len(self._before) > _TURNS:
             self._before = []
@@ -65,7 +65,7 @@ class Asker:
             max_tokens=self.random.randint(1, self.longest),
         )
 
-    def heard(self, question: Question, reply: Reply) -> None:
-        """Remember a whole answer, which the conversation may go on from."""
+    def record(self, question: Question, reply: Reply) -> None:
+        """Add a complete answer to the conversation."""
         if reply.answered:
             self._before = [*question.before, (question.prompt, reply.text)]

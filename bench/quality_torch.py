@@ -1,7 +1,7 @@
 """Peers that quantize torch's Linear layers: torchao and HQQ, in this process, on the CPU.
 
-As transformers does with either, embedding and head stay float; dt_proj does too, its input is narrower than a group. What is
-quantized runs in float16 through the library's own product, what is not in float32.
+As in transformers, embedding and head stay in float; so does dt_proj, whose input is narrower than a group. Quantized layers
+run in float16 through the matmul of the library, the others in float32.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.model.mamba import Mamba, MambaState, Mixer
 from cobra_edge.suite.tokenized import TokenizedSuite
 
-from .quality_peers import Answered, OnLines
+from .quality_llamacpp import OnLines, RunnerOutput
 from .stored_bits import with_float_rest
 
 _QUANTIZED = ("in_proj", "x_proj", "out_proj")
-# Takes a float16 layer; returns what stands in its place and the bytes that it stores.
+# Takes a float16 layer; returns its replacement and the bytes it stores.
 Quantizer = Callable[[nn.Linear], tuple[nn.Module, int]]
 
 
 @dataclass(frozen=True)
 class TorchPeer:
-    """One way to quantize with a library. `quantizer` is called once the library is known to be there."""
+    """One way to quantize with a library; `quantizer` imports it."""
 
     label: str
     weight_bits: int
@@ -41,7 +41,7 @@ class InHalf(nn.Module):
     """A float16 module among float32 ones."""
 
     def __init__(self, inner: nn.Module) -> None:
-        """Take the module."""
+        """Wrap the module."""
         super().__init__()
         self.inner = inner
 
@@ -51,18 +51,21 @@ class InHalf(nn.Module):
         return out.float()
 
 
-class TorchFamily:
+class TorchLibrary:
     """Peers of one torch library on `model.mamba`; the float form is that model itself."""
 
     def __init__(self, name: str, peers: tuple[TorchPeer, ...], config: MambaConfig, tensors: Mapping[str, np.ndarray]) -> None:
-        """Take the library's name as pip knows it, and the decoder's sizes and weights under state-spaces names."""
+        """Set the library's name in pip, its peers, and config and weights of the decoder.
+
+        Tensors are by state-spaces names, in the shapes of `decoder_shapes`, any float dtype.
+        """
         self.name = name
         self.peers: Mapping[str, int] = {p.label: p.weight_bits for p in peers}
         self._quantizers = {p.label: p.quantizer for p in peers}
         self._config, self._tensors = config, tensors
 
     def refuses(self) -> str | None:
-        """See `Family.refuses`."""
+        """See `PeerLibrary.refuses`."""
         try:
             for quantizer in self._quantizers.values():
                 quantizer()
@@ -71,11 +74,11 @@ class TorchFamily:
         return None
 
     def answer_in_float(self, suite: TokenizedSuite, on_lines: OnLines) -> list[np.ndarray]:
-        """See `Family.answer_in_float`."""
+        """See `PeerLibrary.answer_in_float`; of each line (n_answer, vocab) float32."""
         return _answers(self._model(), suite, on_lines)
 
-    def answer(self, label: str, suite: TokenizedSuite, on_lines: OnLines) -> Answered:
-        """See `Family.answer`."""
+    def answer(self, label: str, suite: TokenizedSuite, on_lines: OnLines) -> RunnerOutput:
+        """See `PeerLibrary.answer`."""
         quantize, model, total, names = self._quantizers[label](), self._model(), 0, []
         for place, mixer in list(model.named_modules()):
             for kind in _QUANTIZED if isinstance(mixer, Mixer) else ():
@@ -84,7 +87,7 @@ class TorchFamily:
                 total += size
                 names.append(f"{place}.{kind}.weight")
         facts = {"runtime": f"{self.name} {_version(self.name)}", "activations": "float16", "left_float": "embedding, dt_proj"}
-        return Answered(_answers(model, suite, on_lines), with_float_rest(self._config, names, total), facts)
+        return RunnerOutput(_answers(model, suite, on_lines), with_float_rest(self._config, names, total), facts)
 
     def _model(self) -> Mamba:
         model = Mamba(self._config).eval()
@@ -95,7 +98,7 @@ class TorchFamily:
 
 @torch.inference_mode()
 def _answers(model: Mamba, suite: TokenizedSuite, on_lines: OnLines) -> list[np.ndarray]:
-    """Read every image at once, then each line from a copy of its image's state."""
+    """Prefill all images at once, then read each line from a copy of its image's state."""
     assert suite.embeddings is not None
     _, seen = model.hidden(torch.from_numpy(suite.embeddings))
     found = []

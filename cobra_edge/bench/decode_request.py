@@ -1,4 +1,4 @@
-"""What `bench decode` was asked for, and what it takes where nothing was said: a row a device."""
+"""The arguments of `bench decode`, and their defaults by device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GPU_PEER_NAMES = ("mamba-ssm", "bitsandbytes", "transformer")
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is measured unless something else is asked for; see `Asked`."""
+    """Default values of arguments, see `DecodeRequest`."""
 
     schemes: tuple[str, ...]
     prompt_tokens: tuple[int, ...]
@@ -29,19 +29,19 @@ DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was given on the command line; empty where nothing was.
+class DecodeRequest:
+    """The arguments as given on the command line; empty or None if not given.
 
     Attributes:
         bundle: to measure, or None for random weights.
-        shape: of random weights.
-        schemes: of random weights.
+        shape: of the random weights.
+        schemes: of the random weights.
         prompt_tokens: lengths to prefill.
-        contexts: tokens read before steps are timed.
-        new_tokens: steps that are timed together.
-        rounds: how often each figure is taken.
-        kernels: an instruction set of the CPU's decoder or a GPU's backend, or "auto".
-        peers: to take turns with.
+        contexts: context lengths at which decoding is timed.
+        new_tokens: tokens decoded per measurement.
+        rounds: repetitions of each measurement.
+        kernels: an instruction set of the CPU decoder, a decoder backend on a GPU, or "auto".
+        peers: other runtimes to measure in the same rounds.
         name: of the result.
     """
 
@@ -57,14 +57,14 @@ class Asked:
     name: str | None
 
     def check_bundle(self) -> None:
-        """Raise InputError for options that are of random weights, beside a bundle that has its own."""
+        """Raise InputError for options that apply to random weights, if there is a bundle."""
         for option, value in (("--shape", self.shape), ("--scheme", self.schemes)):
             if value:
-                raise InputError(f"{option} is of random weights and BUNDLE has its own; give one of them")
+                raise InputError(f"{option} applies to random weights, and BUNDLE has its own; give only one of them")
         for peer in self.peers:
-            raise InputError(f"--peer {peer} is timed on random weights of a shape; give --shape instead of BUNDLE")
+            raise InputError(f"--peer {peer} is compared on random weights; give --shape instead of BUNDLE")
 
     @property
     def weights(self) -> str:
-        """Whose weights they are, as a result says it."""
-        return "random" if self.bundle is None else "its own"
+        """Kind of weights: "random" or "trained"."""
+        return "random" if self.bundle is None else "trained"

@@ -1,6 +1,6 @@
-"""Peers: other runtimes, timed on the same shape in the same run. Each is a child process that answers in lines of JSON.
+"""llama.cpp as a runner: a child process (`llamacpp.py`) that answers in lines of JSON.
 
-A peer's library may live in an environment of its own; the child (`llamacpp.py`) imports nothing of this package.
+Its library may be installed in another environment, so the child imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from rich.progress import Progress
 from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
 from ..formats.model_config import MambaConfig
+from .decode_result import RunnerFacts
 
 PEERS = ("llama.cpp",)
 SCRIPT = Path(__file__).with_name("llamacpp.py")
-# llama.cpp's own format of about as many bits a weight; what enters a product with it is rounded to 8-bit integers.
+# llama.cpp's format of about the same bits per weight; it quantizes activations to int8.
 _FILE_TYPES = {3: "Q3_K_S", 4: "Q4_0", 8: "Q8_0", 16: "F16"}
 _ENDING_SECONDS = 10.0
 
 
 class Child:
-    """A process that answers a line with a line. Use `started`, which ends it in every case."""
+    """A process that answers each line with one line. Use `started`, which always ends it."""
 
     def __init__(self, process: subprocess.Popen[str], words: Any) -> None:
-        """Take the process and the file that its stderr goes to."""
+        """Take the process and the file that its stderr is written to."""
         self._process, self._words = process, words
 
     def answer(self) -> dict[str, Any]:
-        """Return the next answer. Raises MachineError when it is an error, no JSON object, or will never come."""
+        """Return the next answer. Raises MachineError if it is an error or not a JSON object, or if the process has ended."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -46,7 +47,7 @@ class Child:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise MachineError(f"llama.cpp answered {line.strip()[:200]!r}, expected one JSON object a line")
+            raise MachineError(f"llama.cpp answered {line.strip()[:200]!r}, expected one JSON object per line")
         if "error" in found:
             raise MachineError(f"llama.cpp: {found['error']}")
         return found
@@ -54,7 +55,7 @@ class Child:
     def ask(self, **order: int) -> dict[str, Any]:
         """Send one order and return its answer. Raises MachineError as `answer` does."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; what it said last is read below
+        with suppress(BrokenPipeError):  # the process has ended; `answer` reports its last message
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
         return self.answer()
@@ -67,14 +68,16 @@ class Child:
 
 @contextmanager
 def started(command: Sequence[str]) -> Iterator[Child]:
-    """Start a child; it has ended when the block ends, however that comes about. Raises InputError when it cannot start."""
+    """Start a child process and end it with the block. Raises InputError if it cannot be started."""
     with tempfile.TemporaryFile() as words:
         try:
             process = subprocess.Popen(
                 list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, text=True, encoding="utf-8"
             )
         except OSError as error:
-            raise InputError(f"{command[0]}: cannot be started ({error.strerror}); give an interpreter's path") from error
+            raise InputError(
+                f"{command[0]}: cannot be started ({error.strerror}); give the path of a Python interpreter"
+            ) from error
         try:
             yield Child(process, words)
         finally:
@@ -90,7 +93,7 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.wait()
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
-        with suppress(BrokenPipeError):  # an order that nobody read
+        with suppress(BrokenPipeError):  # a request that was not read
             pipe.close()
 
 
@@ -98,7 +101,7 @@ class LlamaCpp:
     """llama.cpp on a GGUF of the same shape, a `Runner`."""
 
     def __init__(self, child: Child, file_type: str, threads: int, context: int) -> None:
-        """Wait for the child to say what it opened. Raises MachineError when it does not."""
+        """Wait for the child's first line. Raises MachineError if it is not valid."""
         facts = child.answer()
         self.name = f"llama.cpp {file_type}"
         self.contexts: tuple[int, ...] = (context,)
@@ -107,12 +110,18 @@ class LlamaCpp:
         except (KeyError, TypeError, ValueError) as error:
             raise MachineError(f"llama.cpp's first line has no weights_bytes: {facts}; is it this version's child?") from error
         activations = "float16" if file_type == "F16" else "int8"
-        self._facts = facts | {"file_type": file_type, "activations": activations, "threads": threads}
+        self._facts = RunnerFacts(
+            version=facts.get("version"),
+            built_for=facts.get("built_for"),
+            file_type=file_type,
+            activations=activations,
+            threads=threads,
+        )
         self._child = child
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> RunnerFacts:
         """See `Runner.facts`."""
-        return dict(self._facts)
+        return self._facts
 
     def _seconds(self, **order: int) -> float:
         answer = self._child.ask(**order)
@@ -126,13 +135,13 @@ class LlamaCpp:
         return self._seconds(prefill=tokens)
 
     def steps(self, count: int, context: int) -> float:
-        """See `Runner.steps`; the context is read first, it is not kept from one call to the next."""
+        """See `Runner.steps`; the context is prefilled in every call."""
         self.prefill(context)
         return self._seconds(steps=count)
 
 
 class LlamaCppFiles:
-    """Where llama.cpp's files of one shape lie and by which command they are made."""
+    """The GGUF files of one shape, and the command that makes them."""
 
     def __init__(self, shape: str, mamba: MambaConfig, directory: Path, command: Sequence[str]) -> None:
         """Take what the files depend on.
@@ -140,21 +149,21 @@ class LlamaCppFiles:
         Args:
             shape: its name.
             mamba: its sizes.
-            directory: where the files lie; made when there is none.
-            command: what runs the child, without its command: an interpreter that has llama-cpp-python, and SCRIPT.
+            directory: of the files; made if it does not exist.
+            command: an interpreter that has llama-cpp-python, and SCRIPT.
         """
         self._stem, self._mamba, self._directory, self._command = f"bench-{shape}", mamba, directory, tuple(command)
 
     def check(self, weight_bits: Iterable[int]) -> None:
-        """Find out what would fail, before gigabytes are written for it.
+        """Check formats and libraries before gigabytes are written.
 
         Raises:
-            InputError: bits that llama.cpp has no format of; an interpreter that cannot be started.
+            InputError: llama.cpp has no format of these bits; the interpreter cannot be started.
             MachineError: a library is missing.
         """
         for bits in weight_bits:
             if bits not in _FILE_TYPES:
-                raise InputError(f"llama.cpp has no format of {bits} bits here; known: {sorted(_FILE_TYPES)}; leave --peer out")
+                raise InputError(f"llama.cpp has no {bits}-bit format here; known: {sorted(_FILE_TYPES)}; omit --peer")
         try:
             self._done("check")
         except MachineError as error:
@@ -166,7 +175,7 @@ class LlamaCppFiles:
             ) from error
 
     def file(self, weight_bits: int, bar: Progress) -> tuple[Path, str]:
-        """Return the GGUF of so many bits a weight and its type, made once."""
+        """Return the GGUF of these bits per weight, and its type; it is made once."""
         source = self._made("F16", bar, lambda goal: ("write", goal, self._sizes()))
         file_type = _FILE_TYPES[weight_bits]
         if file_type == "F16":
@@ -175,7 +184,7 @@ class LlamaCppFiles:
 
     @contextmanager
     def opened(self, file: Path, file_type: str, threads: int, context: int) -> Iterator[LlamaCpp]:
-        """Give the peer with its file open and its child waiting; raises as `started` and `LlamaCpp` do."""
+        """Yield the runner with its file open; raises as `started` and `LlamaCpp` do."""
         with started([*self._command, "serve", str(file), str(threads)]) as child:
             yield LlamaCpp(child, file_type, threads, context)
 

@@ -1,0 +1,54 @@
+"""The result of `bench export`, and its table."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .machine import Machine
+from .tables import Table
+
+
+class ExportedVision(msgspec.Struct, frozen=True):
+    """The vision graph: its precision, and its relative RMS from torch by part."""
+
+    precision: str
+    parity: dict[str, float]
+
+
+class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`bench export`.
+
+    Attributes:
+        seconds: wall time of the command.
+        peak_gib: peak resident memory of the command, mapped files included.
+        checkpoint_bytes: of the checkpoint that was exported.
+        bundle_bytes: by file of the bundle.
+        vision: the vision graph.
+    """
+
+    bench: str = "export"
+    shape: str
+    target: str
+    scheme: str
+    golden_lines: int
+    seconds: float
+    peak_gib: float
+    checkpoint_bytes: int
+    bundle_bytes: dict[str, int]
+    vision: ExportedVision
+    machine: Machine
+
+
+def export_table(result: ExportResult) -> Table:
+    """Return time, memory and sizes."""
+    m, files = result.machine, result.bundle_bytes
+    vision_bytes = sum(size for name, size in files.items() if name.startswith("vision"))
+    rows = [
+        ["machine", f"{m.processor}, {m.cores} cores, {m.memory_gb} GB"],
+        ["wall time", f"{result.seconds / 60:.1f} min"],
+        ["peak resident memory, mapped files included", f"{result.peak_gib:.1f} GiB"],
+        ["checkpoint", f"{result.checkpoint_bytes / 1e9:.2f} GB"],
+        [f"decoder as {result.scheme}", f"{files['decoder.safetensors'] / 1e9:.2f} GB"],
+        [f"vision graph, {result.vision.precision}", f"{vision_bytes / 1e9:.2f} GB"],
+    ]
+    return Table(["", ""], rows)
