@@ -105,7 +105,7 @@ def _tensorrt(bundle: Bundle, _wanted: Wanted) -> VisionRunner:
 
 
 def _tensorrt_refuses(bundle: Bundle) -> str | None:
-    from .engines.tensorrt import refuses
+    from .engines.tensorrt_build import refuses
 
     return refuses(bundle)
 

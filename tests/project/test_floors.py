@@ -1,6 +1,7 @@
-"""The floors of docs/architecture.md: a room imports only from floors below it, lazily or not."""
+"""Floors of docs/architecture.md: a room imports only from floors below it, and no modules import each other, lazily or not."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,40 @@ def test_imports_point_down() -> None:
         others = {name.split(".")[1] for name in imported(file) if name.startswith("cobra_edge.")} & FLOOR.keys()
         upwards += [f"{file.relative_to(ROOT)} imports {o}" for o in others - {room} if FLOOR[o] >= FLOOR[room]]
     assert not upwards, "\n".join(upwards)
+
+
+def first_cycle(imports: dict[str, set[str]]) -> list[str]:
+    """Return modules that import each other in a circle, the first one again at the end; empty where there are none.
+
+    Args:
+        imports: {module: names it imports, as `imported` gives them}.
+    """
+
+    def module_of(name: str) -> str:
+        while name and name not in imports:
+            name = name.rpartition(".")[0]
+        return name
+
+    edges = {module: {module_of(name) for name in names} - {module, ""} for module, names in imports.items()}
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_each_other() -> None:
+    imports = {}
+    for file in (ROOT / "cobra_edge").rglob("*.py"):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        imports[name] = imported(file)
+    cycle = first_cycle(imports)
+    assert not cycle, " -> ".join(cycle)
+
+
+def test_a_cycle_is_found() -> None:
+    assert first_cycle({"p.a": {"p.b.name"}, "p.b": {"os", "p.c"}, "p.c": set()}) == []
+    assert set(first_cycle({"p.a": {"p.b.name"}, "p.b": {"p.c"}, "p.c": {"p.a"}})) == {"p.a", "p.b", "p.c"}
 
 
 def test_every_room_has_its_floor() -> None:

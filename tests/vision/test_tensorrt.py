@@ -25,7 +25,7 @@ from cobra_edge.bundle.reader import MANIFEST, VISION, Bundle, file_entries
 from cobra_edge.errors import BundleError, MachineError
 from cobra_edge.terminal.output import run_command, stages
 from cobra_edge.vision import runtimes
-from cobra_edge.vision.engines import device_buffers, tensorrt, tensorrt_build, tensorrt_job
+from cobra_edge.vision.engines import device_buffers, tensorrt, tensorrt_build, tensorrt_job, tensorrt_library, tensorrt_memory
 from cobra_edge.vision.engines.cache import EngineCache
 from cobra_edge.vision.session import VisionSession
 
@@ -46,7 +46,7 @@ class Device:
 
     def tensorrt(self, version: str) -> None:
         """Install a version; None was there before."""
-        text = f"from tests import fake_tensorrt\nfake_tensorrt.install(globals(), {version!r})\n"
+        text = f"from tests.vision import fake_tensorrt\nfake_tensorrt.install(globals(), {version!r})\n"
         (self.folder / "tensorrt.py").write_text(text)
         # A file of the same length within a second would be taken from Python's cache.
         shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
@@ -77,7 +77,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setenv("FAKE_BUILDS", str(folder / "builds"))
     monkeypatch.setenv("FAKE_GPU", fake_cuda.ORIN_NANO)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tensorrt, "available_bytes", lambda: 6_000_000_000)
+    monkeypatch.setattr(tensorrt_memory, "available_bytes", lambda: 6_000_000_000)
     fake_cuda.memory.clear()
     fake_cuda.streams.clear()
     made = Device(folder, monkeypatch)
@@ -263,7 +263,7 @@ def test_an_engine_that_tensorrt_does_not_read_is_built_again(
 ) -> None:
     # As after a patch of TensorRT that leaves its version as it was: key, size and hash are right.
     bundle = Bundle.open(path)
-    key = tensorrt.engine_key(bundle, tensorrt.first_gpu())
+    key = tensorrt_build.engine_key(bundle, tensorrt.first_gpu())
     EngineCache().publish(key, b"written by another patch")
     runner = runtimes.open_vision(bundle, "cuda", "tensorrt")
     assert "does not read the engine" in capsys.readouterr().err
@@ -365,8 +365,8 @@ def test_a_tensorrt_without_the_flag_of_strong_types(
     device.tensorrt("11.4.1.9")
     job = tensorrt_job.Job(str(path / VISION), str(tmp_path), 1 << 20)
     job.timing.write_bytes(b"")
-    monkeypatch.setattr(tensorrt.tensorrt(), "NetworkDefinitionCreationFlag", fake_tensorrt.enum.IntEnum("none", {}))
-    builder: Any = tensorrt.tensorrt().Builder
+    monkeypatch.setattr(tensorrt_library.tensorrt(), "NetworkDefinitionCreationFlag", fake_tensorrt.enum.IntEnum("none", {}))
+    builder: Any = tensorrt_library.tensorrt().Builder
     monkeypatch.setattr(builder._api, "NetworkDefinitionCreationFlag", fake_tensorrt.enum.IntEnum("none", {}))
     assert tensorrt_job.build(job, lambda message: True) is None
 
@@ -399,14 +399,14 @@ def test_explicit_int8_is_built_strongly_typed(device: Device, path: Path, tmp_p
 
 def test_the_workspace_is_what_the_plan_leaves(device: Device, path: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(path)
-    plan, weights = bundle.manifest.memory_plan, tensorrt.graph_bytes(bundle)
+    plan, weights = bundle.manifest.memory_plan, tensorrt_memory.graph_bytes(bundle)
     assert plan.available_bytes is not None
     others = plan.vision_bytes + plan.decoder_bytes + plan.state_bytes + plan.reserved_bytes
-    assert tensorrt_build.workspace_bytes(bundle, 64_000_000_000) == plan.available_bytes - others
-    assert tensorrt_build.workspace_bytes(bundle, 1_000_000_000) == 1_000_000_000 - 2 * weights
+    assert tensorrt_memory.workspace_bytes(bundle, 64_000_000_000) == plan.available_bytes - others
+    assert tensorrt_memory.workspace_bytes(bundle, 1_000_000_000) == 1_000_000_000 - 2 * weights
     open_ended = msgspec.structs.replace(plan, available_bytes=None)
     elsewhere = Bundle.open(edited(path, tmp_path / "cpu", memory_plan=open_ended))
-    assert tensorrt_build.workspace_bytes(elsewhere, 64_000_000_000) == 64_000_000_000 - 2 * weights
+    assert tensorrt_memory.workspace_bytes(elsewhere, 64_000_000_000) == 64_000_000_000 - 2 * weights
 
 
 # Refusals, one test each.
@@ -455,16 +455,16 @@ def test_a_gpu_too_old_for_the_precision(
 
 
 def test_too_little_memory(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = tensorrt.graph_bytes(Bundle.open(path))
+    weights = tensorrt_memory.graph_bytes(Bundle.open(path))
     needed = 2 * weights + (64 << 20)
-    device.patch.setattr(tensorrt, "available_bytes", lambda: needed - 1)
+    device.patch.setattr(tensorrt_memory, "available_bytes", lambda: needed - 1)
     device.gpu(f"Orin;8.7;7990000000;{needed - 1};8;1")
     said = refused(path, capsys, 3)
     assert f"at least {needed / 1e9:.2f} GB" in said and f"{(needed - 1) / 1e9:.2f} GB are free" in said
     assert not device.builds and not leftovers()
     assert isinstance(runtimes.open_vision(Bundle.open(path)), VisionSession)
     # On a Jetson what Linux would free of caches counts; with a GPU of its own the less of both.
-    device.patch.setattr(tensorrt, "available_bytes", lambda: needed)
+    device.patch.setattr(tensorrt_memory, "available_bytes", lambda: needed)
     device.gpu(f"Orin;8.7;7990000000;{needed - 1};8;0")
     refused(path, capsys, 3)
     device.gpu(f"Orin;8.7;7990000000;{needed - 1};8;1")
@@ -568,8 +568,8 @@ def test_no_memory_on_the_gpu_to_run(device: Device, path: Path) -> None:
 
 
 def test_the_fake_wants_the_order_of_calls(device: Device, path: Path) -> None:
-    trt = tensorrt.tensorrt()
-    logger = tensorrt.listener()
+    trt = tensorrt_library.tensorrt()
+    logger = tensorrt_library.listener()
     builder = trt.Builder(logger)
     network, config = builder.create_network(2), builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 1)

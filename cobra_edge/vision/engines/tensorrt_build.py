@@ -8,6 +8,7 @@ is opened. It writes into a directory that is removed however the build ends; on
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 import signal
@@ -24,14 +25,13 @@ import msgspec
 from ...bundle.engine_key import EngineKey
 from ...bundle.reader import Bundle
 from ...errors import BundleError, MachineError
-from .cache import EngineCache
-from .device_buffers import Gpu, first_gpu
-from .tensorrt import engine_key, free_bytes, graph_bytes, refuses
+from ...formats.precision import precision_named, why_no_gpu_of
+from .cache import EngineCache, onnx_digest
+from .device_buffers import Gpu, checked, first_gpu
 from .tensorrt_job import Failure, Job, Message, Phase
+from .tensorrt_library import tensorrt, why_no_tensorrt
+from .tensorrt_memory import WEIGHT_COPIES, free_bytes, graph_bytes, why_too_little_memory, workspace_bytes
 
-# NVIDIA: at least two copies of the weights are in host memory, the parsed graph's and the engine's. A Jetson has one memory.
-WEIGHT_COPIES = 2
-WORKSPACE_LEAST_BYTES = 64 << 20
 _DIGEST_BYTES = 32
 
 Show = Callable[[str, int, int], None]
@@ -56,31 +56,32 @@ class BuiltEngine(msgspec.Struct, frozen=True):
     workspace_bytes: int | None = None
 
 
-def workspace_bytes(bundle: Bundle, free: int) -> int:
-    """Return how much scratch memory a kernel may take, at the build and at each run after it.
-
-    Args:
-        bundle: whose memory plan says what is left on its target while its decoder is in memory too.
-        free: bytes that can be had now.
-    """
-    plan = bundle.manifest.memory_plan
-    left = free - WEIGHT_COPIES * graph_bytes(bundle)
-    if plan.available_bytes is None:
-        return left
-    return min(left, plan.available_bytes - plan.total_bytes + plan.working_bytes)
-
-
-def why_too_little_memory(bundle: Bundle, gpu: Gpu) -> str | None:
-    """Return why the engine cannot be built in the memory that is free, in numbers, or None where it may be."""
-    weights, free = graph_bytes(bundle), free_bytes(gpu)
-    needed = WEIGHT_COPIES * weights + WORKSPACE_LEAST_BYTES
-    if free >= needed:
-        return None
-    return (
-        f"building the engine takes at least {needed / 1e9:.2f} GB ({WEIGHT_COPIES} times {weights / 1e9:.2f} of weights, "
-        f"{WORKSPACE_LEAST_BYTES / 1e9:.2f} of workspace), {free / 1e9:.2f} GB are free; close other programs, stop the "
-        "desktop (sudo init 3), or export with a narrower --vision-precision"
+def engine_key(bundle: Bundle, gpu: Gpu) -> EngineKey:
+    """Return what identifies the engine of a bundle's graph, by the TensorRT that is here, for a GPU."""
+    cuda = importlib.import_module("cuda.bindings.runtime")
+    attribute = cuda.cudaDeviceAttr.cudaDevAttrMultiProcessorCount
+    # All Jetson Orins are called "Orin" and have one compute capability; kernels are chosen by timing them on one of them.
+    processors = checked(cuda.cudaDeviceGetAttribute(attribute, 0), "asking the GPU for its size")
+    return EngineKey(
+        "tensorrt",
+        str(tensorrt().__version__),
+        (gpu.capability,),
+        bundle.vision_graph.precision,
+        onnx_digest(bundle.graph_files),
+        gpu=f"{gpu.name}, {processors} multiprocessors",
     )
+
+
+def refuses(bundle: Bundle, cache: EngineCache | None = None) -> str | None:
+    """Return why TensorRT does not run a bundle's vision here, or None where it does, perhaps after building the engine."""
+    reason = why_no_tensorrt()
+    if reason is not None:
+        return reason
+    gpu = first_gpu()
+    reason = why_no_gpu_of(gpu.capability, precision_named(bundle.vision_graph.precision), gpu.name)
+    if reason is not None or (cache or EngineCache()).has(engine_key(bundle, gpu)):
+        return reason
+    return why_too_little_memory(bundle, gpu)
 
 
 def engine_of(

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from .tensorrt import listener, tensorrt
+from .tensorrt_library import listener, tensorrt
 
 
 class Job(msgspec.Struct, frozen=True):
