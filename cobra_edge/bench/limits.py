@@ -35,7 +35,7 @@ def peak_products(kernels: str, threads: int) -> float:
     """Return int8 multiply-accumulates a second that an instruction set does in registers."""
     from ..decode import _cpu
 
-    return float(_cpu.kernels.peak_products(kernels, threads))
+    return float(_cpu.kernels.peak_macs(kernels, threads))
 
 
 def prefill_products(mamba: MambaConfig, tokens: int) -> int:
