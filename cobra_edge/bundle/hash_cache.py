@@ -105,7 +105,7 @@ def _is_whole(file: Path, sha256: str, thorough: bool, stop: threading.Event) ->
 
 def _place_of(file: Path) -> Path:
     name = hashlib.sha256(os.fsencode(file.resolve())).hexdigest()
-    return platformdirs.user_cache_path("cobra_edge") / "verified" / f"{name}.json"
+    return platformdirs.user_cache_path("cobra_edge") / "hashes" / f"{name}.json"
 
 
 def _recall(place: Path) -> _Entry | None:

@@ -40,14 +40,14 @@ class BitsAndBytesDecoder(TorchDecoder):
         super().__init__(bundle, device)
 
     def _multiplies_codes(self, value: QuantizedTensor) -> bool:
-        return value.scheme.code_format in PRODUCTS or super()._multiplies_codes(value)
+        return value.scheme.code_format in MATMULS or super()._multiplies_codes(value)
 
-    def _product_with(self, value: QuantizedTensor) -> Forward:
-        product = PRODUCTS.get(value.scheme.code_format)
-        return super()._product_with(value) if product is None else product(self._bnb, value, self.device)
+    def _matmul_with(self, value: QuantizedTensor) -> Forward:
+        product = MATMULS.get(value.scheme.code_format)
+        return super()._matmul_with(value) if product is None else product(self._bnb, value, self.device)
 
 
-def nf4_product(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) -> Forward:
+def nf4_matmul(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) -> Forward:
     """Return the product with a matrix of format "nf4"."""
     codes = torch.from_numpy(np.array(weight.codes)).to(device)
     state = bnb.functional.QuantState(
@@ -61,7 +61,7 @@ def nf4_product(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) 
     return lambda x: bnb.matmul_4bit(x, codes, quant_state=state)
 
 
-def int8_product(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) -> Forward:
+def int8_matmul(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) -> Forward:
     """Return the product with a matrix of format "int8-rows"; activations are rounded, see above."""
     state = bnb.MatmulLtState()
     state.CB = torch.from_numpy(np.array(weight.codes)).to(device)
@@ -75,7 +75,7 @@ def int8_product(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU)
     return product
 
 
-PRODUCTS: dict[CodeFormat, Callable[[Any, QuantizedTensor, torch.device], Forward]] = {
-    "nf4": nf4_product,
-    "int8-rows": int8_product,
+MATMULS: dict[CodeFormat, Callable[[Any, QuantizedTensor, torch.device], Forward]] = {
+    "nf4": nf4_matmul,
+    "int8-rows": int8_matmul,
 }

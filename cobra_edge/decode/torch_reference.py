@@ -75,21 +75,21 @@ class TorchDecoder:
         """Tell whether there is a product with a matrix as it is stored."""
         return self.device.type != "cpu" and value.scheme.code_format == "int"
 
-    def _product_with(self, value: QuantizedTensor) -> Forward:
+    def _matmul_with(self, value: QuantizedTensor) -> Forward:
         """Return the product with a matrix that stays codes."""
         matrix = GpuMatrix.of(value, self.device)
         return lambda x: x @ matrix.dequantize().T
 
     def _keep_codes(self, name: str, value: QuantizedTensor) -> None:
-        product = self._product_with(value)
+        product = self._matmul_with(value)
         if name != _EMBEDDING:
             _replace_forward(self.model.get_submodule(name), product)
             return
-        _replace_forward(self.model.backbone.embedding, self._lookup(value))
+        _replace_forward(self.model.backbone.embedding, self._embedding_of(value))
         if self.config.tied:
             _replace_forward(self.model.lm_head, product)
 
-    def _lookup(self, table: QuantizedTensor) -> Forward:
+    def _embedding_of(self, table: QuantizedTensor) -> Forward:
         def rows(tokens: Tensor) -> Tensor:
             found = table.rows(tokens.cpu().numpy().reshape(-1)).dequantize()
             return torch.from_numpy(found).reshape(*tokens.shape, found.shape[1]).to(self.device)

@@ -30,7 +30,7 @@ _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _ALIGNMENT = 64  # of the data's start, so that memory-mapped rows can be loaded as whole vectors
 
 
-def head_of(tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None = None) -> bytes:
+def safetensors_header(tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Return what a file begins with, up to the tensors' values: the same bytes for the same arguments."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -43,13 +43,13 @@ def head_of(tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None 
     return len(text).to_bytes(8, "little") + text
 
 
-class TensorFileWriter:
+class SafetensorsWriter:
     """Writes the announced tensors in the announced order; leaving the context early leaves a file no reader accepts."""
 
     def __init__(self, file: Path, tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None = None) -> None:
         """Open the file and write its header, with metadata where some is given. Raises OSError as the file system does."""
         self._waiting = list(tensors)
-        head = head_of(self._waiting, metadata)
+        head = safetensors_header(self._waiting, metadata)
         self._waiting.reverse()
         self._stream = file.open("wb")
         self._stream.write(head)
@@ -60,7 +60,7 @@ class TensorFileWriter:
         assert (name, values.dtype.name, values.shape) == (announced.name, announced.dtype, announced.shape)
         self._stream.write(np.ascontiguousarray(values).data)
 
-    def __enter__(self) -> TensorFileWriter:
+    def __enter__(self) -> SafetensorsWriter:
         """Return self."""
         return self
 

@@ -143,9 +143,9 @@ def _vision_parts(
         return
     yield trial.part(together, decoder, seen)
     try:
-        from ..vision.graph.split import opened_halves
+        from ..vision.graph.split import open_split
 
-        build = stack.enter_context(opened_halves(session.bundle))
+        build = stack.enter_context(open_split(session.bundle))
         float_features, float_projected = _float_halves(reference, stack)
     except ImportError as error:
         yield Part("vision tower", None, None, f"cutting the graph needs {error.name}; {install_hint('export')}")
@@ -168,9 +168,9 @@ def _vision_parts(
 def _float_halves(reference: Reference, stack: ExitStack) -> tuple[Callable[[Any], list[np.ndarray]], Any]:
     """Return the baseline's encoders, image to features (1, n_patches, embed_dim), and its projector of those."""
     if reference.session is not None:
-        from ..vision.graph.split import opened_halves
+        from ..vision.graph.split import open_split
 
-        halves = stack.enter_context(opened_halves(reference.session.bundle))
+        halves = stack.enter_context(open_split(reference.session.bundle))
         transform = reference.session.bundle.image()
         return lambda image: halves.features(transform.pixels(image)), halves.projected
     import torch

@@ -17,7 +17,7 @@ from cobra_edge.errors import BundleError, InputError, MachineError
 from cobra_edge.files import staging
 from cobra_edge.formats.packing import QuantizedTensor
 from cobra_edge.formats.recipe import StoredTensor, stored_tensors
-from cobra_edge.formats.safetensors_file import TensorFileWriter, read_tensors
+from cobra_edge.formats.safetensors_file import SafetensorsWriter, read_tensors
 from cobra_edge.terminal.output import run_command
 
 
@@ -57,7 +57,7 @@ def test_clips_that_clip_nothing_sensible_are_refused(bundle, bad):
         clipped.decoder_tensors()
     tensors, plan = load_file(bundle / DECODER), stored_tensors(whole.manifest.model.mamba, recipe)
     for value in (1.0, bad):
-        with TensorFileWriter(bundle / DECODER, [t for entries in plan.values() for t in entries]) as writer:
+        with SafetensorsWriter(bundle / DECODER, [t for entries in plan.values() for t in entries]) as writer:
             for t in (t for entries in plan.values() for t in entries):
                 values = tensors.get(t.name, np.ones(t.shape, np.float32))
                 if t.name == f"{name}.clips":
@@ -244,7 +244,7 @@ def test_a_tokenizer_that_is_none(bundle, content):
 def test_written_piece_by_piece_reads_whole(tmp_path):
     values = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b.codes": np.arange(5, dtype=np.uint8)}
     plan = [StoredTensor(k, v.dtype.name, v.shape) for k, v in values.items()]
-    with TensorFileWriter(tmp_path / "t.safetensors", plan) as writer:
+    with SafetensorsWriter(tmp_path / "t.safetensors", plan) as writer:
         for name, value in values.items():
             writer.write(name, value)
     read = load_file(tmp_path / "t.safetensors")
@@ -342,7 +342,7 @@ def test_an_unaligned_tensor_is_copied(tmp_path):
 
     file = tmp_path / "odd.safetensors"
     wanted = [StoredTensor("a", "uint8", (3,)), StoredTensor("b", "float32", (2,))]
-    with TensorFileWriter(file, wanted) as writer:
+    with SafetensorsWriter(file, wanted) as writer:
         writer.write("a", np.array([1, 2, 3], np.uint8))
         writer.write("b", np.array([4, 5], np.float32))
     mapped = map_tensors(file, wanted)
@@ -352,7 +352,7 @@ def test_an_unaligned_tensor_is_copied(tmp_path):
 def test_a_tensor_file_is_on_the_disk_when_it_is_done(tmp_path, monkeypatch):
     synced, values = [], np.arange(6, dtype=np.float32).reshape(2, 3)
     monkeypatch.setattr("os.fsync", lambda descriptor: synced.append((tmp_path / "x").stat().st_size))
-    with TensorFileWriter(tmp_path / "x", [StoredTensor("a", "float32", (2, 3))]) as writer:
+    with SafetensorsWriter(tmp_path / "x", [StoredTensor("a", "float32", (2, 3))]) as writer:
         writer.write("a", values)
     assert synced == [(tmp_path / "x").stat().st_size]
     assert np.array_equal(read_tensors(tmp_path / "x")["a"], values)
@@ -366,7 +366,7 @@ def test_a_disk_that_fails_at_the_end_is_told(tmp_path, monkeypatch):
     with (
         pytest.raises(MachineError, match="No space left"),
         staged_directory(tmp_path / "b", force=False, needed_bytes=0) as stage,
-        TensorFileWriter(stage / "x", []),
+        SafetensorsWriter(stage / "x", []),
     ):
         pass
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from cobra_edge.bundle.reader import DECODER, Bundle
 from cobra_edge.decode.backends import open_decoder
-from cobra_edge.decode.bitsandbytes_backend import PRODUCTS, BitsAndBytesDecoder
+from cobra_edge.decode.bitsandbytes_backend import MATMULS, BitsAndBytesDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats import bitsandbytes_codes
@@ -126,7 +126,7 @@ def test_rows_taken_together_or_not_give_the_same_codes(monkeypatch, scheme):
 def test_products_equal_their_naive_references(bnb, shape):
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     weight = quantize_bitsandbytes(matrix(63), NF4)
-    got = PRODUCTS["nf4"](bnb, weight, torch.device("cpu"))(torch.from_numpy(x)).numpy()
+    got = MATMULS["nf4"](bnb, weight, torch.device("cpu"))(torch.from_numpy(x)).numpy()
     assert_close(got, x @ weight.dequantize().T, "product")
 
     weight = quantize_bitsandbytes(matrix(63), INT8)
@@ -134,7 +134,7 @@ def test_products_equal_their_naive_references(bnb, shape):
     top = np.abs(half).max(axis=-1, keepdims=True)
     codes = np.rint(half * (127 / top)).astype(np.int64)
     naive = (codes @ weight.codes.astype(np.int64).T) * (top / 127) * (weight.scales[:, 0] / 127)
-    got = PRODUCTS["int8-rows"](bnb, weight, torch.device("cpu"))(torch.from_numpy(x)).numpy()
+    got = MATMULS["int8-rows"](bnb, weight, torch.device("cpu"))(torch.from_numpy(x)).numpy()
     assert got.dtype == np.float32
     assert_close(got, naive, "product", "int8-rows")
 

@@ -23,7 +23,7 @@ from cobra_edge.export import command as export_module
 from cobra_edge.export import pipeline as assemble
 from cobra_edge.formats.model_config import CobraConfig, MambaConfig
 from cobra_edge.formats.recipe import uniform_recipe
-from cobra_edge.formats.safetensors_file import TensorFileWriter
+from cobra_edge.formats.safetensors_file import SafetensorsWriter
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.model.backbones import vision_backbone
@@ -117,7 +117,7 @@ def test_an_output_that_cannot_be_written(export):
 
 
 def test_a_disk_that_fills_up(export, tmp_path, monkeypatch):
-    real, calls = TensorFileWriter.write, []
+    real, calls = SafetensorsWriter.write, []
 
     def write(self, name, values):
         calls.append(name)
@@ -125,7 +125,7 @@ def test_a_disk_that_fills_up(export, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(self, name, values)
 
-    monkeypatch.setattr(TensorFileWriter, "write", write)
+    monkeypatch.setattr(SafetensorsWriter, "write", write)
     code, _, err = export()
     assert code == 3 and "No space left" in err
     assert leftovers(tmp_path / "out") is None
@@ -414,14 +414,14 @@ def test_a_float_model_that_overflows_is_said(export, text_only, tmp_path):
 
 
 def test_a_disk_that_fills_up_with_the_golden_lines(export, tmp_path, monkeypatch):
-    real = TensorFileWriter.write
+    real = SafetensorsWriter.write
 
     def write(self, name, values):
         if name == "kept_log_probs":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(self, name, values)
 
-    monkeypatch.setattr(TensorFileWriter, "write", write)
+    monkeypatch.setattr(SafetensorsWriter, "write", write)
     code, _, err = export()
     assert code == 3 and "No space left" in err
     assert leftovers(tmp_path / "out") is None

@@ -14,7 +14,7 @@ from cobra_edge.formats import hadamard
 from cobra_edge.formats.hadamard import LARGEST_PALEY_ORDER, LARGEST_WRITTEN_OUT, hadamard_factors, hadamard_matrix
 from cobra_edge.formats.model_config import EncoderConfig, MambaConfig, VisionConfig
 from cobra_edge.formats.recipe import Recipe, stored_tensors
-from cobra_edge.formats.safetensors_file import TensorFileWriter
+from cobra_edge.formats.safetensors_file import SafetensorsWriter
 from cobra_edge.inference.session import load
 from cobra_edge.regress import predictions as reading
 from cobra_edge.suite.line import Line
@@ -50,7 +50,7 @@ def wide_bundle(folder, config, rotations):
     folder.mkdir()
     recipe = Recipe("fp16", "none", dict.fromkeys(tiny.manifest.recipe.tensors, "float16"), rotations=rotations)
     plan = [t for entries in stored_tensors(config, recipe).values() for t in entries]
-    with TensorFileWriter(folder / DECODER, plan) as writer:
+    with SafetensorsWriter(folder / DECODER, plan) as writer:
         for t in plan:
             writer.write(t.name, np.zeros(t.shape, t.dtype))
     for name in (TOKENIZER, PROMPT, GOLDEN):

@@ -11,7 +11,7 @@ import sys
 import msgspec
 import pytest
 
-from cobra_edge.bundle import hash_cache as verified
+from cobra_edge.bundle import hash_cache
 from cobra_edge.bundle.engine_key import EngineKey
 from cobra_edge.bundle.reader import MANIFEST, Bundle
 from cobra_edge.errors import BundleError, InputError, MachineError
@@ -181,9 +181,9 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path):
 
 def test_an_engine_is_hashed_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    cache, hashed, real = EngineCache(tmp_path), [], verified.content_sha256
-    monkeypatch.setattr(verified, "content_sha256", lambda *given: hashed.append(1) or real(*given))
-    monkeypatch.setattr(verified, "_SETTLED_NS", 0)
+    cache, hashed, real = EngineCache(tmp_path), [], hash_cache.content_sha256
+    monkeypatch.setattr(hash_cache, "content_sha256", lambda *given: hashed.append(1) or real(*given))
+    monkeypatch.setattr(hash_cache, "_SETTLED_NS", 0)
     cache.publish(KEY, b"engine")
     assert cache.read(KEY) == cache.read(KEY) == b"engine" and hashed == [1]
     cache.engine(KEY).write_bytes(b"enginf")

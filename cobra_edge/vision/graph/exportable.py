@@ -23,7 +23,7 @@ from ...model.cobra import VisionModel
 _DTYPES: dict[PrecisionName, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class _Product(nn.Module):
+class _CastLayer(nn.Module):
     """A linear layer or patch embedding with operands of one type and a float32 result; its parameters keep their names."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> None:
@@ -107,6 +107,6 @@ def _replace_leaves(module: nn.Module, dtype: torch.dtype) -> None:
         if isinstance(child, nn.GELU) and child.approximate == "none":
             setattr(module, name, _Gelu())
         elif isinstance(child, nn.Linear | nn.Conv2d):
-            setattr(module, name, _Product(child, dtype))
-        elif not isinstance(child, _Product | _Attention):
+            setattr(module, name, _CastLayer(child, dtype))
+        elif not isinstance(child, _CastLayer | _Attention):
             _replace_leaves(child, dtype)

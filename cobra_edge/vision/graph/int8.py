@@ -1,7 +1,7 @@
 """Static int8 of the vision graph as QDQ, by onnxruntime's quantizer.
 
 Products with weights get int8 on both sides: weights one scale for each output channel, activations one scale each, zero
-point 0, chosen on calibration images. All else stays float: patch embedding, norms, softmax, attention's own products, GELU,
+point 0, chosen on calibration images. All else stays float: patch embedding, norms, softmax, attention's own matmuls, GELU,
 biases and the residual stream. It is the form that TensorRT takes as explicit quantization and that onnxruntime fuses into
 integer kernels on a CPU. Products that int8 hurts most are left wide until the graph's output is within the goal.
 """
@@ -22,12 +22,12 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from ...errors import InputError
 from ..session import INPUT, OUTPUT, open_on_cpu
-from .matmuls import Measured, Product, measured, products_of
+from .matmuls import Matmul, Measurements, measure, weight_matmuls
 from .onnx_export import EXTERNAL_DATA_ABOVE_BYTES
 from .parity import relative_rms
 
 RELATIVE_RMS_GOAL = 0.05
-WIDE_AT_MOST = 0.125  # of all products: with more the file is no longer about a quarter
+WIDE_AT_MOST = 0.125  # of all matmuls: with more the file is no longer about a quarter
 _CHECKED = 4  # images on which the finished graph is compared with the float one
 
 
@@ -35,7 +35,7 @@ _CHECKED = 4  # images on which the finished graph is compared with the float on
 class Wide:
     """A product left float: its label, and the relative error that int8 would give its output."""
 
-    product: str
+    matmul: str
     error: float
 
 
@@ -44,7 +44,7 @@ class Int8Report:
     """What became of a graph.
 
     Attributes:
-        quantized: number of products in int8.
+        quantized: number of matmuls in int8.
         wide: those left float, largest error first.
         relative_rms: largest at the graph's output over the checked images, ‖int8 - float‖ / ‖float‖.
         relative_rms_goal: what it was to stay within; above it where as many as allowed are wide and it was not enough.
@@ -74,7 +74,7 @@ def quantize_int8(
         float_graph: float32, as `export_onnx` writes it.
         out: where; not the same file.
         pixels: calibration images, each as the graph takes it; read one at a time, those that are checked twice.
-        relative_rms_goal: at the graph's output; products are left wide until it is met, or WIDE_AT_MOST of them are.
+        relative_rms_goal: at the graph's output; matmuls are left wide until it is met, or WIDE_AT_MOST of them are.
         on_step: called after each image.
 
     Raises:
@@ -82,12 +82,12 @@ def quantize_int8(
     """
     if not len(pixels):
         raise InputError("int8 needs calibration images, got none; give at least one")
-    products = products_of(onnx.load(float_graph, load_external_data=False).graph)
-    if not products:
+    matmuls = weight_matmuls(onnx.load(float_graph, load_external_data=False).graph)
+    if not matmuls:
         raise InputError(f"{float_graph}: no product of an activation with a stored matrix, nothing to quantize")
-    found = measured(float_graph, products, pixels, len(pixels), on_step)
-    ranked = sorted(products, key=lambda p: (-found.errors[p.node], p.node))
-    most, wide = int(len(products) * WIDE_AT_MOST), 0
+    found = measure(float_graph, matmuls, pixels, len(pixels), on_step)
+    ranked = sorted(matmuls, key=lambda p: (-found.errors[p.node], p.node))
+    most, wide = int(len(matmuls) * WIDE_AT_MOST), 0
     while True:
         _write(_quantized(float_graph, ranked[wide:], found), out)
         rms = _distance(out, pixels, found.outputs)
@@ -95,12 +95,12 @@ def quantize_int8(
             break
         wide = min(most, 2 * wide or max(1, most // 8))
     errors = tuple((p.label, found.errors[p.node]) for p in ranked)
-    return Int8Report(len(products) - wide, tuple(Wide(*e) for e in errors[:wide]), rms, relative_rms_goal, errors)
+    return Int8Report(len(matmuls) - wide, tuple(Wide(*e) for e in errors[:wide]), rms, relative_rms_goal, errors)
 
 
-def _quantized(file: Path, products: Sequence[Product], found: Measured) -> onnx.ModelProto:
-    """Return the graph with the products in int8."""
-    highest = {p.source: np.float32(found.highest[p.node]) for p in products}
+def _quantized(file: Path, matmuls: Sequence[Matmul], found: Measurements) -> onnx.ModelProto:
+    """Return the graph with the matmuls in int8."""
+    highest = {p.source: np.float32(found.highest[p.node]) for p in matmuls}
     ranges = TensorsData(CalibrationMethod.MinMax, {name: (-top, top) for name, top in highest.items()})
     model = onnx.load(file)
     if highest.keys() <= {value.name for value in model.graph.value_info}:
@@ -113,7 +113,7 @@ def _quantized(file: Path, products: Sequence[Product], found: Measured) -> onnx
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,
         tensors_range=ranges,
-        nodes_to_quantize=[p.node for p in products],
+        nodes_to_quantize=[p.node for p in matmuls],
         nodes_to_exclude=[],
         op_types_to_quantize=["MatMul"],
         extra_options={
@@ -127,15 +127,15 @@ def _quantized(file: Path, products: Sequence[Product], found: Measured) -> onnx
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     model = quantizer.model.model
-    _keep_products_apart(model.graph, {p.node for p in products})
+    _prevent_gemm_fusion(model.graph, {p.node for p in matmuls})
     del model.metadata_props[:]
     return model
 
 
-def _keep_products_apart(graph: onnx.GraphProto, nodes: set[str]) -> None:
-    """Give biases of these products the shape (1, 1, out).
+def _prevent_gemm_fusion(graph: onnx.GraphProto, nodes: set[str]) -> None:
+    """Give biases of these matmuls the shape (1, 1, out).
 
-    onnxruntime joins a MatMul and a vector added to it into a Gemm before it looks for integer products, and knows no integer
+    onnxruntime joins a MatMul and a vector added to it into a Gemm before it looks for integer matmuls, and knows no integer
     Gemm with a float bias: the whole product would run in float, from weights dequantized at every run.
     """
     outputs = {node.output[0] for node in graph.node if node.name in nodes}

@@ -1,4 +1,4 @@
-"""The products with weights in a vision graph: what enters them, and what rounding both sides to int8 costs each."""
+"""The matmuls with weights in a vision graph: what enters them, and what rounding both sides to int8 costs each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TINY = 1e-30
 
 
 @dataclass(frozen=True)
-class Product:
+class Matmul:
     """A MatMul of an activation and a stored weight (in, out): the names of node, input and weight, and a name to read."""
 
     node: str
@@ -33,7 +33,7 @@ class Product:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Measurements:
     """What calibration found.
 
     Attributes:
@@ -47,7 +47,7 @@ class Measured:
     outputs: list[np.ndarray]
 
 
-def products_of(graph: onnx.GraphProto) -> list[Product]:
+def weight_matmuls(graph: onnx.GraphProto) -> list[Matmul]:
     """Return every MatMul whose second operand is a stored matrix, labelled by the bias that is added to it alone."""
     matrices = {i.name for i in graph.initializer if len(i.dims) == 2}
     vectors = {i.name for i in graph.initializer if len(i.dims) == 1}
@@ -59,74 +59,74 @@ def products_of(graph: onnx.GraphProto) -> list[Product]:
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in matrices:
             added = (name for after in readers[node.output[0]] if after.op_type == "Add" for name in after.input)
-            # An exporter gives equal biases one tensor: then its name is that of another product.
+            # An exporter gives equal biases one tensor: then its name is that of another matmul.
             bias = [name for name in added if name in vectors and len(readers[name]) == 1]
             label = bias[0].removesuffix(".bias") if bias else node.name
-            found.append(Product(node.name, node.input[0], node.input[1], label))
+            found.append(Matmul(node.name, node.input[0], node.input[1], label))
     return found
 
 
-def measured(
-    file: Path, products: list[Product], pixels: Iterable[np.ndarray], n_images: int, on_step: Callable[[], None]
-) -> Measured:
+def measure(
+    file: Path, matmuls: list[Matmul], pixels: Iterable[np.ndarray], n_images: int, on_step: Callable[[], None]
+) -> Measurements:
     """Run the float graph on every image, one in memory at a time, and measure each product by itself.
 
     Raises:
         InputError: an input of a product is not finite.
     """
-    session = _watching(file, products)
+    session = _watching(file, matmuls)
     name = session.get_inputs()[0].name
-    highest = dict.fromkeys((p.node for p in products), 0.0)
-    rows: dict[str, list[np.ndarray]] = {p.node: [] for p in products}
+    highest = dict.fromkeys((p.node for p in matmuls), 0.0)
+    rows: dict[str, list[np.ndarray]] = {p.node: [] for p in matmuls}
     outputs = list[np.ndarray]()
     for number, image in enumerate(pixels):
         values: Any = session.run(None, {name: image})
         output, *sources = values
         outputs.append(output)
-        for product, x in zip(products, sources, strict=True):
+        for matmul, x in zip(matmuls, sources, strict=True):
             flat = x.reshape(-1, x.shape[-1])
             top = float(max(flat.max(), -flat.min()))
             if not np.isfinite(top):
                 raise InputError(
-                    f"calibration image {number + 1}: what enters {product.label} is NaN or infinite; "
+                    f"calibration image {number + 1}: what enters {matmul.label} is NaN or infinite; "
                     "the vision weights are damaged or overflow"
                 )
-            highest[product.node] = max(highest[product.node], top)
-            rows[product.node].append(flat[rows_of(len(flat), number, n_images)].copy())
+            highest[matmul.node] = max(highest[matmul.node], top)
+            rows[matmul.node].append(flat[sampled_rows(len(flat), number, n_images)].copy())
         del sources
         on_step()
     del session
-    return Measured(highest, _errors(file, products, rows, highest), outputs)
+    return Measurements(highest, _errors(file, matmuls, rows, highest), outputs)
 
 
-def _watching(file: Path, products: list[Product]) -> onnxruntime.InferenceSession:
-    """Open the graph with what enters each product as further outputs, in the order of the products."""
+def _watching(file: Path, matmuls: list[Matmul]) -> onnxruntime.InferenceSession:
+    """Open the graph with what enters each product as further outputs, in the order of the matmuls."""
     model = onnx.load(file, load_external_data=False)
-    model.graph.output.extend(onnx.ValueInfoProto(name=p.source) for p in products)
+    model.graph.output.extend(onnx.ValueInfoProto(name=p.source) for p in matmuls)
     options = runtime_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _errors(
-    file: Path, products: list[Product], rows: dict[str, list[np.ndarray]], highest: dict[str, float]
+    file: Path, matmuls: list[Matmul], rows: dict[str, list[np.ndarray]], highest: dict[str, float]
 ) -> dict[str, float]:
     weights = {i.name: i for i in onnx.load(file, load_external_data=False).graph.initializer}
     errors = {}
-    for p in products:
+    for p in matmuls:
         weight = torch.from_numpy(numpy_helper.to_array(weights[p.weight], str(file.parent)).astype(np.float32))
         errors[p.node] = relative_error(torch.from_numpy(np.concatenate(rows.pop(p.node))), weight, highest[p.node])
     return errors
 
 
-def rows_of(n_rows: int, number: int, n_images: int) -> slice:
+def sampled_rows(n_rows: int, number: int, n_images: int) -> slice:
     """Return which rows of image `number` are kept: ROWS over all images, evenly, other positions in each image."""
     step = max(1, n_rows * n_images // ROWS)
     return slice(number * 7 % min(step, n_rows), None, step)
 
 
 def relative_error(x: Tensor, weight: Tensor, highest: float) -> float:
-    """Return how far a product is off in int8, relative to the float product.
+    """Return how far a product is off in int8, relative to the float matmul.
 
     Every row counts alike: in a ViT a few tokens are a hundred times larger than the rest, and a norm follows.
 

@@ -20,7 +20,7 @@ from .onnx_export import feature_name
 
 
 @dataclass(frozen=True, eq=False)
-class Halves:
+class SplitGraph:
     """Both halves, run by onnxruntime on the CPU; 16-bit graphs as a device computes them."""
 
     encoders: Any
@@ -38,7 +38,7 @@ class Halves:
 
 
 @contextmanager
-def opened_halves(bundle: Bundle) -> Iterator[Halves]:
+def open_split(bundle: Bundle) -> Iterator[SplitGraph]:
     """Cut a bundle's graph and open both halves.
 
     Raises:
@@ -60,4 +60,4 @@ def opened_halves(bundle: Bundle) -> Iterator[Halves]:
             onnx.utils.extract_model(whole, files[1], names, [OUTPUT], check_model=False)
         except Exception as error:  # onnx's own, protobuf's, and plain ValueError, with no base in common
             raise MachineError(f"the graph cannot be cut between encoders and projector ({error})") from error
-        yield Halves(open_on_cpu(files[0]), open_on_cpu(files[1]), names)
+        yield SplitGraph(open_on_cpu(files[0]), open_on_cpu(files[1]), names)

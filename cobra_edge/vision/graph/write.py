@@ -19,7 +19,7 @@ from ...model.cobra import VisionModel
 from .int8 import quantize_int8
 from .onnx_export import export_onnx
 from .parity import Reference, measure_parity, reference, require_parity
-from .smoothquant import smooth
+from .smoothquant import apply_smoothquant
 
 FLOAT: PrecisionName = "fp32"
 _COMPARED = 16  # images that parity is measured on
@@ -88,8 +88,8 @@ def write_graph(
         # int8 is made of a float graph that nobody needs afterwards.
         first, numbers = (stage / VISION, precision) if precision != "int8" else (Path(folder) / VISION, FLOAT)
         if precision == "int8":
-            on_step("smoothing", 0, 1)
-            smooth(model, [transform.normalised(_squares(config, f)) for f in calibration])
+            on_step("SmoothQuant", 0, 1)
+            apply_smoothquant(model, [transform.normalised(_squares(config, f)) for f in calibration])
         on_step(f"vision graph as {numbers}", 0, 1)
         export_onnx(model, transform, first, numbers)
         del model
@@ -122,7 +122,7 @@ def _quantize(
     done = iter(range(1, len(taken) + 1))
     on_step(label, 0, len(taken))
     report = quantize_int8(float_graph, out, taken, on_step=lambda: on_step(label, next(done), len(taken)))
-    return {w.product: float(f"{w.error:.4g}") for w in report.wide}
+    return {w.matmul: float(f"{w.error:.4g}") for w in report.wide}
 
 
 def _parity(
