@@ -50,7 +50,7 @@ static inline float half_to_float(uint16_t h) {
     uint32_t magnitude = static_cast<uint32_t>(h & 0x7fff) << 13;
     float value;
     std::memcpy(&value, &magnitude, 4);
-    value *= 5.192296858534828e33f;  // 2^112: moves the exponent's bias, and normalises subnormals
+    value *= 5.192296858534828e33f;  // 2^112: adjusts the exponent bias, and normalizes subnormals
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     bits |= (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
