@@ -296,7 +296,7 @@ def test_run_streams_or_prints_json(mini_bundle, capfd):
         (["--image", "/proc/self", "--prompt", "x"], 2, "not an ordinary file"),
         (["--prompt", "x", "--temperature", "-1"], 2, "temperature"),
         (["--prompt", "x", "--max-new-tokens", "0"], 2, "--max-new-tokens: "),
-        (["--prompt", "x", "--device", "cuda"], 3, "no decoder runs this bundle"),
+        (["--prompt", "x", "--device", "cuda"], 3, "no decoder backend runs this bundle"),
         (["--image", IMAGE], 2, "--prompt is missing"),
     ],
 )
@@ -435,7 +435,7 @@ def test_a_model_too_large_for_its_target_writes_nothing(text_only, tmp_path, mo
     arguments = ["--target", "jetson", "--checkpoint", str(text_only), "--out", str(tmp_path / "out" / "b")]
     assert run_command(export_module.command, arguments) == 2
     err = " ".join(capfd.readouterr().err.split())
-    assert "does not fit Jetson Orin Nano" in err and "take fewer bits or a larger target" in err
+    assert "does not fit Jetson Orin Nano" in err and "use fewer bits or a larger target" in err
     assert leftovers(tmp_path / "out") is None
 
 

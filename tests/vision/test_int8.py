@@ -1,4 +1,4 @@
-"""int8 of the vision graph: what is written, what onnxruntime makes of it, which matmuls stay wide, and smoothing."""
+"""int8 of the vision graph: what is written, how onnxruntime fuses it, which matmuls stay wide, and SmoothQuant."""
 
 import copy
 
@@ -13,8 +13,7 @@ from cobra_edge.errors import InputError
 from cobra_edge.inputs.image import ImageTransform, load_image
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.model.cobra import load_vision
-from cobra_edge.vision.graph import int8
-from cobra_edge.vision.graph import smoothquant as smoothing
+from cobra_edge.vision.graph import int8, smoothquant
 from cobra_edge.vision.graph.int8 import quantize_int8
 from cobra_edge.vision.graph.matmuls import ROWS, relative_error, sampled_rows, weight_matmuls
 from cobra_edge.vision.graph.onnx_export import export_onnx
@@ -76,7 +75,7 @@ def node_that_makes(graph, name):
 
 
 def with_outlier(float_graph, file, by=300.0):
-    """Write the graph with one channel that enters OUTLIER made large."""
+    """Write the graph with one large channel in the input of OUTLIER."""
     proto = onnx.load(float_graph)
     bias = next(i for i in proto.graph.initializer if i.name == OUTLIER.replace("fc2", "fc1.bias"))
     value = numpy_helper.to_array(bias).copy()
@@ -223,8 +222,8 @@ def test_kept_rows_are_about_as_many_as_wanted(n_rows, n_images):
     assert min(counts) >= 1 and sum(counts) <= 2 * max(ROWS, n_images)
 
 
-def plant(model, factor):
-    """Multiply two channels of what each norm gives, and divide the columns that read them: the function stays."""
+def add_outliers(model, factor):
+    """Scale up two output channels of each norm, and divide the columns that read them: the function stays the same."""
     torch.manual_seed(1)
     for block in (b for b in model.modules() if hasattr(b, "norm1")):
         for norm, linear in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)):
@@ -236,26 +235,26 @@ def plant(model, factor):
 
 
 @torch.inference_mode()
-def test_smoothing_keeps_the_function_and_removes_outliers(mini, pixels, tmp_path):
-    planted = plant(load_vision(mini), 60)
-    better = copy.deepcopy(planted)
-    apply_smoothquant(better, pixels)
+def test_smoothquant_keeps_the_function_and_removes_outliers(mini, pixels, tmp_path):
+    with_outliers = add_outliers(load_vision(mini), 60)
+    smoothed = copy.deepcopy(with_outliers)
+    apply_smoothquant(smoothed, pixels)
     x = torch.from_numpy(pixels[0])
-    assert_close(better(x).numpy(), planted(x).numpy(), "vision")
+    assert_close(smoothed(x).numpy(), with_outliers(x).numpy(), "vision")
     far = []
-    for name, each in (("planted", planted), ("better", better)):
+    for name, each in (("with_outliers", with_outliers), ("smoothed", smoothed)):
         export_onnx(copy.deepcopy(each), ImageTransform.of(mini.config), tmp_path / f"{name}.onnx")
         far.append(quantize_int8(tmp_path / f"{name}.onnx", tmp_path / "int8.onnx", pixels, relative_rms_goal=9.0).relative_rms)
     assert far[0] > 0.1 and far[1] < 0.02
 
 
-def test_smoothing_factors_are_those_of_the_paper():
+def test_smoothquant_scales_are_those_of_the_paper():
     highest, weight = torch.tensor([4.0, 9.0, 0.0, 2.0]), torch.tensor([[1.0, -4.0, 2.0, 0.0], [0.5, 1.0, 1.0, 0.0]])
     np.testing.assert_allclose(smoothquant_scales(highest, weight, 0.5), [2.0, 1.5, 1.0, 1.0])
 
 
 def test_a_tower_that_gains_nothing_is_left_alone(model, pixels, monkeypatch):
-    monkeypatch.setattr(smoothing, "PAYS_BELOW", 0.0)
+    monkeypatch.setattr(smoothquant, "PAYS_BELOW", 0.0)
     left = copy.deepcopy(model)
     apply_smoothquant(left, pixels[:1])
     assert all((v == left.state_dict()[k]).all() for k, v in model.state_dict().items())
@@ -271,12 +270,12 @@ def test_activations_that_are_not_finite_are_refused(float_graph, model, pixels,
     bad = np.full_like(pixels[0], np.nan)
     with pytest.raises(InputError, match=r"image 2: what enters tower.encoders.0.vit.blocks.0.attn.qkv is NaN or infinite"):
         quantize_int8(float_graph, tmp_path / "x.onnx", [pixels[0], bad])
-    with pytest.raises(InputError, match=r"blocks.0.attn.qkv: what enters it is NaN or infinite"):
+    with pytest.raises(InputError, match=r"blocks.0.attn.qkv: its input contains NaN or infinity"):
         apply_smoothquant(model, [pixels[0], bad])
     assert not list(tmp_path.iterdir())
 
 
-def test_a_graph_without_products_is_refused(pixels, tmp_path):
+def test_a_graph_without_matmuls_is_refused(pixels, tmp_path):
     value = onnx.helper.make_tensor_value_info
     x, y = (value(name, onnx.TensorProto.FLOAT, pixels[0].shape) for name in ("x", "y"))
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "none", [x], [y])

@@ -25,10 +25,10 @@ from .tensorrt_library import listener, tensorrt
 
 
 def open_engine(bundle: Bundle) -> TensorRTRunner:
-    """Open the engine of a bundle from the user's cache; where it is missing or does not fit it is built first.
+    """Open the engine of a bundle from the user's cache; build it first if it is missing or unreadable.
 
     Raises:
-        MachineError: memory or disk do not suffice, or TensorRT cannot build or run it.
+        MachineError: too little memory or disk space, or TensorRT cannot build or run it.
     """
     reason = refuses(bundle)
     if reason is not None:
@@ -39,16 +39,16 @@ def open_engine(bundle: Bundle) -> TensorRTRunner:
         try:
             return TensorRTRunner(data, bundle)
         except UnreadableEngineError as error:
-            tell(f"{error}; it is built again")
+            tell(f"{error}; it is rebuilt")
     built = engine_of(bundle, cache, stages, tell, force=data is not None)
     data = cache.read(key)
     if data is None:
-        raise MachineError(f"{built.file}: is not what was just written there; check the disk")
+        raise MachineError(f"{built.file}: its content differs from what was just written; check the disk")
     return TensorRTRunner(data, bundle)
 
 
 class UnreadableEngineError(MachineError):
-    """TensorRT does not read an engine of the right key: a patch of TensorRT or of the driver came in between."""
+    """TensorRT cannot deserialize an engine with the right key, such as after a patch of TensorRT or of the driver."""
 
 
 class TensorRTRunner:
@@ -58,25 +58,25 @@ class TensorRTRunner:
         """Open an engine on the first GPU.
 
         Args:
-            engine: as it was built.
-            bundle: what it was built from.
+            engine: the serialized engine.
+            bundle: the bundle it was built from.
 
         Raises:
-            UnreadableEngineError: TensorRT does not read it, or its input and output are not the bundle's.
-            MachineError: no memory to run it.
+            UnreadableEngineError: TensorRT cannot deserialize it, or its input and output do not match the bundle.
+            MachineError: too little memory to run it.
         """
         trt = tensorrt()
         self.name = f"TensorRT {trt.__version__}, {first_gpu().name}"
-        # Kept in the order in which they depend on each other: TensorRT wants each to outlive what was made from it.
+        # In the order of dependence: TensorRT requires each to outlive the objects made from it.
         self._logger = listener()
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
-            raise UnreadableEngineError(f"TensorRT {trt.__version__} does not read the engine{_last_words(self._logger)}")
+            raise UnreadableEngineError(f"TensorRT {trt.__version__} cannot read the engine{_last_message(self._logger)}")
         self._check(bundle)
         context = self._engine.create_execution_context()
         if context is None:
-            raise MachineError(f"TensorRT has no memory to run the engine{_last_words(self._logger)}; close other programs")
+            raise MachineError(f"TensorRT has no memory to run the engine{_last_message(self._logger)}; close other programs")
         kinds = {trt.DataType.FLOAT: np.float32, trt.DataType.UINT8: np.uint8}
         taken, given = (
             Tensor(n, tuple(self._engine.get_tensor_shape(n)), np.dtype(kinds[self._engine.get_tensor_dtype(n)]))
@@ -94,10 +94,10 @@ class TensorRTRunner:
         entering = trt.DataType.UINT8 if graph.input == "uint8" else trt.DataType.FLOAT
         expected = [entering, trt.DataType.FLOAT, (1, config.n_visual_tokens, config.mamba.d_model)]
         if got != expected:
-            raise UnreadableEngineError(f"the engine takes and gives {got}, expected {expected} of {INPUT} and {OUTPUT}")
+            raise UnreadableEngineError(f"the engine's input and output are {got}, expected {expected} of {INPUT} and {OUTPUT}")
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """Turn what `ImageTransform.pixels` gives into visual embeddings (n_visual_tokens, d_model) float32."""
+        """Turn the result of `ImageTransform.pixels` into visual embeddings (n_visual_tokens, d_model) float32."""
         return self._run.embed(pixels)
 
     def embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
@@ -105,14 +105,14 @@ class TensorRTRunner:
         self._run.embed_into(pixels, address, stream)
 
     def close(self) -> None:
-        """Give the GPU's memory back, the engine's before what it uses; again is nothing."""
+        """Free device memory, in the order of dependence; a second call does nothing."""
         self._run.close()
         self._engine = self._runtime = None
 
 
 def _failure(logger: Any, doing: str) -> MachineError:
-    return MachineError(f"TensorRT: {doing} failed{_last_words(logger)}")
+    return MachineError(f"TensorRT: {doing} failed{_last_message(logger)}")
 
 
-def _last_words(logger: Any) -> str:
+def _last_message(logger: Any) -> str:
     return f" ({logger.heard[-1]})" if logger.heard else ""

@@ -17,12 +17,12 @@ HOW_TO_GET = (
 
 
 def tensorrt() -> Any:
-    """Import NVIDIA's module, which is there where `why_no_tensorrt` says None."""
+    """Import NVIDIA's module; it is available if `why_no_tensorrt` returns None."""
     return importlib.import_module("tensorrt")
 
 
 def why_no_tensorrt() -> str | None:
-    """Return why TensorRT cannot be used here, or None where it can."""
+    """Return why TensorRT cannot be used here, or None if it can."""
     if importlib.util.find_spec("tensorrt") is None:
         return f"TensorRT is not installed; {HOW_TO_GET}"
     try:
@@ -36,7 +36,7 @@ def why_no_tensorrt() -> str | None:
 
 
 def listener() -> Any:
-    """Return a logger for TensorRT that keeps errors and warnings in `.heard` and prints nothing."""
+    """Return a logger for TensorRT that collects errors and warnings in `.heard` and prints nothing."""
     trt = tensorrt()
 
     class Listener(trt.ILogger):  # type: ignore[misc, name-defined]

@@ -8,27 +8,27 @@ from ...bundle.reader import Bundle
 from .build_memory import available_bytes
 from .device_buffers import Gpu, checked
 
-# NVIDIA: at least two copies of the weights are in host memory, the parsed graph's and the engine's. A Jetson has one memory.
+# NVIDIA: host memory holds at least two copies of the weights, the parsed graph's and the engine's. A Jetson shares its memory.
 WEIGHT_COPIES = 2
 WORKSPACE_LEAST_BYTES = 64 << 20
 
 
 def graph_bytes(bundle: Bundle) -> int:
-    """Return the size of the graph and its data."""
+    """Return the size of the graph and its external data."""
     return sum(bundle.manifest.files[name].bytes for name in bundle.graph_files)
 
 
 def shares_memory() -> bool:
-    """Return whether the first GPU and the processor have one memory, as on a Jetson."""
+    """Return whether the first GPU shares memory with the CPU, as on a Jetson."""
     cuda = importlib.import_module("cuda.bindings.runtime")
     attribute = cuda.cudaDeviceAttr.cudaDevAttrIntegrated
-    return bool(checked(cuda.cudaDeviceGetAttribute(attribute, 0), "asking the GPU for its kind"))
+    return bool(checked(cuda.cudaDeviceGetAttribute(attribute, 0), "asking the GPU whether it shares memory"))
 
 
 def free_bytes(gpu: Gpu) -> int:
-    """Return the memory that a build can have: of processor and GPU the less, or what both share.
+    """Return the memory available to a build: the smaller of host and device memory, or the memory that both share.
 
-    CUDA does not count caches of files on a Jetson, which Linux would drop, so there Linux is asked alone.
+    On a Jetson only Linux is asked: CUDA counts the page cache as used, although Linux would reclaim it.
     """
     there = available_bytes()
     if there is None:
@@ -37,11 +37,11 @@ def free_bytes(gpu: Gpu) -> int:
 
 
 def workspace_bytes(bundle: Bundle, free: int) -> int:
-    """Return how much scratch memory a kernel may take, at the build and at each run after it.
+    """Return the workspace limit of a kernel in bytes, during the build and in each run.
 
     Args:
-        bundle: whose memory plan says what is left on its target while its decoder is in memory too.
-        free: bytes that can be had now.
+        bundle: its memory plan says what is left on the target next to the decoder.
+        free: bytes available now.
     """
     plan = bundle.manifest.memory_plan
     left = free - WEIGHT_COPIES * graph_bytes(bundle)
@@ -51,7 +51,7 @@ def workspace_bytes(bundle: Bundle, free: int) -> int:
 
 
 def why_too_little_memory(bundle: Bundle, gpu: Gpu) -> str | None:
-    """Return why the engine cannot be built in the memory that is free, in numbers, or None where it may be."""
+    """Return why the free memory is too small to build the engine, with the numbers, or None if it may suffice."""
     weights, free = graph_bytes(bundle), free_bytes(gpu)
     needed = WEIGHT_COPIES * weights + WORKSPACE_LEAST_BYTES
     if free >= needed:

@@ -1,9 +1,10 @@
-"""Static int8 of the vision graph as QDQ, by onnxruntime's quantizer.
+"""Static int8 quantization of the vision graph as QDQ, by onnxruntime's quantizer.
 
-Products with weights get int8 on both sides: weights one scale for each output channel, activations one scale each, zero
-point 0, chosen on calibration images. All else stays float: patch embedding, norms, softmax, attention's own matmuls, GELU,
-biases and the residual stream. It is the form that TensorRT takes as explicit quantization and that onnxruntime fuses into
-integer kernels on a CPU. Products that int8 hurts most are left wide until the graph's output is within the goal.
+Matmuls with weights get int8 operands: weights with one scale per output channel, activations with one scale per tensor, zero
+point 0, chosen on calibration images. Everything else stays float: patch embedding, norms, softmax, the matmuls of attention,
+GELU, biases and the residual stream. TensorRT reads this as explicit quantization, and onnxruntime fuses it into integer
+kernels on a CPU. The matmuls with the largest int8 error stay float ("wide") until the error of the graph's output is within
+the goal.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from .onnx_export import EXTERNAL_DATA_ABOVE_BYTES
 from .parity import relative_rms
 
 RELATIVE_RMS_GOAL = 0.05
-WIDE_AT_MOST = 0.125  # of all matmuls: with more the file is no longer about a quarter
-_CHECKED = 4  # images on which the finished graph is compared with the float one
+WIDE_AT_MOST = 0.125  # of all matmuls: with more, the file would be much larger than a quarter
+_CHECKED = 4  # images on which the finished graph is compared with the float graph
 
 
 @dataclass(frozen=True)
 class Wide:
-    """A product left float: its label, and the relative error that int8 would give its output."""
+    """A matmul left float: its label, and the relative error that int8 would cause in its output."""
 
     matmul: str
     error: float
@@ -41,14 +42,14 @@ class Wide:
 
 @dataclass(frozen=True)
 class Int8Report:
-    """What became of a graph.
+    """Result of the quantization.
 
     Attributes:
         quantized: number of matmuls in int8.
-        wide: those left float, largest error first.
-        relative_rms: largest at the graph's output over the checked images, ‖int8 - float‖ / ‖float‖.
-        relative_rms_goal: what it was to stay within; above it where as many as allowed are wide and it was not enough.
-        errors: label and relative error of every product, largest first.
+        wide: matmuls left float, largest error first.
+        relative_rms: error of the graph's output, ‖int8 - float‖ / ‖float‖, the largest over the checked images.
+        relative_rms_goal: its target; exceeded if the allowed number of wide matmuls does not suffice.
+        errors: label and relative error of every matmul, largest first.
     """
 
     quantized: int
@@ -66,15 +67,16 @@ def quantize_int8(
     relative_rms_goal: float = RELATIVE_RMS_GOAL,
     on_step: Callable[[], None] = lambda: None,
 ) -> Int8Report:
-    """Write the int8 graph.
+    """Quantize a graph to int8 and write it.
 
-    Weights go to `<out>.data` when they exceed EXTERNAL_DATA_ABOVE_BYTES. Equal inputs give equal bytes.
+    Weights go to `<out>.data` if they exceed EXTERNAL_DATA_ABOVE_BYTES. The output is deterministic.
 
     Args:
-        float_graph: float32, as `export_onnx` writes it.
-        out: where; not the same file.
-        pixels: calibration images, each as the graph takes it; read one at a time, those that are checked twice.
-        relative_rms_goal: at the graph's output; matmuls are left wide until it is met, or WIDE_AT_MOST of them are.
+        float_graph: the float32 graph, as written by `export_onnx`.
+        out: the file to write; not `float_graph`.
+        pixels: calibration images, each (n_squares, size, size, 3) uint8 or (1, 3·n_encoders, size, size) float32, as the graph
+            takes them; read one at a time, the checked ones twice.
+        relative_rms_goal: target error of the graph's output; up to WIDE_AT_MOST of the matmuls are left wide to meet it.
         on_step: called after each image.
 
     Raises:
@@ -84,7 +86,7 @@ def quantize_int8(
         raise InputError("int8 needs calibration images, got none; give at least one")
     matmuls = weight_matmuls(onnx.load(float_graph, load_external_data=False).graph)
     if not matmuls:
-        raise InputError(f"{float_graph}: no product of an activation with a stored matrix, nothing to quantize")
+        raise InputError(f"{float_graph}: no matmul with a stored weight, nothing to quantize")
     found = measure(float_graph, matmuls, pixels, len(pixels), on_step)
     ranked = sorted(matmuls, key=lambda p: (-found.errors[p.node], p.node))
     most, wide = int(len(matmuls) * WIDE_AT_MOST), 0
@@ -104,9 +106,9 @@ def _quantized(file: Path, matmuls: Sequence[Matmul], found: Measurements) -> on
     ranges = TensorsData(CalibrationMethod.MinMax, {name: (-top, top) for name, top in highest.items()})
     model = onnx.load(file)
     if highest.keys() <= {value.name for value in model.graph.value_info}:
-        # Shapes are known: without the mark the quantizer would infer them, over two more copies of the weights.
+        # Shapes are known. Without this marker the quantizer would infer them, with two more copies of the weights.
         add_infer_metadata(model)
-    quantizer: Any = QDQQuantizer(  # onnxruntime annotates some of its quantizer
+    quantizer: Any = QDQQuantizer(  # only partly annotated
         model,
         per_channel=True,
         reduce_range=False,
@@ -120,7 +122,7 @@ def _quantized(file: Path, matmuls: Sequence[Matmul], found: Measurements) -> on
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
-            # Sums of a whole row are wanted in float: a bias, a GELU or the residual stream comes next.
+            # The output stays float: a bias, a GELU or the residual stream comes next.
             "OpTypesToExcludeOutputQuantization": ["MatMul"],
         },
     )
@@ -133,14 +135,14 @@ def _quantized(file: Path, matmuls: Sequence[Matmul], found: Measurements) -> on
 
 
 def _prevent_gemm_fusion(graph: onnx.GraphProto, nodes: set[str]) -> None:
-    """Give biases of these matmuls the shape (1, 1, out).
+    """Reshape biases of these matmuls to (1, 1, out).
 
-    onnxruntime joins a MatMul and a vector added to it into a Gemm before it looks for integer matmuls, and knows no integer
-    Gemm with a float bias: the whole product would run in float, from weights dequantized at every run.
+    onnxruntime fuses a MatMul and an added vector into a Gemm before it looks for integer matmuls, and has no integer Gemm with
+    a float bias: the matmul would run in float, with weights dequantized in every run.
     """
     outputs = {node.output[0] for node in graph.node if node.name in nodes}
     vectors = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 1}
-    rows = dict[str, str]()  # an exporter gives equal biases one tensor, which others may read too
+    rows = dict[str, str]()  # the exporter merges equal biases into one tensor, which other nodes may read too
     for node in graph.node:
         if node.op_type != "Add" or not outputs & set(node.input):
             continue
@@ -163,7 +165,7 @@ def _write(model: onnx.ModelProto, out: Path) -> None:
 
 
 def _distance(file: Path, pixels: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
-    """Return the largest relative RMS over up to _CHECKED images, spread evenly."""
+    """Return the largest relative RMS error over up to _CHECKED images, evenly spaced."""
     session = open_on_cpu(file)
     chosen = range(0, len(pixels), -(-len(pixels) // _CHECKED))
     worst = 0.0

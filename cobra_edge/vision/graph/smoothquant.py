@@ -1,10 +1,10 @@
-"""Move outlier channels from activations into weights before a vision tower is rounded to int8.
+"""SmoothQuant: move outlier channels from activations into weights before a vision tower is quantized to int8.
 
-One scale must serve a whole activation, so a channel thirty times larger than the rest leaves these five bits fewer. Where a
-linear map feeds a product, channel j may be divided by s_j there and column j of the weight multiplied by it, and nothing
-changes but rounding. In a ViT's block that holds for norm1 → qkv, norm2 → fc1 and the values' part of qkv → proj (attention
-mixes tokens, not channels). It does not for fc2 and the projector's later layers, which follow a GELU, nor for the projector's
-first, which reads the residual stream.
+One scale serves a whole activation, so a channel thirty times larger than the rest costs these five bits. If the input of a
+linear layer comes from a linear map, its channel j can be divided by s_j there and column j of the weight multiplied by s_j;
+only rounding changes. In a ViT block this holds for norm1 → qkv, norm2 → fc1 and the values' part of qkv → proj (attention
+mixes tokens, not channels). It does not hold for fc2 and the projector's later layers, which follow a GELU, nor for the
+projector's first layer, which reads the residual stream.
 
 Source: SmoothQuant (Xiao et al. 2022), equation 4: s_j = max|x_j|^a / max|w_j|^(1 - a).
 """
@@ -24,12 +24,12 @@ from ...model.cobra import VisionModel
 from .matmuls import ROWS, relative_error, sampled_rows
 
 STRENGTHS = (0.25, 0.5, 0.75)
-PAYS_BELOW = 0.95  # of the error without: what gains less is left as it was trained
+PAYS_BELOW = 0.95  # of the error without SmoothQuant: layers that gain less are left unchanged
 
 
 @dataclass(frozen=True, eq=False)
 class _SmoothedLinear:
-    """A product whose input can be scaled: `feeds` are the (out, …) parameters that make its channels, from row `first` on."""
+    """A linear layer whose input can be scaled: `feeds` are the (out, …) parameters that produce it, from row `first` on."""
 
     name: str
     linear: nn.Linear
@@ -46,13 +46,13 @@ class _SmoothedLinear:
 
 @torch.no_grad()
 def apply_smoothquant(model: VisionModel, pixels: Sequence[np.ndarray]) -> None:
-    """Make a model compute the same with smaller outlier channels, in place.
+    """Reduce the outlier channels of a model in place; its output changes only by rounding.
 
-    Each product gets the strength of STRENGTHS that leaves its output the least error in int8, none where that gains little.
+    Each linear layer gets the strength of STRENGTHS with the smallest int8 error, or none if the gain is small.
 
     Args:
         model: tower and projector.
-        pixels: calibration images, each as the model takes it.
+        pixels: calibration images, each (1, 3·n_encoders, size, size) float32, normalized.
 
     Raises:
         InputError: no images, or activations that are not finite.
@@ -62,7 +62,7 @@ def apply_smoothquant(model: VisionModel, pixels: Sequence[np.ndarray]) -> None:
     for site in sites:
         weight, top, seen = site.linear.weight.data, highest[site.name], rows[site.name]
         if not top.isfinite().all():
-            raise InputError(f"{site.name}: what enters it is NaN or infinite; the vision weights are damaged or overflow")
+            raise InputError(f"{site.name}: its input contains NaN or infinity; the vision weights are damaged or overflow")
         found = [(relative_error(seen, weight.T, float(top.max())) * PAYS_BELOW, torch.ones_like(top))]
         for strength in STRENGTHS:
             factors = smoothquant_scales(top, weight, strength)
@@ -71,7 +71,7 @@ def apply_smoothquant(model: VisionModel, pixels: Sequence[np.ndarray]) -> None:
 
 
 def smoothquant_scales(highest: Tensor, weight: Tensor, strength: float) -> Tensor:
-    """Return s (in,) for an input's largest magnitudes (in,) and a weight (out, in); 1 where either is zero throughout."""
+    """Return s (in,) from an input's largest magnitudes (in,) and a weight (out, in), all float32; 1 where one is all zero."""
     columns = weight.abs().amax(0)
     factors = highest**strength / columns ** (1 - strength)
     return torch.where((highest > 0) & (columns > 0), factors, torch.ones_like(factors))
@@ -93,9 +93,9 @@ def _sites(model: VisionModel) -> Iterator[_SmoothedLinear]:
 def _inputs(
     model: VisionModel, sites: Sequence[_SmoothedLinear], pixels: Sequence[np.ndarray]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return by site the largest magnitude of each channel (in,), and some rows (about ROWS, in)."""
+    """Return, by layer name, the largest magnitude of each input channel (in,), and sampled rows (about ROWS, in)."""
     if not pixels:
-        raise InputError("smoothing needs calibration images, got none; give at least one")
+        raise InputError("SmoothQuant needs calibration images, got none; give at least one")
     highest: dict[str, Tensor] = {}
     rows: dict[str, list[Tensor]] = {site.name: [] for site in sites}
     number = 0

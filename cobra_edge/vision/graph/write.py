@@ -1,4 +1,4 @@
-"""Vision tower and projector become vision.onnx, proven against torch before it is kept."""
+"""Write vision.onnx from vision tower and projector, and check it against torch before it is kept."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .parity import Reference, measure_parity, reference, require_parity
 from .smoothquant import apply_smoothquant
 
 FLOAT: PrecisionName = "fp32"
-_COMPARED = 16  # images that parity is measured on
+_COMPARED = 16  # images on which parity is measured
 OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class WrittenGraph:
-    """What was written.
+    """Result of `write_graph`.
 
     Attributes:
-        graph: how it was made.
-        transform: what it takes.
-        embeddings: the float model's (n_visual_tokens, d_model) float32 of each image.
+        graph: its entry in the manifest.
+        transform: its input transform.
+        embeddings: the float model's (n_visual_tokens, d_model) float32 for each image.
     """
 
     graph: VisionGraph
@@ -51,41 +51,33 @@ def write_graph(
     calibration: Sequence[Path] = (),
     on_step: OnStep = lambda name, done, total: None,
 ) -> WrittenGraph:
-    """Write VISION into `stage`, and measure its distance from torch in float32.
+    """Write VISION into `stage`, and measure its error against float32 torch.
 
     Args:
-        load: gives tower and projector in float32; they are freed as soon as they are written.
-        config: of the model they belong to.
+        load: returns tower and projector in float32; they are freed once they are written.
+        config: of their model.
         stage: directory for VISION and its external data.
-        precision: of the matrix products.
-        form: what the graph takes.
-        images: whose embeddings are wanted; on some of them parity is measured, beside one of noise, or for int8 one of those
-            it was calibrated with.
-        calibration: images that int8 takes its activations' scales of.
-        on_step: told a stage's name, how much of it is done, and of what.
+        precision: of the matmuls.
+        form: input form of the graph.
+        images: their embeddings are returned; parity is measured on some of them and on noise (int8: on a calibration image).
+        calibration: images for the activation scales of int8.
+        on_step: called with a stage's name, the steps done and their total.
 
     Raises:
         InputError: an image cannot be read, there is none to calibrate with, or activations are not finite.
-        ParityError: the graph is not what it should be; its files are left in `stage`.
+        ParityError: the error is too large; the files are left in `stage`.
     """
     if precision == "int8" and not calibration:
-        raise InputError("int8 vision is calibrated on images, the suite has none; give one that has, with --calibration")
+        raise InputError("int8 vision is calibrated on images, but the suite has none; give one with images: --calibration")
     transform = ImageTransform.of(config, form)
     squares = [_squares(config, f) for f in images]
-    # Noise is no image: it would land beyond what int8 was calibrated for.
-    beside = _squares(config, calibration[0]) if precision == "int8" else _noise(config)
+    # Noise would exceed the range that int8 was calibrated for.
+    extra = _squares(config, calibration[0]) if precision == "int8" else _noise(config)
     model = load()
-    references: list[Reference] = []
-    embeddings: list[np.ndarray] = []
-    for n, square in enumerate([*squares, beside]):
-        on_step("vision tower in torch", n, len(squares) + 1)
-        found = reference(model, transform.normalised(square))
-        embeddings.append(found.embeddings)
-        if n < _COMPARED or square is beside:
-            references.append(found)
-    compared = [*squares[:_COMPARED], beside]
+    references, embeddings = _run_torch(model, transform, [*squares, extra], on_step)
+    compared = [*squares[:_COMPARED], extra]
     with tempfile.TemporaryDirectory(dir=stage, prefix=".float-") as folder:
-        # int8 is made of a float graph that nobody needs afterwards.
+        # int8 is made from a temporary float graph.
         first, numbers = (stage / VISION, precision) if precision != "int8" else (Path(folder) / VISION, FLOAT)
         if precision == "int8":
             on_step("SmoothQuant", 0, 1)
@@ -100,6 +92,21 @@ def write_graph(
     return WrittenGraph(graph, transform, embeddings[: len(squares)])
 
 
+def _run_torch(
+    model: VisionModel, transform: ImageTransform, squares: Sequence[np.ndarray], on_step: OnStep
+) -> tuple[list[Reference], list[np.ndarray]]:
+    """Return torch's results for the first _COMPARED images and the last one, and the embeddings of all."""
+    references: list[Reference] = []
+    embeddings: list[np.ndarray] = []
+    for n, square in enumerate(squares):
+        on_step("vision tower in torch", n, len(squares))
+        found = reference(model, transform.normalised(square))
+        embeddings.append(found.embeddings)
+        if n < _COMPARED or n == len(squares) - 1:
+            references.append(found)
+    return references, embeddings
+
+
 def _squares(config: CobraConfig, file: Path) -> np.ndarray:
     """Return an image as (n_squares, size, size, 3) uint8."""
     return ImageTransform.of(config, "uint8").pixels(load_image(file))
@@ -110,14 +117,14 @@ def _noise(config: CobraConfig) -> np.ndarray:
 
 
 def _taken(transform: ImageTransform, squares: np.ndarray) -> np.ndarray:
-    """Return squares as the graph takes them."""
+    """Return squares in the graph's input form."""
     return squares if transform.input == "uint8" else transform.normalised(squares)
 
 
 def _quantize(
     float_graph: Path, out: Path, transform: ImageTransform, calibration: Sequence[Path], on_step: OnStep
 ) -> dict[str, float]:
-    """Write the int8 graph; return the products left wide with the error that int8 would have had there."""
+    """Write the int8 graph; return the matmuls left wide, with the error that int8 would have there."""
     label, taken = "vision graph as int8", [transform.pixels(load_image(f)) for f in calibration]
     done = iter(range(1, len(taken) + 1))
     on_step(label, 0, len(taken))
