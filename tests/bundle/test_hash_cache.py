@@ -1,4 +1,4 @@
-"""What was found whole is not hashed again, and never believed when it might have changed."""
+"""The hash cache: a verified file is not hashed again, unless it may have changed."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SECOND_NS = 1_000_000_000
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Return the directory of entries, this test's own."""
+    """Return this test's own cache directory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "cobra_edge" / "hashes"
 
@@ -32,7 +32,7 @@ def bundle(tiny_bundle, tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Let a test move the time at which hashing begins; the files were written now, the tests run an hour later."""
+    """Control the time at which hashing begins: by default an hour after the files were written."""
     now = {"ns": time.time_ns() + 3600 * SECOND_NS}
     monkeypatch.setattr(hash_cache.time, "time_ns", lambda: now["ns"])
     return now
@@ -40,7 +40,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def hashed(monkeypatch):
-    """Return a list that grows by one each time a file is hashed."""
+    """Return a list that gets an entry for each file that is hashed."""
     real, calls = hash_cache.content_sha256, []
 
     def count(stream, *rest):
@@ -108,7 +108,7 @@ def test_another_hash_in_the_manifest(bundle, cache, clock):
 
 
 def test_what_is_found_changed_is_forgotten(bundle, cache, clock, monkeypatch):
-    """A disk that fails leaves no trace in the timestamps; once it is noticed, it is not believed again."""
+    """A failing disk leaves no trace in the timestamps; once a mismatch is found, the cache entry is gone."""
     Bundle.open(bundle)
     n_entries = len(list(cache.iterdir()))
     with monkeypatch.context() as patch:
@@ -167,7 +167,7 @@ def test_an_entry_that_is_none(bundle, cache, clock, hashed, content):
 
 def test_an_entry_of_somebody_else(bundle, cache, clock, hashed, monkeypatch):
     n_files = len(Bundle.open(bundle).manifest.files)
-    monkeypatch.setattr(ownership, "_believed_users", lambda: {12345})
+    monkeypatch.setattr(ownership, "_trusted_users", lambda: {12345})
     Bundle.open(bundle)
     assert len(hashed) == 2 * n_files
 
@@ -194,7 +194,7 @@ def test_a_cache_that_cannot_be_written(bundle, tmp_path, clock, hashed, monkeyp
     with caplog.at_level("DEBUG", hash_cache.__name__):
         n_files = len(Bundle.open(bundle).manifest.files)
     Bundle.open(bundle)
-    assert len(hashed) == 2 * n_files and "not remembered as whole" in caplog.text
+    assert len(hashed) == 2 * n_files and "hash not cached" in caplog.text
     assert not [r for r in caplog.records if r.levelname != "DEBUG"]
 
 
@@ -216,7 +216,7 @@ def test_a_user_without_a_home(bundle, clock, tmp_path, monkeypatch):
 
 
 def test_of_several_errors_the_first_is_told(tmp_path, cache):
-    """In the order given, whatever thread is done first."""
+    """The first in the given order is returned, whichever thread finishes first."""
     files = []
     for i in range(12):
         file = tmp_path / str(i)

@@ -1,4 +1,4 @@
-"""Bundles: whole ones open, everything else is refused with a reason."""
+"""Bundles: complete ones open, everything else is refused with a reason."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ from cobra_edge.terminal.output import run_command
 
 @pytest.fixture
 def bundle(tiny_bundle, tmp_path):
-    """Return a copy that a test may break."""
+    """Return a copy that a test may damage."""
     return shutil.copytree(tiny_bundle, tmp_path / "bundle")
 
 
@@ -105,14 +105,14 @@ def test_an_unknown_version(bundle, version):
 def test_a_path_that_leaves_the_bundle(bundle, name):
     (bundle.parent / "secret").write_text("s")
     edit_manifest(bundle, lambda m: m["files"].update({name: {"bytes": 1, "sha256": file_sha256(bundle.parent / "secret")}}))
-    with pytest.raises(BundleError, match="leaves the bundle"):
+    with pytest.raises(BundleError, match="outside the bundle"):
         Bundle.open(bundle)
 
 
 def test_a_symlink_that_leaves_the_bundle(bundle):
     shutil.move(bundle / TOKENIZER, bundle.parent / "elsewhere.json")
     (bundle / TOKENIZER).symlink_to(bundle.parent / "elsewhere.json")
-    with pytest.raises(BundleError, match="leaves the bundle"):
+    with pytest.raises(BundleError, match="outside the bundle"):
         Bundle.open(bundle)
 
 
@@ -223,7 +223,7 @@ def test_the_command_says_it_in_one_line(bundle, change, capfd):
 def test_a_prompt_file_of_another_model(bundle):
     (bundle / PROMPT).write_bytes(msgspec.json.encode({"style": "zephyr", "end": "<|endoftext|>", "end_id": 0}))
     rehash(bundle, PROMPT)
-    with pytest.raises(BundleError, match="does not fit"):
+    with pytest.raises(BundleError, match="does not match"):
         Bundle.open(bundle).text()
 
 
@@ -264,7 +264,7 @@ def test_staging_keeps_what_is_not_a_bundle(tmp_path):
     goal.mkdir()
     (goal / "thesis.txt").write_text("years")
     for force in (False, True):
-        with pytest.raises(InputError, match="never overwritten"), staged_directory(goal, force=force, needed_bytes=0):
+        with pytest.raises(InputError, match="will not be overwritten"), staged_directory(goal, force=force, needed_bytes=0):
             pytest.fail("reached")
     assert (goal / "thesis.txt").read_text() == "years"
 
@@ -308,7 +308,7 @@ def test_an_interruption_while_a_bundle_is_replaced_keeps_the_old_one(bundle, mo
 
 def test_weights_beside_the_graph_that_nobody_vouches_for(bundle):
     (bundle / "vision.onnx.data").write_bytes(b"x")
-    with pytest.raises(BundleError, match=r"vision\.onnx\.data is not in the manifest"):
+    with pytest.raises(BundleError, match=r"vision\.onnx\.data is not listed in the manifest"):
         Bundle.open(bundle)
 
 

@@ -124,7 +124,7 @@ def test_a_state_of_another_model_is_refused(opened, tmp_path):
     with pytest.raises(InputError, match="NaN"):
         DecoderState.load(tmp_path / "n.safetensors", TINY_MAMBA)
     (tmp_path / "t.safetensors").write_bytes(b"short")
-    with pytest.raises(BundleError, match="not a whole"):
+    with pytest.raises(BundleError, match="not a complete"):
         DecoderState.load(tmp_path / "t.safetensors", TINY_MAMBA)
 
 
