@@ -27,7 +27,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.s
 
 
 def imported(file: Path) -> set[str]:
-    """Return the modules that a module imports, wherever in it the import stands, by their full names."""
+    """Return the full names that a module imports, at module level or inside functions."""
     package = file.relative_to(ROOT).parent.parts
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -45,14 +45,14 @@ def test_imports_point_down() -> None:
     for file in sorted((ROOT / "cobra_edge").rglob("*.py")):
         room = file.relative_to(ROOT / "cobra_edge").with_suffix("").parts[0]
         if room == "__init__":
-            continue  # what users import: from any floor
+            continue  # the public API may import from any floor
         others = {name.split(".")[1] for name in imported(file) if name.startswith("cobra_edge.")} & FLOOR.keys()
         upwards += [f"{file.relative_to(ROOT)} imports {o}" for o in others - {room} if FLOOR[o] >= FLOOR[room]]
     assert not upwards, "\n".join(upwards)
 
 
 def first_cycle(imports: dict[str, set[str]]) -> list[str]:
-    """Return modules that import each other in a circle, the first one again at the end; empty where there are none.
+    """Return the modules of an import cycle, the first one repeated at the end; empty without a cycle.
 
     Args:
         imports: {module: names it imports, as `imported` gives them}.
