@@ -12,14 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..decode.processor import processor_name
+from ..environment.cpu_name import cpu_name
 
 
 def machine() -> dict[str, Any]:
     """Return processor, cores, memory, Python and library versions, and the commit."""
     libraries = {name: version_of(name) for name in ("torch", "timm", "onnx", "onnxruntime", "numpy")}
     return {
-        "processor": processor_name(),
+        "processor": cpu_name(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "python": platform.python_version(),

@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 
 
-def processor_name() -> str:
+def cpu_name() -> str:
     """Return the CPU's model name, or its architecture if it reports none."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.is_file() else []
