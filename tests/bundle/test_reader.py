@@ -349,7 +349,7 @@ def test_an_unaligned_tensor_is_copied(tmp_path):
     assert mapped["b"].flags.aligned and mapped["b"].tolist() == [4, 5] and mapped["a"].tolist() == [1, 2, 3]
 
 
-def test_a_tensor_file_is_on_the_disk_when_it_is_done(tmp_path, monkeypatch):
+def test_a_safetensors_file_is_on_the_disk_when_it_is_done(tmp_path, monkeypatch):
     synced, values = [], np.arange(6, dtype=np.float32).reshape(2, 3)
     monkeypatch.setattr("os.fsync", lambda descriptor: synced.append((tmp_path / "x").stat().st_size))
     with SafetensorsWriter(tmp_path / "x", [StoredTensor("a", "float32", (2, 3))]) as writer:

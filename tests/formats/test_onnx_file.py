@@ -249,7 +249,7 @@ def test_other_rows_than_declared_are_refused_when_they_come(bundle):
     put(bundle, cut_by_the_image())
     runner = open_vision(Bundle.open(bundle), "cpu")
     assert runner.embed(np.full(SHAPE, ROWS, np.uint8)).shape == (ROWS, WIDTH)
-    with pytest.raises(BundleError, match=r"the graph gave \(1, 3, 256\) float32, expected \(1, 64, 256\) float32"):
+    with pytest.raises(BundleError, match=r"the graph returned \(1, 3, 256\) float32, expected \(1, 64, 256\) float32"):
         runner.embed(np.full(SHAPE, 3, np.uint8))
 
 

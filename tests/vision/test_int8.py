@@ -268,7 +268,9 @@ def test_no_calibration_images_are_refused(refuse, float_graph, model, tmp_path)
 
 def test_activations_that_are_not_finite_are_refused(float_graph, model, pixels, tmp_path):
     bad = np.full_like(pixels[0], np.nan)
-    with pytest.raises(InputError, match=r"image 2: what enters tower.encoders.0.vit.blocks.0.attn.qkv is NaN or infinite"):
+    with pytest.raises(
+        InputError, match=r"image 2: the input of tower.encoders.0.vit.blocks.0.attn.qkv contains NaN or infinity"
+    ):
         quantize_int8(float_graph, tmp_path / "x.onnx", [pixels[0], bad])
     with pytest.raises(InputError, match=r"blocks.0.attn.qkv: its input contains NaN or infinity"):
         apply_smoothquant(model, [pixels[0], bad])

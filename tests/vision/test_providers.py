@@ -95,7 +95,7 @@ def test_the_table_prefers_engines_then_cuda_then_the_processor(built_in):
     built_in(CUDA, TENSORRT, RTX)
     assert eligible("auto") == ([RTX, TENSORRT, CUDA, CPU], [])
     takes, reasons = eligible("cuda")
-    assert takes == [RTX, TENSORRT, CUDA] and reasons == ["CPU: runs on cpu, cuda was asked for"]
+    assert takes == [RTX, TENSORRT, CUDA] and reasons == ["CPU: runs on cpu, cuda was requested"]
     built_in()
     takes, reasons = eligible("auto")
     assert takes == [CPU] and [r.split(":")[0] for r in reasons] == ["TensorRT for RTX", "TensorRT", "CUDA"]
