@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh Linux machine with Python, a C++ compiler and make:
 #   make demo    install, export the embedded model for a Jetson, ask it three questions about an image
 #   make test    install, linters, type checker, tests
+# A third for the time in between:
+#   make quick   the tests that take under three minutes on two cores
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +12,7 @@ RUNTIME := $(wildcard runtimes/cpu/*.h runtimes/cpu/*.cpp runtimes/cpu/*.inl)
 # What an installation is made from: when one of these changes, it is made again.
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME)
 
-.PHONY: demo docs test lint check constraints test-latest test-lowest test-gpu test-sanitize test-arm64 test-old-x86 figures budgets clean
+.PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-sanitize test-arm64 test-old-x86 figures budgets clean
 
 # Exact versions of everything installed below: constraints/, made by `make constraints`. pyproject.toml declares the ranges.
 PYTHON_VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
@@ -61,6 +63,10 @@ lint: $(VENV)/dev
 PYTEST_OPTIONS := -n auto --dist loadfile --no-loadscope-reorder --durations=25
 check: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_OPTIONS)
+
+# All tests but the slow ones (SLOW in tests/conftest.py).
+quick: $(VENV)/dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PYTEST_OPTIONS)
 
 # Side by side: a linter uses the core that a test leaves while it waits.
 test: $(VENV)/dev

@@ -21,7 +21,7 @@ from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderState
 from cobra_edge.formats.packing import QuantizedTensor, pack, unpack
 from cobra_edge.formats.recipe import stored_tensors
-from cobra_edge.formats.safetensors_file import TensorFileWriter
+from cobra_edge.formats.safetensors_file import SafetensorsWriter
 from cobra_edge.inference import generate
 from cobra_edge.inputs.image import ImageTransform
 from cobra_edge.regress import predictions as predictions
@@ -43,7 +43,7 @@ def change_tensors(directory: Path, changed: Mapping[str, np.ndarray | Quantized
     recipe = recipe or bundle.manifest.recipe
     plan, tensors = stored_tensors(bundle.manifest.model.mamba, recipe), bundle.decoder_tensors() | dict(changed)
     file = directory / f"{DECODER}.new"
-    with TensorFileWriter(file, [entry for entries in plan.values() for entry in entries]) as writer:
+    with SafetensorsWriter(file, [entry for entries in plan.values() for entry in entries]) as writer:
         for name, entries in plan.items():
             value = tensors[name]
             parts = (value.codes, value.scales, value.clips) if isinstance(value, QuantizedTensor) else (value,)

@@ -34,19 +34,65 @@ from cobra_edge.formats.targets import target_named
 
 from .export_case import sharing_exports
 
-MINI = Path(__file__).parent.parent / "cobra_edge" / "mini"
+ROOT = Path(__file__).parents[1]
+MINI = ROOT / "cobra_edge" / "mini"
 MINI_MAMBA = MambaConfig(256, 4, 512, 512, 16, 4, 16)
 TINY_MAMBA = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 
 
+# Marked `slow`, and left out by `make quick`: files, or single tests, by the beginnings of their node ids.
+SLOW = (
+    "tests/bench/",
+    "tests/calibrate/test_calibrate.py",
+    "tests/calibration/test_lessons.py",
+    "tests/calibration/test_training.py",
+    "tests/decode/cuda/",
+    "tests/decode/test_contract.py",
+    "tests/decode/test_native.py",
+    "tests/environment/test_threads.py::test_a_command_settles_it_before_torch_is_imported",
+    "tests/export/test_export.py",
+    "tests/export/test_vision.py",
+    "tests/formats/test_onnx_file.py::test_graphs_of_bundles_are_plain",
+    "tests/formats/test_onnx_file.py::test_what_exports_write_is_plain",
+    "tests/laboratory/",
+    "tests/model/test_checkpoint.py::test_offline_is_said_in_one_line",
+    "tests/project/test_base_install.py",
+    "tests/project/test_docs.py",
+    "tests/project/test_privacy.py",
+    "tests/project/test_site.py",
+    "tests/quantize/test_sensitivity.py",
+    "tests/regress/test_attribution.py",
+    "tests/regress/test_gates.py",
+    "tests/regress/test_lm_eval.py",
+    "tests/regress/test_lmms_eval.py",
+    "tests/regress/test_regress.py",
+    "tests/regress/test_report_browser.py",
+    "tests/serve/test_connections.py",
+    "tests/serve/test_faults.py",
+    "tests/serve/test_openai_clients.py",
+    "tests/serve/test_page",
+    "tests/serve/test_schema.py",
+    "tests/vision/test_graph.py",
+    "tests/vision/test_tensorrt_rtx.py::test_the_towers_engine_has_the_graphs_layers_inputs_outputs_and_precision",
+)
+
 # Files that take a processor for a minute or more though their tests are few: begun last, one of them would go on alone.
-LONG = ("test_gates.py", "test_training.py", "test_calibrate.py", "test_base_install.py", "test_bench_vision.py")
+LONG = (
+    "tests/regress/test_gates.py",
+    "tests/calibration/test_training.py",
+    "tests/calibrate/test_calibrate.py",
+    "tests/project/test_base_install.py",
+    "tests/bench/test_vision.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put long files first, then those of many tests: processes take them in this order (--no-loadscope-reorder)."""
+    """Mark what is SLOW. Put long files first, then those of many tests: processes take them in this order."""
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
     tests_of = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.name not in LONG, -tests_of[item.path], item.path))
+    items.sort(key=lambda item: (not item.nodeid.startswith(LONG), -tests_of[item.path], item.path))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

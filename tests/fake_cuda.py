@@ -1,13 +1,13 @@
-"""A fake of the few calls of cuda.bindings.runtime that the package makes. It is not CUDA.
+"""A fake of the calls of cuda.bindings.runtime that the package uses. It is not CUDA.
 
-Device memory is host memory that begins as NaNs. A stream does nothing until it is synchronised: what is read before that is
-what was there before, so a forgotten synchronisation shows. Every address and handle is checked. Return values have NVIDIA's
-form, an error code and then values.
+Device memory is host memory filled with NaN. A stream does nothing until it is synchronized: reads before that return the old
+content, so that a missing synchronization shows. Every address and handle is checked. Return values have NVIDIA's form, an
+error code followed by values.
 
-What it proves: that memory and streams are made, used in order and given back. What it cannot: anything about a driver, a GPU,
+It can verify that memory and streams are allocated, used in order and freed. It cannot verify anything about a driver, a GPU,
 real asynchrony, pinned memory or speed.
 
-`FakeCuda` is a GPU that a test holds. `ENVIRONMENT` is described by FAKE_GPU, so that processes which a test starts have the
+`FakeCuda` is a GPU controlled by a test. `ENVIRONMENT` is described by FAKE_GPU, so that child processes of a test have the
 same one: "name;compute capability;total bytes;free bytes;multiprocessors;integrated (0 or 1)", "" for no GPU.
 """
 
@@ -61,11 +61,11 @@ class FakeCuda:
         self.streams: dict[int, list[Callable[[], None]]] = {}
 
     def facts(self) -> list[str]:
-        """Return what FAKE_GPU says, in parts; [""] for no GPU."""
+        """Return the fields of FAKE_GPU; [""] for no GPU."""
         return self.gpu.split(";")
 
     def change(self, **parts: str) -> None:
-        """Give the GPU another name, capability or free."""
+        """Change the GPU's name, capability or free memory."""
         facts = self.facts()
         for part, text in parts.items():
             facts[("name", "capability", "total", "free").index(part)] = text
@@ -130,7 +130,7 @@ class FakeCuda:
 
 
 class _Environment(FakeCuda):
-    """What FAKE_GPU says at each call."""
+    """The GPU of FAKE_GPU, read again at each call."""
 
     def facts(self) -> list[str]:
         return os.environ.get("FAKE_GPU", ORIN_NANO).split(";")

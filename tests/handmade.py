@@ -14,7 +14,7 @@ from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
 from cobra_edge.formats.recipe import Recipe, quantized_scheme, stored_tensors
-from cobra_edge.formats.safetensors_file import TensorFileWriter
+from cobra_edge.formats.safetensors_file import SafetensorsWriter
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.model.checkpoint import Checkpoint
 from cobra_edge.quantize.rtn import round_to_nearest
@@ -63,7 +63,7 @@ def write_bundle(
     """
     shutil.copytree(model.directory, folder)
     config, plan = checkpoint.config.mamba, stored_tensors(checkpoint.config.mamba, recipe)
-    with TensorFileWriter(folder / DECODER, [t for entries in plan.values() for t in entries]) as writer:
+    with SafetensorsWriter(folder / DECODER, [t for entries in plan.values() for t in entries]) as writer:
         for name, entries in plan.items():
             values = transformed_tensor(name, lambda n: checkpoint.decoder[n].float().numpy(), recipe)
             scheme = quantized_scheme(recipe, name)

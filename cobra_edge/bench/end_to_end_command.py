@@ -11,7 +11,7 @@ from rich.progress import Progress
 from ..bundle.reader import Bundle
 from ..decode.backends import KERNELS
 from ..decode.decoder import DEFAULT_OPTIONS
-from ..decode.processor import processor_name
+from ..environment.cpu_name import cpu_name
 from ..inference.session import Session
 from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, print_json, progress
@@ -62,7 +62,7 @@ def end_to_end(
         _check(session, on_gpu, bar)
         found = measure_end_to_end(session, new_tokens, rounds, bar)
     manifest = session.bundle.manifest
-    machine_name, short = _gpu_names() if on_gpu else (processor_name(), "")
+    machine_name, short = _gpu_names() if on_gpu else (cpu_name(), "")
     result = EndToEndResult(
         **msgspec.structs.asdict(found),
         model=manifest.model.model_id,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..decode.processor import processor_name
+from ..environment.cpu_name import cpu_name
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ def machine() -> Machine:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     libraries = {name: version_of(name) for name in ("torch", "timm", "onnx", "onnxruntime", "numpy")}
     memory_gb = round(memory_bytes / 1e9, 1)
-    return Machine(processor_name(), os.cpu_count() or 0, memory_gb, platform.python_version(), libraries, _commit())
+    return Machine(cpu_name(), os.cpu_count() or 0, memory_gb, platform.python_version(), libraries, _commit())
 
 
 def version_of(name: str) -> str:

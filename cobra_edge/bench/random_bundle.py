@@ -16,7 +16,7 @@ from ..errors import BundleError
 from ..formats.model_config import CobraConfig, MambaConfig, decoder_shapes
 from ..formats.package_data import MINI
 from ..formats.recipe import StoredTensor, quantized_scheme, stored_tensors, uniform_recipe
-from ..formats.safetensors_file import TensorFileWriter
+from ..formats.safetensors_file import SafetensorsWriter
 from ..formats.scheme import Scheme, scheme_named
 from ..formats.targets import target_named
 from ..inputs.text import END_OF_TEXT, PromptTemplate, TextCodec
@@ -54,7 +54,7 @@ def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progres
     plan, shapes = stored_tensors(mamba, recipe), decoder_shapes(mamba)
     task, rng = bar.add_task(f"random decoder, {scheme}", total=len(plan)), np.random.default_rng(0)
     with staged_directory(directory, force=True, needed_bytes=decoder_bytes(config, recipe)) as stage:
-        with TensorFileWriter(stage / DECODER, [t for entries in plan.values() for t in entries]) as writer:
+        with SafetensorsWriter(stage / DECODER, [t for entries in plan.values() for t in entries]) as writer:
             for name, entries in plan.items():
                 for tensor in entries:
                     writer.write(tensor.name, _random(tensor, shapes[name], quantized_scheme(recipe, name), rng))

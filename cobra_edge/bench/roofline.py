@@ -42,7 +42,7 @@ def peak_products(kernels: str, threads: int) -> float:
     """Return the int8 multiply-accumulates per second of an instruction set, with operands in registers."""
     from ..decode import _cpu
 
-    return float(_cpu.kernels.peak_products(kernels, threads))
+    return float(_cpu.kernels.peak_macs(kernels, threads))
 
 
 def prefill_products(mamba: MambaConfig, tokens: int) -> int:

@@ -1,1 +1,1 @@
-"""The artifact: one directory that a device can run, checked before a byte of it is trusted."""
+"""The bundle: one directory that a device can run, checked before it is trusted."""

@@ -1,4 +1,4 @@
-"""What an engine was built from and for: part of the manifest, and the name of a file in the engine cache."""
+"""The key of an engine: part of the manifest, and the file name in the engine cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from ..errors import InputError
 from ..formats.precision import PrecisionName
 
-# What may become part of a file's name, and is shown: keys are read from files that others wrote.
+# Fields that become part of a file name and are printed; keys are read from untrusted files.
 _FORMS = {
     "version": re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,31}"),
     "capabilities": re.compile(r"\d{1,2}\.\d"),
@@ -29,16 +29,16 @@ RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
 
 
 class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an engine was built from and for.
+    """Identifies an engine by library, GPUs, precision and graph.
 
     Attributes:
         runtime: "tensorrt" or "tensorrt-rtx".
-        version: of the library that built it, such as "10.3.0"; another version does not read it.
+        version: of the library that built it, such as "10.3.0"; other versions cannot read it.
         capabilities: CUDA compute capabilities it runs on, such as ("8.6", "8.9").
         precision: of the graph, a name of `precision.PRECISIONS`.
-        onnx_sha256: over the graph and its external data, as `onnx_digest` makes it.
-        stripped: whether the weights were left out, to be taken from the graph when the engine is opened.
-        gpu: name and size of the one GPU it was timed on; empty where it is as good on any GPU of its capabilities.
+        onnx_sha256: hash over the graph and its external data, see `onnx_digest`.
+        stripped: whether weights were omitted, to be restored from the graph when the engine is opened.
+        gpu: name and size of the GPU whose timings it uses; empty if it was not tuned for one GPU.
     """
 
     runtime: RuntimeName
@@ -50,7 +50,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpu: str = ""
 
     def __post_init__(self) -> None:
-        """Raise InputError for a field that is no such thing."""
+        """Raise InputError for an invalid field."""
         named = [
             ("version", self.version),
             *(("capabilities", c) for c in self.capabilities),
@@ -58,15 +58,16 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
         odd = [f"{name} {value[:80]!r}" for name, value in named if not _FORMS[name].fullmatch(value)]
         if odd:
-            raise InputError(f"engine key: {odd[0]} is no such thing; export or build it again")
+            raise InputError(f"engine key: invalid {odd[0]}; export or build it again")
         if not 1 <= len(self.capabilities) <= _CAPABILITIES_MOST or len(self.gpu) > _GPU_LETTERS_MOST:
             raise InputError(
-                f"engine key: {len(self.capabilities)} capabilities for a GPU of {len(self.gpu)} letters; build it again"
+                f"engine key: {len(self.capabilities)} capabilities, expected 1 to {_CAPABILITIES_MOST}, and a GPU name of "
+                f"{len(self.gpu)} letters, expected at most {_GPU_LETTERS_MOST}; build it again"
             )
 
     @property
     def stem(self) -> str:
-        """File name without suffix: readable, and different wherever any field is."""
+        """File name without suffix: readable, and different for different keys."""
         digest = hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
         arch = "-".join("sm" + c.replace(".", "") for c in self.capabilities)
         return f"vision-{self.runtime}-{self.version}-{arch}-{self.precision}-{digest}"

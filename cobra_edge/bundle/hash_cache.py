@@ -1,9 +1,9 @@
-"""Files that were found whole before, remembered outside the bundle.
+"""Cache of verified file hashes, outside the bundle.
 
-Hashing costs a second for each gigabyte, every time a bundle is opened. A file whose content once had the hash its manifest
-names, and which the kernel has not seen changed since, is taken at its word: the same device, inode, size, mtime and ctime.
-The ctime cannot be set by a program, so content that was changed under an old mtime is noticed. The user's cache directory
-holds one entry a path; whatever is wrong with it is a reason to hash, never a reason to fail.
+Hashing takes a second per gigabyte, every time a bundle is opened. A file that once had the hash of its manifest is not hashed
+again while its device, inode, size, mtime and ctime are unchanged. Programs cannot set the ctime, so modified content with an
+old mtime is detected. The user's cache directory has one entry per path; an entry that is missing or damaged means that the
+file is hashed, never that opening fails.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ..files.ownership import read_trusted
 
 log = logging.getLogger(__name__)
 
-# Timestamps move in steps of up to two seconds (FAT; others some milliseconds), and a second change within one step leaves no
-# trace in them. As in git's index, a file that was changed so shortly before it was hashed is not remembered.
+# Timestamps have a resolution of up to two seconds (FAT; others some milliseconds), and a second change within it leaves no
+# trace. As in git's index, a file that was modified so recently is not cached.
 _SETTLED_NS = 2_000_000_000
 _ENTRY_LIMIT_BYTES = 4096
 _CHUNK_BYTES = 1 << 20
@@ -37,7 +37,7 @@ _NEVER = threading.Event()
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file as it was when its content had that hash."""
+    """Metadata of a file when its content had that hash."""
 
     device: int
     inode: int
@@ -52,7 +52,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def content_sha256(stream: FileIO, stop: threading.Event = _NEVER) -> str:
-    """Return the hash of what an unbuffered file holds from here on.
+    """Return the sha256 of an unbuffered file from the current position on.
 
     Raises:
         CancelledError: `stop` was set before the end.
@@ -66,14 +66,14 @@ def content_sha256(stream: FileIO, stop: threading.Event = _NEVER) -> str:
 
 
 def first_changed(files: Sequence[tuple[Path, str]], *, thorough: bool = False) -> Path | None:
-    """Return the first file whose content has not the sha256 beside it, or None where all have.
+    """Return the first file whose content does not have the expected sha256, or None.
 
     Args:
-        files: paths with the hashes expected; they are hashed side by side.
-        thorough: hash those too that are remembered.
+        files: paths with expected hashes; hashed in parallel.
+        thorough: ignore the cache.
 
     Raises:
-        OSError: a file cannot be read; of several that went wrong in some way, the first is reported.
+        OSError: a file cannot be read. Of several failures the first is reported.
     """
     stop = threading.Event()
     with ThreadPoolExecutor(max(1, min(len(files), default_threads()))) as pool:
@@ -82,7 +82,7 @@ def first_changed(files: Sequence[tuple[Path, str]], *, thorough: bool = False) 
                 if not whole:
                     return file
         finally:
-            stop.set()  # an interruption, or a file that is not whole, does not wait until gigabytes of others are hashed
+            stop.set()  # after an interruption or a mismatch, stop hashing the other files
     return None
 
 
@@ -95,7 +95,7 @@ def _is_whole(file: Path, sha256: str, thorough: bool, stop: threading.Event) ->
             return True
         got, after = content_sha256(stream, stop), os.fstat(stream.fileno())
     if got != sha256:
-        _forget(place)  # a failing disk changes content without a trace in the timestamps
+        _forget(place)  # a failing disk changes content without touching timestamps
         return False
     unchanged = expected == _Entry.of(after, sha256)
     if unchanged and began_ns - max(before.st_mtime_ns, before.st_ctime_ns) >= _SETTLED_NS:
@@ -105,21 +105,21 @@ def _is_whole(file: Path, sha256: str, thorough: bool, stop: threading.Event) ->
 
 def _place_of(file: Path) -> Path:
     name = hashlib.sha256(os.fsencode(file.resolve())).hexdigest()
-    return platformdirs.user_cache_path("cobra_edge") / "verified" / f"{name}.json"
+    return platformdirs.user_cache_path("cobra_edge") / "hashes" / f"{name}.json"
 
 
 def _recall(place: Path) -> _Entry | None:
-    """Return the entry, or None where there is none of ours that can be read."""
+    """Return the entry, or None if there is no trusted, readable one."""
     try:
-        # Anybody may write where a cache is shared.
+        # A shared cache may be writable by others.
         return msgspec.json.decode(read_trusted(place, _ENTRY_LIMIT_BYTES), type=_Entry)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def _remember(place: Path, entry: _Entry) -> None:
-    """Write the entry in one step: another process reads the old one or the new one."""
-    if not place.is_absolute():  # a user without a home: "~" would become a directory here
+    """Write the entry atomically."""
+    if not place.is_absolute():  # a user without a home: would create a directory "~" here
         return
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _remember(place: Path, entry: _Entry) -> None:
             os.unlink(draft)
             raise
     except OSError as error:
-        log.debug("not remembered as whole: %s", error)
+        log.debug("hash not cached: %s", error)
 
 
 def _forget(place: Path) -> None:

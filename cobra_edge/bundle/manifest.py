@@ -1,4 +1,4 @@
-"""manifest.json as frozen structs: what a bundle says of itself, unknown fields refused."""
+"""manifest.json as frozen structs; unknown fields are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .engine_key import EngineKey
 SCHEMA_VERSION = 2
 
 
-# Where encoders' weights come from: trained along, and in the checkpoint itself; files beside it; timm's hub, as published.
+# Source of the encoder weights: the checkpoint itself (fine-tuned); files next to it; timm's hub, as published.
 VisionSource = Literal["checkpoint", "files", "hub"]
 
 
@@ -23,8 +23,8 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         id: its name.
-        sha256: over its weight files.
-        vision: where the encoders' weights came from; None for a text-only model, and in bundles from before it was written.
+        sha256: hash over its weight files.
+        vision: source of the encoder weights; None for a text-only model, and in older bundles.
     """
 
     id: str
@@ -40,7 +40,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What running the bundle takes on its target, in bytes; available is None where it depends on the machine."""
+    """Memory for running the bundle on its target, in bytes; `available_bytes` is None if it depends on the machine."""
 
     vision_bytes: int
     decoder_bytes: int
@@ -56,13 +56,13 @@ class MemoryPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far the bundle's answers are from the float model's, on the golden lines.
+    """Drift of the bundle from the float model on the golden lines.
 
     Attributes:
-        runtime: the decoder backend that was measured.
-        vision_runtime: what computed the visual embeddings; None without vision.
-        lines, positions: golden lines, and answer tokens in them.
-        measures: by name of `regress.measures.measure_named`, tasks' and layers' too, those that could be taken.
+        runtime: the measured decoder backend.
+        vision_runtime: the vision runtime; None without vision.
+        lines, positions: number of golden lines, and of answer tokens in them.
+        measures: by name of `regress.measures.measure_named`, including those of tasks and layers.
     """
 
     runtime: str
@@ -76,11 +76,11 @@ class VisionGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How vision.onnx was made.
 
     Attributes:
-        precision: in which numbers its matrix products are, a name of `precision.PRECISIONS`.
-        input: what it takes: "float32", normalised pixels, or "uint8", images as they are decoded.
-        parity: its relative RMS distance from the torch model in float32, by "encoder 0", … and "projector", the worst of what
-            the export looked at.
-        wide: products that int8 leaves float, by node name, with the relative error that int8 would have had there.
+        precision: of its matmuls, a name of `precision.PRECISIONS`.
+        input: "float32" for normalized pixels, "uint8" for decoded images.
+        parity: its relative RMS error against the float32 torch model, by "encoder 0", … and "projector", the largest over the
+            export's test images.
+        wide: matmuls that int8 leaves float, by node name, with the relative error that int8 would have there.
     """
 
     precision: PrecisionName = "fp32"
@@ -101,11 +101,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, FileEntry]
     memory_plan: MemoryPlan
     drift: Drift | None
-    vision: VisionGraph | None = None  # bundles from before it was written down have fp32 and float32
-    engines: dict[str, EngineKey] = {}  # by file name: engines that were built with the bundle
-    noise_floor: dict[
-        str, dict[str, float]
-    ] = {}  # of the float model in "fp16" and "bf16" against float32, on the golden lines
+    vision: VisionGraph | None = None  # older bundles have fp32 and float32
+    engines: dict[str, EngineKey] = {}  # by file name: engines in the bundle
+    # Drift of the float model in "fp16" and "bf16" from float32, on the golden lines.
+    noise_floor: dict[str, dict[str, float]] = {}
 
 
 class PromptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

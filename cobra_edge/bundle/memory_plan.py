@@ -1,4 +1,4 @@
-"""The memory plan: what running a bundle takes, counted before anything is written and told where it is not there."""
+"""The memory plan: the memory that running a bundle takes, computed before export, and the error when memory runs out."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _FLOAT = 4
 
 
 def decoder_bytes(config: CobraConfig, recipe: Recipe) -> int:
-    """Return the bytes of decoder.safetensors' data."""
+    """Return the size of the data in decoder.safetensors."""
     plan = stored_tensors(config.mamba, recipe)
     return sum(math.prod(t.shape) * np.dtype(t.dtype).itemsize for entries in plan.values() for t in entries)
 
 
 def state_bytes(config: CobraConfig) -> int:
-    """Return the bytes of one decoding state, whatever the context length."""
+    """Return the size of one decoder state, independent of the context length."""
     m = config.mamba
     return m.n_layer * m.d_inner * (m.d_conv + m.d_state) * _FLOAT
 
@@ -40,14 +40,14 @@ def working_bytes(config: CobraConfig) -> int:
     if config.vision is not None:
         for e in config.vision.encoders:
             tokens = config.vision.n_patches + e.n_prefix
-            # Queries, keys, values, the four-fold hidden layer and two residuals; scores of heads 64 wide.
+            # Queries, keys, values, the hidden layer of 4 · embed_dim and two residuals; attention scores of heads of width 64.
             heads = max(1, e.embed_dim // 64)
             vision = max(vision, tokens * 9 * e.embed_dim * _FLOAT + heads * tokens**2 * _FLOAT)
     return max(decoder, vision)
 
 
 def vision_bytes(config: CobraConfig, precision: PrecisionName) -> int:
-    """Return an estimate of the vision graph's weights, from the encoders' widths and depths."""
+    """Return the estimated size of the vision graph's weights, from the encoders' widths and depths."""
     if config.vision is None or config.projector is None:
         return 0
     shapes = projector_shapes(config.projector, config.vision.feature_dim, config.mamba.d_model)
@@ -64,10 +64,10 @@ def plan_memory(
     precision: PrecisionName | None = None,
     vision_file_bytes: int | None = None,
 ) -> MemoryPlan:
-    """Return the plan; the vision graph's size is estimated, in a precision or the target's own, until the file is written.
+    """Return the plan; the size of the vision graph is estimated, in `precision` or the target's default, until it is written.
 
     Raises:
-        InputError: the model cannot fit the target; the numbers are given.
+        InputError: the model does not fit the target; the message has the numbers.
     """
     plan = MemoryPlan(
         vision_bytes=vision_bytes(config, precision or target.vision_precision)
@@ -84,18 +84,18 @@ def plan_memory(
             f"{config.model_id} as {recipe.scheme} does not fit {target.title}: {plan.total_bytes / 1e9:.2f} GB needed "
             f"(vision {plan.vision_bytes / 1e9:.2f}, decoder {plan.decoder_bytes / 1e9:.2f}, state "
             f"{plan.state_bytes / 1e9:.2f}, working {plan.working_bytes / 1e9:.2f}, system "
-            f"{plan.reserved_bytes / 1e9:.2f}), {plan.available_bytes / 1e9:.2f} GB there; "
-            "take fewer bits or a larger target"
+            f"{plan.reserved_bytes / 1e9:.2f}), {plan.available_bytes / 1e9:.2f} GB available; "
+            "use fewer bits or a larger target"
         )
     return plan
 
 
-# Torch's words where it raises nothing but a RuntimeError: on a processor, and on a GPU before its allocator is up.
+# Messages by which torch's plain RuntimeErrors are recognized: on a CPU, and on a GPU before its allocator is initialized.
 _ON_A_PROCESSOR, _ON_A_GPU = "DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Return whether an error says that memory ran out: Python's, the system's or torch's, which is not imported for it."""
+    """Return whether an error means out of memory: Python's, the system's or torch's (which is not imported)."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     if isinstance(error, RuntimeError):
@@ -104,33 +104,33 @@ def lacks_memory(error: Exception) -> bool:
 
 
 def _of_a_gpu(error: Exception) -> bool:
-    """Return whether it is torch that says so, of a GPU."""
+    """Return whether it is torch's out-of-memory error of a GPU."""
     names = {(t.__module__.partition(".")[0], t.__name__) for t in type(error).__mro__}
     return ("torch", "OutOfMemoryError") in names or (isinstance(error, RuntimeError) and _ON_A_GPU in str(error))
 
 
 def _gpu_words() -> str:
-    """Return what GPU it is and how much of it is free, to follow "no memory for …"; no figures where torch cannot say."""
+    """Return the GPU and its free memory, to follow "no memory for …"; without numbers if torch cannot say."""
     cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
     try:
         if cuda is None or not cuda.is_available():
             return " on the GPU"
         (free, total), name = cuda.mem_get_info(), cuda.get_device_name()
-    except RuntimeError:  # a GPU without room for torch itself
+    except RuntimeError:  # too little memory for torch's own context
         return " on the GPU"
     return f" on {name}, where {free / 1e9:.2f} of {total / 1e9:.2f} GB are free"
 
 
 @contextmanager
 def memory_for(what: str, manifest: Manifest) -> Iterator[None]:
-    """Say, where memory runs out, what it was for, how much the decoder takes, and of a GPU what it has.
+    """Turn out-of-memory errors into one that says what the memory was for, what the decoder needs and what a GPU has free.
 
     Args:
-        what: continues "no memory for …".
-        manifest: of the bundle that runs.
+        what: completes "no memory for …".
+        manifest: of the running bundle.
 
     Raises:
-        MachineError: in the place of an error that `lacks_memory`.
+        MachineError: instead of an error that `lacks_memory` recognizes.
     """
     try:
         yield
@@ -141,7 +141,7 @@ def memory_for(what: str, manifest: Manifest) -> Iterator[None]:
         where = _gpu_words() if on_gpu else ""
         config, recipe = manifest.model, manifest.recipe
         weights, state, working = decoder_bytes(config, recipe), state_bytes(config), working_bytes(config)
-        advice = "close what else is on the GPU" if on_gpu else "close other programs, raise this process's limit"
+        advice = "close other programs on the GPU" if on_gpu else "close other programs, raise this process's limit"
         raise MachineError(
             f"no memory for {what}{where}; the decoder of {config.model_id} as {recipe.scheme} takes about "
             f"{(weights + state + working) / 1e9:.2f} GB (weights {weights / 1e9:.2f}, state {state / 1e9:.2f}, working "

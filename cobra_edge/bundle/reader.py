@@ -1,9 +1,8 @@
-"""The artifact: one directory that a device can run, checked before a byte of it is trusted.
+"""Read and write bundles.
 
-Opening reads the manifest, refuses unknown versions and anything out of bounds, then checks every file's size and hash (a file
-that has not changed since is hashed once: hash_cache.py); each part is checked against the model config as it is read. Writing
-goes to a hidden directory beside the goal, renamed at the end: an interrupted export leaves nothing half done. The format is on
-one page, docs/bundle.md.
+Opening reads the manifest, refuses unknown versions and anything out of bounds, then checks every file's size and hash (cached
+by hash_cache.py). Each part is checked against the model config when it is read. Writing goes to a hidden directory next to the
+destination, renamed at the end: an interrupted export leaves no partial bundle. docs/bundle.md has the format on one page.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Tensors = dict[str, "np.ndarray | QuantizedTensor"]
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk, opened and validated."""
+    """An open, validated bundle."""
 
     directory: Path
     manifest: Manifest
@@ -54,11 +53,11 @@ class Bundle:
         """Open and check a bundle.
 
         Args:
-            directory: where it is.
-            thorough: hash files too that were found whole before and have not been changed since, as far as the kernel knows.
+            directory: the bundle's directory.
+            thorough: hash every file, ignoring the hash cache.
 
         Raises:
-            BundleError: not a bundle, incomplete, altered, of another version, or leaving its directory.
+            BundleError: not a bundle, incomplete, modified, of another version, or with files outside its directory.
         """
         directory = Path(directory)
         manifest = _read_manifest(directory)
@@ -74,11 +73,13 @@ class Bundle:
             _check_place_and_size(directory, name, entry)
         changed = first_changed([(directory / name, e.sha256) for name, e in manifest.files.items()], thorough=thorough)
         if changed is not None:
-            raise BundleError(f"{changed}: its content is not what was exported (sha256 differs); copy or export it again")
-        # onnxruntime would read weights that lie beside the graph, whether the manifest vouches for them or not.
+            raise BundleError(
+                f"{changed}: its content differs from what was exported (sha256 differs); copy or export it again"
+            )
+        # onnxruntime would read external weights next to the graph even if the manifest does not list them.
         stray = sorted(f.name for f in directory.glob(f"{VISION}*") if f.name not in manifest.files)
         if stray:
-            raise BundleError(f"{directory}: {', '.join(stray)} is not in the manifest; do not use this bundle")
+            raise BundleError(f"{directory}: {', '.join(stray)} is not listed in the manifest; do not use this bundle")
         return bundle
 
     @property
@@ -88,14 +89,14 @@ class Bundle:
 
     @property
     def graph_files(self) -> dict[str, str]:
-        """{file name: sha256} of the vision graph and its data."""
+        """{file name: sha256} of the vision graph and its external data."""
         return {name: entry.sha256 for name, entry in self.manifest.files.items() if name.startswith(VISION)}
 
     def graph_file(self) -> Path:
-        """Return the path of vision.onnx, fit to be given to a runtime.
+        """Return the path of vision.onnx, validated for a runtime.
 
         Raises:
-            BundleError: the graph is more than arithmetic on tensors that the manifest vouches for.
+            BundleError: the graph is more than plain arithmetic on tensors that the manifest lists.
         """
         files = self.manifest.files
         require_plain_graph(self.path(VISION), {name: files[name].bytes for name in self.graph_files if name != VISION})
@@ -106,11 +107,11 @@ class Bundle:
         return self.directory / name
 
     def decoder_tensors(self, *, thorough: bool = False) -> Tensors:
-        """Map decoder.safetensors into memory, each tensor checked against the model config and the recipe; read-only.
+        """Memory-map decoder.safetensors, read-only; each tensor is checked against the model config and the recipe.
 
         Args:
-            thorough: look for NaN and infinity in float matrices and scales too, which reads most of the file; in norms,
-                convolutions and the parameters of the recurrence they are always looked for.
+            thorough: look for NaN and infinity in float matrices and scales too, which reads most of the file. Norms,
+                convolutions and the parameters of the recurrence are always checked.
 
         Raises:
             BundleError: a tensor is missing, unexpected, or of the wrong dtype or shape; a value is NaN or infinite; a clip is
@@ -140,18 +141,18 @@ class Bundle:
         return tensors
 
     def text(self) -> tuple[TextCodec, PromptTemplate]:
-        """Return tokenizer and prompt template. Raises InputError when they do not fit the model."""
+        """Return tokenizer and prompt template. Raises InputError if they do not match the model."""
         codec = TextCodec.open(self.path(TOKENIZER), self.manifest.model.mamba.vocab)
         prompt = _decode(self.path(PROMPT), PromptFile)
         if prompt.end_id != codec.end_id or prompt.style != self.manifest.model.prompt_style:
-            raise BundleError(f"{self.directory}: {PROMPT} does not fit {TOKENIZER} and the manifest; export again")
+            raise BundleError(f"{self.directory}: {PROMPT} does not match {TOKENIZER} and the manifest; export again")
         return codec, PromptTemplate(prompt.style)
 
     def image(self) -> ImageTransform:
-        """Return the image transform. Raises BundleError when it does not fit the model."""
+        """Return the image transform. Raises BundleError if it does not match the model."""
         transform = _decode(self.path(IMAGE), ImageTransform)
         if transform != ImageTransform.of(self.manifest.model, self.vision_graph.input):
-            raise BundleError(f"{self.directory}: {IMAGE} does not fit the model config; export again")
+            raise BundleError(f"{self.directory}: {IMAGE} does not match the model config; export again")
         return transform
 
 
@@ -166,7 +167,7 @@ def _read_manifest(directory: Path) -> Manifest:
     file = directory / MANIFEST
     if not file.is_file():
         raise BundleError(
-            f"{directory} is not a bundle, it has no {MANIFEST}; make one with: python -m cobra_edge.export --target cpu"
+            f"{directory} is not a bundle, it has no {MANIFEST}; create one with: python -m cobra_edge.export --target cpu"
         )
     if file.stat().st_size > _MANIFEST_LIMIT_BYTES:
         raise BundleError(f"{file}: {file.stat().st_size} bytes, too large for a manifest")
@@ -190,13 +191,13 @@ def _check_place_and_size(directory: Path, name: str, entry: FileEntry) -> None:
         size = file.stat().st_size if inside and file.is_file() else None
     except PermissionError:
         raise
-    except (OSError, RuntimeError) as error:  # a name too long; links in a circle, a RuntimeError before Python 3.13
+    except (OSError, RuntimeError) as error:  # name too long; a loop of links, which is a RuntimeError before Python 3.13
         raise BundleError(
-            f"{directory}: the manifest names {name[:80]!r}, which cannot be looked up ({type(error).__name__}); "
+            f"{directory}: the manifest lists {name[:80]!r}, which cannot be resolved ({type(error).__name__}); "
             "copy or export the bundle again"
         ) from error
     if not inside:
-        raise BundleError(f"{directory}: the manifest names {name!r}, which leaves the bundle; do not use this bundle")
+        raise BundleError(f"{directory}: the manifest lists {name!r}, which is outside the bundle; do not use this bundle")
     if size is None:
         raise BundleError(f"{directory}: {name} is missing; copy the whole directory, or export again")
     if size != entry.bytes:
@@ -206,29 +207,29 @@ def _check_place_and_size(directory: Path, name: str, entry: FileEntry) -> None:
 
 
 def file_sha256(file: Path) -> str:
-    """Return the hash of a file's content."""
+    """Return the sha256 of a file's content."""
     with file.open("rb", buffering=0) as stream:
         return content_sha256(stream)
 
 
 def file_entries(directory: Path) -> dict[str, FileEntry]:
-    """Return size and hash of every file in a directory but the manifest."""
+    """Return size and hash of every file in a directory except the manifest."""
     files = sorted(f for f in directory.rglob("*") if f.is_file() and f.name != MANIFEST)
     return {f.relative_to(directory).as_posix(): FileEntry(f.stat().st_size, file_sha256(f)) for f in files}
 
 
 @contextmanager
 def staged_directory(goal: Path, *, force: bool, needed_bytes: int) -> Iterator[Path]:
-    """Give a hidden directory beside `goal` that takes its name when the block ends well, and vanishes when it does not.
+    """Yield a hidden directory next to `goal` that is renamed to it if the block succeeds, and removed otherwise.
 
     Args:
-        goal: where the bundle shall be.
-        force: replace a bundle that is there, at the beginning or by the end; what is not a bundle is never replaced.
-        needed_bytes: checked against the free space before any work.
+        goal: destination of the bundle.
+        force: replace an existing bundle; anything else is never replaced.
+        needed_bytes: compared with the free disk space first.
 
     Raises:
-        InputError: goal exists, or cannot be written beside; or something took its name in the meantime: the bundle is kept
-            under another name then, which the message gives.
+        InputError: goal exists, or its parent is not writable; or something appeared at goal in the meantime: then the bundle
+            is kept under another name, which the message gives.
         MachineError: the disk is full.
     """
     try:
@@ -245,12 +246,12 @@ def staged_directory(goal: Path, *, force: bool, needed_bytes: int) -> Iterator[
 
 
 def check_goal(goal: Path, *, force: bool) -> None:
-    """Raise InputError where an export may not write: something else is there, or --force is missing."""
+    """Raise InputError if an export must not write to `goal`: something else is there, or --force is missing."""
     if not goal.exists():
         return
     if os.path.ismount(goal) or goal.samefile(Path.cwd()):
-        raise InputError(f"{goal} is a mount point or the current directory, no bundle can take its place; give a path in it")
+        raise InputError(f"{goal} is a mount point or the current directory and cannot be replaced; give a path inside it")
     if not replaceable(goal, MANIFEST):
-        raise InputError(f"{goal} exists and is not a bundle; it is never overwritten, choose another --out")
+        raise InputError(f"{goal} exists and is not a bundle; it will not be overwritten, choose another --out")
     if not force and (goal / MANIFEST).is_file():
         raise InputError(f"{goal} exists; pass --force to replace it, or choose another --out")

@@ -1,1 +1,1 @@
-"""The Mamba decoder at run time: one module a backend, and the table that chooses."""
+"""The Mamba decoder at run time: one module per backend, and the table that selects one."""

@@ -1,10 +1,10 @@
-"""Types of the native module; runtimes/cpu/module.cpp is its source."""
+"""Type stubs of the native module, whose source is runtimes/cpu/module.cpp."""
 
 from typing import Any
 
 import numpy as np
 
-kernels: Any  # one function a kernel, for tests and measurements
+kernels: Any  # one function per kernel, for tests and measurements
 
 def kernel_names() -> list[str]: ...
 

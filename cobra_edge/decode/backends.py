@@ -1,4 +1,4 @@
-"""Which decoder runs a bundle: a table that explains itself."""
+"""Table of the decoder backends, with the reasons for refusing a bundle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class Backend:
-    """One row: where it runs, why it would not, and how it is opened."""
+    """One row: its device, why it refuses a bundle, and how to open it."""
 
     name: str
     device: str
@@ -68,13 +68,13 @@ def _torch_refuses_gpu(bundle: Bundle) -> str | None:
 
 
 def _too_wide_to_write_out(bundle: Bundle) -> str | None:
-    """Return a reason where torch, which multiplies by rotations written out, has a wider one than it may make."""
+    """Return why torch refuses: it materializes rotation matrices, and one would be too large. None if it does not refuse."""
     recipe, config = bundle.manifest.recipe, bundle.manifest.model.mamba
     widths = [config.d_model] * recipe.rotates_residual + [config.d_inner] * recipe.rotates_out_proj
     widest = max(widths, default=0)
     if widest <= LARGEST_WRITTEN_OUT:
         return None
-    return f"it writes rotations out, one of {widest} channels is too wide for that (at most {LARGEST_WRITTEN_OUT})"
+    return f"it materializes rotations, and one of {widest} channels is too large for that (at most {LARGEST_WRITTEN_OUT})"
 
 
 def _native(bundle: Bundle, options: DecoderOptions) -> Decoder:
@@ -90,11 +90,11 @@ def _native_refuses(bundle: Bundle) -> str | None:
 
 
 def _foreign_codes(bundle: Bundle) -> str | None:
-    """Return a reason where some of a bundle's codes are of another library's format."""
+    """Return a reason if some of a bundle's codes are in another library's format, else None."""
     for storage in dict.fromkeys(bundle.manifest.recipe.tensors.values()):
         code_format = SCHEMES[storage].code_format if storage in SCHEMES else "int"
         if code_format != "int":
-            return f"codes of bitsandbytes' {code_format} are run by bitsandbytes"
+            return f"codes in bitsandbytes' format {code_format} need the backend bitsandbytes"
     return None
 
 
@@ -106,7 +106,7 @@ def _bitsandbytes(bundle: Bundle, _options: DecoderOptions) -> Decoder:
 
 def _bitsandbytes_refuses(bundle: Bundle) -> str | None:
     if _foreign_codes(bundle) is None:
-        return "the recipe stores nothing in bitsandbytes' codes"
+        return "the recipe has no tensors in bitsandbytes' formats"
     return _too_wide_to_write_out(bundle) or why_no_bitsandbytes()
 
 
@@ -128,8 +128,8 @@ def _torch_refuses(bundle: Bundle) -> str | None:
     return _too_wide_to_write_out(bundle)
 
 
-# In order of preference. bitsandbytes runs what is stored in its codes; numpy goes before torch: it starts at once and needs
-# nothing. torch on a GPU reads every weight several times for each token, so the native decoder goes before it.
+# In order of preference. bitsandbytes runs bundles in its own formats. numpy precedes torch, because it starts at once and has
+# no dependencies. torch on a GPU reads every weight several times per token, so the native decoder precedes it.
 BACKENDS = (
     Backend("triton", "cuda", _triton_refuses, _triton),
     Backend("bitsandbytes", "cuda", _bitsandbytes_refuses_gpu, _bitsandbytes_on_gpu),
@@ -148,14 +148,14 @@ def open_decoder(
     """Open the bundle's decoder on the first backend that does not refuse.
 
     Args:
-        bundle: an opened bundle.
+        bundle: an open bundle.
         device: "auto", "cpu" or "cuda".
         kernels: "auto" or a backend's name.
         options: threads and activations.
 
     Raises:
-        InputError: an unknown device or backend. MachineError: every one that was asked for refuses, each reason is given; or
-            memory is lacking.
+        InputError: an unknown device or backend.
+        MachineError: every requested backend refuses, and the message has each reason; or too little memory.
     """
     if device not in DEVICES:
         raise InputError(f"unknown device {device!r}{near_matches(device, DEVICES)}")
@@ -165,7 +165,7 @@ def open_decoder(
     for backend in BACKENDS:
         if kernels not in ("auto", backend.name):
             continue
-        reason = f"{device} was asked for" if device not in ("auto", backend.device) else backend.refuses(bundle)
+        reason = f"{device} was requested" if device not in ("auto", backend.device) else backend.refuses(bundle)
         if reason is None:
             for refused in reasons:
                 log.info("decoder: not %s", refused)
@@ -173,11 +173,11 @@ def open_decoder(
             with memory_for(f"opening the decoder of {bundle.directory}", bundle.manifest):
                 return backend.open(bundle, options)
         reasons.append(f"{backend.name} on {backend.device}: {reason}")
-    raise MachineError(f"no decoder runs this bundle on {device!r} ({'; '.join(reasons)})")
+    raise MachineError(f"no decoder backend runs this bundle on {device!r} ({'; '.join(reasons)})")
 
 
 def open_weights(weights: Weights, options: DecoderOptions = DEFAULT_OPTIONS) -> Decoder:
-    """Open a decoder over weights in memory with codes of ours: the native one, or numpy's where that is missing."""
+    """Open a decoder over weights in memory in our own formats: the native one, or numpy's if that is missing."""
     from .cpu import CpuDecoder, why_not
     from .numpy_reference import NumpyDecoder
 

@@ -1,11 +1,10 @@
-"""A bundle's bitsandbytes codes run by bitsandbytes' own products, everything else by the torch reference.
+"""Decoder backend for bitsandbytes' formats: its matmuls run on the stored codes, everything else by the torch reference.
 
-in_proj, x_proj, out_proj and the head are multiplied from the stored codes, which are neither dequantized as a whole nor made
-anew; rows of a quantized embedding are dequantized when they are looked up; matrices of other formats, and dt_proj, which torch
-multiplies without a module of its own, are dequantized. "nf4": float32 products. "int8-rows": LLM.int8 as
-`bitsandbytes.nn.Linear8bitLt` does it by default: activations pass through float16 and are rounded to 8 bits, one scale a
-token, without the decomposition of outliers (threshold 0). With it, a token's result would depend on its neighbours: every
-column that is loud in any token of a call is taken out.
+in_proj, x_proj, out_proj and the head are multiplied from the stored codes, without dequantizing or requantizing the matrix.
+Rows of a quantized embedding are dequantized on lookup. Matrices in other formats, and dt_proj, which torch multiplies without
+a module, are dequantized. "nf4": float32 matmuls. "int8-rows": LLM.int8 with the defaults of `bitsandbytes.nn.Linear8bitLt`:
+activations are cast to float16 and rounded to 8 bits, one scale per token, without the decomposition of outliers (threshold 0).
+With it, a token's result would depend on the other tokens: every column with an outlier in any token of a call is taken out.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ _CPU = torch.device("cpu")
 
 
 class BitsAndBytesDecoder(TorchDecoder):
-    """The torch reference with bitsandbytes in the place of its products."""
+    """The torch reference with bitsandbytes' matmuls."""
 
     name = "bitsandbytes"
 
     def __init__(self, bundle: Bundle, device: torch.device = _CPU) -> None:
-        """Read the decoder.
+        """Load the decoder.
 
         Raises:
-            BundleError: a tensor does not fit. MachineError: bitsandbytes is not installed.
+            BundleError: a tensor does not match. MachineError: bitsandbytes is not installed.
         """
         self._bnb = load_bitsandbytes()
         super().__init__(bundle, device)
 
     def _multiplies_codes(self, value: QuantizedTensor) -> bool:
-        return value.scheme.code_format in PRODUCTS or super()._multiplies_codes(value)
+        return value.scheme.code_format in MATMULS or super()._multiplies_codes(value)
 
-    def _product_with(self, value: QuantizedTensor) -> Forward:
-        product = PRODUCTS.get(value.scheme.code_format)
-        return super()._product_with(value) if product is None else product(self._bnb, value, self.device)
+    def _matmul_with(self, value: QuantizedTensor) -> Forward:
+        matmul = MATMULS.get(value.scheme.code_format)
+        return super()._matmul_with(value) if matmul is None else matmul(self._bnb, value, self.device)
 
 
-def nf4_product(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) -> Forward:
-    """Return the product with a matrix of format "nf4"."""
+def nf4_matmul(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) -> Forward:
+    """Return the matmul with a matrix of format "nf4"."""
     codes = torch.from_numpy(np.array(weight.codes)).to(device)
     state = bnb.functional.QuantState(
         absmax=torch.from_numpy(np.array(weight.scales)).reshape(-1).to(device),
@@ -61,21 +60,21 @@ def nf4_product(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) 
     return lambda x: bnb.matmul_4bit(x, codes, quant_state=state)
 
 
-def int8_product(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) -> Forward:
-    """Return the product with a matrix of format "int8-rows"; activations are rounded, see above."""
+def int8_matmul(bnb: Any, weight: QuantizedTensor, device: torch.device = _CPU) -> Forward:
+    """Return the matmul with a matrix of format "int8-rows", which quantizes activations (see above)."""
     state = bnb.MatmulLtState()
     state.CB = torch.from_numpy(np.array(weight.codes)).to(device)
     state.SCB = torch.from_numpy(np.array(weight.scales)).reshape(-1).to(device)
     state.has_fp16_weights = state.is_training = False
 
-    def product(x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])  # bitsandbytes takes no single vector
+    def matmul(x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # bitsandbytes does not support single vectors
         return bnb.matmul(rows, state.CB, state=state).reshape(*x.shape[:-1], -1)
 
-    return product
+    return matmul
 
 
-PRODUCTS: dict[CodeFormat, Callable[[Any, QuantizedTensor, torch.device], Forward]] = {
-    "nf4": nf4_product,
-    "int8-rows": int8_product,
+MATMULS: dict[CodeFormat, Callable[[Any, QuantizedTensor, torch.device], Forward]] = {
+    "nf4": nf4_matmul,
+    "int8-rows": int8_matmul,
 }

@@ -1,8 +1,7 @@
-"""The native decoder on a CPU: runtimes/cpu over the bundle's memory-mapped weights.
+"""The native CPU decoder: runtimes/cpu over the bundle's memory-mapped weights.
 
-Nothing is repacked: codes and scales are used where the file system mapped them. Activations stay float32, or are rounded to
-8-bit integers for each group of weights ("int8", the faster form); residual, convolution, recurrence and state are float32 in
-both.
+Nothing is repacked: codes and scales are used in place. Activations stay float32, or are quantized to 8-bit integers per group
+of weights ("int8", faster). Residual stream, convolution, recurrence and state are float32 in both.
 """
 
 from __future__ import annotations
@@ -25,30 +24,32 @@ log = logging.getLogger(__name__)
 
 
 def why_not() -> str | None:
-    """Say why the native decoder cannot be loaded, or None."""
+    """Return why the native decoder cannot be loaded, or None if it can."""
     try:
-        from . import _cpu  # noqa: F401 - only whether it is there
+        from . import _cpu  # noqa: F401 - checks that it can be imported
     except ImportError as error:
-        return f"the compiled part is missing ({error}); install the package with a C++17 compiler at hand"
+        return f"the native module is missing ({error}); install the package with a C++17 compiler available"
     return None
 
 
 class CpuDecoder:
-    """A bundle's decoder, run by native code."""
+    """The native decoder."""
 
     name, runs_on = "native", "cpu"
-    same_bits_however_cut = True  # every output is summed by one thread in one order
+    same_bits_however_cut = True  # one thread sums every output, in a fixed order
 
     def __init__(self, source: Bundle | Weights, options: DecoderOptions, kernels: str = "auto") -> None:
-        """Map the weights and start the threads.
+        """Memory-map the weights and start the threads.
 
         Args:
-            source: an opened bundle, or weights in memory.
+            source: an open bundle, or weights in memory.
             options: threads and activations.
-            kernels: an instruction set by name, or "auto" for the best this processor has.
+            kernels: name of an instruction set, or "auto" for the best that this CPU supports.
 
         Raises:
-            BundleError: a tensor does not fit. InputError: kernels this processor lacks. MemoryError: no room for the state.
+            BundleError: a tensor does not match.
+            InputError: kernels that this CPU does not support.
+            MemoryError: too little memory.
         """
         from . import _cpu
 
@@ -56,7 +57,7 @@ class CpuDecoder:
         self.config = weights.config
         cores, threads = physical_cores(), options.threads or default_threads()
         if threads > cores:
-            log.warning("%d threads on %d cores: they will wait for each other; take %d", threads, cores, cores)
+            log.warning("%d threads on %d cores will wait for each other; use %d", threads, cores, cores)
         arrays: dict[str, np.ndarray] = {}
         for name, value in weights.tensors.items():
             if isinstance(value, QuantizedTensor):
@@ -65,7 +66,7 @@ class CpuDecoder:
                     arrays[f"{name}.clips"] = value.clips
             else:
                 arrays[name] = value
-        # Widths without such a matrix were refused when the tensors were read.
+        # Widths without a Hadamard matrix were refused when the tensors were read.
         recipe = weights.recipe
         if recipe.rotates_out_proj:
             arrays["rotation"] = hadamard_matrix(hadamard_factors(self.config.d_inner)[0])

@@ -1,4 +1,4 @@
-"""What every decoder backend offers, and the state they carry."""
+"""The protocol of decoder backends, and the decoder state."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ACTIVATIONS = ("float32", "int8")
 
 
 class DecoderState:
-    """What a decoder remembers of all tokens so far: a fixed size, whatever their number.
+    """The decoder's state, of a size independent of the number of tokens.
 
     Attributes:
         n_tokens: positions read so far, visual and text.
     """
 
     def __init__(self, conv: np.ndarray, ssm: np.ndarray, n_tokens: int = 0) -> None:
-        """Keep the arrays, which decoders write into; what they hold is said at the properties of their names."""
+        """Wrap the arrays `conv` and `ssm` (see the properties), which decoders update in place."""
         self._conv, self._ssm = conv, ssm
         self.n_tokens = n_tokens
 
@@ -61,7 +61,7 @@ class DecoderState:
         ]
 
     def parts(self) -> dict[str, np.ndarray]:
-        """Return what is saved, by the names of `layout` and in its order."""
+        """Return the saved arrays: conv and ssm float32, n_tokens (1,) int32, with names, order and shapes of `layout`."""
         return {"conv": self.conv, "ssm": self.ssm, "n_tokens": np.array([self.n_tokens], np.int32)}
 
     @property
@@ -70,37 +70,37 @@ class DecoderState:
         return self.conv.shape, self.ssm.shape
 
     def require(self, config: MambaConfig) -> None:
-        """Raise InputError when this is not a state of such a model."""
+        """Raise InputError if the shapes do not match the model."""
         conv, ssm, _ = (t.shape for t in self.layout(config))
         if self.shapes != (conv, ssm):
             raise InputError(
-                f"the state is of another model: conv {self.shapes[0]} and ssm {self.shapes[1]}, this one's are "
-                f"{conv} and {ssm}; look at the image again"
+                f"the state belongs to another model: conv {self.shapes[0]} and ssm {self.shapes[1]}, expected "
+                f"{conv} and {ssm}; compute it again from the image"
             )
 
     def require_writable(self, config: MambaConfig) -> None:
-        """Raise InputError when this is not a state of such a model that a decoder can write into."""
+        """Raise InputError if the shapes do not match the model, or the arrays cannot be updated in place."""
         self.require(config)
         self._require_memory()
 
     def _require_memory(self) -> None:
-        """Raise InputError where the arrays are not what decoders write into."""
+        """Raise InputError unless the arrays are writable, contiguous float32."""
         for name, array in (("conv", self._conv), ("ssm", self._ssm)):
             if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.writeable:
                 kind = "writable" if array.flags.writeable else "read-only"
                 order = "contiguous" if array.flags.c_contiguous else "strided"
                 raise InputError(
                     f"the state's {name} is {kind} {order} {array.dtype}, expected writable contiguous float32; "
-                    "take a state of `new_state`, `copy` or `load`"
+                    "use a state from `new_state`, `copy` or `load`"
                 )
 
     @contextmanager
     def in_host_memory(self) -> Iterator[DecoderState]:
-        """Give this state as one whose arrays can be written into in place: itself, where it lies there."""
+        """Yield a state whose arrays are in host memory and can be updated in place: this one, if it is there."""
         yield self
 
     def copy(self) -> DecoderState:
-        """Return an independent copy, where this one is."""
+        """Return an independent copy in the same memory."""
         return self.host()
 
     def save(self, file: Path) -> None:
@@ -110,44 +110,44 @@ class DecoderState:
         save_file(self.parts(), file)
 
     def host(self) -> DecoderState:
-        """Return an independent copy in the host's memory."""
+        """Return an independent copy in host memory."""
         conv, ssm = (np.array(a, np.float32, order="C") for a in (self.conv, self.ssm))
         return DecoderState(conv, ssm, self.n_tokens)
 
     @classmethod
     def load(cls, file: Path, config: MambaConfig) -> DecoderState:
-        """Read a saved state. Raises BundleError when it is not one of this model, InputError when its values mean nothing."""
+        """Load a saved state. Raises BundleError if it does not belong to this model, InputError for invalid values."""
         saved = read_tensors(file, cls.layout(config))
         if not (np.isfinite(saved["conv"]).all() and np.isfinite(saved["ssm"]).all()):
-            raise InputError(f"{file}: holds NaN or infinity; look at the image again")
+            raise InputError(f"{file}: holds NaN or infinity; compute the state again from the image")
         n_tokens = int(saved["n_tokens"][0])
         if n_tokens < 0:
-            raise InputError(f"{file}: says that it has read {n_tokens} tokens; look at the image again")
+            raise InputError(f"{file}: has read {n_tokens} tokens, expected 0 or more; compute the state again from the image")
         return cls(saved["conv"], saved["ssm"], n_tokens)
 
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """How a decoder is to run; a backend without such a choice passes over it.
+    """Options of a decoder; backends ignore those they do not support.
 
     Attributes:
-        threads: of a CPU backend; None for one a physical core, or fewer where OMP_NUM_THREADS says so.
-        activations: "float32" leaves what enters a product as it is; "int8" rounds it where the weights are quantized, one
-            scale a group: faster, at a drift of its own; None does what the recipe says.
+        threads: of a CPU backend; None for one per physical core, or fewer if OMP_NUM_THREADS is lower.
+        activations: "float32" leaves the inputs of matmuls unchanged; "int8" quantizes them if the weights are quantized, with
+            one scale per group: faster, with additional drift; None follows the recipe.
     """
 
     threads: int | None = None
     activations: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError for values that mean nothing."""
+        """Raise InputError for invalid values."""
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise InputError(f"threads is {self.threads}, expected 1 to 1024")
         if self.activations is not None and self.activations not in ACTIVATIONS:
             raise InputError(f"unknown activations {self.activations!r}{near_matches(self.activations, ACTIVATIONS)}")
 
     def activations_of(self, recipe: Recipe) -> str:
-        """Return the form of activations for a decoder of that recipe, "float32" or "int8"."""
+        """Return the activations for a recipe, "float32" or "int8"."""
         return self.activations or recipe.activations
 
 
@@ -156,13 +156,13 @@ DEFAULT_OPTIONS = DecoderOptions()
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """What a decoder is made of: a bundle's tensors, or some in memory.
+    """A decoder's weights: a bundle's tensors, or tensors in memory.
 
     Attributes:
-        config: sizes.
-        recipe: its rotations are those of the tensors; how each is stored, the tensors say themselves.
-        tensors: by name, as `Bundle.decoder_tensors` gives them.
-        origin: where they come from, for messages.
+        config: sizes of the decoder.
+        recipe: defines the rotations; the storage of each tensor is a property of the tensor.
+        tensors: by name, as in `Bundle.decoder_tensors`.
+        origin: their source, for messages.
     """
 
     config: MambaConfig
@@ -172,7 +172,7 @@ class Weights:
 
     @classmethod
     def of(cls, source: Bundle | Weights) -> Weights:
-        """Return a bundle's weights, mapped; weights as they are. Raises BundleError when a tensor does not fit."""
+        """Return a bundle's weights, memory-mapped, or `Weights` unchanged. Raises BundleError if a tensor does not match."""
         if isinstance(source, Weights):
             return source
         manifest = source.manifest
@@ -180,17 +180,17 @@ class Weights:
 
 
 class Decoder(Protocol):
-    """A quantized Mamba that runs. States are changed in place; logits are float32.
+    """A quantized Mamba decoder. States are updated in place; logits are float32.
 
-    Every backend takes and refuses the same (`decode.arguments`), before anything is computed, and leaves the state as it was:
+    Every backend checks its arguments in the same way (`decode.arguments`), before it computes anything or changes the state:
 
-    * A token is an integer from 0 to vocab - 1; a negative one counts from nowhere. No tokens have no embeddings, (0, d_model).
-    * Embeddings are (seq, d_model) of floating point, seq at least 1: after nothing there are no logits. NaN and infinity in
-      them are carried through to the logits and the state, whatever form activations have.
-    * A state is one of this model's sizes, its arrays float32, contiguous and writable. One of another backend, in whichever
-      memory, is read from and written to there.
+    * A token is an integer from 0 to vocab - 1. An empty list of tokens gives embeddings of shape (0, d_model).
+    * Embeddings are (seq, d_model) of a float dtype, with seq at least 1. NaN and infinity in them propagate to the logits and
+      the state, whatever the activations.
+    * A state has this model's shapes; its arrays are float32, contiguous and writable. A state of another backend is read and
+      updated in its own memory.
 
-    Whatever is not so raises InputError.
+    Anything else raises InputError.
     """
 
     name: str
@@ -203,18 +203,18 @@ class Decoder(Protocol):
 
     @property
     def same_bits_however_cut(self) -> bool:
-        """Whether tokens leave the same bits behind, read at once, in pieces, or one by one."""
+        """Whether the result is bit-identical if tokens are read at once, in chunks, or one by one."""
         ...
 
     @property
     def activations(self) -> str:
-        """What enters a product with codes: "float32" where it is left as it is, "int8" where it is rounded."""
+        """Inputs of quantized matmuls: "float32" if they are unchanged, "int8" if they are quantized."""
         ...
 
     def new_state(self, like: DecoderState | None = None) -> DecoderState:
-        """Return the state before the first token, or an independent copy of another one, where this decoder keeps its own.
+        """Return the initial state, or an independent copy of `like`, in this decoder's memory.
 
-        Raises InputError for one of another model.
+        Raises InputError if `like` belongs to another model.
         """
         ...
 
@@ -223,29 +223,29 @@ class Decoder(Protocol):
         ...
 
     def prefill(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
-        """Read embeddings (seq, d_model) float32; returns the logits after the last one, (vocab,). Raises as above."""
+        """Read embeddings (seq, d_model) float32; returns the logits of the last one, (vocab,) float32. Raises InputError."""
         ...
 
     def step(self, token: int, state: DecoderState) -> np.ndarray:
-        """Read one token; returns the logits after it, (vocab,). Raises InputError, see above."""
+        """Read one token; returns the logits after it, (vocab,) float32. Raises InputError."""
         ...
 
     def forward(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
-        """Read embeddings (seq, d_model) float32; returns logits at every position, (seq, vocab). Raises as above."""
+        """Read embeddings (seq, d_model) float32; returns logits at every position, (seq, vocab) float32. Raises InputError."""
         ...
 
 
 class GpuEmbeddings(Protocol):
-    """Embeddings that lie on a GPU, or room for them."""
+    """A buffer for embeddings in GPU memory."""
 
     @property
     def address(self) -> int:
-        """Where they begin: contiguous float32, on a multiple of 256 bytes, as TensorRT wants it."""
+        """Device address: contiguous float32, aligned to 256 bytes, as TensorRT requires."""
         ...
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(seq, d_model)."""
+        """Shape of the buffer, (seq, d_model)."""
         ...
 
     def __len__(self) -> int:
@@ -254,29 +254,29 @@ class GpuEmbeddings(Protocol):
 
 
 class GpuDecoder(Decoder, Protocol):
-    """A decoder on a CUDA GPU, which reads embeddings where a vision engine left them."""
+    """A decoder on a CUDA GPU, which can read embeddings from GPU memory."""
 
     @property
     def stream(self) -> int:
-        """The cudaStream_t that all its work is put on; it stays as long as the process."""
+        """The cudaStream_t of all its work; it exists as long as the process."""
         ...
 
     def embedding_room(self, n: int) -> GpuEmbeddings:
-        """Return room for n embeddings, (n, d_model), that no work under way reads; what is put there is read by `prefill`.
+        """Return a buffer for n embeddings, (n, d_model), not in use by pending work, for `prefill` to read.
 
-        The next call may return the same room.
+        The next call may return the same buffer.
         """
         ...
 
     def prefill(self, embeddings: np.ndarray | GpuEmbeddings, state: DecoderState) -> np.ndarray:
-        """See `Decoder.prefill`; embeddings on the GPU are read once the work before on the stream is done."""
+        """See `Decoder.prefill`; embeddings on the GPU are read after all earlier work on the stream."""
         ...
 
     def forward(self, embeddings: np.ndarray | GpuEmbeddings, state: DecoderState) -> np.ndarray:
-        """See `Decoder.forward`, and `prefill`."""
+        """See `Decoder.forward` and `prefill`."""
         ...
 
 
 def gpu_decoder(decoder: Any) -> GpuDecoder | None:
-    """Return a decoder as one on a GPU, or None where it has no stream (no attribute of that name, or None)."""
+    """Return the decoder if it is on a GPU (has a `stream` that is not None), else None."""
     return cast(GpuDecoder, decoder) if getattr(decoder, "stream", None) is not None else None

@@ -1,4 +1,4 @@
-"""The native kernels of the two sequential operations, for the torch model: token after token without Python in between."""
+"""The two sequential operations of the torch model, run by the native kernels instead of a Python loop over tokens."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _KERNELS = "auto"
 
 
 def best_operations() -> Operations:
-    """Return the native operations, or the plain ones where the native part is missing."""
+    """Return the native operations, or the plain ones if the native module is missing."""
     return REFERENCE if why_not() else Operations(causal_conv, selective_scan)
 
 
 def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Do what `model.mamba.causal_conv` does, float32, without a gradient; the state is not changed."""
+    """Compute `model.mamba.causal_conv` on (batch, seq, d_inner) float32, without a gradient; the state is not changed."""
     from . import _cpu
 
     taps, offsets = _array(weight.T), _array(bias)
@@ -36,7 +36,7 @@ def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tenso
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Do what `model.mamba.selective_scan` does, float32, without a gradient; h is not changed."""
+    """Compute `model.mamba.selective_scan` on (batch, seq, d_inner) float32, without a gradient; h is not changed."""
     from . import _cpu
 
     after = _copied(h)
@@ -52,7 +52,7 @@ def selective_scan(
 
 
 def _stacked(one: Callable[[int], np.ndarray], rows: Iterable[int]) -> Tensor:
-    """Return the results for every row of a batch in one tensor; rows are worked on side by side."""
+    """Return the results for every row of a batch as one tensor; rows run in parallel."""
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         return torch.from_numpy(np.stack(list(threads.map(one, rows))))
 

@@ -1,7 +1,7 @@
-"""The decoder in plain numpy: needs nothing but the base install, and is the float32 reference of every native kernel.
+"""The decoder in plain numpy: runs with the base install, and is the float32 reference of every native kernel.
 
-Activations, residual and recurrence are float32; weights are dequantized, kept so when the whole decoder is small and layer by
-layer when it is not (then every token pays for it: right, but slow).
+Activations, residual stream and recurrence are float32. Weights are dequantized: once if the decoder is small, otherwise layer
+by layer for every token, which is slow.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from .decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState, Weights
 
 log = logging.getLogger(__name__)
 
-_KEEP_BYTES = 2 << 30  # a decoder that dequantizes to no more than this is dequantized once
-_QUIETEST = np.float32(1e-36)  # a group with no larger magnitude is rounded to zeros: 127 / that would overflow
-_SCAN_CHUNK_BYTES = 1 << 22  # decay factors computed ahead; about the size of a second-level cache
+_KEEP_BYTES = 2 << 30  # a decoder of at most this size in float32 is dequantized once
+_SMALLEST_MAGNITUDE = np.float32(1e-36)  # a group without a larger one is quantized to zeros: 127 / it would overflow
+_SCAN_CHUNK_BYTES = 1 << 22  # precomputed decay factors; about the size of an L2 cache
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    """Return x · sigmoid(x), same shape and dtype."""
+    """Return x · sigmoid(x), of the same shape (any) and dtype."""
     with np.errstate(over="ignore"):
         return x / (1 + np.exp(-x))
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
-    """Return log(1 + exp(x)) without overflow, same shape and dtype."""
+    """Return log(1 + exp(x)) without overflow, of the same shape (any) and dtype."""
     return np.logaddexp(np.zeros((), x.dtype), x)
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """Normalise the last axis by its root mean square (Zhang and Sennrich 2019); float32 in and out."""
+    """Normalize x (..., width) by its RMS along the last axis (Zhang and Sennrich 2019); weight (width,); float32."""
     return x / np.sqrt((x * x).mean(-1, keepdims=True, dtype=np.float32) + np.float32(eps)) * weight
 
 
 def causal_conv(x: np.ndarray, state: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Convolve each channel with its last d_conv inputs, add the bias, apply SiLU; the state moves on in place.
+    """Convolve each channel with its last d_conv inputs, add the bias, apply SiLU; the state is updated in place.
 
     x is (seq, d_inner), state (d_inner, d_conv) newest last, weight (d_inner, d_conv), bias (d_inner,), all float32.
     Returns (seq, d_inner).
@@ -55,7 +55,7 @@ def causal_conv(x: np.ndarray, state: np.ndarray, weight: np.ndarray, bias: np.n
 
 
 def selective_scan(u: np.ndarray, dt: np.ndarray, A: np.ndarray, B: np.ndarray, C: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """Run h = exp(dt·A)·h + dt·B·u and y = C·h; h moves on in place (Gu and Dao 2023, algorithm 2).
+    """Compute h = exp(dt·A)·h + dt·B·u and y = C·h; h is updated in place (Gu and Dao 2023, algorithm 2).
 
     u, dt (seq, d_inner); A (d_inner, d_state) negative; B, C (seq, d_state); h (d_inner, d_state); all float32.
     Returns y (seq, d_inner).
@@ -74,10 +74,10 @@ def selective_scan(u: np.ndarray, dt: np.ndarray, A: np.ndarray, B: np.ndarray, 
 
 
 def round_activations(x: np.ndarray, group: int, clips: np.ndarray | None = None) -> np.ndarray:
-    """Round x (seq, width) float32 to signed 8-bit codes, one scale for `group` neighbours, and return what they stand for.
+    """Quantize x (seq, width) float32 to signed 8-bit codes, one scale per `group` inputs, and return them dequantized.
 
-    The scale is a group's largest magnitude / 127. With clips (width / group,) float32 it is at most clip / 127, and
-    what lies beyond gets the last code. A group with a value that is not finite becomes NaN.
+    The scale is a group's largest magnitude / 127. With clips (width / group,) float32 it is at most clip / 127, and values
+    beyond the clip saturate. A group with a value that is not finite becomes NaN.
     """
     groups = x.reshape(len(x), -1, group)
     top = np.abs(groups).max(axis=2, keepdims=True)
@@ -87,25 +87,25 @@ def round_activations(x: np.ndarray, group: int, clips: np.ndarray | None = None
     if clips is not None:
         top = np.minimum(top, clips[:, None])
         groups = np.clip(groups, -top, top)
-    codes = np.rint(groups * np.divide(127, top, out=np.zeros_like(top), where=top > _QUIETEST))
+    codes = np.rint(groups * np.divide(127, top, out=np.zeros_like(top), where=top > _SMALLEST_MAGNITUDE))
     return (codes * (top / np.float32(127))).reshape(x.shape).astype(np.float32)
 
 
 class NumpyDecoder:
-    """A bundle's decoder, run by numpy."""
+    """The numpy decoder."""
 
     name, runs_on = "numpy", "cpu"
     same_bits_however_cut = False
 
     def __init__(self, source: Bundle | Weights, options: DecoderOptions = DEFAULT_OPTIONS) -> None:
-        """Read the decoder; of the options, activations count here. Raises BundleError when a tensor does not fit."""
+        """Load the decoder; of the options only `activations` is used. Raises BundleError if a tensor does not match."""
         weights = Weights.of(source)
         self.config, self._recipe = weights.config, weights.recipe
         self.activations = options.activations_of(self._recipe)
         self._tensors = weights.tensors
         self._keep = self.config.n_parameters * 4 <= _KEEP_BYTES
         if not self._keep:
-            log.warning("this decoder is dequantized layer by layer for every token: right, but slow")
+            log.warning("this decoder is dequantized layer by layer for every token, which is slow")
         self._dense: dict[str, np.ndarray] = {}
         for name, value in self._tensors.items():
             if name.endswith("A_log"):
@@ -122,7 +122,7 @@ class NumpyDecoder:
         return dense
 
     def _multiply(self, x: np.ndarray, name: str) -> np.ndarray:
-        """Return x (seq, in) times the transposed matrix, (seq, out); x rounded first where that is asked for."""
+        """Return x (seq, in) times the transposed matrix, (seq, out); x is quantized first if `activations` says so."""
         weight = self._tensors[name]
         if self.activations == "int8" and isinstance(weight, QuantizedTensor):
             x = round_activations(x, weight.scheme.group(weight.shape[1]), weight.clips)
@@ -143,10 +143,10 @@ class NumpyDecoder:
         return unrotate(found) if self._recipe.rotates_residual else found
 
     def _read(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
-        """Return the residual stream behind the last layer, in the basis the weights are stored in."""
+        """Return the residual stream after the last layer, in the basis of the stored weights."""
         rows = checked_embeddings(embeddings, self.config)
         state.require_writable(self.config)
-        # What is not finite is carried through to the logits, where it is refused.
+        # NaN and infinity propagate to the logits, where they are refused.
         with state.in_host_memory() as here, np.errstate(invalid="ignore", over="ignore"):
             residual = self._blocks(rows, here)
             here.n_tokens += len(rows)

@@ -1,4 +1,4 @@
-"""Choosing a token from logits: greedy, temperature, top-k and top-p; the rule that every backend follows."""
+"""Sample a token from logits: greedy, temperature, top-k and top-p. The reference for all backends."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Sampling(msgspec.Struct, frozen=True):
     """How the next token is chosen.
 
     Attributes:
-        temperature: 0 takes the likeliest token; higher is more random.
-        top_k: only the k likeliest tokens; 0 for all.
-        top_p: only the likeliest tokens that together hold this share of the probability (Holtzman et al. 2020).
-        seed: of the random choice; the same seed gives the same answer.
+        temperature: 0 selects the most likely token; higher is more random.
+        top_k: only the k most likely tokens; 0 for all.
+        top_p: only the most likely tokens up to this cumulative probability (Holtzman et al. 2020).
+        seed: of the random numbers; the same seed gives the same answer.
     """
 
     temperature: float = 0.0
@@ -28,7 +28,7 @@ class Sampling(msgspec.Struct, frozen=True):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise InputError for values that mean nothing."""
+        """Raise InputError for invalid values."""
         if not 0 <= self.temperature <= 100:
             raise InputError(f"temperature is {self.temperature}, expected 0 (greedy) to 100")
         if self.top_k < 0:
@@ -47,12 +47,12 @@ NOT_FINITE = "the decoder produced logits that are not finite; check the bundle 
 
 @runtime_checkable
 class GeneratesItself(Protocol):
-    """A decoder that chooses tokens where its logits are, by the same rule."""
+    """A decoder that samples on its device, by the same rule."""
 
     def generate(
         self, logits: np.ndarray, state: DecoderState, end_id: int, max_new_tokens: int, sampling: Sampling
     ) -> Iterator[int]:
-        """See `generate`."""
+        """See `inference.generate.generate`; logits are (vocab,) float32."""
         ...
 
 
@@ -61,8 +61,8 @@ def choose(logits: np.ndarray, sampling: Sampling, uniform: float) -> int:
 
     Args:
         logits: (vocab,) float32.
-        sampling: how.
-        uniform: a random number in [0, 1); where it lies in the cumulative distribution is the token. Greedy leaves it unread.
+        sampling: the sampling parameters.
+        uniform: a random number in [0, 1), which selects the token by the cumulative distribution. Unused if greedy.
 
     Raises:
         InputError: the logits are not finite.

@@ -1,7 +1,7 @@
-"""The decoder of a bundle run by the plain torch model: the reference that other backends are compared with.
+"""A bundle's decoder in the plain torch model: the reference for other backends.
 
-On a processor the matrices are dequantized once. On a GPU they stay codes, and each product dequantizes its own: slow and
-plain, in the memory of the bundle and one matrix more.
+On a CPU the matrices are dequantized once. On a GPU they stay quantized, and each matmul dequantizes its matrix: slow, but
+within the memory of the bundle and one matrix.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .decoder import DecoderState
 _CPU = torch.device("cpu")
 _EMBEDDING, _HEAD = "backbone.embedding", "lm_head"
 _PROJECTIONS = (".in_proj", ".x_proj", ".out_proj")
-# x (..., in) float32 -> (..., out) float32; of an embedding, tokens (...) int64 -> (..., d_model) float32
+# x (..., in) float32 -> (..., out) float32; for an embedding: tokens (...) int64 -> (..., d_model) float32
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -35,7 +35,7 @@ class TorchDecoder:
     name, activations = "torch", "float32"
 
     def __init__(self, bundle: Bundle, device: torch.device = _CPU) -> None:
-        """Read the decoder. Raises BundleError when a tensor does not fit."""
+        """Load the decoder. Raises BundleError if a tensor does not match."""
         self.config, self.device = bundle.manifest.model.mamba, device
         with torch.device("meta"):
             self.model = Mamba(self.config).eval()
@@ -67,29 +67,29 @@ class TorchDecoder:
         return self.device.type
 
     def _stays_codes(self, name: str, value: np.ndarray | QuantizedTensor) -> bool:
-        """Tell whether a matrix is kept as it is stored; dt_proj is multiplied by torch without a module."""
+        """Return whether a matrix stays quantized. dt_proj does not: torch multiplies it without a module."""
         has_product = name in (_EMBEDDING, _HEAD) or name.endswith(_PROJECTIONS)
         return isinstance(value, QuantizedTensor) and has_product and self._multiplies_codes(value)
 
     def _multiplies_codes(self, value: QuantizedTensor) -> bool:
-        """Tell whether there is a product with a matrix as it is stored."""
+        """Return whether there is a matmul for a matrix as it is stored."""
         return self.device.type != "cpu" and value.scheme.code_format == "int"
 
-    def _product_with(self, value: QuantizedTensor) -> Forward:
-        """Return the product with a matrix that stays codes."""
+    def _matmul_with(self, value: QuantizedTensor) -> Forward:
+        """Return the matmul with a matrix that stays quantized."""
         matrix = GpuMatrix.of(value, self.device)
         return lambda x: x @ matrix.dequantize().T
 
     def _keep_codes(self, name: str, value: QuantizedTensor) -> None:
-        product = self._product_with(value)
+        matmul = self._matmul_with(value)
         if name != _EMBEDDING:
-            _replace_forward(self.model.get_submodule(name), product)
+            _replace_forward(self.model.get_submodule(name), matmul)
             return
-        _replace_forward(self.model.backbone.embedding, self._lookup(value))
+        _replace_forward(self.model.backbone.embedding, self._embedding_of(value))
         if self.config.tied:
-            _replace_forward(self.model.lm_head, product)
+            _replace_forward(self.model.lm_head, matmul)
 
-    def _lookup(self, table: QuantizedTensor) -> Forward:
+    def _embedding_of(self, table: QuantizedTensor) -> Forward:
         def rows(tokens: Tensor) -> Tensor:
             found = table.rows(tokens.cpu().numpy().reshape(-1)).dequantize()
             return torch.from_numpy(found).reshape(*tokens.shape, found.shape[1]).to(self.device)
@@ -97,13 +97,13 @@ class TorchDecoder:
         return rows
 
     def _rotation_of(self, width: int) -> Tensor:
-        """Return R written out, (width, width): the plain form that the butterflies of `rotate` are compared with."""
+        """Return R as a matrix (width, width) float32: the reference for the fast transform of `rotate`."""
         matrix = hadamard_matrix(width)
         matrix /= np.float32(width**0.5)
         return torch.from_numpy(matrix).to(self.device)
 
     def _rotate_inputs_of_out_proj(self) -> None:
-        """Have every out_proj see R y."""
+        """Rotate the input of every out_proj: y becomes R y."""
         rotation = self._rotation_of(self.config.d_inner)
 
         def rotated(_module: Any, inputs: tuple[Tensor]) -> Tensor:
@@ -114,7 +114,7 @@ class TorchDecoder:
                 module.register_forward_pre_hook(rotated)
 
     def _turn_the_residual_around_norm_f(self, rotation: Tensor) -> None:
-        """Have norm_f, with its weight, see the model's own residual stream, and the head see R times what comes out."""
+        """Rotate the residual stream back before norm_f, which has a weight, and rotate its output before the head."""
         norm = self.model.backbone.norm_f
         norm.register_forward_pre_hook(lambda _module, inputs: inputs[0] @ rotation)
         norm.register_forward_hook(lambda _module, _inputs, normed: normed @ rotation.T)
@@ -174,6 +174,6 @@ def _dense(value: np.ndarray | QuantizedTensor) -> np.ndarray:
 
 
 def _replace_forward(module: nn.Module, forward: Forward) -> None:
-    """Have the module compute something else, and let go of its weight; its hooks stay."""
+    """Replace a module's forward and free its weight; its hooks are kept."""
     module.forward = forward
     del module.weight

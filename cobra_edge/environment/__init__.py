@@ -1,1 +1,1 @@
-"""The process and its machine: threads, telemetry of libraries, how an extra is installed."""
+"""The process and its environment: threads, library telemetry, optional dependencies."""

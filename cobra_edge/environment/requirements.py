@@ -1,4 +1,4 @@
-"""Optional libraries: whether they are there, and how to install the extra that brings them."""
+"""Optional dependencies: whether they are installed, and the command that installs their extra."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ class _Vcs(msgspec.Struct):
 
 
 class _Origin(msgspec.Struct):
-    """What pip keeps of a package that came from no index: direct_url.json (PEP 610)."""
+    """direct_url.json (PEP 610), which pip writes for packages that are not from an index."""
 
     url: str
     vcs_info: _Vcs | None = None
 
 
 def install_hint(*extras: str) -> str:
-    """Return the command that installs extras of this package: from the checkout it runs in, or from where it was installed."""
+    """Return the command that installs extras of this package, from its checkout or from the source it was installed from."""
     named = f"[{','.join(extras)}]"
     if (_CHECKOUT / "pyproject.toml").is_file():
         try:
             where = "." if Path.cwd() == _CHECKOUT else str(_CHECKOUT)
-        except OSError:  # somebody removed the current directory
+        except OSError:  # the current directory was removed
             where = str(_CHECKOUT)
         return f"pip install '{where}{named}'"
     return f"pip install 'cobra-edge{named}{_source()}'"
 
 
 def _source() -> str:
-    """Return " @ URL" where the package was installed from a directory, a file or a repository; nothing for an index."""
+    """Return " @ URL" if the package was installed from a directory, a file or a repository; "" for an index."""
     try:
         text = metadata.distribution("cobra-edge").read_text("direct_url.json")
         origin = msgspec.json.decode(text or "", type=_Origin)
@@ -47,7 +47,7 @@ def _source() -> str:
 
 
 def require_export(purpose: str, *modules: str) -> None:
-    """Raise MachineError where a module of the extra "export" is missing; imports those that are there.
+    """Import modules of the extra "export". Raises MachineError if one is missing.
 
     Args:
         purpose: what needs them, for the message.

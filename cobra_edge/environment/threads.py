@@ -1,8 +1,8 @@
-"""How many threads a process computes with, and how long they spin: one number for the decoder, torch, onnxruntime, children.
+"""Number of compute threads, and how long they spin: one setting for the decoder, torch, onnxruntime and child processes.
 
-Threads that wait for each other take the cores away from what they wait for: on a busy machine an export whose libraries each
-took all cores, and spun at their barriers, took thirty times its time. So a process takes one thread a core that it may use,
-all its libraries the same number, and whoever waits soon sleeps.
+Spinning threads take cores away from the threads they wait for: on a busy machine an export whose libraries each used all
+cores, and spun at their barriers, took thirty times as long. So a process uses one thread per available core, the same number
+in all libraries, and waiting threads soon sleep.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 _CGROUP = Path("/sys/fs/cgroup")
-_ASKED = "OMP_NUM_THREADS"  # by which numeric libraries are told, ours too
-# How long OpenMP's threads, which are torch's, spin before they sleep: by default GNU's some milliseconds, Intel's 200. Here
-# about as long as the decoder's own (runtimes/cpu/team.cpp). Read when torch is first imported.
+_REQUESTED = "OMP_NUM_THREADS"  # read by numeric libraries, and by us
+# How long OpenMP threads, which torch uses, spin before they sleep. Defaults: GNU some milliseconds, Intel 200. Here about as
+# long as the native decoder's threads (runtimes/cpu/team.cpp). Read when torch is first imported.
 _SPINNING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 
 
 def physical_cores() -> int:
-    """Return how many cores this process may use: siblings of one core count once, a container's quota is kept."""
+    """Return the number of physical cores this process may use, within affinity and a container's CPU quota."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = set()
     for cpu in allowed:
@@ -34,7 +34,7 @@ def physical_cores() -> int:
 
 
 def _quota() -> float | None:
-    """Return how many processors' time the control group has, of version 2 or 1, or None for no limit."""
+    """Return the CPU quota of the control group (version 2 or 1) in CPUs, or None for no limit."""
     try:
         quota, period = (_CGROUP / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -49,18 +49,18 @@ def _quota() -> float | None:
 
 
 def default_threads() -> int:
-    """Return how many threads to take where nobody says: one a physical core, or fewer where OMP_NUM_THREADS says so."""
-    first, cores = os.environ.get(_ASKED, "").partition(",")[0].strip(), physical_cores()
+    """Return the default number of threads: one per physical core, or fewer if OMP_NUM_THREADS is lower."""
+    first, cores = os.environ.get(_REQUESTED, "").partition(",")[0].strip(), physical_cores()
     return min(int(first) or cores, cores) if first.isascii() and first.isdecimal() else cores
 
 
 def use_threads(threads: int | None) -> None:
-    """Have this process and its children compute with so many threads; None for `default_threads`.
+    """Set the number of compute threads of this process and its children; None for `default_threads`.
 
-    Before torch is imported, or its threads will spin as long as OpenMP's default is; their number is set in any case.
+    Call it before torch is imported: afterwards only the number of torch's threads can be set, not how long they spin.
     """
     count = threads or default_threads()
-    os.environ[_ASKED] = str(count)
+    os.environ[_REQUESTED] = str(count)
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in _SPINNING.items():
             os.environ.setdefault(name, value)

@@ -1,1 +1,1 @@
-"""Files in general: atomic outputs, owners that are trusted, JSON and TOML with errors in our words, Git LFS pointers."""
+"""Files: atomic writes, trusted ownership, JSON and TOML parsing, Git LFS pointers."""

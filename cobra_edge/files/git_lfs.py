@@ -1,4 +1,4 @@
-"""Git LFS pointers: the few lines that lie in the place of a large file where git cloned a repository without its contents."""
+"""Git LFS pointers: the few lines that replace a large file if git cloned a repository without LFS."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _FIRST_LINE = b"version https://git-lfs.github.com/spec/"
 
 
 def is_pointer(file: Path) -> bool:
-    """Return whether a file is such a pointer. Raises OSError as the file system does."""
+    """Return whether a file is a Git LFS pointer. Raises OSError."""
     with file.open("rb") as stream:
         return stream.read(len(_FIRST_LINE)) == _FIRST_LINE
 
 
 def pointer_message(file: Path) -> str:
-    """Return what to tell of a pointer, and what to do."""
+    """Return the error message for a pointer, with what to do."""
     return f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in {file.parent}, or download the file"

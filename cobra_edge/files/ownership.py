@@ -1,6 +1,6 @@
-"""Whose files are believed: this user's or root's, that nobody else may write to.
+"""Trusted files: owned by this user or root, and not writable by anyone else.
 
-A cache or a directory of states may lie where others write too. What they put there could be another answer, or code.
+A cache or a state directory may be writable by other users, who could put wrong answers, or code, there.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import stat
 from pathlib import Path
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-# Nothing is opened but a file: no link is followed, and no pipe waited for.
+# Opens regular files only: follows no link, waits for no pipe.
 ONLY_A_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
-def _believed_users() -> set[int]:
+def _trusted_users() -> set[int]:
     return {os.geteuid(), 0}
 
 
 def distrusted(found: os.stat_result) -> str | None:
-    """Return why what was found is not believed, None where it is."""
-    if found.st_uid not in _believed_users():
+    """Return why a file is not trusted, or None if it is."""
+    if found.st_uid not in _trusted_users():
         return f"belongs to user {found.st_uid}, not to user {os.geteuid()}"
     if found.st_mode & _OTHERS_WRITE:
         return f"others may write to it (mode {stat.S_IMODE(found.st_mode):04o}); chmod go-w"
@@ -29,14 +29,14 @@ def distrusted(found: os.stat_result) -> str | None:
 
 
 def read_trusted(file: Path, most_bytes: int | None = None) -> bytes:
-    """Return what a file holds that is believed.
+    """Return the content of a trusted file.
 
     Args:
-        file: no link, pipe or device.
-        most_bytes: more are not read; None for all.
+        file: a regular file, not a link, pipe or device.
+        most_bytes: read limit; None for all.
 
     Raises:
-        OSError: it cannot be read; PermissionError says why it is not believed.
+        OSError: it cannot be read; PermissionError if it is not trusted, with the reason.
     """
     with open(file, "rb", opener=lambda name, flags: os.open(name, flags | ONLY_A_FILE)) as stream:
         found = os.fstat(stream.fileno())

@@ -1,7 +1,7 @@
-"""JSON, JSON lines and TOML, decoded in one place: a byte order mark is skipped, and errors begin with our own words.
+"""Parse JSON, JSON lines and TOML: a byte order mark is skipped, and errors begin with our own message.
 
-Windows editors and PowerShell write a mark in front of UTF-8, or UTF-16 altogether. The first is read. The second is named:
-guessing encodings ends in text that nobody wrote.
+Windows editors and PowerShell write UTF-8 with a byte order mark, or UTF-16. The first is accepted, the second is rejected by
+name, because guessed encodings produce garbled text.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class ParseError(ValueError):
-    """Content that cannot be parsed. The text says why and may follow a file's name: "not UTF-8 (…)", "not JSON (…)"."""
+    """Content that cannot be parsed. The message can follow a file name: "not UTF-8 (…)", "not JSON (…)"."""
 
 
 def without_mark(content: bytes) -> bytes:
-    """Return content without the byte order mark of UTF-8, where it begins with one."""
+    """Return content without a UTF-8 byte order mark."""
     return content.removeprefix(codecs.BOM_UTF8)
 
 
 def utf8_text(content: bytes) -> str:
-    """Return the text of UTF-8, with or without a byte order mark.
+    """Decode UTF-8, with or without a byte order mark.
 
     Raises:
         ParseError: it is not UTF-8.
@@ -50,11 +50,11 @@ def parse_json(content: bytes, kind: type[Kind]) -> Kind: ...
 @overload
 def parse_json(content: bytes, kind: Any = Any) -> Any: ...
 def parse_json(content: bytes, kind: Any = Any) -> Any:
-    """Return what JSON says, as a value of `kind`.
+    """Parse JSON as a value of `kind`.
 
     Args:
         content: UTF-8, with or without a byte order mark.
-        kind: what it must be, as msgspec takes types.
+        kind: the expected type, as for msgspec.
 
     Raises:
         ParseError: not UTF-8, not JSON, or not of this kind.
@@ -62,7 +62,7 @@ def parse_json(content: bytes, kind: Any = Any) -> Any:
     try:
         return msgspec.json.decode(without_mark(content), type=kind)
     except msgspec.ValidationError as error:
-        utf8_text(content)  # which is the first thing to know
+        utf8_text(content)  # a wrong encoding is reported first
         raise ParseError(f"does not match the schema ({error})") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         utf8_text(content)
@@ -70,7 +70,7 @@ def parse_json(content: bytes, kind: Any = Any) -> Any:
 
 
 def parse_toml(content: bytes) -> dict[str, Any]:
-    """Return what TOML says.
+    """Parse TOML.
 
     Args:
         content: UTF-8, with or without a byte order mark.

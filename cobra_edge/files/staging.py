@@ -1,9 +1,8 @@
-"""Staging: outputs appear whole or not at all, and never in the place of something that appeared in the meantime.
+"""Atomic writes: an output appears complete or not at all, and never replaces something that appeared in the meantime.
 
-Work goes to a hidden directory beside the goal, which is renamed at the end. The directory is locked for as long as its process
-lives (flock, which the kernel drops however the process ends), so the next run can tell what a killed one left behind from
-what another one is working in. Nothing that is in the way at the end is lost: it stays, and so does what was made, under
-another name.
+Work goes to a hidden directory next to the goal, which is renamed at the end. The directory is locked while its process lives
+(flock, which the kernel releases however the process ends), so that the next run can tell leftovers of a killed run from the
+directory of a running one. If something appears at the goal meanwhile, it is kept, and the output gets another name.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from ..errors import InputError, MachineError
 
 log = logging.getLogger(__name__)
 
-# What only writing meets; any other OSError inside a block is about a file that was read, and says so itself.
+# Errors of writing only; any other OSError inside a block is about a file that was read, and has its own message.
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of renameat2(2)
 _AT_FDCWD = -100
 _CAME = "appeared while this ran"
-# A C library, kernel or file system without renameat2 or without the flag; EPERM is what a container's filter answers.
+# A C library, kernel or file system without renameat2 or without the flag; EPERM comes from a container's seccomp filter.
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
 def _renameat2(source: Path, goal: Path, flag: int) -> bool:
-    """Rename in one step as the flag says; False where that is not to be had here. Raises OSError as the system does."""
+    """Call renameat2 with a flag; False if it is not supported here. Raises OSError."""
     try:
         function = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:
@@ -48,42 +47,42 @@ def _renameat2(source: Path, goal: Path, flag: int) -> bool:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange two files or directories in one step; False where the system cannot. Raises OSError as the system does."""
+    """Exchange two files or directories atomically; False if that is not supported. Raises OSError."""
     return _renameat2(one, other, _EXCHANGE)
 
 
 def rename_new(source: Path, goal: Path) -> None:
-    """Give a file or directory a name that nothing has.
+    """Rename a file or directory to a name that must not exist.
 
     Raises:
-        FileExistsError: something has it. OSError as the system does.
+        FileExistsError: the name exists. OSError: renaming failed.
     """
     if _renameat2(source, goal, _NOREPLACE):
         return
-    # The name is taken in one step, by something empty; a rename then replaces that.
+    # Reserve the name atomically with something empty, which the rename then replaces.
     if source.is_dir():
         os.mkdir(goal)
     else:
         os.close(os.open(goal, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     try:
         os.rename(source, goal)
-    except OSError as error:  # somebody put something into the directory
+    except OSError as error:  # the reserved directory is no longer empty
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(goal)) from error
 
 
 @contextmanager
 def scratch_directory(goal: Path, kind: str = "partial") -> Iterator[Path]:
-    """Give a hidden directory beside `goal`, gone at the end; the goal's own directory is made where it is missing.
+    """Yield a hidden directory next to `goal`, removed at the end; missing parents are created.
 
-    What killed processes left of the same kind for the same goal is removed first.
+    Leftovers of killed processes, of the same kind for the same goal, are removed first.
 
     Args:
-        goal: what is being made.
+        goal: path of the output.
         kind: part of the hidden name.
 
     Raises:
-        InputError: the goal's directory cannot be written.
-        MachineError: the block met a full disk or the like.
+        InputError: the parent directory is not writable.
+        MachineError: the block failed on a full disk or the like.
     """
     parent, prefix = goal.absolute().parent, f".{goal.name}.{kind}-"
     created = [p for p in (parent, *parent.parents) if not os.path.lexists(p)]  # nearest first
@@ -99,7 +98,7 @@ def scratch_directory(goal: Path, kind: str = "partial") -> Iterator[Path]:
     except OSError as error:
         if error.errno not in WRITE_ERRORS:
             raise
-        raise MachineError(f"{goal}: writing failed ({error.strerror}); nothing was kept") from error
+        raise MachineError(f"{goal}: writing failed ({error.strerror}); no output was kept") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(lock)
@@ -107,12 +106,12 @@ def scratch_directory(goal: Path, kind: str = "partial") -> Iterator[Path]:
 
 
 def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
-    """Make a directory and lock it; returns it and the descriptor that holds the lock. Raises OSError as the system does."""
+    """Create and lock a directory; returns it and the descriptor that holds the lock. Raises OSError."""
     while True:
         directory = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         locked = _lock(descriptor)
-        # Between the two calls another process may have taken it for a leftover.
+        # Between the two calls another process may have removed it as a leftover.
         with suppress(OSError):
             if locked is not False and os.path.samestat(os.fstat(descriptor), os.stat(directory)):
                 return directory, descriptor
@@ -121,19 +120,19 @@ def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
 
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Hold a directory that outlives a run, made where it is missing and gone again where it stays empty.
+    """Create and lock a directory that persists after the run, unless it stays empty.
 
     Raises:
-        InputError: another process holds it, or something else has its name.
+        InputError: another process has locked it, or it is not a directory.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise InputError(f"{directory}: something else is there; move it or give another path") from error
+        raise InputError(f"{directory}: exists and is not a directory; move it or give another path") from error
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if _lock(descriptor) is False:
-            raise InputError(f"{directory}: another process is working there; wait for it, or give another path")
+            raise InputError(f"{directory}: in use by another process; wait for it, or give another path")
         yield
     finally:
         os.close(descriptor)
@@ -141,7 +140,7 @@ def held(directory: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Lock a directory; False where another process holds it, None where this file system has no such locks."""
+    """Lock a directory; False if another process holds it, None if the file system has no such locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -152,36 +151,36 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _remove_leftovers(parent: Path, prefix: str) -> None:
-    """Remove directories of ours with that prefix that nobody holds any more."""
+    """Remove our directories with that prefix that no process has locked."""
     with os.scandir(parent) as entries:
         left = [Path(e.path) for e in entries if e.name.startswith(prefix)]
     for directory in left:
         try:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # a file or a link of somebody else's, or gone
+        except OSError:  # a file, a link, or already removed
             continue
         try:
             if os.fstat(descriptor).st_uid == os.geteuid() and _lock(descriptor):
-                log.warning("%s: left by a run that was killed; removed", directory)
+                log.warning("%s: left by a killed run; removed", directory)
                 shutil.rmtree(directory, ignore_errors=True)
         finally:
             os.close(descriptor)
 
 
 def _remove_empty(directories: list[Path]) -> None:
-    """Remove directories that were made for an output, nearest first, as long as nothing is in them."""
+    """Remove directories that were created for an output, innermost first, while they are empty."""
     with suppress(OSError):
         for directory in directories:
             directory.rmdir()
 
 
 def keep_beside(made: Path, goal: Path, why: str) -> InputError:
-    """Give what was made a free name beside the goal; returns the error that tells of it.
+    """Rename an output to a free name next to the goal; returns the error that reports it.
 
     Args:
         made: staged file or directory.
-        goal: the name it cannot have.
-        why: what is in the way.
+        goal: the path that it cannot have.
+        why: the reason.
     """
     suffix = "" if made.is_dir() else goal.suffix
     stem, number = goal.name.removesuffix(suffix), 2
@@ -192,30 +191,30 @@ def keep_beside(made: Path, goal: Path, why: str) -> InputError:
         except FileExistsError:
             number += 1
             continue
-        return InputError(f"{goal}: {why}, and stays as it is; what was made is kept as {kept}: rename it, or remove it")
+        return InputError(f"{goal}: {why}, and is left unchanged; the output is kept as {kept}: rename it, or remove it")
 
 
 def check_file_goal(file: Path, *, force: bool) -> None:
-    """Raise InputError where a file may not be written: it is there and --force is missing, or it is a directory."""
+    """Raise InputError if a file must not be written: it exists and --force is missing, or it is a directory."""
     if file.is_dir() or (os.path.lexists(file) and not force):
         raise InputError(f"{file} is already there; give --force to replace a file, or another path")
 
 
 @contextmanager
 def staged_file(file: Path, *, force: bool) -> Iterator[Path]:
-    """Give a path to write to; what is there when the block ends well takes the file's name, in one step.
+    """Yield a path to write to, which is renamed to `file` atomically if the block succeeds.
 
     Args:
-        file: the goal.
-        force: replace a file that is there, at the beginning or by the end.
+        file: the destination.
+        force: replace an existing file.
 
     Raises:
-        InputError: as `check_file_goal` says; its directory cannot be written; or something took the name in the meantime:
-            what was written is kept under another.
+        InputError: see `check_file_goal`; its directory is not writable; or the file appeared in the meantime: then the output
+            is kept under another name.
         MachineError: the disk is full.
     """
     check_file_goal(file, force=force)
-    file = Path(os.path.realpath(file))  # a link stays one
+    file = Path(os.path.realpath(file))  # a link is kept, its target replaced
     with scratch_directory(file) as scratch:
         staged = scratch / file.name
         yield staged
@@ -228,15 +227,15 @@ def staged_file(file: Path, *, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def staged_bundle(goal: Path, *, force: bool, marker: str) -> Iterator[Path]:
-    """Give a hidden directory that takes the goal's name when the block ends well; see `bundle.staged_directory`.
+    """Yield a hidden directory that is renamed to `goal` if the block succeeds; see `bundle.reader.staged_directory`.
 
     Args:
-        goal: where the directory shall be.
-        force: replace a directory that holds `marker`; whatever else is there stays.
-        marker: file by which a directory is known to be of our making.
+        goal: the destination.
+        force: replace a directory that contains `marker`; nothing else is replaced.
+        marker: file that identifies a directory as our output.
 
     Raises:
-        InputError: its directory cannot be written, or something that may not be replaced took the name in the meantime.
+        InputError: its parent is not writable, or something that must not be replaced appeared in the meantime.
         MachineError: the disk is full.
     """
     goal = Path(os.path.realpath(goal))
@@ -248,21 +247,21 @@ def staged_bundle(goal: Path, *, force: bool, marker: str) -> Iterator[Path]:
             if force and replaceable(goal, marker):
                 _replace(stage, goal, marker)
             else:
-                os.rename(stage, goal)  # of a directory: replaces nothing but an empty one
+                os.rename(stage, goal)  # a directory replaces only an empty directory
         except OSError as error:
             came = error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
             raise keep_beside(stage, goal, _CAME if came else f"cannot be replaced ({error.strerror})") from error
 
 
 def replaceable(directory: Path, marker: str) -> bool:
-    """Tell whether a directory is there that may be replaced: it holds `marker`, or nothing."""
+    """Return whether a directory exists that may be replaced: it contains `marker`, or nothing."""
     return directory.is_dir() and ((directory / marker).is_file() or not any(directory.iterdir()))
 
 
 def _replace(stage: Path, goal: Path, marker: str) -> None:
-    """Put the stage in the place of the goal, in one step where the system can: the goal is never absent then."""
+    """Replace the goal by the stage; atomically if the system supports it, so that the goal always exists."""
     if exchange(stage, goal):
-        if not replaceable(stage, marker):  # something else had taken its place
+        if not replaceable(stage, marker):  # something else had appeared there
             exchange(stage, goal)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(goal))
         return
@@ -271,7 +270,7 @@ def _replace(stage: Path, goal: Path, marker: str) -> None:
     try:
         os.rename(goal, aside)
         os.rename(stage, goal)
-    except BaseException:  # a Ctrl-C too
+    except BaseException:  # including Ctrl-C
         if aside.exists() and not goal.exists():
             os.rename(aside, goal)
         raise
@@ -281,12 +280,12 @@ def _replace(stage: Path, goal: Path, marker: str) -> None:
 
 
 def _put_back(goal: Path) -> None:
-    """Undo what a process that was killed between the two renames of `_replace` has done."""
+    """Restore the goal after a process was killed between the two renames of `_replace`."""
     with suppress(OSError), os.scandir(goal.parent) as entries:
         for entry in entries:
             if entry.name.startswith(f".{goal.name}.old-") and entry.is_dir(follow_symlinks=False):
                 with suppress(OSError):
                     rename_new(Path(entry.path) / goal.name, goal)
-                    log.warning("%s: put back, a run that was killed had moved it aside", goal)
+                    log.warning("%s: restored; a killed run had moved it aside", goal)
                 with suppress(OSError):
                     os.rmdir(entry.path)

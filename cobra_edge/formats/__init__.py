@@ -1,1 +1,1 @@
-"""What a stored value is: schemes, recipes, packing, rotations, safetensors and ONNX files, targets. No torch."""
+"""Formats of stored values: schemes, recipes, packing, rotations, safetensors and ONNX files, targets. No torch."""

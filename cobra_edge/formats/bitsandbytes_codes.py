@@ -1,4 +1,4 @@
-"""bitsandbytes' own codes, made by bitsandbytes: 4-bit normal floats, and 8-bit integers with one scale a row.
+"""Quantization to bitsandbytes' codes, by bitsandbytes: NormalFloat4, and 8-bit integers with one scale per row.
 
 Source: Dettmers et al. 2023, "QLoRA", section 3 (NF4, blocks of 64); Dettmers et al. 2022, "LLM.int8()", section 2 (a row's
 largest magnitude at code 127). No double quantization: scales stay float32.
@@ -18,11 +18,11 @@ from ..errors import InputError, MachineError
 from .packing import QuantizedTensor
 from .scheme import CodeFormat, Scheme
 
-_WEIGHTS_AT_ONCE = 1 << 24  # quantized together; rows do not depend on each other, temporaries would grow with the matrix
+_WEIGHTS_AT_ONCE = 1 << 24  # per call: rows are independent, and temporaries would grow with the matrix
 
 
 def why_no_bitsandbytes() -> str | None:
-    """Say why bitsandbytes cannot be imported, and what to do, or None."""
+    """Return why bitsandbytes cannot be imported, with the install command, or None if it can."""
     if importlib.util.find_spec("bitsandbytes") is None or importlib.util.find_spec("torch") is None:
         return f"bitsandbytes is not installed ({install_hint('bnb')})"
     return None
@@ -36,8 +36,8 @@ def load_bitsandbytes() -> Any:
     """
     reason = why_no_bitsandbytes()
     if reason:
-        raise MachineError(f"this scheme's codes are bitsandbytes' own: {reason}")
-    # It warns of optional kernels it does not find, and in every int8 product that activations become float16.
+        raise MachineError(f"this scheme needs bitsandbytes: {reason}")
+    # It warns about missing optional kernels, and in every int8 matmul that activations are cast to float16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import bitsandbytes
 
@@ -45,17 +45,17 @@ def load_bitsandbytes() -> Any:
 
 
 def quantize_bitsandbytes(weight: np.ndarray, scheme: Scheme) -> QuantizedTensor:
-    """Quantize a matrix by bitsandbytes.
+    """Quantize a matrix with bitsandbytes.
 
     Args:
         weight: (out, in) float32, finite.
         scheme: of code format "nf4" or "int8-rows".
 
     Returns:
-        bitsandbytes' codes and, as scales, the largest magnitude of each block or row, float32.
+        bitsandbytes' codes and, as scales, the largest magnitude of each block or row, (out, in / group) float32.
 
     Raises:
-        InputError: in does not fit the scheme; values that are not finite, or for "int8-rows" do not fit float16, in which
+        InputError: `in` does not fit the scheme; values that are not finite, or for "int8-rows" overflow float16, in which
             bitsandbytes takes them. MachineError: bitsandbytes is not installed.
     """
     reason = scheme.refuses(weight.shape[1])
@@ -73,7 +73,7 @@ def quantize_bitsandbytes(weight: np.ndarray, scheme: Scheme) -> QuantizedTensor
         codes[rows] = part_codes.reshape(codes[rows].shape)
         scales[rows] = part_scales.reshape(scales[rows].shape)
     if not np.isfinite(scales).all():
-        raise InputError(f"a weight is not finite or too large for {scheme.name}; mend the checkpoint")
+        raise InputError(f"a weight is not finite or too large for {scheme.name}; fix the checkpoint")
     return QuantizedTensor(codes, scales, scheme)
 
 
@@ -89,7 +89,7 @@ def _int8_rows(functional: Any, weight: np.ndarray, _scheme: Scheme) -> tuple[np
     import torch
 
     codes, scales, _ = functional.int8_vectorwise_quant(torch.tensor(weight, dtype=torch.float16))
-    codes[scales == 0] = 0  # 0 / 0 there; which integer a NaN becomes depends on the processor
+    codes[scales == 0] = 0  # from 0 / 0: NaN converts to different integers on different processors
     return codes.numpy(), scales.numpy()
 
 

@@ -1,4 +1,4 @@
-"""Look for NaN and infinity in stored tensors, without a copy of them."""
+"""Find NaN and infinity in stored tensors without copying them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from ..errors import BundleError
 
-_CHUNK = 1 << 20  # values looked at together, so that a mapped matrix is never in memory twice
+_CHUNK = 1 << 20  # values per step, so that a mapped matrix is never in memory twice
 _HALF_EXPONENT = np.uint16(0x7C00)  # all ones in float16's NaN and infinities
 
 
 def count_not_finite(values: np.ndarray) -> int:
-    """Return how many values of an array are NaN or infinite; of one that holds integers none are."""
+    """Return how many values of an array of any shape and dtype are NaN or infinite; 0 for integers."""
     if values.dtype.kind != "f":
         return 0
     flat = values.reshape(-1)
@@ -27,7 +27,7 @@ def _count(part: np.ndarray) -> int:
 
 
 def require_finite(file: Path, name: str, values: np.ndarray) -> None:
-    """Raise BundleError where a stored tensor holds NaN or infinity."""
+    """Raise BundleError if a stored tensor, of any shape and dtype, contains NaN or infinity."""
     odd = count_not_finite(values)
     if odd:
         raise BundleError(

@@ -1,12 +1,12 @@
-"""Hadamard matrices, and the rotation they make: it spreads outliers over all channels and costs almost nothing.
+"""Hadamard matrices and rotations, which spread outliers over all channels at almost no cost.
 
 A Hadamard matrix has entries ±1 and orthogonal rows; divided by the square root of its order it is orthonormal, so
-W y = (W Rᵀ)(R y). A few channels of out_proj's input y are much louder than the others: errors in their columns of W cost most,
-and they alone decide the step of a group of rounded activations. Behind R every channel carries a share of each (Ashkboos et
-al. 2024, "QuaRot"; Chiang et al. 2025, "Quamba2"). W Rᵀ is what a bundle stores, R y what a runtime computes.
+W y = (W Rᵀ)(R y). A few channels of out_proj's input y are much larger than the others: errors in their columns of W cost most,
+and they alone determine the scale of a group of quantized activations. After R every channel has a share of each (Ashkboos et
+al. 2024, "QuaRot"; Chiang et al. 2025, "Quamba2"). A bundle stores W Rᵀ, a runtime computes R y.
 
-R = kron(H_m, H_p) / √(m · p). H_p is Sylvester's matrix of a power of two in natural order, done by log2(p) rounds of sums and
-differences; H_m is Paley's first construction of order m = q + 1, with q prime and q mod 4 = 3 (Paley 1933).
+R = kron(H_m, H_p) / √(m · p). H_p is Sylvester's matrix of a power of two in natural order, applied by a fast Walsh-Hadamard
+transform in log2(p) rounds; H_m is Paley's first construction of order m = q + 1, with q prime and q mod 4 = 3 (Paley 1933).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 from ..errors import InputError
 
-# A manifest names widths: what is made for one is bounded. Published models have m = 1, 12 or 20; every token's row is
-# multiplied by H_m, and a GPU's kernel is unrolled m times.
+# Widths come from a manifest, so the work per width is bounded. Published models have m = 1, 12 or 20; every token's row is
+# multiplied by H_m, and a GPU kernel is unrolled m times.
 LARGEST_PALEY_ORDER = 256
 LARGEST_WRITTEN_OUT = 8192  # 256 MiB
 
@@ -27,13 +27,13 @@ def hadamard_matrix(order: int) -> np.ndarray:
     """Return the Hadamard matrix kron(H_m, H_p) of `hadamard_factors(order)`, (order, order) float32, entries ±1.
 
     Raises:
-        InputError: no such matrix is known here, or it is too large to be written out.
+        InputError: no such matrix is known here, or it is too large to materialize.
     """
     base, power = hadamard_factors(order)
     if order > LARGEST_WRITTEN_OUT:
         raise InputError(
-            f"a Hadamard matrix of order {order} would take {4 * order**2 / 1e9:.1f} GB written out, at most order "
-            f"{LARGEST_WRITTEN_OUT} is; rotate by its two factors, as every decoder but torch does"
+            f"a Hadamard matrix of order {order} would take {4 * order**2 / 1e9:.1f} GB, the limit is order "
+            f"{LARGEST_WRITTEN_OUT}; rotate by its two factors, as every decoder except torch does"
         )
     matrix = _paley(base) if base > 1 else np.ones((1, 1), np.float32)
     for _ in range(power.bit_length() - 1):
@@ -56,7 +56,7 @@ def hadamard_factors(width: int) -> tuple[int, int]:
                 return base, width // base
             base *= 2
     raise InputError(
-        f"width {width} has no Hadamard matrix here: it has to be a power of two, or a power of two times 12, 20, 44, 60 or "
+        f"width {width} has no Hadamard matrix here: expected a power of two, or a power of two times 12, 20, 44, 60 or "
         f"another q + 1 of at most {LARGEST_PALEY_ORDER} with q prime and q mod 4 = 3"
     )
 
@@ -82,7 +82,7 @@ def rotate(x: np.ndarray) -> np.ndarray:
 
 
 def unrotate(x: np.ndarray) -> np.ndarray:
-    """Return x R, what `rotate` undoes: every vector along the last axis turned back; shapes and errors as there."""
+    """Return x R, the inverse of `rotate`: (..., width) float32 to (..., width) float32. Raises what `rotate` raises."""
     width = x.shape[-1]
     base, power = hadamard_factors(width)
     back = hadamard_matrix(base).T @ _butterflies(np.array(x, np.float32).reshape(-1, base, power))

@@ -1,8 +1,8 @@
-"""What a Cobra is, as data: its vision encoders, its projector and the sizes of its Mamba decoder.
+"""The architecture of a Cobra model: its vision encoders, its projector and the sizes of its Mamba decoder.
 
-Sizes come from two places. The registry id in `config.json` names the vision backbone and the prompt style; every other
-number is read off the tensor shapes of the checkpoint, so no second download is needed to know the architecture, and the
-two are checked against each other. Nothing here imports torch: the bundle reader uses the same classes on a device.
+Sizes have two sources. The registry ids in `config.json` name the vision backbone and the prompt style. All other numbers are
+inferred from the tensor shapes of the checkpoint, so that no second download is needed. The two are checked against each other.
+Nothing here imports torch: the bundle reader uses the same classes on a device.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ LDPNET_GRID = 14
 RESIZE_STRATEGIES = ("resize-naive", "resize-crop", "letterbox")
 PROMPT_STYLES = ("zephyr", "base")
 
-# A model's name becomes part of a path.
+# A model's name is used in paths.
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
-# Bounds that no Mamba worth the name leaves; a manifest outside them is corrupt or hostile.
+# Bounds of plausible sizes; a manifest outside them is corrupt or hostile.
 _BOUNDS = {
     "d_model": (8, 16384),
     "n_layer": (1, 512),
@@ -43,11 +43,10 @@ _MOST_PATCHES = 16384  # a square of 1792 pixels in patches of 14
 
 
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One Vision Transformer, as timm names it.
+    """One Vision Transformer, under timm's name.
 
-    `overrides` are arguments handed to timm on top of the named architecture: sizes of encoders that are on no hub, or the
-    activation that CLIP was trained with.
-    Features are taken after block `depth - 2`; blocks after that one are never run.
+    `overrides` are arguments for timm that change the named architecture: sizes of encoders that are on no hub, or the
+    activation that CLIP was trained with. Features are taken after block `depth - 2`; later blocks are never run.
     """
 
     timm_name: str
@@ -61,7 +60,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def on_hub(self) -> bool:
-        """Whether timm's hub has weights of this architecture; not where `overrides` change its sizes."""
+        """Whether timm's hub has weights for this architecture; not if `overrides` change its sizes."""
         return self.overrides.keys() <= {"act_layer"}
 
 
@@ -93,7 +92,7 @@ class VisionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InputError(f"model config: encoders with grids of {sorted(grids)} patches cannot be concatenated")
 
         if self.n_patches > _MOST_PATCHES:
-            raise InputError(f"model config: {self.n_patches} patches an image, expected at most {_MOST_PATCHES}")
+            raise InputError(f"model config: {self.n_patches} patches per image, expected at most {_MOST_PATCHES}")
 
     @property
     def feature_dim(self) -> int:
@@ -130,7 +129,7 @@ class MambaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def n_parameters(self) -> int:
-        """Weights of the decoder, a tied head counted once."""
+        """Number of weights of the decoder; a tied head is counted once."""
         mixer = 2 * self.d_inner * self.d_model + self.d_inner * self.d_model
         mixer += (self.dt_rank + 2 * self.d_state) * self.d_inner + self.d_inner * (self.dt_rank + 1)
         mixer += self.d_inner * (self.d_conv + 1) + self.d_inner * (self.d_state + 1)
@@ -139,7 +138,7 @@ class MambaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CobraConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole Cobra. `vision` and `projector` are None for a bare text-only Mamba."""
+    """A complete Cobra. `vision` and `projector` are None for a text-only Mamba."""
 
     model_id: str
     vision: VisionConfig | None
@@ -150,18 +149,18 @@ class CobraConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_length: int = 2048
 
     def __post_init__(self) -> None:
-        """Raise InputError when a choice is unknown or the parts do not fit."""
+        """Raise InputError if a choice is unknown or the parts do not match."""
         if not _MODEL_ID.fullmatch(self.model_id):
             raise InputError(
-                f"model config: model_id {self.model_id[:140]!r} is no name; expected letters, digits, '.', '_', '+' and '-'"
+                f"model config: model_id {self.model_id[:140]!r} is invalid; expected letters, digits, '.', '_', '+' and '-'"
             )
         if (self.vision is None) != (self.projector is None):
-            raise InputError("model config: a vision backbone and a projector come together or not at all")
+            raise InputError("model config: expected both a vision backbone and a projector, or neither")
         side = 0 if self.vision is None else math.isqrt(self.vision.n_patches)
         if self.vision is not None and self.projector == "fused-ldpnet" and side < LDPNET_GRID:
             raise InputError(
                 f"model config: {self.projector} pools patches to a grid of {LDPNET_GRID} × {LDPNET_GRID}, "
-                f"{self.vision.backbone_id} gives {side} × {side}; take a larger image size or another projector"
+                f"{self.vision.backbone_id} gives {side} × {side}; use a larger image size or another projector"
             )
         if self.image_resize_strategy not in RESIZE_STRATEGIES:
             raise InputError(
@@ -175,7 +174,7 @@ class CobraConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def n_visual_tokens(self) -> int:
-        """Visual embeddings in front of the text; 0 for a text-only model."""
+        """Number of visual embeddings before the text; 0 for a text-only model."""
         if self.vision is None:
             return 0
         return LDPNET_GRID**2 if self.projector == "fused-ldpnet" else self.vision.n_patches
@@ -195,7 +194,7 @@ def projector_kind(arch_specifier: str) -> ProjectorKind:
 
 
 def decoder_shapes(config: MambaConfig) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of the decoder, in the order they are used; a tied head has none of its own.
+    """Return name and shape of every tensor of the decoder, in order of use; a tied head has no tensor of its own.
 
     Names are those of the state-spaces layout, which the published Cobra carries under the prefix `llm.`.
     """
@@ -222,7 +221,7 @@ def decoder_shapes(config: MambaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def projector_shapes(kind: ProjectorKind, feature_dim: int, d_model: int) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of a projector, under the names of the published checkpoints."""
+    """Return name and shape of every tensor of a projector, with the names of the published checkpoints."""
     wide = 4 * feature_dim
     widths: dict[str, dict[str, tuple[int, int]]] = {
         "linear": {"projector": (d_model, feature_dim)},

@@ -1,11 +1,11 @@
-"""An ONNX file, checked before a runtime parses it: plain arithmetic on tensors that the bundle vouches for, nothing else.
+"""Validate an ONNX file before a runtime parses it: only plain arithmetic on tensors listed in the manifest is allowed.
 
-A graph is a program. It could loop for ever, read files beside it that nobody listed, or call into custom libraries. So the
-protobuf is walked through here first: only operators that exports write, no subgraphs, functions or other domains, every tensor
-of the size that it says, external data inside the files that the manifest lists. Weights are not read. Source: onnx.proto, IR
-version 10; protobuf's encoding.
+A graph is a program. It could loop forever, read unlisted files next to it, or call custom libraries. So the protobuf is parsed
+here first: only operators that exports write, no subgraphs, functions or other domains, every tensor of its declared size,
+external data inside the files that the manifest lists. Weights are not read. Source: onnx.proto, IR version 10; protobuf's
+encoding.
 
-What is left to a runtime: whether shapes fit each other, and how long a graph of allowed operators takes.
+Left to the runtime: whether shapes match, and how long a graph of allowed operators takes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import numpy as np
 
 from ..errors import BundleError
 
-# What cobra_edge.vision.graph writes of any published encoder and projector, int8 included; then other activations, poolings
-# and positions of timm's encoders, and what other versions of the exporter leave unfolded.
+# Operators that cobra_edge.vision.graph writes for the published encoders and projectors, int8 included; then those of other
+# activations, poolings and position embeddings of timm's encoders, and those that other versions of the exporter leave
+# unfolded.
 OPERATORS = frozenset((
     "Add", "Cast", "Concat", "Conv", "Div", "Erf", "Gather", "GatherND", "LayerNormalization", "MatMul", "Mul", "ReduceMean",
     "Reshape", "Slice", "Softmax", "Split", "Transpose", "Unsqueeze", "Where", "DequantizeLinear", "QuantizeLinear",
@@ -32,10 +33,10 @@ _MOST_WINDOW = 4096  # kernels, strides and pads
 _WINDOWED = ("Conv", "AveragePool")
 _VARINT, _EIGHT_BYTES, _SPAN, _FOUR_BYTES = 0, 1, 2, 5  # wire types
 
-Span = tuple[int, int]  # where it begins and ends in the file
+Span = tuple[int, int]  # start and end offset in the file
 _Fields = dict[int, list[int | Span]]
 
-# Of each message: {number of a known field: (its wire types, whether it may come again)}. A field that is not here is refused.
+# For each message: {field number: (its wire types, whether it may repeat)}. Unknown fields are refused.
 _TEXT, _TEXTS = ((_SPAN,), False), ((_SPAN,), True)
 _NUMBER, _NUMBERS = ((_VARINT,), False), ((_VARINT, _SPAN), True)
 _MODEL = {1: _NUMBER, 2: _TEXT, 3: _TEXT, 4: _TEXT, 5: _NUMBER, 6: _TEXT, 7: _TEXT, 8: _TEXTS, 14: _TEXTS}
@@ -54,24 +55,24 @@ _ENTRY = {1: _TEXT, 2: _TEXT}
 _VALUE, _TYPE, _TENSOR_TYPE = {1: _TEXT, 2: _TEXT, 3: _TEXT, 4: _TEXTS}, {1: _TEXT, 6: _TEXT}, {1: _NUMBER, 2: _TEXT}
 _SHAPE, _DIMENSION = {1: _TEXTS}, {1: _NUMBER, 2: _TEXT, 3: _TEXT}
 
-# {TensorProto.DataType: (bytes of an element, the field that may hold it in place of raw_data)}
+# {TensorProto.DataType: (bytes per element, the field that may hold the values instead of raw_data)}
 _TYPES = {1: (4, 4), 2: (1, 5), 3: (1, 5), 6: (4, 5), 7: (8, 7), 9: (1, 5), 10: (2, 5), 11: (8, 10), 16: (2, 5)}
 _RAW, _EXTERNAL, _LOCATION = 9, 13, 14
 
 
 class _Flaw(Exception):
-    """What is wrong with the file."""
+    """The file is invalid; the message says why."""
 
 
 def require_plain_graph(file: Path, data_files: Mapping[str, int]) -> None:
-    """Check a vision graph.
+    """Validate a vision graph.
 
     Args:
         file: the graph.
-        data_files: {name: size in bytes} of the files beside it that it may take tensors from.
+        data_files: {name: size in bytes} of the external data files that it may use.
 
     Raises:
-        BundleError: not ONNX, or more than arithmetic on tensors that it says are there.
+        BundleError: not ONNX, or more than plain arithmetic on tensors of their declared sizes.
     """
     try:
         with (
@@ -81,13 +82,13 @@ def require_plain_graph(file: Path, data_files: Mapping[str, int]) -> None:
         ):
             _Graph(view, data_files).check()
     except _Flaw as flaw:
-        raise BundleError(f"{file}: {flaw}; no export writes such a graph, do not use this bundle") from flaw
+        raise BundleError(f"{file}: {flaw}; exports never write such a graph, do not use this bundle") from flaw
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         raise BundleError(f"{file}: cannot be read ({error}); export the bundle again") from error
 
 
 class _Graph:
-    """A file that is walked through once."""
+    """A parser that reads the file once."""
 
     def __init__(self, view: memoryview, data_files: Mapping[str, int]) -> None:
         self._view, self._data_files, self._fields_left = view, data_files, _MOST_FIELDS
@@ -146,7 +147,7 @@ class _Graph:
         place = {self._text(entry, 1): self._text(entry, 2) for entry in entries}
         location, numbers = place.get("location", ""), [place.get("offset", "0"), place.get("length", "")]
         if location not in self._data_files:
-            raise _Flaw(f"tensor {name[:80]!r} lies in {location[:80]!r}, which the manifest does not list")
+            raise _Flaw(f"tensor {name[:80]!r} is in {location[:80]!r}, which the manifest does not list")
         if len(place) != len(entries) or not all(n.isascii() and n.isdigit() and len(n) < 20 for n in numbers):
             raise _Flaw(f"tensor {name[:80]!r} has no offset and length in {location}")
         offset, length = map(int, numbers)
@@ -160,14 +161,14 @@ class _Graph:
         kind: _Fields = self._fields(span, _VALUE, what)
         for number, message in ((2, _TYPE), (1, _TENSOR_TYPE), (2, _SHAPE)):
             if number not in kind:
-                raise _Flaw(f"its {what} is no tensor of a known shape")
+                raise _Flaw(f"its {what} is not a tensor of known shape")
             kind = self._fields(_span(kind[number][0]), message, what)
         dims = [_number(self._fields(_span(d), _DIMENSION, what), 1) for d in kind.get(1, [])]
         if any(not 0 < d < 1 << 31 for d in dims):
             raise _Flaw(f"its {what} has the shape {dims[:9]}, expected fixed sizes")
 
     def _count(self, tensor: _Fields, number: int) -> int:
-        """Return how many numbers a repeated field has, packed or one by one."""
+        """Return the number of values of a repeated field, packed or not."""
         total = 0
         for value in tensor.get(number, []):
             if isinstance(value, int):
@@ -204,7 +205,7 @@ class _Graph:
             raise _Flaw("it has a name that is not UTF-8") from error
 
     def _fields(self, span: Span, known: Mapping[int, tuple[tuple[int, ...], bool]], what: str) -> _Fields:
-        """Return the fields of a message: numbers, or where texts, messages and packed numbers lie."""
+        """Return the fields of a message: numbers, or the spans of strings, messages and packed numbers."""
         at, end = span
         found: _Fields = {}
         while at < end:
@@ -213,9 +214,9 @@ class _Graph:
             number, wire = key >> 3, key & 7
             wires, again = known.get(number, ((), False))
             if wire not in wires:
-                raise _Flaw(f"not ONNX as exports write it: a {what} has a field {number} of wire type {wire}")
+                raise _Flaw(f"unexpected protobuf: a {what} has a field {number} of wire type {wire}")
             if number in found and not again:
-                raise _Flaw(f"not ONNX as exports write it: a {what} has field {number} twice")
+                raise _Flaw(f"unexpected protobuf: a {what} has field {number} twice")
             value: int | Span
             if wire == _VARINT:
                 value, at = self._varint(at, end)
@@ -224,8 +225,8 @@ class _Graph:
                 if length is None:
                     length, at = self._varint(at, end)
                 if length > end - at:
-                    raise _Flaw(f"not ONNX, or cut short: a {what} has a field of {length} bytes where {end - at} are left")
-                value = (at, at + length) if wire == _SPAN else 0  # a float's value is nothing to be checked
+                    raise _Flaw(f"not ONNX, or truncated: a {what} has a field of {length} bytes where {end - at} are left")
+                value = (at, at + length) if wire == _SPAN else 0  # values of floats are not checked
                 at += length
             found.setdefault(number, []).append(value)
         return found
@@ -240,7 +241,7 @@ class _Graph:
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value, at
-        raise _Flaw("not ONNX, or cut short: a number without end")
+        raise _Flaw("not ONNX, or truncated: an unterminated number")
 
     def _spend(self) -> None:
         self._fields_left -= 1
@@ -249,7 +250,7 @@ class _Graph:
 
 
 def _span(value: int | Span) -> Span:
-    assert not isinstance(value, int)  # the table of fields says so
+    assert not isinstance(value, int)  # ensured by the tables of fields
     return value
 
 

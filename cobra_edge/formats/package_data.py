@@ -1,4 +1,4 @@
-"""Where the package's data lies: `export/` of the source tree, which a wheel carries as `cobra_edge/data/export/`."""
+"""Location of the package's data: `export/` of the source tree, which a wheel contains as `cobra_edge/data/export/`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ MINI = _PACKAGE / "mini"
 
 
 def export_data(kind: str) -> Path:
-    """Return the directory of the targets or budgets (kind) that belongs to this installation."""
+    """Return this installation's directory of "targets" or "budgets" (`kind`)."""
     installed = _PACKAGE / "data" / "export" / kind
     return installed if installed.is_dir() else _PACKAGE.parent / "export" / kind

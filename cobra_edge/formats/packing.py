@@ -1,12 +1,12 @@
-"""Quantized values and how their codes lie in bytes.
+"""Quantized tensors and the packing of their codes.
 
-The layout is made for loading whole vectors. Codes lie in blocks along the input axis, and a block in bit planes, the lowest
-bits first: one plane of 8 bits, one of 4, or for 3-bit codes one of the low two bits and one of the top bits. In every plane
-neighbouring bytes belong to neighbouring codes: a plane of b bits of a block of n codes has L = n · b / 8 bytes, and byte j
-holds, from its lowest bits to its highest, codes j, j + L, j + 2·L and so on. One shift and one mask yield a run of L
-neighbours. Codes are unsigned; `Scheme.zero_code` stands for 0. docs/bundle.md has it on one page.
+The layout is made for vector loads. Codes are packed in blocks along the input axis, and a block in bit planes, the lowest bits
+first: one plane of 8 bits, one of 4, or for 3-bit codes one of the low two bits and one of the top bits. In every plane
+adjacent bytes belong to adjacent codes: a plane of b bits of a block of n codes has L = n · b / 8 bytes, and byte j holds, from
+its lowest bits to its highest, codes j, j + L, j + 2·L and so on. One shift and one mask yield a run of L adjacent codes. Codes
+are unsigned; `Scheme.zero_code` is the zero point. docs/bundle.md has the format on one page.
 
-bitsandbytes' formats keep bitsandbytes' own layout, so that its products run on the stored bytes; a row of `_FORMATS` each.
+bitsandbytes' formats keep bitsandbytes' layout, so that its matmuls run on the stored bytes; each is a row of `_FORMATS`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 from ..errors import InputError
 from .scheme import CodeFormat, Scheme
 
-# Widths of the planes of a code, by its bits, lowest bits first.
+# Widths of the bit planes, by bits per code, lowest bits first.
 _PLANES = {3: (2, 1), 4: (4,), 8: (8,)}
 
-# What the codes of format "nf4" stand for: quantiles of a normal distribution, scaled to [-1, 1], with an exact 0.
+# Values of the codes of format "nf4": quantiles of a normal distribution, scaled to [-1, 1], with an exact 0.
 # Source: Dettmers et al. 2023, "QLoRA", appendix E.
 NF4_LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -34,14 +34,14 @@ NF4_LEVELS = (
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor:
-    """A matrix as integer codes with one scale a group.
+    """A matrix as integer codes with one scale per group.
 
     Attributes:
         codes: (out, in · weight_bits / 8) of the scheme's code_dtype, packed.
         scales: (out, in / group) of the scheme's scale_dtype.
-        scheme: how to read them.
-        clips: (in / group,) float32, positive: where what enters a product with this matrix is rounded, the largest magnitude
-            that a group keeps; None where nothing is clipped.
+        scheme: defines their meaning.
+        clips: (in / group,) float32, positive: if the input of a matmul with this matrix is quantized, the largest magnitude
+            that each group keeps; None for no clipping.
     """
 
     codes: np.ndarray
@@ -50,7 +50,7 @@ class QuantizedTensor:
     clips: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError when codes, scales and clips do not fit each other."""
+        """Raise InputError if codes, scales and clips do not match."""
         dtypes = self.scheme.code_dtype, self.scheme.scale_dtype
         if (self.codes.dtype.name, self.scales.dtype.name) != dtypes or self.codes.ndim != 2 or self.scales.ndim != 2:
             raise InputError(
@@ -61,10 +61,10 @@ class QuantizedTensor:
         whole = n_in and self.codes.shape[1] * 8 == n_in * self.scheme.weight_bits and not self.scheme.refuses(n_in)
         expected = (self.codes.shape[0], n_in // self.scheme.group(n_in) if n_in else 0)
         if self.scales.shape != expected or not whole:
-            raise InputError(f"quantized tensor: scales have shape {self.scales.shape}, codes ask for {expected}")
+            raise InputError(f"quantized tensor: scales have shape {self.scales.shape}, expected {expected} for these codes")
         if self.clips is not None and (self.clips.dtype != np.float32 or self.clips.shape != expected[1:]):
             raise InputError(
-                f"quantized tensor: clips {self.clips.dtype}{self.clips.shape}, expected float32{expected[1:]}, one a group"
+                f"quantized tensor: clips {self.clips.dtype}{self.clips.shape}, expected float32{expected[1:]}, one per group"
             )
 
     @property
@@ -73,11 +73,11 @@ class QuantizedTensor:
         return self.codes.shape[0], self.codes.shape[1] * 8 // self.scheme.weight_bits
 
     def rows(self, index: np.ndarray | slice) -> QuantizedTensor:
-        """Return the rows `index` (n,) selects, for a lookup in a quantized embedding."""
+        """Return the rows that `index`, (n,) int64 or a slice, selects: the lookup in a quantized embedding."""
         return QuantizedTensor(self.codes[index], self.scales[index], self.scheme, self.clips)
 
     def dequantize(self) -> np.ndarray:
-        """Return the matrix, (out, in) float32: what each code stands for, times its scale, times the format's unit."""
+        """Return the matrix, (out, in) float32: each code's value times its scale times the format's unit."""
         out, n_in = self.shape
         n_groups = self.scales.shape[1]
         form = _FORMATS[self.scheme.code_format]
@@ -90,11 +90,11 @@ class QuantizedTensor:
 
 @dataclass(frozen=True)
 class _Format:
-    """How stored codes are read.
+    """How stored codes are decoded.
 
     Attributes:
-        values: from stored codes and their scheme, what each stands for in units of its scale, a new array (out, in) float32.
-        unit: a factor of every value.
+        values: from stored codes and their scheme, each code's value in units of its scale, a new array (out, in) float32.
+        unit: a factor for every value.
     """
 
     values: Callable[[np.ndarray, Scheme], np.ndarray]
@@ -108,7 +108,7 @@ def _integers(codes: np.ndarray, scheme: Scheme) -> np.ndarray:
 
 
 def _normal_floats(codes: np.ndarray, _scheme: Scheme) -> np.ndarray:
-    """Two codes a byte, the first in its high half."""
+    """Return the values of NF4 codes, two per byte, the first in the high nibble."""
     pairs = np.stack([codes >> 4, codes & 15], axis=-1)
     return np.asarray(NF4_LEVELS, np.float32)[pairs].reshape(len(codes), 2 * codes.shape[1])
 
@@ -116,13 +116,13 @@ def _normal_floats(codes: np.ndarray, _scheme: Scheme) -> np.ndarray:
 _FORMATS: dict[CodeFormat, _Format] = {
     "int": _Format(_integers),
     "nf4": _Format(_normal_floats),
-    # A row's scale is its largest magnitude, which lies at code 127 or -127.
+    # A row's scale is its largest magnitude, which has code 127 or -127.
     "int8-rows": _Format(lambda codes, _: codes.astype(np.float32), unit=1 / 127),
 }
 
 
 def pack(codes: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """Pack unsigned codes (out, in) uint8 into bytes (out, in · weight_bits / 8) uint8; 8-bit codes come back as they are.
+    """Pack unsigned codes (out, in) uint8 into bytes (out, in · weight_bits / 8) uint8; 8-bit codes are returned unchanged.
 
     Raises:
         InputError: in is not a multiple of the scheme's block.
@@ -142,7 +142,7 @@ def pack(codes: np.ndarray, scheme: Scheme) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """Undo `pack`: return codes (out, in) uint8."""
+    """Undo `pack`: return codes (out, in) uint8 from bytes (out, in · weight_bits / 8) uint8."""
     if scheme.weight_bits == 8:
         return packed
     out, n_bytes = packed.shape
@@ -156,7 +156,7 @@ def unpack(packed: np.ndarray, scheme: Scheme) -> np.ndarray:
 
 
 def _planes(blocks: np.ndarray, scheme: Scheme) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Yield the planes of blocks (out, n_blocks, bytes) as views, each with its width and the number of bits below it."""
+    """Yield the bit planes of blocks (out, n_blocks, bytes) as views, each with its width and the number of lower bits."""
     start = below = 0
     for width in _PLANES[scheme.weight_bits]:
         n_bytes = scheme.block * width // 8

@@ -1,4 +1,4 @@
-"""In which numbers a vision graph computes, and what it takes: a table."""
+"""Table of the vision graph's precisions, and its input forms."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Precision(msgspec.Struct, frozen=True):
 
     Attributes:
         name: as given to --vision-precision.
-        bits: a weight takes.
-        relative_rms_max: how far the graph may be from the torch model in float32, at each encoder and at the projector, before
-            an export refuses to write it. Three roundings to bf16's eight digits are 4e-3 for a projector alone; int8 is
-            judged by the drift of the answers, and this only tells a broken graph.
-        capability_min: the oldest CUDA compute capability that multiplies in it.
+        bits: per weight.
+        relative_rms_max: limit of the graph's relative RMS error against the float32 torch model, at each encoder and at the
+            projector, beyond which an export fails. Three roundings to bf16's eight bits give 4e-3 for a projector alone. For
+            int8 the drift of the answers decides; this limit only detects a broken graph.
+        capability_min: the oldest CUDA compute capability that supports it.
     """
 
     name: PrecisionName
@@ -50,15 +50,15 @@ def precision_named(name: str) -> Precision:
 
 
 def capability_number(capability: str) -> tuple[int, int]:
-    """Return a compute capability such as "8.6" as numbers, which can be compared."""
+    """Return a compute capability such as "8.6" as a comparable tuple."""
     major, _, minor = capability.partition(".")
     return int(major), int(minor)
 
 
 def why_no_gpu_of(capability: str, precision: Precision, gpu: str) -> str | None:
-    """Return why a GPU of a compute capability does not multiply in a precision, or None where it does; `gpu` names it."""
+    """Return why a GPU of a compute capability does not support a precision, or None if it does; `gpu` is its name."""
     needed = precision.capability_min
     if needed is None or capability_number(capability) >= needed:
         return None
     least = f"{needed[0]}.{needed[1]}"
-    return f"{precision.name} needs a GPU of compute capability {least} or later, {gpu} has {capability}; take fp16"
+    return f"{precision.name} needs a GPU of compute capability {least} or later, {gpu} has {capability}; use fp16"

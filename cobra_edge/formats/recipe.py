@@ -1,4 +1,4 @@
-"""Which tensor of the decoder is stored how: the plan that a bundle's writer follows and its reader checks."""
+"""The recipe: how each tensor of the decoder is stored. A bundle's writer follows it and the reader checks it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .scheme import SCHEMES, Scheme, scheme_named
 FLOAT32 = "float32"
 FLOAT16 = "float16"
 RESIDUAL, OUT_PROJ = "residual", "out-proj"
-# What --rotation may be, and which of the two rotations each means.
+# Values of --rotation, and the rotations that each selects.
 ROTATIONS: dict[str, tuple[str, ...]] = {
     "none": (),
     "out-proj": (OUT_PROJ,),
     "residual": (RESIDUAL,),
     "both": (RESIDUAL, OUT_PROJ),
 }
-MIXED = "mixed"  # the scheme of a recipe whose tensors have several
+MIXED = "mixed"  # the scheme of a recipe with several schemes
 _LAYER = re.compile(r"(?<=backbone\.layers\.)\d+(?=\.)")
 _EMBEDDING = "backbone.embedding.weight"
 _DT_PROJ = "backbone.layers.*.mixer.dt_proj.weight"
-# Matrices; everything else (norms, convolution, A_log, D, the bias of dt) is small, sensitive, and stays float32.
+# Matrices. Everything else (norms, convolution, A_log, D, the bias of dt) is small, sensitive, and stays float32.
 _MATRICES = (
     _EMBEDDING,
     "backbone.layers.*.mixer.in_proj.weight",
@@ -47,18 +47,18 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a decoder was quantized.
 
     Attributes:
-        scheme: the scheme that was asked for, or "mixed".
-        method: how codes were chosen.
-        tensors: storage by tensor name, `*` standing for any layer: a scheme's name, "float16" or "float32". An exact
-            name goes before a pattern; a tensor without an entry is float32.
-        statistics: hash of the calibration statistics that were used, or None.
-        rotations: what is rotated, R as `hadamard.rotate` says. "out-proj": out_proj's stored weight is W Rᵀ and a runtime
-            rotates its input. "residual": the residual stream is R times the model's own; every matrix that reads or writes it
-            is stored to fit, norms before in_proj are folded into it (their weight is 1 but for AWQ's scales), and a runtime
-            rotates embeddings where they enter, back before norm_f, and again before the head.
-        activations: "float32" or "int8", what a runtime does to that which enters a product unless it is told otherwise.
-        activation_percentile: rounded activations are clipped at this percentile of their group's magnitudes in the calibration
-            data, stored as NAME.clips; None for no clipping.
+        scheme: the requested scheme, or "mixed".
+        method: the quantization method.
+        tensors: storage by tensor name, with `*` for any layer: a scheme's name, "float16" or "float32". An exact name takes
+            precedence over a pattern; a tensor without an entry is float32.
+        statistics: hash of the calibration statistics, or None.
+        rotations: rotations by R of `hadamard.rotate`. "out-proj": out_proj's stored weight is W Rᵀ and the runtime rotates its
+            input. "residual": the residual stream is rotated; the matrices that read or write it are stored accordingly, norms
+            before in_proj are folded into it (their weight is 1 except for AWQ's scales), and the runtime rotates embeddings at
+            the input, back before norm_f, and again before the head.
+        activations: "float32" or "int8": the runtime's default for the inputs of matmuls.
+        activation_percentile: quantized activations are clipped at this percentile of their group's magnitudes in the
+            calibration data, stored as NAME.clips; None for no clipping.
     """
 
     scheme: str
@@ -70,7 +70,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     activation_percentile: float | None = None
 
     def storage(self, name: str) -> str:
-        """Return how the tensor is stored."""
+        """Return the tensor's storage: a scheme's name, "float16" or "float32"."""
         return self.tensors.get(name) or self.tensors.get(_pattern(name)) or FLOAT32
 
     @property
@@ -86,7 +86,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One entry of decoder.safetensors: its name, dtype as numpy calls it, and shape."""
+    """One entry of decoder.safetensors: its name, numpy's name of its dtype, and its shape."""
 
     name: str
     dtype: str
@@ -94,23 +94,23 @@ class StoredTensor:
 
     @property
     def n_bytes(self) -> int:
-        """How many bytes its values take."""
+        """Size of its values in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 def uniform_recipe(
     config: MambaConfig, scheme: Scheme, method: str = "rtn", rotations: tuple[str, ...] = ()
 ) -> tuple[Recipe, dict[str, str]]:
-    """Return the recipe that stores every matrix by one scheme, and why some stay float16.
+    """Return the recipe that stores every matrix in one scheme, and why some matrices stay float16.
 
     Args:
         config: sizes of the decoder.
-        scheme: what was asked for.
-        method: how codes are to be chosen; "none" is written for a scheme without codes of ours.
+        scheme: the requested scheme.
+        method: the quantization method; "none" is recorded for a scheme without codes of our own format.
         rotations: see `Recipe`.
 
     Raises:
-        InputError: an unknown method, the scheme fits no matrix at all, or a width to be rotated has no Hadamard matrix.
+        InputError: an unknown method, a scheme that fits no matrix, or a width to be rotated that has no Hadamard matrix.
     """
     method_named(method)
     _require_hadamard(config, rotations)
@@ -145,14 +145,14 @@ def _require_hadamard(config: MambaConfig, rotations: tuple[str, ...]) -> None:
         try:
             hadamard_factors(width)
         except InputError as error:
-            raise InputError(f"{what} cannot be rotated: {error}; store this model without that rotation") from error
+            raise InputError(f"{what} cannot be rotated: {error}; export without that rotation") from error
 
 
 def stored_tensors(config: MambaConfig, recipe: Recipe) -> dict[str, list[StoredTensor]]:
-    """Return what decoder.safetensors holds for each tensor of the decoder, in file order.
+    """Return the entries of decoder.safetensors for each tensor of the decoder, in file order.
 
     Raises:
-        InputError: the recipe names an unknown storage, a scheme that does not fit the tensor, or a rotation that cannot be.
+        InputError: the recipe names an unknown storage, a scheme that does not fit the tensor, or an impossible rotation.
     """
     _require_hadamard(config, recipe.rotations)
     return {name: _stored(config, recipe, name, shape) for name, shape in decoder_shapes(config).items()}
@@ -177,20 +177,20 @@ def _stored(config: MambaConfig, recipe: Recipe, name: str, shape: tuple[int, ..
 
 
 def has_clips(config: MambaConfig, recipe: Recipe, name: str) -> bool:
-    """Tell whether clips are stored beside a quantized matrix."""
-    # An embedding that is not the head too is looked up and enters no product.
+    """Return whether clips are stored with a quantized matrix."""
+    # An embedding that is not also the head is only looked up, never multiplied.
     multiplied = config.tied or name != _EMBEDDING
     scheme = quantized_scheme(recipe, name)
     return recipe.activation_percentile is not None and multiplied and scheme is not None and scheme.code_format == "int"
 
 
 def matrix_names(config: MambaConfig) -> list[str]:
-    """Return the decoder's matrices, in file order; a tied head is the embedding and not named again."""
+    """Return the names of the decoder's matrices, in file order; a tied head is not listed separately."""
     return [name for name in decoder_shapes(config) if _pattern(name) in _MATRICES]
 
 
 def matrix_bits(config: MambaConfig, recipe: Recipe) -> dict[str, int]:
-    """Return the bits that each matrix takes in the file: codes, scales and clips, or what is left float.
+    """Return the bits that each matrix takes in the file: codes, scales and clips, or float values.
 
     Raises:
         InputError: the recipe names an unknown storage, or a scheme that does not fit the matrix.
@@ -200,13 +200,13 @@ def matrix_bits(config: MambaConfig, recipe: Recipe) -> dict[str, int]:
 
 
 def matrix_weights(config: MambaConfig) -> int:
-    """Return how many weights the matrices have, by which the sum of `matrix_bits` is divided."""
+    """Return the number of weights in all matrices: the denominator of bits per weight."""
     shapes = decoder_shapes(config)
     return sum(math.prod(shapes[name]) for name in matrix_names(config))
 
 
 def storages(config: MambaConfig, name: str, schemes: Iterable[str]) -> list[str]:
-    """Return those of the schemes that a matrix may be stored by, in that order; "float16" always is among them, last."""
+    """Return the schemes that fit a matrix, in the given order, then always "float16"."""
     n_in = decoder_shapes(config)[name][1]
     return [s for s in schemes if _keeps_float(_pattern(name), n_in, scheme_named(s)) is None] + [FLOAT16]
 
@@ -216,12 +216,12 @@ def _pattern(name: str) -> str:
 
 
 def _keeps_float(pattern: str, n_in: int, scheme: Scheme) -> str | None:
-    """Say why a matrix that matches the pattern stays float16, or None."""
+    """Return why a matrix that matches the pattern stays float16, or None if it does not."""
     if pattern == _DT_PROJ and scheme.weight_bits < 8:
-        return scheme.refuses(n_in) or "it decides how long the recurrence remembers, and is small: 8 bits or float"
+        return scheme.refuses(n_in) or "it controls the decay of the recurrent state, and is small: 8 bits or float"
     return scheme.refuses(n_in)
 
 
 def quantized_scheme(recipe: Recipe, name: str) -> Scheme | None:
-    """Return the scheme a tensor is quantized by, or None where it stays float."""
+    """Return the scheme a tensor is quantized with, or None if it stays float."""
     return SCHEMES.get(recipe.storage(name))

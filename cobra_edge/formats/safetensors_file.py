@@ -1,9 +1,9 @@
-"""Safetensors files of ours: written piece by piece, read or mapped only when they hold just what is expected.
+"""Safetensors files: a streaming writer, and readers that accept only the expected tensors.
 
-The safetensors library writes a file from tensors that are all in memory; the writer here sends the header first, from shapes
-alone, then the tensors one after the other, so that a model larger than memory can be quantized. Reading goes through the
-library, which validates; mapping too, and then finds the tensors by the validated header, since the library only copies.
-Format: 8 bytes little-endian header length, the header as JSON, the data without gaps.
+The safetensors library writes a file from tensors that are all in memory. The writer here writes the header first, from shapes
+alone, then one tensor at a time, so that a model larger than memory can be quantized. Reading goes through the library, which
+validates the file. So does memory-mapping, which then locates the tensors by the validated header, because the library only
+copies. Format: 8 bytes little-endian header length, the header as JSON, the data without gaps.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _ALIGNMENT = 64  # of the data's start, so that memory-mapped rows can be loaded as whole vectors
 
 
-def head_of(tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return what a file begins with, up to the tensors' values: the same bytes for the same arguments."""
+def safetensors_header(tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the length prefix and header of a file; deterministic."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for t in tensors:
@@ -43,39 +43,39 @@ def head_of(tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None 
     return len(text).to_bytes(8, "little") + text
 
 
-class TensorFileWriter:
-    """Writes the announced tensors in the announced order; leaving the context early leaves a file no reader accepts."""
+class SafetensorsWriter:
+    """Writes the declared tensors in the declared order. After an exception in the context, readers reject the file."""
 
     def __init__(self, file: Path, tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None = None) -> None:
-        """Open the file and write its header, with metadata where some is given. Raises OSError as the file system does."""
+        """Open the file and write its header, with optional metadata. Raises OSError."""
         self._waiting = list(tensors)
-        head = head_of(self._waiting, metadata)
+        head = safetensors_header(self._waiting, metadata)
         self._waiting.reverse()
         self._stream = file.open("wb")
         self._stream.write(head)
 
     def write(self, name: str, values: np.ndarray) -> None:
-        """Append the next tensor; it has to be the one announced."""
+        """Append the next tensor; name, shape and dtype must be those declared."""
         announced = self._waiting.pop()
         assert (name, values.dtype.name, values.shape) == (announced.name, announced.dtype, announced.shape)
         self._stream.write(np.ascontiguousarray(values).data)
 
-    def __enter__(self) -> TensorFileWriter:
+    def __enter__(self) -> SafetensorsWriter:
         """Return self."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the file; after success every announced tensor must be there, and on the disk."""
+        """Close the file; after success all declared tensors must have been written and are synced to disk."""
         with self._stream:
             if kind is None:
                 assert not self._waiting
                 self._settle()
 
     def _settle(self) -> None:
-        """Have the file on the disk, and out of the cache.
+        """Sync the file to disk and drop it from the page cache.
 
-        What was written piece by piece lies in small pages there; read afresh it comes in large ones where the file system can,
-        and a decoder reads a quarter faster from them (docs/log.md).
+        After streaming writes the page cache holds small pages. Reading the file back fills large ones if the file system
+        supports them, and a decoder reads a quarter faster from those (docs/log.md).
         """
         self._stream.flush()
         os.fsync(self._stream.fileno())
@@ -86,15 +86,15 @@ class TensorFileWriter:
 
 @contextmanager
 def _opened(file: Path, expected: list[StoredTensor] | None) -> Iterator[Any]:
-    """Give the library's reader of a file that holds exactly the expected tensors (None: any)."""
+    """Yield the library's reader for a file with exactly the expected tensors (None: any)."""
     try:
         with safe_open(file, framework="numpy") as stream:
             _check(file, stream, expected)
             yield stream
     except (SafetensorError, OSError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # mapping it; the file is not at fault
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # from mmap; the file is fine
             raise MemoryError(f"{file}: {error.strerror}") from error
-        raise BundleError(f"{file}: not a whole safetensors file ({error})") from error
+        raise BundleError(f"{file}: not a complete safetensors file ({error})") from error
 
 
 def _check(file: Path, stream: Any, expected: list[StoredTensor] | None) -> None:
@@ -112,41 +112,41 @@ def _check(file: Path, stream: Any, expected: list[StoredTensor] | None) -> None
 
 
 def read_tensors(file: Path, expected: list[StoredTensor] | None = None) -> dict[str, np.ndarray]:
-    """Read a file into memory.
+    """Read a file into memory; returns arrays by name, of the expected shapes and dtypes.
 
     Args:
         file: what to read.
-        expected: exactly these tensors must be in it; None accepts any.
+        expected: the file must contain exactly these tensors; None accepts any.
 
     Raises:
-        BundleError: unreadable, or not the expected tensors. MemoryError: no room for it.
+        BundleError: unreadable, or not the expected tensors. MemoryError: too little memory.
     """
     with _opened(file, expected) as stream:
         return {name: stream.get_tensor(name) for name in sorted(stream.keys())}
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """Return the metadata of a file, empty where it has none. Raises BundleError: unreadable."""
+    """Return the metadata of a file, possibly empty. Raises BundleError if it is unreadable."""
     with _opened(file, None) as stream:
         return dict(stream.metadata() or {})
 
 
 def map_tensors(file: Path, expected: list[StoredTensor]) -> dict[str, np.ndarray]:
-    """Map a file into memory: read-only arrays whose pages are read when they are touched, and shared with other processes.
+    """Memory-map a file; returns read-only arrays by name, of the expected shapes and dtypes.
 
     Args:
-        file: what to map. It must not be shortened while it is mapped: touching a lost page ends the process.
-        expected: exactly these tensors must be in it.
+        file: what to map. It must not be truncated while it is mapped: reading a lost page kills the process.
+        expected: the file must contain exactly these tensors.
 
     Raises:
-        BundleError: unreadable, or not the expected tensors. MemoryError: no addresses left to map it to.
+        BundleError: unreadable, or not the expected tensors. MemoryError: the address space is exhausted.
     """
     with _opened(file, expected):
         with file.open("rb") as stream:
             view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            # Before the first touch: where the file system has large folios, a cold file is then read into pages of 2 MB, and
-            # two threads read weights at 34 GB/s instead of 28. Elsewhere it does nothing, or is refused.
+            # Before the first access: on file systems with large folios a cold file is then read into 2 MB pages, and two
+            # threads read weights at 34 GB/s instead of 28. Elsewhere it has no effect, or is refused.
             with suppress(OSError):
                 view.madvise(mmap.MADV_HUGEPAGE)
         start = 8 + int.from_bytes(view[:8], "little")
@@ -154,6 +154,6 @@ def map_tensors(file: Path, expected: list[StoredTensor]) -> dict[str, np.ndarra
     tensors = {}
     for t in expected:
         flat = np.frombuffer(view, t.dtype, math.prod(t.shape), start + header[t.name]["data_offsets"][0])
-        # Another writer may have left a tensor where its elements are not aligned; those few are copied.
+        # Other writers may leave tensors unaligned; those few are copied.
         tensors[t.name] = np.require(flat, requirements="A").reshape(t.shape)
     return tensors

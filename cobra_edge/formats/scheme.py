@@ -1,4 +1,4 @@
-"""What a quantized weight is, as data: one row of `SCHEMES` a scheme."""
+"""Table of the quantization schemes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Literal
 from ..errors import InputError
 from ..terminal.suggestions import near_matches
 
-# Codes along the input axis that are loaded together, by bits: packed as one block (docs/bundle.md), or as many as the native
-# products take at a time where a code is a whole byte.
+# Codes along the input axis that are loaded together, by bits: the packed block (docs/bundle.md), or for one-byte codes the
+# number that a step of the native matmul takes.
 _BLOCKS = {3: 64, 4: 32, 8: 32}
 WHOLE_ROW: Literal["row"] = "row"
 
-# How codes become values: "int" as docs/bundle.md says; the others are bitsandbytes' own.
+# How codes become values: "int" is defined in docs/bundle.md; the others are bitsandbytes' formats.
 CodeFormat = Literal["int", "nf4", "int8-rows"]
-# What codes and scales are stored as, by format: dtypes as numpy calls them.
+# numpy dtypes of stored codes and scales, by format.
 _DTYPES: dict[CodeFormat, tuple[str, str]] = {
     "int": ("uint8", "float16"),
     "nf4": ("uint8", "float32"),
@@ -28,10 +28,10 @@ class Scheme:
     """How the weights of a matrix are stored.
 
     Attributes:
-        name: as on the command line; w4a16-g128 is 4-bit weights, 16-bit activations, one scale for 128 weights of a row.
-        weight_bits: bits a code takes: 3, 4, 8, or 16 for plain float16 without codes.
+        name: as on the command line; w4a16-g128 has 4-bit weights, 16-bit activations, one scale per 128 weights of a row.
+        weight_bits: bits per code: 3, 4, 8, or 16 for plain float16 without codes.
         group_size: weights along the input axis that share a scale; "row" for all of them, None for no groups (float16).
-        activation_bits: 8 where a runtime rounds what enters a product, unless it is told otherwise; None where it does not.
+        activation_bits: 8 if a runtime quantizes the inputs of matmuls by default, None if it does not.
         code_format: how codes become values.
     """
 
@@ -43,31 +43,31 @@ class Scheme:
 
     @property
     def zero_code(self) -> int:
-        """The unsigned code that stands for 0: codes are symmetric around it. Only of format "int"."""
+        """The zero point: the unsigned code of 0, around which codes are symmetric. Only for format "int"."""
         return 1 << (self.weight_bits - 1)
 
     @property
     def code_dtype(self) -> str:
-        """The dtype of stored codes, as numpy calls it."""
+        """Dtype of stored codes, as named by numpy."""
         return _DTYPES[self.code_format][0]
 
     @property
     def scale_dtype(self) -> str:
-        """The dtype of stored scales, as numpy calls it."""
+        """Dtype of stored scales, as named by numpy."""
         return _DTYPES[self.code_format][1]
 
     @property
     def block(self) -> int:
-        """How many codes along the input axis form a block; a matrix holds whole ones. Only for schemes with codes."""
+        """Codes per block along the input axis; a row consists of whole blocks. Only for schemes with codes."""
         return _BLOCKS[self.weight_bits]
 
     def group(self, in_features: int) -> int:
-        """Return how many weights share a scale in a matrix with that many inputs. Only for schemes with codes."""
+        """Return the number of weights per scale in a matrix with `in_features` inputs. Only for schemes with codes."""
         assert self.group_size is not None
         return in_features if self.group_size == WHOLE_ROW else self.group_size
 
     def refuses(self, in_features: int) -> str | None:
-        """Say why a matrix with that many inputs cannot be stored this way, or None."""
+        """Return why a matrix with `in_features` inputs cannot be stored in this scheme, or None if it can."""
         if self.group_size is None:
             return None
         if in_features % self.group(in_features):

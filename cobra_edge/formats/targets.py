@@ -1,4 +1,4 @@
-"""What a device offers, read from export/targets/*.toml: a new device is a new file."""
+"""Device profiles, read from export/targets/*.toml: a new device is a new file."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: as given to --target; the file's name.
-        title: what a person calls the device.
+        title: readable name of the device.
         family: a shorter name that stands for one profile of several, such as "jetson"; `default_of` marks which.
-        compute_capability: CUDA architecture such as "8.7"; None for a CPU, or where it differs from GPU to GPU.
-        memory_gb: memory the model shares, in 10⁹ bytes; None where it depends on the machine.
-        memory_bandwidth_gb_s: 10⁹ bytes a second, from the data sheet; None where it depends on the machine.
-        reserved_gb: what the system and the CUDA context take of the memory.
-        vision_runtime, decoder_runtime: what will run the two halves there.
-        scheme: the scheme used when none is asked for.
-        vision_precision: the same for the vision graph's matrix products.
+        compute_capability: CUDA compute capability such as "8.7"; None for a CPU, or if it differs from GPU to GPU.
+        memory_gb: memory for the system and the model, in 10⁹ bytes; None if it depends on the machine.
+        memory_bandwidth_gb_s: 10⁹ bytes per second, from the data sheet; None if it depends on the machine.
+        reserved_gb: memory used by the system and the CUDA context.
+        vision_runtime, decoder_runtime: the runtimes used there.
+        scheme: the default scheme.
+        vision_precision: the default precision of the vision graph's matmuls.
         default_of: the family this profile is the default of, or None.
     """
 
@@ -47,10 +47,10 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_toml(file: Path, kind: type[Any]) -> Any:
-    """Read a TOML file of ours into a struct, unknown keys refused.
+    """Read one of our TOML files into a struct; unknown keys are refused.
 
     Raises:
-        InputError: unreadable, or not what `kind` asks for; the file and the key are named.
+        InputError: unreadable, or not a valid `kind`; the file and the key are named.
     """
     try:
         return msgspec.convert(parse_toml(file.read_bytes()), kind)
@@ -67,7 +67,7 @@ def targets() -> dict[str, Target]:
 
 
 def target_named(name: str) -> Target:
-    """Return the profile of a name or of a family. Raises InputError with near matches."""
+    """Return the profile with a name or of a family. Raises InputError with near matches."""
     known = targets()
     families = {t.default_of: t for t in known.values() if t.default_of}
     if name in known:
@@ -78,9 +78,9 @@ def target_named(name: str) -> Target:
 
 
 def why_not_precision(target: Target, precision: Precision) -> str | None:
-    """Return why a target cannot run a vision graph of a precision; None where it can, or where its GPU is not yet known."""
+    """Return why a target cannot run a vision graph of a precision; None if it can, or if its GPU is not known yet."""
     if target.compute_capability is None:
         if target.vision_runtime == "onnxruntime" and precision.name == "bf16":
-            return "onnxruntime multiplies no bfloat16 on a processor; take fp32 or int8"
+            return "onnxruntime has no bfloat16 matmuls on a CPU; use fp32 or int8"
         return None
     return why_no_gpu_of(target.compute_capability, precision, target.title)

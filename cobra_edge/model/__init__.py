@@ -1,1 +1,1 @@
-"""The model in plain torch: the truth that all else is compared with."""
+"""The model in plain torch: the reference for everything else."""

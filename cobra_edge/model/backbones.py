@@ -1,6 +1,6 @@
-"""The registries of Cobra's code: vision and language backbones by the ids that a run directory's config.json names.
+"""Registries of vision and language backbones, by the ids in a run directory's config.json.
 
-Source: cobra/models/materialize.py and cobra/models/backbones/ of the original, and timm's data sheets of its encoders.
+Source: cobra/models/materialize.py and cobra/models/backbones/ of the original, and timm's encoder configurations.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _SIGLIP_SO, _SIGLIP_SO_224 = (
 )
 _SIGLIP_B = {n: EncoderConfig(f"vit_base_patch16_siglip_{n}", 768, 16, 12, 0, HALF, HALF) for n in (224, 256, 384)}
 _IN1K_L = EncoderConfig("vit_large_patch16_224.augreg_in21k_ft_in1k", 1024, 16, 24, 1, HALF, HALF)
-# OpenAI's weights were trained with a cheaper GELU than the architecture has by default. Cobra's code asks for it where CLIP
-# stands alone, and not where it is fused with DINOv2; a checkpoint has to be run as it was trained.
+# OpenAI's weights were trained with a cheaper GELU than timm's default for the architecture. Cobra's code selects it if CLIP is
+# the only encoder, and not if it is combined with DINOv2. A checkpoint must be run as it was trained.
 _QUICK_GELU: dict[str, int | float | str] = {"act_layer": "quick_gelu"}
 _CLIP_L_336 = EncoderConfig("vit_large_patch14_clip_336.openai", 1024, 14, 24, 1, CLIP_MEAN, CLIP_STD)
 _CLIP_L = EncoderConfig("vit_large_patch14_clip_224.openai", 1024, 14, 24, 1, CLIP_MEAN, CLIP_STD, _QUICK_GELU)
@@ -51,7 +51,7 @@ _SIGLIP_MINI = EncoderConfig(
 )
 
 
-# Every backbone of Cobra's code, and dinosiglip-vit-so-224px, which prismatic-vlms has besides.
+# Every backbone of Cobra's code, and dinosiglip-vit-so-224px, which prismatic-vlms adds.
 VISION_BACKBONES: dict[str, VisionConfig] = {
     v.backbone_id: v
     for v in (
@@ -72,20 +72,20 @@ VISION_BACKBONES: dict[str, VisionConfig] = {
 
 
 def vision_backbone(backbone_id: str, resize_strategy: str = "resize-naive") -> VisionConfig:
-    """Return the vision backbone of a registry id. Raises InputError with near matches, or for a strategy that does not fit."""
+    """Return the vision backbone of a registry id. Raises InputError with near matches, or for an unsupported strategy."""
     if backbone_id not in VISION_BACKBONES:
         raise InputError(f"unknown vision_backbone_id {backbone_id!r}{near_matches(backbone_id, VISION_BACKBONES)}")
     if backbone_id == "clip-vit-b" and resize_strategy != "resize-naive":
-        # timm scales its images to 248 pixels and cuts 224 out; all other encoders are given the whole square.
+        # timm resizes its images to 248 pixels and crops 224; all other encoders get the whole square.
         raise InputError(
-            f"clip-vit-b with image_resize_strategy {resize_strategy!r} is not supported, its crop is another; "
+            f"clip-vit-b with image_resize_strategy {resize_strategy!r} is not supported, because its crop differs; "
             "expected 'resize-naive'"
         )
     return VISION_BACKBONES[backbone_id]
 
 
 def featurizers(vision: VisionConfig) -> list[str]:
-    """Return what the names of each encoder's tensors begin with in a checkpoint whose encoders were trained along."""
+    """Return the prefix of each encoder's tensor names in a checkpoint with fine-tuned encoders."""
     if len(vision.encoders) == 1:
         return ["featurizer."]
     families = ("dino", "siglip", "clip")
@@ -93,7 +93,7 @@ def featurizers(vision: VisionConfig) -> list[str]:
 
 
 class LanguageBackbone(msgspec.Struct, frozen=True):
-    """What a run directory's llm_backbone_id promises: sizes to check tensors against, prompt style, tokenizer's hub id."""
+    """Properties of an llm_backbone_id: expected sizes, prompt style, hub repository of the tokenizer."""
 
     mamba: MambaConfig
     prompt_style: str
@@ -101,13 +101,13 @@ class LanguageBackbone(msgspec.Struct, frozen=True):
 
 
 def _published(d_model: int, n_layer: int) -> MambaConfig:
-    """Return a Mamba as state-spaces publishes them; dt_rank is the sixteenth part of d_model, rounded up."""
+    """Return the sizes of a Mamba published by state-spaces; dt_rank is ceil(d_model / 16)."""
     return MambaConfig(d_model, n_layer, vocab=50280, d_inner=2 * d_model, d_state=16, d_conv=4, dt_rank=-(-d_model // 16))
 
 
 _SIZES = {"130m": (768, 24), "370m": (1024, 48), "790m": (1536, 48), "1.4b": (2048, 48), "2.8b": (2560, 64)}
 _NEOX_TOKENIZER, _ZEPHYR_TOKENIZER = "EleutherAI/gpt-neox-20b", "xiuyul/mamba-2.8b-zephyr"
-# What the name of a size may be followed by: how the model was tuned, which decides prompts and tokenizer.
+# Suffixes of a size's name: the tuning, which determines prompt style and tokenizer.
 _TUNED = {
     "": ("base", _NEOX_TOKENIZER),
     "-hf": ("base", _NEOX_TOKENIZER),
@@ -134,9 +134,9 @@ def language_backbone(backbone_id: str) -> LanguageBackbone:
     return LANGUAGE_BACKBONES[backbone_id]
 
 
-ONLY_MAMBA_1 = "this project runs Mamba-1 decoders, as every published Cobra has; take a checkpoint of one"
+ONLY_MAMBA_1 = "only Mamba-1 decoders are supported, as in every published Cobra; use a checkpoint with one"
 HUB_REPOSITORY = "han1997/cobra"
-# What the original's load() downloads, by its names; each is a directory of the repository.
+# Models that the original's load() downloads, by name; each is a directory of the repository.
 HUB_MODELS = {"cobra+3b": "cobra+3b", "Cobra-DINOSigLIP 3B": "cobra+3b"}
-# What the original trains by these names: configurations, of which load() has no weights.
+# Training configurations of the original, for which load() has no weights.
 TRAINING_CONFIGURATIONS = ("cobra-one-epoch+3b", "cobra-base+3b", "cobra-siglip+3b", "cobra-ldpnet+3b")

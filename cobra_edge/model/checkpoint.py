@@ -1,7 +1,7 @@
-"""Open a checkpoint: the original run directory, the same as safetensors, a hub name, or a bare text-only Mamba.
+"""Open a checkpoint: an original run directory, the same as safetensors, a hub name, or a text-only Mamba.
 
-Tensors stay memory-mapped until they are used. All sizes are read off the tensors and then checked against what the config
-says, so a config that lies and a file that lacks a tensor are both found before any work begins.
+Tensors are memory-mapped. All sizes are inferred from the tensors and compared with the config, so that a wrong config or a
+missing tensor is found before any work begins.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .weight_files import read_weights
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = "mini"  # the name of the model that ships
+EMBEDDED = "mini"  # the name of the included model
 _WEIGHTS = ("checkpoints/latest-checkpoint.safetensors", "checkpoints/latest-checkpoint.pt")
 _BARE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARD_INDEX = "model.safetensors.index.json"
@@ -49,19 +49,19 @@ _SIZES = ("d_model", "n_layer", "vocab", "d_inner", "d_state", "d_conv", "dt_ran
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """An opened checkpoint whose tensors fit its config.
+    """An open checkpoint whose tensors match its config.
 
     Attributes:
-        source_id: what a manifest calls it.
-        config: the whole architecture.
-        decoder: tensors under state-spaces names (see `decoder_shapes`), memory-mapped, any float dtype.
+        source_id: its name in a manifest.
+        config: the complete architecture.
+        decoder: tensors with state-spaces names (see `decoder_shapes`), memory-mapped, any float dtype.
         projector: tensors of the projector; empty for a text-only model.
-        files: files the weights came from, for hashing.
-        tower: tensors of encoders that were trained along, under their featurizers' names; empty where they were not.
-        vision_weights: directory of encoder weights; None where `tower` has them or they come from timm's hub.
-        tokenizer: tokenizer.json, or None where it has to come from the hub.
+        files: the weight files, for hashing.
+        tower: tensors of fine-tuned encoders, with their featurizers' names; empty if there are none.
+        vision_weights: directory of encoder weights; None if `tower` has them or they come from timm's hub.
+        tokenizer: tokenizer.json, or None if it comes from the hub.
         tokenizer_hub_id: hub repository of the tokenizer.
-        stage: of the training that wrote it, where its config says so: "align", "finetune" or "full-finetune".
+        stage: training stage, if the config has it: "align", "finetune" or "full-finetune".
     """
 
     source_id: str
@@ -74,22 +74,22 @@ class Checkpoint:
     tokenizer: Path | None = None
     tokenizer_hub_id: str | None = None
     stage: str | None = None
-    _digest: list[str] = field(default_factory=list, init=False, repr=False)  # once it is known
+    _digest: list[str] = field(default_factory=list, init=False, repr=False)  # cached
 
     @property
     def vision_source(self) -> VisionSource | None:
-        """Where the encoders' weights come from; None for a text-only model."""
+        """Source of the encoder weights; None for a text-only model."""
         if self.config.vision is None:
             return None
         return "checkpoint" if self.tower else "files" if self.vision_weights else "hub"
 
     def hashed_files(self) -> list[Path]:
-        """Return the files whose content is in `sha256`: weights, local encoders, tokenizer; not encoders from timm's hub."""
+        """Return the files covered by `sha256`: weights, local encoders, tokenizer; not encoders from timm's hub."""
         encoders = sorted(self.vision_weights.glob("*.safetensors")) if self.vision_weights else []
         return [*self.files, *encoders, *([self.tokenizer] if self.tokenizer else [])]
 
     def sha256(self, on_bytes: Callable[[int], None] = lambda _: None) -> str:
-        """Return the hash over `hashed_files`, read once; on_bytes is told of each piece's size, for progress."""
+        """Return the hash over `hashed_files`, cached; on_bytes is called with the size of each chunk, for progress."""
         if self._digest:
             return self._digest[0]
         digest = hashlib.sha256()
@@ -102,16 +102,16 @@ class Checkpoint:
         return self._digest[0]
 
     def tokenizer_file(self) -> Path:
-        """Return tokenizer.json, fetched from the hub where the checkpoint has none.
+        """Return tokenizer.json, downloaded from the hub if the checkpoint has none.
 
         Raises:
-            CheckpointError: no tokenizer is known. MachineError: the hub cannot be reached.
+            CheckpointError: no tokenizer is known. MachineError: the hub is unreachable.
         """
         if self.tokenizer is not None:
             return self.tokenizer
         if self.tokenizer_hub_id is None:
             raise CheckpointError(
-                f"{self.source_id}: no tokenizer.json beside the config; give one, or its directory, with --tokenizer"
+                f"{self.source_id}: no tokenizer.json next to the config; give one, or its directory, with --tokenizer"
             )
         return fetch(self.tokenizer_hub_id, "tokenizer.json", "give the file, or its directory, with --tokenizer")
 
@@ -121,13 +121,13 @@ def open_checkpoint(source: str, *, vision_weights: Path | None = None, tokenize
 
     Args:
         source: what to open.
-        vision_weights: directory of encoder weights; by default those in the checkpoint, if the encoders were trained along,
-            then `vision/` of the directory, then timm's hub.
-        tokenizer: tokenizer.json or a directory that has it; by default the directory's own, else the hub's.
+        vision_weights: directory of encoder weights; by default those in the checkpoint, if the encoders were fine-tuned,
+            else `vision/` of the directory, else timm's hub.
+        tokenizer: tokenizer.json or a directory that has it; by default the checkpoint's, else the hub's.
 
     Raises:
-        CheckpointError: missing, corrupt, hostile, or not fitting its config.
-        MachineError: the hub is needed and cannot be reached.
+        CheckpointError: missing, corrupt, hostile, or inconsistent with its config.
+        MachineError: the hub is needed and unreachable.
     """
     if tokenizer is not None and tokenizer.is_dir():
         tokenizer = tokenizer / "tokenizer.json"
@@ -152,19 +152,19 @@ def open_checkpoint(source: str, *, vision_weights: Path | None = None, tokenize
     checkpoint = replace(checkpoint, tower=tower, vision_weights=vision_weights, tokenizer=tokenizer)
     if checkpoint.stage == "full-finetune" and checkpoint.vision_source == "hub":
         log.warning(
-            "%s: config.json says stage full-finetune, and the checkpoint holds no vision_backbone: without the encoders that "
-            "were trained along, answers get worse; give them with --vision-weights",
+            "%s: config.json says stage full-finetune, but the checkpoint has no vision_backbone: without fine-tuned encoders "
+            "answers get worse; give them with --vision-weights",
             source,
         )
     return checkpoint
 
 
 def _unknown(source: str) -> str:
-    """Say what is wrong with a source that cannot be opened."""
+    """Return the error message for a source that cannot be opened."""
     if source in TRAINING_CONFIGURATIONS:
         return (
-            f"checkpoint {source!r} is a training configuration of Cobra's code, which has no weights of it to download "
-            f"({', '.join(map(repr, HUB_MODELS))} alone); give the directory of a run that was trained with it"
+            f"checkpoint {source!r} is a training configuration of Cobra's code, which offers no weights for it to download "
+            f"(only {', '.join(map(repr, HUB_MODELS))}); give the directory of a run that was trained with it"
         )
     if Path(source).is_file():
         return f"checkpoint {source} is a file; give the run directory, which has config.json and checkpoints/"
@@ -190,7 +190,7 @@ def _open_directory(directory: Path, source_id: str) -> Checkpoint:
     if not weights:
         hint = "; sharded .bin files: save them as safetensors" if any(directory.glob("pytorch_model-*.bin")) else ""
         steps = sorted(f.name for f in (directory / "checkpoints").glob("*.pt")) if is_cobra else []
-        hint = f"; link or copy the one that you want, such as {steps[-1]}, to that name" if steps else hint
+        hint = f"; link or copy the one you want, such as {steps[-1]}, to that name" if steps else hint
         raise CheckpointError(f"{directory}: no weights; expected {' or '.join(names)}{hint}")
     opened = _run_directory(source_id, config, weights[0]) if is_cobra else _bare_mamba(source_id, config, weights)
     vision, tokenizer = directory / "vision", directory / "tokenizer.json"
@@ -202,7 +202,7 @@ def _open_directory(directory: Path, source_id: str) -> Checkpoint:
 
 
 def _shards(directory: Path) -> tuple[Path, ...]:
-    """Return the files that a transformers index lists; none where there is no index."""
+    """Return the files listed in a transformers index; none without an index."""
     index = directory / _SHARD_INDEX
     if not index.is_file():
         return ()
@@ -210,10 +210,10 @@ def _shards(directory: Path) -> tuple[Path, ...]:
     names = sorted({str(n) for n in table.values()}) if isinstance(table, dict) else []
     odd = [n for n in names if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors", n)]
     if not names or odd:
-        raise CheckpointError(f"{index}: its weight_map names {odd or 'nothing'}, expected safetensors files beside it")
+        raise CheckpointError(f"{index}: its weight_map names {odd or 'nothing'}, expected safetensors files next to it")
     absent = [n for n in names if not (directory / n).is_file()]
     if absent:
-        raise CheckpointError(f"{directory}: {', '.join(absent)} missing, {_SHARD_INDEX} names it; download it again")
+        raise CheckpointError(f"{directory}: {', '.join(absent)} missing, listed in {_SHARD_INDEX}; download it again")
     return tuple(directory / n for n in names)
 
 
@@ -247,14 +247,14 @@ def _run_directory(source_id: str, config: dict[str, Any], weights: Path) -> Che
         raise CheckpointError(f"{weights.name}: unexpected parts {sorted(parts)}, expected projector and llm_backbone")
     if projector and not decoder:
         raise CheckpointError(
-            f"{weights.name}: a projector alone, as stage align leaves it, without a language model; take the run directory of "
-            "stage finetune or full-finetune, which begins with this one"
+            f"{weights.name}: only a projector, as after stage align, without a language model; use the run directory of "
+            "stage finetune or full-finetune that started from it"
         )
     odd = [name for name in tower if not name.startswith(tuple(featurizers(vision)))]
     if odd:
         raise CheckpointError(
             f"{weights.name}: vision_backbone has {odd[0]}, expected names that begin with {' or '.join(featurizers(vision))} "
-            f"for {vision.backbone_id}; is this checkpoint of the model that its config names?"
+            f"for {vision.backbone_id}; does the config belong to this checkpoint?"
         )
     mamba = infer_mamba(decoder, weights.name)
     differing = [n for n in _SIZES if getattr(mamba, n) != getattr(promised.mamba, n)]
@@ -262,7 +262,7 @@ def _run_directory(source_id: str, config: dict[str, Any], weights: Path) -> Che
         got, wanted = (", ".join(f"{n} {getattr(m, n)}" for n in differing) for m in (mamba, promised.mamba))
         raise CheckpointError(
             f"{weights.name}: its tensors have {got}; config.json says {llm_id}, which has {wanted}; "
-            "correct llm_backbone_id, or take the config of this checkpoint"
+            "correct llm_backbone_id, or use the config of this checkpoint"
         )
     check_shapes(projector, projector_shapes(kind, vision.feature_dim, mamba.d_model), f"{weights.name}, projector")
     length = model.get("llm_max_length", 2048)
@@ -292,7 +292,7 @@ def _bare_mamba(source_id: str, config: dict[str, Any], weights: tuple[Path, ...
     return Checkpoint(source_id, cobra, decoder, {}, weights, tokenizer_hub_id="EleutherAI/gpt-neox-20b")
 
 
-# What a bare Mamba's config.json calls the sizes: transformers' names, state-spaces' names, and those inside its ssm_cfg.
+# Names of the sizes in a text-only Mamba's config.json: transformers', state-spaces', and those inside its ssm_cfg.
 _BARE_NAMES = {
     "hidden_size": "d_model",
     "num_hidden_layers": "n_layer",
@@ -302,7 +302,7 @@ _BARE_NAMES = {
     "conv_kernel": "d_conv",
     "n_layer": "n_layer",
 } | {name: name for name in ("d_model", "d_state", "d_conv", "dt_rank")}
-# What this decoder is; a config that says otherwise belongs to another model, and tensors alone would not show it.
+# Properties of a supported decoder that its tensors do not show.
 _BARE_CHOICES = {"model_type": "mamba", "hidden_act": "silu", "layer": "Mamba1"}
 
 
@@ -316,7 +316,7 @@ def _check_bare_choices(config: dict[str, Any]) -> None:
     for key, expected in _BARE_CHOICES.items():
         if said.get(key, expected) != expected:
             raise CheckpointError(
-                f"config.json says {key} {said[key]!r}, expected {expected!r}: not a Mamba-1 as published; {ONLY_MAMBA_1}"
+                f"config.json says {key} {said[key]!r}, expected {expected!r}: not a published Mamba-1; {ONLY_MAMBA_1}"
             )
 
 
@@ -329,10 +329,10 @@ def _check_bare_sizes(config: dict[str, Any], mamba: MambaConfig, file: str) -> 
     for key, (written, found) in sizes.items():
         if type(written) is int and written != found:
             raise CheckpointError(
-                f"config.json says {key} {written}, the tensors of {file} say {found}; take the config of this checkpoint"
+                f"config.json says {key} {written}, the tensors of {file} say {found}; use the config of this checkpoint"
             )
 
 
 def _as_model_id(directory_name: str) -> str:
-    """Return a name a bundle's path may carry."""
+    """Return a directory name as a valid model_id."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", directory_name).lstrip("._+-")[:128] or "mamba"

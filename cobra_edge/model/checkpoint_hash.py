@@ -8,7 +8,7 @@ from ..terminal.output import progress
 
 
 def hashed(checkpoint: Any) -> str:
-    """Return a checkpoint's hash, with a bar."""
+    """Return a checkpoint's hash, showing a progress bar."""
     with progress() as bar:
         source_mib = sum(f.stat().st_size for f in checkpoint.hashed_files()) / 2**20
         task = bar.add_task("hash the checkpoint, MiB", total=source_mib)

@@ -1,4 +1,4 @@
-"""The whole Cobra in plain torch: patches in front of the text, one decoder over both.
+"""The complete Cobra in plain torch: visual embeddings before the text, one decoder over both.
 
 Source: Cobra (Zhao et al., AAAI-25), section 3.
 """
@@ -21,17 +21,17 @@ class VisionModel(nn.Module):
     """Vision tower and projector: what becomes one ONNX graph."""
 
     def __init__(self, tower: nn.Module, projector: Projector) -> None:
-        """Join them."""
+        """Combine tower and projector."""
         super().__init__()
         self.tower, self.projector = tower, projector
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Turn pixels (batch, 3·n_encoders, size, size) float32 into embeddings (batch, n_visual_tokens, d_model)."""
+        """Turn pixels (batch, 3·n_encoders, size, size) into embeddings (batch, n_visual_tokens, d_model), both float32."""
         return self.projector(self.tower(pixels))
 
 
 def load_vision(checkpoint: Checkpoint) -> VisionModel:
-    """Return tower and projector in float32. Raises what `load_tower` raises."""
+    """Load tower and projector in float32. Raises what `load_tower` raises."""
     config = checkpoint.config
     assert config.vision is not None and config.projector is not None
     projector = Projector(config.projector, config.vision.feature_dim, config.mamba.d_model)
@@ -41,14 +41,14 @@ def load_vision(checkpoint: Checkpoint) -> VisionModel:
 
 
 def stream_blocks(checkpoint: Checkpoint, operations: Operations = REFERENCE, first: int = 0) -> Iterator[Block]:
-    """Yield the decoder's blocks from layer `first` on, one after the other in float32, one in memory at a time.
+    """Yield the decoder's blocks from layer `first` on, in float32, one in memory at a time.
 
     Raises:
-        InputError: a tensor of the next block holds NaN or infinity; it is named.
+        InputError: a tensor of the next block contains NaN or infinity; the message names it.
     """
     for index in range(first, checkpoint.config.mamba.n_layer):
         prefix = f"backbone.layers.{index}."
-        with torch.device("meta"):  # no room and no random numbers for what is replaced at once
+        with torch.device("meta"):  # neither allocated nor initialized: replaced below
             block = Block(checkpoint.config.mamba, operations)
         own = {k: v for k, v in checkpoint.decoder.items() if k.startswith(prefix)}
         block.load_state_dict({k[len(prefix) :]: require_finite(k, v.float()) for k, v in own.items()}, assign=True)
@@ -59,12 +59,12 @@ def stream_blocks(checkpoint: Checkpoint, operations: Operations = REFERENCE, fi
 def reference_logits(
     checkpoint: Checkpoint, sequences: list[Tensor], keep: list[int], on_layer: Callable[[], None]
 ) -> list[Tensor]:
-    """Run whole sequences through the float decoder, one layer in memory at a time.
+    """Run complete sequences through the float decoder, one layer in memory at a time.
 
     Args:
-        checkpoint: whose decoder.
+        checkpoint: provides the decoder.
         sequences: embeddings (seq, d_model) float32 of each sequence.
-        keep: for each sequence, how many positions at its end get logits.
+        keep: number of positions at the end of each sequence that get logits.
         on_layer: called after each layer, for progress.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A decoder's sizes, read off its tensors, and the check that every tensor of those sizes is there."""
+"""Infer a decoder's sizes from its tensors, and check that all tensors match them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from .backbones import ONLY_MAMBA_1
 
 
 def plain_names(decoder: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a decoder's tensors under state-spaces names; transformers calls the embedding otherwise, Cobra has a prefix."""
+    """Rename a decoder's tensors, of any shape and dtype, from transformers' or Cobra's names to those of state-spaces."""
     return {k.removeprefix("llm.").replace("backbone.embeddings.", "backbone.embedding."): v for k, v in decoder.items()}
 
 
 def infer_mamba(decoder: dict[str, Tensor], file: str, norm_eps: float = 1e-5) -> MambaConfig:
-    """Read all sizes off the tensors, then demand that every tensor is there and fits."""
+    """Infer all sizes from the tensors, of any float dtype and the shapes of `decoder_shapes`, and check that all match.
+
+    Raises:
+        CheckpointError: not a Mamba-1 decoder, or a tensor is missing, unexpected or of another shape.
+    """
     layers = [int(m.group(1)) for k in decoder if (m := re.match(r"backbone\.layers\.(\d{1,4})\.", k))]
     if any(name.endswith(".mixer.dt_bias") for name in decoder):
         raise CheckpointError(f"{file}: a Mamba-2 decoder, by its tensors named mixer.dt_bias; {ONLY_MAMBA_1}")
@@ -49,18 +53,18 @@ def infer_mamba(decoder: dict[str, Tensor], file: str, norm_eps: float = 1e-5) -
 
 
 def check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]], where: str) -> None:
-    """Raise CheckpointError unless exactly the expected tensors are there, of these shapes and of a float type."""
+    """Raise CheckpointError unless the tensors have exactly the expected names and shapes, and a float dtype."""
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
         parts = [f"{what} {', '.join(n[:4])}{' …' if len(n) > 4 else ''}" for what, n in
                  (("missing", missing), ("unexpected", extra)) if n]  # fmt: skip
-        raise CheckpointError(f"{where}: {'; '.join(parts)}; is this checkpoint of the model that its config names?")
+        raise CheckpointError(f"{where}: {'; '.join(parts)}; does the config belong to this checkpoint?")
     for name, shape in expected.items():
         tensor = tensors[name]
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
                 f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}; "
-                "take config and weights of the same checkpoint"
+                "use config and weights of the same checkpoint"
             )
         if not tensor.is_floating_point():
             raise CheckpointError(f"{where}: {name} has dtype {tensor.dtype}, expected a float type; save it as one")

@@ -1,8 +1,8 @@
-"""The Mamba-1 decoder in plain torch: the truth that every kernel is compared with.
+"""The Mamba-1 decoder in plain torch: the reference for every kernel.
 
-Nothing is fused and nothing is clever. The residual stream and the recurrence are float32 whatever the dtype of the weights;
-patches arrive as ready embeddings in front of the text, so the model takes embeddings, not token ids.
-Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, sections 3.2-3.4, algorithm 2.
+Nothing is fused or optimized. The residual stream and the recurrence are float32 whatever the dtype of the weights. The input
+is embeddings, not token ids, because visual embeddings precede the text. Source: Gu and Dao, "Mamba: Linear-Time Sequence
+Modeling with Selective State Spaces", 2023, sections 3.2-3.4, algorithm 2.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ..formats.model_config import MambaConfig
 
 @dataclass(frozen=True, eq=False)
 class MambaState:
-    """What the decoder remembers: a fixed size, whatever the context length. One tensor a layer.
+    """The decoder's state, of a size independent of the context length. One tensor per layer.
 
     Attributes:
-        conv: of each layer (batch, d_inner, d_conv) float32, the last inputs of its causal convolution, newest last.
-        ssm: of each layer (batch, d_inner, d_state) float32, its recurrent state.
+        conv: per layer (batch, d_inner, d_conv) float32, the last inputs of its causal convolution, newest last.
+        ssm: per layer (batch, d_inner, d_state) float32, its recurrent state.
     """
 
     conv: tuple[Tensor, ...]
@@ -43,9 +43,9 @@ def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     """Convolve each channel with its last d_conv inputs, add the bias, apply SiLU.
 
     Args:
-        x: (batch, seq, d_inner).
+        x: (batch, seq, d_inner), any float dtype.
         state: (batch, d_inner, d_conv) float32, the inputs before x, newest last.
-        weight: (d_inner, d_conv), the tap of the newest input last.
+        weight: (d_inner, d_conv), with the tap of the newest input last.
         bias: (d_inner,).
 
     Returns:
@@ -62,17 +62,17 @@ def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tenso
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run h = exp(Δ·A)·h + Δ·B·u, out = (C·h + D·u)·silu(z) with Δ = softplus(dt + dt_bias), token after token, in float32.
+    """Compute h = exp(Δ·A)·h + Δ·B·u, out = (C·h + D·u)·silu(z) with Δ = softplus(dt + dt_bias), token by token, in float32.
 
     Args:
         u, dt, z: (batch, seq, d_inner).
         A: (d_inner, d_state) float32, negative.
         B, C: (batch, seq, d_state).
         D, dt_bias: (d_inner,).
-        h: (batch, d_inner, d_state) float32, carried in.
+        h: (batch, d_inner, d_state) float32, the initial state.
 
     Returns:
-        out (batch, seq, d_inner) float32, and h after the last token.
+        out (batch, seq, d_inner) float32, and the final state h.
 
     Source: Gu and Dao 2023, equation 2a and algorithm 2; mamba-ssm computes the same from (batch, d_inner, seq).
     """
@@ -88,7 +88,7 @@ def selective_scan(
 
 @dataclass(frozen=True)
 class Operations:
-    """The two sequential operations of a mixer; another pair with the same contracts may take their place."""
+    """The two sequential operations of a mixer, replaceable by another pair with the same contracts."""
 
     conv: Callable[..., Tensor] = causal_conv
     scan: Callable[..., tuple[Tensor, Tensor]] = selective_scan
@@ -98,26 +98,26 @@ REFERENCE = Operations()
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang and Sennrich 2019), computed in float32."""
+    """RMS norm (Zhang and Sennrich 2019), computed in float32."""
 
     def __init__(self, width: int, eps: float) -> None:
-        """Make a norm over the last axis of size `width`."""
+        """Create a norm over the last axis of size `width`."""
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (..., width) float32; returns the dtype of the weight."""
+        """Normalize x (..., width) float32; returns the weight's dtype."""
         x = x.float()
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
         return (x * self.weight.float()).to(self.weight.dtype)
 
 
 class Mixer(nn.Module):
-    """The selective state-space block; parameter names are those of the published checkpoints."""
+    """The selective state-space mixer; parameter names are those of the published checkpoints."""
 
     def __init__(self, config: MambaConfig, operations: Operations = REFERENCE) -> None:
-        """Make the block with torch's default initialisation."""
+        """Create the mixer with torch's default initialization."""
         super().__init__()
         c = config
         self.dt_rank, self.d_state, self.d_conv, self.operations = c.dt_rank, c.d_state, c.d_conv, operations
@@ -130,10 +130,15 @@ class Mixer(nn.Module):
         self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=False)
 
     def forward(self, x: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mix x (batch, seq, d_model) along the sequence.
+        """Mix x along the sequence.
 
-        conv is (batch, d_inner, d_conv) and ssm (batch, d_inner, d_state), both float32 and carried in.
-        Returns the output (batch, seq, d_model) and both carried out.
+        Args:
+            x: (batch, seq, d_model), the dtype of the weights.
+            conv: (batch, d_inner, d_conv) float32, the initial convolution state.
+            ssm: (batch, d_inner, d_state) float32, the initial recurrent state.
+
+        Returns:
+            The output (batch, seq, d_model) and both final states.
         """
         x, z = self.in_proj(x).chunk(2, dim=-1)
         u = self.operations.conv(x, conv, self.conv1d.weight[:, 0], self.conv1d.bias).to(x.dtype)
@@ -149,7 +154,7 @@ class Block(nn.Module):
     """Pre-norm residual block around a mixer."""
 
     def __init__(self, config: MambaConfig, operations: Operations = REFERENCE) -> None:
-        """Make norm and mixer."""
+        """Create norm and mixer."""
         super().__init__()
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.mixer = Mixer(config, operations)
@@ -159,7 +164,7 @@ class Backbone(nn.Module):
     """Embedding, blocks and final norm, under the names of the published checkpoints."""
 
     def __init__(self, config: MambaConfig, operations: Operations) -> None:
-        """Make all layers."""
+        """Create all layers."""
         super().__init__()
         self.embedding = nn.Embedding(config.vocab, config.d_model)
         self.layers = nn.ModuleList(Block(config, operations) for _ in range(config.n_layer))
@@ -167,10 +172,10 @@ class Backbone(nn.Module):
 
 
 class Mamba(nn.Module):
-    """A Mamba-1 language model over ready embeddings."""
+    """A Mamba-1 language model over embeddings."""
 
     def __init__(self, config: MambaConfig, operations: Operations = REFERENCE) -> None:
-        """Make the model with torch's default initialisation; a tied head shares the embedding's tensor."""
+        """Create the model with torch's default initialization; a tied head shares the embedding's tensor."""
         super().__init__()
         self.config = config
         self.backbone = Backbone(config, operations)
@@ -179,9 +184,9 @@ class Mamba(nn.Module):
             self.lm_head.weight = self.backbone.embedding.weight
 
     def hidden(self, embeddings: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
-        """Run the blocks over embeddings (batch, seq, d_model).
+        """Run the blocks over embeddings (batch, seq, d_model), any float dtype.
 
-        Returns the normalised hidden states (batch, seq, d_model) and the state after the last position.
+        Returns the normalized hidden states (batch, seq, d_model) and the state after the last position.
         """
         state = state or MambaState.zeros(self.config, embeddings.shape[0])
         residual = embeddings.float()
@@ -200,5 +205,5 @@ class Mamba(nn.Module):
         return self.lm_head(hidden).float(), state
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Look up tokens (batch, seq) int64; returns (batch, seq, d_model)."""
+        """Look up tokens (batch, seq) int64; returns (batch, seq, d_model) in the dtype of the weights."""
         return self.backbone.embedding(tokens)

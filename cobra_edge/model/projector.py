@@ -1,4 +1,4 @@
-"""Projectors: from concatenated patch features to the width of the decoder.
+"""Projectors from concatenated patch features to the decoder's width.
 
 Source: Cobra (Zhao et al., AAAI-25), section 3.2; the LDPv2 form is MobileVLM V2 (Chu et al. 2024), section 3.3.
 """
@@ -21,7 +21,7 @@ class _TokenDown(nn.Module):
 
 
 class _PositionInject(nn.Module):
-    """Add a depthwise 3×3 convolution of the grid to the grid."""
+    """Add a depthwise 3 × 3 convolution of the grid to the grid."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,10 +35,10 @@ class _PositionInject(nn.Module):
 
 
 class Projector(nn.Module):
-    """One projector; parameter names are those of the published checkpoints (`projector.0.weight`, …)."""
+    """A projector; parameter names are those of the published checkpoints (`projector.0.weight`, …)."""
 
     def __init__(self, kind: ProjectorKind, feature_dim: int, d_model: int) -> None:
-        """Make a projector from feature_dim to d_model."""
+        """Create a projector from feature_dim to d_model."""
         super().__init__()
         wide = 4 * feature_dim
         self.projector: nn.Module
@@ -64,5 +64,5 @@ class Projector(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Project features (batch, n_patches, feature_dim) to (batch, n_visual_tokens, d_model)."""
+        """Project features (batch, n_patches, feature_dim) to (batch, n_visual_tokens, d_model), both in the weights' dtype."""
         return self.projector(features)

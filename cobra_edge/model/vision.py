@@ -1,7 +1,6 @@
-"""The vision tower: one or two timm Vision Transformers, features of the second-to-last block, concatenated.
+"""The vision tower: one or two timm Vision Transformers, with the features of the second-to-last block concatenated.
 
-Blocks after the one whose output is used, the final norm and the pooling head are removed: they never run, and a device
-should not carry them.
+The last block, the final norm and the pooling head are removed, because they are not used.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Encoder(nn.Module):
     """One ViT up to its second-to-last block."""
 
     def __init__(self, config: EncoderConfig, image_size: int, vit: nn.Module | None = None) -> None:
-        """Wrap `vit`, or a freshly initialised timm model of the config."""
+        """Wrap `vit`, or a newly initialized timm model of the config."""
         super().__init__()
         overrides: dict[str, Any] = dict(config.overrides)
         model: Any = vit or timm.create_model(config.timm_name, num_classes=0, img_size=image_size, **overrides)
@@ -40,7 +39,7 @@ class Encoder(nn.Module):
         self.vit = model
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode normalised pixels (batch, 3, size, size); returns patch features (batch, n_patches, embed_dim)."""
+        """Encode normalized pixels (batch, 3, size, size) float32 to patch features (batch, n_patches, embed_dim) float32."""
         vit: Any = self.vit
         x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixels))))
         for block in vit.blocks:
@@ -52,31 +51,32 @@ class VisionTower(nn.Module):
     """All encoders of a backbone."""
 
     def __init__(self, config: VisionConfig, encoders: Sequence[Encoder] | None = None) -> None:
-        """Make the tower of ready encoders, or of fresh ones with random weights."""
+        """Create the tower from existing encoders, or from new ones with random weights."""
         super().__init__()
         self.config = config
         self.encoders = nn.ModuleList(encoders or [Encoder(e, config.image_size) for e in config.encoders])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (batch, 3·n_encoders, size, size), each encoder's three channels normalised its own way.
+        """Encode pixels (batch, 3·n_encoders, size, size) float32, normalized for each encoder separately.
 
-        Returns features (batch, n_patches, feature_dim), encoders concatenated in order.
+        Returns features (batch, n_patches, feature_dim) float32, encoders concatenated in order.
         """
         parts = [encoder(p) for encoder, p in zip(self.encoders, pixels.split(3, dim=1), strict=True)]
         return torch.cat(parts, dim=-1)
 
 
 def load_tower(config: VisionConfig, weights: Path | None, tuned: Mapping[str, Tensor] | None = None) -> VisionTower:
-    """Return the tower with pretrained weights.
+    """Load the tower with pretrained weights.
 
     Args:
-        config: which encoders.
-        weights: a directory with `<timm name>.safetensors` for each encoder, or None for timm's hub.
-        tuned: tensors of encoders that were trained along, under their featurizers' names; they go before all others.
+        config: the encoders.
+        weights: directory with `<timm name>.safetensors` for each encoder, or None for timm's hub.
+        tuned: tensors of fine-tuned encoders, of the encoders' shapes and any float dtype, with their featurizers' names; they
+            take precedence.
 
     Raises:
-        CheckpointError: a file or a tensor is missing or does not fit.
-        MachineError: the hub cannot be reached.
+        CheckpointError: a file or a tensor is missing or does not match.
+        MachineError: the hub is unreachable.
     """
     if not tuned and weights is None:
         return _tower_from_hub(config)
@@ -88,10 +88,10 @@ def load_tower(config: VisionConfig, weights: Path | None, tuned: Mapping[str, T
 
 
 def check_tower(config: VisionConfig, weights: Path | None, tuned: Mapping[str, Tensor] | None = None) -> None:
-    """Find what would keep `load_tower` from loading: names and shapes alone, no value is read and nothing is fetched.
+    """Check names, shapes and dtypes of the tensors that `load_tower` would load, without reading or downloading them.
 
     Raises:
-        CheckpointError: as `load_tower`.
+        CheckpointError: see `load_tower`.
     """
     if not tuned and weights is None:
         _require_on_hub(config)
@@ -111,7 +111,7 @@ def encoder_file(config: VisionConfig, index: int) -> str:
 def _tensors_of(
     config: VisionConfig, index: int, weights: Path | None, tuned: Mapping[str, Tensor] | None
 ) -> tuple[str, dict[str, Tensor]]:
-    """Return an encoder's tensors under timm's names, memory-mapped, and where they are from, for messages."""
+    """Return an encoder's tensors with timm's names, memory-mapped, and their origin, for messages."""
     if tuned:
         prefix = featurizers(config)[index]
         return f"vision_backbone, {prefix}*", {k[len(prefix) :]: v for k, v in tuned.items() if k.startswith(prefix)}
@@ -131,10 +131,10 @@ def _tensors_of(
 
 
 def _fitting(encoder: nn.Module, where: str, tensors: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
-    """Return the tensors that the encoder has, of its shapes. Raises CheckpointError where some are missing or do not fit."""
+    """Return the tensors that the encoder needs. Raises CheckpointError if some are missing or do not match."""
     vit: Any = encoder.vit
     wanted: dict[str, Tensor] = vit.state_dict()
-    # The last block, final norm and pooling head are part of a full timm checkpoint and never run here.
+    # A full timm checkpoint has the last block, final norm and pooling head, which are unused here.
     unused = (f"blocks.{config.depth - 1}.", "norm.", "fc_norm.", "head.", "attn_pool.", "mask_token")
     extra = [k for k in tensors if k not in wanted and not k.startswith(unused)]
     missing = [k for k in wanted if k not in tensors]
@@ -158,10 +158,10 @@ def _load_encoder(encoder: nn.Module, where: str, tensors: dict[str, Tensor], co
 
 
 def _resampled(positions: Tensor, wanted: Tensor, n_prefix: int) -> Tensor:
-    """Bring position embeddings (1, n_prefix + side², embed_dim) to the wanted square grid, as timm does when it loads a model.
+    """Resample position embeddings (1, n_prefix + side², embed_dim) to the wanted square grid, as timm does on loading.
 
-    The published DINOv2 was trained at 518 px, the tower reads 384. What is no square grid of the wanted width is returned
-    as it is, for the shape check to refuse.
+    The published DINOv2 was trained at 518 px, the tower takes 384. Anything but a square grid of the wanted width is returned
+    unchanged, and fails the shape check later.
     """
     if positions.ndim != 3 or positions.shape[1] < n_prefix or not positions.is_floating_point():
         return positions
@@ -177,8 +177,8 @@ def _require_on_hub(config: VisionConfig) -> None:
     for e in config.encoders:
         if not e.on_hub:
             raise CheckpointError(
-                f"{config.backbone_id}: these encoders are on no hub; give the directory of their safetensors with "
-                "--vision-weights, or put it into the checkpoint's as vision/"
+                f"{config.backbone_id}: these encoders are not on a hub; give the directory of their safetensors with "
+                "--vision-weights, or put it into the checkpoint as vision/"
             )
 
 

@@ -1,7 +1,7 @@
-"""Read the weight files of a checkpoint: pickles of torch and safetensors, memory-mapped, hostile until checked.
+"""Read the weight files of a checkpoint: torch pickles and safetensors, memory-mapped, untrusted until checked.
 
-Pickles go through torch's weights-only reader, which runs no code. What comes out is plain dense tensors by part and name,
-whatever a trainer put around them: a table inside another, names that a wrapper or a module of its own made longer.
+Pickles are loaded with torch's `weights_only`, which runs no code. The result is plain dense tensors by part and name, whatever
+the trainer's layout: nested dicts, and names with the prefixes of wrappers or of an outer module.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..errors import CheckpointError, InputError
 from ..files.git_lfs import is_pointer, pointer_message
 
 PARTS = ("projector", "llm_backbone", "vision_backbone")
-# Where trainers keep the weights in a file of theirs: Cobra itself, most scripts, Lightning, DeepSpeed.
+# Keys under which trainers store the weights: Cobra itself, most scripts, Lightning, DeepSpeed.
 _CONTAINERS = ("model", "model_state_dict", "state_dict", "module")
-# What wrappers put into the names of what they wrap: DDP and DataParallel, torch.compile, FSDP, activation checkpointing.
+# Name components added by wrappers: DDP and DataParallel, torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# A name up to where ours begin, for a model that is a member of the module that was saved.
+# The prefix of names if the model is a member of the saved module.
 _OUTER = re.compile(rf"((?:[^.]+\.)*?)(?:{'|'.join(PARTS)}|backbone|lm_head)\.")
 
 
 def read_weights(*files: Path) -> dict[str, dict[str, Tensor]]:
-    """Return {part: {name: tensor}}; files without parts are one part, llm_backbone."""
+    """Return {part: {name: tensor}}, tensors of any shape and dtype; files without parts are one part, llm_backbone."""
     parts: dict[str, dict[str, Tensor]] = {}
     for file in files:
         if is_pointer(file):
@@ -37,7 +37,7 @@ def read_weights(*files: Path) -> dict[str, dict[str, Tensor]]:
     for part, tensors in parts.items():
         for name, tensor in tensors.items():
             plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-            if not plain or not tensor.is_contiguous():  # an expanded tensor claims more values than the file holds
+            if not plain or not tensor.is_contiguous():  # an expanded tensor claims more values than the file has
                 raise CheckpointError(f"{files[0].name}: {part}.{name} is not a plain dense tensor; save it as one")
     return parts
 
@@ -45,11 +45,11 @@ def read_weights(*files: Path) -> dict[str, dict[str, Tensor]]:
 def _read_safetensors(file: Path) -> dict[str, dict[str, Tensor]]:
     from safetensors.torch import load_file
 
-    file.open("rb").close()  # the library says of a file it may not read that it is not there
+    file.open("rb").close()  # the library reports an unreadable file as missing
     try:
         return _parts_of(file, load_file(file))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file.name}: not a whole safetensors file ({error}); copy or download it again") from error
+        raise CheckpointError(f"{file.name}: not a complete safetensors file ({error}); copy or download it again") from error
 
 
 def _read_pickle(file: Path) -> dict[str, dict[str, Tensor]]:
@@ -57,8 +57,8 @@ def _read_pickle(file: Path) -> dict[str, dict[str, Tensor]]:
         data = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file.name}: refused, it is not a plain table of tensors and might run code when loaded{_named_global(error)}; "
-            "only load checkpoints of known origin; a trainer's whole state: save its state_dict alone, best as safetensors"
+            f"{file.name}: refused, it contains more than tensors and might run code when loaded{_named_global(error)}; "
+            "only load checkpoints of known origin; of a trainer's state save only the state_dict, preferably as safetensors"
         ) from error
     except PermissionError:
         raise
@@ -71,10 +71,12 @@ def _read_pickle(file: Path) -> dict[str, dict[str, Tensor]]:
         data = data[container]
         if not _is_table(data):
             if not all(isinstance(name, str) and _is_table(part) for name, part in data.items()):
-                raise CheckpointError(f"{file.name}: expected {{'{container}': {{part: {{name: tensor}}}}}}, or names at once")
+                raise CheckpointError(
+                    f"{file.name}: expected {{'{container}': {{part: {{name: tensor}}}}}}, or {{name: tensor}} there"
+                )
             return {part: _unwrapped(file, tensors) for part, tensors in data.items()}
     if not _is_table(data):
-        raise CheckpointError(f"{file.name}: expected a table of tensors by name, got {type(data).__name__}")
+        raise CheckpointError(f"{file.name}: expected a dict of tensors by name, got {type(data).__name__}")
     return _parts_of(file, data)
 
 
@@ -83,7 +85,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _named_global(error: Exception) -> str:
-    """Name what the pickle wanted to call, where torch says it."""
+    """Return the function that the pickle would call, if torch names it."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f" (it calls {found[1]})" if found else ""
 
@@ -93,12 +95,12 @@ def _is_table(data: object) -> bool:
 
 
 def _unwrapped(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under the names they had before anything was wrapped around their modules."""
+    """Return the tensors with the name components of wrappers removed."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
         if short in plain:
-            raise CheckpointError(f"{file.name}: two tensors are {short} once wrappers' names are left out; save one of them")
+            raise CheckpointError(f"{file.name}: two tensors are named {short} without wrappers' prefixes; save one of them")
         plain[short] = tensor
     return plain
 
@@ -117,7 +119,7 @@ def _parts_of(file: Path, flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor
 
 
 def require_finite(name: str, tensor: Tensor) -> Tensor:
-    """Return the tensor, of any shape and dtype, as it is; raise InputError naming it when it holds NaN or infinity."""
+    """Return the tensor, of any shape and dtype, unchanged. Raises InputError with its name if it contains NaN or infinity."""
     if not torch.isfinite(tensor).all():
-        raise InputError(f"{name}: holds NaN or infinity; the checkpoint is damaged or training diverged")
+        raise InputError(f"{name}: contains NaN or infinity; the checkpoint is damaged or training diverged")
     return tensor

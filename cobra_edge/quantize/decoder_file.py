@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InputError
 from ..formats.packing import QuantizedTensor
 from ..formats.recipe import FLOAT16, Recipe, has_clips, quantized_scheme, stored_tensors
-from ..formats.safetensors_file import TensorFileWriter
+from ..formats.safetensors_file import SafetensorsWriter
 from ..model.checkpoint import Checkpoint
 from ..model.weight_files import require_finite
 from .hessian import clips
@@ -44,7 +44,7 @@ def write_decoder(
         return require_finite(name, checkpoint.decoder[name].float()).numpy()
 
     plan, quantize = stored_tensors(config, recipe), quantizer(config, recipe, tensor, statistics, on_tensor)
-    with TensorFileWriter(file, [t for entries in plan.values() for t in entries]) as writer:
+    with SafetensorsWriter(file, [t for entries in plan.values() for t in entries]) as writer:
         for name, entries in plan.items():
             value = stored_value(quantize, name, statistics)
             parts = [value] if isinstance(value, np.ndarray) else [value.codes, value.scales, value.clips]

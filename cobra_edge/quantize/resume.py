@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import BundleError, InputError
 from ..formats.recipe import StoredTensor
-from ..formats.safetensors_file import TensorFileWriter, map_tensors, read_tensors
+from ..formats.safetensors_file import SafetensorsWriter, map_tensors, read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Resume:
     @staticmethod
     def _write(file: Path, tensors: dict[str, np.ndarray]) -> None:
         staged = file.with_suffix(".new")
-        with TensorFileWriter(staged, [StoredTensor(n, v.dtype.name, v.shape) for n, v in tensors.items()]) as writer:
+        with SafetensorsWriter(staged, [StoredTensor(n, v.dtype.name, v.shape) for n, v in tensors.items()]) as writer:
             for name, values in tensors.items():
                 writer.write(name, values)
         os.replace(staged, file)

@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..files.staging import staged_file
 from ..formats.model_config import CobraConfig, MambaConfig
 from ..formats.recipe import StoredTensor
-from ..formats.safetensors_file import TensorFileWriter, map_tensors, read_metadata
+from ..formats.safetensors_file import SafetensorsWriter, map_tensors, read_metadata
 
 SCHEMA_VERSION = 1
 LAYER_PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
@@ -239,7 +239,7 @@ def write_statistics(statistics: Statistics, file: Path, *, force: bool = True) 
     """Write the file, one tensor at a time, and rename it when it is complete. Raises what `staging.staged_file` raises."""
     metadata = {_METADATA: msgspec.json.encode(statistics.header).decode()}
     plan = statistics_tensors(statistics.config)
-    with staged_file(file, force=force) as staged, TensorFileWriter(staged, plan, metadata) as writer:
+    with staged_file(file, force=force) as staged, SafetensorsWriter(staged, plan, metadata) as writer:
         for tensor in plan:
             writer.write(tensor.name, statistics.tensors[tensor.name])
 

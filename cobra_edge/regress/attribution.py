@@ -143,10 +143,10 @@ def _vision_parts(
         return
     yield trial.part(together, decoder, seen)
     try:
-        from ..vision.graph.split import opened_halves
+        from ..vision.graph.split import open_split
 
-        build = stack.enter_context(opened_halves(session.bundle))
-        float_features, float_projected = _float_halves(reference, stack)
+        build = stack.enter_context(open_split(session.bundle))
+        float_features, float_projected = _float_split(reference, stack)
     except ImportError as error:
         yield Part("vision tower", None, None, f"cutting the graph needs {error.name}; {install_hint('export')}")
         return
@@ -159,20 +159,20 @@ def _vision_parts(
         loaded = load_image(trial.suite.load(image))
         towers[image] = float_projected(build.features(transform.pixels(loaded)))
         projectors[image] = build.projected(float_features(loaded))
-    note = "both halves by onnxruntime, CPU"
+    note = "both parts by onnxruntime, CPU"
     for name, found in (("vision tower", towers), ("projector", projectors)):
         given = [None if asked.image is None else found[asked.image] for asked in trial.suite.lines]
         yield trial.part(name, decoder, given, note)
 
 
-def _float_halves(reference: Reference, stack: ExitStack) -> tuple[Callable[[Any], list[np.ndarray]], Any]:
+def _float_split(reference: Reference, stack: ExitStack) -> tuple[Callable[[Any], list[np.ndarray]], Any]:
     """Return the baseline's encoders, image to features (1, n_patches, embed_dim), and its projector of those."""
     if reference.session is not None:
-        from ..vision.graph.split import opened_halves
+        from ..vision.graph.split import open_split
 
-        halves = stack.enter_context(opened_halves(reference.session.bundle))
+        split = stack.enter_context(open_split(reference.session.bundle))
         transform = reference.session.bundle.image()
-        return lambda image: halves.features(transform.pixels(image)), halves.projected
+        return lambda image: split.features(transform.pixels(image)), split.projected
     import torch
 
     from ..inputs.image import ImageTransform

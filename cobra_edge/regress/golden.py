@@ -16,7 +16,7 @@ import numpy as np
 from ..bundle.reader import GOLDEN, Bundle
 from ..errors import BundleError, InputError
 from ..formats.recipe import StoredTensor
-from ..formats.safetensors_file import TensorFileWriter, read_tensors
+from ..formats.safetensors_file import SafetensorsWriter, read_tensors
 from ..suite.line import Line
 from ..suite.reader import flaw_of
 from ..suite.tokenized import TokenizedSuite, tokenized_suite
@@ -77,7 +77,7 @@ def write_golden(file: Path, suite: TokenizedSuite, predictions: Sequence[Predic
         "reply_offsets": _offsets([len(r.reply) for r in predictions]),
     }
     announced = [StoredTensor(name, np.dtype(_ARRAYS[name][0]).name, a.shape) for name, a in arrays.items()]
-    with TensorFileWriter(file, announced) as writer:
+    with SafetensorsWriter(file, announced) as writer:
         for name, array in arrays.items():
             writer.write(name, array.astype(_ARRAYS[name][0], copy=False))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..bundle.reader import MANIFEST, Bundle, file_sha256
 from ..decode.decoder import DecoderOptions
-from ..decode.processor import processor_name
+from ..environment.cpu_name import cpu_name
 from ..inference.session import Session
 from ..suite.tokenized import TokenizedSuite
 from ..version import __version__
@@ -178,7 +178,7 @@ def _asked(session: Session, reference: Reference, suite: TokenizedSuite, kept: 
 
 def _runtime(session: Session, run: Run) -> Runtime:
     vision = None if session.vision is None else session.vision.name
-    machine, decoder = f"{processor_name()}, {platform.machine()}", session.decoder
+    machine, decoder = f"{cpu_name()}, {platform.machine()}", session.decoder
     return Runtime(decoder.name, vision, decoder.activations, run.options.threads, decoder.runs_on, machine)
 
 

@@ -29,7 +29,7 @@ from ..decode.decoder import DecoderState
 from ..errors import InputError
 from ..files.ownership import ONLY_A_FILE, distrusted
 from ..formats.model_config import MambaConfig
-from ..formats.safetensors_file import head_of
+from ..formats.safetensors_file import safetensors_header
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,9 @@ class PrefixCacheDisk:
         digest = hashlib.sha256()
         for part in values:
             digest.update(part)
-        return head_of(self._layout, {"key": key.hex(), "fingerprint": self._fingerprint, "values_sha256": digest.hexdigest()})
+        return safetensors_header(
+            self._layout, {"key": key.hex(), "fingerprint": self._fingerprint, "values_sha256": digest.hexdigest()}
+        )
 
     def _read(self, file: Path) -> bytes:
         """Return a file of the right size. Raises OSError, _NotAsWritten."""

@@ -1,1 +1,1 @@
-"""Vision tower and projector as one ONNX graph: writing it, and running it."""
+"""Vision tower and projector as one ONNX graph: export and inference."""

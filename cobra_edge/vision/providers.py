@@ -1,4 +1,4 @@
-"""Which of onnxruntime's execution providers runs the graph: a table that explains itself."""
+"""Table of onnxruntime's execution providers, with the reasons for refusing each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..formats.precision import PrecisionName
 
 @dataclass(frozen=True)
 class Provider:
-    """One row: onnxruntime's name for it, what people call it, where it runs, and what to install."""
+    """One row: onnxruntime's name, a readable title, the device, and what to install."""
 
     name: str
     title: str
@@ -30,7 +30,7 @@ PROVIDERS = (
 
 
 def eligible(device: str) -> tuple[list[Provider], list[str]]:
-    """Return the providers that this onnxruntime has for a device, best first, and why each other one is out.
+    """Return the providers available for a device, best first, and the reason for each other one.
 
     Args:
         device: "auto", "cpu" or "cuda".
@@ -38,9 +38,9 @@ def eligible(device: str) -> tuple[list[Provider], list[str]]:
     built_in, takes, refused = set(onnxruntime.get_available_providers()), [], []
     for provider in PROVIDERS:
         if device not in ("auto", provider.device):
-            refused.append(f"{provider.title}: runs on {provider.device}, {device} was asked for")
+            refused.append(f"{provider.title}: runs on {provider.device}, {device} was requested")
         elif provider.name not in built_in:
-            refused.append(f"{provider.title}: this onnxruntime has it not; it comes with {provider.comes_with}")
+            refused.append(f"{provider.title}: this onnxruntime does not include it; it comes with {provider.comes_with}")
         else:
             takes.append(provider)
     return takes, refused
@@ -51,9 +51,9 @@ def provider_options(provider: Provider, precision: PrecisionName, cache: str, s
 
     Args:
         provider: a row of the table.
-        precision: of the graph, whose own types are taken.
-        cache: a directory, in which those that build engines keep them.
-        stream: a cudaStream_t that a GPU's provider is to work on. 0, which onnxruntime takes for none, and None: its own.
+        precision: of the graph, which defines all types.
+        cache: directory for the engines of providers that build some.
+        stream: cudaStream_t for a GPU provider; None, or 0 (which onnxruntime reads as none), for its own.
     """
     options = _own_options(provider, precision, cache)
     if stream and provider.device == "cuda":
@@ -67,7 +67,7 @@ def _own_options(provider: Provider, precision: PrecisionName, cache: str) -> di
         types = {"fp16": {"trt_fp16_enable": "1"}, "int8": {"trt_int8_enable": "1"}}
         return options | types.get(precision, {})
     if provider.name == "CUDAExecutionProvider":
-        return {"use_tf32": "0"}  # it would round the products of a float32 graph to 10 bits
+        return {"use_tf32": "0"}  # TF32 would round the matmuls of a float32 graph to 10 bits
     if provider.name == "NvTensorRTRTXExecutionProvider":
         return {"nv_runtime_cache_path": cache}
     return {}

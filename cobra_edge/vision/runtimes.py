@@ -1,4 +1,4 @@
-"""Which runtime computes a bundle's visual embeddings: a table that explains itself."""
+"""Table of the vision runtimes, with the reasons for refusing a bundle."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ log = logging.getLogger(__name__)
 
 
 class VisionRunner(Protocol):
-    """An opened vision graph or engine."""
+    """An open vision graph or engine."""
 
     name: str  # what runs it, such as "onnxruntime, CPU"
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """Turn what `ImageTransform.pixels` gives into visual embeddings (n_visual_tokens, d_model) float32."""
+        """Turn the result of `ImageTransform.pixels` into visual embeddings (n_visual_tokens, d_model) float32."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds, on a GPU too; it sees nothing afterwards."""
+        """Free its memory, on a GPU too; it cannot be used afterwards."""
         ...
 
 
 class GpuVision(VisionRunner, Protocol):
-    """A runner on a CUDA GPU, which can leave its embeddings there."""
+    """A runner on a CUDA GPU that can leave its embeddings there."""
 
     def embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
-        """Do what `embed` does, without waiting for it where the runtime need not, and leave the embeddings on the GPU.
+        """Write the embeddings to device memory, asynchronously if the runtime can.
 
         Args:
-            pixels: as for `embed`; kept as long as they are read.
-            address: of contiguous memory for (n_visual_tokens, d_model) float32 on the first GPU, a multiple of 256, that no
-                work under way uses.
-            stream: a cudaStream_t that lives longer than the runner; what is put on it afterwards finds the embeddings there.
+            pixels: see `embed`; kept alive as long as they are read.
+            address: device address of contiguous memory for (n_visual_tokens, d_model) float32 on the first GPU, a multiple of
+                256, not in use by pending work.
+            stream: a cudaStream_t that outlives the runner; work enqueued on it afterwards sees the embeddings.
 
         Raises:
-            MachineError: the GPU failed, and what lies at the address means nothing. A failure that the GPU finds later is
-                raised by whoever waits for the stream.
+            MachineError: the GPU failed, and the memory at the address is undefined. A failure found later is raised when the
+                stream is synchronized.
         """
         ...
 
 
 def gpu_vision(runner: Any) -> GpuVision | None:
-    """Return a runner as one on a GPU, or None where it cannot leave embeddings there (no `embed_into`, or None)."""
+    """Return the runner if it can leave embeddings on a GPU (has an `embed_into` that is not None), else None."""
     return cast(GpuVision, runner) if getattr(runner, "embed_into", None) is not None else None
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How a runner is to be opened.
+    """Options for opening a runner.
 
     Attributes:
         device: "auto", "cpu" or "cuda".
-        threads: on a CPU; None for one a physical core.
+        threads: on a CPU; None for one per physical core.
         stream: the cudaStream_t of the decoder that will read the embeddings, or None.
     """
 
@@ -71,7 +71,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class VisionRuntime:
-    """One row: on which device it runs, why it would not, and how it is opened."""
+    """One row: its devices, why it refuses a bundle, and how to open it."""
 
     name: str
     devices: tuple[str, ...]
@@ -105,7 +105,7 @@ def _tensorrt(bundle: Bundle, _wanted: Wanted) -> VisionRunner:
 
 
 def _tensorrt_refuses(bundle: Bundle) -> str | None:
-    from .engines.tensorrt import refuses
+    from .engines.tensorrt_build import refuses
 
     return refuses(bundle)
 
@@ -129,16 +129,16 @@ def open_vision(
     """Open the bundle's vision graph on the first runtime that does not refuse.
 
     Args:
-        bundle: an opened bundle with vision.
+        bundle: an open bundle with vision.
         device: "auto", "cpu" or "cuda".
         runtime: "auto" or a name of the table.
-        threads: on a CPU; None for one a physical core.
-        stream: the cudaStream_t of the decoder that will read the embeddings, which lives longer than the runner; or None.
+        threads: on a CPU; None for one per physical core.
+        stream: the cudaStream_t of the decoder that will read the embeddings, which outlives the runner; or None.
 
     Raises:
-        InputError: an unknown runtime, or the one that was asked for cannot make an engine of this graph.
-        BundleError: an engine or the graph is not what the bundle says.
-        MachineError: every one that was asked for refuses, each reason is given.
+        InputError: an unknown runtime, or the requested one cannot build an engine of this graph.
+        BundleError: an engine or the graph does not match the bundle.
+        MachineError: every requested runtime refuses; the message has each reason.
     """
     if runtime not in RUNTIME_NAMES:
         raise InputError(f"unknown vision runtime {runtime!r}{near_matches(runtime, RUNTIME_NAMES)}")
@@ -151,15 +151,15 @@ def open_vision(
             opened = row.open(bundle, Wanted(device, threads, stream)) if reason is None else None
         except BundleError:
             raise
-        except (MachineError, InputError) as error:  # a GPU, a driver or a builder that will not; the next runtime may do
+        except (MachineError, InputError) as error:  # a GPU, driver or builder failed; the next runtime may work
             if runtime != "auto" or row is RUNTIMES[-1]:
                 raise
             opened, reason = None, str(error)
-            log.warning("vision: %s fails, another runtime is taken: %s", row.name, error)  # it was chosen, unlike what refuses
+            log.warning("vision: %s failed, trying the next runtime: %s", row.name, error)  # unlike a refusal, not expected
         if opened is not None:
             for refused in reasons:
                 log.info("vision: not %s", refused)
             log.info("vision: %s", opened.name)
             return opened
         reasons.append(f"{row.name}: {reason}")
-    raise MachineError(f"nothing here runs this bundle's vision on {device!r} ({'; '.join(reasons)})")
+    raise MachineError(f"no runtime here runs this bundle's vision on {device!r} ({'; '.join(reasons)})")

@@ -27,7 +27,7 @@ _TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
 
 
 def open_on_cpu(file: Path, threads: int | None = None) -> Any:
-    """Open any graph on the CPU. Raises BundleError where onnxruntime cannot."""
+    """Open any graph on the CPU. Raises BundleError if onnxruntime cannot."""
     try:
         return _open(file, _CPU, "fp32", threads)
     except Exception as error:  # onnxruntime's own exception types share no base but Exception
@@ -35,19 +35,19 @@ def open_on_cpu(file: Path, threads: int | None = None) -> Any:
 
 
 def _failed(file: Path, what: str, error: Exception) -> BundleError | MachineError:
-    """Return the error of what onnxruntime could not do with a graph; its own words come last."""
-    if lacks_memory(error) or "alloc" in str(error):  # it has no type for that
+    """Return the error for an operation that onnxruntime failed on; its message comes last."""
+    if lacks_memory(error) or "alloc" in str(error):  # it has no exception type for that
         return MachineError(f"no memory to {what} {file}; close other programs, or raise this process's limit ({error})")
     return BundleError(f"{file}: onnxruntime cannot {what} it; export the bundle again ({error})")
 
 
 def runtime_options(threads: int | None = None) -> Any:
-    """Return onnxruntime's options of every session of ours: so many threads, None for `default_threads`, which never spin."""
+    """Return the options of all our sessions: number of threads (None for `default_threads`), no spinning."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # A number of our own: left to itself onnxruntime knows of no quota, and binds each thread to a core, however busy that is.
+    # By default onnxruntime ignores CPU quotas and binds each thread to a core, however busy that is.
     options.intra_op_num_threads = threads or default_threads()
-    # They would go on spinning on the cores that the decoder needs next.
+    # Spinning threads would block the cores that the decoder needs next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
@@ -56,14 +56,14 @@ def _open(file: Path, provider: Provider, precision: PrecisionName, threads: int
     options = runtime_options(threads)
     cache = str(platformdirs.user_cache_path("cobra_edge") / "onnxruntime")
     chosen = (provider.name, dict(provider_options(provider, precision, cache, stream)))
-    # A processor takes what another provider has no kernel for, such as shapes.
+    # The CPU provider runs operators without a GPU kernel, such as those on shapes.
     wanted = [chosen] if provider is _CPU else [chosen, (_CPU.name, {})]
-    # A second try would print on stdout what went wrong with the first.
+    # A fallback would print the first failure on stdout.
     return onnxruntime.InferenceSession(file, options, providers=wanted, enable_fallback=0)
 
 
 class VisionSession:
-    """An opened vision graph.
+    """An open vision graph, run by onnxruntime.
 
     Attributes:
         name: "onnxruntime, " and the execution provider that runs it.
@@ -79,20 +79,20 @@ class VisionSession:
         precision: PrecisionName = "fp32",
         stream: int | None = None,
     ) -> None:
-        """Open the graph on the best execution provider that takes it; why better ones did not is logged.
+        """Open the graph on the best execution provider that accepts it; the reasons of better ones are logged.
 
         Args:
             file: the graph.
             config: of the model it belongs to.
-            form: what it takes.
-            threads: on a CPU; None for one a physical core.
+            form: input form of the graph.
+            threads: on a CPU; None for one per physical core.
             device: "auto", "cpu" or "cuda".
-            precision: of its products.
-            stream: the cudaStream_t that a GPU works on, which lives longer than this; None or 0 for one of its own.
+            precision: of its matmuls.
+            stream: the cudaStream_t for a GPU provider, which must outlive the session; None or 0 for its own.
 
         Raises:
-            BundleError: unreadable, or its input and output are not those of the config.
-            MachineError: no provider takes it; each one's reason is given.
+            BundleError: unreadable, or its input and output do not match the config.
+            MachineError: no provider accepts it; the message has each reason.
         """
         self._file, self._rows = file, (1, config.n_visual_tokens, config.mamba.d_model)
         self._session, provider = _first_that_opens(file, threads, device, precision, stream)
@@ -112,24 +112,24 @@ class VisionSession:
             raise BundleError(f"{file}: inputs and outputs are {got}, expected {wanted}; export the bundle again")
 
     def _bound(self) -> Any:
-        """Bind the output to memory of this process that is written again and again."""
+        """Bind the output to a reusable host buffer."""
         binding = self._session.io_binding()
         self._embeddings = np.empty(self._rows, np.float32)
         binding.bind_output(OUTPUT, "cpu", 0, np.float32, self._embeddings.shape, self._embeddings.ctypes.data)
         return binding
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """Turn what `ImageTransform.pixels` gives into visual embeddings (n_visual_tokens, d_model) float32.
+        """Turn the result of `ImageTransform.pixels` into visual embeddings (n_visual_tokens, d_model) float32.
 
         Raises:
-            BundleError: the graph fails, or gives another shape than it declares. MachineError: a GPU fails, or memory lacks.
+            BundleError: the graph fails, or its output differs from its declared shape. MachineError: GPU error, out of memory.
         """
         if self._binding is None:
             embeddings = self._run_on_cpu(pixels)
             if embeddings.shape != self._rows or embeddings.dtype != np.float32:
                 raise BundleError(
-                    f"{self._file}: the graph gave {embeddings.shape} {embeddings.dtype}, expected {self._rows} float32 as it "
-                    "declares; export the bundle again"
+                    f"{self._file}: the graph returned {embeddings.shape} {embeddings.dtype}, expected {self._rows} float32 as "
+                    "declared; export the bundle again"
                 )
             return embeddings[0]
         try:
@@ -152,7 +152,7 @@ class VisionSession:
         return None if self._gpu_binding is None else self._embed_into
 
     def _embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
-        # A run waits for the GPU unless it is told not to; the copy of the next image would not be ordered behind it.
+        # A run synchronizes by default. Disabling that would not order the next image's copy after it.
         shape = self._embeddings.shape
         try:
             self._gpu_binding.bind_output(OUTPUT, "cuda", 0, np.float32, shape, address)
@@ -167,7 +167,7 @@ class VisionSession:
         self._session.run_with_iobinding(binding)
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Free the session."""
         self._binding = self._gpu_binding = self._session = None
 
 
@@ -177,12 +177,12 @@ def _first_that_opens(
     candidates, reasons = eligible(device)
     for provider in candidates:
         if provider is _CPU and precision == "bf16":
-            reasons.append("CPU: onnxruntime multiplies no bfloat16 there; export with --vision-precision fp16")
+            reasons.append("CPU: onnxruntime has no bfloat16 matmuls there; export with --vision-precision fp16")
             continue
         try:
             session = _open(file, provider, precision, threads, stream)
         except Exception as error:  # as above
-            if provider is _CPU:  # which takes every graph of ours
+            if provider is _CPU:  # supports every graph of ours
                 raise _failed(file, "open", error) from error
             reasons.append(f"{provider.title}: {error}")
             continue
@@ -192,4 +192,4 @@ def _first_that_opens(
         for reason in reasons:
             log.info("vision: not on %s", reason)
         return session, provider
-    raise MachineError(f"{file}: onnxruntime runs it on nothing here ({'; '.join(reasons)})")
+    raise MachineError(f"{file}: no execution provider here runs it ({'; '.join(reasons)})")

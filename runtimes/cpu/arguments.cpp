@@ -25,7 +25,7 @@ const Kernels& kernels_named(const std::string& name) {
         if (name == "auto" || name == found[i]->name) return *found[i];
         names += std::string(i ? ", " : "") + found[i]->name;
     }
-    throw std::invalid_argument("this processor has no kernels named '" + name + "'; it has " + names);
+    throw std::invalid_argument("this processor has no kernels named '" + name + "'; available: " + names);
 }
 
 Out fresh(std::initializer_list<size_t> shape) {
@@ -69,8 +69,9 @@ Matrix matrix_from(const std::string& name, const Array& values, const Array* sc
         m.storage = Storage::kFloat32;
     }
     if (!m.quantized())
-        throw std::invalid_argument("tensor " + name + ": " + std::to_string(bytes) + " bytes a row hold neither 8-, 4- nor " +
-                                    "3-bit codes of " + std::to_string(cols) + " inputs");
+        throw std::invalid_argument("tensor " + name + ": " + std::to_string(bytes) +
+                                    " bytes per row hold neither 8-, 4- nor " + "3-bit codes of " + std::to_string(cols) +
+                                    " inputs");
     const int64_t block = block_of(m.storage);
     if (dim(*scales, 0) != m.rows || groups < 1 || cols % groups || cols / groups % block)
         throw std::invalid_argument("tensor " + name + ": its scales do not fit its codes in groups of a multiple of " +
@@ -80,7 +81,7 @@ Matrix matrix_from(const std::string& name, const Array& values, const Array* sc
     if (clips == nullptr) return m;
     if (clips->dtype() != kF32 || clips->ndim() != 1 || dim(*clips, 0) != groups)
         throw std::invalid_argument("tensor " + name + ": its clips are not " + std::to_string(groups) +
-                                    " of float32, one a group");
+                                    " of float32, one per group");
     m.clips = static_cast<const float*>(clips->data());
     return m;
 }

@@ -8,7 +8,7 @@
 namespace cobra_edge {
 namespace {
 
-constexpr int64_t kRows = 16;  // rows of a matrix that the kernels take together
+constexpr int64_t kRows = 16;  // granularity of splitting rows: a multiple of every kernel's tile
 constexpr int64_t kWidestGroup = INT32_MAX / ((255 + 128) * 127);
 
 void expect(bool ok, const std::string& what) {
@@ -25,12 +25,12 @@ void expect_matrix(const Matrix& m, const char* name, int64_t rows, int64_t cols
            std::string(name) + ": groups of " + std::to_string(m.group) + " do not divide " + std::to_string(m.cols) +
                " inputs into multiples of " + std::to_string(block));
     expect(m.scales != nullptr, std::string(name) + " has no scales");
-    // The worst that lies in a sum while a group is added up is (255 + 128) · 127 for each of its inputs.
+    // Worst case of the partial sum of a group: (255 + 128) · 127 per input.
     expect(m.group <= kWidestGroup, std::string(name) + ": groups of " + std::to_string(m.group) +
                                         " inputs could overflow sums of 32 bits, at most " + std::to_string(kWidestGroup));
 }
 
-// The order of a rotation's matrix, 0 where there is none.
+// The order of a rotation's matrix, 0 for no rotation.
 int64_t order_of(const Floats& matrix, int64_t width) {
     if (matrix.empty()) return 0;
     const auto entries = static_cast<int64_t>(matrix.size());
@@ -53,7 +53,7 @@ Decoder::Decoder(const Config& config, Weights weights, const Kernels& kernels, 
     : config_(config), weights_(std::move(weights)), kernels_(kernels), int8_(int8_activations), team_(threads) {
     check();
     for (auto& l : weights_.layers) {
-        // What the kernels want: A itself, and taps as rows so that channels are neighbours.
+        // Layout for the kernels: A itself, and taps as rows so that channels are adjacent.
         for (auto& a : l.A_log) a = -std::exp(a);
         Floats taps(l.conv_weight.size());
         for (int64_t c = 0; c < config_.d_inner; ++c)
@@ -120,14 +120,15 @@ Decoder::Range Decoder::share(int64_t total, int64_t grain, int rank) const {
 }
 
 void Decoder::embed(const int64_t* tokens, int64_t n, float* out) {
-    Floats spare(turned() ? static_cast<size_t>(config_.d_model) : 0);  // its own: a forward may be under way
+    Floats spare(rotates_residual() ? static_cast<size_t>(config_.d_model)
+                                    : 0);  // not the shared scratch: a forward may be running
     for (int64_t i = 0; i < n; ++i) {
         if (tokens[i] < 0 || tokens[i] >= config_.vocab)
             throw std::out_of_range("token " + std::to_string(tokens[i]) + " is outside the vocabulary of " +
                                     std::to_string(config_.vocab));
         float* row = out + i * config_.d_model;
         kernels_.dequantize_row(weights_.embedding, tokens[i], row);
-        if (turned()) kernels_.rotate(row, residual_back_.data(), residual_order_, config_.d_model, spare.data());
+        if (rotates_residual()) kernels_.rotate(row, residual_back_.data(), residual_order_, config_.d_model, spare.data());
     }
 }
 
@@ -136,10 +137,10 @@ void Decoder::forward(const float* embeddings, int64_t n, float* conv, float* ss
     team_.run([&](int rank) {
         for (int64_t start = 0; start < n; start += kChunk) {
             const int64_t tokens = std::min(kChunk, n - start);
-            const Range mine = share(tokens, 1, rank);  // the tokens this thread will norm: no barrier in between
+            const Range mine = share(tokens, 1, rank);  // the tokens this thread normalizes: no barrier needed
             std::copy(embeddings + (start + mine.from) * width, embeddings + (start + mine.to) * width,
                       residual_.data() + mine.from * width);
-            for (int64_t t = mine.from; turned() && t < mine.to; ++t)
+            for (int64_t t = mine.from; rotates_residual() && t < mine.to; ++t)
                 kernels_.rotate(residual_.data() + t * width, weights_.residual_rotation.data(), residual_order_, width,
                                 scratch_[static_cast<size_t>(rank)].data());
             chunk(rank, tokens, conv, ssm);
@@ -157,26 +158,26 @@ void Decoder::chunk(int rank, int64_t tokens, float* conv, float* ssm) {
         layer(rank, weights_.layers[static_cast<size_t>(i)], tokens, conv + i * conv_size, ssm + i * ssm_size);
 }
 
-// Round columns of x (tokens, stride) for a product with m, where that product takes integers.
-void Decoder::prepare(const Matrix& m, const float* x, int64_t stride, Range tokens, Range columns) {
+// Quantize columns of x (tokens, stride) for a matmul with m, if that matmul takes int8.
+void Decoder::quantize_columns(const Matrix& m, const float* x, int64_t stride, Range tokens, Range columns) {
     if (!as_int8(m)) return;
     for (int64_t t = tokens.from; t < tokens.to; ++t)
         kernels_.quantize(x + t * stride, m, t, columns.from / m.group, columns.to / m.group, rows_of(m));
 }
 
-// Round channels of u for a product with m: each thread those it computed, or whole tokens once all have theirs.
-void Decoder::prepare_channels(const Matrix& m, int rank, int64_t tokens, Range channels) {
+// Quantize channels of u for a matmul with m: each thread its own channels, or whole tokens after a barrier.
+void Decoder::quantize_channels(const Matrix& m, int rank, int64_t tokens, Range channels) {
     const int64_t inner = config_.d_inner;
-    if (!rounded_by_token(m)) return prepare(m, u_.data(), inner, {0, tokens}, channels);
+    if (!rounded_by_token(m)) return quantize_columns(m, u_.data(), inner, {0, tokens}, channels);
     team_.barrier();
-    prepare(m, u_.data(), inner, share(tokens, 1, rank), {0, inner});
+    quantize_columns(m, u_.data(), inner, share(tokens, 1, rank), {0, inner});
 }
 
-void Decoder::multiply(const Matrix& m, int rank, Range rows, const float* x, int64_t x_stride, int64_t tokens, float* out,
-                       int64_t stride, bool add) {
+void Decoder::matmul(const Matrix& m, int rank, Range rows, const float* x, int64_t x_stride, int64_t tokens, float* out,
+                     int64_t stride, bool add) {
     float* scratch = scratch_[static_cast<size_t>(rank)].data();
-    if (as_int8(m)) return kernels_.multiply_int8(m, rows.from, rows.to, rows_of(m), tokens, out, stride, add, scratch);
-    kernels_.multiply_float(m, rows.from, rows.to, x, x_stride, tokens, out, stride, add, scratch);
+    if (as_int8(m)) return kernels_.matmul_int8(m, rows.from, rows.to, rows_of(m), tokens, out, stride, add, scratch);
+    kernels_.matmul_float(m, rows.from, rows.to, x, x_stride, tokens, out, stride, add, scratch);
 }
 
 void Decoder::layer(int rank, const LayerWeights& w, int64_t tokens, float* conv, float* ssm) {
@@ -187,40 +188,40 @@ void Decoder::layer(int rank, const LayerWeights& w, int64_t tokens, float* conv
 
     for (int64_t t = own.from; t < own.to; ++t)
         kernels_.rms_norm(residual_.data() + t * c.d_model, w.norm.data(), c.norm_eps, c.d_model, normed + t * c.d_model);
-    prepare(w.in_proj, normed, c.d_model, own, {0, c.d_model});
+    quantize_columns(w.in_proj, normed, c.d_model, own, {0, c.d_model});
     team_.barrier();
-    multiply(w.in_proj, rank, share(2 * inner, kRows, rank), normed, c.d_model, tokens, xz, 2 * inner, false);
+    matmul(w.in_proj, rank, share(2 * inner, kRows, rank), normed, c.d_model, tokens, xz, 2 * inner, false);
     team_.barrier();
 
     const Conv taps{w.conv_weight.data(), w.conv_bias.data(), c.d_conv, inner};
     kernels_.conv_silu(taps, channels.from, channels.to, xz, 2 * inner, tokens, conv, u, inner);
-    prepare_channels(w.x_proj, rank, tokens, channels);
+    quantize_channels(w.x_proj, rank, tokens, channels);
     team_.barrier();
-    multiply(w.x_proj, rank, share(low_width, kRows, rank), u, inner, tokens, low, low_width, false);
+    matmul(w.x_proj, rank, share(low_width, kRows, rank), u, inner, tokens, low, low_width, false);
     team_.barrier();
 
-    // dt_proj is the only matrix whose rows are channels: each thread computes those it is about to scan.
+    // dt_proj is the only matrix whose rows are channels: each thread computes those it scans next.
     if (as_int8(w.dt_proj)) {
-        prepare(w.dt_proj, low, low_width, own, {0, c.dt_rank});
+        quantize_columns(w.dt_proj, low, low_width, own, {0, c.dt_rank});
         team_.barrier();
     }
-    multiply(w.dt_proj, rank, channels, low, low_width, tokens, dt, inner, false);
+    matmul(w.dt_proj, rank, channels, low, low_width, tokens, dt, inner, false);
     if (as_int8(w.dt_proj)) team_.barrier();
     const Scan scan{w.A_log.data(), w.D.data(), w.dt_bias.data(), inner, c.d_state};
     const float *B = low + c.dt_rank, *C = B + c.d_state;
     kernels_.selective_scan(scan, channels.from, channels.to, tokens, dt, inner, B, C, low_width, xz + inner, 2 * inner, ssm,
                             u, u, inner);
     if (weights_.rotation.empty()) {
-        prepare_channels(w.out_proj, rank, tokens, channels);
+        quantize_channels(w.out_proj, rank, tokens, channels);
     } else {
-        team_.barrier();  // a rotation mixes the channels of every thread
+        team_.barrier();  // a rotation mixes the channels of all threads
         for (int64_t t = own.from; t < own.to; ++t)
             kernels_.rotate(u + t * inner, weights_.rotation.data(), rotation_order_, inner,
                             scratch_[static_cast<size_t>(rank)].data());
-        prepare(w.out_proj, u, inner, own, {0, inner});
+        quantize_columns(w.out_proj, u, inner, own, {0, inner});
     }
     team_.barrier();
-    multiply(w.out_proj, rank, share(c.d_model, kRows, rank), u, inner, tokens, residual_.data(), c.d_model, true);
+    matmul(w.out_proj, rank, share(c.d_model, kRows, rank), u, inner, tokens, residual_.data(), c.d_model, true);
     team_.barrier();
 }
 
@@ -231,14 +232,14 @@ void Decoder::head(int rank, int64_t first, int64_t tokens, float* logits) {
     float* spare = scratch_[static_cast<size_t>(rank)].data();
     for (int64_t t = own.from; t < own.to; ++t) {
         float *from = residual + t * width, *to = normed + t * width;
-        if (turned()) kernels_.rotate(from, residual_back_.data(), residual_order_, width, spare);
+        if (rotates_residual()) kernels_.rotate(from, residual_back_.data(), residual_order_, width, spare);
         kernels_.rms_norm(from, weights_.norm_f.data(), config_.norm_eps, width, to);
-        if (turned()) kernels_.rotate(to, weights_.residual_rotation.data(), residual_order_, width, spare);
+        if (rotates_residual()) kernels_.rotate(to, weights_.residual_rotation.data(), residual_order_, width, spare);
     }
-    prepare(weights_.head, normed, width, own, {0, width});
+    quantize_columns(weights_.head, normed, width, own, {0, width});
     team_.barrier();
     const Range rows = share(config_.vocab, kRows, rank);
-    multiply(weights_.head, rank, rows, normed, width, tokens, logits, config_.vocab, false);
+    matmul(weights_.head, rank, rows, normed, width, tokens, logits, config_.vocab, false);
     team_.barrier();
 }
 

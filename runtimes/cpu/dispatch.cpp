@@ -1,4 +1,4 @@
-// Which instruction sets this build has and this processor can run.
+// Run-time dispatch: the instruction sets that this build contains and this processor supports.
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -16,7 +16,7 @@ extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels, kAvx2VnniKernels, kAvx512Kernels;
 
-// VNNI in 256 bits; compilers have no common name for it.
+// 256-bit VNNI; compilers have no common feature name for it.
 bool has_avx_vnni() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
@@ -31,7 +31,7 @@ const Kernels* const* available_kernels(int* count) {
         int k = 0;
 #if defined(__x86_64__)
         __builtin_cpu_init();
-        // The compiler's check includes that the operating system saves the wide registers.
+        // The compiler's check includes operating system support for the wide registers.
         const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
         if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))

@@ -1,9 +1,9 @@
-// The kernels without integer products, in plain C++ that the compiler turns into vectors. Included once by each instruction
-// set's file, inside a namespace of its own, so that each is compiled with that file's flags.
+// Kernels in plain C++ that the compiler vectorizes: norm, rotation, quantization, dequantization. Included once by each
+// instruction set's file, inside an anonymous namespace, so that each copy is compiled with that file's flags.
 
-// exp(x) for x in [-87.3, 88.3] (clamped), relative error below 2e-7, nearly all of it rounding: 2^k · p(r) with
-// r = x - k · ln 2, ln 2 in two pieces, and the polynomial of degree 6 that is nearest in relative error (2e-9) for
-// |r| <= 0.347, found by Lawson's iteration.
+// exp(x) for x in [-87.3, 88.3] (clamped), relative error below 2e-7, mostly rounding: 2^k · p(r) with
+// r = x - k · ln 2, ln 2 in two parts, and the minimax polynomial of degree 6 in relative error (2e-9) for
+// |r| <= 0.347, from Lawson's iteration.
 constexpr float kExp2 = 0.49999991059303284f, kExp3 = 0.16666419804096222f, kExp4 = 0.04166822507977486f,
                 kExp5 = 0.008374815806746483f, kExp6 = 0.0013836846919730306f;
 
@@ -20,7 +20,7 @@ static inline float exp_fast(float x) {
     p = p * r + kExp2;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    // A product and no sum of exponents: NaN stays NaN, whatever its bits.
+    // Multiply instead of adding exponents: NaN stays NaN whatever its bits.
     uint32_t bits;
     std::memcpy(&bits, &shifted, 4);
     bits = (bits << 23) + 0x3f800000u;
@@ -50,7 +50,7 @@ static inline float half_to_float(uint16_t h) {
     uint32_t magnitude = static_cast<uint32_t>(h & 0x7fff) << 13;
     float value;
     std::memcpy(&value, &magnitude, 4);
-    value *= 5.192296858534828e33f;  // 2^112: moves the exponent's bias, and normalises subnormals
+    value *= 5.192296858534828e33f;  // 2^112: adjusts the exponent bias, and normalizes subnormals
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     bits |= (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
@@ -80,9 +80,9 @@ static void dequantize_row(const Matrix& m, int64_t r, float* __restrict out) {
         return;
     }
     if (m.storage == Storage::kFloat16) {
-        const auto* halves = reinterpret_cast<const uint16_t*>(row);
+        const auto* values = reinterpret_cast<const uint16_t*>(row);
 #pragma omp simd
-        for (int64_t i = 0; i < m.cols; ++i) out[i] = half_to_float(halves[i]);
+        for (int64_t i = 0; i < m.cols; ++i) out[i] = half_to_float(values[i]);
         return;
     }
     const uint16_t* scales = m.scales + r * m.groups();
@@ -117,8 +117,8 @@ static void dequantize_row(const Matrix& m, int64_t r, float* __restrict out) {
     }
 }
 
-static void plain_multiply_float(const Matrix& m, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
-                                 float* out, int64_t stride, bool add, float* scratch) {
+static void plain_matmul_float(const Matrix& m, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
+                               float* out, int64_t stride, bool add, float* scratch) {
     for (int64_t r = from; r < to; ++r) {
         dequantize_row(m, r, scratch);
         for (int64_t t = 0; t < tokens; ++t) {
@@ -132,15 +132,15 @@ static void plain_multiply_float(const Matrix& m, int64_t from, int64_t to, cons
     }
 }
 
-// A group with no larger magnitude is rounded to zeros: 127 / that would overflow.
-constexpr float kQuietest = 1e-36f;
+// A group without a larger magnitude is quantized to zeros: 127 / magnitude would overflow.
+constexpr float kSmallestMagnitude = 1e-36f;
 
-// Round a group to int8: the scale is the largest magnitude, or the clip, / 127. Writes the codes, returns the scale and their
-// sum. Integers hold no NaN: a group with a value that is not finite gets zeros and the scale NaN, and so has every product
-// with it.
+// Quantize a group to int8: the scale is min(largest magnitude, clip) / 127. Writes codes and their sum, returns the
+// scale. Integers cannot hold NaN: a group with a value that is not finite gets codes 0 and the scale NaN, so that every
+// result that depends on it is NaN.
 template <bool kClipped>
 static inline float round_group(const float* __restrict x, int64_t n, float clip, int8_t* __restrict codes, int32_t* sum) {
-    // Magnitudes order like their bits, infinity and NaN above all numbers.
+    // Magnitudes order like their bit patterns, with infinity and NaN above all numbers.
     uint32_t top_bits = 0;
 #pragma omp simd reduction(max : top_bits)
     for (int64_t i = 0; i < n; ++i) {
@@ -157,7 +157,7 @@ static inline float round_group(const float* __restrict x, int64_t n, float clip
     float top;
     std::memcpy(&top, &top_bits, 4);
     if (kClipped) top = clip < top ? clip : top;
-    const float inverse = top > kQuietest ? 127.0f / top : 0.0f;
+    const float inverse = top > kSmallestMagnitude ? 127.0f / top : 0.0f;
     int32_t all = 0;
 #pragma omp simd reduction(+ : all)
     for (int64_t i = 0; i < n; ++i) {
@@ -210,7 +210,7 @@ static void rotate(float* __restrict x, const float* matrix, int64_t order, int6
     std::memcpy(x, spare, static_cast<size_t>(width) * sizeof(float));
 }
 
-// The plain references of convolution and scan: one channel after the other.
+// Plain references of convolution and scan: one channel at a time.
 static void plain_conv_silu(const Conv& conv, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
                             float* state, float* u, int64_t u_stride) {
     for (int64_t c = from; c < to; ++c) {

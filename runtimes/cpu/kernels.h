@@ -1,8 +1,8 @@
-// What a processor must offer to run a quantized Mamba: one table of functions for each instruction set.
+// Kernels of a quantized Mamba: one table of functions per instruction set.
 //
-// Every function works on a range of rows, channels or groups, so that threads share the work by splitting ranges; none of
-// them allocates, locks or throws. All shapes were checked before. Rows of float32 activations are contiguous along the
-// named width; `stride` is the distance between two tokens' rows, in elements.
+// Every function works on a range of rows, channels or groups, so that threads can split the work by range. None of
+// them allocates, locks or throws. The caller checks all shapes. Rows of float32 activations are contiguous along the
+// named width; `stride` is the distance between the rows of two tokens, in elements.
 #pragma once
 
 #include <cstdint>
@@ -11,11 +11,11 @@ namespace cobra_edge {
 
 enum class Storage : int { kFloat32, kFloat16, kInt8, kInt4, kInt3 };
 
-// This header is compiled for several instruction sets. An inline function that the compiler does not inline would be kept
-// once for all of them, perhaps in the form that only the newest processors can run.
+// This header is compiled for several instruction sets. Of an inline function that is not inlined the linker would keep
+// one copy, possibly one that only the newest processors can run.
 #define COBRA_INLINE [[gnu::always_inline]] inline
 
-// Make the compiler take a value as it is, from a register: it neither finds out what is in it nor loads it again.
+// Compiler barrier: the value is opaque and stays in its register, neither constant-folded nor reloaded.
 template <typename Register>
 COBRA_INLINE void keep_in_register(Register& v) {
 #if defined(__x86_64__)
@@ -25,7 +25,7 @@ COBRA_INLINE void keep_in_register(Register& v) {
 #endif
 }
 
-// Bytes that `count` values take, in whole blocks.
+// Bytes of `count` values; `count` is a multiple of the block.
 COBRA_INLINE constexpr int64_t bytes_of(Storage storage, int64_t count) {
     return storage == Storage::kFloat32   ? count * 4
            : storage == Storage::kFloat16 ? count * 2
@@ -34,7 +34,7 @@ COBRA_INLINE constexpr int64_t bytes_of(Storage storage, int64_t count) {
                                           : count / 8 * 3;
 }
 
-// A matrix as the bundle stores it (docs/bundle.md). Borrowed memory, usually a mapped file.
+// A matrix as stored in a bundle (docs/bundle.md). Borrowed memory, usually a mapped file.
 struct Matrix {
     Storage storage = Storage::kFloat32;
     const void* values = nullptr;      // float32, float16, or packed codes; (rows, cols)
@@ -42,7 +42,7 @@ struct Matrix {
     int64_t rows = 0;
     int64_t cols = 0;
     int64_t group = 0;             // inputs that share a scale; codes only
-    const float* clips = nullptr;  // (cols / group), the largest magnitude that rounding an input keeps; null for any
+    const float* clips = nullptr;  // (cols / group), upper bound of each group's input magnitude; null for no clipping
 
     COBRA_INLINE bool quantized() const { return storage != Storage::kFloat32 && storage != Storage::kFloat16; }
     COBRA_INLINE int64_t groups() const { return cols / group; }
@@ -50,24 +50,24 @@ struct Matrix {
     COBRA_INLINE const uint8_t* row(int64_t r) const { return static_cast<const uint8_t*>(values) + r * row_bytes(); }
 };
 
-// Activations of several tokens as 8-bit integers, one scale for each of the matrix's groups. Weight codes are unsigned, so a
-// group's product needs zero · Σ activations taken from it: the sums are kept beside the codes.
+// Activations of several tokens as 8-bit integers, one scale per group of the matrix. Weight codes are unsigned, so
+// zero_point · Σ activations must be subtracted from each group's dot product: the sums are kept beside the codes.
 struct Int8Rows {
     int8_t* codes;  // (tokens, width)
     float* scales;  // (tokens, width / group)
-    int32_t* sums;  // (tokens, width / group), of a group's codes
+    int32_t* sums;  // (tokens, width / group), sum of each group's codes
     int64_t width;
     int64_t groups;
 };
 
-constexpr int64_t kChannels = 16;  // channels the scan works on together
+constexpr int64_t kChannels = 16;  // channels per block of the scan
 
-// Codes of a matrix's rows are packed in blocks; every group is a multiple of its block, and of what registers take at least.
+// Codes are packed in blocks along a row; every group is a multiple of its block and of the smallest register.
 COBRA_INLINE constexpr int64_t block_of(Storage storage) { return storage == Storage::kInt3 ? 64 : 32; }
 constexpr int64_t kSmallestBlock = 32;
-constexpr int64_t kSpareSums = 4;  // behind the last of Int8Rows::sums, that may be read and count for nothing
+constexpr int64_t kSpareSums = 4;  // padding after Int8Rows::sums: may be read, has no effect
 
-// Floats of scratch memory that a thread needs for products with matrices of up to so many inputs: a tile of unpacked rows
+// Floats of scratch memory that a thread needs for matmuls with up to `cols` inputs: a tile of unpacked rows
 // with its scales, or four rows as float32.
 constexpr int64_t scratch_floats(int64_t cols) { return 6 * cols + 1024; }
 
@@ -79,7 +79,7 @@ struct Conv {
     int64_t channels;
 };
 
-// One layer's recurrence. A is (channels, d_state) and negative; B and C of a token lie together in a row of `low`.
+// One layer's selective scan. A is (channels, d_state) and negative; B and C of a token are adjacent in a row of `low`.
 struct Scan {
     const float* A;
     const float* D;
@@ -94,46 +94,46 @@ struct Kernels {
     // out = x / rms(x) * weight, over `width` values of one token.
     void (*rms_norm)(const float* x, const float* weight, float eps, int64_t width, float* out);
 
-    // Write the int8 form of groups [from, to) of token `token` for a product with `matrix`; x is that token's whole row. A
-    // group's scale is its largest magnitude, or its clip where that is less, over 127; codes beyond are ±127.
+    // Quantize groups [from, to) of token `token` to int8 for a matmul with `matrix`; x is that token's whole row. A
+    // group's scale is min(largest magnitude, clip) / 127; values beyond the clip become ±127.
     void (*quantize)(const float* x, const Matrix& matrix, int64_t token, int64_t from, int64_t to, const Int8Rows& rows);
 
     // out[t * stride + r] (+)= matrix[r] · activations[t] for rows [from, to) and all tokens.
-    void (*multiply_int8)(const Matrix& matrix, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
-                          int64_t stride, bool add, float* scratch);
+    void (*matmul_int8)(const Matrix& matrix, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
+                        int64_t stride, bool add, float* scratch);
 
     // The same with float32 activations x (tokens, x_stride).
-    void (*multiply_float)(const Matrix& matrix, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
-                           float* out, int64_t stride, bool add, float* scratch);
+    void (*matmul_float)(const Matrix& matrix, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
+                         float* out, int64_t stride, bool add, float* scratch);
 
     // Write row r of a matrix as float32 (cols).
     void (*dequantize_row)(const Matrix& matrix, int64_t r, float* out);
 
-    // u = silu(causal_conv(x)) for channels [from, to) of all tokens; state (channels, taps), newest last, moves on.
-    // x and u are rows of token-major arrays, given from channel 0.
+    // u = silu(causal_conv(x)) for channels [from, to) of all tokens; state (channels, taps), newest last, is updated.
+    // x and u are rows of token-major arrays, starting at channel 0.
     void (*conv_silu)(const Conv& conv, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
                       float* state, float* u, int64_t u_stride);
 
     // out = (C·h + D·u) · silu(z), h = exp(Δ·A)·h + Δ·B·u, Δ = softplus(dt + dt_bias), for channels [from, to).
-    // h (channels, d_state) moves on; out may be u. Source: Gu and Dao 2023, algorithm 2.
+    // h (channels, d_state) is updated; out may alias u. Source: Gu and Dao 2023, algorithm 2.
     void (*selective_scan)(const Scan& scan, int64_t from, int64_t to, int64_t tokens, const float* dt, int64_t dt_stride,
                            const float* B, const float* C, int64_t bc_stride, const float* z, int64_t z_stride, float* h,
                            const float* u, float* out, int64_t u_stride);
 
     // x = x · kron(matrix, H)ᵀ / √width in place, for ±1 entries of matrix (order, order) and Sylvester's Hadamard matrix H of
-    // order width / order, a power of two; spare holds `width` floats. Source: cobra_edge/formats/hadamard.py.
+    // order width / order, a power of two; spare has room for `width` floats. Source: cobra_edge/formats/hadamard.py.
     void (*rotate)(float* x, const float* matrix, int64_t order, int64_t width, float* spare);
 
-    // out[i] = exp(x[i]); here so that the error of the exponential can be tested by itself.
+    // out[i] = exp(x[i]); exposed to test the error of the approximation.
     void (*exponential)(const float* x, int64_t n, float* out);
 
-    // Do the int8 products of this instruction set in registers alone, `rounds` times; returns how many multiply-accumulates
-    // that was. What it does in a second is the arithmetic that no product can exceed.
-    int64_t (*products_in_registers)(int64_t rounds, int32_t* checksum);
+    // Execute int8 multiply-accumulates (MACs) on registers only, `rounds` times; returns the number of MACs. Their rate is
+    // the compute limit of a matmul on this instruction set.
+    int64_t (*macs_in_registers)(int64_t rounds, int32_t* checksum);
 };
 
-// Every table this build has and this processor can run, best first; the last one is plain C++.
-// `count` receives how many there are.
+// The tables that this build contains and this processor supports, best first; the last one is plain C++.
+// `count` receives their number.
 const Kernels* const* available_kernels(int* count);
 
 }  // namespace cobra_edge

@@ -1,4 +1,4 @@
-// AVX2 with FMA and F16C, compiled twice: plain (x86 processors since Haswell and Zen) and with VNNI in 256 bits (Intel since
+// AVX2 with FMA and F16C, compiled twice: plain (x86 processors since Haswell and Zen) and with 256-bit VNNI (Intel since
 // Alder Lake, AMD since Zen 5).
 #include <immintrin.h>
 
@@ -76,7 +76,7 @@ inline void sum_phases(Floats v, float* out) {
     _mm_storeu_ps(out, _mm256_castps256_ps128(_mm256_permutevar8x32_ps(pairs, even)));
 }
 
-// 8-bit codes times activations would not fit the 16-bit sums of plain AVX2: there they are made signed.
+// Products of unsigned 8-bit codes would overflow the 16-bit sums of plain AVX2: codes are converted to signed there.
 template <Storage kStorage>
 constexpr int32_t zero_of() {
 #ifndef __AVXVNNI__
@@ -109,15 +109,15 @@ inline Codes unpack(const uint8_t* row, int64_t run) {
     return _mm256_or_si256(low, _mm256_and_si256(set, _mm256_set1_epi8(4)));
 }
 
-// 64 codes of four bits from one register: two blocks' first halves, and their second halves.
-struct Halves {
+// 64 4-bit codes from one register: the low nibbles of two blocks, and their high nibbles.
+struct Nibbles {
     Codes low, high;
 };
 
-inline Halves halves(const uint8_t* codes) {
+inline Nibbles nibbles(const uint8_t* codes) {
     const Codes low = _mm256_set1_epi8(15);
     Codes both = load_codes(codes);
-    keep_in_register(both);  // or each half would wait for the memory by itself
+    keep_in_register(both);  // otherwise it is loaded twice, once per nibble
     return {_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16(both, 4), low)};
 }
 
@@ -141,7 +141,7 @@ constexpr int kWide = kStorage == Storage::kInt4 ? 2 : 1;
 template <Storage kStorage, int kRuns>
 inline Ints step(Ints sums, const uint8_t* row, int64_t run, const Codes* a) {
     if (kRuns == 1) return _mm256_dpbusd_avx_epi32(sums, unpack<kStorage>(row, run), a[0]);
-    const Halves w = halves(row + run * 16);
+    const Nibbles w = nibbles(row + run * 16);
     return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(sums, w.low, a[0]), w.high, a[1 % kRuns]);
 }
 
@@ -157,10 +157,10 @@ inline Ints dot4(Ints sums, const Codes* w, const int8_t* a) {
 
 #else
 
-// Products of neighbours, summed in 16 bits. Codes of 4 bits are unsigned, and four such sums still fit: 8 · 15 · 127. Those
-// of 8 bits are signed, their sign is moved to the activation, and one sum fits: 2 · 128 · 127.
+// Products of adjacent pairs, summed in 16 bits. 4-bit codes are unsigned, and four such sums still fit: 8 · 15 · 127.
+// 8-bit codes are signed; their sign is moved to the activation, and one sum fits: 2 · 128 · 127.
 template <Storage kStorage>
-inline __m256i products(Codes w, Codes a) {
+inline __m256i pair_products(Codes w, Codes a) {
     if (kStorage == Storage::kInt8) return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
     return _mm256_maddubs_epi16(w, a);
 }
@@ -170,10 +170,12 @@ constexpr int kWide = kStorage == Storage::kInt4 ? 4 : 1;
 
 template <Storage kStorage, int kRuns>
 inline Ints step(Ints sums, const uint8_t* row, int64_t run, const Codes* a) {
-    if (kRuns == 1) return add(sums, pairs_to_int32(products<kStorage>(unpack<kStorage>(row, run), a[0])));
-    const Halves w = halves(row + run * 16), v = halves(row + run * 16 + 32);
-    const __m256i first = _mm256_add_epi16(products<kStorage>(w.low, a[0]), products<kStorage>(w.high, a[1 % kRuns]));
-    const __m256i second = _mm256_add_epi16(products<kStorage>(v.low, a[2 % kRuns]), products<kStorage>(v.high, a[3 % kRuns]));
+    if (kRuns == 1) return add(sums, pairs_to_int32(pair_products<kStorage>(unpack<kStorage>(row, run), a[0])));
+    const Nibbles w = nibbles(row + run * 16), v = nibbles(row + run * 16 + 32);
+    const __m256i first =
+        _mm256_add_epi16(pair_products<kStorage>(w.low, a[0]), pair_products<kStorage>(w.high, a[1 % kRuns]));
+    const __m256i second =
+        _mm256_add_epi16(pair_products<kStorage>(v.low, a[2 % kRuns]), pair_products<kStorage>(v.high, a[3 % kRuns]));
     return add(sums, pairs_to_int32(_mm256_add_epi16(first, second)));
 }
 
@@ -183,7 +185,7 @@ inline Ints dot4(Ints sums, const Codes* w, const int8_t* a) {
     for (int q = 0; q < 4; ++q) {
         int32_t quad;
         std::memcpy(&quad, a + 4 * q, 4);
-        pairs[q] = products<kStorage>(w[q], _mm256_set1_epi32(quad));
+        pairs[q] = pair_products<kStorage>(w[q], _mm256_set1_epi32(quad));
     }
     if (kStorage == Storage::kInt8) {
         for (const __m256i p : pairs) sums = add(sums, pairs_to_int32(p));
@@ -208,7 +210,7 @@ inline void widen_codes(Codes v, Floats* out) {
 }
 
 inline Ints lane_sums(const Ints* p) {
-    Ints quads[2];  // row 4q + i in element i of both halves, a half's share
+    Ints quads[2];  // element i of each 128-bit lane: that lane's partial sum of row 4q + i
     for (int q = 0; q < 2; ++q) {
         const Ints *r = p + 4 * q, ab = add(_mm256_unpacklo_epi32(r[0], r[1]), _mm256_unpackhi_epi32(r[0], r[1]));
         const Ints cd = add(_mm256_unpacklo_epi32(r[2], r[3]), _mm256_unpackhi_epi32(r[2], r[3]));
@@ -218,7 +220,7 @@ inline Ints lane_sums(const Ints* p) {
 }
 
 inline void transpose(Ints* v) {
-    Ints c[2][4];  // quad of rows, column modulo 4: a half L holds column 4 L + j
+    Ints c[2][4];  // [quad of rows][column modulo 4]: 128-bit lane L holds column 4 L + j
     for (int q = 0; q < 2; ++q) {
         const Ints* r = v + 4 * q;
         const Ints ab = _mm256_unpacklo_epi32(r[0], r[1]), AB = _mm256_unpackhi_epi32(r[0], r[1]);
@@ -234,14 +236,14 @@ inline void transpose(Ints* v) {
     }
 }
 
-#include "products.inl"
-#include "products_float.inl"
-#include "recurrence.inl"
+#include "conv_scan.inl"
+#include "matmul.inl"
+#include "matmul_float.inl"
 
 }  // namespace
 
 extern const Kernels COBRA_TABLE;
-const Kernels COBRA_TABLE = {COBRA_NAME, rms_norm,       quantize, multiply_int8, multiply_float,       dequantize_row,
-                             conv_silu,  selective_scan, rotate,   exponential,   products_in_registers};
+const Kernels COBRA_TABLE = {COBRA_NAME, rms_norm,       quantize, matmul_int8, matmul_float,     dequantize_row,
+                             conv_silu,  selective_scan, rotate,   exponential, macs_in_registers};
 
 }  // namespace cobra_edge

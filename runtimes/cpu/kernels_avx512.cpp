@@ -1,4 +1,4 @@
-// AVX-512 with VNNI: Intel since Ice Lake, AMD since Zen 4. Groups of a multiple of 64 fill whole registers; others are left
+// AVX-512 with VNNI: Intel since Ice Lake, AMD since Zen 4. Groups that are a multiple of 64 fill whole registers; others go
 // to the 256-bit tables.
 #include <immintrin.h>
 
@@ -91,7 +91,7 @@ inline Codes unpack(const uint8_t* row, int64_t run) {
     return _mm512_mask_add_epi8(low, _mm512_test_epi8_mask(_mm512_set1_epi64(tops), bit), low, _mm512_set1_epi8(4));
 }
 
-// Four bits: 128 codes from one register, blocks' first halves and then their second halves.
+// 4 bits: 128 codes from one register, the low nibbles of the blocks and then the high nibbles.
 template <Storage kStorage>
 constexpr int kWide = kStorage == Storage::kInt4 ? 2 : 1;
 
@@ -109,7 +109,7 @@ inline Ints step(Ints sums, const uint8_t* row, int64_t run, const Codes* a) {
     if (kRuns == 1) return _mm512_dpbusd_epi32(sums, unpack<kStorage>(row, run), a[0]);
     const Codes low = _mm512_set1_epi8(15);
     Codes both = _mm512_loadu_si512(row + run * 32);
-    keep_in_register(both);  // or each half would wait for the memory by itself
+    keep_in_register(both);  // otherwise it is loaded twice, once per nibble
     sums = _mm512_dpbusd_epi32(sums, _mm512_and_si512(both, low), a[0]);
     return _mm512_dpbusd_epi32(sums, _mm512_and_si512(_mm512_srli_epi16(both, 4), low), a[kRuns - 1]);
 }
@@ -133,7 +133,7 @@ inline void widen_codes(Codes v, Floats* out) {
 }
 
 inline Ints lane_sums(const Ints* p) {
-    Ints quads[4];  // row 4q + i in element i of every quarter, a quarter's share
+    Ints quads[4];  // element i of each 128-bit lane: that lane's partial sum of row 4q + i
     for (int q = 0; q < 4; ++q) {
         const Ints *r = p + 4 * q, ab = add(_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[0], r[1]));
         const Ints cd = add(_mm512_unpacklo_epi32(r[2], r[3]), _mm512_unpackhi_epi32(r[2], r[3]));
@@ -144,7 +144,7 @@ inline Ints lane_sums(const Ints* p) {
 }
 
 inline void transpose(Ints* v) {
-    Ints c[4][4];  // quad of rows, column modulo 4: a quarter L holds column 4 L + j
+    Ints c[4][4];  // [quad of rows][column modulo 4]: 128-bit lane L holds column 4 L + j
     for (int q = 0; q < 4; ++q) {
         const Ints* r = v + 4 * q;
         const Ints ab = _mm512_unpacklo_epi32(r[0], r[1]), AB = _mm512_unpackhi_epi32(r[0], r[1]);
@@ -164,20 +164,21 @@ inline void transpose(Ints* v) {
     }
 }
 
-#include "products.inl"
-#include "products_float.inl"
-#include "recurrence.inl"
+#include "conv_scan.inl"
+#include "matmul.inl"
+#include "matmul_float.inl"
 
-void multiply(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out, int64_t stride,
-              bool onto, float* scratch) {
-    if (m.group % kCodes) return kAvx2Kernels.multiply_int8(m, from, to, rows, tokens, out, stride, onto, scratch);
-    multiply_int8(m, from, to, rows, tokens, out, stride, onto, scratch);
+void matmul_int8_or_narrower(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
+                             int64_t stride, bool onto, float* scratch) {
+    if (m.group % kCodes) return kAvx2Kernels.matmul_int8(m, from, to, rows, tokens, out, stride, onto, scratch);
+    matmul_int8(m, from, to, rows, tokens, out, stride, onto, scratch);
 }
 
 }  // namespace
 
 extern const Kernels kAvx512Kernels;
-const Kernels kAvx512Kernels = {"avx512-vnni", rms_norm,       quantize, multiply,    multiply_float,       dequantize_row,
-                                conv_silu,     selective_scan, rotate,   exponential, products_in_registers};
+const Kernels kAvx512Kernels = {"avx512-vnni", rms_norm,       quantize,         matmul_int8_or_narrower,
+                                matmul_float,  dequantize_row, conv_silu,        selective_scan,
+                                rotate,        exponential,    macs_in_registers};
 
 }  // namespace cobra_edge

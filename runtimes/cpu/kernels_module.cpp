@@ -1,4 +1,4 @@
-// Kernels one by one, as Python functions, so that each can be held against its numpy reference.
+// Individual kernels as Python functions, so that each can be compared with its numpy reference.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
@@ -17,7 +17,7 @@ void expect(bool ok, const char* what) {
     if (!ok) throw std::invalid_argument(what);
 }
 
-// A new array full of NaN: a kernel that leaves a value unwritten is found out.
+// A new array filled with NaN: reveals values that a kernel does not write.
 Out poisoned(std::initializer_list<size_t> shape) {
     auto out = fresh(shape);
     std::fill(out.data(), out.data() + out.size(), std::numeric_limits<float>::quiet_NaN());
@@ -39,7 +39,7 @@ Out rms_norm(const In<1>& x, const In<1>& weight, float eps, const std::string& 
     return out;
 }
 
-// x (tokens, cols) times the transposed matrix, (tokens, rows); added to `onto` where that is given.
+// x (tokens, cols) times the transposed matrix, (tokens, rows); added to `onto` if given.
 Out multiply(const Array& values, const std::optional<Array>& scales, const In<2>& x, bool int8,
              const std::optional<In<2>>& onto, const std::string& kernels, const std::optional<Array>& clips) {
     const int64_t tokens = len(x.shape(0)), cols = len(x.shape(1));
@@ -48,13 +48,13 @@ Out multiply(const Array& values, const std::optional<Array>& scales, const In<2
     expect(!int8 || m.quantized(), "int8 activations need a quantized matrix");
     auto out = poisoned({x.shape(0), static_cast<size_t>(m.rows)});
     if (onto) {
-        expect(onto->shape(0) == x.shape(0) && len(onto->shape(1)) == m.rows, "onto has another shape than the product");
+        expect(onto->shape(0) == x.shape(0) && len(onto->shape(1)) == m.rows, "onto has another shape than the result");
         for (size_t i = 0; i < onto->size(); ++i) out.data()[i] = onto->data()[i];
     }
     const Kernels& k = kernels_named(kernels);
     std::vector<float> scratch(static_cast<size_t>(scratch_floats(cols)));
     if (!int8) {
-        k.multiply_float(m, 0, m.rows, x.data(), cols, tokens, out.data(), m.rows, onto.has_value(), scratch.data());
+        k.matmul_float(m, 0, m.rows, x.data(), cols, tokens, out.data(), m.rows, onto.has_value(), scratch.data());
         return out;
     }
     std::vector<int8_t> codes(x.size());
@@ -62,7 +62,7 @@ Out multiply(const Array& values, const std::optional<Array>& scales, const In<2
     std::vector<int32_t> code_sums(static_cast<size_t>(tokens * m.groups() + kSpareSums));
     const Int8Rows rows{codes.data(), code_scales.data(), code_sums.data(), cols, m.groups()};
     for (int64_t t = 0; t < tokens; ++t) k.quantize(x.data() + t * cols, m, t, 0, m.groups(), rows);
-    k.multiply_int8(m, 0, m.rows, rows, tokens, out.data(), m.rows, onto.has_value(), scratch.data());
+    k.matmul_int8(m, 0, m.rows, rows, tokens, out.data(), m.rows, onto.has_value(), scratch.data());
     return out;
 }
 
@@ -73,7 +73,7 @@ Out dequantize(const Array& values, const std::optional<Array>& scales, int64_t 
     return out;
 }
 
-// x (tokens, channels), state (channels, taps) moves on, weight (taps, channels), bias (channels).
+// x (tokens, channels), state (channels, taps) updated in place, weight (taps, channels), bias (channels).
 Out conv_silu(const In<2>& x, const InOut<2>& state, const In<2>& weight, const In<1>& bias, const std::string& kernels) {
     const int64_t taps = len(weight.shape(0)), channels = len(x.shape(1));
     expect(taps >= 2 && taps <= 8 && len(weight.shape(1)) == channels && len(bias.shape(0)) == channels &&
@@ -87,11 +87,12 @@ Out conv_silu(const In<2>& x, const InOut<2>& state, const In<2>& weight, const 
     return u;
 }
 
-// u, dt, z (tokens, channels); A (channels, d_state); B, C (tokens, d_state); D, dt_bias (channels); h moves on.
+// u, dt, z (tokens, channels); A (channels, d_state); B, C (tokens, d_state); D, dt_bias (channels); h updated in place.
 Out selective_scan(const In<2>& u, const In<2>& dt, const In<2>& A, const In<2>& B, const In<2>& C, const In<1>& D,
                    const In<2>& z, const In<1>& dt_bias, const InOut<2>& h, const std::string& kernels) {
     const int64_t tokens = len(u.shape(0)), channels = len(u.shape(1)), d_state = len(A.shape(1));
-    for (const auto& x : {dt, z}) expect(x.shape(0) == u.shape(0) && x.shape(1) == u.shape(1), "dt and z are not like u");
+    for (const auto& x : {dt, z})
+        expect(x.shape(0) == u.shape(0) && x.shape(1) == u.shape(1), "dt and z differ in shape from u");
     for (const auto& x : {B, C}) expect(x.shape(0) == u.shape(0) && len(x.shape(1)) == d_state, "B and C do not fit u and A");
     for (const auto& x : {D, dt_bias}) expect(len(x.shape(0)) == channels, "D and dt_bias do not fit u");
     expect(len(A.shape(0)) == channels && len(h.shape(0)) == channels && len(h.shape(1)) == d_state, "A and h do not fit u");
@@ -105,8 +106,8 @@ Out selective_scan(const In<2>& u, const In<2>& dt, const In<2>& A, const In<2>&
     return out;
 }
 
-// Read every byte once with that many threads, in one stream each, and return their sum as a checksum: what a decoder's
-// step cannot be faster than.
+// Read every byte once, one sequential stream per thread, and return the sum as a checksum: measures the memory bandwidth,
+// the limit of a decoder's step.
 uint64_t read_once(const nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& words, int threads) {
     expect(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
     const uint64_t* data = words.data();
@@ -116,7 +117,7 @@ uint64_t read_once(const nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, 
     Team team(threads);
     team.run([&](int rank) {
         const auto r = static_cast<size_t>(rank), of = static_cast<size_t>(threads);
-        constexpr size_t kLine = 8, kAhead = 128;  // in words; asked for early, as the decoder does: that reads fastest
+        constexpr size_t kLine = 8, kAhead = 128;  // in words; prefetched as in the decoder, which is fastest
         const size_t end = n * (r + 1) / of;
         size_t i = n * r / of;
         uint64_t lanes[kLine] = {};
@@ -146,8 +147,8 @@ Out rotate(const In<2>& x, const In<2>& matrix, const std::string& kernels) {
     return out;
 }
 
-// Multiply-accumulates a second that the products of these kernels reach in registers, on that many threads together.
-double peak_products(const std::string& name, int threads) {
+// Multiply-accumulates per second of these kernels on registers only, with that many threads in total.
+double peak_macs(const std::string& name, int threads) {
     expect(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
     const Kernels& k = kernels_named(name);
     constexpr int64_t kRounds = 1 << 20;
@@ -158,7 +159,7 @@ double peak_products(const std::string& name, int threads) {
     const auto began = std::chrono::steady_clock::now();
     team.run([&](int rank) {
         const auto r = static_cast<size_t>(rank);
-        done[r * 8] = k.products_in_registers(kRounds, &checksums[r * 16]);
+        done[r * 8] = k.macs_in_registers(kRounds, &checksums[r * 16]);
     });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - began;
     return static_cast<double>(done[0] * threads) / seconds.count();
@@ -167,9 +168,9 @@ double peak_products(const std::string& name, int threads) {
 }  // namespace
 
 void bind_kernels(nb::module_& m) {
-    m.doc() = "Kernels one by one, for tests and measurements.";
+    m.doc() = "Individual kernels, for tests and measurements.";
     m.def("read_once", &read_once, nb::arg("words"), nb::arg("threads"));
-    m.def("peak_products", &peak_products, nb::arg("kernels"), nb::arg("threads"));
+    m.def("peak_macs", &peak_macs, nb::arg("kernels"), nb::arg("threads"));
     m.def("rotate", &rotate, nb::arg("x"), nb::arg("matrix"), nb::arg("kernels"));
     m.def("exponential", &exponential, nb::arg("x"), nb::arg("kernels"));
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"), nb::arg("kernels"));

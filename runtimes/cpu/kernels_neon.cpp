@@ -56,16 +56,16 @@ inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 inline Floats repeat(const float* v) { return vdupq_n_f32(*v); }
 
 inline Floats gather_scales(const uint16_t* const* rows, int64_t g) {
-    uint16x4_t halves = vdup_n_u16(rows[0][g]);
-    halves = vld1_lane_u16(rows[1] + g, halves, 1);
-    halves = vld1_lane_u16(rows[2] + g, halves, 2);
-    halves = vld1_lane_u16(rows[3] + g, halves, 3);
-    return vcvt_f32_f16(vreinterpret_f16_u16(halves));
+    uint16x4_t bits = vdup_n_u16(rows[0][g]);
+    bits = vld1_lane_u16(rows[1] + g, bits, 1);
+    bits = vld1_lane_u16(rows[2] + g, bits, 2);
+    bits = vld1_lane_u16(rows[3] + g, bits, 3);
+    return vcvt_f32_f16(vreinterpret_f16_u16(bits));
 }
 
 inline void sum_phases(Floats v, float* out) { vst1q_f32(out, v); }
 
-// The products take signed codes only.
+// The dot product instructions used here take signed codes only.
 template <Storage kStorage>
 constexpr int32_t zero_of() {
     return 0;
@@ -152,14 +152,14 @@ inline void transpose(Ints* v) {
     v[3] = narrow(vtrn2q_s64(wide(AB), wide(CD)));
 }
 
-#include "products.inl"
-#include "products_float.inl"
-#include "recurrence.inl"
+#include "conv_scan.inl"
+#include "matmul.inl"
+#include "matmul_float.inl"
 
 }  // namespace
 
 extern const Kernels COBRA_TABLE;
-const Kernels COBRA_TABLE = {COBRA_NAME, rms_norm,       quantize, multiply_int8, multiply_float,       dequantize_row,
-                             conv_silu,  selective_scan, rotate,   exponential,   products_in_registers};
+const Kernels COBRA_TABLE = {COBRA_NAME, rms_norm,       quantize, matmul_int8, matmul_float,     dequantize_row,
+                             conv_silu,  selective_scan, rotate,   exponential, macs_in_registers};
 
 }  // namespace cobra_edge

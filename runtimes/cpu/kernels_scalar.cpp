@@ -1,4 +1,4 @@
-// Plain C++: what runs where no instruction set is known, and what the others are tested against besides numpy.
+// Plain C++: the fallback for unknown instruction sets, and a second reference in tests besides numpy.
 #include <cmath>
 #include <cstring>
 
@@ -9,7 +9,7 @@ namespace {
 
 #include "elementwise.inl"
 
-// Codes [start, start + 16) of a row, as they are stored.
+// Unpack codes [start, start + 16) of a row, unsigned.
 void unpack16(const Matrix& m, const uint8_t* row, int64_t start, int32_t* out) {
     const int64_t s = start % block_of(m.storage) / 16;
     if (m.storage == Storage::kInt8) {
@@ -24,8 +24,8 @@ void unpack16(const Matrix& m, const uint8_t* row, int64_t start, int32_t* out) 
     }
 }
 
-void multiply_int8(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out, int64_t stride,
-                   bool add, float*) {
+void matmul_int8(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out, int64_t stride,
+                 bool add, float*) {
     const uint32_t zero = m.storage == Storage::kInt8 ? 128 : m.storage == Storage::kInt4 ? 8 : 4;
     for (int64_t r = from; r < to; ++r) {
         const uint16_t* scales = m.scales + r * m.groups();
@@ -48,11 +48,11 @@ void multiply_int8(const Matrix& m, int64_t from, int64_t to, const Int8Rows& ro
     }
 }
 
-int64_t products_in_registers(int64_t rounds, int32_t* checksum) {
-    uint32_t sums[8] = {}, all = 0;  // that may wrap around
+int64_t macs_in_registers(int64_t rounds, int32_t* checksum) {
+    uint32_t sums[8] = {}, all = 0;  // unsigned: may wrap around
     for (int64_t i = 0; i < rounds; ++i)
         for (uint32_t& s : sums) {
-            asm volatile("" : "+r"(s));  // or the compiler would find a formula
+            asm volatile("" : "+r"(s));  // otherwise the compiler folds the loop
             s += static_cast<uint32_t>(static_cast<int8_t>(i) * static_cast<int8_t>(s));
         }
     for (const uint32_t s : sums) all += s;
@@ -66,13 +66,13 @@ extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {"scalar",
                                 rms_norm,
                                 quantize,
-                                multiply_int8,
-                                plain_multiply_float,
+                                matmul_int8,
+                                plain_matmul_float,
                                 dequantize_row,
                                 plain_conv_silu,
                                 plain_selective_scan,
                                 rotate,
                                 exponential,
-                                products_in_registers};
+                                macs_in_registers};
 
 }  // namespace cobra_edge

@@ -1,4 +1,4 @@
-// The Python module cobra_edge.decode._cpu: checks what Python hands over, releases the interpreter lock, runs.
+// The Python module cobra_edge.decode._cpu: checks arguments, releases the GIL, runs the decoder.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -20,7 +20,7 @@ Floats floats_of(const nb::dict& tensors, const std::string& name) {
     return Floats(values, values + array.size());
 }
 
-// The matrix `name` with `cols` inputs: either one float array, or name.codes and name.scales, perhaps with name.clips.
+// The matrix `name` with `cols` inputs: either one float array, or name.codes and name.scales, optionally with name.clips.
 Matrix matrix_of(const nb::dict& tensors, const std::string& name, int64_t cols) {
     if (tensors.contains(name.c_str())) return matrix_from(name, array_of(tensors, name), nullptr, nullptr, cols);
     const Array codes = array_of(tensors, name + ".codes"), scales = array_of(tensors, name + ".scales");
@@ -54,7 +54,7 @@ Weights weights_of(const Config& c, const nb::dict& tensors) {
     return w;
 }
 
-// A decoder, what keeps its weights alive, and the lock that lets several Python threads share it.
+// A decoder, the references that keep its weights alive, and a lock for use from several Python threads.
 class Module {
    public:
     Module(Config config, nb::dict tensors, const std::string& kernels, int threads, bool int8_activations)
@@ -107,8 +107,8 @@ class Module {
 
 NB_MODULE(_cpu, m) {
     using namespace cobra_edge;
-    m.doc() = "The native CPU decoder; cobra_edge.decode.cpu is its face.";
-    m.def("kernel_names", &kernel_names, "Kernels this processor can run, best first.");
+    m.doc() = "The native CPU decoder; cobra_edge.decode.cpu is its Python interface.";
+    m.def("kernel_names", &kernel_names, "Kernels this processor supports, best first.");
     auto kernels = m.def_submodule("kernels");
     bind_kernels(kernels);
     nb::class_<Module>(m, "Decoder", "A quantized Mamba over borrowed arrays.")

@@ -9,7 +9,7 @@
 namespace cobra_edge {
 namespace {
 
-// Reads what tests/decode/native_case.py wrote, in its order; keeps what matrices point at.
+// Reads a file of tests/decode/native_case.py in its order; owns the memory that matrices point to.
 class Reader {
    public:
     explicit Reader(const char* file) : stream_(file, std::ios::binary) {}

@@ -1,6 +1,6 @@
-// A program that holds every table of kernels this processor can run against naive references in double precision, and the whole
-// decoder against itself, and against the cases that its arguments name: for places without Python, such as an emulated ARM,
-// and for sanitizers. Exit code 0 or 1.
+// A program that compares every table of kernels this processor supports with naive references in double precision, and the
+// whole decoder with itself and with the test cases named as arguments: for platforms without Python, such as an emulated
+// ARM, and for sanitizers. Exit code 0 or 1.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -31,7 +31,7 @@ Floats normal(int64_t n, float scale = 1.0f) {
     return v;
 }
 
-// Relative RMS distance; infinite where a value was left unwritten.
+// Relative RMS error; infinite if a value was not written.
 double distance(const Floats& got, const std::vector<double>& expected) {
     double difference = 0, size = 1e-30;
     for (size_t i = 0; i < expected.size(); ++i) {
@@ -57,7 +57,7 @@ double half_value(uint16_t h) {
     return h & 0x8000 ? -size : size;
 }
 
-// A matrix of random codes with what keeps it alive, and its values.
+// A matrix of random codes with the memory it refers to, and its dequantized values.
 struct Owned {
     Matrix m;
     std::vector<uint8_t> bytes;
@@ -66,7 +66,7 @@ struct Owned {
     std::vector<double> dense;
 };
 
-// The integer that code c of a row stands for.
+// The signed value of code c of a row.
 int value_of(Storage storage, const uint8_t* row, int64_t c) {
     if (storage == Storage::kInt8) return row[c] - 128;
     if (storage == Storage::kInt4) return (row[c / 32 * 16 + c % 16] >> (c % 32 / 16 * 4) & 15) - 8;
@@ -88,7 +88,7 @@ Owned quantized(int64_t rows, int64_t cols, Storage storage, int64_t group, bool
     o.m.values = o.bytes.data();
     o.m.scales = o.scales.data();
     if (clipped) {
-        o.clips = normal(o.m.groups(), 0.5f);  // most are reached
+        o.clips = normal(o.m.groups(), 0.5f);  // small enough that most take effect
         for (auto& c : o.clips) c = 1.5f + std::fabs(c);
         o.m.clips = o.clips.data();
     }
@@ -100,7 +100,7 @@ Owned quantized(int64_t rows, int64_t cols, Storage storage, int64_t group, bool
     return o;
 }
 
-std::vector<double> product(const Owned& o, const std::vector<double>& x, int64_t tokens) {
+std::vector<double> matmul(const Owned& o, const std::vector<double>& x, int64_t tokens) {
     std::vector<double> y;
     for (int64_t t = 0; t < tokens; ++t)
         for (int64_t r = 0; r < o.m.rows; ++r) {
@@ -112,8 +112,7 @@ std::vector<double> product(const Owned& o, const std::vector<double>& x, int64_
     return y;
 }
 
-// What int8 activations stand for: each group to nearest on 127 steps of its largest magnitude, or of its clip where that is
-// less.
+// Dequantized int8 activations: each group rounded to nearest with the scale min(largest magnitude, clip) / 127.
 std::vector<double> rounded(const Floats& x, const Matrix& m) {
     std::vector<double> out;
     const auto group = static_cast<size_t>(m.group);
@@ -130,7 +129,7 @@ std::vector<double> rounded(const Floats& x, const Matrix& m) {
     return out;
 }
 
-void test_products(const Kernels& k, Storage storage, int64_t group, int64_t cols, bool clipped) {
+void test_matmuls(const Kernels& k, Storage storage, int64_t group, int64_t cols, bool clipped) {
     for (const int64_t tokens : {1, 3, 4, 9, 21}) {
         const int64_t rows = 13;
         const Owned o = quantized(rows, cols, storage, group, clipped);
@@ -141,12 +140,12 @@ void test_products(const Kernels& k, Storage storage, int64_t group, int64_t col
         const Int8Rows packed{codes.data(), code_scales.data(), code_sums.data(), cols, o.m.groups()};
         for (int64_t t = 0; t < tokens; ++t) k.quantize(x.data() + t * cols, o.m, t, 0, o.m.groups(), packed);
         Floats y = poisoned(tokens * rows), scratch(static_cast<size_t>(scratch_floats(cols)));
-        k.multiply_int8(o.m, 0, rows, packed, tokens, y.data(), rows, false, scratch.data());
-        judge(k, "int8 product", group, distance(y, product(o, rounded(x, o.m), tokens)), 1e-5);
+        k.matmul_int8(o.m, 0, rows, packed, tokens, y.data(), rows, false, scratch.data());
+        judge(k, "int8 matmul", group, distance(y, matmul(o, rounded(x, o.m), tokens)), 1e-5);
         y = poisoned(tokens * rows);
-        k.multiply_float(o.m, 0, rows, x.data(), cols, tokens, y.data(), rows, false, scratch.data());
+        k.matmul_float(o.m, 0, rows, x.data(), cols, tokens, y.data(), rows, false, scratch.data());
         const std::vector<double> wide(x.begin(), x.end());
-        judge(k, "float product", group, distance(y, product(o, wide, tokens)), 1e-5);
+        judge(k, "float matmul", group, distance(y, matmul(o, wide, tokens)), 1e-5);
     }
 }
 
@@ -160,7 +159,7 @@ void test_exponential(const Kernels& k) {
     judge(k, "exponential", static_cast<int64_t>(x.size()), worst, 2e-7);
 }
 
-// Numbers that are none: infinities, and NaN of several bits, whose lowest ones would pass for an exponent.
+// Infinities and NaN with several bit patterns, some of whose low bits look like an exponent.
 Floats not_finite() {
     Floats values;
     for (const uint32_t bits : {0x7f800000u, 0xff800000u, 0x7fc00000u, 0xffc00000u, 0x7fc001ffu, 0xffc00080u, 0x7fffffffu}) {
@@ -173,8 +172,8 @@ Floats not_finite() {
 
 void require(const Kernels& k, const char* what, int64_t size, bool ok) { judge(k, what, size, ok ? 0 : 1, 0); }
 
-// A token with one such value has a product of NaN alone, and its neighbours none.
-void test_products_carry_nan(const Kernels& k, Storage storage, int64_t group, bool clipped) {
+// A token with one such value has only NaN results, and its neighbors have none.
+void test_matmuls_carry_nan(const Kernels& k, Storage storage, int64_t group, bool clipped) {
     const int64_t rows = 13, cols = 2 * group, tokens = 5;
     const Owned o = quantized(rows, cols, storage, group, clipped);
     const Floats odd = not_finite();
@@ -186,22 +185,22 @@ void test_products_carry_nan(const Kernels& k, Storage storage, int64_t group, b
         std::vector<int32_t> code_sums(static_cast<size_t>(tokens * o.m.groups() + kSpareSums), 1 << 30);
         const Int8Rows packed{codes.data(), code_scales.data(), code_sums.data(), cols, o.m.groups()};
         for (int64_t t = 0; t < tokens; ++t) k.quantize(x.data() + t * cols, o.m, t, 0, o.m.groups(), packed);
-        for (const int64_t first : {0, 3}) {  // many tokens together, and few
+        for (const int64_t first : {0, 3}) {  // GEMM, and GEMV
             const int64_t n = tokens - first;
             const Int8Rows part{codes.data() + first * cols, code_scales.data() + first * o.m.groups(),
                                 code_sums.data() + first * o.m.groups(), cols, o.m.groups()};
             Floats y = poisoned(n * rows), scratch(static_cast<size_t>(scratch_floats(cols)));
-            k.multiply_int8(o.m, 0, rows, part, n, y.data(), rows, false, scratch.data());
+            k.matmul_int8(o.m, 0, rows, part, n, y.data(), rows, false, scratch.data());
             for (int64_t t = 0; t < n; ++t)
                 for (int64_t r = 0; r < rows; ++r) {
                     const float value = y[static_cast<size_t>(t * rows + r)];
-                    require(k, "NaN of int8 products", group, first + t == 3 ? std::isnan(value) : std::isfinite(value));
+                    require(k, "NaN of int8 matmuls", group, first + t == 3 ? std::isnan(value) : std::isfinite(value));
                 }
         }
     }
 }
 
-// NaN in any input of convolution and scan is in the output of its channel.
+// NaN in any input of convolution or scan reaches the output of its channel, and no other.
 void test_recurrence_carries_nan(const Kernels& k) {
     const int64_t channels = 37, taps = 4, d_state = 16;
     for (const float nan : not_finite()) {
@@ -209,7 +208,7 @@ void test_recurrence_carries_nan(const Kernels& k) {
         Floats e(5), x(5, nan);
         k.exponential(x.data(), 5, e.data());
         for (const float v : e) require(k, "NaN of the exponential", 5, std::isnan(v));
-        for (const int64_t at : {int64_t{3}, channels - 1}) {  // in a block, and in what is left over
+        for (const int64_t at : {int64_t{3}, channels - 1}) {  // in a block, and in the remainder
             const auto c = static_cast<size_t>(at);
             for (int which = 0; which < 7; ++which) {
                 Floats in = normal(channels), weight = normal(taps * channels), bias = normal(channels);
@@ -316,13 +315,13 @@ void test_rotation(const Kernels& k, int64_t order, int64_t power) {
     judge(k, "rotation", width, distance(x, expected), 1e-5);
 }
 
-// A small random Mamba; the owned matrices have to outlive the decoder.
+// A small random Mamba; the owned matrices must outlive the decoder.
 struct Model {
     Config config{128, 2, 300, 256, 16, 4, 8, 1e-5f, true};
     std::vector<Owned> matrices;
     std::vector<Floats> floats;
 
-    // Groups of 0 are whole rows. Rotated: in both places, by a matrix that is not its own transpose, and clipped.
+    // Group 0 means whole rows. Rotated: both rotations, by a matrix that is not symmetric, and clipped.
     Weights weights(Storage storage, int64_t group, bool rotated) {
         const Config& c = config;
         const auto matrix = [&](int64_t rows, int64_t cols) {
@@ -366,7 +365,7 @@ Floats run(const Model& model, const Weights& weights, const Kernels& k, int thr
     return logits;
 }
 
-// Embeddings come out in the model's own basis: rotated again they are the table's rows.
+// Embeddings are returned in the model's basis: rotated again they equal the rows of the table.
 void test_embedding(const Kernels& k) {
     Model model;
     const Weights weights = model.weights(Storage::kInt8, 32, true);
@@ -389,7 +388,7 @@ void test_decoder(const Kernels& k, const Kernels& plain, Storage storage, int64
         }
         const Floats expected = run(model, weights, plain, 1, int8, 70);
         const std::vector<double> wide(expected.begin(), expected.end());
-        // A value that lies between two integers may be rounded either way, and a recurrence remembers it.
+        // A value halfway between two integers may be rounded either way, and the recurrence carries it on.
         judge(k, "decoder against plain C++", group, distance(one, wide), int8 ? 3e-2 : 1e-4);
     }
 }
@@ -428,7 +427,7 @@ void test_refusals(const Kernels& k) {
     }
 }
 
-// Cases of cobra-mini, as many as are given.
+// Test cases of cobra-mini.
 void test_replay(const Kernels& k, int files, char** names) {
     for (int i = 0; i < files; ++i) {
         const Replayed found = replay(names[i], k);
@@ -437,7 +436,7 @@ void test_replay(const Kernels& k, int files, char** names) {
     }
 }
 
-// Every member is at every barrier before any is past it; where one comes late the others fall asleep.
+// No thread passes a barrier before all have reached it; if one is late, the others sleep.
 void test_team(int size) {
     constexpr int kPhases = 400;
     Team team(size);
@@ -455,7 +454,7 @@ void test_team(int size) {
                 if (there[static_cast<size_t>(phase)].load() != size) too_early.fetch_add(1);
             }
             getrusage(RUSAGE_THREAD, &after);
-            if (rank && after.ru_nvcsw > before.ru_nvcsw) slept.fetch_add(1);  // to yield is not counted there
+            if (rank && after.ru_nvcsw > before.ru_nvcsw) slept.fetch_add(1);  // yielding is not counted as a switch
         });
     }
     if (too_early || slept != 3 * (size - 1)) {
@@ -477,15 +476,15 @@ int main(int arguments, char** argument) {
             for (const int64_t group : {32, 64, 128, 256})
                 for (const bool clipped : {false, true})
                     if (group % block_of(storage) == 0)
-                        test_products(k, storage, group, 3 * std::max<int64_t>(group, 128), clipped);
-        for (const int64_t cols : {32, 96, 160, 2560}) test_products(k, Storage::kInt8, cols, cols, cols == 160);
+                        test_matmuls(k, storage, group, 3 * std::max<int64_t>(group, 128), clipped);
+        for (const int64_t cols : {32, 96, 160, 2560}) test_matmuls(k, Storage::kInt8, cols, cols, cols == 160);
         for (const auto storage : {Storage::kInt3, Storage::kInt4, Storage::kInt8})
-            for (const bool clipped : {false, true}) test_products_carry_nan(k, storage, 128, clipped);
-        test_products_carry_nan(k, Storage::kInt8, 32, true);
+            for (const bool clipped : {false, true}) test_matmuls_carry_nan(k, storage, 128, clipped);
+        test_matmuls_carry_nan(k, Storage::kInt8, 32, true);
         test_exponential(k);
         test_recurrence_carries_nan(k);
         int32_t checksum = 0;
-        k.products_in_registers(1 << 20, &checksum);  // for the sanitizer
+        k.macs_in_registers(1 << 20, &checksum);  // for the sanitizer
         for (const int64_t channels : {1, 16, 37}) {
             for (const int64_t d_state : {1, 16, 17}) test_scan(k, channels, d_state);
             for (const int64_t taps : {2, 4, 8}) test_convolution(k, channels, taps);
@@ -502,6 +501,6 @@ int main(int arguments, char** argument) {
         test_refusals(k);
         test_replay(k, arguments - 1, argument + 1);
     }
-    std::printf(failures ? "%d failures\n" : "all as it should be\n", failures);
+    std::printf(failures ? "%d failures\n" : "all tests passed\n", failures);
     return failures ? 1 : 0;
 }

@@ -17,9 +17,8 @@ void pause() {
 #endif
 }
 
-// Some tens of microseconds: longer than any barrier where every thread has its own core. After a barrier that took longer a
-// thread tries it with a quarter, down to about what it takes to fall asleep, and comes back to the most in a few that did
-// not.
+// Some tens of microseconds: longer than any barrier if every thread has its own core. After a barrier that took longer, a
+// thread spins a quarter as long, down to about the time it takes to fall asleep; shorter barriers double it again.
 constexpr int kMostSpins = 4000, kLeastSpins = 60;
 thread_local int spins_allowed = kMostSpins;
 
@@ -67,7 +66,7 @@ void Team::barrier() {
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
         arrived_.store(0, std::memory_order_relaxed);
         phase_.store(phase + 1);
-        // Sequentially consistent, as the other side: who is not counted yet will see the new phase.
+        // Sequentially consistent, like the other side: a thread not yet counted as a sleeper will see the new phase.
         if (sleepers_.load() == 0) return;
         {
             const std::lock_guard<std::mutex> lock(barrier_mutex_);

@@ -1,8 +1,8 @@
-// A team of threads that run one function together, as ranks of a program, and meet at barriers inside it.
+// A thread pool whose threads run one function together, as ranks, and synchronize at barriers inside it.
 //
-// A decoder layer has six points where every thread must have finished, a few microseconds apart. So members spin at a
-// barrier for about as long as it takes where each has a core of its own, and then sleep: on a busy machine the one that is
-// waited for may need that core. Who had to sleep spins less the next time. Between two runs they sleep.
+// A decoder layer has six barriers, a few microseconds apart. So threads spin at a barrier for about as long as it takes if
+// each has its own core, and then sleep: on a busy machine the late thread may need that core. A thread that had to sleep
+// spins less the next time. Between two runs all sleep.
 #pragma once
 
 #include <atomic>
@@ -24,10 +24,10 @@ class Team {
 
     int size() const { return size_; }
 
-    // Run work(rank) on every member; the caller is rank 0. `work` must not throw. One run at a time.
+    // Run work(rank) on every thread; the caller is rank 0. `work` must not throw. One run at a time.
     void run(const std::function<void(int)>& work);
 
-    // Wait until every member is here. Only inside `run`.
+    // Wait until every thread has arrived. Only inside `run`.
     void barrier();
 
    private:

@@ -1,4 +1,4 @@
-"""What was found whole is not hashed again, and never believed when it might have changed."""
+"""The hash cache: a verified file is not hashed again, unless it may have changed."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import time
 import pytest
 
 from cobra_edge import inspect
-from cobra_edge.bundle import hash_cache as verified
+from cobra_edge.bundle import hash_cache
 from cobra_edge.bundle.reader import DECODER, MANIFEST, Bundle, file_sha256
 from cobra_edge.errors import BundleError
 from cobra_edge.files import ownership
@@ -20,9 +20,9 @@ SECOND_NS = 1_000_000_000
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Return the directory of entries, this test's own."""
+    """Return this test's own cache directory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "cobra_edge" / "verified"
+    return tmp_path / "cache" / "cobra_edge" / "hashes"
 
 
 @pytest.fixture
@@ -32,22 +32,22 @@ def bundle(tiny_bundle, tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Let a test move the time at which hashing begins; the files were written now, the tests run an hour later."""
+    """Control the time at which hashing begins: by default an hour after the files were written."""
     now = {"ns": time.time_ns() + 3600 * SECOND_NS}
-    monkeypatch.setattr(verified.time, "time_ns", lambda: now["ns"])
+    monkeypatch.setattr(hash_cache.time, "time_ns", lambda: now["ns"])
     return now
 
 
 @pytest.fixture
 def hashed(monkeypatch):
-    """Return a list that grows by one each time a file is hashed."""
-    real, calls = verified.content_sha256, []
+    """Return a list that gets an entry for each file that is hashed."""
+    real, calls = hash_cache.content_sha256, []
 
     def count(stream, *rest):
         calls.append(str(stream.name))
         return real(stream, *rest)
 
-    monkeypatch.setattr(verified, "content_sha256", count)
+    monkeypatch.setattr(hash_cache, "content_sha256", count)
     return calls
 
 
@@ -108,11 +108,11 @@ def test_another_hash_in_the_manifest(bundle, cache, clock):
 
 
 def test_what_is_found_changed_is_forgotten(bundle, cache, clock, monkeypatch):
-    """A disk that fails leaves no trace in the timestamps; once it is noticed, it is not believed again."""
+    """A failing disk leaves no trace in the timestamps; once a mismatch is found, the cache entry is gone."""
     Bundle.open(bundle)
     n_entries = len(list(cache.iterdir()))
     with monkeypatch.context() as patch:
-        patch.setattr(verified, "content_sha256", lambda stream, *_: "0" * 64)
+        patch.setattr(hash_cache, "content_sha256", lambda stream, *_: "0" * 64)
         with pytest.raises(BundleError, match="sha256 differs"):
             Bundle.open(bundle, thorough=True)
     assert len(list(cache.iterdir())) < n_entries
@@ -125,11 +125,11 @@ def test_a_young_file_is_not_remembered(bundle, cache, clock, hashed, age_ns):
     sha256 = Bundle.open(bundle).manifest.files[DECODER].sha256
     hashed.clear()
     for _ in range(2):
-        assert verified.first_changed([(file, sha256)]) is None
+        assert hash_cache.first_changed([(file, sha256)]) is None
     assert hashed == [str(file)] * 2
     clock["ns"] += 2 * SECOND_NS - age_ns
     for _ in range(2):
-        assert verified.first_changed([(file, sha256)]) is None
+        assert hash_cache.first_changed([(file, sha256)]) is None
     assert len(hashed) == 3
 
 
@@ -142,14 +142,14 @@ def test_a_future_mtime_is_not_remembered(bundle, cache, clock, hashed):
 
 
 def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(bundle, cache, clock, monkeypatch):
-    real = verified.content_sha256
+    real = hash_cache.content_sha256
 
     def touch(stream, *rest):
         got = real(stream, *rest)
         os.utime(stream.name)
         return got
 
-    monkeypatch.setattr(verified, "content_sha256", touch)
+    monkeypatch.setattr(hash_cache, "content_sha256", touch)
     Bundle.open(bundle)
     assert not cache.exists()
 
@@ -167,7 +167,7 @@ def test_an_entry_that_is_none(bundle, cache, clock, hashed, content):
 
 def test_an_entry_of_somebody_else(bundle, cache, clock, hashed, monkeypatch):
     n_files = len(Bundle.open(bundle).manifest.files)
-    monkeypatch.setattr(ownership, "_believed_users", lambda: {12345})
+    monkeypatch.setattr(ownership, "_trusted_users", lambda: {12345})
     Bundle.open(bundle)
     assert len(hashed) == 2 * n_files
 
@@ -191,10 +191,10 @@ def test_an_entry_that_others_could_have_put_there_is_not_believed(bundle, cache
 def test_a_cache_that_cannot_be_written(bundle, tmp_path, clock, hashed, monkeypatch, caplog):
     (tmp_path / "file").write_text("no directory")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with caplog.at_level("DEBUG", verified.__name__):
+    with caplog.at_level("DEBUG", hash_cache.__name__):
         n_files = len(Bundle.open(bundle).manifest.files)
     Bundle.open(bundle)
-    assert len(hashed) == 2 * n_files and "not remembered as whole" in caplog.text
+    assert len(hashed) == 2 * n_files and "hash not cached" in caplog.text
     assert not [r for r in caplog.records if r.levelname != "DEBUG"]
 
 
@@ -202,13 +202,13 @@ def test_a_full_disk_leaves_no_draft(bundle, cache, clock, monkeypatch):
     def replace(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(verified.os, "replace", replace)
+    monkeypatch.setattr(hash_cache.os, "replace", replace)
     Bundle.open(bundle)
     assert not list(cache.iterdir())
 
 
 def test_a_user_without_a_home(bundle, clock, tmp_path, monkeypatch):
-    monkeypatch.setattr(verified.platformdirs, "user_cache_path", lambda name: verified.Path("~/.cache") / name)
+    monkeypatch.setattr(hash_cache.platformdirs, "user_cache_path", lambda name: hash_cache.Path("~/.cache") / name)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     Bundle.open(bundle)
@@ -216,18 +216,18 @@ def test_a_user_without_a_home(bundle, clock, tmp_path, monkeypatch):
 
 
 def test_of_several_errors_the_first_is_told(tmp_path, cache):
-    """In the order given, whatever thread is done first."""
+    """The first in the given order is returned, whichever thread finishes first."""
     files = []
     for i in range(12):
         file = tmp_path / str(i)
         file.write_bytes(bytes(1 << 22 if i == 3 else 1))
         files.append((file, "wrong" if i >= 3 else file_sha256(file)))
     for _ in range(5):
-        assert verified.first_changed(files) == tmp_path / "3"
+        assert hash_cache.first_changed(files) == tmp_path / "3"
     (tmp_path / "3").unlink()
     with pytest.raises(FileNotFoundError):
-        verified.first_changed(files)
-    assert verified.first_changed([]) is None
+        hash_cache.first_changed(files)
+    assert hash_cache.first_changed([]) is None
 
 
 def test_one_changed_file_does_not_wait_for_the_others(tmp_path, cache, monkeypatch):
@@ -240,10 +240,10 @@ def test_one_changed_file_does_not_wait_for_the_others(tmp_path, cache, monkeypa
         if str(stream.name).endswith("large"):
             assert stop.wait(60)
             stopped.append(threading.current_thread())
-            raise verified.CancelledError
+            raise hash_cache.CancelledError
         return "what it is"
 
-    monkeypatch.setattr(verified, "content_sha256", endless)
-    monkeypatch.setattr(verified, "default_threads", lambda: 2)
-    assert verified.first_changed([(tmp_path / "small", "other"), (tmp_path / "large", "other")]) == tmp_path / "small"
+    monkeypatch.setattr(hash_cache, "content_sha256", endless)
+    monkeypatch.setattr(hash_cache, "default_threads", lambda: 2)
+    assert hash_cache.first_changed([(tmp_path / "small", "other"), (tmp_path / "large", "other")]) == tmp_path / "small"
     assert stopped

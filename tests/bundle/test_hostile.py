@@ -1,7 +1,7 @@
-"""Bundles that agree with their own hashes and are damaged all the same: a CobraEdgeError or logits, and nothing else.
+"""Damaged bundles with matching hashes: the result is a CobraEdgeError or logits, nothing else.
 
-The hash protects against accidents, not against who writes the manifest. Everything behind it is therefore tried with files
-that were changed and hashed again: the header of decoder.safetensors, its data, the sizes and the recipe of the manifest.
+The hash protects against accidents, not against the author of the manifest. Therefore files are modified and hashed again: the
+header of decoder.safetensors, its data, the sizes and the recipe of the manifest.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def write_decoder(bundle, data):
 
 
 def refused_or_runs(bundle):
-    """Open, build and read three tokens. Returns whether it ran; anything but a CobraEdgeError gets through to the test."""
+    """Open a bundle and run three tokens. Returns whether it ran; anything but a CobraEdgeError propagates."""
     try:
         opened = Bundle.open(bundle)
         decoder = CpuDecoder(opened, DecoderOptions(threads=1))
@@ -99,7 +99,7 @@ def test_flipped_bytes(tiny_bundle, data):
 
 
 def damaged_norm(bundle, value=np.nan):
-    """Put one value that is not finite into a norm's weight, and hash the file again."""
+    """Put a value that is not finite into a norm's weight, and hash the file again."""
     tensors = load_file(bundle / DECODER)
     tensors["backbone.layers.1.norm.weight"][5] = value
     save_file(tensors, bundle / DECODER)
@@ -107,7 +107,7 @@ def damaged_norm(bundle, value=np.nan):
 
 
 def small_and_finite(bundle):
-    """Tell whether all that stays float32 in this bundle is finite: norms, convolutions, the recurrence's parameters."""
+    """Return whether all float32 tensors of this bundle are finite: norms, convolutions, parameters of the recurrence."""
     return all(np.isfinite(v).all() for v in load_file(bundle / DECODER).values() if v.dtype == np.float32)
 
 
@@ -115,7 +115,7 @@ def small_and_finite(bundle):
 @given(start=st.integers(0, 346_879), values=st.binary(min_size=1, max_size=64))
 @example(start=0, values=b"\xff" * 64)
 def test_overwritten_data_runs(tiny_bundle, start, values):
-    """Codes and scales hold any bits, NaN and infinity too; none leads astray. In the small vectors those are found."""
+    """Codes and scales may have any bits, NaN and infinity too, without a crash. In small vectors both are refused."""
     header, payload = split((tiny_bundle / DECODER).read_bytes())
     start %= len(payload) - len(values)
     with copied(tiny_bundle) as bundle:
@@ -125,7 +125,7 @@ def test_overwritten_data_runs(tiny_bundle, start, values):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_small_vector_that_is_not_finite_is_found_when_the_decoder_is_opened(tiny_bundle, value, capfd):
-    """A rounded activation is an integer and would hold no NaN: the answer would be one of zeros, without a word."""
+    """Quantized activations are integers and cannot hold NaN: without a check, the answer would silently come from zeros."""
     with copied(tiny_bundle) as bundle:
         damaged_norm(bundle, value)
         assert not refused_or_runs(bundle)
@@ -136,7 +136,7 @@ def test_a_small_vector_that_is_not_finite_is_found_when_the_decoder_is_opened(t
 
 @pytest.mark.parametrize("name", ["backbone.embedding.weight.scales", "backbone.layers.1.mixer.dt_proj.weight"])
 def test_a_scale_or_a_float_matrix_that_is_not_finite_is_found_by_inspect(tiny_bundle, name, capfd):
-    """They are most of some files and are not read when a decoder is opened; what they do to an answer is refused there."""
+    """Float matrices are not read when a decoder is opened; NaN in them is refused in the logits."""
     with copied(tiny_bundle) as bundle:
         tensors = load_file(bundle / DECODER)
         assert tensors[name].dtype == np.float16
@@ -214,7 +214,7 @@ def test_a_header_that_says_something_else(tiny_bundle, data):
 @TRIES
 @given(data=st.data())
 def test_a_name_that_is_there_twice(tiny_bundle, data):
-    """The library and Python have to agree on which of the two counts, or the file is refused."""
+    """The library and Python must use the same one of the two, or the file is refused."""
     text, payload = split((tiny_bundle / DECODER).read_bytes())
     pairs = list(json.loads(text).items())
     name, entry = data.draw(st.sampled_from(pairs))
@@ -320,7 +320,7 @@ DTYPES = ["uint8", "int8", "uint16", "float16", "float32", "float64", "int32", "
 
 
 def replaced(data, array):
-    """Return something else in the place of an array; contiguous if it is one, see below."""
+    """Return a replacement for an array; contiguous if it is an array, see below."""
     what = data.draw(st.sampled_from(["dtype", "shape", "rank", "size", "empty", "none", "view"]))
     if what == "dtype":
         return np.zeros(array.shape, data.draw(st.sampled_from(DTYPES)))

@@ -1,4 +1,4 @@
-"""Where memory runs out, one line says for what, how much it takes and what to do; the exit code is 3."""
+"""Out of memory: one line says for what, how much is needed and what to do; the exit code is 3."""
 
 import errno
 import json
@@ -13,8 +13,8 @@ from cobra_edge.bundle.memory_plan import memory_for
 from cobra_edge.bundle.reader import DECODER, MANIFEST, Bundle, file_sha256
 from cobra_edge.errors import MachineError
 
-# The limit comes down right before the step in question, to what the process has by then and some room for small things: from
-# the start it would hit whatever import comes last.
+# The limit is set right before the step under test, to the current size plus a small margin: set at the start, it would hit the
+# last import.
 PROGRAM = """
 import resource, sys
 from cobra_edge import run
@@ -37,7 +37,7 @@ sys.exit(run_command(run.command, [sys.argv[1], "--prompt", "{word} " * {words},
 
 
 def pad_decoder(bundle, n_bytes):
-    """Give the file a tail beyond what its header says: mapped before anybody can look."""
+    """Append data that the header does not declare: they are mapped before they can be detected."""
     with (bundle / DECODER).open("r+b") as stream:
         stream.truncate((bundle / DECODER).stat().st_size + n_bytes)
     edit(bundle, lambda m: m["files"].update({DECODER: entry(bundle / DECODER)}))
@@ -85,17 +85,17 @@ def test_no_room_for_a_prompt(bundle):
 
 
 def test_no_thread_left(bundle):
-    """A limit on processes looks like this too."""
+    """A limit on the number of processes causes the same error."""
     step = 'reader.Bundle, "decoder_tensors"'
     program = PROGRAM.format(step=step, room=6 << 20, word="red", words=1, kernels="native")
     program = program.replace('"--decoder-kernels"', '"--threads", "64", "--decoder-kernels"')
     done = subprocess.run([sys.executable, "-c", program, bundle], capture_output=True, text=True, timeout=120)
     assert done.returncode == 3 and "Traceback" not in done.stderr
-    assert "no more threads to be had" in done.stderr or "no memory for opening" in done.stderr
+    assert "no more threads" in done.stderr or "no memory for opening" in done.stderr
 
 
 def said(bundle, error):
-    """Return what is said in the place of an error that comes up while something is read."""
+    """Return the message that replaces an error raised while something is read."""
     with pytest.raises(MachineError) as told, memory_for("reading a prompt", Bundle.open(bundle).manifest):
         raise error
     assert told.value.__cause__ is error
@@ -114,7 +114,7 @@ def test_no_room_on_a_gpu(bundle, monkeypatch, error):
     assert message.startswith(
         "no memory for reading a prompt on GeForce Test 3060, where 0.21 of 12.88 GB are free; the decoder of mamba-tiny"
     )
-    assert message.endswith(": close what else is on the GPU, or export with fewer bits")
+    assert message.endswith(": close other programs on the GPU, or export with fewer bits")
 
     def fails():
         raise RuntimeError("CUDA error: out of memory")

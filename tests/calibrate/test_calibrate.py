@@ -309,7 +309,7 @@ def test_two_runs_do_not_share_what_is_finished(called, text_only, tmp_path):
     out = tmp_path / "s"
     with held(tmp_path / "s.partial"):
         code, _, err = called("--checkpoint", text_only, "--out", out)
-    assert code == 2 and "s.partial: another process is working there" in err
+    assert code == 2 and "s.partial: in use by another process" in err
     assert [f.name for f in tmp_path.iterdir() if f != text_only] == []
 
 
@@ -405,7 +405,7 @@ def test_a_damaged_part_is_told(text_only, tmp_path, pattern):
     collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume)
     (file,) = resume.glob(pattern)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(InputError, match="not a whole safetensors file.*remove .*resume and calibrate again"):
+    with pytest.raises(InputError, match="not a complete safetensors file.*remove .*resume and calibrate again"):
         collect_statistics(checkpoint, QUESTIONS, tmp_path, resume_directory=resume)
 
 
@@ -572,7 +572,7 @@ def test_a_file_with_another_header_is_refused(written, tmp_path):
         (lambda: rewritten(file, header="{}"), "its header is invalid"),
         (lambda: rewritten(file, header=read_text(file).replace('"schema_version":1', '"schema_version":9')), "expected 1"),
         (lambda: save_file(load_file(file), file), "not statistics"),
-        (lambda: file.write_bytes(whole[:-1]), "not a whole safetensors file"),
+        (lambda: file.write_bytes(whole[:-1]), "not a complete safetensors file"),
         (lambda: file.unlink(), "no such file"),
     ):
         file.write_bytes(whole)

@@ -69,12 +69,12 @@ def _matrix(out: BinaryIO, value: np.ndarray | QuantizedTensor) -> None:
 
 
 def write_case(bundle: Bundle, activations: str, file: Path) -> None:
-    """Write the decoder of a bundle of cobra-mini, its input, and the numpy decoder's logits (positions, vocab).
+    """Write the decoder of a cobra-mini bundle, its input, and the numpy decoder's logits (positions, vocab) float32.
 
     Args:
-        bundle: what to run.
+        bundle: the bundle to run.
         activations: "float32" or "int8".
-        file: where.
+        file: the file to write.
     """
     c, tensors = bundle.manifest.model.mamba, bundle.decoder_tensors()
     session = cobra_edge.load(bundle)
@@ -111,9 +111,9 @@ def write_case(bundle: Bundle, activations: str, file: Path) -> None:
 @click.command(epilog="Example: python -m tests.decode.native_case build/cases")
 @click.argument("directory", type=click.Path(path_type=Path))
 def command(directory: Path) -> None:
-    """Write cases of cobra-mini for each form of activations: by every scheme, rotated, and all of it mixed and clipped."""
+    """Write test cases of cobra-mini for both activations: every scheme, rotated, and all of it mixed and clipped."""
     directory.mkdir(parents=True, exist_ok=True)
-    # Of schemes that store alike, one is enough.
+    # One of the schemes with the same storage is enough.
     schemes = {(s.weight_bits, s.group_size): s.name for s in map(scheme_named, reversed(INT_SCHEMES))}
     plans = [*((scheme, "none") for scheme in schemes.values()), ("w4a16-g128", "out-proj"), ("w4a16-g128", "both")]
     checkpoint = open_checkpoint("mini")

@@ -1,4 +1,4 @@
-"""bitsandbytes' codes: bytes that are its own, values that are its own, and a decoder that runs them as they are stored."""
+"""bitsandbytes' formats: the same bytes and values as the library's, and a decoder that runs the stored codes."""
 
 import msgspec
 import numpy as np
@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from cobra_edge.bundle.reader import DECODER, Bundle
 from cobra_edge.decode.backends import open_decoder
-from cobra_edge.decode.bitsandbytes_backend import PRODUCTS, BitsAndBytesDecoder
+from cobra_edge.decode.bitsandbytes_backend import MATMULS, BitsAndBytesDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats import bitsandbytes_codes
@@ -25,7 +25,7 @@ from ..tolerance import assert_close
 
 NF4, INT8 = SCHEMES["bnb-nf4"], SCHEMES["bnb-int8"]
 IN_PROJ = "backbone.layers.0.mixer.in_proj.weight"
-# (scheme) -> the row of the tolerance table for the decoder: int8 rounds activations, nf4 does not
+# {scheme: row of the tolerance table for the decoder}: int8 quantizes activations, nf4 does not
 KIND = {"bnb-nf4": "float32", "bnb-int8": "bnb-int8"}
 
 
@@ -53,7 +53,7 @@ def tiny(tmp_path_factory):
 
 
 def matrix(out, n_in=256, seed=0):
-    """Return a matrix with a block of zeros, a row of zeros where there is room, and one loud weight."""
+    """Return a matrix with a block of zeros, a row of zeros if there are enough rows, and one outlier."""
     weight = np.random.default_rng(seed).standard_normal((out, n_in)).astype(np.float32)
     weight[0, 64:128] = 0
     weight[-1, 70] = -9
@@ -123,10 +123,10 @@ def test_rows_taken_together_or_not_give_the_same_codes(monkeypatch, scheme):
 
 
 @pytest.mark.parametrize("shape", [(256,), (1, 256), (7, 256), (1, 63, 256)])
-def test_products_equal_their_naive_references(bnb, shape):
+def test_matmuls_equal_their_naive_references(bnb, shape):
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     weight = quantize_bitsandbytes(matrix(63), NF4)
-    got = PRODUCTS["nf4"](bnb, weight, torch.device("cpu"))(torch.from_numpy(x)).numpy()
+    got = MATMULS["nf4"](bnb, weight, torch.device("cpu"))(torch.from_numpy(x)).numpy()
     assert_close(got, x @ weight.dequantize().T, "product")
 
     weight = quantize_bitsandbytes(matrix(63), INT8)
@@ -134,7 +134,7 @@ def test_products_equal_their_naive_references(bnb, shape):
     top = np.abs(half).max(axis=-1, keepdims=True)
     codes = np.rint(half * (127 / top)).astype(np.int64)
     naive = (codes @ weight.codes.astype(np.int64).T) * (top / 127) * (weight.scales[:, 0] / 127)
-    got = PRODUCTS["int8-rows"](bnb, weight, torch.device("cpu"))(torch.from_numpy(x)).numpy()
+    got = MATMULS["int8-rows"](bnb, weight, torch.device("cpu"))(torch.from_numpy(x)).numpy()
     assert got.dtype == np.float32
     assert_close(got, naive, "product", "int8-rows")
 
@@ -268,7 +268,7 @@ def test_what_is_stored_is_planned(tiny):
 
 
 def test_the_backend_says_why_not(tiny, tiny_bundle, tmp_path, monkeypatch):
-    with pytest.raises(MachineError, match="bitsandbytes on cpu: the recipe stores nothing in bitsandbytes' codes"):
+    with pytest.raises(MachineError, match="bitsandbytes on cpu: the recipe has no tensors in bitsandbytes' formats"):
         open_decoder(Bundle.open(tiny_bundle), "cpu", "bitsandbytes")
     bundle = tiny("bnb-int8")
     assert isinstance(open_decoder(bundle), BitsAndBytesDecoder)

@@ -1,4 +1,4 @@
-"""What every decoder takes and refuses alike (`decode.decoder.Decoder`): tokens, embeddings and states, on all backends."""
+"""The contract of `decode.decoder.Decoder`: all backends accept and refuse the same tokens, embeddings and states."""
 
 import shutil
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ from ..conftest import TINY_MAMBA, write_text_only
 from .cuda.gpu_case import few_programs
 
 CPU = torch.device("cpu")
-# As `--decoder-kernels` calls them; native twice, since rounded activations go another way.
+# Names of `--decoder-kernels`; native twice, because quantized activations use other kernels.
 DECODERS = ("native", "native-int8", "numpy", "numpy-int8", "torch", "bitsandbytes-nf4", "bitsandbytes-int8", "triton")
 N_STATE = TINY_MAMBA.n_layer, TINY_MAMBA.d_inner
 
@@ -32,7 +32,7 @@ def test_every_backend_is_held_to_the_contract():
 
 @pytest.fixture(scope="module")
 def opened(tiny_bundle, tmp_path_factory):
-    """Return the decoder of a name, opened when it is first asked for."""
+    """Return the decoder with a name, opened on first use."""
     root, made = tmp_path_factory.mktemp("contract"), {}
 
     def of_bitsandbytes(scheme):
@@ -63,12 +63,12 @@ def decoder(opened, request):
 
 
 def predictions(decoder, embeddings):
-    """Return what reads embeddings, each a function of a state."""
+    """Return the calls that read embeddings, each a function of a state."""
     return [lambda state: decoder.prefill(embeddings, state), lambda state: decoder.forward(embeddings, state)]
 
 
 def assert_refused(decoder, reads, says):
-    """Hold each to an InputError of ours that leaves the state as it was."""
+    """Check that each raises our InputError and leaves the state unchanged."""
     random = np.random.default_rng(0)
     conv, ssm = (random.standard_normal((*N_STATE, width)).astype(np.float32) for width in (4, 16))
     for read in reads:
@@ -86,7 +86,7 @@ def test_a_token_outside_the_vocabulary(decoder, token):
 
 @pytest.mark.parametrize("token", [1.0, "1", None, np.float32(2)], ids=repr)
 def test_a_token_that_is_no_integer(decoder, token):
-    assert_refused(decoder, [lambda _: decoder.embed([token]), lambda s: decoder.step(token, s)], "tokens are integers")
+    assert_refused(decoder, [lambda _: decoder.embed([token]), lambda s: decoder.step(token, s)], "expected tokens as integers")
 
 
 def test_the_first_and_last_token_of_any_integer_type(decoder):
@@ -125,10 +125,10 @@ def test_embeddings_of_other_floating_point_and_order(decoder):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_carried_through(decoder, value):
-    """Whoever chooses a token refuses the logits then (`generate.NOT_FINITE`); nothing answers as if nothing were."""
+    """Sampling then refuses the logits (`sampling.NOT_FINITE`): there is no answer from invalid logits."""
     rows, state = decoder.embed([5, 6, 7]), decoder.new_state()
     rows[1, 3] = value
-    # Triton's interpreter computes by numpy, which says so.
+    # Triton's interpreter uses numpy, which warns.
     quiet = np.errstate(invalid="ignore", over="ignore") if decoder.name == "triton" else nullcontext()
     with quiet:
         assert not np.isfinite(decoder.forward(rows, decoder.new_state())[1]).any()
@@ -136,11 +136,11 @@ def test_what_is_not_finite_is_carried_through(decoder, value):
 
 
 def other_states():
-    """Yield states that are not this model's, or that cannot be written into, and what is said of each."""
+    """Yield states of another model, or that cannot be updated in place, with the expected message."""
     conv, ssm = (np.zeros((*N_STATE, width), np.float32) for width in (TINY_MAMBA.d_conv, TINY_MAMBA.d_state))
     frozen = ssm.copy()
     frozen.flags.writeable = False
-    another = "of another model"
+    another = "to another model"
     yield "layers", DecoderState(conv[:1], ssm[:1]), another
     yield "width", DecoderState(conv[:, :128].copy(), ssm[:, :128].copy()), another
     yield "d_state", DecoderState(conv, ssm[..., :8].copy()), another
@@ -169,7 +169,7 @@ def test_a_state_that_is_not_this_models(decoder, state, says):
 
 
 def test_a_copy_of_a_state_can_be_written_into(decoder):
-    """However the arrays of the original lie."""
+    """Whatever the memory layout of the original's arrays."""
     for _, state, says in other_states():
         if "another" not in says and state.shapes[1] == (*N_STATE, 16):
             assert decoder.step(1, decoder.new_state(state)).shape == (512,)
@@ -185,10 +185,10 @@ def test_a_state_of_another_backend_is_read_where_it_lies(decoder, opened):
 
 
 def test_asking_for_shapes_takes_no_memory(monkeypatch):
-    """Every call looks at its state: of a large model it would otherwise be made anew each time."""
+    """Every call checks its state, without allocating a new one, which would be large for a large model."""
     monkeypatch.setattr(np, "zeros", lambda *_, **__: pytest.fail("made a state"))
     huge = MambaConfig(16384, 512, 512, 65536, 256, 8, 8)
-    with pytest.raises(InputError, match="of another model"):
+    with pytest.raises(InputError, match="to another model"):
         DecoderState(np.empty((1, 2, 4), np.float32), np.empty((1, 2, 16), np.float32)).require_writable(huge)
 
 

@@ -1,4 +1,4 @@
-"""The native CPU decoder: every kernel against its numpy reference, the whole against the references, and what it refuses."""
+"""The native CPU decoder: every kernel against its numpy reference, the decoder against the references, and its refusals."""
 
 import shutil
 
@@ -43,7 +43,7 @@ def quantized(rng, out, n_in, bits, group):
 
 def test_there_is_always_the_plain_path():
     assert KERNELS[-1] == "scalar" and len(set(KERNELS)) == len(KERNELS)
-    with pytest.raises(ValueError, match="no kernels named 'avx9'; it has .*scalar"):
+    with pytest.raises(ValueError, match="no kernels named 'avx9'; available: .*scalar"):
         kernels.exponential(np.zeros(1, np.float32), "avx9")
 
 
@@ -86,7 +86,7 @@ def test_product_with_quantized_weights(name, tokens, bits, group):
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("width", [32, 96, 160, 2560, 5120])
 def test_one_group_for_a_whole_row(name, width):
-    """Any multiple of a block may be a row: no whole register, one, or many; one token and many leave the same bits."""
+    """A row may be any multiple of a block: less than a register, one, or many; GEMV and GEMM give the same bits."""
     rng = np.random.default_rng(width)
     w = quantized(rng, 21, width, 8, width)
     x = rng.standard_normal((9, width)).astype(np.float32)
@@ -98,13 +98,13 @@ def test_one_group_for_a_whole_row(name, width):
 
 
 def assert_bits(got, expected, name, int8):
-    """Compare to the bit; plain C++ sums float32 products in the order its compiler chose, for one token as for many."""
+    """Compare bits; plain C++ sums float32 matmuls in the order its compiler chose, for one token as for many."""
     assert np.array_equal(got, expected), (name, int8, np.abs(got - expected).max())
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_many_groups_and_extreme_codes(name):
-    """More groups than are widened together, every code and activation at the end of its range: no sum may overflow."""
+    """More groups than are widened together, every code and activation at its extreme: no sum may overflow."""
     for bits, group, n_groups in (
         (3, 64, 72),
         (4, 32, 72),
@@ -147,14 +147,14 @@ def test_clipped_activations(name, bits, group):
         )
 
 
-# Infinities, and NaN of several bits, whose lowest ones would pass for an exponent.
+# Infinities and NaN with several bit patterns, some of whose low bits look like an exponent.
 NOT_FINITE = np.array([0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00000, 0x7FC001FF, 0xFFC00080, 0x7FFFFFFF], np.uint32)
 
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("clipped", [False, True])
 def test_what_is_not_finite_survives_rounding(name, clipped):
-    """Rounded activations are integers, which hold no NaN: its token's products are NaN all the same, and no other's."""
+    """Quantized activations are integers and cannot hold NaN: still, the results of its token are NaN, and no others."""
     w = quantized(np.random.default_rng(0), 13, 256, 8, 128)
     clips = np.full(2, 1.5, np.float32) if clipped else None
     for column, odd in enumerate(NOT_FINITE.view(np.float32), 60):
@@ -221,8 +221,8 @@ def test_rotation(name, width):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_products_in_registers_are_counted(name):
-    assert 1e6 < kernels.peak_products(name, 1) < 1e14
+def test_peak_macs_are_measured(name):
+    assert 1e6 < kernels.peak_macs(name, 1) < 1e14
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -261,10 +261,10 @@ def test_scan_with_carried_state(name, d_state, tokens):
 @pytest.mark.parametrize("scheme", INT_SCHEMES)
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_decoder_equals_its_reference_on_cobra_mini(mini_bundle, scheme, name):
-    """Held against torch where activations stay float32, against numpy that rounds the same way where they do not.
+    """Compared with torch if activations stay float32, with numpy, which rounds the same way, if they do not.
 
-    The latter on an image, not on noise: a value that falls to the other side of a half is one code's difference, which a
-    trained model passes over in what it knows and may blow up in what means nothing to it.
+    The latter on an image, not on noise: a value near a rounding boundary may change a code by one, which a trained model
+    ignores for a real image and may amplify for noise.
     """
     bundle = Bundle.open(mini_bundle(scheme))
     session = cobra_edge.load(bundle)
@@ -292,7 +292,7 @@ def test_the_decoder_equals_its_reference_on_cobra_mini(mini_bundle, scheme, nam
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Every matrix of another scheme, both rotations, clips: a head that is not tied, and a dt_proj of one group a row."""
+    """Every matrix in another scheme, both rotations, clips: an untied head, and a dt_proj with one group per row."""
     root = tmp_path_factory.mktemp("mixed")
     config = MambaConfig(384, 3, 512, 768, 16, 4, 160, tied=False)
     source = str(write_text_only(root / "mamba-mixed", config=config))
@@ -309,7 +309,7 @@ def mixed(tmp_path_factory):
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("activations", ["float32", "int8", None])
 def test_a_mixed_recipe_runs(mixed, name, activations):
-    """Short lines: a value that falls to the other side of a half moves what follows by percents; most lines have none."""
+    """Short lines: a value near a rounding boundary changes what follows by percents; most lines have none."""
     options = DecoderOptions(2, activations)
     ours, truth = CpuDecoder(mixed, options, name), NumpyDecoder(mixed, options)
     found, expected = [], []
@@ -330,7 +330,7 @@ def test_a_mixed_recipe_runs(mixed, name, activations):
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("activations", ["float32", "int8"])
 def test_cuts_and_threads_do_not_change_a_bit_of_a_mixed_recipe(mixed, name, activations):
-    """Some groups are rounded by the threads that own their channels, others by token."""
+    """Some groups are quantized by the threads that own their channels, others by token."""
     embeddings = np.random.default_rng(1).standard_normal((140, 384)).astype(np.float32)
     found = []
     for threads, cut in ((1, 140), (2, 1), (3, 63), (5, 129)):
@@ -357,7 +357,7 @@ def test_codes_of_other_formats_are_refused(tiny):
     bundle = Bundle(tiny.directory, msgspec.structs.replace(tiny.manifest, recipe=recipe))
     native = next(b for b in BACKENDS if b.name == "native")
     assert native.refuses(tiny) is None
-    assert native.refuses(bundle) == "codes of bitsandbytes' nf4 are run by bitsandbytes"
+    assert native.refuses(bundle) == "codes in bitsandbytes' format nf4 need the backend bitsandbytes"
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +368,7 @@ def tiny(tiny_bundle):
 @pytest.mark.parametrize("activations", ["int8", "float32"])
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 129])
 def test_prefill_then_steps_is_forward_to_the_bit(tiny, activations, length):
-    """Tiles differ between one token and many, and chunks end at 64: neither may show in the result."""
+    """Tiles differ between one token and many, and chunks have a fixed length: neither may affect the result."""
     decoder = CpuDecoder(tiny, DecoderOptions(activations=activations))
     tokens = np.random.default_rng(length).integers(0, 512, length + 3).tolist()
     whole = decoder.forward(decoder.embed(tokens), decoder.new_state())
@@ -409,7 +409,7 @@ def test_weights_are_mapped_not_copied(tiny):
 def test_more_threads_than_cores_is_warned(tiny, caplog):
     with caplog.at_level("WARNING"):
         CpuDecoder(tiny, DecoderOptions(threads=physical_cores() + 1))
-    assert "they will wait for each other" in caplog.text
+    assert "will wait for each other" in caplog.text
     with pytest.raises(InputError, match="threads is 0"):
         DecoderOptions(threads=0)
     with pytest.raises(InputError, match="did you mean 'int8'"):
@@ -444,7 +444,7 @@ IN_PROJ = "backbone.layers.1.mixer.in_proj.weight"
         (lambda s, t: t.update({f"{IN_PROJ}.codes": t[f"{IN_PROJ}.codes"].view(np.int8)}), "uint8 codes"),
         (lambda s, t: t.update({"backbone.norm_f.weight": np.zeros(3, np.float32)}), "norm_f has 3 values"),
         (lambda s, t: t.update({"backbone.norm_f.weight": np.zeros(128, np.float64)}), "not float32"),
-        (lambda s, t: t.update({f"{IN_PROJ}.clips": np.ones(2, np.float32)}), "clips are not 1 of float32, one a group"),
+        (lambda s, t: t.update({f"{IN_PROJ}.clips": np.ones(2, np.float32)}), "clips are not 1 of float32, one per group"),
         (lambda s, t: t.update({f"{IN_PROJ}.clips": np.ones(1)}), "clips are not 1 of float32"),
         (lambda s, t: t.update({"residual_rotation": np.ones((3, 3), np.float32)}), "no rotation of 128 channels"),
         (lambda s, t: t.update({"rotation": np.ones((3, 3), np.float32)}), "no rotation of 256 channels"),
@@ -470,7 +470,7 @@ def test_unaligned_weights_are_refused(tiny):
 
 
 def test_calls_that_do_not_fit_are_refused_by_the_compiled_part_too(tiny):
-    """Beside what `decode.arguments` refuses before: no call of it reads or writes beside what it was given."""
+    """In addition to the checks of `decode.arguments`: no call reads or writes outside its arguments."""
     sizes, arrays = arguments_of(tiny)
     decoder, state = _cpu.Decoder(sizes, arrays, "auto", 1, True), DecoderState.zeros(tiny.manifest.model.mamba)
     for token in (512, -1):
@@ -490,7 +490,7 @@ def test_a_mapped_file_that_was_cut_is_refused(tiny_bundle, tmp_path):
     bundle = Bundle.open(copy)
     data = (copy / "decoder.safetensors").read_bytes()
     (copy / "decoder.safetensors").write_bytes(data[:-1000])
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         CpuDecoder(bundle, DecoderOptions())
 
 

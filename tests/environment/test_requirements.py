@@ -1,4 +1,4 @@
-"""Hints how to install an extra: commands that work where the package lies on no index."""
+"""Install commands for extras work although the package is not on an index."""
 
 import json
 import os

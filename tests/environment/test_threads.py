@@ -1,4 +1,4 @@
-"""How many threads a process takes, and that all its libraries take as many and do not spin."""
+"""The number of threads of a process: the same in all its libraries, which do not spin."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ COMPUTING = {
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch):
-    """Give the environment and torch's threads back."""
+    """Restore the environment and torch's threads."""
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", *threads._SPINNING):
         monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
@@ -55,7 +55,7 @@ def restored(monkeypatch):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Return a function that makes the process believe in a machine: its processors' siblings, and files of its cgroup."""
+    """Return a function that fakes a machine: the siblings of its CPUs, and files of its cgroup."""
     monkeypatch.setattr(threads, "_SIBLINGS", str(tmp_path / "cpu{}"))
     monkeypatch.setattr(threads, "_CGROUP", tmp_path)
 
@@ -108,7 +108,7 @@ def test_fewer_are_taken_where_the_environment_says_so(machine, monkeypatch, ask
 
 def test_one_number_for_all(machine, tiny_bundle, caplog):
     machine(["0", "1", "2", "3"])
-    for wanted, count in ((3, 3), (None, 3), (1, 1)):  # what was said stays said
+    for wanted, count in ((3, 3), (None, 3), (1, 1)):  # an explicit setting is kept
         use_threads(wanted)
         assert default_threads() == torch.get_num_threads() == runtime_options().intra_op_num_threads == count
         assert os.environ["OMP_NUM_THREADS"] == str(count)  # for children
@@ -126,7 +126,7 @@ def test_no_thread_of_a_library_spins_for_long(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     use_threads(None)
-    assert os.environ["GOMP_SPINCOUNT"] == "7"  # whoever set it knows why
+    assert os.environ["GOMP_SPINCOUNT"] == "7"  # an explicit setting is kept
     monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.delenv("KMP_BLOCKTIME")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
@@ -159,6 +159,6 @@ print(torch.get_num_threads(), os.environ["GOMP_SPINCOUNT"])
 
 
 def test_a_command_settles_it_before_torch_is_imported():
-    """Its OpenMP reads how long to spin once, when it is loaded."""
+    """OpenMP reads the spin time once, when it is loaded."""
     child = subprocess.run([sys.executable, "-c", AS_EXPORT_DOES], capture_output=True, text=True, check=False)
     assert child.stdout.split() == ["1", "2000"], child.stderr

@@ -23,7 +23,7 @@ from cobra_edge.export import command as export_module
 from cobra_edge.export import pipeline as assemble
 from cobra_edge.formats.model_config import CobraConfig, MambaConfig
 from cobra_edge.formats.recipe import uniform_recipe
-from cobra_edge.formats.safetensors_file import TensorFileWriter
+from cobra_edge.formats.safetensors_file import SafetensorsWriter
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.model.backbones import vision_backbone
@@ -117,7 +117,7 @@ def test_an_output_that_cannot_be_written(export):
 
 
 def test_a_disk_that_fills_up(export, tmp_path, monkeypatch):
-    real, calls = TensorFileWriter.write, []
+    real, calls = SafetensorsWriter.write, []
 
     def write(self, name, values):
         calls.append(name)
@@ -125,7 +125,7 @@ def test_a_disk_that_fills_up(export, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(self, name, values)
 
-    monkeypatch.setattr(TensorFileWriter, "write", write)
+    monkeypatch.setattr(SafetensorsWriter, "write", write)
     code, _, err = export()
     assert code == 3 and "No space left" in err
     assert leftovers(tmp_path / "out") is None
@@ -296,7 +296,7 @@ def test_run_streams_or_prints_json(mini_bundle, capfd):
         (["--image", "/proc/self", "--prompt", "x"], 2, "not an ordinary file"),
         (["--prompt", "x", "--temperature", "-1"], 2, "temperature"),
         (["--prompt", "x", "--max-new-tokens", "0"], 2, "--max-new-tokens: "),
-        (["--prompt", "x", "--device", "cuda"], 3, "no decoder runs this bundle"),
+        (["--prompt", "x", "--device", "cuda"], 3, "no decoder backend runs this bundle"),
         (["--image", IMAGE], 2, "--prompt is missing"),
     ],
 )
@@ -414,14 +414,14 @@ def test_a_float_model_that_overflows_is_said(export, text_only, tmp_path):
 
 
 def test_a_disk_that_fills_up_with_the_golden_lines(export, tmp_path, monkeypatch):
-    real = TensorFileWriter.write
+    real = SafetensorsWriter.write
 
     def write(self, name, values):
         if name == "kept_log_probs":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(self, name, values)
 
-    monkeypatch.setattr(TensorFileWriter, "write", write)
+    monkeypatch.setattr(SafetensorsWriter, "write", write)
     code, _, err = export()
     assert code == 3 and "No space left" in err
     assert leftovers(tmp_path / "out") is None
@@ -435,7 +435,7 @@ def test_a_model_too_large_for_its_target_writes_nothing(text_only, tmp_path, mo
     arguments = ["--target", "jetson", "--checkpoint", str(text_only), "--out", str(tmp_path / "out" / "b")]
     assert run_command(export_module.command, arguments) == 2
     err = " ".join(capfd.readouterr().err.split())
-    assert "does not fit Jetson Orin Nano" in err and "take fewer bits or a larger target" in err
+    assert "does not fit Jetson Orin Nano" in err and "use fewer bits or a larger target" in err
     assert leftovers(tmp_path / "out") is None
 
 

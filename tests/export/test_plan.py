@@ -79,7 +79,7 @@ def test_encoders_that_do_not_fit_are_refused_before_any_stage(export, run_direc
     source = run_directory.write(tmp_path / "run")
     (source / "tokenizer.json").write_bytes((MINI / "tokenizer.json").read_bytes())
     code, err = export(source=source)
-    assert code == 2 and "on no hub" in err and "--vision-weights" in err
+    assert code == 2 and "not on a hub" in err and "--vision-weights" in err
     code, err = export("--vision-weights", tmp_path, source=source)
     assert code == 2 and "vit_small_patch14_reg4_dinov2.lvd142m.safetensors not found" in err
 

@@ -100,7 +100,7 @@ def test_without_the_library_a_bundle_goes_without_an_engine(export, tmp_path, m
         ("jetson", ("--engine", "embedded"), "python -m cobra_edge.build BUNDLE"),
         ("jetson", ("--vision-precision", "fp15"), "did you mean 'fp16'"),
         ("rtx-2060", ("--vision-precision", "bf16"), "compute capability 8.0 or later, GeForce RTX 2060 6GB has 7.5"),
-        ("cpu", ("--vision-precision", "bf16"), "multiplies no bfloat16"),
+        ("cpu", ("--vision-precision", "bf16"), "has no bfloat16 matmuls"),
         ("cpu", ("--engine", "magic"), "--engine: "),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_bfloat16_bundle_does_not_run_on_a_processor(mini_bundle, capfd):
     path = mini_bundle("w4a16-g128", vision_precision="bf16")
     assert Bundle.open(path).manifest.drift.vision_runtime == "onnxruntime, CPU, bf16 emulated"
     assert run_command(whole, ["run", str(path), "--image", str(MINI / "demo.png"), "--prompt", "?"]) == 3
-    assert "multiplies no bfloat16" in " ".join(capfd.readouterr().err.split())
+    assert "has no bfloat16 matmuls" in " ".join(capfd.readouterr().err.split())
 
 
 def test_an_engine_that_the_manifest_has_no_hash_of_is_refused(export, tmp_path):
@@ -165,7 +165,7 @@ def test_an_image_file_of_another_form_is_refused(mini_bundle, tmp_path):
     manifest = Bundle.open(tmp_path / "b").manifest
     graph = msgspec.structs.replace(manifest.vision, input="float32")
     (tmp_path / "b" / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, vision=graph)))
-    with pytest.raises(BundleError, match="does not fit the model config"):
+    with pytest.raises(BundleError, match="does not match the model config"):
         Bundle.open(tmp_path / "b").image()
 
 

@@ -1,4 +1,4 @@
-"""Text of ours: a byte order mark is skipped everywhere, and errors begin with our own words."""
+"""Parsing: a byte order mark is skipped everywhere, and errors begin with our own message."""
 
 import json
 import shutil

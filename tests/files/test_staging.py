@@ -1,4 +1,4 @@
-"""Outputs: nothing that appears while they are made is lost, nothing that a killed run left behind stays."""
+"""Atomic outputs: nothing that appears meanwhile is lost, and leftovers of killed runs are removed."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ from cobra_edge.files.staging import rename_new, scratch_directory, staged_file
 
 @pytest.fixture(params=["renameat2", "neither flag"])
 def system(request, monkeypatch):
-    """A system with the flags of renameat2, and one without."""
+    """Run with and without the flags of renameat2."""
     if request.param != "renameat2":
         monkeypatch.setattr(staging, "_renameat2", lambda *_: False)
 
@@ -74,7 +74,7 @@ def test_exports_side_by_side_all_keep_what_they_made(tmp_path, system):
 
 
 def test_with_force_the_goal_is_a_bundle_at_every_moment(tmp_path, monkeypatch):
-    """Where directories can be exchanged there is no moment without one: nothing else is ever renamed."""
+    """If directories can be exchanged, the bundle always exists: no other rename is used."""
     goal = make_bundle(tmp_path / "b")
     if not staging.exchange(make_bundle(tmp_path / "x"), make_bundle(tmp_path / "y")):
         pytest.skip("this file system exchanges no directories")

@@ -1,4 +1,4 @@
-"""Sizes that a manifest names are bounded before anything of that size is made: a small bundle takes little memory."""
+"""Sizes from a manifest are bounded before anything is allocated: a small bundle takes little memory."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from cobra_edge.formats import hadamard
 from cobra_edge.formats.hadamard import LARGEST_PALEY_ORDER, LARGEST_WRITTEN_OUT, hadamard_factors, hadamard_matrix
 from cobra_edge.formats.model_config import EncoderConfig, MambaConfig, VisionConfig
 from cobra_edge.formats.recipe import Recipe, stored_tensors
-from cobra_edge.formats.safetensors_file import TensorFileWriter
+from cobra_edge.formats.safetensors_file import SafetensorsWriter
 from cobra_edge.inference.session import load
 from cobra_edge.regress import predictions as reading
 from cobra_edge.suite.line import Line
@@ -38,19 +38,17 @@ def test_a_matrix_is_not_written_out_however_wide(monkeypatch):
     monkeypatch.setattr(np, "kron", lambda *_: pytest.fail("began to write it out"))
     for order in (2 * LARGEST_WRITTEN_OUT, 65536):
         assert hadamard_factors(order) == (1, order)
-        with pytest.raises(
-            InputError, match=rf"order {order} would take .* GB written out, at most order {LARGEST_WRITTEN_OUT}"
-        ):
+        with pytest.raises(InputError, match=rf"order {order} would take .* GB, the limit is order {LARGEST_WRITTEN_OUT}"):
             hadamard_matrix(order)
 
 
 def wide_bundle(folder, config, rotations):
-    """Write a bundle of a decoder of zeros and ones, with the demo's tokenizer and no golden lines worth the name."""
+    """Write a bundle with a decoder of zeros and ones, the demo's tokenizer and trivial golden lines."""
     tiny = Bundle.open(folder.parent / "tiny")
     folder.mkdir()
     recipe = Recipe("fp16", "none", dict.fromkeys(tiny.manifest.recipe.tensors, "float16"), rotations=rotations)
     plan = [t for entries in stored_tensors(config, recipe).values() for t in entries]
-    with TensorFileWriter(folder / DECODER, plan) as writer:
+    with SafetensorsWriter(folder / DECODER, plan) as writer:
         for t in plan:
             writer.write(t.name, np.zeros(t.shape, t.dtype))
     for name in (TOKENIZER, PROMPT, GOLDEN):
@@ -78,14 +76,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.parametrize("kernels", ["native", "numpy", "torch"])
 def test_a_wide_rotation_takes_memory_in_proportion(tiny_bundle, tmp_path, kernels):
-    """Of d_inner 65,536 written out R would take 17 GB. The bundle is 3 MB, its activations of 128 tokens some 130."""
+    """For d_inner 65,536 a materialized R would take 17 GB. The bundle has 3 MB, its activations of 128 tokens some 130 MB."""
     (tmp_path / "tiny").symlink_to(tiny_bundle)
     config = MambaConfig(8, 1, 512, 65536, 1, 2, 1)
     folder = wide_bundle(tmp_path / "wide", config, ("residual", "out-proj"))
     assert sum(f.stat().st_size for f in folder.iterdir()) < 8 << 20
     child = subprocess.run([sys.executable, "-c", READ, folder, kernels], capture_output=True, text=True, check=True)
     assert int(child.stdout) < 400 << 10, child  # KiB
-    assert ("writes rotations out" in child.stderr or "refused" in child.stderr) == (kernels == "torch")
+    assert ("materializes rotations" in child.stderr or "refused" in child.stderr) == (kernels == "torch")
 
 
 def test_what_torch_would_write_out_is_refused_by_its_row(tiny_bundle, tmp_path):
@@ -93,7 +91,7 @@ def test_what_torch_would_write_out_is_refused_by_its_row(tiny_bundle, tmp_path)
     bundle = Bundle.open(wide_bundle(tmp_path / "wide", MambaConfig(8, 1, 512, 16384, 1, 2, 1), ("out-proj",)))
     for backend in BACKENDS:
         if backend.name == "torch":
-            assert "one of 16384 channels is too wide" in backend.refuses(bundle)
+            assert "one of 16384 channels is too large" in backend.refuses(bundle)
     plain = Bundle.open(wide_bundle(tmp_path / "plain", MambaConfig(8, 1, 512, 16384, 1, 2, 1), ()))
     assert all(b.refuses(plain) is None for b in BACKENDS if (b.name, b.device) == ("torch", "cpu"))
 

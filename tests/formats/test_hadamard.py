@@ -1,4 +1,4 @@
-"""Rotations: Hadamard matrices against their definition, and a rotated decoder against a plain one."""
+"""Rotations: Hadamard matrices against their definition, and a rotated decoder against an unrotated one."""
 
 import functools
 import json
@@ -99,11 +99,11 @@ def test_an_outlier_is_spread_evenly():
 
 @pytest.mark.parametrize("width", [0, -4, 3, 28, 52, 100, 36, 5121])
 def test_widths_without_a_hadamard_matrix_are_refused(width):
-    with pytest.raises(InputError, match=f"width {width} has no Hadamard matrix here: it has to be a power of two, or"):
+    with pytest.raises(InputError, match=f"width {width} has no Hadamard matrix here: expected a power of two, or"):
         hadamard_factors(width)
 
 
-# Widths are 12 · 32 and 12 · 64, so both factors of the rotations do something, and a transposed one is another.
+# Widths are 12 · 32 and 12 · 64, so that both factors of the rotations matter, and the transposed rotation differs.
 CONFIG = MambaConfig(384, 2, 512, 768, 16, 4, 24, tied=True)
 TOKENS = np.random.default_rng(0).integers(0, 512, 70).tolist()
 each_backend = pytest.mark.parametrize("backend", [b for b in BACKENDS if b.device == "cpu"], ids=lambda b: b.name)
@@ -117,7 +117,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(source, tmp_path_factory):
-    """Return the bundle of a scheme and a rotation, exported when it is first asked for."""
+    """Return the bundle for a scheme and a rotation, exported on first use."""
     root = tmp_path_factory.mktemp("bundles")
 
     @functools.lru_cache
@@ -145,7 +145,7 @@ def logits(bundle, backend):
 @each_rotation
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_rotated_decoder_is_the_same_decoder(source, exported, backend, rotation, tied, tmp_path):
-    """With matrices kept float32 nothing is rounded anew, so only the order of sums differs; outside nothing is rotated."""
+    """With float32 matrices only the order of sums differs; inputs and outputs are not rotated."""
     if not tied:
         config = MambaConfig(384, 2, 512, 768, 16, 4, 24, tied=False)
         source = str(write_text_only(tmp_path / "mamba-untied", config=config))
@@ -180,8 +180,8 @@ def test_quantized_and_rotated_runs_on_every_backend(exported, backend, scheme):
 @each_rotation
 @pytest.mark.parametrize("activations", ["float32", "int8"])
 def test_cuts_and_threads_do_not_change_a_bit_of_a_rotated_decoder(exported, rotation, activations):
-    """Rows are rotated by the thread they belong to, where they enter and where they leave."""
-    bundle = exported("w8a16-channel", rotation)  # whose activations are rounded by token, not by channel
+    """Rows are rotated by the thread that owns them, at input and output."""
+    bundle = exported("w8a16-channel", rotation)  # activations are quantized by token, not by channel
     truth, states = None, []
     for threads in (1, 2, 3):
         decoder = CpuDecoder(bundle, DecoderOptions(threads, activations))
@@ -196,7 +196,7 @@ def test_cuts_and_threads_do_not_change_a_bit_of_a_rotated_decoder(exported, rot
 
 
 def test_rotation_comes_before_rounding_activations(exported, monkeypatch):
-    """Both are done to out_proj's and the head's input, in this order: rounded values are no whole steps once rotated."""
+    """The inputs of out_proj and head are rotated, then quantized: the other way they would not be multiples of the scale."""
     seen = []
     real = numpy_reference.round_activations
     monkeypatch.setattr(numpy_reference, "round_activations", lambda x, *of: seen.append((x, real(x, *of))) or seen[-1][1])
@@ -204,7 +204,7 @@ def test_rotation_comes_before_rounding_activations(exported, monkeypatch):
     monkeypatch.setattr(numpy_reference, "rotate", lambda x: rotated.append(rotate(x)) or rotated[-1])
     decoder = NumpyDecoder(exported("w4a16-g128", "both"), DecoderOptions(activations="int8"))
     decoder.prefill(decoder.embed([1, 2, 3]), decoder.new_state())
-    assert len(rotated) == 1 + CONFIG.n_layer + 1  # what enters, every out_proj's input, the head's
+    assert len(rotated) == 1 + CONFIG.n_layer + 1  # embeddings, the input of every out_proj, that of the head
     assert all(any(x is r for x, _ in seen) for r in rotated[1:])
     assert len(rotated[-1]) == 1  # only the last position gets logits
 

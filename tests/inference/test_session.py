@@ -272,7 +272,7 @@ def test_sampling_that_means_nothing(bad):
 
 
 def test_a_state_of_another_model_is_refused(session, blind):
-    with pytest.raises(InputError, match="the state is of another model"):
+    with pytest.raises(InputError, match="the state belongs to another model"):
         session.ask(blind.decoder.new_state(), "Is there a red circle?")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: every layout that opens, and every way one can be wrong."""
+"""Checkpoints: every supported layout, and every refusal."""
 
 import json
 import os
@@ -190,7 +190,7 @@ def test_truncated(run_directory, text_only, tmp_path, keep, kind):
         source, file = text_only, text_only / "model.safetensors"
     size = int(file.stat().st_size * keep) if keep < 1 else keep
     os.truncate(file, size)
-    with pytest.raises(CheckpointError, match=r"truncated|not a whole"):
+    with pytest.raises(CheckpointError, match=r"truncated|not a complete"):
         open_checkpoint(str(source))
 
 
@@ -263,7 +263,7 @@ def test_vision_weights_and_tokenizer_that_are_not_there(text_only, tmp_path):
 
 
 def serve_from(monkeypatch, directory):
-    """Let the hub's client find its files in a directory and nothing in a cache; return what it is asked for."""
+    """Serve the hub client's files from a directory, with an empty cache; return its requests."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -332,7 +332,7 @@ def test_encoders_come_from_timms_hub_by_their_published_names(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(hub.timm, "create_model", unreachable)
-    with pytest.raises(MachineError, match=r"vision weights vit_tiny_patch16_224 could not be fetched .*no route to host"):
+    with pytest.raises(MachineError, match=r"vision weights vit_tiny_patch16_224 could not be downloaded .*no route to host"):
         load_tower(config, None)
 
 
@@ -341,7 +341,7 @@ def test_a_hub_that_is_switched_off_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(MachineError, match=r"^cobra\+3b/config\.json of han1997/cobra could not be fetched"):
+    with pytest.raises(MachineError, match=r"^cobra\+3b/config\.json of han1997/cobra could not be downloaded"):
         open_checkpoint("cobra+3b")
 
 
@@ -354,7 +354,7 @@ def test_offline_is_said_in_one_line(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == MachineError.exit_code
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: cobra+3b/config.json of han1997/cobra could not be fetched")
+    assert line.startswith("error: cobra+3b/config.json of han1997/cobra could not be downloaded")
     assert not (tmp_path / "bundles").exists()
 
 
@@ -364,7 +364,7 @@ def test_vision_weights_are_checked(run_directory, tmp_path):
 
     source = run_directory.write(tmp_path / "run")
     opened = open_checkpoint(str(source))
-    with pytest.raises(CheckpointError, match="on no hub"):
+    with pytest.raises(CheckpointError, match="not on a hub"):
         load_vision(opened)
     (source / "vision").mkdir()
     opened = open_checkpoint(str(source))
@@ -397,7 +397,7 @@ def test_same_seed_same_hash(tmp_path):
 @pytest.mark.parametrize("model_id", ["../../x", "/etc/x", "a/b", "", ".hidden", "x" * 200, "a\n"])
 def test_a_name_that_would_leave_the_output_directory(run_directory, tmp_path, model_id):
     run_directory.config["model"]["model_id"] = model_id
-    with pytest.raises(InputError, match="model_id .* is no name"):
+    with pytest.raises(InputError, match="model_id .* is invalid"):
         open_checkpoint(str(run_directory.write(tmp_path / "run")))
 
 
@@ -426,7 +426,7 @@ def test_a_sharded_mamba_is_joined(text_only):
     with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors missing"):
         open_checkpoint(str(text_only))
     index_file.write_text(json.dumps({"weight_map": {"a": "../../etc/x.safetensors"}}))
-    with pytest.raises(CheckpointError, match="expected safetensors files beside it"):
+    with pytest.raises(CheckpointError, match="expected safetensors files next to it"):
         open_checkpoint(str(text_only))
 
 
@@ -435,10 +435,10 @@ def test_a_sharded_mamba_is_joined(text_only):
     [
         ({}, "not a Mamba-1 decoder"),
         ({"projector.0.weight": torch.zeros(2, 2)}, "not a Mamba-1 decoder"),
-        ({3: torch.zeros(2)}, "expected a table of tensors by name"),
+        ({3: torch.zeros(2)}, "expected a dict of tensors by name"),
         ({"model": {3: {}}}, "expected {'model'"),
         ({"model": {"llm_backbone": {7: torch.zeros(1)}}}, "expected {'model'"),
-        ([1, 2], "expected a table of tensors by name, got list"),
+        ([1, 2], "expected a dict of tensors by name, got list"),
         ({"backbone.embedding.weight": torch.zeros(1, 1).expand(1 << 20, 128)}, "not a plain dense tensor"),
         ({"backbone.embedding.weight": torch.zeros(4, 4).to_sparse()}, "not a plain dense tensor"),
         ({"backbone.embedding.weight": torch.zeros(4, 4, device="meta")}, "not a plain dense tensor"),
@@ -453,7 +453,7 @@ def test_tables_that_are_no_model(text_only, data, says):
 
 
 def test_damaged_pickles_never_crash(run_directory, tmp_path):
-    """Any byte of the pickle inside the archive may be wrong: the answer is always one of our errors, or a checkpoint."""
+    """Any byte of the pickle inside the archive may be wrong: the result is one of our errors, or a checkpoint."""
     import random
 
     source = run_directory.write(tmp_path / "run")
@@ -476,7 +476,7 @@ def test_damaged_pickles_never_crash(run_directory, tmp_path):
 
 
 def test_encoders_trained_at_another_resolution_are_resampled(run_directory, tmp_path):
-    """The published DINOv2 has 37 × 37 position embeddings where the tower wants 27 × 27; timm itself is the judge."""
+    """The published DINOv2 has 37 × 37 position embeddings, the tower needs 27 × 27; compared with timm's own resampling."""
     import timm
 
     from cobra_edge.model.cobra import load_vision

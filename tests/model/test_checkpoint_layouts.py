@@ -1,4 +1,4 @@
-"""Checkpoints of every stage, size and encoder, and what trainers put around them."""
+"""Checkpoints of every stage, size and encoder, in the layouts of several trainers."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from ..conftest import MINI_MAMBA, random_tensors
 
 
 def parts_of(run):
-    """Return {part.name: tensor} as the original's module would name them."""
+    """Return {part.name: tensor} with the names of the original's module."""
     llm = {f"llm_backbone.llm.{k}": v for k, v in run.decoder.items()}
     return llm | {f"projector.{k}": v for k, v in run.projector.items()}
 
@@ -27,7 +27,7 @@ def under(prefix, tensors):
 
 
 def inside(marker, tensors):
-    """Return the tensors with a wrapper's name in the middle of theirs, as FSDP and activation checkpointing leave it."""
+    """Return the tensors with a wrapper's component in their names, as from FSDP and activation checkpointing."""
     return {
         name.replace(".layers.", f".layers.{marker}.").replace("projector.0", f"{marker}.projector.0"): t
         for name, t in tensors.items()
@@ -65,7 +65,7 @@ def test_what_trainers_put_around_the_weights_is_seen_through(run_directory, tmp
 def test_a_bare_mamba_that_was_wrapped_opens(text_only, prefix):
     from safetensors.torch import load_file
 
-    # copied: safetensors before 0.5 maps the file, which is written over here
+    # copied: safetensors before 0.5 maps the file, which is overwritten here
     tensors = {name: tensor.clone() for name, tensor in load_file(text_only / "model.safetensors").items()}
     save_file(under(prefix, tensors), text_only / "model.safetensors")
     opened = open_checkpoint(str(text_only))
@@ -76,7 +76,7 @@ def test_two_tensors_of_one_name_are_refused(run_directory, tmp_path):
     source = run_directory.write(tmp_path / "run")
     both = parts_of(run_directory) | under("module.", parts_of(run_directory))
     torch.save(both, source / "checkpoints" / "latest-checkpoint.pt")
-    with pytest.raises(CheckpointError, match="two tensors are llm_backbone"):
+    with pytest.raises(CheckpointError, match="two tensors are named llm_backbone"):
         open_checkpoint(str(source))
 
 
@@ -85,13 +85,13 @@ def test_mamba_2_is_told_by_its_tensors_and_by_its_name(run_directory, text_only
         {"backbone.layers.0.mixer.dt_bias": torch.zeros(8), "backbone.layers.0.mixer.A_log": torch.zeros(8)},
         text_only / "model.safetensors",
     )
-    with pytest.raises(CheckpointError, match=r"a Mamba-2 decoder.*runs Mamba-1"):
+    with pytest.raises(CheckpointError, match=r"a Mamba-2 decoder.*only Mamba-1 decoders"):
         open_checkpoint(str(text_only))
     (text_only / "config.json").write_text('{"model_type": "mamba2"}')
-    with pytest.raises(CheckpointError, match=r"model_type 'mamba2'.*runs Mamba-1"):
+    with pytest.raises(CheckpointError, match=r"model_type 'mamba2'.*only Mamba-1 decoders"):
         open_checkpoint(str(text_only))
     run_directory.config["model"]["llm_backbone_id"] = "mamba2-2.7b"
-    with pytest.raises(InputError, match=r"'mamba2-2.7b' is a Mamba-2.*runs Mamba-1"):
+    with pytest.raises(InputError, match=r"'mamba2-2.7b' is a Mamba-2.*only Mamba-1 decoders"):
         open_checkpoint(str(run_directory.write(tmp_path / "run")))
 
 
@@ -110,7 +110,7 @@ def test_a_git_lfs_pointer_is_told(text_only, file):
 def test_an_align_checkpoint_is_told(run_directory, tmp_path):
     source = run_directory.write(tmp_path / "run")
     torch.save({"model": {"projector": run_directory.projector}}, source / "checkpoints" / "latest-checkpoint.pt")
-    with pytest.raises(CheckpointError, match=r"a projector alone, as stage align leaves it.*stage finetune"):
+    with pytest.raises(CheckpointError, match=r"only a projector, as after stage align.*stage finetune"):
         open_checkpoint(str(source))
 
 
@@ -156,14 +156,14 @@ def test_without_a_tokenizer_and_a_hub_the_option_is_named(text_only, monkeypatc
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     (text_only / "tokenizer.json").unlink()
-    with pytest.raises(MachineError, match=r"tokenizer\.json of .* could not be fetched.*--tokenizer"):
+    with pytest.raises(MachineError, match=r"tokenizer\.json of .* could not be downloaded.*--tokenizer"):
         open_checkpoint(str(text_only)).tokenizer_file()
 
 
 @pytest.mark.parametrize("size", ["130m", "370m", "790m", "1.4b", "2.8b"])
 @pytest.mark.parametrize(("tuned", "style"), [("", "base"), ("-zephyr", "zephyr")])
 def test_every_mamba_1_has_the_sizes_that_were_published(size, tuned, style):
-    """Parameters as the model cards count them, the tied head once."""
+    """Parameter counts of the model cards, with the tied head counted once."""
     found = LANGUAGE_BACKBONES[f"mamba-{size}{tuned}"]
     published = {"130m": 129e6, "370m": 372e6, "790m": 793e6, "1.4b": 1372e6, "2.8b": 2768e6}[size]
     assert found.mamba.n_parameters == pytest.approx(published, rel=0.003) and found.prompt_style == style
@@ -184,11 +184,11 @@ def test_a_crop_of_another_kind_is_refused(run_directory, tmp_path):
         open_checkpoint(str(run_directory.write(tmp_path / "run")))
 
 
-# Encoders that were trained along.
+# Fine-tuned encoders.
 
 
 def tuned(run, seed=0):
-    """Return a tower of random weights and its tensors as a full finetune keeps them, what never runs here too."""
+    """Return a tower with random weights, and its tensors as in a full finetune, including the unused ones."""
     import timm
 
     torch.manual_seed(seed)
@@ -221,7 +221,7 @@ def test_encoders_that_were_trained_along_are_used(run_directory, tmp_path):
     other = write_tuned(run_directory, tmp_path / "other", tuned(run_directory, 1))
     assert open_checkpoint(str(other)).sha256() != opened.sha256()
     given = open_checkpoint(str(source), vision_weights=source / "vision")
-    assert (given.vision_source, given.tower) == ("files", {})  # what is asked for goes before
+    assert (given.vision_source, given.tower) == ("files", {})  # the option takes precedence
 
 
 def test_a_single_encoder_that_was_trained_along_is_used(run_directory, tmp_path, monkeypatch):
@@ -245,7 +245,7 @@ def test_a_single_encoder_that_was_trained_along_is_used(run_directory, tmp_path
         (lambda t: t.update({"siglip_featurizer.lora": torch.zeros(1)}), "unexpected tensors .*lora"),
         (lambda t: t.update({"clip_featurizer.x": torch.zeros(1)}), "clip_featurizer.x, expected names that begin with dino_"),
         (lambda t: t.update({"dino_featurizer.cls_token": torch.zeros(1, 1, 7)}), r"cls_token has shape \(1, 1, 7\)"),
-        (lambda t: t.update({"dino_featurizer.cls_token": torch.full((1, 1, 128), float("nan"))}), "cls_token: holds NaN"),
+        (lambda t: t.update({"dino_featurizer.cls_token": torch.full((1, 1, 128), float("nan"))}), "cls_token: contains NaN"),
     ],
 )
 def test_encoders_that_do_not_fit_are_named(run_directory, tmp_path, change, says):
@@ -262,7 +262,7 @@ def test_a_full_finetune_without_its_encoders_is_told(run_directory, tmp_path, c
     run_directory.config["stage"] = "full-finetune"
     source = run_directory.write(tmp_path / "run")
     open_checkpoint(str(source))
-    assert "stage full-finetune, and the checkpoint holds no vision_backbone" in caplog.text
+    assert "stage full-finetune, but the checkpoint has no vision_backbone" in caplog.text
     caplog.clear()
     (source / "vision").mkdir()
     open_checkpoint(str(source))
@@ -272,7 +272,7 @@ def test_a_full_finetune_without_its_encoders_is_told(run_directory, tmp_path, c
 
 
 def test_what_keeps_encoders_from_loading_is_found_before(run_directory, tmp_path):
-    """Names and shapes alone: the same refusals as of loading, without reading a value."""
+    """Checking only names and shapes gives the same refusals as loading, without reading a value."""
     from cobra_edge.model.vision import check_tower
 
     tower = tuned(run_directory)
@@ -281,7 +281,7 @@ def test_what_keeps_encoders_from_loading_is_found_before(run_directory, tmp_pat
     del opened.tower["dino_featurizer.cls_token"]
     with pytest.raises(CheckpointError, match="cls_token"):
         check_tower(opened.config.vision, None, opened.tower)
-    with pytest.raises(CheckpointError, match="on no hub.*--vision-weights"):
+    with pytest.raises(CheckpointError, match="not on a hub.*--vision-weights"):
         check_tower(opened.config.vision, None)
     with pytest.raises(CheckpointError, match="not found"):
         check_tower(opened.config.vision, tmp_path)

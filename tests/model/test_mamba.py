@@ -1,4 +1,4 @@
-"""The plain decoder against transformers' implementation, which is not ours."""
+"""The plain decoder against transformers' independent implementation."""
 
 import pytest
 import torch

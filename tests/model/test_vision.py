@@ -46,7 +46,7 @@ def test_published_encoders_have_the_sizes_the_config_says():
 @pytest.mark.parametrize("name", ["vit_base_patch16_clip_224.openai", "vit_large_patch16_224.augreg_in21k_ft_in1k"])
 @torch.inference_mode()
 def test_other_encoders_features_are_those_of_timm_too(name):
-    """With a class token, with CLIP's norm before the blocks and its own activation: as the original asks timm for them."""
+    """With a class token, CLIP's norm before the blocks and its activation: as in the original's calls of timm."""
     small = {"embed_dim": 64, "depth": 3, "num_heads": 2} | ({"act_layer": "quick_gelu"} if "clip" in name else {})
     of = next(e for b in VISION_BACKBONES.values() for e in b.encoders if e.timm_name == name)
     assert ("act_layer" in of.overrides) == ("clip" in name)
@@ -60,7 +60,7 @@ def test_other_encoders_features_are_those_of_timm_too(name):
 
 
 def test_fused_clip_has_the_activation_that_it_was_trained_with():
-    """The original asks for quick_gelu where CLIP stands alone, and forgot it beside DINOv2: checkpoints are run as trained."""
+    """The original sets quick_gelu if CLIP is alone, but not next to DINOv2: checkpoints are run as they were trained."""
     fused, alone = (VISION_BACKBONES[n].encoders[-1] for n in ("dinoclip-vit-l-336px", "clip-vit-l-336px"))
     assert fused.timm_name == alone.timm_name and (fused.overrides, alone.overrides) == ({}, {"act_layer": "quick_gelu"})
 
@@ -105,7 +105,7 @@ def test_backbones_agree_with_the_published_numbers():
 
 
 def small(kind, encoders=MINI.encoders, size=112):
-    """Return a model of random weights with a projector of a kind, and its config."""
+    """Return a model with random weights and a projector of a kind, and its config."""
     from cobra_edge.formats.model_config import CobraConfig, MambaConfig, VisionConfig
     from cobra_edge.model.cobra import VisionModel
 

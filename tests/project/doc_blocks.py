@@ -1,13 +1,13 @@
-"""Blocks of code in the documentation, and what of them can be run.
+"""Code blocks of the documentation, and which of them can be run.
 
-A fenced block without a language is shell; others say what they are (```python, ```yaml, ```text). A comment on a line of its
-own before a block says what a test shall know about it:
+A fenced block without a language is shell; others have a language (```python, ```yaml, ```text). A comment on its own line
+before a block is a directive for the tests:
 
     <!-- not run: REASON -->                  none of it is run
     <!-- not run where "TEXT": REASON -->     its lines that contain TEXT are not run
-    <!-- file: NAME -->                       it is the content of a file that later blocks of the page use
+    <!-- file: NAME -->                       the content of a file that later blocks of the page use
 
-What is not run is still held against the command line: every command and every option of ours must exist.
+Blocks that are not run are still checked against the command line: every command and every option must exist.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Block:
     """A fenced block.
 
     Attributes:
-        page: its path from the root.
-        line: where it begins.
-        language: as its fence says; "" is shell.
-        text: what is in it.
-        reasons: why lines are not run, by a text that they contain; "" is in all of them.
-        file: what it is the content of.
+        page: path of its page from the root.
+        line: number of its first line.
+        language: of its fence; "" is shell.
+        text: its content.
+        reasons: why lines are not run, by a text that they contain; "" matches all of them.
+        file: name of the file whose content it is.
     """
 
     page: str
@@ -45,7 +45,7 @@ class Block:
     file: str | None = None
 
     def why_not(self, command: str = "") -> str | None:
-        """Return why a command of this block, or all of it, is not run; None where it is."""
+        """Return why a command of this block, or the whole block, is not run; None if it is."""
         return next((reason for text, reason in self.reasons.items() if text in command), None)
 
     def commands(self) -> list[str]:
@@ -59,14 +59,14 @@ class Block:
 
 
 def pages() -> list[str]:
-    """Return every page of the documentation; the list of changes is history."""
+    """Return every page of the documentation, except the changelog."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found += sorted((ROOT / "export").rglob("*.md")) + sorted((ROOT / "cobra_edge").rglob("*.md"))
     return [str(page.relative_to(ROOT)) for page in found]
 
 
 def blocks(page: str) -> list[Block]:
-    """Return the blocks of a page, in order. Raises ValueError where a mark stands before no block."""
+    """Return the blocks of a page, in order. Raises ValueError for a directive without a block."""
     found, marks, opened = [], [], None
     for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), 1):
         stripped = line.strip()
@@ -96,7 +96,7 @@ def _block(page: str, line: int, language: str, lines: list[str], _: int, marks:
 
 
 def inline_commands(page: str) -> list[str]:
-    """Return commands of ours in running text; what is optional in them is kept, without its brackets."""
+    """Return our commands in running text; optional parts are kept, without their brackets."""
     text, inside = [], False
     for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         inside ^= line.strip().startswith("```")
@@ -107,7 +107,7 @@ def inline_commands(page: str) -> list[str]:
 
 
 def our_arguments(command: str) -> list[list[str]]:
-    """Return the arguments of each call of `cobra-edge` in a shell command, however it is called."""
+    """Return the arguments of each call of `cobra-edge` in a shell command, in any form."""
     calls = []
     for part in re.split(r"\|\||&&|[|;]", command) if _OURS.search(command + " ") else ():
         words = shlex.split(part)

@@ -1,4 +1,4 @@
-"""The GitHub action and the example workflow: well formed, and their scripts do what they should, run by bash here."""
+"""The GitHub action and the example workflow: well formed, and their scripts are run by bash here."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_shellcheck_has_nothing_to_say(step: dict[str, Any], tmp_path: Path) -> 
 
 @dataclass
 class Outcome:
-    """What a run of the action's steps left."""
+    """Results of a run of the action's steps."""
 
     codes: dict[str, int]
     outputs: dict[str, str]
@@ -118,9 +118,9 @@ class Outcome:
 
 
 def run_action(folder: Path, **given: str) -> Outcome:
-    """Run the steps of the action as a runner would: expressions filled in, GITHUB_* files there, no network.
+    """Run the steps of the action as a runner would: with expressions expanded and GITHUB_* files, without a network.
 
-    pip is a stub that writes down what it was asked for.
+    pip is a stub that records its arguments.
     """
     action = parsed(ACTION)
     stub = folder / "python"

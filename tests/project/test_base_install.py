@@ -1,4 +1,4 @@
-"""The base install alone, in an environment of its own: it opens, inspects and answers, and there is no torch."""
+"""The base install in its own environment: it opens, inspects and answers, without torch."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""constraints/: exact versions of what everything installs, with nothing that holds on one machine alone."""
+"""constraints/: exact versions of all installed packages, without anything specific to one machine."""
 
 import re
 import sys
@@ -31,7 +31,7 @@ def pinned(name: str) -> dict[str, Requirement]:
 
 
 def declared(extras: str, environment: dict[str, str]) -> list[Requirement]:
-    """Return what the package and some of its extras ask for directly, with extras of extras taken apart."""
+    """Return the direct requirements of the package and some of its extras, with nested extras expanded."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pending, found = [*project["dependencies"]], []
     wanted = [name for name in extras.split(",") if name]

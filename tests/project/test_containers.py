@@ -1,4 +1,4 @@
-"""The containers' recipes and the service, as far as they can be checked without Docker and without a running systemd."""
+"""The container recipes and the systemd unit, as far as they can be checked without Docker and a running systemd."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def environment() -> dict[str, str]:
 
 
 def started() -> list[str]:
-    """Return the words of the unit's command, variables filled in as systemd does."""
+    """Return the words of the unit's command, with variables expanded as by systemd."""
     known = environment() | {"CREDENTIALS_DIRECTORY": "/run/credentials/c", "STATE_DIRECTORY": "/var/lib/cobra-edge"}
     words = []
     for word in unit()["Service"]["ExecStart"].split():
@@ -116,7 +116,7 @@ def composed() -> dict[str, Any]:
 
 
 def understood(words: list[str]) -> dict[str, Any]:
-    """Return what `serve` makes of these words. Raises click's errors for those it does not know."""
+    """Return the parsed options of `serve`. Raises click's errors for unknown ones."""
     return serve.make_context("serve", list(words)).params
 
 
@@ -149,7 +149,7 @@ def test_the_unit_keeps_its_key_state_and_engines_where_it_may() -> None:
 
 def test_the_unit_leaves_the_gpu_reachable() -> None:
     service = unit()["Service"]
-    # Each of these takes devices away, or what drivers do with memory; ProtectClock by allowing the clock alone.
+    # Each of these blocks devices, or drivers' use of memory; ProtectClock by allowing only the clock.
     taken = {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "MemoryDenyWriteExecute", "PrivateUsers"}
     assert taken.isdisjoint(service)
     assert service["SupplementaryGroups"].split() == ["video", "render"]
@@ -167,7 +167,7 @@ def test_systemd_finds_nothing_in_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     here.write_text(here.read_text().replace("ProtectHome=yes", "ProtectHomes=yes"))
     done = subprocess.run([analyze, "verify", "--man=no", str(here)], capture_output=True, text=True)
-    assert "ProtectHomes" in done.stderr  # else the lines above would show nothing
+    assert "ProtectHomes" in done.stderr  # otherwise the checks above would be vacuous
 
 
 def test_the_compose_file_starts_the_server_with_options_that_it_has() -> None:
@@ -212,7 +212,7 @@ def test_all_clients_of_the_container_are_one_address_that_may_have_all() -> Non
 
 
 def blocks() -> list[str]:
-    """Return the commands of the page, a block each."""
+    """Return the commands of the page, one string per block."""
     found = re.findall(r"^```\n(.*?)^```$", (FOLDER / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     return [block for block in found if not block.startswith("[Service]")]
 
@@ -227,10 +227,10 @@ STAND_INS = {
 
 
 def followed(block: str, tmp_path: Path) -> list[list[str]]:
-    """Run the commands of a block in a copy of the repository's files, below a root of its own.
+    """Run the commands of a block in a copy of the repository's files, under a temporary root.
 
     Returns:
-        What Docker was called with: BUNDLE, API_KEY_FILE and the words, of each call.
+        For each call of Docker: BUNDLE, API_KEY_FILE and the arguments.
     """
     root, here, programs, said = (tmp_path / name for name in ("root", "repository", "programs", "said"))
     for directory in (root, programs, here / "bundles" / "my-cobra", here / "export"):
@@ -261,7 +261,7 @@ def test_the_page_s_commands_run_one_after_the_other_and_again(tmp_path: Path) -
     assert [words[2] for words in built] == ["build", "volume", "run", "run"]
     for words in built:
         for mount in (words[at + 1] for at, word in enumerate(words) if word == "-v" and words[at + 1].startswith("/")):
-            assert Path(mount.split(":")[0]).is_dir()  # Docker would make what is not there, as root
+            assert Path(mount.split(":")[0]).is_dir()  # Docker would create missing directories, as root
     for _ in range(2):
         *_, (bundle, key, *words) = followed(compose, tmp_path / "compose")
         assert words[:2] == ["compose", "-f"] and (tmp_path / "compose" / "repository" / words[2]).is_file()

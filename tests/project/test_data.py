@@ -1,4 +1,4 @@
-"""The data that ships: targets, budgets, the README's tables."""
+"""Included data: targets, budgets, the README's tables."""
 
 import subprocess
 import sys
@@ -74,7 +74,7 @@ def test_the_front_page_is_short() -> None:
 
 
 def test_the_core_needs_no_torch():
-    """Importing the package and all that runs on a device pulls in neither torch nor anything of the export extra."""
+    """Importing the package and everything that runs on a device imports neither torch nor anything of the export extra."""
     program = (
         "import sys, cobra_edge, cobra_edge.run, cobra_edge.inspect, cobra_edge.vision.session\n"
         "import cobra_edge.decode.numpy_reference, cobra_edge.regress.golden\n"

@@ -1,4 +1,4 @@
-"""The documentation's commands and code: run as they stand, or held against the command line where the page says why not."""
+"""The documentation's commands and code: run as they are, or checked against the command line if the page says why not."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SCENES = [{"image": "scenes/000.png", "question": "Is there a red circle?", "ans
 
 @pytest.fixture
 def workspace(mini_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the working directory in which a page's commands are run: what it names is there, under that very name.
+    """Return the working directory for a page's commands, with the files that it names.
 
     BUNDLE is cobra-mini with 32 golden lines, runs/my-cobra cobra-mini's checkpoint, DIR a Mamba of two layers, scene.png the
     demo image, questions.jsonl two questions, my.jsonl ten, tasks/scenes.jsonl one, budget.toml a wide limit.
@@ -99,16 +99,14 @@ def runnable(page: str) -> list[Block]:
 
 
 def marked(page: str) -> object:
-    """Return a parameter: a page that calls a harness belongs to the tests of heavy extras."""
+    """Return a parameter; a page that calls a benchmark harness is marked `extras`."""
     words = {word for block in runnable(page) for command in block.commands() for word in command.split()}
     return pytest.param(page, marks=[pytest.mark.extras] if words & {"lm-eval", "lmms-eval"} and page != "README.md" else [])
 
 
 @pytest.mark.parametrize("page", [marked(page) for page in pages() if runnable(page)])
 def test_what_a_page_shows_works(page: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for block in sorted(
-        runnable(page), key=lambda block: block.file is None
-    ):  # files first: commands are told what they are for
+    for block in sorted(runnable(page), key=lambda block: block.file is None):  # files first: commands use them
         if block.file is not None:
             (workspace / block.file).write_text(block.text)
         elif block.language == "python":
@@ -126,7 +124,7 @@ def test_what_a_page_shows_works(page: str, workspace: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("page", pages())
 def test_every_command_and_option_exists(page: str) -> None:
-    """Also of what is not run: a stale command or flag is found in any page."""
+    """Commands that are not run are checked too: stale commands and flags are found on any page."""
     commands = [command for block in blocks(page) for command in block.commands()] + inline_commands(page)
     for command in commands:
         for arguments in our_arguments(command):

@@ -1,4 +1,4 @@
-"""bench/gpu.sh, the one command for a machine with a GPU: its steps, its limits, its exit code. A stub stands for Python."""
+"""bench/gpu.sh, the one command for a machine with a GPU: its steps, time limits and exit code. Python is a stub."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu.sh"
 STEPS = ["packages", "native", "peers", "test", "tune", "kernels", "decode"]
 
-# Writes down what it is asked for, then ends as variables say: LACKING is what is not installed, FAIL the command that fails,
-# SLOW the one that takes long.
+# Records its arguments, then exits as variables say: LACKING lists modules that are not installed, FAIL is the command that
+# fails, SLOW the one that takes long.
 STUB = r"""#!/usr/bin/env bash
 echo "$*" | head -1 >> "$CALLS"
 case "$*" in
@@ -155,7 +155,7 @@ def test_peers_that_are_not_there_fail_their_step_alone(run, tmp_path):
     assert done.returncode == 1 and found["peers"].startswith("FAILED with exit code 3") and found["decode"].startswith("done")
 
 
-# Stands for pip: writes down what it was to build and for which GPU, and leaves a wheel where it was asked to.
+# A stub of pip: records what to build and for which GPU, and writes a wheel.
 BUILDING = """#!/usr/bin/env bash
 case "$*" in *" wheel "*)
   cat "${@: -1}/setup.py" > "$SEEN"

@@ -1,4 +1,4 @@
-"""Nothing leaves the machine unasked: files that appear in a home, connections that are tried, names that are looked up."""
+"""Nothing leaves the machine unasked: checks new files in the home directory, connection attempts and DNS lookups."""
 
 import json
 import os
@@ -25,14 +25,14 @@ from ..serve.serve_case import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 ASK = ["--image", str(MINI / "demo.png"), "--prompt", "Is there a red circle?"]
-# onnxruntime reports nothing where CI is set. A user's switches must not be what makes a test pass.
+# onnxruntime reports nothing if CI is set. The user's own settings must not make a test pass.
 HIDES = {"CI", "GITHUB_ACTIONS", "TF_BUILD", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "NO_PROXY", "no_proxy", *SWITCHES}
 OPEN = "import onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A user's machine as a child sees it: a fresh home, and a proxy that writes down who is asked for."""
+    """A child process's view of a user's machine: an empty home, and a proxy that records the requested hosts."""
 
     home: Path
     environment: dict[str, str]
@@ -40,7 +40,7 @@ class Machine:
     asked: threading.Event = field(default_factory=threading.Event)
 
     def files(self) -> list[str]:
-        """Return what was left in the home, apart from our own cache."""
+        """Return the new files in the home directory, except our own cache."""
         found = (str(file.relative_to(self.home)) for file in self.home.rglob("*") if file.is_file())
         return sorted(name for name in found if not name.startswith(".cache/cobra_edge/"))
 
@@ -87,12 +87,12 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def reports_on_linux() -> bool:
-    """Tell whether this onnxruntime has telemetry on Linux."""
+    """Return whether this onnxruntime has telemetry on Linux."""
     return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 29)
 
 
 def write_graph(file: Path) -> Path:
-    """Write a graph that gives back what it is given."""
+    """Write an identity graph."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -104,7 +104,7 @@ def write_graph(file: Path) -> Path:
 
 @contextmanager
 def served(bundle: Path, machine: Machine, *before: str) -> Iterator[None]:
-    """Serve a bundle on a machine and ask it once; it ends in good order after the context."""
+    """Serve a bundle on a machine and send one request; the server shuts down cleanly after the context."""
     command = [*before, sys.executable, "-m", "cobra_edge.serve", str(bundle), "--port", "0"]
     process = subprocess.Popen(command, env=machine.environment, cwd=machine.home, stdout=subprocess.PIPE, text=True)
     try:
@@ -122,11 +122,11 @@ def served(bundle: Path, machine: Machine, *before: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen of a server, of another one under strace, and of onnxruntime without us, until that had reported."""
+    """Observations of a server, of another one under strace, and of onnxruntime without us until it had reported."""
 
     server: Machine
     traced: Machine
-    calls: list[str] | None  # None: strace is not to be had
+    calls: list[str] | None  # None: strace is not available
     alone: Machine | None  # None: this onnxruntime has no telemetry
 
 
@@ -137,7 +137,7 @@ def watched(mini_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathF
         strace = None  # a container may forbid it
     with ExitStack() as machines:
         server, traced = (machines.enter_context(fresh_machine(folder / name)) for name in ("server", "traced"))
-        # Through a proxy no name is looked up and nobody is connected to; what is traced has none.
+        # Through a proxy there are no DNS lookups and no direct connections; the traced process has no proxy.
         for name in [name for name in traced.environment if name.lower().endswith("_proxy")]:
             del traced.environment[name]
         alone = machines.enter_context(fresh_machine(folder / "alone")) if reports_on_linux() else None
@@ -146,7 +146,7 @@ def watched(mini_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathF
             if strace is not None:
                 trace = [strace, "-D", "-f", "-e", "trace=%network", "-o", str(folder / "calls")]
                 running.enter_context(served(bundle, traced, *trace))
-            if alone is not None:  # started last: when it has reported, so would the others
+            if alone is not None:  # started last: once it has reported, the others would have too
                 command = [sys.executable, "-c", OPEN + "; sys.stdin.read()", write_graph(folder / "graph.onnx")]
                 child = subprocess.Popen(command, env=alone.environment, cwd=alone.home, stdin=subprocess.PIPE)
                 with child:
@@ -168,9 +168,9 @@ def test_a_server_reports_to_nobody(watched: Watched) -> None:
 
 def test_a_server_looks_up_no_name_and_connects_to_nobody(watched: Watched) -> None:
     if watched.calls is None:
-        pytest.skip("strace is not to be had; what is asked of a proxy is seen by another test")
+        pytest.skip("strace is not available; another test checks the proxy's requests")
     assert any("listen(" in line for line in watched.calls), "strace saw nothing"
-    # A datagram socket is what names are looked up through. Our own addresses and sockets of files are nobody else's.
+    # DNS lookups use datagram sockets. Loopback addresses and Unix sockets are local.
     far = re.compile(r'AF_INET6?, SOCK_DGRAM|inet_addr\("(?!127\.|0\.0\.0\.0)|AF_INET6, "(?!::1?")')
     assert [line for line in watched.calls if far.search(line)] == []
     assert not watched.traced.files()

@@ -1,4 +1,4 @@
-"""The documentation's site: it builds without a warning, has every page, and loads nothing from another host."""
+"""The documentation site: it builds without warnings, has every page, and loads nothing from another host."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_no_page_loads_from_another_host(site: Path) -> None:
         found = References(page.read_text())
         assert found.loads, page
         assert not list(filter(of_another_host, found.loads)), page
-        # what the theme's script would fetch a library or figures for
+        # elements for which the theme's script would fetch a library or figures
         assert not found.parts & {"mermaid", "source"}, page
     for style in site.rglob("*.css"):
         assert not list(filter(of_another_host, loads_of_style(style.read_text()))), style
@@ -121,7 +121,7 @@ def test_what_another_host_would_be_asked_for_is_seen(text: str) -> None:
 
 
 def test_every_link_leads_to_a_file_of_the_site(site: Path) -> None:
-    """Also those that lead elsewhere in the repository: the hook turns them into paths, or into other pages of the site."""
+    """Links to other files of the repository too: the hook turns them into paths, or into other pages of the site."""
     seen = 0
     for page in html(site):
         if page.name == "404.html":  # is shown for any path, and so has links from the root

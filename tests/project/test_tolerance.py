@@ -1,4 +1,4 @@
-"""The comparator itself: it must reject what is wrong."""
+"""The comparator: it must reject wrong results."""
 
 import numpy as np
 import pytest

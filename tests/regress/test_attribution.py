@@ -21,7 +21,7 @@ from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite
 from cobra_edge.suite.tokenized import tokenized_suite
 from cobra_edge.vision.graph.emulation import open_emulated
-from cobra_edge.vision.graph.split import opened_halves
+from cobra_edge.vision.graph.split import open_split
 
 from ..conftest import MINI, write_text_only
 from ..tolerance import assert_close
@@ -170,15 +170,15 @@ def test_golden_lines_cannot_tell_vision_from_the_decoder_s_weights(narrow):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_both_halves_are_the_graph(narrow, mini_bundle, precision):
+def test_both_parts_are_the_graph(narrow, mini_bundle, precision):
     """As a device computes it: sixteen-bit graphs emulated, also where the CPU would run them wider."""
     bundle = Bundle.open(mini_bundle("fp16") if precision == "fp16" else narrow)
     pixels = bundle.image().pixels(load_image(MINI / "demo.png"))
     whole = open_emulated(bundle.path(VISION), bundle.manifest.model, bundle.manifest.vision).embed(pixels)
-    with opened_halves(bundle) as halves:
-        features = halves.features(pixels)
+    with open_split(bundle) as split:
+        features = split.features(pixels)
         assert len(features) == 2 and all(f.ndim == 3 for f in features)
-        found = halves.projected(features)
-        doubled = halves.projected([2 * f for f in features])
+        found = split.projected(features)
+        doubled = split.projected([2 * f for f in features])
     assert_close(found, whole.reshape(found.shape), "onnx")
     assert not np.allclose(doubled, found, rtol=0.1)

@@ -507,7 +507,7 @@ def test_a_directory_that_others_may_write_is_refused(tmp_path, files, caplog, b
 
 def test_what_belongs_to_others_is_not_believed(tmp_path, files, monkeypatch, caplog):
     file = saved(tmp_path, files)
-    monkeypatch.setattr(ownership, "_believed_users", lambda: {54321})
+    monkeypatch.setattr(ownership, "_trusted_users", lambda: {54321})
     with pytest.raises(InputError, match="belongs to user"):
         PrefixCacheDisk(tmp_path / "states", 1 << 20, SMALL, FINGERPRINT)
     assert files.load(key_of(1)) is None

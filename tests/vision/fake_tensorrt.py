@@ -1,18 +1,18 @@
-"""A thin fake of the TensorRT Python API, as far as the package uses it. It is not TensorRT.
+"""A thin fake of the part of the TensorRT Python API that the package uses. It is not TensorRT.
 
-Written after NVIDIA's published API documentation of 10.3 and its migration guide to 11. It raises `OrderError` where calls
-come in an order that TensorRT does not allow, and is stricter than Python needs: whatever is used after what it was made from
-is gone raises, where the real bindings keep most parents alive. An "engine" holds the graph, the version and the compute
-capability; running it means onnxruntime, when the fake stream is synchronised (fake_cuda).
+Written from NVIDIA's published API documentation of 10.3 and its migration guide to 11. It raises `OrderError` if calls come in
+an order that TensorRT does not allow, and is stricter than necessary: using an object whose parent is gone raises, although the
+real bindings keep most parents alive. An "engine" holds the graph, the version and the compute capability; onnxruntime runs it
+when the fake stream is synchronized (fake_cuda).
 
-What it proves: the order of calls, that every refusal is heard and told, that engines and measured times are kept, found,
-rejected and made again, that builds exclude each other and can be ended. What it cannot: that TensorRT takes the graph, that
-the numbers are right, how much memory and time it needs, what its messages are, that real signatures are as documented.
+It can verify the order of calls, that refusals are reported, that engines and timing caches are stored, found, rejected and
+rebuilt, that builds exclude each other and can be killed. It cannot verify that TensorRT accepts the graph, that the numbers
+are right, how much memory and time it needs, its messages, or that real signatures match the documentation.
 
-`install` fills a module named `tensorrt` with the API of a version: 10 has EXPLICIT_BATCH and flags of precisions, 11 has not,
-and types every network strongly. What the builder does is said by the environment, for processes that a test starts:
+`install` fills a module named `tensorrt` with the API of a version: 10 has EXPLICIT_BATCH and precision flags, 11 does not, and
+types every network strongly. Environment variables control the builder, for child processes of a test:
 FAKE_BUILD = "" (build), "slow" (two seconds), "hang", "killed", "crash", "nothing";
-FAKE_BUILDS = a file that gets a line a build.
+FAKE_BUILDS = a file that gets one line per build.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAGIC, TIMING_MAGIC = b"fake engine\n", b"fake times\n"
 
 
 class OrderError(AssertionError):
-    """Calls came in an order, or with objects, that TensorRT does not allow."""
+    """Calls in an order, or with objects, that TensorRT does not allow."""
 
 
 def need(condition: bool, rule: str) -> None:
@@ -46,7 +46,7 @@ def need(condition: bool, rule: str) -> None:
 
 
 class Made:
-    """Something made from others, which have to live as long as it is used."""
+    """An object made from others, which must outlive it."""
 
     def __init__(self, *parents: Any) -> None:
         self._parents = [(type(p).__name__, weakref.ref(p)) for p in parents]
@@ -100,7 +100,7 @@ class TimingCache(Made):
 
 
 class HostMemory(bytearray):
-    """The real one gives its bytes through the buffer protocol and can do nothing else."""
+    """Like the real one, supports nothing but the buffer protocol."""
 
 
 class Config(Made):
@@ -225,7 +225,7 @@ class Builder(Made):
 
     @staticmethod
     def _work(monitor: Any) -> bool:
-        """Go through phases as TensorRT does: nested, and not all steps told."""
+        """Go through phases as TensorRT does: nested, and with some steps unreported."""
         monitor.phase_start("Building the engine", None, 2)
         goes_on = monitor.step_complete("Building the engine", 0)
         monitor.phase_start("Timing kernels", "Building the engine", 50)

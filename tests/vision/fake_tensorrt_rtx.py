@@ -1,8 +1,8 @@
-"""A fake of TensorRT for RTX's run time, as far as this package calls it, over a GPU that is not there (fake_cuda).
+"""A fake of the part of TensorRT for RTX's run time that this package uses, on a fake GPU (fake_cuda).
 
-Not a model of its speed or numbers: it holds callers to the order of calls. Work that is put on a stream is done when the
-stream is synchronised and not before; memory that was given back, or an input or output without an address, fails.
-An engine runs as `FakeTensorRT.function`, and is opened when its bytes are among `FakeTensorRT.engines`.
+It does not model speed or numbers; it checks the order of calls. Work on a stream is done when the stream is synchronized and
+not before; using freed memory, or an input or output without an address, fails. An engine runs as `FakeTensorRT.function`, and
+can be opened if its bytes are among `FakeTensorRT.engines`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs pip install '.[
 
 @dataclass
 class FakeTensorRT:
-    """tensorrt_rtx's run time; all else is the real library's."""
+    """tensorrt_rtx's run time; everything else is the real library's."""
 
     cuda: FakeCuda
     inputs: dict[str, tuple[tuple[int, ...], Any]]  # shape and dtype of each
@@ -33,11 +33,11 @@ class FakeTensorRT:
     engines: list[bytes] | None = None  # None: any
     opened: list[bytes] = field(default_factory=list)
     compiled: bytes = b"kernels"
-    caches: list[tuple[bytes, bool]] = field(default_factory=list)  # what was offered to a runtime cache, and whether taken
+    caches: list[tuple[bytes, bool]] = field(default_factory=list)  # offers to a runtime cache, and whether accepted
     fails: bool = False
 
     def module(self, version: str = tensorrt_rtx.__version__) -> types.ModuleType:
-        """Return what `import tensorrt_rtx` shall give."""
+        """Return the module for `import tensorrt_rtx`."""
         module = types.ModuleType("tensorrt_rtx")
         module.__dict__.update({k: v for k, v in tensorrt_rtx.__dict__.items() if not k.startswith("__")})
         module.__spec__ = ModuleSpec("tensorrt_rtx", None)

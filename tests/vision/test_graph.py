@@ -1,4 +1,4 @@
-"""The written graph against torch: forms that runtimes fuse, 16 bits as a device computes them, both input forms."""
+"""The written graph against torch: patterns that runtimes fuse, emulated 16-bit rounding, both input forms."""
 
 import copy
 from pathlib import Path
@@ -17,8 +17,7 @@ from cobra_edge.formats.precision import precision_named
 from cobra_edge.formats.targets import target_named, why_not_precision
 from cobra_edge.inputs.image import ImageTransform, load_image
 from cobra_edge.model.backbones import VISION_BACKBONES
-from cobra_edge.vision.graph import exportable
-from cobra_edge.vision.graph import smoothquant as smoothing
+from cobra_edge.vision.graph import exportable, smoothquant
 from cobra_edge.vision.graph.emulation import write_emulated
 from cobra_edge.vision.graph.exportable import make_exportable
 from cobra_edge.vision.graph.onnx_export import export_onnx
@@ -42,7 +41,7 @@ def random_pixels(config):
 
 
 def loud(model):
-    """Give some channels of the residual stream, and layer scales, values that a trained DINOv2 has."""
+    """Set some channels of the residual stream, and layer scales, to values of a trained DINOv2."""
     with torch.no_grad():
         for encoder in model.tower.encoders:
             for block in encoder.vit.blocks:
@@ -59,7 +58,7 @@ def loud(model):
         ("linear", MINI.encoders[:1], 112),
         ("gelu-mlp", MINI.encoders[1:], 112),
         ("fused-gelu-mlp", MINI.encoders, 112),
-        ("fused-ldpnet", MINI.encoders, 224),  # a grid of 16 patches a side, pooled to 14
+        ("fused-ldpnet", MINI.encoders, 224),  # a grid of 16 patches per side, pooled to 14
     ],
 )
 def test_the_graph_computes_what_torch_does(tmp_path, kind, encoders, size):
@@ -87,18 +86,18 @@ def test_a_16_bit_graph_is_measured_as_a_device_computes_it(tmp_path, precision)
     make_exportable(rounded, precision)
     own = run(rounded, pixels)
     ours, theirs = (relative_rms(got, expected.embeddings) for got in (emulated, own))
-    assert 0.5 < ours / theirs < 2  # rounding errors soon have nothing to do with each other; their size does
+    assert 0.5 < ours / theirs < 2  # rounding errors soon differ, but their size is comparable
     assert ours < precision_named(precision).relative_rms_max
     parity = measure_parity(file, precision, [pixels], [expected])
     assert parity["projector"] == pytest.approx(relative_rms(emulated, expected.embeddings), rel=1e-3)
     stored = {t.name: t.data_type for t in onnx.load(str(file)).graph.initializer}
-    products = [t for name, t in stored.items() if name.startswith("val_") or name.endswith("proj.layer.weight")]
-    assert onnx.TensorProto.FLOAT16 in products or onnx.TensorProto.BFLOAT16 in products
+    matmuls = [t for name, t in stored.items() if name.startswith("val_") or name.endswith("proj.layer.weight")]
+    assert onnx.TensorProto.FLOAT16 in matmuls or onnx.TensorProto.BFLOAT16 in matmuls
     assert file.stat().st_size < 0.62 * _float_size(tmp_path)
 
 
 def test_an_emulated_product_rounds_operands_and_result(tmp_path):
-    """A product by hand: float16 operands, their exact sum of products, rounded once."""
+    """A matmul computed by hand: float16 operands, exact accumulation, rounded once."""
     from onnx import TensorProto, helper, numpy_helper
 
     weight = NOISE.standard_normal((64, 32)).astype(np.float16)
@@ -119,7 +118,7 @@ def test_an_emulated_product_rounds_operands_and_result(tmp_path):
     exact = x.astype(np.float16).astype(np.float64) @ weight.astype(np.float64)
     step = np.spacing(np.abs(exact).astype(np.float16)).astype(np.float64)
     assert (np.abs(got - exact) <= 0.51 * step).all() and (got == got.astype(np.float16)).all()
-    assert not np.array_equal(unrounded, unrounded.astype(np.float16))  # why a reference is needed
+    assert not np.array_equal(unrounded, unrounded.astype(np.float16))  # why the emulated graph is needed
 
 
 def _float_size(folder):
@@ -129,7 +128,7 @@ def _float_size(folder):
 
 
 def test_norms_of_loud_channels_do_not_overflow():
-    """The square of a channel of 30,000 is beyond fp16; sums of squares are taken in float32."""
+    """The square of a channel of 30,000 overflows fp16; sums of squares are float32."""
     model, config = small("gelu-mlp", MINI.encoders[:1])
     with torch.no_grad():
         model.tower.encoders[0].vit.pos_embed[..., 5] += 3e4
@@ -162,7 +161,7 @@ def test_attention_of_a_timm_that_knows_no_gate_and_no_norm_before_its_last_prod
     for block in blocks:
         for name in ("norm", "gate", "attn_dim"):
             delattr(block.attn, name)
-    assert sum(site.name.endswith("attn.proj") for site in smoothing._sites(model)) == len(blocks)
+    assert sum(site.name.endswith("attn.proj") for site in smoothquant._sites(model)) == len(blocks)
     make_exportable(model, "fp32")
     assert all(isinstance(block.attn, exportable._Attention) for block in blocks)
     assert_close(run(model, pixels), expected, "vision")
@@ -185,7 +184,7 @@ def test_both_input_forms_see_the_same(tmp_path, strategy):
 
 
 def test_runtimes_fuse_the_graph(tmp_path):
-    """onnxruntime makes one Gelu of each, and leaves no scale of attention beside its products."""
+    """onnxruntime fuses each GELU into one node, and no separate attention scale is left."""
     model, config = small("gelu-mlp", MINI.encoders[1:])
     export_onnx(model, ImageTransform.of(config), tmp_path / "vision.onnx")
     options = onnxruntime.SessionOptions()
@@ -205,9 +204,9 @@ def test_a_graph_that_differs_is_not_shipped(tmp_path):
     export_onnx(model, ImageTransform.of(config), file)
     parity = measure_parity(file, "fp32", [pixels], [expected])
     assert parity["encoder 0"] < 1e-5
-    with pytest.raises(ParityError, match="differs from torch by a relative RMS of .* at projector"):
+    with pytest.raises(ParityError, match="vision graph has a relative RMS error of .* at projector"):
         require_parity(parity, "fp32")
-    with pytest.raises(ParityError, match="take a wider --vision-precision"):
+    with pytest.raises(ParityError, match="use a wider --vision-precision"):
         require_parity({"projector": float("inf")}, "int8")
     with pytest.raises(ParityError):
         require_parity({"projector": float("nan")}, "fp16")
@@ -241,7 +240,7 @@ def test_encoders_whose_patches_do_not_match_are_refused():
     ("target", "precision", "reason"),
     [
         ("rtx-2060", "bf16", "needs a GPU of compute capability 8.0 or later, GeForce RTX 2060 6GB has 7.5"),
-        ("cpu", "bf16", "onnxruntime multiplies no bfloat16"),
+        ("cpu", "bf16", "onnxruntime has no bfloat16 matmuls"),
     ],
 )
 def test_a_precision_that_the_target_cannot_run_is_refused(target, precision, reason):

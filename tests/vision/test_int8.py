@@ -1,4 +1,4 @@
-"""int8 of the vision graph: what is written, what onnxruntime makes of it, which products stay wide, and smoothing."""
+"""int8 of the vision graph: what is written, how onnxruntime fuses it, which matmuls stay wide, and SmoothQuant."""
 
 import copy
 
@@ -13,13 +13,12 @@ from cobra_edge.errors import InputError
 from cobra_edge.inputs.image import ImageTransform, load_image
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.model.cobra import load_vision
-from cobra_edge.vision.graph import int8
-from cobra_edge.vision.graph import smoothquant as smoothing
+from cobra_edge.vision.graph import int8, smoothquant
 from cobra_edge.vision.graph.int8 import quantize_int8
-from cobra_edge.vision.graph.matmuls import ROWS, products_of, relative_error, rows_of
+from cobra_edge.vision.graph.matmuls import ROWS, relative_error, sampled_rows, weight_matmuls
 from cobra_edge.vision.graph.onnx_export import export_onnx
 from cobra_edge.vision.graph.parity import relative_rms
-from cobra_edge.vision.graph.smoothquant import smooth, smoothing_factors
+from cobra_edge.vision.graph.smoothquant import apply_smoothquant, smoothquant_scales
 
 from ..conftest import MINI
 from ..tolerance import assert_close
@@ -76,7 +75,7 @@ def node_that_makes(graph, name):
 
 
 def with_outlier(float_graph, file, by=300.0):
-    """Write the graph with one channel that enters OUTLIER made large."""
+    """Write the graph with one large channel in the input of OUTLIER."""
     proto = onnx.load(float_graph)
     bias = next(i for i in proto.graph.initializer if i.name == OUTLIER.replace("fc2", "fc1.bias"))
     value = numpy_helper.to_array(bias).copy()
@@ -88,32 +87,32 @@ def with_outlier(float_graph, file, by=300.0):
 
 def test_a_product_multiplies_rounded_values(float_graph, quantized, pixels):
     graph, values, weights = onnx.load(quantized[0]).graph, initializers(quantized[0]), initializers(float_graph)
-    for product in products_of(onnx.load(float_graph).graph)[::6]:
-        node = next(n for n in graph.node if n.name == product.node)
+    for matmul in weight_matmuls(onnx.load(float_graph).graph)[::6]:
+        node = next(n for n in graph.node if n.name == matmul.node)
         from_x, from_w = (node_that_makes(graph, name) for name in node.input)
         to_x = node_that_makes(graph, from_x.input[0])
         assert (to_x.op_type, from_x.op_type, from_w.op_type) == ("QuantizeLinear", "DequantizeLinear", "DequantizeLinear")
         step, scales, codes = values[to_x.input[1]], values[from_w.input[1]], values[from_w.input[0]]
-        weight = weights[product.weight]
-        highest = max(float(np.abs(run(float_graph, p, product.source)[0]).max()) for p in pixels)
+        weight = weights[matmul.weight]
+        highest = max(float(np.abs(run(float_graph, p, matmul.source)[0]).max()) for p in pixels)
         np.testing.assert_allclose(step, highest / 127, rtol=1e-4)
         np.testing.assert_allclose(scales, np.abs(weight).max(0) / 127, rtol=1e-6)
         assert codes.dtype == np.int8 and (np.abs(codes - weight / scales) <= 0.5001).all()
-        x, got = run(quantized[0], pixels[1], product.source, node.output[0])
+        x, got = run(quantized[0], pixels[1], matmul.source, node.output[0])
         rounded = np.clip(np.rint(x.astype(np.float64) / step), -128, 127) * step
         assert_close(got, rounded @ (codes * scales.astype(np.float64)), "product")
 
 
 def test_the_form_is_what_tensorrt_takes(float_graph, quantized):
     before, after = onnx.load(float_graph), onnx.load(quantized[0])
-    values, products = initializers(quantized[0]), products_of(before.graph)
+    values, matmuls = initializers(quantized[0]), weight_matmuls(before.graph)
     assert after.opset_import == before.opset_import and {n.domain for n in after.graph.node} == {""}
     zeros = [values[n.input[2]] for n in after.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    assert len(zeros) == 3 * len(products) and all(z.dtype == np.int8 and not z.any() for z in zeros)
+    assert len(zeros) == 3 * len(matmuls) and all(z.dtype == np.int8 and not z.any() for z in zeros)
     shapes = sorted(v.shape for v in values.values() if v.dtype == np.int8 and v.ndim == 2)
-    assert shapes == sorted(initializers(float_graph)[p.weight].shape for p in products)
+    assert shapes == sorted(initializers(float_graph)[p.weight].shape for p in matmuls)
     biases = [v for name, v in values.items() if name.endswith("bias_row")]
-    assert len(biases) == len(products) and all(v.dtype == np.float32 for v in biases)
+    assert len(biases) == len(matmuls) and all(v.dtype == np.float32 for v in biases)
     assert before.graph.input == after.graph.input and before.graph.output == after.graph.output
 
 
@@ -174,7 +173,7 @@ def test_the_product_with_an_outlier_is_left_wide(float_graph, pixels, tmp_path)
     assert all_int8.wide == () and all_int8.errors[0][0] == OUTLIER
     steps = []
     report = quantize_int8(graph, tmp_path / "wide.onnx", pixels, relative_rms_goal=0.02, on_step=lambda: steps.append(1))
-    assert [w.product for w in report.wide] == [OUTLIER] and report.wide[0].error == all_int8.errors[0][1]
+    assert [w.matmul for w in report.wide] == [OUTLIER] and report.wide[0].error == all_int8.errors[0][1]
     assert report.relative_rms <= 0.02 < all_int8.relative_rms and report.quantized == 34
     kept = initializers(tmp_path / "wide.onnx")
     assert f"{OUTLIER}.bias" in kept and f"{OUTLIER}.bias_row" not in kept and len(steps) == len(pixels)
@@ -197,7 +196,7 @@ def test_a_bias_that_others_read_too_stays_what_it_was_for_them(float_graph, pix
 def test_no_more_are_left_wide_than_allowed(float_graph, pixels, tmp_path):
     report = quantize_int8(float_graph, tmp_path / "int8.onnx", pixels, relative_rms_goal=1e-6)
     assert len(report.wide) == int(35 * int8.WIDE_AT_MOST) and report.relative_rms > report.relative_rms_goal
-    assert [w.product for w in report.wide] == [name for name, _ in report.errors[: len(report.wide)]]
+    assert [w.matmul for w in report.wide] == [name for name, _ in report.errors[: len(report.wide)]]
 
 
 def test_relative_error_against_loops():
@@ -219,12 +218,12 @@ def test_relative_error_against_loops():
 
 @pytest.mark.parametrize(("n_rows", "n_images"), [(1, 1), (1, 63), (64, 40), (69, 1), (729, 1), (729, 63), (729, 5000)])
 def test_kept_rows_are_about_as_many_as_wanted(n_rows, n_images):
-    counts = [len(range(n_rows)[rows_of(n_rows, number, n_images)]) for number in range(n_images)]
+    counts = [len(range(n_rows)[sampled_rows(n_rows, number, n_images)]) for number in range(n_images)]
     assert min(counts) >= 1 and sum(counts) <= 2 * max(ROWS, n_images)
 
 
-def plant(model, factor):
-    """Multiply two channels of what each norm gives, and divide the columns that read them: the function stays."""
+def add_outliers(model, factor):
+    """Scale up two output channels of each norm, and divide the columns that read them: the function stays the same."""
     torch.manual_seed(1)
     for block in (b for b in model.modules() if hasattr(b, "norm1")):
         for norm, linear in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)):
@@ -236,32 +235,32 @@ def plant(model, factor):
 
 
 @torch.inference_mode()
-def test_smoothing_keeps_the_function_and_removes_outliers(mini, pixels, tmp_path):
-    planted = plant(load_vision(mini), 60)
-    better = copy.deepcopy(planted)
-    smooth(better, pixels)
+def test_smoothquant_keeps_the_function_and_removes_outliers(mini, pixels, tmp_path):
+    with_outliers = add_outliers(load_vision(mini), 60)
+    smoothed = copy.deepcopy(with_outliers)
+    apply_smoothquant(smoothed, pixels)
     x = torch.from_numpy(pixels[0])
-    assert_close(better(x).numpy(), planted(x).numpy(), "vision")
+    assert_close(smoothed(x).numpy(), with_outliers(x).numpy(), "vision")
     far = []
-    for name, each in (("planted", planted), ("better", better)):
+    for name, each in (("with_outliers", with_outliers), ("smoothed", smoothed)):
         export_onnx(copy.deepcopy(each), ImageTransform.of(mini.config), tmp_path / f"{name}.onnx")
         far.append(quantize_int8(tmp_path / f"{name}.onnx", tmp_path / "int8.onnx", pixels, relative_rms_goal=9.0).relative_rms)
     assert far[0] > 0.1 and far[1] < 0.02
 
 
-def test_smoothing_factors_are_those_of_the_paper():
+def test_smoothquant_scales_are_those_of_the_paper():
     highest, weight = torch.tensor([4.0, 9.0, 0.0, 2.0]), torch.tensor([[1.0, -4.0, 2.0, 0.0], [0.5, 1.0, 1.0, 0.0]])
-    np.testing.assert_allclose(smoothing_factors(highest, weight, 0.5), [2.0, 1.5, 1.0, 1.0])
+    np.testing.assert_allclose(smoothquant_scales(highest, weight, 0.5), [2.0, 1.5, 1.0, 1.0])
 
 
 def test_a_tower_that_gains_nothing_is_left_alone(model, pixels, monkeypatch):
-    monkeypatch.setattr(smoothing, "PAYS_BELOW", 0.0)
+    monkeypatch.setattr(smoothquant, "PAYS_BELOW", 0.0)
     left = copy.deepcopy(model)
-    smooth(left, pixels[:1])
+    apply_smoothquant(left, pixels[:1])
     assert all((v == left.state_dict()[k]).all() for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("refuse", [lambda g, m, d: quantize_int8(g, d / "x", []), lambda g, m, d: smooth(m, [])])
+@pytest.mark.parametrize("refuse", [lambda g, m, d: quantize_int8(g, d / "x", []), lambda g, m, d: apply_smoothquant(m, [])])
 def test_no_calibration_images_are_refused(refuse, float_graph, model, tmp_path):
     with pytest.raises(InputError, match="needs calibration images, got none; give at least one"):
         refuse(float_graph, model, tmp_path)
@@ -269,14 +268,16 @@ def test_no_calibration_images_are_refused(refuse, float_graph, model, tmp_path)
 
 def test_activations_that_are_not_finite_are_refused(float_graph, model, pixels, tmp_path):
     bad = np.full_like(pixels[0], np.nan)
-    with pytest.raises(InputError, match=r"image 2: what enters tower.encoders.0.vit.blocks.0.attn.qkv is NaN or infinite"):
+    with pytest.raises(
+        InputError, match=r"image 2: the input of tower.encoders.0.vit.blocks.0.attn.qkv contains NaN or infinity"
+    ):
         quantize_int8(float_graph, tmp_path / "x.onnx", [pixels[0], bad])
-    with pytest.raises(InputError, match=r"blocks.0.attn.qkv: what enters it is NaN or infinite"):
-        smooth(model, [pixels[0], bad])
+    with pytest.raises(InputError, match=r"blocks.0.attn.qkv: its input contains NaN or infinity"):
+        apply_smoothquant(model, [pixels[0], bad])
     assert not list(tmp_path.iterdir())
 
 
-def test_a_graph_without_products_is_refused(pixels, tmp_path):
+def test_a_graph_without_matmuls_is_refused(pixels, tmp_path):
     value = onnx.helper.make_tensor_value_info
     x, y = (value(name, onnx.TensorProto.FLOAT, pixels[0].shape) for name in ("x", "y"))
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "none", [x], [y])

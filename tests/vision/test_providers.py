@@ -1,4 +1,4 @@
-"""onnxruntime's execution providers: which is taken, and why each better one was not."""
+"""onnxruntime's execution providers: which is selected, and why each better one was not."""
 
 import logging
 
@@ -25,7 +25,7 @@ def bundle(mini_bundle):
 
 @pytest.fixture
 def built_in(monkeypatch):
-    """Pretend that onnxruntime was built with these providers beside the processor's."""
+    """Pretend that onnxruntime was built with these providers in addition to the CPU's."""
 
     def pretend(*providers):
         names = [p.name for p in providers] + [CPU.name]
@@ -35,7 +35,7 @@ def built_in(monkeypatch):
 
 
 class Binding:
-    """onnxruntime's own, but that a GPU's memory is the processor's; `waits` counts those of all."""
+    """onnxruntime's binding, with host memory in place of a GPU's; `waits` counts synchronizations of all instances."""
 
     waits = 0
 
@@ -60,7 +60,7 @@ BAD_ADDRESS = 4096
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """Let sessions of a GPU's providers open on the processor, or raise what is given for them; returns what was asked for."""
+    """Open sessions of GPU providers on the CPU, or raise the given errors; returns the requests."""
     real, asked = onnxruntime.InferenceSession, []
 
     def pretend(broken=None, silent=()):
@@ -95,7 +95,7 @@ def test_the_table_prefers_engines_then_cuda_then_the_processor(built_in):
     built_in(CUDA, TENSORRT, RTX)
     assert eligible("auto") == ([RTX, TENSORRT, CUDA, CPU], [])
     takes, reasons = eligible("cuda")
-    assert takes == [RTX, TENSORRT, CUDA] and reasons == ["CPU: runs on cpu, cuda was asked for"]
+    assert takes == [RTX, TENSORRT, CUDA] and reasons == ["CPU: runs on cpu, cuda was requested"]
     built_in()
     takes, reasons = eligible("auto")
     assert takes == [CPU] and [r.split(":")[0] for r in reasons] == ["TensorRT for RTX", "TensorRT", "CUDA"]
@@ -110,7 +110,8 @@ def test_each_better_one_is_logged_with_its_reason(bundle, built_in, on_gpu, cap
     assert runner.name == "onnxruntime, CPU"
     said = [r.getMessage() for r in caplog.records if r.name == "cobra_edge.vision.session"]
     assert [line.partition(":")[2].strip() for line in said] == [
-        "not on TensorRT for RTX: this onnxruntime has it not; it comes with a build of onnxruntime with TensorRT for RTX",
+        "not on TensorRT for RTX: this onnxruntime does not include it; "
+        "it comes with a build of onnxruntime with TensorRT for RTX",
         "not on TensorRT: libnvinfer.so.10 not found",
         "not on CUDA: its libraries do not load here",
     ]
@@ -121,7 +122,7 @@ def test_on_a_gpu_the_output_is_bound_once_and_written_again(bundle, built_in, o
     asked = on_gpu()
     runner = open_vision(bundle, "cuda", "onnxruntime")
     assert runner.name == "onnxruntime, CUDA"
-    assert asked == [[(CUDA.name, {"use_tf32": "0"}), (CPU.name, {})]]  # what the GPU has no kernel for goes to the processor
+    assert asked == [[(CUDA.name, {"use_tf32": "0"}), (CPU.name, {})]]  # operators without a GPU kernel run on the CPU
     expected = VisionSession(bundle.path(VISION), bundle.manifest.model, "uint8", precision="fp16")
     images = np.random.default_rng(0).integers(0, 256, (2, *bundle.image().shape), np.uint8)
     seen = [runner.embed(p) for p in images]
@@ -182,7 +183,7 @@ def test_a_run_that_fails_on_the_gpu_is_told(bundle, built_in, on_gpu):
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(bundle, built_in):
     built_in()
-    with pytest.raises(MachineError, match=r"CUDA: this onnxruntime has it not; it comes with onnxruntime-gpu"):
+    with pytest.raises(MachineError, match=r"CUDA: this onnxruntime does not include it; it comes with onnxruntime-gpu"):
         open_vision(bundle, "cuda", "onnxruntime")
 
 

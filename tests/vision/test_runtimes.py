@@ -1,4 +1,4 @@
-"""Which runtime sees, what an export may choose, what is refused, and what is told."""
+"""Vision runtimes: selection, the choices of an export, refusals, messages."""
 
 import dataclasses
 import errno
@@ -11,7 +11,7 @@ import sys
 import msgspec
 import pytest
 
-from cobra_edge.bundle import hash_cache as verified
+from cobra_edge.bundle import hash_cache
 from cobra_edge.bundle.engine_key import EngineKey
 from cobra_edge.bundle.reader import MANIFEST, Bundle
 from cobra_edge.errors import BundleError, InputError, MachineError
@@ -53,7 +53,7 @@ def test_a_runtime_that_fails_gives_way_to_the_next(bundle, monkeypatch, caplog,
         assert open_vision(bundle).name == "onnxruntime, CPU"
     assert "not tensorrt-rtx: the GPU is gone" in caplog.text
     (warned,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
-    assert warned.startswith("vision: tensorrt-rtx fails, another runtime is taken: the GPU is gone")
+    assert warned.startswith("vision: tensorrt-rtx failed, trying the next runtime: the GPU is gone")
     with pytest.raises(type(error), match="the GPU is gone"):
         open_vision(bundle, runtime="tensorrt-rtx")
 
@@ -87,8 +87,10 @@ def test_choices_of_an_engine(monkeypatch, capsys):
         checked_engine(target_named("jetson"), "embedded", "fp16")
     with pytest.raises(InputError, match="did you mean 'stripped'"):
         checked_engine(target_named("rtx"), "striped", "fp16")
-    # What the library has no kernels for is known before the graph is written.
-    with pytest.raises(InputError, match=r"--engine embedded: .* no float32 on compute capability 7.5, and int8 has some"):
+    # Unsupported precisions are refused before the graph is written.
+    with pytest.raises(
+        InputError, match=r"--engine embedded: .* no float32 matmuls on compute capability 7.5, and int8 has some"
+    ):
         checked_engine(target_named("rtx-2060"), "embedded", "int8")
     assert checked_engine(target_named("rtx-2060"), "auto", "int8") == "none"
     assert "no float32" in capsys.readouterr().err
@@ -170,20 +172,20 @@ def test_a_builder_clears_what_killed_ones_of_its_key_left(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(MachineError, match="no engine can be kept there"), EngineCache(tmp_path / "file").locked(KEY):
+    with pytest.raises(MachineError, match="cannot store an engine"), EngineCache(tmp_path / "file").locked(KEY):
         pass
     cache = EngineCache(tmp_path)
     with pytest.raises(MachineError, match="No space left"), cache.locked(KEY):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(BrokenPipeError), cache.locked(KEY):  # nobody reads what is told: not the cache's
+    with pytest.raises(BrokenPipeError), cache.locked(KEY):  # from the progress callback, not from the cache
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
 def test_an_engine_is_hashed_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    cache, hashed, real = EngineCache(tmp_path), [], verified.content_sha256
-    monkeypatch.setattr(verified, "content_sha256", lambda *given: hashed.append(1) or real(*given))
-    monkeypatch.setattr(verified, "_SETTLED_NS", 0)
+    cache, hashed, real = EngineCache(tmp_path), [], hash_cache.content_sha256
+    monkeypatch.setattr(hash_cache, "content_sha256", lambda *given: hashed.append(1) or real(*given))
+    monkeypatch.setattr(hash_cache, "_SETTLED_NS", 0)
     cache.publish(KEY, b"engine")
     assert cache.read(KEY) == cache.read(KEY) == b"engine" and hashed == [1]
     cache.engine(KEY).write_bytes(b"enginf")
@@ -218,5 +220,5 @@ def test_an_engine_that_another_user_could_have_written_is_none(tmp_path, monkey
         file.symlink_to(moved)
         assert cache.read(KEY) is None
         moved.rename(file)
-    monkeypatch.setattr(ownership, "_believed_users", lambda: {54321})
+    monkeypatch.setattr(ownership, "_trusted_users", lambda: {54321})
     assert cache.read(KEY) is None

@@ -1,4 +1,4 @@
-"""TensorRT engines, against the fakes: see the heads of fake_tensorrt and fake_cuda for what that proves and what not."""
+"""TensorRT engines, with fakes: see fake_tensorrt and fake_cuda for what that verifies and what not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cobra_edge.bundle.reader import MANIFEST, VISION, Bundle, file_entries
 from cobra_edge.errors import BundleError, MachineError
 from cobra_edge.terminal.output import run_command, stages
 from cobra_edge.vision import runtimes
-from cobra_edge.vision.engines import device_buffers, tensorrt, tensorrt_build, tensorrt_job
+from cobra_edge.vision.engines import device_buffers, tensorrt, tensorrt_build, tensorrt_job, tensorrt_library, tensorrt_memory
 from cobra_edge.vision.engines.cache import EngineCache
 from cobra_edge.vision.session import VisionSession
 
@@ -39,18 +39,18 @@ VERSIONS = ("10.3.0", "10.16.1.11", "11.4.1.9")
 
 @dataclass
 class Device:
-    """A machine with the fakes in place of what NVIDIA installs."""
+    """A machine with fakes in place of NVIDIA's packages."""
 
     folder: Path
     patch: pytest.MonkeyPatch
 
     def tensorrt(self, version: str) -> None:
         """Install a version; None was there before."""
-        text = f"from tests import fake_tensorrt\nfake_tensorrt.install(globals(), {version!r})\n"
+        text = f"from tests.vision import fake_tensorrt\nfake_tensorrt.install(globals(), {version!r})\n"
         (self.folder / "tensorrt.py").write_text(text)
-        # A file of the same length within a second would be taken from Python's cache.
+        # For a file of the same length within a second Python would use its bytecode cache.
         shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
-        sys.modules.pop("tensorrt", None)  # not by the patch, which would put an earlier fake back when all is over
+        sys.modules.pop("tensorrt", None)  # not by the patch, which would restore an earlier fake at the end
 
     def gpu(self, text: str) -> None:
         self.patch.setenv("FAKE_GPU", text)
@@ -77,7 +77,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setenv("FAKE_BUILDS", str(folder / "builds"))
     monkeypatch.setenv("FAKE_GPU", fake_cuda.ORIN_NANO)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tensorrt, "available_bytes", lambda: 6_000_000_000)
+    monkeypatch.setattr(tensorrt_memory, "available_bytes", lambda: 6_000_000_000)
     fake_cuda.memory.clear()
     fake_cuda.streams.clear()
     made = Device(folder, monkeypatch)
@@ -93,7 +93,7 @@ def path(mini_bundle: Callable[..., Path]) -> Path:
 
 
 def edited(path: Path, copy: Path, **changes: Any) -> Path:
-    """Copy a bundle whose manifest is changed, its hashes too."""
+    """Copy a bundle with a changed manifest and updated hashes."""
     shutil.copytree(path, copy)
     manifest = Bundle.open(path).manifest
     manifest = msgspec.structs.replace(manifest, **{"files": file_entries(copy), **changes})
@@ -102,7 +102,7 @@ def edited(path: Path, copy: Path, **changes: Any) -> Path:
 
 
 def other_graph(path: Path, copy: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
-    """Copy a bundle with a changed graph that its manifest vouches for."""
+    """Copy a bundle with a changed graph and an updated manifest."""
     shutil.copytree(path, copy)
     graph = onnx.load(copy / VISION)
     change(graph)
@@ -118,7 +118,7 @@ def built(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict
 
 
 def leftovers() -> list[str]:
-    """Return what is in the cache of engines but locks."""
+    """Return the files in the engine cache except locks."""
     return sorted(f.name for f in EngineCache().directory.glob("*") if f.suffix != ".lock")
 
 
@@ -154,11 +154,11 @@ def test_embeddings_stay_on_the_gpu_on_the_decoders_stream(device: Device, path:
     on_gpu.embed_into(given, room.address, stream.handle)
     got = np.empty(room.shape, np.float32)
     room.copy_out(got, stream)
-    assert np.isnan(fake_cuda.memory[room.address].view(np.float32)).all()  # it is left on the stream
-    stream.synchronise()
+    assert np.isnan(fake_cuda.memory[room.address].view(np.float32)).all()  # the work is only enqueued
+    stream.synchronize()
     assert_close(got, VisionSession(path / VISION, config).embed(given), "vision")
     assert np.array_equal(runner.embed(given), got)
-    with pytest.raises(MachineError, match="TensorRT: giving embeddings its place failed"):
+    with pytest.raises(MachineError, match="TensorRT: setting the address of embeddings failed"):
         on_gpu.embed_into(given, 1, stream.handle)
     runner.close()
     assert fake_cuda.memory.keys() == {room.address} and fake_cuda.streams.keys() == {stream.handle}
@@ -243,7 +243,7 @@ def test_another_graph_gets_another_engine(
 
     first, second = built(path, capsys), built(other_graph(path, tmp_path / "other", rename), capsys)
     assert first["file"] != second["file"]
-    assert [b["known"] for b in device.builds] == [0, 1]  # what was timed for the first is known to the second
+    assert [b["known"] for b in device.builds] == [0, 1]  # the second build uses the timings of the first
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no record"])
@@ -263,12 +263,12 @@ def test_a_damaged_engine_is_built_again(device: Device, path: Path, capsys: pyt
 def test_an_engine_that_tensorrt_does_not_read_is_built_again(
     device: Device, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # As after a patch of TensorRT that leaves its version as it was: key, size and hash are right.
+    # As after a patch of TensorRT that keeps its version: key, size and hash match.
     bundle = Bundle.open(path)
-    key = tensorrt.engine_key(bundle, tensorrt.first_gpu())
+    key = tensorrt_build.engine_key(bundle, tensorrt.first_gpu())
     EngineCache().publish(key, b"written by another patch")
     runner = runtimes.open_vision(bundle, "cuda", "tensorrt")
-    assert "does not read the engine" in capsys.readouterr().err
+    assert "cannot read the engine" in capsys.readouterr().err
     assert runner.embed(pixels(bundle)).shape and len(device.builds) == 1
 
 
@@ -352,7 +352,7 @@ def test_what_a_killed_build_left_is_cleared_away(device: Device, path: Path, ca
 def test_a_builder_stops_when_nobody_listens(device: Device, path: Path, tmp_path: Path) -> None:
     job = tensorrt_job.Job(str(path / VISION), str(tmp_path), 1 << 20)
     job.timing.write_bytes(b"")
-    assert "built no engine" in str(tensorrt_job.build(job, lambda message: False))
+    assert "could not build the engine" in str(tensorrt_job.build(job, lambda message: False))
     assert not job.plan.exists()
     told: list[tensorrt_job.Message] = []
     assert tensorrt_job.build(job, lambda message: told.append(message) is None) is None
@@ -367,8 +367,8 @@ def test_a_tensorrt_without_the_flag_of_strong_types(
     device.tensorrt("11.4.1.9")
     job = tensorrt_job.Job(str(path / VISION), str(tmp_path), 1 << 20)
     job.timing.write_bytes(b"")
-    monkeypatch.setattr(tensorrt.tensorrt(), "NetworkDefinitionCreationFlag", fake_tensorrt.enum.IntEnum("none", {}))
-    builder: Any = tensorrt.tensorrt().Builder
+    monkeypatch.setattr(tensorrt_library.tensorrt(), "NetworkDefinitionCreationFlag", fake_tensorrt.enum.IntEnum("none", {}))
+    builder: Any = tensorrt_library.tensorrt().Builder
     monkeypatch.setattr(builder._api, "NetworkDefinitionCreationFlag", fake_tensorrt.enum.IntEnum("none", {}))
     assert tensorrt_job.build(job, lambda message: True) is None
 
@@ -401,14 +401,14 @@ def test_explicit_int8_is_built_strongly_typed(device: Device, path: Path, tmp_p
 
 def test_the_workspace_is_what_the_plan_leaves(device: Device, path: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(path)
-    plan, weights = bundle.manifest.memory_plan, tensorrt.graph_bytes(bundle)
+    plan, weights = bundle.manifest.memory_plan, tensorrt_memory.graph_bytes(bundle)
     assert plan.available_bytes is not None
     others = plan.vision_bytes + plan.decoder_bytes + plan.state_bytes + plan.reserved_bytes
-    assert tensorrt_build.workspace_bytes(bundle, 64_000_000_000) == plan.available_bytes - others
-    assert tensorrt_build.workspace_bytes(bundle, 1_000_000_000) == 1_000_000_000 - 2 * weights
+    assert tensorrt_memory.workspace_bytes(bundle, 64_000_000_000) == plan.available_bytes - others
+    assert tensorrt_memory.workspace_bytes(bundle, 1_000_000_000) == 1_000_000_000 - 2 * weights
     open_ended = msgspec.structs.replace(plan, available_bytes=None)
     elsewhere = Bundle.open(edited(path, tmp_path / "cpu", memory_plan=open_ended))
-    assert tensorrt_build.workspace_bytes(elsewhere, 64_000_000_000) == 64_000_000_000 - 2 * weights
+    assert tensorrt_memory.workspace_bytes(elsewhere, 64_000_000_000) == 64_000_000_000 - 2 * weights
 
 
 # Refusals, one test each.
@@ -457,16 +457,16 @@ def test_a_gpu_too_old_for_the_precision(
 
 
 def test_too_little_memory(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = tensorrt.graph_bytes(Bundle.open(path))
+    weights = tensorrt_memory.graph_bytes(Bundle.open(path))
     needed = 2 * weights + (64 << 20)
-    device.patch.setattr(tensorrt, "available_bytes", lambda: needed - 1)
+    device.patch.setattr(tensorrt_memory, "available_bytes", lambda: needed - 1)
     device.gpu(f"Orin;8.7;7990000000;{needed - 1};8;1")
     said = refused(path, capsys, 3)
     assert f"at least {needed / 1e9:.2f} GB" in said and f"{(needed - 1) / 1e9:.2f} GB are free" in said
     assert not device.builds and not leftovers()
     assert isinstance(runtimes.open_vision(Bundle.open(path)), VisionSession)
-    # On a Jetson what Linux would free of caches counts; with a GPU of its own the less of both.
-    device.patch.setattr(tensorrt, "available_bytes", lambda: needed)
+    # On a Jetson reclaimable page cache counts as free; with a discrete GPU the smaller of both memories.
+    device.patch.setattr(tensorrt_memory, "available_bytes", lambda: needed)
     device.gpu(f"Orin;8.7;7990000000;{needed - 1};8;0")
     refused(path, capsys, 3)
     device.gpu(f"Orin;8.7;7990000000;{needed - 1};8;1")
@@ -521,8 +521,8 @@ def _engines() -> list[Path]:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("nothing", ("built no engine", "no kernel fits the workspace")),
-        ("killed", ("was killed", "memory runs out")),
+        ("nothing", ("could not build the engine", "no kernel fits the workspace")),
+        ("killed", ("was killed", "memory ran out")),
         ("crash", ("SIGABRT", "an illegal memory access")),
     ],
 )
@@ -566,12 +566,12 @@ def test_no_memory_on_the_gpu_to_run(device: Device, path: Path) -> None:
     assert (len(fake_cuda.memory), len(fake_cuda.streams)) == held
 
 
-# The fakes themselves: they must hold us to the order.
+# The fakes themselves: they must enforce the order of calls.
 
 
 def test_the_fake_wants_the_order_of_calls(device: Device, path: Path) -> None:
-    trt = tensorrt.tensorrt()
-    logger = tensorrt.listener()
+    trt = tensorrt_library.tensorrt()
+    logger = tensorrt_library.listener()
     builder = trt.Builder(logger)
     network, config = builder.create_network(2), builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 1)
@@ -591,7 +591,7 @@ def test_the_fake_wants_the_order_of_calls(device: Device, path: Path) -> None:
 def test_the_fake_computes_only_when_it_is_waited_for(device: Device, path: Path) -> None:
     bundle = Bundle.open(path)
     runner = runtimes.open_vision(bundle, "cuda", "tensorrt")
-    runner._run._stream.synchronise = lambda: None
+    runner._run._stream.synchronize = lambda: None
     assert not np.array_equal(
         runner.embed(pixels(bundle)), VisionSession(path / VISION, bundle.manifest.model).embed(pixels(bundle))
     )

@@ -1,4 +1,4 @@
-"""Engines of TensorRT for RTX: really built, without a GPU; and their run time against a GPU that is not there."""
+"""TensorRT for RTX engines: really built, without a GPU, and run on a fake GPU."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ SIDE, DEPTH = 64, 3
 
 
 def float16_graph() -> onnx.ModelProto:
-    """Return pixels (1, 64, 64) float32 → matrix products and a softmax in float16 → embeddings (1, 64, 64) float32."""
+    """Return pixels (1, 64, 64) float32 → matmuls and a softmax in float16 → embeddings (1, 64, 64) float32."""
     random = np.random.default_rng(0)
     weights = [(random.standard_normal((SIDE, 4 * SIDE)) / 8).astype(np.float16) for _ in range(DEPTH)]
     nodes, last = [helper.make_node("Cast", ["pixels"], ["h0"], to=TensorProto.FLOAT16)], "h0"
@@ -102,9 +102,9 @@ def test_the_towers_engine_has_the_graphs_layers_inputs_outputs_and_precision(to
     assert layers.inputs == (Tensor("pixels", "Float", (1, 6, 112, 112)),)
     assert layers.outputs == (Tensor("embeddings", "Float", (1, 64, 256)),)
     assert set(layers.dtypes()) == {"Float"}
-    # Seven blocks in two encoders, and a projector: four products with weights a block, two with activations.
-    products = layers.kinds().get("gemm", 0) + layers.kinds().get("runtime_fusion", 0)
-    assert products >= 7 * 4 and layers.kinds()["correlation"] == 2  # the two patch embeddings
+    # Seven blocks in two encoders, and a projector: per block four matmuls with weights, two with activations.
+    matmuls = layers.kinds().get("gemm", 0) + layers.kinds().get("runtime_fusion", 0)
+    assert matmuls >= 7 * 4 and layers.kinds()["correlation"] == 2  # the two patch embeddings
 
 
 def test_the_key_says_version_gpus_precision_and_graph(tower):
@@ -122,8 +122,8 @@ def test_the_key_says_version_gpus_precision_and_graph(tower):
 def test_a_float16_graph_is_multiplied_in_float16(graph, tmp_path, capabilities):
     built = build(graph, tmp_path / "engine", capabilities=capabilities)
     assert built.key.capabilities == tuple(sorted(capabilities, key=float))
-    products = [layer for layer in built.layers.layers if layer.kind != "kgen" or "gemm" in layer.name]
-    assert products and all("Half" in layer.dtypes for layer in products)
+    matmuls = [layer for layer in built.layers.layers if layer.kind != "kgen" or "gemm" in layer.name]
+    assert matmuls and all("Half" in layer.dtypes for layer in matmuls)
     assert built.layers.inputs[0].dtype == built.layers.outputs[0].dtype == "Float"
 
 
@@ -165,7 +165,7 @@ def test_weights_beside_the_graph_are_found(graph, tmp_path):
 # --- weights left out -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("capabilities", [("8.6",), ("8.6", "8.9")])  # what lies before the weights differs in length
+@pytest.mark.parametrize("capabilities", [("8.6",), ("8.6", "8.9")])  # the data before the weights differ in length
 def test_an_engine_without_weights_is_put_together_again_from_the_graph(graph, tmp_path, capabilities):
     whole = build(graph, tmp_path / "whole", capabilities=capabilities)
     weights = 2 * DEPTH * SIDE * 4 * SIDE * 2
@@ -182,7 +182,7 @@ def test_without_the_weights_of_its_graph_an_engine_is_refused(graph, tmp_path):
     other = bytearray(graph.read_bytes())
     other[len(other) // 2] ^= 1
     graph.write_bytes(other)
-    with pytest.raises(BundleError, match="not the engine that was built"):
+    with pytest.raises(BundleError, match="differs from the one that was built"):
         restore_weights(tmp_path / "stripped", {VISION: graph})
     graph.write_bytes(other[:1000])
     with pytest.raises(BundleError, match="does not have"):
@@ -196,9 +196,9 @@ def test_damaged_engines_without_weights_are_refused(graph, tmp_path):
     for damaged, message in (
         (b"", "not an engine without weights"),
         (b"x" + good[1:], "not an engine without weights"),
-        (good[:-1], "bytes beside its weights"),
+        (good[:-1], "bytes besides its weights"),
         (good[:60], "not an engine without weights"),
-        (good.replace(b'"bytes":', b'"bites":', 1), "its header is not one"),
+        (good.replace(b'"bytes":', b'"bites":', 1), "its header is invalid"),
         (good.replace(b'"vision.onnx"', b'"../ion.onnx"', 1), "does not have"),
     ):
         file.write_bytes(damaged)
@@ -213,7 +213,7 @@ def test_an_engine_that_claims_more_memory_than_there_is_is_refused_before_it_is
     (tmp_path / "stripped").write_bytes(MAGIC + len(text).to_bytes(8, "little") + text)
     (tmp_path / "meminfo").write_text("MemAvailable: 1000000 kB\n")
     monkeypatch.setattr(build_memory, "_MEMINFO", tmp_path / "meminfo")
-    with pytest.raises(MachineError, match=r"together takes about 60\.0 GB of memory, 1\.0 GB are available"):
+    with pytest.raises(MachineError, match=r"weights takes about 60\.0 GB of memory, 1\.0 GB are available"):
         restore_weights(tmp_path / "stripped", {VISION: tmp_path / VISION})
 
 
@@ -223,10 +223,10 @@ def test_an_engine_that_claims_more_memory_than_there_is_is_refused_before_it_is
 @pytest.mark.parametrize(
     ("precision", "capabilities", "message"),
     [
-        ("fp32", ("7.5",), "multiplies no float32 on compute capability 7.5, and fp32 has some; take fp16"),
-        ("bf16", ("8.6", "7.5"), "bf16 needs a GPU of compute capability 8.0 or later, the oldest that is asked for has 7.5"),
-        ("fp16", ("9.0", "8.6"), "no engines for compute capability 9.0; it has them for 7.5, 8.0, 8.6"),
-        ("fp16", (), "no engines for compute capability none"),
+        ("fp32", ("7.5",), "no float32 matmuls on compute capability 7.5, and fp32 has some; use fp16"),
+        ("bf16", ("8.6", "7.5"), "bf16 needs a GPU of compute capability 8.0 or later, the oldest requested GPU has 7.5"),
+        ("fp16", ("9.0", "8.6"), "does not support compute capability 9.0; it supports 7.5, 8.0, 8.6"),
+        ("fp16", (), "does not support compute capability none"),
     ],
 )
 def test_what_the_gpus_cannot_do_is_refused_before_the_build(graph, tmp_path, precision, capabilities, message):
@@ -244,7 +244,7 @@ def test_the_library_itself_multiplies_no_float32_on_turing(tower, tmp_path):
 def test_a_file_that_is_no_graph_is_refused_in_the_librarys_words(tmp_path, capfd):
     file = tmp_path / VISION
     file.write_bytes(b"\xff" * 100)
-    with pytest.raises(InputError, match=r"TensorRT for RTX .* cannot read it"):
+    with pytest.raises(InputError, match=r"TensorRT for RTX .* cannot parse it"):
         build(file, tmp_path / "engine")
     assert capfd.readouterr() == ("", "") and [f.name for f in tmp_path.iterdir()] == [VISION]
 
@@ -291,7 +291,7 @@ def test_where_the_library_is_not_installed_it_is_said_how_to_get_it(graph, tmp_
 
 @pytest.fixture
 def builders(monkeypatch) -> list[subprocess.Popen]:
-    """Return every builder that is started."""
+    """Return every builder process that is started."""
     started: list[subprocess.Popen] = []
 
     class Recorded(subprocess.Popen):
@@ -313,7 +313,7 @@ def test_an_interrupted_build_ends_its_builder_and_leaves_nothing(tower, tmp_pat
 
 
 def test_a_builder_that_is_killed_is_told_with_the_memory_it_takes(tower, tmp_path, builders):
-    with pytest.raises(MachineError, match=r"ended by SIGKILL, which most often means no memory; about 0\.5 GB are needed"):
+    with pytest.raises(MachineError, match=r"killed by SIGKILL, most likely out of memory; about 0\.5 GB are needed"):
         build(tower[0] / VISION, tmp_path / "engine", "fp32", on_progress=lambda *said: builders[0].kill())
     assert list(tmp_path.iterdir()) == []
 
@@ -335,7 +335,7 @@ def test_a_builder_that_nobody_listens_to_stops_by_itself(tower, tmp_path):
     job = rtx_builder.Job(str(tower[0] / VISION), str(tmp_path / "engine"), ("8.9",), 1)
     with pytest.raises(BrokenPipeError):
         rtx_builder.build(job, closed)
-    assert (tmp_path / "engine").stat().st_size == 0  # it did not come as far as writing
+    assert (tmp_path / "engine").stat().st_size == 0  # writing had not begun
 
 
 def test_a_full_disk_is_told(tower, monkeypatch):
@@ -377,7 +377,7 @@ def test_layers_are_read_from_the_builders_words():
 
 @pytest.fixture
 def cuda(monkeypatch, tmp_path) -> FakeCuda:
-    """Return a GPU that is not there, and a cache directory that is empty."""
+    """Return a fake GPU, and an empty cache directory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fake = FakeCuda()
     monkeypatch.setattr(device_buffers, "_cuda", lambda: fake)
@@ -386,7 +386,7 @@ def cuda(monkeypatch, tmp_path) -> FakeCuda:
 
 @pytest.fixture
 def rtx_bundle(tower, mini_bundle) -> Bundle:
-    """Return a bundle as an export for any RTX GPU makes it; in memory, over the stage of the tower."""
+    """Return a bundle as exported for any RTX GPU, in memory, with the staged tower."""
     stage, engines = tower
     manifest = Bundle.open(mini_bundle("w4a16-g128", vision_precision="fp32", vision_input="float32")).manifest
     return Bundle(stage, msgspec.structs.replace(manifest, engines=engines, files=file_entries(stage)))
@@ -476,7 +476,7 @@ def test_what_cannot_run_here_is_refused_with_the_reason(rtx_bundle, cuda, monke
     cuda.change(capability="9.0")
     assert "does not support GeForce Test 3060 (compute capability 9.0)" in refuses(rtx_bundle)
     cuda.change(capability="7.5")
-    assert "no float32 on compute capability 7.5" in refuses(rtx_bundle)
+    assert "no float32 matmuls on compute capability 7.5" in refuses(rtx_bundle)
     cuda.change(capability="8.6")
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemAvailable: 1000 kB\n")
@@ -533,7 +533,7 @@ def test_a_run_that_fails_is_told_in_the_librarys_words(rtx_bundle, cuda, monkey
 
 @pytest.fixture
 def on_stream(rtx_bundle, cuda, monkeypatch):
-    """Return an opened engine, its fake, and a decoder's stream and two rooms for embeddings; the first image is done."""
+    """Return an open engine, its fake, a decoder's stream and two embedding buffers, after the first image."""
     fake = fake_rtx(cuda, monkeypatch)
     vision = open_engine(rtx_bundle)
     vision.embed(IMAGE)
@@ -555,9 +555,9 @@ def test_embeddings_stay_on_the_gpu_on_the_decoders_stream(on_stream, cuda):
     kept = weakref.ref(image)
     vision.embed_into(image, rooms[0].address, stream.handle)
     del image
-    assert np.isnan(in_room(cuda, rooms[0])).all()  # it is left on the stream, and not waited for
+    assert np.isnan(in_room(cuda, rooms[0])).all()  # only enqueued, without waiting
     assert kept() is not None  # nor was it copied yet
-    stream.synchronise()
+    stream.synchronize()
     assert (in_room(cuda, rooms[0]) == 3).all() and np.isnan(in_room(cuda, rooms[1])).all()
     vision.embed_into(IMAGE * 4, rooms[1].address, stream.handle)
     assert kept() is None
@@ -597,17 +597,17 @@ def test_a_run_that_fails_on_the_decoders_stream_is_told_and_the_next_goes_on(on
     fake.fails = True
     with pytest.raises(MachineError, match="running the engine failed"):
         vision.embed_into(IMAGE, rooms[0].address, stream.handle)
-    with pytest.raises(MachineError, match="giving embeddings its place failed"):
+    with pytest.raises(MachineError, match="setting the address of embeddings failed"):
         vision.embed_into(IMAGE, 1, stream.handle)
     fake.fails = False
     vision.embed_into(IMAGE * 3, rooms[0].address, stream.handle)
-    stream.synchronise()
+    stream.synchronize()
     assert (in_room(cuda, rooms[0]) == 3).all()
 
 
 def test_a_gpu_without_room_is_told_and_nothing_is_kept(rtx_bundle, cuda, monkeypatch):
     fake_rtx(cuda, monkeypatch)
-    cuda.change(free="310000")  # the input fits, the output does not
+    cuda.change(free="310000")  # the input fits into memory, the output does not
     with pytest.raises(MachineError, match=r"allocating 0.1 MB on the GPU failed: out of memory \(CUDA error 2\)"):
         open_engine(rtx_bundle)
     assert cuda.memory == {} and cuda.streams == {}
@@ -639,7 +639,7 @@ def test_compiled_kernels_are_kept_and_damage_only_costs_time(rtx_bundle, cuda, 
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with caplog.at_level(logging.INFO):
         open_engine(rtx_bundle).embed(pixels)
-    assert len(fake.caches) == 1 and "compiled again" in caplog.text  # the library never saw the damaged ones
+    assert len(fake.caches) == 1 and "recompiled" in caplog.text  # the library never got the damaged ones
     assert file.read_bytes().endswith(b"kernels")
 
 
@@ -649,8 +649,8 @@ def test_the_fake_gpu_finds_what_it_is_there_to_find(cuda):
     out = np.zeros(4, np.float32)
     buffer.copy_in(np.arange(4, dtype=np.float32), stream)
     buffer.copy_out(out, stream)
-    assert (out == 0).all()  # nothing has happened before the stream is synchronised
-    stream.synchronise()
+    assert (out == 0).all()  # nothing has happened before the stream is synchronized
+    stream.synchronize()
     assert (out == np.arange(4)).all()
     address = buffer.address
     buffer.close()

@@ -1,1 +1,1 @@
-"""Engines of TensorRT, on a Jetson and for RTX GPUs: building, keeping and running them."""
+"""TensorRT engines, for Jetson and for RTX GPUs: build, cache, run."""

@@ -1,4 +1,4 @@
-"""How much memory a build may take on this machine."""
+"""Memory available to an engine build on this machine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _CGROUP_OF_SELF = Path("/proc/self/cgroup")
 
 
 def available_bytes() -> int | None:
-    """Return what can be had without swapping: the kernel's estimate, or less where a control group allows less.
+    """Return the memory available without swapping: MemAvailable, or the control group's limit if that is lower.
 
-    None where the machine does not tell.
+    None if the system does not report it.
     """
     limits = [_machine(), *(_group(g) for g in _groups())]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def require_memory(needed_bytes: int, purpose: str) -> None:
-    """Raise MachineError where less than that is available; `purpose` begins the message."""
+    """Raise MachineError if less than `needed_bytes` is available; `purpose` begins the message."""
     there = available_bytes()
     if there is not None and there < needed_bytes:
         raise MachineError(
@@ -39,7 +39,7 @@ def _machine() -> int | None:
 
 
 def _groups() -> list[Path]:
-    """Return this process's control group (version 2) and every one above it, each of which may limit it."""
+    """Return this process's control group (version 2) and all its ancestors, each of which may set a limit."""
     try:
         lines = _CGROUP_OF_SELF.read_text().splitlines()
     except OSError:
@@ -50,7 +50,7 @@ def _groups() -> list[Path]:
 
 
 def _group(group: Path) -> int | None:
-    """Return what a group may still take; pages of files that could be dropped count as free."""
+    """Return the memory left in a group; reclaimable page cache counts as free."""
     try:
         limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
         statistics = (group / "memory.stat").read_text().splitlines()

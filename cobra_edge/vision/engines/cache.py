@@ -1,7 +1,7 @@
-"""Built engines: what identifies one, and the directory that keeps them.
+"""Cache of built engines, keyed by `EngineKey`.
 
-An engine is machine code for one runtime version, one set of GPUs, one precision and one graph. It is used only where all of
-these are what they were; anything else builds it again.
+An engine is machine code for one runtime version, one set of GPUs, one precision and one graph. It is used only if all of these
+match; otherwise it is rebuilt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ...errors import InputError, MachineError
 from ...files.ownership import distrusted, read_trusted
 
 _RECORD_LIMIT_BYTES = 64 << 10
-# What writing into the cache meets; any other OSError is about something else, and says so itself.
+# Errors of writing into the cache; any other OSError has another cause, and its own message.
 _WRITE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ENOTDIR, errno.EEXIST),
@@ -34,7 +34,7 @@ _WRITE_ERRORS = (
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What lies beside an engine: its key, size and hash."""
+    """Metadata file of an engine: its key, size and hash."""
 
     key: EngineKey
     bytes: int
@@ -42,29 +42,29 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def onnx_digest(files: dict[str, str]) -> str:
-    """Return one hash over the graph and its data from {file name: sha256}, as a manifest has them."""
+    """Return one hash over the graph and its external data, from {file name: sha256} of the manifest."""
     return hashlib.sha256(msgspec.json.encode(sorted(files.items()))).hexdigest()
 
 
 class EngineCache:
-    """A directory of engines; every file appears whole or not at all."""
+    """A directory of engines with atomic writes."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        """Take a directory; by default the user's cache."""
+        """Use a directory; by default the user's cache."""
         self.directory = directory or platformdirs.user_cache_path("cobra_edge") / "engines"
 
     def engine(self, key: EngineKey) -> Path:
-        """Return where the engine of a key lies, or would lie."""
+        """Return the path of a key's engine, existing or not."""
         return self.directory / f"{key.stem}.engine"
 
     def record(self, key: EngineKey) -> Path:
-        """Return where its record lies."""
+        """Return the path of its `EngineRecord`."""
         return self.directory / f"{key.stem}.json"
 
     def read(self, key: EngineKey) -> bytes | None:
-        """Return a whole engine of exactly this key, or None where there is none; one is hashed once (`hash_cache`).
+        """Return the engine of exactly this key, or None if there is no intact one. It is hashed once (`hash_cache`).
 
-        An engine is code. One that another user could have written is none.
+        An engine is code: a file that another user can write is ignored.
         """
         try:
             record = msgspec.json.decode(read_trusted(self.record(key), _RECORD_LIMIT_BYTES), type=EngineRecord)
@@ -79,18 +79,18 @@ class EngineCache:
             return None
 
     def has(self, key: EngineKey) -> bool:
-        """Return whether an engine of this key was published; only `read` looks whether it is whole."""
+        """Return whether an engine of this key was published; only `read` checks that it is intact."""
         return self.record(key).is_file() and self.engine(key).is_file()
 
     def publish(self, key: EngineKey, data: bytes | memoryview) -> Path:
-        """Keep an engine, the record last: a reader finds both or takes neither. Raises OSError as the file system does."""
+        """Store an engine, its record last, so that a reader finds both or neither. Raises OSError."""
         record = EngineRecord(key, len(data), hashlib.sha256(data).hexdigest())
         self.replace(self.engine(key), data)
         self.replace(self.record(key), msgspec.json.encode(record))
         return self.engine(key)
 
     def replace(self, file: Path, data: bytes | memoryview) -> None:
-        """Write a file of the cache in one step. Raises OSError as the file system does."""
+        """Write a file of the cache atomically. Raises OSError."""
         self.directory.mkdir(parents=True, exist_ok=True)
         descriptor, draft = tempfile.mkstemp(dir=self.directory, prefix=f".partial-{file.name}-")
         try:
@@ -105,14 +105,14 @@ class EngineCache:
 
     @contextmanager
     def locked(self, key: EngineKey, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Let one process at a time build the engine of a key; the lock is gone when its holder is, however it ended.
+        """Let only one process at a time build the engine of a key. The lock is released when its holder ends, for any reason.
 
         Args:
             key: of the engine.
-            waiting: called once where another process holds the lock; look again for the engine after that.
+            waiting: called once if another process holds the lock; check for the engine again afterwards.
 
         Raises:
-            MachineError: the directory cannot be written, or what is done in it under the lock meets a full disk or the like.
+            MachineError: the directory cannot be written, or the block fails on a full disk or the like.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -130,15 +130,15 @@ class EngineCache:
             if error.errno not in _WRITE_ERRORS:
                 raise
             raise MachineError(
-                f"{self.directory}: no engine can be kept there ({error.strerror or error}); free some space, mend its rights, "
+                f"{self.directory}: cannot store an engine ({error.strerror or error}); free some space, fix its permissions, "
                 "or set XDG_CACHE_HOME to another directory"
             ) from error
 
     @contextmanager
     def building(self, key: EngineKey) -> Iterator[Path]:
-        """Give a hidden directory to build an engine in, gone at the end; only for who holds the key's lock.
+        """Yield a hidden directory to build an engine in, removed at the end. The caller must hold the key's lock.
 
-        What builders of this key left that were killed goes first.
+        Leftovers of killed builds of this key are removed first.
         """
         for kind in ("building", "partial"):
             for left in self.directory.glob(f".{kind}-{key.stem}*"):

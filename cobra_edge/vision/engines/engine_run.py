@@ -1,7 +1,7 @@
-"""Images through an open engine: from this process to the GPU, and embeddings back, or to where a decoder reads them.
+"""Run images through an open engine: pixels are copied to the GPU, embeddings are copied back or left in a decoder's memory.
 
-An execution context runs one image at a time. Where its work is left on somebody's stream, the next image waits until it is
-done, and so does closing; usually it has been for long.
+An execution context runs one image at a time. If its work is still pending on another stream, the next image and `close` wait
+for it.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ class Tensor:
 
 
 class EngineRun:
-    """The execution context of an engine of TensorRT, or of TensorRT for RTX, with memory for its one input and one output."""
+    """The execution context of a TensorRT or TensorRT for RTX engine, with device memory for its input and its output."""
 
     def __init__(self, context: Any, taken: Tensor, given: Tensor, failed: Callable[[str], MachineError]) -> None:
-        """Allocate memory on the GPU, and tell the engine where it is.
+        """Allocate device memory and set the engine's tensor addresses.
 
         Args:
-            context: of the library; it is kept here alone.
-            taken: the image.
-            given: (1, n_visual_tokens, d_model) float32.
-            failed: makes an error of what was being done, with the library's own words.
+            context: the library's execution context; this object becomes its only owner.
+            taken: the input, an image.
+            given: the output, (1, n_visual_tokens, d_model) float32.
+            failed: makes the error for an operation that failed, with the library's message.
 
         Raises:
-            MachineError: no room on the GPU, or the engine takes no such memory.
+            MachineError: too little device memory, or the engine rejects the addresses.
         """
         self._context, self._taken, self._given, self._failed = context, taken, given, failed
-        self._under_way: tuple[Stream, np.ndarray] | None = None  # and the image that it copies
+        self._under_way: tuple[Stream, np.ndarray] | None = None  # and the image being copied
         with ExitStack() as opened:
             self._stream = opened.enter_context(closing(Stream()))
             self._input = opened.enter_context(closing(DeviceBuffer(taken.shape, taken.dtype)))
@@ -52,7 +52,7 @@ class EngineRun:
             self._buffers_and_stream = opened.pop_all()
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """See `VisionRunner.embed`. Raises MachineError where the GPU fails, ValueError for pixels of another form."""
+        """See `VisionRunner.embed`. Raises MachineError if the GPU fails, ValueError for pixels of another shape or dtype."""
         embeddings = np.empty(self._output.shape, self._output.dtype)
         self._enqueue(pixels, self._output.address, self._stream)
         self._output.copy_out(embeddings, self._stream)
@@ -60,17 +60,17 @@ class EngineRun:
         return embeddings[0]
 
     def embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
-        """See `GpuVision.embed_into`: the work is left on the stream. Raises as `embed` does."""
+        """See `GpuVision.embed_into`: the work is only enqueued. Raises what `embed` raises."""
         self._enqueue(pixels, address, Stream(stream))
 
     def finish(self) -> None:
-        """Wait for what was left on a stream. Raises MachineError where any of it failed."""
+        """Wait for pending work. Raises MachineError if any of it failed."""
         left, self._under_way = self._under_way, None
         if left is not None:
-            left[0].synchronise()
+            left[0].synchronize()
 
     def close(self) -> None:
-        """Give context, memory and stream back; again is nothing. Raises MachineError where what was left under way failed."""
+        """Free context, memory and stream; a second call does nothing. Raises MachineError if pending work failed."""
         try:
             self.finish()
         finally:
@@ -88,4 +88,4 @@ class EngineRun:
 
     def _place(self, tensor: Tensor, address: int) -> None:
         if not self._context.set_tensor_address(tensor.name, address):
-            raise self._failed(f"giving {tensor.name} its place")
+            raise self._failed(f"setting the address of {tensor.name}")

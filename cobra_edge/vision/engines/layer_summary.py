@@ -1,4 +1,4 @@
-"""What is inside an engine, read from the description that the builder logs of it: no inspector works without a GPU."""
+"""The layers of an engine, parsed from the description that the builder logs; the library's inspector needs a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SYNCHRONISATION = ("signal", "wait")
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An input or output of an engine; dtype in TensorRT's words, such as "Half"."""
+    """An input or output of an engine; dtype is TensorRT's name, such as "Half"."""
 
     name: str
     dtype: str
@@ -26,7 +26,7 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel: its name, which tells what was fused; its kind; and the dtypes of all tensors it reads and writes."""
+    """One kernel: its name, which shows what was fused; its kind; and the dtypes of all tensors it reads and writes."""
 
     name: str
     kind: str
@@ -34,23 +34,23 @@ class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LayerSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All layers in order, those that only synchronise streams left out, with inputs and outputs."""
+    """All layers in order, except those that only synchronize streams, with inputs and outputs."""
 
     layers: tuple[Layer, ...]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
     def kinds(self) -> dict[str, int]:
-        """Return how many layers there are of each kind, the most first."""
+        """Return the number of layers of each kind, most frequent first."""
         return dict(Counter(layer.kind for layer in self.layers).most_common())
 
     def dtypes(self) -> dict[str, int]:
-        """Return how many layers touch each dtype, the most first."""
+        """Return the number of layers that use each dtype, most frequent first."""
         return dict(Counter(d for layer in self.layers for d in layer.dtypes).most_common())
 
 
 def read_layers(text: str) -> LayerSummary:
-    """Read the builder's description; lines that are no layers are passed over, an empty text gives an empty summary."""
+    """Parse the builder's description. Other lines are ignored; an empty text gives an empty summary."""
     layers: list[Layer] = []
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []

@@ -1,9 +1,9 @@
-"""TensorRT for RTX builds an engine, in a process of its own.
+"""Child process that builds a TensorRT for RTX engine.
 
     python -m cobra_edge.vision.engines.rtx_builder        # a Job as JSON on stdin, events as JSON lines on stdout
 
-A process, because one step of the builder lasts most of the build and listens to nobody, because the library prints on stderr
-what it could return, and because it is ended where memory runs out: its end is not ours. Needs no GPU.
+It is a process of its own because one step takes most of the build and cannot be interrupted, because the library prints
+to stderr, and because the kernel may kill it when memory runs out. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import msgspec
 from .layer_summary import LayerSummary, read_layers
 
 _REPORT_SECONDS = 0.05
-_COMPILING = 0.5  # share of the progress that is compiling; the rest is writing, which takes as long for a large graph
+_COMPILING = 0.5  # share of the progress bar for compiling; the rest is writing, which takes as long for a large graph
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What to build: the ONNX file, where the engine goes, capabilities such as "8.6"; the bytes of weights, for progress."""
+    """What to build: the ONNX file, the engine's path, compute capabilities such as "8.6"; bytes of weights, for progress."""
 
     graph: str
     engine: str
@@ -32,20 +32,20 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Progressed(msgspec.Struct, frozen=True, tag="progress"):
-    """A phase of the builder, and which share of all work is done."""
+    """The builder's current phase, and the share of the work that is done."""
 
     phase: str
     share: float
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """The engine is in its file."""
+    """The engine is written."""
 
     layers: LayerSummary
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """No engine: the builder's own words, and whether the graph could not even be read."""
+    """The build failed: the builder's message, and whether the graph could not be parsed."""
 
     reason: str
     unreadable: bool
@@ -55,7 +55,7 @@ Event = Progressed | Finished | Failed
 
 
 class _Phases:
-    """The builder's nested phases as one share: each step of a phase counts alike, a phase inside a step fills that step."""
+    """Progress over nested phases: each step of a phase counts the same, and an inner phase subdivides its step."""
 
     def __init__(self) -> None:
         self._open: list[tuple[str, int, int]] = []  # name, steps, steps done
@@ -77,7 +77,7 @@ class _Phases:
 
 
 def build(job: Job, tell: Callable[[Event], None]) -> Finished | Failed:
-    """Build the engine of a job and return how it ended. `tell` raises BrokenPipeError where nobody listens any more."""
+    """Build the engine of a job and return the outcome. `tell` raises BrokenPipeError once the parent is gone."""
     import tensorrt_rtx as trt
 
     logger = _logger(trt)
@@ -107,13 +107,13 @@ def build(job: Job, tell: Callable[[Event], None]) -> Finished | Failed:
 
 
 def sm_name(capability: str) -> str:
-    """Return the library's name of a compute capability: "8.6" is SM86."""
+    """Return the library's name for a compute capability: "8.6" is SM86."""
     return "SM" + capability.replace(".", "")
 
 
 def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):
-        """Keeps errors, and the one message that describes the finished engine."""
+        """Collects errors, and the message that describes the finished engine."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -127,7 +127,7 @@ def _logger(trt: Any) -> Any:
                 self.layers = message
 
         def reason(self) -> str:
-            """Return the first error; that there is no GPU is said beside every other and is no reason, unless it is alone."""
+            """Return the first error. "No GPU" accompanies every error and is skipped, unless it is the only one."""
             return next((e for e in self._errors if "cudaError 35" not in e), (self._errors or ["no reason given"])[0])
 
     return Logger()
@@ -135,7 +135,7 @@ def _logger(trt: Any) -> Any:
 
 def _monitor(trt: Any, tell: Callable[[Event], None]) -> Any:
     class Monitor(trt.IProgressMonitor):
-        """Tells where the builder is, a few times a second at most; ends the build where nobody listens."""
+        """Reports progress at a limited rate; cancels the build once the parent is gone."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -168,7 +168,7 @@ def _monitor(trt: Any, tell: Callable[[Event], None]) -> Any:
 
 def _writer(trt: Any, file: BinaryIO, expected_bytes: int, tell: Callable[[Event], None]) -> Any:
     class Writer(trt.IStreamWriter):
-        """Writes the engine as it comes; an error is kept, since none may pass through the library."""
+        """Streams the engine to a file; keeps an error, because exceptions must not cross the library."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -192,7 +192,7 @@ def _writer(trt: Any, file: BinaryIO, expected_bytes: int, tell: Callable[[Event
 def _main() -> int:
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the library prints is no event
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keeps the library's output out of the events
 
     def tell(event: Event) -> None:
         out.write(msgspec.json.encode(event) + b"\n")

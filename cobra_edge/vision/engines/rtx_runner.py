@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class RtxVision:
-    """An opened engine with its buffers on the GPU."""
+    """An open engine with its buffers on the GPU."""
 
     def __init__(self, engine: bytes | bytearray | memoryview, key: EngineKey, bundle: Bundle, gpu: Gpu) -> None:
-        """Deserialise an engine and compile its kernels, or take them from the runtime cache.
+        """Deserialize an engine and compile its kernels, or load them from the runtime cache.
 
         Raises:
-            MachineError: the GPU or the library refuses it.
-            BundleError: its input and output are not those of the bundle.
+            MachineError: the GPU or the library rejects it.
+            BundleError: its input and output do not match the bundle.
         """
         import tensorrt_rtx as trt
 
@@ -49,7 +49,7 @@ class RtxVision:
         return self._made(self._engine.create_execution_context(config), "compiling the engine for the GPU")
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """Turn what the graph takes, float32 pixels or uint8 images, into embeddings (n_visual_tokens, d_model) float32.
+        """Turn the graph's input, float32 pixels or uint8 images, into embeddings (n_visual_tokens, d_model) float32.
 
         Raises:
             MachineError: the GPU failed.
@@ -59,29 +59,29 @@ class RtxVision:
         return embeddings
 
     def embed_into(self, pixels: np.ndarray, address: int, stream: int) -> None:
-        """See `GpuVision.embed_into`; it waits after the first image only. Raises as `embed` does."""
+        """See `GpuVision.embed_into`; waits after the first image only. Raises what `embed` raises."""
         self._run.embed_into(pixels, address, stream)
         self._keep_kernels()
 
     def _keep_kernels(self) -> None:
         if not self._kernels_saved:
-            self._run.finish()  # what is compiled late is compiled by then
+            self._run.finish()  # kernels compiled lazily are compiled by then
             self._kernels.save(self._compiled)
             self._kernels_saved = True
 
     def close(self) -> None:
-        """Give the GPU's memory back, the engine's before what it uses; again is nothing."""
+        """Free device memory, in the order of dependence; a second call does nothing."""
         self._run.close()
         self._compiled = self._engine = self._runtime = None
 
     def _made(self, thing: Any, doing: str) -> Any:
-        """Return what the library made. Raises MachineError, with its own words, where it made nothing."""
+        """Return the library's object. Raises MachineError, with the library's message, if it is None."""
         if thing is None:
             raise self._failed(doing)
         return thing
 
     def _ends(self, trt: Any, bundle: Bundle) -> tuple[Tensor, Tensor]:
-        """Return the one input and the one output. Raises BundleError where they are not the bundle's."""
+        """Return the input and the output. Raises BundleError if they do not match the bundle."""
         engine, config = self._engine, bundle.manifest.model
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         found = {
@@ -101,13 +101,13 @@ class RtxVision:
 
 
 def _failure(name: str, logger: Any, doing: str) -> MachineError:
-    """Return the error of a call that failed, with the library's own words."""
+    """Return the error of a failed call, with the library's message."""
     return MachineError(f"{name}: {doing} failed: {logger.take()}")
 
 
 def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):
-        """Keeps the library's errors for the messages of ours; nothing is printed."""
+        """Collects the library's errors for our messages; prints nothing."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -120,7 +120,7 @@ def _logger(trt: Any) -> Any:
                 log.info("TensorRT for RTX: %s", message.strip())
 
         def take(self) -> str:
-            """Return what was said last, and forget it."""
+            """Return the last errors, and clear them."""
             words, self._errors = "; ".join(self._errors[-2:]) or "no reason given", []
             return words
 

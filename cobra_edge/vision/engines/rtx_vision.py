@@ -1,4 +1,4 @@
-"""Which engine of TensorRT for RTX runs a bundle's vision here: the bundle's own, or one built again for this GPU."""
+"""Select the TensorRT for RTX engine of a bundle: the bundle's own, or one rebuilt for this GPU."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 
 def refuses(bundle: Bundle) -> str | None:
-    """Return why a bundle's vision does not run on TensorRT for RTX here, or None where it does."""
-    # What is quick to find out comes first: loading the library takes a good part of a second.
+    """Return why TensorRT for RTX cannot run a bundle's vision here, or None if it can."""
+    # Cheap checks first: loading the library takes a good part of a second.
     if not any(key.runtime == RUNTIME for key in bundle.manifest.engines.values()):
         return "the bundle was exported without an engine of TensorRT for RTX (--target rtx)"
     reason = why_not_installed() or why_no_cuda() or why_no_tensorrt_rtx()
@@ -51,13 +51,13 @@ def refuses(bundle: Bundle) -> str | None:
 
 
 def wanted_key(bundle: Bundle, gpu: Gpu) -> EngineKey:
-    """Return the key of an engine that the installed library would build for this bundle and this GPU alone."""
+    """Return the key of the engine that the installed library would build for this bundle and this GPU only."""
     precision = bundle.vision_graph.precision
     return EngineKey(RUNTIME, library_version(), (gpu.capability,), precision, onnx_digest(bundle.graph_files))
 
 
 def why_not_this(key: EngineKey, bundle: Bundle, gpu: Gpu) -> str | None:
-    """Return why an engine is not for this library, GPU and graph, or None where it is."""
+    """Return why an engine does not match this library, GPU and graph, or None if it does."""
     wanted = wanted_key(bundle, gpu)
     if key.version != wanted.version:
         return f"the bundle's engine was built by TensorRT for RTX {key.version}, {wanted.version} is installed"
@@ -72,11 +72,11 @@ def why_not_this(key: EngineKey, bundle: Bundle, gpu: Gpu) -> str | None:
 
 
 def open_engine(bundle: Bundle) -> RtxVision:
-    """Open the bundle's engine, or one of the user's cache, which is built where there is none yet; why is logged.
+    """Open the bundle's engine, or one from the user's cache, building it if necessary; the reason is logged.
 
     Raises:
-        MachineError: the engine cannot be opened on the GPU, or memory or disk is lacking.
-        BundleError: the bundle's engine is not what the manifest says.
+        MachineError: the engine cannot be opened on the GPU, or there is too little memory or disk space.
+        BundleError: the bundle's engine does not match the manifest.
         InputError: none can be built.
     """
     gpu = first_gpu()
@@ -101,7 +101,7 @@ def open_engine(bundle: Bundle) -> RtxVision:
 
 
 def _fitting(bundle: Bundle, gpu: Gpu) -> tuple[str, EngineKey] | str:
-    """Return name and key of an engine of the bundle that fits, or why the last one looked at does not."""
+    """Return name and key of a matching engine of the bundle, or why the last one does not match."""
     reason = "the bundle has no engine of TensorRT for RTX"
     for name, key in bundle.manifest.engines.items():
         if key.runtime != RUNTIME:
@@ -115,7 +115,7 @@ def _fitting(bundle: Bundle, gpu: Gpu) -> tuple[str, EngineKey] | str:
 
 @contextmanager
 def _mapped(file: Path) -> Iterator[memoryview]:
-    """Give a file's bytes without reading them first; an empty file cannot be mapped."""
+    """Yield a file's bytes, memory-mapped; an empty file cannot be mapped."""
     if not file.stat().st_size:
         yield memoryview(b"")
         return

@@ -1,4 +1,4 @@
-"""Kernels that TensorRT for RTX compiled for one engine on one kind of GPU, kept between runs."""
+"""Cache of the kernels that TensorRT for RTX compiles for one engine on one GPU model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _SHA256_BYTES = 32
 
 
 class RuntimeCache:
-    """A file of the engine cache; losing it costs the time of compiling."""
+    """A file in the engine cache; without it kernels are recompiled."""
 
     def __init__(self, key: EngineKey, gpu: Gpu, cache: EngineCache | None = None) -> None:
-        """Take the engine's key and the GPU."""
+        """Locate the file for an engine's key and a GPU."""
         self._cache = cache or EngineCache()
         slug = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
         self.file = self._cache.directory / f"{key.stem}-{slug}.kernels"
         self._loaded = b""
 
     def load(self, compiled: Any) -> None:
-        """Fill the library's cache with what was kept; a file that is damaged, or that the library refuses, is passed over."""
+        """Load the file into the library's cache; a file that is damaged, or that the library rejects, is ignored."""
         try:
             stored = read_trusted(self.file)
         except OSError:
@@ -37,15 +37,15 @@ class RuntimeCache:
         if hashlib.sha256(data).digest() == digest and compiled.deserialize(data):
             self._loaded = data
         else:
-            log.info("vision: %s is damaged or of another driver; kernels are compiled again", self.file)
+            log.info("vision: %s is damaged or from another driver; kernels are recompiled", self.file)
 
     def save(self, compiled: Any) -> None:
-        """Keep what the library's cache holds, where that is not kept yet; a file system that refuses costs only time."""
-        serialised = compiled.serialize()
-        data = b"" if serialised is None else bytes(serialised)
+        """Save the library's cache if it changed; a write error is logged, not raised."""
+        serialized = compiled.serialize()
+        data = b"" if serialized is None else bytes(serialized)
         if not data or data == self._loaded:
             return
         try:
             self._cache.replace(self.file, hashlib.sha256(data).digest() + data)
         except OSError as error:
-            log.info("vision: compiled kernels were not kept (%s)", error)
+            log.info("vision: compiled kernels were not cached (%s)", error)

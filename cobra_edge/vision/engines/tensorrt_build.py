@@ -1,13 +1,14 @@
-"""Building the TensorRT engine of a bundle: once for each key, whoever asks, in a process of its own.
+"""Build the TensorRT engine of a bundle, once per key, in a child process.
 
-The builder is native code that hears no signal, says nothing for minutes and is what the kernel kills first where memory runs
-out. As a child it can be ended at any moment, its end is told as what it was, and its memory is free again before the engine
-is opened. It writes into a directory that is removed however the build ends; only whole engines are published.
+The builder is native code that ignores signals, reports nothing for minutes and is the first that the kernel kills when memory
+runs out. A child process can be killed at any moment, its exit is reported accurately, and its memory is free before the engine
+is opened. It writes into a directory that is removed however the build ends; only complete engines are published.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 import signal
@@ -24,14 +25,13 @@ import msgspec
 from ...bundle.engine_key import EngineKey
 from ...bundle.reader import Bundle
 from ...errors import BundleError, MachineError
-from .cache import EngineCache
-from .device_buffers import Gpu, first_gpu
-from .tensorrt import engine_key, free_bytes, graph_bytes, refuses
+from ...formats.precision import precision_named, why_no_gpu_of
+from .cache import EngineCache, onnx_digest
+from .device_buffers import Gpu, checked, first_gpu
 from .tensorrt_job import Failure, Job, Message, Phase
+from .tensorrt_library import tensorrt, why_no_tensorrt
+from .tensorrt_memory import WEIGHT_COPIES, free_bytes, graph_bytes, why_too_little_memory, workspace_bytes
 
-# NVIDIA: at least two copies of the weights are in host memory, the parsed graph's and the engine's. A Jetson has one memory.
-WEIGHT_COPIES = 2
-WORKSPACE_LEAST_BYTES = 64 << 20
 _DIGEST_BYTES = 32
 
 Show = Callable[[str, int, int], None]
@@ -42,11 +42,11 @@ class BuiltEngine(msgspec.Struct, frozen=True):
     """An engine in the cache.
 
     Attributes:
-        key: what it was built from and for.
-        file: where it is.
-        bytes: its size.
-        seconds: how long it took to build; None where it was there already.
-        workspace_bytes: memory that its kernels may take beside weights and activations; None where it was there already.
+        key: identifies library, GPU, precision and graph.
+        file: its path.
+        bytes: size of the file.
+        seconds: build time; None if it was cached.
+        workspace_bytes: workspace limit of its kernels; None if it was cached.
     """
 
     key: EngineKey
@@ -56,48 +56,49 @@ class BuiltEngine(msgspec.Struct, frozen=True):
     workspace_bytes: int | None = None
 
 
-def workspace_bytes(bundle: Bundle, free: int) -> int:
-    """Return how much scratch memory a kernel may take, at the build and at each run after it.
-
-    Args:
-        bundle: whose memory plan says what is left on its target while its decoder is in memory too.
-        free: bytes that can be had now.
-    """
-    plan = bundle.manifest.memory_plan
-    left = free - WEIGHT_COPIES * graph_bytes(bundle)
-    if plan.available_bytes is None:
-        return left
-    return min(left, plan.available_bytes - plan.total_bytes + plan.working_bytes)
-
-
-def why_too_little_memory(bundle: Bundle, gpu: Gpu) -> str | None:
-    """Return why the engine cannot be built in the memory that is free, in numbers, or None where it may be."""
-    weights, free = graph_bytes(bundle), free_bytes(gpu)
-    needed = WEIGHT_COPIES * weights + WORKSPACE_LEAST_BYTES
-    if free >= needed:
-        return None
-    return (
-        f"building the engine takes at least {needed / 1e9:.2f} GB ({WEIGHT_COPIES} times {weights / 1e9:.2f} of weights, "
-        f"{WORKSPACE_LEAST_BYTES / 1e9:.2f} of workspace), {free / 1e9:.2f} GB are free; close other programs, stop the "
-        "desktop (sudo init 3), or export with a narrower --vision-precision"
+def engine_key(bundle: Bundle, gpu: Gpu) -> EngineKey:
+    """Return the key of a bundle's engine, for the installed TensorRT and a GPU."""
+    cuda = importlib.import_module("cuda.bindings.runtime")
+    attribute = cuda.cudaDeviceAttr.cudaDevAttrMultiProcessorCount
+    # All Jetson Orins share the name "Orin" and one compute capability, but kernels are chosen by timing them on one board.
+    processors = checked(cuda.cudaDeviceGetAttribute(attribute, 0), "asking the GPU for its size")
+    return EngineKey(
+        "tensorrt",
+        str(tensorrt().__version__),
+        (gpu.capability,),
+        bundle.vision_graph.precision,
+        onnx_digest(bundle.graph_files),
+        gpu=f"{gpu.name}, {processors} multiprocessors",
     )
+
+
+def refuses(bundle: Bundle, cache: EngineCache | None = None) -> str | None:
+    """Return why TensorRT cannot run a bundle's vision here, or None if it can, possibly after building the engine."""
+    reason = why_no_tensorrt()
+    if reason is not None:
+        return reason
+    gpu = first_gpu()
+    reason = why_no_gpu_of(gpu.capability, precision_named(bundle.vision_graph.precision), gpu.name)
+    if reason is not None or (cache or EngineCache()).has(engine_key(bundle, gpu)):
+        return reason
+    return why_too_little_memory(bundle, gpu)
 
 
 def engine_of(
     bundle: Bundle, cache: EngineCache, stages: Stages, tell: Callable[[str], None], *, force: bool = False
 ) -> BuiltEngine:
-    """Return the engine of a bundle's graph for this TensorRT and GPU, built where the cache has no whole one.
+    """Return the engine of a bundle's graph for this TensorRT and GPU; build it if the cache has none.
 
     Args:
-        bundle: an opened bundle with vision.
-        cache: where engines are kept.
-        stages: gives a function that shows the progress, told a name, how much is done, and of what.
-        tell: says one line to the user.
-        force: build it even if it is there.
+        bundle: an open bundle with vision.
+        cache: where engines are stored.
+        stages: yields the progress function, called with a phase, the steps done and their total.
+        tell: prints one line for the user.
+        force: build it even if it is cached.
 
     Raises:
-        BundleError: the bundle has no vision. MachineError: no TensorRT, no GPU, the wrong GPU, too little memory or disk, or
-            the builder failed.
+        BundleError: the bundle has no vision.
+        MachineError: no TensorRT, no GPU, the wrong GPU, too little memory or disk space, or the builder failed.
     """
     if bundle.manifest.model.vision is None:
         raise BundleError(f"{bundle.directory}: {bundle.manifest.model.model_id} is a text-only model, it needs no engine")
@@ -128,7 +129,7 @@ def engine_of(
 def _build(
     bundle: Bundle, key: EngineKey, gpu: Gpu, cache: EngineCache, stages: Stages, tell: Callable[[str], None]
 ) -> BuiltEngine:
-    reason = why_too_little_memory(bundle, gpu)  # again: whoever held the lock may have needed it
+    reason = why_too_little_memory(bundle, gpu)  # again: the previous holder of the lock may have used it
     if reason is not None:
         raise MachineError(reason)
     weights, disk = graph_bytes(bundle), shutil.disk_usage(cache.directory).free
@@ -138,8 +139,8 @@ def _build(
             "free some space, or give another directory with --cache"
         )
     tell(
-        f"building the TensorRT engine for {gpu.name}: several minutes, most of them silent while kernels are timed on it; "
-        f"the engine is kept in {cache.directory}"
+        f"building the TensorRT engine for {gpu.name}: takes several minutes, mostly without progress while kernels are timed; "
+        f"the engine is stored in {cache.directory}"
     )
     began, workspace = time.monotonic(), workspace_bytes(bundle, free_bytes(gpu))
     with cache.building(key) as directory:
@@ -149,7 +150,7 @@ def _build(
         with stages() as show:
             _run(job, show)
         data = job.plan.read_bytes()
-        job.plan.unlink()  # the disk need not hold it twice
+        job.plan.unlink()  # frees the disk space of the second copy
         file = cache.publish(key, data)
         new = job.timing.read_bytes()
         cache.replace(timings, hashlib.sha256(new).digest() + new)
@@ -157,13 +158,13 @@ def _build(
 
 
 def _timing_file(cache: EngineCache, key: EngineKey) -> Path:
-    """Return where measured times of kernels lie: those of one GPU and version serve all graphs."""
+    """Return the path of the timing cache: one per GPU and version, shared by all graphs."""
     digest = hashlib.sha256(key.gpu.encode()).hexdigest()[:16]
     return cache.directory / f"timings-{key.runtime}-{key.version}-sm{key.capabilities[0].replace('.', '')}-{digest}.cache"
 
 
 def _read_timings(file: Path) -> bytes:
-    """Return what was measured before, nothing where that is missing or damaged: it saves time and is worth no failure."""
+    """Return the timing cache, or nothing if it is missing or damaged: it only saves time."""
     try:
         content = file.read_bytes()
     except OSError:
@@ -173,24 +174,24 @@ def _read_timings(file: Path) -> bytes:
 
 
 def _run(job: Job, show: Show) -> None:
-    """Let a child build, and show what it reports. Raises MachineError where it fails; it ends when this ends."""
+    """Run the build in a child process, which ends with this one, and show its progress. Raises MachineError if it fails."""
     with (Path(job.directory) / "stderr").open("w+b") as noise:
         child = subprocess.Popen(
             [sys.executable, "-m", "cobra_edge.vision.engines.tensorrt_job"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=noise,
-            # CUDA loads kernels when they are used, which saves memory.
+            # CUDA then loads kernels on first use, which saves memory.
             env={"CUDA_MODULE_LOADING": "LAZY", **os.environ},
         )
         assert child.stdin is not None and child.stdout is not None
         failure = None
         try:
             with child.stdout as told:
-                with suppress(BrokenPipeError), child.stdin as asked:  # it ended before it was asked: its code tells
+                with suppress(BrokenPipeError), child.stdin as asked:  # the child exited early: its exit code is reported
                     asked.write(msgspec.json.encode(job))
                 for line in told:
-                    if not line.endswith(b"\n"):  # it was ended in the middle of one
+                    if not line.endswith(b"\n"):  # killed in the middle of a line
                         break
                     message = msgspec.json.decode(line, type=Message)
                     if isinstance(message, Phase):
@@ -203,20 +204,20 @@ def _run(job: Job, show: Show) -> None:
                 child.kill()
                 child.wait()
         if code != 0 or failure is not None:
-            raise MachineError(_epitaph(code, failure, noise, job))
+            raise MachineError(_build_failure(code, failure, noise, job))
 
 
-def _epitaph(code: int, failure: Failure | None, noise: IO[bytes], job: Job) -> str:
-    """Say why there is no engine."""
+def _build_failure(code: int, failure: Failure | None, noise: IO[bytes], job: Job) -> str:
+    """Return the message for a failed build."""
     if failure is not None:
         return failure.reason
     if code == -signal.SIGKILL:
         return (
-            "the builder was killed, as the kernel does where memory runs out (workspace was limited to "
+            "the builder was killed, most likely because memory ran out (workspace was limited to "
             f"{job.workspace_bytes / 1e9:.2f} GB); close other programs, stop the desktop, or add swap"
         )
     noise.seek(0)
     lines = noise.read().decode(errors="replace").split("\n")
-    last = next((text.strip() for text in reversed(lines) if text.strip()), "it said nothing")
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    return f"the builder {how} ({last}); the engine can also be tried with another --vision-precision"
+    last = next((text.strip() for text in reversed(lines) if text.strip()), "no message")
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+    return f"the builder {how} ({last}); try another --vision-precision"

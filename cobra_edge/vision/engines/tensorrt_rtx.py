@@ -1,8 +1,8 @@
-"""TensorRT for RTX: engines for consumer GPUs, built ahead of time on a machine that has none.
+"""Build TensorRT for RTX engines for consumer GPUs, ahead of time on a machine without one.
 
-What is fused, and how, is decided here; kernels are compiled on the GPU when the engine is opened, and kept there in a runtime
-cache (rtx_vision.py). So a build needs no GPU, takes seconds, and serves many GPUs. Nothing is timed: the library's timing
-cache does nothing since version 1.2, and none is written.
+The build decides what is fused; kernels are compiled on the GPU when the engine is opened, and cached there (`runtime_cache`).
+So a build needs no GPU, takes seconds, and serves many GPUs. Nothing is timed: the library's timing cache has done nothing
+since version 1.2, and none is written.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from .build_memory import available_bytes, require_memory
 from .cache import onnx_digest
 from .layer_summary import LayerSummary
 from .rtx_builder import Event, Failed, Finished, Job, Progressed
-from .weight_stripping import strip_weights as splice_out
+from .weight_stripping import strip_weights as write_stripped
 
 RUNTIME: RuntimeName = "tensorrt-rtx"
 ENGINES = "engines"
 _TURING = "7.5"
-# Measured with the 2.95 GB of a full-size float32 tower, kept beside the graph: the builder took 3.5 GB that were not pages of
-# that file. Weights inside the graph are held once more, by the parser.
+# Measured with the 2.95 GB of a full-size float32 tower, stored next to the graph: the builder took 3.5 GB besides the pages of
+# that file. Of weights inside the graph the parser holds another copy.
 _MEMORY_PER_BYTE, _MEMORY_PER_INNER_BYTE, _MEMORY_BYTES = 1.3, 3.0, 500_000_000
 
-OnProgress = Callable[[str, int, int], None]  # the builder's phase; how much of the whole build is done, of how much
+OnProgress = Callable[[str, int, int], None]  # phase, progress of the whole build, its total
 _PROGRESS_TOTAL = 1000
 
 
 @dataclass(frozen=True)
 class Built:
-    """An engine in its file: its key, and what is inside."""
+    """A built engine: its key and its layers."""
 
     key: EngineKey
     layers: LayerSummary
 
 
 def why_not_installed() -> str | None:
-    """Return how to install TensorRT for RTX, or None where it is; without loading it."""
+    """Return why TensorRT for RTX is not installed, or None if it is; does not load it."""
     found = importlib.util.find_spec("tensorrt_rtx") is not None
     return None if found else f"tensorrt_rtx is not installed ({install_hint('rtx')})"
 
 
 def why_no_tensorrt_rtx() -> str | None:
-    """Return why TensorRT for RTX is not there, or None where it is, and loads."""
+    """Return why TensorRT for RTX cannot be loaded, or None if it can."""
     if (reason := why_not_installed()) is not None:
         return reason
     try:
@@ -68,7 +68,7 @@ def why_no_tensorrt_rtx() -> str | None:
 
 
 def require_tensorrt_rtx() -> None:
-    """Raise MachineError, with how to get it, where TensorRT for RTX is not there."""
+    """Raise MachineError, with the install command, if TensorRT for RTX cannot be loaded."""
     reason = why_no_tensorrt_rtx()
     if reason is not None:
         raise MachineError(reason)
@@ -82,7 +82,7 @@ def library_version() -> str:
 
 
 def supported_capabilities() -> tuple[str, ...]:
-    """Return the compute capabilities that the installed library builds for, in order, such as ("7.5", …, "12.0")."""
+    """Return the compute capabilities that the installed library supports, in order, such as ("7.5", …, "12.0")."""
     import tensorrt_rtx
 
     names = [n[2:] for n in dir(tensorrt_rtx.ComputeCapability) if n.startswith("SM") and n[2:].isdigit()]
@@ -90,10 +90,10 @@ def supported_capabilities() -> tuple[str, ...]:
 
 
 def capabilities_of(target: Target) -> tuple[str, ...]:
-    """Return what an engine for a target is built for: its GPU, or every GPU since Ampere where it may be any.
+    """Return the compute capabilities of an engine for a target: its GPU's, or all since Ampere if the target is any RTX GPU.
 
     Raises:
-        InputError: the library has no engines for the target's GPU.
+        InputError: the library does not support the target's GPU.
     """
     if target.compute_capability is None:
         return tuple(c for c in supported_capabilities() if c != _TURING)
@@ -111,20 +111,20 @@ def build_engine(
     strip_weights: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Built:
-    """Build the engine of a graph into a file. Needs no GPU; nothing is left of a build that fails or is interrupted.
+    """Build the engine of a graph into a file. Needs no GPU; a failed or interrupted build leaves no files.
 
     Args:
-        graph: an ONNX file, its external data beside it.
-        file: where the engine goes; its directory exists.
-        precision: the graph's, a name of `precision.PRECISIONS`: it becomes part of the key.
-        capabilities: CUDA compute capabilities it shall run on, such as ("8.6", "8.9").
-        onnx_sha256: over graph and data, for the key.
-        strip_weights: leave out what the graph holds already (weight_stripping.py).
-        on_progress: told each phase, and of the whole build how much is done, and of how much.
+        graph: an ONNX file, with its external data next to it.
+        file: path of the engine; its directory exists.
+        precision: of the graph, a name of `precision.PRECISIONS`; part of the key.
+        capabilities: CUDA compute capabilities to support, such as ("8.6", "8.9").
+        onnx_sha256: hash over graph and data, for the key.
+        strip_weights: omit weights that the graph contains (weight_stripping.py).
+        on_progress: called with the phase, the progress of the whole build and its total.
 
     Raises:
-        InputError: a capability or a precision the library has not, or a graph that it cannot read or build.
-        MachineError: the library is missing, or memory is.
+        InputError: an unsupported capability or precision, or a graph that cannot be parsed or built.
+        MachineError: the library is missing, or there is too little memory.
     """
     require_tensorrt_rtx()
     _require_supported(capabilities)
@@ -139,7 +139,7 @@ def build_engine(
         draft = Path(scratch) / "engine"
         finished = _run_builder(graph, draft, key, on_progress or (lambda phase, done, total: None))
         if strip_weights:
-            splice_out(draft, graph, Path(scratch) / "stripped")
+            write_stripped(draft, graph, Path(scratch) / "stripped")
             draft = Path(scratch) / "stripped"
         draft.replace(file)
     return Built(key, finished.layers)
@@ -154,20 +154,20 @@ def add_engine(
     strip_weights: bool = False,
     on_progress: OnProgress | None = None,
 ) -> dict[str, EngineKey]:
-    """Build the engine of a staged bundle's graph: `engines/<stem>.engine`, and what is inside as `engines/<stem>.layers.json`.
+    """Build the engine of a staged bundle's graph, `engines/<stem>.engine`, and its layers, `engines/<stem>.layers.json`.
 
     Args:
-        stage: the directory, with vision.onnx.
-        graph_files: {name: sha256} of vision.onnx and its data, as they were written.
-        precision: the graph's.
-        target: what to build for.
-        strip_weights, on_progress: as build_engine takes them.
+        stage: the staging directory, with vision.onnx.
+        graph_files: {name: sha256} of vision.onnx and its data.
+        precision: of the graph.
+        target: the device to build for.
+        strip_weights, on_progress: see `build_engine`.
 
     Returns:
-        What Manifest.engines holds: the engine's key by its file name.
+        The entry of Manifest.engines: the engine's key by its file name.
 
     Raises:
-        InputError, MachineError: as build_engine does, or the target's GPU cannot multiply in this precision.
+        InputError, MachineError: see `build_engine`; or the target's GPU does not support this precision.
     """
     require_tensorrt_rtx()
     directory = stage / ENGINES
@@ -191,7 +191,7 @@ def add_engine(
 
 
 def why_too_little_memory(graph: Path) -> str | None:
-    """Return why an engine of this graph cannot be built for want of memory, or None where it can."""
+    """Return why the memory is too small to build an engine of this graph, or None if it suffices."""
     there, needed = available_bytes(), _needed_bytes(graph)
     if there is None or there >= needed:
         return None
@@ -203,41 +203,41 @@ def _require_supported(capabilities: Sequence[str]) -> None:
     unknown = sorted(set(capabilities) - set(supported))
     if unknown or not capabilities:
         raise InputError(
-            f"TensorRT for RTX {library_version()} has no engines for compute capability {', '.join(unknown) or 'none'}; "
-            f"it has them for {', '.join(supported)}"
+            f"TensorRT for RTX {library_version()} does not support compute capability {', '.join(unknown) or 'none'}; "
+            f"it supports {', '.join(supported)}"
         )
 
 
 def why_no_precision(precision: str, capabilities: Sequence[str]) -> str | None:
-    """Return why the library has no engines in a precision for these GPUs; the oldest of them decides."""
+    """Return why the library does not support a precision on these GPUs, or None; the oldest of them decides."""
     oldest = min(capabilities, key=capability_number)
-    reason = why_no_gpu_of(oldest, precision_named(precision), "the oldest that is asked for")
+    reason = why_no_gpu_of(oldest, precision_named(precision), "the oldest requested GPU")
     if reason is not None:
         return reason
     if oldest == _TURING and precision != "fp16":
-        return f"TensorRT for RTX multiplies no float32 on compute capability {_TURING}, and {precision} has some; take fp16"
+        return f"TensorRT for RTX has no float32 matmuls on compute capability {_TURING}, and {precision} has some; use fp16"
     return None
 
 
 def _graph_bytes(graph: Path) -> tuple[int, int]:
-    """Return the bytes of the graph itself, and of its data beside it."""
+    """Return the bytes of the graph file, and of its external data."""
     beside = sum(f.stat().st_size for f in graph.parent.glob(f"{graph.name}.data*"))
     return graph.stat().st_size, beside
 
 
 def _needed_bytes(graph: Path) -> int:
-    """Return an estimate of the memory that a build takes."""
+    """Return the estimated memory of a build."""
     inner, beside = _graph_bytes(graph)
     return int(_MEMORY_PER_INNER_BYTE * inner + _MEMORY_PER_BYTE * beside) + _MEMORY_BYTES
 
 
 def _run_builder(graph: Path, engine: Path, key: EngineKey, on_progress: OnProgress) -> Finished:
-    """Let a process of its own build; it is ended with this one, or where this one is interrupted."""
+    """Run the build in a child process, which is killed if this process ends or is interrupted."""
     job = Job(str(graph), str(engine), key.capabilities, sum(_graph_bytes(graph)))
     command = [sys.executable, "-m", f"{__package__}.rtx_builder"]
     with (
         tempfile.TemporaryFile() as noise,
-        # A session of its own: Ctrl-C reaches this process alone, which then ends the builder.
+        # In its own session: Ctrl-C reaches only this process, which then kills the builder.
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, start_new_session=True
         ) as builder,
@@ -245,11 +245,11 @@ def _run_builder(graph: Path, engine: Path, key: EngineKey, on_progress: OnProgr
         assert builder.stdin is not None and builder.stdout is not None
         last: Event | None = None
         try:
-            with suppress(BrokenPipeError):  # it ended before it was asked: its code and words tell why
+            with suppress(BrokenPipeError):  # the child exited early: its exit code and output are reported
                 builder.stdin.write(msgspec.json.encode(job))
                 builder.stdin.close()
             for line in builder.stdout:
-                if not line.endswith(b"\n"):  # it was ended in the middle of one
+                if not line.endswith(b"\n"):  # killed in the middle of a line
                     break
                 last = msgspec.json.decode(line, type=Event)
                 if isinstance(last, Progressed):
@@ -264,23 +264,23 @@ def _run_builder(graph: Path, engine: Path, key: EngineKey, on_progress: OnProgr
 
 
 def _finished(last: Event | None, code: int, words: str, graph: Path, key: EngineKey) -> Finished:
-    """Return how a build ended well. Raises InputError or MachineError where it did not."""
+    """Return the outcome of a successful build. Raises InputError or MachineError for a failed one."""
     if isinstance(last, Finished):
         return last
     library = f"TensorRT for RTX {key.version}"
     if isinstance(last, Failed):
         if last.unreadable:
-            raise InputError(f"{graph}: {library} cannot read it ({last.reason}); export it again")
+            raise InputError(f"{graph}: {library} cannot parse it ({last.reason}); export it again")
         if "alloc" in last.reason.lower() or "memory" in last.reason.lower():
-            raise MachineError(f"{library} ran out of memory or disk ({last.reason}); {_needed(graph)}")
+            raise MachineError(f"{library} ran out of memory or disk space ({last.reason}); {_needed(graph)}")
         raise InputError(
-            f"{graph}: {library} builds no {key.precision} engine for compute capability {', '.join(key.capabilities)} "
-            f"({last.reason}); take another --vision-precision or target"
+            f"{graph}: {library} cannot build a {key.precision} engine for compute capability {', '.join(key.capabilities)} "
+            f"({last.reason}); use another --vision-precision or target"
         )
     if code < 0:
         name = signal.Signals(-code).name
-        raise MachineError(f"the builder of {library} was ended by {name}, which most often means no memory; {_needed(graph)}")
-    raise MachineError(f"the builder of {library} ended with code {code} and said: {words[-500:] or 'nothing'}")
+        raise MachineError(f"the builder of {library} was killed by {name}, most likely out of memory; {_needed(graph)}")
+    raise MachineError(f"the builder of {library} exited with code {code}; its output: {words[-500:] or 'none'}")
 
 
 def _needed(graph: Path) -> str:

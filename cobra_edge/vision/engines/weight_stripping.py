@@ -1,10 +1,10 @@
-"""Engines without the weights that the graph beside them holds already.
+"""Engines without the weights that the graph next to them contains.
 
-A builder copies most matrices into an engine as they are. Where that is so, the stripped file names the place in the graph's
-files instead, and opening puts the engine together again, byte for byte: its hash says so. Unlike a refit this needs neither a
-GPU nor the engine's builder, and whatever the builder did change stays in the file.
+A builder copies most matrices into an engine unchanged. For those, a stripped file refers to the graph's files, and opening it
+restores the engine byte for byte, verified by its hash. Unlike a refit, this needs neither a GPU nor the builder, and data that
+the builder changed stay in the file.
 
-    MAGIC   8 bytes: length of the header   header: JSON, a Header   everything that lies in no piece, in order
+    MAGIC   8 bytes: length of the header   header: JSON, a Header   all bytes outside pieces, in order
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .build_memory import require_memory
 
 MAGIC = b"cobra-edge engine without weights 1\n"
 _HEADER_LIMIT_BYTES = 4 << 20
-_PIECE_BYTES_MIN = 16 << 10  # shorter tensors are cheaper to keep than to name
-_ALIGNMENT = 32  # of tensors in an engine to each other, as seen
+_PIECE_BYTES_MIN = 16 << 10  # for shorter tensors a reference does not pay
+_ALIGNMENT = 32  # relative alignment of tensors in an engine, observed
 _TRIED, _PROBE_BYTES = 4, 256
 _CHUNK_BYTES = 64 << 20
 
 
 class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """Bytes of an engine that lie in a file of the graph too."""
+    """Bytes of an engine that are also in a file of the graph."""
 
     at: int
     length: int
@@ -38,7 +38,7 @@ class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Size and hash of the whole engine, and its pieces in order."""
+    """Size and hash of the complete engine, and its pieces in order."""
 
     bytes: int
     sha256: str
@@ -46,11 +46,11 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def strip_weights(engine: Path, graph: Path, stripped: Path) -> int:
-    """Write an engine without what lies in the graph's files; return the bytes saved.
+    """Write an engine without the weights in the graph's files; return the bytes saved.
 
     Args:
-        engine: a whole engine, built from `graph`.
-        graph: the ONNX file, its external data beside it.
+        engine: a complete engine, built from `graph`.
+        graph: the ONNX file, with its external data next to it.
         stripped: the file to write.
     """
     whole = _mapped(engine)
@@ -64,21 +64,21 @@ def strip_weights(engine: Path, graph: Path, stripped: Path) -> int:
 
 
 def restore_weights(stripped: Path, graph_files: dict[str, Path]) -> bytearray:
-    """Return the whole engine.
+    """Return the complete engine.
 
     Args:
-        stripped: what strip_weights wrote.
-        graph_files: the files of the graph, by the names they have beside it.
+        stripped: a file written by `strip_weights`.
+        graph_files: the files of the graph, by file name.
 
     Raises:
-        BundleError: not such a file, damaged, or the graph's files are not those it was made with.
-        MachineError: memory for it is lacking.
+        BundleError: not such a file, damaged, or the graph's files differ from those it was made with.
+        MachineError: too little memory.
     """
     data = _mapped(stripped)
     header, start = _header(stripped, data)
     sources = {name: _mapped(file) for name, file in graph_files.items()}
     _check_pieces(stripped, header, sources, len(data) - start)
-    require_memory(header.bytes, "putting the engine and its weights together")
+    require_memory(header.bytes, "restoring the engine's weights")
     whole = bytearray(header.bytes)
     goal = np.frombuffer(whole, np.uint8)
     for piece in header.pieces:
@@ -87,17 +87,17 @@ def restore_weights(stripped: Path, graph_files: dict[str, Path]) -> bytearray:
         goal[begin:end] = data[start : start + end - begin]
         start += end - begin
     if hashlib.sha256(whole).hexdigest() != header.sha256:
-        raise BundleError(f"{stripped}: with the graph's weights it is not the engine that was built; export the bundle again")
+        raise BundleError(f"{stripped}: the restored engine differs from the one that was built; export the bundle again")
     return whole
 
 
 def _mapped(file: Path) -> np.ndarray:
-    """Return a file's bytes, mapped; an empty file cannot be."""
+    """Return a file's bytes (n,) uint8, memory-mapped; an empty file cannot be mapped."""
     return np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
 
 
 def _between(pieces: Sequence[Piece], size: int) -> Iterator[tuple[int, int]]:
-    """Give start and end of what lies in no piece."""
+    """Yield start and end of the ranges outside pieces."""
     last = 0
     for piece in pieces:
         yield last, piece.at
@@ -106,7 +106,7 @@ def _between(pieces: Sequence[Piece], size: int) -> Iterator[tuple[int, int]]:
 
 
 def _tensors(graph: Path) -> list[tuple[str, int, np.ndarray]]:
-    """Return every tensor of the graph that is worth naming: its file, where it begins there, and its bytes."""
+    """Return every tensor of the graph that is large enough: its file, its offset there, and its bytes."""
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
@@ -128,11 +128,11 @@ def _tensors(graph: Path) -> list[tuple[str, int, np.ndarray]]:
 
 
 def _pieces(whole: np.ndarray, tensors: list[tuple[str, int, np.ndarray]]) -> list[Piece]:
-    """Find tensors in an engine by their first eight bytes, at the places where a builder aligns them."""
+    """Find tensors in an engine by their first eight bytes, at aligned offsets."""
     by_key: dict[int, list[tuple[str, int, np.ndarray]]] = {}
     for entry in tensors:
         by_key.setdefault(int(entry[2][:8].copy().view(np.uint64)[0]), []).append(entry)
-    by_key.pop(0, None)  # nothing begins like so much else
+    by_key.pop(0, None)  # zeros are too common
     keys = np.array(list(by_key), np.uint64)
     pieces: list[Piece] = []
     last = 0
@@ -152,7 +152,7 @@ def _pieces(whole: np.ndarray, tensors: list[tuple[str, int, np.ndarray]]) -> li
 
 
 def _phase(whole: np.ndarray, tensors: list[tuple[str, int, np.ndarray]]) -> int:
-    """Return where tensors lie modulo their alignment: what comes before them differs in length from engine to engine."""
+    """Return the offset of tensors modulo their alignment, which differs from engine to engine."""
     mapping: Any = whole.base
     if mapping is None:
         return 0
@@ -164,7 +164,7 @@ def _phase(whole: np.ndarray, tensors: list[tuple[str, int, np.ndarray]]) -> int
 
 
 def _header(stripped: Path, data: np.ndarray) -> tuple[Header, int]:
-    """Return the header, and where the rest begins."""
+    """Return the header, and the offset of the remaining bytes."""
     start = len(MAGIC) + 8
     length = int.from_bytes(data[len(MAGIC) : start].tobytes(), "little")
     if data[: len(MAGIC)].tobytes() != MAGIC or length > min(_HEADER_LIMIT_BYTES, len(data) - start):
@@ -172,16 +172,18 @@ def _header(stripped: Path, data: np.ndarray) -> tuple[Header, int]:
     try:
         return msgspec.json.decode(data[start : start + length].tobytes(), type=Header), start + length
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"{stripped}: its header is not one ({error}); export the bundle again") from error
+        raise BundleError(f"{stripped}: its header is invalid ({error}); export the bundle again") from error
 
 
 def _check_pieces(stripped: Path, header: Header, sources: dict[str, np.ndarray], rest_bytes: int) -> None:
-    """Raise BundleError unless the pieces lie in their files, follow each other, and leave just the rest."""
+    """Raise BundleError unless the pieces are inside their files, in order, without overlap, and complete the engine."""
     last = 0
     for p in header.pieces:
         size = len(sources[p.file]) if p.file in sources else -1
         if p.length <= 0 or p.at < last or not 0 <= p.offset <= size - p.length:
-            raise BundleError(f"{stripped}: names bytes that {p.file!r} does not have; export the bundle again")
+            raise BundleError(f"{stripped}: refers to bytes that {p.file!r} does not have; export the bundle again")
         last = p.at + p.length
     if header.bytes < last or header.bytes - sum(p.length for p in header.pieces) != rest_bytes:
-        raise BundleError(f"{stripped}: holds {rest_bytes} bytes beside its weights, not what it says; export the bundle again")
+        raise BundleError(
+            f"{stripped}: holds {rest_bytes} bytes besides its weights, which contradicts its header; export the bundle again"
+        )

@@ -1,1 +1,1 @@
-"""Writing vision.onnx: from torch, in a precision, proven against torch."""
+"""Export of vision.onnx from torch, in a precision, checked against torch."""

@@ -1,9 +1,9 @@
-"""What a 16-bit graph computes on a device, written so that a CPU computes it.
+"""Emulate the rounding of a 16-bit graph on a CPU.
 
-A GPU multiplies 16-bit operands, adds in float32 and rounds the sum to 16 bits. onnxruntime on a CPU has no such products: it
-takes fp16 graphs in float32 throughout, which is closer to the float model than any device, and refuses bf16. So parity and
-drift of 16-bit graphs are measured on an emulated graph: every operation in float32, its 16-bit operands widened, its results
-rounded to 16 bits.
+A GPU multiplies 16-bit operands, accumulates in float32 and rounds the sum to 16 bits. onnxruntime on a CPU has no such
+matmuls: it runs fp16 graphs in float32 throughout, which is closer to the float model than any device, and rejects bf16. So
+parity and drift of 16-bit graphs are measured on an emulated graph: every operation in float32, its 16-bit operands widened,
+its results rounded to 16 bits.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SIXTEEN_BITS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def write_emulated(graph: Path, reference: Path) -> None:
-    """Write the reference of a graph beside it, where its external data is found.
+    """Write the emulated graph next to the graph, where its external data is.
 
     Args:
         graph: an ONNX file with 16-bit operations.
-        reference: the file to write, in the same directory.
+        reference: the emulated graph to write, in the same directory.
     """
     assert graph.parent == reference.parent
     model = onnx.load(str(graph), load_external_data=False)
@@ -49,15 +49,15 @@ def write_emulated(graph: Path, reference: Path) -> None:
         nodes += [helper.make_node("Cast", [f"{name}/unrounded"], [name], to=types[name]) for name in rounded]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    del model.graph.value_info[:]  # of the types before
+    del model.graph.value_info[:]  # has the original types
     reference.write_bytes(model.SerializeToString())
 
 
 def open_emulated(file: Path, config: CobraConfig, graph: VisionGraph) -> VisionSession:
-    """Open a graph as a device of its precision computes it; the reference lies beside it only while it is opened.
+    """Open a graph with the rounding of its precision emulated; the emulated file exists only while it is opened.
 
     Raises:
-        BundleError: as `VisionSession`.
+        BundleError: see `VisionSession`.
     """
     if graph.precision not in ("fp16", "bf16"):
         return VisionSession(file, config, graph.input)
@@ -72,7 +72,7 @@ def open_emulated(file: Path, config: CobraConfig, graph: VisionGraph) -> Vision
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the element type of every value that has one."""
+    """Return the element type of every typed value."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
     return types | {t.name: t.data_type for t in graph.initializer}

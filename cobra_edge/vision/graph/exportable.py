@@ -1,11 +1,10 @@
-"""The tower in the forms that runtimes fuse, its matrix products in the numbers of a precision.
+"""Rewrite the vision tower into the patterns that runtimes fuse, with matmuls in a precision.
 
-What is computed stays the same; how it is written changes. Attention is split, product, softmax, product, without a scale of
-its own (which goes into the queries' weights), a layer scale goes into the product before it, and GELU is written in the order
-that onnxruntime knows. In 16 bits the matrix products take 16-bit operands and give 16-bit results; everything between them
-stays float32: the residual stream, where DINOv2 carries channels hundreds of times louder than the rest (Darcet et al. 2024,
-"Vision Transformers Need Registers"), norms and GELU. Softmax lies between two products that a GPU fuses into one kernel, and
-stays in their type there.
+The function stays the same. Attention becomes split, matmul, softmax, matmul, with its scale folded into the query weights; a
+layer scale is folded into the preceding matmul; GELU has the node order that onnxruntime recognizes. In 16 bits, matmuls take
+16-bit operands and return 16-bit results. Everything else stays float32: norms, GELU and the residual stream, where DINOv2 has
+channels hundreds of times larger than the rest (Darcet et al. 2024, "Vision Transformers Need Registers"). The exception is
+softmax, which keeps the type of the two matmuls around it, because a GPU fuses the three into one kernel.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from ...model.cobra import VisionModel
 _DTYPES: dict[PrecisionName, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class _Product(nn.Module):
-    """A linear layer or patch embedding with operands of one type and a float32 result; its parameters keep their names."""
+class _CastLayer(nn.Module):
+    """A linear layer or patch embedding with operands of one dtype and a float32 result; parameter names are unchanged."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
@@ -67,11 +66,11 @@ class _Attention(nn.Module):
 
 
 def make_exportable(model: VisionModel, precision: PrecisionName) -> None:
-    """Rewrite a model in place; what it computes changes only by rounding.
+    """Rewrite a model in place; its output changes only by rounding.
 
     Args:
         model: tower and projector in float32.
-        precision: of the matrix products: "fp32", "fp16" or "bf16".
+        precision: of the matmuls: "fp32", "fp16" or "bf16".
     """
     dtype = _DTYPES[precision]
     tower: Any = model.tower
@@ -84,9 +83,9 @@ def make_exportable(model: VisionModel, precision: PrecisionName) -> None:
 
 
 def _is_plain(attention: Any) -> bool:
-    """Whether attention does nothing but project, mix and project; one with norms or a gate keeps its own form and type.
+    """Return whether attention has no norms and no gate; otherwise it keeps its form and float32.
 
-    Not every version of timm has all of them.
+    Not every version of timm has all of these attributes.
     """
     between = (getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm", "gate"))
     return all(m is None or isinstance(m, nn.Identity) for m in between)
@@ -107,6 +106,6 @@ def _replace_leaves(module: nn.Module, dtype: torch.dtype) -> None:
         if isinstance(child, nn.GELU) and child.approximate == "none":
             setattr(module, name, _Gelu())
         elif isinstance(child, nn.Linear | nn.Conv2d):
-            setattr(module, name, _Product(child, dtype))
-        elif not isinstance(child, _Product | _Attention):
+            setattr(module, name, _CastLayer(child, dtype))
+        elif not isinstance(child, _CastLayer | _Attention):
             _replace_leaves(child, dtype)

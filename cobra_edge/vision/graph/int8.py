@@ -1,9 +1,10 @@
-"""Static int8 of the vision graph as QDQ, by onnxruntime's quantizer.
+"""Static int8 quantization of the vision graph as QDQ, by onnxruntime's quantizer.
 
-Products with weights get int8 on both sides: weights one scale for each output channel, activations one scale each, zero
-point 0, chosen on calibration images. All else stays float: patch embedding, norms, softmax, attention's own products, GELU,
-biases and the residual stream. It is the form that TensorRT takes as explicit quantization and that onnxruntime fuses into
-integer kernels on a CPU. Products that int8 hurts most are left wide until the graph's output is within the goal.
+Matmuls with weights get int8 operands: weights with one scale per output channel, activations with one scale per tensor, zero
+point 0, chosen on calibration images. Everything else stays float: patch embedding, norms, softmax, the matmuls of attention,
+GELU, biases and the residual stream. TensorRT reads this as explicit quantization, and onnxruntime fuses it into integer
+kernels on a CPU. The matmuls with the largest int8 error stay float ("wide") until the error of the graph's output is within
+the goal.
 """
 
 from __future__ import annotations
@@ -22,33 +23,33 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from ...errors import InputError
 from ..session import INPUT, OUTPUT, open_on_cpu
-from .matmuls import Measured, Product, measured, products_of
+from .matmuls import Matmul, Measurements, measure, weight_matmuls
 from .onnx_export import EXTERNAL_DATA_ABOVE_BYTES
 from .parity import relative_rms
 
 RELATIVE_RMS_GOAL = 0.05
-WIDE_AT_MOST = 0.125  # of all products: with more the file is no longer about a quarter
-_CHECKED = 4  # images on which the finished graph is compared with the float one
+WIDE_AT_MOST = 0.125  # of all matmuls: with more, the file would be much larger than a quarter
+_CHECKED = 4  # images on which the finished graph is compared with the float graph
 
 
 @dataclass(frozen=True)
 class Wide:
-    """A product left float: its label, and the relative error that int8 would give its output."""
+    """A matmul left float: its label, and the relative error that int8 would cause in its output."""
 
-    product: str
+    matmul: str
     error: float
 
 
 @dataclass(frozen=True)
 class Int8Report:
-    """What became of a graph.
+    """Result of the quantization.
 
     Attributes:
-        quantized: number of products in int8.
-        wide: those left float, largest error first.
-        relative_rms: largest at the graph's output over the checked images, ‖int8 - float‖ / ‖float‖.
-        relative_rms_goal: what it was to stay within; above it where as many as allowed are wide and it was not enough.
-        errors: label and relative error of every product, largest first.
+        quantized: number of matmuls in int8.
+        wide: matmuls left float, largest error first.
+        relative_rms: error of the graph's output, ‖int8 - float‖ / ‖float‖, the largest over the checked images.
+        relative_rms_goal: its target; exceeded if the allowed number of wide matmuls does not suffice.
+        errors: label and relative error of every matmul, largest first.
     """
 
     quantized: int
@@ -66,15 +67,16 @@ def quantize_int8(
     relative_rms_goal: float = RELATIVE_RMS_GOAL,
     on_step: Callable[[], None] = lambda: None,
 ) -> Int8Report:
-    """Write the int8 graph.
+    """Quantize a graph to int8 and write it.
 
-    Weights go to `<out>.data` when they exceed EXTERNAL_DATA_ABOVE_BYTES. Equal inputs give equal bytes.
+    Weights go to `<out>.data` if they exceed EXTERNAL_DATA_ABOVE_BYTES. The output is deterministic.
 
     Args:
-        float_graph: float32, as `export_onnx` writes it.
-        out: where; not the same file.
-        pixels: calibration images, each as the graph takes it; read one at a time, those that are checked twice.
-        relative_rms_goal: at the graph's output; products are left wide until it is met, or WIDE_AT_MOST of them are.
+        float_graph: the float32 graph, as written by `export_onnx`.
+        out: the file to write; not `float_graph`.
+        pixels: calibration images, each (n_squares, size, size, 3) uint8 or (1, 3·n_encoders, size, size) float32, as the graph
+            takes them; read one at a time, the checked ones twice.
+        relative_rms_goal: target error of the graph's output; up to WIDE_AT_MOST of the matmuls are left wide to meet it.
         on_step: called after each image.
 
     Raises:
@@ -82,12 +84,12 @@ def quantize_int8(
     """
     if not len(pixels):
         raise InputError("int8 needs calibration images, got none; give at least one")
-    products = products_of(onnx.load(float_graph, load_external_data=False).graph)
-    if not products:
-        raise InputError(f"{float_graph}: no product of an activation with a stored matrix, nothing to quantize")
-    found = measured(float_graph, products, pixels, len(pixels), on_step)
-    ranked = sorted(products, key=lambda p: (-found.errors[p.node], p.node))
-    most, wide = int(len(products) * WIDE_AT_MOST), 0
+    matmuls = weight_matmuls(onnx.load(float_graph, load_external_data=False).graph)
+    if not matmuls:
+        raise InputError(f"{float_graph}: no matmul with a stored weight, nothing to quantize")
+    found = measure(float_graph, matmuls, pixels, len(pixels), on_step)
+    ranked = sorted(matmuls, key=lambda p: (-found.errors[p.node], p.node))
+    most, wide = int(len(matmuls) * WIDE_AT_MOST), 0
     while True:
         _write(_quantized(float_graph, ranked[wide:], found), out)
         rms = _distance(out, pixels, found.outputs)
@@ -95,52 +97,52 @@ def quantize_int8(
             break
         wide = min(most, 2 * wide or max(1, most // 8))
     errors = tuple((p.label, found.errors[p.node]) for p in ranked)
-    return Int8Report(len(products) - wide, tuple(Wide(*e) for e in errors[:wide]), rms, relative_rms_goal, errors)
+    return Int8Report(len(matmuls) - wide, tuple(Wide(*e) for e in errors[:wide]), rms, relative_rms_goal, errors)
 
 
-def _quantized(file: Path, products: Sequence[Product], found: Measured) -> onnx.ModelProto:
-    """Return the graph with the products in int8."""
-    highest = {p.source: np.float32(found.highest[p.node]) for p in products}
+def _quantized(file: Path, matmuls: Sequence[Matmul], found: Measurements) -> onnx.ModelProto:
+    """Return the graph with the matmuls in int8."""
+    highest = {p.source: np.float32(found.highest[p.node]) for p in matmuls}
     ranges = TensorsData(CalibrationMethod.MinMax, {name: (-top, top) for name, top in highest.items()})
     model = onnx.load(file)
     if highest.keys() <= {value.name for value in model.graph.value_info}:
-        # Shapes are known: without the mark the quantizer would infer them, over two more copies of the weights.
+        # Shapes are known. Without this marker the quantizer would infer them, with two more copies of the weights.
         add_infer_metadata(model)
-    quantizer: Any = QDQQuantizer(  # onnxruntime annotates some of its quantizer
+    quantizer: Any = QDQQuantizer(  # only partly annotated
         model,
         per_channel=True,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,
         tensors_range=ranges,
-        nodes_to_quantize=[p.node for p in products],
+        nodes_to_quantize=[p.node for p in matmuls],
         nodes_to_exclude=[],
         op_types_to_quantize=["MatMul"],
         extra_options={
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
-            # Sums of a whole row are wanted in float: a bias, a GELU or the residual stream comes next.
+            # The output stays float: a bias, a GELU or the residual stream comes next.
             "OpTypesToExcludeOutputQuantization": ["MatMul"],
         },
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     model = quantizer.model.model
-    _keep_products_apart(model.graph, {p.node for p in products})
+    _prevent_gemm_fusion(model.graph, {p.node for p in matmuls})
     del model.metadata_props[:]
     return model
 
 
-def _keep_products_apart(graph: onnx.GraphProto, nodes: set[str]) -> None:
-    """Give biases of these products the shape (1, 1, out).
+def _prevent_gemm_fusion(graph: onnx.GraphProto, nodes: set[str]) -> None:
+    """Reshape biases of these matmuls to (1, 1, out).
 
-    onnxruntime joins a MatMul and a vector added to it into a Gemm before it looks for integer products, and knows no integer
-    Gemm with a float bias: the whole product would run in float, from weights dequantized at every run.
+    onnxruntime fuses a MatMul and an added vector into a Gemm before it looks for integer matmuls, and has no integer Gemm with
+    a float bias: the matmul would run in float, with weights dequantized in every run.
     """
     outputs = {node.output[0] for node in graph.node if node.name in nodes}
     vectors = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 1}
-    rows = dict[str, str]()  # an exporter gives equal biases one tensor, which others may read too
+    rows = dict[str, str]()  # the exporter merges equal biases into one tensor, which other nodes may read too
     for node in graph.node:
         if node.op_type != "Add" or not outputs & set(node.input):
             continue
@@ -163,7 +165,7 @@ def _write(model: onnx.ModelProto, out: Path) -> None:
 
 
 def _distance(file: Path, pixels: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
-    """Return the largest relative RMS over up to _CHECKED images, spread evenly."""
+    """Return the largest relative RMS error over up to _CHECKED images, evenly spaced."""
     session = open_on_cpu(file)
     chosen = range(0, len(pixels), -(-len(pixels) // _CHECKED))
     worst = 0.0

@@ -1,4 +1,4 @@
-"""Write the vision tower and projector as one ONNX graph."""
+"""Export the vision tower and projector as one ONNX graph."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ...model.cobra import VisionModel
 from ..session import INPUT, OUTPUT
 from .exportable import make_exportable
 
-OPSET = 18  # what TensorRT 10.3 (JetPack 6) and current onnxruntime both read in full
-EXTERNAL_DATA_ABOVE_BYTES = 1 << 30  # a protobuf file ends at 2 GiB
+OPSET = 18  # fully supported by TensorRT 10.3 (JetPack 6) and current onnxruntime
+EXTERNAL_DATA_ABOVE_BYTES = 1 << 30  # protobuf files are limited to 2 GiB
 
 
 def feature_name(index: int) -> str:
-    """Return what the graph calls an encoder's features (1, n_patches, embed_dim) float32, none of its outputs."""
+    """Return the name in the graph of an encoder's features, (1, n_patches, embed_dim) float32; not one of its outputs."""
     return f"encoder_{index}"
 
 
 class _Graph(nn.Module):
-    """What is traced: from the input form to the embeddings, and the features on the way."""
+    """The traced module: from the input form to the embeddings, and the encoders' features."""
 
     def __init__(self, model: VisionModel, transform: ImageTransform) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class _Graph(nn.Module):
     def forward(self, taken: Tensor) -> tuple[Tensor, ...]:
         encoders: Any = self.tower.encoders
         if self.form == "uint8":
-            # Engines take bytes as an input only, and want them widened before anything else.
+            # TensorRT accepts uint8 only as an input that is cast first.
             values, factor, shift = taken.float().permute(0, 3, 1, 2), self.get_buffer("factor"), self.get_buffer("shift")
             parts = [values[i % self.n_squares][None] * factor[i] + shift[i] for i in range(len(encoders))]
         else:
@@ -52,22 +52,22 @@ class _Graph(nn.Module):
 
 
 def export_onnx(model: VisionModel, transform: ImageTransform, file: Path, precision: PrecisionName = "fp32") -> None:
-    """Write the graph: INPUT, shaped and typed as the transform's pixels, to OUTPUT (1, n_visual_tokens, d_model) float32.
+    """Write the graph: INPUT, with shape and dtype of the transform's pixels, to OUTPUT (1, n_visual_tokens, d_model) float32.
 
-    Shapes are static. Weights go to `<file>.data` when they exceed EXTERNAL_DATA_ABOVE_BYTES. The graph is checked with onnx's
+    Shapes are static. Weights go to `<file>.data` if they exceed EXTERNAL_DATA_ABOVE_BYTES. The graph is checked with onnx's
     checker.
 
     Args:
-        model: is made exportable in place, and of no other use afterwards.
-        transform: says which input form is wanted.
-        file: where.
-        precision: of the matrix products: "fp32", "fp16" or "bf16".
+        model: rewritten in place, not usable afterwards.
+        transform: defines the input form.
+        file: the file to write.
+        precision: of the matmuls: "fp32", "fp16" or "bf16".
     """
     make_exportable(model, precision)
     example = torch.zeros(transform.shape, dtype=getattr(torch, transform.input))
     features = [feature_name(i) for i in range(len(transform.encoders))]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    # The exporter prints its progress on stdout, which belongs to our caller's --json.
+    # The exporter prints its progress on stdout, which is reserved for --json.
     with torch.inference_mode(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -80,16 +80,16 @@ def export_onnx(model: VisionModel, transform: ImageTransform, file: Path, preci
             verbose=False,
         )
     assert program is not None
-    del program.model.graph.outputs[1:]  # they were outputs to get their names
-    _forget_where_it_was_made(program.model)
+    del program.model.graph.outputs[1:]  # were outputs only to be named
+    _remove_metadata(program.model)
     weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     program.save(str(file), external_data=weights_bytes > EXTERNAL_DATA_ABOVE_BYTES)
     del program
     onnx.checker.check_model(str(file))
 
 
-def _forget_where_it_was_made(model: Any) -> None:
-    """Drop the exporter's notes: they hold the builder's file paths, and make equal exports differ."""
+def _remove_metadata(model: Any) -> None:
+    """Remove the exporter's metadata, which contain file paths and make equal exports differ."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():

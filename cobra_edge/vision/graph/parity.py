@@ -1,4 +1,4 @@
-"""Prove that a written graph computes what the torch model computes, at every encoder and at the projector."""
+"""Compare a written graph with the torch model, at every encoder and at the projector."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ PROJECTOR = "projector"
 
 
 class ParityError(CobraEdgeError):
-    """The exported graph does not compute what the torch model computes; nothing is written. The input is not at fault."""
+    """The exported graph differs from the torch model; nothing is written. The user's input is not the cause."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What torch makes of one input in float32: features (n_patches, embed_dim) of each encoder, and embeddings."""
+    """Torch's results for one input, float32.
+
+    Attributes:
+        features: (n_patches, embed_dim) of each encoder.
+        embeddings: (n_visual_tokens, d_model).
+    """
 
     features: tuple[np.ndarray, ...]
     embeddings: np.ndarray
@@ -37,7 +42,7 @@ class Reference:
 
 @torch.inference_mode()
 def reference(model: VisionModel, pixels: np.ndarray) -> Reference:
-    """Run the model on normalised pixels (1, 3·n_encoders, size, size) float32, encoder by encoder."""
+    """Run the model on normalized pixels (1, 3·n_encoders, size, size) float32, encoder by encoder."""
     tower: Any = model.tower
     parts = torch.from_numpy(pixels).chunk(len(tower.encoders), dim=1)
     features = [encoder(part) for encoder, part in zip(tower.encoders, parts, strict=True)]
@@ -45,7 +50,7 @@ def reference(model: VisionModel, pixels: np.ndarray) -> Reference:
 
 
 def relative_rms(got: np.ndarray, expected: np.ndarray) -> float:
-    """Return ‖got - expected‖ / ‖expected‖ of two arrays of one shape; NaN counts as infinity."""
+    """Return ‖got - expected‖ / ‖expected‖ of two float arrays of equal shape (any), any float dtype; infinity for NaN."""
     difference, size = np.linalg.norm(got.astype(np.float64) - expected), np.linalg.norm(expected)
     value = float(difference / (size + 1e-30))
     return value if np.isfinite(value) else float("inf")
@@ -58,17 +63,17 @@ def measure_parity(
     references: Sequence[Reference],
     on_input: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Compare a written graph with torch; 16-bit graphs as a device computes them (`emulation`).
+    """Compare a written graph with torch; the rounding of 16-bit graphs is emulated (`emulation`).
 
     Args:
-        graph: the file; a reference with the features as outputs lies beside it for the time being.
+        graph: the file; a copy with the features as outputs is written next to it and removed.
         precision: of the graph.
-        inputs: as the graph takes them.
-        references: torch's, of the same inputs.
-        on_input: called after each, for progress.
+        inputs: each (n_squares, size, size, 3) uint8 or (1, 3·n_encoders, size, size) float32, as the graph takes them.
+        references: torch's results for the same inputs.
+        on_input: called after each input, for progress.
 
     Returns:
-        The largest relative RMS of "encoder 0", …, "projector".
+        The largest relative RMS error of "encoder 0", …, "projector".
     """
     names = [feature_name(i) for i in range(len(references[0].features))]
     reference = graph.with_name(f"parity-{graph.name}")
@@ -90,22 +95,22 @@ def measure_parity(
 
 
 def require_parity(parity: dict[str, float], precision: PrecisionName) -> None:
-    """Raise ParityError where a distance exceeds the precision's limit, or is not finite."""
+    """Raise ParityError if an error exceeds the precision's limit, or is not finite."""
     limit = PRECISIONS[precision].relative_rms_max
     at, worst = max(parity.items(), key=lambda item: item[1])
     if not worst <= limit:
         advice = "report the checkpoint and the versions of torch and onnxruntime" if precision == "fp32" else _WIDER
         raise ParityError(
-            f"the {precision} vision graph differs from torch by a relative RMS of {worst:.2e} at {at}, at most {limit:.0e} is "
-            f"allowed; {advice}"
+            f"the {precision} vision graph has a relative RMS error of {worst:.2e} at {at} against torch, at most {limit:.0e} "
+            f"is allowed; {advice}"
         )
 
 
-_WIDER = "this model does not fit into these numbers, take a wider --vision-precision"
+_WIDER = "this model exceeds the range of this precision, use a wider --vision-precision"
 
 
 def _add_outputs(graph: Path, reference: Path, names: Sequence[str]) -> None:
-    """Write the graph again with values of it as further outputs."""
+    """Write a copy of the graph with some of its values as additional outputs."""
     model = onnx.load(str(graph), load_external_data=False)
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     reference.write_bytes(model.SerializeToString())

@@ -1,4 +1,4 @@
-"""A vision graph cut between its encoders and its projector, so that each can be tried alone."""
+"""Split a vision graph into encoders and projector, so that each can be run alone."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from .onnx_export import feature_name
 
 
 @dataclass(frozen=True, eq=False)
-class Halves:
-    """Both halves, run by onnxruntime on the CPU; 16-bit graphs as a device computes them."""
+class SplitGraph:
+    """Encoders and projector, run by onnxruntime on the CPU, with the rounding of 16-bit graphs emulated."""
 
     encoders: Any
     projector: Any
     names: Sequence[str]
 
     def features(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """Return each encoder's features (1, n_patches, embed_dim) float32 of what `ImageTransform.pixels` gives."""
+        """Return each encoder's features (1, n_patches, embed_dim) float32 for the result of `ImageTransform.pixels`."""
         return list(self.encoders.run(list(self.names), {INPUT: pixels}))
 
     def projected(self, features: Sequence[np.ndarray]) -> np.ndarray:
-        """Return embeddings (n_visual_tokens, d_model) float32 of features."""
+        """Return embeddings (n_visual_tokens, d_model) float32 for features, each (1, n_patches, embed_dim) float32."""
         embeddings: np.ndarray = self.projector.run([OUTPUT], dict(zip(self.names, features, strict=True)))[0]
         return embeddings[0]
 
 
 @contextmanager
-def opened_halves(bundle: Bundle) -> Iterator[Halves]:
-    """Cut a bundle's graph and open both halves.
+def open_split(bundle: Bundle) -> Iterator[SplitGraph]:
+    """Split a bundle's graph and open both parts.
 
     Raises:
-        MachineError: the graph has no such place, or is too large to be cut.
+        MachineError: the graph cannot be split there, or is too large.
     """
     config, graph = bundle.manifest.model, bundle.vision_graph
     assert config.vision is not None
@@ -59,5 +59,5 @@ def opened_halves(bundle: Bundle) -> Iterator[Halves]:
             onnx.utils.extract_model(whole, files[0], [INPUT], names, check_model=False)
             onnx.utils.extract_model(whole, files[1], names, [OUTPUT], check_model=False)
         except Exception as error:  # onnx's own, protobuf's, and plain ValueError, with no base in common
-            raise MachineError(f"the graph cannot be cut between encoders and projector ({error})") from error
-        yield Halves(open_on_cpu(files[0]), open_on_cpu(files[1]), names)
+            raise MachineError(f"the graph cannot be split into encoders and projector ({error})") from error
+        yield SplitGraph(open_on_cpu(files[0]), open_on_cpu(files[1]), names)

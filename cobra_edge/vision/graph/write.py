@@ -1,4 +1,4 @@
-"""Vision tower and projector become vision.onnx, proven against torch before it is kept."""
+"""Write vision.onnx from vision tower and projector, and check it against torch before it is kept."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ...model.cobra import VisionModel
 from .int8 import quantize_int8
 from .onnx_export import export_onnx
 from .parity import Reference, measure_parity, reference, require_parity
-from .smoothquant import smooth
+from .smoothquant import apply_smoothquant
 
 FLOAT: PrecisionName = "fp32"
-_COMPARED = 16  # images that parity is measured on
+_COMPARED = 16  # images on which parity is measured
 OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class WrittenGraph:
-    """What was written.
+    """Result of `write_graph`.
 
     Attributes:
-        graph: how it was made.
-        transform: what it takes.
-        embeddings: the float model's (n_visual_tokens, d_model) float32, by file: of `images` and of int8's `calibration`.
+        graph: its entry in the manifest.
+        transform: its input transform.
+        embeddings: the float model's (n_visual_tokens, d_model) float32, by file: of `images`, and of `calibration` for int8.
     """
 
     graph: VisionGraph
@@ -51,29 +51,28 @@ def write_graph(
     calibration: Sequence[Path] = (),
     on_step: OnStep = lambda name, done, total: None,
 ) -> WrittenGraph:
-    """Write VISION into `stage`, and measure its distance from torch in float32.
+    """Write VISION into `stage`, and measure its error against float32 torch.
 
     Args:
-        load: gives tower and projector in float32; they are freed as soon as they are written.
-        config: of the model they belong to.
+        load: returns tower and projector in float32; they are freed once they are written.
+        config: of their model.
         stage: directory for VISION and its external data.
-        precision: of the matrix products.
-        form: what the graph takes.
-        images: whose embeddings are wanted; on some of them parity is measured, beside one of noise, or for int8 one of those
-            it was calibrated with.
-        calibration: images that int8 takes its activations' scales of.
-        on_step: told a stage's name, how much of it is done, and of what.
+        precision: of the matmuls.
+        form: input form of the graph.
+        images: their embeddings are returned; parity is measured on some of them and on noise (int8: on a calibration image).
+        calibration: images for the activation scales of int8.
+        on_step: called with a stage's name, the steps done and their total.
 
     Raises:
         InputError: an image cannot be read, there is none to calibrate with, or activations are not finite.
-        ParityError: the graph is not what it should be; its files are left in `stage`.
+        ParityError: the error is too large; the files are left in `stage`.
     """
     if precision == "int8" and not calibration:
-        raise InputError("int8 vision is calibrated on images, the suite has none; give one that has, with --calibration")
+        raise InputError("int8 vision is calibrated on images, but the suite has none; give one with images: --calibration")
     transform = ImageTransform.of(config, form)
     calibration = calibration if precision == "int8" else ()
     squares = {f: _squares(config, f) for f in images}
-    # Noise is no image: it would land beyond what int8 was calibrated for.
+    # Noise would exceed the range that int8 was calibrated for.
     beside = _squares(config, calibration[0]) if calibration else _noise(config)
     model, seen = load(), _Seen({*images[:_COMPARED], *calibration[:1]})
     alone = [f for f in squares if f not in set(calibration)]  # the others are seen while activations are observed
@@ -83,10 +82,10 @@ def write_graph(
     on_step("vision tower in torch", len(alone), len(alone) + 1)
     extra = [] if calibration else [reference(model, transform.normalised(beside))]
     with tempfile.TemporaryDirectory(dir=stage, prefix=".float-") as folder:
-        # int8 is made of a float graph that nobody needs afterwards.
+        # int8 is made from a temporary float graph.
         first, numbers = (stage / VISION, precision) if not calibration else (Path(folder) / VISION, FLOAT)
         if calibration:
-            on_step("smoothing", 0, 1)
+            on_step("SmoothQuant", 0, 1)
             _smooth(model, [transform.normalised(_squares(config, f)) for f in calibration], calibration, seen)
             extra = [seen.references[calibration[0]]]
         on_step(f"vision graph as {numbers}", 0, 1)
@@ -102,7 +101,7 @@ def write_graph(
 
 
 class _Seen:
-    """What torch makes of each image: the embeddings of all, features too of those that the graph is compared on."""
+    """Results of the float model: the embeddings of all images, and the features of those that the graph is compared on."""
 
     def __init__(self, compared: set[Path]) -> None:
         self._compared = compared
@@ -115,9 +114,9 @@ class _Seen:
 
 
 def _smooth(model: VisionModel, pixels: Sequence[np.ndarray], files: Sequence[Path], seen: _Seen) -> None:
-    """Smooth a model in place; what it made of the calibration images before is added to `seen`."""
+    """Apply SmoothQuant to a model in place; its results for the calibration images before that are added to `seen`."""
     names = iter(files)
-    smooth(model, pixels, lambda image: seen.add(next(names), reference(model, image)))
+    apply_smoothquant(model, pixels, lambda image: seen.add(next(names), reference(model, image)))
 
 
 def _squares(config: CobraConfig, file: Path) -> np.ndarray:
@@ -130,19 +129,19 @@ def _noise(config: CobraConfig) -> np.ndarray:
 
 
 def _taken(transform: ImageTransform, squares: np.ndarray) -> np.ndarray:
-    """Return squares as the graph takes them."""
+    """Return squares in the graph's input form."""
     return squares if transform.input == "uint8" else transform.normalised(squares)
 
 
 def _quantize(
     float_graph: Path, out: Path, transform: ImageTransform, calibration: Sequence[Path], on_step: OnStep
 ) -> dict[str, float]:
-    """Write the int8 graph; return the products left wide with the error that int8 would have had there."""
+    """Write the int8 graph; return the matmuls left wide, with the error that int8 would have there."""
     label, taken = "vision graph as int8", [transform.pixels(load_image(f)) for f in calibration]
     done = iter(range(1, len(taken) + 1))
     on_step(label, 0, len(taken))
     report = quantize_int8(float_graph, out, taken, on_step=lambda: on_step(label, next(done), len(taken)))
-    return {w.product: float(f"{w.error:.4g}") for w in report.wide}
+    return {w.matmul: float(f"{w.error:.4g}") for w in report.wide}
 
 
 def _parity(

@@ -163,7 +163,7 @@ def test_a_copy_is_independent(opened):
 
 
 def test_a_state_of_another_model_is_refused(opened):
-    with pytest.raises(InputError, match="state is of another model"):
+    with pytest.raises(InputError, match="state belongs to another model"):
         opened("w4a16-g128").new_state().require(MambaConfig(128, 2, 512, 256, 16, 4, 8))
 
 

@@ -1,4 +1,4 @@
-"""Which processor this is, by name."""
+"""Name of the CPU."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import platform
 from pathlib import Path
 
 
-def processor_name() -> str:
-    """Return what the processor calls itself, or its architecture where it is silent."""
+def cpu_name() -> str:
+    """Return the CPU's model name, or its architecture if it reports none."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

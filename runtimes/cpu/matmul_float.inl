@@ -1,8 +1,8 @@
-// Products with float32 activations, on the registers of products.inl. Weights become float32 exactly, in scratch memory where
-// they are codes. Every output is a register's worth of sums over the inputs k, k + kLanes, …, added up from the first lane to
-// the last: the same bits whatever the number of tokens and however rows are split.
+// GEMV and GEMM with float32 activations, on the registers of matmul.inl. Weights are converted to float32 exactly; codes go
+// through scratch memory. Every output is kLanes partial sums over the inputs k, k + kLanes, …, added from the first lane to
+// the last: bit-identical whatever the number of tokens and however rows are split.
 
-// kLanes values, zeros behind the last of `n`.
+// kLanes values; load_some pads with zeros after `n`.
 static inline Floats load(const float* p) { return load_floats(p); }
 static inline Floats load(const uint16_t* p) { return widen_scales(p); }
 
@@ -55,10 +55,10 @@ static inline void float_tile(const Weight* const* weights, const float* x, int6
     for (int i = 0; i < kRows * kWide; i += kLanes) sum_lanes(parts + i, sums + i);
 }
 
-// Rows [r, r + n) of a matrix, n <= kRows; the last one again in place of those that are not there.
+// Rows [r, r + n) of a matrix, n <= kRows; missing rows are replaced by the last one.
 template <typename Weight, int kRows>
-static void multiply_rows(const Weight* first, int64_t distance, int64_t n, int64_t cols, const float* x, int64_t x_stride,
-                          int64_t tokens, float* out, int64_t stride, bool onto) {
+static void matmul_rows(const Weight* first, int64_t distance, int64_t n, int64_t cols, const float* x, int64_t x_stride,
+                        int64_t tokens, float* out, int64_t stride, bool onto) {
     constexpr int kWide = kRows == 4 ? (kLanes == 4 ? 4 : kLanes / 4) : 1;
     const Weight* rows[kRows];
     for (int i = 0; i < kRows; ++i) rows[i] = first + (i < n ? i : n - 1) * distance;
@@ -71,16 +71,16 @@ static void multiply_rows(const Weight* first, int64_t distance, int64_t n, int6
         float_tile<Weight, kRows, kWide>(rows, x + t * x_stride, x_stride, cols, sums);
         for (int j = 0; j < kWide; ++j) write(t + j, sums + j * kRows);
     }
-    for (; t < tokens; ++t) {  // the same tile with one token again and again
+    for (; t < tokens; ++t) {  // the same tile with one token repeated
         float_tile<Weight, kRows, kWide>(rows, x + t * x_stride, 0, cols, sums);
         write(t, sums);
     }
 }
 
-// One token with codes straight from memory. They are widened in registers: code · scale - zero · scale, rounded once, is
-// exactly what dequantize_row writes.
+// GEMV with codes streamed from memory and widened in registers: code · scale - zero · scale, rounded once, is
+// exactly the value that dequantize_row writes.
 template <Storage kStorage>
-static void multiply_codes(const Matrix& m, int64_t from, int64_t to, const float* x, float* out, bool onto) {
+static void gemv_float(const Matrix& m, int64_t from, int64_t to, const float* x, float* out, bool onto) {
     const int64_t groups = m.groups(), runs = m.group / kCodes, row_bytes = m.row_bytes(), group_bytes = row_bytes / groups;
     for (int64_t r = from; r < to; r += kLanes) {
         const Tile tile = tile_at(m, r, to);
@@ -117,20 +117,20 @@ static void multiply_codes(const Matrix& m, int64_t from, int64_t to, const floa
     }
 }
 
-static void multiply_float(const Matrix& m, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
-                           float* out, int64_t stride, bool onto, float* scratch) {
+static void matmul_float(const Matrix& m, int64_t from, int64_t to, const float* x, int64_t x_stride, int64_t tokens,
+                         float* out, int64_t stride, bool onto, float* scratch) {
     const int64_t cols = m.cols;
     if (m.storage == Storage::kFloat16 && tokens == 1) {
         const auto* values = static_cast<const uint16_t*>(m.values);
         for (int64_t r = from; r < to; r += kLanes)
-            multiply_rows<uint16_t, kLanes>(values + r * cols, cols, to - r < kLanes ? to - r : kLanes, cols, x, x_stride, 1,
-                                            out + r, stride, onto);
+            matmul_rows<uint16_t, kLanes>(values + r * cols, cols, to - r < kLanes ? to - r : kLanes, cols, x, x_stride, 1,
+                                          out + r, stride, onto);
         return;
     }
     if (m.quantized() && m.group % kCodes == 0 && tokens == 1) {
-        const auto run = m.storage == Storage::kInt8   ? multiply_codes<Storage::kInt8>
-                         : m.storage == Storage::kInt4 ? multiply_codes<Storage::kInt4>
-                                                       : multiply_codes<Storage::kInt3>;
+        const auto run = m.storage == Storage::kInt8   ? gemv_float<Storage::kInt8>
+                         : m.storage == Storage::kInt4 ? gemv_float<Storage::kInt4>
+                                                       : gemv_float<Storage::kInt3>;
         return run(m, from, to, x, out, onto);
     }
     for (int64_t r = from; r < to; r += 4) {
@@ -140,6 +140,6 @@ static void multiply_float(const Matrix& m, int64_t from, int64_t to, const floa
             rows = static_cast<const float*>(m.values) + r * cols;
         else
             for (int64_t k = 0; k < n; ++k) dequantize_row(m, r + k, scratch + k * cols);
-        multiply_rows<float, 4>(rows, cols, n, cols, x, x_stride, tokens, out + r, stride, onto);
+        matmul_rows<float, 4>(rows, cols, n, cols, x, x_stride, tokens, out + r, stride, onto);
     }
 }

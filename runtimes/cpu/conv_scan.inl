@@ -1,12 +1,12 @@
-// Convolution and selective scan in registers, for blocks of kChannels channels: lanes are channels, so that no sum runs
-// across a register. Channels that fill no block are left to the plain functions of elementwise.inl. The file that includes
-// this offers what products.inl asks for and: smaller(a, b), larger(a, b), shift_left<n>(ints), division and the other
-// operators on Floats.
+// Causal convolution and selective scan, vectorized over blocks of kChannels channels: lanes are channels, so that nothing is
+// reduced across lanes. Remaining channels use the plain functions of elementwise.inl. The file that includes this defines the
+// operations listed in matmul.inl and: smaller(a, b), larger(a, b), shift_left<n>(ints), division and the other operators on
+// Floats.
 
-constexpr int kParts = kChannels / kLanes;  // registers that hold a value of every channel of a block
+constexpr int kParts = kChannels / kLanes;  // registers per value of a block's channels
 
-// exp(x), as exp_fast; x must not be above 88.3. Where one side of `smaller` or `larger` is NaN, x86 takes the second: what
-// may be NaN is given there.
+// exp(x) as in exp_fast, for x up to 88.3. If one operand of `smaller` or `larger` is NaN, x86 returns the second: the operand
+// that may be NaN goes there.
 static inline Floats exp_below(Floats x) {
     x = larger(spread(-87.3f), x);
     const Floats magic = spread(12582912.0f), shifted = multiply_add(x, spread(1.44269504f), magic), k = shifted - magic;
@@ -51,11 +51,12 @@ static inline void turn(const float* from, int64_t rows, int64_t cols, float* to
         for (int64_t c = 0; c < cols; ++c) to[c * rows + r] = from[r * cols + c];
 }
 
-// A block's values of a token lie in one line, those of the next token in another page: nothing but this foresees it.
+// A block's values of one token share a cache line, those of the next token are in another page: hardware does not prefetch
+// it.
 constexpr int64_t kTokensAhead = 6;
-static inline void foresee(const float* p) { __builtin_prefetch(p, 0, 3); }
+static inline void prefetch_tokens_ahead(const float* p) { __builtin_prefetch(p, 0, 3); }
 
-// kTaps 0 reads the number of taps at run time.
+// kTaps = 0: the number of taps is read at run time.
 template <int kTaps>
 static void conv_block(const Conv& conv, int64_t c, const float* x, int64_t x_stride, int64_t tokens, float* state, float* u,
                        int64_t u_stride) {
@@ -71,7 +72,7 @@ static void conv_block(const Conv& conv, int64_t c, const float* x, int64_t x_st
             weight[k][p] = load_floats(conv.weight + k * conv.channels + c + p * kLanes);
         }
     for (int64_t t = 0; t < tokens; ++t) {
-        foresee(x + (t + kTokensAhead) * x_stride + c);
+        prefetch_tokens_ahead(x + (t + kTokensAhead) * x_stride + c);
         for (int p = 0; p < kParts; ++p) {
             Floats sum = load_floats(conv.bias + c + p * kLanes);
             for (int64_t k = 0; k + 1 < taps; ++k) {
@@ -96,7 +97,7 @@ static void conv_silu(const Conv& conv, int64_t from, int64_t to, const float* x
     plain_conv_silu(conv, c, to, x, x_stride, tokens, state, u, u_stride);
 }
 
-// kState 0 reads d_state at run time.
+// kState = 0: d_state is read at run time.
 template <int kState>
 static void scan_block(const Scan& s, int64_t c, int64_t tokens, const float* dt, int64_t dt_stride, const float* B,
                        const float* C, int64_t bc_stride, const float* z, int64_t z_stride, float* h, const float* u,
@@ -110,9 +111,9 @@ static void scan_block(const Scan& s, int64_t c, int64_t tokens, const float* dt
     for (int64_t t = 0; t < tokens; ++t) {
         const float *Bt = B + t * bc_stride, *Ct = C + t * bc_stride;
         const float *low = dt + t * dt_stride + c, *gate = z + t * z_stride + c, *x = u + t * u_stride + c;
-        foresee(low + kTokensAhead * dt_stride);
-        foresee(gate + kTokensAhead * z_stride);
-        foresee(x + kTokensAhead * u_stride);
+        prefetch_tokens_ahead(low + kTokensAhead * dt_stride);
+        prefetch_tokens_ahead(gate + kTokensAhead * z_stride);
+        prefetch_tokens_ahead(x + kTokensAhead * u_stride);
         Floats delta[kParts], inflow[kParts], y[kParts];
         for (int p = 0; p < kParts; ++p) {
             const Floats in = load_floats(x + p * kLanes);

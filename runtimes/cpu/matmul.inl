@@ -1,35 +1,35 @@
-// Products of quantized weights with int8 activations, shared by the instruction sets. The file that includes this offers, in
-// its own registers, for kLanes rows that are worked on together (one 32-bit lane each, kCodes = 4 · kLanes bytes a register):
+// GEMV and GEMM of quantized weights with int8 activations, shared by the instruction sets. The file that includes this
+// defines, on its own registers, for a tile of kLanes rows (one 32-bit lane per row, kCodes = 4 · kLanes bytes per register):
 //
-//   Codes, Ints, Floats                 a register of bytes, of int32, of float32
-//   unpack<kStorage>(row, run)          codes [run · kCodes, + kCodes) of a row in natural order: as they are stored, or made
-//                                       signed where zero_of<kStorage>() is 0
-//   zero_of<kStorage>()                 what unpacked codes still have to be lessened by
-//   kWide<kStorage>                     runs that one step takes, where a group is a multiple of them
-//   arrange<kStorage, kRuns>(a, out)    activations of kRuns runs as a step wants them
+//   Codes, Ints, Floats                 registers of bytes, int32, float32
+//   unpack<kStorage>(row, run)          codes [run · kCodes, + kCodes) of a row in natural order: unsigned, or converted to
+//                                       signed if zero_of<kStorage>() is 0
+//   zero_of<kStorage>()                 zero point of the unpacked codes
+//   kWide<kStorage>                     runs per step, if a group is a multiple of them
+//   arrange<kStorage, kRuns>(a, out)    activations of kRuns runs in the order that `step` takes
 //   step<kStorage, kRuns>(sums, row, run, a)   sums += kRuns runs of a row times arranged activations
 //   dot4<kStorage>(sums, w, a)          sums[lane] += four quads of each lane's row (w[0..3]) times 16 activations
-//   repeat(values)                      kPhase = kLanes / 4 int32 or float32 again and again
+//   repeat(values)                      kPhase = kLanes / 4 int32 or float32, repeated
 //   gather_scales(rows, g)              kPhase float16 of each of four rows, as float32
-//   sum_phases(v, out)                  sums of four pieces of kPhase values each, added in pairs
+//   sum_phases(v, out)                  sums of four runs of kPhase values each, added pairwise
 //   lane_sums(parts)                    lane i: the sum of all lanes of parts[i]
 //   transpose(rows)                     kLanes × kLanes 32-bit values in place
 //   widen_codes<kStorage>(codes, out)   four registers of unpacked codes as float32, in natural order
 //   load_codes, spread, zeros, widen_scales, to_float, load_floats, store_floats, add, multiply, multiply_add
-//   prefetch(address), kTokens          kTokens tokens fill the registers of a tile
+//   prefetch(address), kTokens          kTokens: tokens per register tile
 //
 // Every output is a sum over groups of float(integer sum of the group) · (weight scale · activation scale): first over every
-// kPhase-th group, in order, then over these sums. So it has the same bits whatever the number of tokens and however rows are
-// split.
+// kPhase-th group, in order, then over these sums. The result is bit-identical whatever the number of tokens and however rows
+// are split.
 
-constexpr int kTogether = 4;                // rows that one token is multiplied with together
-constexpr int kPhase = kLanes / kTogether;  // groups of each that fill a register of sums
-constexpr int kAhead = 1024;                // bytes a row is asked for before its use
+constexpr int kTogether = 4;                // rows that GEMV reads together
+constexpr int kPhase = kLanes / kTogether;  // groups per row that fill a register of sums
+constexpr int kAhead = 1024;                // prefetch distance in bytes
 
 struct Tile {
     const uint8_t* rows[kLanes];  // codes
     const uint16_t* scales[kLanes];
-    int64_t here;  // rows that exist; the others repeat the last one
+    int64_t here;  // number of valid rows; the others repeat the last one
 };
 
 static inline Tile tile_at(const Matrix& m, int64_t r, int64_t to) {
@@ -43,11 +43,11 @@ static inline Tile tile_at(const Matrix& m, int64_t r, int64_t to) {
     return tile;
 }
 
-// Scales of a tile as float32, (groups, kLanes): out has room for groups rounded up to kLanes.
+// Scales of a tile as float32, (groups, kLanes); out has room for the groups rounded up to kLanes.
 static inline void scales_by_group(const Tile& tile, int64_t groups, float* out) {
     for (int64_t g = 0; g < groups; g += kLanes) {
         Ints rows[kLanes];
-        // What is left over is read again with what went before it, where there is enough.
+        // The last block overlaps the one before it, if there are enough groups.
         if (g + kLanes > groups && groups > kLanes) g = groups - kLanes;
         for (int i = 0; i < kLanes; ++i) {
             if (groups - g >= kLanes) {
@@ -63,7 +63,7 @@ static inline void scales_by_group(const Tile& tile, int64_t groups, float* out)
     }
 }
 
-// As sum_phases does it, but lane for lane.
+// The same order of additions as sum_phases, but lane by lane.
 static inline Floats add_phases(const Floats* sums) {
     if (kPhase == 1) return sums[0];
     if (kPhase == 2) return add(sums[0], sums[1 % kPhase]);
@@ -78,8 +78,8 @@ static inline void write_lanes(Floats values, const Tile& tile, float* out, bool
 }
 
 // Integer sums of groups [g, g + count) of kTogether rows times one token's codes: lane i · kPhase + j is row i, group g + j.
-// Group g lies `at` bytes into a row, `steps` make a group; what lies `ahead` bytes further on is asked for, little by little:
-// all at once it would be in the way of what is needed now.
+// Group g starts `at` bytes into a row and takes `steps` steps. Data `ahead` bytes further on are prefetched step by step: all
+// at once they would delay the loads that are needed now.
 template <Storage kStorage, int kRuns>
 static inline Ints phase_sums(const uint8_t* const* rows, int64_t at, int64_t ahead, int64_t steps, int64_t count,
                               const int8_t* codes, const int32_t* sums) {
@@ -101,15 +101,15 @@ static inline Ints phase_sums(const uint8_t* const* rows, int64_t at, int64_t ah
         }
     }
     if (zero_of<kStorage>() == 0) return lane_sums(parts);
-    // Sums behind the last group are whatever lies there; their scales are zeros.
+    // Sums after the last group are arbitrary; their scales are zero.
     constexpr int kBits = zero_of<kStorage>() == 4 ? 2 : zero_of<kStorage>() == 8 ? 3 : 7;
     return subtract(lane_sums(parts), shift_left<kBits>(repeat(sums)));
 }
 
-// One token: weights come straight from memory, each used once. A few rows at a time are what processors' prefetchers can
-// follow; where a row ends they do not foresee the next, so every line is also asked for kAhead bytes before its use.
+// GEMV, one token: weights are streamed from memory, each used once. Hardware prefetchers can follow a few rows at a time, but
+// not from the end of a row to the next, so every cache line is also prefetched kAhead bytes before its use.
 template <Storage kStorage, int kRuns, bool kOneStep>
-static void multiply_token(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t t, float* out, bool onto) {
+static void gemv(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t t, float* out, bool onto) {
     const int64_t groups = m.groups(), row_bytes = m.row_bytes();
     const int64_t group = kOneStep ? kRuns * kCodes : m.group, steps = group / (kRuns * kCodes);
     const int64_t phase_bytes = kPhase * bytes_of(kStorage, group);
@@ -133,7 +133,7 @@ static void multiply_token(const Matrix& m, int64_t from, int64_t to, const Int8
                 phase_sums<kStorage, kRuns>(row, at, ahead, kOneStep ? 1 : steps, kPhase, codes + g * group, sums + g);
             total = multiply_add(to_float(sum), multiply(gather_scales(scales, g), repeat(code_scales + g)), total);
         }
-        if (g < groups) {  // nothing is read that does not belong to it
+        if (g < groups) {  // the remainder; reads nothing beyond the row
             uint16_t last[kTogether][kPhase] = {};
             float last_codes[kPhase] = {};
             for (int64_t j = 0; j < groups - g; ++j) {
@@ -150,9 +150,9 @@ static void multiply_token(const Matrix& m, int64_t from, int64_t to, const Int8
     }
 }
 
-// kLanes rows as (quads of inputs, kLanes, 4): a register holds four inputs of every row.
+// Pack kLanes rows as (quads of inputs, kLanes, 4): a register holds four inputs of every row.
 template <Storage kStorage>
-static void lay_panel(const Tile& tile, int64_t cols, uint8_t* panel) {
+static void pack_panel(const Tile& tile, int64_t cols, uint8_t* panel) {
     for (int64_t run = 0; run < cols / kCodes; ++run) {
         Ints rows[kLanes];
         for (int i = 0; i < kLanes; ++i) rows[i] = as_ints(unpack<kStorage>(tile.rows[i], run));
@@ -162,8 +162,8 @@ static void lay_panel(const Tile& tile, int64_t cols, uint8_t* panel) {
 }
 
 template <Storage kStorage, int kWide>
-static void multiply_panel(const uint8_t* panel, const float* scales, const Tile& tile, int64_t group, const Int8Rows& rows,
-                           int64_t t, float* out, int64_t stride, bool onto) {
+static void gemm_panel(const uint8_t* panel, const float* scales, const Tile& tile, int64_t group, const Int8Rows& rows,
+                       int64_t t, float* out, int64_t stride, bool onto) {
     Floats totals[kWide][kPhase];
     for (auto& total : totals)
         for (auto& phase : total) phase = zeros();
@@ -189,48 +189,48 @@ static void multiply_panel(const uint8_t* panel, const float* scales, const Tile
     for (int j = 0; j < kWide; ++j) write_lanes(add_phases(totals[j]), tile, out + j * stride, onto);
 }
 
-// Many tokens: a tile's codes are unpacked once, into the cache, and every token passes by.
+// GEMM, many tokens: the codes of a tile are unpacked once, into the cache, and used for every token.
 template <Storage kStorage>
-static void multiply_tokens(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
-                            int64_t stride, bool onto, float* scales, uint8_t* panel) {
+static void gemm(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out, int64_t stride,
+                 bool onto, float* scales, uint8_t* panel) {
     for (int64_t r = from; r < to; r += kLanes) {
         const Tile tile = tile_at(m, r, to);
         scales_by_group(tile, m.groups(), scales);
-        lay_panel<kStorage>(tile, m.cols, panel);
+        pack_panel<kStorage>(tile, m.cols, panel);
         int64_t t = 0;
         for (; t + kTokens <= tokens; t += kTokens)
-            multiply_panel<kStorage, kTokens>(panel, scales, tile, m.group, rows, t, out + t * stride + r, stride, onto);
+            gemm_panel<kStorage, kTokens>(panel, scales, tile, m.group, rows, t, out + t * stride + r, stride, onto);
         for (; t + 4 <= tokens; t += 4)
-            multiply_panel<kStorage, 4>(panel, scales, tile, m.group, rows, t, out + t * stride + r, stride, onto);
+            gemm_panel<kStorage, 4>(panel, scales, tile, m.group, rows, t, out + t * stride + r, stride, onto);
         for (; t < tokens; ++t)
-            multiply_panel<kStorage, 1>(panel, scales, tile, m.group, rows, t, out + t * stride + r, stride, onto);
+            gemm_panel<kStorage, 1>(panel, scales, tile, m.group, rows, t, out + t * stride + r, stride, onto);
     }
 }
 
 template <Storage kStorage>
-static void multiply_stored(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
-                            int64_t stride, bool onto, float* scratch) {
-    constexpr int64_t kFew = 4;  // tokens for which a panel does not pay
+static void matmul_storage(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
+                           int64_t stride, bool onto, float* scratch) {
+    constexpr int64_t kFew = 4;  // with fewer tokens packing a panel does not pay
     const int64_t padded = (m.groups() + kLanes - 1) / kLanes * kLanes;
     auto* panel = reinterpret_cast<uint8_t*>(scratch + padded * kLanes);
-    if (tokens >= kFew) return multiply_tokens<kStorage>(m, from, to, rows, tokens, out, stride, onto, scratch, panel);
+    if (tokens >= kFew) return gemm<kStorage>(m, from, to, rows, tokens, out, stride, onto, scratch, panel);
     constexpr int kMost = kWide<kStorage>;
-    const auto run = m.group == kMost * kCodes    ? multiply_token<kStorage, kMost, true>
-                     : m.group % (kMost * kCodes) ? multiply_token<kStorage, 1, false>
-                                                  : multiply_token<kStorage, kMost, false>;
+    const auto run = m.group == kMost * kCodes    ? gemv<kStorage, kMost, true>
+                     : m.group % (kMost * kCodes) ? gemv<kStorage, 1, false>
+                                                  : gemv<kStorage, kMost, false>;
     for (int64_t t = 0; t < tokens; ++t) run(m, from, to, rows, t, out + t * stride, onto);
 }
 
-static void multiply_int8(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
-                          int64_t stride, bool onto, float* scratch) {
-    const auto run = m.storage == Storage::kInt8   ? multiply_stored<Storage::kInt8>
-                     : m.storage == Storage::kInt4 ? multiply_stored<Storage::kInt4>
-                                                   : multiply_stored<Storage::kInt3>;
+static void matmul_int8(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
+                        int64_t stride, bool onto, float* scratch) {
+    const auto run = m.storage == Storage::kInt8   ? matmul_storage<Storage::kInt8>
+                     : m.storage == Storage::kInt4 ? matmul_storage<Storage::kInt4>
+                                                   : matmul_storage<Storage::kInt3>;
     run(m, from, to, rows, tokens, out, stride, onto, scratch);
 }
 
-// Multiply-accumulates done in registers alone, `rounds` times; the checksum keeps the compiler from leaving them out.
-static int64_t products_in_registers(int64_t rounds, int32_t* checksum) {
+// See Kernels::macs_in_registers; the checksum keeps the compiler from removing the work.
+static int64_t macs_in_registers(int64_t rounds, int32_t* checksum) {
     constexpr int kChains = 10;
     Ints sums[kChains];
     int8_t ones[16];
