@@ -327,7 +327,7 @@ def test_inspect_tells_which_decoders_run_the_bundle_here(mini_bundle, monkeypat
         line.split() for line in capfd.readouterr().out.splitlines() if "never" in line or "runs0" in line or "runs1" in line
     ]
     assert [[w for w in row if w.strip("│")] for row in rows] == [
-        ["cuda", "never", "no:", "there", "is", "no", "[card]"],
+        ["cuda", "never", "no:", "there", "is", "no", "[GPU]"],
         ["cuda", "runs0", "yes"],
         ["cuda", "runs1", "yes,", "if", "asked", "for"],
         ["cpu", "runs0", "yes"],
