@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .middleware.metrics import CLIENT_GONE, ended_status
+from .middleware.metrics import CLIENT_GONE, final_status
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class EventLines:
                 log.warning("nobody reads what --json writes any more; serving goes on")
 
 
-class AccessLines:
+class AccessLogMiddleware:
     """Tells how each request ended; it stands before all else."""
 
     def __init__(self, app: ASGIApp, lines: EventLines) -> None:
@@ -98,6 +98,6 @@ class AccessLines:
                 client=client[0] if client else None,
                 method=scope["method"],
                 path=path[:_LONGEST_PATH],
-                status=ended_status(scope, status),
+                status=final_status(scope, status),
                 duration_ms=round((time.perf_counter() - began) * 1e3, 3),
             )

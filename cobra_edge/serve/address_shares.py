@@ -23,7 +23,7 @@ class AddressShares:
         """How much is taken."""
         return self._taken.total()
 
-    def taken_by(self, address: str) -> int:
+    def held_by(self, address: str) -> int:
         """Return how much an address has."""
         return self._taken[address]
 
@@ -31,7 +31,7 @@ class AddressShares:
         """Count an amount as taken, whatever the limits say."""
         self._taken[address] += amount
 
-    def give_back(self, address: str, amount: int = 1) -> None:
+    def release(self, address: str, amount: int = 1) -> None:
         """Count it no more."""
         self._taken[address] -= amount
         if not self._taken[address]:

@@ -26,7 +26,7 @@ def deadline_exceeded(seconds: float) -> Refusal:
     return Refusal(504, message, "deadline_exceeded")
 
 
-async def in_time(deadline_seconds: float, arrived: float, work: Awaitable[T]) -> T:
+async def with_deadline(deadline_seconds: float, arrived: float, work: Awaitable[T]) -> T:
     """Return what the work comes to; it is cancelled at the deadline.
 
     Args:
@@ -44,7 +44,7 @@ async def in_time(deadline_seconds: float, arrived: float, work: Awaitable[T]) -
         raise deadline_exceeded(deadline_seconds) from error
 
 
-async def listen(
+async def stream_answer(
     scheduler: Scheduler, owner: tuple[str, ...], question: Question, deadline_seconds: float
 ) -> AsyncGenerator[str | Finished, None]:
     """Yield pieces of the answer, and its end. Closing the generator stops the decoding.
@@ -102,7 +102,7 @@ def _taken(heard: deque[Event]) -> tuple[str, Finished | Refusal | None]:
     return text, None
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Return what the work comes to; it is cancelled when the client goes away. The request's body must have been read.
 
     Raises:

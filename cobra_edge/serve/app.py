@@ -42,12 +42,12 @@ def make_app(chat: ChatRoute) -> FastAPI:
     )
     app.include_router(chat.router())
     app.include_router(_models(chat.model))
-    app.include_router(_signs_of_life(chat.scheduler, chat.metrics))
+    app.include_router(_health_and_metrics(chat.scheduler, chat.metrics))
     app.include_router(page_router())
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.add_exception_handler(Exception, _unexpected)
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _models(model: ServedModel) -> APIRouter:
     return router
 
 
-def _signs_of_life(scheduler: Scheduler, metrics: Metrics) -> APIRouter:
+def _health_and_metrics(scheduler: Scheduler, metrics: Metrics) -> APIRouter:
     router = APIRouter()
 
     @router.get("/healthz", summary="Whether the process lives", responses=_refusals(403))
@@ -138,5 +138,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return refusal_response(Refusal(error.status_code, message, _CODES.get(error.status_code, "bad_request"), headers=headers))
 
 
-async def _unforeseen(_request: Request, error: Exception) -> Response:
+async def _unexpected(_request: Request, error: Exception) -> Response:
     return refusal_response(Refusal(500, f"unforeseen {type(error).__name__}; the server's log says more", "server_error"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from ..inference.session_options import Opening
-from .access_log import AccessLines, EventLines
+from .access_log import AccessLogMiddleware, EventLines
 from .app import make_app
 from .chat_completions import ChatRoute
 from .generation import answer_in_slices
@@ -22,8 +22,8 @@ from .image_input import ImageInput
 from .limits import Limits
 from .metrics import Metrics
 from .middleware.admission import Admission
-from .middleware.host_and_auth import allowed_hosts, guarded
-from .middleware.metrics import Counted
+from .middleware.host import allowed_hosts, with_middleware
+from .middleware.metrics import MetricsMiddleware
 from .prefix_cache import PrefixCache
 from .prefix_cache_disk import PrefixCacheDisk
 from .scheduler import Scheduler
@@ -32,7 +32,7 @@ from .server import Address, run_server, url_of
 
 
 @dataclass(frozen=True)
-class Remembering:
+class CacheOptions:
     """Where states are kept.
 
     Attributes:
@@ -68,7 +68,7 @@ def serve(
     opening: Opening,
     model_name: str | None,
     access: Access,
-    remembering: Remembering,
+    cache_options: CacheOptions,
     limits: Limits,
     grace_seconds: float,
     ready: Callable[[str, str], None],
@@ -80,7 +80,7 @@ def serve(
         opening: the bundle, and what runs it.
         model_name: what clients call it; None for its own name.
         access: to the server.
-        remembering: what was seen.
+        cache_options: what was seen.
         limits: of what clients may ask.
         grace_seconds: for answers under way when the signal comes.
         ready: told the address and the model's name when clients are accepted.
@@ -96,20 +96,20 @@ def serve(
         names = allowed_hosts(access.host, access.names, has_key=access.key is not None)
         model = ServedModel.of(opening.load(), model_name)
         files = None
-        if remembering.directory is not None:
+        if cache_options.directory is not None:
             config = model.session.config
             files = PrefixCacheDisk(
-                remembering.directory, remembering.directory_bytes, config.mamba, model.fingerprint, config.max_length
+                cache_options.directory, cache_options.directory_bytes, config.mamba, model.fingerprint, config.max_length
             )
-        cache = PrefixCache(remembering.memory_bytes, files)
+        cache = PrefixCache(cache_options.memory_bytes, files)
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
-        admission = Admission(limits.places, limits.places_per_address)
+        admission = Admission(limits.slots, limits.slots_per_address)
         image_decoder = None if model.session.vision is None else ImageDecoder(model.session.bundle.image(), limits)
         app = make_app(ChatRoute(model, image_input, image_decoder, cache, scheduler, metrics, limits))
-        doors: ASGIApp = Counted(guarded(app, limits, access.key, names, admission), metrics.ended)
+        doors: ASGIApp = MetricsMiddleware(with_middleware(app, limits, access.key, names, admission), metrics.ended)
         if lines is not None:
-            doors = AccessLines(doors, lines)
+            doors = AccessLogMiddleware(doors, lines)
 
         async def run() -> None:
             def told() -> None:

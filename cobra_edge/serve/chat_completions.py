@@ -19,12 +19,12 @@ from starlette.responses import JSONResponse, Response
 from ..decode.sampling import Sampling
 from ..errors import InputError
 from .address_policy import client_of
-from .answer_stream import in_time, listen, unless_gone
+from .answer_stream import cancel_on_disconnect, stream_answer, with_deadline
 from .conversation import characters_of, prefix_keys, read_conversation
 from .errors import Refusal
-from .event_loop import off_the_loop
+from .event_loop import off_loop
 from .event_stream import MEDIA_TYPE, EventStream
-from .generation import Finished, ImageForgotten, Question
+from .generation import Finished, ImageEvicted, Question
 from .image_decoding import ImageDecoder
 from .image_input import ImageInput
 from .limits import Limits
@@ -97,14 +97,14 @@ class ChatRoute:
         """Answer the last question of a conversation; with `stream`, as server-sent events."""
         arrived = time.perf_counter()
         try:
-            return await unless_gone(request.receive, self._answer(asked, request, arrived))
+            return await cancel_on_disconnect(request.receive, self._answer(asked, request, arrived))
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
 
     async def _answer(self, asked: ChatRequest, request: Request, arrived: float) -> Response:
         deadline = self._deadline(request)
         address = client_of(request.scope)
-        prepared = await in_time(deadline, arrived, self._prepared(asked, arrived))
+        prepared = await with_deadline(deadline, arrived, self._prepared(asked, arrived))
         slices = self._slices(prepared, (address, asked.user or asked.safety_identifier or ""), deadline)
         reply = _Reply(
             self.model.name, self.model.fingerprint, bool(asked.stream_options and asked.stream_options.include_usage)
@@ -123,14 +123,14 @@ class ChatRoute:
         """Yield the pieces of an answer. An image that is remembered is not decoded, unless it is forgotten meanwhile."""
         if prepared.image is None or self.cache.holds(prepared.prefixes):
             try:
-                async with aclosing(listen(self.scheduler, owner, prepared.question, deadline)) as slices:
+                async with aclosing(stream_answer(self.scheduler, owner, prepared.question, deadline)) as slices:
                     async for piece in slices:
                         yield piece
                 return
-            except ImageForgotten:  # nothing was yielded: it is seen before the first token
+            except ImageEvicted:  # nothing was yielded: it is seen before the first token
                 pass
-        question = await in_time(deadline, prepared.question.arrived, self._with_pixels(prepared, owner[0]))
-        async with aclosing(listen(self.scheduler, owner, question, deadline)) as slices:
+        question = await with_deadline(deadline, prepared.question.arrived, self._with_pixels(prepared, owner[0]))
+        async with aclosing(stream_answer(self.scheduler, owner, question, deadline)) as slices:
             async for piece in slices:
                 yield piece
 
@@ -174,15 +174,15 @@ class ChatRoute:
         longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
         characters = longest * _CHARACTERS_A_TOKEN
         size = _ENCODING * characters_of(asked.messages)
-        conversation = await off_the_loop(size, read_conversation, asked.messages, session.template, session.codec, characters)
+        conversation = await off_loop(size, read_conversation, asked.messages, session.template, session.codec, characters)
         image, digest, seen = None, None, 0
         if conversation.image_url is not None:
             if self.decoder is None:
                 message = f"{self.model.name} is a text-only model; ask without an image"
                 raise Refusal(400, message, "image_not_supported", "messages")
             image, seen = await self.images.read(conversation.image_url), session.config.n_visual_tokens
-            digest = await off_the_loop(len(image), _digest, image)
-        read = seen + sum(map(len, conversation.passages))
+            digest = await off_loop(len(image), _digest, image)
+        read = seen + sum(map(len, conversation.segments))
         room = session.config.max_length - read
         if read > longest:
             message = f"the conversation is {read} tokens ({seen} of them the image's), at most {longest} are read; shorten it"
@@ -191,13 +191,13 @@ class ChatRoute:
         question = Question(
             digest,
             None,
-            conversation.passages,
+            conversation.segments,
             min(room if wanted == NO_LIMIT else wanted, room, limits.new_tokens or room),
             _sampling(asked),
             asked.stops,
             arrived,
         )
-        return _Prepared(question, image, tuple(prefix_keys(digest, conversation.passages))[:-1])
+        return _Prepared(question, image, tuple(prefix_keys(digest, conversation.segments))[:-1])
 
 
 def _digest(file: bytes) -> bytes:

@@ -19,7 +19,7 @@ from ..inference.session_options import Opening, session_options
 from ..terminal.output import debug_option, main_of, say, tell
 from ..version import __version__
 from .address_policy import is_loopback
-from .limits import LEAST_CONNECTIONS, LEAST_QUESTIONS, Limits
+from .limits import MIN_CONNECTIONS, MIN_REQUESTS, Limits
 
 KEY_VARIABLE = "COBRA_EDGE_API_KEY"
 _DEFAULTS = Limits()
@@ -96,12 +96,12 @@ class _Seconds(click.FloatRange):
 )
 @click.option(
     "--requests-per-address",
-    type=click.IntRange(LEAST_QUESTIONS),
+    type=click.IntRange(MIN_REQUESTS),
     help="Requests of one address that may be inside; default: three quarters of --active + --waiting.",
 )
 @click.option(
     "--connections-per-address",
-    type=click.IntRange(LEAST_CONNECTIONS, _DEFAULTS.connections),
+    type=click.IntRange(MIN_CONNECTIONS, _DEFAULTS.connections),
     default=_DEFAULTS.connections_per_address,
     show_default=True,
     help="Connections of one address.",
@@ -140,7 +140,7 @@ def command(
     """
     try:
         from .access_log import EventLines
-        from .build import Access, Remembering, serve
+        from .build import Access, CacheOptions, serve
     except ImportError as error:
         raise MachineError(f"serve needs {error.name}; install it with: {install_hint('serve')}") from error
     limits = Limits(
@@ -153,22 +153,22 @@ def command(
         waiting=waiting,
         deadline_seconds=deadline,
         connections_per_address=connections_per_address,
-        questions_per_address=requests_per_address,
+        requests_per_address=requests_per_address,
     )
     key = _read_key(api_key_file)
     if key is None and not is_loopback(host):
         tell(f"anyone who reaches {host} can ask this server; give it a key with --api-key-file")
-    remembering = Remembering(state_cache_mib << 20, state_dir, state_dir_mib << 20)
+    cache_options = CacheOptions(state_cache_mib << 20, state_dir, state_dir_mib << 20)
     access = Access(host, port, key, allowed, image_hosts)
     if not as_json:
-        serve(opening, model_name, access, remembering, limits, grace, lambda url, _model: say(f"listening on {url}"))
+        serve(opening, model_name, access, cache_options, limits, grace, lambda url, _model: say(f"listening on {url}"))
         return
     lines = EventLines(sys.stdout)
 
     def ready(url: str, model: str) -> None:
         lines.tell("listening", url=url, model=model, version=__version__)
 
-    serve(opening, model_name, access, remembering, limits, grace, ready, lines)
+    serve(opening, model_name, access, cache_options, limits, grace, ready, lines)
     lines.close()
 
 

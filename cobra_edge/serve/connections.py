@@ -19,22 +19,22 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from .address_policy import client_network
 from .errors import Refusal
-from .limits import LEAST_CONNECTIONS, Limits
-from .middleware.host_and_auth import HEADERS
+from .limits import MIN_CONNECTIONS, Limits
+from .middleware.host import HEADERS
 from .strict_http import StrictConnection
 
 log = logging.getLogger(__name__)
 
 
-def patient_protocol(limits: Limits) -> type[asyncio.Protocol]:
+def limited_protocol(limits: Limits) -> type[asyncio.Protocol]:
     """Return the class of connections for uvicorn's `Config(http=...)`; `ws="none"` goes with it."""
-    return type("PatientProtocol", (_PatientProtocol,), {"limits": limits, "by_address": {}})
+    return type("LimitedProtocol", (_LimitedProtocol,), {"limits": limits, "by_address": {}})
 
 
-class _PatientProtocol(H11Protocol):
+class _LimitedProtocol(H11Protocol):
     conn: StrictConnection
     limits: Limits
-    by_address: dict[str, dict[_PatientProtocol, None]]  # those that are open, the oldest first; of one server
+    by_address: dict[str, dict[_LimitedProtocol, None]]  # those that are open, the oldest first; of one server
     address = ""
     _head_clock: asyncio.TimerHandle | None = None
     _send_clock: asyncio.TimerHandle | None = None
@@ -66,10 +66,10 @@ class _PatientProtocol(H11Protocol):
             self.by_address.pop(self.address, None)
         super().connection_lost(exc)
 
-    def _made_room(self, own: Collection[_PatientProtocol]) -> bool:
+    def _made_room(self, own: Collection[_LimitedProtocol]) -> bool:
         """Close a connection of the address that has most, where that is not our own; False where there is none to close."""
         most = max(self.by_address.values(), key=len)
-        if len(most) <= max(len(own), LEAST_CONNECTIONS):
+        if len(most) <= max(len(own), MIN_CONNECTIONS):
             return False
         spare = next((c for c in most if c._answers_nothing() and not c.transport.is_closing()), None)
         if spare is None:

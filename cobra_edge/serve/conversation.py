@@ -1,7 +1,7 @@
-"""From the messages of a request to what the decoder reads: an image, and passages of tokens.
+"""From the messages of a request to what the decoder reads: an image, and segments of tokens.
 
-A passage is read as one, always cut at the same places, so that a remembered state and a fresh one come to the same bits. An
-answer is a passage of its own: it is there, where the decoder left off, as the model was trained on answers (`given_answer`).
+A segment is read as one, always cut at the same places, so that a remembered state and a fresh one come to the same bits. An
+answer is a segment of its own: it is there, where the decoder left off, as the model was trained on answers (`given_answer`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..inputs.text import PromptTemplate, TextCodec, given_answer
 from .errors import Refusal
 from .schemas import AssistantMessage, ImagePart, Message, SystemMessage, UserMessage
 
-Passage = tuple[int, ...]
+Segment = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Conversation:
 
     Attributes:
         image_url: of its one image, or None.
-        passages: tokens of the turns: question, answer, end and question, answer, ...; the last one is a question.
+        segments: tokens of the turns: question, answer, end and question, answer, ...; the last one is a question.
     """
 
     image_url: str | None
-    passages: tuple[Passage, ...]
+    segments: tuple[Segment, ...]
 
 
 def read_conversation(
@@ -53,10 +53,10 @@ def read_conversation(
     if len(turns) % 2 == 0:
         where = "is empty" if not turns else "ends with an answer"
         raise Refusal(400, f"the conversation {where}; its last message must be the user's", "invalid_value", "messages")
-    passages: list[Passage] = []
+    segments: list[Segment] = []
     for index, text in enumerate(turns):
         if index % 2:
-            passages.append(tuple(codec.encode(given_answer(text))))
+            segments.append(tuple(codec.encode(given_answer(text))))
             continue
         question = "\n".join([*system, text]) if not index else text
         try:
@@ -65,8 +65,8 @@ def read_conversation(
             raise Refusal(
                 400, f"messages: question {index // 2 + 1} is empty; ask something", "invalid_value", "messages"
             ) from error
-        passages.append((*((codec.end_id,) if index else ()), *codec.encode(asked)))
-    return Conversation(_one_image(messages), tuple(p for p in passages if p))
+        segments.append((*((codec.end_id,) if index else ()), *codec.encode(asked)))
+    return Conversation(_one_image(messages), tuple(p for p in segments if p))
 
 
 def characters_of(messages: Sequence[Message]) -> int:
@@ -110,20 +110,20 @@ def _one_image(messages: Sequence[Message]) -> str | None:
     return next(iter(urls), None)
 
 
-def prefix_keys(image_digest: bytes | None, passages: Sequence[Passage]) -> Iterator[bytes]:
-    """Yield the names of ever longer beginnings: after the image (or nothing), after each passage.
+def prefix_keys(image_digest: bytes | None, segments: Sequence[Segment]) -> Iterator[bytes]:
+    """Yield the names of ever longer beginnings: after the image (or nothing), after each segment.
 
     Args:
         image_digest: SHA-256 of the image's file; None for no image.
-        passages: of tokens.
+        segments: of tokens.
     """
     key = hashlib.sha256(b"nothing" if image_digest is None else b"picture" + image_digest).digest()
     yield key
-    for passage in passages:
-        key = longer_key(key, passage)
+    for segment in segments:
+        key = longer_key(key, segment)
         yield key
 
 
-def longer_key(key: bytes, passage: Sequence[int]) -> bytes:
-    """Return the name of the beginning that a passage makes longer."""
-    return hashlib.sha256(key + np.array([len(passage), *passage], "<i4").tobytes()).digest()
+def longer_key(key: bytes, segment: Sequence[int]) -> bytes:
+    """Return the name of the beginning that a segment makes longer."""
+    return hashlib.sha256(key + np.array([len(segment), *segment], "<i4").tobytes()).digest()

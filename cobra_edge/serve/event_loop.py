@@ -14,7 +14,7 @@ T = TypeVar("T")
 SMALL_BYTES = 64 << 10  # decoded or looked at in less time than a thread takes to begin
 
 
-async def off_the_loop(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def off_loop(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return what the work comes to, done in a thread where there is much of it.
 
     Args:

@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .answer_stream import unless_gone
+from .answer_stream import cancel_on_disconnect
 from .errors import Refusal
-from .middleware.metrics import CLIENT_GONE, ended_as
+from .middleware.metrics import CLIENT_GONE, set_final_status
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -42,11 +42,11 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         try:
-            ended_as(scope, await unless_gone(receive, self._send_all(send)))
+            set_final_status(scope, await cancel_on_disconnect(receive, self._send_all(send)))
         except ClientDisconnect:
-            ended_as(scope, CLIENT_GONE)
+            set_final_status(scope, CLIENT_GONE)
         except Exception:
-            ended_as(scope, 500)
+            set_final_status(scope, 500)
             raise
         finally:
             await self.events.aclose()

@@ -18,18 +18,18 @@ from ..decode.decoder import DecoderState
 from ..decode.sampling import Sampling
 from ..errors import MachineError
 from ..inference.session import Answer, Pixels, Session
-from .conversation import Passage, longer_key, prefix_keys
+from .conversation import Segment, longer_key, prefix_keys
 from .errors import Refusal
 from .prefix_cache import PrefixCache
 from .stop_strings import StopStrings
 
-PIECE = 256  # tokens of a passage that are read in one slice
+PIECE = 256  # tokens of a segment that are read in one slice
 
 Remembered = Literal["nothing", "image", "conversation"]
 REMEMBERED: tuple[Remembered, ...] = ("nothing", "image", "conversation")
 
 
-class ImageForgotten(Refusal):
+class ImageEvicted(Refusal):
     """The state of an image that was to be remembered is gone: the question has to come again, with the image's pixels."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Question:
     Attributes:
         image_digest: SHA-256 of its image's file, or None.
         pixels: what `ImageTransform.pixels` made of the image; None where it is expected to be remembered.
-        passages: at least one; none is empty.
+        segments: at least one; none is empty.
         max_new_tokens: the answer's limit.
         sampling: how tokens are chosen.
         stops: texts that end the answer.
@@ -52,7 +52,7 @@ class Question:
 
     image_digest: bytes | None
     pixels: np.ndarray | None
-    passages: tuple[Passage, ...]
+    segments: tuple[Segment, ...]
     max_new_tokens: int
     sampling: Sampling
     stops: tuple[str, ...] = ()
@@ -90,13 +90,13 @@ def answer_in_slices(session: Session, cache: PrefixCache, question: Question) -
     """Answer a question, a slice at a time; `Finished` is the last. Closing the generator stops the decoding.
 
     Raises:
-        ImageForgotten: the image is not remembered, and its pixels are not given.
+        ImageEvicted: the image is not remembered, and its pixels are not given.
         InputError, MachineError: the decoder fails.
     """
     queue_ms = (time.perf_counter() - question.arrived) * 1e3
-    decoder, passages = session.decoder, question.passages
-    keys = list(prefix_keys(question.image_digest, passages))
-    # The last passage is always read: a state alone has no logits.
+    decoder, segments = session.decoder, question.segments
+    keys = list(prefix_keys(question.image_digest, segments))
+    # The last segment is always read: a state alone has no logits.
     found = cache.longest(keys[:-1])
     image_tokens = 0 if question.image_digest is None else session.config.n_visual_tokens
     if found is None:
@@ -110,9 +110,9 @@ def answer_in_slices(session: Session, cache: PrefixCache, question: Question) -
     cached_tokens = 0 if found is None else state.n_tokens
     yield None
     logits = np.empty(0, np.float32)
-    for passage in passages[begun:]:
-        for start in range(0, len(passage), PIECE):
-            logits = session.read(list(passage[start : start + PIECE]), state)
+    for segment in segments[begun:]:
+        for start in range(0, len(segment), PIECE):
+            logits = session.read(list(segment[start : start + PIECE]), state)
             yield None
     # A generated answer is read token by token. Where that leaves other bits than reading it at once, it is read again.
     keeps_answer = decoder.same_bits_however_cut and not question.stops
@@ -141,7 +141,7 @@ def _look(session: Session, question: Question) -> DecoderState:
     if question.image_digest is None:
         return session.decoder.new_state()
     if question.pixels is None:
-        raise ImageForgotten
+        raise ImageEvicted
     return session.look(Pixels(question.pixels))
 
 

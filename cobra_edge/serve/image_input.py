@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .errors import Refusal
-from .event_loop import off_the_loop
+from .event_loop import off_loop
 from .image_fetcher import Fetcher
 from .image_url import ACCEPTED, bad_image_url, decode_image_url, scheme_of
 from .limits import Limits
@@ -43,4 +43,4 @@ class ImageInput:
         return await self._fetcher.fetch(url.strip())
 
     async def _inside(self, url: str) -> bytes:
-        return await off_the_loop(len(url), decode_image_url, url, self._limits.image_bytes)
+        return await off_loop(len(url), decode_image_url, url, self._limits.image_bytes)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Less would keep a browser from working: it opens six connections to a server, and has several tabs.
-LEAST_CONNECTIONS = 8
-LEAST_QUESTIONS = 4
+MIN_CONNECTIONS = 8
+MIN_REQUESTS = 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Limits:
         send_seconds: to take one piece of an answer.
         connections: open at the same time.
         connections_per_address: of one address. A browser opens six.
-        questions_per_address: of one address that are inside, of active + waiting; None for three quarters of them.
+        requests_per_address: of one address that are inside, of active + waiting; None for three quarters of them.
     """
 
     body_bytes: int = 16 << 20
@@ -54,17 +54,17 @@ class Limits:
     send_seconds: float = 30.0
     connections: int = 256
     connections_per_address: int = 64
-    questions_per_address: int | None = None
+    requests_per_address: int | None = None
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """How many questions may be inside."""
         return self.active + self.waiting
 
     @property
-    def places_per_address(self) -> int:
+    def slots_per_address(self) -> int:
         """How many of them may be one address's: by default what leaves a quarter to others, but enough for one browser."""
-        return self.questions_per_address or max(LEAST_QUESTIONS, self.places * 3 // 4)
+        return self.requests_per_address or max(MIN_REQUESTS, self.slots * 3 // 4)
 
     @property
     def bodies_bytes_per_address(self) -> int:

@@ -40,7 +40,7 @@ def nothing_here(method: str, path: str) -> str:
     return f"{method} {path[:200]}: {what}; {_HERE}"
 
 
-class CanonicalPath:
+class CanonicalPathMiddleware:
     """Gives requests the path that they mean. It stands before all checks, which know of no other spellings."""
 
     def __init__(self, app: ASGIApp) -> None:

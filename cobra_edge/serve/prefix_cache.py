@@ -1,6 +1,6 @@
 """What was read before, remembered: states by the key of what they have read, the least recently used given up first.
 
-A key names a whole prefix (the image, then each passage of the conversation), so a state that is found is exact: going on
+A key names a whole prefix (the image, then each segment of the conversation), so a state that is found is exact: going on
 from it is what reading everything again would have been.
 """
 
@@ -66,7 +66,7 @@ class PrefixCache:
 
         Args:
             keys: of ever longer prefixes, the shortest first. For each one longer than what memory has, a file is looked for:
-                a system call where there is none, and a prompt has a few dozen passages at most.
+                a system call where there is none, and a prompt has a few dozen segments at most.
 
         The state belongs to the cache and its arrays are read-only: `decoder.new_state(like=state)` goes on from it.
         """

@@ -20,7 +20,7 @@ _WHERE = (
     "belongs in a content, too; leave out anything else"
 )
 # What JSON Schema says of a value that is ignored under any name.
-_HOLDS_NOTHING: JsonSchemaValue = {
+_EMPTY_VALUE_SCHEMA: JsonSchemaValue = {
     "anyOf": [
         {"type": ["null", "boolean", "number"]},
         {"const": ""},
@@ -56,7 +56,7 @@ IGNORED_PART_FIELDS = frozenset({"annotations", "cache_control", "id"})
 IGNORED_IMAGE_URL_FIELDS = frozenset({"format", "media_type", "mime_type"})  # the bytes say what they are
 
 
-def holds_nothing(value: Any) -> bool:
+def is_empty_value(value: Any) -> bool:
     """Say whether a JSON value can carry neither text nor an image."""
     return value is None or isinstance(value, bool | int | float) or not value
 
@@ -71,7 +71,7 @@ class RequestObject(BaseModel):
     @model_validator(mode="after")
     def _refuse_content_in_unknown_fields(self) -> RequestObject:
         for name, value in (self.model_extra or {}).items():
-            if name not in self.ignored_fields and not holds_nothing(value):
+            if name not in self.ignored_fields and not is_empty_value(value):
                 raise PydanticCustomError(UNKNOWN_FIELD, "nobody reads this field; " + _WHERE, {"field": name})
         return self
 
@@ -83,5 +83,5 @@ class RequestObject(BaseModel):
         properties = described.setdefault("properties", {})
         for name in sorted(cls.ignored_fields - properties.keys()):
             properties[name] = {"description": "Ignored."}
-        described["additionalProperties"] = _HOLDS_NOTHING
+        described["additionalProperties"] = _EMPTY_VALUE_SCHEMA
         return schema

@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from ..errors import InputError, MachineError
-from .connections import patient_protocol
+from .connections import limited_protocol
 from .limits import Limits
 from .scheduler import Scheduler
 
@@ -99,7 +99,7 @@ async def run_server(
     server = _Server(
         uvicorn.Config(
             app,
-            http=patient_protocol(limits),
+            http=limited_protocol(limits),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -12,7 +12,7 @@ import cobra_edge
 from cobra_edge.decode.sampling import Sampling
 from cobra_edge.inputs.image import load_image
 from cobra_edge.serve import generation as answering
-from cobra_edge.serve.generation import Finished, ImageForgotten, Question, answer_in_slices
+from cobra_edge.serve.generation import Finished, ImageEvicted, Question, answer_in_slices
 from cobra_edge.serve.prefix_cache import PrefixCache
 
 from ..conftest import MINI
@@ -57,8 +57,8 @@ class Heard:
         monkeypatch.setattr(session, "look", heard_look)
 
 
-def passages(session, *turns):
-    """Return the passages of question, answer, question, ..."""
+def segments(session, *turns):
+    """Return the segments of question, answer, question, ..."""
     codec, template, out = session.codec, session.template, []
     for index, text in enumerate(turns):
         if index % 2:
@@ -72,9 +72,9 @@ def passages(session, *turns):
 
 def question(session, *turns, image=IMAGE, limit=40, sampling=Sampling(), stops=()):  # noqa: B008 - it is frozen
     if image is None:
-        return Question(None, None, passages(session, *turns), limit, sampling, stops)
+        return Question(None, None, segments(session, *turns), limit, sampling, stops)
     pixels = session.bundle.image().pixels(load_image(image))
-    return Question(hashlib.sha256(image).digest(), pixels, passages(session, *turns), limit, sampling, stops)
+    return Question(hashlib.sha256(image).digest(), pixels, segments(session, *turns), limit, sampling, stops)
 
 
 def answered(session, cache, asked):
@@ -123,7 +123,7 @@ def test_another_question_about_an_image_reads_its_own_tokens_alone(session, mon
     _, end = answered(session, cache, asked)
     assert (end.remembered, end.cached_tokens, heard.looks) == ("image", 64, 0)
     unread = 1 if session.decoder.same_bits_however_cut else 0  # the answer's last token, read for the next turn
-    assert heard.tokens == len(asked.passages[0]) + unread
+    assert heard.tokens == len(asked.segments[0]) + unread
 
 
 def test_only_the_same_image_is_remembered(native):
@@ -204,7 +204,7 @@ def test_long_passages_are_read_in_pieces_between_which_others_have_a_turn(nativ
     text = "Is there a red circle at the left of a large blue square?"
     asked = question(native, text, limit=3)
     slices = list(answer_in_slices(native, PrefixCache(0), asked))
-    pieces = -(-len(asked.passages[0]) // 8)
+    pieces = -(-len(asked.segments[0]) // 8)
     assert pieces > 1
     assert slices[: 1 + pieces] == [None] * (1 + pieces) and heard.looks == 1
     same = native.ask(IMAGE, text, max_new_tokens=3)
@@ -223,7 +223,7 @@ def test_closing_the_slices_stops_the_decoding(native, monkeypatch):
 def test_an_image_that_is_remembered_needs_no_pixels_and_one_that_is_not_is_asked_for(native):
     cache, asked = PrefixCache(ROOM), question(native, QUESTIONS[0])
     without = replace(asked, pixels=None)
-    with pytest.raises(ImageForgotten):
+    with pytest.raises(ImageEvicted):
         answered(native, cache, without)
     assert len(cache) == 0
     same, _ = answered(native, cache, asked)

@@ -24,9 +24,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from cobra_edge.serve.connections import patient_protocol
+from cobra_edge.serve.connections import limited_protocol
 from cobra_edge.serve.limits import Limits
-from cobra_edge.serve.middleware.host_and_auth import guarded
+from cobra_edge.serve.middleware.host import with_middleware
 
 from .serve_case import until
 
@@ -42,8 +42,8 @@ class Server:
         self.ended = threading.Event()
         self.began = threading.Event()
         routes = [Route("/length", self.length, methods=["POST"]), Route("/endless", self.endless), Route("/", self.home)]
-        app = guarded(Starlette(routes=routes), limits)
-        config = uvicorn.Config(app, http=patient_protocol(limits), ws="none", log_config=None, lifespan="off")
+        app = with_middleware(Starlette(routes=routes), limits)
+        config = uvicorn.Config(app, http=limited_protocol(limits), ws="none", log_config=None, lifespan="off")
         self.server = uvicorn.Server(config)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]

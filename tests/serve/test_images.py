@@ -256,7 +256,7 @@ def test_a_slow_image_keeps_no_answer_waiting_and_its_deadline_ends_it(mini_bund
 
 def test_an_image_that_is_forgotten_between_two_looks_is_decoded_after_all(mini_bundle):
     """The event loop asks whether an image is remembered; when its turn comes the state may have been given up."""
-    changed = "from cobra_edge.serve.prefix_cache import PrefixCache\nStateCache.holds = lambda cache, keys: True\n"
+    changed = "from cobra_edge.serve.prefix_cache import PrefixCache\nPrefixCache.holds = lambda cache, keys: True\n"
     with served(mini_bundle("w4a16-g128"), changed=changed) as server:
         asked = {"model": "cobra-mini", "messages": [question("How many objects are there?", image_part())]}
         for stream in (False, True):

@@ -43,7 +43,7 @@ def ai(url):
 
 
 @pytest.fixture(scope="module")
-def guarded(mini_bundle, tmp_path_factory):
+def with_middleware(mini_bundle, tmp_path_factory):
     """Return the URL of a server that wants a key, and has room for one question at a time."""
     key = tmp_path_factory.mktemp("key") / "key"
     key.write_text(f"{KEY}\n")
@@ -466,19 +466,19 @@ def test_a_body_that_is_too_large_is_refused(ai):
     assert_refused(caught.value, 413, "body_too_large", None, "bytes")
 
 
-def test_a_wrong_key_is_refused(guarded):
-    with client(guarded, "another-key") as ai:
+def test_a_wrong_key_is_refused(with_middleware):
+    with client(with_middleware, "another-key") as ai:
         for call in (lambda: ask(ai, question("What is it?")), ai.models.list):
             with pytest.raises(openai.AuthenticationError) as caught:
                 call()
             assert_refused(caught.value, 401, "invalid_api_key", None, "Authorization")
-    with client(guarded, KEY) as ai:
+    with client(with_middleware, KEY) as ai:
         assert ai.models.list().data[0].id == MODEL
 
 
-def test_a_full_server_says_when_to_come_again(guarded):
-    address = urlsplit(guarded)
-    with client(guarded, KEY) as ai, socket.create_connection((address.hostname, address.port)) as slow:
+def test_a_full_server_says_when_to_come_again(with_middleware):
+    address = urlsplit(with_middleware)
+    with client(with_middleware, KEY) as ai, socket.create_connection((address.hostname, address.port)) as slow:
         # A request whose body does not come has the only place.
         slow.sendall(
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {KEY}\r\n"
@@ -494,5 +494,5 @@ def test_a_full_server_says_when_to_come_again(guarded):
         assert caught is not None
         assert_refused(caught, 429, "queue_full", None, "ask again in")
         assert caught.type == "rate_limit_error" and 1 <= int(caught.response.headers["retry-after"]) <= 60
-    with client(guarded, KEY).with_options(max_retries=5) as ai:  # the client waits as long as it is told
+    with client(with_middleware, KEY).with_options(max_retries=5) as ai:  # the client waits as long as it is told
         assert ask(ai, question("What is it?"), max_tokens=1).usage.completion_tokens == 1

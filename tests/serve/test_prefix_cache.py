@@ -318,13 +318,13 @@ def test_a_full_disk_is_one_warning_and_leaves_nothing(tmp_path, files, caplog, 
         files.save(key_of(2), state_of(2))
     assert len(caplog.records) == 1 and os.strerror(number) in caplog.text
     assert list((tmp_path / "states" / FINGERPRINT).iterdir()) == []
-    assert same(StateCacheOf(files).kept(1), state_of(1))  # serving goes on
+    assert same(PrefixCacheOf(files).kept(1), state_of(1))  # serving goes on
     caplog.clear()
     files.save(key_of(2), state_of(2))
     assert same(files.load(key_of(2)), state_of(2)) and not caplog.records
 
 
-class StateCacheOf:
+class PrefixCacheOf:
     def __init__(self, files):
         self.cache = PrefixCache(1 << 20, files)
 

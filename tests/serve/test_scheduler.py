@@ -1,4 +1,4 @@
-"""Who is answered when: fair turns, cancelling, draining, and places at the door."""
+"""Who is answered when: fair turns, cancelling, draining, and slots at the door."""
 
 import asyncio
 import queue
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from cobra_edge.errors import InputError
-from cobra_edge.serve.answer_stream import in_time, listen, unless_gone
+from cobra_edge.serve.answer_stream import cancel_on_disconnect, stream_answer, with_deadline
 from cobra_edge.serve.errors import Refusal
 from cobra_edge.serve.fair_queue import FairQueue
 from cobra_edge.serve.generation import Finished
-from cobra_edge.serve.middleware.admission import Admission, AdmissionDoor
+from cobra_edge.serve.middleware.admission import Admission, AdmissionMiddleware
 from cobra_edge.serve.scheduler import Scheduler, Ticket
 
 END = Finished("stop", 0, 1, 0, 1, "nothing", 0.0, None, None)
@@ -315,13 +315,13 @@ def test_only_answers_say_how_long_one_takes(monkeypatch, status, counts):
 
     admission = Admission(2)
     before = admission.mean_seconds
-    asyncio.run(AdmissionDoor(app, admission)({"type": "http", "method": "POST"}, None, send))
+    asyncio.run(AdmissionMiddleware(app, admission)({"type": "http", "method": "POST"}, None, send))
     assert (admission.inside, admission.mean_seconds > before) == (0, counts)
 
 
 def listening(scheduler, question, deadline=PATIENCE):
     async def collect():
-        return [piece async for piece in listen(scheduler, ("me",), question, deadline)]
+        return [piece async for piece in stream_answer(scheduler, ("me",), question, deadline)]
 
     return asyncio.run(collect())
 
@@ -337,9 +337,9 @@ def test_work_before_an_answer_has_the_same_deadline():
         return 3
 
     ended = []
-    assert asyncio.run(in_time(PATIENCE, time.perf_counter(), three())) == 3
+    assert asyncio.run(with_deadline(PATIENCE, time.perf_counter(), three())) == 3
     with pytest.raises(Refusal, match=r"no answer within 0.1 s") as late:
-        asyncio.run(in_time(0.1, time.perf_counter(), never()))
+        asyncio.run(with_deadline(0.1, time.perf_counter(), never()))
     assert (late.value.code, ended) == ("deadline_exceeded", [True])
 
 
@@ -393,12 +393,12 @@ def test_whoever_goes_away_stops_the_work(scheduler):
             return {"type": "http.disconnect"}
 
         async def read():
-            async for _ in listen(scheduler, ("me",), question, PATIENCE):
+            async for _ in stream_answer(scheduler, ("me",), question, PATIENCE):
                 gone.set()
 
         gate.release()
         with pytest.raises(ClientDisconnect):
-            await unless_gone(receive, read())
+            await cancel_on_disconnect(receive, read())
 
     asyncio.run(leave_after_the_first_piece())
     gate.release()
@@ -426,11 +426,11 @@ def test_a_departure_is_noticed_however_fast_pieces_come():
             return {"type": "http.disconnect"}
 
         async def read():
-            async for _ in listen(scheduler, ("me",), job(), PATIENCE):
+            async for _ in stream_answer(scheduler, ("me",), job(), PATIENCE):
                 scheduler.ticket.heard("a")  # and another one comes before it is gone
 
         with pytest.raises(ClientDisconnect):
-            await asyncio.wait_for(unless_gone(receive, read()), PATIENCE)
+            await asyncio.wait_for(cancel_on_disconnect(receive, read()), PATIENCE)
 
     asyncio.run(leave())
     assert made.cancelled == [scheduler.ticket]
@@ -446,6 +446,6 @@ def test_work_that_ends_first_is_returned_and_its_errors_are_raised():
     async def fails():
         raise Refusal(400, "no", "invalid_value")
 
-    assert asyncio.run(unless_gone(never, three())) == 3
+    assert asyncio.run(cancel_on_disconnect(never, three())) == 3
     with pytest.raises(Refusal, match="no"):
-        asyncio.run(unless_gone(never, fails()))
+        asyncio.run(cancel_on_disconnect(never, fails()))

@@ -19,13 +19,13 @@ class Admission:
     """Places for questions. For the event loop alone.
 
     Attributes:
-        shares: the places there are, and how many each address has.
+        shares: the slots there are, and how many each address has.
         mean_seconds: how long a question that is answered stays, a running mean.
     """
 
-    def __init__(self, places: int, places_per_address: int | None = None) -> None:
-        """Begin with all places free; one address may have all of them unless a number is given."""
-        self.shares = AddressShares(places, places_per_address or places)
+    def __init__(self, slots: int, slots_per_address: int | None = None) -> None:
+        """Begin with all slots free; one address may have all of them unless a number is given."""
+        self.shares = AddressShares(slots, slots_per_address or slots)
         self.mean_seconds = 1.0
 
     @property
@@ -36,7 +36,7 @@ class Admission:
     def enter(self, address: str) -> float:
         """Take a place; returns the time. Raises Refusal 429, with the time in which half of those inside should have left."""
         wait = max(1, min(60, math.ceil(self.mean_seconds / 2)))
-        own, again = self.shares.taken_by(address), f"ask again in {wait} s"
+        own, again = self.shares.held_by(address), f"ask again in {wait} s"
         if self.inside >= self.shares.limit:
             message = f"{self.inside} questions are being answered or wait, which is all there is room for; {again}"
         elif own >= self.shares.per_address:
@@ -48,12 +48,12 @@ class Admission:
 
     def leave(self, address: str, entered: float, *, answered: bool) -> None:
         """Give a place back; those that were refused on the way say nothing of how long an answer takes."""
-        self.shares.give_back(address)
+        self.shares.release(address)
         if answered:
             self.mean_seconds += _WEIGHT * (time.monotonic() - entered - self.mean_seconds)
 
 
-class AdmissionDoor:
+class AdmissionMiddleware:
     """An ASGI layer that gives each POST a place for as long as it takes, or refuses it."""
 
     def __init__(self, app: ASGIApp, admission: Admission) -> None:

@@ -11,11 +11,11 @@ from ..errors import Refusal
 from ..limits import Limits
 
 
-class ClientLeft(Exception):
+class ClientDisconnected(Exception):
     """The client closed its connection before its request was complete; nobody is left to answer."""
 
 
-class Bodies:
+class BodyReader:
     """Reads bodies, and knows how many bytes of all requests are in memory: a question keeps its image while it waits."""
 
     def __init__(self, limits: Limits) -> None:
@@ -38,7 +38,7 @@ class Bodies:
         Raises:
             Refusal: 413 too large, whether declared or found while reading, or of too many values; 408 too slow; 503 too many
                 at the same time.
-            ClientLeft: before the end.
+            ClientDisconnected: before the end.
         """
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._limits.body_bytes:
@@ -60,7 +60,7 @@ class Bodies:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise ClientLeft
+                    raise ClientDisconnected
                 body += message.get("body", b"")
                 self.shares.take(address, len(body) - size)
                 size = len(body)
@@ -71,7 +71,7 @@ class Bodies:
                     self._require_few_values(body)
                     return bytes(body)
         except BaseException:
-            self.shares.give_back(address, size)
+            self.shares.release(address, size)
             raise
 
     def _require_room(self, address: str) -> None:
@@ -80,7 +80,7 @@ class Bodies:
         if self.shares.total > self.shares.limit:
             crowded = "the requests that are inside take all the memory there is for them; come again in a second"
             raise Refusal(503, crowded, "too_many_bodies", headers=again)
-        if self.shares.taken_by(address) > self.shares.per_address:
+        if self.shares.held_by(address) > self.shares.per_address:
             share = f"the requests of your address take its share of the memory, {self.shares.per_address >> 20} MiB"
             raise Refusal(429, f"{share}; wait until some are answered", "too_many_bodies", headers=again)
 

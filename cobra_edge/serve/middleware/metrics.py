@@ -10,18 +10,18 @@ CLIENT_GONE = 499  # nginx's; no status of HTTP's own says it
 _ENDED = "cobra_edge.ended"
 
 
-def ended_as(scope: Scope, status: int) -> None:
+def set_final_status(scope: Scope, status: int) -> None:
     """Note how a response ended whose status had to be sent long before: a stream's."""
     scope[_ENDED] = status
 
 
-def ended_status(scope: Scope, sent: int) -> int:
+def final_status(scope: Scope, sent: int) -> int:
     """Return how a response ended whose status was sent, or CLIENT_GONE where none was."""
     status: int = scope.get(_ENDED, sent)
     return status
 
 
-class Counted:
+class MetricsMiddleware:
     """Tells how each request that asks for something ended."""
 
     def __init__(self, app: ASGIApp, count: Callable[[int], None]) -> None:
@@ -29,7 +29,7 @@ class Counted:
 
         Args:
             app: with its doors.
-            count: told the HTTP status of every POST, or what `ended_as` noted; CLIENT_GONE where nothing was answered.
+            count: told the HTTP status of every POST, or what `set_final_status` noted; CLIENT_GONE where nothing was answered.
         """
         self._app, self._count = app, count
 
@@ -48,4 +48,4 @@ class Counted:
         try:
             await self._app(scope, receive, noting)
         finally:
-            self._count(ended_status(scope, status))
+            self._count(final_status(scope, status))

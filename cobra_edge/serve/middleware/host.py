@@ -20,9 +20,9 @@ from ..address_policy import LOOPBACK_HOSTS, client_of, is_loopback
 from ..errors import Refusal
 from ..limits import Limits
 from ..lingering_close import refuse
-from ..paths import CanonicalPath
-from .admission import Admission, AdmissionDoor
-from .body import Bodies, ClientLeft
+from ..paths import CanonicalPathMiddleware
+from .admission import Admission, AdmissionMiddleware
+from .body import BodyReader, ClientDisconnected
 
 Check = Callable[[Scope, Headers], None]  # looks at a request's head; raises Refusal
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
@@ -33,7 +33,7 @@ HEADERS = {
 }
 
 
-def guarded(
+def with_middleware(
     app: ASGIApp,
     limits: Limits,
     key: str | None = None,
@@ -47,7 +47,7 @@ def guarded(
         limits: of bodies.
         key: that requests for answers and measurements have to show; None for none.
         hosts: names this server may be called by, as `allowed_hosts` gives them; None for any.
-        admission: the places there are; None for any number.
+        admission: the slots there are; None for any number.
     """
     checks: list[Check] = []
     if hosts is not None:
@@ -55,10 +55,10 @@ def guarded(
     if key is not None:
         checks.append(key_check(key))
     checks.append(json_only)
-    inside: ASGIApp = WholeBody(app, Bodies(limits))
+    inside: ASGIApp = BodyMiddleware(app, BodyReader(limits))
     if admission is not None:
-        inside = AdmissionDoor(inside, admission)
-    return CanonicalPath(ResponseHeaders(Checks(inside, checks)))
+        inside = AdmissionMiddleware(inside, admission)
+    return CanonicalPathMiddleware(ResponseHeadersMiddleware(Checks(inside, checks)))
 
 
 def allowed_hosts(bound: str, named: Collection[str], *, has_key: bool) -> frozenset[str] | None:
@@ -169,11 +169,11 @@ class Checks:
         await self._app(scope, receive, send)
 
 
-class WholeBody:
+class BodyMiddleware:
     """Reads a request's body to its end before the app is called."""
 
-    def __init__(self, app: ASGIApp, bodies: Bodies) -> None:
-        self._app, self._bodies = app, bodies
+    def __init__(self, app: ASGIApp, body_reader: BodyReader) -> None:
+        self._app, self._body_reader = app, body_reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its whole body, or refuse it; an ASGI app."""
@@ -189,19 +189,19 @@ class WholeBody:
             return message
 
         try:
-            whole, size = await self._bodies.read(Headers(scope=scope), noting, address)
+            whole, size = await self._body_reader.read(Headers(scope=scope), noting, address)
         except Refusal as refusal:
             await refuse(refusal, scope, receive, send, whole=not more)
             return
-        except ClientLeft:
+        except ClientDisconnected:
             return
         try:
             await self._app(scope, whole, send)
         finally:
-            self._bodies.shares.give_back(address, size)
+            self._body_reader.shares.release(address, size)
 
 
-class ResponseHeaders:
+class ResponseHeadersMiddleware:
     """Puts the headers that limit what browsers do with a response on all of them, beside what a route set itself."""
 
     def __init__(self, app: ASGIApp) -> None:
