@@ -1,4 +1,4 @@
-"""Hostile and clumsy clients, over real sockets, against the connections and the doors together."""
+"""Malicious and slow clients, over real sockets, against the protocol and the middleware."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 from cobra_edge.serve.connections import limited_protocol
 from cobra_edge.serve.limits import Limits
-from cobra_edge.serve.middleware.host import with_middleware
+from cobra_edge.serve.middleware.stack import with_middleware
 
 from .serve_case import until
 
@@ -186,7 +186,7 @@ def test_a_gigabyte_that_is_declared_is_refused_before_a_byte_of_it(server: Serv
         assert error_of(to_the_end(client), 413)["code"] == "body_too_large"
 
 
-def test_who_asks_first_is_told_before_sending(server: Server):
+def test_expect_100_continue(server: Server):
     with server.connect() as client:
         client.sendall(post("/length", f"Content-Length: {1 << 30}", "Expect: 100-continue"))
         assert to_the_end(client).startswith(b"HTTP/1.1 413 ")

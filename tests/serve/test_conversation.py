@@ -5,7 +5,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cobra_edge.inputs.text import PromptTemplate, TextCodec
 from cobra_edge.serve.conversation import longer_key, prefix_keys, read_conversation
-from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.errors import ApiError
 from cobra_edge.serve.schemas import ChatRequest
 
 from ..conftest import MINI
@@ -56,7 +56,7 @@ def test_turns_become_passages_and_answers_are_passages_of_their_own(codec):
 
 def test_more_text_than_could_ever_be_read_is_refused_before_it_is_encoded(codec):
     read(codec, system("a" * 4000), user("b" * 5999 + "?"))
-    with pytest.raises(Refusal, match="the conversation is 10,001 characters, at most 10,000 are read") as caught:
+    with pytest.raises(ApiError, match="the conversation has 10,001 characters, the maximum is 10,000") as caught:
         read(codec, system("a" * 4001), user("b" * 5999 + "?"))
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
 
@@ -116,7 +116,7 @@ def test_one_image_may_be_named_often_and_anywhere(codec):
     ],
 )
 def test_what_cannot_be_answered_is_refused_with_the_reason(codec, messages, code, words):
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         read(codec, *messages)
     assert (refused.value.status, refused.value.code, refused.value.param) == (400, code, "messages")
     assert words in refused.value.message
