@@ -107,7 +107,7 @@ def test_one_image_may_be_named_often_and_anywhere(codec):
     ("messages", "code", "words"),
     [
         ([user("A?", RED, BLUE)], "too_many_images", "2 different images"),
-        ([user("A?", RED), answer("Yes"), user("B?", BLUE)], "too_many_images", "one, before all text"),
+        ([user("A?", RED), answer("Yes"), user("B?", BLUE)], "too_many_images", "one image per conversation"),
         ([user("A?"), answer("Yes")], "invalid_value", "ends with an answer"),
         ([system("Be brief.")], "invalid_value", "is empty"),
         ([answer("Yes"), user("A?")], "invalid_value", "first message is an answer"),

@@ -434,7 +434,7 @@ def test_requests_beyond_capacity_get_429_with_retry_after(tiny_bundle, endless)
             lambda: metric(server.url, "cobra_edge_active") + metric(server.url, "cobra_edge_queue_depth") == 2, "a full house"
         )
         response = post(server.url, json=body())
-        assert "ask again in" in refused(response, 429, "queue_full")
+        assert "retry in" in refused(response, 429, "queue_full")
         assert 1 <= int(response.headers["Retry-After"]) <= 60
         assert metric(server.url, 'cobra_edge_requests_total{status="429"}') == 1
         stack.close()

@@ -319,18 +319,18 @@ def assert_refused(error, status, code, param, word):
             "messages.0.content",
             "a list of parts, got an object",
         ),
-        ({"n": 2}, "unsupported_value", "n", "n: only 1 is supported; one request has one answer"),
+        ({"n": 2}, "unsupported_value", "n", "n: only 1 is supported; a request has one answer"),
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
             "unsupported_value",
             "tools",
-            "the model calls no tools",
+            "the model does not call tools",
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "count", "schema": {"type": "object"}}}},
             "unsupported_value",
             "response_format",
-            'only {"type": "text"} is supported; answers are free text; leave it out, and ask for the form',
+            'only {"type": "text"} is supported; answers are free text; leave it out, and describe the format',
         ),
         ({"stream_options": {"include_usage": True}}, "invalid_value", None, "stream_options"),
     ],
@@ -393,7 +393,7 @@ def test_404_of_other_apis_names_the_supported_path(ai):
 
 def test_method_not_allowed(url):
     response = httpx.get(f"{url}/v1/chat/completions")
-    assert response.status_code == 405 and "only POST is answered here" in response.json()["error"]["message"]
+    assert response.status_code == 405 and "use POST" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ def test_a_full_server_says_when_to_come_again(url_with_key):
                 caught = error
                 break
         assert caught is not None
-        assert_refused(caught, 429, "queue_full", None, "ask again in")
+        assert_refused(caught, 429, "queue_full", None, "retry in")
         assert caught.type == "rate_limit_error" and 1 <= int(caught.response.headers["retry-after"]) <= 60
     with client(url_with_key, KEY).with_options(max_retries=5) as ai:  # the client obeys Retry-After
         assert ask(ai, question("What is it?"), max_tokens=1).usage.completion_tokens == 1

@@ -77,8 +77,8 @@ def test_other_paths_stay_what_they_are(path):
         ("/api/generate", "Ollama"),
         ("/api/tags", "Ollama"),
         ("/generate", "Text Generation Inference"),
-        ("/v1", "nothing here"),
-        ("/somewhere", "nothing here"),
+        ("/v1", "no such path"),
+        ("/somewhere", "no such path"),
     ],
 )
 def test_404_of_other_apis(path, name):
