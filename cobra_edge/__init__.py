@@ -5,7 +5,7 @@ session = cobra_edge.load("bundles/cobra-mini-jetson-orin-nano-w4a16-g128")
 print(session.ask("scene.png", "Is there a red circle?").read())
 """
 
-from .environment import privacy  # noqa: F401  # first: libraries read its switches when they are imported
+from .environment import privacy  # noqa: F401  # first: libraries read its environment variables at import
 
 # isort: split
 from .bundle.reader import Bundle

@@ -1,4 +1,4 @@
-"""`cobra-edge COMMAND`, the same as `python -m cobra_edge COMMAND` and `python -m cobra_edge.COMMAND`."""
+"""`cobra-edge COMMAND`, equivalent to `python -m cobra_edge COMMAND` and `python -m cobra_edge.COMMAND`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from .terminal.output import debug_option, main_of
 from .terminal.usage import Group
 from .version import __version__
 
-# Commands are imported when they are called: `run` must start at once on a device that lacks what `export` needs.
+# Commands are imported on demand: `run` must start fast, and on a device without the dependencies of `export`.
 COMMANDS = {
-    "export": "Export a checkpoint as a bundle for a device.",
-    "calibrate": "Collect calibration statistics of a checkpoint.",
-    "sensitivity": "Measure the sensitivity of each matrix to quantization.",
-    "build": "Build the TensorRT engine of a bundle, on the device that will run it.",
-    "run": "Ask a bundle about an image.",
-    "chat": "Chat with a bundle about images, in a terminal or through pipes.",
-    "watch": "Ask a bundle the same question about every new image of a camera or a directory.",
-    "serve": "Answer OpenAI's clients, and a page in a browser.",
-    "regress": "Compare a bundle with its float model: intervals, budget, exit code.",
-    "inspect": "Print what is in a bundle, after checking it.",
-    "bench": "Measure, and keep the result.",
+    "export": "Export a checkpoint to a bundle for a device.",
+    "calibrate": "Collect activation statistics for GPTQ and AWQ.",
+    "sensitivity": "Measure how sensitive each matrix is to quantization.",
+    "build": "Build the TensorRT engine of a bundle, on its device.",
+    "run": "Ask a bundle a question about an image.",
+    "chat": "Chat with a bundle, in a terminal or through a pipe.",
+    "watch": "Ask the same question about every new image.",
+    "serve": "Serve an OpenAI-compatible API and a web page.",
+    "regress": "Compare a bundle with its float model; exit code for CI.",
+    "inspect": "Verify a bundle and print its contents.",
+    "bench": "Benchmark a bundle on this machine.",
 }
 
 
-# Those of several files are packages; the others are modules at the root.
+# A command of several files is a package, the others are modules.
 _MODULES = {name: f".{name}.command" for name in ("export", "calibrate", "chat", "watch", "serve", "regress", "bench")}
 
 

@@ -1,27 +1,27 @@
-"""The errors a user can meet, and the exit code of each.
+"""Errors for users, each with its exit code.
 
-0 done; 1 a drift budget was exceeded; 2 bad input or usage; 3 something this machine lacks; 130 interrupted.
+0 done; 1 drift budget exceeded; 2 bad input or usage; 3 something this machine lacks; 130 interrupted.
 """
 
 from __future__ import annotations
 
 
 class CobraEdgeError(Exception):
-    """Base of every error that is the user's to mend: what was got, what was expected, what to do."""
+    """Base class of errors that a user can fix; the message says what was got, what was expected, what to do."""
 
     exit_code = 2
 
 
 class InputError(CobraEdgeError):
-    """A file, a name or an option is not what was expected."""
+    """An invalid file, name or option."""
 
 
 class BundleError(InputError):
-    """A bundle is incomplete, altered or from another version."""
+    """A bundle is incomplete, altered or of another version."""
 
 
 class CheckpointError(InputError):
-    """A checkpoint is unreadable, hostile, or does not fit its config."""
+    """A checkpoint is unreadable, malicious, or does not fit its config."""
 
 
 class MachineError(CobraEdgeError):
@@ -31,6 +31,6 @@ class MachineError(CobraEdgeError):
 
 
 class DriftError(CobraEdgeError):
-    """A quantized build drifted further from the float model than its budget allows."""
+    """The drift of a quantized model exceeds its budget."""
 
     exit_code = 1

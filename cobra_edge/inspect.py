@@ -1,4 +1,4 @@
-"""Inspect: what is in a bundle, checked against its hashes.
+"""Inspect: verify a bundle and print its contents.
 
 python -m cobra_edge.inspect bundles/cobra-mini-jetson-orin-nano-w4a16-g128
 """
@@ -17,15 +17,16 @@ from .regress.budget import judge, read_budget
 from .regress.bundle_tables import bits_per_weight, drift_table, memory_table, rotation_words
 from .regress.golden import read_golden
 from .regress.report import Figure, Verdict
+from .terminal.option_groups import Command, option
 from .terminal.output import cell, debug_option, figure, main_of, megabytes, print_json, results, say
 
 
-@click.command(epilog="Example: python -m cobra_edge.inspect BUNDLE --json")
+@click.command(cls=Command, epilog="Example: cobra-edge inspect BUNDLE --json")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest and derived figures as one JSON object.")
+@option("--json", "as_json", group="output", is_flag=True, help="Print the manifest and derived values as one JSON object.")
 @debug_option
 def command(bundle: Path, as_json: bool) -> None:
-    """Print what BUNDLE is, takes and drifts, and which decoders run it here; every file is checked against hash and model."""
+    """Verify BUNDLE (hashes, tensors, tokenizer) and print its recipe, memory, decoders on this machine, and drift."""
     opened = Bundle.open(bundle, thorough=True)
     manifest = opened.manifest
     opened.decoder_tensors(thorough=True)
@@ -44,16 +45,18 @@ def command(bundle: Path, as_json: bool) -> None:
         })  # fmt: skip
         return
     model, target = manifest.model, targets().get(manifest.target)
-    eyes = "no vision" if model.vision is None else f"{model.vision.backbone_id}, {model.n_visual_tokens} visual tokens"
+    vision = (
+        "no vision encoder" if model.vision is None else f"{model.vision.backbone_id}, {model.n_visual_tokens} visual tokens"
+    )
     say(
-        f"{model.model_id} from {manifest.source.id}: {eyes}; Mamba of {model.mamba.n_layer} layers, "
-        f"d_model {model.mamba.d_model}, {model.mamba.n_parameters / 1e6:,.1f} M weights, vocabulary {model.mamba.vocab}"
+        f"{model.model_id} from {manifest.source.id}: {vision}; Mamba with {model.mamba.n_layer} layers, "
+        f"d_model {model.mamba.d_model}, {model.mamba.n_parameters / 1e6:,.1f} M parameters, vocabulary {model.mamba.vocab}"
     )
     if target is None:
-        say(f"for {manifest.target}, a target this installation has no profile of")
+        say(f"target: {manifest.target}, unknown to this installation")
     else:
-        say(f"for {target.title}: vision by {target.vision_runtime}, decoder by {target.decoder_runtime}")
-    files = Table(title="files, all as exported", title_justify="left")
+        say(f"target: {target.title}; vision runtime {target.vision_runtime}, decoder {target.decoder_runtime}")
+    files = Table(title="files, hashes verified", title_justify="left")
     files.add_column("file")
     files.add_column("size", justify="right")
     for name, entry in manifest.files.items():
@@ -75,14 +78,14 @@ def command(bundle: Path, as_json: bool) -> None:
 
 
 def _decoders(bundle: Bundle) -> Table:
-    """Return which decoders run the bundle here, and why others do not; the first that runs on a device is taken there."""
-    table = Table(title="decoders, on this machine", title_justify="left")
+    """Return a table of the decoder backends: which can run the bundle here, and why others cannot."""
+    table = Table(title="decoders on this machine", title_justify="left")
     for name in ("device", "decoder", "runs the bundle"):
         table.add_column(name)
     taken = set[str]()
     for backend in BACKENDS:
         reason = backend.refuses(bundle)
-        words = "yes, if asked for" if backend.device in taken else "yes"
+        words = "yes, on request" if backend.device in taken else "yes, default"
         if reason is None:
             taken.add(backend.device)
         table.add_row(backend.device, backend.name, words if reason is None else cell(f"no: {reason}"))
@@ -90,7 +93,7 @@ def _decoders(bundle: Bundle) -> Table:
 
 
 def _verdicts(bundle: Bundle) -> tuple[Verdict, ...]:
-    """Return the exported drift beside the budget that ships; nothing where that does not know the scheme."""
+    """Compare the exported drift with the default budget; empty where that has no limits for the scheme."""
     manifest, budget = bundle.manifest, read_budget()
     if manifest.drift is None or manifest.recipe.scheme not in budget.schemes:
         return ()
@@ -102,9 +105,9 @@ def _verdicts(bundle: Bundle) -> tuple[Verdict, ...]:
 def _say_vision(bundle: Bundle) -> None:
     graph = bundle.vision_graph
     far = ", ".join(f"{at} {figure(rms)}" for at, rms in graph.parity.items())
-    say(f"vision graph: {graph.precision}, takes {graph.input}; relative RMS from torch: {far or 'not measured'}")
+    say(f"vision graph: {graph.precision}, input {graph.input}; relative RMS error against torch: {far or 'not measured'}")
     if graph.wide:
-        say(f"left float in it: {', '.join(graph.wide)}")
+        say(f"left in float: {', '.join(graph.wide)}")
     for name, key in bundle.manifest.engines.items():
         gpus = ", ".join(key.capabilities)
         weights = "without weights" if key.stripped else "with weights"

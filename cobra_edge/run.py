@@ -1,4 +1,4 @@
-"""Run: ask a bundle about an image.
+"""Run: ask a bundle one question.
 
 python -m cobra_edge.run bundles/cobra-mini-jetson-orin-nano-w4a16-g128 --image scene.png --prompt "Is there a red circle?"
 """
@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from .decode.sampling import Sampling
-from .inference.answer_metrics import CUT, AnswerFigures
+from .inference.answer_metrics import CUT, AnswerMetrics
 from .inference.session_options import Opening, sampling_options, session_options
 from .terminal.option_groups import Command, option
 from .terminal.output import debug_option, main_of, plain, print_json, tell
@@ -27,13 +27,13 @@ from .terminal.output import debug_option, main_of, plain, print_json, tell
 @option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of streaming the answer.")
 @debug_option
 def command(opening: Opening, image: Path | None, prompt: str, max_new_tokens: int, sampling: Sampling, as_json: bool) -> None:
-    """Ask BUNDLE a question, about an image or not, and stream the answer.
+    """Ask BUNDLE a question about an image, and stream the answer.
 
-    The answer goes to stdout. Stderr says where no image was given, and where the answer was cut at its limit.
+    The answer goes to stdout; a missing image and a cut answer are reported on stderr.
     """
     session = opening.load()
     if image is None and session.config.vision is not None:
-        tell("no image was given (--image): the model answers without having seen anything", style="yellow")
+        tell("no image given (--image): the answer is not about an image", style="yellow")
     answer = session.ask(image, prompt, max_new_tokens=max_new_tokens, sampling=sampling)
     for piece in answer:
         if not as_json:
@@ -43,10 +43,10 @@ def command(opening: Opening, image: Path | None, prompt: str, max_new_tokens: i
         sys.stdout.write("\n")
         sys.stdout.flush()
         if answer.finish == "length":
-            tell(f"{CUT}; --max-new-tokens raises it")
+            tell(f"{CUT}; raise it with --max-new-tokens")
         return
     print_json({
-        **msgspec.structs.asdict(AnswerFigures.of(answer)),
+        **msgspec.structs.asdict(AnswerMetrics.of(answer)),
         "image": None if image is None else str(image),
         "decoder": session.decoder.name,
         "device": session.decoder.runs_on,

@@ -1,4 +1,4 @@
-"""A conversation: the image it is about, what was said, and the images that are remembered."""
+"""A conversation: its image, its turns, and the cached states of recent images."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 from ..decode.decoder import DecoderState
 from ..decode.sampling import Sampling
-from ..inference.answer_metrics import AnswerFigures
+from ..inference.answer_metrics import AnswerMetrics
 from ..inference.session import Answer, Session
 from ..inputs.image import image_bytes, load_image
 
-REMEMBERED_IMAGES = 8  # a state of the 3.5B takes 26 MB
+CACHED_IMAGES = 8  # a state of the 3.5B model takes 26 MB
 NOTHING, IMAGE, CONVERSATION = "nothing", "image", "conversation"
 
 
 @dataclass(frozen=True)
-class ShownImage:
-    """An image by the path it was given by, and the hash of its file's content."""
+class CurrentImage:
+    """Path of the image and hash of its file."""
 
     path: Path
     sha256: str
@@ -27,43 +27,43 @@ class ShownImage:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and the answer it got.
+    """A question and its answer.
 
     Attributes:
-        remembered: what had not to be read again for it: "nothing", "image", or "conversation", with its image.
+        remembered: the cached prefix: "nothing", "image", or "conversation" (image included).
     """
 
     question: str
-    answer: AnswerFigures
+    answer: AnswerMetrics
     remembered: str
 
 
 class Conversation:
-    """Questions that follow each other, about at most one image; another image begins another conversation."""
+    """Consecutive questions about at most one image; another image begins a new conversation."""
 
     def __init__(self, session: Session, sampling: Sampling, max_new_tokens: int) -> None:
-        """Begin with nothing seen and nothing said."""
+        """Begin without image and turns."""
         self.session, self.sampling, self.max_new_tokens = session, sampling, max_new_tokens
-        self.image: ShownImage | None = None
+        self.image: CurrentImage | None = None
         self.turns: list[Turn] = []
         self._last: Answer | None = None
-        self._states: OrderedDict[str, DecoderState] = OrderedDict()  # by hash of the image, least recently shown first
+        self._states: OrderedDict[str, DecoderState] = OrderedDict()  # by hash of the image, the least recently used first
 
     @property
-    def remembers(self) -> str:
-        """What the next question goes on from."""
+    def reuse(self) -> str:
+        """What the next question reuses: "nothing", "image" or "conversation"."""
         if self._last is not None:
             return CONVERSATION
         return NOTHING if self.image is None else IMAGE
 
     def show(self, file: Path) -> bool:
-        """Look at an image and begin anew with it; where it cannot be looked at all stays as it was.
+        """Encode an image and begin a new conversation about it; on an error nothing changes.
 
         Returns:
-            Whether it was remembered: the same content was looked at before, and was not forgotten for others since.
+            Whether the state of the same content was cached.
 
         Raises:
-            InputError: the image is unreadable, or the model has no eyes.
+            InputError: the image is unreadable, or the model has no vision encoder.
         """
         content = image_bytes(file)
         sha256 = hashlib.sha256(content).hexdigest()
@@ -71,21 +71,21 @@ class Conversation:
         if not known:
             self._states[sha256] = self.session.look(load_image(content, name=str(file)))
         self._states.move_to_end(sha256)
-        if len(self._states) > REMEMBERED_IMAGES:
+        if len(self._states) > CACHED_IMAGES:
             self._states.popitem(last=False)
-        self.image = ShownImage(file, sha256)
+        self.image = CurrentImage(file, sha256)
         self.reset()
         return known
 
     def reset(self) -> None:
-        """Forget what was said; the image stays."""
+        """Begin a new conversation about the same image."""
         self.turns, self._last = [], None
 
     def ask(self, question: str) -> Answer:
-        """Read a question, and return its answer to be iterated over and then given to `keep`.
+        """Ask a question; iterate over the answer, then pass it to `keep`.
 
         Raises:
-            InputError: it is empty, or longer than what the model still takes; the conversation stays as it was.
+            InputError: the question is empty or too long; the conversation is unchanged.
         """
         start: Answer | DecoderState | None = self._last
         if start is None and self.image is not None:
@@ -93,8 +93,8 @@ class Conversation:
         return self.session.ask(start, question, max_new_tokens=self.max_new_tokens, sampling=self.sampling)
 
     def keep(self, question: str, answer: Answer) -> Turn:
-        """Take an answer that has ended, or was stopped, into the conversation."""
-        turn = Turn(question, AnswerFigures.of(answer), self.remembers)
+        """Append a finished or stopped answer to the conversation."""
+        turn = Turn(question, AnswerMetrics.of(answer), self.reuse)
         self.turns.append(turn)
         self._last = answer
         return turn

@@ -1,7 +1,7 @@
-"""Ctrl-C in a conversation: it ends an answer, or a line that is being written, and only then the program.
+"""Ctrl-C in a chat: it stops an answer or clears the line being edited; twice in a row it exits.
 
-The signal's usual handler (terminal.py) is for work that is given up as a whole, and lets what follows at once go unheard. Here
-it is replaced as long as the conversation lasts; other signals keep theirs.
+The usual handler of SIGINT (terminal/output.py) ends the whole command and ignores repeated signals. It is replaced during the
+conversation; the handlers of other signals stay.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from types import FrameType
 
 
 class Pressed(KeyboardInterrupt):
-    """Ctrl-C while no answer was being given."""
+    """Ctrl-C while no answer was being generated."""
 
 
 class Interrupts:
-    """Says of each Ctrl-C whether it stops an answer."""
+    """Handles SIGINT: during an answer it sets a flag, otherwise it raises `Pressed`."""
 
     def __init__(self) -> None:
-        """Hear nothing yet."""
-        self.stop = False  # what is being answered
+        """Create it; the handler is not installed yet."""
+        self.stop = False  # stop the current answer
         self._answering = False
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Take the signal; outside of `answering` it raises Pressed."""
+    def handle_sigint(self) -> Iterator[None]:
+        """Install the handler; outside of `answering` it raises Pressed."""
         before = signal.signal(signal.SIGINT, self._handle)
         try:
             yield
@@ -35,7 +35,7 @@ class Interrupts:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Note the signal in `stop`, to be looked at between two pieces, so that the answer can be asked on."""
+        """Set `stop` on SIGINT, to be checked between two pieces, so that the conversation can continue."""
         self.stop, self._answering = False, True
         try:
             yield

@@ -1,4 +1,4 @@
-"""The lines of a conversation: edited on a terminal, with a history and completion, or read from a pipe."""
+"""Input lines of a chat: edited on a terminal with history and completion, or read from a pipe."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from ..errors import InputError
 
 try:
     import readline
-except ImportError:  # a Python that was built without it: lines without editing
+except ImportError:  # Python built without readline: no editing
     readline = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
-COMMANDS = ("/image ", "/reset", "/save ", "/help", "/quit")  # those with a space want a file
-_LINE_LIMIT = 1 << 20  # characters; no model takes as many
+COMMANDS = ("/image ", "/reset", "/save ", "/help", "/quit")  # those with a space take a file
+_LINE_LIMIT = 1 << 20  # characters; more than any model takes
 _HISTORY_LINES = 1000
 
 
 def read_line(prompt: str) -> str:
-    """Return the next line, without its end; the prompt is shown on a terminal, on stderr where stdout is none.
+    """Return the next line without its newline. On a terminal the prompt is printed, on stderr where stdout is not one.
 
     Raises:
-        EOFError: there are no more.
-        InputError: it is longer than any question; it has been read to its end.
+        EOFError: end of input.
+        InputError: the line is too long; it has been skipped.
     """
     if sys.stdin.isatty():
         if sys.stdout.isatty():
-            return input(prompt)  # readline writes the prompt, and writes it anew while the line is edited
+            return input(prompt)  # readline redraws the prompt while the line is edited
         sys.stderr.write(prompt)
         sys.stderr.flush()
     line = sys.stdin.readline(_LINE_LIMIT)
@@ -49,11 +49,11 @@ def read_line(prompt: str) -> str:
 
 @contextmanager
 def editing() -> Iterator[None]:
-    """Edit lines on a terminal: arrows, completion with the tabulator, and what was written in earlier conversations.
+    """Enable line editing on a terminal: arrow keys, tab completion, and a history across conversations.
 
-    The history is a file that only the user may read; where it cannot be read or written there is none.
+    Only the user may read the history file; without access to it there is no history.
     """
-    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr] # bytes that are no text shall not end a conversation
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # invalid UTF-8 must not end the chat
     if readline is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield
         return
@@ -69,19 +69,19 @@ def editing() -> Iterator[None]:
     try:
         yield
     finally:
-        _keep_history(history)
+        _save_history(history)
 
 
-def _keep_history(file: Path) -> None:
-    if not file.is_absolute():  # a user without a home: "~" would become a directory here
+def _save_history(file: Path) -> None:
+    if not file.is_absolute():  # no home directory: "~" would be created here
         return
     mask = os.umask(0o077)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         readline.write_history_file(file)
-        file.chmod(0o600)  # it may have been there with other rights
+        file.chmod(0o600)  # an existing file may have other permissions
     except OSError as error:
-        log.info("the history is not kept: %s", error)
+        log.info("the history is not saved: %s", error)
     finally:
         os.umask(mask)
 
@@ -93,11 +93,11 @@ def _complete(_word: str, index: int) -> str | None:
 
 
 def completions(line: str, begin: int) -> list[str]:
-    """Return what the last word of a line may become: a command, or a file's name after one that wants a file.
+    """Return the completions of the last word: commands, or file names after a command that takes a file.
 
     Args:
         line: up to the cursor.
-        begin: where its last word begins; a file's name may have spaces, so it may begin before.
+        begin: index of the last word; a file name may have spaces and begin before.
     """
     if begin == 0:
         return [c for c in COMMANDS if c.startswith(line)] if line.startswith("/") else []
@@ -108,12 +108,12 @@ def completions(line: str, begin: int) -> list[str]:
 
 
 def _files(typed: str) -> list[str]:
-    """Return the paths that begin as typed, directories with a slash; hidden ones only where the dot was typed."""
+    """Return the paths with this prefix, directories with a slash; hidden ones only where the dot was typed."""
     folder, start = os.path.split(typed)
-    shown = typed[: len(typed) - len(start)]
+    head = typed[: len(typed) - len(start)]
     try:
         with os.scandir(os.path.expanduser(folder) or ".") as entries:
             found = [e.name + "/" if e.is_dir() else e.name for e in entries if e.name.startswith(start)]
     except OSError:
         return []
-    return sorted(shown + name for name in found if start.startswith(".") or not name.startswith("."))
+    return sorted(head + name for name in found if start.startswith(".") or not name.startswith("."))

@@ -1,4 +1,4 @@
-"""A conversation as a file: who answered, about what, and every turn in the shape of OpenAI's chat messages."""
+"""Transcript of a chat as JSON: model, runtimes, image, and the turns as OpenAI chat messages."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .conversation import Conversation
 
 
 def write_transcript(conversation: Conversation, file: Path) -> None:
-    """Write a conversation as JSON, whole or not at all.
+    """Write a conversation as JSON, atomically.
 
     Raises:
-        InputError: nothing was said yet, there is such a file already, or it cannot be written.
+        InputError: no turn yet, the file exists, or it cannot be written.
     """
     if not conversation.turns:
-        raise InputError("nothing has been said yet; ask something, then /save")
+        raise InputError("nothing to save; ask a question first")
     if os.path.lexists(file):
-        raise InputError(f"{file} is already there and stays as it is; /save to another name")
+        raise InputError(f"{file} already exists; /save under another name")
     content = msgspec.json.format(msgspec.json.encode(transcript(conversation)), indent=2) + b"\n"
     try:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.partial-") as stage:
@@ -33,13 +33,13 @@ def write_transcript(conversation: Conversation, file: Path) -> None:
             staged.write_bytes(content)
             rename_new(staged, file)
     except FileExistsError as error:
-        raise InputError(f"{file} is already there and stays as it is; /save to another name") from error
+        raise InputError(f"{file} already exists; /save under another name") from error
     except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error.strerror}); /save to a directory where you may write") from error
+        raise InputError(f"{file}: cannot be written ({error.strerror}); /save to a directory that you can write to") from error
 
 
 def transcript(conversation: Conversation) -> dict[str, Any]:
-    """Return what is written: the build, what ran it, the image, its `messages`, and figures of its `answers`."""
+    """Return the transcript: bundle, runtime, sampling, image, `messages`, and the metrics of `answers`."""
     session, image = conversation.session, conversation.image
     messages = []
     for turn in conversation.turns:
@@ -56,7 +56,7 @@ def transcript(conversation: Conversation) -> dict[str, Any]:
 
 
 def _build(bundle: Bundle) -> dict[str, Any]:
-    """Name the bundle as reports of `regress` do."""
+    """Describe the bundle as reports of `regress` do."""
     manifest = bundle.manifest
     return {
         "name": bundle.directory.resolve().name,

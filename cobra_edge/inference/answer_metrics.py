@@ -1,4 +1,4 @@
-"""What is told of an answer that has ended: the same fields wherever a command prints or keeps one."""
+"""Text and metrics of a finished answer, as the commands print them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import msgspec
 
 from .session import Answer
 
-CUT = "cut at its limit of tokens"  # what is said of an answer that did not come to its end
+CUT = "cut at the token limit"  # for answers that did not reach the end token
 
 
-class AnswerFigures(msgspec.Struct, frozen=True):
-    """An ended answer; what each field means is said at `session.Answer`."""
+class AnswerMetrics(msgspec.Struct, frozen=True):
+    """A finished answer; for the fields see `session.Answer`."""
 
     text: str
     finish: str
@@ -21,8 +21,8 @@ class AnswerFigures(msgspec.Struct, frozen=True):
     tpot_ms: float | None
 
     @classmethod
-    def of(cls, answer: Answer) -> AnswerFigures:
-        """Take them from an answer that was read to its end, or stopped."""
+    def of(cls, answer: Answer) -> AnswerMetrics:
+        """Return those of an answer that has ended or was stopped."""
         return cls(
             text=answer.text,
             finish=answer.finish,

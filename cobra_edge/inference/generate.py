@@ -1,4 +1,4 @@
-"""Choosing tokens from logits: greedy by default, temperature, top-k and top-p on demand."""
+"""Token generation: the decoding loop."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def generate(
 ) -> Iterator[int]:
     """Yield token ids from the logits (vocab,) float32 after a prompt until the end token (not yielded) or the limit.
 
-    The state moves on in place and ends after the last yielded token that was read back. A decoder that generates by itself
-    (`GeneratesItself`) does so.
+    The state is updated in place, up to the last yielded token but one. A decoder with its own loop (`GeneratesItself`) uses
+    it.
 
     Raises:
         InputError: logits are not finite.

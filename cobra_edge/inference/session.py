@@ -1,7 +1,7 @@
-"""A bundle that answers: look at an image once, ask as often as you like.
+"""Session: an opened bundle that encodes an image once and answers any number of questions about it.
 
-The image comes first, so the decoder's state after the visual tokens is a complete summary of it that no question has touched.
-`look` returns that state; `ask` copies it, reads the question and streams the answer. An answer can be asked on.
+The image comes first in the prompt, so the decoder's state after the visual tokens does not depend on a question. `look`
+returns that state; `ask` copies it, prefills the question and streams the answer. A conversation continues from an answer.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ..errors import InputError
 from ..inputs.image import load_image
 from ..inputs.image_array import image_of_array, require_channel_order
 from ..vision.runtimes import GpuVision, VisionRunner, gpu_vision, open_vision
-from .generate import generate
+from .generate import generate as generate_tokens
 
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """An image that was decoded elsewhere: `values` is what `ImageTransform.pixels` of this bundle returned for it."""
+    """A decoded image: `values` is what the bundle's `ImageTransform.pixels` returned, of its shape and dtype."""
 
     values: np.ndarray
 
@@ -43,16 +43,16 @@ def _nothing() -> Generator[str, None, None]:
 
 @dataclass
 class Answer:
-    """An answer as it comes: iterate for pieces of text; the figures are complete when the iteration has ended.
+    """A streamed answer: iterate for pieces of text; the metrics are complete when the iteration has ended.
 
     Attributes:
-        text: what was said so far.
+        text: text so far.
         tokens: ids generated so far, without the end token.
-        prompt_tokens, visual_tokens: positions read before the answer.
-        ttft_ms: from the question (and image, where it was looked at for this question) to the first token; None for none.
-        tpot_ms: mean time of each further token, the reader's own between them included; None for fewer than two.
-        finish: "end" at the model's end token, "length" at the limit, "stopped" where `stop` ended it.
-        state: what the decoder remembers when the iteration has ended, this answer included; None before.
+        prompt_tokens, visual_tokens: numbers of tokens before the answer.
+        ttft_ms: from the call of `ask` (image encoding included, if any) to the first token; None for no token.
+        tpot_ms: mean time of each further token, the caller's time between them included; None for fewer than two.
+        finish: "end" at the end token, "length" at the limit, "stopped" where `stop` ended it.
+        state: decoder state after the answer; None before the iteration has ended.
     """
 
     prompt_tokens: int
@@ -63,7 +63,7 @@ class Answer:
     tpot_ms: float | None = None
     finish: str = "length"
     state: DecoderState | None = None
-    _unread: list[int] = field(default_factory=list)  # of this answer, not yet in the state
+    _unread: list[int] = field(default_factory=list)  # tokens of the answer that are not in the state
     _prompt_state: DecoderState | None = None
     _pieces: Generator[str, None, None] = field(default_factory=_nothing)
 
@@ -73,27 +73,27 @@ class Answer:
 
     @property
     def unread(self) -> list[int]:
-        """Tokens of an ended answer that `state` has not read yet: the last one, at the limit."""
+        """Tokens of an ended answer that `state` does not include: the last one, at the limit."""
         return list(self._unread)
 
     def read(self) -> str:
-        """Read the answer to its end and return its text."""
+        """Decode the answer to its end and return its text."""
         for _ in self:
             pass
         return self.text
 
     def stop(self) -> None:
-        """End the answer where it is, between two pieces: nothing more is decoded, and it can be asked on.
+        """End the answer between two pieces: nothing more is decoded, and the conversation can continue from it.
 
-        One that has ended stays as it is.
+        No effect on an answer that has ended.
         """
         self._pieces.close()
-        if self.state is None and not self.tokens:  # not begun: all that was read is the prompt
+        if self.state is None and not self.tokens:  # not begun: the state is that after the prompt
             self.finish, self.state = "stopped", self._prompt_state
 
 
 class _Closed:
-    """Stands where a closed session had its decoder and its vision."""
+    """Replaces decoder and vision of a closed session."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise InputError("the session is closed; open the bundle again with cobra_edge.load")
@@ -102,7 +102,7 @@ class _Closed:
 class Session:
     """An opened bundle: vision graph, decoder, tokenizer.
 
-    `with cobra_edge.load(...) as session:` closes it at the end; otherwise its memory goes with the last reference to it.
+    `with cobra_edge.load(...) as session:` closes it at the end; otherwise its memory is freed with the last reference.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Session:
         vision_runtime: str = "auto",
         vision: VisionRunner | None = None,
     ) -> None:
-        """Open all parts; `vision` is a runtime that is open already.
+        """Open all parts; `vision` is a runtime that is already open.
 
         Raises:
             BundleError, InputError, MachineError: a part cannot be opened.
@@ -132,9 +132,9 @@ class Session:
         self._owns_vision = vision is None
 
     def close(self) -> None:
-        """Give back the decoder and the vision runtime; what is asked of the session afterwards is refused with InputError.
+        """Release the decoder and the vision runtime; later use of the session raises InputError.
 
-        Answers that have begun keep what they need. A vision runtime that was handed in stays open. A second call does nothing.
+        Answers that have begun keep what they need. A vision runtime passed to the constructor stays open. Idempotent.
         """
         if self.vision is not None and not isinstance(self.vision, _Closed):
             if self._owns_vision:
@@ -147,50 +147,58 @@ class Session:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Close it."""
+        """Close the session."""
         self.close()
 
     def visual_embeddings(self, image: ImageLike | np.ndarray, *, channel_order: str = "rgb") -> np.ndarray:
-        """Return the image as the decoder sees it, (n_visual_tokens, d_model) float32.
+        """Encode an image: visual embeddings, (n_visual_tokens, d_model) float32.
 
         Args:
-            image: as for `ask`.
+            image: as for `ask`: an image, or an array (height, width, 3) or (height, width) uint8.
             channel_order: as for `ask`.
 
         Raises:
-            InputError: the model has no eyes, or the image is unreadable.
+            InputError: the model has no vision encoder, or the image is unreadable.
         """
-        vision, pixels = self._prepared(_as_image(image, channel_order))
+        vision, pixels = self._prepare(_as_image(image, channel_order))
         return vision.embed(pixels)
 
     def look(self, image: ImageLike | np.ndarray, *, channel_order: str = "rgb") -> DecoderState:
-        """Read an image; the state returned can start any number of questions, and be saved. Raises as above.
+        """Encode an image and prefill it; any number of questions can start from the state returned, and it can be saved.
 
         Where vision and decoder are both on a GPU, the embeddings stay there.
+
+        Args:
+            image: as for `ask`: an image, or an array (height, width, 3) or (height, width) uint8.
+            channel_order: as for `ask`.
+
+        Raises:
+            InputError: the model has no vision encoder, or the image is unreadable.
+            MachineError: not enough memory.
         """
         decoder, vision = gpu_decoder(self.decoder), gpu_vision(self.vision)
         if decoder is not None and vision is not None:
             return self._look_on_gpu(decoder, vision, _as_image(image, channel_order))
-        seen = self.visual_embeddings(image, channel_order=channel_order)
-        with memory_for(f"reading the image's {len(seen)} embeddings", self.bundle.manifest):
+        embeddings = self.visual_embeddings(image, channel_order=channel_order)
+        with memory_for(f"prefilling the image's {len(embeddings)} embeddings", self.bundle.manifest):
             state = self.decoder.new_state()
-            self.decoder.prefill(seen, state)
+            self.decoder.prefill(embeddings, state)
         return state
 
     def _look_on_gpu(self, decoder: GpuDecoder, vision: GpuVision, image: ImageLike) -> DecoderState:
-        """See `look`: one stream of work, from the pixels to the logits."""
-        _, pixels = self._prepared(image)
+        """See `look`: all work on one CUDA stream, from the pixels to the state."""
+        _, pixels = self._prepare(image)
         count = self.config.n_visual_tokens
-        with memory_for(f"reading the image's {count} embeddings", self.bundle.manifest):
+        with memory_for(f"prefilling the image's {count} embeddings", self.bundle.manifest):
             room, state = decoder.embedding_room(count), decoder.new_state()
             vision.embed_into(pixels, room.address, decoder.stream)
             decoder.prefill(room, state)
         return state
 
-    def _prepared(self, image: ImageLike) -> tuple[VisionRunner, np.ndarray]:
-        """Return what sees, and the image as it takes it."""
+    def _prepare(self, image: ImageLike) -> tuple[VisionRunner, np.ndarray]:
+        """Return the vision runtime and its input for the image."""
         if self.vision is None or self._transform is None:
-            raise InputError(f"{self.config.model_id} is a text-only model; ask without an image")
+            raise InputError(f"{self.config.model_id} is a text-only model; leave the image out")
         if isinstance(image, Pixels):
             return self.vision, image.values
         loaded = load_image(Path(image) if isinstance(image, str) else image)
@@ -205,36 +213,44 @@ class Session:
         sampling: Sampling = GREEDY,
         channel_order: str = "rgb",
     ) -> Answer:
-        """Ask a question about an image, a remembered image, or (None) about nothing seen.
+        """Ask a question about an image, about a state or an answer, or with no image given (None).
 
         Args:
             image: an image (a file's path or its bytes, a pillow image, or an array (height, width, 3) or (height, width)
-                uint8), a state from `look` (left as it is), an answer that was read to its end (the conversation goes on from
-                there), or None.
-            prompt: the question.
-            max_new_tokens: the answer's limit.
-            sampling: greedy unless told otherwise.
+                uint8), a state from `look` (not modified), a finished answer (continues its conversation), or None.
+            prompt: question.
+            max_new_tokens: maximum length of the answer.
+            sampling: sampling parameters; greedy by default.
             channel_order: of an array: "rgb", or "bgr" for OpenCV's frames.
 
         Returns:
-            An answer to iterate over. Nothing is decoded before that, but the prompt has been read.
+            An answer to iterate over. The prompt is prefilled; tokens are decoded as the answer is iterated.
 
         Raises:
-            InputError: an empty prompt, one longer than the model's limit, an unreadable image, an answer not yet read.
-            MachineError: no memory to read it.
+            InputError: an empty or too long prompt, an unreadable image, or an unfinished answer.
+            MachineError: not enough memory.
         """
         if max_new_tokens < 1:
             raise InputError(f"max-new-tokens is {max_new_tokens}, expected 1 or more")
         began = time.perf_counter()
         start: ImageLike | DecoderState
-        if not isinstance(image, DecoderState | Answer | None):
-            image = _as_image(image, channel_order)
         if isinstance(image, Answer):
-            start, tokens, seen = self._go_on(image, prompt)
+            start, tokens, visual_tokens = self._continue(image, prompt)
         else:
+            if image is not None and not isinstance(image, DecoderState):
+                image = _as_image(image, channel_order)
             tokens = self.codec.encode(self.template.first_turn(prompt))
-            start, seen = (self.decoder.new_state(), 0) if image is None else (image, self.config.n_visual_tokens)
-        before = seen
+            visual_tokens = 0 if image is None else self.config.n_visual_tokens
+            start = self.decoder.new_state() if image is None else image
+        room = self._room_after(start, tokens)
+        state = self._own_state(start)
+        logits = self.prefill(tokens, state)
+        limit = min(max_new_tokens, room - len(tokens))
+        return self.generate(logits, state, limit, sampling, len(tokens), visual_tokens, began)
+
+    def _room_after(self, start: ImageLike | DecoderState, tokens: list[int]) -> int:
+        """Return the number of tokens that fit after a state or an image. Raises InputError where the prompt does not."""
+        before = self.config.n_visual_tokens
         if isinstance(start, DecoderState):
             start.require(self.config.mamba)
             before = start.n_tokens
@@ -243,22 +259,22 @@ class Session:
             raise InputError(
                 f"the prompt is {len(tokens)} tokens, the model takes {room - 1} after {before} already read; shorten it"
             )
-        state = start if isinstance(start, DecoderState) else self.look(start)
-        if state is start:  # the caller's own, perhaps of another decoder
-            state = self.decoder.new_state(like=state)
-        logits = self.read(tokens, state)
-        return self.speak(logits, state, min(max_new_tokens, room - len(tokens)), sampling, len(tokens), seen, began)
+        return room
 
-    def read(self, tokens: list[int], state: DecoderState) -> np.ndarray:
-        """Read tokens into a state of this decoder, in place; returns the logits after the last one, (vocab,) float32.
+    def _own_state(self, start: ImageLike | DecoderState) -> DecoderState:
+        """Return a new state: that of an image, or a copy of the caller's, which may belong to another decoder."""
+        return self.decoder.new_state(like=start) if isinstance(start, DecoderState) else self.look(start)
+
+    def prefill(self, tokens: list[int], state: DecoderState) -> np.ndarray:
+        """Prefill tokens into a state of this decoder, in place; returns the logits after the last one, (vocab,) float32.
 
         Raises:
-            MachineError: no memory for it.
+            MachineError: not enough memory.
         """
-        with memory_for(f"reading a prompt of {len(tokens)} tokens", self.bundle.manifest):
+        with memory_for(f"prefilling a prompt of {len(tokens)} tokens", self.bundle.manifest):
             return self.decoder.prefill(self.decoder.embed(tokens), state)
 
-    def speak(
+    def generate(
         self,
         logits: np.ndarray,
         state: DecoderState,
@@ -268,25 +284,25 @@ class Session:
         visual_tokens: int = 0,
         began: float | None = None,
     ) -> Answer:
-        """Return the answer to what has been read; several may be iterated over in turns, each with a state of its own.
+        """Return the answer after a prefilled prompt; several answers may be iterated alternately, each with its own state.
 
         Args:
             logits: (vocab,) float32, after the prompt.
             state: after the prompt; changed in place.
-            max_new_tokens: the answer's limit, at least 1.
-            sampling: how tokens are chosen.
-            prompt_tokens, visual_tokens: for the answer's own record.
-            began: `time.perf_counter()` of the question; None for now.
+            max_new_tokens: maximum length of the answer, at least 1.
+            sampling: sampling parameters.
+            prompt_tokens, visual_tokens: copied to the answer.
+            began: `time.perf_counter()` at the start of the request; None for now.
         """
         answer = Answer(prompt_tokens=prompt_tokens, visual_tokens=visual_tokens, _prompt_state=state)
-        chosen = generate(self.decoder, logits, state, self.codec.end_id, max_new_tokens, sampling)
+        chosen = generate_tokens(self.decoder, logits, state, self.codec.end_id, max_new_tokens, sampling)
         answer._pieces = self._stream(answer, chosen, state, max_new_tokens, time.perf_counter() if began is None else began)
         return answer
 
-    def _go_on(self, answer: Answer, prompt: str) -> tuple[DecoderState, list[int], int]:
-        """Return the state after an answer, the tokens that end it and ask the next question, and its visual tokens."""
+    def _continue(self, answer: Answer, prompt: str) -> tuple[DecoderState, list[int], int]:
+        """Return the state after an answer, the tokens up to the next answer, and the number of visual tokens."""
         if answer.state is None:
-            raise InputError("the answer has not been read to its end; read it before you ask on")
+            raise InputError("the answer has not ended; iterate over it before the next question")
         turn = self.codec.encode(self.template.later_turn(prompt))
         return answer.state, [*answer._unread, self.codec.end_id, *turn], answer.visual_tokens
 
@@ -310,19 +326,23 @@ class Session:
             answer.finish = "end" if len(answer.tokens) < limit else "length"
         except GeneratorExit:
             answer.finish = "stopped"
-            self._settle(answer, state, read_before)
+            self._finish(answer, state, read_before)
             raise
-        self._settle(answer, state, read_before)
+        self._finish(answer, state, read_before)
 
-    def _settle(self, answer: Answer, state: DecoderState, read_before: int) -> None:
-        """Note where an ended answer left off, for the next question."""
-        # Bytes of an unfinished character never left the stream; the whole decoding has them as replacement marks.
+    def _finish(self, answer: Answer, state: DecoderState, read_before: int) -> None:
+        """Set text and state of an ended answer."""
+        # The stream holds back the bytes of an incomplete character; decoding all tokens yields replacement characters.
         answer.text = self.codec.decode(answer.tokens)
         answer.state, answer._unread = state, answer.tokens[state.n_tokens - read_before :]
 
 
 def _as_image(image: ImageLike | np.ndarray, channel_order: str) -> ImageLike:
-    """Return an array as a pillow image, and others as they are. Raises InputError for an order where it means nothing."""
+    """Convert an array (height, width, 3) or (height, width) uint8 to a pillow image; return other images unchanged.
+
+    Raises:
+        InputError: an invalid array, or a channel order for an image that is not an array.
+    """
     require_channel_order(channel_order)
     if isinstance(image, np.ndarray):
         return image_of_array(image, channel_order)
@@ -339,5 +359,17 @@ def load(
     options: DecoderOptions = DEFAULT_OPTIONS,
     vision_runtime: str = "auto",
 ) -> Session:
-    """Open a bundle and return a session. Raises BundleError when it is not whole, MachineError when nothing runs it."""
+    """Open a bundle and return a session.
+
+    Args:
+        bundle: directory of the bundle, or an opened one.
+        device: "auto", "cpu" or "cuda".
+        kernels: decoder backend, "auto" for the first that runs the bundle.
+        options: of the decoder: threads, precision of activations.
+        vision_runtime: "auto" or a name from `vision.runtimes`.
+
+    Raises:
+        BundleError: the bundle is incomplete or damaged.
+        MachineError: no backend can run it on this machine.
+    """
     return Session(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), device, kernels, options, vision_runtime)

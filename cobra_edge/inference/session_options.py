@@ -1,4 +1,4 @@
-"""The options by which a command opens a bundle and chooses tokens, declared once for all commands that answer."""
+"""Options shared by the commands that run a bundle: device, runtimes, threads, sampling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Command = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Opening:
-    """Which bundle a command was told to open, and how."""
+    """A bundle to open, and its runtimes."""
 
     bundle: Path
     device: str
@@ -32,7 +32,7 @@ class Opening:
     options: DecoderOptions
 
     def load(self) -> Session:
-        """Open the bundle. Raises BundleError when it is not whole, MachineError when nothing runs it."""
+        """Open the bundle. Raises BundleError where it is incomplete, MachineError where nothing here runs it."""
         return load(
             self.bundle, device=self.device, kernels=self.kernels, options=self.options, vision_runtime=self.vision_runtime
         )
@@ -43,7 +43,7 @@ def _use(_context: click.Context, _parameter: click.Parameter, threads: int | No
     return threads
 
 
-# Every command's that computes; before any of its work, so that torch is not imported yet.
+# For every command that computes. The callback runs before torch is imported.
 threads_option = option(
     "--threads",
     group="advanced",
@@ -54,7 +54,7 @@ threads_option = option(
 
 
 def session_options(command: Command) -> Command:
-    """Give a command the argument BUNDLE and the options of what runs it; it gets them as `opening`, an `Opening`."""
+    """Give a command the argument BUNDLE and the model options; it gets them as `opening`, an `Opening`."""
 
     @click.argument("bundle", type=click.Path(path_type=Path))
     @option("--device", group="model", type=click.Choice(DEVICES), default="auto", help="Device that runs the model.")
@@ -85,7 +85,7 @@ def session_options(command: Command) -> Command:
 
 
 def sampling_options(command: Command) -> Command:
-    """Give a command the options of how tokens are chosen; it gets them as `sampling`, or InputError is raised."""
+    """Give a command the sampling options; it gets them as `sampling`, a `Sampling`. Raises InputError for invalid ones."""
 
     @option("--temperature", group="generation", type=float, default=0.0, help="Sampling temperature; 0 is greedy decoding.")
     @option("--top-k", group="generation", type=int, default=0, help="Sample from the k most probable tokens; 0 disables it.")

@@ -1,1 +1,1 @@
-"""What a user gives: text (tokenizer, prompt templates) and images (decoding, transforms). No torch."""
+"""Inputs of the model: text (tokenizer, prompt templates) and images (decoding, transforms). No torch."""

@@ -1,8 +1,8 @@
-"""From an image file to the pixels the vision graph takes, with pillow and numpy alone.
+"""From an image file to the input of the vision graph, with pillow and numpy only.
 
-The three resize strategies are those of the published code; every one is a plain composition of pillow operations, the same
-that timm's transform ends in, so the two agree. An image is hostile until decoded: its format is told by its first bytes, its
-structure is counted (`image_cost`), its size is checked, and decoding has so much processor time.
+The three resize strategies are those of the published code; each is composed of the same pillow operations that timm's
+transform ends in, so the two agree. An image file is untrusted: its format is detected from its first bytes, its structure is
+checked (`image_cost`), its size is limited, and so is the CPU time of decoding.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .image_format import FORMATS, image_format, why_not_read
 from .isolated_decoding import ISOLATED, Limits, decode_isolated
 
 MAX_FILE_BYTES = 256 << 20
-MAX_PYTHON_PIXELS = 500_000  # of what pillow decodes in Python, at a microsecond for each value
-DECODING_SECONDS = 10  # of processor time; the largest images take one or two
+MAX_PYTHON_PIXELS = 500_000  # of codings that pillow decodes in Python, at a microsecond per value
+DECODING_SECONDS = 10  # of CPU time; the largest images take one or two
 __all__ = [
     "DAMAGED",
     "FORMATS",
@@ -38,9 +38,9 @@ __all__ = [
     "image_bytes",
 ]
 _JPEG_END = b"\xff\xd9"
-# Put before a missing end: where a decoder still wants bits of the image it takes these, and the image changes.
-_NO_BITS_OF_A_IMAGE = bytes(range(170, 234))
-# What pillow raises on damaged files, beside its own UnidentifiedImageError.
+# Put before a missing end: where image data are missing too, the decoder reads these bytes, and the image changes.
+_FILLER_BYTES = bytes(range(170, 234))
+# What pillow raises for damaged files, besides UnidentifiedImageError.
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -56,20 +56,20 @@ DAMAGED = (
 
 
 class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Channel means and deviations of one encoder, for values in 0..1."""
+    """Means and standard deviations of the channels of one encoder, for values in 0..1."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
 class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What becomes image.json of a bundle: how an image becomes the vision graph's input.
+    """From an image to the input of the vision graph; image.json of a bundle.
 
     Attributes:
-        image_size: side of the square that an encoder sees, in pixels.
+        image_size: side of an encoder's square input, in pixels.
         resize_strategy: one of `model_config.RESIZE_STRATEGIES`.
-        encoders: how each wants its values.
-        input: "float32" for normalised pixels, "uint8" for squares as they are decoded, which the graph itself normalises.
+        encoders: normalisation of each.
+        input: "float32" for normalised pixels, or "uint8" for squares that the graph normalises itself.
     """
 
     image_size: int
@@ -86,18 +86,18 @@ class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def n_squares(self) -> int:
-        """How many different squares an image becomes: letterbox pads with each encoder's own mean colour."""
+        """Number of different squares: letterbox pads with the mean colour of each encoder."""
         return len(self.encoders) if self.resize_strategy == "letterbox" else 1
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Shape of what `pixels` returns."""
+        """Shape of the array that `pixels` returns."""
         if self.input == "uint8":
             return self.n_squares, self.image_size, self.image_size, 3
         return 1, 3 * len(self.encoders), self.image_size, self.image_size
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """Turn an RGB image into what the vision graph takes.
+        """Transform an RGB image into the input of the vision graph.
 
         Returns:
             (1, 3·n_encoders, image_size, image_size) float32, normalised per encoder; or, where `input` is "uint8",
@@ -107,7 +107,7 @@ class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return squares if self.input == "uint8" else self.normalised(squares)
 
     def normalised(self, squares: np.ndarray) -> np.ndarray:
-        """Turn squares (n_squares, size, size, 3) uint8 into (1, 3·n_encoders, size, size) float32, normalised per encoder."""
+        """Normalise squares (n_squares, size, size, 3) uint8 per encoder: (1, 3·n_encoders, size, size) float32."""
         parts = []
         for index, encoder in enumerate(self.encoders):
             values = squares[index % self.n_squares].astype(np.float32).transpose(2, 0, 1) / 255
@@ -116,7 +116,7 @@ class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return np.concatenate(parts)[None]
 
     def square(self, image: Image.Image, encoder: Normalisation) -> Image.Image:
-        """Resize an RGB image to image_size × image_size by the strategy; letterbox pads with the encoder's mean colour."""
+        """Resize an RGB image to image_size × image_size; letterbox pads with the encoder's mean colour."""
         size = self.image_size
         if self.resize_strategy == "resize-naive":
             return image.resize((size, size), Image.Resampling.BICUBIC)
@@ -132,11 +132,11 @@ class ImageTransform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _require_pixels(width: int, height: int, what: str) -> None:
     if width * height > MAX_PIXELS:
-        raise InputError(f"the image: {what} make {width} × {height}, at most {MAX_PIXELS:,} are read; crop it")
+        raise InputError(f"the image: {what} result in {width} × {height}, the maximum is {MAX_PIXELS:,}; crop it")
 
 
 def _shorter_side_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize so that the shorter side is `size`, then cut the middle out; rounding as torchvision does."""
+    """Resize the shorter side to `size`, then crop the center; rounding as in torchvision."""
     width, height = image.size
     if width <= height:
         wide, high = size, int(size * height / width)
@@ -149,18 +149,18 @@ def _shorter_side_and_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def load_image(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
-    """Decode an image to RGB: turned upright by its EXIF tag, transparency laid over white, 16 bits brought to 8.
+    """Decode an image to RGB: EXIF orientation applied, transparency over white, 16 bits reduced to 8.
 
-    A JPEG that lacks its end and nothing else is read.
+    A JPEG that lacks only its end marker is accepted.
 
     Args:
         source: a file, its bytes, or an opened image.
-        max_pixels: refused beyond; at most MAX_PIXELS.
-        name: what messages call it; None for the file's path, or "the image".
+        max_pixels: limit; at most MAX_PIXELS.
+        name: of the image in messages; None for the path, or "the image".
 
     Raises:
-        InputError: not an image of a known format, truncated, too large, unreadable, or of a structure that takes too long.
-        MachineError: no process to decode it in, where its format wants one.
+        InputError: unknown format, truncated, damaged, too large, or too expensive to decode.
+        MachineError: a process for decoding cannot be started.
     """
     name = name or (str(source) if isinstance(source, Path) else "the image")
     if not isinstance(source, Path | bytes | Image.Image):
@@ -171,18 +171,18 @@ def load_image(source: Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS,
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            image = _decoded(opened, limit, name) if isinstance(opened, bytes) else _loaded(opened, limit, name)
+            image = _decode(opened, limit, name) if isinstance(opened, bytes) else _load_pixels(opened, limit, name)
             return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: truncated or damaged image (it ends, or breaks, in its header)") from error
+        raise InputError(f"{name}: truncated or damaged image (header incomplete or damaged)") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: more than {MAX_PIXELS:,} pixels; scale it down") from error
     except DAMAGED as error:
         raise InputError(f"{name}: truncated or damaged image ({error})") from error
 
 
-def _decoded(data: bytes, limit: int, name: str) -> Image.Image:
-    """Decode a file as the format that its first bytes claim, after its structure was counted."""
+def _decode(data: bytes, limit: int, name: str) -> Image.Image:
+    """Decode a file in the format of its first bytes, after a check of its structure."""
     kind = image_format(data)
     why = why_not_read(data, kind)
     if why is not None:
@@ -194,43 +194,43 @@ def _decoded(data: bytes, limit: int, name: str) -> Image.Image:
     if kind == "JPEG":
         found = jpeg_structure(data)
         if not found.ended and found.complete:
-            return _without_end(data, limit, name)
-    return _loaded(Image.open(_Timed(data, name), formats=(kind,)), limit, name)
+            return _decode_without_end(data, limit, name)
+    return _load_pixels(Image.open(_Timed(data, name), formats=(kind,)), limit, name)
 
 
-def _without_end(data: bytes, limit: int, name: str) -> Image.Image:
-    """Decode a JPEG whose end is missing. Raises OSError where more is missing.
+def _decode_without_end(data: bytes, limit: int, name: str) -> Image.Image:
+    """Decode a JPEG whose end marker is missing. Raises OSError where more is missing.
 
-    libjpeg goes on in grey where bits are missing, and tells pillow nothing. So it is asked twice, with other bytes in the gap:
-    the image is whole where it does not depend on them.
+    libjpeg fills missing data with grey and reports no error to pillow. So the file is decoded twice, with different bytes
+    before the end marker: the image is complete where it does not depend on them.
     """
     images = [
-        _loaded(Image.open(_Timed(data.rstrip(b"\xff") + gap + _JPEG_END, name), formats=("JPEG",)), limit, name)
-        for gap in (b"", _NO_BITS_OF_A_IMAGE)
+        _load_pixels(Image.open(_Timed(data.rstrip(b"\xff") + gap + _JPEG_END, name), formats=("JPEG",)), limit, name)
+        for gap in (b"", _FILLER_BYTES)
     ]
     if images[0].tobytes() != images[1].tobytes():
-        raise OSError("its end is missing, and a part before that")
+        raise OSError("its end marker and image data are missing")
     return images[0]
 
 
-def _loaded(image: Image.Image, limit: int, name: str) -> Image.Image:
+def _load_pixels(image: Image.Image, limit: int, name: str) -> Image.Image:
     width, height = image.size
     if width * height > limit:
-        raise InputError(f"{name}: {width} × {height} pixels, at most {limit:,} are read; scale it down")
+        raise InputError(f"{name}: {width} × {height} pixels, the maximum is {limit:,}; scale it down")
     tiles = getattr(image, "tile", [])
     if width * height > MAX_PYTHON_PIXELS and any(tile[0] in Image.DECODERS for tile in tiles):
         raise InputError(
-            f"{name}: a {image.format} image in a rare coding, of {width} × {height} pixels; at most {MAX_PYTHON_PIXELS:,} "
-            "are read, since decoding it is slow; save it as PNG"
+            f"{name}: a {image.format} image in a rare coding, which is slow to decode, of {width} × {height} pixels; the "
+            f"maximum is {MAX_PYTHON_PIXELS:,}; save it as PNG"
         )
     image.load()
     return image
 
 
 class _Timed(io.BytesIO):
-    """A file's bytes, read as long as the reading thread has used less processor time than DECODING_SECONDS.
+    """A file in memory whose `read` raises once the thread has used DECODING_SECONDS of CPU time.
 
-    Everything in pillow that loops over a file in Python, and every decoder that works piece by piece, passes here.
+    All loops over a file in pillow's Python code, and all decoders that work in pieces, call `read`.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
@@ -244,16 +244,16 @@ class _Timed(io.BytesIO):
 
 
 def image_bytes(file: Path) -> bytes:
-    """Read an image's file, undecoded. Raises InputError when it is no ordinary file, unreadable, or too large."""
+    """Read an image file, without decoding. Raises InputError for a special, unreadable or too large file."""
     try:
-        if file.exists() and not file.is_file():  # a device or a pipe has no size and may never end
-            raise InputError(f"{file}: not an ordinary file; give the path of an image")
+        if file.exists() and not file.is_file():  # a device or a pipe may never end
+            raise InputError(f"{file}: not a regular file; give the path of an image")
         with file.open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give the path of an image") from error
     if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB, not an image this reads")
+        raise InputError(f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB, the maximum; scale the image down")
     return data
 
 

@@ -1,8 +1,8 @@
-"""What decoding an image may cost, from a walk over its file's structure, before a decoder sees it.
+"""Bounds on the cost of decoding, from the structure of an image file, before a decoder runs.
 
 The number of pixels bounds the work of a decoder only where each is visited a few times. A progressive JPEG of 100 kB may have
-a thousand scans that each visit all; a PNG may have thousands of compressed profiles, a GIF millions of comments. Such
-structure is counted here. The walks read markers and lengths alone, in time that grows with the file.
+a thousand scans over all pixels; a PNG thousands of compressed profiles, a GIF millions of comments. Such structure is counted
+here, by reading markers and lengths only, in time linear in the file size.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ MAX_PIXELS = 64_000_000  # a 64-megapixel photograph; anything larger is a mista
 # The usual progressive colour JPEG has 10 scans, of 14 components in all.
 _JPEG_SCANS, _JPEG_SEGMENTS, _JPEG_VISITS = 200, 10_000, 20 * MAX_PIXELS
 _PNG_DATA, _PNG_OTHERS, _PNG_COMPRESSED = 100_000, 10_000, 64  # chunks; libpng writes 8 KiB of data in each
-_GIF_BLOCKS = 4096  # of extensions before the first frame, 255 bytes each
+_GIF_BLOCKS = 4096  # extensions before the first frame, 255 bytes each
 _PPM_HEADER_BYTES, _PPM_COMMENTS = 4096, 1000  # pillow reads both byte by byte
 
-# A marker that is not a restart, after bytes that are none: stuffed 0xFF, fill bytes, or rubbish, which libjpeg passes over.
+# A marker that is not a restart; stuffed 0xFF, fill bytes and garbage before it are skipped, as by libjpeg.
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _EOI, _SOS = 0xD9, 0xDA
 _ALONE = {0x01, 0xD8}  # markers without a length
@@ -30,16 +30,16 @@ _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 @dataclass
 class JpegStructure:
-    """What the markers of a JPEG say.
+    """Structure of a JPEG, from its markers.
 
     Attributes:
-        ended: whether its end is there (FF D9).
-        kind: of the frame header, 0xC0 … 0xCF; None where there is none.
-        components: of the frame, by identifier.
-        pixels: of the frame.
-        scans, segments: how many there are.
-        visits: how often a sample is visited, all scans together; subsampled components count as whole ones.
-        seen: for each component the coefficients (0: DC) that came, and how many low bits of each are still missing.
+        ended: whether the end marker (FF D9) is present.
+        kind: marker of the frame header, 0xC0 … 0xCF, or None.
+        components: identifiers of the frame's components.
+        pixels: number of pixels of the frame.
+        scans, segments: their numbers.
+        visits: sample visits of all scans; subsampled components count as full ones.
+        seen: by component, the coefficients (0: DC) present, and the number of low bits of each still missing.
     """
 
     ended: bool = False
@@ -53,7 +53,7 @@ class JpegStructure:
 
     @property
     def complete(self) -> bool:
-        """Whether the scans bring every bit of every coefficient of all components."""
+        """Whether the scans contain every bit of every coefficient of all components."""
         wanted = set(range(64)) if self.kind in _PROGRESSIVE else {0}
         return bool(self.components) and all(
             wanted <= (got := self.seen.get(c, {})).keys() and not any(got.values()) for c in self.components
@@ -61,24 +61,24 @@ class JpegStructure:
 
 
 def require_bounded(data: bytes, kind: str | None, name: str) -> None:
-    """Refuse a file whose structure asks for more work than any image of its size needs.
+    """Reject a file whose structure needs excessive work to decode.
 
     Args:
-        data: the file.
-        kind: its format, as `image_format` says; those without a walk of their own pass.
-        name: what messages call it.
+        data: content of the file.
+        kind: format, see `image_format`; formats without a check pass.
+        name: of the image in messages.
 
     Raises:
-        InputError: too many scans, segments, chunks or blocks; or a JPEG in one of the rare codings.
+        InputError: too many scans, segments, chunks or blocks, or a JPEG in a rare coding.
     """
-    walk = _WALKS.get(kind or "")
-    why = None if walk is None else walk(data)
+    check = _CHECKS.get(kind or "")
+    why = None if check is None else check(data)
     if why is not None:
-        raise InputError(f"{name}: {why}; save it again as an ordinary {kind}")
+        raise InputError(f"{name}: {why}; save it again as a plain {kind}")
 
 
 def jpeg_structure(data: bytes) -> JpegStructure:
-    """Walk over the markers of a JPEG, to its end or until there are too many.
+    """Parse the markers of a JPEG, to its end or to the limits.
 
     Source: ITU-T T.81, B.1 and B.2
     """
@@ -123,13 +123,13 @@ def _note_scan(found: JpegStructure, body: bytes) -> None:
 def _jpeg(data: bytes) -> str | None:
     found = jpeg_structure(data)
     if found.kind is not None and found.kind not in _SEQUENTIAL | _PROGRESSIVE:
-        return "a JPEG in a coding that hardly any program reads (lossless, hierarchical or arithmetic)"
+        return "a JPEG in a rare coding (lossless, hierarchical or arithmetic)"
     if found.segments > _JPEG_SEGMENTS:
         return f"a JPEG of more than {_JPEG_SEGMENTS:,} segments"
     if found.scans > _JPEG_SCANS:
         return f"a JPEG of more than {_JPEG_SCANS} scans"
     if found.visits > _JPEG_VISITS:
-        return f"a JPEG of {found.scans} scans over {found.pixels:,} pixels, which would take too long"
+        return f"a JPEG of {found.scans} scans over {found.pixels:,} pixels, which takes too long to decode"
     return None
 
 
@@ -155,14 +155,14 @@ def _png(data: bytes) -> str | None:
 
 
 def _gif(data: bytes) -> str | None:
-    """Count the blocks before the first frame, which is all that is decoded. Source: GIF89a, sections 15 to 26."""
+    """Count the blocks before the first frame, the only one decoded. Source: GIF89a, sections 15 to 26."""
     if len(data) < 13:
         return None
     at, blocks = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0), 0
     while at < len(data) and data[at] not in b",;" and blocks <= _GIF_BLOCKS:
         is_extension, blocks = data[at] == 0x21, blocks + 1
         at += 1
-        if not is_extension:  # rubbish, which pillow passes over byte by byte
+        if not is_extension:  # garbage, which pillow skips byte by byte
             continue
         at += 1  # its label
         while at < len(data) and data[at] and blocks <= _GIF_BLOCKS:
@@ -173,7 +173,7 @@ def _gif(data: bytes) -> str | None:
 
 
 def _ppm(data: bytes) -> str | None:
-    """Look for comments. Source: the netpbm pages ppm(5), pgm(5), pbm(5)."""
+    """Count comments. Source: netpbm manual pages ppm(5), pgm(5), pbm(5)."""
     numbers = re.sub(rb"#[^\r\n]*[\r\n]?", b" ", data[:_PPM_HEADER_BYTES]).split(maxsplit=4)
     if len(data) > _PPM_HEADER_BYTES and len(numbers) < (3 if data[1:2] in b"14" else 4):
         return f"a PPM whose header is longer than {_PPM_HEADER_BYTES:,} bytes"
@@ -182,4 +182,4 @@ def _ppm(data: bytes) -> str | None:
     return None
 
 
-_WALKS: dict[str, Callable[[bytes], str | None]] = {"JPEG": _jpeg, "PNG": _png, "GIF": _gif, "PPM": _ppm}
+_CHECKS: dict[str, Callable[[bytes], str | None]] = {"JPEG": _jpeg, "PNG": _png, "GIF": _gif, "PPM": _ppm}

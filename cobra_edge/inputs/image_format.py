@@ -1,4 +1,4 @@
-"""Which image format a file is in, by its first bytes: the few that are read, and others that are named with what to do."""
+"""Image format by the first bytes of a file: the supported formats, and advice for others."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ except ImportError:
 else:
     _HAS_AVIF = AvifImagePlugin.SUPPORTED
 
-# Everything that is read; no other plugin of pillow's sees a byte. MPO (two JPEGs in a file, as stereo cameras and phones
-# write them) is JPEG to pillow, and its first image is taken.
+# The supported formats; no other plugin of pillow is used. MPO (several JPEGs in a file, from stereo cameras and phones) is
+# JPEG to pillow; its first image is decoded.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(("AVIF",) if _HAS_AVIF else ()))
 HEIC = "HEIC"
 
@@ -40,16 +40,16 @@ _OTHERS = (
     (
         re.compile(rb"\x1aE\xdf\xa3|RIFF....AVI |....ftyp", re.DOTALL),
         "a video",
-        "take a frame of it, or watch it with --camera",
+        "extract a frame, or watch it with --camera",
     ),
 )
-_RAW = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}  # of cameras; some begin like a TIFF
+_RAW = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}  # camera raw; some begin like TIFF
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 
 
 def image_format(data: bytes) -> str | None:
-    """Return the format that a file's first bytes claim: one of FORMATS, "AVIF" even where pillow lacks it, HEIC, or None."""
+    """Return the format by a file's first bytes: one of FORMATS, "AVIF" even where pillow lacks it, HEIC, or None."""
     head = data[:64]
     for pattern, name in _MAGIC:
         if pattern.match(head):
@@ -61,22 +61,22 @@ def image_format(data: bytes) -> str | None:
 
 
 def why_not_read(data: bytes, kind: str | None) -> str | None:
-    """Return why a file of that format (see `image_format`) is not read, and what to do; None where it is."""
+    """Return why a file of a format (see `image_format`) is not supported, and what to do; None where it is."""
     if kind in FORMATS or (kind == HEIC and reads_heic()):
         return None
     if kind == "AVIF":
-        return f"an AVIF image, which this pillow does not read; pip install 'pillow>=11.3', or {_CONVERT}"
+        return f"an AVIF image, which this version of pillow does not support; pip install 'pillow>=11.3', or {_CONVERT}"
     if kind == HEIC:
-        return f"a HEIC image, which pillow alone does not read; pip install pillow-heif, or {_CONVERT}"
+        return f"a HEIC image, which pillow alone does not support; pip install pillow-heif, or {_CONVERT}"
     for pattern, name, advice in _OTHERS:
         if pattern.match(data[:1024]):
-            return f"{name}, not an image that is read; {advice}"
+            return f"{name}, not a supported image; {advice}"
     what = "not an image" if data else "not an image but an empty file"
     return f"{what}; expected one of {', '.join(FORMATS)}"
 
 
 def reads_heic() -> bool:
-    """Whether pillow-heif, which teaches pillow HEIC, is installed."""
+    """Whether pillow-heif, the HEIC plugin of pillow, is installed."""
     return importlib.util.find_spec("pillow_heif") is not None
 
 
@@ -89,6 +89,6 @@ def _brands(head: bytes) -> set[bytes]:
 
 
 def image_endings() -> frozenset[str]:
-    """Return the endings, such as ".jpg", of files that are taken for images: those read, and others that can be named."""
+    """Return the suffixes, such as ".jpg", of image files: supported formats, and others with advice."""
     known = {ending for ending, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"}}
     return frozenset(known | {".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".psd", ".svg", ".ico"} | _RAW)

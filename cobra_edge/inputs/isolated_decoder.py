@@ -1,6 +1,6 @@
-"""The process that decodes one image: the file on stdin, one line of JSON and the pixels on stdout. See isolated_decoding.
+"""Child process that decodes one image: the file on stdin, one line of JSON and the pixels on stdout. See isolated_decoding.
 
-Run by path: nothing of this package is imported, so that it starts quickly.
+It is run by path and imports nothing of this package, so that it starts fast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _limit(limits: dict[str, int]) -> None:
 
 
 def decode(data: bytes, kind: str, max_pixels: int) -> tuple[dict[str, Any], bytes]:
-    """Return what the first line says, and the pixels."""
+    """Return the first line of output, and the pixels."""
     from PIL import Image, UnidentifiedImageError
 
     if kind == "HEIC":
@@ -27,28 +27,28 @@ def decode(data: bytes, kind: str, max_pixels: int) -> tuple[dict[str, Any], byt
 
         pillow_heif.register_heif_opener()
         kind = "HEIF"
-    Image.MAX_IMAGE_PIXELS = None  # counted here
+    Image.MAX_IMAGE_PIXELS = None  # checked below
     try:
         image = Image.open(io.BytesIO(data), formats=(kind,))
-    except UnidentifiedImageError:  # whose message has nothing but an address
-        return {"error": "it ends, or breaks, in its header"}, b""
+    except UnidentifiedImageError:  # its message is only an object address
+        return {"error": "header incomplete or damaged"}, b""
     if image.width * image.height > max_pixels:
         return {"too_large": True, "size": image.size}, b""
     image.load()
-    exif = image.info.get("exif") or b""  # a TIFF has none here, it is turned by `load`
-    shown = image.convert("RGBA") if image.mode in ("P", "PA") or "transparency" in image.info else image
-    return {"mode": shown.mode, "size": shown.size, "exif": exif.hex()}, shown.tobytes()
+    exif = image.info.get("exif") or b""  # none for a TIFF, which `load` has rotated
+    rgb = image.convert("RGBA") if image.mode in ("P", "PA") or "transparency" in image.info else image
+    return {"mode": rgb.mode, "size": rgb.size, "exif": exif.hex()}, rgb.tobytes()
 
 
 def main(arguments: list[str]) -> None:
-    """Decode what is on stdin."""
+    """Decode the file on stdin."""
     kind, limits = arguments[0], json.loads(arguments[1])
     _limit(limits)
     try:
-        said, pixels = decode(sys.stdin.buffer.read(), kind, limits["pixels"])
-    except Exception as error:  # whatever a plugin of pillow's raises: this process has no other way to say it
-        said, pixels = {"error": str(error) or type(error).__name__}, b""
-    sys.stdout.buffer.write(json.dumps(said).encode() + b"\n" + pixels)
+        head, pixels = decode(sys.stdin.buffer.read(), kind, limits["pixels"])
+    except Exception as error:  # pillow's plugins raise anything; the parent reports it
+        head, pixels = {"error": str(error) or type(error).__name__}, b""
+    sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + pixels)
 
 
 if __name__ == "__main__":

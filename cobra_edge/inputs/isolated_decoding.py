@@ -1,7 +1,7 @@
-"""Formats whose decoders cannot be bounded from outside are decoded in a child process, which the kernel ends.
+"""Decoding in a child process with limits on CPU time and memory, for formats whose cost cannot be bounded beforehand.
 
-An AV1 or HEVC frame may hide thousands of others, a TIFF may have any other format inside, and their libraries decode a file in
-one call. The child may use so much processor time and memory, and if it crashes the caller does not. It costs some 0.1 s.
+An AV1 or HEVC frame may contain thousands of others, a TIFF any other format, and their libraries decode a file in one call. A
+crash affects only the child. The process costs about 0.1 s.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from PIL import Image
 from ..errors import InputError, MachineError
 
 ISOLATED = ("AVIF", "HEIC", "TIFF")
-MEMORY_BYTES = 4 << 30  # of address space: 64 megapixels in 16 bits, twice, beside a dozen threads
-_WAIT_SECONDS = 120.0  # in which a child uses its processor time up, on a machine that is busy with other things
+MEMORY_BYTES = 4 << 30  # address space: 64 megapixels of 16 bits, twice, and a dozen threads
+_WAIT_SECONDS = 120.0  # wall time in which a child uses up its CPU time on a busy machine
 
-# The child has the parent's import path, and nothing of this package but the one file: importing all of it takes longer.
+# The child gets the parent's import path and runs one file: importing the package would take longer.
 _START = "import json, runpy, sys; sys.path[:] = json.loads(sys.argv[1]); runpy.run_path(sys.argv[2], run_name='__main__')"
 _CHILD = Path(__file__).with_name("isolated_decoder.py")
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a child may use: processor time of all its threads together, address space, pixels."""
+    """Limits of a child: CPU time of all threads, address space, pixels."""
 
     cpu_seconds: int
     pixels: int
@@ -35,7 +35,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class _Decoded(msgspec.Struct, frozen=True):
-    """What a child says first, on one line; the pixels follow as `Image.tobytes` gives them."""
+    """First line of a child's output, JSON; then follow the pixels, as `Image.tobytes` returns them."""
 
     mode: str = ""
     size: tuple[int, int] = (0, 0)
@@ -45,17 +45,18 @@ class _Decoded(msgspec.Struct, frozen=True):
 
 
 def decode_isolated(data: bytes, kind: str, limits: Limits, name: str) -> Image.Image:
-    """Decode a file in a process of its own.
+    """Decode a file in a child process.
 
     Args:
-        data: the file.
+        data: content of the file.
         kind: its format, one of ISOLATED.
-        limits: what decoding may use.
-        name: what messages call it.
+        limits: of the child.
+        name: of the image in messages.
 
     Raises:
-        InputError: damaged, too large, or more work than the limits allow. MachineError: no process to be had.
-        OSError: as pillow raises for damaged files, with the decoder's reason.
+        InputError: damaged, too large, or beyond the limits.
+        MachineError: the process cannot be started.
+        OSError: damaged; raised like pillow's errors, with the decoder's reason.
     """
     arguments = [json.dumps(sys.path), str(_CHILD), kind, msgspec.json.encode(limits).decode()]
     try:
@@ -63,27 +64,27 @@ def decode_isolated(data: bytes, kind: str, limits: Limits, name: str) -> Image.
             [sys.executable, "-c", _START, *arguments],
             input=data,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libraries write there whatever a file makes them
+            stderr=subprocess.DEVNULL,  # libraries write warnings about the file
             timeout=_WAIT_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"{name}: its decoder did not end in {_WAIT_SECONDS:.0f} s; {_SAVE_AGAIN}") from error
+        raise InputError(f"{name}: its decoder did not finish in {_WAIT_SECONDS:.0f} s; {_SAVE_AGAIN}") from error
     except OSError as error:
-        raise MachineError(f"{name}: no process to decode it in ({error.strerror}); close other programs") from error
+        raise MachineError(f"{name}: cannot start a process to decode it ({error.strerror}); close other programs") from error
     if done.returncode == -signal.SIGXCPU:
         raise InputError(f"{name}: takes more than {limits.cpu_seconds} s to decode; {_SAVE_AGAIN}")
     if done.returncode:
         raise InputError(f"{name}: its decoder crashed (exit code {done.returncode}); {_SAVE_AGAIN}")
     head, _, pixels = done.stdout.partition(b"\n")
-    said = msgspec.json.decode(head, type=_Decoded)
-    if said.too_large:
-        raise InputError(f"{name}: {said.size[0]} × {said.size[1]} pixels, at most {limits.pixels:,} are read; scale it down")
-    if said.error:
-        raise OSError(said.error)
-    image = Image.frombytes(said.mode, said.size, pixels)
-    if said.exif:
-        image.info["exif"] = bytes.fromhex(said.exif)
+    result = msgspec.json.decode(head, type=_Decoded)
+    if result.too_large:
+        raise InputError(f"{name}: {result.size[0]} × {result.size[1]} pixels, the maximum is {limits.pixels:,}; scale it down")
+    if result.error:
+        raise OSError(result.error)
+    image = Image.frombytes(result.mode, result.size, pixels)
+    if result.exif:
+        image.info["exif"] = bytes.fromhex(result.exif)
     return image
 
 

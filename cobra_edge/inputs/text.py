@@ -1,10 +1,10 @@
 """Prompt templates and the tokenizer.
 
-Two prompt styles exist: zephyr for the chat-tuned language model, base for the plain one. Source: Cobra (Zhao et al., AAAI-25)
-and the prompt builders of its published code, whose exact strings are a fact of the checkpoint.
+There are two prompt styles: zephyr for the chat-tuned language model, base for the plain one. Source: Cobra (Zhao et al.,
+AAAI-25) and the prompt builders of its published code, whose exact strings the checkpoints were trained with.
 
-What people write is text and nothing else: `<|endoftext|>` in a question is spelled, letter by letter, and ends no turn. Only a
-template's own marks become control tokens, by their ids.
+User text never becomes a control token: `<|endoftext|>` in a question is tokenized as ordinary text and ends no turn. Only the
+marks of a template become control tokens, by their ids.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ _USER, _ASSISTANT = "<|user|>", "<|assistant|>"
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark of a template. Where the tokenizer has a control token of this name it becomes that, else it is text."""
+    """A mark of a template: a control token where the tokenizer has one of this name, else text."""
 
     name: str
 
     def __str__(self) -> str:
-        """Return the mark as the published code writes it."""
+        """Return the text of the mark."""
         return self.name
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model reads: text that somebody wrote, and the marks of a template around it; `str` gives all of it as text."""
+    """A prompt: user text and the marks of a template; `str` returns all of it as text."""
 
     parts: tuple[str | Mark, ...]
 
     def __str__(self) -> str:
-        """Return the prompt as one text, for people and for comparing."""
+        """Return the prompt as one text."""
         return "".join(str(part) for part in self.parts)
 
     def __add__(self, other: Prompt) -> Prompt:
-        """Return both, one after the other."""
+        """Return the concatenation."""
         return Prompt((*self.parts, *other.parts))
 
 
 def given_answer(answer: str) -> str:
-    """Return a given answer as the model was trained on it: no image mark, no blanks around it, one space for nothing.
+    """Return an answer as in the training data: no image mark, no surrounding whitespace, one space if empty.
 
     Source: `add_turn` and `wrap_gpt` of the prompt builders in Cobra's published code.
     """
@@ -62,7 +62,7 @@ def given_answer(answer: str) -> str:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How turns become a prompt. `style` is "zephyr" or "base"."""
+    """From turns to a prompt. `style` is "zephyr" or "base"."""
 
     style: str
 
@@ -75,15 +75,15 @@ class PromptTemplate:
         return Prompt((f"{before}In: {message}\nOut: ",))
 
     def first_turn(self, message: str) -> Prompt:
-        """Return what follows the image for a first question. Raises InputError when it is empty."""
+        """Return the prompt after the image for a first question. Raises InputError for an empty one."""
         return self._wrap(message)
 
     def later_turn(self, message: str) -> Prompt:
-        """Return what follows an ended answer for a further question."""
+        """Return the prompt after an answer for a further question."""
         return self._wrap(message, "\n")
 
     def conversation(self, turns: Sequence[tuple[str, str | None]]) -> Prompt:
-        """Return the prompt of (question, answer) turns; the last answer may be None, still to be given."""
+        """Return the prompt of (question, answer) turns; the last answer may be None, to be generated."""
         prompt = Prompt(())
         for index, (question, answer) in enumerate(turns):
             prompt += self.later_turn(question) if index else self.first_turn(question)
@@ -93,35 +93,33 @@ class PromptTemplate:
 
 
 class TextCodec:
-    """A tokenizer with its end-of-text id; no token is added in front or behind."""
+    """A tokenizer with its end-of-text id; it adds no tokens before or after a text."""
 
     def __init__(self, tokenizer: Tokenizer, end_id: int, control: dict[str, int]) -> None:
-        """Wrap a tokenizer that spells control tokens; `control` are their ids."""
+        """Wrap a tokenizer that encodes control tokens as text; `control` has their ids."""
         self.tokenizer, self.end_id, self._control = tokenizer, end_id, {**control, END_OF_TEXT: end_id}
 
     @classmethod
     def open(cls, file: Path, vocab: int) -> TextCodec:
-        """Read tokenizer.json, checked against the model's vocabulary.
+        """Read tokenizer.json and check it against the size of the model's vocabulary.
 
         Raises:
-            InputError: not a tokenizer of these models, no end-of-text token, or ids beyond the vocabulary.
+            InputError: an unsupported tokenizer, no end-of-text token, or ids beyond the vocabulary.
         """
         checked = checked_tokenizer(file, vocab)
         end_id = checked.control.get(END_OF_TEXT)
         if end_id is None:
-            raise InputError(f"{file.name}: has no {END_OF_TEXT} token, which ends every answer of this model")
+            raise InputError(f"{file.name}: has no {END_OF_TEXT} token, which this model needs to end an answer")
         with _tokenizers(f"{file.name}: not a readable tokenizer"):
             tokenizer = Tokenizer.from_str(checked.json.decode("utf-8"))
-            tokenizer.encode_special_tokens = True  # they are spelled
+            tokenizer.encode_special_tokens = True  # control tokens in text are encoded as text
             odd = sorted(name for name, token in checked.ids.items() if tokenizer.token_to_id(name) != token)
         if odd:
-            raise InputError(
-                f"{file.name}: {odd[0][:40]!r} has another id than the file says; take it from the checkpoint again"
-            )
+            raise InputError(f"{file.name}: {odd[0][:40]!r} has another id than in the file; copy it from the checkpoint again")
         return cls(tokenizer, end_id, checked.control)
 
     def encode(self, prompt: str | Prompt) -> list[int]:
-        """Return token ids. A str is what somebody wrote, and never becomes a control token; see `Prompt` for marks.
+        """Return token ids. A str is user text and never becomes a control token; for marks see `Prompt`.
 
         Raises:
             InputError: the tokenizer fails.
@@ -129,32 +127,32 @@ class TextCodec:
         tokens, text = list[int](), ""
         for part in (prompt,) if isinstance(prompt, str) else prompt.parts:
             if isinstance(part, Mark) and (token := self._control.get(part.name)) is not None:
-                tokens += [*self._spell(text), token]
+                tokens += [*self._encode_text(text), token]
                 text = ""
             else:
                 text += str(part)
-        return [*tokens, *self._spell(text)]
+        return [*tokens, *self._encode_text(text)]
 
     def answer(self, text: str) -> list[int]:
-        """Return the tokens of a given answer, its end token last; see `given_answer` for what precedes that."""
+        """Return the tokens of an answer and the end token; the text should come from `given_answer`."""
         return [*self.encode(text), self.end_id]
 
     def with_marks(self, text: str) -> Prompt:
-        """Return text in which names of control tokens are marks: for a whole prompt, template included, as one string."""
+        """Parse the names of control tokens in a text as marks: for a complete prompt, template included, as one string."""
         names = "|".join(re.escape(name) for name in sorted(self._control, key=len, reverse=True))
         pieces = re.split(f"({names})", text)
         return Prompt(tuple(Mark(piece) if i % 2 else piece for i, piece in enumerate(pieces)))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return text, control tokens left out. Raises InputError where the tokenizer fails."""
+        """Return the text of tokens, without control tokens. Raises InputError where the tokenizer fails."""
         with _tokenizers("the tokenizer cannot decode what was generated"):
             return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def stream(self) -> TextStream:
-        """Return a decoder of tokens that come one by one."""
+        """Return an incremental detokenizer."""
         return TextStream(self.tokenizer)
 
-    def _spell(self, text: str) -> list[int]:
+    def _encode_text(self, text: str) -> list[int]:
         if not text:
             return []
         with _tokenizers("the tokenizer cannot encode this text"):
@@ -162,10 +160,10 @@ class TextCodec:
 
 
 class TextStream:
-    """Text of tokens that come one by one: whole characters, as soon as they are whole."""
+    """Incremental detokenizer: returns characters as soon as they are complete."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Begin with nothing."""
+        """Begin with an empty text."""
         self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=True)
 
     def step(self, token: int) -> str | None:
@@ -176,7 +174,7 @@ class TextStream:
 
 @contextmanager
 def _tokenizers(what: str) -> Iterator[None]:
-    """Make an InputError of whatever the library raises: a bare Exception, or a panic, which is a BaseException."""
+    """Convert what the library raises to InputError: bare Exceptions, and panics, which are BaseExceptions."""
     try:
         yield
     except Exception as error:

@@ -1,13 +1,13 @@
-"""tokenizer.json, checked before the tokenizers library parses it.
+"""Validation of tokenizer.json, before the tokenizers library parses it.
 
-The library runs whatever a file describes: a normalizer that expands a letter to 16 kB, a regular expression that backtracks
-for ever, ids that abort the process. So only the parts of these models' tokenizers are accepted (byte-level BPE, as in
-GPT-NeoX and cobra-mini). Each part is checked here, and the library parses JSON that is written anew from what was checked.
-Padding, truncation and post-processors are dropped: a prompt is encoded as it is.
+The library executes what a file describes: a normalizer that expands a letter to 16 kB, a regular expression with exponential
+backtracking, ids that abort the process. So only the components of these models' tokenizers are accepted (byte-level BPE, as in
+GPT-NeoX and cobra-mini). Each is checked here, and the library parses JSON that is serialized again from the checked structs.
+Padding, truncation and post-processors are dropped: they would change the prompt.
 
-Text that somebody wrote must never become a control token such as <|endoftext|>. Every added token is taken for one unless it
-is blank: GPT-NeoX has tokens for runs of spaces, which ordinary text is made of. Control tokens are written as special ones, so
-that `encode_special_tokens` makes the library spell them.
+User text must never become a control token such as <|endoftext|>. Every added token counts as one unless it is whitespace:
+GPT-NeoX has added tokens for runs of spaces, which ordinary text needs. Control tokens are marked as special, so that with
+`encode_special_tokens` the library encodes them as ordinary text.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import msgspec
 from ..errors import InputError
 from ..files.parsing import ParseError, parse_json
 
-_MOST_BYTES = 16 << 20  # GPT-NeoX takes 2.5 MB
-_MOST_LETTERS = 1024  # of one token
+_MAX_BYTES = 16 << 20  # GPT-NeoX takes 2.5 MB
+_MAX_CHARACTERS = 1024  # of one token
 
-_Content = Annotated[str, msgspec.Meta(min_length=1, max_length=_MOST_LETTERS)]
+_Content = Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_CHARACTERS)]
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 _Nothing = Literal[""] | None
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of the file; a field that is not known may change what the part does."""
+    """A component of the file. Unknown fields are rejected: they may change its behavior."""
 
 
 class _AddedToken(_Part, frozen=True):
@@ -47,7 +47,7 @@ class _Nfc(_Part, frozen=True):
 
 
 class _ByteLevel(_Part, frozen=True):
-    """The pre-tokenizer: GPT-2's regular expression, which is in the library, and each byte as a letter."""
+    """The pre-tokenizer: GPT-2's regular expression, built into the library, and one character per byte."""
 
     type: Literal["ByteLevel"]
     add_prefix_space: bool
@@ -80,7 +80,7 @@ class _Bpe(_Part, frozen=True, kw_only=True):
 
 
 class _File(_Part, frozen=True, kw_only=True):
-    """The whole file. Parts that are not used are not even parsed."""
+    """The whole file. Unused components are not parsed."""
 
     version: Literal["1.0"]
     truncation: msgspec.Raw = msgspec.Raw(b"null")
@@ -94,12 +94,12 @@ class _File(_Part, frozen=True, kw_only=True):
 
 
 class CheckedTokenizer(msgspec.Struct, frozen=True):
-    """What was found in a tokenizer.json.
+    """A validated tokenizer.json.
 
     Attributes:
         json: for the library to parse.
-        ids: of every added token, by its content.
-        control: of those that no text becomes; the template alone may name them.
+        ids: of the added tokens, by content.
+        control: ids of the control tokens, by content; only a template may use them.
     """
 
     json: bytes
@@ -108,26 +108,24 @@ class CheckedTokenizer(msgspec.Struct, frozen=True):
 
 
 def checked_tokenizer(file: Path, vocab: int) -> CheckedTokenizer:
-    """Read and check tokenizer.json against a model's number of tokens; the library has not seen it.
+    """Read and validate tokenizer.json for a vocabulary of `vocab` tokens.
 
     Raises:
-        InputError: unreadable, too large, of parts that these models do not have, or not one tokenizer in itself.
+        InputError: unreadable, too large, unsupported components, or inconsistent.
     """
     try:
         with file.open("rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
+            content = stream.read(_MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"{file.name}: cannot be read ({error.strerror})") from error
-    if len(content) > _MOST_BYTES:
-        raise InputError(f"{file.name}: more than {_MOST_BYTES >> 20} MiB, too large for a tokenizer")
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"{file.name}: more than {_MAX_BYTES >> 20} MiB, too large for a tokenizer")
     try:
         found: _File = parse_json(content, _File)
     except ParseError as error:
-        raise InputError(
-            f"{file.name}: not a tokenizer of these models: {error}; expected the byte-level BPE of GPT-NeoX"
-        ) from error
-    if flaw := _flaw_of(found, vocab):
-        raise InputError(f"{file.name}: {flaw}; take it from the checkpoint again")
+        raise InputError(f"{file.name}: unsupported tokenizer: {error}; expected the byte-level BPE of GPT-NeoX") from error
+    if flaw := _find_flaw(found, vocab):
+        raise InputError(f"{file.name}: {flaw}; copy it from the checkpoint again")
     added = [
         msgspec.structs.replace(token, special=token.special or not token.content.isspace()) for token in found.added_tokens
     ]
@@ -137,35 +135,35 @@ def checked_tokenizer(file: Path, vocab: int) -> CheckedTokenizer:
     return CheckedTokenizer(msgspec.json.encode(clean), ids, {t.content: t.id for t in added if t.special})
 
 
-def _flaw_of(found: _File, vocab: int) -> str | None:
-    """Return what is wrong with a file whose parts are all known, None where nothing is."""
+def _find_flaw(found: _File, vocab: int) -> str | None:
+    """Return an inconsistency of a file, or None."""
     words, added = found.model.vocab, found.added_tokens
     if found.pre_tokenizer.add_prefix_space or not found.pre_tokenizer.use_regex:
-        return "its pre-tokenizer puts a space in front, or does not split text into words"
+        return "its pre-tokenizer adds a prefix space, or does not use its regular expression"
     if found.model.byte_fallback or found.model.ignore_merges:
-        return "its model has byte_fallback or ignore_merges, which these models do without"
+        return "its model sets byte_fallback or ignore_merges, which is unsupported"
     ids = sorted(words.values())
     if ids != list(range(len(ids))):
         return f"the ids of its {len(ids)} tokens are not 0 to {len(ids) - 1}, each once"
     top = max([len(ids) - 1, *(token.id for token in added)])
     if top >= vocab:
-        return f"holds token id {top}, but the model knows {vocab} tokens; another tokenizer?"
+        return f"contains token id {top}, but the model's vocabulary has {vocab} tokens; is it of another model?"
     absent = [letter for letter in _LETTERS if letter not in words]
     if absent:
-        return f"{len(absent)} of the {len(_LETTERS)} bytes that text is made of have no token, {absent[0]!r} for one"
+        return f"{len(absent)} of the {len(_LETTERS)} bytes of UTF-8 have no token, for example {absent[0]!r}"
     following, seen = len(ids), set[str]()
-    for token in added:  # the library numbers them itself, in order: the file must say the same
+    for token in added:  # the library assigns ids in order: the file must have the same
         expected = words.get(token.content, following)
         if token.content in seen or token.id != expected:
             return f"added token {token.content[:40]!r} has id {token.id}, expected {expected} and each token once"
         if token.single_word or token.lstrip or token.rstrip:
-            return f"added token {token.content[:40]!r} takes the blanks beside it, or whole words alone"
+            return f"added token {token.content[:40]!r} sets single_word, lstrip or rstrip, which is unsupported"
         seen.add(token.content)
         following += token.content not in words
-    return _flaw_of_merges(found)
+    return _find_merge_flaw(found)
 
 
-def _flaw_of_merges(found: _File) -> str | None:
+def _find_merge_flaw(found: _File) -> str | None:
     words, merges = found.model.vocab, found.model.merges
     if len(merges) > len(words):
         return f"{len(merges)} merges for {len(words)} tokens"
@@ -173,21 +171,21 @@ def _flaw_of_merges(found: _File) -> str | None:
     for number, merge in enumerate(merges, 1):
         left, right = merge.partition(" ")[::2] if isinstance(merge, str) else merge
         if left not in words or right not in words or (whole := left + right) not in words:
-            return f"merge {number} ({str(merge)[:60]!r}) is not of two tokens into a third"
+            return f"merge {number} ({str(merge)[:60]!r}) does not join two tokens into a third"
         if whole in control:
-            return f"merge {number} makes the control token {whole[:40]!r} of ordinary text"
+            return f"merge {number} builds the control token {whole[:40]!r} from ordinary text"
     return None
 
 
 def _letters() -> tuple[str, ...]:
-    """Return the letters that stand for the bytes of UTF-8, as byte-level tokenizers write them.
+    """Return the characters that stand for the bytes of UTF-8 in byte-level tokenizers.
 
-    Source: GPT-2's encoder. Printable bytes stand for themselves, the others for letters from U+0100 on, in order.
+    Source: GPT-2's encoder. Printable bytes stand for themselves, the others are mapped to U+0100 and up, in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + i) for i, byte in enumerate(others)}}
-    never = {0xC0, 0xC1, *range(0xF5, 0x100)}  # in no UTF-8
+    never = {0xC0, 0xC1, *range(0xF5, 0x100)}  # not in UTF-8
     return tuple(letters[byte] for byte in range(256) if byte not in never)
 
 

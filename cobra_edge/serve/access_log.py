@@ -1,7 +1,7 @@
-"""`serve --json`: what happens, as one JSON object a line on stdout: the start, every request, the end. Logs stay on stderr.
+"""Access log of `serve --json`: one JSON object per line on stdout for the start, every request and the end.
 
-Nothing of what is asked or answered is in a line. A reader that is slow must not keep the event loop waiting, so a thread
-writes; where the reader falls far behind, lines are dropped, and counted.
+No line contains a prompt or an answer. A thread writes the lines, so that a slow reader does not block the event loop; where it
+falls far behind, lines are dropped and counted.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from typing import Any, TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .middleware.metrics import CLIENT_GONE, ended_status
+from .middleware.metrics import CLIENT_GONE, final_status
 
 log = logging.getLogger(__name__)
 
-_WAITING = 10_000  # lines; some megabytes
-_PATIENCE_SECONDS = 5.0  # for a reader to take the last ones
-_LONGEST_PATH = 200
+_QUEUE_LINES = 10_000  # some megabytes
+_FLUSH_SECONDS = 5.0  # for the reader to take the last lines
+_MAX_PATH_CHARACTERS = 200
 
 
 class EventLines:
-    """Writes events to a stream, one a line, from a thread of its own."""
+    """Writes events to a stream, one per line, from its own thread."""
 
-    def __init__(self, stream: TextIO, waiting: int = _WAITING) -> None:
-        """Start the thread; at most `waiting` lines wait for the reader."""
+    def __init__(self, stream: TextIO, queue_lines: int = _QUEUE_LINES) -> None:
+        """Start the thread; further lines are dropped where `queue_lines` wait for the reader."""
         self._stream = stream
-        self._lines: queue.Queue[str | None] = queue.Queue(waiting)
+        self._lines: queue.Queue[str | None] = queue.Queue(queue_lines)
         self._dropped = self._requests = 0
         self._thread = threading.Thread(target=self._write, name="event-lines", daemon=True)
         self._thread.start()
 
-    def tell(self, event: str, **fields: Any) -> None:
-        """Write an event, with the time; dropped where too many wait. Never blocks."""
+    def write(self, event: str, **fields: Any) -> None:
+        """Write an event with the time, or drop it where the queue is full. Never blocks."""
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         try:
             self._lines.put_nowait(json.dumps({"event": event, "time": now, **fields}))
@@ -46,58 +46,58 @@ class EventLines:
             self._dropped += 1
 
     def request(self, **fields: Any) -> None:
-        """Write that a request ended."""
+        """Write the event of an ended request."""
         self._requests += 1
-        self.tell("request", **fields)
+        self.write("request", **fields)
 
     def close(self) -> None:
-        """Write the last event, and wait until the reader took all, but not for ever."""
+        """Write the last event and flush, for a limited time."""
         last = {"requests": self._requests, "dropped_lines": self._dropped}
         try:
-            self._lines.put(json.dumps({"event": "stopped", **last}), timeout=_PATIENCE_SECONDS)
-            self._lines.put(None, timeout=_PATIENCE_SECONDS)
+            self._lines.put(json.dumps({"event": "stopped", **last}), timeout=_FLUSH_SECONDS)
+            self._lines.put(None, timeout=_FLUSH_SECONDS)
         except queue.Full:
-            log.warning("nobody reads what --json writes; the last lines are lost")
-        self._thread.join(_PATIENCE_SECONDS)
+            log.warning("the reader of --json takes no lines; the last lines are lost")
+        self._thread.join(_FLUSH_SECONDS)
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
             try:
                 self._stream.write(line + "\n")
                 self._stream.flush()
-            except OSError:  # the reader left, the server stays; whatever is still buffered, or to come, has nowhere to go
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
-                log.warning("nobody reads what --json writes any more; serving goes on")
+            except OSError:  # the reader left, the server stays: discard what is buffered, and later lines
+                devnull = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(devnull, self._stream.fileno())
+                os.close(devnull)
+                log.warning("the reader of --json closed the pipe; serving goes on without the access log")
 
 
-class AccessLines:
-    """Tells how each request ended; it stands before all else."""
+class AccessLogMiddleware:
+    """ASGI middleware, the outermost, that logs each request when it ends."""
 
     def __init__(self, app: ASGIApp, lines: EventLines) -> None:
         self._app, self._lines = app, lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on; an ASGI app."""
+        """See ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began, path, status = time.perf_counter(), scope["path"], CLIENT_GONE
 
-        async def noting(message: Message) -> None:
+        async def observed(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, observed)
         finally:
             client = scope.get("client")
             self._lines.request(
                 client=client[0] if client else None,
                 method=scope["method"],
-                path=path[:_LONGEST_PATH],
-                status=ended_status(scope, status),
+                path=path[:_MAX_PATH_CHARACTERS],
+                status=final_status(scope, status),
                 duration_ms=round((time.perf_counter() - began) * 1e3, 3),
             )

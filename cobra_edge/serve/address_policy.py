@@ -1,7 +1,6 @@
-"""Which addresses are this machine's own, and which lie on the public internet and may be asked for images.
+"""IP addresses: loopback, public (images may be fetched from them), and the network that a client's limits count for.
 
-Own tables, not `ipaddress.is_global`, whose answers differ between versions of Python, and which does not look into the IPv4
-addresses inside IPv6 ones.
+The tables are our own: `ipaddress.is_global` differs between versions of Python and ignores IPv4 addresses embedded in IPv6.
 
 Source: https://www.iana.org/assignments/iana-ipv4-special-registry and .../iana-ipv6-special-registry
 """
@@ -23,7 +22,7 @@ _NOT_PUBLIC_4 = tuple(
             "10.0.0.0/8",  # private
             "100.64.0.0/10",  # shared between a provider's customers
             "127.0.0.0/8",  # loopback
-            "169.254.0.0/16",  # link-local; where clouds keep their secrets
+            "169.254.0.0/16",  # link-local; metadata services of clouds
             "172.16.0.0/12",  # private
             "192.0.0.0/24",  # protocol assignments
             "192.0.2.0/24",  # documentation
@@ -37,24 +36,24 @@ _NOT_PUBLIC_4 = tuple(
         ),
     )
 )
-_PUBLIC_6 = IPv6Network("2000::/3")  # all there is of global unicast
+_PUBLIC_6 = IPv6Network("2000::/3")  # global unicast
 _NOT_PUBLIC_6 = tuple(
     map(
         IPv6Network,
         (
-            "2001::/23",  # protocol assignments; Teredo, which has an IPv4 address inside
+            "2001::/23",  # protocol assignments; Teredo, which embeds an IPv4 address
             "2001:db8::/32",  # documentation
-            "2002::/16",  # 6to4, which has an IPv4 address inside
+            "2002::/16",  # 6to4, which embeds an IPv4 address
             "3fff::/20",  # documentation
         ),
     )
 )
-_MAPPED = IPv6Network("::ffff:0:0/96")  # an IPv4 address, written as an IPv6 one
-_NAT64 = IPv6Network("64:ff9b::/96")  # an IPv4 address, as networks without IPv4 reach it
+_MAPPED = IPv6Network("::ffff:0:0/96")  # IPv4-mapped
+_NAT64 = IPv6Network("64:ff9b::/96")  # IPv4 behind NAT64
 
 
 def is_public(address: Address) -> bool:
-    """Tell whether an address belongs to one host on the public internet; an IPv4 address inside counts as itself."""
+    """Whether an address is a unicast address on the public internet; an embedded IPv4 address is checked itself."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_4)
     if address in _MAPPED or address in _NAT64:
@@ -63,21 +62,21 @@ def is_public(address: Address) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether who listens there is reached from this machine alone."""
+    """Whether a server on this address is reachable from this machine only."""
     return host in LOOPBACK_HOSTS or host.startswith("127.")
 
 
 def client_of(scope: Scope) -> str:
-    """Return whose share of the server a request uses; behind a proxy all requests are the proxy's."""
+    """Return the network that a request counts for; behind a proxy that is the proxy's."""
     client = scope.get("client")
     return client_network(client[0] if client else "")
 
 
 def client_network(host: str) -> str:
-    """Return whose share of the server a client uses: its IPv4 address, or the /64 of its IPv6 one, all of which is its own."""
+    """Return the network that a client counts for: its IPv4 address, or the /64 of its IPv6 address."""
     try:
-        address = ip_address(host.partition("%")[0])  # without the zone of a link-local one
-    except ValueError:  # such as a Unix socket's
+        address = ip_address(host.partition("%")[0])  # without the zone of a link-local address
+    except ValueError:  # a Unix socket
         return host
     if isinstance(address, IPv4Address):
         return str(address)

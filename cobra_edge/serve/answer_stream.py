@@ -1,4 +1,4 @@
-"""From the scheduler's thread to the event loop: an answer as it comes, to its end, its deadline, or its reader's departure."""
+"""Streams answers from the scheduler's thread to the event loop, with deadlines and cancellation on disconnect."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import anyio
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from .errors import Refusal
-from .generation import Finished, Question
+from .errors import ApiError
+from .generation import Finished, GenerationRequest
 from .scheduler import Event, Scheduler, Ticket
 
 T = TypeVar("T")
 
 
-def deadline_exceeded(seconds: float) -> Refusal:
-    """Return what is said when an answer takes too long."""
-    message = f"no answer within {seconds:g} s; ask for fewer tokens, send a smaller image, or ask when less is going on"
-    return Refusal(504, message, "deadline_exceeded")
+def deadline_exceeded(seconds: float) -> ApiError:
+    """Return the error of an answer that exceeds its deadline."""
+    message = f"no answer within {seconds:g} s; ask for fewer tokens, send a smaller image, or retry when the load is lower"
+    return ApiError(504, message, "deadline_exceeded")
 
 
-async def in_time(deadline_seconds: float, arrived: float, work: Awaitable[T]) -> T:
-    """Return what the work comes to; it is cancelled at the deadline.
+async def with_deadline(deadline_seconds: float, arrived: float, work: Awaitable[T]) -> T:
+    """Return the result of the work, which is cancelled at the deadline.
 
     Args:
-        deadline_seconds: from the arrival on.
-        arrived: `time.perf_counter()` then.
-        work: on the event loop.
+        deadline_seconds: from the request's arrival.
+        arrived: `time.perf_counter()` at the arrival.
+        work: coroutine on the event loop.
 
     Raises:
-        Refusal: it is not done in time.
+        ApiError: 504, the deadline is exceeded.
     """
     try:
         with anyio.fail_after(max(0.0, deadline_seconds - (time.perf_counter() - arrived))):
@@ -44,82 +44,82 @@ async def in_time(deadline_seconds: float, arrived: float, work: Awaitable[T]) -
         raise deadline_exceeded(deadline_seconds) from error
 
 
-async def listen(
-    scheduler: Scheduler, owner: tuple[str, ...], question: Question, deadline_seconds: float
+async def stream_answer(
+    scheduler: Scheduler, owner: tuple[str, ...], request: GenerationRequest, deadline_seconds: float
 ) -> AsyncGenerator[str | Finished, None]:
-    """Yield pieces of the answer, and its end. Closing the generator stops the decoding.
+    """Yield pieces of the answer, then its end. Closing the generator stops decoding.
 
     Args:
-        scheduler: answers.
-        owner: whose turn it is, for fairness.
-        question: what is asked.
-        deadline_seconds: from the question's arrival.
+        scheduler: generates the answer.
+        owner: of the request, for fairness, see `FairQueue`.
+        request: what to generate.
+        deadline_seconds: from the request's arrival.
 
     Raises:
-        Refusal: it is not answered, or not in time.
+        ApiError: the request failed, or the deadline is exceeded.
     """
-    loop, news = asyncio.get_running_loop(), asyncio.Event()
-    heard: deque[Event] = deque()
+    loop, arrival = asyncio.get_running_loop(), asyncio.Event()
+    events: deque[Event] = deque()
 
-    def hear(event: Event) -> None:
-        heard.append(event)
-        with suppress(RuntimeError):  # the loop is closed: the server is gone, and its clients are
-            loop.call_soon_threadsafe(news.set)
+    def on_event(event: Event) -> None:
+        events.append(event)
+        with suppress(RuntimeError):  # the loop is closed, as at the end of a shutdown
+            loop.call_soon_threadsafe(arrival.set)
 
-    left = deadline_seconds - (time.perf_counter() - question.arrived)
-    if left <= 0:  # the loop's clock would be heard after what the scheduler says meanwhile
+    left = deadline_seconds - (time.perf_counter() - request.arrived)
+    if left <= 0:  # a timer of the loop would fire after the scheduler's events
         raise deadline_exceeded(deadline_seconds)
-    ticket = Ticket(owner, question, hear)
+    ticket = Ticket(owner, request, on_event)
     scheduler.submit(ticket)
-    clock = loop.call_later(left, hear, deadline_exceeded(deadline_seconds))
+    timer = loop.call_later(left, on_event, deadline_exceeded(deadline_seconds))
     try:
         while True:
-            await news.wait()
-            news.clear()
-            text, end = _taken(heard)
+            await arrival.wait()
+            arrival.clear()
+            text, end = _drain(events)
             if text:
                 yield text
-            if isinstance(end, Refusal):
+            if isinstance(end, ApiError):
                 raise end
             if end is not None:
                 yield end
                 return
-            # Where pieces come faster than they are sent nothing above waits, and a departure would not be noticed.
+            # Nothing above suspends where pieces come faster than they are sent; a disconnect would go unnoticed.
             await asyncio.sleep(0)
     finally:
-        clock.cancel()
+        timer.cancel()
         scheduler.cancel(ticket)
 
 
-def _taken(heard: deque[Event]) -> tuple[str, Finished | Refusal | None]:
-    """Take out all that was heard up to an end: pieces that came together are one."""
+def _drain(events: deque[Event]) -> tuple[str, Finished | ApiError | None]:
+    """Remove all events up to an end; consecutive pieces are joined."""
     text = ""
-    while heard:
-        event = heard.popleft()
+    while events:
+        event = events.popleft()
         if not isinstance(event, str):
             return text, event
         text += event
     return text, None
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Return what the work comes to; it is cancelled when the client goes away. The request's body must have been read.
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of the work, which is cancelled when the client disconnects. The request's body must have been read.
 
     Raises:
-        ClientDisconnect: the client went away.
+        ClientDisconnect: the client disconnected.
     """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_departure(receive))
+    working, disconnecting = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
         return working.result()
     finally:
-        for task in (working, leaving):
+        for task in (working, disconnecting):
             task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(working, disconnecting, return_exceptions=True)
 
 
-async def _departure(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""The server's routes, and how every error leaves it."""
+"""The FastAPI application: routes and error handlers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from starlette.responses import Response
 
 from ..version import __version__
 from .chat_completions import ChatRoute
-from .errors import Refusal, refusal_response
+from .errors import ApiError, error_response
 from .metrics import Metrics
 from .page_route import page_router
-from .paths import nothing_here
-from .request_errors import not_json, refusal_of
+from .paths import not_found_message
+from .request_errors import api_error_of, not_json
 from .scheduler import Scheduler, shutting_down
 from .schemas import ErrorResponse, Model, ModelList
 from .served_model import ServedModel
@@ -30,28 +30,28 @@ _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def make_app(chat: ChatRoute) -> FastAPI:
-    """Return the application around a route for conversations; its doors are put before it elsewhere."""
+    """Return the application with the chat route; `middleware.stack` wraps it."""
     app = FastAPI(
         title="cobra_edge",
         version=__version__,
         summary="Quantized Mamba vision-language models, in the shape of OpenAI's API.",
-        docs_url=None,  # both pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from a CDN
         redoc_url=None,
         openapi_url="/openapi.json",
-        redirect_slashes=False,  # to an address made of the Host header: behind a proxy that speaks TLS it is the wrong one
+        redirect_slashes=False,  # the target, made of the Host header, is wrong behind a proxy that terminates TLS
     )
     app.include_router(chat.router())
     app.include_router(_models(chat.model))
-    app.include_router(_signs_of_life(chat.scheduler, chat.metrics))
+    app.include_router(_health_and_metrics(chat.scheduler, chat.metrics))
     app.include_router(page_router())
-    app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.add_exception_handler(Exception, _unexpected)
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
-        """Return the document without FastAPI's own form of a failed validation, which never leaves this server."""
+        """Return the document without FastAPI's 422 response, which this server never sends."""
         document = original()
         for operations in document["paths"].values():
             for operation in operations.values():
@@ -60,37 +60,39 @@ def make_app(chat: ChatRoute) -> FastAPI:
             document["components"]["schemas"].pop(name, None)
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's documentation has it
+    app.openapi = openapi  # type: ignore[method-assign]  # as in FastAPI's documentation
     return app
 
 
 def _models(model: ServedModel) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v1/models", response_model=ModelList, summary="The models served", responses=_refusals(401, 403))
+    @router.get("/v1/models", response_model=ModelList, summary="List the models", responses=_error_responses(401, 403))
     async def models() -> ModelList:
-        return ModelList(data=[model.described()])
+        return ModelList(data=[model.to_schema()])
 
-    @router.get("/v1/models/{name:path}", response_model=Model, summary="One model", responses=_refusals(401, 403, 404))
+    @router.get(
+        "/v1/models/{name:path}", response_model=Model, summary="Get a model", responses=_error_responses(401, 403, 404)
+    )
     async def one(name: str) -> Model:
         model.require(name)
-        return model.described()
+        return model.to_schema()
 
     return router
 
 
-def _signs_of_life(scheduler: Scheduler, metrics: Metrics) -> APIRouter:
+def _health_and_metrics(scheduler: Scheduler, metrics: Metrics) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/healthz", summary="Whether the process lives", responses=_refusals(403))
+    @router.get("/healthz", summary="Liveness: the process runs", responses=_error_responses(403))
     async def healthz() -> dict[str, str]:
         if not scheduler.alive:
-            raise Refusal(500, "the decoder's thread has ended; start the server again", "server_error")
+            raise ApiError(500, "the decoder thread has ended; restart the server", "server_error")
         return {"status": "ok"}
 
-    router.add_api_route("/healthz", healthz, methods=["HEAD"], include_in_schema=False)  # as some balancers ask
+    router.add_api_route("/healthz", healthz, methods=["HEAD"], include_in_schema=False)  # as some load balancers ask
 
-    @router.get("/readyz", summary="Whether questions are taken", responses=_refusals(403, 503))
+    @router.get("/readyz", summary="Readiness: requests are accepted", responses=_error_responses(403, 503))
     async def readyz() -> dict[str, str]:
         if not scheduler.open:
             raise shutting_down()
@@ -100,7 +102,10 @@ def _signs_of_life(scheduler: Scheduler, metrics: Metrics) -> APIRouter:
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
     @router.get(
-        "/metrics", summary="Counts and times, for Prometheus", response_class=Response, responses=text | _refusals(401, 403)
+        "/metrics",
+        summary="Metrics for Prometheus",
+        response_class=Response,
+        responses=text | _error_responses(401, 403),
     )
     async def read_metrics() -> Response:
         return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -108,35 +113,35 @@ def _signs_of_life(scheduler: Scheduler, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def _error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorResponse} for status in statuses}
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return refusal_response(error)
+async def _api_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
 
 
-async def _invalid(_request: Request, error: Exception) -> Response:
-    """Answer in the shape of OpenAI's errors: a 400, not FastAPI's 422."""
+async def _validation_error(_request: Request, error: Exception) -> Response:
+    """Send 400 in the shape of OpenAI's errors, not FastAPI's 422."""
     assert isinstance(error, RequestValidationError)
-    return refusal_response(refusal_of(error))
+    return error_response(api_error_of(error))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if error.__cause__ is not None and error.status_code == 400:  # FastAPI met what is not JSON's own kind of error
-        return refusal_response(not_json(error.__cause__))
+    if error.__cause__ is not None and error.status_code == 400:  # FastAPI could not parse the body
+        return error_response(not_json(error.__cause__))
     method, path = request.method, request.url.path
     if error.status_code == 404:
-        message = nothing_here(method, path)
+        message = not_found_message(method, path)
     elif error.status_code == 405:
-        message = f"{method} {path[:200]}: only {(error.headers or {}).get('Allow', 'another method')} is answered here"
+        message = f"{method} {path[:200]}: method not allowed; use {(error.headers or {}).get('Allow', 'another method')}"
     else:
         message = f"{method} {path[:200]}: {error.detail}"
     headers = error.headers or {}
-    return refusal_response(Refusal(error.status_code, message, _CODES.get(error.status_code, "bad_request"), headers=headers))
+    return error_response(ApiError(error.status_code, message, _CODES.get(error.status_code, "bad_request"), headers=headers))
 
 
-async def _unforeseen(_request: Request, error: Exception) -> Response:
-    return refusal_response(Refusal(500, f"unforeseen {type(error).__name__}; the server's log says more", "server_error"))
+async def _unexpected(_request: Request, error: Exception) -> Response:
+    return error_response(ApiError(500, f"unexpected {type(error).__name__}; see the server's log", "server_error"))

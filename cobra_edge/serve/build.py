@@ -1,18 +1,18 @@
-"""A server put together from its parts."""
+"""Builds the server from its parts and runs it."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.types import ASGIApp
 
 from ..inference.session_options import Opening
-from .access_log import AccessLines, EventLines
+from .access_log import AccessLogMiddleware, EventLines
 from .app import make_app
 from .chat_completions import ChatRoute
 from .generation import answer_in_slices
@@ -22,8 +22,9 @@ from .image_input import ImageInput
 from .limits import Limits
 from .metrics import Metrics
 from .middleware.admission import Admission
-from .middleware.host_and_auth import allowed_hosts, guarded
-from .middleware.metrics import Counted
+from .middleware.host import allowed_hosts
+from .middleware.metrics import MetricsMiddleware
+from .middleware.stack import with_middleware
 from .prefix_cache import PrefixCache
 from .prefix_cache_disk import PrefixCacheDisk
 from .scheduler import Scheduler
@@ -32,13 +33,13 @@ from .server import Address, run_server, url_of
 
 
 @dataclass(frozen=True)
-class Remembering:
-    """Where states are kept.
+class CacheOptions:
+    """Options of the prefix cache.
 
     Attributes:
-        memory_bytes: at most so much in memory; 0 keeps nothing there.
-        directory: for those that shall survive a restart, or None.
-        directory_bytes: at most so much in it.
+        memory_bytes: limit in memory; 0 keeps nothing there.
+        directory: for states that survive a restart, or None.
+        directory_bytes: limit of the directory.
     """
 
     memory_bytes: int
@@ -48,13 +49,13 @@ class Remembering:
 
 @dataclass(frozen=True)
 class Access:
-    """Where a server is reached, and by whom.
+    """Network address and access control.
 
     Attributes:
-        host, port: where it listens.
-        key: that clients have to show, or None.
-        names: further ones that it may be called by.
-        image_hosts: where images may be fetched from.
+        host, port: to listen on.
+        key: API key of clients, or None.
+        names: further names accepted in the Host header.
+        image_hosts: hosts that images may be fetched from.
     """
 
     host: str
@@ -68,60 +69,62 @@ def serve(
     opening: Opening,
     model_name: str | None,
     access: Access,
-    remembering: Remembering,
+    cache_options: CacheOptions,
     limits: Limits,
     grace_seconds: float,
-    ready: Callable[[str, str], None],
+    on_ready: Callable[[str, str], None],
     lines: EventLines | None = None,
 ) -> None:
     """Open a bundle and serve it until a signal comes.
 
     Args:
-        opening: the bundle, and what runs it.
-        model_name: what clients call it; None for its own name.
-        access: to the server.
-        remembering: what was seen.
-        limits: of what clients may ask.
-        grace_seconds: for answers under way when the signal comes.
-        ready: told the address and the model's name when clients are accepted.
-        lines: told of each request, or None.
+        opening: the bundle and its runtimes.
+        model_name: model name in requests; None for the model's own.
+        access: network address and access control.
+        cache_options: of the prefix cache.
+        limits: of clients.
+        grace_seconds: for running requests after the signal.
+        on_ready: called with URL and model name when connections are accepted.
+        lines: access log, or None.
 
     Raises:
         BundleError, InputError, MachineError: a part cannot be opened.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # of what is odd in an image: any client could fill the log with it
-    listening = Address(access.host, access.port).bind()  # before the bundle is opened: a taken port is told at once
-    with listening:
+    warnings.filterwarnings("ignore", module="PIL")  # about odd images: a client could fill the log with them
+    listener = Address(access.host, access.port).bind()  # before the bundle is opened: a port in use is reported at once
+    with listener:
         image_input = ImageInput(limits, Fetcher(access.image_hosts, limits) if access.image_hosts else None)
         names = allowed_hosts(access.host, access.names, has_key=access.key is not None)
         model = ServedModel.of(opening.load(), model_name)
-        files = None
-        if remembering.directory is not None:
-            config = model.session.config
-            files = PrefixCacheDisk(
-                remembering.directory, remembering.directory_bytes, config.mamba, model.fingerprint, config.max_length
-            )
-        cache = PrefixCache(remembering.memory_bytes, files)
+        cache = _prefix_cache(cache_options, model)
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
-        admission = Admission(limits.places, limits.places_per_address)
         image_decoder = None if model.session.vision is None else ImageDecoder(model.session.bundle.image(), limits)
-        app = make_app(ChatRoute(model, image_input, image_decoder, cache, scheduler, metrics, limits))
-        doors: ASGIApp = Counted(guarded(app, limits, access.key, names, admission), metrics.ended)
+        chat = ChatRoute(model, image_input, image_decoder, cache, scheduler, metrics, limits)
+        admission = Admission(limits.slots, limits.slots_per_address)
+        stack = with_middleware(make_app(chat), limits, access.key, names, admission)
+        app: ASGIApp = MetricsMiddleware(stack, metrics.ended)
         if lines is not None:
-            doors = AccessLines(doors, lines)
+            app = AccessLogMiddleware(app, lines)
+        run = functools.partial(run_server, app, scheduler, listener, limits, grace_seconds)
+        asyncio.run(_run(run, lambda: on_ready(url_of(listener), model.name), image_decoder))
 
-        async def run() -> None:
-            def told() -> None:
-                ready(url_of(listening), model.name)
 
-            if image_decoder is None:
-                await run_server(doors, scheduler, listening, limits, grace_seconds, told)
-                return
-            await image_decoder.start()
-            try:
-                await run_server(doors, scheduler, listening, limits, grace_seconds, told, image_decoder.refuse)
-            finally:
-                await image_decoder.close()
+def _prefix_cache(options: CacheOptions, model: ServedModel) -> PrefixCache:
+    files = None
+    if options.directory is not None:
+        config = model.session.config
+        files = PrefixCacheDisk(options.directory, options.directory_bytes, config.mamba, model.fingerprint, config.max_length)
+    return PrefixCache(options.memory_bytes, files)
 
-        asyncio.run(run())
+
+async def _run(run: Callable[..., Awaitable[None]], on_ready: Callable[[], None], image_decoder: ImageDecoder | None) -> None:
+    """Run the server together with the image decoder's processes, if there are any."""
+    if image_decoder is None:
+        await run(on_ready)
+        return
+    await image_decoder.start()
+    try:
+        await run(on_ready, image_decoder.reject_all)
+    finally:
+        await image_decoder.close()

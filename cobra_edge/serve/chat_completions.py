@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a conversation comes in, its next answer goes out, whole or as it comes."""
+"""POST /v1/chat/completions: the next answer of a conversation, whole or streamed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from starlette.responses import JSONResponse, Response
 from ..decode.sampling import Sampling
 from ..errors import InputError
 from .address_policy import client_of
-from .answer_stream import in_time, listen, unless_gone
+from .answer_stream import cancel_on_disconnect, stream_answer, with_deadline
 from .conversation import characters_of, prefix_keys, read_conversation
-from .errors import Refusal
-from .event_loop import off_the_loop
+from .errors import ApiError
+from .event_loop import off_loop
 from .event_stream import MEDIA_TYPE, EventStream
-from .generation import Finished, ImageForgotten, Question
+from .generation import Finished, GenerationRequest, ImageEvicted
 from .image_decoding import ImageDecoder
 from .image_input import ImageInput
 from .limits import Limits
@@ -50,22 +50,22 @@ from .schemas import (
 from .served_model import ServedModel
 
 _DEADLINE = "x-deadline-seconds"
-_CHARACTERS_A_TOKEN = 32  # far more than any language has on average
-_ENCODING = 16  # a character takes about as long to encode as so many bytes of an image to decode
+_CHARACTERS_PER_TOKEN = 32  # far above the average of any language
+_BYTES_PER_CHARACTER = 16  # tokenizing a character takes about as long as base64-decoding so many bytes
 
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A question, without pixels; the file of its image, or None; the keys of the prefixes that may be remembered."""
+    """A request without pixels, the image file or None, and the cache keys of its prefixes."""
 
-    question: Question
+    request: GenerationRequest
     image: bytes | None
     prefixes: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class ChatRoute:
-    """What answers conversations. `decoder` is of images, None for a model without vision; `cache` is the scheduler's."""
+    """The chat route. `decoder` decodes images, None for a text-only model; `cache` is the scheduler's prefix cache."""
 
     model: ServedModel
     images: ImageInput
@@ -76,67 +76,65 @@ class ChatRoute:
     limits: Limits
 
     def router(self) -> APIRouter:
-        """Return the route, with all that it may answer."""
+        """Return the route, with its responses for the OpenAPI document."""
         router = APIRouter()
         statuses = {400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504}
-        refusals: dict[int | str, dict[str, Any]] = {s: {"model": ErrorResponse} for s in sorted(statuses)}
-        said = "A chat.completion.chunk as JSON; at last [DONE], or an error as JSON where the answer is broken off."
-        event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string", "description": said}}}
-        stream = {"itemSchema": event}  # of each event, as OpenAPI 3.2 has it and FastAPI writes it
+        errors: dict[int | str, dict[str, Any]] = {s: {"model": ErrorResponse} for s in sorted(statuses)}
+        description = "A chat.completion.chunk as JSON; the last is [DONE], or an error as JSON."
+        event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string", "description": description}}}
+        stream = {"itemSchema": event}  # schema of each event, as in OpenAPI 3.2
         router.add_api_route(
             "/v1/chat/completions",
             self.complete,
             methods=["POST"],
             response_model=ChatCompletion,
-            responses={200: {"content": {MEDIA_TYPE: stream}}, **refusals},
+            responses={200: {"content": {MEDIA_TYPE: stream}}, **errors},
             summary="Answer a conversation",
         )
         return router
 
-    async def complete(self, asked: ChatRequest, request: Request) -> Response:
-        """Answer the last question of a conversation; with `stream`, as server-sent events."""
+    async def complete(self, chat: ChatRequest, request: Request) -> Response:
+        """Answer a conversation; with `stream`, as server-sent events."""
         arrived = time.perf_counter()
         try:
-            return await unless_gone(request.receive, self._answer(asked, request, arrived))
+            return await cancel_on_disconnect(request.receive, self._answer(chat, request, arrived))
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
 
-    async def _answer(self, asked: ChatRequest, request: Request, arrived: float) -> Response:
+    async def _answer(self, chat: ChatRequest, request: Request, arrived: float) -> Response:
         deadline = self._deadline(request)
         address = client_of(request.scope)
-        prepared = await in_time(deadline, arrived, self._prepared(asked, arrived))
-        slices = self._slices(prepared, (address, asked.user or asked.safety_identifier or ""), deadline)
-        reply = _Reply(
-            self.model.name, self.model.fingerprint, bool(asked.stream_options and asked.stream_options.include_usage)
-        )
-        if not asked.stream:
+        prepared = await with_deadline(deadline, arrived, self._prepare(chat, arrived))
+        slices = self._slices(prepared, (address, chat.user or chat.safety_identifier or ""), deadline)
+        reply = _Reply(self.model.name, self.model.fingerprint, bool(chat.stream_options and chat.stream_options.include_usage))
+        if not chat.stream:
             whole = await _collected(slices)
             self.metrics.answered(whole[1])
             return JSONResponse(reply.whole(*whole).model_dump())
-        # Nothing is sent before the first piece is there: what goes wrong until then is told by a status.
+        # Nothing is sent before the first piece: until then an error gets its own HTTP status.
         events = self._events(reply, slices)
         return EventStream(await anext(events), events)
 
     async def _slices(
         self, prepared: _Prepared, owner: tuple[str, str], deadline: float
     ) -> AsyncGenerator[str | Finished, None]:
-        """Yield the pieces of an answer. An image that is remembered is not decoded, unless it is forgotten meanwhile."""
+        """Yield the pieces of an answer. An image whose state is cached is decoded only where that was evicted meanwhile."""
         if prepared.image is None or self.cache.holds(prepared.prefixes):
             try:
-                async with aclosing(listen(self.scheduler, owner, prepared.question, deadline)) as slices:
+                async with aclosing(stream_answer(self.scheduler, owner, prepared.request, deadline)) as slices:
                     async for piece in slices:
                         yield piece
                 return
-            except ImageForgotten:  # nothing was yielded: it is seen before the first token
+            except ImageEvicted:  # nothing was yielded: it is raised before the first token
                 pass
-        question = await in_time(deadline, prepared.question.arrived, self._with_pixels(prepared, owner[0]))
-        async with aclosing(listen(self.scheduler, owner, question, deadline)) as slices:
+        request = await with_deadline(deadline, prepared.request.arrived, self._with_pixels(prepared, owner[0]))
+        async with aclosing(stream_answer(self.scheduler, owner, request, deadline)) as slices:
             async for piece in slices:
                 yield piece
 
-    async def _with_pixels(self, prepared: _Prepared, address: str) -> Question:
+    async def _with_pixels(self, prepared: _Prepared, address: str) -> GenerationRequest:
         assert prepared.image is not None and self.decoder is not None
-        return replace(prepared.question, pixels=await self.decoder.decode(address, prepared.image))
+        return replace(prepared.request, pixels=await self.decoder.decode(address, prepared.image))
 
     async def _events(self, reply: _Reply, slices: AsyncGenerator[str | Finished, None]) -> AsyncGenerator[ChatChunk, None]:
         try:
@@ -152,7 +150,7 @@ class ChatRoute:
             await slices.aclose()
 
     def _deadline(self, request: Request) -> float:
-        """Return the seconds that an answer may take: what the client says, at most what the server does."""
+        """Return the deadline in seconds: the client's, at most the server's."""
         given = request.headers.get(_DEADLINE)
         if given is None:
             return self.limits.deadline_seconds
@@ -162,66 +160,68 @@ class ChatRoute:
             seconds = math.nan
         if not 0 < seconds < math.inf:
             message = f"X-Deadline-Seconds is {given[:40]!r}, expected a number above 0; leave it out"
-            raise Refusal(400, message, "invalid_value", _DEADLINE)
+            raise ApiError(400, message, "invalid_value", _DEADLINE)
         return min(seconds, self.limits.deadline_seconds)
 
-    async def _prepared(self, asked: ChatRequest, arrived: float) -> _Prepared:
-        """Return what is asked, its image not decoded. Raises Refusal where it cannot be answered."""
+    async def _prepare(self, chat: ChatRequest, arrived: float) -> _Prepared:
+        """Validate and tokenize a request; its image is fetched but not decoded. Raises ApiError."""
         session, limits = self.model.session, self.limits
-        self.model.require(asked.model)
-        if asked.unsupported is not None:
-            raise Refusal(400, _cannot(asked.unsupported), "unsupported_value", asked.unsupported)
+        self.model.require(chat.model)
+        if chat.unsupported is not None:
+            raise ApiError(400, _unsupported_message(chat.unsupported), "unsupported_value", chat.unsupported)
         longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
-        characters = longest * _CHARACTERS_A_TOKEN
-        size = _ENCODING * characters_of(asked.messages)
-        conversation = await off_the_loop(size, read_conversation, asked.messages, session.template, session.codec, characters)
-        image, digest, seen = None, None, 0
+        characters = longest * _CHARACTERS_PER_TOKEN
+        size = _BYTES_PER_CHARACTER * characters_of(chat.messages)
+        conversation = await off_loop(size, read_conversation, chat.messages, session.template, session.codec, characters)
+        image, digest, image_tokens = None, None, 0
         if conversation.image_url is not None:
             if self.decoder is None:
-                message = f"{self.model.name} is a text-only model; ask without an image"
-                raise Refusal(400, message, "image_not_supported", "messages")
-            image, seen = await self.images.read(conversation.image_url), session.config.n_visual_tokens
-            digest = await off_the_loop(len(image), _digest, image)
-        read = seen + sum(map(len, conversation.passages))
-        room = session.config.max_length - read
-        if read > longest:
-            message = f"the conversation is {read} tokens ({seen} of them the image's), at most {longest} are read; shorten it"
-            raise Refusal(400, message, "context_length_exceeded", "messages")
-        wanted = asked.token_limit or limits.default_new_tokens
-        question = Question(
+                message = f"{self.model.name} is a text-only model; leave the image out"
+                raise ApiError(400, message, "image_not_supported", "messages")
+            image, image_tokens = await self.images.read(conversation.image_url), session.config.n_visual_tokens
+            digest = await off_loop(len(image), _digest, image)
+        prompt_tokens = image_tokens + sum(map(len, conversation.segments))
+        room = session.config.max_length - prompt_tokens
+        if prompt_tokens > longest:
+            message = (
+                f"the conversation has {prompt_tokens} tokens ({image_tokens} of the image), at most {longest} fit; shorten it"
+            )
+            raise ApiError(400, message, "context_length_exceeded", "messages")
+        wanted = chat.token_limit or limits.default_new_tokens
+        request = GenerationRequest(
             digest,
             None,
-            conversation.passages,
+            conversation.segments,
             min(room if wanted == NO_LIMIT else wanted, room, limits.new_tokens or room),
-            _sampling(asked),
-            asked.stops,
+            _sampling(chat),
+            chat.stops,
             arrived,
         )
-        return _Prepared(question, image, tuple(prefix_keys(digest, conversation.passages))[:-1])
+        return _Prepared(request, image, tuple(prefix_keys(digest, conversation.segments))[:-1])
 
 
 def _digest(file: bytes) -> bytes:
     return hashlib.sha256(file).digest()
 
 
-def _cannot(name: str) -> str:
+def _unsupported_message(name: str) -> str:
     unsupported = UNSUPPORTED[name]
     supported = " or ".join(json.dumps(value) for value in unsupported.neutral)
-    said = f"only {supported} is supported" if supported else "is not supported"
-    return f"{name}: {said}; {unsupported.advice}"
+    problem = f"only {supported} is supported" if supported else "is not supported"
+    return f"{name}: {problem}; {unsupported.advice}"
 
 
-def _sampling(asked: ChatRequest) -> Sampling:
-    """Return how tokens are chosen: greedy unless asked otherwise; without a seed each answer is another.
+def _sampling(chat: ChatRequest) -> Sampling:
+    """Return the sampling parameters: greedy by default; a random seed where none is given.
 
-    A top_p of 0 holds no share of the probability, so it leaves the likeliest token alone.
+    A top_p of 0 leaves only the most probable token, so it is greedy too.
     """
-    seed = secrets.randbits(64) if asked.seed is None else asked.seed % (1 << 64)
-    temperature = 0.0 if asked.top_p == 0 else asked.temperature or 0.0
+    seed = secrets.randbits(64) if chat.seed is None else chat.seed % (1 << 64)
+    temperature = 0.0 if chat.top_p == 0 else chat.temperature or 0.0
     try:
-        return Sampling(temperature, max(asked.top_k or 0, 0), asked.top_p or 1.0, seed)
+        return Sampling(temperature, max(chat.top_k or 0, 0), chat.top_p or 1.0, seed)
     except InputError as error:
-        raise Refusal(400, str(error), "invalid_value") from error
+        raise ApiError(400, str(error), "invalid_value") from error
 
 
 async def _collected(slices: AsyncGenerator[str | Finished, None]) -> tuple[str, Finished]:
@@ -234,12 +234,12 @@ async def _collected(slices: AsyncGenerator[str | Finished, None]) -> tuple[str,
             text += piece
     finally:
         await slices.aclose()
-    raise AssertionError("an answer ended without its end")
+    raise AssertionError("the stream of an answer ended without Finished")
 
 
 @dataclass(frozen=True)
 class _Reply:
-    """What all parts of one response have in common."""
+    """The fields that all parts of one response have in common."""
 
     model: str
     fingerprint: str

@@ -1,7 +1,7 @@
-"""From the messages of a request to what the decoder reads: an image, and passages of tokens.
+"""From the messages of a request to the decoder's input: an image and segments of tokens.
 
-A passage is read as one, always cut at the same places, so that a remembered state and a fresh one come to the same bits. An
-answer is a passage of its own: it is there, where the decoder left off, as the model was trained on answers (`given_answer`).
+Prompts are always split at the same places, so that a cached state and a fresh one have the same bits. An answer is a segment
+of its own, tokenized as the model was trained on answers (`given_answer`).
 """
 
 from __future__ import annotations
@@ -14,63 +14,63 @@ import numpy as np
 
 from ..errors import InputError
 from ..inputs.text import PromptTemplate, TextCodec, given_answer
-from .errors import Refusal
+from .errors import ApiError
 from .schemas import AssistantMessage, ImagePart, Message, SystemMessage, UserMessage
 
-Passage = tuple[int, ...]
+Segment = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a request says, before its image is fetched.
+    """The conversation of a request, before its image is fetched.
 
     Attributes:
-        image_url: of its one image, or None.
-        passages: tokens of the turns: question, answer, end and question, answer, ...; the last one is a question.
+        image_url: URL of its one image, or None.
+        segments: tokens of the turns: question, answer, end token and question, answer, ...; the last is a question.
     """
 
     image_url: str | None
-    passages: tuple[Passage, ...]
+    segments: tuple[Segment, ...]
 
 
 def read_conversation(
     messages: Sequence[Message], template: PromptTemplate, codec: TextCodec, max_characters: int
 ) -> Conversation:
-    """Return what the messages come to. Texts of more characters are refused unread: it would take minutes to read megabytes.
+    """Convert messages to a conversation. Longer texts are rejected before tokenization, which takes minutes for megabytes.
 
-    System messages stand before the first question: this model was trained without them. Messages of one role that follow
-    each other are one turn. The image may be in any question; the model reads it before all text.
+    System messages are put before the first question: the model was trained without them. Consecutive messages of one role are
+    one turn. The image may be in any question; the model reads it before all text.
 
     Raises:
-        Refusal: too much text, no question, an empty one, one that is missing between two answers, or several images.
+        ApiError: too much text, no question, an empty one, or several images.
     """
     characters = characters_of(messages)
     if characters > max_characters:
-        message = f"the conversation is {characters:,} characters, at most {max_characters:,} are read; shorten it"
-        raise Refusal(400, message, "context_length_exceeded", "messages")
+        message = f"the conversation has {characters:,} characters, the maximum is {max_characters:,}; shorten it"
+        raise ApiError(400, message, "context_length_exceeded", "messages")
     system = [_text(m) for m in messages if isinstance(m, SystemMessage)]
     turns = _turns([m for m in messages if not isinstance(m, SystemMessage)])
     if len(turns) % 2 == 0:
         where = "is empty" if not turns else "ends with an answer"
-        raise Refusal(400, f"the conversation {where}; its last message must be the user's", "invalid_value", "messages")
-    passages: list[Passage] = []
+        raise ApiError(400, f"the conversation {where}; its last message must be the user's", "invalid_value", "messages")
+    segments: list[Segment] = []
     for index, text in enumerate(turns):
         if index % 2:
-            passages.append(tuple(codec.encode(given_answer(text))))
+            segments.append(tuple(codec.encode(given_answer(text))))
             continue
         question = "\n".join([*system, text]) if not index else text
         try:
-            asked = template.later_turn(question) if index else template.first_turn(question)
+            prompt = template.later_turn(question) if index else template.first_turn(question)
         except InputError as error:
-            raise Refusal(
+            raise ApiError(
                 400, f"messages: question {index // 2 + 1} is empty; ask something", "invalid_value", "messages"
             ) from error
-        passages.append((*((codec.end_id,) if index else ()), *codec.encode(asked)))
-    return Conversation(_one_image(messages), tuple(p for p in passages if p))
+        segments.append((*((codec.end_id,) if index else ()), *codec.encode(prompt)))
+    return Conversation(_one_image(messages), tuple(p for p in segments if p))
 
 
 def characters_of(messages: Sequence[Message]) -> int:
-    """Return how much text there is."""
+    """Return the number of characters of all texts."""
     return sum(len(_text(message)) for message in messages)
 
 
@@ -82,7 +82,7 @@ def _text(message: Message) -> str:
 
 
 def _turns(messages: Sequence[UserMessage | AssistantMessage]) -> list[str]:
-    """Return the texts of question, answer, question, ...; messages of one role in a row are one text."""
+    """Return the texts of question, answer, question, ...; consecutive messages of one role are joined."""
     turns: list[str] = []
     role: str | None = None
     for message in messages:
@@ -90,7 +90,7 @@ def _turns(messages: Sequence[UserMessage | AssistantMessage]) -> list[str]:
             turns[-1] += "\n" + _text(message)
             continue
         if role is None and message.role == "assistant":
-            raise Refusal(400, "the first message is an answer; begin with the user's", "invalid_value", "messages")
+            raise ApiError(400, "the first message is an answer; begin with the user's", "invalid_value", "messages")
         role = message.role
         turns.append(_text(message))
     return turns
@@ -100,30 +100,30 @@ def _one_image(messages: Sequence[Message]) -> str | None:
     parts = (part for m in messages if isinstance(m, UserMessage) and not isinstance(m.content, str) for part in m.content)
     urls = {part.image_url.url: None for part in parts if isinstance(part, ImagePart)}
     if len(urls) > 1:
-        raise Refusal(
+        raise ApiError(
             400,
-            f"the conversation holds {len(urls)} different images; this model reads one, before all text. Ask about each in a "
-            "conversation of its own, or join them into one image",
+            f"the conversation has {len(urls)} different images, expected one image per conversation: the model reads it "
+            "before all text. Ask about each in its own conversation, or join them into one image",
             "too_many_images",
             "messages",
         )
     return next(iter(urls), None)
 
 
-def prefix_keys(image_digest: bytes | None, passages: Sequence[Passage]) -> Iterator[bytes]:
-    """Yield the names of ever longer beginnings: after the image (or nothing), after each passage.
+def prefix_keys(image_digest: bytes | None, segments: Sequence[Segment]) -> Iterator[bytes]:
+    """Yield the cache keys of all prefixes, the shortest first: after the image (or nothing), after each segment.
 
     Args:
-        image_digest: SHA-256 of the image's file; None for no image.
-        passages: of tokens.
+        image_digest: SHA-256 of the image file; None for no image.
+        segments: tokens of each.
     """
-    key = hashlib.sha256(b"nothing" if image_digest is None else b"picture" + image_digest).digest()
+    key = hashlib.sha256(b"nothing" if image_digest is None else b"image" + image_digest).digest()
     yield key
-    for passage in passages:
-        key = longer_key(key, passage)
+    for segment in segments:
+        key = longer_key(key, segment)
         yield key
 
 
-def longer_key(key: bytes, passage: Sequence[int]) -> bytes:
-    """Return the name of the beginning that a passage makes longer."""
-    return hashlib.sha256(key + np.array([len(passage), *passage], "<i4").tobytes()).digest()
+def longer_key(key: bytes, segment: Sequence[int]) -> bytes:
+    """Return the cache key of a prefix with one more segment."""
+    return hashlib.sha256(key + np.array([len(segment), *segment], "<i4").tobytes()).digest()

@@ -1,4 +1,4 @@
-"""What a client is told when it gets no answer, in the shape of OpenAI's errors.
+"""Error responses in the shape of OpenAI's API.
 
 Source: https://platform.openai.com/docs/guides/error-codes, and the `error` object of its API reference.
 """
@@ -14,15 +14,15 @@ from starlette.responses import JSONResponse
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-@dataclass(eq=False)  # not frozen: Python notes the traceback in it
-class Refusal(Exception):
-    """A request that is not answered.
+@dataclass(eq=False)  # not frozen: Python sets __traceback__
+class ApiError(Exception):
+    """An error that becomes an HTTP response.
 
     Attributes:
-        status: of the HTTP response.
+        status: HTTP status.
         message: what was got, what was expected, what to do.
-        code: a word for programs, such as "context_length_exceeded".
-        param: the field of the request that is to blame, such as "messages".
+        code: machine-readable, such as "context_length_exceeded".
+        param: the request field at fault, such as "messages".
         headers: of the response, such as Retry-After.
     """
 
@@ -42,6 +42,6 @@ class Refusal(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
-def refusal_response(refusal: Refusal, extra: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return the response that tells a client it is refused; `extra` are more headers."""
-    return JSONResponse(refusal.body(), refusal.status, {**refusal.headers, **(extra or {})})
+def error_response(error: ApiError, extra: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the response of an error; `extra` are more headers."""
+    return JSONResponse(error.body(), error.status, {**error.headers, **(extra or {})})

@@ -1,4 +1,4 @@
-"""What keeps the event loop free for everybody else."""
+"""Work in a thread, so that it does not block the event loop."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from anyio import to_thread
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SMALL_BYTES = 64 << 10  # decoded or looked at in less time than a thread takes to begin
+SMALL_BYTES = 64 << 10  # takes less time than a switch to a thread
 
 
-async def off_the_loop(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return what the work comes to, done in a thread where there is much of it.
+async def off_loop(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return the result of the work, done in a thread where the data is large.
 
     Args:
-        size_bytes: of what is worked on.
-        work: whose time grows with that.
+        size_bytes: of the data.
+        work: function whose time grows with the size.
         args, kwargs: its arguments.
     """
     if size_bytes <= SMALL_BYTES:

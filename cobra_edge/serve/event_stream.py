@@ -1,4 +1,4 @@
-"""Server-sent events, in OpenAI's dialect: one JSON object an event, `[DONE]` at the end.
+"""Server-sent events as in OpenAI's API: one JSON object per event, `[DONE]` at the end.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -13,17 +13,18 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .answer_stream import unless_gone
-from .errors import Refusal
-from .middleware.metrics import CLIENT_GONE, ended_as
+from .answer_stream import cancel_on_disconnect
+from .errors import ApiError
+from .middleware.metrics import CLIENT_GONE, set_final_status
 
 MEDIA_TYPE = "text/event-stream"
 
 
 class EventStream(Response):
-    """A stream of events; the generator is closed when the client goes away.
+    """A response that streams events; the generator is closed when the client disconnects.
 
-    How it ended is noted in the request's scope: 200, the status of a Refusal, CLIENT_GONE, or 500 for what nobody foresaw.
+    The final status is noted in the request's scope: 200, the status of an ApiError, CLIENT_GONE, or 500 for an unexpected
+    error.
     """
 
     media_type = MEDIA_TYPE
@@ -32,8 +33,8 @@ class EventStream(Response):
         """Stream events.
 
         Args:
-            first: event, so that what goes wrong before it has a status of its own.
-            events: the others, from a generator that has begun; a Refusal from it is told as the last event.
+            first: first event. An error before it gets an HTTP status.
+            events: the others, from a generator that has started; an ApiError from it becomes the last event.
         """
         self.first, self.events = first, events
         self.status_code, self.background = 200, None
@@ -42,28 +43,28 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         try:
-            ended_as(scope, await unless_gone(receive, self._send_all(send)))
+            set_final_status(scope, await cancel_on_disconnect(receive, self._send_all(send)))
         except ClientDisconnect:
-            ended_as(scope, CLIENT_GONE)
+            set_final_status(scope, CLIENT_GONE)
         except Exception:
-            ended_as(scope, 500)
+            set_final_status(scope, 500)
             raise
         finally:
             await self.events.aclose()
 
     async def _send_all(self, send: Send) -> int:
-        """Send all events; returns the status they end with."""
+        """Send all events; returns the final status."""
 
-        async def tell(data: str, *, more: bool = True) -> None:
+        async def send_event(data: str, *, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": more})
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await tell(self.first.model_dump_json())
+        await send_event(self.first.model_dump_json())
         try:
             async for event in self.events:
-                await tell(event.model_dump_json())
-        except Refusal as refusal:
-            await tell(json.dumps(refusal.body()), more=False)
-            return refusal.status
-        await tell("[DONE]", more=False)
+                await send_event(event.model_dump_json())
+        except ApiError as error:
+            await send_event(json.dumps(error.body()), more=False)
+            return error.status
+        await send_event("[DONE]", more=False)
         return 200

@@ -1,4 +1,4 @@
-"""A queue in which everybody's first comes before anybody's second."""
+"""A fair queue: owners take turns (round robin)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Items of several owners, who take turns; each owner's own in the order they came. Not for several threads by itself.
+    """Items of several owners, first in, first out per owner. Not thread-safe.
 
-    An owner is a path of names, such as (address, user): an address's users take turns within the turns of the address, so that
-    nobody gets more of them by giving more names.
+    An owner is a path of names, such as (address, user): the users of an address share its turns, so that a client gets no more
+    turns by using more user names.
     """
 
     def __init__(self) -> None:
@@ -21,18 +21,18 @@ class FairQueue(Generic[T]):
         self._rows: OrderedDict[str, FairQueue[T]] = OrderedDict()
 
     def __len__(self) -> int:
-        """Return how many wait."""
+        """Return the number of items."""
         return len(self._own) + sum(map(len, self._rows.values()))
 
     def put(self, owner: tuple[str, ...], item: T) -> None:
-        """Let an item wait."""
+        """Append an item."""
         if owner:
             self._rows.setdefault(owner[0], FairQueue()).put(owner[1:], item)
         else:
             self._own.append(item)
 
     def take(self) -> T:
-        """Return the next item; its owner goes to the end of the row. Raises KeyError when nothing waits."""
+        """Remove and return the next item; its owner goes to the end. Raises KeyError where the queue is empty."""
         if self._own:
             return self._own.popleft()
         name, row = self._rows.popitem(last=False)
@@ -42,7 +42,7 @@ class FairQueue(Generic[T]):
         return item
 
     def remove(self, owner: tuple[str, ...], item: T) -> bool:
-        """Take an item out before its turn; False when it does not wait."""
+        """Remove an item; False where it is not in the queue."""
         if not owner:
             found = item in self._own
             if found:
@@ -56,7 +56,7 @@ class FairQueue(Generic[T]):
         return True
 
     def clear(self) -> list[T]:
-        """Take all out."""
+        """Remove and return all items."""
         items = [*self._own, *(item for row in self._rows.values() for item in row.clear())]
         self._own.clear()
         self._rows.clear()

@@ -1,4 +1,4 @@
-"""A few slots that several owners share: nobody holds more than so many, and owners that wait are served in turns."""
+"""Slots shared fairly: a limit per owner, and waiting owners take turns."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 
 
 class FairSlots:
-    """Slots for the event loop alone."""
+    """Slots. Not thread-safe: use it on the event loop."""
 
     def __init__(self, slots: int, per_owner: int) -> None:
         """Begin with all slots free.
 
         Args:
-            slots: there are, at least 1.
-            per_owner: at most so many are held by one owner, even where others are free.
+            slots: their number, at least 1.
+            per_owner: maximum that one owner holds, even where others are free.
         """
         self._slots, self._per_owner = slots, per_owner
         self._held: Counter[str] = Counter()
@@ -24,7 +24,7 @@ class FairSlots:
 
     @asynccontextmanager
     async def hold(self, owner: str) -> AsyncIterator[None]:
-        """Hold a slot, as soon as it is the owner's turn."""
+        """Wait for the owner's turn, and hold a slot."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(owner, deque()).append(turn)
         self._grant()
@@ -33,7 +33,7 @@ class FairSlots:
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._forget(owner, turn)
-            else:  # it was granted in the same moment
+            else:  # granted at the same moment
                 self._release(owner)
             raise
         try:

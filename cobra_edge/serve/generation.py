@@ -1,7 +1,7 @@
-"""One question's way through the session, in slices: between two of them others have their turn, or it ends.
+"""Generation of one answer, in time slices: between two of them the scheduler runs other requests.
 
-What was remembered of the question's beginning is not read again. Whatever that is, the decoder is given the rest in the same
-pieces, so the answer has the same bits.
+A cached prefix is not read again. The rest of the prompt is always split into the same chunks, so the answer has the same bits
+with and without the cache.
 """
 
 from __future__ import annotations
@@ -18,41 +18,42 @@ from ..decode.decoder import DecoderState
 from ..decode.sampling import Sampling
 from ..errors import MachineError
 from ..inference.session import Answer, Pixels, Session
-from .conversation import Passage, longer_key, prefix_keys
-from .errors import Refusal
+from .conversation import Segment, longer_key, prefix_keys
+from .errors import ApiError
 from .prefix_cache import PrefixCache
 from .stop_strings import StopStrings
 
-PIECE = 256  # tokens of a passage that are read in one slice
+CHUNK = 256  # tokens of a segment that are prefilled in one slice
 
 Remembered = Literal["nothing", "image", "conversation"]
 REMEMBERED: tuple[Remembered, ...] = ("nothing", "image", "conversation")
 
 
-class ImageForgotten(Refusal):
-    """The state of an image that was to be remembered is gone: the question has to come again, with the image's pixels."""
+class ImageEvicted(ApiError):
+    """The cached state of an image was evicted: the request has to be repeated with the image's pixels."""
 
     def __init__(self) -> None:
-        super().__init__(500, "what was remembered of the image is gone; ask again", "server_error")
+        super().__init__(500, "the cached state of the image was evicted; retry", "server_error")
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
-    """What is to be answered.
+class GenerationRequest:
+    """A request for one answer.
 
     Attributes:
-        image_digest: SHA-256 of its image's file, or None.
-        pixels: what `ImageTransform.pixels` made of the image; None where it is expected to be remembered.
-        passages: at least one; none is empty.
-        max_new_tokens: the answer's limit.
-        sampling: how tokens are chosen.
-        stops: texts that end the answer.
-        arrived: `time.perf_counter()` when it was asked.
+        image_digest: SHA-256 of the image file, or None.
+        pixels: what `ImageTransform.pixels` returned for the image, of its shape and dtype; None where a cached state is
+            expected.
+        segments: tokens of the prompt, at least one segment; none is empty.
+        max_new_tokens: maximum length of the answer.
+        sampling: sampling parameters.
+        stops: stop strings.
+        arrived: `time.perf_counter()` at the request's arrival.
     """
 
     image_digest: bytes | None
     pixels: np.ndarray | None
-    passages: tuple[Passage, ...]
+    segments: tuple[Segment, ...]
     max_new_tokens: int
     sampling: Sampling
     stops: tuple[str, ...] = ()
@@ -61,14 +62,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an answer. Times in milliseconds, from the question's arrival.
+    """The end of an answer. Times in milliseconds, from the request's arrival.
 
     Attributes:
-        reason: "stop" at the model's end token or a stop string, "length" at the limit.
-        image_tokens, prompt_tokens: read or remembered; the image's are the prompt's too.
-        cached_tokens, completion_tokens: remembered; written.
-        remembered: what did not have to be read again.
-        queue_ms, ttft_ms, tpot_ms: until it was begun, to the first token (None for none), for each further one (None for < 2).
+        reason: "stop" at the end token or a stop string, "length" at the limit.
+        image_tokens, prompt_tokens: visual tokens; all tokens of the prompt, visual ones included.
+        cached_tokens, completion_tokens: tokens of the cached prefix; generated tokens.
+        remembered: what the cached prefix covers.
+        queue_ms, ttft_ms, tpot_ms: time in the queue; time to the first token (None for none); mean time of each further token
+            (None for fewer than two).
     """
 
     reason: Literal["stop", "length"]
@@ -82,48 +84,48 @@ class Finished:
     tpot_ms: float | None
 
 
-# What a slice of work comes to: nothing yet, a piece of text, the end.
+# The result of a slice: nothing yet, a piece of text, or the end.
 Slice = str | Finished | None
 
 
-def answer_in_slices(session: Session, cache: PrefixCache, question: Question) -> Generator[Slice, None, None]:
-    """Answer a question, a slice at a time; `Finished` is the last. Closing the generator stops the decoding.
+def answer_in_slices(session: Session, cache: PrefixCache, request: GenerationRequest) -> Generator[Slice, None, None]:
+    """Generate an answer, one slice per item; `Finished` is the last. Closing the generator stops decoding.
 
     Raises:
-        ImageForgotten: the image is not remembered, and its pixels are not given.
+        ImageEvicted: there is no cached state of the image, and its pixels are not given.
         InputError, MachineError: the decoder fails.
     """
-    queue_ms = (time.perf_counter() - question.arrived) * 1e3
-    decoder, passages = session.decoder, question.passages
-    keys = list(prefix_keys(question.image_digest, passages))
-    # The last passage is always read: a state alone has no logits.
+    queue_ms = (time.perf_counter() - request.arrived) * 1e3
+    decoder, segments = session.decoder, request.segments
+    keys = list(prefix_keys(request.image_digest, segments))
+    # The last segment is always read: a cached state has no logits.
     found = cache.longest(keys[:-1])
-    image_tokens = 0 if question.image_digest is None else session.config.n_visual_tokens
+    image_tokens = 0 if request.image_digest is None else session.config.n_visual_tokens
     if found is None:
-        begun, remembered = 0, REMEMBERED[0]
-        state = _look(session, question)
-        if question.image_digest is not None:
+        start_at, remembered = 0, REMEMBERED[0]
+        state = _initial_state(session, request)
+        if request.image_digest is not None:
             cache.keep(keys[0], state, on_disk=True)
     else:
-        begun, kept = found
-        state, remembered = decoder.new_state(like=kept), REMEMBERED[1 if begun == 0 else 2]
+        start_at, kept = found
+        state, remembered = decoder.new_state(like=kept), REMEMBERED[1 if start_at == 0 else 2]
     cached_tokens = 0 if found is None else state.n_tokens
     yield None
     logits = np.empty(0, np.float32)
-    for passage in passages[begun:]:
-        for start in range(0, len(passage), PIECE):
-            logits = session.read(list(passage[start : start + PIECE]), state)
+    for segment in segments[start_at:]:
+        for start in range(0, len(segment), CHUNK):
+            logits = session.prefill(list(segment[start : start + CHUNK]), state)
             yield None
-    # A generated answer is read token by token. Where that leaves other bits than reading it at once, it is read again.
-    keeps_answer = decoder.same_bits_however_cut and not question.stops
-    if not keeps_answer:
+    # An answer is decoded token by token. Where a prefill of it would have other bits, its state is not cached.
+    caches_answer = decoder.same_bits_however_cut and not request.stops
+    if not caches_answer:
         cache.keep(keys[-1], state)
     prompt_tokens = state.n_tokens
-    answer = session.speak(logits, state, question.max_new_tokens, question.sampling, began=question.arrived)
-    stopped = yield from _shown(answer, StopStrings(question.stops))
-    if keeps_answer:
-        with suppress(MemoryError, MachineError):  # the answer is whole, and not lost because it cannot be remembered
-            _keep_answer(session, cache, keys[-1], answer)
+    answer = session.generate(logits, state, request.max_new_tokens, request.sampling, began=request.arrived)
+    stopped = yield from _until_stop(answer, StopStrings(request.stops))
+    if caches_answer:
+        with suppress(MemoryError, MachineError):  # the answer is complete, whether or not it can be cached
+            _cache_answer(session, cache, keys[-1], answer)
     yield Finished(
         "stop" if stopped or answer.finish == "end" else "length",
         image_tokens,
@@ -137,16 +139,16 @@ def answer_in_slices(session: Session, cache: PrefixCache, question: Question) -
     )
 
 
-def _look(session: Session, question: Question) -> DecoderState:
-    if question.image_digest is None:
+def _initial_state(session: Session, request: GenerationRequest) -> DecoderState:
+    if request.image_digest is None:
         return session.decoder.new_state()
-    if question.pixels is None:
-        raise ImageForgotten
-    return session.look(Pixels(question.pixels))
+    if request.pixels is None:
+        raise ImageEvicted
+    return session.look(Pixels(request.pixels))
 
 
-def _shown(answer: Answer, stops: StopStrings) -> Generator[Slice, None, bool]:
-    """Yield what of an answer is to be shown; returns whether a stop string ended it."""
+def _until_stop(answer: Answer, stops: StopStrings) -> Generator[Slice, None, bool]:
+    """Yield an answer up to a stop string; returns whether one ended it."""
     streamed = ""
     for piece in answer:
         streamed += piece
@@ -154,16 +156,16 @@ def _shown(answer: Answer, stops: StopStrings) -> Generator[Slice, None, bool]:
         if stops.found:
             answer.stop()
             return True
-    # What never became whole characters comes at the end, as replacement marks.
+    # Incomplete characters come at the end, as replacement characters.
     yield (stops.feed(answer.text.removeprefix(streamed)) + stops.rest()) or None
     return stops.found
 
 
-def _keep_answer(session: Session, cache: PrefixCache, prompt_key: bytes, answer: Answer) -> None:
-    """Remember the conversation up to the end of an answer, so that the next turn costs its own tokens only."""
+def _cache_answer(session: Session, cache: PrefixCache, prompt_key: bytes, answer: Answer) -> None:
+    """Cache the state after an answer, so that the next turn reads only its own tokens."""
     assert answer.state is not None
     if answer.unread:
-        session.read(answer.unread, answer.state)
+        session.prefill(answer.unread, answer.state)
     if answer.tokens:
         prompt_key = longer_key(prompt_key, answer.tokens)
     cache.keep(prompt_key, answer.state)

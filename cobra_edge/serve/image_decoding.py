@@ -1,7 +1,7 @@
-"""Images are decoded by child processes, away from the event loop and the decoder's thread.
+"""Image decoding in child processes, away from the event loop and the decoder thread.
 
-There are two. An address uses one of them at a time, so an image that takes long leaves the other to everybody else. A client
-that goes away, or whose deadline passes, ends the child that works for it; the next image starts another.
+There are two. An address uses one at a time, so a slow image leaves the other to the other clients. Where a client disconnects,
+or its deadline passes, its child is killed; the next image starts another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from ..inputs.image import ImageTransform
-from .errors import Refusal
+from .errors import ApiError
 from .fair_slots import FairSlots
 from .image_worker import LENGTH_BYTES, Decoded, Job, Reply, Setup, packed
 from .limits import Limits
@@ -25,15 +25,15 @@ from .scheduler import shutting_down
 log = logging.getLogger(__name__)
 
 _WORKERS = 2
-_END_SECONDS = 5.0  # for a child to end when it has closed its output
+_END_SECONDS = 5.0  # for a child to exit after it has closed its output
 _COMMAND = ("-m", "cobra_edge.serve.image_worker")
 
 
 class ImageDecoder:
-    """Decodes images in child processes. For one event loop; `close` it there."""
+    """Decodes images in child processes. For one event loop, on which it must be closed."""
 
     def __init__(self, transform: ImageTransform, limits: Limits, workers: int = _WORKERS) -> None:
-        """Start nothing yet."""
+        """Create the decoder; no process is started yet."""
         self._transform = transform
         self._setup = packed(Setup(transform, limits.image_pixels, limits.decode_seconds))
         self._seconds = limits.decode_seconds
@@ -44,19 +44,23 @@ class ImageDecoder:
         self._closed = False
 
     async def start(self) -> None:
-        """Start a child before the first image needs it."""
-        self._idle.append(await self._started())
+        """Start a child before the first image."""
+        self._idle.append(await self._spawn())
 
     async def decode(self, owner: str, file: bytes) -> np.ndarray:
-        """Return what `ImageTransform.pixels` makes of an image's file, of its shape and dtype.
+        """Decode an image file.
 
         Args:
-            owner: whose turn it is: an address.
-            file: of any content.
+            owner: address of the client, for fairness.
+            file: content of the file, untrusted.
+
+        Returns:
+            What `ImageTransform.pixels` returns for the image: (1, 3·n_encoders, image_size, image_size) float32 or
+            (n_squares, image_size, image_size, 3) uint8.
 
         Raises:
-            Refusal: 400 for what is no image, takes too long or breaks the decoder; 413 for one of too many pixels; 503 where
-                there is no memory for it, or the server shuts down.
+            ApiError: 400 not an image, too slow, or a crash of the decoder; 413 too many pixels; 503 out of memory, or the
+                server shuts down.
         """
         if self._closed:
             raise shutting_down()
@@ -77,25 +81,25 @@ class ImageDecoder:
             try:
                 reply = await _exchange(child, file)
             except (asyncio.IncompleteReadError, ConnectionError):
-                raise self._refusal(await _exit_code(child)) from None
-            except BaseException:  # cancelled: what runs inside a library hears of nothing
+                raise self._api_error(await _exit_code(child)) from None
+            except BaseException:  # cancelled: a call inside a library cannot be
                 self._kill(child)
                 raise
             self._idle.append(child)
         if not isinstance(reply, Decoded):
-            raise Refusal(reply.status, reply.message, reply.code, "messages")
+            raise ApiError(reply.status, reply.message, reply.code, "messages")
         dtype = np.uint8 if self._transform.input == "uint8" else np.float32
         return np.frombuffer(bytearray(reply.pixels), dtype).reshape(self._transform.shape)
 
-    def refuse(self) -> None:
-        """Decode no more: what is being decoded, or waits to be, is refused."""
+    def reject_all(self) -> None:
+        """Decode no more: running and queued images get 503."""
         self._closed = True
         for working in self._working:
             working.cancel()
 
     async def close(self) -> None:
-        """End all children."""
-        self.refuse()
+        """Reject all images and end the children."""
+        self.reject_all()
         await asyncio.gather(*self._working, return_exceptions=True)
         for child in self._idle:
             self._kill(child)
@@ -103,18 +107,19 @@ class ImageDecoder:
         await asyncio.gather(*self._ended)
 
     async def _child(self) -> asyncio.subprocess.Process:
-        """Return a child that waits for work."""
+        """Return an idle child, or start one."""
         while self._idle:
             child = self._idle.pop()
             if child.returncode is None:
                 return child
-        return await self._started()
+        return await self._spawn()
 
-    async def _started(self) -> asyncio.subprocess.Process:
-        pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-        # Libraries write to stderr what they think of a file: any client could fill the log. Ctrl-C reaches the server alone.
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        pipe, devnull = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+        # Without stderr, where libraries write warnings about a file: a client could fill the log. In a session of its own, so
+        # that Ctrl-C reaches only the server.
         child = await asyncio.create_subprocess_exec(
-            sys.executable, *_COMMAND, stdin=pipe, stdout=pipe, stderr=nothing, start_new_session=True
+            sys.executable, *_COMMAND, stdin=pipe, stdout=pipe, stderr=devnull, start_new_session=True
         )
         assert child.stdin is not None
         child.stdin.write(self._setup)
@@ -127,18 +132,18 @@ class ImageDecoder:
         self._ended.add(ending)
         ending.add_done_callback(self._ended.discard)
 
-    def _refusal(self, code: int) -> Refusal:
-        """Return what a client is told whose image ended the child, by its exit code."""
+    def _api_error(self, code: int) -> ApiError:
+        """Return the error for an image that ended the child, by its exit code."""
         if code == -signal.SIGALRM:
             message = (
                 f"decoding the image takes more than {self._seconds:g} s; scale it down, or send it as PNG or baseline JPEG"
             )
-            return Refusal(400, message, "invalid_image", "messages")
-        log.warning("an image ended the process that decoded it, with code %d", code)
+            return ApiError(400, message, "invalid_image", "messages")
+        log.warning("the process that decoded an image ended with code %d", code)
         if code == -signal.SIGKILL:
-            message = "the server has no memory left for this image; scale it down, or ask again later"
-            return Refusal(503, message, "out_of_memory", "messages", headers={"Retry-After": "5"})
-        return Refusal(400, "the image breaks the program that decodes it; save it again, as PNG", "invalid_image", "messages")
+            message = "the server has no memory for this image; scale it down, or retry later"
+            return ApiError(503, message, "out_of_memory", "messages", headers={"Retry-After": "5"})
+        return ApiError(400, "the image crashes its decoder; save it again as PNG", "invalid_image", "messages")
 
 
 async def _exchange(child: asyncio.subprocess.Process, file: bytes) -> Reply:
@@ -150,9 +155,9 @@ async def _exchange(child: asyncio.subprocess.Process, file: bytes) -> Reply:
 
 
 async def _exit_code(child: asyncio.subprocess.Process) -> int:
-    """Return the exit code of a child whose output has ended; it is killed where it does not end with that.
+    """Return the exit code of a child whose output has ended; it is killed after a timeout.
 
-    Not killed at once: before a signal Python looks whether the child has ended, and takes its exit code from asyncio.
+    It is not killed at once: before a signal, Python polls the child and takes its exit code away from asyncio.
     """
     assert child.stdin is not None
     child.stdin.close()

@@ -1,8 +1,8 @@
-"""Fetches images from hosts that the operator allows, and from nowhere else, whatever names and redirects say.
+"""Fetches images by URL, from allowed hosts only, redirects included.
 
-A client that names an address makes this machine ask it, from inside its network ("server-side request forgery"). So the name
-has to be on a list, and all its addresses public; the connection goes to the very address that was looked at, since a second
-question to DNS may have another answer ("DNS rebinding").
+With a URL a client makes this machine send a request from inside its network (server-side request forgery). So the host must be
+on an allow-list and all its addresses public. The connection uses the address that was checked: a second DNS query may have
+another answer (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httpcore
 
 from ..version import __version__
 from .address_policy import Address, is_public
-from .errors import Refusal
+from .errors import ApiError
 from .limits import Limits
 from .url_policy import ImageHosts, Location
 
@@ -29,26 +29,27 @@ _CONNECTIONS = 8
 _CONNECT_SECONDS = 5.0  # for one address of several
 _HEADERS = (
     (b"Accept", b"image/*"),
-    (b"Accept-Encoding", b"identity"),  # what is compressed has no size that could be watched
+    (b"Accept-Encoding", b"identity"),  # compressed content has no known size
     (b"User-Agent", f"cobra-edge/{__version__}".encode()),
 )
 _FAILURES = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, httpcore.UnsupportedProtocol)
 
 
 async def resolve(host: str, port: int) -> Sequence[Address]:
-    """Return the addresses of a host, as the system's resolver gives them.
+    """Return the addresses of a host from the system's resolver.
 
     Raises:
-        OSError: there is none.
+        OSError: the host has no address.
     """
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [ipaddress.ip_address(address[0]) for *_, address in found]
 
 
 class Fetcher:
-    """Fetches images.
+    """Fetches images from allowed hosts.
 
-    `resolver` and `reachable` say what addresses a name has and which of them may be asked, `trusted` whose certificates count.
+    `resolver` and `reachable` give the addresses of a name and whether each may be used; `trusted` has the trusted
+    certificates.
     """
 
     def __init__(
@@ -59,14 +60,14 @@ class Fetcher:
         reachable: Callable[[Address], bool] = is_public,
         trusted: ssl.SSLContext | None = None,
     ) -> None:
-        """Take a list of hosts, as `ImageHosts` has it.
+        """Create a fetcher for a list of hosts, see `ImageHosts`.
 
         Raises:
-            InputError: an entry of it is no host.
+            InputError: an entry of the list is not a host.
         """
         self._hosts = ImageHosts(hosts)
         self._limits = limits
-        # a connection serves one image: nothing is left open, and nothing of one client's meets another's
+        # one connection per image: none stays open, and clients share none
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=trusted or httpcore.default_ssl_context(),
             max_connections=_CONNECTIONS,
@@ -75,28 +76,28 @@ class Fetcher:
         )
 
     async def fetch(self, url: str) -> bytes:
-        """Return what is at a URL.
+        """Return the content of a URL.
 
         Raises:
-            Refusal: 400, the URL or one it redirects to is not allowed, or does not give a file; 413, it is too large.
+            ApiError: 400, the URL or a redirect is not allowed, or the request fails; 413, the file is too large.
         """
         location = Location.of(url)
         try:
             with anyio.fail_after(self._limits.fetch_seconds):
                 for _ in range(1 + _REDIRECTS):
                     self._hosts.require(location)
-                    got = await self._ask(location)
+                    got = await self._get(location)
                     if isinstance(got, bytes):
                         return got
                     location = got
         except TimeoutError as error:
             raise _not_fetched(f"{location.host} took more than {self._limits.fetch_seconds:g} seconds") from error
         except _FAILURES as error:
-            raise _not_fetched(f"{location.host} could not be asked ({type(error).__name__})") from error
+            raise _not_fetched(f"{location.host} could not be reached ({type(error).__name__})") from error
         raise _not_fetched(f"more than {_REDIRECTS} redirects")
 
-    async def _ask(self, location: Location) -> bytes | Location:
-        """Return what is at a location, or where else it says it is."""
+    async def _get(self, location: Location) -> bytes | Location:
+        """Return the content of a location, or the location that it redirects to."""
         url = httpcore.URL(scheme=location.scheme, host=location.host, port=location.port, target=location.target)
         headers = [(b"Host", location.authority.encode()), *_HEADERS]
         timeouts = {"connect": _CONNECT_SECONDS}
@@ -107,7 +108,7 @@ class Fetcher:
             if response.status != 200:
                 raise _not_fetched(f"{location.host} answered with status {response.status}")
             if fields.get(b"content-encoding", "identity").lower() != "identity":
-                raise _not_fetched(f"{location.host} sends it compressed ({fields[b'content-encoding'][:100]})")
+                raise _not_fetched(f"{location.host} sends compressed content ({fields[b'content-encoding'][:100]})")
             return await self._file(response, fields.get(b"content-length", ""))
 
     async def _file(self, response: httpcore.Response, declared: str) -> bytes:
@@ -123,7 +124,7 @@ class Fetcher:
 
 
 class _CheckedNetwork(httpcore.AsyncNetworkBackend):
-    """Connects to names whose addresses may all be asked, and to just the address that was looked at."""
+    """Network backend that resolves a name once, checks all its addresses, and connects to one of them."""
 
     def __init__(self, resolver: Resolver, reachable: Callable[[Address], bool]) -> None:
         self._resolver = resolver
@@ -142,7 +143,7 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
             addresses = await self._resolver(host, port)
         except (OSError, UnicodeError) as error:
             raise _not_fetched(f"{host} has no address") from error
-        # one private address among public ones is a trap, or a mistake
+        # a private address among public ones is an attack or a mistake
         if not addresses or not all(map(self._reachable, addresses)):
             raise _not_fetched(f"{host} is not on the public internet")
         failure: Exception = httpcore.ConnectError()
@@ -154,11 +155,11 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
         raise failure
 
 
-def _not_fetched(why: str) -> Refusal:
-    message = f"the image was not fetched: {why}; send it as a data: URI"
-    return Refusal(400, message, "image_not_fetched", "messages")
+def _not_fetched(why: str) -> ApiError:
+    message = f"the image was not fetched: {why}; send it as a data: URL"
+    return ApiError(400, message, "image_not_fetched", "messages")
 
 
-def _too_large(limit: int) -> Refusal:
-    message = f"the image at this address has more than {limit:,} bytes, which is the most that is read; scale it down"
-    return Refusal(413, message, "image_too_large", "messages")
+def _too_large(limit: int) -> ApiError:
+    message = f"the image at this URL has more than {limit:,} bytes, the maximum; scale it down"
+    return ApiError(413, message, "image_too_large", "messages")

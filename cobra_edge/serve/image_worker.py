@@ -1,9 +1,9 @@
-"""A child process of the server that decodes images, one after the other: `python -m cobra_edge.serve.image_worker`.
+"""Child process of the server that decodes images, one after the other: `python -m cobra_edge.serve.image_worker`.
 
-A file that makes a decoder slow, or crashes it, does so to this process alone, which the server can end at any time; a thread
-inside a C library could not be. It ends by itself when its input does, and when a file takes longer than it may.
+A file that slows down or crashes a decoder affects only this process, which the server can kill at any time; a thread inside a
+C library cannot be killed. The process exits at the end of its input, and where a file exceeds its time.
 
-It reads a `Setup`, then `Job`s, and answers each with a `Decoded` or a `Refused`. Every message is msgpack behind its length.
+It reads a `Setup`, then `Job`s, and answers each with a `Decoded` or a `Failed`. A message is its length, then msgpack.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from PIL import Image
 from ..errors import InputError, MachineError
 from ..inputs.image import DAMAGED, FORMATS, ImageTransform, load_image
 
-LENGTH_BYTES = 8  # of a message, in front of it, little-endian
+LENGTH_BYTES = 8  # of the length before a message, little-endian
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """What all jobs have in common.
+    """Parameters of all jobs.
 
     Attributes:
-        transform: from an image to the pixels that the vision graph takes.
-        max_pixels: an image of more is refused.
-        max_seconds: an image that takes longer ends the process, by SIGALRM.
+        transform: from an image to the input of the vision graph.
+        max_pixels: limit of an image.
+        max_seconds: limit for one image, enforced by SIGALRM, which ends the process.
     """
 
     transform: ImageTransform
@@ -37,49 +37,49 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """An image's file."""
+    """The content of an image file."""
 
     file: bytes
 
 
 class Decoded(msgspec.Struct, frozen=True, tag=True):
-    """What `ImageTransform.pixels` returned, its bytes in C order."""
+    """The bytes, in C order, of what `ImageTransform.pixels` returned."""
 
     pixels: bytes
 
 
-class Refused(msgspec.Struct, frozen=True, tag=True):
-    """Why there are no pixels; the fields are those of a `errors.Refusal`."""
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """Why there are no pixels; the fields are those of `errors.ApiError`."""
 
     status: int
     message: str
     code: str
 
 
-Reply = Decoded | Refused
+Reply = Decoded | Failed
 
 
 def packed(message: msgspec.Struct) -> bytes:
-    """Return a message with its length in front."""
+    """Return a message with its length before it."""
     body = msgspec.msgpack.encode(message)
     return len(body).to_bytes(LENGTH_BYTES, "little") + body
 
 
 def decode(setup: Setup, file: bytes) -> Reply:
-    """Decode an image's file and transform it."""
+    """Decode and transform an image file."""
     try:
         return Decoded(setup.transform.pixels(load_image(file, setup.max_pixels, "the image")).tobytes())
     except InputError as error:
         if _has_more_pixels(file, setup.max_pixels):
-            message = f"the image has too many pixels, at most {setup.max_pixels:,} pixels are read; scale it down"
-            return Refused(413, message, "image_too_large")
-        return Refused(400, f"messages: {error}", "invalid_image")
+            message = f"the image has too many pixels, the maximum is {setup.max_pixels:,} pixels; scale it down"
+            return Failed(413, message, "image_too_large")
+        return Failed(400, f"messages: {error}", "invalid_image")
     except MachineError as error:
-        return Refused(500, str(error), "decoder_failed")
+        return Failed(500, str(error), "decoder_failed")
 
 
 def _has_more_pixels(file: bytes, max_pixels: int) -> bool:
-    """Say whether the head of an image that was refused has more pixels than are read: such a one has a status of its own."""
+    """Whether the header of a rejected image has more pixels than the limit, which has its own status."""
     try:
         with Image.open(io.BytesIO(file), formats=FORMATS) as image:
             return image.size[0] * image.size[1] > max_pixels
@@ -100,7 +100,9 @@ def main() -> None:
     received, sent = sys.stdin.buffer, sys.stdout.buffer
     setup = msgspec.msgpack.decode(_read(received), type=Setup)
     while body := _read(received):
-        signal.setitimer(signal.ITIMER_REAL, setup.max_seconds)  # not handled: the signal ends the process, inside C, too
+        signal.setitimer(
+            signal.ITIMER_REAL, setup.max_seconds
+        )  # without a handler the signal ends the process, inside C code too
         reply = decode(setup, msgspec.msgpack.decode(body, type=Job).file)
         signal.setitimer(signal.ITIMER_REAL, 0)
         sent.write(packed(reply))

@@ -1,39 +1,39 @@
-"""How much one client, and all of them together, may ask of a server."""
+"""Limits of a server, for one client and for all clients together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Less would keep a browser from working: it opens six connections to a server, and has several tabs.
-LEAST_CONNECTIONS = 8
-LEAST_QUESTIONS = 4
+# A browser opens six connections to a server, and may have several tabs.
+MIN_CONNECTIONS = 8
+MIN_REQUESTS = 4
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds that keep a server alive whatever clients send.
+    """Limits that keep a server alive whatever clients send.
 
     Attributes:
-        body_bytes: of a request; an image in it is a third larger than its file.
-        body_values: of a request, as JSON has them; its brackets and commas are counted, which an image has none of.
-        bodies_bytes: of all requests that are being received, wait or are answered at the same time. One with an image takes
-            three times its size meanwhile: as it came, as text, and as the image's file.
-        image_bytes: of an image's file.
-        image_pixels: of a decoded image.
-        prompt_tokens: read before an answer, the image's included; None for what the model takes.
-        new_tokens: of an answer, whatever a client asks for; None for what the model takes.
-        default_new_tokens: of an answer whose request says nothing.
-        active: answers decoded in turns.
-        waiting: further requests that are read or wait for their turn; beyond, clients are told to come again.
+        body_bytes: size of a request's body; base64 makes an image a third larger than its file.
+        body_values: JSON values in a body, counted as brackets and commas; a base64 image has none.
+        bodies_bytes: size of the bodies of all requests that are received, queued or running. One with an image takes three
+            times its size: the body, its text, and the image file.
+        image_bytes: size of an image file.
+        image_pixels: pixels of a decoded image.
+        prompt_tokens: length of a prompt, visual tokens included; None for the model's limit.
+        new_tokens: length of an answer, whatever a client asks for; None for the model's limit.
+        default_new_tokens: length of an answer by default.
+        active: answers decoded concurrently, in time slices.
+        waiting: further requests, which are read or queued; requests beyond capacity get 429.
         deadline_seconds: from a request's arrival to the end of its answer.
-        header_seconds: to send a request's head.
-        body_seconds: to send its body.
-        decode_seconds: of work to decode an image.
-        fetch_seconds: to fetch an image that a request names by its address.
-        send_seconds: to take one piece of an answer.
-        connections: open at the same time.
-        connections_per_address: of one address. A browser opens six.
-        questions_per_address: of one address that are inside, of active + waiting; None for three quarters of them.
+        header_seconds: to receive a request's head.
+        body_seconds: to receive a request's body.
+        decode_seconds: CPU time to decode an image.
+        fetch_seconds: to fetch an image from its URL.
+        send_seconds: to send one chunk of an answer.
+        connections: open connections.
+        connections_per_address: open connections of one address. A browser opens six.
+        requests_per_address: running or queued requests of one address; None for three quarters of active + waiting.
     """
 
     body_bytes: int = 16 << 20
@@ -54,19 +54,19 @@ class Limits:
     send_seconds: float = 30.0
     connections: int = 256
     connections_per_address: int = 64
-    questions_per_address: int | None = None
+    requests_per_address: int | None = None
 
     @property
-    def places(self) -> int:
-        """How many questions may be inside."""
+    def slots(self) -> int:
+        """Requests that may run or wait."""
         return self.active + self.waiting
 
     @property
-    def places_per_address(self) -> int:
-        """How many of them may be one address's: by default what leaves a quarter to others, but enough for one browser."""
-        return self.questions_per_address or max(LEAST_QUESTIONS, self.places * 3 // 4)
+    def slots_per_address(self) -> int:
+        """Requests of one address: by default a quarter is left to others, but one browser has enough."""
+        return self.requests_per_address or max(MIN_REQUESTS, self.slots * 3 // 4)
 
     @property
     def bodies_bytes_per_address(self) -> int:
-        """How much of `bodies_bytes` may be one address's: what leaves a quarter to others, but enough for one body."""
+        """Share of `bodies_bytes` of one address: a quarter is left to others, but one body fits."""
         return max(self.body_bytes, self.bodies_bytes * 3 // 4)

@@ -1,4 +1,4 @@
-"""What a server counts and times, for Prometheus. Nothing in it tells what was asked or answered."""
+"""Prometheus metrics. None depends on the content of a prompt or an answer."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from prometheus_client.registry import Collector
 from .generation import REMEMBERED, Finished
 from .prefix_cache import PrefixCache
 
-# From a millisecond, the mini model's, to minutes, a large prompt on a small board.
+# From a millisecond (the mini model) to minutes (a long prompt on a small board).
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 
 
 class _CacheCounts(Collector):
-    """The state cache's own counts, read when they are asked for."""
+    """Counts of the prefix cache, read at each scrape."""
 
     def __init__(self, cache: PrefixCache) -> None:
         self.cache = cache
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         counts = self.cache.counts
-        hits = CounterMetricFamily("cobra_edge_state_cache_hits", "Beginnings that were remembered.", labels=["where"])
+        hits = CounterMetricFamily("cobra_edge_state_cache_hits", "Prompts with a cached prefix.", labels=["where"])
         hits.add_metric(["memory"], counts.hits_memory)
         hits.add_metric(["disk"], counts.hits_disk)
         yield hits
         for name, help_text, value in (
-            ("misses", "Beginnings that were not remembered.", counts.misses),
-            ("evicted", "States that made room for others.", counts.evicted),
-            ("refused_files", "Files on disk that were damaged, and removed.", counts.refused_files),
+            ("misses", "Prompts without a cached prefix.", counts.misses),
+            ("evicted", "States evicted from memory.", counts.evicted),
+            ("refused_files", "Damaged files on disk, removed.", counts.refused_files),
         ):
             yield CounterMetricFamily(f"cobra_edge_state_cache_{name}", help_text, value=value)
 
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """The server's metrics, in a registry of their own."""
+    """The server's metrics, in their own registry."""
 
     registry: CollectorRegistry
     requests: Counter
@@ -50,7 +50,12 @@ class Metrics:
 
     @classmethod
     def of(cls, cache: PrefixCache, waiting: Callable[[], int], active: Callable[[], int]) -> Metrics:
-        """Return the metrics of a server with that cache, which tells how many questions wait and are being answered."""
+        """Return the metrics of a server.
+
+        Args:
+            cache: its prefix cache.
+            waiting, active: numbers of queued and running requests.
+        """
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -60,14 +65,14 @@ class Metrics:
         def gauge(name: str, help_text: str, read: Callable[[], float]) -> None:
             Gauge(f"cobra_edge_{name}", help_text, registry=registry).set_function(read)
 
-        gauge("queue_depth", "Questions that wait for their turn.", waiting)
-        gauge("active", "Questions that are being answered.", active)
-        gauge("state_cache_bytes", "States kept in memory.", lambda: cache.size_bytes)
-        gauge("state_cache_states", "States kept in memory, their number.", lambda: len(cache))
+        gauge("queue_depth", "Queued requests.", waiting)
+        gauge("active", "Running requests.", active)
+        gauge("state_cache_bytes", "Size of the states in memory.", lambda: cache.size_bytes)
+        gauge("state_cache_states", "Number of states in memory.", lambda: len(cache))
 
         def counter(name: str, help_text: str, label: str, values: tuple[str, ...] = ()) -> Counter:
             made = Counter(f"cobra_edge_{name}", help_text, [label], registry=registry)
-            for value in values:  # so that they are there, and 0, before the first one
+            for value in values:  # so that each is exported as 0 before its first event
                 made.labels(value)
             return made
 
@@ -76,20 +81,25 @@ class Metrics:
 
         return cls(
             registry,
-            counter("requests", "Questions by how they ended, as HTTP's status; 499: the client went away.", "status"),
-            counter("tokens", "Tokens by what became of them.", "kind", ("read", "remembered", "written")),
-            counter("answers", "Answers by what did not have to be read again.", "remembered", REMEMBERED),
-            histogram("queue", "From a question's arrival to its first turn."),
-            histogram("ttft", "From a question's arrival to the answer's first token."),
-            histogram("tpot", "Time of each further token, the mean of an answer."),
+            counter("requests", "Requests by final HTTP status; 499: the client disconnected.", "status"),
+            counter(
+                "tokens",
+                "Tokens by kind: prompt tokens read or remembered, generated tokens written.",
+                "kind",
+                ("read", "remembered", "written"),
+            ),
+            counter("answers", "Answers by cached prefix: nothing, image or conversation.", "remembered", REMEMBERED),
+            histogram("queue", "From a request's arrival to its first time slice."),
+            histogram("ttft", "From a request's arrival to the first token."),
+            histogram("tpot", "Time per output token after the first, mean over an answer."),
         )
 
     def ended(self, status: int) -> None:
-        """Count a question by how it ended."""
+        """Count a request by its final status."""
         self.requests.labels(str(status)).inc()
 
     def answered(self, end: Finished) -> None:
-        """Count an answer."""
+        """Count a complete answer."""
         self.tokens.labels("read").inc(end.prompt_tokens - end.cached_tokens)
         self.tokens.labels("remembered").inc(end.cached_tokens)
         self.tokens.labels("written").inc(end.completion_tokens)

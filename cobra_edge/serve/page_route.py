@@ -1,6 +1,6 @@
-"""The page of the server: an image, questions, answers as they come; plain files, read once, that load nothing from elsewhere.
+"""The web page of the server: static files without external resources.
 
-Its headers forbid what it has no need of: no script or style but its own, no connection but to this server.
+Its Content-Security-Policy allows only its own scripts and styles, and connections to this server.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 PAGE_HEADERS = {
-    "Cache-Control": "no-cache",  # kept, but asked for again each time: an updated server has an updated page
+    "Cache-Control": "no-cache",  # cached but revalidated: an updated server has an updated page
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -29,13 +29,13 @@ PAGE_HEADERS = {
 
 
 def page_paths() -> dict[str, Path]:
-    """Return the file of each path of the page: "/" and "/page/style.css", "/page/script.js" and the modules it imports."""
+    """Return the file of each path: "/", "/page/style.css", "/page/script.js" and the modules it imports."""
     files = sorted(file for file in _FILES.iterdir() if file.suffix in _TYPES)
     return {"/" if file.name == "index.html" else f"/page/{file.name}": file for file in files}
 
 
 def page_router() -> APIRouter:
-    """Return the routes of the page, for GET and HEAD; they are no part of the API's schema."""
+    """Return the routes of the page (GET and HEAD), which are not in the OpenAPI document."""
     router = APIRouter(include_in_schema=False)
     for path, file in page_paths().items():
         router.add_api_route(path, _endpoint(file), methods=["GET", "HEAD"], response_class=Response)

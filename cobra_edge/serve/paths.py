@@ -1,7 +1,7 @@
-"""Which route a path means: other spellings of this API's paths are taken, those of other APIs are told where this one's is.
+"""Path normalization: variants of this API's paths are accepted, and 404 messages name the API that a path belongs to.
 
-Clients put a base URL and a path together. Base URLs are given without `/v1`, with it twice, or with `/chat/completions`
-behind them; what they mean is the same.
+Clients join a base URL and a path. Users give base URLs without `/v1`, with it twice, or ending in `/chat/completions`; all
+mean the same route.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 COMPLETIONS = "/v1/chat/completions"
 MODELS = "/v1/models"
-_SPELLING = re.compile(r"(?:/api)?(?:/v1)*(?:/chat/completions)*(/chat/completions|/models(?:/.+?)?)/?")
+_VARIANTS = re.compile(r"(?:/api)?(?:/v1)*(?:/chat/completions)*(/chat/completions|/models(?:/.+?)?)/?")
 _OTHER_APIS = (
     (r"(/v1)*/responses(/.*)?", "OpenAI's Responses API"),
     (r"(/v1)*/completions?", "text completion without a conversation"),
@@ -28,26 +28,26 @@ _HERE = (
 
 
 def canonical_path(path: str) -> str:
-    """Return the path of the route that a path means: another spelling's, or the path itself."""
-    found = _SPELLING.fullmatch(path)
+    """Return the path of the route that a path means, or the path itself."""
+    found = _VARIANTS.fullmatch(path)
     return path if found is None else f"/v1{found[1]}"
 
 
-def nothing_here(method: str, path: str) -> str:
-    """Return what is said of a path without a route."""
+def not_found_message(method: str, path: str) -> str:
+    """Return the message for a path without a route."""
     other = next((name for pattern, name in _OTHER_APIS if re.fullmatch(pattern, path)), None)
-    what = "there is nothing here" if other is None else f"{other} is not here"
+    what = "no such path" if other is None else f"{other} is not supported"
     return f"{method} {path[:200]}: {what}; {_HERE}"
 
 
-class CanonicalPath:
-    """Gives requests the path that they mean. It stands before all checks, which know of no other spellings."""
+class CanonicalPathMiddleware:
+    """ASGI middleware that normalizes the path, before the checks that depend on it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on; an ASGI app."""
+        """See ASGI."""
         if scope["type"] == "http":
             scope["path"] = canonical_path(scope["path"])
         await self._app(scope, receive, send)

@@ -1,7 +1,7 @@
-"""What was read before, remembered: states by the key of what they have read, the least recently used given up first.
+"""Prefix cache: decoder states by the key of the prefix that they have read, evicted least recently used first.
 
-A key names a whole prefix (the image, then each passage of the conversation), so a state that is found is exact: going on
-from it is what reading everything again would have been.
+A key is a hash of the whole prefix (the image, then each segment of the conversation), so decoding from a cached state gives
+the same result as reading the prefix again.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from ..decode.decoder import DecoderState
 from .prefix_cache_disk import PrefixCacheDisk
 
-_ENTRY_BYTES = 512  # the key, and the objects around a state's arrays
+_ENTRY_BYTES = 512  # the key and the objects around the arrays
 
 
 @dataclass
 class CacheCounts:
-    """What became of the questions for a state, and of the states.
+    """Counts of a prefix cache.
 
     Attributes:
-        hits_memory, hits_disk: a state was found, there.
-        misses: none was.
-        evicted: states given up for others, in memory.
-        refused_files: files that were not what was once written.
+        hits_memory, hits_disk: lookups that found a state there.
+        misses: lookups that found none.
+        evicted: states evicted from memory.
+        refused_files: damaged files on disk.
     """
 
     hits_memory: int = 0
@@ -37,38 +37,37 @@ class CacheCounts:
 
 
 class PrefixCache:
-    """States in the host's memory up to a limit, over files where there are some; for one thread.
+    """States in host memory up to a limit, with an optional second level on disk. For one thread.
 
-    Others may ask `holds`, and read the length and the figures: each is one step of the interpreter, and none walks over what
-    that one thread changes.
+    Other threads may call `holds` and read the length and the counts: each is one step of the interpreter.
 
     Attributes:
-        size_bytes: what is kept in memory, never more than the limit.
+        size_bytes: size of the states in memory, at most the limit.
         counts: since the start.
     """
 
     def __init__(self, limit_bytes: int, files: PrefixCacheDisk | None = None) -> None:
-        """Begin empty; a limit of 0 keeps nothing in memory."""
+        """Create an empty cache; a limit of 0 keeps nothing in memory."""
         self._limit_bytes, self._files = limit_bytes, files
         self._kept: OrderedDict[bytes, DecoderState] = OrderedDict()  # the most recently used last
         self.size_bytes, self.counts = 0, CacheCounts()
 
     def __len__(self) -> int:
-        """Return how many states are in memory."""
+        """Return the number of states in memory."""
         return len(self._kept)
 
     def holds(self, keys: Iterable[bytes]) -> bool:
-        """Say whether a state of one of these prefixes is in memory; it may be given up in the next moment."""
+        """Whether the state of one of these prefixes is in memory; it may be evicted at any time."""
         return any(key in self._kept for key in keys)
 
     def longest(self, keys: Sequence[bytes]) -> tuple[int, DecoderState] | None:
-        """Return the index of the longest prefix whose state is kept, and that state; None where none is.
+        """Return the index of the longest cached prefix and its state; None for a miss.
 
         Args:
-            keys: of ever longer prefixes, the shortest first. For each one longer than what memory has, a file is looked for:
-                a system call where there is none, and a prompt has a few dozen passages at most.
+            keys: of the prefixes, the shortest first. A file is looked up for each one longer than those in memory, one system
+                call each; a prompt has a few dozen segments at most.
 
-        The state belongs to the cache and its arrays are read-only: `decoder.new_state(like=state)` goes on from it.
+        The state belongs to the cache and its arrays are read-only: copy it with `decoder.new_state(like=state)`.
         """
         found = next((i for i in reversed(range(len(keys))) if keys[i] in self._kept), -1)
         for i in reversed(range(found + 1, len(keys))):
@@ -84,9 +83,9 @@ class PrefixCache:
         return found, self._kept[keys[found]]
 
     def keep(self, key: bytes, state: DecoderState, *, on_disk: bool = False) -> None:
-        """Keep a copy of a state, in memory where the limit has room for it, and in a file where it is to be on disk.
+        """Store a copy of a state in memory, where it fits the limit, and on disk, where `on_disk` is set.
 
-        A key that is kept already stands for the same state, which is not copied again.
+        A state whose key is in the cache is not copied again.
         """
         kept = self._kept.get(key)
         if kept is None and (self._fits(state) or (on_disk and self._files)):
@@ -108,7 +107,7 @@ class PrefixCache:
         return state
 
     def _put(self, key: bytes, state: DecoderState) -> None:
-        """Have a state as the most recently used one, if it is not too large by itself."""
+        """Insert a state as the most recently used one, unless it is larger than the limit."""
         if not self._fits(state):
             return
         if key not in self._kept:
@@ -125,5 +124,5 @@ class PrefixCache:
 
 
 def _size_of(state: DecoderState) -> int:
-    """Return the bytes a state takes, from its shapes alone: the arrays of one on a GPU would be copied."""
+    """Return the size of a state in bytes, from its shapes: reading its arrays would copy them from a GPU."""
     return sum(int(np.prod(shape)) * np.dtype(np.float32).itemsize for shape in state.shapes) + _ENTRY_BYTES

@@ -1,12 +1,12 @@
-"""States on disk, so that an image that was looked at once is never looked at again, not even after a restart.
+"""Prefix cache on disk: states survive a restart, so an image is encoded only once.
 
-One safetensors file a state, `directory/fingerprint/key.safetensors`; the fingerprint names the bundle and what runs it. The
-header's metadata says key, fingerprint and the sha256 of the values, and a file is taken only when it is, byte for byte, what
-would be written for those values: a flipped bit, a cut end or another model's state is refused and removed. That is also why a
-write does not wait for the disk: what a power cut leaves of it is refused later. Files are renamed into place when they are
-whole, so several servers of one user may share a directory; each may then exceed the limit by one file for a moment. Nothing is
-followed or removed that could not be ours, and nothing is believed that another user could have written: directories and files
-belong to this user (or root), and nobody else may write to them.
+One safetensors file per state, `directory/fingerprint/key.safetensors`; the fingerprint identifies the bundle and its runtimes.
+The header's metadata has key, fingerprint and the SHA-256 of the values, and a file is accepted only where it equals, byte for
+byte, what would be written for those values: a flipped bit, a truncated file or another model's state is rejected and removed.
+Therefore a write does not call fsync: what a power cut leaves is rejected later. Files are renamed into place when complete, so
+several servers of one user may share a directory; each may exceed the limit by one file for a moment. Only files that this
+module may have written are removed, no link is followed, and nothing is read that another user could have written: directories
+and files must belong to this user or root, and only they may have write permission.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from ..formats.safetensors_file import safetensors_header
 log = logging.getLogger(__name__)
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")
-_WHOLE, _PART = re.compile(r"[0-9a-f]{64}\.safetensors"), re.compile(r"[0-9a-f]{64}\.[a-z0-9_]{8}\.part")
-_ABANDONED_SECONDS = 60.0  # no write of one state takes that long
+_WHOLE, _TEMPORARY = re.compile(r"[0-9a-f]{64}\.safetensors"), re.compile(r"[0-9a-f]{64}\.[a-z0-9_]{8}\.part")
+_ABANDONED_SECONDS = 60.0  # a write takes less
 
 
 class _NotAsWritten(Exception):
-    """A file that is not what was once written; the text says what it is."""
+    """A file differs from what was written; the message says how."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A file of ours in the directory, whichever bundle's."""
+    """A file of the cache, of any bundle."""
 
     used_seconds: float
     size_bytes: int
@@ -52,26 +52,26 @@ class _Found:
 
 
 class PrefixCacheDisk:
-    """The states of one bundle in a directory that others may use too, the least recently used of all given up first.
+    """States of one bundle in a directory shared with other bundles; the least recently used of all is removed first.
 
     Attributes:
-        refused: files that were not as they were written, or could not be read.
+        refused: number of damaged or unreadable files.
     """
 
     def __init__(
         self, directory: Path, limit_bytes: int, config: MambaConfig, fingerprint: str, most_tokens: int = 1 << 20
     ) -> None:
-        """Make the directory where there is none.
+        """Create the directory if necessary.
 
         Args:
-            directory: of all bundles' states.
-            limit_bytes: for all files in it.
-            config: sizes of the states.
-            fingerprint: hex digits that differ wherever states may.
-            most_tokens: that the model reads; a state of more is none of its own.
+            directory: for the states of all bundles.
+            limit_bytes: total size of the files in it.
+            config: of the decoder; sets the size of a state.
+            fingerprint: hexadecimal; differs wherever states may.
+            most_tokens: context length of the model; a state of more tokens is rejected.
 
         Raises:
-            InputError: nothing can be written there, others may write there, or the limit is less than one state.
+            InputError: not writable, writable for others, or the limit is less than one state.
         """
         assert _FINGERPRINT.fullmatch(fingerprint)
         self._directory, self._own, self._fingerprint = directory, directory / fingerprint, fingerprint
@@ -79,11 +79,11 @@ class PrefixCacheDisk:
         self._limit_bytes, self._layout = limit_bytes, DecoderState.layout(config)
         self._values_bytes = sum(t.n_bytes for t in self._layout)
         self._file_bytes = len(self._head(bytes(32), b"")) + self._values_bytes
-        self.refused, self._left_alone, self._failing = 0, set[str](), False
+        self.refused, self._ignored, self._failing = 0, set[str](), False
         if limit_bytes < self._file_bytes:
             raise InputError(
-                f"{directory}: {limit_bytes} bytes for states on disk, but one of this model takes {self._file_bytes}; "
-                "allow more, or name no directory"
+                f"{directory}: the limit is {limit_bytes} bytes, but one state of this model takes {self._file_bytes}; "
+                "raise the limit, or leave out --state-dir"
             )
         try:
             self._make_directories()
@@ -91,22 +91,22 @@ class PrefixCacheDisk:
                 pass
         except OSError as error:
             raise InputError(
-                f"{directory}: states cannot be kept there ({error}); name a directory you may write to"
+                f"{directory}: not usable for the prefix cache ({error}); give a directory that you can write to"
             ) from error
 
     def load(self, key: bytes) -> DecoderState | None:
-        """Return the state of a key of 32 bytes, its arrays read-only; None where there is none that is as it was written."""
+        """Return the state of a key (32 bytes), its arrays read-only; None where there is no valid file."""
         file = self._file_of(key)
-        if file.name in self._left_alone:
+        if file.name in self._ignored:
             return None
         try:
             self._require_own_directories()
         except FileNotFoundError:
             return None
-        except OSError as error:  # what lies there is another's to remove
+        except OSError as error:  # not ours to remove
             self.refused += 1
-            self._left_alone.add(file.name)
-            log.warning("%s: not looked at (%s)", file, error)
+            self._ignored.add(file.name)
+            log.warning("%s: ignored (%s)", file, error)
             return None
         try:
             return self._state(key, self._read(file))
@@ -115,13 +115,13 @@ class PrefixCacheDisk:
         except (OSError, _NotAsWritten) as error:
             self.refused += 1
             removed = _remove(file)
-            log.warning("%s: %s; %s", file, error, "removed" if removed else "left where it is, and not looked at again")
+            log.warning("%s: %s; %s", file, error, "removed" if removed else "left in place and ignored")
             if not removed:
-                self._left_alone.add(file.name)
+                self._ignored.add(file.name)
             return None
 
     def save(self, key: bytes, state: DecoderState) -> None:
-        """Write the state of a key of 32 bytes, unless it is there; where that fails, a warning says so and it is not kept."""
+        """Write the state of a key (32 bytes) unless it is on disk; a failure is logged, once for consecutive failures."""
         file = self._file_of(key)
         try:
             self._make_directories()
@@ -131,7 +131,7 @@ class PrefixCacheDisk:
                 self._failing = False
         except OSError as error:
             if not self._failing:
-                log.warning("%s: a state could not be kept (%s); the next ones are tried without a word", file, error)
+                log.warning("%s: a state could not be saved (%s); further failures are not logged", file, error)
             self._failing = True
 
     def _file_of(self, key: bytes) -> Path:
@@ -139,13 +139,13 @@ class PrefixCacheDisk:
         return self._own / f"{key.hex()}.safetensors"
 
     def _make_directories(self) -> None:
-        """Make both directories, now or again. Raises OSError: something else is there."""
+        """Create both directories if necessary. Raises OSError where something else is there."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._own.mkdir(mode=0o700, exist_ok=True)
         self._require_own_directories()
 
     def _require_own_directories(self) -> None:
-        """Raise OSError where a directory is a link (the first may be one), another user's, or open for others to write."""
+        """Raise OSError where a directory is another user's, is writable for others, or is a link (the first may be one)."""
         if self._own.is_symlink():
             raise NotADirectoryError(f"{self._own} is a link; remove it")
         for directory in (self._directory, self._own):
@@ -153,7 +153,7 @@ class PrefixCacheDisk:
                 raise PermissionError(f"{directory}: {reason}")
 
     def _head(self, key: bytes, *values: bytes | memoryview) -> bytes:
-        """Return what the file of some values begins with; its length is the same for all."""
+        """Return the header of the file of some values; its length is constant."""
         digest = hashlib.sha256()
         for part in values:
             digest.update(part)
@@ -162,7 +162,7 @@ class PrefixCacheDisk:
         )
 
     def _read(self, file: Path) -> bytes:
-        """Return a file of the right size. Raises OSError, _NotAsWritten."""
+        """Return the content of a file of the expected size. Raises OSError, _NotAsWritten."""
         with open(file, "rb", opener=lambda name, flags: os.open(name, flags | ONLY_A_FILE)) as stream:
             found = os.fstat(stream.fileno())
             if not stat.S_ISREG(found.st_mode):
@@ -172,12 +172,12 @@ class PrefixCacheDisk:
             if found.st_size != self._file_bytes:
                 raise _NotAsWritten(f"{found.st_size} bytes, expected {self._file_bytes}")
             content = stream.read(self._file_bytes)
-            with suppress(OSError):  # root's file is used, but its time is not ours to set
+            with suppress(OSError):  # the time of a file of root cannot be set
                 os.utime(stream.fileno())
         return content
 
     def _state(self, key: bytes, content: bytes) -> DecoderState:
-        """Return the state a file holds, over its bytes. Raises _NotAsWritten."""
+        """Return the state in a file, as views of its bytes. Raises _NotAsWritten."""
         values = memoryview(content)[self._file_bytes - self._values_bytes :]
         if content[: -self._values_bytes] != self._head(key, values):
             raise _NotAsWritten("altered, or of another model")
@@ -186,14 +186,14 @@ class PrefixCacheDisk:
             arrays[t.name] = np.frombuffer(values, t.dtype, t.n_bytes // np.dtype(t.dtype).itemsize, offset).reshape(t.shape)
             offset += t.n_bytes
         if not (np.isfinite(arrays["conv"]).all() and np.isfinite(arrays["ssm"]).all()):
-            raise _NotAsWritten("holds NaN or infinity")
+            raise _NotAsWritten("contains NaN or infinity")
         n_tokens = int(arrays["n_tokens"][0])
         if not 0 <= n_tokens <= self._most_tokens:
-            raise _NotAsWritten(f"says that it has read {n_tokens} tokens, expected at most {self._most_tokens}")
+            raise _NotAsWritten(f"n_tokens is {n_tokens}, expected at most {self._most_tokens}")
         return DecoderState(arrays["conv"], arrays["ssm"], n_tokens)
 
     def _is_taken(self, file: Path) -> bool:
-        """Say whether a name needs no writing: the state is there (and used now), or something that is not ours."""
+        """Whether a file exists and need not be written; its time of use is updated."""
         try:
             found = file.lstat()
         except FileNotFoundError:
@@ -206,7 +206,7 @@ class PrefixCacheDisk:
         return True
 
     def _write(self, file: Path, key: bytes, state: DecoderState) -> None:
-        """Write a file beside its name and rename it. Raises OSError."""
+        """Write a temporary file and rename it. Raises OSError."""
         values = [np.ascontiguousarray(value).data.cast("B") for value in state.parts().values()]
         descriptor, name = tempfile.mkstemp(".part", f"{key.hex()}.", self._own)
         try:
@@ -220,32 +220,32 @@ class PrefixCacheDisk:
             raise
 
     def _make_room(self) -> None:
-        """Remove the least recently used files until one more fits. Raises OSError when that is not enough."""
+        """Remove the least recently used files until one more fits. Raises OSError where that is not enough."""
         found = sorted(self._all_files(), key=lambda one: one.used_seconds)
         spare = self._limit_bytes - self._file_bytes - sum(one.size_bytes for one in found)
         now = time.time()
         for one in found:
-            half_written = _PART.fullmatch(one.path.name) is not None
+            half_written = _TEMPORARY.fullmatch(one.path.name) is not None
             given_up = now - one.used_seconds > _ABANDONED_SECONDS if half_written else spare < 0
             if given_up and _remove(one.path):
                 spare += one.size_bytes
         if spare < 0:
-            raise OSError(f"{-spare} bytes above the limit of {self._limit_bytes}, and nothing more that may be removed")
+            raise OSError(f"{-spare} bytes above the limit of {self._limit_bytes}, and no further file can be removed")
 
     def _all_files(self) -> Iterator[_Found]:
-        """Yield the files of all bundles, half-written ones too."""
+        """Yield the files of all bundles, temporary ones included."""
         for folder in _entries(self._directory):
             if not _FINGERPRINT.fullmatch(folder.name) or not folder.is_dir(follow_symlinks=False):
                 continue
             for entry in _entries(Path(folder.path)):
-                if (_WHOLE.fullmatch(entry.name) or _PART.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+                if (_WHOLE.fullmatch(entry.name) or _TEMPORARY.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
                     with suppress(FileNotFoundError):
                         found = entry.stat(follow_symlinks=False)
                         yield _Found(found.st_mtime, found.st_size, Path(entry.path))
 
 
 def _entries(directory: Path) -> list[os.DirEntry[str]]:
-    """Return what a directory holds; nothing where it has gone or is not ours to read."""
+    """Return the entries of a directory; none where it is gone or unreadable."""
     try:
         with os.scandir(directory) as entries:
             return list(entries)
@@ -254,7 +254,7 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
 
 
 def _remove(file: Path) -> bool:
-    """Remove a regular file, and say whether there is none any more."""
+    """Remove a regular file; returns whether it is gone."""
     try:
         if stat.S_ISREG(file.lstat().st_mode):
             file.unlink()

@@ -1,4 +1,4 @@
-"""What is wrong with a request's body, and where, in our own words: what was got, what was expected, what to do."""
+"""Validation errors of a request's body: the field, what was got, what was expected, what to do."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 
-from .errors import Refusal
+from .errors import ApiError
 from .request_fields import IMAGE_EXAMPLE, UNKNOWN_FIELD
 
-_LONGEST_PLACE = 200
+_MAX_PATH_CHARACTERS = 200
 _KINDS = {
     "bool_type": "true or false",
     "dict_type": "an object",
@@ -29,10 +29,10 @@ _EITHER = {"content": "a string or a list of parts", "stop": "a string or a list
 _PART_TYPES = f'expected "text" or "image_url"; send an image as {IMAGE_EXAMPLE}, in a user message'
 
 
-def refusal_of(error: RequestValidationError) -> Refusal:
-    """Return the refusal of a body that does not fit the schema: of the first thing that is wrong with it."""
+def api_error_of(error: RequestValidationError) -> ApiError:
+    """Return the first error of a body that does not fit the schema."""
     errors = error.errors()
-    # Where a text or a list may stand, both are tried: a list was not meant to be a text.
+    # A union of string and list reports both: skip the string's error where the input is a list.
     first = next((e for e in errors if not (e["type"] == "string_type" and isinstance(e["input"], list))), errors[0])
     kind, location = first["type"], first["loc"][1:]
     if kind == "json_invalid":
@@ -41,35 +41,35 @@ def refusal_of(error: RequestValidationError) -> Refusal:
         return not_json("it is empty")
     if kind == UNKNOWN_FIELD:
         location = (*location, first["ctx"]["field"])
-    where = _place(location, error.body, absent=kind == "missing")
-    said = _explained(first, where.rpartition(".")[2])
+    path = _field_path(location, error.body, absent=kind == "missing")
+    message = _explain(first, path.rpartition(".")[2])
     code = "unknown_parameter" if kind == UNKNOWN_FIELD else "invalid_value"
-    return Refusal(400, f"{where}: {said}" if where else said, code, where or None)
+    return ApiError(400, f"{path}: {message}" if path else message, code, path or None)
 
 
-def not_json(reason: object) -> Refusal:
-    """Return the refusal of a body that is not JSON."""
-    return Refusal(400, f"the body is not JSON: {reason}; send an object, as UTF-8", "invalid_json")
+def not_json(reason: object) -> ApiError:
+    """Return the error of a body that is not JSON."""
+    return ApiError(400, f"the body is not JSON: {reason}; send an object, as UTF-8", "invalid_json")
 
 
-def _explained(error: Any, name: str) -> str:
-    """Return what is wrong: ours for the kinds that our schema can meet, else the library's words."""
+def _explain(error: Any, name: str) -> str:
+    """Return a message: our own for the errors that our schema can raise, else pydantic's."""
     kind, ctx = error["type"], error.get("ctx", {})
     if kind in _KINDS:
-        return f"expected {_EITHER.get(name, _KINDS[kind])}, got {_shown(error['input'])}"
+        return f"expected {_EITHER.get(name, _KINDS[kind])}, got {_format_value(error['input'])}"
     if kind == "union_tag_not_found" and _tag(ctx) == "type":
         return f'a content part without "type": {_PART_TYPES}'
     if kind in ("union_tag_invalid", "literal_error") and "type" in (name, _tag(ctx)):
-        return f"unknown type of content part {_shown(ctx.get('tag', error['input']))}: {_PART_TYPES}"
+        return f"unknown type of content part {_format_value(ctx.get('tag', error['input']))}: {_PART_TYPES}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f'unknown "role" {_shown(ctx.get("tag"))}; expected "system", "developer", "user" or "assistant"'
+        return f'unknown "role" {_format_value(ctx.get("tag"))}; expected "system", "developer", "user" or "assistant"'
     bounds = {
-        "greater_than_equal": f"expected {ctx.get('ge', 0):g} or more, got {_shown(error['input'])}",
-        "less_than_equal": f"expected at most {ctx.get('le', 0):g}, got {_shown(error['input'])}",
-        "literal_error": f"expected {ctx.get('expected')}, got {_shown(error['input'])}",
+        "greater_than_equal": f"expected {ctx.get('ge', 0):g} or more, got {_format_value(error['input'])}",
+        "less_than_equal": f"expected at most {ctx.get('le', 0):g}, got {_format_value(error['input'])}",
+        "literal_error": f"expected {ctx.get('expected')}, got {_format_value(error['input'])}",
         "missing": "is required",
-        "string_unicode": "half a character; escape whole ones",
-        "too_long": f"more than {ctx.get('max_length')}, which is the most that is read; send fewer",
+        "string_unicode": "an unpaired surrogate; escape whole characters",
+        "too_long": f"more than {ctx.get('max_length')}, the maximum; send fewer",
         "too_short": f"is empty, expected {ctx.get('min_length')} or more",
         "value_error": str(ctx.get("error")),
     }
@@ -80,19 +80,19 @@ def _tag(ctx: Any) -> str:
     return str(ctx.get("discriminator", "")).strip("'")
 
 
-def _shown(value: Any) -> str:
-    """Return a value of a request as a message shows it: short, and nothing that was meant to be an image."""
+def _format_value(value: Any) -> str:
+    """Return a value of a request for a message: short, and never an image's data."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
-    shown = json.dumps(value)
-    return shown if len(shown) <= 40 else shown[:40] + "..."
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:40] + "..."
 
 
-def _place(location: Sequence[int | str], body: Any, *, absent: bool) -> str:
-    """Return where in a body something is wrong, without the names of the types that were tried there."""
+def _field_path(location: Sequence[int | str], body: Any, *, absent: bool) -> str:
+    """Return the path of a field in a body, without the names of union members that pydantic adds."""
     parts: list[str] = []
     for part in location:
-        with suppress(KeyError, IndexError, TypeError):  # raised for such a name
+        with suppress(KeyError, IndexError, TypeError):  # the name of a union member
             body = body[part]
             parts.append(str(part))
-    return ".".join([*parts, str(location[-1])] if absent and location else parts)[:_LONGEST_PLACE]
+    return ".".join([*parts, str(location[-1])] if absent and location else parts)[:_MAX_PATH_CHARACTERS]

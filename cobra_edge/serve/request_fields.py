@@ -1,8 +1,8 @@
-"""Request fields that no schema names: which of them are ignored, and which are refused because they could carry content.
+"""Unknown request fields: ignored where they cannot carry content, otherwise an error.
 
-An image in a field that nobody reads would be answered as if it were not there. So an unknown field is ignored only where its
-value can hold no content (null, true, false, a number, or something empty), or where its name is on a list of fields that other
-clients send and that do not change an answer.
+An image in an unknown field would be ignored silently. So an unknown field is ignored only where its value holds no content
+(null, a boolean, a number, or an empty value), or where its name is listed below: fields that clients send and that do not
+change an answer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _WHERE = (
     f'an image belongs in the content of a user message, as {IMAGE_EXAMPLE} beside {{"type": "text", "text": "..."}}; text '
     "belongs in a content, too; leave out anything else"
 )
-# What JSON Schema says of a value that is ignored under any name.
-_HOLDS_NOTHING: JsonSchemaValue = {
+# JSON Schema of a value that is ignored under any name.
+_EMPTY_VALUE_SCHEMA: JsonSchemaValue = {
     "anyOf": [
         {"type": ["null", "boolean", "number"]},
         {"const": ""},
@@ -29,7 +29,7 @@ _HOLDS_NOTHING: JsonSchemaValue = {
     ]
 }
 
-# Accounting, caching and scheduling hints of other servers' clients.
+# Accounting, caching and scheduling hints.
 IGNORED_REQUEST_FIELDS = frozenset(
     {
         "cache_control",
@@ -48,40 +48,40 @@ IGNORED_REQUEST_FIELDS = frozenset(
         "verbosity",
     }
 )
-# Clients send a server's answers back as they got them; a model's reasoning is never part of a later prompt.
+# Clients send answers back as they got them; reasoning is never part of a later prompt.
 IGNORED_MESSAGE_FIELDS = frozenset(
     {"annotations", "cache_control", "id", "name", "reasoning", "reasoning_content", "reasoning_details"}
 )
 IGNORED_PART_FIELDS = frozenset({"annotations", "cache_control", "id"})
-IGNORED_IMAGE_URL_FIELDS = frozenset({"format", "media_type", "mime_type"})  # the bytes say what they are
+IGNORED_IMAGE_URL_FIELDS = frozenset({"format", "media_type", "mime_type"})  # the format is detected from the bytes
 
 
-def holds_nothing(value: Any) -> bool:
-    """Say whether a JSON value can carry neither text nor an image."""
+def is_empty_value(value: Any) -> bool:
+    """Whether a JSON value can carry neither text nor an image."""
     return value is None or isinstance(value, bool | int | float) or not value
 
 
 class RequestObject(BaseModel):
-    """An object of a request. Unknown fields are ignored or refused as this module's docstring says."""
+    """An object of a request. For unknown fields see the docstring of the module."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     ignored_fields: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="after")
-    def _refuse_content_in_unknown_fields(self) -> RequestObject:
+    def _reject_content_in_unknown_fields(self) -> RequestObject:
         for name, value in (self.model_extra or {}).items():
-            if name not in self.ignored_fields and not holds_nothing(value):
-                raise PydanticCustomError(UNKNOWN_FIELD, "nobody reads this field; " + _WHERE, {"field": name})
+            if name not in self.ignored_fields and not is_empty_value(value):
+                raise PydanticCustomError(UNKNOWN_FIELD, "unknown field; " + _WHERE, {"field": name})
         return self
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> JsonSchemaValue:
-        """Describe the unknown fields in the OpenAPI document, too."""
+        """Describe unknown fields in the OpenAPI document."""
         schema: JsonSchemaValue = handler(core_schema)
         described = handler.resolve_ref_schema(schema)
         properties = described.setdefault("properties", {})
         for name in sorted(cls.ignored_fields - properties.keys()):
             properties[name] = {"description": "Ignored."}
-        described["additionalProperties"] = _HOLDS_NOTHING
+        described["additionalProperties"] = _EMPTY_VALUE_SCHEMA
         return schema

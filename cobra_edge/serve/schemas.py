@@ -1,7 +1,7 @@
-"""The shapes of requests and answers, as OpenAI's clients send and expect them.
+"""Schemas of requests and responses, compatible with OpenAI's API.
 
-Source: https://platform.openai.com/docs/api-reference/chat. Fields that would change an answer and are not supported are
-refused unless they say what is done anyway; for those that are unknown see `request_fields`.
+Source: https://platform.openai.com/docs/api-reference/chat. An unsupported field that would change the answer is an
+error, unless its value is the default behavior; for unknown fields see `request_fields`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from .request_fields import (
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A field that would change an answer: the values that do not, and what to do instead."""
+    """An unsupported field: the values that are accepted because they change nothing, and what to do instead."""
 
     neutral: tuple[Any, ...]
     advice: str = "leave it out"
 
 
-_ONE_ANSWER = "one request has one answer; send several requests"
-_NO_PENALTY = "repetition is not penalised; leave it out"
-_NO_TOOLS = "the model calls no tools; leave it out, and say in the question what to answer"
-_TEXT_ONLY = "answers are free text; leave it out, and ask for the form of the answer in the question"
-_WHOLE_TURNS = "an answer begins after a whole turn of the user; leave it out"
+_ONE_ANSWER = "a request has one answer; send several requests"
+_NO_PENALTY = "repetition penalties are not supported; leave it out"
+_NO_TOOLS = "the model does not call tools; leave it out"
+_TEXT_ONLY = "answers are free text; leave it out, and describe the format in the prompt"
+_COMPLETE_TURNS = "an answer follows a complete user message; leave it out"
 UNSUPPORTED: dict[str, Unsupported] = {
     "n": Unsupported((1,), _ONE_ANSWER),
     "best_of": Unsupported((1,), _ONE_ANSWER),
@@ -54,42 +54,42 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "response_format": Unsupported(({"type": "text"},), _TEXT_ONLY),
     "modalities": Unsupported((["text"],), "answers are text"),
     "audio": Unsupported((), "answers are text"),
-    "echo": Unsupported((False,), "the question is not repeated; leave it out"),
-    "continue_final_message": Unsupported((False,), _WHOLE_TURNS),
-    "add_generation_prompt": Unsupported((True,), _WHOLE_TURNS),
+    "echo": Unsupported((False,), "the prompt is not repeated; leave it out"),
+    "continue_final_message": Unsupported((False,), _COMPLETE_TURNS),
+    "add_generation_prompt": Unsupported((True,), _COMPLETE_TURNS),
 }
 MAX_MESSAGES = 1024
 MAX_PARTS = 64
 MAX_STOPS = 64
-NO_LIMIT = -1  # of tokens, and of candidates: as llama.cpp and vLLM have it
+NO_LIMIT = -1  # of max_tokens and top_k, as in llama.cpp and vLLM
 
 
-def _where_given() -> Any:
+def _omitted_if_none() -> Any:
     return Field(default=None, exclude_if=lambda value: value is None)
 
 
 def _whole(text: str) -> str:
-    """Return a text that can be written as UTF-8; JSON's escapes can name halves of characters."""
+    """Require valid UTF-8; JSON escapes can contain unpaired surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"half a character at {error.start}; escape whole ones") from error
+        raise ValueError(f"unpaired surrogate at {error.start}; escape whole characters") from error
     return text
 
 
 Text = Annotated[str, AfterValidator(_whole)]
-# JSON has one kind of number: 2.0 is the integer 2.
+# JSON has one number type: 2.0 is the integer 2.
 Whole = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)]
 
 
 def _limit(value: int) -> int:
     if value < 1 and value != NO_LIMIT:
-        raise ValueError(f"expected 1 or more, or {NO_LIMIT} for as many as there is room for; got {value}")
+        raise ValueError(f"expected 1 or more, or {NO_LIMIT} for no limit; got {value}")
     return value
 
 
-def _url_alone(value: Any) -> Any:
-    """Take an address alone for the object that has it, as some clients send it."""
+def _plain_url(value: Any) -> Any:
+    """Accept a plain URL in place of the object, as some clients send it."""
     return {"url": value} if isinstance(value, str) else value
 
 
@@ -98,7 +98,7 @@ TokenLimit = Annotated[
     AfterValidator(_limit),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": NO_LIMIT}]}),
 ]
-# The first thing that is wrong is enough: an error for each of a million parts would take gigabytes.
+# fail_fast: an error for each of a million parts would take gigabytes.
 _Parts = Field(max_length=MAX_PARTS, fail_fast=True)
 
 
@@ -114,19 +114,19 @@ class TextPart(_Part):
 
 
 class ImageUrl(RequestObject):
-    """Where an image is: in a data: URL, in base64 alone, or at an http(s) URL where the server may fetch some."""
+    """The URL of an image: data:, plain base64, or http(s) where the server is allowed to fetch it."""
 
     ignored_fields: ClassVar = IGNORED_IMAGE_URL_FIELDS
 
     url: Text = Field(examples=["data:image/png;base64,iVBORw0KGgo..."])
-    detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="Changes nothing.")
+    detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="No effect.")
 
 
 class ImagePart(_Part):
     """An image."""
 
     type: Literal["image_url"]
-    image_url: Annotated[ImageUrl, BeforeValidator(_url_alone, json_schema_input_type=ImageUrl | str)]
+    image_url: Annotated[ImageUrl, BeforeValidator(_plain_url, json_schema_input_type=ImageUrl | str)]
 
 
 class _Message(RequestObject):
@@ -134,21 +134,21 @@ class _Message(RequestObject):
 
 
 class SystemMessage(_Message):
-    """What stands before the first question."""
+    """Instructions before the first question."""
 
     role: Literal["system", "developer"]
     content: Text | Annotated[list[TextPart], _Parts]
 
 
 class UserMessage(_Message):
-    """A question, with or without the conversation's image."""
+    """A question, with or without the image."""
 
     role: Literal["user"]
     content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], _Parts]
 
 
 class AssistantMessage(_Message):
-    """An answer that was given."""
+    """An earlier answer."""
 
     role: Literal["assistant"]
     content: Text | Annotated[list[TextPart], _Parts] | None = None
@@ -158,13 +158,13 @@ Message = SystemMessage | UserMessage | AssistantMessage
 
 
 class StreamOptions(RequestObject):
-    """What a stream has beside its pieces."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
 
 
 class ChatRequest(RequestObject):
-    """A conversation that wants its next answer."""
+    """A conversation to be answered."""
 
     ignored_fields: ClassVar = IGNORED_REQUEST_FIELDS | UNSUPPORTED.keys()
 
@@ -176,61 +176,63 @@ class ChatRequest(RequestObject):
     stream_options: StreamOptions | None = None
     max_tokens: TokenLimit | None = None
     max_completion_tokens: TokenLimit | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default, takes the likeliest token.")
-    top_p: float | None = Field(default=None, ge=0, le=1, description="0 takes the likeliest token.")
-    top_k: Whole | None = Field(default=None, ge=NO_LIMIT, le=1_000_000, description="Not OpenAI's; 0 or -1 for all.")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default, is greedy decoding.")
+    top_p: float | None = Field(default=None, ge=0, le=1, description="0 is greedy decoding.")
+    top_k: Whole | None = Field(
+        default=None, ge=NO_LIMIT, le=1_000_000, description="Extension of OpenAI's API; 0 or -1 disables it."
+    )
     seed: Whole | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
-    user: Text | None = Field(default=None, description="Whose turn it is, for fairness among users of one address.")
+    user: Text | None = Field(default=None, description="User ID, for fair scheduling among users of one address.")
     safety_identifier: Text | None = Field(default=None, description="As `user`.")
 
     @model_validator(mode="after")
-    def _options_of_a_stream(self) -> ChatRequest:
+    def _require_stream_for_its_options(self) -> ChatRequest:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options belong to a stream; set stream, or leave them out")
+            raise ValueError("stream_options require stream; set it, or leave them out")
         return self
 
     @property
     def unsupported(self) -> str | None:
-        """The name of a field that asks for what cannot be done, or None."""
+        """The name of an unsupported field whose value is not neutral, or None."""
         extra = self.model_extra or {}
         given = {name: extra[name] for name in UNSUPPORTED if extra.get(name) is not None}
         return next((name for name, value in given.items() if value not in UNSUPPORTED[name].neutral), None)
 
     @property
     def token_limit(self) -> int | None:
-        """At most so many tokens are wanted: `NO_LIMIT`, or None where nothing is said."""
+        """Maximum length of the answer, `NO_LIMIT`, or None by default."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The texts that end an answer; empty ones end none."""
+        """The stop strings, without empty ones."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(text for text in given if text)
 
 
 class PromptDetails(BaseModel):
-    """Of the prompt's tokens."""
+    """Details of the prompt's tokens."""
 
-    cached_tokens: int = Field(description="Remembered, and not read again.")
-    image_tokens: int = Field(description="Of the image.")
+    cached_tokens: int = Field(description="In the cached prefix.")
+    image_tokens: int = Field(description="Visual tokens.")
 
 
 class Usage(BaseModel):
-    """Tokens read and written."""
+    """Token counts."""
 
-    prompt_tokens: int = Field(description="The image's included.")
+    prompt_tokens: int = Field(description="Visual tokens included.")
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
 
 
 class Figures(BaseModel):
-    """How it went; not OpenAI's.
+    """Metrics of an answer; an extension of OpenAI's API.
 
-    `remembered` is what did not have to be read again: "nothing", the "image", or the "conversation" so far. Times are in
-    milliseconds: in the queue, from the request to the first token (null for none), and for each further one (null for fewer
-    than two tokens).
+    `remembered` is what the cached prefix covers: "nothing", the "image", or the "conversation" so far. Times are in
+    milliseconds: in the queue, from the request to the first token (null for none), and per further token (null for fewer than
+    two tokens).
     """
 
     remembered: Literal["nothing", "image", "conversation"]
@@ -240,7 +242,7 @@ class Figures(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """What was answered."""
+    """The answer."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -248,7 +250,7 @@ class AnswerMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """The one answer."""
+    """The only choice."""
 
     index: Literal[0] = 0
     message: AnswerMessage
@@ -257,7 +259,7 @@ class Choice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """An answer in one piece."""
+    """A complete answer."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -270,14 +272,14 @@ class ChatCompletion(BaseModel):
 
 
 class Delta(BaseModel):
-    """What a piece of a stream adds."""
+    """The text that a chunk adds."""
 
-    role: Literal["assistant"] | None = _where_given()
-    content: str | None = _where_given()
+    role: Literal["assistant"] | None = _omitted_if_none()
+    content: str | None = _omitted_if_none()
 
 
 class ChunkChoice(BaseModel):
-    """The one answer's next piece."""
+    """The only choice of a chunk."""
 
     index: Literal[0] = 0
     delta: Delta
@@ -286,7 +288,7 @@ class ChunkChoice(BaseModel):
 
 
 class ChatChunk(BaseModel):
-    """One event of a stream; the one with a finish_reason carries the figures, the one without choices the usage."""
+    """One event of a stream; the one with a finish_reason has the metrics, the one without choices the usage."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -294,12 +296,12 @@ class ChatChunk(BaseModel):
     model: str
     system_fingerprint: str
     choices: list[ChunkChoice]
-    usage: Usage | None = _where_given()
-    cobra_edge: Figures | None = _where_given()
+    usage: Usage | None = _omitted_if_none()
+    cobra_edge: Figures | None = _omitted_if_none()
 
 
 class Model(BaseModel):
-    """A model that is served."""
+    """The served model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -308,14 +310,14 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models that are served: one."""
+    """The list of models: one."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class ErrorBody(BaseModel):
-    """What went wrong."""
+    """The error."""
 
     message: str
     type: str
@@ -324,6 +326,6 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every refusal's body."""
+    """Body of every error response."""
 
     error: ErrorBody

@@ -1,4 +1,4 @@
-"""The model that a server serves: its name, and what distinguishes its answers from any other's."""
+"""The model that a server serves: session, name, fingerprint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..bundle.reader import MANIFEST
 from ..inference.session import Session
 from ..version import __version__
-from .errors import Refusal
+from .errors import ApiError
 from .schemas import Model
 
 
@@ -20,9 +20,9 @@ class ServedModel:
 
     Attributes:
         session: of the model.
-        name: what clients call it.
+        name: model name in requests.
         created: when its bundle was made, seconds since 1970.
-        fingerprint: of everything that decides the bits of an answer: hexadecimal.
+        fingerprint: hash, hexadecimal, of all that determines the bits of an answer.
     """
 
     session: Session
@@ -32,25 +32,23 @@ class ServedModel:
 
     @classmethod
     def of(cls, session: Session, name: str | None = None) -> ServedModel:
-        """Return a session under a name; its model's own by default."""
+        """Return a session with a name, by default that of its model."""
         manifest = session.bundle.directory / MANIFEST
         created = int(manifest.stat().st_mtime)
         return cls(session, name or session.config.model_id, created, _fingerprint(session, manifest.read_bytes()))
 
     def require(self, name: str) -> None:
-        """Raise Refusal when a client wants another model."""
+        """Raise ApiError 404 where a request names another model."""
         if name != self.name:
-            raise Refusal(
-                404, f"there is no model {name[:100]!r} here; this server has {self.name!r}", "model_not_found", "model"
-            )
+            raise ApiError(404, f"unknown model {name[:100]!r}; this server has {self.name!r}", "model_not_found", "model")
 
-    def described(self) -> Model:
-        """Return what clients are told of it."""
+    def to_schema(self) -> Model:
+        """Return the model object of the API."""
         return Model(id=self.name, created=self.created)
 
 
 def _fingerprint(session: Session, manifest: bytes) -> str:
-    """Return a name for the bits that this bundle's states have here: the manifest holds every file's hash."""
+    """Return a hash of manifest (which has every file's hash), version and runtimes: states of equal fingerprint are equal."""
     decoder, vision = session.decoder, session.vision
     runs = {
         "cobra_edge": __version__,

@@ -1,4 +1,4 @@
-"""The process: sockets, signals, and an end in good order."""
+"""The server process: socket, signals, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from ..errors import InputError, MachineError
-from .connections import patient_protocol
+from .connections import limited_protocol
 from .limits import Limits
 from .scheduler import Scheduler
 
@@ -23,50 +23,50 @@ log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 15
 _BACKLOG = 256
-_SAME_SECONDS = 0.2  # within which a second signal is the first: whoever runs us may pass on what our group gets anyway
-_DOOR_SECONDS = 0.5  # in which those who are at the door already are told that it closes
-_LAST_WORDS_SECONDS = 5.0  # for refusals to be sent, after what was being answered had its time
+_REPEAT_SECONDS = 0.2  # a signal repeated so soon is the same one, sent to the process group and passed on by the parent
+_ACCEPT_SECONDS = 0.5  # after the signal, in which connections in the backlog are accepted, to get 503
+_FLUSH_SECONDS = 5.0  # to send the last responses after the grace period
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens; port 0 is any that is free."""
+    """The address that a server listens on; port 0 is any free port."""
 
     host: str
     port: int
 
     def bind(self) -> socket.socket:
-        """Return a listening socket.
+        """Return a listener socket.
 
         Raises:
             InputError: no such host.
-            MachineError: the port is taken, or the address is none of this machine's.
+            MachineError: the port is in use, or the address is not of this machine.
         """
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
-            listening = socket.socket(family, kind, protocol)
-        except (OSError, UnicodeError) as error:  # the latter for what cannot be a name
+            listener = socket.socket(family, kind, protocol)
+        except (OSError, UnicodeError) as error:  # UnicodeError for an invalid name
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"host {self.host!r}: {reason}; give an address of this machine") from error
         try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-            listening.listen(_BACKLOG)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
         except OSError as error:
-            listening.close()
+            listener.close()
             reason = f"cannot listen on {self.host} port {self.port}: {error.strerror}"
             raise MachineError(f"{reason}; give another --port, or an address of this machine as --host") from error
-        return listening
+        return listener
 
 
-def url_of(listening: socket.socket) -> str:
-    """Return where a browser finds a server."""
-    host, port = listening.getsockname()[:2]
+def url_of(listener: socket.socket) -> str:
+    """Return the URL of a server."""
+    host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, whose signals are taken by `run_server`."""
+    """uvicorn without its signal handlers: `run_server` has its own."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -76,74 +76,90 @@ class _Server(uvicorn.Server):
 async def run_server(
     app: ASGIApp,
     scheduler: Scheduler,
-    listening: socket.socket,
+    listener: socket.socket,
     limits: Limits,
     grace_seconds: float,
-    ready: Callable[[], None],
-    refuse: Callable[[], None] = lambda: None,
+    on_ready: Callable[[], None],
+    on_shutdown: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until a signal comes; return when all is done.
+    """Serve until a signal comes; return after the shutdown.
 
-    The first SIGTERM, SIGINT or SIGHUP refuses what waits and finishes what is being answered, as long as `grace_seconds`; a
-    second one ends that too.
+    The first SIGTERM, SIGINT or SIGHUP sends 503 to waiting requests and finishes running ones, for at most `grace_seconds`; a
+    second one aborts those too.
 
     Args:
-        app: with its doors.
-        scheduler: is told to come to an end.
-        listening: socket.
+        app: with its middleware.
+        scheduler: drained by the signal.
+        listener: listening socket.
         limits: of connections.
-        grace_seconds: for answers under way.
-        ready: called when clients are accepted.
-        refuse: called when the first signal comes, to refuse what is not being answered yet.
+        grace_seconds: for running requests.
+        on_ready: called when connections are accepted.
+        on_shutdown: called at the first signal, to reject requests that do not run yet.
     """
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=patient_protocol(limits),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level=None if log.isEnabledFor(logging.INFO) else logging.ERROR,  # it warns of each request that is none
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=int(grace_seconds + 2 * _LAST_WORDS_SECONDS),
-        )
-    )
-    loop, endings, told = asyncio.get_running_loop(), set[asyncio.Task[None]](), -math.inf
-
-    def leave() -> None:
-        nonlocal told
-        told, before = loop.time(), told
-        if told - before < _SAME_SECONDS:
-            return
-        if not scheduler.open:
-            log.warning("asked again to stop: what is being answered is broken off")
-            endings.add(asyncio.create_task(_end(scheduler, 0)))
-            return
-        log.info("shutting down: %d answers under way, %d questions wait", scheduler.active, scheduler.waiting)
-        scheduler.drain()
-        refuse()
-        # Not at once: whoever connected just before is in the kernel's queue, and is to be refused with words.
-        loop.call_later(_DOOR_SECONDS, setattr, server, "should_exit", True)
-        endings.add(asyncio.create_task(_end(scheduler, grace_seconds)))
-
+    server = _Server(_config(app, limits, grace_seconds))
+    shutdown = _Shutdown(server, scheduler, grace_seconds, on_shutdown)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, leave)
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
+            asyncio.get_running_loop().add_signal_handler(number, shutdown.handle_signal)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     if server.started:
-        ready()
+        on_ready()
     await serving
-    for ending in endings:
-        ending.cancel()
-    if not await asyncio.to_thread(scheduler.stop, _LAST_WORDS_SECONDS):
-        log.warning("the decoder is still at work; leaving without it")
+    shutdown.cancel_aborts()
+    if not await asyncio.to_thread(scheduler.stop, _FLUSH_SECONDS):
+        log.warning("the decoder thread is still running; exiting without it")
 
 
-async def _end(scheduler: Scheduler, grace_seconds: float) -> None:
-    """Refuse what is still being answered when its time is over."""
-    await asyncio.sleep(grace_seconds)
-    scheduler.break_off()
+def _config(app: ASGIApp, limits: Limits, grace_seconds: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=limited_protocol(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level=None if log.isEnabledFor(logging.INFO) else logging.ERROR,  # it warns of each malformed request
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(grace_seconds + 2 * _FLUSH_SECONDS),
+    )
+
+
+class _Shutdown:
+    """Reacts to signals: drains at the first, aborts at the second. Not thread-safe: use it on the event loop."""
+
+    def __init__(
+        self, server: uvicorn.Server, scheduler: Scheduler, grace_seconds: float, on_shutdown: Callable[[], None]
+    ) -> None:
+        self._server, self._scheduler, self._grace_seconds = server, scheduler, grace_seconds
+        self._on_shutdown = on_shutdown
+        self._aborts = set[asyncio.Task[None]]()
+        self._last_seconds = -math.inf
+
+    def handle_signal(self) -> None:
+        """Begin the shutdown, or hasten it."""
+        loop = asyncio.get_running_loop()
+        last, self._last_seconds = self._last_seconds, loop.time()
+        if self._last_seconds - last < _REPEAT_SECONDS:
+            return
+        if not self._scheduler.open:
+            log.warning("second signal: running requests are aborted")
+            self._aborts.add(asyncio.create_task(self._abort_after(0)))
+            return
+        log.info("shutting down: %d requests running, %d queued", self._scheduler.active, self._scheduler.waiting)
+        self._scheduler.drain()
+        self._on_shutdown()
+        # Not at once: connections in the kernel's backlog are to get 503, not a reset.
+        loop.call_later(_ACCEPT_SECONDS, setattr, self._server, "should_exit", True)
+        self._aborts.add(asyncio.create_task(self._abort_after(self._grace_seconds)))
+
+    async def _abort_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._scheduler.abort()
+
+    def cancel_aborts(self) -> None:
+        """Cancel pending aborts, after the server has stopped."""
+        for abort in self._aborts:
+            abort.cancel()

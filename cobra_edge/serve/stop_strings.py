@@ -1,8 +1,8 @@
-"""Where an answer ends because of what it says: strings of the client's at which it is cut.
+"""Stop strings: a streamed answer is cut before the first of them.
 
-Text comes in pieces that know nothing of those strings, so the end of what came is held back as long as it could be the
-beginning of one. Of several that occur, the one that begins first counts, as if the whole text had been there at once: where
-one is complete but an earlier beginning of a longer one is still open, that is waited for.
+A stop string may be spread over several pieces of text, so the end of the text is held back while it could be the beginning of
+one. The result is that of a search in the whole text: the stop string that begins first counts, even where a later one is
+complete first.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from ..errors import InputError
 
 
 class StopStrings:
-    """Cuts a text before the first of some strings, while it comes.
+    """Cuts a streamed text before the first stop string.
 
     Attributes:
-        found: one of them came, maybe only in `rest`; it and what follows are never shown.
+        found: whether a stop string occurred, perhaps only in `rest`; the text from there on is never returned.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Begin a text. Raises InputError when a string is empty, since such a one is everywhere."""
+        """Begin a text. Raises InputError for an empty stop string, which occurs everywhere."""
         if "" in stops:
             raise InputError("a stop string is empty, expected one character or more; leave it out")
         self._stops, self._held, self.found = tuple(stops), "", False
 
     def feed(self, piece: str) -> str:
-        """Return what may be shown now that a piece came: nothing of a stop string, nor of what may become one."""
+        """Return the text that can be sent after one more piece: no stop string, and no possible beginning of one."""
         if self.found:
             return ""
         text = self._held + piece
@@ -38,17 +38,17 @@ class StopStrings:
         return text[:occurs]
 
     def rest(self) -> str:
-        """Return, at the end of the text, what was held back and is no stop string."""
+        """Return, at the end of the text, what was held back and is not a stop string."""
         occurs, text, self._held = self._first_occurrence(self._held), self._held, ""
         self.found = self.found or occurs < len(text)
         return text[:occurs]
 
     def _first_occurrence(self, text: str) -> int:
-        """Return where the first stop string in a text begins, its length for none."""
+        """Return the index of the first stop string in a text, or its length."""
         return min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=len(text))
 
     def _first_beginning(self, text: str) -> int:
-        """Return from where on a text is the beginning of a longer stop string, its length for none."""
+        """Return the index from which a text is a proper prefix of a stop string, or its length."""
         longest = max(map(len, self._stops), default=1)
         starts = range(max(0, len(text) - longest + 1), len(text))
         return next(

@@ -1,7 +1,7 @@
-"""HTTP/1.1 without the forms that two programs read as different requests ("request smuggling").
+"""Strict HTTP/1.1 parsing, against request smuggling.
 
-A proxy in front may find the end of a request somewhere else than h11 does; what follows is then a request that the proxy never
-saw. So whatever can be read in two ways is refused, and its connection closed.
+A reverse proxy and h11 may disagree on where a request ends; the rest is then a request that the proxy never checked. So an
+ambiguous request is rejected and its connection closed.
 
 Source: RFC 9112, sections 2.2, 5.2, 6.1 and 6.3
 """
@@ -19,41 +19,41 @@ _FOLDED = re.compile(rb"\n[ \t]")
 
 
 class StrictConnection(h11.Connection):
-    """An h11 connection that refuses ambiguous requests.
+    """An h11 connection that rejects ambiguous requests.
 
     Attributes:
-        refused: why the last request was, or "" where h11 itself refused it.
+        rejected: why the last request was, or "" where h11 itself rejected it.
     """
 
-    refused = ""
+    rejected = ""
 
     def next_event(self) -> Any:
-        """Return the next event. Raises h11.RemoteProtocolError for a request that is none, or ambiguous."""
+        """Return the next event. Raises h11.RemoteProtocolError for a malformed or ambiguous request."""
         before = self.trailing_data[0]
         event = super().next_event()
         if isinstance(event, h11.Request):
-            self.refused = ambiguity(before, event.http_version) or ""
+            self.rejected = ambiguity(before, event.http_version) or ""
         elif isinstance(event, h11.EndOfMessage):
-            end = before[: len(before) - len(self.trailing_data[0])]  # the last chunk, and trailers
-            self.refused = "a line at the end of its chunks ends in LF without CR" if _BARE_LF.search(end) else ""
-        if self.refused:
-            raise h11.RemoteProtocolError(self.refused)
+            end = before[: len(before) - len(self.trailing_data[0])]  # the last chunk and trailers
+            self.rejected = "a line after its last chunk ends in LF without CR" if _BARE_LF.search(end) else ""
+        if self.rejected:
+            raise h11.RemoteProtocolError(self.rejected)
         return event
 
 
 def ambiguity(received: bytes, version: bytes) -> str | None:
-    """Return what of a request programs read differently, or None.
+    """Return what is ambiguous in a request, or None.
 
     Args:
-        received: bytes that begin with the request's head, as they came, of which h11 made a request.
-        version: of HTTP, as the request says.
+        received: bytes that begin with the request's head, which h11 has accepted.
+        version: HTTP version of the request.
     """
     found = _HEAD.match(received)
     head = b"" if found is None else found[0]
     if _BARE_LF.search(head):
         return "a line of its head ends in LF without CR"
     if _FOLDED.search(head):
-        return "a header goes on in a second line"
+        return "a header continues on a second line"
     headers = [(name.lower(), value) for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])]
     lengths = [length for name, value in headers if name == b"content-length" for length in value.split(b",")]
     if len(lengths) > 1:
@@ -62,5 +62,5 @@ def ambiguity(received: bytes, version: bytes) -> str | None:
         if lengths:
             return "it has both Content-Length and Transfer-Encoding"
         if version != b"1.1":
-            return "it has a Transfer-Encoding, which is HTTP/1.1's alone"
+            return "it has a Transfer-Encoding, which only HTTP/1.1 allows"
     return None

@@ -1,4 +1,4 @@
-"""The hosts that images may be fetched from, and the addresses of images on them."""
+"""URL policy: parsing of image URLs, and the allow-list of hosts."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from urllib.parse import quote, urlsplit
 
 from ..errors import InputError
 from .address_policy import is_public
-from .errors import Refusal
+from .errors import ApiError
 
 _PORTS = {"http": 80, "https": 443}
-_LONGEST_URL = 8192
-_AS_IT_IS = "/%:=&?~+!$,;'@()*[]"  # in a path or a query
+_MAX_URL_CHARACTERS = 8192
+_SAFE = "/%:=&?~+!$,;'@()*[]"  # characters that stay unescaped in a path or query
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where an image is, taken apart once, so that what is checked and what is asked cannot differ.
+    """A parsed URL: parsed once, so that the URL checked and the URL requested cannot differ.
 
     Attributes:
-        host: as DNS has it: lower case, international names in ASCII, no dot at the end; an address without brackets.
+        host: lower case, international names in ASCII, without a trailing dot; an address without brackets.
         target: path and query, in ASCII.
     """
 
@@ -34,37 +34,37 @@ class Location:
 
     @classmethod
     def of(cls, url: str) -> Location:
-        """Take a URL apart.
+        """Parse a URL.
 
         Raises:
-            Refusal: 400, it is not an http or https URL that all programs read the same way.
+            ApiError: 400, not an http or https URL, or ambiguous.
         """
-        if len(url) > _LONGEST_URL:
-            raise _refused(f"it has {len(url):,} characters, at most {_LONGEST_URL:,} are read")
-        if re.search(r"[\x00-\x20\x7f\\\ud800-\udfff]", url):  # dropped by urlsplit, or read in many ways
-            raise _refused("it has spaces, control characters or backslashes")
+        if len(url) > _MAX_URL_CHARACTERS:
+            raise _bad_url(f"it has {len(url):,} characters, the maximum is {_MAX_URL_CHARACTERS:,}")
+        if re.search(r"[\x00-\x20\x7f\\\ud800-\udfff]", url):  # dropped by urlsplit, or ambiguous
+            raise _bad_url("it has spaces, control characters or backslashes")
         try:
             parts = urlsplit(url)
             host, port = _host(parts.hostname or ""), parts.port
         except ValueError as error:
-            raise _refused(f"it is not a URL ({error})") from error
+            raise _bad_url(f"it is not a URL ({error})") from error
         if parts.scheme not in _PORTS:
-            raise _refused("it does not begin with http:// or https://")
+            raise _bad_url("it does not begin with http:// or https://")
         if "@" in parts.netloc:
-            raise _refused("it has a user name or a password")
-        query = f"?{quote(parts.query, safe=_AS_IT_IS)}" if parts.query else ""
-        target = quote(parts.path or "/", safe=_AS_IT_IS) + query
+            raise _bad_url("it has a user name or a password")
+        query = f"?{quote(parts.query, safe=_SAFE)}" if parts.query else ""
+        target = quote(parts.path or "/", safe=_SAFE) + query
         return cls(parts.scheme, host, _PORTS[parts.scheme] if port is None else port, target)
 
     @property
     def authority(self) -> str:
-        """Host and port as a URL and a Host header have them."""
+        """Host and port, as in a URL and a Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def url(self) -> str:
-        """The whole of it, in ASCII."""
+        """The URL, in ASCII."""
         return f"{self.scheme}://{self.authority}{self.target}"
 
 
@@ -72,13 +72,13 @@ class ImageHosts:
     """An allow-list of hosts."""
 
     def __init__(self, hosts: Iterable[str]) -> None:
-        """Read the list.
+        """Parse the list.
 
         Args:
-            hosts: `name`, `*.name` for all below a name, `address`; each with `:port` where it is neither 80 nor 443.
+            hosts: `name`, `*.name` for its subdomains, or `address`; each with `:port` where it is neither 80 nor 443.
 
         Raises:
-            InputError: an entry is none of those, or an address that no image is fetched from.
+            InputError: an entry is none of those, or not a public address.
         """
         self._entries = tuple(_entry(host) for host in hosts)
 
@@ -86,11 +86,11 @@ class ImageHosts:
         """Refuse a location that is not on the list.
 
         Raises:
-            Refusal: 400.
+            ApiError: 400.
         """
         if not any(_covers(name, port, location) for name, port in self._entries):
             where = f"{location.host}:{location.port}"
-            raise _refused(f"images are not fetched from {where}; the server's --allow-image-host says from where they are")
+            raise _bad_url(f"images from {where} are not allowed; start the server with --allow-image-host {location.host}")
 
 
 def _covers(name: str, port: int | None, location: Location) -> bool:
@@ -100,18 +100,18 @@ def _covers(name: str, port: int | None, location: Location) -> bool:
 
 
 def _entry(text: str) -> tuple[str, int | None]:
-    """Return the name, with its `*.` if any, and the port of an entry."""
+    """Return host (with its `*.` if any) and port of an entry."""
     below = text.startswith("*.")
     try:
         if "/" in text or "@" in text:
-            raise ValueError("only a name, without http:// and path")
+            raise ValueError("expected a host without http:// and path")
         parts = urlsplit(f"//{text.removeprefix('*.')}")
         host = _host(parts.hostname or "")
         address = _address(host)
         if address is not None and (below or not is_public(address)):
-            raise ValueError("images are fetched from public addresses only")
+            raise ValueError("not a public address")
         if below and "." not in host:
-            raise ValueError("a whole top-level domain is too much")
+            raise ValueError("a top-level domain is too wide")
         return ("*." + host if below else host), parts.port
     except ValueError as error:
         raise InputError(
@@ -120,10 +120,10 @@ def _entry(text: str) -> tuple[str, int | None]:
 
 
 def _host(name: str) -> str:
-    """Return a host's name as DNS has it, or its address in its shortest form.
+    """Return a normalized host name or address.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: neither.
     """
     if len(name) > 253:
         raise ValueError("the host's name is too long")
@@ -132,7 +132,7 @@ def _host(name: str) -> str:
         return str(address)
     host = name.encode("idna").decode("ascii").lower().removesuffix(".")
     if not _NAME.fullmatch(host):
-        raise ValueError(f"{name[:100]!r} is not the name of a host")
+        raise ValueError(f"{name[:100]!r} is not a host name")
     return host
 
 
@@ -143,5 +143,5 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def _refused(why: str) -> Refusal:
-    return Refusal(400, f"the image's address: {why}", "invalid_image_url", "messages")
+def _bad_url(why: str) -> ApiError:
+    return ApiError(400, f"image URL: {why}", "invalid_image_url", "messages")

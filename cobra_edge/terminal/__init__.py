@@ -1,1 +1,1 @@
-"""What every command shares: output, progress and exit codes, usage errors, suggestions."""
+"""Shared by all commands: option groups, output, progress, exit codes, usage errors, suggestions."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 import click
 
 GroupName = Literal[
-    "input", "model", "quantization", "generation", "measurement", "server", "limits", "output", "advanced", "general"
+    "input", "model", "quantization", "generation", "measurement", "server", "limit", "output", "advanced", "general"
 ]
 GROUPS: tuple[GroupName, ...] = get_args(GroupName)  # in the order of --help
 

@@ -1,4 +1,4 @@
-"""What every command shares: progress and logs on stderr, results on stdout, errors as one line and an exit code."""
+"""Output of commands: results on stdout, progress and logs on stderr, errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from . import usage
 from .option_groups import option
 
 EXIT_INTERRUPTED = 130
-EXIT_CLOSED_PIPE = 141  # what a shell shows for a program that writes to a reader who has left
-_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_CLEANING_SECONDS = 10.0  # after an interruption, in which further ones would only disturb the tidying up
+EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as shells report it
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CLEANUP_SECONDS = 10.0  # after a signal, in which further ones are ignored so that cleanup can finish
 
 errors = Console(stderr=True)
-results = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
+results = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width
 
 
 class Stages(Progress):
@@ -68,7 +68,7 @@ def progress() -> Stages:
 
 
 class _Rate(ProgressColumn):
-    """How many a second."""
+    """Items per second."""
 
     def render(self, task: Task) -> Text:
         return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
@@ -76,17 +76,17 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function that shows one stage after the other on one bar, told its name, how much of it is done, and of what."""
+    """Yield a function (name, done, total) that shows consecutive stages on one progress bar."""
     columns = TextColumn("{task.description:<28}"), BarColumn(), _Rate(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
-        task, shown = bar.add_task("", total=None), ""
+        task, current = bar.add_task("", total=None), ""
 
         def show(name: str, done: int, total: int) -> None:
-            nonlocal shown
-            if name != shown:
+            nonlocal current
+            if name != current:
                 if not errors.is_terminal:
                     tell(name)
-                shown = name
+                current = name
                 bar.reset(task, description=name, total=total)
             bar.update(task, completed=done)
 
@@ -100,25 +100,25 @@ def print_json(data: Any) -> None:
 
 
 def print_json_line(data: Any) -> None:
-    """Print one JSON object on stdout, on one line, for readers who take several of them."""
+    """Print one JSON object on one line on stdout (JSON Lines)."""
     sys.stdout.write(json.dumps(msgspec.to_builtins(data)) + "\n")
     sys.stdout.flush()
 
 
-def _listen(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+def _enable_logs(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
         logging.getLogger().setLevel(logging.INFO)
 
 
-# Every command's; whether it was given is afterwards told by the level of the root logger.
+# For every command. The level of the root logger records whether it was given.
 debug_option = option(
     "--debug",
     group="general",
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=_listen,
-    help="Print logs, and a traceback where something goes wrong.",
+    callback=_enable_logs,
+    help="Print logs, and a traceback on errors.",
 )
 
 
@@ -130,7 +130,7 @@ def run_command(command: click.Command, arguments: Sequence[str] | None = None) 
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
         force=True,
     )
-    _take_signals()
+    _handle_signals()
     try:
         code = usage.run(command, None if arguments is None else list(arguments))
         return code if isinstance(code, int) else 0
@@ -143,8 +143,8 @@ def run_command(command: click.Command, arguments: Sequence[str] | None = None) 
     except (KeyboardInterrupt, click.Abort):
         tell("interrupted")
         return EXIT_INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # click and rich leave with the latter, and with the code of a drift
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+    except (BrokenPipeError, SystemExit):  # click and rich raise SystemExit(1) here, the exit code of a drift
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
         return EXIT_CLOSED_PIPE
     except Exception as error:
         if logging.getLogger().isEnabledFor(logging.INFO):
@@ -154,43 +154,43 @@ def run_command(command: click.Command, arguments: Sequence[str] | None = None) 
         return code
 
 
-def _take_signals() -> None:
-    """Make each of _INTERRUPTIONS a KeyboardInterrupt; those that follow at once shall not interrupt the tidying up."""
+def _handle_signals() -> None:
+    """Make each of _SIGNALS a KeyboardInterrupt; later ones are ignored for a while, so that cleanup can finish."""
     last = -math.inf
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         nonlocal last
-        if time.monotonic() - last > _CLEANING_SECONDS:
+        if time.monotonic() - last > _CLEANUP_SECONDS:
             last = time.monotonic()
             raise KeyboardInterrupt
 
-    for number in _INTERRUPTIONS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup wants the work to go on
+    for number in _SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # keep what nohup has set
             signal.signal(number, interrupt)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    """Return the line and the exit code for an error; one that nobody foresaw must not look like a drift (1)."""
+    """Return message and exit code of an error; an unexpected one must not look like a drift (1)."""
     if isinstance(error, CobraEdgeError):
         return str(error), error.exit_code
     if isinstance(error, MemoryError):
         return "out of memory; close other programs or take a smaller model", MachineError.exit_code
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_THREAD):
-        return "no more threads to be had; close other programs, or raise the limit (ulimit -u)", MachineError.exit_code
+        return "cannot start another thread; close other programs, or raise the limit (ulimit -u)", MachineError.exit_code
     if isinstance(error, PermissionError):
-        return f"{error.filename}: permission denied; mend its rights or give another path", InputError.exit_code
+        return f"{error.filename}: permission denied; fix its permissions or give another path", InputError.exit_code
     if isinstance(error, OSError):
         return f"{error}; check the path and the disk", MachineError.exit_code
     kind = type(error).__name__
-    return f"unforeseen {kind} ({error}); run again with --debug and report what it prints", MachineError.exit_code
+    return f"unexpected {kind} ({error}); run again with --debug and report the traceback", MachineError.exit_code
 
 
-# Neither Python nor the C++ library has a type of its own for it.
+# Python and C++ have no exception type for it.
 _NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
 
 
 def plain(text: str) -> str:
-    """Return text from a file or a user without control characters, which a terminal would obey."""
+    """Return untrusted text with control characters replaced, so that it cannot control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
@@ -199,12 +199,12 @@ def _say_error(message: str) -> None:
 
 
 def tell(text: str, style: str | None = None) -> None:
-    """Print one line on stderr, as it is, perhaps in one of rich's styles."""
+    """Print one line on stderr without markup, optionally in a style of rich."""
     errors.print(plain(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """Print one line of a result as it is: nothing in it is markup, whatever a file put there."""
+    """Print one line of a result on stdout without markup."""
     results.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -213,8 +213,8 @@ def main_of(command: click.Command) -> Callable[[], None]:
 
     def main() -> None:
         code = run_command(command)
-        # All is done. While Python takes itself down its handlers are gone, and a late signal would end it with another code.
-        for number in _INTERRUPTIONS:
+        # During interpreter shutdown the handlers are gone, and a late signal would change the exit code.
+        for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         sys.exit(code)
 
@@ -222,12 +222,12 @@ def main_of(command: click.Command) -> Callable[[], None]:
 
 
 def cell(text: str) -> Text:
-    """Return text from a file as a table's cell or title: no markup, no control characters."""
+    """Return untrusted text as a cell or title of a table: no markup, no control characters."""
     return Text(plain(text))
 
 
 def figure(value: float | None) -> str:
-    """Write a measure with four significant digits, thousands apart; None is "not measured"."""
+    """Format a number with four significant digits and thousands separators; None is "not measured"."""
     if value is None:
         return "not measured"
     rounded = float(f"{value:.4g}")
@@ -235,5 +235,5 @@ def figure(value: float | None) -> str:
 
 
 def megabytes(size_bytes: int) -> str:
-    """Write a size in units of 10⁶ bytes."""
+    """Format a size in units of 10⁶ bytes."""
     return f"{size_bytes / 1e6:,.2f} MB"

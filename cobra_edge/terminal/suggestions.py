@@ -1,12 +1,12 @@
-"""What somebody may have meant by a name that is unknown: near spellings, abbreviations, and words that mean the same."""
+"""Suggestions for unknown names: similar spelling, abbreviations, synonyms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-_SHOWN = 3
+_MAX_SUGGESTIONS = 3
 
-# Options by meaning: who comes from another tool calls one by its name there. Dashes at the front are left out.
+# Synonyms of options, with the names that other tools use; without leading dashes.
 OPTION_SYNONYMS: tuple[frozenset[str], ...] = tuple(
     frozenset(words.split())
     for words in (
@@ -51,10 +51,10 @@ COMMAND_SYNONYMS: tuple[frozenset[str], ...] = tuple(
 
 
 def close_matches(got: str, known: Iterable[str], synonyms: Iterable[frozenset[str]] = ()) -> list[str]:
-    """Return up to three of the known names that `got` may have been meant as, the nearest first; none where none is near.
+    """Return up to three known names similar to `got`, the most similar first.
 
-    Near is a spelling with at most one edit in three characters, the beginning of a name or a longer form of it, and a word of
-    the same row of `synonyms`. A swap of neighbours is one edit, and one edit is always allowed.
+    Similar is a spelling with at most one edit per three characters, a prefix or a longer form of a name, and a word of the
+    same row of `synonyms`. A transposition is one edit, and one edit is always allowed.
     """
     known = list(dict.fromkeys(known))
     word = _plain(got)
@@ -65,11 +65,11 @@ def close_matches(got: str, known: Iterable[str], synonyms: Iterable[frozenset[s
     same = [name for name in known if any({word, _plain(name)} <= row for row in synonyms)]
     longer = [name for name in known if len(word) > 1 and _plain(name).startswith(word)]
     shorter = [name for name in known if len(_plain(name)) > 2 and word.startswith(_plain(name))]
-    return list(dict.fromkeys([*(n for n in near if distances[n] <= 1), *same, *longer, *near, *shorter]))[:_SHOWN]
+    return list(dict.fromkeys([*(n for n in near if distances[n] <= 1), *same, *longer, *near, *shorter]))[:_MAX_SUGGESTIONS]
 
 
 def meant(close: Iterable[str], quote: str = "'") -> str:
-    """Return "; did you mean 'rtx' or 'rtx-4090'?", or nothing where nothing is close."""
+    """Return "; did you mean 'rtx' or 'rtx-4090'?", or "" where nothing is similar."""
     names = " or ".join(f"{quote}{name}{quote}" for name in close)
     return f"; did you mean {names}?" if names else ""
 
@@ -79,7 +79,7 @@ def _plain(name: str) -> str:
 
 
 def _edits(a: str, b: str, limit: int) -> int:
-    """Return how many edits turn a into b, swaps of neighbours counted as one; more than `limit` is not counted to the end.
+    """Return the edit distance of a and b, a transposition counted as one; above `limit` it may be any larger number.
 
     Source: optimal string alignment (restricted Damerau-Levenshtein distance).
     """
@@ -100,6 +100,6 @@ def _edits(a: str, b: str, limit: int) -> int:
 
 
 def near_matches(got: str, known: Iterable[str]) -> str:
-    """Return a hint such as "; did you mean 'rtx'? known: …" to end a message about an unknown name."""
+    """Return the end of a message about an unknown name, such as "; did you mean 'rtx'? known: …"."""
     known = list(known)
     return f"{meant(close_matches(got, known)) or ';'} known: {', '.join(known)}"

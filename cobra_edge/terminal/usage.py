@@ -1,4 +1,4 @@
-"""Command lines, beyond click: `-h`, bare groups, and our own words for what cannot be read."""
+"""Extensions of click: `-h`, groups without a command, and our own messages for usage errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HELP_NAMES = ["-h", "--help"]
 
 
 class BareGroupError(click.UsageError):
-    """A group was called without a command: its help is the answer. It did nothing, so its exit code is that of wrong usage."""
+    """A group was called without a command: its help is printed, with the exit code of a usage error."""
 
     def __init__(self, context: click.Context) -> None:
         super().__init__("give a command", context)
@@ -41,7 +41,7 @@ class Group(click.Group):
         write_example(self, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """See click, which cuts a command's one sentence off after 45 characters."""
+        """See click, which truncates the help of a command after 45 characters."""
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(
@@ -59,16 +59,16 @@ class Group(click.Group):
 
 
 def run(command: click.Command, arguments: list[str] | None) -> Any:
-    """Run a command of click's as a function; its errors are raised. `-h` means `--help` in it and below it."""
+    """Run a click command and raise its errors; `-h` is `--help` for it and its subcommands."""
     return command.main(arguments, standalone_mode=False, help_option_names=HELP_NAMES)
 
 
 def explain(error: click.ClickException) -> str:
-    """Return one line for what click refused."""
+    """Return a one-line message for a usage error."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     message = error.format_message().rstrip(".")
     if isinstance(error, click.BadOptionUsage):
-        message = f"{error.option_name} is not used so: {message}"
+        message = f"invalid use of {error.option_name}: {message}"
     if context is None:
         return message
     if isinstance(error, click.NoSuchOption):

@@ -1,4 +1,4 @@
-"""What a session says of the newest frames, one after the other, and how long that took."""
+"""Answers about the newest frames, with latencies."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class FrameAnswer(msgspec.Struct, frozen=True):
     """The answer about one frame.
 
     Attributes:
-        frame: its number among all that came.
-        name: of its file, or None.
+        frame: frame number.
+        name: file name, or None.
         answer: the text.
         finish: "end" at the model's end token, "length" at the limit.
         first_token_ms, answer_ms: from the frame's capture to the answer's first token (None for no token) and to its end.
-        dropped: frames that came since the last answered one and were let go.
+        dropped: frames dropped since the last answered one.
     """
 
     frame: int
@@ -37,13 +37,13 @@ class FrameAnswer(msgspec.Struct, frozen=True):
 def frame_answers(
     session: Session, prompt: str, newest: Newest[Frame], max_new_tokens: int, unreadable: UnreadableImages
 ) -> Iterator[FrameAnswer]:
-    """Yield the answer to the prompt about the newest frame, again and again until no more come.
+    """Yield the answer to the prompt about the newest frame, until the source ends.
 
-    Nothing of a frame is kept: the prompt is read anew after each, and the state goes with its answer. An image that the model
-    cannot look at goes to `unreadable`, and counts as dropped.
+    No frame or state is kept after its answer. An unreadable image goes to `unreadable` and counts as dropped.
 
     Raises:
-        InputError: the prompt is empty, or too long. MachineError: the source went away, or no memory.
+        InputError: the prompt is empty or too long.
+        MachineError: the source is lost, or not enough memory.
     """
     last = 0
     while (frame := newest.take()) is not None:
@@ -54,7 +54,7 @@ def frame_answers(
             unreadable.add(Unreadable(number, name, str(error)))
             continue
         finally:
-            del frame  # whatever its size: only the next one has to fit beside the model
+            del frame  # memory holds one frame beside the model
         asked = time.perf_counter()
         answer = session.ask(state, prompt, max_new_tokens=max_new_tokens)
         text = answer.read()

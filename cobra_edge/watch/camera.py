@@ -1,4 +1,4 @@
-"""Frames of a camera, a stream, a GStreamer pipeline or a video file, through OpenCV; of a snapshot URL, without it."""
+"""Frame source for a camera, stream, GStreamer pipeline or video file (OpenCV), or a snapshot URL (without OpenCV)."""
 
 from __future__ import annotations
 
@@ -17,36 +17,39 @@ from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
 from ..inputs.image_array import image_of_array
 from ..terminal.output import tell
-from .frames import Frame, SourceGone
+from .frames import Frame, SourceLost
 from .snapshots import Snapshots
 
-_TIMEOUT_MS = 10_000  # of a stream that does not open, or gives no more frames
+_TIMEOUT_MS = 10_000  # to open a stream, or to read a frame of it
 _PLAUSIBLE_RATES = (0.01, 1000.0)
-_USUAL_RATE = 25.0  # where a file does not say its own
+_DEFAULT_RATE = 25.0  # where a file has no valid frame rate
 _PIPELINE, _APPSINK = re.compile(r"\s!\s"), re.compile(r"!\s+appsink\b[^!]*$")
-_USER = re.compile(r"(?<=//)[^/\s]*@")  # of a URL, with the password
-_PASSWORD = re.compile(r"\b(user-pw|pwd|pw|pass|password|passwd)=[^&\s]+", re.IGNORECASE)  # of GStreamer's rtspsrc; in a query
+_USER = re.compile(r"(?<=//)[^/\s]*@")  # user and password in a URL
+_PASSWORD = re.compile(
+    r"\b(user-pw|pwd|pw|pass|password|passwd)=[^&\s]+", re.IGNORECASE
+)  # of GStreamer's rtspsrc, or in a query
 
 
 class Camera:
-    """A device by its number or path, a stream or snapshot by its URL, a GStreamer pipeline, or a video file.
+    """A device (number or path), stream or snapshot URL, GStreamer pipeline, or video file.
 
-    A file plays at its own rate and ends; the others go on until they go away.
+    A file is played at its own frame rate and ends; the other sources do not end.
     """
 
     def __init__(self, where: str, poll_seconds: float = 1.0, must_be_there: bool = True) -> None:
-        """Check that there can be such a source; it is opened when its frames are wanted.
+        """Validate the source; `frames` opens it.
 
         Args:
-            where: see above.
-            poll_seconds: between two requests, where a URL answers with one image.
-            must_be_there: whether a device that is missing is refused now, and not when its frames are wanted.
+            where: the source, see above.
+            poll_seconds: interval of requests to a snapshot URL.
+            must_be_there: raise SourceLost now for a missing device, not in `frames`.
 
         Raises:
-            InputError: no such file, or a pipeline without appsink. SourceGone: no such device. MachineError: no OpenCV, or
-            one without GStreamer.
+            InputError: no such file, or a pipeline without appsink.
+            SourceLost: no such device.
+            MachineError: OpenCV is missing, or has no GStreamer.
         """
-        self.name = _without_secrets(where)
+        self.name = _redacted(where)
         self._where: str | int = int(where) if where.isdecimal() and where.isascii() else where
         self.is_file = Path(where).is_file()
         self.is_pipeline = not self.is_file and _PIPELINE.search(where) is not None
@@ -60,17 +63,17 @@ class Camera:
         elif not self.is_file:
             device = Path(f"/dev/video{self._where}") if isinstance(self._where, int) else Path(where)
             if not device.is_char_device():
-                _refuse_device(device, must_be_there)
+                _raise_no_device(device, must_be_there)
         if self._snapshots is None:
             _opencv()
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """See `FrameSource`. A frame counts as captured when OpenCV hands it over, or when a file's frame is due."""
+        """See `FrameSource`. The capture time is when OpenCV returns the frame; of a file, when the frame is due."""
         if self._snapshots is not None and self._snapshots.answer_images():
             yield from self._snapshots.frames(stop)
             return
         cv2 = _opencv()
-        capture = self._opened(cv2)
+        capture = self._open(cv2)
         try:
             width, height = (capture.get(p) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
             tell(f"watching {self.name}, {width:.0f} × {height:.0f} pixels")
@@ -79,18 +82,18 @@ class Camera:
             while not stop.is_set():
                 there, pixels = capture.read()
                 if not there:
-                    self._end(number)
+                    self._raise_at_end(number)
                     return
                 began = began or time.perf_counter()
                 if self.is_file:
                     stop.wait(max(0.0, began + number / rate - time.perf_counter()))
                 number += 1
                 yield Frame(number, None, time.perf_counter(), functools.partial(image_of_array, pixels, "bgr"))
-                del pixels  # not kept while the next ones are waited for
+                del pixels  # not kept while waiting for the next frame
         finally:
             capture.release()
 
-    def _opened(self, cv2: Any) -> Any:
+    def _open(self, cv2: Any) -> Any:
         if self.is_pipeline:
             capture = cv2.VideoCapture(self._where, cv2.CAP_GSTREAMER)
         elif self.is_stream and cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends():
@@ -100,60 +103,60 @@ class Camera:
             capture = cv2.VideoCapture(self._where)
         if not capture.isOpened():
             if self.is_file:
-                raise InputError(f"{self.name}: not a video that OpenCV reads; convert it, for example to MP4")
-            advice = "check that it is there, free, and that you may use it"
+                raise InputError(f"{self.name}: not a video that OpenCV can read; convert it, for example to MP4")
+            advice = "check that it is connected, not in use, and that you have permission"
             if self.is_pipeline:
-                advice = "try it with gst-launch-1.0, with fakesink in place of appsink"
-            raise SourceGone(f"{self.name}: cannot be opened; {advice}")
+                advice = "test it with gst-launch-1.0 and fakesink in place of appsink"
+            raise SourceLost(f"{self.name}: cannot be opened; {advice}")
         if not self.is_file:
-            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # older frames are of no use; not every camera obeys
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # only the newest frame is of use; not every driver supports it
         return capture
 
     def _require_gstreamer(self) -> None:
         if _APPSINK.search(self.name) is None:
             raise InputError(
-                f"{self.name}: a pipeline that does not end in appsink; end it in ! videoconvert ! video/x-raw,format=BGR ! "
+                f"{self.name}: the pipeline does not end in appsink; end it with ! videoconvert ! video/x-raw,format=BGR ! "
                 "appsink drop=true max-buffers=1"
             )
         cv2 = _opencv()
         if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
             raise MachineError(
-                f"{self.name}: this OpenCV ({cv2.__version__}) has no GStreamer, as those from the package index have none; "
-                "use JetPack's or your distribution's (python3-opencv), or give /dev/videoN or a URL"
+                f"{self.name}: this OpenCV ({cv2.__version__}) has no GStreamer support, like all wheels from the package "
+                "index; use the one of JetPack or your distribution (python3-opencv), or give /dev/videoN or a URL"
             )
 
-    def _end(self, number: int) -> None:
-        """Say what it means that there is no further frame."""
+    def _raise_at_end(self, number: int) -> None:
+        """Raise the error for the end of the frames, which is none for a file with frames."""
         if not self.is_file:
-            raise SourceGone(f"{self.name}: went away after {number} frames; check its cable or its network")
+            raise SourceLost(f"{self.name}: lost after {number} frames; check its cable or network")
         if number == 0:
-            raise InputError(f"{self.name}: no frame in it can be read; convert it, for example to MP4")
+            raise InputError(f"{self.name}: contains no readable frame; convert it, for example to MP4")
 
 
-def _without_secrets(where: str) -> str:
-    """Return a source's name as it may be printed."""
+def _redacted(where: str) -> str:
+    """Return a source's name without passwords."""
     return _PASSWORD.sub(r"\1=…", _USER.sub("", where))
 
 
-def _rate(said: float) -> float:
-    """Return the frames a second that a file claims, or the usual ones where that is no rate."""
+def _rate(claimed: float) -> float:
+    """Return the frame rate (1/s) that a file claims, or a default where it is implausible."""
     low, high = _PLAUSIBLE_RATES
-    return said if math.isfinite(said) and low <= said <= high else _USUAL_RATE
+    return claimed if math.isfinite(claimed) and low <= claimed <= high else _DEFAULT_RATE
 
 
-def _refuse_device(device: Path, must_be_there: bool) -> None:
+def _raise_no_device(device: Path, must_be_there: bool) -> None:
     if device.is_absolute() and device.parts[1:2] == ("dev",):
         if not must_be_there:
             return
-        here = ", ".join(sorted(str(d) for d in Path("/dev").glob("video*"))) or "none"
-        raise SourceGone(f"there is no camera {device}; here: {here}")
+        found = ", ".join(sorted(str(d) for d in Path("/dev").glob("video*"))) or "none"
+        raise SourceLost(f"no camera {device}; found: {found}")
     raise InputError(
-        f"{device}: no such video; give a device's number, /dev/videoN, a URL, a file, or a GStreamer pipeline (… ! appsink)"
+        f"{device}: no such video source; give a device number, a path, a URL or a GStreamer pipeline (… ! appsink)"
     )
 
 
 def _opencv() -> Any:
-    """Import OpenCV, told before not to write to stderr by itself. Raises MachineError where it is missing."""
+    """Import OpenCV with its own logging to stderr disabled. Raises MachineError where it is missing."""
     if not logging.getLogger().isEnabledFor(logging.INFO):
         os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

@@ -1,4 +1,4 @@
-"""Watch: ask a bundle the same question of every new image.
+"""Watch: ask a bundle the same question about every new image.
 
 python -m cobra_edge.watch bundles/cobra-mini-jetson-orin-nano-w4a16-g128 --camera 0 --prompt "Is there a red circle?"
 """
@@ -13,40 +13,44 @@ import click
 
 from ..errors import CobraEdgeError
 from ..inference.session_options import Opening, session_options
+from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, main_of, print_json_line, say, tell
 from .answers import FrameAnswer, frame_answers
 from .camera import Camera
 from .directory import ImageDirectory
-from .frames import FrameSource, grabbing
+from .frames import FrameSource, grab_frames
 from .reconnect import Reconnecting
 from .summary import Aggregate, Spread, Summary
 from .unreadable import Unreadable, UnreadableImages
 
-_CUT = " … [cut]"  # behind an answer that did not come to its end
+_CUT = " … [cut]"  # after an answer that reached its limit
 _ROW = "{:<24} {:>7} {:>14} {:>11}  {}"
 
 
-@click.command(epilog='Example: python -m cobra_edge.watch BUNDLE --camera 0 --prompt "Is there a red circle?" --on-change')
-@click.option("--prompt", required=True, help="The question.")
-@click.option(
+@click.command(cls=Command, epilog='Example: cobra-edge watch BUNDLE --camera 0 --prompt "Is there a red circle?" --on-change')
+@option(
     "--camera",
-    help="A device's number, /dev/videoN, the URL of a stream or of a snapshot, a GStreamer pipeline that ends in appsink, "
-    "or a video file, which is played at its own rate.",
+    group="input",
+    help="Device number, /dev/videoN, URL of a stream or snapshot, GStreamer pipeline that ends in appsink, or video file "
+    "(played at its own frame rate).",
 )
-@click.option("--directory", type=click.Path(path_type=Path), help="Images that appear here, or are written anew.")
-@click.option("--reconnect", is_flag=True, help="Try again, ever more slowly, when the source goes away or is not there yet.")
-@click.option(
+@option("--directory", group="input", type=click.Path(path_type=Path), help="Directory to watch for new and rewritten images.")
+@option("--prompt", group="input", required=True, help="Question about each image.")
+@option(
+    "--frames", group="input", type=click.IntRange(1), help="Stop after so many answers. Default: at the end of the source."
+)
+@option("--reconnect", group="input", is_flag=True, help="Retry with backoff while the source is unavailable.")
+@option(
     "--poll-seconds",
+    group="advanced",
     type=click.FloatRange(0.05, 86_400),
     default=1.0,
-    show_default=True,
-    help="Between two requests, where --camera is a URL that answers with one image.",
+    help="Interval of requests to a snapshot URL, in seconds.",
 )
-@click.option("--frames", type=click.IntRange(1), help="Stop after that many answers; default: when the source ends.")
-@click.option("--on-change", is_flag=True, help="Print an answer only where it differs from the one printed before.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=32, show_default=True, help="The limit of an answer.")
+@option("--max-new-tokens", group="generation", type=click.IntRange(1), default=32, help="Maximum length of an answer.")
+@option("--on-change", group="output", is_flag=True, help="Print an answer only where it differs from the previous one.")
 @session_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a frame, on one line, and one with the summary.")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object per answer, and the summary, as lines.")
 @debug_option
 def command(
     opening: Opening,
@@ -60,18 +64,18 @@ def command(
     max_new_tokens: int,
     as_json: bool,
 ) -> None:
-    """Ask BUNDLE the same question of every new image from a camera or a directory.
+    """Ask BUNDLE the same question about every new image of a camera or a directory.
 
-    The newest image is asked about, again and again; those that come while the model is busy are dropped and counted. Images
-    that cannot be looked at are told once each, and counted.
-    Latencies are from a frame's capture to the first token and to the end of its answer. The summary comes however it ends.
+    Each answer is about the newest image; images that arrive meanwhile are dropped and counted. An unreadable image is reported
+    once. Latencies are from the capture of a frame to the first token and to the end of the answer. A summary is always printed
+    at the end.
 
-    Exit codes: 0 the source ended, or --frames were answered; 2 bad input; 3 the camera or the directory went away, or this
-    machine lacks something; 130 interrupted.
+    Exit codes: 0 the source ended, or --frames were answered; 2 bad input; 3 the source was lost, or this machine lacks
+    something; 130 interrupted.
     """
     if (camera is None) == (directory is None):
         raise click.UsageError("give either --camera or --directory", click.get_current_context())
-    unreadable = UnreadableImages(print_json_line if as_json else _tell_unreadable)
+    unreadable = UnreadableImages(print_json_line if as_json else _report_unreadable)
     source: FrameSource
     if camera is not None:
         source = Camera(camera, poll_seconds, must_be_there=not reconnect)
@@ -80,10 +84,10 @@ def command(
     if reconnect:
         source = Reconnecting(source)
     session = opening.load()
-    session.ask(None, prompt)  # a prompt that cannot be asked is known before the first frame
+    session.ask(None, prompt)  # validates the prompt before the first frame
     aggregate, failure = Aggregate(), None
     try:
-        with grabbing(source) as newest:
+        with grab_frames(source) as newest:
             answers = frame_answers(session, prompt, newest, max_new_tokens, unreadable)
             _print_answers(islice(answers, frames), aggregate, on_change, as_json)
     except (CobraEdgeError, KeyboardInterrupt) as error:
@@ -115,7 +119,7 @@ def _print_answers(answers: Iterable[FrameAnswer], aggregate: Aggregate, on_chan
             say(_ROW.format(frame, answer.dropped, first, f"{answer.answer_ms:,.1f}", text))
 
 
-def _tell_unreadable(image: Unreadable) -> None:
+def _report_unreadable(image: Unreadable) -> None:
     frame = "" if image.frame is None else f"frame {image.frame}: "
     tell(f"{frame}{image.error}", style="red")
 
@@ -124,7 +128,8 @@ def _say_summary(summary: Summary) -> None:
     say(f"{summary.answered:,} frames answered, {summary.dropped:,} dropped, {summary.unreadable:,} images unreadable")
     if summary.answer_ms is not None:
         say(
-            f"from capture to first token: {_spread(summary.first_token_ms)}; to the answer's end: {_spread(summary.answer_ms)}"
+            f"from capture to first token: {_spread(summary.first_token_ms)}; to the end of the answer: "
+            f"{_spread(summary.answer_ms)}"
         )
     if summary.resident_bytes_start is not None and summary.resident_bytes_end is not None:
         start, end = summary.resident_bytes_start / 2**20, summary.resident_bytes_end / 2**20

@@ -1,4 +1,4 @@
-"""Frames as image files that appear in a directory, or are written anew there."""
+"""Frame source for a directory: new and rewritten image files."""
 
 from __future__ import annotations
 
@@ -20,64 +20,65 @@ from ..errors import InputError, MachineError
 from ..inputs.image import load_image
 from ..inputs.image_format import image_endings, image_format, why_not_read
 from ..terminal.output import tell
-from .frames import Frame, SourceGone
+from .frames import Frame, SourceLost
 from .unreadable import Unreadable, UnreadableImages
 
 log = logging.getLogger(__name__)
 
-_STEP_MS, _LONGEST_MS = 10, 100  # changes are gathered until none comes for a step
-_TICK_MS = 200  # how often it is looked whether the directory is still there
+_STEP_MS, _LONGEST_MS = 10, 100  # changes are collected until none comes for one step
+_TICK_MS = 200  # interval of checks that the directory exists
 _KNOWN_FILES = 1024
-_SETTLED_SECONDS = 5.0  # a file that cannot be decoded and has not changed for so long is not being written any more
-_RESTLESS_SECONDS = 20.0  # one that changes all the time and was never whole is told after so long
+_SETTLED_SECONDS = 5.0  # without a change, after which an unreadable file counts as completely written
+_CHANGING_SECONDS = 20.0  # of changes, after which a file that was never readable is reported
 
-_Version = tuple[int, int, int]  # inode, size, mtime: what changes when a file is written anew
+_Version = tuple[int, int, int]  # inode, size, mtime: changes when a file is rewritten
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A file that could not be decoded so far.
+    """A file that could not be decoded yet.
 
     Attributes:
-        version: that was tried.
-        since: when that version was first tried, `time.monotonic()` seconds.
-        restless: when any version was first tried, or was told.
-        error: why it could not.
+        version: of the last attempt.
+        since: first attempt with this version, `time.monotonic()` seconds.
+        changing_since: first attempt with any version, or last report.
+        error: of the last attempt.
     """
 
     version: _Version
     since: float
-    restless: float
+    changing_since: float
     error: str
 
 
 class ImageDirectory:
-    """A directory into which images are written, by a camera's software perhaps; hidden files are not looked at."""
+    """A directory into which images are written; hidden files are ignored."""
 
     def __init__(self, directory: Path, unreadable: UnreadableImages) -> None:
-        """Check that it can be watched.
+        """Check that the directory can be watched.
 
         Args:
-            directory: where.
-            unreadable: gets the files that are no image, when nobody writes to them any more.
+            directory: to watch.
+            unreadable: receives files that are complete and not readable images.
 
         Raises:
-            InputError: no such directory. MachineError: the library is missing.
+            InputError: no such directory.
+            MachineError: watchfiles is missing.
         """
         if not directory.is_dir():
-            raise InputError(f"{directory}: no such directory; give one into which images are written")
+            raise InputError(f"{directory}: no such directory; give the one into which images are written")
         self.directory = directory
         self._watchfiles = _watchfiles()
         self._unreadable = unreadable
         self._endings = image_endings()
-        self._known: OrderedDict[str, _Version] = OrderedDict()  # files that were a frame or unreadable, and as what
+        self._known: OrderedDict[str, _Version] = OrderedDict()  # files that became a frame or were unreadable
         self._pending: dict[str, _Pending] = {}
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """See `FrameSource`. A frame counts as captured when it was noticed that its file is there, or has changed."""
+        """See `FrameSource`. The capture time is when the change of the file was noticed."""
         number, begun = 0, False
         if not self.directory.is_dir():
-            raise self._gone(number)
+            raise self._lost(number)
         for changes in self._watchfiles.watch(
             self.directory,
             watch_filter=None,
@@ -90,97 +91,92 @@ class ImageDirectory:
         ):
             noticed = time.perf_counter()
             if not self.directory.is_dir():
-                raise self._gone(number)
-            if not begun:  # from now on nothing is missed
+                raise self._lost(number)
+            if not begun:  # from now on no change is missed
                 tell(f"watching {self.directory}")
                 begun = True
             changed = {name for change, name in changes if change != self._watchfiles.Change.deleted}
-            newest = self._newest(changed | self._judge())
+            newest = self._newest(changed | self._recheck())
             if newest is not None:
                 name, image, older = newest
                 number += older + 1
-                yield Frame(number, name, noticed, functools.partial(_same, image))
-                del image, newest  # not kept while the next one is waited for
+                yield Frame(number, name, noticed, functools.partial(_return_image, image))
+                del image, newest  # not kept while waiting for the next frame
 
-    def _gone(self, number: int) -> SourceGone:
-        return SourceGone(f"{self.directory}: went away after {number} images; watch it again when it is back")
+    def _lost(self, number: int) -> SourceLost:
+        return SourceLost(f"{self.directory}: removed after {number} images; watch it again when it exists")
 
     def _newest(self, paths: Iterable[str]) -> tuple[str, Image.Image, int] | None:
-        """Return the newest whole image among files that changed, and how many older ones there are; None for none."""
+        """Return name and image of the newest readable file among the changed ones, and the number of older ones; or None."""
         found: tuple[str, Image.Image] | None = None
         older = 0
         for name, version in self._changed(paths):
             if found is not None:
-                if self._is_named_only(name, version):
+                if self._is_unreadable(name, version):
                     continue
                 older += 1
-            elif (image := self._whole(name, version)) is not None:
+            elif (image := self._decode(name, version)) is not None:
                 found = name, image
             else:
                 continue
             self._pending.pop(name, None)
-            self._know(name, version)
+            self._mark_known(name, version)
         return None if found is None else (*found, older)
 
-    def _is_named_only(self, name: str, version: _Version) -> bool:
-        """Whether a file that is let go unread could not have been read, by its first bytes; then it is pending."""
+    def _is_unreadable(self, name: str, version: _Version) -> bool:
+        """Whether a dropped file is unreadable, by its first bytes; then it becomes pending."""
         file = self.directory / name
         try:
-            if not file.is_file():  # a pipe would be waited for
+            if not file.is_file():  # reading a pipe would block
                 return False
             with file.open("rb") as stream:
                 head = stream.read(1024)
         except OSError:
-            return False  # gone again, or told when it comes alone
+            return False  # gone, or reported when it changes alone
         why = why_not_read(head, image_format(head))
         if why is not None:
-            self._wait_for(name, version, f"{file}: {why}")
+            self._defer(name, version, f"{file}: {why}")
         return why is not None
 
-    def _whole(self, name: str, version: _Version) -> Image.Image | None:
-        """Decode a file; None where it cannot be decoded, half written perhaps, or was written to meanwhile.
-
-        Nothing is lost: it is pending, and looked at again when it has changed.
-        """
+    def _decode(self, name: str, version: _Version) -> Image.Image | None:
+        """Decode a file; None where it is unreadable (perhaps incomplete) or changed meanwhile. Then it becomes pending."""
         try:
             image = load_image(self.directory / name)
         except InputError as error:
-            log.info("passed over for now: %s", error)
-            self._wait_for(name, version, str(error))
+            log.info("ignored for now: %s", error)
+            self._defer(name, version, str(error))
             return None
         if self._version(name) != version:
-            self._wait_for(
-                name, version, f"{self.directory / name}: is written while it is read; write it elsewhere and rename it"
-            )
+            self._defer(name, version, f"{self.directory / name}: changed while it was read; write it elsewhere and rename it")
             return None
         return image
 
-    def _wait_for(self, name: str, version: _Version, error: str) -> None:
+    def _defer(self, name: str, version: _Version, error: str) -> None:
         now, before = time.monotonic(), self._pending.get(name)
-        since, restless = (now, now) if before is None else (before.since, before.restless)
+        since, changing_since = (now, now) if before is None else (before.since, before.changing_since)
         if before is not None and before.version != version:
             since = now
-        if now - restless >= _RESTLESS_SECONDS:
-            restless = now
+        if now - changing_since >= _CHANGING_SECONDS:
+            changing_since = now
             self._unreadable.add(Unreadable(None, name, error))
-        self._pending[name] = _Pending(version, since, restless, error)
+        self._pending[name] = _Pending(version, since, changing_since, error)
 
-    def _judge(self) -> set[str]:
-        """Return pending files that have changed, to be tried again; give up those that nobody writes to any more."""
+    def _recheck(self) -> set[str]:
+        """Return the pending files that have changed; report those that have settled as unreadable."""
         changed = set()
         for name, pending in list(self._pending.items()):
             version = self._version(name)
-            if version is None:  # gone again
+            if version is None:  # gone
                 del self._pending[name]
             elif version != pending.version:
                 changed.add(name)
             elif time.monotonic() - pending.since >= _SETTLED_SECONDS or len(self._pending) > _KNOWN_FILES:
                 del self._pending[name]
-                self._know(name, version)
+                self._mark_known(name, version)
                 self._unreadable.add(Unreadable(None, name, pending.error))
         return changed
 
-    def _know(self, name: str, version: _Version) -> None:
+    def _mark_known(self, name: str, version: _Version) -> None:
         self._known[name] = version
         self._known.move_to_end(name)
         if len(self._known) > _KNOWN_FILES:
@@ -190,11 +186,11 @@ class ImageDirectory:
         try:
             stat = os.stat(self.directory / name)
         except OSError:
-            return None  # gone again
+            return None  # gone
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _changed(self, paths: Iterable[str]) -> list[tuple[str, _Version]]:
-        """Return the image files among the paths whose content was written, newest first."""
+        """Return name and version of the image files with new content, the newest first."""
         changed = []
         for name in {Path(path).name for path in paths}:
             if name.startswith(".") or Path(name).suffix.lower() not in self._endings:
@@ -205,7 +201,7 @@ class ImageDirectory:
         return sorted(changed, key=lambda entry: (entry[1][2], entry[0]), reverse=True)
 
 
-def _same(image: Image.Image) -> Image.Image:
+def _return_image(image: Image.Image) -> Image.Image:
     return image
 
 

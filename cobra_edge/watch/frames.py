@@ -1,8 +1,7 @@
-"""A frame, what gives them, and the one place where the newest waits.
+"""Frames, frame sources, and the slot that holds the newest frame.
 
-A source gives frames at its own pace in a thread of its own; whoever answers takes the newest when it is ready for one. What
-came in between is let go, so that an answer is about what is to be seen now, and memory holds one waiting frame however slow
-answers are.
+A source yields frames in its own thread; the answering thread takes the newest one when it is ready. Frames in between are
+dropped, so that an answer is about the current scene and at most one frame waits in memory.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from PIL import Image
 
 from ..errors import MachineError
 
-# Two signals at once may both be taken by another thread of the process, and then do not wake this one from waiting for a lock;
-# Python's handlers run when it looks up by itself.
-_LOOK_UP_SECONDS = 0.5
-_LEAVING_SECONDS = 2.0  # for a source that is inside a library's call; the thread does not keep the program
+# Signals may be delivered to another thread and then do not interrupt waiting for a lock; Python's handlers run at the next
+# timeout of the wait.
+_WAKE_SECONDS = 0.5
+_JOIN_SECONDS = 2.0  # for a source inside a library call; the thread is a daemon
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """An image that has come.
+    """A captured image.
 
     Attributes:
-        number: how many have come so far, with this one; a gap between two that were answered is what was let go.
-        name: of its file, or None where it has none.
-        captured: when it came, `time.perf_counter()` seconds.
-        image: makes the image, RGB; called for frames that are asked about only.
+        number: counts all frames from 1; gaps between answered frames are dropped ones.
+        name: file name, or None.
+        captured: `time.perf_counter()` seconds of the capture.
+        image: returns the RGB image; called only for frames that are answered.
     """
 
     number: int
@@ -42,48 +41,49 @@ class Frame:
     image: Callable[[], Image.Image]
 
 
-class SourceGone(MachineError):
-    """A source went away, or is not there yet: it may be back later."""
+class SourceLost(MachineError):
+    """A source is not available, or not any more; it may come back."""
 
 
 class FrameSource(Protocol):
-    """What gives frames."""
+    """A source of frames."""
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield frames as they come, without keeping them, until the source is at its end or `stop` is set.
+        """Yield frames, without keeping references, until the source ends or `stop` is set.
 
         Raises:
-            InputError, MachineError: it cannot be opened. SourceGone: it went away, or is not there yet.
+            InputError, MachineError: the source cannot be opened.
+            SourceLost: the source is not available, or not any more.
         """
         ...
 
 
 class Newest(Generic[T]):
-    """Holds at most one thing, the newest."""
+    """A slot that holds at most one item, the newest."""
 
     def __init__(self) -> None:
-        """Hold nothing."""
+        """Create an empty slot."""
         self._changed = threading.Condition()
         self._held: T | None = None
         self._ended = False
         self._error: BaseException | None = None
 
-    def put(self, thing: T) -> None:
-        """Hold this, instead of what is held."""
+    def put(self, item: T) -> None:
+        """Replace the item."""
         with self._changed:
-            self._held = thing
+            self._held = item
             self._changed.notify_all()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Say that nothing more will come, and why where it should have."""
+        """Mark the end of the items, with the error that caused it if any."""
         with self._changed:
             self._ended, self._error = True, error
             self._changed.notify_all()
 
     def take(self) -> T | None:
-        """Return the newest, waiting for one; None when nothing more will come. Raises the error that it ended with, last."""
+        """Wait for an item and remove it; None at the end. Raises the error passed to `end`, after the last item."""
         with self._changed:
-            while not self._changed.wait_for(lambda: self._held is not None or self._ended, _LOOK_UP_SECONDS):
+            while not self._changed.wait_for(lambda: self._held is not None or self._ended, _WAKE_SECONDS):
                 pass
             taken, self._held = self._held, None
         if taken is None and self._error is not None:
@@ -92,8 +92,8 @@ class Newest(Generic[T]):
 
 
 @contextmanager
-def grabbing(source: FrameSource) -> Iterator[Newest[Frame]]:
-    """Take frames from a source in a thread, as long as the context lasts; its errors are raised where frames are taken."""
+def grab_frames(source: FrameSource) -> Iterator[Newest[Frame]]:
+    """Read a source in a thread during the context; `take` raises its errors."""
     newest: Newest[Frame] = Newest()
     stop = threading.Event()
     thread = threading.Thread(target=_grab, args=(source, newest, stop), name="frames", daemon=True)
@@ -102,14 +102,14 @@ def grabbing(source: FrameSource) -> Iterator[Newest[Frame]]:
         yield newest
     finally:
         stop.set()
-        thread.join(_LEAVING_SECONDS)
+        thread.join(_JOIN_SECONDS)
 
 
 def _grab(source: FrameSource, newest: Newest[Frame], stop: threading.Event) -> None:
     try:
         for frame in source.frames(stop):
             newest.put(frame)
-            del frame  # while the next one is waited for only `newest` has it
+            del frame  # only `newest` holds it while waiting for the next frame
     except BaseException as error:
         newest.end(error)
     else:

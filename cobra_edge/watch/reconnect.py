@@ -1,4 +1,4 @@
-"""A source that goes away is opened again, and again after longer and longer waits."""
+"""Reconnection to a lost source, with exponential backoff."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..terminal.output import tell
-from .frames import Frame, FrameSource, SourceGone
+from .frames import Frame, FrameSource, SourceLost
 
-_FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 30.0
+_FIRST_SECONDS, _MAX_SECONDS = 1.0, 30.0
 
 
 class Reconnecting:
-    """Frames of a source, over all its absences; their numbers go on."""
+    """Frames of a source across reconnections, numbered consecutively."""
 
     def __init__(self, source: FrameSource) -> None:
         self._source = source
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """See `FrameSource`; ends where the source does, and raises what it raises, but for `SourceGone`."""
+        """See `FrameSource`. SourceLost is handled; other errors are raised."""
         wait, number = _FIRST_SECONDS, 0
         while not stop.is_set():
             before = number
@@ -27,10 +27,10 @@ class Reconnecting:
                 for frame in self._source.frames(stop):
                     number = before + frame.number
                     yield replace(frame, number=number)
-                    del frame  # not kept while the next one is waited for
+                    del frame  # not kept while waiting for the next frame
                 return
-            except SourceGone as gone:
+            except SourceLost as lost:
                 wait = _FIRST_SECONDS if number > before else wait
-                tell(f"{gone}; trying again in {wait:.0f} s")
+                tell(f"{lost}; retrying in {wait:.0f} s")
             stop.wait(wait)
-            wait = min(2 * wait, _LONGEST_SECONDS)
+            wait = min(2 * wait, _MAX_SECONDS)

@@ -1,4 +1,4 @@
-"""Frames of a camera that answers each HTTP request with one image."""
+"""Frame source for a camera with a snapshot URL: each HTTP request returns one image."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..errors import InputError
 from ..inputs.image import load_image
 from ..inputs.image_format import image_format
 from ..terminal.output import tell
-from .frames import Frame, SourceGone
+from .frames import Frame, SourceLost
 
-_TIMEOUT_SECONDS, _WHOLE_SECONDS = 10.0, 30.0  # without a byte; for an image
-_LARGEST_BYTES = 64 << 20
+_TIMEOUT_SECONDS, _WHOLE_SECONDS = 10.0, 30.0  # without data; for a whole image
+_MAX_BYTES = 64 << 20
 
 
-class _Refused(urllib.request.BaseHandler):
-    """Closes the answer that wants a password, before those who know one ask again, which leave it open."""
+class _CloseOn401(urllib.request.BaseHandler):
+    """Closes a 401 response before the authentication handlers repeat the request, which leave it open."""
 
     handler_order = 0
 
@@ -32,15 +32,15 @@ class _Refused(urllib.request.BaseHandler):
 
 
 class Snapshots:
-    """An http(s) URL that may answer with an image."""
+    """An http(s) URL that may return an image."""
 
     def __init__(self, url: str, name: str, interval_s: float) -> None:
-        """Take a URL, perhaps with user and password, for HTTP's basic or digest authentication.
+        """Parse a URL, optionally with user and password for basic or digest authentication.
 
         Args:
-            url: what is asked for.
-            name: what messages call it.
-            interval_s: between the beginnings of two requests.
+            url: of the snapshot.
+            name: of the source in messages.
+            interval_s: between the starts of two requests.
 
         Raises:
             InputError: the URL is malformed.
@@ -53,28 +53,29 @@ class Snapshots:
             users = urllib.request.HTTPPasswordMgrWithDefaultRealm()
             if parts.username is not None:
                 users.add_password(None, self._url, unquote(parts.username), unquote(parts.password or ""))
-            _ = parts.port  # which is only now looked at
+            _ = parts.port  # raises for an invalid port
         except ValueError as error:
             raise InputError(f"{name}: not a URL ({error}); give one such as http://camera.local/snapshot.jpg") from error
         ways = urllib.request.HTTPBasicAuthHandler(users), urllib.request.HTTPDigestAuthHandler(users)
-        self._opener = urllib.request.build_opener(_Refused, *ways)
+        self._opener = urllib.request.build_opener(_CloseOn401, *ways)
 
     def answer_images(self) -> bool:
-        """Ask once; returns whether one image was the answer, and not a stream.
+        """Send one request; returns whether the response is an image, and not a stream.
 
         Raises:
-            SourceGone: nobody answers, or an error. InputError: a web page is the answer.
+            SourceLost: no response, or an HTTP error.
+            InputError: the response is a web page.
         """
         try:
-            with self._opened() as response:
+            with self._open() as response:
                 return self._is_image(response)
         except http.client.HTTPException:
-            return False  # something that is nearly HTTP, as some streams are
+            return False  # nearly HTTP, like some streams
         except OSError as error:
-            raise self._gone(error) from error
+            raise self._lost(error) from error
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """See `FrameSource`. A frame counts as captured when it has come whole."""
+        """See `FrameSource`. The capture time is when the image is complete."""
         tell(f"watching {self.name}, one image every {self._interval_s:g} s")
         number = 0
         while not stop.is_set():
@@ -82,42 +83,42 @@ class Snapshots:
             image = self._image(number)
             number += 1
             yield Frame(number, None, time.perf_counter(), functools.partial(load_image, image, name=self.name))
-            del image  # not kept while the next one is waited for
+            del image  # not kept while waiting for the next frame
             stop.wait(max(0.0, began + self._interval_s - time.perf_counter()))
 
     def _image(self, number: int) -> bytes:
-        """Return what is answered; whether it is an image shows when it is decoded. Raises SourceGone."""
+        """Return the body of a response, not decoded. Raises SourceLost."""
         body, until = bytearray(), time.monotonic() + _WHOLE_SECONDS
         try:
-            with self._opened() as response:
+            with self._open() as response:
                 while piece := response.read1(1 << 16):
                     body += piece
-                    if len(body) > _LARGEST_BYTES:
-                        raise SourceGone(f"{self.name}: answers more than {_LARGEST_BYTES >> 20} MiB; check its address")
+                    if len(body) > _MAX_BYTES:
+                        raise SourceLost(f"{self.name}: the response exceeds {_MAX_BYTES >> 20} MiB; check its URL")
                     if time.monotonic() > until:
-                        raise SourceGone(f"{self.name}: an image takes longer than {_WHOLE_SECONDS:.0f} s; check its network")
+                        raise SourceLost(f"{self.name}: an image takes more than {_WHOLE_SECONDS:.0f} s; check its network")
         except (OSError, http.client.HTTPException) as error:
-            raise self._gone(error, number) from error
+            raise self._lost(error, number) from error
         return bytes(body)
 
-    def _opened(self) -> Any:
+    def _open(self) -> Any:
         request = urllib.request.Request(self._url, headers={"User-Agent": "cobra-edge", "Accept": "image/*, */*;q=0.5"})
         return self._opener.open(request, timeout=_TIMEOUT_SECONDS)
 
     def _is_image(self, response: Any) -> bool:
-        """Whether an answer is one image, by its type, or by its first bytes where the type says nothing."""
+        """Whether a response is one image, by its content type, else by its first bytes."""
         kind = response.headers.get_content_type()
         if kind == "text/html":
-            raise InputError(f"{self.name}: answers with a web page; give the address of its stream or of its snapshot")
+            raise InputError(f"{self.name}: returns a web page; give the URL of its stream or snapshot")
         if kind.startswith(("image/", "multipart/", "video/")):
             return bool(kind.startswith("image/"))
         return image_format(response.read1(64)) is not None
 
-    def _gone(self, error: Exception, number: int = 0) -> SourceGone:
+    def _lost(self, error: Exception, number: int = 0) -> SourceLost:
         after = f" after {number} frames" if number else ""
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-            advice = "give its user and password: http://user:password@…" if error.code == 401 else "check its address"
-            return SourceGone(f"{self.name}: answers {error.code} ({error.reason}){after}; {advice}")
+            advice = "give user and password: http://user:password@…" if error.code == 401 else "check its URL"
+            return SourceLost(f"{self.name}: returns status {error.code} ({error.reason}){after}; {advice}")
         reason = getattr(error, "reason", None) or error
-        return SourceGone(f"{self.name}: cannot be reached{after} ({reason}); check its address and its network")
+        return SourceLost(f"{self.name}: cannot be reached{after} ({reason}); check its URL and network")

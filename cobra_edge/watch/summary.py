@@ -1,4 +1,4 @@
-"""What a watch comes to: how many frames, how late the answers were, and whether memory grew."""
+"""Summary of a watch: frames, latencies, memory growth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from .answers import FrameAnswer
 
-LATENCIES_KEPT = 10_000  # a watch may go on for weeks, in the memory that it began with
+LATENCIES_KEPT = 10_000  # bounded: a watch may run for weeks
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -22,20 +22,19 @@ class Spread(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, values: deque[float]) -> Spread | None:
-        """Return them of some values; None of none."""
+        """Return the spread of some values; None for no values."""
         return cls(*(float(v) for v in np.percentile(np.array(values), (50, 95)))) if values else None
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """A watch that has ended.
+    """Summary of a watch.
 
     Attributes:
-        answered, dropped: frames that were answered, and that were let go between two of those.
-        unreadable: images that could not be looked at; those that were frames are among the dropped ones too.
-        first_token_ms, answer_ms: from a frame's capture, over the last LATENCIES_KEPT frames; None for no frame.
-        resident_bytes_start: of the process after the first answer, when all that is made once has been made; None where there
-            was no answer, or the system does not say.
-        resident_bytes_end: at the end.
+        answered, dropped: numbers of answered and dropped frames.
+        unreadable: number of unreadable images; those that were frames count as dropped too.
+        first_token_ms, answer_ms: latencies from a frame's capture, over the last LATENCIES_KEPT frames; None for no frame.
+        resident_bytes_start: memory of the process after the first answer; None for no answer, or on an unsupported system.
+        resident_bytes_end: memory at the end.
     """
 
     answered: int
@@ -48,33 +47,33 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 class Aggregate:
-    """Takes answers as they come; of a fixed size."""
+    """Aggregates answers in constant memory."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin without answers."""
         self.answered, self.dropped = 0, 0
         self._first: deque[float] = deque(maxlen=LATENCIES_KEPT)
-        self._whole: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._decode: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._resident_start: int | None = None
 
     def add(self, answer: FrameAnswer) -> None:
-        """Count one."""
+        """Add an answer."""
         self.answered += 1
         self.dropped += answer.dropped
-        self._whole.append(answer.answer_ms)
+        self._decode.append(answer.answer_ms)
         if answer.first_token_ms is not None:
             self._first.append(answer.first_token_ms)
         if self.answered == 1:
             self._resident_start = resident_bytes()
 
     def summary(self, unreadable: int) -> Summary:
-        """Return what it comes to now, with so many images that could not be looked at."""
-        spreads = Spread.of(self._first), Spread.of(self._whole)
+        """Return the summary, with a number of unreadable images."""
+        spreads = Spread.of(self._first), Spread.of(self._decode)
         return Summary(self.answered, self.dropped, unreadable, *spreads, self._resident_start, resident_bytes())
 
 
 def resident_bytes() -> int | None:
-    """Return how much memory this process has, pages of mapped files included; None where the system does not say."""
+    """Return the resident memory of this process, mapped files included; None on a system without /proc."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmRSS:"):

@@ -1,4 +1,4 @@
-"""Images that came and could not be looked at: counted, and told once each."""
+"""Unreadable images: counted, each reported once."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 import msgspec
 
-_TOLD = 1024  # names whose reason is remembered
+_MAX_NAMES = 1024  # names whose last error is kept
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """An image that could not be looked at.
+    """An unreadable image.
 
     Attributes:
-        frame: its number, where it counted as a frame; None for a file that never did.
-        name: of its file, or None.
+        frame: frame number; None for a file that did not become a frame.
+        name: file name, or None.
         error: why, and what to do.
     """
 
@@ -26,27 +26,27 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 class UnreadableImages:
-    """Takes them from the thread that grabs frames and from the one that answers.
+    """Collects unreadable images from the frame thread and the answering thread.
 
     Attributes:
-        count: how many there were.
+        count: number so far.
     """
 
-    def __init__(self, tell: Callable[[Unreadable], None]) -> None:
-        """Begin with none; `tell` is called for each, but once for those of one name and reason that follow each other."""
+    def __init__(self, report: Callable[[Unreadable], None]) -> None:
+        """Begin with none; `report` is called for each, once for consecutive ones of equal name and error."""
         self.count = 0
-        self._tell = tell
-        self._told: OrderedDict[str | None, str] = OrderedDict()
+        self._report = report
+        self._errors: OrderedDict[str | None, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def add(self, image: Unreadable) -> None:
-        """Count one, and tell it where that was not done before."""
+        """Count an image, and report it unless that was done."""
         with self._lock:
             self.count += 1
-            if self._told.get(image.name) == image.error:
+            if self._errors.get(image.name) == image.error:
                 return
-            self._told[image.name] = image.error
-            self._told.move_to_end(image.name)
-            if len(self._told) > _TOLD:
-                self._told.popitem(last=False)
-            self._tell(image)
+            self._errors[image.name] = image.error
+            self._errors.move_to_end(image.name)
+            if len(self._errors) > _MAX_NAMES:
+                self._errors.popitem(last=False)
+            self._report(image)

@@ -14,7 +14,7 @@ COPY constraints constraints
 COPY cobra_edge cobra_edge
 COPY export export
 COPY runtimes runtimes
-# Its own pip: the system's is too old for some of the wheels' tags, and for --build-constraint.
+# A new pip: the system's is too old for some wheel tags, and for --build-constraint.
 RUN python3 -m venv /build \
  && /build/bin/pip install --constraint constraints/jetpack6.txt pip \
  && /build/bin/pip wheel --no-deps --build-constraint constraints/build.txt --wheel-dir /wheels .
@@ -24,20 +24,20 @@ ENV DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3-venv \
  && rm -rf /var/lib/apt/lists/*
-# Found here and not at the first start: another Python, or a base without TensorRT's Python module.
+# Fail at build time for another Python, or a base without TensorRT's Python module.
 RUN python3 -c "import sys, importlib.util as u; assert sys.version_info[:2] == (3, 10), sys.version; assert u.find_spec('tensorrt')"
 COPY --from=wheel /wheels /wheels
 COPY constraints/jetpack6.txt /wheels/constraints.txt
-# TensorRT's module belongs to the system, so the environment has to see it.
+# --system-site-packages: TensorRT's module is a system package.
 RUN python3 -m venv --system-site-packages /opt/cobra-edge \
  && /opt/cobra-edge/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt pip \
  && /opt/cobra-edge/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt "$(ls /wheels/*.whl)[jetpack6,serve]"
-# onnxruntime's reports to its maker. The package switches them off, too, before it imports onnxruntime.
+# Telemetry of onnxruntime. The package disables it too, before it imports onnxruntime.
 ENV ORT_DISABLE_TELEMETRY=1
-# Engines are kept under it: mount a volume there, or each new container builds again.
+# TensorRT engines are cached here: mount a volume, or each new container builds them again.
 ENV XDG_CACHE_HOME=/cache
 VOLUME /cache
-# Of `serve --state-dir /state`: images that were read, so that a restart does not read them again.
+# For `serve --state-dir /state`: cached image states survive a restart.
 VOLUME /state
 EXPOSE 8000
 ENTRYPOINT ["/opt/cobra-edge/bin/cobra-edge"]

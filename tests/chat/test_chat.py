@@ -70,11 +70,11 @@ def test_a_conversation_through_a_pipe(bundle, session):
     done = subprocess.run(command, input=f"{WHAT}\n{HOW_MANY}\n{RED}", capture_output=True, text=True, timeout=60)
     expected = answers(session, WHAT, HOW_MANY, RED)
     assert (done.returncode, done.stdout) == (0, "\n".join(expected) + "\n")
-    assert done.stderr.startswith(f"{IMAGE}, looked at in ") and ">" not in done.stderr
+    assert done.stderr.startswith(f"{IMAGE}, encoded in ") and ">" not in done.stderr
     assert len(set(expected)) == 3
 
 
-def test_what_is_remembered_and_forgotten(talk, session):
+def test_cached_states(talk, session):
     said = [HOW_MANY, RED, "/reset", RED, f"/image {IMAGE}", HOW_MANY, "/quit", "never asked"]
     code, out, err = talk(*said, arguments=["--json", "--image", str(IMAGE)])
     records = [json.loads(line) for line in out.splitlines()]
@@ -83,7 +83,7 @@ def test_what_is_remembered_and_forgotten(talk, session):
     assert [r["text"] for r in records] == [count, red, answers(session, RED)[0], count]
     assert [r["question"] for r in records] == [HOW_MANY, RED, RED, HOW_MANY]
     assert all(r["image"] == str(IMAGE) and r["visual_tokens"] == 64 and r["finish"] == "end" for r in records)
-    assert f"a new conversation about {IMAGE}, remembered" in err and err.count("a new conversation") == 2
+    assert f"a new conversation about {IMAGE}, cached" in err and err.count("a new conversation") == 2
 
 
 def test_asking_about_nothing_seen(talk):
@@ -95,7 +95,7 @@ def test_asking_about_nothing_seen(talk):
 
 def test_a_cut_answer_is_marked(talk):
     code, out, err = talk(HOW_MANY, arguments=["--image", str(IMAGE), "--max-new-tokens", "1"])
-    assert code == 0 and out.strip() and err.endswith("cut at its limit of tokens\n")
+    assert code == 0 and out.strip() and err.endswith("cut at the token limit\n")
     _, _, err = talk(HOW_MANY, arguments=["--image", str(IMAGE)])
     assert "cut" not in err
 
@@ -108,13 +108,13 @@ def test_quitting(talk, line):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("", "the line is empty; ask something"),
+        ("", "the line is empty; type a question"),
         ("  \t", "the line is empty"),
         ("<image>", "the prompt is empty"),
         ("red " * 2000, "already read; shorten it, or /reset"),
         ("x" * (2 << 20), "a line of more than 1,048,576 characters; shorten it"),
-        ("/image", "/image needs the name of a file, for example /image scene.png"),
-        ("/save  ", "/save needs the name of a file, for example /save scene.json"),
+        ("/image", "/image needs a file, for example /image scene.png"),
+        ("/save  ", "/save needs a file, for example /save scene.json"),
         ("/image nowhere.png", "nowhere.png: cannot be read (No such file or directory)"),
         (f"/image {__file__}", "test_chat.py: not an image; expected one of PNG"),
         ("/imag x.png", "unknown command '/imag'; did you mean '/image'?"),
@@ -159,14 +159,14 @@ def test_a_question_that_begins_with_a_slash(talk):
 
 def test_control_characters_do_not_reach_the_terminal(talk, session, monkeypatch):
     monkeypatch.setattr(type(session.codec), "decode", lambda self, tokens: "\x1b[2Jwiped\n")
-    real = cobra_edge.Session.speak
+    real = cobra_edge.Session.generate
 
     def hostile(self, *arguments):
         answer = real(self, *arguments)
         answer._pieces = (piece for piece in ["\x1b[2J", "wiped\n", "\x07"])
         return answer
 
-    monkeypatch.setattr(cobra_edge.Session, "speak", hostile)
+    monkeypatch.setattr(cobra_edge.Session, "generate", hostile)
     _, out, err = talk(HOW_MANY)
     assert out == "\ufffd[2Jwiped\n\ufffd\n" and "\x1b" not in err
 
@@ -184,7 +184,7 @@ def test_at_most_eight_images_are_remembered(session, tmp_path, monkeypatch):
     assert not talked.show(files[8]) and not talked.show(files[1]) and talked.show(files[0])
     files[2].write_bytes(files[0].read_bytes())
     assert talked.show(files[2])  # another name for what was seen
-    assert len(talked._states) == conversation_module.REMEMBERED_IMAGES and len(looked) == 10
+    assert len(talked._states) == conversation_module.CACHED_IMAGES and len(looked) == 10
 
 
 def test_an_image_that_cannot_be_shown_leaves_all_as_it_was(session, tmp_path):
@@ -196,7 +196,7 @@ def test_an_image_that_cannot_be_shown_leaves_all_as_it_was(session, tmp_path):
     (tmp_path / "half.png").write_bytes(IMAGE.read_bytes()[:300])
     with pytest.raises(InputError, match="half.png: .*truncated"):
         talked.show(tmp_path / "half.png")
-    assert talked.image.path == IMAGE and len(talked.turns) == 1 and talked.remembers == "conversation"
+    assert talked.image.path == IMAGE and len(talked.turns) == 1 and talked.reuse == "conversation"
     assert talked.ask(RED).read() == answers(session, HOW_MANY, RED)[1]
 
 
@@ -204,7 +204,7 @@ def test_the_transcript(talk, session, tmp_path):
     file = tmp_path / "said here.json"
     code, _, err = talk(HOW_MANY, RED, f"/save '{file}'", f"/save {file}", "/reset", "/save x.json")
     assert code == 2 and f"saved: {file}" in err
-    assert "is already there and stays as it is" in err and "nothing has been said yet" in err
+    assert "already exists" in err and "nothing to save" in err
     saved = json.loads(file.read_text())
     count, red = answers(session, HOW_MANY, RED)
     assert saved["messages"] == [
@@ -231,7 +231,7 @@ def test_a_transcript_that_cannot_be_written(session, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"none/x.json: cannot be written \(No such file or directory\)"):
         write_transcript(talked, tmp_path / "none" / "x.json")
     (tmp_path / "dangling").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="already there"):
+    with pytest.raises(InputError, match="already exists"):
         write_transcript(talked, tmp_path / "dangling")
 
     def full(source, goal):
@@ -262,7 +262,7 @@ def test_completion(tmp_path, monkeypatch):
 
 def test_the_signal_stops_an_answer_and_raises_elsewhere():
     before, interrupts = signal.getsignal(signal.SIGINT), Interrupts()
-    with interrupts.heard():
+    with interrupts.handle_sigint():
         with interrupts.answering():
             assert not interrupts.stop
             signal.raise_signal(signal.SIGINT)
@@ -286,22 +286,22 @@ def test_on_a_terminal(bundle, session, tmp_path):
         chatting.interrupt()
         said = (begun + chatting.until("\r\nstopped, ")).replace("^C", "").strip().removesuffix("stopped,").strip()
         figures = chatting.until("> ")
-        assert "tokens/s, first after" in figures and "image remembered" in figures
+        assert "tokens/s, first token after" in figures and "cached: image" in figures
         stopped = session.ask(IMAGE, WHAT)
         for _ in stopped:
             if stopped.text.strip() == said:
                 stopped.stop()
         assert stopped.finish == "stopped" and len(stopped.tokens) < 20
         chatting.type(f"{HOW_MANY}\r")
-        assert f"\r\n{session.ask(stopped, HOW_MANY).read()}\r\n" in chatting.until("conversation remembered")
+        assert f"\r\n{session.ask(stopped, HOW_MANY).read()}\r\n" in chatting.until("cached: conversation")
         chatting.until("> ")
         chatting.type("half a line")
         chatting.until("half a line")
         chatting.interrupt()
-        chatting.until("Ctrl-C again leaves")
+        chatting.until("press Ctrl-C again to exit")
         chatting.until("> ")
         chatting.type(f"/im\t{IMAGE.parent}/dem\t\r")  # completed, and what was half written is gone
-        chatting.until("demo.png, remembered")
+        chatting.until("demo.png, cached")
         chatting.until("> ")
         chatting.type("/nothing\r")
         chatting.until("error: unknown command '/nothing'")
@@ -320,7 +320,7 @@ def test_on_a_terminal(bundle, session, tmp_path):
         assert json.loads(record[record.index("{") :])["question"] == HOW_MANY
         again.until("> ")
         again.interrupt()
-        again.until("Ctrl-C again leaves")
+        again.until("press Ctrl-C again to exit")
         again.until("> ")
         again.interrupt()
         again.until("interrupted")
@@ -355,7 +355,7 @@ def test_a_signal_ends_a_conversation_through_a_pipe(bundle, name):
 def test_a_closed_stdin_is_bad_input(monkeypatch, capfd):
     monkeypatch.setattr(sys, "stdin", None)  # as Python has it where it was closed before the start
     assert run_command(chat.command, ["BUNDLE"]) == 2
-    assert capfd.readouterr().err == "error: stdin is closed; give lines from a terminal, a file or a pipe\n"
+    assert capfd.readouterr().err == "error: stdin is closed; use a terminal, a file or a pipe\n"
 
 
 def test_without_readline_there_are_lines_all_the_same(monkeypatch, talk, session):

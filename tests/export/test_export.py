@@ -328,9 +328,9 @@ def test_inspect_tells_which_decoders_run_the_bundle_here(mini_bundle, monkeypat
     ]
     assert [[w for w in row if w.strip("│")] for row in rows] == [
         ["cuda", "never", "no:", "there", "is", "no", "[GPU]"],
-        ["cuda", "runs0", "yes"],
-        ["cuda", "runs1", "yes,", "if", "asked", "for"],
-        ["cpu", "runs0", "yes"],
+        ["cuda", "runs0", "yes,", "default"],
+        ["cuda", "runs1", "yes,", "on", "request"],
+        ["cpu", "runs0", "yes,", "default"],
     ]
     assert run_command(inspect.command, [bundle, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["decoders"][:2] == [
@@ -364,14 +364,14 @@ def test_memory_of_the_published_model():
         plan_memory(COBRA_3B, recipe, target_named("jetson"))
 
 
-def test_an_unforeseen_error_does_not_look_like_drift(monkeypatch, capfd, tmp_path):
+def test_an_unexpected_error_does_not_look_like_drift(monkeypatch, capfd, tmp_path):
     def broken(*_, **__):
         raise ZeroDivisionError("of all things")
 
     monkeypatch.setattr(export_module, "export_bundle", broken)
     assert run_command(export_module.command, ["--target", "cpu"]) == 3
     err = capfd.readouterr().err
-    assert "unforeseen ZeroDivisionError (of all things)" in err and "--debug" in err and "Traceback" not in err
+    assert "unexpected ZeroDivisionError (of all things)" in err and "--debug" in err and "Traceback" not in err
     assert run_command(export_module.command, ["--target", "cpu", "--debug"]) == 3
     assert "Traceback" in capfd.readouterr().err
     monkeypatch.undo()

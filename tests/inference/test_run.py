@@ -1,4 +1,4 @@
-"""Run: what it says besides the answer."""
+"""The command run."""
 
 import json
 
@@ -24,11 +24,11 @@ def ran(mini_bundle, tiny_bundle, capfd):
     return call
 
 
-def test_that_no_image_was_given_is_said(ran):
+def test_a_missing_image_is_reported(ran):
     _, out, err = ran("--max-new-tokens", "200")
-    assert out.strip() and err.startswith("no image was given (--image): ")
+    assert out.strip() and err.startswith("no image given (--image): ")
     code, out, err = ran("--json")
-    assert code == 0 and json.loads(out)["image"] is None and err.startswith("no image was given")
+    assert code == 0 and json.loads(out)["image"] is None and err.startswith("no image given")
     _, _, err = ran("--max-new-tokens", "2", blind=True)
     assert "no image" not in err
 
@@ -40,7 +40,7 @@ def test_an_image_is_named(ran):
 
 def test_a_cut_answer_is_marked(ran):
     code, out, err = ran("--image", MINI / "demo.png", "--max-new-tokens", "3")
-    assert code == 0 and out.strip() and err == "cut at its limit of tokens; --max-new-tokens raises it\n"
+    assert code == 0 and out.strip() and err == "cut at the token limit; raise it with --max-new-tokens\n"
     _, out, err = ran("--image", MINI / "demo.png", "--max-new-tokens", "3", "--json")
     assert json.loads(out)["finish"] == "length" and err == ""
     assert ran("--image", MINI / "demo.png")[2] == ""

@@ -197,7 +197,7 @@ def test_an_answer_ends_where_the_model_does(session, monkeypatch):
 def test_a_conversation_goes_on_from_its_answer(session, limit):
     """Asking on gives the bits that reading the whole conversation at once gives, also after an answer that was cut short."""
     first = session.ask(IMAGE, QUESTIONS[1], max_new_tokens=limit)
-    with pytest.raises(InputError, match="not been read to its end"):
+    with pytest.raises(InputError, match="the answer has not ended"):
         session.ask(first, QUESTIONS[2])
     first.read()
     second = session.ask(first, QUESTIONS[2])
@@ -303,7 +303,7 @@ def test_a_stopped_answer_can_be_asked_on_as_if_it_had_ended_there(session, piec
     codec, template = session.codec, session.template
     turns = [*codec.encode(template.first_turn(QUESTIONS[0])), *tokens]
     turns += [codec.end_id, *codec.encode(template.later_turn(QUESTIONS[1]))]
-    again = session.speak(session.read(turns, state), state, 256, Sampling())
+    again = session.generate(session.prefill(turns, state), state, 256, Sampling())
     assert again.read() == follow_up.text
     assert text == codec.decode(tokens)
 
@@ -342,7 +342,7 @@ def test_a_closed_session_is_refused(mini_bundle):
         lambda: session.ask(state, QUESTIONS[0]),
         lambda: session.ask(None, QUESTIONS[0]),
         lambda: session.ask(begun, QUESTIONS[0]),
-        lambda: session.read([1, 2], state),
+        lambda: session.prefill([1, 2], state),
         lambda: session.decoder.new_state(),
     ]
     for use in uses:

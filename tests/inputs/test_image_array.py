@@ -9,7 +9,7 @@ from cobra_edge.inputs.image_array import image_of_array
 RGB = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
 
 
-def test_the_order_of_channels_is_told_and_not_guessed():
+def test_the_channel_order_is_explicit():
     assert np.array_equal(np.asarray(image_of_array(RGB)), RGB)
     assert np.array_equal(np.asarray(image_of_array(RGB[..., ::-1], "bgr")), RGB)
     assert np.array_equal(np.asarray(image_of_array(RGB, "bgr")), RGB[..., ::-1])
@@ -32,7 +32,7 @@ def test_grey_is_taken():
     [
         (RGB[None], r"\(1, 6, 5, 3\) .*array\[0\]"),
         (RGB.transpose(2, 0, 1), r"\(3, 6, 5\) .*channels come last: array.transpose\(1, 2, 0\)"),
-        (np.zeros((6, 5, 4), np.uint8), r"alpha out: array\[..., :3\]"),
+        (np.zeros((6, 5, 4), np.uint8), r"drop the alpha channel: array\[..., :3\]"),
         (RGB[..., :1], r"array\[..., 0\]"),
         (RGB / np.float32(255), "dtype float32, expected .* uint8; for values from 0 to 1"),
         (RGB.astype(np.uint16), "dtype uint16, expected .* uint8; for 16 bits"),
@@ -42,7 +42,7 @@ def test_grey_is_taken():
         (np.zeros((), np.uint8), r"shape \(\)"),
         (RGB[:0], "no pixels"),
         (np.zeros((0, 0), np.uint8), "no pixels"),
-        (np.broadcast_to(np.zeros((1, 1), np.uint8), (9000, 9000)), "9000 × 9000 pixels, at most 64,000,000"),
+        (np.broadcast_to(np.zeros((1, 1), np.uint8), (9000, 9000)), "9000 × 9000 pixels, the maximum is 64,000,000"),
     ],
 )
 def test_what_is_no_image_is_refused_with_what_to_do(array, says):

@@ -90,7 +90,7 @@ def test_ordinary_text_has_the_ids_that_the_library_gives_the_whole_prompt(tmp_p
         assert codec.answer(text) == library.encode(text + "<|endoftext|>", add_special_tokens=False).ids, text
 
 
-def test_a_mark_that_is_no_token_is_spelled(tmp_path):
+def test_a_mark_that_is_no_token_is_encode_texted(tmp_path):
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(neox(GOOD)))
     codec = TextCodec.open(file, 512)
@@ -139,7 +139,7 @@ REFUSED = {
     "another model": changed(model={"type": "WordPiece", "vocab": VOCAB, "unk_token": "[UNK]"}),
     "chance": with_model(dropout=0.5),
     "byte fallback": with_model(byte_fallback=True),
-    "merges passed over": with_model(ignore_merges=True),
+    "ignore_merges": with_model(ignore_merges=True),
     "a prefix": with_model(continuing_subword_prefix="##"),
     "an id twice": with_model(vocab={**VOCAB, "!": 3}),
     "ids with gaps": with_model(vocab={**VOCAB, "zz": 511}),
@@ -215,7 +215,7 @@ def test_a_tokenizer_of_other_parts_ends_with_exit_code_2(tiny_bundle, tmp_path,
     (bundle / TOKENIZER).write_text(json.dumps(REFUSED["a decoder that panics"]))
     rehash(bundle, TOKENIZER)
     assert run_command(command, [str(bundle), "--prompt", "Hi"]) == 2
-    assert "not a tokenizer of these models" in capsys.readouterr().err
+    assert "unsupported tokenizer" in capsys.readouterr().err
 
 
 class Panic(BaseException):

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.errors import ApiError
 from cobra_edge.serve.page_route import page_router
 
 from .browser_case import Seen
@@ -64,7 +64,7 @@ class FakeServer:
         key: the API key that is asked for; None for none.
     """
 
-    answers: list[Said | Refusal] = field(default_factory=list)
+    answers: list[Said | ApiError] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     go_on: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     aborted: threading.Event = field(default_factory=threading.Event)
@@ -78,23 +78,23 @@ class FakeServer:
         app.add_api_route("/v1/chat/completions", self._answer, methods=["POST"], response_model=None)
         return app
 
-    def _refusal(self, request: Request) -> Response | None:
+    def _error(self, request: Request) -> Response | None:
         given = request.headers.get("Authorization", "")
         if self.key is None or given.encode("latin-1") == f"Bearer {self.key}".encode():
             return None
-        return refused(Refusal(401, "no API key was given; send it as Authorization: Bearer KEY", "invalid_api_key"))
+        return error_response(ApiError(401, "no API key was given; send it as Authorization: Bearer KEY", "invalid_api_key"))
 
     async def _models(self, request: Request) -> Response:
-        return self._refusal(request) or JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+        return self._error(request) or JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
 
     async def _answer(self, request: Request) -> Response:
-        refusal = self._refusal(request)
-        if refusal is not None:
-            return refusal
+        error = self._error(request)
+        if error is not None:
+            return error
         self.asked.append(await request.json())
         answer = self.answers.pop(0) if self.answers else Said()
-        if isinstance(answer, Refusal):
-            return refused(answer)
+        if isinstance(answer, ApiError):
+            return error_response(answer)
         return StreamingResponse(self._stream(answer), media_type="text/event-stream; charset=utf-8")
 
     async def _stream(self, said: Said) -> AsyncIterator[bytes]:
@@ -138,8 +138,8 @@ async def written(said: Said, event: str) -> AsyncIterator[bytes]:
         await asyncio.sleep(0.001 if said.cut else 0)
 
 
-def refused(refusal: Refusal) -> Response:
-    return JSONResponse(refusal.body(), refusal.status, headers=dict(refusal.headers))
+def error_response(error: ApiError) -> Response:
+    return JSONResponse(error.body(), error.status, headers=dict(error.headers))
 
 
 @contextmanager
@@ -204,4 +204,4 @@ def complaints(seen: Seen) -> list[str]:
 
 def show_demo(page: Any) -> None:
     page.set_input_files("#file", DEMO)
-    page.locator("#shown-name").get_by_text("demo.png").wait_for()
+    page.locator("#current-image-name").get_by_text("demo.png").wait_for()

@@ -40,7 +40,7 @@ def question(text: str, *parts: dict[str, object]) -> dict[str, object]:
 
 
 def client(url: str, key: str = "any", **options: object) -> openai.OpenAI:
-    """Return OpenAI's client of a server; it tells what it is told, and tries nothing again."""
+    """Return OpenAI's client of a server, without retries."""
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60, **options)
 
 

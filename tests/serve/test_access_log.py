@@ -69,7 +69,7 @@ class Stuck(io.StringIO):
 def test_a_slow_reader_keeps_nobody_waiting_and_what_is_dropped_is_counted():
     stream = Stuck()
     lines = EventLines(stream, waiting=3)
-    lines.tell("first")
+    lines.write("first")
     assert stream.writing.wait(PATIENCE)
     for number in range(5):  # three have room
         lines.request(number=number)
@@ -86,7 +86,7 @@ def test_a_reader_that_left_ends_the_lines_and_not_the_server(caplog):
     with open(writing, "w") as stream:
         lines = EventLines(stream)
         for _ in range(3):
-            lines.tell("request")
+            lines.write("request")
         lines.close()
     assert caplog.text.count("serving goes on") == 1
 

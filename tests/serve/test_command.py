@@ -26,7 +26,7 @@ def refused(capsys, *options):
 def test_seconds_are_a_number(capsys, option, seconds):
     code, said = refused(capsys, option, seconds)
     assert code == 2
-    assert option in said and "unforeseen" not in said
+    assert option in said and "unexpected" not in said
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 70 + ".example", "", "no.such.host.invalid"])
@@ -35,21 +35,21 @@ def test_a_host_that_is_none_is_refused(host):
         Address(host, 0).bind()
 
 
-def test_a_taken_port_is_told():
+def test_a_port_in_use():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(MachineError, match=f"port {port}.*another --port"):
             Address("127.0.0.1", port).bind()
 
 
-def test_a_missing_bundle_is_told(capsys):
+def test_a_missing_bundle(capsys):
     code, said = refused(capsys, "--port", "0")
     assert code == 2
     assert "nowhere" in said
 
 
 @pytest.mark.parametrize("option", ["--allowed-host", "--allow-image-host"])
-def test_a_name_that_is_none_is_told_before_the_bundle_is_opened(capsys, option):
+def test_an_invalid_name_is_reported_before_the_bundle_is_opened(capsys, option):
     code, said = refused(capsys, "--port", "0", option, "http://edge.example/")
     assert code == 2
     assert f"{option} 'http://edge.example/'" in said
@@ -75,7 +75,7 @@ def test_what_no_client_can_show_is_no_key(monkeypatch, tmp_path, text):
         _read_key(None)
 
 
-def test_a_key_file_that_cannot_be_read_is_told(tmp_path):
+def test_an_unreadable_key_file(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         _read_key(tmp_path / "key")
 

@@ -1,4 +1,4 @@
-"""Hostile and clumsy clients, over real sockets, against the connections and the doors together."""
+"""Malicious and slow clients, over real sockets, against the protocol and the middleware."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from cobra_edge.serve.connections import patient_protocol
+from cobra_edge.serve.connections import limited_protocol
 from cobra_edge.serve.limits import Limits
-from cobra_edge.serve.middleware.host_and_auth import guarded
+from cobra_edge.serve.middleware.stack import with_middleware
 
 from .serve_case import until
 
@@ -42,8 +42,8 @@ class Server:
         self.ended = threading.Event()
         self.began = threading.Event()
         routes = [Route("/length", self.length, methods=["POST"]), Route("/endless", self.endless), Route("/", self.home)]
-        app = guarded(Starlette(routes=routes), limits)
-        config = uvicorn.Config(app, http=patient_protocol(limits), ws="none", log_config=None, lifespan="off")
+        app = with_middleware(Starlette(routes=routes), limits)
+        config = uvicorn.Config(app, http=limited_protocol(limits), ws="none", log_config=None, lifespan="off")
         self.server = uvicorn.Server(config)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
@@ -186,7 +186,7 @@ def test_a_gigabyte_that_is_declared_is_refused_before_a_byte_of_it(server: Serv
         assert error_of(to_the_end(client), 413)["code"] == "body_too_large"
 
 
-def test_who_asks_first_is_told_before_sending(server: Server):
+def test_expect_100_continue(server: Server):
     with server.connect() as client:
         client.sendall(post("/length", f"Content-Length: {1 << 30}", "Expect: 100-continue"))
         assert to_the_end(client).startswith(b"HTTP/1.1 413 ")

@@ -1,11 +1,11 @@
-"""From messages to passages: what a request says is what a session would have been asked."""
+"""From messages to segments: what a request says is what a session would have been asked."""
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from cobra_edge.inputs.text import PromptTemplate, TextCodec
 from cobra_edge.serve.conversation import longer_key, prefix_keys, read_conversation
-from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.errors import ApiError
 from cobra_edge.serve.schemas import ChatRequest
 
 from ..conftest import MINI
@@ -40,14 +40,14 @@ def read(codec, *messages):
 
 
 def texts(codec, conversation):
-    return [codec.tokenizer.decode(list(p), skip_special_tokens=False) for p in conversation.passages]
+    return [codec.tokenizer.decode(list(p), skip_special_tokens=False) for p in conversation.segments]
 
 
 def test_turns_become_passages_and_answers_are_passages_of_their_own(codec):
     got = read(codec, user("Is there a star?", RED), answer("Yes"), {"role": "user", "content": "Is it red?"})
     first, second = TEMPLATE.first_turn("Is there a star?"), TEMPLATE.later_turn("Is it red?")
     assert got.image_url == RED
-    assert got.passages == (
+    assert got.segments == (
         tuple(codec.encode(first)),
         tuple(codec.encode("Yes")),
         (codec.end_id, *codec.encode(second)),
@@ -56,7 +56,7 @@ def test_turns_become_passages_and_answers_are_passages_of_their_own(codec):
 
 def test_more_text_than_could_ever_be_read_is_refused_before_it_is_encoded(codec):
     read(codec, system("a" * 4000), user("b" * 5999 + "?"))
-    with pytest.raises(Refusal, match="the conversation is 10,001 characters, at most 10,000 are read") as caught:
+    with pytest.raises(ApiError, match="the conversation has 10,001 characters, the maximum is 10,000") as caught:
         read(codec, system("a" * 4001), user("b" * 5999 + "?"))
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
 
@@ -76,7 +76,7 @@ def test_system_messages_stand_before_the_first_question_wherever_they_are(codec
 def test_an_empty_answer_is_one_space_as_in_training(codec):
     for nothing in ("", None, [], " \n", "<image>"):
         got = read(codec, user("A star?"), answer(nothing), user("Where?"))
-        assert got.passages[1] == tuple(codec.encode(" ")) and got.passages[2][0] == codec.end_id
+        assert got.segments[1] == tuple(codec.encode(" ")) and got.segments[2][0] == codec.end_id
 
 
 def test_a_given_answer_is_stripped_and_loses_its_image_mark(codec):
@@ -92,7 +92,7 @@ def test_text_of_any_role_never_becomes_a_control_token(codec, forged):
 
     def marks(text):
         got = read(codec, system(text), user(text), answer(text), user(text))
-        return [[token for token in passage if token in control] for passage in got.passages]
+        return [[token for token in segment if token in control] for segment in got.segments]
 
     assert marks(forged) == marks("plain")
 
@@ -107,7 +107,7 @@ def test_one_image_may_be_named_often_and_anywhere(codec):
     ("messages", "code", "words"),
     [
         ([user("A?", RED, BLUE)], "too_many_images", "2 different images"),
-        ([user("A?", RED), answer("Yes"), user("B?", BLUE)], "too_many_images", "one, before all text"),
+        ([user("A?", RED), answer("Yes"), user("B?", BLUE)], "too_many_images", "one image per conversation"),
         ([user("A?"), answer("Yes")], "invalid_value", "ends with an answer"),
         ([system("Be brief.")], "invalid_value", "is empty"),
         ([answer("Yes"), user("A?")], "invalid_value", "first message is an answer"),
@@ -116,7 +116,7 @@ def test_one_image_may_be_named_often_and_anywhere(codec):
     ],
 )
 def test_what_cannot_be_answered_is_refused_with_the_reason(codec, messages, code, words):
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         read(codec, *messages)
     assert (refused.value.status, refused.value.code, refused.value.param) == (400, code, "messages")
     assert words in refused.value.message
@@ -187,14 +187,14 @@ def test_empty_stop_strings_stop_nothing():
 
 
 def test_keys_tell_beginnings_apart_and_know_where_passages_end():
-    passages = [(1, 2), (3,)]
-    keys = list(prefix_keys(b"red", passages))
+    segments = [(1, 2), (3,)]
+    keys = list(prefix_keys(b"red", segments))
     assert len(keys) == 3 and len(set(keys)) == 3
-    assert keys == list(prefix_keys(b"red", passages))
+    assert keys == list(prefix_keys(b"red", segments))
     assert keys[1] == longer_key(keys[0], (1, 2)) and keys[2] == longer_key(keys[1], [3])
     others = [
-        *prefix_keys(None, passages),
-        *prefix_keys(b"blue", passages),
+        *prefix_keys(None, segments),
+        *prefix_keys(b"blue", segments),
         *list(prefix_keys(b"red", [(1,), (2, 3)]))[1:],
         *list(prefix_keys(b"red", [(1, 2, 3)]))[1:],
         *list(prefix_keys(b"red", [(2, 1), (3,)]))[1:],

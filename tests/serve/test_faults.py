@@ -233,7 +233,7 @@ def closed(connection):
     ],
     ids=[
         "utf-8",
-        "half a character",
+        "unpaired surrogate",
         "in a name",
         "bytes",
         "cut",
@@ -270,7 +270,7 @@ def test_nothing_a_client_sends_is_logged(bundle):
         assert server.said() == ""
 
 
-def state_files(directory: Path):
+def cached_files(directory: Path):
     return sorted(directory.rglob("*.safetensors"))
 
 
@@ -278,7 +278,7 @@ def test_what_was_seen_survives_a_restart_and_a_damaged_file_is_read_again(bundl
     kept = ("--state-dir", str(tmp_path / "states"))
     with served(bundle, *kept) as server:
         first = answered(server.url)
-    (file,) = state_files(tmp_path / "states")
+    (file,) = cached_files(tmp_path / "states")
     with served(bundle, *kept) as server:
         second = answered(server.url)
         assert metric(server.url, 'cobra_edge_state_cache_hits_total{where="disk"}') == 1
@@ -291,7 +291,7 @@ def test_what_was_seen_survives_a_restart_and_a_damaged_file_is_read_again(bundl
         third = answered(server.url)
         assert metric(server.url, "cobra_edge_state_cache_refused_files_total") == 1
     assert third["cobra_edge"]["remembered"] == "nothing"
-    assert [file] == state_files(tmp_path / "states") and file.read_bytes() == whole
+    assert [file] == cached_files(tmp_path / "states") and file.read_bytes() == whole
     texts = {each["choices"][0]["message"]["content"] for each in (first, second, third)}
     assert len(texts) == 1
 
@@ -313,7 +313,7 @@ def test_a_bundle_that_is_removed_is_served_on(bundle, same, tmp_path):
         assert httpx.get(f"{server.url}/readyz").status_code == 200
 
 
-def test_a_deadline_is_kept_and_told(slow, endless):
+def test_a_deadline_is_enforced(slow, endless):
     url, slow = slow, body(**endless)
     response = post(url, json=slow, headers={"X-Deadline-Seconds": "0.05"})
     assert "0.05 s" in refused(response, 504, "deadline_exceeded")
@@ -403,7 +403,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(tiny_bundle, endless):
 
 
 def ready(url):
-    """Return whether a server takes questions; one that has closed its door does not."""
+    """Return whether a server accepts connections."""
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{url}/readyz").status_code == 200
     return False
@@ -425,7 +425,7 @@ def test_a_second_signal_breaks_off_and_says_so(tiny_bundle, endless):
         assert server.process.wait(PATIENCE) == 0
 
 
-def test_whoever_finds_no_place_is_told_when_to_come_again(tiny_bundle, endless):
+def test_requests_beyond_capacity_get_429_with_retry_after(tiny_bundle, endless):
     few = ("--active", "1", "--waiting", "1")
     with served(tiny_bundle, *few, changed=SLOW) as server, contextlib.ExitStack() as stack:
         for _ in range(2):
@@ -434,7 +434,7 @@ def test_whoever_finds_no_place_is_told_when_to_come_again(tiny_bundle, endless)
             lambda: metric(server.url, "cobra_edge_active") + metric(server.url, "cobra_edge_queue_depth") == 2, "a full house"
         )
         response = post(server.url, json=body())
-        assert "ask again in" in refused(response, 429, "queue_full")
+        assert "retry in" in refused(response, 429, "queue_full")
         assert 1 <= int(response.headers["Retry-After"]) <= 60
         assert metric(server.url, 'cobra_edge_requests_total{status="429"}') == 1
         stack.close()

@@ -1,4 +1,4 @@
-"""Where images come from: inside a request, or from hosts on a list; and what is refused."""
+"""Where images come from: inside a request, or from hosts on a list; and what is error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from PIL import Image
 
 from cobra_edge.errors import InputError
 from cobra_edge.serve.address_policy import Address, is_public
-from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.errors import ApiError
 from cobra_edge.serve.image_fetcher import Fetcher, resolve
 from cobra_edge.serve.image_input import ImageInput
 from cobra_edge.serve.limits import Limits
@@ -49,8 +49,8 @@ def read(url: str, fetcher: Fetcher | None = None, limits: Limits = LIMITS) -> b
     return asyncio.run(ImageInput(limits, fetcher).read(url))
 
 
-def refusal(url: str, fetcher: Fetcher | None = None, limits: Limits = LIMITS) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def error_of(url: str, fetcher: Fetcher | None = None, limits: Limits = LIMITS) -> ApiError:
+    with pytest.raises(ApiError) as caught:
         read(url, fetcher, limits)
     assert caught.value.param == "messages"
     return caught.value
@@ -108,21 +108,21 @@ def test_spellings_of_the_same_data_are_read(url: str):
     ],
 )
 def test_what_is_no_image_s_address_is_refused_with_what_is(url: str):
-    refused = refusal(url, Fetcher(["example.org"], LIMITS))
-    assert (refused.status, refused.code) == (400, "invalid_image_url")
-    assert "data:image/png;base64,..." in refused.message
+    error = error_of(url, Fetcher(["example.org"], LIMITS))
+    assert (error.status, error.code) == (400, "invalid_image_url")
+    assert "data:image/png;base64,..." in error.message
 
 
 @pytest.mark.parametrize("text", ["", "a", "ab=c", "====", "abcde", "ab,c", "é", "ab%zzcd", "\ud800"])
 def test_broken_base64_is_refused(text: str):
-    refused = refusal("data:image/png;base64," + text)
-    assert (refused.status, refused.code) == (400, "invalid_image") and "base64" in refused.message
+    error = error_of("data:image/png;base64," + text)
+    assert (error.status, error.code) == (400, "invalid_image") and "base64" in error.message
 
 
 def test_escapes_take_no_more_memory_than_their_text():
     url = "data:image/png;base64," + "%41" * 500_000
     tracemalloc.start()
-    assert refusal(url, limits=Limits()).code == "invalid_image"
+    assert error_of(url, limits=Limits()).code == "invalid_image"
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5 * len(url)
@@ -132,8 +132,8 @@ def test_a_file_of_the_limit_is_read_and_one_byte_more_is_refused_undecoded(monk
     file = PNG + bytes(LIMITS.image_bytes - len(PNG))
     assert read(data_uri(file)) == file
     monkeypatch.setattr(base64, "b64decode", None)
-    refused = refusal("data:image/png;base64," + base64.b64encode(file + b"x").decode())
-    assert (refused.status, refused.code) == (413, "image_too_large") and "2,001 bytes" in refused.message
+    error = error_of("data:image/png;base64," + base64.b64encode(file + b"x").decode())
+    assert (error.status, error.code) == (413, "image_too_large") and "2,001 bytes" in error.message
 
 
 # addresses
@@ -205,7 +205,7 @@ def test_hosts_on_the_list(entry: str, url: str):
     ],
 )
 def test_hosts_that_are_not_on_the_list(entry: str, url: str):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ApiError) as caught:
         ImageHosts([entry]).require(Location.of(url))
     assert (caught.value.status, caught.value.code) == (400, "invalid_image_url")
 
@@ -234,7 +234,7 @@ def test_hosts_that_are_not_on_the_list(entry: str, url: str):
     ],
 )
 def test_addresses_that_programs_read_differently_are_refused(url: str):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ApiError) as caught:
         Location.of(url)
     assert (caught.value.status, caught.value.code) == (400, "invalid_image_url")
     assert "secret" not in caught.value.message
@@ -324,8 +324,8 @@ def fetched(
     return asyncio.run(run()), host.heads
 
 
-def fetch_refusal(*args: Any, **options: Any) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def fetch_error(*args: Any, **options: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
         fetched(*args, **options)
     return caught.value
 
@@ -346,8 +346,8 @@ def test_redirects_are_followed(status: int):
 def test_three_redirects_are_followed_and_four_are_not():
     chain = {"/a": to("b"), "/b": to("c"), "/c": to("http://images.example:PORT/d"), "/d": ok()}
     assert fetched(chain)[0] == PNG
-    refused = fetch_refusal({**chain, "/d": to("e"), "/e": ok()})
-    assert (refused.status, refused.code) == (400, "image_not_fetched") and "redirects" in refused.message
+    error = fetch_error({**chain, "/d": to("e"), "/e": ok()})
+    assert (error.status, error.code) == (400, "image_not_fetched") and "redirects" in error.message
 
 
 @pytest.mark.parametrize(
@@ -355,12 +355,12 @@ def test_three_redirects_are_followed_and_four_are_not():
     ["http://evil.example:PORT/", "http://127.0.0.1:PORT/", "file:///etc/passwd", "http://u:p@images.example:PORT/", "//x/"],
 )
 def test_a_redirect_elsewhere_is_refused(place: str):
-    assert fetch_refusal({"/a": to(place), "/": ok()}).code == "invalid_image_url"
+    assert fetch_error({"/a": to(place), "/": ok()}).code == "invalid_image_url"
 
 
 def test_without_a_fetcher_no_image_is_fetched():
-    refused = refusal("https://example.org/a.png")
-    assert (refused.status, refused.code) == (400, "invalid_image_url") and "--allow-image-host" in refused.message
+    error = error_of("https://example.org/a.png")
+    assert (error.status, error.code) == (400, "invalid_image_url") and "--allow-image-host" in error.message
 
 
 @pytest.mark.parametrize(
@@ -377,15 +377,15 @@ def test_a_name_with_any_address_inside_is_refused_before_a_connection(addresses
             fetcher = Fetcher([f"images.example:{host.port}"], LIMITS, resolver)
             await fetcher.fetch(f"http://images.example:{host.port}/a")
 
-    with pytest.raises(Refusal, match="not on the public internet"):
+    with pytest.raises(ApiError, match="not on the public internet"):
         asyncio.run(run())
     assert not host.heads
 
 
 @pytest.mark.parametrize("name", ["localhost", "2130706433", "0x7f.1", "0177.0.0.1", "127.1"])
 def test_names_and_numbers_of_this_machine_are_refused_even_on_the_list(name: str):
-    refused = refusal(f"http://{name}/a", Fetcher([name], LIMITS))
-    assert (refused.status, refused.code) == (400, "image_not_fetched")
+    error = error_of(f"http://{name}/a", Fetcher([name], LIMITS))
+    assert (error.status, error.code) == (400, "image_not_fetched")
 
 
 def test_the_address_that_was_looked_at_is_the_one_connected_to():
@@ -404,13 +404,13 @@ def test_a_redirect_is_looked_up_again():
     async def turning(host: str, port: int) -> Sequence[Address]:
         return [ip_address("127.0.0.1" if host == "images.example" else "10.0.0.1")]
 
-    refused = fetch_refusal(
+    error = fetch_error(
         {"/a": to("http://inside.example:PORT/b")},
         names=["images.example", "inside.example"],
         resolver=turning,
         reachable=lambda address: address == ip_address("127.0.0.1"),
     )
-    assert "inside.example is not on the public internet" in refused.message
+    assert "inside.example is not on the public internet" in error.message
 
 
 def test_the_next_address_is_tried_where_one_does_not_answer():
@@ -424,7 +424,7 @@ def test_a_name_without_address_is_refused():
     async def unknown(host: str, port: int) -> Sequence[Address]:
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
-    assert "has no address" in fetch_refusal({}, resolver=unknown).message
+    assert "has no address" in fetch_error({}, resolver=unknown).message
 
 
 def test_the_resolver_of_the_system_gives_addresses():
@@ -433,12 +433,12 @@ def test_the_resolver_of_the_system_gives_addresses():
 
 @pytest.mark.parametrize("status", ["404 Not Found", "204 No Content", "206 Partial Content", "500 Oops", "302 Found"])
 def test_other_statuses_are_refused(status: str):
-    refused = fetch_refusal({"/a": f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()})
-    assert (refused.status, refused.code) == (400, "image_not_fetched") and status[:3] in refused.message
+    error = fetch_error({"/a": f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()})
+    assert (error.status, error.code) == (400, "image_not_fetched") and status[:3] in error.message
 
 
 def test_what_is_compressed_is_refused():
-    assert "compressed" in fetch_refusal({"/a": ok(PNG, "Content-Encoding: gzip")}).message
+    assert "compressed" in fetch_error({"/a": ok(PNG, "Content-Encoding: gzip")}).message
     assert fetched({"/a": ok(PNG, "Content-Encoding: identity")})[0] == PNG
 
 
@@ -451,27 +451,27 @@ def test_what_is_compressed_is_refused():
     ],
 )
 def test_what_is_too_large_is_refused_while_it_comes(answer: bytes):
-    refused = fetch_refusal({"/a": answer})
-    assert (refused.status, refused.code) == (413, "image_too_large")
+    error = fetch_error({"/a": answer})
+    assert (error.status, error.code) == (413, "image_too_large")
 
 
 def test_a_host_that_takes_too_long_in_all_is_given_up():
     begun = time.monotonic()
     slow = b"HTTP/1.1 200 Slow\r\nContent-Length: 100\r\n\r\nx"
-    refused = fetch_refusal({"/a": slow}, limits=replace(LIMITS, fetch_seconds=0.3))
-    assert "more than 0.3 seconds" in refused.message and time.monotonic() - begun < 5
+    error = fetch_error({"/a": slow}, limits=replace(LIMITS, fetch_seconds=0.3))
+    assert "more than 0.3 seconds" in error.message and time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize("answer", [b"", b"what?\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"])
 def test_a_host_that_does_not_speak_http_is_refused(answer: bytes):
-    assert fetch_refusal({"/a": answer}).code == "image_not_fetched"
+    assert fetch_error({"/a": answer}).code == "image_not_fetched"
 
 
 def test_a_port_where_nobody_listens_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     fetcher = Fetcher([f"images.example:{port}"], LIMITS, here, lambda address: True)
-    assert refusal(f"http://images.example:{port}/", fetcher).code == "image_not_fetched"
+    assert error_of(f"http://images.example:{port}/", fetcher).code == "image_not_fetched"
 
 
 def test_what_was_fetched_is_handed_on_unread():
@@ -498,5 +498,5 @@ def test_tls_is_verified_against_the_name_and_not_the_address(certificate: Path)
     options = {"server_tls": served, "names": ["images.example", "other.example"]}
     answers = {"/a": ok()}
     assert fetched(answers, "https://images.example:PORT/a", trusted=trusted, **options)[0] == PNG
-    assert fetch_refusal(answers, "https://other.example:PORT/a", trusted=trusted, **options).code == "image_not_fetched"
-    assert fetch_refusal(answers, "https://images.example:PORT/a", **options).code == "image_not_fetched"
+    assert fetch_error(answers, "https://other.example:PORT/a", trusted=trusted, **options).code == "image_not_fetched"
+    assert fetch_error(answers, "https://images.example:PORT/a", **options).code == "image_not_fetched"

@@ -20,10 +20,10 @@ from PIL import Image
 
 from cobra_edge.inputs.image import ImageTransform, Normalisation, load_image
 from cobra_edge.serve import image_decoding
-from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.errors import ApiError
 from cobra_edge.serve.fair_slots import FairSlots
 from cobra_edge.serve.image_decoding import ImageDecoder
-from cobra_edge.serve.image_worker import Decoded, Refused, Setup, decode
+from cobra_edge.serve.image_worker import Decoded, Failed, Setup, decode
 from cobra_edge.serve.limits import Limits
 
 from .serve_case import IMAGE, PATIENCE, data_uri, image_part, metric, question, served, until
@@ -56,9 +56,9 @@ def image(width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def refused(file: bytes) -> Refused:
+def refused(file: bytes) -> Failed:
     got = decode(Setup(TRANSFORMS[0], LIMITS.image_pixels, 1.0), file)
-    assert isinstance(got, Refused)
+    assert isinstance(got, Failed)
     return got
 
 
@@ -103,7 +103,7 @@ def test_formats_that_are_read(kind: str):
 def test_too_many_pixels_are_refused_by_the_header():
     assert isinstance(decode(Setup(TRANSFORMS[0], 1000, 1.0), image(40, 25)), Decoded)
     got = refused(image(41, 25))
-    assert (got.status, got.code) == (413, "image_too_large") and "at most 1,000 pixels" in got.message
+    assert (got.status, got.code) == (413, "image_too_large") and "the maximum is 1,000 pixels" in got.message
 
 
 def test_a_decompression_bomb_is_refused_by_the_header():
@@ -160,7 +160,7 @@ def test_who_gives_up_ends_the_child_that_works_for_it(stubborn):
 
 def test_an_image_that_takes_too_long_is_refused_by_its_own_child(stubborn):
     async def work(images: ImageDecoder) -> None:
-        with pytest.raises(Refusal, match=r"takes more than 0.05 s; scale it down") as caught:
+        with pytest.raises(ApiError, match=r"takes more than 0.05 s; scale it down") as caught:
             await images.decode("me", b"SLOW")
         assert (caught.value.status, caught.value.code) == (400, "invalid_image")
 
@@ -169,7 +169,7 @@ def test_an_image_that_takes_too_long_is_refused_by_its_own_child(stubborn):
 
 def test_an_image_that_crashes_its_child_is_refused_and_the_next_is_decoded(stubborn, caplog):
     async def work(images: ImageDecoder) -> None:
-        with pytest.raises(Refusal, match="breaks the program that decodes it") as caught:
+        with pytest.raises(ApiError, match="the image crashes its decoder") as caught:
             await images.decode("me", b"CRASH")
         assert (caught.value.status, caught.value.code) == (400, "invalid_image")
         assert (await images.decode("me", image())).shape == TRANSFORMS[0].shape
@@ -194,9 +194,9 @@ def test_when_the_server_shuts_down_what_is_decoded_and_what_waits_is_refused(st
         slow = [asyncio.create_task(images.decode("me", b"SLOW")) for _ in range(3)]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        images.refuse()
+        images.reject_all()
         got = await asyncio.gather(*slow, images.decode("me", image()), return_exceptions=True)
-        assert [(refusal.status, refusal.code) for refusal in got] == [(503, "shutting_down")] * 4
+        assert [(error.status, error.code) for error in got] == [(503, "shutting_down")] * 4
 
     run(work)
 
@@ -256,7 +256,7 @@ def test_a_slow_image_keeps_no_answer_waiting_and_its_deadline_ends_it(mini_bund
 
 def test_an_image_that_is_forgotten_between_two_looks_is_decoded_after_all(mini_bundle):
     """The event loop asks whether an image is remembered; when its turn comes the state may have been given up."""
-    changed = "from cobra_edge.serve.prefix_cache import PrefixCache\nStateCache.holds = lambda cache, keys: True\n"
+    changed = "from cobra_edge.serve.prefix_cache import PrefixCache\nPrefixCache.holds = lambda cache, keys: True\n"
     with served(mini_bundle("w4a16-g128"), changed=changed) as server:
         asked = {"model": "cobra-mini", "messages": [question("How many objects are there?", image_part())]}
         for stream in (False, True):

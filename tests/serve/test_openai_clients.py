@@ -43,7 +43,7 @@ def ai(url):
 
 
 @pytest.fixture(scope="module")
-def guarded(mini_bundle, tmp_path_factory):
+def url_with_key(mini_bundle, tmp_path_factory):
     """Return the URL of a server that wants a key, and has room for one question at a time."""
     key = tmp_path_factory.mktemp("key") / "key"
     key.write_text(f"{KEY}\n")
@@ -319,23 +319,23 @@ def assert_refused(error, status, code, param, word):
             "messages.0.content",
             "a list of parts, got an object",
         ),
-        ({"n": 2}, "unsupported_value", "n", "n: only 1 is supported; one request has one answer"),
+        ({"n": 2}, "unsupported_value", "n", "n: only 1 is supported; a request has one answer"),
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
             "unsupported_value",
             "tools",
-            "the model calls no tools",
+            "the model does not call tools",
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "count", "schema": {"type": "object"}}}},
             "unsupported_value",
             "response_format",
-            'only {"type": "text"} is supported; answers are free text; leave it out, and ask for the form',
+            'only {"type": "text"} is supported; answers are free text; leave it out, and describe the format',
         ),
         ({"stream_options": {"include_usage": True}}, "invalid_value", None, "stream_options"),
     ],
 )
-def test_bad_requests_are_told_what_is_wrong(ai, options, code, param, word):
+def test_the_message_of_a_bad_request(ai, options, code, param, word):
     with pytest.raises(openai.BadRequestError) as caught:
         ai.chat.completions.create(**({"model": MODEL, "messages": [question("What is it?")]} | options))
     assert_refused(caught.value, 400, code, param or caught.value.param, word)
@@ -381,7 +381,7 @@ def test_a_base_url_may_be_spelled_otherwise(url, base):
         assert ai.models.list().data[0].id == MODEL
 
 
-def test_the_other_apis_of_the_client_are_told_where_this_one_is(ai):
+def test_404_of_other_apis_names_the_supported_path(ai):
     for call in (
         lambda: ai.responses.create(model=MODEL, input="a"),
         lambda: ai.completions.create(model=MODEL, prompt="a"),
@@ -391,9 +391,9 @@ def test_the_other_apis_of_the_client_are_told_where_this_one_is(ai):
         assert "POST /v1/chat/completions" in caught.value.body["message"]
 
 
-def test_a_method_that_is_not_answered_is_told(url):
+def test_method_not_allowed(url):
     response = httpx.get(f"{url}/v1/chat/completions")
-    assert response.status_code == 405 and "only POST is answered here" in response.json()["error"]["message"]
+    assert response.status_code == 405 and "use POST" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_another_host_is_refused(url):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_deadline_that_passes_is_told(ai, stream):
+def test_deadline_exceeded(ai, stream):
     with pytest.raises(openai.InternalServerError) as caught:
         ask(ai, question(QUESTIONS[0], image_part()), extra_headers={"X-Deadline-Seconds": "0.000001"}, stream=stream)
     assert_refused(caught.value, 504, "deadline_exceeded", None, "1e-06 s")
@@ -466,19 +466,19 @@ def test_a_body_that_is_too_large_is_refused(ai):
     assert_refused(caught.value, 413, "body_too_large", None, "bytes")
 
 
-def test_a_wrong_key_is_refused(guarded):
-    with client(guarded, "another-key") as ai:
+def test_a_wrong_key_is_refused(url_with_key):
+    with client(url_with_key, "another-key") as ai:
         for call in (lambda: ask(ai, question("What is it?")), ai.models.list):
             with pytest.raises(openai.AuthenticationError) as caught:
                 call()
             assert_refused(caught.value, 401, "invalid_api_key", None, "Authorization")
-    with client(guarded, KEY) as ai:
+    with client(url_with_key, KEY) as ai:
         assert ai.models.list().data[0].id == MODEL
 
 
-def test_a_full_server_says_when_to_come_again(guarded):
-    address = urlsplit(guarded)
-    with client(guarded, KEY) as ai, socket.create_connection((address.hostname, address.port)) as slow:
+def test_a_full_server_says_when_to_come_again(url_with_key):
+    address = urlsplit(url_with_key)
+    with client(url_with_key, KEY) as ai, socket.create_connection((address.hostname, address.port)) as slow:
         # A request whose body does not come has the only place.
         slow.sendall(
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {KEY}\r\n"
@@ -492,7 +492,7 @@ def test_a_full_server_says_when_to_come_again(guarded):
                 caught = error
                 break
         assert caught is not None
-        assert_refused(caught, 429, "queue_full", None, "ask again in")
+        assert_refused(caught, 429, "queue_full", None, "retry in")
         assert caught.type == "rate_limit_error" and 1 <= int(caught.response.headers["retry-after"]) <= 60
-    with client(guarded, KEY).with_options(max_retries=5) as ai:  # the client waits as long as it is told
+    with client(url_with_key, KEY).with_options(max_retries=5) as ai:  # the client obeys Retry-After
         assert ask(ai, question("What is it?"), max_tokens=1).usage.completion_tokens == 1

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.errors import ApiError
 from cobra_edge.serve.page_route import page_paths, page_router
 
 from .browser_case import browser, contrast, luminance, opened
@@ -118,7 +118,7 @@ def test_both_colour_schemes_can_be_read(fake, visit):
         fake.answers = [
             Said(hold=(1,)),
             Said(finish="length"),
-            Refusal(429, "busy", "queue_full", headers={"Retry-After": "3"}),
+            ApiError(429, "busy", "queue_full", headers={"Retry-After": "3"}),
         ]
         ask(page, "one")
         page.locator("#stop").wait_for()
@@ -131,8 +131,18 @@ def test_both_colour_schemes_can_be_read(fake, visit):
         page.locator("#notice").wait_for()
         page.click("summary")
         names = ["body", ".brand", "#new", ".list .open", ".list .delete", ".kept", "summary", "form label", "form label small"]
-        names += ["#key", "#model", "#copy-all", "#shown .name", "#shown .rule", ".question", ".answer", ".ending", ".figures"]
-        names += [".memory", ".copy", ".failure .title", ".failure .words", ".retry", "#question", ".keys", "#ask", "#notice p"]
+        names += [
+            "#key",
+            "#model",
+            "#copy-all",
+            "#current-image .name",
+            "#current-image .rule",
+            ".question",
+            ".answer",
+            ".ending",
+            ".metrics",
+        ]
+        names += [".cache", ".copy", ".failure .title", ".failure .words", ".retry", "#question", ".keys", "#ask", "#notice p"]
         colours = [*stop_pair, *pairs(page, names), *pairs(page, ["#question"], "::placeholder")]
         for name, ink, ground in colours:
             assert contrast(ink, ground) >= 4.5, (scheme, name, ink, ground)  # WCAG 2.1, 1.4.3

@@ -1,4 +1,4 @@
-"""Questions and answers on the page of the server: streamed, stopped, refused, remembered, copied."""
+"""Questions and answers on the web page: streaming, stop, errors, cached prefix, copying."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.errors import ApiError
 
 from .browser_case import browser, opened
 from .page_server import DEMO, MODEL, Said, answered, ask, fake, show_demo, visit
@@ -84,7 +84,7 @@ def test_stop_stops_the_server_too_and_the_conversation_goes_on(fake, visit):
     assert [message["content"] for message in fake.asked[1]["messages"]] == ["What is this?", "A green star", "And now?"]
 
 
-def test_what_was_remembered_is_said_in_words(fake, visit):
+def test_the_cached_prefix_is_shown(fake, visit):
     page = visit().page
     fake.answers = [
         Said(),
@@ -92,25 +92,25 @@ def test_what_was_remembered_is_said_in_words(fake, visit):
         Said(remembered="conversation", cached=80, tpot_ms=250.0, finish="length"),
     ]
     turns = [answered(page, f"question {number}") for number in range(3)]
-    assert [turn.locator(".figures").text_content() for turn in turns] == [
+    assert [turn.locator(".metrics").text_content() for turn in turns] == [
         "3 tokens · 40 tokens/s · first token after 180\u00a0ms",
         "3 tokens · first token after 1.2\u00a0s",
         "3 tokens · 4 tokens/s · first token after 180\u00a0ms",
     ]
-    assert [turn.locator(".memory .words").text_content() for turn in turns] == [
-        "Read anew: 83 prompt tokens, 64 of them the image.",
-        "The image was remembered: 64 of 83 prompt tokens not read again.",
-        "The conversation was remembered: 80 of 83 prompt tokens not read again.",
+    assert [turn.locator(".cache .words").text_content() for turn in turns] == [
+        "Not cached: 83 prompt tokens read, 64 of the image.",
+        "Cached image: 64 of 83 prompt tokens.",
+        "Cached conversation: 80 of 83 prompt tokens.",
     ]
     shares = [turn.locator(".share").evaluate("e => e.firstChild.offsetWidth / e.offsetWidth") for turn in turns]
     assert shares == pytest.approx([0, 64 / 83, 80 / 83], abs=0.02)
-    assert [turn.locator(".ending").text_content() for turn in turns] == ["", "", "Ended at the limit of 3 tokens."]
+    assert [turn.locator(".ending").text_content() for turn in turns] == ["", "", "Cut at the limit of 3 tokens."]
 
 
 def test_what_people_and_models_say_stays_text(fake, visit):
     seen = visit()
     evil = '<img src=x onerror="document.title=1"><script>document.title=2</script><b>bold</b>&amp;'
-    fake.answers = [Said((evil,)), Refusal(400, evil, "invalid_value")]
+    fake.answers = [Said((evil,)), ApiError(400, evil, "invalid_value")]
     turn = answered(seen.page, evil)
     assert turn.locator(".answer").text_content() == turn.locator(".question .words").text_content() == evil
     failed = ask(seen.page, "?")
@@ -121,32 +121,32 @@ def test_what_people_and_models_say_stays_text(fake, visit):
     assert seen.page.title() == "Cobra Edge"
 
 
-REFUSALS = [
+ERRORS = [
     (
-        Refusal(400, "top_p is 7; expected at most 1", "invalid_value", "top_p"),
-        "The server does not take this question",
+        ApiError(400, "top_p is 7; expected at most 1", "invalid_value", "top_p"),
+        "The server rejected the request",
         "top_p is 7",
     ),
-    (Refusal(413, "the body is too large", "body_too_large"), "This is too large for the server", "the body is too large"),
-    (Refusal(429, "32 wait", "queue_full", headers={"Retry-After": "7"}), "The server is busy", "32 wait. Try again in 7 s."),
+    (ApiError(413, "the body is too large", "body_too_large"), "The request is too large", "the body is too large"),
+    (ApiError(429, "32 wait", "queue_full", headers={"Retry-After": "7"}), "The server is busy", "32 wait. Try again in 7 s."),
     (
-        Refusal(503, "stopping.", "shutting_down", headers={"Retry-After": "2"}),
+        ApiError(503, "stopping.", "shutting_down", headers={"Retry-After": "2"}),
         "The server is not ready",
         "stopping. Try again in 2 s.",
     ),
-    (Refusal(500, "it broke", "internal_error"), "The server failed", "it broke"),
+    (ApiError(500, "it broke", "internal_error"), "The server failed", "it broke"),
 ]
 
 
-@pytest.mark.parametrize(("refusal", "title", "words"), REFUSALS, ids=[str(refusal.status) for refusal, _, _ in REFUSALS])
-def test_refusals_are_said_in_words_and_can_be_tried_again(fake, visit, refusal, title, words):
+@pytest.mark.parametrize(("error", "title", "words"), ERRORS, ids=[str(error.status) for error, _, _ in ERRORS])
+def test_errors_are_shown_and_can_be_retried(fake, visit, error, title, words):
     page = visit().page
-    fake.answers = [refusal]
+    fake.answers = [error]
     turn = ask(page, "What is this?")
     turn.locator(".failure").wait_for()
     assert turn.locator(".failure .title").text_content() == title
     assert words in turn.locator(".failure .words").text_content()
-    wait = refusal.headers.get("Retry-After")
+    wait = error.headers.get("Retry-After")
     assert turn.locator(".retry").text_content() == (f"Try again ({wait} s)" if wait else "Try again")
     assert title in page.locator("#status").text_content()
     turn.locator(".retry").click()
@@ -157,7 +157,7 @@ def test_refusals_are_said_in_words_and_can_be_tried_again(fake, visit, refusal,
 
 def test_the_wait_is_counted_down(fake, visit):
     page = visit().page
-    fake.answers = [Refusal(429, "busy", "queue_full", headers={"Retry-After": "2"})]
+    fake.answers = [ApiError(429, "busy", "queue_full", headers={"Retry-After": "2"})]
     ask(page, "?").get_by_role("button", name="Try again (2 s)").wait_for()
     page.get_by_role("button", name="Try again (1 s)").wait_for()
     page.get_by_role("button", name="Try again", exact=True).wait_for()
@@ -166,8 +166,8 @@ def test_the_wait_is_counted_down(fake, visit):
 @pytest.mark.parametrize(
     ("said", "title", "words"),
     [
-        (Said(("A green",), error="the decoder failed"), "The answer was broken off", "the decoder failed"),
-        (Said(("A green",), breaks=True), "The answer ends in the middle", "closed the connection"),
+        (Said(("A green",), error="the decoder failed"), "The answer was aborted", "the decoder failed"),
+        (Said(("A green",), breaks=True), "The answer is incomplete", "closed the connection"),
     ],
     ids=["error", "end"],
 )
@@ -204,9 +204,9 @@ def test_a_server_that_is_gone(fake, visit):
 
 def test_a_model_that_is_served_no_more_is_asked_for_again(fake, visit):
     seen = visit()
-    fake.answers = [Refusal(404, "no such model", "model_not_found")]
+    fake.answers = [ApiError(404, "no such model", "model_not_found")]
     turn = ask(seen.page, "?")
-    turn.get_by_text("The server does not know this model").wait_for()
+    turn.get_by_text("Unknown model").wait_for()
     turn.locator(".retry").click()
     turn.locator(".foot").wait_for()
     assert [url.rpartition("/")[2] for url in seen.requests if "/v1/" in url] == [
@@ -220,7 +220,7 @@ def test_a_model_that_is_served_no_more_is_asked_for_again(fake, visit):
 def test_a_proxy_that_speaks_no_json(fake, visit):
     page = visit().page
     page.route("**/v1/chat/**", lambda route: route.fulfill(status=502, body="<h1>Bad gateway</h1>"))
-    ask(page, "?").get_by_text("It answered with status 502").wait_for()
+    ask(page, "?").get_by_text("Status 502").wait_for()
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(fake, opened):
@@ -228,7 +228,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(fake, opened):
     page = opened(fake.url + "/", 1280, "light").page
     page.get_by_role("dialog").get_by_label("API key").fill("wrong")
     page.keyboard.press("Enter")
-    page.locator("#model").get_by_text("The server asks for a key").wait_for()
+    page.locator("#model").get_by_text("The server requires an API key").wait_for()
     ask(page, "What is this?")
     page.get_by_role("dialog").get_by_label("API key").fill(fake.key)
     page.keyboard.press("Enter")
@@ -242,7 +242,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(fake, opened):
     other.goto(fake.url + "/")
     other.get_by_role("dialog").wait_for()
     other.keyboard.press("Escape")
-    ask(other, "?").get_by_text("The server asks for a key").wait_for()
+    ask(other, "?").get_by_text("The server requires an API key").wait_for()
     other.locator("#ask-key-close").click()
     assert not other.locator("#ask-key").is_visible() and other.locator(".failure").is_visible()
 
@@ -299,7 +299,10 @@ def test_conversations_are_listed_kept_over_a_reload_and_gone_with_the_tab(fake,
     assert titles.all_text_contents() == ["about nothing", "about the demo"]
     page.locator(".list .open", has_text="about the demo").click()
     assert page.locator(".answer").all_text_contents() == ["A green star and a cross."]
-    assert page.locator("#shown-image").get_attribute("src") == fake.asked[0]["messages"][0]["content"][0]["image_url"]["url"]
+    assert (
+        page.locator("#current-image-view").get_attribute("src")
+        == fake.asked[0]["messages"][0]["content"][0]["image_url"]["url"]
+    )
     answered(page, "and?")
     assert fake.asked[2]["messages"][0] == fake.asked[0]["messages"][0]
     assert page.context.new_page().goto(fake.url + "/").ok
@@ -361,7 +364,7 @@ def test_a_page_left_in_the_middle_says_so_and_asks_again(fake, visit):
     fake.answers = [Said(hold=(1,))]
     ask(page, "one").locator(".answer").get_by_text("A green star").wait_for()
     page.reload()
-    page.get_by_text("The page was left").wait_for()
+    page.get_by_text("Interrupted").wait_for()
     page.locator(".retry").click()
     page.locator(".foot").wait_for()
     assert page.locator(".answer").all_text_contents() == ["A green star and a cross."]

@@ -8,7 +8,7 @@ import io
 import pytest
 from PIL import Image
 
-from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.errors import ApiError
 
 from .browser_case import browser, opened
 from .page_server import DEMO, MODEL, answered, ask, fake, show_demo, visit
@@ -55,7 +55,7 @@ def test_chosen(fake, visit):
     with page.expect_file_chooser() as chooser:
         page.locator("#welcome [data-does=choose]").click()
     chooser.value.set_files(DEMO)
-    page.locator("#shown-size", has_text="112 × 112").wait_for()
+    page.locator("#current-image-size", has_text="112 × 112").wait_for()
     assert page.evaluate("document.activeElement.id") == "question"
     assert page.locator("#status").text_content() == "Image demo.png, 112 by 112. Ask about it."
     page.get_by_role("button", name="What stands out?").click()
@@ -74,7 +74,7 @@ def test_pasted_and_dropped(fake, visit, kind):
         assert not page.evaluate(GIVE, ["dragover", "#welcome", list(DEMO.read_bytes()), "demo.png", "image/png"])
     target = "#question" if kind == "paste" else "#welcome"
     assert not page.evaluate(GIVE, [kind, target, list(DEMO.read_bytes()), "demo.png", "image/png"])  # handled
-    page.locator("#shown-name", has_text="demo.png").wait_for()
+    page.locator("#current-image-name", has_text="demo.png").wait_for()
     assert not page.locator("#drop").is_visible()
     answered(page, "What is this?")
     assert sent(fake) == ("data:image/png;base64", DEMO.read_bytes())
@@ -90,14 +90,14 @@ def test_what_is_pasted_with_an_image(visit, texts, image):
     left = page.evaluate(GIVE, ["paste", "#question", list(DEMO.read_bytes()), "demo.png", "image/png", texts])
     assert left is not image
     if image:
-        page.locator("#shown-name", has_text="demo.png").wait_for()
+        page.locator("#current-image-name", has_text="demo.png").wait_for()
 
 
 def test_pasted_text_stays_text_and_a_dropped_address_is_no_image(visit):
     page = visit().page
     assert page.evaluate(GIVE, ["paste", "#question", None, "some text", ""])  # left to the browser
     assert not page.evaluate(GIVE, ["drop", "#welcome", None, "https://example.com/a.png", ""])
-    page.locator("#notice-words", has_text="no image file").wait_for()
+    page.locator("#notice-words", has_text="not an image file").wait_for()
     assert page.locator("#welcome").is_visible()
 
 
@@ -134,7 +134,7 @@ def test_an_image_at_the_limit_is_not_touched(fake, visit, kind, suffix):
 def test_a_larger_image_is_scaled_down(fake, visit, kind, sent_as):
     page = visit().page
     choose(page, image_file(1024, 4096, kind), "tall", f"image/{kind.lower()}")
-    page.locator("#shown-size", has_text="512 × 2048, scaled down from 1024 × 4096").wait_for()
+    page.locator("#current-image-size", has_text="512 × 2048, scaled down from 1024 × 4096").wait_for()
     answered(page, "What is this?")
     head, data = sent(fake)
     scaled = Image.open(io.BytesIO(data))
@@ -148,7 +148,7 @@ def test_a_format_that_only_the_browser_reads_is_drawn_anew(fake, visit):
         b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><rect width="40" height="30" fill="#ff0000"/></svg>'
     )
     choose(page, drawing, "a.svg", "image/svg+xml")
-    page.locator("#shown-size", has_text="40 × 30, sent as PNG").wait_for()
+    page.locator("#current-image-size", has_text="40 × 30, sent as PNG").wait_for()
     answered(page, "What is this?")
     image = Image.open(io.BytesIO(sent(fake)[1]))
     assert (image.format, image.size, image.convert("RGB").getpixel((20, 15))) == ("PNG", (40, 30), (255, 0, 0))
@@ -158,7 +158,7 @@ def test_before_a_question_another_image_takes_the_first_ones_place(fake, visit)
     page = visit().page
     show_demo(page)
     choose(page, image_file(30, 20), "other.png")
-    page.locator("#shown-name", has_text="other.png").wait_for()
+    page.locator("#current-image-name", has_text="other.png").wait_for()
     assert page.locator(".list li").count() == 1
     answered(page, "What is this?")
     assert sent(fake)[1] == image_file(30, 20)
@@ -171,7 +171,7 @@ def test_after_a_question_it_begins_a_new_conversation(fake, visit, first):
         show_demo(page)
     answered(page, "one")
     choose(page, image_file(30, 20), "other.png")
-    page.locator("#notice-words", has_text="the model sees one image a conversation").wait_for()
+    page.locator("#notice-words", has_text="the model takes one image per conversation").wait_for()
     assert page.locator(".turn").count() == 0 and page.locator(".list li").count() == 2
     answered(page, "two")
     assert len(fake.asked[1]["messages"]) == 1 and sent(fake)[1] == image_file(30, 20)
@@ -201,7 +201,7 @@ def test_the_camera_is_on_no_longer_than_its_window(fake, visit):
     page.locator("#shutter:enabled").wait_for()
     assert page.evaluate("document.activeElement.id") == "shutter"
     page.click("#shutter")
-    page.locator("#shown-name", has_text="camera.jpg").wait_for()
+    page.locator("#current-image-name", has_text="camera.jpg").wait_for()
     assert page.evaluate(live) == 0 and page.evaluate("window.streams.length") == 2
     answered(page, "What is this?")
     image = Image.open(io.BytesIO(sent(fake)[1]))
@@ -212,7 +212,7 @@ def test_the_camera_is_on_no_longer_than_its_window(fake, visit):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        ("NotAllowedError", "The camera was refused"),
+        ("NotAllowedError", "Access to the camera was denied"),
         ("NotFoundError", "No camera was found"),
         ("NotReadableError", "in use by another program"),
         ("AbortError", "does not start (AbortError)"),
@@ -241,20 +241,20 @@ def test_an_image_too_large_to_keep_is_there_until_the_reload(fake, visit):
     answered(page, "small")
     page.click("#new")
     choose(page, large, "large.png")
-    page.locator("#notice-words", has_text="no room").wait_for()
+    page.locator("#notice-words", has_text="storage is full").wait_for()
     answered(page, "large")
     assert sent(fake)[1] == large
-    fake.answers = [Refusal(500, "it broke", "internal_error")]
+    fake.answers = [ApiError(500, "it broke", "internal_error")]
     ask(page, "again").locator(".failure").wait_for()
     page.reload()
     page.locator("#model").get_by_text(MODEL).wait_for()
     assert page.locator(".list .title").all_text_contents() == ["large", "small"]
     assert page.locator(".answer:visible").count() == 1 and page.locator("#question").is_disabled()
     page.locator(".retry:visible").click()  # not without its image
-    page.locator("#notice-words", has_text="Give it again").wait_for()
+    page.locator("#notice-words", has_text="Choose it again").wait_for()
     assert [body["messages"][-1]["content"] for body in fake.asked[2:]] == ["again"]
-    assert "Give it again" in page.locator("#question").get_attribute("placeholder")
-    assert page.locator("#shown-image").evaluate("e => e.naturalWidth") == 320  # its thumbnail
+    assert "Choose it again" in page.locator("#question").get_attribute("placeholder")
+    assert page.locator("#current-image-view").evaluate("e => e.naturalWidth") == 320  # its thumbnail
     page.locator(".list .open", has_text="small").click()
     answered(page, "still there")
     assert sent(fake)[1] == DEMO.read_bytes()
@@ -264,7 +264,7 @@ def test_the_oldest_images_give_way(fake, visit):
     page = visit().page
     for number in range(3):
         choose(page, noise(1100, 1200), f"{number}.png")
-        page.locator("#shown-name", has_text=f"{number}.png").wait_for()
+        page.locator("#current-image-name", has_text=f"{number}.png").wait_for()
         answered(page, f"question {number}")
     page.reload()
     page.locator("#model").get_by_text(MODEL).wait_for()

@@ -48,21 +48,21 @@ def test_a_conversation_about_an_image(bundle, server, opened):
     shown = answered(page, FIRST)
     assert shown.locator(".answer").text_content() == first.read()
     image = first.visual_tokens
-    words = f"Read anew: {first.prompt_tokens + image} prompt tokens, {image} of them the image."
-    assert shown.locator(".memory .words").text_content() == words
-    assert f"{len(first.tokens)} tokens" in shown.locator(".figures").text_content()
+    words = f"Not cached: {first.prompt_tokens + image} prompt tokens read, {image} of the image."
+    assert shown.locator(".cache .words").text_content() == words
+    assert f"{len(first.tokens)} tokens" in shown.locator(".metrics").text_content()
 
     shown = answered(page, SECOND)
     assert shown.locator(".answer").text_content()
-    assert "The conversation was remembered" in shown.locator(".memory .words").text_content()
+    assert "Cached conversation" in shown.locator(".cache .words").text_content()
 
     page.click("#new")
     show_demo(page)
     other = session.ask(DEMO, SECOND)
     shown = answered(page, SECOND)
     assert shown.locator(".answer").text_content() == other.read()
-    words = f"The image was remembered: {image} of {other.prompt_tokens + image} prompt tokens not read again."
-    assert shown.locator(".memory .words").text_content() == words
+    words = f"Cached image: {image} of {other.prompt_tokens + image} prompt tokens."
+    assert shown.locator(".cache .words").text_content() == words
     assert complaints(seen) == []
     assert {url.partition("://")[2].split("/")[0] for url in seen.requests if url.startswith("http")} == {server.split("/")[2]}
 
@@ -72,5 +72,5 @@ def test_a_refusal_of_the_server_in_its_own_words(server, opened):
     page.locator("#model", has_text="cobra").wait_for()
     page.fill("#question", "x" * 100_000)
     page.keyboard.press("Enter")
-    page.locator(".failure .title", has_text="The server does not take this question").wait_for()
+    page.locator(".failure .title", has_text="The server rejected the request").wait_for()
     assert "100,000 characters" in page.locator(".failure .words").text_content()

@@ -1,8 +1,8 @@
-"""Paths as clients spell them: what means the same is answered, and what belongs to another API is told where this one's is."""
+"""Variants of the API's paths, and 404 messages for other APIs."""
 
 import pytest
 
-from cobra_edge.serve.paths import canonical_path, nothing_here
+from cobra_edge.serve.paths import canonical_path, not_found_message
 
 COMPLETIONS = "/v1/chat/completions"
 
@@ -77,12 +77,12 @@ def test_other_paths_stay_what_they_are(path):
         ("/api/generate", "Ollama"),
         ("/api/tags", "Ollama"),
         ("/generate", "Text Generation Inference"),
-        ("/v1", "nothing here"),
-        ("/somewhere", "nothing here"),
+        ("/v1", "no such path"),
+        ("/somewhere", "no such path"),
     ],
 )
-def test_other_apis_are_told_where_this_one_is(path, name):
-    said = nothing_here("POST", path)
+def test_404_of_other_apis(path, name):
+    said = not_found_message("POST", path)
     assert said.startswith(f"POST {path}: ") and name in said
     assert f"POST {COMPLETIONS}" in said and "base URL that ends in /v1" in said
 

@@ -1,4 +1,4 @@
-"""States that are remembered: which are found, which are given up, and files that are not as they were written."""
+"""The prefix cache: lookups, eviction, damaged files."""
 
 import errno
 import hashlib
@@ -22,7 +22,7 @@ from cobra_edge.decode.decoder import DecoderState
 from cobra_edge.errors import InputError
 from cobra_edge.files import ownership
 from cobra_edge.formats.model_config import MambaConfig
-from cobra_edge.serve import prefix_cache_disk as state_files
+from cobra_edge.serve import prefix_cache_disk
 from cobra_edge.serve.prefix_cache import PrefixCache
 from cobra_edge.serve.prefix_cache_disk import PrefixCacheDisk
 
@@ -134,7 +134,7 @@ def test_what_is_said_from_a_kept_state_is_what_was_said_before(mini_bundle, ker
     fresh, again = (session.decoder.new_state(like=state) for state in (looked, kept))
     for _ in range(2):
         tokens = session.codec.encode("What is in the image?")
-        assert np.array_equal(session.read(tokens, fresh), session.read(tokens, again))
+        assert np.array_equal(session.prefill(tokens, fresh), session.prefill(tokens, again))
     assert same(again.host(), fresh.host()) and same(kept, before) and not same(again, before)
 
 
@@ -313,18 +313,18 @@ def fails(number):
 @pytest.mark.parametrize(("call", "number"), [("replace", errno.ENOSPC), ("replace", errno.EROFS)])
 def test_a_full_disk_is_one_warning_and_leaves_nothing(tmp_path, files, caplog, monkeypatch, call, number):
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(state_files.os, call, fails(number))
+        patch.setattr(prefix_cache_disk.os, call, fails(number))
         files.save(key_of(1), state_of(1))
         files.save(key_of(2), state_of(2))
     assert len(caplog.records) == 1 and os.strerror(number) in caplog.text
     assert list((tmp_path / "states" / FINGERPRINT).iterdir()) == []
-    assert same(StateCacheOf(files).kept(1), state_of(1))  # serving goes on
+    assert same(PrefixCacheOf(files).kept(1), state_of(1))  # serving goes on
     caplog.clear()
     files.save(key_of(2), state_of(2))
     assert same(files.load(key_of(2)), state_of(2)) and not caplog.records
 
 
-class StateCacheOf:
+class PrefixCacheOf:
     def __init__(self, files):
         self.cache = PrefixCache(1 << 20, files)
 
@@ -469,7 +469,7 @@ def test_files_that_others_remove_meanwhile_are_no_error(tmp_path, monkeypatch, 
 
         return Entries(found)
 
-    monkeypatch.setattr(state_files.os, "scandir", and_then_they_are_gone)
+    monkeypatch.setattr(prefix_cache_disk.os, "scandir", and_then_they_are_gone)
     files.save(key_of(3), state_of(3))
     assert path_of(root, 3).exists() and not caplog.records
 
@@ -530,7 +530,7 @@ def test_a_state_of_more_tokens_than_the_model_reads_is_refused(tmp_path, caplog
 
 
 def test_a_directory_that_may_only_be_read_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(state_files.tempfile, "TemporaryFile", fails(errno.EROFS))
+    monkeypatch.setattr(prefix_cache_disk.tempfile, "TemporaryFile", fails(errno.EROFS))
     with pytest.raises(InputError, match="Read-only file system"):
         PrefixCacheDisk(tmp_path, 1 << 20, SMALL, FINGERPRINT)
 

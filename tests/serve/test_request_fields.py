@@ -1,4 +1,4 @@
-"""Fields that no schema names: what could carry an image or a text is refused and told where it belongs, at every level."""
+"""Unknown fields: those that could carry an image or text are rejected, at every level."""
 
 import re
 from pathlib import Path

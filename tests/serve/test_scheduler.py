@@ -1,4 +1,4 @@
-"""Who is answered when: fair turns, cancelling, draining, and places at the door."""
+"""Who is answered when: fair turns, cancelling, draining, and slots at the admission."""
 
 import asyncio
 import queue
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from cobra_edge.errors import InputError
-from cobra_edge.serve.answer_stream import in_time, listen, unless_gone
-from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.answer_stream import cancel_on_disconnect, stream_answer, with_deadline
+from cobra_edge.serve.errors import ApiError
 from cobra_edge.serve.fair_queue import FairQueue
 from cobra_edge.serve.generation import Finished
-from cobra_edge.serve.middleware.admission import Admission, AdmissionDoor
+from cobra_edge.serve.middleware.admission import Admission, AdmissionMiddleware
 from cobra_edge.serve.scheduler import Scheduler, Ticket
 
 END = Finished("stop", 0, 1, 0, 1, "nothing", 0.0, None, None)
@@ -62,7 +62,7 @@ class Ear:
 
     def all(self):
         got = [self.next()]
-        while not isinstance(got[-1], Finished | Refusal):
+        while not isinstance(got[-1], Finished | ApiError):
             got.append(self.next())
         return got
 
@@ -130,7 +130,7 @@ def test_a_queue_forgets_what_is_taken_out():
         waiting.take()
 
 
-def test_slices_are_told_in_order_and_nothings_are_not(scheduler):
+def test_events_come_in_order_without_empty_slices(scheduler):
     _, ear = submit(scheduler, job("a", None, "b"))
     assert ear.all() == ["a", "b", END]
 
@@ -151,7 +151,7 @@ def test_active_answers_take_turns_and_others_wait(scheduler):
 
 
 def test_between_two_images_everybody_else_has_a_turn():
-    """The vision graph takes seconds where a token takes milliseconds: whoever is being answered waits for one image."""
+    """The vision graph takes seconds where a token takes milliseconds: a running request waits for one image at most."""
     scheduler, order = Scheduler(work, 4), []
     with scheduler._changed:
         for name, pixels in (("text", None), ("image 1", 1), ("image 2", 2), ("image 3", 3)):
@@ -235,13 +235,13 @@ def test_cancelling_one_that_waits_frees_its_place(scheduler):
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
-        (Refusal(400, "no image", "invalid_image"), 400, "invalid_image"),
+        (ApiError(400, "no image", "invalid_image"), 400, "invalid_image"),
         (InputError("the decoder produced logits that are not finite"), 500, "decoder_failed"),
         (MemoryError(), 503, "out_of_memory"),
         (ZeroDivisionError("secret"), 500, "server_error"),
     ],
 )
-def test_an_error_is_told_and_the_next_is_answered(scheduler, error, status, code, caplog):
+def test_an_error_ends_one_request_only(scheduler, error, status, code, caplog):
     *_, last = submit(scheduler, job("a", error))[1].all()
     assert (last.status, last.code) == (status, code) and "secret" not in last.message
     assert submit(scheduler, job("b"))[1].all() == ["b", END]
@@ -253,9 +253,9 @@ def test_draining_refuses_what_waits_and_finishes_what_is_under_way(scheduler):
     until(lambda: scheduler.active == 2)
     _, late = submit(scheduler, job("never"))
     scheduler.drain()
-    refusal = late.next()
-    assert (refusal.status, refusal.code) == (503, "shutting_down") and int(refusal.headers["Retry-After"]) > 0
-    with pytest.raises(Refusal, match="shutting down"):
+    error = late.next()
+    assert (error.status, error.code) == (503, "shutting_down") and int(error.headers["Retry-After"]) > 0
+    with pytest.raises(ApiError, match="shutting down"):
         submit(scheduler, job())
     assert not scheduler.open
     gate.release(4)
@@ -269,13 +269,13 @@ def test_breaking_off_refuses_what_is_under_way(scheduler):
     _, ear = submit(scheduler, question)
     gate.release()
     assert ear.next() == "a"
-    scheduler.break_off()
+    scheduler.abort()
     assert ear.next().code == "shutting_down"
     gate.release()
     assert question.closed.wait(PATIENCE)
 
 
-def test_one_who_cannot_be_told_disturbs_nobody(scheduler):
+def test_a_failing_callback_affects_no_other_request(scheduler):
     def deaf(event):
         raise RuntimeError("Event loop is closed")
 
@@ -286,17 +286,17 @@ def test_one_who_cannot_be_told_disturbs_nobody(scheduler):
 def test_places_are_given_back_and_the_wait_follows_how_long_answers_take(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    door = Admission(2)
-    first, _ = door.enter("me"), door.enter("me")
-    with pytest.raises(Refusal, match="2 questions are being answered or wait") as full:
-        door.enter("me")
+    admission = Admission(2)
+    first, _ = admission.enter("me"), admission.enter("me")
+    with pytest.raises(ApiError, match="2 requests are running or queued") as full:
+        admission.enter("me")
     assert (full.value.status, full.value.code) == (429, "queue_full")
     assert full.value.headers["Retry-After"] == "1"
     clock[0] += 300
-    door.leave("me", first, answered=True)
-    door.enter("me")
-    with pytest.raises(Refusal) as full:
-        door.enter("me")
+    admission.leave("me", first, answered=True)
+    admission.enter("me")
+    with pytest.raises(ApiError) as full:
+        admission.enter("me")
     assert 10 < int(full.value.headers["Retry-After"]) <= 60
 
 
@@ -315,13 +315,13 @@ def test_only_answers_say_how_long_one_takes(monkeypatch, status, counts):
 
     admission = Admission(2)
     before = admission.mean_seconds
-    asyncio.run(AdmissionDoor(app, admission)({"type": "http", "method": "POST"}, None, send))
-    assert (admission.inside, admission.mean_seconds > before) == (0, counts)
+    asyncio.run(AdmissionMiddleware(app, admission)({"type": "http", "method": "POST"}, None, send))
+    assert (admission.in_use, admission.mean_seconds > before) == (0, counts)
 
 
 def listening(scheduler, question, deadline=PATIENCE):
     async def collect():
-        return [piece async for piece in listen(scheduler, ("me",), question, deadline)]
+        return [piece async for piece in stream_answer(scheduler, ("me",), question, deadline)]
 
     return asyncio.run(collect())
 
@@ -337,51 +337,51 @@ def test_work_before_an_answer_has_the_same_deadline():
         return 3
 
     ended = []
-    assert asyncio.run(in_time(PATIENCE, time.perf_counter(), three())) == 3
-    with pytest.raises(Refusal, match=r"no answer within 0.1 s") as late:
-        asyncio.run(in_time(0.1, time.perf_counter(), never()))
+    assert asyncio.run(with_deadline(PATIENCE, time.perf_counter(), three())) == 3
+    with pytest.raises(ApiError, match=r"no answer within 0.1 s") as late:
+        asyncio.run(with_deadline(0.1, time.perf_counter(), never()))
     assert (late.value.code, ended) == ("deadline_exceeded", [True])
 
 
 def test_an_answer_comes_to_the_event_loop(scheduler):
     *pieces, end = listening(scheduler, job("a", None, "b", None))
     assert ("".join(pieces), end) == ("ab", END)
-    with pytest.raises(Refusal, match="no image"):
-        listening(scheduler, job(Refusal(400, "no image", "invalid_image")))
+    with pytest.raises(ApiError, match="no image"):
+        listening(scheduler, job(ApiError(400, "no image", "invalid_image")))
 
 
 def test_a_deadline_ends_the_listening_and_the_work(scheduler):
     gate = threading.Semaphore(0)
     question = job("a", gate=gate)
-    with pytest.raises(Refusal, match=r"no answer within 0.2 s") as late:
+    with pytest.raises(ApiError, match=r"no answer within 0.2 s") as late:
         listening(scheduler, question, 0.2)
     assert (late.value.status, late.value.code) == (504, "deadline_exceeded")
     gate.release(2)
     assert question.closed.wait(PATIENCE)
 
 
-def test_a_deadline_that_has_passed_is_told_whoever_would_be_quicker():
+def test_an_expired_deadline_wins_over_a_fast_answer():
     """A decoder that answers at once, such as one that remembers everything, does not win against a clock that has run out."""
     asked = []
 
     class Instant:
         def submit(self, ticket):
             asked.append(ticket)
-            ticket.heard("a")
-            ticket.heard(END)
+            ticket.on_event("a")
+            ticket.on_event(END)
 
         def cancel(self, ticket):
             pass
 
     late = job()
     late.arrived -= 1
-    with pytest.raises(Refusal, match=r"no answer within 0.5 s"):
+    with pytest.raises(ApiError, match=r"no answer within 0.5 s"):
         listening(Instant(), late, 0.5)
     assert not asked
     assert listening(Instant(), job(), PATIENCE) == ["a", END]
 
 
-def test_whoever_goes_away_stops_the_work(scheduler):
+def test_a_disconnect_cancels_the_work(scheduler):
     gate = threading.Semaphore(0)
     question = job("a", "b", "c", gate=gate)
 
@@ -393,12 +393,12 @@ def test_whoever_goes_away_stops_the_work(scheduler):
             return {"type": "http.disconnect"}
 
         async def read():
-            async for _ in listen(scheduler, ("me",), question, PATIENCE):
+            async for _ in stream_answer(scheduler, ("me",), question, PATIENCE):
                 gone.set()
 
         gate.release()
         with pytest.raises(ClientDisconnect):
-            await unless_gone(receive, read())
+            await cancel_on_disconnect(receive, read())
 
     asyncio.run(leave_after_the_first_piece())
     gate.release()
@@ -413,7 +413,7 @@ def test_a_departure_is_noticed_however_fast_pieces_come():
     class Instant:
         def submit(self, ticket):
             for _ in range(1000):
-                ticket.heard("a")
+                ticket.on_event("a")
             self.ticket = ticket
 
         def cancel(self, ticket):
@@ -426,11 +426,11 @@ def test_a_departure_is_noticed_however_fast_pieces_come():
             return {"type": "http.disconnect"}
 
         async def read():
-            async for _ in listen(scheduler, ("me",), job(), PATIENCE):
-                scheduler.ticket.heard("a")  # and another one comes before it is gone
+            async for _ in stream_answer(scheduler, ("me",), job(), PATIENCE):
+                scheduler.ticket.on_event("a")  # and another one comes before it is gone
 
         with pytest.raises(ClientDisconnect):
-            await asyncio.wait_for(unless_gone(receive, read()), PATIENCE)
+            await asyncio.wait_for(cancel_on_disconnect(receive, read()), PATIENCE)
 
     asyncio.run(leave())
     assert made.cancelled == [scheduler.ticket]
@@ -444,8 +444,8 @@ def test_work_that_ends_first_is_returned_and_its_errors_are_raised():
         return 3
 
     async def fails():
-        raise Refusal(400, "no", "invalid_value")
+        raise ApiError(400, "no", "invalid_value")
 
-    assert asyncio.run(unless_gone(never, three())) == 3
-    with pytest.raises(Refusal, match="no"):
-        asyncio.run(unless_gone(never, fails()))
+    assert asyncio.run(cancel_on_disconnect(never, three())) == 3
+    with pytest.raises(ApiError, match="no"):
+        asyncio.run(cancel_on_disconnect(never, fails()))

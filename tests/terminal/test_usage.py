@@ -1,4 +1,4 @@
-"""What a command line gets to hear: help, near names, and our own words where it cannot be read."""
+"""Help, suggestions and usage errors."""
 
 import shlex
 import subprocess
@@ -75,9 +75,9 @@ def test_a_module_knows_h_too(module: str) -> None:
     assert done.returncode == 0 and done.stdout.startswith("Usage: ") and not done.stderr
 
 
-def test_an_option_without_its_value_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_option_without_its_value(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(cobra_edge, ["run", "b", "--prompt"]) == 2
-    assert capfd.readouterr().err.startswith("error: --prompt is not used so: ")
+    assert capfd.readouterr().err.startswith("error: invalid use of --prompt: ")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_an_option_without_its_value_is_told(capfd: pytest.CaptureFixture[str]) 
         (["run", "b", "--device", "cudaa", "--prompt", "x"], "--device: "),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_line(arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_are_one_line(arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(cobra_edge, arguments) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1
@@ -144,7 +144,7 @@ def test_synonyms_lead_to_what_exists() -> None:
 
 
 @pytest.mark.parametrize("name", LABORATORY)
-def test_what_moved_to_the_laboratory_is_told_where(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_a_command_of_the_laboratory(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(cobra_edge, ["bench", name]) == 2
     assert f"python -m bench.{name}" in capfd.readouterr().err
     assert name.replace("_", "-") in laboratory.commands

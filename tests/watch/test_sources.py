@@ -23,7 +23,7 @@ from cobra_edge.watch import snapshots
 from cobra_edge.watch.answers import frame_answers
 from cobra_edge.watch.camera import Camera
 from cobra_edge.watch.directory import ImageDirectory
-from cobra_edge.watch.frames import Frame, SourceGone, grabbing
+from cobra_edge.watch.frames import Frame, SourceLost, grab_frames
 from cobra_edge.watch.reconnect import Reconnecting
 from cobra_edge.watch.unreadable import Unreadable, UnreadableImages
 
@@ -118,12 +118,12 @@ def test_a_url_that_answers_one_image_is_polled(camera_url, monkeypatch, capfd, 
     assert f"watching {camera_url}/snap.jpg, one image every 0.01 s" in capfd.readouterr().err
 
 
-def test_a_snapshot_that_lacks_its_end_is_read_and_a_broken_one_is_told_once(camera_url, monkeypatch):
+def test_a_snapshot_that_lacks_its_end_is_read_and_a_broken_one_is_errors_once(camera_url, monkeypatch):
     monkeypatch.setattr(Handler, "snapshot", jpeg()[:-2])
     assert some(Camera(f"{camera_url}/snap.jpg"), 1)[0].image().getpixel((9, 9))[0] > 200
     monkeypatch.setattr(Handler, "snapshot", jpeg()[:-20])
-    told, enough = [], threading.Event()
-    unreadable = UnreadableImages(told.append)
+    reports, enough = [], threading.Event()
+    unreadable = UnreadableImages(reports.append)
     monkeypatch.setattr(
         unreadable, "add", lambda image, add=unreadable.add: (add(image), unreadable.count > 2 and enough.set())
     )
@@ -135,10 +135,10 @@ def test_a_snapshot_that_lacks_its_end_is_read_and_a_broken_one_is_told_once(cam
                     return
                 yield frame
 
-    with grabbing(Some()) as newest:
+    with grab_frames(Some()) as newest:
         assert list(frame_answers(Fake(), "?", newest, 32, unreadable)) == []
-    assert len(told) == 1 < unreadable.count
-    assert told[0].error.startswith(f"{camera_url}/snap.jpg: truncated or damaged image")
+    assert len(reports) == 1 < unreadable.count
+    assert reports[0].error.startswith(f"{camera_url}/snap.jpg: truncated or damaged image")
 
 
 def test_a_user_and_a_password(camera_url, monkeypatch, capfd):
@@ -146,16 +146,16 @@ def test_a_user_and_a_password(camera_url, monkeypatch, capfd):
     with_user = camera_url.replace("//", "//me:s%40cret@")
     assert len(some(Camera(f"{with_user}/snap.jpg", 0.01), 2)) == 2
     for where in (camera_url, camera_url.replace("//", "//me:wrong-secret@")):
-        with pytest.raises(SourceGone, match=r"answers 401 .*; give its user and password") as error:
+        with pytest.raises(SourceLost, match=r"returns status 401 .*; give user and password") as error:
             some(Camera(f"{where}/snap.jpg"), 1)
         assert "secret" not in str(error.value)
     assert "cret" not in capfd.readouterr().err
 
 
 def test_answers_that_are_no_image(camera_url):
-    with pytest.raises(SourceGone, match=r"/nowhere: answers 404 \(.*\); check its address"):
+    with pytest.raises(SourceLost, match=r"/nowhere: returns status 404 \(.*\); check its URL"):
         some(Camera(f"{camera_url}/nowhere"), 1)
-    with pytest.raises(InputError, match="/page: answers with a web page; give the address of its stream"):
+    with pytest.raises(InputError, match="/page: returns a web page; give the URL of its stream"):
         some(Camera(f"{camera_url}/page"), 1)
     with pytest.raises(InputError, match="not a URL"):
         Camera("http://[camera/snap.jpg")
@@ -165,11 +165,11 @@ def test_answers_that_are_no_image(camera_url):
 
 def test_a_snapshot_is_bounded_in_bytes_and_time(camera_url, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(snapshots, "_LARGEST_BYTES", 100)
-        with pytest.raises(SourceGone, match="answers more than"):
+        patch.setattr(snapshots, "_MAX_BYTES", 100)
+        with pytest.raises(SourceLost, match="the response exceeds"):
             some(Camera(f"{camera_url}/snap.jpg"), 1)
     monkeypatch.setattr(snapshots, "_WHOLE_SECONDS", -1.0)
-    with pytest.raises(SourceGone, match="takes longer than"):
+    with pytest.raises(SourceLost, match="takes more than"):
         some(Camera(f"{camera_url}/snap.jpg"), 1)
 
 
@@ -177,12 +177,12 @@ def test_a_stream_that_ends_is_opened_again(camera_url, monkeypatch, capfd):
     """Through OpenCV, as a stream of JPEGs over HTTP."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (240, 320, 3)).astype(np.uint8))
     monkeypatch.setattr(Handler, "snapshot", saved_jpeg(noise))
-    with pytest.raises(SourceGone, match="/stream: went away after 4 frames"):
+    with pytest.raises(SourceLost, match="/stream: lost after 4 frames"):
         some(Camera(f"{camera_url}/stream"), 5)
     monkeypatch.setattr(reconnecting, "_FIRST_SECONDS", 0.01)
     frames = some(Reconnecting(Camera(f"{camera_url}/stream")), 6)
     assert [frame.number for frame in frames] == [1, 2, 3, 4, 5, 6]
-    assert "/stream: went away after 4 frames; check its cable or its network; trying again in 0 s" in capfd.readouterr().err
+    assert "/stream: lost after 4 frames; check its cable or network; retrying in 0 s" in capfd.readouterr().err
 
 
 class Stop:
@@ -201,7 +201,7 @@ class Stop:
 class Failing:
     """A source that gives frames in some of its tries, and fails in all."""
 
-    def __init__(self, tries, error=SourceGone):
+    def __init__(self, tries, error=SourceLost):
         self.tries, self.error = iter(tries), error
 
     def frames(self, stop):
@@ -226,9 +226,9 @@ def test_only_a_source_that_went_away_is_tried_again(error):
 
 
 def test_a_source_that_is_not_there_yet(tmp_path):
-    with pytest.raises(SourceGone, match="there is no camera /dev/video77"):
+    with pytest.raises(SourceLost, match="no camera /dev/video77"):
         Camera("77")
-    with pytest.raises(SourceGone, match="77: cannot be opened"):
+    with pytest.raises(SourceLost, match="77: cannot be opened"):
         some(Camera("77", must_be_there=False), 1)
     with pytest.raises(InputError, match="no such video"):  # a name that is wrong will not come
         Camera("nowhere.mp4", must_be_there=False)
@@ -250,13 +250,13 @@ def test_reconnect_through_the_command(monkeypatch, capfd):
                 image.info["number"] = 7
                 yield Frame(1, None, time.perf_counter(), lambda: image)
                 return
-            raise SourceGone("camera: went away")
+            raise SourceLost("camera: went away")
 
     monkeypatch.setattr(watch, "Camera", Coming)
     arguments = ["BUNDLE", "--camera", "0", "--prompt", "?", "--json"]
     assert run_command(watch.command, [*arguments, "--reconnect", "--poll-seconds", "0.5"]) == 0
     out, err = capfd.readouterr()
-    assert json.loads(out.splitlines()[0])["answer"] == "? 7" and err.count("trying again in") == 2
+    assert json.loads(out.splitlines()[0])["answer"] == "? 7" and err.count("retrying in") == 2
     tries.clear()
     assert run_command(watch.command, arguments) == 3
     assert opened == [("0", 0.5, False), ("0", 1.0, True)]
@@ -276,7 +276,7 @@ def test_a_pipeline_is_opened_with_gstreamer(device, monkeypatch, capfd):  # noq
     assert device.asked[-1] == (secret, cv2.CAP_GSTREAMER)
     assert "secret" not in capfd.readouterr().err
     monkeypatch.setattr(Capture, "opened", False)
-    with pytest.raises(SourceGone, match="appsink drop=1: cannot be opened; try it with gst-launch-1.0"):
+    with pytest.raises(SourceLost, match="appsink drop=1: cannot be opened; test it with gst-launch-1.0"):
         some(Camera(PIPELINE), 1)
 
 
@@ -301,37 +301,37 @@ def test_passwords_in_a_query_are_not_printed():
 def stable_directory(tmp_path, monkeypatch, seconds=0.0):
     """Return a directory whose files are judged after so many seconds, and what it tells."""
     monkeypatch.setattr(directory_module, "_SETTLED_SECONDS", seconds)
-    told = []
-    return ImageDirectory(tmp_path, UnreadableImages(told.append)), told
+    reports = []
+    return ImageDirectory(tmp_path, UnreadableImages(reports.append)), reports
 
 
 def look_at(source, *files):
-    return source._newest({str(file) for file in files} | source._judge())
+    return source._newest({str(file) for file in files} | source._recheck())
 
 
-def test_files_that_are_no_image_are_told_once_each(tmp_path, monkeypatch):
-    source, told = stable_directory(tmp_path, monkeypatch)
+def test_files_that_are_no_image_are_errors_once_each(tmp_path, monkeypatch):
+    source, reports = stable_directory(tmp_path, monkeypatch)
     contents = {"cut.jpg": jpeg()[:-20], "phone.heic": b"\0\0\0\x1cftypheic" + bytes(16), "empty.png": b"", "tool.dng": b"raw"}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     os.mkdir(tmp_path / "folder.png")
     (tmp_path / "notes.txt").write_text("not looked at")
-    assert look_at(source, *tmp_path.iterdir()) is None and told == []
+    assert look_at(source, *tmp_path.iterdir()) is None and reports == []
     for _ in range(3):
         assert look_at(source) is None
-    assert sorted(image.name for image in told) == ["cut.jpg", "empty.png", "folder.png", "phone.heic", "tool.dng"]
-    assert all(image.frame is None and str(tmp_path / image.name) in image.error for image in told)
-    assert any("a HEIC image" in image.error for image in told)
+    assert sorted(image.name for image in reports) == ["cut.jpg", "empty.png", "folder.png", "phone.heic", "tool.dng"]
+    assert all(image.frame is None and str(tmp_path / image.name) in image.error for image in reports)
+    assert any("a HEIC image" in image.error for image in reports)
     (tmp_path / "cut.jpg").write_bytes(jpeg())
     assert look_at(source, tmp_path / "cut.jpg")[0] == "cut.jpg"
     (tmp_path / "cut.jpg").write_bytes(jpeg()[:-30])
     look_at(source, tmp_path / "cut.jpg")
     look_at(source)
-    assert source._unreadable.count == 6 and len(told) == 5  # counted, told before
+    assert source._unreadable.count == 6 and len(reports) == 5  # counted, reports before
 
 
-def test_a_file_that_no_image_can_be_is_told_although_a_newer_one_is_taken(tmp_path, monkeypatch):
-    source, told = stable_directory(tmp_path, monkeypatch)
+def test_a_file_that_no_image_can_be_is_errors_although_a_newer_one_is_taken(tmp_path, monkeypatch):
+    source, reports = stable_directory(tmp_path, monkeypatch)
     for index, (name, content) in enumerate(
         [("a.heic", b"\0\0\0\x1cftypheic" + bytes(16)), ("b.jpg", jpeg()), ("c.jpg", jpeg())]
     ):
@@ -340,32 +340,32 @@ def test_a_file_that_no_image_can_be_is_told_although_a_newer_one_is_taken(tmp_p
     name, _, older = look_at(source, *tmp_path.iterdir())
     assert (name, older) == ("c.jpg", 1)
     look_at(source)
-    assert [image.name for image in told] == ["a.heic"]
+    assert [image.name for image in reports] == ["a.heic"]
 
 
 def test_a_file_that_is_being_written_is_tried_again_without_a_word(tmp_path, monkeypatch):
-    source, told = stable_directory(tmp_path, monkeypatch, seconds=1000.0)
+    source, reports = stable_directory(tmp_path, monkeypatch, seconds=1000.0)
     file, content = tmp_path / "slow.jpg", jpeg()
     for part in (100, 200, len(content) - 9):
         file.write_bytes(content[:part])
         assert look_at(source, file) is None
     file.write_bytes(content)
-    assert look_at(source)[0] == "slow.jpg"  # nobody told that it has changed
+    assert look_at(source)[0] == "slow.jpg"  # nobody reports that it has changed
     file.write_bytes(content[:100])
     look_at(source, file)
     file.unlink()
     look_at(source)
-    assert told == [] and source._unreadable.count == 0 and not source._pending
+    assert reports == [] and source._unreadable.count == 0 and not source._pending
 
 
-def test_a_file_that_is_never_at_rest_is_told(tmp_path, monkeypatch):
-    source, told = stable_directory(tmp_path, monkeypatch, seconds=1000.0)
-    monkeypatch.setattr(directory_module, "_RESTLESS_SECONDS", 0.0)
+def test_a_file_that_is_never_at_rest_is_errors(tmp_path, monkeypatch):
+    source, reports = stable_directory(tmp_path, monkeypatch, seconds=1000.0)
+    monkeypatch.setattr(directory_module, "_CHANGING_SECONDS", 0.0)
     for size in (100, 120):
         (tmp_path / "latest.jpg").write_bytes(jpeg()[:size])
         look_at(source)
         look_at(source, tmp_path / "latest.jpg")
-    assert [image.name for image in told] == ["latest.jpg"]
+    assert [image.name for image in reports] == ["latest.jpg"]
 
 
 @pytest.mark.parametrize("kind", ["MPO", *(kind for kind in FORMATS if kind == "AVIF")])
@@ -382,15 +382,15 @@ def test_unreadable_files_through_the_command(tmp_path, monkeypatch, capfd, as_j
     session = Fake()
     session.look = lambda _: 1
     monkeypatch.setattr(watch.Opening, "load", lambda self: session)
-    watching, told = threading.Event(), threading.Event()
+    watching, reports = threading.Event(), threading.Event()
     monkeypatch.setattr(directory_module, "tell", lambda text: watching.set())
     real = UnreadableImages.add
-    monkeypatch.setattr(UnreadableImages, "add", lambda self, image: (real(self, image), told.set()))
+    monkeypatch.setattr(UnreadableImages, "add", lambda self, image: (real(self, image), reports.set()))
 
     def write():
         assert watching.wait(WAIT)
         (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x1cftypheic" + bytes(16))
-        assert told.wait(WAIT)
+        assert reports.wait(WAIT)
         (tmp_path / ".good").write_bytes(PNG)
         os.rename(tmp_path / ".good", tmp_path / "good.png")
 
@@ -401,18 +401,18 @@ def test_unreadable_files_through_the_command(tmp_path, monkeypatch, capfd, as_j
     thread.join()
     out, err = capfd.readouterr()
     if as_json:
-        told_line, answer, last = map(json.loads, out.splitlines())
-        assert (told_line["frame"], told_line["name"]) == (None, "phone.heic") and "a HEIC image" in told_line["error"]
+        report, answer, last = map(json.loads, out.splitlines())
+        assert (report["frame"], report["name"]) == (None, "phone.heic") and "a HEIC image" in report["error"]
         assert answer["name"] == "good.png" and last["summary"]["unreadable"] == 1 and err == ""
     else:
         assert f"{tmp_path / 'phone.heic'}: a HEIC image" in err
         assert "1 frames answered, 0 dropped, 1 images unreadable" in out
 
 
-def test_what_was_told_is_remembered_for_so_many_names():
-    told = []
-    unreadable = UnreadableImages(told.append)
+def test_what_was_errors_is_remembered_for_so_many_names():
+    reports = []
+    unreadable = UnreadableImages(reports.append)
     for index in range(3000):
         unreadable.add(Unreadable(None, f"{index}.jpg", "cut"))
         unreadable.add(Unreadable(None, f"{index}.jpg", "cut"))
-    assert unreadable.count == 6000 and len(told) == 3000 and len(unreadable._told) == 1024
+    assert unreadable.count == 6000 and len(reports) == 3000 and len(unreadable._errors) == 1024

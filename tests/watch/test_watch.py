@@ -25,7 +25,7 @@ from cobra_edge.watch import summary as summary_module
 from cobra_edge.watch.answers import FrameAnswer, frame_answers
 from cobra_edge.watch.camera import Camera
 from cobra_edge.watch.directory import ImageDirectory
-from cobra_edge.watch.frames import Frame, Newest, grabbing
+from cobra_edge.watch.frames import Frame, Newest, grab_frames
 from cobra_edge.watch.summary import Aggregate
 from cobra_edge.watch.unreadable import Unreadable, UnreadableImages
 
@@ -97,7 +97,7 @@ class Frames:
 
 
 def watched(source, session, prompt="?", unreadable=None):
-    with grabbing(source) as newest:
+    with grab_frames(source) as newest:
         return list(frame_answers(session, prompt, newest, 32, unreadable or UnreadableImages(pytest.fail)))
 
 
@@ -143,7 +143,7 @@ def test_a_slow_source_drops_nothing():
             assert answered.acquire(timeout=WAIT)
             yield frame(number)
 
-    with grabbing(Frames(given)) as newest:
+    with grab_frames(Frames(given)) as newest:
         answers = []
         for answer in frame_answers(Fake(), "?", newest, 32, UnreadableImages(pytest.fail)):
             answers.append(answer)
@@ -177,7 +177,7 @@ def test_one_frame_is_alive_while_an_answer_is_given():
             assert alive() == 0  # asked about by its state alone
         begun.set()
         assert come.wait(WAIT)
-        deadline = time.monotonic() + WAIT  # the grabbing thread may be about to let go of its own
+        deadline = time.monotonic() + WAIT  # the grab_frames thread may be about to let go of its own
         while alive() > 2 and time.monotonic() < deadline:
             time.sleep(0.001)
         counts.append(alive())
@@ -197,7 +197,7 @@ def test_latencies_are_from_the_capture():
     assert (answer.name, answer.finish) == ("a.png", "end")
 
 
-def test_an_image_that_cannot_be_looked_at_is_told_and_counts_as_dropped():
+def test_an_image_that_cannot_be_looked_at_is_errors_and_counts_as_dropped():
     answered = threading.Semaphore(1)
 
     def given(stop):
@@ -206,14 +206,14 @@ def test_an_image_that_cannot_be_looked_at_is_told_and_counts_as_dropped():
         yield frame(2)
         assert answered.acquire(timeout=WAIT)
 
-    told = []
-    unreadable = UnreadableImages(told.append)
+    reports = []
+    unreadable = UnreadableImages(reports.append)
     answers = watched(Frames(given), Fake(), unreadable=unreadable)
     assert [(a.frame, a.dropped) for a in answers] == [(2, 1)]
-    assert told == [Unreadable(1, None, "the image: 9999 × 1 pixels, too wide")] and unreadable.count == 1
+    assert reports == [Unreadable(1, None, "the image: 9999 × 1 pixels, too wide")] and unreadable.count == 1
 
 
-def test_the_source_is_told_to_stop():
+def test_the_source_is_errors_to_stop():
     stopped = threading.Event()
 
     def given(stop):
@@ -221,7 +221,7 @@ def test_the_source_is_told_to_stop():
         if stop.wait(WAIT):
             stopped.set()
 
-    with grabbing(Frames(given)) as newest:
+    with grab_frames(Frames(given)) as newest:
         assert next(frame_answers(Fake(), "?", newest, 32, UnreadableImages(pytest.fail))).frame == 1
     assert stopped.is_set()
 
@@ -382,7 +382,7 @@ def device(monkeypatch):
 def test_a_device_or_a_stream_that_goes_away(device, where, capfd):
     frames = Camera(where).frames(threading.Event())
     assert [next(frames).number for _ in range(3)] == [1, 2, 3]
-    with pytest.raises(MachineError, match="went away after 3 frames") as error:
+    with pytest.raises(MachineError, match="lost after 3 frames") as error:
         next(frames)
     assert device.released == 1 and "secret" not in f"{error.value}{capfd.readouterr().err}"
     ((opened, *options),) = device.asked
@@ -404,14 +404,14 @@ def test_a_camera_that_does_not_open(device, monkeypatch):
 
 
 def test_sources_that_are_none(tmp_path, monkeypatch):
-    with pytest.raises(MachineError, match="there is no camera /dev/video77; here: "):
+    with pytest.raises(MachineError, match="no camera /dev/video77; found: "):
         Camera("77")
-    with pytest.raises(MachineError, match="there is no camera /dev/nothing"):
+    with pytest.raises(MachineError, match="no camera /dev/nothing"):
         Camera("/dev/nothing")
-    with pytest.raises(InputError, match=r"nowhere.mp4: no such video; give a device's number"):
+    with pytest.raises(InputError, match=r"nowhere.mp4: no such video source; give a device number"):
         Camera("nowhere.mp4")
     (tmp_path / "text.mp4").write_text("not a video")
-    with pytest.raises(InputError, match="text.mp4: not a video that OpenCV reads"):
+    with pytest.raises(InputError, match="text.mp4: not a video that OpenCV can read"):
         next(Camera(str(tmp_path / "text.mp4")).frames(threading.Event()))
     with pytest.raises(InputError, match="none: no such directory"):
         ImageDirectory(tmp_path / "none", UnreadableImages(pytest.fail))
@@ -501,7 +501,7 @@ def test_a_directory_that_goes_away(bundle, tmp_path):
         folder.rmdir()
         out, err = watching.child.communicate(timeout=WAIT)
         assert watching.child.returncode == 3 and "0 frames answered, 0 dropped" in out
-        assert err == f"error: {folder}: went away after 0 images; watch it again when it is back\n"
+        assert err == f"error: {folder}: removed after 0 images; watch it again when it exists\n"
 
 
 def test_of_files_that_come_together_the_newest_whole_one_is_taken(tmp_path):

@@ -1,4 +1,4 @@
-"""How many questions are inside the server, decided at the door: before a body is read or an image decoded."""
+"""Admission control: how many requests run or wait, decided before a body is read or an image decoded."""
 
 from __future__ import annotations
 
@@ -9,55 +9,59 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..address_policy import client_of
 from ..address_shares import AddressShares
-from ..errors import Refusal
-from ..lingering_close import refuse
+from ..errors import ApiError
+from ..lingering_close import send_error
 
 _WEIGHT = 0.1  # of the newest answer in the running mean
 
 
 class Admission:
-    """Places for questions. For the event loop alone.
+    """Slots for requests. Not thread-safe: use it on the event loop.
 
     Attributes:
-        shares: the places there are, and how many each address has.
-        mean_seconds: how long a question that is answered stays, a running mean.
+        shares: slots in use, by address.
+        mean_seconds: running mean of the duration of answered requests.
     """
 
-    def __init__(self, places: int, places_per_address: int | None = None) -> None:
-        """Begin with all places free; one address may have all of them unless a number is given."""
-        self.shares = AddressShares(places, places_per_address or places)
+    def __init__(self, slots: int, slots_per_address: int | None = None) -> None:
+        """Create free slots; one address may use all of them unless a number is given."""
+        self.shares = AddressShares(slots, slots_per_address or slots)
         self.mean_seconds = 1.0
 
     @property
-    def inside(self) -> int:
-        """How many questions are inside."""
+    def in_use(self) -> int:
+        """Slots in use."""
         return self.shares.total
 
     def enter(self, address: str) -> float:
-        """Take a place; returns the time. Raises Refusal 429, with the time in which half of those inside should have left."""
+        """Take a slot and return the time.
+
+        Raises:
+            ApiError: 429, with a Retry-After by which half of the requests should have ended.
+        """
         wait = max(1, min(60, math.ceil(self.mean_seconds / 2)))
-        own, again = self.shares.taken_by(address), f"ask again in {wait} s"
-        if self.inside >= self.shares.limit:
-            message = f"{self.inside} questions are being answered or wait, which is all there is room for; {again}"
+        own, retry = self.shares.held_by(address), f"retry in {wait} s"
+        if self.in_use >= self.shares.limit:
+            message = f"{self.in_use} requests are running or queued, the maximum; {retry}"
         elif own >= self.shares.per_address:
-            message = f"{own} questions of your address are being answered or wait, which is its share; {again}"
+            message = f"{own} requests from your address are running or queued, its maximum; {retry}"
         else:
             self.shares.take(address)
             return time.monotonic()
-        raise Refusal(429, message, "queue_full", headers={"Retry-After": str(wait)})
+        raise ApiError(429, message, "queue_full", headers={"Retry-After": str(wait)})
 
     def leave(self, address: str, entered: float, *, answered: bool) -> None:
-        """Give a place back; those that were refused on the way say nothing of how long an answer takes."""
-        self.shares.give_back(address)
+        """Release a slot; only answered requests count in `mean_seconds`."""
+        self.shares.release(address)
         if answered:
             self.mean_seconds += _WEIGHT * (time.monotonic() - entered - self.mean_seconds)
 
 
-class AdmissionDoor:
-    """An ASGI layer that gives each POST a place for as long as it takes, or refuses it."""
+class AdmissionMiddleware:
+    """ASGI middleware that holds a slot for each POST, or sends 429."""
 
     def __init__(self, app: ASGIApp, admission: Admission) -> None:
-        """Stand before an app."""
+        """Wrap an app."""
         self.app, self.admission = app, admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,17 +72,17 @@ class AdmissionDoor:
         address = client_of(scope)
         try:
             entered = self.admission.enter(address)
-        except Refusal as refusal:
-            await refuse(refusal, scope, receive, send)
+        except ApiError as error:
+            await send_error(error, scope, receive, send)
             return
         answered = False
 
-        async def noting(message: Message) -> None:
+        async def observed(message: Message) -> None:
             nonlocal answered
             answered = answered or message.get("status") == 200
             await send(message)
 
         try:
-            await self.app(scope, receive, noting)
+            await self.app(scope, receive, observed)
         finally:
             self.admission.leave(address, entered, answered=answered)

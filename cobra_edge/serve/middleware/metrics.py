@@ -1,4 +1,4 @@
-"""Every question is counted once, by how it ended; from outside all doors, so that those who are refused there count too."""
+"""Request counts by final status. This middleware is outside the others, so that what they reject is counted too."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-CLIENT_GONE = 499  # nginx's; no status of HTTP's own says it
+CLIENT_GONE = 499  # as nginx logs it; HTTP has no such status
 _ENDED = "cobra_edge.ended"
 
 
-def ended_as(scope: Scope, status: int) -> None:
-    """Note how a response ended whose status had to be sent long before: a stream's."""
+def set_final_status(scope: Scope, status: int) -> None:
+    """Note how a stream ended, whose status line was sent at its start."""
     scope[_ENDED] = status
 
 
-def ended_status(scope: Scope, sent: int) -> int:
-    """Return how a response ended whose status was sent, or CLIENT_GONE where none was."""
+def final_status(scope: Scope, sent: int) -> int:
+    """Return the status noted by `set_final_status`, else the status sent."""
     status: int = scope.get(_ENDED, sent)
     return status
 
 
-class Counted:
-    """Tells how each request that asks for something ended."""
+class MetricsMiddleware:
+    """ASGI middleware that counts the final status of each POST."""
 
     def __init__(self, app: ASGIApp, count: Callable[[int], None]) -> None:
-        """Stand before an app.
+        """Wrap an app.
 
         Args:
-            app: with its doors.
-            count: told the HTTP status of every POST, or what `ended_as` noted; CLIENT_GONE where nothing was answered.
+            app: with the other middleware.
+            count: called with the HTTP status of every POST, or what `set_final_status` noted; CLIENT_GONE for no response.
         """
         self._app, self._count = app, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on; an ASGI app."""
+        """See ASGI."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         status = CLIENT_GONE
 
-        async def noting(message: Message) -> None:
+        async def observed(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, observed)
         finally:
-            self._count(ended_status(scope, status))
+            self._count(final_status(scope, status))

@@ -1,16 +1,16 @@
-// An image from the camera: it runs while its window is open and no longer.
+// A photo from the camera, which runs only while its dialog is open.
 
 import { imageOf } from "./image.js";
 
 const byId = (id) => document.getElementById(id);
 const REASONS = {
-  NotAllowedError: "The camera was refused. Allow it for this page in the browser's settings, or choose an image instead.",
+  NotAllowedError: "Access to the camera was denied. Allow it for this page in the browser's settings, or choose an image instead.",
   NotFoundError: "No camera was found. Choose an image instead.",
-  NotReadableError: "The camera is in use by another program. Close that, or choose an image instead.",
+  NotReadableError: "The camera is in use by another program. Close it, or choose an image instead.",
 };
 
-/** Make the window work; `taken` is called with the File of an image. Returns the function that opens it. */
-export function makeCamera(taken) {
+/** Set up the dialog; `onPhoto` is called with a File. Returns the function that opens the dialog. */
+export function makeCamera(onPhoto) {
   const [dialog, video, words, shutter] = ["camera", "viewfinder", "camera-words", "shutter"].map(byId);
   let stream = null;
 
@@ -26,7 +26,7 @@ export function makeCamera(taken) {
     try {
       if (!navigator.mediaDevices) throw new Error("insecure");
       const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" }, audio: false });
-      if (!dialog.open || stream) return opened.getTracks().forEach((track) => track.stop()); // closed in the meantime
+      if (!dialog.open || stream) return opened.getTracks().forEach((track) => track.stop()); // closed meanwhile
       stream = video.srcObject = opened;
       await video.play();
       words.textContent = "";
@@ -35,7 +35,7 @@ export function makeCamera(taken) {
     } catch (error) {
       if (!dialog.open) return;
       stop();
-      const insecure = "Browsers give the camera only to pages from localhost or over HTTPS. Choose an image instead.";
+      const insecure = "Browsers allow the camera only on localhost or over HTTPS. Choose an image instead.";
       words.textContent = error.message === "insecure" ? insecure : (REASONS[error.name] ?? `The camera does not start (${error.name}).`);
     }
   }
@@ -43,9 +43,9 @@ export function makeCamera(taken) {
   shutter.addEventListener("click", async () => {
     const file = await imageOf(video);
     dialog.close();
-    taken(file);
+    onPhoto(file);
   });
   byId("camera-close").addEventListener("click", () => dialog.close());
-  dialog.addEventListener("close", stop); // by whichever key or button
+  dialog.addEventListener("close", stop); // by any key or button
   return open;
 }

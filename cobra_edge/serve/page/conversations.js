@@ -1,9 +1,9 @@
-// Conversations, kept in this tab: they outlive a reload and end with the tab. Images are kept while there is room for them;
-// a conversation whose image was let go can still be read.
+// Conversations, in the session storage of this tab: they survive a reload. Where storage is full, images are dropped; their
+// conversations stay readable.
 
 const LIST = "cobra-edge.conversations";
 const IMAGE_KEY = "cobra-edge.image.";
-const LARGEST = 4_000_000; // characters; browsers keep about five million for a page
+const MAX_CHARACTERS = 4_000_000; // of an image; browsers store about five million per origin
 
 /**
  * A conversation is {id, image, turns}: image is null or {thumbnail, name, width, height, note}, and a turn is
@@ -11,7 +11,7 @@ const LARGEST = 4_000_000; // characters; browsers keep about five million for a
  */
 export class Conversations {
   constructor() {
-    this.images = new Map(); // id -> data URI
+    this.images = new Map(); // id -> data URL
     this.all = stored();
     for (const { id } of this.all) {
       const url = read(IMAGE_KEY + id);
@@ -19,7 +19,7 @@ export class Conversations {
     }
   }
 
-  /** Put a new conversation in front; of `image` (see image.js) or of none. */
+  /** Insert a new conversation at the front, with an image (see image.js) or without. */
   begin(image = null) {
     const conversation = { id: `${Date.now()}-${Math.random().toString(36).slice(2)}`, image: null, turns: [] };
     this.all.unshift(conversation);
@@ -27,13 +27,13 @@ export class Conversations {
     return conversation;
   }
 
-  /** Give a conversation its image; one that has turns keeps what it has. */
+  /** Set the image of a conversation. */
   show(conversation, { url, ...image }) {
     conversation.image = image;
     this.images.set(conversation.id, url);
   }
 
-  /** The image's data URI: null where there was none, undefined where there was no room to keep it. */
+  /** The data URL of the image: null for no image, undefined if it was dropped. */
   urlOf(conversation) {
     return conversation.image ? this.images.get(conversation.id) : null;
   }
@@ -47,18 +47,18 @@ export class Conversations {
     this.all.splice(index, 0, conversation);
   }
 
-  /** Write all that has begun. Returns false where images had to be left out: the oldest first, this one's last. */
+  /** Store the conversations. Returns false if images had to be dropped, the oldest first, the current one last. */
   save(current) {
     const begun = this.all.filter(({ image, turns }) => image || turns.length > 0);
     const victims = begun.filter(({ id }) => id !== current.id && read(IMAGE_KEY + id)).reverse();
     const url = this.urlOf(current);
-    const tooLarge = url?.length > LARGEST;
-    const written = () => write(LIST, JSON.stringify(begun)) && (!url || tooLarge || this.#keep(current.id, url));
-    let kept = written();
+    const tooLarge = url?.length > MAX_CHARACTERS;
+    const store = () => write(LIST, JSON.stringify(begun)) && (!url || tooLarge || this.#keep(current.id, url));
+    let kept = store();
     const complete = kept && !tooLarge;
     while (!kept && victims.length > 0) {
       drop(IMAGE_KEY + victims.shift().id);
-      kept = written();
+      kept = store();
     }
     return complete;
   }
@@ -68,19 +68,19 @@ export class Conversations {
   }
 }
 
-/** The messages of the API for a question after `turns`: the image (a data URI, or null) goes with the first. */
+/** The API messages for a question after `turns`; the image (a data URL or null) is in the first. */
 export function messagesFor(turns, url, question) {
   const answered = turns.filter(({ outcome, answer }) => outcome !== "failed" && answer);
-  const said = answered.flatMap((turn) => [
+  const history = answered.flatMap((turn) => [
     { role: "user", content: turn.question },
     { role: "assistant", content: turn.answer },
   ]);
-  const messages = [...said, { role: "user", content: question }];
+  const messages = [...history, { role: "user", content: question }];
   if (url) messages[0].content = [{ type: "image_url", image_url: { url } }, { type: "text", text: messages[0].content }];
   return messages;
 }
 
-/** What a conversation is called in the list. */
+/** The title of a conversation in the list. */
 export function titleOf({ image, turns }) {
   return turns[0]?.question ?? image?.name ?? "New conversation";
 }
@@ -96,12 +96,12 @@ function stored() {
   for (const turn of all.flatMap(({ turns }) => turns)) {
     if (turn.outcome !== "answering") continue;
     turn.outcome = "failed";
-    turn.failure = { title: "The page was left", words: "The answer had not ended when this page was closed or reloaded." };
+    turn.failure = { title: "Interrupted", words: "The page was closed or reloaded before the answer ended." };
   }
   return all;
 }
 
-// Storage may be full, or forbidden by the browser's settings: then this page's memory is all there is.
+// Storage may be full or disabled; then conversations last until the page is closed.
 function read(name) {
   try {
     return sessionStorage.getItem(name);
@@ -123,6 +123,6 @@ function drop(name) {
   try {
     sessionStorage.removeItem(name);
   } catch {
-    // nothing was kept
+    // nothing was stored
   }
 }

@@ -1,29 +1,29 @@
-// A file becomes an image to ask about. Its bytes are sent as they are, so that the server knows them again; only what is longer
-// than LONGEST, or of a format the server does not read, is drawn anew.
+// Prepares an image file. Its bytes are sent unchanged, so that the server finds its cached state; only an image larger than
+// MAX_SIDE, or of an unsupported format, is re-encoded.
 
-const LONGEST = 2048; // pixels
+const MAX_SIDE = 2048; // pixels
 const THUMBNAIL = 320; // pixels
-const SENT_AS_THEY_ARE = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
+const SENT_UNCHANGED = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
 
-/** Return {url, thumbnail, name, width, height, note}, both addresses data URIs. Throws an Error that says what is wrong. */
+/** Return {url, thumbnail, name, width, height, note}; both URLs are data URLs. Throws an Error with a message. */
 export async function readImage(file) {
   const name = file.name || "image";
   const image = await decoded(file, name);
   const { naturalWidth, naturalHeight } = image;
-  const scale = Math.min(1, LONGEST / Math.max(naturalWidth, naturalHeight));
-  const known = SENT_AS_THEY_ARE.includes(file.type);
+  const scale = Math.min(1, MAX_SIDE / Math.max(naturalWidth, naturalHeight));
+  const known = SENT_UNCHANGED.includes(file.type);
   let sent = file;
   let note = "";
   if (scale < 1 || !known) {
-    sent = await drawn(image, scale, file.type === "image/jpeg" ? "image/jpeg" : "image/png");
+    sent = await reencoded(image, scale, file.type === "image/jpeg" ? "image/jpeg" : "image/png");
     note = scale < 1 ? `scaled down from ${naturalWidth} × ${naturalHeight}` : "sent as PNG";
   }
   const [width, height] = size(image, scale);
   const small = canvasOf(image, Math.min(1, THUMBNAIL / Math.max(naturalWidth, naturalHeight)), "white");
-  return { url: await dataUri(sent), thumbnail: small.toDataURL("image/jpeg", 0.85), name, width, height, note };
+  return { url: await dataUrl(sent), thumbnail: small.toDataURL("image/jpeg", 0.85), name, width, height, note };
 }
 
-/** Return the image that a video shows now, as a JPEG file. */
+/** Return the current frame of a video as a JPEG file. */
 export async function imageOf(video) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
@@ -54,7 +54,7 @@ function canvasOf(image, scale, ground = null) {
   [canvas.width, canvas.height] = size(image, scale);
   const context = canvas.getContext("2d");
   if (ground) {
-    context.fillStyle = ground; // JPEG knows no transparency
+    context.fillStyle = ground; // JPEG has no transparency
     context.fillRect(0, 0, canvas.width, canvas.height);
   }
   context.imageSmoothingQuality = "high";
@@ -62,17 +62,17 @@ function canvasOf(image, scale, ground = null) {
   return canvas;
 }
 
-function drawn(image, scale, type) {
+function reencoded(image, scale, type) {
   return blobOf(canvasOf(image, scale), type);
 }
 
 function blobOf(canvas, type) {
   return new Promise((resolve, reject) => {
-    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("this browser cannot draw an image this large"))), type, 0.92);
+    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("this browser cannot process an image of this size"))), type, 0.92);
   });
 }
 
-function dataUri(blob) {
+function dataUrl(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);

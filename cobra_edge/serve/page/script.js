@@ -1,36 +1,36 @@
-// The page: images come in, questions go out, answers stream back.
+// The page: image input, questions, streamed answers.
 
-import { watchArrivals } from "./arrivals.js";
+import { watchImageSources } from "./image_sources.js";
 import { makeCamera } from "./camera.js";
 import { Conversations, messagesFor, titleOf } from "./conversations.js";
 import { readImage } from "./image.js";
 import { Failure, answer, models } from "./server.js";
 import { makeSettings } from "./settings.js";
 import { copyAndSay, makeTurn } from "./turn.js";
-import { transcript } from "./words.js";
+import { transcript } from "./format.js";
 
 const byId = (id) => document.getElementById(id);
 const conversations = new Conversations();
-const narrow = matchMedia("(max-width: 52rem)"); // conversations and settings lie over the page, as in style.css
+const narrow = matchMedia("(max-width: 52rem)"); // the side panel overlays the page, as in style.css
 const settings = makeSettings(() => drawer(true));
-const views = new Map(); // turn -> its view, of the conversation that is shown
+const views = new Map(); // turn -> its view, of the current conversation
 let current = conversations.all[0] ?? conversations.begin();
-let running = null; // {conversation, turn, abort} of the answer that is coming
-let model = null; // the server's name of it
+let running = null; // {conversation, turn, abort} of the answer being streamed
+let model = null; // model name of the server
 
-// ---- what is shown
+// ---- rendering
 
 function render() {
   const { image, turns } = current;
   const empty = !image && turns.length === 0;
   byId("welcome").hidden = !empty;
   byId("conversation").hidden = empty;
-  byId("shown").hidden = !image;
+  byId("current-image").hidden = !image;
   if (image) {
-    byId("shown-image").src = conversations.urlOf(current) ?? image.thumbnail;
-    byId("shown-image").alt = `The image asked about: ${image.name}`;
-    byId("shown-name").textContent = image.name;
-    byId("shown-size").textContent = [`${image.width} × ${image.height}`, image.note].filter(Boolean).join(", ");
+    byId("current-image-view").src = conversations.urlOf(current) ?? image.thumbnail;
+    byId("current-image-view").alt = `The image asked about: ${image.name}`;
+    byId("current-image-name").textContent = image.name;
+    byId("current-image-size").textContent = [`${image.width} × ${image.height}`, image.note].filter(Boolean).join(", ");
   }
   views.clear();
   for (const turn of turns) views.set(turn, makeTurn(turn, { retry: () => ask(turn.question, turn), announce }));
@@ -66,7 +66,7 @@ function renderControls() {
   byId("stop").hidden = !running;
   byId("question").disabled = byId("ask").disabled = lost;
   byId("question").placeholder = lost
-    ? "Its image was too large to be kept over a reload. Give it again to go on asking."
+    ? "The image was too large to survive the reload. Choose it again to continue."
     : current.image ? "Ask about the image" : "Ask about an image";
   byId("suggestions").hidden = !current.image || current.turns.length > 0 || lost;
   byId("copy-all").hidden = !current.turns.some((turn) => turn.answer);
@@ -103,7 +103,7 @@ function drawer(open) {
 // ---- conversations
 
 function begin(image = null) {
-  const blank = conversations.all.find((one) => !one.image && one.turns.length === 0); // one is enough
+  const blank = conversations.all.find((one) => !one.image && one.turns.length === 0); // keep at most one
   if (blank) conversations.remove(blank);
   show(conversations.begin(image));
 }
@@ -125,7 +125,7 @@ function remove(conversation) {
 
 function save() {
   if (conversations.save(current)) return;
-  notice("There is no room in this tab to keep every image over a reload; until then nothing is lost.");
+  notice("This tab's storage is full: some images will be lost on reload.");
 }
 
 // ---- images
@@ -139,7 +139,7 @@ async function take(file) {
   }
   if (current.turns.length > 0) {
     begin(image);
-    notice("A new conversation, for the model sees one image a conversation. The one before is in the list.");
+    notice("This is a new conversation: the model takes one image per conversation. The previous one is in the list.");
   } else {
     conversations.show(current, image);
     show(current);
@@ -154,7 +154,7 @@ async function ask(question, again = null) {
   if (running || !settings.valid()) return;
   const conversation = current;
   const url = conversations.urlOf(conversation);
-  if (url === undefined) return notice("This conversation's image was too large to be kept. Give it again to ask about it.");
+  if (url === undefined) return notice("The image of this conversation was too large to be stored. Choose it again to ask about it.");
   const turn = again ?? { question: question.trim() };
   Object.assign(turn, { answer: "", outcome: "answering", failure: null, finish: null, usage: null, extension: null });
   turn.image = Boolean(url);
@@ -169,14 +169,14 @@ async function ask(question, again = null) {
   following(() => views.get(turn)?.update());
   renderControls();
   if (conversations.all.includes(conversation)) save();
-  announce(spoken(turn));
+  announce(screenReaderText(turn));
   if (turn.failure?.status === 401 && (await settings.askForKey(turn.failure.words))) {
     await showModel();
     if (current === conversation) ask(turn.question, turn);
   }
 }
 
-/** Stream the answer into the turn; whatever happens, its outcome says so. */
+/** Stream the answer into the turn and set its outcome. */
 async function answerInto(turn, messages) {
   try {
     const unknown = model ? null : await showModel();
@@ -191,18 +191,18 @@ async function answerInto(turn, messages) {
   } catch (error) {
     turn.outcome = running.abort.signal.aborted ? "stopped" : "failed";
     if (turn.outcome === "failed" && !(error instanceof Failure)) console.error(error);
-    if (error.status === 404) model = null; // another one is served by now
-    const { title = "This page failed", words = String(error), status, retrySeconds } = error;
+    if (error.status === 404) model = null; // the server has another model now
+    const { title = "An error in this page", words = String(error), status, retrySeconds } = error;
     turn.failure = turn.outcome === "failed" ? { title, words, status, retrySeconds } : null;
   }
 }
 
-function spoken({ outcome, failure, answer: said }) {
+function screenReaderText({ outcome, failure, answer: text }) {
   if (outcome === "failed") return `${failure.title}. ${failure.words}`;
-  return outcome === "stopped" ? `Stopped. ${said}` : `Answer: ${said}`;
+  return outcome === "stopped" ? `Stopped. ${text}` : `Answer: ${text}`;
 }
 
-/** Change the page, and stay at its end where the reader is there. */
+/** Change the page, and keep it scrolled to the end if it is. */
 function following(change) {
   const root = document.documentElement;
   const atEnd = root.scrollHeight - root.clientHeight - root.scrollTop < 48;
@@ -210,7 +210,7 @@ function following(change) {
   if (atEnd) scrollTo(0, root.scrollHeight);
 }
 
-/** Ask for the model's name and show it; returns the Failure where there is none. */
+/** Request the model name and show it; returns the Failure, or null. */
 async function showModel() {
   const words = byId("model");
   byId("again-models").hidden = true;
@@ -226,12 +226,12 @@ async function showModel() {
   return null;
 }
 
-// ---- what people do
+// ---- events
 
-const does = { choose: () => byId("file").click(), camera: makeCamera(take) };
-for (const button of document.querySelectorAll("[data-does]")) button.addEventListener("click", does[button.dataset.does]);
+const actions = { choose: () => byId("file").click(), camera: makeCamera(take) };
+for (const button of document.querySelectorAll("[data-action]")) button.addEventListener("click", actions[button.dataset.action]);
 
-watchArrivals(take, notice);
+watchImageSources(take, notice);
 
 const field = byId("question");
 function send() {

@@ -1,8 +1,8 @@
-// What this page asks of its server, and what it says where it gets no answer.
+// The client of the server's API, and its error messages.
 
 import { events } from "./events.js";
 
-/** Why there is no answer: a title and an explanation for people, and when it may be worth asking again. */
+/** A failed request: title, explanation, and when to retry. */
 export class Failure extends Error {
   constructor(title, words, { status = 0, retrySeconds = null } = {}) {
     super(words);
@@ -11,27 +11,27 @@ export class Failure extends Error {
 }
 
 const TITLES = {
-  400: "The server does not take this question",
-  401: "The server asks for a key",
-  403: "The server does not allow this",
-  404: "The server does not know this model",
-  408: "The question took too long to arrive",
-  413: "This is too large for the server",
+  400: "The server rejected the request",
+  401: "The server requires an API key",
+  403: "Not allowed",
+  404: "Unknown model",
+  408: "The request took too long to arrive",
+  413: "The request is too large",
   429: "The server is busy",
   503: "The server is not ready",
   504: "The answer took too long",
 };
 
-/** Return the server's models, [{id}, ...]. Throws Failure. */
+/** Return the models of the server, [{id}, ...]. Throws Failure. */
 export async function models(key) {
   const response = await request("v1/models", { headers: authorisation(key) });
   const { data } = await response.json().catch(() => ({}));
-  if (!Array.isArray(data) || data.length === 0) throw new Failure("The server names no model", "Its list of models is empty.");
+  if (!Array.isArray(data) || data.length === 0) throw new Failure("The server has no model", "Its list of models is empty.");
   return data;
 }
 
 /**
- * Ask, and yield what comes: {text, finish, usage, extension}, each where a chunk has it, else "" or null.
+ * Send a request and yield the chunks {text, finish, usage, extension}; missing values are "" or null.
  * Throws Failure, or the AbortError of `signal`.
  */
 export async function* answer({ body, key, signal }) {
@@ -45,9 +45,9 @@ export async function* answer({ body, key, signal }) {
     }
   } catch (error) {
     if (error instanceof Failure || error.name === "AbortError") throw error;
-    throw new Failure("The connection broke", "What had come by then is kept above.");
+    throw new Failure("The connection was lost", "The answer is incomplete.");
   }
-  throw new Failure("The answer ends in the middle", "The server closed the connection before it had said all.");
+  throw new Failure("The answer is incomplete", "The server closed the connection before the end.");
 }
 
 function piece(data) {
@@ -55,9 +55,9 @@ function piece(data) {
   try {
     chunk = JSON.parse(data);
   } catch {
-    throw new Failure("The answer cannot be read", "The server sent something that is not JSON.");
+    throw new Failure("Invalid answer", "The server sent something that is not JSON.");
   }
-  if (chunk.error) throw new Failure("The answer was broken off", chunk.error.message ?? "The server does not say why.");
+  if (chunk.error) throw new Failure("The answer was aborted", chunk.error.message ?? "The server gives no reason.");
   const choice = chunk.choices?.[0];
   return {
     text: choice?.delta?.content ?? "",
@@ -73,16 +73,16 @@ async function request(path, options) {
     response = await fetch(path, { ...options, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure("The server cannot be reached", "It may have been stopped, or the network is gone.");
+    throw new Failure("The server cannot be reached", "It may have been stopped, or the network is down.");
   }
   if (response.ok) return response;
-  const { error } = await response.json().catch(() => ({})); // a proxy in between speaks no JSON
-  const words = error?.message ?? `It answered with status ${response.status} and no explanation.`;
+  const { error } = await response.json().catch(() => ({})); // an error of a proxy is not JSON
+  const words = error?.message ?? `Status ${response.status} without an explanation.`;
   const retrySeconds = secondsUntil(response.headers.get("Retry-After"));
   throw new Failure(TITLES[response.status] ?? "The server failed", words, { status: response.status, retrySeconds });
 }
 
-/** Return the seconds of a Retry-After header, which gives them or a date; null for none. */
+/** Return the seconds of a Retry-After header, which has a number or a date; null for none. */
 function secondsUntil(header) {
   if (!header) return null;
   const seconds = /^\d+$/.test(header) ? Number(header) : (Date.parse(header) - Date.now()) / 1000;
@@ -90,6 +90,6 @@ function secondsUntil(header) {
 }
 
 function authorisation(key) {
-  const bytes = new TextEncoder().encode(key); // headers carry bytes, which fetch takes as characters below 256
+  const bytes = new TextEncoder().encode(key); // UTF-8 bytes, which fetch takes as characters below 256
   return key ? { Authorization: `Bearer ${String.fromCharCode(...bytes)}` } : {};
 }

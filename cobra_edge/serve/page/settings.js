@@ -1,10 +1,10 @@
-// Settings, kept in this tab alone; what is left empty is not sent, so the server decides it.
+// Settings, stored in this tab. Empty fields are not sent, so that the server's defaults apply.
 
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
-const KEPT = "cobra-edge.settings";
+const STORAGE_KEY = "cobra-edge.settings";
 const byId = (id) => document.getElementById(id);
 
-/** Make the settings and the window that asks for a key work; `reveal` brings the settings into sight. */
+/** Set up the settings and the API key dialog; `reveal` shows the settings. */
 export function makeSettings(reveal) {
   const form = byId("settings-form");
   const fields = [...NUMBERS, "key"].map((name) => form.elements.namedItem(name));
@@ -14,26 +14,26 @@ export function makeSettings(reveal) {
 
   function keep() {
     try {
-      sessionStorage.setItem(KEPT, JSON.stringify(Object.fromEntries(fields.map(({ name, value }) => [name, value]))));
+      sessionStorage.setItem(STORAGE_KEY, JSON.stringify(Object.fromEntries(fields.map(({ name, value }) => [name, value]))));
     } catch {
-      // forbidden by the browser's settings: they last until the page is left
+      // storage is disabled: settings last until the page is closed
     }
   }
 
   return {
     key: () => byId("key").value.trim(),
-    /** The fields of a request that were set, as numbers. */
+    /** The settings as fields of a request. */
     sampling: () => Object.fromEntries(NUMBERS.filter((name) => byId(name).value !== "").map((name) => [name, byId(name).valueAsNumber])),
-    /** Whether all can be sent; says in the browser's words what cannot. */
+    /** Whether all are valid; the browser reports those that are not. */
     valid() {
       if (form.checkValidity()) return true;
       reveal();
       byId("settings").open = true;
       return form.reportValidity();
     },
-    /** Ask for the key; true where one was given. */
+    /** Ask for the API key; true if one was entered. */
     async askForKey(words) {
-      if (!(await keyFromWindow(words))) return false;
+      if (!(await keyFromDialog(words))) return false;
       byId("key").value = byId("ask-key-field").value;
       keep();
       return true;
@@ -41,7 +41,7 @@ export function makeSettings(reveal) {
   };
 }
 
-function keyFromWindow(words) {
+function keyFromDialog(words) {
   const dialog = byId("ask-key");
   if (dialog.open) return Promise.resolve(false);
   byId("ask-key-words").textContent = words;
@@ -51,14 +51,14 @@ function keyFromWindow(words) {
   byId("ask-key-close").onclick = () => dialog.close();
   byId("ask-key-form").onsubmit = (event) => {
     event.preventDefault();
-    dialog.close("given");
+    dialog.close("entered");
   };
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "given"), { once: true }));
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "entered"), { once: true }));
 }
 
 function stored() {
   try {
-    return JSON.parse(sessionStorage.getItem(KEPT)) ?? {};
+    return JSON.parse(sessionStorage.getItem(STORAGE_KEY)) ?? {};
   } catch {
     return {};
   }

@@ -1,21 +1,21 @@
-// One question and its answer on the page. What people and models say is only ever put in as text.
+// The view of one question and its answer. Untrusted text is inserted as text nodes only.
 
-import { copyText } from "./copying.js";
-import { ending, figures, memory } from "./words.js";
+import { copyText } from "./clipboard.js";
+import { cacheText, endingText, metricsText } from "./format.js";
 
 const template = document.getElementById("turn");
 
-/** Make the view of a turn; `does` is {retry, announce}. `view.element` goes into the page, `view.update()` shows what changed. */
-export function makeTurn(turn, does) {
+/** Return the view {element, update} of a turn; `actions` is {retry, announce}. */
+export function makeTurn(turn, actions) {
   const element = template.content.firstElementChild.cloneNode(true);
   const find = (selector) => element.querySelector(selector);
-  const said = document.createTextNode("");
+  const text = document.createTextNode("");
   find(".question .words").textContent = turn.question;
-  find(".answer").append(said);
-  find(".retry").addEventListener("click", does.retry);
+  find(".answer").append(text);
+  find(".retry").addEventListener("click", actions.retry);
   const copy = find(".copy");
   copy.setAttribute("aria-label", `Copy the answer to “${turn.question}”`);
-  copy.addEventListener("click", () => copyAndSay(copy, turn.answer, does.announce));
+  copy.addEventListener("click", () => copyAndSay(copy, turn.answer, actions.announce));
   let ticking = 0;
 
   function showFailure({ title, words, retrySeconds }) {
@@ -24,7 +24,7 @@ export function makeTurn(turn, does) {
     tick(Date.now() + (retrySeconds ?? 0) * 1000);
   }
 
-  /** Count down on the button; it can be pressed before. */
+  /** Show a countdown on the button, which can be pressed at any time. */
   function tick(until) {
     const left = Math.ceil((until - Date.now()) / 1000);
     find(".retry span").textContent = left > 0 ? `Try again (${left} s)` : "Try again";
@@ -35,23 +35,23 @@ export function makeTurn(turn, does) {
     const { outcome, answer, image } = turn;
     clearTimeout(ticking);
     const answering = outcome === "answering";
-    if (answer.startsWith(said.data)) said.appendData(answer.slice(said.length));
-    else said.data = answer;
+    if (answer.startsWith(text.data)) text.appendData(answer.slice(text.length));
+    else text.data = answer;
     element.classList.toggle("answering", answering);
     find(".answer").hidden = !answer;
     find(".waiting").hidden = !answering || Boolean(answer);
-    find(".waiting span").textContent = image ? "Reading the image and the question…" : "Reading the question…";
+    find(".waiting span").textContent = image ? "Encoding the image and reading the question…" : "Reading the question…";
     find(".failure").hidden = outcome !== "failed";
     if (outcome === "failed") showFailure(turn.failure);
-    const remark = answering ? "" : ending(turn);
+    const remark = answering ? "" : endingText(turn);
     find(".ending").hidden = !remark;
     find(".ending").textContent = remark;
     find(".foot").hidden = answering || !answer;
-    find(".figures").textContent = figures(turn);
-    const remembered = memory(turn);
-    find(".memory").hidden = !remembered;
-    find(".memory .words").textContent = remembered?.words ?? "";
-    find(".share span").style.width = `${100 * (remembered?.share ?? 0)}%`;
+    find(".metrics").textContent = metricsText(turn);
+    const cached = cacheText(turn);
+    find(".cache").hidden = !cached;
+    find(".cache .words").textContent = cached?.words ?? "";
+    find(".share span").style.width = `${100 * (cached?.share ?? 0)}%`;
   }
 
   update();
@@ -60,7 +60,7 @@ export function makeTurn(turn, does) {
 
 const sentence = (words) => (/[.!?]$/.test(words) ? words : `${words}.`);
 
-/** Copy, and say so on the button and to screen readers. */
+/** Copy, and confirm it on the button and to screen readers. */
 export async function copyAndSay(button, text, announce) {
   const words = (await copyText(text)) ? "Copied" : "Could not copy";
   const label = button.querySelector("span");

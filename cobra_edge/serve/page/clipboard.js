@@ -1,6 +1,6 @@
-// Text to the clipboard, also where the browser gives pages no clipboard: over plain HTTP from another machine.
+// Copies text, with a fallback where the clipboard API is unavailable (plain HTTP from another machine).
 
-/** Returns whether it worked. */
+/** Returns whether the text was copied. */
 export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -14,7 +14,7 @@ function copySelected(text) {
   const focused = document.activeElement;
   const field = document.createElement("textarea");
   field.value = text;
-  field.className = "unseen";
+  field.className = "visually-hidden";
   document.body.append(field);
   field.select();
   const copied = document.execCommand("copy");

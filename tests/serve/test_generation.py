@@ -1,4 +1,4 @@
-"""An answer in slices is the session's answer, bit for bit, whatever was remembered."""
+"""Generation in time slices equals the session's answer, bit for bit, with any cached prefix."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ import cobra_edge
 from cobra_edge.decode.sampling import Sampling
 from cobra_edge.inputs.image import load_image
 from cobra_edge.serve import generation as answering
-from cobra_edge.serve.generation import Finished, ImageForgotten, Question, answer_in_slices
+from cobra_edge.serve.generation import Finished, GenerationRequest, ImageEvicted, answer_in_slices
 from cobra_edge.serve.prefix_cache import PrefixCache
 
 from ..conftest import MINI
@@ -32,33 +32,33 @@ def native(mini_bundle):
     return cobra_edge.load(mini_bundle("w4a16-g128"), kernels="native")
 
 
-class Heard:
+class Recorder:
     """The logits of every step, and how often the image was looked at, read through a session."""
 
     def __init__(self, session, monkeypatch):
         self.logits, self.looks, self.tokens = [], 0, 0
         prefill, step, look = session.decoder.prefill, session.decoder.step, session.look
 
-        def heard_prefill(rows, state):
+        def recorded_prefill(rows, state):
             self.tokens += len(rows)
             self.logits.append(prefill(rows, state))
             return self.logits[-1]
 
-        def heard_step(token, state):
+        def recorded_step(token, state):
             self.logits.append(step(token, state))
             return self.logits[-1]
 
-        def heard_look(image):
+        def recorded_look(image):
             self.looks += 1
             return look(image)
 
-        monkeypatch.setattr(session.decoder, "prefill", heard_prefill)
-        monkeypatch.setattr(session.decoder, "step", heard_step)
-        monkeypatch.setattr(session, "look", heard_look)
+        monkeypatch.setattr(session.decoder, "prefill", recorded_prefill)
+        monkeypatch.setattr(session.decoder, "step", recorded_step)
+        monkeypatch.setattr(session, "look", recorded_look)
 
 
-def passages(session, *turns):
-    """Return the passages of question, answer, question, ..."""
+def segments(session, *turns):
+    """Return the segments of question, answer, question, ..."""
     codec, template, out = session.codec, session.template, []
     for index, text in enumerate(turns):
         if index % 2:
@@ -72,9 +72,9 @@ def passages(session, *turns):
 
 def question(session, *turns, image=IMAGE, limit=40, sampling=Sampling(), stops=()):  # noqa: B008 - it is frozen
     if image is None:
-        return Question(None, None, passages(session, *turns), limit, sampling, stops)
+        return GenerationRequest(None, None, segments(session, *turns), limit, sampling, stops)
     pixels = session.bundle.image().pixels(load_image(image))
-    return Question(hashlib.sha256(image).digest(), pixels, passages(session, *turns), limit, sampling, stops)
+    return GenerationRequest(hashlib.sha256(image).digest(), pixels, segments(session, *turns), limit, sampling, stops)
 
 
 def answered(session, cache, asked):
@@ -100,17 +100,17 @@ def test_a_conversation_has_the_same_bits_with_and_without_memory(session, monke
         outcomes = []
         for cache in (warm, PrefixCache(0)):
             with monkeypatch.context() as patch:
-                heard = Heard(session, patch)
+                calls = Recorder(session, patch)
                 got, end = answered(session, cache, question(session, *talk))
-                outcomes.append((got, end, heard))
-        (fast, fast_end, fast_heard), (slow, slow_end, slow_heard) = outcomes
+                outcomes.append((got, end, calls))
+        (fast, fast_end, fast_calls), (slow, slow_end, slow_calls) = outcomes
         assert fast == slow and fast_end.prompt_tokens == slow_end.prompt_tokens
         steps = fast_end.completion_tokens  # the logits that chose its tokens, and the end
-        for a, b in zip(fast_heard.logits[-steps:], slow_heard.logits[-steps:], strict=True):
+        for a, b in zip(fast_calls.logits[-steps:], slow_calls.logits[-steps:], strict=True):
             assert np.array_equal(a, b)
-        assert (slow_end.remembered, slow_end.cached_tokens, slow_heard.looks) == ("nothing", 0, 1)
-        seen.append((fast_end.remembered, fast_heard.looks))
-        assert fast_end.cached_tokens == 0 or fast_heard.tokens < slow_heard.tokens
+        assert (slow_end.remembered, slow_end.cached_tokens, slow_calls.looks) == ("nothing", 0, 1)
+        seen.append((fast_end.remembered, fast_calls.looks))
+        assert fast_end.cached_tokens == 0 or fast_calls.tokens < slow_calls.tokens
         talk.append(fast)
     assert seen == [("nothing", 1), ("conversation", 0), ("conversation", 0)]
 
@@ -118,12 +118,12 @@ def test_a_conversation_has_the_same_bits_with_and_without_memory(session, monke
 def test_another_question_about_an_image_reads_its_own_tokens_alone(session, monkeypatch):
     cache = PrefixCache(ROOM)
     answered(session, cache, question(session, QUESTIONS[0]))
-    heard = Heard(session, monkeypatch)
+    calls = Recorder(session, monkeypatch)
     asked = question(session, QUESTIONS[1], limit=1)
     _, end = answered(session, cache, asked)
-    assert (end.remembered, end.cached_tokens, heard.looks) == ("image", 64, 0)
+    assert (end.remembered, end.cached_tokens, calls.looks) == ("image", 64, 0)
     unread = 1 if session.decoder.same_bits_however_cut else 0  # the answer's last token, read for the next turn
-    assert heard.tokens == len(asked.passages[0]) + unread
+    assert calls.tokens == len(asked.segments[0]) + unread
 
 
 def test_only_the_same_image_is_remembered(native):
@@ -169,10 +169,10 @@ def test_stop_strings_end_an_answer_and_its_decoding(native, monkeypatch):
     whole, _ = answered(native, PrefixCache(0), question(native, QUESTIONS[0]))
     words = whole.split()
     stop = " ".join(words[3:5])
-    heard = Heard(native, monkeypatch)
+    calls = Recorder(native, monkeypatch)
     got, end = answered(native, PrefixCache(0), question(native, QUESTIONS[0], stops=(stop, "never")))
     assert got == whole[: whole.index(stop)] and end.reason == "stop"
-    assert len(heard.logits) < 12  # the rest was not decoded
+    assert len(calls.logits) < 12  # the rest was not decoded
 
 
 def test_after_a_stop_string_the_conversation_is_still_remembered_up_to_the_question(native):
@@ -200,13 +200,13 @@ def test_answers_in_turns_are_what_they_are_alone(session):
 
 def test_long_passages_are_read_in_pieces_between_which_others_have_a_turn(native, monkeypatch):
     monkeypatch.setattr(answering, "PIECE", 8)
-    heard = Heard(native, monkeypatch)
+    calls = Recorder(native, monkeypatch)
     text = "Is there a red circle at the left of a large blue square?"
     asked = question(native, text, limit=3)
     slices = list(answer_in_slices(native, PrefixCache(0), asked))
-    pieces = -(-len(asked.passages[0]) // 8)
+    pieces = -(-len(asked.segments[0]) // 8)
     assert pieces > 1
-    assert slices[: 1 + pieces] == [None] * (1 + pieces) and heard.looks == 1
+    assert slices[: 1 + pieces] == [None] * (1 + pieces) and calls.looks == 1
     same = native.ask(IMAGE, text, max_new_tokens=3)
     assert "".join(s for s in slices[:-1] if s) == same.read()
 
@@ -215,15 +215,15 @@ def test_closing_the_slices_stops_the_decoding(native, monkeypatch):
     slices = answer_in_slices(native, PrefixCache(0), question(native, QUESTIONS[0]))
     while next(slices) is None:
         pass
-    heard = Heard(native, monkeypatch)
+    calls = Recorder(native, monkeypatch)
     slices.close()
-    assert heard.logits == [] and list(slices) == []
+    assert calls.logits == [] and list(slices) == []
 
 
 def test_an_image_that_is_remembered_needs_no_pixels_and_one_that_is_not_is_asked_for(native):
     cache, asked = PrefixCache(ROOM), question(native, QUESTIONS[0])
     without = replace(asked, pixels=None)
-    with pytest.raises(ImageForgotten):
+    with pytest.raises(ImageEvicted):
         answered(native, cache, without)
     assert len(cache) == 0
     same, _ = answered(native, cache, asked)

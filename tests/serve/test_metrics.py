@@ -7,17 +7,17 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from cobra_edge.serve.errors import Refusal
+from cobra_edge.serve.errors import ApiError
 from cobra_edge.serve.event_stream import EventStream
 from cobra_edge.serve.limits import Limits
 from cobra_edge.serve.middleware.admission import Admission
-from cobra_edge.serve.middleware.host_and_auth import guarded
-from cobra_edge.serve.middleware.metrics import CLIENT_GONE, Counted
+from cobra_edge.serve.middleware.metrics import CLIENT_GONE, MetricsMiddleware
+from cobra_edge.serve.middleware.stack import with_middleware
 from cobra_edge.serve.schemas import ErrorBody
 
 from .serve_case import PATIENCE, metric, question, served, until
 
-REFUSED = Refusal(404, "no such model", "model_not_found")
+REFUSED = ApiError(404, "no such model", "model_not_found")
 EVENT = ErrorBody(message="a", type="b", param=None, code=None)
 JSON = [(b"content-type", b"application/json"), (b"host", b"localhost")]
 KEY = (b"authorization", b"Bearer key")
@@ -56,7 +56,7 @@ def counted(app, receive=nothing, method="POST", headers=JSON):
     async def ask():
         scope = {"type": "http", "method": method, "path": "/v1/chat/completions", "headers": headers}
         with suppress(ZeroDivisionError):
-            await asyncio.wait_for(Counted(app, counts.append)(scope, receive, send), 10)
+            await asyncio.wait_for(MetricsMiddleware(app, counts.append)(scope, receive, send), 10)
 
     asyncio.run(ask())
     return counts
@@ -98,20 +98,20 @@ def test_a_stream_is_counted_by_how_it_ended_not_by_how_it_began(error, receive,
         ([*JSON, KEY], whole_body(b"1"), 200),
     ],
 )
-def test_whoever_is_refused_at_a_door_is_counted(headers, receive, status):
-    app = guarded(answering, Limits(body_bytes=8), key="key", hosts=["localhost"])
+def test_a_request_rejected_by_middleware_is_counted(headers, receive, status):
+    app = with_middleware(answering, Limits(body_bytes=8), key="key", hosts=["localhost"])
     assert counted(app, receive, headers=headers) == [status]
 
 
-def test_whoever_finds_no_place_is_counted():
-    assert counted(guarded(answering, Limits(), admission=Admission(0))) == [429]
+def test_a_request_beyond_capacity_is_counted():
+    assert counted(with_middleware(answering, Limits(), admission=Admission(0))) == [429]
 
 
 def test_what_asks_for_nothing_is_not_counted():
     assert counted(answering, method="GET") == []
 
 
-def test_whoever_leaves_before_being_answered_is_counted_as_gone():
+def test_a_disconnect_before_the_answer_is_counted_as_499():
     async def left(scope, receive, send):
         raise ZeroDivisionError
 
