@@ -20,7 +20,7 @@ from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session, load
 from cobra_edge.regress.aggregate import Aggregate, kind_of
-from cobra_edge.regress.line_metrics import compared
+from cobra_edge.regress.line_metrics import measure_line
 from cobra_edge.regress.predictions import predictions
 from cobra_edge.regress.report import Figure
 from cobra_edge.suite.reader import HELDOUT, read_suite
@@ -133,7 +133,7 @@ def _row(name: str, truth: float, images: int, found: np.ndarray) -> dict[str, A
 def _aggregate(suite: TokenizedSuite, reference: Session, build: Session, on_line: Callable[[int], None]) -> Aggregate:
     aggregate = Aggregate()
     for asked, truth, found in zip(suite.lines, predictions(reference, suite), predictions(build, suite), strict=True):
-        aggregate.add(asked, compared(asked, truth, found, reference.codec.decode))
+        aggregate.add(asked, measure_line(asked, truth, found, reference.codec.decode))
         on_line(aggregate.lines)
     return aggregate
 

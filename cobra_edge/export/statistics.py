@@ -57,11 +57,11 @@ def statistics_for(
 
 
 def _trial(checkpoint: Any, recipe: Recipe, statistics: Statistics | None, data: Path | None) -> Any:
-    from ..regress.recipe_eval import Trial
+    from ..regress.recipe_eval import RecipeEvaluation
 
     data = data or CALIBRATION
     with stages() as stage:
-        return Trial(checkpoint, recipe, statistics, read_suite(data), data.parent, stage)
+        return RecipeEvaluation(checkpoint, recipe, statistics, read_suite(data), data.parent, stage)
 
 
 def find_sensitivity(

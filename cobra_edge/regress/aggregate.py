@@ -17,7 +17,7 @@ from ..suite.scoring import METRICS
 from ..suite.tokenized import TokenizedLine
 from . import intervals
 from .intervals import Interval
-from .line_metrics import ComparedLine
+from .line_metrics import LineMetrics
 from .report import Figure, LayerFigures, PositionFigures, TaskFigures, WorstLine
 
 WORST = 12
@@ -105,11 +105,11 @@ class Aggregate:
         found._metrics, found._layers = self._metrics, self._layers
         return found
 
-    def add(self, asked: TokenizedLine, line: ComparedLine) -> None:
+    def add(self, tokenized: TokenizedLine, line: LineMetrics) -> None:
         """Count a line."""
         group = (True, line.number) if line.image is None else (False, line.image)
         new = group not in self._sums
-        sums, task = self._sums.setdefault(group, defaultdict(float)), asked.line.task
+        sums, task = self._sums.setdefault(group, defaultdict(float)), tokenized.line.task
         right, reference = np.array(line.right), np.array(line.right_reference)
         change = np.exp(right) - np.exp(reference)
         alike, kld = line.diverges_at is None, sum(line.answer_kld)
@@ -146,15 +146,15 @@ class Aggregate:
         for at, value in enumerate([*line.prompt_kld, *line.answer_kld], -len(line.prompt_kld)):
             self._positions[at][0] += value
             self._positions[at][1] += 1
-        self._layers, self._metrics[task] = len(line.states), asked.line.metric
-        if METRICS[asked.line.metric].summary is not None:
-            self._said[task].append((asked.line, line.text, line.reference_text))
+        self._layers, self._metrics[task] = len(line.states), tokenized.line.metric
+        if METRICS[tokenized.line.metric].summary is not None:
+            self._said[task].append((tokenized.line, line.text, line.reference_text))
         self.lines += 1
         self.answer_tokens += len(line.answer_kld)
         self.prompt_tokens += len(line.prompt_kld)
         self.tail_mass_max, self.kept_max = max(self.tail_mass_max, line.tail), max(self.kept_max, line.kept)
         self.prompt_tail_mass_max = max(self.prompt_tail_mass_max, line.prompt_tail)
-        heapq.heappush(self._worst, (kld / len(line.answer_kld), -line.number, _worst(asked, line)))
+        heapq.heappush(self._worst, (kld / len(line.answer_kld), -line.number, _worst(tokenized, line)))
         if len(self._worst) > WORST:
             heapq.heappop(self._worst)
 
@@ -264,19 +264,19 @@ def _joined(groups: dict[tuple[bool, int], list[np.ndarray]]) -> np.ndarray:
     return np.concatenate([k for group in groups.values() for k in group])
 
 
-def _part_alike(line: ComparedLine) -> float:
+def _part_alike(line: LineMetrics) -> float:
     """Return the share of the longer free answer that comes before the first difference."""
     at = line.diverges_at
     return 1.0 if at is None else at / max(len(line.reply), len(line.reference_reply))
 
 
-def _worst(asked: TokenizedLine, line: ComparedLine) -> WorstLine:
+def _worst(tokenized: TokenizedLine, line: LineMetrics) -> WorstLine:
     return WorstLine(
         number=line.number,
-        task=asked.line.task,
-        image=asked.line.image,
-        prompt=asked.line.prompt,
-        answer=asked.line.answer,
+        task=tokenized.line.task,
+        image=tokenized.line.image,
+        prompt=tokenized.line.prompt,
+        answer=tokenized.line.answer,
         reference_reply=line.reference_text,
         reply=line.text,
         kld_mean=sum(line.answer_kld) / len(line.answer_kld),

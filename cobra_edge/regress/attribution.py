@@ -38,7 +38,7 @@ Seen = Sequence[np.ndarray | None]  # of each line, the embeddings (n_visual_tok
 
 
 @dataclass(frozen=True, eq=False)
-class _Trial:
+class _PartEvaluation:
     """The lines, and what the baseline says to them."""
 
     suite: TokenizedSuite
@@ -48,21 +48,23 @@ class _Trial:
         """Return the drift of a decoder that sees this, over the answers' tokens."""
         klds, alike = list[np.ndarray](), list[np.ndarray]()
         looked: tuple[int | None, DecoderState] = None, decoder.new_state()
-        for asked, reference, embeddings in zip(self.suite.lines, self.references, seen, strict=True):
-            if asked.image != looked[0]:
+        for tokenized, reference, embeddings in zip(self.suite.lines, self.references, seen, strict=True):
+            if tokenized.image != looked[0]:
                 state = decoder.new_state()
                 if embeddings is not None:
                     decoder.prefill(embeddings, state)
-                looked = asked.image, state
-            found = log_softmax(decoder.forward(decoder.embed(asked.tokens[:-1]), looked[1].copy())[len(asked.prompt) - 1 :])
-            kld, likeliest = _against(reference, asked, found)
+                looked = tokenized.image, state
+            found = log_softmax(
+                decoder.forward(decoder.embed(tokenized.tokens[:-1]), looked[1].copy())[len(tokenized.prompt) - 1 :]
+            )
+            kld, likeliest = _against(reference, tokenized, found)
             klds.append(kld)
             alike.append(found.argmax(-1) == likeliest)
         return Part(name, float(np.concatenate(klds).mean()), float(np.concatenate(alike).mean()), note)
 
 
-def _against(reference: Prediction, asked: TokenizedLine, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    first = len(asked.prompt) - 1
+def _against(reference: Prediction, tokenized: TokenizedLine, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first = len(tokenized.prompt) - 1
     if isinstance(reference.log_probs, TopTokens):
         told = reference.log_probs.part(first, len(reference.log_probs))
         return told.divergence_of(found), told.likeliest()
@@ -85,24 +87,24 @@ def attribution(
         options: how the build's decoder runs.
         on_step: told a stage's name, how much of it is done, and of what.
     """
-    trial = _Trial(suite, list(reference.predictions(suite, 0)))
-    right = [reading.embeddings for reading in trial.references]
-    images = {asked.image: i for i, asked in enumerate(suite.lines) if asked.image is not None}
+    evaluation = _PartEvaluation(suite, list(reference.predictions(suite, 0)))
+    right = [prediction.embeddings for prediction in evaluation.references]
+    images = {tokenized.image: i for i, tokenized in enumerate(suite.lines) if tokenized.image is not None}
     on_step("attribution, parts", 0, 1)
     own = {p: session.visual_embeddings(suite.load(p)) for p in images}
-    seen = [None if asked.image is None else own[asked.image] for asked in suite.lines]
-    parts = [trial.part("everything", session.decoder, seen), trial.part("decoder", session.decoder, right)]
+    seen = [None if tokenized.image is None else own[tokenized.image] for tokenized in suite.lines]
+    parts = [evaluation.part("everything", session.decoder, seen), evaluation.part("decoder", session.decoder, right)]
     if session.decoder.activations == "int8":
         unrounded = replace(options, activations="float32")
         wide = open_decoder(session.bundle, session.decoder.runs_on, session.decoder.name, unrounded)
-        parts.append(trial.part("decoder, activations left float", wide, right))
+        parts.append(evaluation.part("decoder, activations left float", wide, right))
     with ExitStack() as stack:
         decoder, tensors, why = _float_decoder(session, reference)
         if images:
-            parts += _vision_parts(trial, session, reference, decoder, why, seen, stack)
+            parts += _vision_parts(evaluation, session, reference, decoder, why, seen, stack)
         if decoder is None or tensors is None:
             return Attribution(len(suite.lines), (*parts, Part("layers and tensors", None, None, why)))
-        layers, worst = _inside(trial, session, tensors, right, options, on_step)
+        layers, worst = _inside(evaluation, session, tensors, right, options, on_step)
     return Attribution(len(suite.lines), tuple(parts), layers, worst)
 
 
@@ -134,14 +136,20 @@ def _opened(session: Session, tensors: Tensors | dict[str, np.ndarray], options:
 
 
 def _vision_parts(
-    trial: _Trial, session: Session, reference: Reference, decoder: Decoder | None, why: str, seen: Seen, stack: ExitStack
+    evaluation: _PartEvaluation,
+    session: Session,
+    reference: Reference,
+    decoder: Decoder | None,
+    why: str,
+    seen: Seen,
+    stack: ExitStack,
 ) -> Iterator[Part]:
     """Yield the drift of vision tower and projector, together and each alone."""
     together = "vision tower and projector"
     if decoder is None:
         yield Part(together, None, None, why)
         return
-    yield trial.part(together, decoder, seen)
+    yield evaluation.part(together, decoder, seen)
     try:
         from ..vision.graph.split import opened_halves
 
@@ -155,14 +163,14 @@ def _vision_parts(
         return
     transform = session.bundle.image()
     towers, projectors = dict[int, np.ndarray](), dict[int, np.ndarray]()
-    for image in {asked.image for asked in trial.suite.lines if asked.image is not None}:
-        loaded = load_image(trial.suite.load(image))
+    for image in {tokenized.image for tokenized in evaluation.suite.lines if tokenized.image is not None}:
+        loaded = load_image(evaluation.suite.load(image))
         towers[image] = float_projected(build.features(transform.pixels(loaded)))
         projectors[image] = build.projected(float_features(loaded))
     note = "both halves by onnxruntime, CPU"
     for name, found in (("vision tower", towers), ("projector", projectors)):
-        given = [None if asked.image is None else found[asked.image] for asked in trial.suite.lines]
-        yield trial.part(name, decoder, given, note)
+        given = [None if tokenized.image is None else found[tokenized.image] for tokenized in evaluation.suite.lines]
+        yield evaluation.part(name, decoder, given, note)
 
 
 def _float_halves(reference: Reference, stack: ExitStack) -> tuple[Callable[[Any], list[np.ndarray]], Any]:
@@ -195,7 +203,7 @@ def _float_halves(reference: Reference, stack: ExitStack) -> tuple[Callable[[Any
 
 
 def _inside(
-    trial: _Trial,
+    evaluation: _PartEvaluation,
     session: Session,
     floats: dict[str, np.ndarray],
     seen: Seen,
@@ -206,7 +214,7 @@ def _inside(
     held, n_layer = session.bundle.decoder_tensors(), session.config.mamba.n_layer
 
     def alone(label: str, names: Sequence[str]) -> Part:
-        return trial.part(label, _opened(session, floats | {name: _runnable(held[name]) for name in names}, options), seen)
+        return evaluation.part(label, _opened(session, floats | {name: _runnable(held[name]) for name in names}, options), seen)
 
     layers = []
     for index in range(n_layer):

@@ -71,13 +71,13 @@ def _golden(bundle: Bundle) -> Reference:
         if suite is golden.suite:
             yield from golden.predictions[first:]
             return
-        known = {golden.suite.key(asked): i for i, asked in enumerate(golden.suite.lines)}
-        for asked in suite.lines[first:]:
-            index = known.get(suite.key(asked))
+        known = {golden.suite.key(tokenized): i for i, tokenized in enumerate(golden.suite.lines)}
+        for tokenized in suite.lines[first:]:
+            index = known.get(suite.key(tokenized))
             if index is None:
                 raise InputError(
-                    f"{suite.name}, line {asked.number}: the bundle's golden lines have no answer of the float model to it; "
-                    "give --baseline with the checkpoint or an fp16 bundle, or export with --golden and this suite"
+                    f"{suite.name}, line {tokenized.number}: the bundle's golden lines have no answer of the float model to it; give "
+                    "--baseline with the checkpoint or an fp16 bundle, or export with --golden and this suite"
                 )
             yield golden.predictions[index]
 
@@ -112,7 +112,7 @@ def _bundle(directory: Path, build: Bundle, open_session: Callable[[Bundle], Ses
 def _checkpoint(source: str, build: Bundle) -> Reference:
     try:
         from ..model.checkpoint import open_checkpoint
-        from .float_reference import float_eyes, float_predictions
+        from .float_reference import float_predictions, float_vision
     except ImportError as error:
         raise MachineError(
             f"--baseline {source}: a checkpoint needs {error.name}; install it with: {install_hint('export')}, or "
@@ -128,7 +128,7 @@ def _checkpoint(source: str, build: Bundle) -> Reference:
     codec, _ = build.text()
 
     def read(suite: TokenizedSuite, first: int) -> Iterator[Prediction]:
-        see = float_eyes(checkpoint, suite)
+        see = float_vision(checkpoint, suite)
         return float_predictions(checkpoint, suite.lines[first:], see, replies_end_with=codec.end_id)
 
     return Reference("checkpoint", source, digest, "torch, float32", None, read, checkpoint=checkpoint)

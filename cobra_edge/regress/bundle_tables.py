@@ -11,11 +11,11 @@ from ..bundle.reader import DECODER
 from ..formats.recipe import OUT_PROJ, RESIDUAL, Recipe
 from ..formats.targets import Target
 from ..terminal.output import cell, megabytes
-from .measures import MEASURES, measure_named, written
+from .measures import MEASURES, format_value, measure_named
 from .report import Verdict
 
 
-def rotation_words(recipe: Recipe) -> str:
+def describe_rotations(recipe: Recipe) -> str:
     """Say what is rotated, to follow after scheme and method; nothing where nothing is."""
     words = {RESIDUAL: "residual stream", OUT_PROJ: "out_proj"}
     rotated = " and ".join(words[r] for r in recipe.rotations)
@@ -37,9 +37,9 @@ def drift_rows(manifest: Manifest, verdicts: Sequence[Verdict]) -> list[tuple[st
         limits = [v for v in verdicts if v.measure == name]
         if name not in manifest.drift.measures and not limits:
             continue
-        limit = ", ".join(written(name, v.limit) for v in limits)
+        limit = ", ".join(format_value(name, v.limit) for v in limits)
         word = "" if not limits else "within" if all(v.within for v in limits) else "EXCEEDED"
-        rows.append((measure_named(name).label, written(name, manifest.drift.measures.get(name)), limit, word))
+        rows.append((measure_named(name).label, format_value(name, manifest.drift.measures.get(name)), limit, word))
     return rows
 
 

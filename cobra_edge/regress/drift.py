@@ -8,7 +8,7 @@ from ..bundle.manifest import Drift
 from ..inference.session import Session
 from .aggregate import Aggregate
 from .golden import read_golden
-from .line_metrics import compared
+from .line_metrics import measure_line
 from .predictions import predictions
 
 
@@ -20,8 +20,8 @@ def measure_drift(session: Session, on_line: Callable[[], None] = lambda: None) 
     """
     golden, aggregate = read_golden(session.bundle), Aggregate()
     read = predictions(session, golden.suite)
-    for asked, reference, reading in zip(golden.suite.lines, golden.predictions, read, strict=True):
-        aggregate.add(asked, compared(asked, reference, reading, session.codec.decode))
+    for tokenized, reference, prediction in zip(golden.suite.lines, golden.predictions, read, strict=True):
+        aggregate.add(tokenized, measure_line(tokenized, reference, prediction, session.codec.decode))
         on_line()
     vision = None if session.vision is None else session.vision.name
     return Drift(session.decoder.name, vision, aggregate.lines, aggregate.answer_tokens, aggregate.values())

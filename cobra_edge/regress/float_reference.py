@@ -25,7 +25,7 @@ from ..quantize.questions import seen
 from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit
 from .metrics import log_softmax
 from .predictions import Prediction
-from .state_sketch import sketched
+from .state_sketch import state_sketch
 
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _POSITIONS_AT_ONCE = 8192
@@ -63,7 +63,7 @@ def float_predictions(
         yield from _Batch(checkpoint, batch, looked, precision).read(replies_end_with, on_layer)
 
 
-def float_eyes(checkpoint: Checkpoint, suite: TokenizedSuite, precision: str | None = None) -> See:
+def float_vision(checkpoint: Checkpoint, suite: TokenizedSuite, precision: str | None = None) -> See:
     """Return what sees a suite's images as the float model does, in 16 bits where a precision is given."""
     model = narrowed(load_vision(checkpoint), precision) if suite.images else None
 
@@ -159,11 +159,11 @@ class _Batch:
             looked = _through(block, images, _States.zeros(self.config, len(images)))
             blind = _States.zeros(self.config, 1)  # the state of who sees nothing, behind the images'
             start = _States(torch.cat([looked.conv, blind.conv]), torch.cat([looked.ssm, blind.ssm]))
-            asked = _through(block, prompts, start.of(starts))
-            told = _through(block, answers, asked)
-            sketches.append(sketched(told.ssm.numpy()))
+            after = _through(block, prompts, start.of(starts))
+            told = _through(block, answers, after)
+            sketches.append(state_sketch(told.ssm.numpy()))
             if end is not None:
-                after_prompt.append(asked)
+                after_prompt.append(after)
             on_layer()
         replies: list[tuple[int, ...]] = [()] * len(self.lines)
         if end is not None:

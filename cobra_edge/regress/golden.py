@@ -21,7 +21,7 @@ from ..suite.line import Line
 from ..suite.reader import flaw_of
 from ..suite.tokenized import TokenizedSuite, tokenized_suite
 from .predictions import Prediction
-from .state_sketch import SKETCH
+from .state_sketch import SKETCH_SIZE
 from .top_tokens import TopTokens
 
 # {name: dtype, number of axes}; what each holds is in docs/bundle.md.
@@ -64,7 +64,7 @@ def write_golden(file: Path, suite: TokenizedSuite, predictions: Sequence[Predic
     assert len(kept) == len(predictions) == len(suite.lines) and len(embeddings) == len(suite.images)
     images = [_content(suite.load(i)) for i in range(len(suite.images))]
     arrays = {
-        "lines": np.frombuffer(b"\n".join(msgspec.json.encode(asked.line) for asked in suite.lines), np.uint8),
+        "lines": np.frombuffer(b"\n".join(msgspec.json.encode(tokenized.line) for tokenized in suite.lines), np.uint8),
         "pictures": np.frombuffer(b"".join(images), np.uint8),
         "picture_offsets": _offsets([len(p) for p in images]),
         "embeddings": embeddings,
@@ -122,7 +122,7 @@ def _suite(bundle: Bundle, arrays: dict[str, np.ndarray]) -> TokenizedSuite:
 
 def _predictions(bundle: Bundle, suite: TokenizedSuite, arrays: dict[str, np.ndarray]) -> list[Prediction]:
     config, states, embeddings = bundle.manifest.model, arrays["states"], arrays["embeddings"]
-    if states.shape != (len(suite.lines), config.mamba.n_layer, SKETCH) or not np.isfinite(states).all():
+    if states.shape != (len(suite.lines), config.mamba.n_layer, SKETCH_SIZE) or not np.isfinite(states).all():
         raise ValueError(f"states {states.shape}")
     shape = (len(suite.images), config.n_visual_tokens, config.mamba.d_model)
     if suite.images and (embeddings.shape != shape or not np.isfinite(embeddings).all()):
@@ -131,16 +131,16 @@ def _predictions(bundle: Bundle, suite: TokenizedSuite, arrays: dict[str, np.nda
     if len(replies) != len(suite.lines):
         raise ValueError(f"{len(replies)} replies to {len(suite.lines)} lines")
     _require_tokens("replies", arrays["replies"], config.mamba.vocab)
-    positions = _offsets([len(asked.tokens) - 1 for asked in suite.lines])
-    top = _top_tokens(arrays, np.concatenate([asked.tokens[1:] for asked in suite.lines]), config.mamba.vocab)
+    positions = _offsets([len(tokenized.tokens) - 1 for tokenized in suite.lines])
+    top = _top_tokens(arrays, np.concatenate([tokenized.tokens[1:] for tokenized in suite.lines]), config.mamba.vocab)
     return [
         Prediction(
             top.part(int(positions[i]), int(positions[i + 1])),
             states[i],
             tuple(replies[i].tolist()),
-            None if asked.image is None else embeddings[asked.image],
+            None if tokenized.image is None else embeddings[tokenized.image],
         )
-        for i, asked in enumerate(suite.lines)
+        for i, tokenized in enumerate(suite.lines)
     ]
 
 

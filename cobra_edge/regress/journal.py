@@ -21,7 +21,7 @@ import msgspec
 
 from ..errors import InputError
 from ..files.parsing import ParseError, parse_json
-from .line_metrics import ComparedLine
+from .line_metrics import LineMetrics
 
 PARTIAL, WHOLE = "lines.partial.jsonl", "lines.jsonl"
 log = logging.getLogger(__name__)
@@ -45,11 +45,11 @@ class Journal:
         done: lines that an earlier run measured, in order.
     """
 
-    def __init__(self, done: list[ComparedLine], stream: BinaryIO | None) -> None:
+    def __init__(self, done: list[LineMetrics], stream: BinaryIO | None) -> None:
         """Wrap what was read, and where to write; None keeps nothing."""
         self.done, self._stream = done, stream
 
-    def write(self, line: ComparedLine) -> None:
+    def write(self, line: LineMetrics) -> None:
         """Add a line; it is in the file when this returns."""
         if self._stream is not None:
             self._stream.write(msgspec.json.encode(line) + b"\n")
@@ -109,7 +109,7 @@ def journal(directory: Path | None, fingerprint: str) -> Iterator[Journal]:
     os.replace(file, directory / WHOLE)
 
 
-def _read(file: Path, fingerprint: str) -> tuple[list[ComparedLine], int]:
+def _read(file: Path, fingerprint: str) -> tuple[list[LineMetrics], int]:
     """Return the whole lines of a journal of this run, and where they end; 0 where it is not one."""
     try:
         data = file.read_bytes()
@@ -122,10 +122,10 @@ def _read(file: Path, fingerprint: str) -> tuple[list[ComparedLine], int]:
         return [], 0
     if header.fingerprint != fingerprint or not newline:
         return [], 0
-    done, end = list[ComparedLine](), len(first) + 1
+    done, end = list[LineMetrics](), len(first) + 1
     for text in rest.split(b"\n")[:-1]:
         try:
-            done.append(parse_json(text, ComparedLine))
+            done.append(parse_json(text, LineMetrics))
         except ParseError:
             break
         end += len(text) + 1

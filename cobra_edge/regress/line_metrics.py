@@ -15,7 +15,7 @@ from .predictions import Prediction
 from .top_tokens import TopTokens
 
 
-class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LineMetrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What became of one line.
 
     Attributes:
@@ -63,9 +63,9 @@ class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
 
 
-def compared(
-    asked: TokenizedLine, reference: Prediction, build: Prediction, text_of: Callable[[Sequence[int]], str]
-) -> ComparedLine:
+def measure_line(
+    tokenized: TokenizedLine, reference: Prediction, build: Prediction, text_of: Callable[[Sequence[int]], str]
+) -> LineMetrics:
     """Hold a build's reading of a line against the reference's.
 
     Args:
@@ -81,28 +81,28 @@ def compared(
     assert isinstance(log_probs, np.ndarray)
     if not (np.isfinite(log_probs).all() and np.isfinite(build.state).all()):
         raise DriftError(
-            f"line {asked.number}: the build's answer is not finite where the reference's is; it overflows, take more bits"
+            f"line {tokenized.number}: the build's answer is not finite where the reference's is; it overflows, take more bits"
         )
-    first, targets = len(asked.prompt) - 1, np.array(asked.answer)  # where the answer begins to be foretold
-    divergence, likeliest, right_reference = _against(reference.log_probs, log_probs, np.array(asked.tokens[1:]))
+    first, targets = len(tokenized.prompt) - 1, np.array(tokenized.answer)  # where the answer begins to be foretold
+    divergence, likeliest, right_reference = _against(reference.log_probs, log_probs, np.array(tokenized.tokens[1:]))
     top = reference.log_probs if isinstance(reference.log_probs, TopTokens) else None
-    metric, texts = METRICS[asked.line.metric], [text_of(r.reply) for r in (build, reference)]
-    return ComparedLine(
-        number=asked.number,
-        image=asked.image,
+    metric, texts = METRICS[tokenized.line.metric], [text_of(r.reply) for r in (build, reference)]
+    return LineMetrics(
+        number=tokenized.number,
+        image=tokenized.image,
         prompt_kld=divergence[:first].tolist(),
         answer_kld=divergence[first:].tolist(),
         agrees=(log_probs[first:].argmax(-1) == likeliest[first:]).tolist(),
         right=np.take_along_axis(log_probs[first:], targets[:, None], -1)[:, 0].tolist(),
         right_reference=right_reference[first:].tolist(),
         states=[_distance(a, b) for a, b in zip(build.state, reference.state, strict=True)],
-        vision=None if asked.image is None else _distance(build.embeddings, reference.embeddings),
+        vision=None if tokenized.image is None else _distance(build.embeddings, reference.embeddings),
         reply=list(build.reply),
         reference_reply=list(reference.reply),
         text=texts[0],
         reference_text=texts[1],
-        score=metric.score(texts[0], asked.line),
-        reference_score=metric.score(texts[1], asked.line),
+        score=metric.score(texts[0], tokenized.line),
+        reference_score=metric.score(texts[1], tokenized.line),
         tail=0.0 if top is None else float(top.tails[first:].max(initial=0)),
         prompt_tail=0.0 if top is None else float(top.tails[:first].max(initial=0)),
         kept=0 if top is None else int(np.diff(top.offsets).max(initial=0)),

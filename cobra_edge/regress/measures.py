@@ -91,7 +91,7 @@ def measure_named(name: str) -> Measure:
     raise InputError(f"unknown measure {name!r}{near_matches(name, known)}")
 
 
-def written(name: str, value: float | None) -> str:
+def format_value(name: str, value: float | None) -> str:
     """Write a measure's value for people; None or NaN is "not measured"."""
     if value is None or math.isnan(value):
         return "not measured"

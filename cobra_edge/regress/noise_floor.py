@@ -12,8 +12,8 @@ from ..inputs.text import TextCodec
 from ..model.checkpoint import Checkpoint
 from ..suite.tokenized import TokenizedSuite
 from .aggregate import Aggregate
-from .float_reference import NARROW, float_eyes, float_predictions
-from .line_metrics import compared
+from .float_reference import NARROW, float_predictions, float_vision
+from .line_metrics import measure_line
 from .predictions import Prediction
 from .top_tokens import TopTokens
 
@@ -47,8 +47,8 @@ def golden_predictions(
 
     read = float_predictions(checkpoint, suite.lines, see, replies_end_with=codec.end_id, on_layer=on_layer)
     return [
-        replace(reading, log_probs=TopTokens.of(np.asarray(reading.log_probs), np.array(asked.tokens[1:])))
-        for asked, reading in zip(suite.lines, read, strict=True)
+        replace(prediction, log_probs=TopTokens.of(np.asarray(prediction.log_probs), np.array(tokenized.tokens[1:])))
+        for tokenized, prediction in zip(suite.lines, read, strict=True)
     ]
 
 
@@ -77,12 +77,12 @@ def _floor(
     precision: str,
     on_layer: Callable[[], None],
 ) -> dict[str, float]:
-    see = float_eyes(checkpoint, suite, precision)
+    see = float_vision(checkpoint, suite, precision)
     aggregate, narrow = Aggregate(), float_predictions(checkpoint, suite.lines, see, precision=precision, on_layer=on_layer)
     try:
-        for asked, reference, reading in zip(suite.lines, predictions, narrow, strict=True):
-            said = replace(reading, reply=reference.reply)
-            aggregate.add(asked, compared(asked, reference, said, codec.decode))
+        for tokenized, reference, prediction in zip(suite.lines, predictions, narrow, strict=True):
+            said = replace(prediction, reply=reference.reply)
+            aggregate.add(tokenized, measure_line(tokenized, reference, said, codec.decode))
     except DriftError:
         return {}
     values = aggregate.values()

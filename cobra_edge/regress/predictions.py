@@ -14,7 +14,7 @@ from ..inference.generate import generate
 from ..inference.session import Session
 from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit
 from .metrics import log_softmax
-from .state_sketch import sketched
+from .state_sketch import state_sketch
 from .top_tokens import TopTokens
 
 # That are in memory together, 1 GB as float64: 2,600 tokens of a published model's 50,280 words.
@@ -46,35 +46,35 @@ def predictions(session: Session, suite: TokenizedSuite, first: int = 0) -> Iter
         InputError: an image that cannot be read.
     """
     looked: tuple[int | None, np.ndarray | None, DecoderState] = None, None, session.decoder.new_state()
-    for asked in suite.lines[first:]:
-        if asked.image != looked[0]:
+    for tokenized in suite.lines[first:]:
+        if tokenized.image != looked[0]:
             state, embeddings = session.decoder.new_state(), None
-            if asked.image is not None:
-                embeddings = session.visual_embeddings(suite.load(asked.image))
+            if tokenized.image is not None:
+                embeddings = session.visual_embeddings(suite.load(tokenized.image))
                 session.decoder.prefill(embeddings, state)
-            looked = asked.image, embeddings, state
-        yield read_line(session, asked, looked[1], looked[2])
+            looked = tokenized.image, embeddings, state
+        yield read_line(session, tokenized, looked[1], looked[2])
 
 
-def read_line(session: Session, asked: TokenizedLine, embeddings: np.ndarray | None, looked: DecoderState) -> Prediction:
+def read_line(session: Session, tokenized: TokenizedLine, embeddings: np.ndarray | None, looked: DecoderState) -> Prediction:
     """Read one line from the state after its image, which is left as it is.
 
     Raises:
         InputError: a line so long that its logits would fill the memory. DriftError: the free answer's are not finite.
     """
-    positions, vocab = len(asked.tokens) - 1, session.config.mamba.vocab
+    positions, vocab = len(tokenized.tokens) - 1, session.config.mamba.vocab
     if positions * vocab > _MOST_LOGITS:
         raise InputError(
-            f"line {asked.number}: {positions} tokens, each with logits over {vocab} words; at most {_MOST_LOGITS // vocab} "
-            "are compared, shorten it"
+            f"line {tokenized.number}: {positions} tokens, each with logits over {vocab} words; at most "
+            f"{_MOST_LOGITS // vocab} are compared, shorten it"
         )
     decoder, state = session.decoder, looked.copy()
-    after_prompt = decoder.forward(decoder.embed(list(asked.prompt)), state)
+    after_prompt = decoder.forward(decoder.embed(list(tokenized.prompt)), state)
     free = state.copy()
-    after_answer = decoder.forward(decoder.embed(asked.answer[:-1]), state)
-    end, limit = session.codec.end_id, reply_limit(asked)
+    after_answer = decoder.forward(decoder.embed(tokenized.answer[:-1]), state)
+    end, limit = session.codec.end_id, reply_limit(tokenized)
     try:
         reply = tuple(generate(decoder, after_prompt[-1], free, end, limit, GREEDY))
     except InputError as error:  # logits that are not finite
-        raise DriftError(f"line {asked.number}: {error}") from error
-    return Prediction(log_softmax(np.concatenate([after_prompt, after_answer])), sketched(state.ssm), reply, embeddings)
+        raise DriftError(f"line {tokenized.number}: {error}") from error
+    return Prediction(log_softmax(np.concatenate([after_prompt, after_answer])), state_sketch(state.ssm), reply, embeddings)

@@ -29,7 +29,7 @@ from .metrics import kl_divergence
 _KEEP_BYTES = 2 << 30  # of quantized matrices, for recipes that share them
 
 
-class Trial:
+class RecipeEvaluation:
     """A checkpoint and questions: gives the drift of any recipe.
 
     Attributes:
@@ -116,13 +116,15 @@ class Trial:
     def _answers(self, recipe: Recipe, tensors: dict[str, np.ndarray | QuantizedTensor]) -> Iterator[np.ndarray]:
         """Yield for each line the logits before each token of its answer (answer, vocab); lines of an image together."""
         decoder = open_weights(Weights(self._checkpoint.config.mamba, recipe, tensors, "weights in memory"))
-        asked, looked = self._questions, list[tuple[int, DecoderState]]()
-        for line in sorted(range(len(asked.tokens)), key=lambda i: (asked.image_of[i] is not None, asked.image_of[i] or 0)):
-            state, image = decoder.new_state(), asked.image_of[line]
+        tokenized, looked = self._questions, list[tuple[int, DecoderState]]()
+        for line in sorted(
+            range(len(tokenized.tokens)), key=lambda i: (tokenized.image_of[i] is not None, tokenized.image_of[i] or 0)
+        ):
+            state, image = decoder.new_state(), tokenized.image_of[line]
             if image is not None:
                 if not looked or looked[0][0] != image:
                     decoder.prefill(self._visual[image], state)
                     looked = [(image, state)]
                 state = looked[0][1].copy()
-            start = asked.answer_from[line] - 1
-            yield decoder.forward(decoder.embed(asked.tokens[line][:-1]), state)[start:]
+            start = tokenized.answer_from[line] - 1
+            yield decoder.forward(decoder.embed(tokenized.tokens[line][:-1]), state)[start:]

@@ -25,7 +25,7 @@ from .outputs.rows import all_figures
 from .outputs.terminal import report_tables
 from .outputs.write import check_directory, report_json, write_outputs
 from .report import Report, read_report
-from .runner import Measured, Run, measure
+from .runner import Run, RunResult, measure
 
 _FILE = click.Path(path_type=Path)
 
@@ -123,7 +123,7 @@ def _previous(given: Path | None, directory: Path | None) -> Report | None:
     return read_report(left) if left is not None and left.is_file() else None
 
 
-def _images(found: Measured) -> dict[str, bytes]:
+def _images(found: RunResult) -> dict[str, bytes]:
     """Return the files of the worst lines' images."""
     suite, wanted = found.suite, {line.image for line in found.report.worst}
     images = {}
@@ -138,5 +138,5 @@ def _images(found: Measured) -> dict[str, bytes]:
 def _update(budget: Path, report: Report, margin: float) -> None:
     from .update_budget import update_budget
 
-    written = update_budget(budget, report.build.scheme, all_figures(report), report.noise_floor.get("fp16", {}), margin)
-    tell(f"{budget}: {len(written)} limits of {report.build.scheme} written; look at them before you commit")
+    limits = update_budget(budget, report.build.scheme, all_figures(report), report.noise_floor.get("fp16", {}), margin)
+    tell(f"{budget}: {len(limits)} limits of {report.build.scheme} written; look at them before you commit")

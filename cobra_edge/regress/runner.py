@@ -24,12 +24,12 @@ from .baseline import Reference, open_baseline
 from .budget import Budget, judge
 from .bundle_tables import bits_per_weight
 from .journal import Journal, fingerprint_of, journal
-from .line_metrics import compared
+from .line_metrics import measure_line
 from .measures import MEASURES
 from .predictions import predictions
-from .questions import chosen_suite
 from .report import Report, Runtime
-from .state_sketch import SKETCH
+from .state_sketch import SKETCH_SIZE
+from .suite_selection import select_suite
 
 OnStep = Callable[[str, int, int], None]  # a stage, how much of it is done, how much there is
 _FEW, _MANY = 16, 2  # lines for attribution, of a small model and of one with more than 10⁹ weights
@@ -62,7 +62,7 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class RunResult:
     """A report, and the suite it is about (for its images)."""
 
     report: Report
@@ -75,7 +75,7 @@ def measure(
     budget_name: str | None,
     directory: Path | None,
     on_step: OnStep = lambda name, done, total: None,
-) -> Measured:
+) -> RunResult:
     """Measure a build.
 
     Args:
@@ -100,7 +100,7 @@ def measure(
 
     on_step("opening", 0, 1)
     session, reference = opened(bundle), open_baseline(run.baseline, bundle, opened)
-    suite = chosen_suite(
+    suite = select_suite(
         bundle,
         reference.golden,
         run.suite,
@@ -117,7 +117,7 @@ def measure(
     if few is None:
         few = _FEW if manifest.model.mamba.n_parameters < 10**9 else _MANY
     with journal(directory, identity) as kept:
-        aggregate = _asked(session, reference, suite, kept, on_step)
+        aggregate = _measure_lines(session, reference, suite, kept, on_step)
         if few:  # while the journal is open: interrupted here, a run does not ask its lines again
             found = attribution(session, reference, suite.part(few), run.options, on_step)
     new = len(suite.lines) - len(kept.done)
@@ -154,24 +154,24 @@ def measure(
         passed=all(v.within for v in verdicts),
         times=reports.Times(began.isoformat(timespec="seconds"), round(seconds, 2), round(new / seconds, 2)),
     )
-    return Measured(report, suite)
+    return RunResult(report, suite)
 
 
-def _asked(session: Session, reference: Reference, suite: TokenizedSuite, kept: Journal, on_step: OnStep) -> Aggregate:
+def _measure_lines(session: Session, reference: Reference, suite: TokenizedSuite, kept: Journal, on_step: OnStep) -> Aggregate:
     """Ask every line that an interrupted run left; returns what all of them add up to."""
     aggregate, total, first = Aggregate(), len(suite.lines), len(kept.done)
-    for asked, line in zip(suite.lines, kept.done, strict=False):
-        aggregate.add(asked, line)
+    for tokenized, line in zip(suite.lines, kept.done, strict=False):
+        aggregate.add(tokenized, line)
     pairs = (
         zip(suite.lines[first:], reference.predictions(suite, first), predictions(session, suite, first), strict=True)
         if first < total
         else ()  # interrupted after the last line
     )
-    for done, (asked, told, said) in enumerate(pairs, first):
+    for done, (tokenized, told, said) in enumerate(pairs, first):
         on_step("lines", done, total)
-        line = compared(asked, told, said, session.codec.decode)
+        line = measure_line(tokenized, told, said, session.codec.decode)
         kept.write(line)
-        aggregate.add(asked, line)
+        aggregate.add(tokenized, line)
     on_step("lines", total, total)
     return aggregate
 
@@ -214,7 +214,7 @@ def _baseline(reference: Reference, aggregate: Aggregate) -> reports.Baseline:
         top_k=top_k,
         tail_mass_max=aggregate.tail_mass_max,
         prompt_tail_mass_max=aggregate.prompt_tail_mass_max,
-        state_sketch=SKETCH,
+        state_sketch=SKETCH_SIZE,
     )
 
 

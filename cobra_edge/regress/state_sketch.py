@@ -15,14 +15,14 @@ from functools import lru_cache
 
 import numpy as np
 
-SKETCH = 256
+SKETCH_SIZE = 256
 
 
-def sketched(states: np.ndarray) -> np.ndarray:
+def state_sketch(states: np.ndarray) -> np.ndarray:
     """Return the sketch of each layer, (n_layer, SKETCH) float32, of states (n_layer, …)."""
     flat = states.reshape(len(states), -1)
-    if flat.shape[1] <= SKETCH:
-        return np.pad(flat, ((0, 0), (0, SKETCH - flat.shape[1]))).astype(np.float32)
+    if flat.shape[1] <= SKETCH_SIZE:
+        return np.pad(flat, ((0, 0), (0, SKETCH_SIZE - flat.shape[1]))).astype(np.float32)
     order, starts, signs = _places(flat.shape[1])
     return np.add.reduceat((flat.astype(np.float64) * signs)[:, order], starts, axis=1).astype(np.float32)
 
@@ -31,10 +31,10 @@ def sketched(states: np.ndarray) -> np.ndarray:
 def _places(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return entries in the order of their places (size,), where each place begins in it (SKETCH,), and signs (size,)."""
     hashed = _mixed(np.arange(size, dtype=np.uint64))
-    places = (hashed >> np.uint64(8)) % np.uint64(SKETCH)
-    places[np.argsort(hashed, kind="stable")[:SKETCH]] = np.arange(SKETCH)  # none is empty
+    places = (hashed >> np.uint64(8)) % np.uint64(SKETCH_SIZE)
+    places[np.argsort(hashed, kind="stable")[:SKETCH_SIZE]] = np.arange(SKETCH_SIZE)  # none is empty
     order = np.argsort(places, kind="stable")
-    starts = np.searchsorted(places[order], np.arange(SKETCH, dtype=np.uint64))
+    starts = np.searchsorted(places[order], np.arange(SKETCH_SIZE, dtype=np.uint64))
     return order, starts, np.where(hashed & np.uint64(1), 1.0, -1.0)
 
 

@@ -53,18 +53,18 @@ def update_budget(
     document = tomlkit.parse(utf8_text(file.read_bytes())) if file.exists() else tomlkit.document()
     schemes = document.setdefault("schemes", tomlkit.table(is_super_table=True))
     section = schemes.setdefault(scheme, tomlkit.table())
-    written = {}
+    limits = {}
     for name in known or (*GATED, *(name for name in figures if name.startswith(_GATED_PARTS))):
         noise = floor.get(name, floor.get(name.partition(".")[0]))  # of the worst layer, for every layer
         limit = _limit(name, figures.get(name, Figure(None)), noise, margin, known.get(name))
         if limit is None:
             continue
-        written[name] = limit
+        limits[name] = limit
         table = tomlkit.inline_table()
         table.update({key: value for key in ("max", "min", "max_times_floor") if (value := getattr(limit, key)) is not None})
         section[name] = table
     _replace(file, tomlkit.dumps(document))
-    return written
+    return limits
 
 
 def _limit(name: str, figure: Figure, floor: float | None, margin: float, before: Limit | None) -> Limit | None:

@@ -23,7 +23,7 @@ from cobra_edge.quantize.bit_allocation import choose_mix, option_bits, require_
 from cobra_edge.quantize.questions import tokenised
 from cobra_edge.quantize.sensitivity import Sensitivity, candidates, passes, read_sensitivity, scan, write_sensitivity
 from cobra_edge.regress.metrics import kl_divergence
-from cobra_edge.regress.recipe_eval import Trial
+from cobra_edge.regress.recipe_eval import RecipeEvaluation
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import CALIBRATION, read_suite, spread
 from cobra_edge.terminal.output import run_command
@@ -78,7 +78,7 @@ def test_a_knapsack_too_fine_for_its_units_still_keeps_the_budget():
 
 @pytest.fixture
 def trial(text_only):
-    return Trial(open_checkpoint(str(text_only)), BASE, None, LINES, text_only)
+    return RecipeEvaluation(open_checkpoint(str(text_only)), BASE, None, LINES, text_only)
 
 
 def test_a_trial_measures_what_a_bundle_of_the_same_recipe_answers(text_only, tiny_bundle, tmp_path, trial):

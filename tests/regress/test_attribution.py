@@ -14,7 +14,7 @@ from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session
 from cobra_edge.inputs.image import load_image
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.regress.attribution import _float_decoder, _Trial, attribution
+from cobra_edge.regress.attribution import _float_decoder, _PartEvaluation, attribution
 from cobra_edge.regress.baseline import open_baseline
 from cobra_edge.regress.float_tensors import dense, float_tensors
 from cobra_edge.suite.line import Line
@@ -40,13 +40,13 @@ BUILDS = {
 def tiny(tmp_path_factory):
     """Return a function that exports a text-only checkpoint by name of a build; `tiny.source` is the checkpoint."""
     root = tmp_path_factory.mktemp("attribution")
-    source, asked, made = write_text_only(root / "mamba-tiny"), root / "calibration.jsonl", {}
+    source, tokenized, made = write_text_only(root / "mamba-tiny"), root / "calibration.jsonl", {}
     lines = [Line(line.prompt, line.answer, line.task) for line in read_suite(HELDOUT)[::20]]
-    asked.write_bytes(b"\n".join(map(msgspec.json.encode, lines)))
+    tokenized.write_bytes(b"\n".join(map(msgspec.json.encode, lines)))
 
     def get(name):
         if name not in made:
-            calibration = {"calibration": asked} if "method" in BUILDS[name] else {}
+            calibration = {"calibration": tokenized} if "method" in BUILDS[name] else {}
             given = {"golden_lines": 1, **calibration, **BUILDS[name]}
             made[name] = export_bundle(str(source), target_named("cpu"), root / name.replace(" ", "-"), **given).directory
         return made[name]
@@ -77,7 +77,7 @@ def test_the_baselines_tensors_in_the_builds_form_are_the_baseline(tiny, name, b
     session, reference, suite = opened(tiny(name), tiny.source if baseline == "checkpoint" else tiny("fp16"))
     decoder, tensors, why = _float_decoder(session, reference)
     assert why == "" and all(value.dtype == np.float32 for value in tensors.values())
-    found = _Trial(suite, list(reference.predictions(suite, 0))).part("float", decoder, [None] * len(suite.lines))
+    found = _PartEvaluation(suite, list(reference.predictions(suite, 0))).part("float", decoder, [None] * len(suite.lines))
     assert found.kld_mean < 1e-6 and found.top1_agreement == 1
     build = session.bundle.decoder_tensors()
     off = {n: np.square(dense(build[n]) - tensors[n]).sum() / np.square(tensors[n]).sum() for n in tensors}

@@ -23,7 +23,7 @@ from .regress_lines import run_of, write_lines
 def reports(mini_bundle, tmp_path_factory):
     """Return a 4-bit build's report by baseline, of the same lines."""
     build = mini_bundle("w4a16-g128")
-    lines = [asked.line for asked in read_golden(Bundle.open(build)).suite.lines]
+    lines = [tokenized.line for tokenized in read_golden(Bundle.open(build)).suite.lines]
     suite = write_lines(tmp_path_factory.mktemp("same"), lines)
     baselines = {"golden": "fp16", "bundle": mini_bundle("fp16"), "checkpoint": "mini"}
     return {kind: measure(run_of(build, given, suite=suite), None, None, None).report for kind, given in baselines.items()}
@@ -143,7 +143,7 @@ def test_what_is_no_baseline_is_refused(tiny_bundle, tmp_path):
 
 def test_a_line_that_golden_lines_do_not_know_is_named(mini_bundle, tmp_path):
     build = mini_bundle("w4a16-g128")
-    known = [asked.line for asked in read_golden(Bundle.open(build)).suite.lines]
+    known = [tokenized.line for tokenized in read_golden(Bundle.open(build)).suite.lines]
     strange = next(line for line in read_suite(HELDOUT) if line not in known)
     suite = write_lines(tmp_path, [*known[:3], b"", strange])
     with pytest.raises(InputError, match=r"suite.jsonl, line 5: the bundle's golden lines have no answer .* --baseline with"):
@@ -152,7 +152,7 @@ def test_a_line_that_golden_lines_do_not_know_is_named(mini_bundle, tmp_path):
 
 def test_a_known_question_about_another_image_is_not_known(mini_bundle, tmp_path):
     build = mini_bundle("w4a16-g128")
-    first, *others = [asked.line for asked in read_golden(Bundle.open(build)).suite.lines]
+    first, *others = [tokenized.line for tokenized in read_golden(Bundle.open(build)).suite.lines]
     other = next(line.image for line in others if line.image != first.image)
     suite = write_lines(tmp_path, [others[0], msgspec.structs.replace(first, image=other)])
     with pytest.raises(InputError, match=r"line 2: the bundle's golden lines have no answer"):

@@ -205,9 +205,9 @@ TODAY = {
 def test_todays_figures_and_a_margin(tmp_path):
     file = tmp_path / "budget.toml"
     file.write_text(BUDGET)
-    written = update_budget(file, "fp16", TODAY, {}, 0.25)
+    limits = update_budget(file, "fp16", TODAY, {}, 0.25)
     # Of what the section has; distances from the ideal are enlarged and rounded away from it, to three digits.
-    assert written == {
+    assert limits == {
         "kld_mean": Limit(max=0.0155, max_times_floor=3.0),  # 0.01543
         "top1_agreement": Limit(min=0.964),  # 1 - 0.03596
         "kld_p99": Limit(max=7.0),  # could not be taken
@@ -215,7 +215,7 @@ def test_todays_figures_and_a_margin(tmp_path):
     text = file.read_text()
     for kept in ("# Reviewed by all of us.", "# the plain one", "# Four bits.", "kld_mean = { max = 0.02 } # nats"):
         assert kept in text
-    assert dict(read_budget(file).schemes["fp16"]) == written
+    assert dict(read_budget(file).schemes["fp16"]) == limits
     assert read_budget(file).schemes["w4a16-g128"] == {"kld_mean": Limit(max=0.02)}
     assert read_budget(file).vision["int8"] == {"kld_mean": Limit(max=5e-4)}
     assert [f.name for f in tmp_path.iterdir()] == ["budget.toml"]
@@ -227,15 +227,15 @@ def test_a_new_scheme_gets_what_is_gated(tmp_path, before):
     if before is not None:
         file.parent.mkdir()
         file.write_text(before)
-    written = update_budget(file, "w8a8", TODAY, {}, 0.5)
-    assert set(written) == {
+    limits = update_budget(file, "w8a8", TODAY, {}, 0.5)
+    assert set(limits) == {
         n for n in (*GATED, "state_error.0", "state_error.1") if TODAY.get(n, Figure(None)).value is not None
     }
-    assert written["perplexity_ratio"] == Limit(max=1.0352)  # 1 + 0.02346 · 1.5 = 0.03519
-    assert written["accuracy"] == Limit(min=0.76) and written["accuracy_change"] == Limit(min=-0.045)
-    assert written["greedy_match"] == Limit(min=1.0) and written["state_error.0"] == Limit(max=0.225)
-    assert dict(read_budget(file).schemes["w8a8"]) == written
-    figures = {name: TODAY[name] for name in written}
+    assert limits["perplexity_ratio"] == Limit(max=1.0352)  # 1 + 0.02346 · 1.5 = 0.03519
+    assert limits["accuracy"] == Limit(min=0.76) and limits["accuracy_change"] == Limit(min=-0.045)
+    assert limits["greedy_match"] == Limit(min=1.0) and limits["state_error.0"] == Limit(max=0.225)
+    assert dict(read_budget(file).schemes["w8a8"]) == limits
+    figures = {name: TODAY[name] for name in limits}
     assert all(v.within for v in judge(figures, read_budget(file).limits_of("w8a8"), {}))
 
 
@@ -251,10 +251,10 @@ def test_the_same_figures_pass_whatever_they_are(tmp_path, margin):
             value = measure.ideal + sign * off
             figures[name] = Figure(float(value), float(value - off * 0.3), float(value + off * 0.3))
         file.write_text("[schemes.fp16]\n" + "".join(f"{name} = {{max = 0, min = 0}}\n" for name in figures))
-        written = update_budget(file, "fp16", figures, {}, margin)
-        assert set(written) == set(MEASURES)
+        limits = update_budget(file, "fp16", figures, {}, margin)
+        assert set(limits) == set(MEASURES)
         assert all(v.within for v in judge(figures, read_budget(file).limits_of("fp16"), {}))
-        for name, limit in written.items():
+        for name, limit in limits.items():
             measure = measure_named(name)
             assert (limit.max is None, limit.min is None) == (measure.better == "high", measure.better == "low")
             for end, seen in ((limit.max, figures[name].high), (limit.min, figures[name].low)):
@@ -265,19 +265,19 @@ def test_the_same_figures_pass_whatever_they_are(tmp_path, margin):
 
 def test_no_limit_is_stricter_than_the_reference_is_to_itself(tmp_path):
     floor = {"kld_mean": 0.08, "top1_agreement": 0.75, "vision_error": 1e-9}
-    written = update_budget(tmp_path / "b.toml", "fp16", TODAY, floor, 0.25)
-    assert written["kld_mean"] == Limit(max=0.1) and written["top1_agreement"] == Limit(min=0.687)
-    assert written["vision_error"] == Limit(max=0.00625)
+    limits = update_budget(tmp_path / "b.toml", "fp16", TODAY, floor, 0.25)
+    assert limits["kld_mean"] == Limit(max=0.1) and limits["top1_agreement"] == Limit(min=0.687)
+    assert limits["vision_error"] == Limit(max=0.00625)
     perfect = {"kld_mean": Figure(0.0, 0.0, 0.0), "top1_agreement": Figure(1.0, 1.0, 1.0)}
-    written = update_budget(tmp_path / "c.toml", "fp16", perfect, floor, 0)
-    assert written == {"kld_mean": Limit(max=0.08), "top1_agreement": Limit(min=0.75)}
+    limits = update_budget(tmp_path / "c.toml", "fp16", perfect, floor, 0)
+    assert limits == {"kld_mean": Limit(max=0.08), "top1_agreement": Limit(min=0.75)}
 
 
 def test_a_better_side_does_not_become_a_limit(tmp_path):
     """A build whose interval lies beyond the ideal is not asked to stay there."""
     better = {"accuracy_change": Figure(0.05, 0.02, 0.08), "perplexity_ratio": Figure(0.97, 0.95, 0.99)}
-    written = update_budget(tmp_path / "b.toml", "fp16", better, {}, 0.25)
-    assert written == {"accuracy_change": Limit(min=0.0), "perplexity_ratio": Limit(max=1.0)}
+    limits = update_budget(tmp_path / "b.toml", "fp16", better, {}, 0.25)
+    assert limits == {"accuracy_change": Limit(min=0.0), "perplexity_ratio": Limit(max=1.0)}
 
 
 def test_what_cannot_be_written_is_told(tmp_path):

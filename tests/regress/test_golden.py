@@ -11,7 +11,7 @@ from cobra_edge.bundle.reader import GOLDEN, PROMPT, TOKENIZER, Bundle
 from cobra_edge.errors import BundleError
 from cobra_edge.regress.golden import read_golden, write_golden
 from cobra_edge.regress.predictions import Prediction
-from cobra_edge.regress.state_sketch import SKETCH
+from cobra_edge.regress.state_sketch import SKETCH_SIZE
 from cobra_edge.regress.top_tokens import TopTokens
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite
@@ -33,12 +33,12 @@ def made(whole, directory, lines):
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((len(suite.images), config.n_visual_tokens, config.mamba.d_model)).astype(np.float32)
     predictions = []
-    for asked in suite.lines:
-        targets = np.array(asked.tokens[1:])
-        top = TopTokens.of(random_log_probs(len(targets), config.mamba.vocab, 5.0, asked.number), targets)
-        state = rng.standard_normal((config.mamba.n_layer, SKETCH)).astype(np.float32)
-        reply = tuple(asked.answer[: asked.number - 1])  # none at all of the first
-        predictions.append(Prediction(top, state, reply, None if asked.image is None else embeddings[asked.image]))
+    for tokenized in suite.lines:
+        targets = np.array(tokenized.tokens[1:])
+        top = TopTokens.of(random_log_probs(len(targets), config.mamba.vocab, 5.0, tokenized.number), targets)
+        state = rng.standard_normal((config.mamba.n_layer, SKETCH_SIZE)).astype(np.float32)
+        reply = tuple(tokenized.answer[: tokenized.number - 1])  # none at all of the first
+        predictions.append(Prediction(top, state, reply, None if tokenized.image is None else embeddings[tokenized.image]))
     write_golden(directory / GOLDEN, suite, predictions, embeddings)
     return bundle, suite, predictions
 
@@ -197,8 +197,8 @@ def test_every_array_is_needed_in_its_own_form(golden, name):
 def test_a_right_token_that_was_not_kept_is_refused(golden):
     def lose(tensors):
         first, end = tensors["kept_offsets"][:2]
-        asked = read_golden(golden).suite.lines[0]
-        at = first + np.flatnonzero(tensors["kept_ids"][first:end] == asked.tokens[1])[0]
+        tokenized = read_golden(golden).suite.lines[0]
+        at = first + np.flatnonzero(tensors["kept_ids"][first:end] == tokenized.tokens[1])[0]
         tensors["kept_ids"][at] = next(i for i in range(512) if i not in tensors["kept_ids"][first:end])
 
     forged(golden, lose)

@@ -10,10 +10,10 @@ import pytest
 from cobra_edge.errors import InputError
 from cobra_edge.regress.journal import PARTIAL, WHOLE, fingerprint_of, journal, locked
 
-from .regress_lines import compared_line
+from .regress_lines import line_metrics
 
 RUN = fingerprint_of("a build", "a baseline")
-LINES = [compared_line(i, None if i % 2 else i, answer_kld=[0.1 * i, 1e-9], text=f"“{i}”\n") for i in range(1, 7)]
+LINES = [line_metrics(i, None if i % 2 else i, answer_kld=[0.1 * i, 1e-9], text=f"“{i}”\n") for i in range(1, 7)]
 
 
 class Interrupted(Exception):
@@ -124,8 +124,8 @@ def test_a_second_run_into_one_report_is_refused_and_told_who_has_it(tmp_path):
 
 def test_a_holder_that_has_not_said_who_it_is(tmp_path):
     with locked(tmp_path):
-        for written in (b"", b"not a number", b"9" * 5000):
-            (tmp_path / ".lines.lock.pid").write_bytes(written)
+        for content in (b"", b"not a number", b"9" * 5000):
+            (tmp_path / ".lines.lock.pid").write_bytes(content)
             with pytest.raises(InputError, match="another run"), locked(tmp_path):
                 pass
 

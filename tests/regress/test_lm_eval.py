@@ -18,7 +18,7 @@ from cobra_edge.decode.sampling import GREEDY, Sampling
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.inference.session import Session, load
-from cobra_edge.regress.adapters.generation_args import Writing
+from cobra_edge.regress.adapters.generation_args import GenerationArgs
 from cobra_edge.regress.adapters.harness_command import harness
 from cobra_edge.regress.adapters.lm_eval_command import lm_eval as command
 from cobra_edge.regress.adapters.model_adapter import only_image
@@ -243,12 +243,12 @@ def test_lm_eval_knows_the_model_by_name(bundle: Path) -> None:
 
 
 def test_generation_options_of_the_harnesses_are_read() -> None:
-    assert Writing.of({}) == Writing((), 256, GREEDY)
-    assert Writing.of({"until": "\n", "max_new_tokens": 3}) == Writing(("\n",), 3, GREEDY)
-    assert Writing.of({"do_sample": False, "temperature": 0.7, "num_beams": 1}).sampling == GREEDY
-    assert Writing.of({"do_sample": True}).sampling == Sampling(1.0)
-    assert Writing.of({"temperature": 0.5, "top_k": 4, "top_p": 0.9, "seed": 7}, 2).sampling == Sampling(0.5, 4, 0.9, 9)
-    assert Writing.of({"temperature": 0.5, "top_p": None}).sampling == Sampling(0.5)
+    assert GenerationArgs.of({}) == GenerationArgs((), 256, GREEDY)
+    assert GenerationArgs.of({"until": "\n", "max_new_tokens": 3}) == GenerationArgs(("\n",), 3, GREEDY)
+    assert GenerationArgs.of({"do_sample": False, "temperature": 0.7, "num_beams": 1}).sampling == GREEDY
+    assert GenerationArgs.of({"do_sample": True}).sampling == Sampling(1.0)
+    assert GenerationArgs.of({"temperature": 0.5, "top_k": 4, "top_p": 0.9, "seed": 7}, 2).sampling == Sampling(0.5, 4, 0.9, 9)
+    assert GenerationArgs.of({"temperature": 0.5, "top_p": None}).sampling == Sampling(0.5)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_generation_options_of_the_harnesses_are_read() -> None:
 )
 def test_options_that_a_session_does_not_have_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Writing.of(options)
+        GenerationArgs.of(options)
 
 
 def test_two_images_are_refused(lm: CobraEdgeLM) -> None:

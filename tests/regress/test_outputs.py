@@ -21,10 +21,10 @@ from rich.console import Console
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.regress import report as r
 from cobra_edge.regress.measures import MEASURES
-from cobra_edge.regress.outputs.difference import parted
+from cobra_edge.regress.outputs.difference import diff_reply
 from cobra_edge.regress.outputs.history import Entry
 from cobra_edge.regress.outputs.html import report_html
-from cobra_edge.regress.outputs.images import shown_image
+from cobra_edge.regress.outputs.images import embed_image
 from cobra_edge.regress.outputs.junit import report_junit
 from cobra_edge.regress.outputs.markdown import LIMIT, escaped, report_markdown
 from cobra_edge.regress.outputs.plots import report_plots
@@ -156,23 +156,23 @@ def test_what_could_not_be_taken_is_said_once_with_its_reason():
     ],
 )
 def test_parted(reply, other, expected):
-    got = parted(reply, other)
-    assert (got.before, got.apart, got.after, got.left_out) == expected
+    got = diff_reply(reply, other)
+    assert (got.before, got.changed, got.after, got.omitted) == expected
 
 
 def test_parted_long_texts_keep_the_place_where_they_part():
     same, mine = "x " * 5000, "mine " * 1000
-    got = parted(same + mine + "end " * 1000, same + "other " + "end " * 1000)
-    shown = got.before + got.apart + got.after
-    assert got.before.startswith("…") and got.apart.startswith("mine mine") and got.apart.endswith("…")
-    assert len(shown) < 1200 and got.left_out == len(same + mine + "end " * 1000) - len(shown.replace("…", ""))
+    got = diff_reply(same + mine + "end " * 1000, same + "other " + "end " * 1000)
+    shown = got.before + got.changed + got.after
+    assert got.before.startswith("…") and got.changed.startswith("mine mine") and got.changed.endswith("…")
+    assert len(shown) < 1200 and got.omitted == len(same + mine + "end " * 1000) - len(shown.replace("…", ""))
 
 
 @pytest.mark.parametrize("words", ["aa bb", "ab ba ab", "x", " lead", "tail ", "ü ß"])
 @pytest.mark.parametrize("others", ["aa cc", "ab ab", "", " lead", "tail", "ü ss"])
 def test_parted_loses_nothing(words, others):
-    got = parted(words, others)
-    assert got.before + got.apart + got.after == words
+    got = diff_reply(words, others)
+    assert got.before + got.changed + got.after == words
 
 
 # the terminal
@@ -504,20 +504,20 @@ def test_plots_say_how_many_bars_are_left_out():
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_small_image_is_shown_as_it_is(kind):
     content = image(kind=kind)
-    shown = shown_image("any-name.txt", {"any-name.txt": content})
+    shown = embed_image("any-name.txt", {"any-name.txt": content})
     assert shown.uri == f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
     assert (shown.width, shown.height) == (112, 112)
 
 
 def test_a_large_image_is_shown_smaller():
-    shown = shown_image("a", {"a": image(1600, noisy=True)})
+    shown = embed_image("a", {"a": image(1600, noisy=True)})
     assert shown.uri is not None and shown.uri.startswith("data:image/jpeg;base64,")
     small = Image.open(io.BytesIO(base64.b64decode(shown.uri.partition(",")[2])))
     assert small.size == (shown.width, shown.height) == (512, 512)
 
 
 def test_an_image_of_another_format_is_shown_as_jpeg():
-    shown = shown_image("a.png", {"a.png": image(kind="WEBP")})
+    shown = embed_image("a.png", {"a.png": image(kind="WEBP")})
     assert shown.uri is not None and shown.uri.startswith("data:image/jpeg;base64,")
     assert base64.b64decode(shown.uri.partition(",")[2]).startswith(b"\xff\xd8\xff")
 
@@ -525,7 +525,7 @@ def test_an_image_of_another_format_is_shown_as_jpeg():
 def test_an_image_of_too_many_pixels_is_not_shown():
     stream = io.BytesIO()
     Image.new("1", (9000, 9000)).save(stream, "PNG")
-    assert "9000 × 9000 pixels, at most 64,000,000 are read" in shown_image("a", {"a": stream.getvalue()}).why_not
+    assert "9000 × 9000 pixels, at most 64,000,000 are read" in embed_image("a", {"a": stream.getvalue()}).why_not
 
 
 # files

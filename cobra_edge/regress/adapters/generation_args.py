@@ -25,7 +25,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Writing:
+class GenerationArgs:
     """How an answer is to be written.
 
     Attributes:
@@ -39,7 +39,7 @@ class Writing:
     sampling: Sampling
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], number: int = 0) -> Writing:
+    def of(cls, options: Mapping[str, Any], number: int = 0) -> GenerationArgs:
         """Read the generation options of a task.
 
         Args:

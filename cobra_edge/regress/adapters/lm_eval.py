@@ -19,7 +19,7 @@ from PIL import Image
 
 from ...errors import InputError, MachineError
 from ...terminal.output import progress
-from .generation_args import Writing
+from .generation_args import GenerationArgs
 from .model_adapter import ModelAdapter, only_image
 from .task_names import require_known
 
@@ -94,7 +94,7 @@ class CobraEdgeLM(LM):
 
         def answer(number: int, request: Instance) -> str:
             context, options, *more = request.args
-            return self.model_adapter.write(context, Writing.of(options, number), _image_of(request, more))
+            return self.model_adapter.write(context, GenerationArgs.of(options, number), _image_of(request, more))
 
         return self._each("generate_until", requests, answer)
 

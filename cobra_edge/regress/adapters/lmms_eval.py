@@ -14,7 +14,7 @@ from PIL import Image
 
 from ...errors import InputError, MachineError
 from ...terminal.output import progress
-from .generation_args import Writing
+from .generation_args import GenerationArgs
 from .model_adapter import ModelAdapter, only_image
 from .task_names import require_known
 
@@ -72,7 +72,7 @@ class CobraEdgeLMM(lmms):
 
         def answer(number: int, request: Instance) -> str:
             context, options, *where = request.args
-            return self.model_adapter.write(context, Writing.of(options, number), self._image(*where))
+            return self.model_adapter.write(context, GenerationArgs.of(options, number), self._image(*where))
 
         return self._each("generate_until", requests, answer)
 

@@ -25,7 +25,7 @@ from ...inference.session import Session, load
 from ...inputs.image import load_image
 from ...inputs.text import IMAGE_MARK
 from ..metrics import log_softmax
-from .generation_args import Writing
+from .generation_args import GenerationArgs
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class ModelAdapter:
             total += self._forced(first, tokens, state).log_p
         return total
 
-    def write(self, context: str, writing: Writing, image: Image.Image | None = None) -> str:
+    def write(self, context: str, writing: GenerationArgs, image: Image.Image | None = None) -> str:
         """Return an answer of the model's own, without the end token and whatever follows a stop.
 
         Raises:
@@ -128,10 +128,10 @@ class ModelAdapter:
         tokens = self._fitted(self._encoded(context), room - 1, "image")
         state, logits = self._after(tokens, image)
         limit = min(writing.max_new_tokens, room - len(tokens))
-        written, text = list[int](), ""
+        generated, text = list[int](), ""
         for token in generate(session.decoder, logits, state.copy(), session.codec.end_id, limit, writing.sampling):
-            written.append(token)
-            text = session.codec.decode(written)
+            generated.append(token)
+            text = session.codec.decode(generated)
             if (cut := writing.cut(text)) is not None:
                 return cut
         return text

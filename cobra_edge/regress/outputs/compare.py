@@ -19,9 +19,9 @@ from typing import Literal
 import msgspec
 
 from ...errors import InputError
-from ..measures import measure_named, written
+from ..measures import format_value, measure_named
 from ..report import Figure, Report
-from .rows import all_figures, interval_words, is_layer
+from .rows import all_figures, format_interval, is_layer
 
 # "lost": could be taken before and no longer, counts as worse; "unsure": differs, and has no interval, or one without width.
 Word = Literal["better", "worse", "alike", "unsure", "lost", "new", "not measured"]
@@ -162,14 +162,14 @@ def change_cells(change: Change) -> tuple[str, str, str, str, str, str]:
     name, step = change.measure, change.difference
     return (
         measure_named(name).label,
-        written(name, change.before.value),
-        written(name, change.after.value),
+        format_value(name, change.before.value),
+        format_value(name, change.after.value),
         "" if step.value is None else _signed(name, step.value),
-        "" if step.value is None else interval_words(name, step),
+        "" if step.value is None else format_interval(name, step),
         change.word,
     )
 
 
 def _signed(name: str, value: float) -> str:
-    text = written(name, value)
+    text = format_value(name, value)
     return text if text[0] in "+-" else f"+{text}"

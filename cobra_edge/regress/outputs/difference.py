@@ -11,34 +11,34 @@ _AROUND, _SHOWN = 240, 500  # characters shown before and after what differs, an
 
 
 @dataclass(frozen=True)
-class Parted:
+class DiffedReply:
     """One reply, cut around the words in which it is not another's.
 
     Attributes:
         before, after: what both have.
-        apart: what only this one says; empty where both are alike, or only the other says something there.
-        left_out: characters not shown; an ellipsis stands where they were.
+        changed: what only this one says; empty where both are alike, or only the other says something there.
+        omitted: characters not shown; an ellipsis stands where they were.
     """
 
     before: str
-    apart: str
+    changed: str
     after: str
-    left_out: int
+    omitted: int
 
 
-def parted(reply: str, other: str) -> Parted:
+def diff_reply(reply: str, other: str) -> DiffedReply:
     """Cut a reply at the first and after the last word in which it differs from another; control characters are replaced."""
     reply, other = plain(reply), plain(other)
     start = _alike(reply, other)
     tail = _alike(reply[start:][::-1], other[start:][::-1])
-    before, apart, after = reply[:start], reply[start : len(reply) - tail], reply[len(reply) - tail :]
+    before, changed, after = reply[:start], reply[start : len(reply) - tail], reply[len(reply) - tail :]
     if reply == other:
         before, after = "", reply
-    limit = _AROUND if apart or before else 2 * _AROUND + _SHOWN
-    kept = (before[-_AROUND:], apart[:_SHOWN], after[:limit])
-    left_out = len(reply) - sum(map(len, kept))
+    limit = _AROUND if changed or before else 2 * _AROUND + _SHOWN
+    kept = (before[-_AROUND:], changed[:_SHOWN], after[:limit])
+    omitted = len(reply) - sum(map(len, kept))
     lead = "…" if len(before) > len(kept[0]) else ""
-    return Parted(lead + kept[0], _ended(kept[1], apart), _ended(kept[2], after), left_out)
+    return DiffedReply(lead + kept[0], _ended(kept[1], changed), _ended(kept[2], after), omitted)
 
 
 def _ended(kept: str, full: str) -> str:

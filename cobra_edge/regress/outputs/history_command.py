@@ -8,11 +8,11 @@ import click
 from rich.table import Table
 
 from ...terminal.output import cell, debug_option, print_json, results, say
-from ..measures import measure_named, written
+from ..measures import format_value, measure_named
 from ..report import Figure
 from .difference import shortened
 from .history import Entry, read_history
-from .rows import interval_words
+from .rows import format_interval
 
 
 @click.command(epilog="Example: python -m cobra_edge.regress history drift.jsonl --out drift.svg --measure top1_agreement")
@@ -51,6 +51,6 @@ def _table(entries: list[Entry], measure: str) -> Table:
         figure = entry.measures.get(measure, Figure(None))
         about = (entry.time[:19], (entry.commit or "")[:12], entry.build, entry.scheme, entry.decoder)
         word = {None: "not judged", True: "held", False: "FAILED"}[entry.passed]
-        cells = (*about, written(measure, figure.value), interval_words(measure, figure), word)
+        cells = (*about, format_value(measure, figure.value), format_interval(measure, figure), word)
         table.add_row(*(cell(shortened(text, 60)) for text in cells), style="red" if entry.passed is False else None)
     return table

@@ -9,23 +9,23 @@ from typing import Any
 
 from ...errors import InputError
 from ...terminal.output import plain
-from ..measures import MEASURES, written
+from ..measures import MEASURES, format_value
 from ..report import Report, WorstLine
 from .compare import Comparison, change_cells, changes_to_show, compare
-from .difference import Parted, parted, shortened
-from .images import Shown, shown_image
+from .difference import DiffedReply, diff_reply, shortened
+from .images import EmbeddedImage, embed_image
 from .libraries import require
 from .rows import (
     FLOORS,
     all_figures,
-    baseline_words,
+    describe_baseline,
+    describe_runtime,
+    describe_suite,
+    format_interval,
     headline,
-    interval_words,
     measure_rows,
     not_taken_rows,
-    remarks,
-    runtime_words,
-    suite_words,
+    notes_of,
 )
 
 _GALLERY = 12
@@ -42,12 +42,12 @@ class WorstRow:
     """One line of the gallery."""
 
     line: WorstLine
-    image: Shown | None
+    image: EmbeddedImage | None
     kld: str
     kld_max: str
     where: str
-    reference: Parted
-    build: Parted
+    reference: DiffedReply
+    build: DiffedReply
 
 
 def report_html(report: Report, images: Mapping[str, bytes], previous: Report | None = None) -> str:
@@ -75,7 +75,7 @@ def report_html(report: Report, images: Mapping[str, bytes], previous: Report | 
         means={name: measure.means for name, measure in MEASURES.items()},
         plots=report_plots(report),
         worst=[_worst_row(line, images) for line in report.worst[:_GALLERY]],
-        remarks=remarks(report),
+        notes=notes_of(report),
         comparison=comparison,
         why_not_compared=why_not_compared,
         not_taken=list(not_taken_rows(report)),
@@ -101,7 +101,7 @@ def _rendered(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         finalize=lambda value: plain(value) if type(value) is str else value,  # Markup is ours
     )
-    environment.globals.update(written=written, interval=interval_words, shortened=shortened)
+    environment.globals.update(format_value=format_value, interval=format_interval, shortened=shortened)
     environment.globals.update(change_cells=change_cells, changes_to_show=changes_to_show)
     return environment.get_template(template).render(**values)
 
@@ -124,12 +124,12 @@ def _worst_row(line: WorstLine, images: Mapping[str, bytes]) -> WorstRow:
         where = f"the replies part at token {line.diverges_at}"
     return WorstRow(
         line,
-        None if line.image is None else shown_image(line.image, images),
-        written("kld_mean", line.kld_mean),
-        written("kld_max", line.kld_max),
+        None if line.image is None else embed_image(line.image, images),
+        format_value("kld_mean", line.kld_mean),
+        format_value("kld_max", line.kld_max),
         where,
-        parted(line.reference_reply, line.reply),
-        parted(line.reply, line.reference_reply),
+        diff_reply(line.reference_reply, line.reply),
+        diff_reply(line.reply, line.reference_reply),
     )
 
 
@@ -144,10 +144,10 @@ def _about(report: Report) -> list[tuple[str, str]]:
         ("target", build.target),
         ("fingerprint", build.fingerprint),
         ("commit", report.commit or "not known"),
-        ("runtime", runtime_words(report)),
+        ("runtime", describe_runtime(report)),
         ("machine", report.runtime.machine),
-        ("baseline", baseline_words(report)),
-        ("suite", f"{suite_words(report)}; sha256 {report.suite.sha256}"),
+        ("baseline", describe_baseline(report)),
+        ("suite", f"{describe_suite(report)}; sha256 {report.suite.sha256}"),
         ("budget", report.budget or "none"),
         ("time", f"{times.began}, {times.seconds:.1f} s, {times.lines_per_second:.2f} lines a second"),
         ("software", f"cobra_edge {report.cobra_edge}, report schema {report.schema_version}"),

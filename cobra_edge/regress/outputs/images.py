@@ -16,7 +16,7 @@ _KEEP_BYTES, _SIDE, _QUALITY = 72_000, 512, 80  # what is larger, or of another 
 
 
 @dataclass(frozen=True)
-class Shown:
+class EmbeddedImage:
     """An image for a page: its data URI, or why there is none; width and height in pixels as it is seen."""
 
     uri: str | None
@@ -25,22 +25,22 @@ class Shown:
     height: int = 0
 
 
-def shown_image(name: str, images: Mapping[str, bytes]) -> Shown:
+def embed_image(name: str, images: Mapping[str, bytes]) -> EmbeddedImage:
     """Return an image for a page. One that is missing or damaged is not shown, and says why.
 
     The type is told by the content, not by the name; decoding it here is what shows that a browser could.
     """
     content = images.get(name)
     if content is None:
-        return Shown(None, f"the image {plain(name)} is not here")
+        return EmbeddedImage(None, f"the image {plain(name)} is not here")
     try:
         image = load_image(content)
     except InputError as error:
-        return Shown(None, f"the image {plain(name)} cannot be shown: {plain(str(error))}")
+        return EmbeddedImage(None, f"the image {plain(name)} cannot be shown: {plain(str(error))}")
     kind = next((kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)), None)
     if kind is None or len(content) > _KEEP_BYTES:
         image.thumbnail((_SIDE, _SIDE))
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=_QUALITY)
         content, kind = stream.getvalue(), "jpeg"
-    return Shown(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "", *image.size)
+    return EmbeddedImage(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "", *image.size)

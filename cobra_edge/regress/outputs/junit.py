@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...terminal.output import plain
-from ..measures import written
+from ..measures import format_value
 from ..report import Report, Verdict
 from .libraries import require
-from .rows import all_figures, label_of, limit_words, verdict_words
+from .rows import all_figures, describe_verdict, format_limit, label_of
 
 if TYPE_CHECKING:
     from junitparser import TestCase
@@ -55,7 +55,7 @@ def _properties(report: Report) -> dict[str, str]:
         "vision": runtime.vision or "",
         "baseline": report.baseline.name,
     }
-    return about | {name: written(name, figure.value) for name, figure in all_figures(report).items()}
+    return about | {name: format_value(name, figure.value) for name, figure in all_figures(report).items()}
 
 
 def _case(of: str, verdict: Verdict) -> TestCase:
@@ -63,7 +63,7 @@ def _case(of: str, verdict: Verdict) -> TestCase:
 
     case = TestCase(plain(f"{verdict.measure} {verdict.rule}"), of)
     if not verdict.within or verdict.judged is None:
-        failure = Failure(plain(verdict_words(verdict)), "drift" if verdict.judged is not None else "not taken")
-        failure.text = plain(f"{label_of(verdict.measure)}: {verdict_words(verdict)}; limit: {limit_words(verdict)}")
+        failure = Failure(plain(describe_verdict(verdict)), "drift" if verdict.judged is not None else "not taken")
+        failure.text = plain(f"{label_of(verdict.measure)}: {describe_verdict(verdict)}; limit: {format_limit(verdict)}")
         case.result = [failure]
     return case

@@ -11,20 +11,20 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ...errors import InputError
-from ..measures import written
+from ..measures import format_value
 from ..report import Report, WorstLine
 from .compare import Comparison, change_cells, changes_to_show, compare
 from .difference import shortened
 from .rows import (
     FAILED,
     FLOORS,
-    baseline_words,
+    describe_baseline,
+    describe_runtime,
+    describe_suite,
+    format_interval,
     headline,
-    interval_words,
     measure_rows,
     not_taken_rows,
-    runtime_words,
-    suite_words,
 )
 
 LIMIT = 65_536
@@ -79,7 +79,8 @@ def _sections(report: Report, previous: Report | None) -> Iterator[list[str]]:
     if report.attribution is not None:
         parts = report.attribution.parts
         rows = [
-            (code(p.name, _NAME), written("kld_mean", p.kld_mean), written("top1_agreement", p.top1_agreement)) for p in parts
+            (code(p.name, _NAME), format_value("kld_mean", p.kld_mean), format_value("top1_agreement", p.top1_agreement))
+            for p in parts
         ]
         yield _details(
             "Where the drift comes from", _table(("with only this part of the build", "KLD, mean (nats)", "top-1"), rows)
@@ -92,9 +93,9 @@ def _about(report: Report) -> list[str]:
     build, commit = report.build, "" if report.commit is None else f" at commit {code(report.commit, 12)}"
     return [
         f"Build {code(build.name, _NAME)} ({code(build.scheme, _NAME)}, model {code(build.model, _NAME)}){commit}. ",
-        f"Ran on {code(runtime_words(report))}. ",
-        f"Compared with {code(baseline_words(report))} ",
-        f"on {code(suite_words(report))}.",
+        f"Ran on {code(describe_runtime(report))}. ",
+        f"Compared with {code(describe_baseline(report))} ",
+        f"on {code(describe_suite(report))}.",
     ]
 
 
@@ -124,11 +125,11 @@ def _tasks(report: Report) -> list[str]:
             code(task.task, _NAME),
             code(task.metric, _NAME),
             str(task.lines),
-            written("accuracy", task.score.value),
-            written("accuracy", task.reference),
-            written("accuracy_change", task.change.value),
-            interval_words("accuracy_change", task.change),
-            written("kld_mean", task.kld_mean.value),
+            format_value("accuracy", task.score.value),
+            format_value("accuracy", task.reference),
+            format_value("accuracy_change", task.change.value),
+            format_interval("accuracy_change", task.change),
+            format_value("kld_mean", task.kld_mean.value),
         )
         for task in report.tasks
     ]
@@ -152,7 +153,7 @@ def _changes(found: Comparison) -> list[str]:
 
 def _worst(line: WorstLine) -> list[str]:
     where = "replies alike" if line.diverges_at is None else f"replies part at token {line.diverges_at}"
-    title = f"Line {line.number}, {code(line.task, _NAME)}: mean KLD {written('kld_mean', line.kld_mean)}, {where}"
+    title = f"Line {line.number}, {code(line.task, _NAME)}: mean KLD {format_value('kld_mean', line.kld_mean)}, {where}"
     texts = (("question", line.prompt), ("expected", line.answer), ("reference", line.reference_reply), ("build", line.reply))
     image = "no image" if line.image is None else code(line.image, _NAME)
     return _details(title, _table(("", ""), [("image", image), *((kind, code(text)) for kind, text in texts)]))

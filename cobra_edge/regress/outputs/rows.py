@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...errors import InputError
-from ..measures import MEASURES, PARTS, measure_named, written
+from ..measures import MEASURES, PARTS, format_value, measure_named
 from ..report import Figure, Report, Verdict
 
 FLOORS = ("fp16", "bf16")
@@ -98,35 +98,35 @@ def _row(report: Report, name: str, figure: Figure, verdicts: list[Verdict]) -> 
     return MeasureRow(
         name,
         measure_named(name).label,
-        written(name, figure.value),
-        interval_words(name, figure),
-        tuple("" if floor is None else written(name, floor) for floor in floors),
-        tuple((limit_words(verdict), HELD if verdict.within else FAILED) for verdict in verdicts),
+        format_value(name, figure.value),
+        format_interval(name, figure),
+        tuple("" if floor is None else format_value(name, floor) for floor in floors),
+        tuple((format_limit(verdict), HELD if verdict.within else FAILED) for verdict in verdicts),
     )
 
 
-def interval_words(name: str, figure: Figure) -> str:
+def format_interval(name: str, figure: Figure) -> str:
     """Write the ends of an interval, "low – high"; nothing where there is none."""
     if figure.value is None or figure.low is None or figure.high is None:
         return ""
-    return f"{written(name, figure.low)} – {written(name, figure.high)}"
+    return f"{format_value(name, figure.low)} – {format_value(name, figure.high)}"
 
 
-def limit_words(verdict: Verdict) -> str:
+def format_limit(verdict: Verdict) -> str:
     """Write a limit with its direction, such as "≤ 0.02"."""
     if verdict.limit is None:
         return "no limit known"
     floor = " (from the noise floor)" if verdict.rule == "max_times_floor" else ""
-    return f"{_SIGNS.get(verdict.rule, verdict.rule)} {written(verdict.measure, verdict.limit)}{floor}"
+    return f"{_SIGNS.get(verdict.rule, verdict.rule)} {format_value(verdict.measure, verdict.limit)}{floor}"
 
 
-def verdict_words(verdict: Verdict) -> str:
+def describe_verdict(verdict: Verdict) -> str:
     """Say in a sentence why a limit was held or not."""
     if verdict.judged is None:
         return f"could not be taken: {verdict.note or 'no reason was given'}"
     note = f" ({verdict.note})" if verdict.note else ""
     held = "is within" if verdict.within else "is beyond"
-    return f"{written(verdict.measure, verdict.judged)} {held} {limit_words(verdict)}{note}"
+    return f"{format_value(verdict.measure, verdict.judged)} {held} {format_limit(verdict)}{note}"
 
 
 def headline(report: Report) -> str:
@@ -157,7 +157,7 @@ def not_taken_rows(report: Report) -> Iterator[tuple[str, str]]:
                 yield f"attribution to {part.name}", part.note or "no reason was given"
 
 
-def remarks(report: Report) -> list[str]:
+def notes_of(report: Report) -> list[str]:
     """Return each note on attributed parts that were tried, said once, with the names of its parts."""
     parts = report.attribution.parts if report.attribution is not None else ()
     noted = dict.fromkeys(part.note for part in parts if part.note and part.kld_mean is not None)
@@ -171,7 +171,7 @@ def title_of(report: Report) -> str:
     return f"{runtime.decoder} on {runtime.device}{vision}, against {base.kind} {base.name} ({base.computed_by})"
 
 
-def runtime_words(report: Report) -> str:
+def describe_runtime(report: Report) -> str:
     """Name what ran the build."""
     runtime = report.runtime
     vision = "no vision" if runtime.vision is None else f"vision by {runtime.vision}"
@@ -179,7 +179,7 @@ def runtime_words(report: Report) -> str:
     return f"decoder {runtime.decoder}, {vision}, activations {runtime.activations}, on {runtime.device}{threads}"
 
 
-def baseline_words(report: Report) -> str:
+def describe_baseline(report: Report) -> str:
     """Name what the build was compared with, and what of it was not kept."""
     base = report.baseline
     kept = (
@@ -192,9 +192,9 @@ def baseline_words(report: Report) -> str:
     return f"{base.kind} {base.name}, computed by {base.computed_by}, {kept}{sketch}"
 
 
-def suite_words(report: Report) -> str:
+def describe_suite(report: Report) -> str:
     """Say what was asked."""
     suite = report.suite
-    asked = f"{suite.name}: {suite.lines} lines about {suite.images} images"
+    text = f"{suite.name}: {suite.lines} lines about {suite.images} images"
     left = f", {len(suite.skipped)} lines left out" if suite.skipped else ""
-    return f"{asked}, {suite.answer_tokens} answer tokens and {suite.prompt_tokens} of questions{left}"
+    return f"{text}, {suite.answer_tokens} answer tokens and {suite.prompt_tokens} of questions{left}"

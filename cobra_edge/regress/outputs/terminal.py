@@ -9,23 +9,23 @@ from rich.table import Table
 from rich.text import Text
 
 from ...terminal.output import cell
-from ..measures import written
+from ..measures import format_value
 from ..report import Figure, Part, Report
 from .difference import shortened
 from .rows import (
     FLOORS,
-    baseline_words,
+    describe_baseline,
+    describe_runtime,
+    describe_suite,
+    format_interval,
     headline,
-    interval_words,
     measure_rows,
     not_taken_rows,
-    remarks,
-    runtime_words,
-    suite_words,
+    notes_of,
     title_of,
 )
 
-_HOW = (("runtime", runtime_words), ("baseline", baseline_words), ("suite", suite_words))
+_HOW = (("runtime", describe_runtime), ("baseline", describe_baseline), ("suite", describe_suite))
 _WORST_LINES, _WORST_PARTS, _TEXT = 3, 6, 300
 
 
@@ -42,7 +42,7 @@ def report_tables(report: Report) -> list[RenderableType]:
     if report.tasks:
         shown.append(_tasks(report))
     shown += [*_layers(report), *_attribution(report), *_worst(report), *_not_taken(report)]
-    shown += [cell(shortened(remark, _TEXT)) for remark in remarks(report)]
+    shown += [cell(shortened(remark, _TEXT)) for remark in notes_of(report)]
     shown += [cell(shortened(f"{what}: {words(report)}", _TEXT)) for what, words in _HOW]
     return shown
 
@@ -67,8 +67,8 @@ def _measures(report: Report) -> Table:
 
 
 def _with_interval(name: str, figure: Figure) -> Text:
-    ends = interval_words(name, figure)
-    return cell(written(name, figure.value) + (f" ({ends})" if ends else ""))
+    ends = format_interval(name, figure)
+    return cell(format_value(name, figure.value) + (f" ({ends})" if ends else ""))
 
 
 def _tasks(report: Report) -> Table:
@@ -80,11 +80,11 @@ def _tasks(report: Report) -> Table:
             cell(shortened(task.task, 40)),
             cell(shortened(task.metric, 40)),
             str(task.lines),
-            cell(written("accuracy", task.score.value)),
-            cell(written("accuracy", task.reference)),
+            cell(format_value("accuracy", task.score.value)),
+            cell(format_value("accuracy", task.reference)),
             _with_interval("accuracy_change", task.change),
-            cell(written("kld_mean", task.kld_mean.value)),
-            cell(written("greedy_match", task.greedy_match.value)),
+            cell(format_value("kld_mean", task.kld_mean.value)),
+            cell(format_value("greedy_match", task.greedy_match.value)),
         )
     return table
 
@@ -99,7 +99,7 @@ def _layers(report: Report) -> Iterator[Table]:
     )
     for layer in worst:
         figure = layer.state_error
-        table.add_row(str(layer.layer), written("state_error", figure.value), interval_words("state_error", figure))
+        table.add_row(str(layer.layer), format_value("state_error", figure.value), format_interval("state_error", figure))
     yield table
 
 
@@ -117,7 +117,7 @@ def _attribution(report: Report) -> Iterator[Table]:
             continue
         table = _table(f"drift with only one {kind} of the build, {found.lines} lines", kind, "KLD, mean (nats)", "top-1")
         for part in rows:
-            kld, top1 = written("kld_mean", part.kld_mean), written("top1_agreement", part.top1_agreement)
+            kld, top1 = format_value("kld_mean", part.kld_mean), format_value("top1_agreement", part.top1_agreement)
             table.add_row(cell(shortened(part.name, 80)), cell(kld), cell(top1))
         yield table
 
@@ -126,7 +126,7 @@ def _worst(report: Report) -> Iterator[Table]:
     for line in report.worst[:_WORST_LINES]:
         where = "alike" if line.diverges_at is None else f"free answers part at token {line.diverges_at}"
         of = f"line {line.number} ({shortened(line.task, 40)}), {shortened(line.image or 'no image', 80)}"
-        table = _table(f"{of}: mean KLD {written('kld_mean', line.kld_mean)}, {where}", "", "")
+        table = _table(f"{of}: mean KLD {format_value('kld_mean', line.kld_mean)}, {where}", "", "")
         table.show_header = False
         table.columns[1].justify = "left"
         texts = (

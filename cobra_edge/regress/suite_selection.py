@@ -14,7 +14,7 @@ from ..suite.tokenized import TokenizedSuite, tokenized_suite
 from .golden import Golden
 
 
-def chosen_suite(
+def select_suite(
     bundle: Bundle,
     golden: Golden | None,
     file: Path | None,
@@ -60,11 +60,11 @@ def _readable(suite: TokenizedSuite, skip_bad: bool, on_image: Callable[[int, in
             load_image(suite.load(index))
         except InputError as error:
             flaws[index] = str(error)
-    lost = {asked.number: flaws[asked.image] for asked in suite.lines if asked.image in flaws}
+    lost = {tokenized.number: flaws[tokenized.image] for tokenized in suite.lines if tokenized.image in flaws}
     if lost and not skip_bad:
         number, reason = next(iter(lost.items()))
         raise InputError(f"{suite.name}, line {number}: {reason}; mend it, or leave such lines out with --skip-bad")
-    left = [asked for asked in suite.lines if asked.number not in lost]
+    left = [tokenized for tokenized in suite.lines if tokenized.number not in lost]
     if not left:
         raise InputError(f"{suite.name}: no line is left; every one was skipped")
     return replace(suite, lines=left, skipped=suite.skipped | lost)
