@@ -95,7 +95,7 @@ def coverage(
     ends: dict[str, list[tuple[float, float, float]]] = {name: [] for name in truth}
     random = np.random.default_rng(_SEED)
     for done in range(replicates):
-        figures = aggregate.drawn(random.integers(0, aggregate.images, images).tolist()).figures()
+        figures = aggregate.resampled(random.integers(0, aggregate.images, images).tolist()).figures()
         for name, found in ends.items():
             found.append(_ends(figures.get(name, Figure(None))))
         on_suite(done + 1)
@@ -134,7 +134,7 @@ def _aggregate(suite: TokenizedSuite, reference: Session, build: Session, on_lin
     aggregate = Aggregate()
     for asked, truth, found in zip(suite.lines, predictions(reference, suite), predictions(build, suite), strict=True):
         aggregate.add(asked, measure_line(asked, truth, found, reference.codec.decode))
-        on_line(aggregate.lines)
+        on_line(aggregate.total("lines"))
     return aggregate
 
 

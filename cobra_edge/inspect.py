@@ -14,7 +14,7 @@ from .bundle.reader import Bundle
 from .decode.backends import BACKENDS
 from .formats.targets import targets
 from .regress.budget import judge, read_budget
-from .regress.bundle_tables import bits_per_weight, drift_table, memory_table
+from .regress.bundle_tables import bits_per_weight, describe_rotations, drift_table, memory_table
 from .regress.golden import read_golden
 from .regress.report import Figure, Verdict
 from .terminal.output import cell, debug_option, figure, main_of, megabytes, print_json, results, say

@@ -76,8 +76,8 @@ def _golden(bundle: Bundle) -> Reference:
             index = known.get(suite.key(tokenized))
             if index is None:
                 raise InputError(
-                    f"{suite.name}, line {tokenized.number}: the bundle's golden lines have no answer of the float model to it; give "
-                    "--baseline with the checkpoint or an fp16 bundle, or export with --golden and this suite"
+                    f"{suite.name}, line {tokenized.number}: the golden lines of the bundle do not include it; give --baseline "
+                    "with the checkpoint or an fp16 bundle, or export with --golden and this suite"
                 )
             yield golden.predictions[index]
 

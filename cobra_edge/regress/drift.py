@@ -24,4 +24,4 @@ def measure_drift(session: Session, on_line: Callable[[], None] = lambda: None) 
         aggregate.add(tokenized, measure_line(tokenized, reference, prediction, session.codec.decode))
         on_line()
     vision = None if session.vision is None else session.vision.name
-    return Drift(session.decoder.name, vision, aggregate.lines, aggregate.answer_tokens, aggregate.values())
+    return Drift(session.decoder.name, vision, aggregate.total("lines"), aggregate.total("tokens"), aggregate.values())

@@ -135,10 +135,10 @@ def measure(
         suite=reports.Suite(
             name=suite.name,
             sha256=digest,
-            lines=aggregate.lines,
+            lines=aggregate.total("lines"),
             images=aggregate.images,
-            answer_tokens=aggregate.answer_tokens,
-            prompt_tokens=aggregate.prompt_tokens,
+            answer_tokens=aggregate.total("tokens"),
+            prompt_tokens=aggregate.total("prompt_tokens"),
             skipped=suite.skipped,
         ),
         measures={name: figure for name, figure in figures.items() if name in MEASURES},
@@ -206,14 +206,14 @@ def _build(bundle: Bundle) -> reports.Build:
 
 def _baseline(reference: Reference, aggregate: Aggregate) -> reports.Baseline:
     whole = reference.golden is None
-    top_k = None if whole else aggregate.kept_max
+    top_k = None if whole else int(aggregate.largest("kept"))
     return reports.Baseline(
         kind=reference.kind,
         name=reference.name,
         computed_by=reference.computed_by,
         top_k=top_k,
-        tail_mass_max=aggregate.tail_mass_max,
-        prompt_tail_mass_max=aggregate.prompt_tail_mass_max,
+        tail_mass_max=aggregate.largest("tail"),
+        prompt_tail_mass_max=aggregate.largest("prompt_tail"),
         state_sketch=SKETCH_SIZE,
     )
 

@@ -1,6 +1,7 @@
 """What becomes of a line, and of all lines: every figure beside plain numpy over values made by hand."""
 
 import math
+import tracemalloc
 
 import msgspec
 import numpy as np
@@ -120,13 +121,12 @@ def test_every_measure_is_what_plain_sums_say(blind):
 def test_lines_are_counted():
     pairs = made()
     lines, aggregate = [line for _, line in pairs], aggregate_of(pairs)
-    assert aggregate.lines == 40 and aggregate.answer_tokens == sum(len(line.answer_kld) for line in lines)
-    assert aggregate.prompt_tokens == sum(len(line.prompt_kld) for line in lines)
+    assert aggregate.total("lines") == 40 and aggregate.total("tokens") == sum(len(line.answer_kld) for line in lines)
+    assert aggregate.total("prompt_tokens") == sum(len(line.prompt_kld) for line in lines)
     assert aggregate.images == len({(line.image, line.image is None and line.number) for line in lines})
-    assert aggregate.prompt_tail_mass_max == max(line.prompt_tail for line in lines)
-    assert aggregate.tail_mass_max == max(line.tail for line in lines) and aggregate.kept_max == max(
-        line.kept for line in lines
-    )
+    assert aggregate.largest("prompt_tail") == max(line.prompt_tail for line in lines)
+    assert aggregate.largest("tail") == max(line.tail for line in lines)
+    assert aggregate.largest("kept") == max(line.kept for line in lines)
     assert aggregate_of(made(blind=True)).images == 40
 
 
@@ -156,6 +156,40 @@ def test_intervals_are_of_images():
 
 def line_of(line, image):
     return msgspec.structs.replace(line, image=image)
+
+
+def test_a_resampled_aggregate_is_that_of_a_suite_of_these_images():
+    """An image that is drawn twice counts as two images with the same lines."""
+    pairs = made()
+    keys = list(dict.fromkeys((line.image is None, line.number if line.image is None else line.image) for _, line in pairs))
+    images = [3, 0, 3, 5, len(keys) - 1]
+    drawn = [
+        (tokenized, line_of(line, at))
+        for at, image in enumerate(images)
+        for tokenized, line in pairs
+        if (line.image is None, line.number if line.image is None else line.image) == keys[image]
+    ]
+    drawn = [(tokenized, msgspec.structs.replace(line, vision=line.vision or (0.0, 0.0))) for tokenized, line in drawn]
+    found, expected = aggregate_of(pairs).resampled(images), aggregate_of(drawn)
+    assert found.figures() == expected.figures() and found.positions() == expected.positions()
+    assert found.total("tokens") == expected.total("tokens") and found.images == 5
+
+
+def test_memory_is_that_of_the_columns():
+    """Texts and lists of a line are forgotten once it is added."""
+    line, count = metrics_of_layers(64, text="word " * 2000), 500
+    pairs = [(tokenized_line(i, image=i // 4), msgspec.structs.replace(line, number=i, image=i // 4)) for i in range(count)]
+    bytes_per_line = 8 * (22 + 64) + 24 * (len(line.prompt_kld) + len(line.answer_kld))
+    tracemalloc.start()
+    aggregate = aggregate_of(pairs)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert aggregate.total("lines") == count
+    assert used < 1.25 * count * bytes_per_line + 65_536  # arrays grow by an eighth; worst lines, names and images
+
+
+def metrics_of_layers(n_layer, **changes):
+    return line_metrics(1, states=[(0.1, 1.0)] * n_layer, prompt_kld=[0.1] * 40, answer_kld=[0.1] * 2, **changes)
 
 
 def test_tasks_are_figures_of_their_own_lines():
