@@ -14,16 +14,17 @@ import msgspec
 from .decode.sampling import Sampling
 from .inference.answer_metrics import CUT, AnswerFigures
 from .inference.session_options import Opening, sampling_options, session_options
+from .terminal.option_groups import Command, option
 from .terminal.output import debug_option, main_of, plain, print_json, tell
 
 
-@click.command(epilog='Example: python -m cobra_edge.run BUNDLE --image scene.png --prompt "What is in the image?"')
-@click.option("--image", type=click.Path(path_type=Path), help="An image; leave it out for a text-only model.")
-@click.option("--prompt", required=True, help="The question.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="The answer's limit.")
+@click.command(cls=Command, epilog='Example: cobra-edge run BUNDLE --image scene.png --prompt "What is in the image?"')
+@option("--image", group="input", type=click.Path(path_type=Path), help="Image file. A text-only model takes none.")
+@option("--prompt", group="input", required=True, help="Question.")
+@option("--max-new-tokens", group="generation", type=click.IntRange(1), default=256, help="Maximum length of the answer.")
 @sampling_options
 @session_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of streaming the answer.")
 @debug_option
 def command(opening: Opening, image: Path | None, prompt: str, max_new_tokens: int, sampling: Sampling, as_json: bool) -> None:
     """Ask BUNDLE a question, about an image or not, and stream the answer.

@@ -14,6 +14,7 @@ from ..decode.backends import DEVICES, KERNELS
 from ..decode.decoder import ACTIVATIONS, DecoderOptions
 from ..decode.sampling import Sampling
 from ..environment.threads import use_threads
+from ..terminal.option_groups import option
 from ..vision.runtimes import RUNTIME_NAMES
 from .session import Session, load
 
@@ -43,11 +44,12 @@ def _use(_context: click.Context, _parameter: click.Parameter, threads: int | No
 
 
 # Every command's that computes; before any of its work, so that torch is not imported yet.
-threads_option = click.option(
+threads_option = option(
     "--threads",
+    group="advanced",
     type=click.IntRange(1, 1024),
     callback=_use,
-    help="Threads on a processor; default: one a physical core that this process may use, or OMP_NUM_THREADS.",
+    help="Threads on a processor; default: OMP_NUM_THREADS, or one per physical core that this process may use.",
 )
 
 
@@ -55,15 +57,16 @@ def session_options(command: Command) -> Command:
     """Give a command the argument BUNDLE and the options of what runs it; it gets them as `opening`, an `Opening`."""
 
     @click.argument("bundle", type=click.Path(path_type=Path))
-    @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where it runs.")
-    @click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder.")
-    @click.option("--vision-runtime", type=click.Choice(RUNTIME_NAMES), default="auto", show_default=True, help="What sees.")
-    @threads_option
-    @click.option(
+    @option("--device", group="model", type=click.Choice(DEVICES), default="auto", help="Device that runs the model.")
+    @option("--decoder-kernels", group="model", type=click.Choice(KERNELS), default="auto", help="Decoder backend.")
+    @option("--vision-runtime", group="model", type=click.Choice(RUNTIME_NAMES), default="auto", help="Vision runtime.")
+    @option(
         "--activations",
+        group="model",
         type=click.Choice(ACTIVATIONS),
-        help="What enters a product; int8: faster. Default: as the bundle's recipe says.",
+        help="Precision of the activations in quantized matrix products; int8 is faster. Default: that of the bundle's recipe.",
     )
+    @threads_option
     @functools.wraps(command)
     def opened(
         *arguments: Any,
@@ -84,10 +87,16 @@ def session_options(command: Command) -> Command:
 def sampling_options(command: Command) -> Command:
     """Give a command the options of how tokens are chosen; it gets them as `sampling`, or InputError is raised."""
 
-    @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 always takes the likeliest token.")
-    @click.option("--top-k", type=int, default=0, help="Choose among the k likeliest tokens; 0 for all.")
-    @click.option("--top-p", type=float, default=1.0, help="Choose among the likeliest tokens that hold this share.")
-    @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same answer.")
+    @option("--temperature", group="generation", type=float, default=0.0, help="Sampling temperature; 0 is greedy decoding.")
+    @option("--top-k", group="generation", type=int, default=0, help="Sample from the k most probable tokens; 0 disables it.")
+    @option(
+        "--top-p",
+        group="generation",
+        type=float,
+        default=1.0,
+        help="Sample from the smallest set of tokens with this total probability.",
+    )
+    @option("--seed", group="generation", type=int, default=0, help="Seed of the sampler.")
     @functools.wraps(command)
     def sampled(*arguments: Any, temperature: float, top_k: int, top_p: float, seed: int, **others: Any) -> Any:
         return command(*arguments, sampling=Sampling(temperature, top_k, top_p, seed), **others)

@@ -33,6 +33,7 @@ from rich.text import Text
 
 from ..errors import CobraEdgeError, InputError, MachineError
 from . import usage
+from .option_groups import option
 
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141  # what a shell shows for a program that writes to a reader who has left
@@ -110,8 +111,9 @@ def _listen(_context: click.Context, _parameter: click.Parameter, wanted: bool) 
 
 
 # Every command's; whether it was given is afterwards told by the level of the root logger.
-debug_option = click.option(
+debug_option = option(
     "--debug",
+    group="general",
     is_flag=True,
     is_eager=True,
     expose_value=False,

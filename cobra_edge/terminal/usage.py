@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .option_groups import write_example, write_option_groups
 from .suggestions import COMMAND_SYNONYMS, OPTION_SYNONYMS, close_matches, meant
 
 HELP_NAMES = ["-h", "--help"]
@@ -29,6 +30,15 @@ class Group(click.Group):
         if not args and not ctx.resilient_parsing:
             raise BareGroupError(ctx)
         return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See click."""
+        write_option_groups(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See click."""
+        write_example(self, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See click, which cuts a command's one sentence off after 45 characters."""

@@ -343,7 +343,7 @@ def test_inspect_tells_which_decoders_run_the_bundle_here(mini_bundle, monkeypat
 def test_help_has_an_example(command, capfd):
     assert run_command(whole, [command, "--help"]) == 0
     text = capfd.readouterr().out
-    assert "Example: " in text and (command == "bench" or "--debug" in text)
+    assert "Example:" in text and (command == "bench" or "--debug" in text)
 
 
 def test_every_command_is_a_module_too():

@@ -1,5 +1,6 @@
 """What a command line gets to hear: help, near names, and our own words where it cannot be read."""
 
+import shlex
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from bench.__main__ import command as laboratory
 from cobra_edge.bench.command import LABORATORY
 from cobra_edge.cli import COMMANDS
 from cobra_edge.cli import command as cobra_edge
+from cobra_edge.terminal.option_groups import Command, GroupedOption
 from cobra_edge.terminal.output import run_command
 from cobra_edge.terminal.suggestions import COMMAND_SYNONYMS, OPTION_SYNONYMS, close_matches, near_matches
 
@@ -50,7 +52,19 @@ def test_help_comes_by_either_name_and_fits_a_terminal(
         texts.append(capfd.readouterr().out)
     assert texts[0] == texts[1] and texts[0].startswith("Usage: ")
     assert max(map(len, texts[0].splitlines())) <= 80
-    assert "-h, --help" in texts[0] and "Example: " in texts[0].replace("Examples: ", "Example: ")
+    assert "-h, --help" in texts[0] and "Example:" in texts[0]
+
+
+@pytest.mark.parametrize("path", [path for path, command in ALL if isinstance(command, Command)], ids=" ".join)
+def test_every_option_has_a_group_and_the_example_can_be_read(path: tuple[str, ...]) -> None:
+    command = dict(ALL)[path]
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert isinstance(parameter, GroupedOption) and parameter.help, parameter.name
+    example = (command.epilog or "").removeprefix("Example: ")
+    words = shlex.split(example)
+    assert words[: len(path) + 1] == ["cobra-edge", *path]
+    command.make_context(path[-1], words[len(path) + 1 :])  # raises where an option of it is unknown
 
 
 @pytest.mark.parametrize("module", ["cobra_edge", "cobra_edge.run", "cobra_edge.regress"])
