@@ -183,7 +183,7 @@ class Aggregate:
 
     def _accuracy_change(self, task: str | None, interval: bool = True) -> Figure:
         gained, lost, lines = (self._by_image(name, task) for name in ("gained", "lost", "lines"))
-        if not interval or self._single(np.count_nonzero(lines)):
+        if not interval or self._single(int((lines > 0).sum())):
             return Figure(float((gained.sum() - lost.sum()) / lines.sum()))
         return Figure.of(intervals.difference_of_shares(gained, lost, lines))
 

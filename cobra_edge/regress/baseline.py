@@ -1,4 +1,4 @@
-"""What a build is compared with: golden lines in its own bundle, another bundle, or a checkpoint."""
+"""The baseline of a build: golden lines in its own bundle, another bundle, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Reference:
     Attributes:
         kind: "golden", "bundle" or "checkpoint".
         name: of the file or directory.
-        fingerprint: what it is, for telling two runs apart.
-        computed_by: what runs or ran it.
-        golden: the golden lines, where they are the baseline; other baselines' distributions are whole.
-        readings: gives what it makes of a suite's lines, from an index on.
+        fingerprint: identifies its content.
+        computed_by: what runs it, or ran it.
+        golden: the golden lines if they are the baseline; the distributions of other baselines are not truncated.
+        predictions: yields the predictions of a suite's lines, from an index on.
         session: of a bundle; None for others.
         checkpoint: an opened `model.checkpoint.Checkpoint`; None for others.
     """
@@ -48,13 +48,13 @@ def open_baseline(wanted: str, bundle: Bundle, open_session: Callable[[Bundle], 
     """Open a baseline.
 
     Args:
-        wanted: "fp16" for the bundle's golden lines, the directory of a bundle, or a checkpoint as an export takes it.
+        wanted: "fp16" for the golden lines of the bundle, the directory of a bundle, or a checkpoint as for an export.
         bundle: the build.
-        open_session: opens another bundle as the build is opened.
+        open_session: opens another bundle with the options of the build.
 
     Raises:
-        InputError: it is of another model, or nothing of that name is there.
-        MachineError: a checkpoint's libraries are missing.
+        InputError: the baseline is of another model, or does not exist.
+        MachineError: a library that a checkpoint needs is not installed.
     """
     if wanted == FP16:
         return _golden(bundle)
@@ -90,10 +90,10 @@ def _bundle(directory: Path, build: Bundle, open_session: Callable[[Bundle], Ses
     if ours.model != theirs.model or ours.source.sha256 != theirs.source.sha256:
         raise InputError(
             f"--baseline {directory}: made from {theirs.source.id} ({theirs.source.sha256[:12]}), this build from "
-            f"{ours.source.id} ({ours.source.sha256[:12]}); drift is between builds of one checkpoint"
+            f"{ours.source.id} ({ours.source.sha256[:12]}); only builds of one checkpoint can be compared"
         )
     if ours.files[TOKENIZER].sha256 != theirs.files[TOKENIZER].sha256:
-        raise InputError(f"--baseline {directory}: its tokenizer is another; export both with the same one")
+        raise InputError(f"--baseline {directory}: its tokenizer differs; export both bundles with the same one")
     session = open_session(other)
     vision = "" if session.vision is None else f"; vision by {session.vision.name}"
     by = f"{session.decoder.name}, {theirs.recipe.scheme}{vision}"
@@ -122,8 +122,8 @@ def _checkpoint(source: str, build: Bundle) -> Reference:
     digest, ours = hashed(checkpoint), build.manifest.source
     if checkpoint.config != build.manifest.model or digest != ours.sha256:
         raise InputError(
-            f"--baseline {source}: {checkpoint.source_id} ({digest[:12]}) is not the checkpoint this build was made from, "
-            f"{ours.id} ({ours.sha256[:12]}); drift is between builds of one checkpoint"
+            f"--baseline {source}: {checkpoint.source_id} ({digest[:12]}) is not the checkpoint of this build, "
+            f"{ours.id} ({ours.sha256[:12]}); only builds of one checkpoint can be compared"
         )
     codec, _ = build.text()
 

@@ -1,6 +1,6 @@
-"""Try recipes in memory: how far the model would drift, before anything is written.
+"""Evaluation of recipes in memory: the drift of each, before anything is written.
 
-The runtime is the one that a bundle would have, over weights in memory. Visual embeddings are the float model's.
+The decoder is that of a bundle, with weights in memory. Visual embeddings are those of the float model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KEEP_BYTES = 2 << 30  # of quantized matrices, for recipes that share them
 
 
 class RecipeEvaluation:
-    """A checkpoint and questions: gives the drift of any recipe.
+    """Measures the drift of any recipe, for one checkpoint and some questions.
 
     Attributes:
         lines: how many questions.
@@ -81,7 +81,7 @@ class RecipeEvaluation:
         """Return the mean KLD from the float model over the answers, nats; infinity where an answer is not finite.
 
         Args:
-            recipe: with the method, rotations and activations of the trial; what it does not name is float32.
+            recipe: with the method, rotations and activations of this evaluation; what it does not name is float32.
 
         Raises:
             InputError: a matrix does not fit its scheme.
@@ -116,15 +116,13 @@ class RecipeEvaluation:
     def _answers(self, recipe: Recipe, tensors: dict[str, np.ndarray | QuantizedTensor]) -> Iterator[np.ndarray]:
         """Yield for each line the logits before each token of its answer (answer, vocab); lines of an image together."""
         decoder = open_weights(Weights(self._checkpoint.config.mamba, recipe, tensors, "weights in memory"))
-        tokenized, looked = self._questions, list[tuple[int, DecoderState]]()
-        for line in sorted(
-            range(len(tokenized.tokens)), key=lambda i: (tokenized.image_of[i] is not None, tokenized.image_of[i] or 0)
-        ):
-            state, image = decoder.new_state(), tokenized.image_of[line]
+        asked, looked = self._questions, list[tuple[int, DecoderState]]()
+        for line in sorted(range(len(asked.tokens)), key=lambda i: (asked.image_of[i] is not None, asked.image_of[i] or 0)):
+            state, image = decoder.new_state(), asked.image_of[line]
             if image is not None:
                 if not looked or looked[0][0] != image:
                     decoder.prefill(self._visual[image], state)
                     looked = [(image, state)]
                 state = looked[0][1].copy()
-            start = tokenized.answer_from[line] - 1
-            yield decoder.forward(decoder.embed(tokenized.tokens[line][:-1]), state)[start:]
+            start = asked.answer_from[line] - 1
+            yield decoder.forward(decoder.embed(asked.tokens[line][:-1]), state)[start:]

@@ -1,4 +1,4 @@
-"""Which questions a run asks: the bundle's golden lines, the embedded held-out suite, or a file."""
+"""Selection of the suite of a run: the golden lines of the bundle, the embedded held-out suite, or a file."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def select_suite(
     skip_bad: bool = False,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> TokenizedSuite:
-    """Return what is asked.
+    """Return the suite of a run, tokenized.
 
     Args:
-        bundle: whose tokenizer and template.
-        golden: the golden lines where they are the baseline: without a file they are the suite.
-        file: JSON lines; None for the golden lines, or without those the embedded held-out suite.
-        wanted: at most so many lines, spread evenly over the tasks; None for all.
-        skip_bad: leave out lines that are not what they should be, and count them.
-        on_image: told how many images were looked through, and of how many.
+        bundle: with tokenizer and template.
+        golden: the golden lines if they are the baseline; they are the suite if no file is given.
+        file: JSON lines; None for the golden lines, or the embedded held-out suite if these are not the baseline.
+        wanted: maximum number of lines, spread evenly over the tasks; None for all.
+        skip_bad: skip invalid lines, and record the reasons.
+        on_image: called with the number of images checked, and their total.
 
     Raises:
-        InputError: unreadable, empty, a bad line or an image that cannot be decoded, its number named.
+        InputError: unreadable, empty, or an invalid line or image; the message names the line number.
     """
     if file is None and golden is not None:
         suite = golden.suite
@@ -47,24 +47,24 @@ def select_suite(
         suite = tokenized_suite(
             (file or HELDOUT).name, numbered, directory.joinpath, codec, template, sees=sees, skipped=skipped
         )
-        suite = _readable(suite, skip_bad, on_image)
+        suite = _without_unreadable(suite, skip_bad, on_image)
     return suite if wanted is None or wanted >= len(suite.lines) else suite.part(wanted)
 
 
-def _readable(suite: TokenizedSuite, skip_bad: bool, on_image: Callable[[int, int], None]) -> TokenizedSuite:
-    """Return the suite without lines whose images cannot be decoded: known before anything is measured."""
-    flaws = dict[int, str]()
+def _without_unreadable(suite: TokenizedSuite, skip_bad: bool, on_image: Callable[[int, int], None]) -> TokenizedSuite:
+    """Return the suite without lines whose images cannot be decoded; checked before anything is measured."""
+    errors = dict[int, str]()
     for index in range(len(suite.images)):
         on_image(index, len(suite.images))
         try:
             load_image(suite.load(index))
         except InputError as error:
-            flaws[index] = str(error)
-    lost = {tokenized.number: flaws[tokenized.image] for tokenized in suite.lines if tokenized.image in flaws}
-    if lost and not skip_bad:
-        number, reason = next(iter(lost.items()))
-        raise InputError(f"{suite.name}, line {number}: {reason}; mend it, or leave such lines out with --skip-bad")
-    left = [tokenized for tokenized in suite.lines if tokenized.number not in lost]
+            errors[index] = str(error)
+    skipped = {tokenized.number: errors[tokenized.image] for tokenized in suite.lines if tokenized.image in errors}
+    if skipped and not skip_bad:
+        number, reason = next(iter(skipped.items()))
+        raise InputError(f"{suite.name}, line {number}: {reason}; fix it, or skip such lines with --skip-bad")
+    left = [tokenized for tokenized in suite.lines if tokenized.number not in skipped]
     if not left:
-        raise InputError(f"{suite.name}: no line is left; every one was skipped")
-    return replace(suite, lines=left, skipped=suite.skipped | lost)
+        raise InputError(f"{suite.name}: all lines were skipped; fix at least one")
+    return replace(suite, lines=left, skipped=suite.skipped | skipped)

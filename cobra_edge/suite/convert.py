@@ -1,4 +1,4 @@
-"""Convert: make a suite of a published benchmark's files.
+"""`regress convert`: convert the files of a published benchmark to a suite.
 
 python -m cobra_edge.regress convert pope --questions coco_pope_random.json --images val2014 --out pope-random.jsonl
 """
@@ -16,28 +16,36 @@ from rich.table import Table
 
 from ..errors import InputError
 from ..files.staging import check_file_goal
+from ..terminal.option_groups import Command, option
 from ..terminal.output import cell, debug_option, print_json, results, say
 from .benchmarks import READERS, Sources
 from .line import Line
 from .reader import flaw_of, missing_image, name_on_disk, write_suite
 
+_PATH = click.Path(path_type=Path)
+
 
 @click.command(
     name="convert",
+    cls=Command,
+    help=f"""Convert the files of a published benchmark to a suite. Nothing is downloaded, and images stay in place.
+
+    BENCHMARK is one of {", ".join(READERS)}.
+
+    Exit codes: 0 done; 2 bad input; 3 missing on this machine; 130 interrupted.
+    """,
     epilog="Example: python -m cobra_edge.regress convert pope --questions coco_pope_random.json --images val2014 --out "
     "pope-random.jsonl",
 )
-@click.argument("benchmark", type=click.Choice(list(READERS)))
-@click.option("--questions", type=click.Path(path_type=Path), required=True, help="The benchmark's questions.")
-@click.option(
-    "--annotations", type=click.Path(path_type=Path), help="Its answers, where they are a file of their own (vqa-v2)."
-)
-@click.option("--ocr", type=click.Path(path_type=Path), help="Words found in the images, to be added to prompts (textvqa).")
-@click.option("--images", type=click.Path(path_type=Path), required=True, help="Directory of the images.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The suite, JSON lines.")
-@click.option("--force", is_flag=True, help="Replace a file that is already there.")
-@click.option("--skip-bad", is_flag=True, help="Leave out and count lines without an image, or that cannot be scored.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument("benchmark", metavar="BENCHMARK", type=click.Choice(list(READERS)))
+@option("--questions", group="input", type=_PATH, required=True, help="File of the questions.")
+@option("--annotations", group="input", type=_PATH, help="File of the answers, if separate (vqa-v2).")
+@option("--ocr", group="input", type=_PATH, help="File of the words in the images, to add to the prompts (textvqa).")
+@option("--images", group="input", type=_PATH, required=True, help="Directory of the images.")
+@option("--skip-bad", group="input", is_flag=True, help="Skip and count lines without an image, or that cannot be scored.")
+@option("--out", group="output", type=_PATH, required=True, help="Suite to write (JSON lines).")
+@option("--force", group="output", is_flag=True, help="Replace an existing file.")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
 @debug_option
 def command(
     benchmark: str,
@@ -50,13 +58,10 @@ def command(
     skip_bad: bool,
     as_json: bool,
 ) -> None:
-    """Make a suite of BENCHMARK's own files; nothing is fetched, images stay where they are.
-
-    Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
-    """
+    """Convert the files of a benchmark to a suite."""
     check_file_goal(out, force=force)
     if not images.is_dir():
-        raise InputError(f"{images} is no directory; give the one of the images with --images")
+        raise InputError(f"{images} is not a directory; give --images the directory of the images")
     read = READERS[benchmark].read(Sources(questions, annotations, ocr))
     lines, skipped = _usable(read, questions, images, skip_bad)
     start = os.path.relpath(os.path.realpath(images), os.path.realpath(out.parent))
@@ -72,7 +77,7 @@ def command(
     for task, count in tasks.items():
         table.add_row(cell(task), f"{count:,}")
     results.print(table)
-    say(f"{len(lines):,} lines about {n_images:,} images, {skipped:,} skipped")
+    say(f"{len(lines):,} lines, {n_images:,} images, {skipped:,} skipped")
     say(f"suite: {out}")
 
 

@@ -1,4 +1,4 @@
-"""Lines made by hand, suites and runs, for tests of the regression harness."""
+"""Lines, suites and runs for tests of `regress`."""
 
 from __future__ import annotations
 

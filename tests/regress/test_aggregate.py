@@ -1,4 +1,4 @@
-"""What becomes of a line, and of all lines: every figure beside plain numpy over values made by hand."""
+"""Line metrics and their aggregate: every figure compared with plain numpy over synthetic values."""
 
 import math
 import tracemalloc
@@ -20,12 +20,12 @@ from cobra_edge.suite.scoring import METRICS
 from .regress_lines import line_metrics, plain_kl, random_log_probs, tokenized_line
 
 
-def made(count=40, seed=0, blind=False):
-    """Return pairs of lines: three an image, of two tasks, answers of two to five tokens, all of it drifting."""
+def made(count=40, seed=0, text_only=False):
+    """Return pairs of lines with drift: three per image, two tasks, answers of two to five tokens."""
     rng, pairs = np.random.default_rng(seed), []
     for number in range(1, count + 1):
         task = ("color", "count")[number % 2]
-        image = None if blind or number % 7 == 0 else number // 3
+        image = None if text_only or number % 7 == 0 else number // 3
         tokens = int(rng.integers(2, 6))
         reference = -rng.random(tokens)
         reply, other = ([int(t) for t in rng.integers(0, 3, rng.integers(0, 4))] for _ in range(2))
@@ -99,23 +99,23 @@ def references(lines):
     }
 
 
-@pytest.mark.parametrize("blind", [False, True])
-def test_every_measure_is_what_plain_sums_say(blind):
-    pairs = made(blind=blind)
+@pytest.mark.parametrize("text_only", [False, True])
+def test_every_measure_is_what_plain_sums_say(text_only):
+    pairs = made(text_only=text_only)
     expected = {name: value for name, value in references([line for _, line in pairs]).items() if value is not None}
     aggregate = aggregate_of(pairs)
     values = aggregate.values()
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-9)
-    assert set(expected) == set(MEASURES) - ({"vision_error"} if blind else set())
+    assert set(expected) == set(MEASURES) - ({"vision_error"} if text_only else set())
     figures = aggregate.figures()
-    # Tasks' and layers' too: an export judges by a budget that a run of the harness wrote.
+    # Those of tasks and layers too: an export judges by a budget that `regress` wrote.
     assert {name: figure.value for name, figure in figures.items()} == pytest.approx(values, rel=1e-9)
     assert {"accuracy.color", "accuracy_change.count", "state_error.2"} <= set(values)
     for name, figure in figures.items():
         assert figure.low <= figure.value <= figure.high, name
         if name != "kld_max":
             assert figure.low < figure.high, name
-    assert not blind or "vision_error" not in figures
+    assert not text_only or "vision_error" not in figures
 
 
 def test_lines_are_counted():
@@ -127,25 +127,25 @@ def test_lines_are_counted():
     assert aggregate.largest("prompt_tail") == max(line.prompt_tail for line in lines)
     assert aggregate.largest("tail") == max(line.tail for line in lines)
     assert aggregate.largest("kept") == max(line.kept for line in lines)
-    assert aggregate_of(made(blind=True)).images == 40
+    assert aggregate_of(made(text_only=True)).images == 40
 
 
 def test_intervals_are_of_images():
-    """Lines of one image are drawn together, and a line about none is drawn alone."""
+    """Lines of one image are resampled together, a line without an image alone."""
     lines = [line for _, line in made()]
     groups = {}
     for line in lines:
         groups.setdefault(("text", line.number) if line.image is None else line.image, []).append(line)
     sums = np.array([sum(sum(line.answer_kld) for line in of) for of in groups.values()])
     counts = np.array([sum(len(line.answer_kld) for line in of) for of in groups.values()])
-    alike = np.array([sum(line.reply == line.reference_reply for line in of) for of in groups.values()], float)
+    matches = np.array([sum(line.reply == line.reference_reply for line in of) for of in groups.values()], float)
     each = np.array([float(len(of)) for of in groups.values()])
     gained, lost = (np.array([sum(line.score - line.reference_score == way for line in of) for of in groups.values()], float)
                     for way in (1, -1))  # fmt: skip
     values = [np.concatenate([line.answer_kld for line in of]) for of in groups.values()]
     figures = aggregate_of(made()).figures()
     assert figures["kld_mean"] == Figure.of(intervals.mean(sums, counts))
-    assert figures["greedy_match"] == Figure.of(intervals.share(alike, each))
+    assert figures["greedy_match"] == Figure.of(intervals.share(matches, each))
     assert figures["accuracy_change"] == Figure.of(intervals.difference_of_shares(gained, lost, each))
     assert figures["kld_p90"] == Figure.of(intervals.quantile(values, 0.9))
     alone = aggregate_of(
@@ -350,10 +350,10 @@ def test_a_line_compared_by_hand(kept):
     tokenized = tokenized_line(3)
     reference, build = predictions_of(tokenized)
     targets = np.array(tokenized.tokens[1:])
-    told = reference
+    truth = reference
     if kept:
-        told = Prediction(TopTokens.of(reference.log_probs, targets), reference.state, reference.reply, reference.embeddings)
-    line = measure_line(tokenized, told, build, lambda tokens: {(5, 6): "Green", (5,): "Red"}[tuple(tokens)])
+        truth = Prediction(TopTokens.of(reference.log_probs, targets), reference.state, reference.reply, reference.embeddings)
+    line = measure_line(tokenized, truth, build, lambda tokens: {(5, 6): "Green", (5,): "Red"}[tuple(tokens)])
     p, q = reference.log_probs, build.log_probs
     exact = plain_kl(p, q)
     assert line.prompt_kld + line.answer_kld == pytest.approx(exact, abs=1e-5 if kept else 1e-12)
@@ -377,5 +377,5 @@ def test_what_is_not_finite_has_no_distance(broken):
     tokenized = tokenized_line(17)
     reference, build = predictions_of(tokenized)
     getattr(build, broken)[1, 2] = np.nan
-    with pytest.raises(DriftError, match="line 17: the build's answer is not finite where the reference's is"):
+    with pytest.raises(DriftError, match="line 17: the build's logits or states are not finite"):
         measure_line(tokenized, reference, build, str)

@@ -108,9 +108,9 @@ def test_a_fault_is_found_where_it_was_planted(tiny, tmp_path, name):
 def test_rounded_activations_are_a_part(tiny):
     session, reference, suite = opened(tiny("int8 activations"), tiny.source)
     parts = named(attribution(session, reference, suite, ONE))
-    assert 0 < parts["decoder, activations left float"].kld_mean < parts["decoder"].kld_mean
+    assert 0 < parts["decoder, float activations"].kld_mean < parts["decoder"].kld_mean
     session, reference, suite = opened(tiny("plain"), tiny.source)
-    assert "decoder, activations left float" not in named(attribution(session, reference, suite, ONE))
+    assert "decoder, float activations" not in named(attribution(session, reference, suite, ONE))
 
 
 def test_golden_lines_have_no_layers_to_try(tiny_bundle):
@@ -121,14 +121,17 @@ def test_golden_lines_have_no_layers_to_try(tiny_bundle):
     assert found.parts[0].kld_mean > 0 and found.layers == found.tensors == ()
     last = found.parts[-1]
     assert last.kld_mean is None and last.note == (
-        "golden lines hold no weights; give --baseline with the checkpoint or an fp16 bundle"
+        "golden lines contain no weights; give --baseline with the checkpoint or an fp16 bundle"
     )
 
 
 def test_a_rotated_baseline_has_none_either(tiny):
     session, reference, suite = opened(tiny("plain"), tiny("rotated gptq"))
     found = attribution(session, reference, suite, ONE)
-    assert found.layers == () and "rotated or scaled; give the checkpoint or a plain fp16 bundle" in found.parts[-1].note
+    assert (
+        found.layers == ()
+        and "rotated or scaled; give --baseline with the checkpoint or a plain fp16 bundle" in found.parts[-1].note
+    )
 
 
 def test_float_tensors_of_a_plain_build_are_the_models_own(tiny):
@@ -165,7 +168,8 @@ def test_golden_lines_cannot_tell_vision_from_the_decoder_s_weights(narrow):
     found = named(attribution(Session(bundle, options=ONE), reference, reference.golden.suite.part(4), ONE))
     assert found["decoder"].kld_mean < 1e-8 < found["everything"].kld_mean
     assert (
-        found["vision tower and projector"].kld_mean is None and "hold no weights" in found["vision tower and projector"].note
+        found["vision tower and projector"].kld_mean is None
+        and "contain no weights" in found["vision tower and projector"].note
     )
 
 

@@ -1,4 +1,4 @@
-"""The float model's readings: beside the plain torch model, the runtime that ships, and greedy answers token by token."""
+"""Predictions of the float model, compared with plain torch, the runtime that ships, and greedy decoding token by token."""
 
 from dataclasses import replace
 
@@ -136,8 +136,8 @@ def test_images_are_read_as_by_the_plain_model_however_it_is_batched(mini, token
 def test_the_runtime_that_ships_reads_the_same(mini, tokenized, look):
     """Its 16-bit matrices and the vision graph are the whole difference."""
     session = Session(mini[1])
-    told = float_predictions(mini[0], tokenized.lines, look, replies_end_with=session.codec.end_id)
-    for theirs, ours, line in zip(told, predictions(session, tokenized), tokenized.lines, strict=True):
+    found = float_predictions(mini[0], tokenized.lines, look, replies_end_with=session.codec.end_id)
+    for theirs, ours, line in zip(found, predictions(session, tokenized), tokenized.lines, strict=True):
         assert_close(ours.log_probs, theirs.log_probs, "decoder", "float16")
         assert_close(ours.state, theirs.state, "decoder", "float16")
         assert ours.reply == theirs.reply and (ours.embeddings is None) == (line.image is None)
@@ -186,7 +186,7 @@ def test_an_answer_that_the_model_gives_is_its_reply(tiny):
     given = [*said[: said.index(end)], end]
     asked_so = replace(question, answer=given)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(float_reference, "reply_limit", None)  # asked for by who generates
+        patch.setattr(float_reference, "reply_limit", None)  # used only to generate
         patch.setattr(TextCodec, "encode", None)
         real, blocks = float_reference.stream_blocks, []
         patch.setattr(float_reference, "stream_blocks", lambda *given: blocks.append(1) or real(*given))
@@ -232,7 +232,7 @@ def test_a_float_model_that_overflows_is_refused_with_the_line(tiny):
     suite = suite_of(tiny[1], [Line("What is red?", "No", "t")])
     line = TokenizedLine(17, suite.lines[0].line, suite.lines[0].prompt, suite.lines[0].answer, None)
     wrong = dict(tiny[0].decoder) | {"backbone.norm_f.weight": torch.full((128,), 3e38)}
-    with pytest.raises(InputError, match="line 17: the float model itself gives logits that are not finite"):
+    with pytest.raises(InputError, match="line 17: the logits of the float model are not finite"):
         list(float_predictions(replace(tiny[0], decoder=wrong), [line], lambda images: []))
 
 

@@ -110,7 +110,7 @@ with locked(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_a_second_run_into_one_report_is_refused_and_told_who_has_it(tmp_path):
+def test_a_second_run_into_one_report_is_refused_with_the_process_of_the_first(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"
@@ -135,7 +135,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog,
     monkeypatch.setattr("filelock.FileLock.acquire", lambda *_, **__: (_ for _ in ()).throw(error))
     with locked(tmp_path):
         pass
-    assert "this file system has no locks" in caplog.text
+    assert "this file system does not support locks" in caplog.text
 
 
 def test_a_directory_that_cannot_be_locked_is_refused(tmp_path, monkeypatch):

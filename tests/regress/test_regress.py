@@ -1,4 +1,4 @@
-"""The command, end to end: exit codes, what is refused, runs that are interrupted, repeated, and long."""
+"""The command, end to end: exit codes, refusals, interrupted runs, repeated runs, long suites."""
 
 import dataclasses
 import json
@@ -107,14 +107,14 @@ def test_two_runs_give_the_same_report(regress, lax, tmp_path):
 
 def test_the_budget_that_ships(regress):
     code, out, _ = regress("--json")
-    assert code in (0, 1) and json.loads(out)["budget"] == "the budget that ships" and json.loads(out)["verdicts"]
+    assert code in (0, 1) and json.loads(out)["budget"] == "the default budget" and json.loads(out)["verdicts"]
 
 
 def test_todays_figures_become_the_budget(regress, build, tmp_path):
     """What was written passes at once; a build of another scheme finds nothing there."""
     file = tmp_path / "new.toml"
     code, _, err = regress("--budget", file, "--update-budget", "--margin", "0.1")
-    assert code == 0 and "limits of w4a16-g128 written; look at them before you commit" in err
+    assert code == 0 and "limits of w4a16-g128; review them before you commit" in err
     limits = read_budget(file).schemes["w4a16-g128"]
     assert {"kld_mean", "top1_agreement", "vision_error", "state_error.0", "state_error.3"} <= set(limits)
     code, out, _ = regress("--budget", file, "--json")
@@ -167,7 +167,7 @@ def test_a_suite_of_which_nothing_is_left(regress, tmp_path):
     suite = write_lines(tmp_path, [b'{"prompt": "p", "answer": "a", "task": "t", "image": "corrupt.png"}'])
     (tmp_path / "corrupt.png").write_bytes(b"")
     code, _, err = regress("--suite", suite, "--skip-bad")
-    assert code == 2 and "no line is left; every one was skipped" in err
+    assert code == 2 and "all lines were skipped" in err
 
 
 def test_a_suite_about_one_image(regress, known, tmp_path):
@@ -178,7 +178,7 @@ def test_a_suite_about_one_image(regress, known, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("--baseline", "TINY"), 2, "drift is between builds of one checkpoint"),
+        (("--baseline", "TINY"), 2, "only builds of one checkpoint can be compared"),
         (("--baseline", "/nowhere"), 2, "/nowhere"),
         (("--budget", "/nowhere.toml"), 2, "No such file"),
         (("--update-budget",), 2, "--update-budget needs --budget, the file to write"),
@@ -193,7 +193,7 @@ def test_a_suite_about_one_image(regress, known, tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(regress, tiny_bundle, monkeypatch, arguments, code, says):
-    monkeypatch.setattr(runner, "_measure_lines", None)  # before anything is measured
+    monkeypatch.setattr(runner, "_aggregate", None)  # before anything is measured
     found, out, err = regress(*(str(tiny_bundle) if a == "TINY" else a for a in arguments))
     assert (found, out) == (code, "") and says in err and "Traceback" not in err and err.count("error: ") == 1
 
@@ -280,7 +280,7 @@ def test_a_run_that_was_interrupted_after_its_last_line_asks_nothing(build, know
     (report / "lines.jsonl").rename(report / "lines.partial.jsonl")
 
     def nothing_is_left(*_):
-        raise ValueError("cannot be asked for no lines")
+        raise ValueError("called without lines")
 
     monkeypatch.setattr(runner, "predictions", nothing_is_left)
     opened = runner.open_baseline
@@ -344,7 +344,7 @@ def peak_mb(*arguments):
 
 
 def test_memory_does_not_grow_with_the_suite(tiny_bundle, tmp_path):
-    """A reading of these lines is 40 kB and more: 1,800 lines of them would be 70 MB."""
+    """A prediction of these lines takes 40 kB or more: 1,800 lines of them would be 70 MB."""
     lax = tmp_path / "lax.toml"
     lax.write_text("[schemes.w8a16-g128]\n")
     peaks = []

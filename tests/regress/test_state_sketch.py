@@ -1,4 +1,4 @@
-"""Sketches of states: distances are kept within what is promised, and the file format's numbers stay what they are."""
+"""State sketches: accuracy of distances, and stability of the file format."""
 
 import zlib
 
@@ -33,8 +33,8 @@ def test_lines_average_it_out():
     """A layer's figure is a root of summed squares over some hundred lines."""
     a, b = states(2 * 400, 1, (256, 16)).reshape(2, 400, 1, 256, 16)
     true = np.square(b.astype(np.float64) - a).sum()
-    told = sum(np.square(state_sketch(y) - state_sketch(x)).sum() for x, y in zip(a, b, strict=True))
-    assert np.sqrt(told / true) == pytest.approx(1, abs=4 * 0.044 / np.sqrt(400))
+    estimate = sum(np.square(state_sketch(y) - state_sketch(x)).sum() for x, y in zip(a, b, strict=True))
+    assert np.sqrt(estimate / true) == pytest.approx(1, abs=4 * 0.044 / np.sqrt(400))
 
 
 def test_it_is_linear():

@@ -1,4 +1,4 @@
-"""A report, or a comparison, as one page that needs nothing else: no network, no script, no font."""
+"""A report, or a comparison, as one self-contained HTML page: no network, no script, no font."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def require_html() -> None:
-    """Raise MachineError where a library is missing that pages need."""
+    """Raise MachineError if a library for HTML pages is not installed."""
     require("report.html", "jinja2", "matplotlib")
 
 
@@ -51,15 +51,15 @@ class WorstRow:
 
 
 def report_html(report: Report, images: Mapping[str, bytes], previous: Report | None = None) -> str:
-    """Return the page.
+    """Return the page of a report.
 
     Args:
-        report: what to show.
-        images: content of image files by the names in `report.worst`; one that is missing is said to be.
-        previous: to compare with; one of another model is not compared, which is said.
+        report: to show.
+        images: contents of image files, by the names in `report.worst`; a missing one is reported in the page.
+        previous: to compare with; if it is of another model, the page says so instead.
 
     Raises:
-        MachineError: jinja2 or matplotlib is not installed. InputError: a report has a name that is no measure's.
+        MachineError: jinja2 or matplotlib is not installed. InputError: a report has an unknown measure.
     """
     require_html()
     from .plots import report_plots
@@ -69,10 +69,10 @@ def report_html(report: Report, images: Mapping[str, bytes], previous: Report | 
         "report.html.j2",
         report=report,
         headline=headline(report),
-        mood="held" if report.passed and report.verdicts else "failed" if not report.passed else "open",
+        status="held" if report.passed and report.verdicts else "failed" if not report.passed else "open",
         rows=measure_rows(report),
         floors=FLOORS,
-        means={name: measure.means for name, measure in MEASURES.items()},
+        descriptions={name: measure.description for name, measure in MEASURES.items()},
         plots=report_plots(report),
         worst=[_worst_row(line, images) for line in report.worst[:_GALLERY]],
         notes=notes_of(report),
@@ -85,7 +85,7 @@ def report_html(report: Report, images: Mapping[str, bytes], previous: Report | 
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """Return a page of a comparison alone. Raises MachineError where jinja2 is not installed."""
+    """Return the page of a comparison. Raises MachineError if jinja2 is not installed."""
     require("a page", "jinja2")
     return _rendered("compare.html.j2", comparison=comparison)
 
@@ -99,7 +99,7 @@ def _rendered(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: plain(value) if type(value) is str else value,  # Markup is ours
+        finalize=lambda value: plain(value) if type(value) is str else value,  # leaves our Markup as it is
     )
     environment.globals.update(format_value=format_value, interval=format_interval, shortened=shortened)
     environment.globals.update(change_cells=change_cells, changes_to_show=changes_to_show)
@@ -117,11 +117,11 @@ def _compared(previous: Report | None, report: Report) -> tuple[Comparison | Non
 
 def _worst_row(line: WorstLine, images: Mapping[str, bytes]) -> WorstRow:
     if line.diverges_at is None:
-        where = "the replies are alike"
+        where = "the replies are equal"
     elif line.reply == line.reference_reply:
-        where = f"the texts are alike, the tokens part at {line.diverges_at}"
+        where = f"the texts are equal, the tokens diverge at {line.diverges_at}"
     else:
-        where = f"the replies part at token {line.diverges_at}"
+        where = f"the replies diverge at token {line.diverges_at}"
     return WorstRow(
         line,
         None if line.image is None else embed_image(line.image, images),
@@ -134,21 +134,21 @@ def _worst_row(line: WorstLine, images: Mapping[str, bytes]) -> WorstRow:
 
 
 def _about(report: Report) -> list[tuple[str, str]]:
-    """Return how it was measured, as pairs of a term and what is said of it."""
+    """Return how the report was measured, as (term, description) pairs."""
     build, times = report.build, report.times
     rotated = ", ".join(build.rotations) or "none"
     return [
-        ("build", f"{build.name}, {build.bundle_bytes / 1e6:,.1f} MB, {build.bits_per_weight:.2f} bits a decoder weight"),
+        ("build", f"{build.name}, {build.bundle_bytes / 1e6:,.1f} MB, {build.bits_per_weight:.2f} bits per decoder weight"),
         ("scheme", f"{build.scheme}, method {build.method}, rotations: {rotated}, vision {build.vision_precision or 'none'}"),
         ("model", f"{build.model}, made from {build.source}, sha256 {build.source_sha256}"),
         ("target", build.target),
         ("fingerprint", build.fingerprint),
-        ("commit", report.commit or "not known"),
+        ("commit", report.commit or "unknown"),
         ("runtime", describe_runtime(report)),
         ("machine", report.runtime.machine),
         ("baseline", describe_baseline(report)),
         ("suite", f"{describe_suite(report)}; sha256 {report.suite.sha256}"),
         ("budget", report.budget or "none"),
-        ("time", f"{times.began}, {times.seconds:.1f} s, {times.lines_per_second:.2f} lines a second"),
+        ("time", f"{times.began}, {times.seconds:.1f} s, {times.lines_per_second:.2f} lines/s"),
         ("software", f"cobra_edge {report.cobra_edge}, report schema {report.schema_version}"),
     ]

@@ -1,4 +1,4 @@
-"""A report as tables for a terminal; texts from files are inert."""
+"""A report as tables for a terminal; text from files is escaped."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .rows import (
     title_of,
 )
 
-_HOW = (("runtime", describe_runtime), ("baseline", describe_baseline), ("suite", describe_suite))
+_METHOD = (("runtime", describe_runtime), ("baseline", describe_baseline), ("suite", describe_suite))
 _WORST_LINES, _WORST_PARTS, _TEXT = 3, 6, 300
 
 
 def report_tables(report: Report) -> list[RenderableType]:
-    """Return what a terminal shows of a report, for `terminal.results.print`.
+    """Return the tables of a report, for `terminal.output.results.print`.
 
     Raises:
-        InputError: the report has a name that is no measure's.
+        InputError: the report has an unknown measure.
     """
     style = "bold red" if not report.passed else "bold green" if report.verdicts else "bold"
     line = cell(shortened(f"{report.build.name}: {headline(report)}", _TEXT))
@@ -42,8 +42,8 @@ def report_tables(report: Report) -> list[RenderableType]:
     if report.tasks:
         shown.append(_tasks(report))
     shown += [*_layers(report), *_attribution(report), *_worst(report), *_not_taken(report)]
-    shown += [cell(shortened(remark, _TEXT)) for remark in notes_of(report)]
-    shown += [cell(shortened(f"{what}: {words(report)}", _TEXT)) for what, words in _HOW]
+    shown += [cell(shortened(note, _TEXT)) for note in notes_of(report)]
+    shown += [cell(shortened(f"{what}: {words(report)}", _TEXT)) for what, words in _METHOD]
     return shown
 
 
@@ -60,7 +60,7 @@ def _measures(report: Report) -> Table:
         f"drift of {title_of(report)}", "measure", "value", "95 % interval", *(f"floor {p}" for p in FLOORS), "limit", "verdict"
     )
     for row in measure_rows(report):
-        limits, words = ("\n".join(side) for side in zip(*row.limits, strict=True)) if row.limits else ("", "not judged")
+        limits, words = ("\n".join(side) for side in zip(*row.limits, strict=True)) if row.limits else ("", "no limit")
         cells = (row.label, row.value, row.interval, *row.floors, limits, words)
         table.add_row(*(cell(text) for text in cells), style="red" if row.failed else None)
     return table
@@ -73,7 +73,7 @@ def _with_interval(name: str, figure: Figure) -> Text:
 
 def _tasks(report: Report) -> Table:
     table = _table(
-        f"tasks, {title_of(report)}", "task", "metric", "lines", "score", "reference", "change", "KLD, mean", "greedy alike"
+        f"tasks, {title_of(report)}", "task", "metric", "lines", "score", "reference", "change", "KLD, mean", "greedy match"
     )
     for task in report.tasks:
         table.add_row(
@@ -124,7 +124,7 @@ def _attribution(report: Report) -> Iterator[Table]:
 
 def _worst(report: Report) -> Iterator[Table]:
     for line in report.worst[:_WORST_LINES]:
-        where = "alike" if line.diverges_at is None else f"free answers part at token {line.diverges_at}"
+        where = "replies equal" if line.diverges_at is None else f"replies diverge at token {line.diverges_at}"
         of = f"line {line.number} ({shortened(line.task, 40)}), {shortened(line.image or 'no image', 80)}"
         table = _table(f"{of}: mean KLD {format_value('kld_mean', line.kld_mean)}, {where}", "", "")
         table.show_header = False
@@ -145,7 +145,7 @@ def _not_taken(report: Report) -> Iterator[Table]:
     rows += [(f"suite line {number}", why) for number, why in sorted(report.suite.skipped.items())]
     if not rows:
         return
-    table = _table("what could not be taken, and why", "", "")
+    table = _table("not measured, and why", "", "")
     table.show_header = False
     table.columns[1].justify = "left"
     for what, why in rows:
