@@ -96,7 +96,9 @@ def read_golden(bundle: Bundle) -> Golden:
     kinds = {name: (a.dtype.type, a.ndim) for name, a in arrays.items()}
     if kinds != _ARRAYS:
         odd = sorted(name for name in kinds.keys() | _ARRAYS.keys() if kinds.get(name) != _ARRAYS.get(name))
-        raise BundleError(f"{GOLDEN}: {', '.join(odd)[:200]} is missing or has the wrong type; export the bundle again")
+        raise BundleError(
+            f"{GOLDEN}: {', '.join(odd)[:200]}: missing, unexpected or of the wrong type; export the bundle again"
+        )
     try:
         suite = _suite(bundle, arrays)
         return Golden(suite, _predictions(bundle, suite, arrays))

@@ -114,8 +114,8 @@ ARRAYS = ["lines", "pictures", "picture_offsets", "embeddings", "kept_offsets", 
 FIRST, THIRD = (str(line.image).encode() for line in (SEEN[0], SEEN[2]))
 HIGHEST = np.iinfo(np.int64).max
 FORGERIES = {
-    "a stray tensor": (lambda t: t.update(stray=np.zeros(1, np.float32)), "stray is missing, or not"),
-    "nothing but one": (lambda t: t.clear() or t.update(stray=np.zeros(1, np.float32)), "is missing, or not"),
+    "a stray tensor": (lambda t: t.update(stray=np.zeros(1, np.float32)), "stray: missing, unexpected"),
+    "nothing but one": (lambda t: t.clear() or t.update(stray=np.zeros(1, np.float32)), ": missing, unexpected"),
     "lines that are not JSON": (lines_become(lambda b: b"{" + b), "does not fit the model"),
     "lines that are not text": (lines_become(lambda b: b.replace(b"Is", b"\xff\xfe")), "does not fit the model"),
     "no lines": (lines_become(lambda b: b""), "does not fit the model"),
@@ -188,7 +188,7 @@ def test_every_array_is_needed_in_its_own_form(golden, name):
     for change in (lambda a: a.astype(np.float64), lambda a: a[None], lambda a: a.astype(np.uint16)):
         golden.path(GOLDEN).write_bytes(whole)
         forged(golden, swap(name, change))
-        assert f"{name} is missing or has the wrong type" in refusal(golden)
+        assert f"{name}: missing, unexpected or of the wrong type" in refusal(golden)
     golden.path(GOLDEN).write_bytes(whole)
     forged(golden, lambda tensors: tensors.pop(name))
     assert f"{name} is missing" in refusal(golden)

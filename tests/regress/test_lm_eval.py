@@ -285,7 +285,7 @@ def test_sounds_are_refused(lm: CobraEdgeLM) -> None:
 
 
 def test_a_rolling_likelihood_after_an_image_is_refused(lm: CobraEdgeLM) -> None:
-    with pytest.raises(InputError, match="not rolling"):
+    with pytest.raises(InputError, match="supports no image"):
         lm.loglikelihood_rolling([ask("loglikelihood_rolling", "Text.", seen(Image.new("RGB", (2, 2))))])
 
 

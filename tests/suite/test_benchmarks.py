@@ -412,7 +412,7 @@ def test_what_the_command_refuses_before_it_reads(tmp_path, capsys):
 
 def test_help_has_an_example(capsys):
     assert run_command(command, ["--help"]) == 0
-    assert "Example: python -m cobra_edge.regress convert pope" in capsys.readouterr().out
+    assert "Example:\n  python -m cobra_edge.regress convert pope" in capsys.readouterr().out
 
 
 def test_the_page_about_suites_knows_every_field_metric_and_benchmark():
