@@ -267,7 +267,7 @@ class MadeUpAggregate:
     def __init__(self, values):
         self.values, self.images = values, len(values)
 
-    def drawn(self, picks):
+    def resampled(self, picks):
         return MadeUpAggregate(self.values[picks])
 
     def figures(self):
