@@ -20,7 +20,7 @@ from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session, load
 from cobra_edge.regress.aggregate import Aggregate, kind_of
-from cobra_edge.regress.line_metrics import compared
+from cobra_edge.regress.line_metrics import measure_line
 from cobra_edge.regress.predictions import predictions
 from cobra_edge.regress.report import Figure
 from cobra_edge.suite.reader import HELDOUT, read_suite
@@ -94,7 +94,7 @@ def coverage(
     ends: dict[str, list[tuple[float, float, float]]] = {name: [] for name in truth}
     random = np.random.default_rng(_SEED)
     for done in range(replicates):
-        figures = aggregate.drawn(random.integers(0, aggregate.images, images).tolist()).figures()
+        figures = aggregate.resampled(random.integers(0, aggregate.images, images).tolist()).figures()
         for name, found in ends.items():
             found.append(_ends(figures.get(name, Figure(None))))
         on_suite(done + 1)
@@ -132,8 +132,8 @@ def _row(name: str, truth: float, images: int, found: np.ndarray) -> CoverageRow
 def _aggregate(suite: TokenizedSuite, reference: Session, build: Session, on_line: Callable[[int], None]) -> Aggregate:
     aggregate = Aggregate()
     for line, truth, found in zip(suite.lines, predictions(reference, suite), predictions(build, suite), strict=True):
-        aggregate.add(line, compared(line, truth, found, reference.codec.decode))
-        on_line(aggregate.lines)
+        aggregate.add(line, measure_line(line, truth, found, reference.codec.decode))
+        on_line(aggregate.total("lines"))
     return aggregate
 
 

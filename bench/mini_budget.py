@@ -20,7 +20,7 @@ from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.regress.outputs.rows import all_figures
 from cobra_edge.regress.report import Report
-from cobra_edge.regress.runner import Measured, Run, measure
+from cobra_edge.regress.runner import Run, RunResult, measure
 from cobra_edge.regress.update_budget import update_budget
 
 BUDGET = export_data("budgets") / "cobra-mini.toml"
@@ -80,7 +80,7 @@ def export_gate(gate: Gate, folder: Path) -> Path:
     return export_bundle("mini", target_named("cpu"), folder / gate.scheme, **gate.export).directory
 
 
-def measured(bundle: Path, threads: int | None = None, baseline: str = "fp16") -> Measured:
+def measured(bundle: Path, threads: int | None = None, baseline: str = "fp16") -> RunResult:
     """Measure a bundle on its golden lines, or on the held-out suite if the baseline is a bundle, without judging it."""
     run = Run(bundle, baseline, None, None, False, "auto", "auto", "auto", DecoderOptions(threads), 0, None)
     return measure(run, None, None, None)

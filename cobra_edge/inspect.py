@@ -14,7 +14,7 @@ from .bundle.reader import Bundle
 from .decode.backends import BACKENDS
 from .formats.targets import targets
 from .regress.budget import judge, read_budget
-from .regress.bundle_tables import bits_per_weight, drift_table, memory_table, rotation_words
+from .regress.bundle_tables import bits_per_weight, describe_rotations, drift_table, memory_table
 from .regress.golden import read_golden
 from .regress.report import Figure, Verdict
 from .terminal.option_groups import Command, option
@@ -64,7 +64,7 @@ def command(bundle: Path, as_json: bool) -> None:
     results.print(files)
     if model.vision is not None:
         _say_vision(opened)
-    title = f"recipe: {manifest.recipe.scheme}, {manifest.recipe.method}{rotation_words(manifest.recipe)}"
+    title = f"recipe: {manifest.recipe.scheme}, {manifest.recipe.method}{describe_rotations(manifest.recipe)}"
     recipe = Table(title=cell(title), title_justify="left")
     recipe.add_column("tensor")
     recipe.add_column("stored as")

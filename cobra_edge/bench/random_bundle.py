@@ -22,7 +22,7 @@ from ..formats.targets import target_named
 from ..inputs.text import END_OF_TEXT, PromptTemplate, TextCodec
 from ..regress.golden import write_golden
 from ..regress.predictions import Prediction
-from ..regress.state_sketch import SKETCH
+from ..regress.state_sketch import SKETCH_SIZE
 from ..regress.top_tokens import TopTokens
 from ..suite.line import Line
 from ..suite.tokenized import tokenized_suite
@@ -79,7 +79,7 @@ def _write_golden(stage: Path, config: CobraConfig) -> None:
     suite = tokenized_suite("random", [(1, line)], Path, codec, template, sees=False, skipped={})
     tokens = suite.lines[0].tokens
     uniform = np.full((len(tokens) - 1, mamba.vocab), -np.log(mamba.vocab))
-    state = np.ones((mamba.n_layer, SKETCH), np.float32)
+    state = np.ones((mamba.n_layer, SKETCH_SIZE), np.float32)
     reading = Prediction(TopTokens.of(uniform, np.array(tokens[1:])), state, (), None)
     write_golden(stage / GOLDEN, suite, [reading], np.empty((0, 0, mamba.d_model), np.float32))
 

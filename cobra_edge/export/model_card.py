@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..bundle.manifest import Manifest, VisionSource
 from ..formats.targets import Target
-from ..regress.bundle_tables import drift_rows, rotation_words
+from ..regress.bundle_tables import describe_rotations, drift_rows
 from ..terminal.output import megabytes
 
 _CARD = """\
@@ -55,7 +55,7 @@ def model_card(manifest: Manifest, target: Target) -> str:
         scheme=manifest.recipe.scheme,
         method=manifest.recipe.method,
         encoders="" if manifest.source.vision is None else f"Vision weights: {VISION_SOURCES[manifest.source.vision]}.\n",
-        rotation=rotation_words(manifest.recipe),
+        rotation=describe_rotations(manifest.recipe),
         vision=megabytes(plan.vision_bytes),
         decoder=megabytes(plan.decoder_bytes),
         state=megabytes(plan.state_bytes),

@@ -72,8 +72,8 @@ def _evaluation(
     from ..regress.recipe_eval import RecipeEvaluation
 
     data = data or CALIBRATION
-    with stages() as on_progress:
-        return RecipeEvaluation(checkpoint, recipe, statistics, read_suite(data), data.parent, on_progress, cache)
+    with stages() as stage:
+        return RecipeEvaluation(checkpoint, recipe, statistics, read_suite(data), data.parent, stage, cache)
 
 
 def find_sensitivity(

@@ -1,6 +1,7 @@
-"""Compared lines added up, image by image, and the figures made from the sums.
+"""Line metrics as columns, and the figures made from them by grouping: by image, task, layer and position.
 
-What stays in memory is about a kilobyte an image, whatever was read: lines are forgotten once they are counted.
+Memory per line: 8 bytes for each of about twenty columns and for each layer; per token of question and answer 24 bytes. Texts
+are kept only of the worst lines, and for tasks whose metric has a summary.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from ..suite.line import Line
 from ..suite.scoring import METRICS
 from ..suite.tokenized import TokenizedLine
 from . import intervals
+from .columns import Columns, grouped, sums
 from .intervals import Interval
-from .line_metrics import ComparedLine
+from .line_metrics import LineMetrics
 from .report import Figure, LayerFigures, PositionFigures, TaskFigures, WorstLine
 
 WORST = 12
-_SILENCE = 1e-30  # a state's squared length is at least this
+_MIN_SQUARED_NORM = 1e-30  # of a state, so that one of zeros can be divided by
 _KLD_QUANTILES = {"kld_median": 0.5, "kld_p90": 0.9, "kld_p99": 0.99}
 _PROMPT_QUANTILES = {"prompt_kld_p99": 0.99}
 
-# {measure: (how the sums become it, what is summed, over what)}
-_OF_SUMS = {
+# {measure: (kind, column that is summed, column that the sum is divided by)}
+_RATIOS = {
     "kld_mean": ("mean", "kld", "tokens"),
     "prompt_kld_mean": ("mean", "prompt_kld", "prompt_tokens"),
     "top1_agreement": ("share", "agrees", "tokens"),
@@ -35,251 +37,227 @@ _OF_SUMS = {
     "perplexity": ("exp", "nll", "tokens"),
     "perplexity_ratio": ("exp", "nll_change", "tokens"),
     "vision_error": ("root", "vision_distance", "vision_length"),
-    "greedy_match": ("share", "alike", "lines"),
+    "greedy_match": ("share", "match", "lines"),
     "greedy_prefix": ("share", "prefix", "lines"),
     "length_ratio": ("ratio", "reply_tokens", "reference_reply_tokens"),
 }
 
 
 def _exp(x: float) -> float:
-    return math.exp(min(x, 700.0))  # beyond, a float has no room; the budget's limit is long passed
+    return math.exp(min(x, 700.0))  # beyond it overflows; every budget is exceeded long before
 
 
-_POINTS: dict[str, Callable[[float, float], float]] = {
-    "mean": lambda a, n: a / n,
-    "share": lambda a, n: a / n,
-    "ratio": lambda a, b: a / b,
-    "root": lambda a, n: math.sqrt(a / n),
-    "exp": lambda a, n: _exp(a / n),
-}
-_INTERVALS: dict[str, Callable[[np.ndarray, np.ndarray], Interval]] = {
-    "mean": intervals.mean,
-    "share": intervals.share,
-    "ratio": intervals.ratio_of_means,
-    "root": intervals.root_ratio,
-    "exp": lambda a, n: intervals.mean(a, n).map(_exp),
+# {kind: (value from the two sums, interval from the sums of each image)}
+_KINDS: dict[str, tuple[Callable[[float, float], float], Callable[[np.ndarray, np.ndarray], Interval]]] = {
+    "mean": (lambda a, n: a / n, intervals.mean),
+    "share": (lambda a, n: a / n, intervals.share),
+    "ratio": (lambda a, b: a / b, intervals.ratio_of_means),
+    "root": (lambda a, n: math.sqrt(a / n), intervals.root_ratio),
+    "exp": (lambda a, n: _exp(a / n), lambda a, n: intervals.mean(a, n).map(_exp)),
 }
 
 
 def kind_of(measure: str) -> str:
-    """Return how a measure is made of its images: "mean", "share", "change", "ratio", "root", "exp" or "quantile"."""
+    """Return how a measure is computed: "mean", "share", "change", "ratio", "root", "exp" or "quantile"."""
     name = measure.partition(".")[0]
     kinds = {"state_error": "root", "accuracy": "share", "accuracy_change": "change"}
-    return kinds.get(name) or (_OF_SUMS[name][0] if name in _OF_SUMS else "quantile")
+    return kinds.get(name) or (_RATIOS[name][0] if name in _RATIOS else "quantile")
 
 
 class Aggregate:
-    """Sums over the lines so far.
-
-    Attributes:
-        lines, answer_tokens, prompt_tokens: how many.
-        tail_mass_max, prompt_tail_mass_max: largest tail of the reference's distributions, on answers and on questions.
-        kept_max: how many tokens of a distribution are kept at most.
-    """
+    """Metrics of all lines added so far."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
-        self.lines, self.answer_tokens, self.prompt_tokens, self.kept_max = 0, 0, 0, 0
-        self.tail_mass_max, self.prompt_tail_mass_max = 0.0, 0.0
-        self._sums: dict[tuple[bool, int], defaultdict[str, float]] = {}
-        self._klds: dict[tuple[bool, int], list[np.ndarray]] = defaultdict(list)
-        self._prompt_klds: dict[tuple[bool, int], list[np.ndarray]] = defaultdict(list)
-        self._positions: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self._metrics: dict[str, str] = {}
-        self._said: defaultdict[str, list[tuple[Line, str, str]]] = defaultdict(list)
+        """Begin with no lines."""
+        self._lines, self._tokens = Columns(0), Columns(1)  # second keys: index of the task; position
+        self._names: list[str] = []  # of the lines' columns
+        self._images: dict[tuple[bool, int], int] = {}
+        self._metrics: dict[str, str] = {}  # by task
+        self._replies: defaultdict[str, list[tuple[Line, str, str]]] = defaultdict(list)
         self._worst: list[tuple[float, int, WorstLine]] = []
-        self._layers = 0
 
     @property
     def images(self) -> int:
-        """How many images; a line without one counts as one."""
-        return len(self._sums)
+        """Number of images; a line without one counts as one."""
+        return len(self._images)
 
-    def drawn(self, groups: Sequence[int]) -> Aggregate:
-        """Return the aggregate of a suite made of these images, by their place in this one's; one may come several times."""
-        found, keys = Aggregate(), list(self._sums)
-        for at, group in enumerate(groups):
-            key = keys[group]
-            found._sums[False, at], found._klds[False, at] = self._sums[key], self._klds[key]
-            found._prompt_klds[False, at] = self._prompt_klds[key]
-        found._metrics, found._layers = self._metrics, self._layers
+    def total(self, column: str) -> int:
+        """Return the sum of a column of counts: "lines", "tokens" (of answers) or "prompt_tokens"."""
+        return int(self._column(column).sum())
+
+    def largest(self, column: str) -> float:
+        """Return the maximum of a column: "tail" or "prompt_tail" (probability not kept), "kept" (number of tokens kept)."""
+        return float(self._column(column).max())
+
+    def resampled(self, images: Sequence[int]) -> Aggregate:
+        """Return the aggregate of a suite of these images, given by index; an image may come several times."""
+        found = Aggregate()
+        found._lines, found._tokens = self._lines.resampled(images), self._tokens.resampled(images)
+        found._names, found._metrics = self._names, self._metrics
+        found._images = {(False, number): number for number in range(len(images))}
         return found
 
-    def add(self, asked: TokenizedLine, line: ComparedLine) -> None:
-        """Count a line."""
-        group = (True, line.number) if line.image is None else (False, line.image)
-        new = group not in self._sums
-        sums, task = self._sums.setdefault(group, defaultdict(float)), asked.line.task
-        right, reference = np.array(line.right), np.array(line.right_reference)
-        change = np.exp(right) - np.exp(reference)
-        alike, kld = line.diverges_at is None, sum(line.answer_kld)
-        counted = {
-            "kld": kld,
-            "tokens": len(line.answer_kld),
-            "prompt_kld": sum(line.prompt_kld),
-            "prompt_tokens": len(line.prompt_kld),
-            "agrees": sum(line.agrees),
-            "right_change": change.sum(),
-            "right_change_squared": np.square(change).sum(),
-            "nll": -right.sum(),
-            "nll_change": (reference - right).sum(),
-            "alike": alike,
-            "prefix": _part_alike(line),
-            # The end token is said too: two empty answers have one length.
-            "reply_tokens": len(line.reply) + 1,
-            "reference_reply_tokens": len(line.reference_reply) + 1,
-            "score": line.score,
-            "gained": max(line.score - line.reference_score, 0),
-            "lost": max(line.reference_score - line.score, 0),
-            "lines": 1,
-        }
-        of_task = ("kld", "tokens", "alike", "score", "gained", "lost", "lines")
-        counted |= {f"{name}:{task}": counted[name] for name in of_task}
-        # Each line's relative to its own state: summed first, one loud state would speak for all.
-        counted |= {f"state:{i}": distance / max(length, _SILENCE) for i, (distance, length) in enumerate(line.states)}
-        if new and line.vision is not None:
-            counted |= {"vision_distance": line.vision[0], "vision_length": line.vision[1]}
-        for name, value in counted.items():
-            sums[name] += float(value)
-        self._klds[group].append(np.array(line.answer_kld))
-        self._prompt_klds[group].append(np.array(line.prompt_kld))
-        for at, value in enumerate([*line.prompt_kld, *line.answer_kld], -len(line.prompt_kld)):
-            self._positions[at][0] += value
-            self._positions[at][1] += 1
-        self._layers, self._metrics[task] = len(line.states), asked.line.metric
-        if METRICS[asked.line.metric].summary is not None:
-            self._said[task].append((asked.line, line.text, line.reference_text))
-        self.lines += 1
-        self.answer_tokens += len(line.answer_kld)
-        self.prompt_tokens += len(line.prompt_kld)
-        self.tail_mass_max, self.kept_max = max(self.tail_mass_max, line.tail), max(self.kept_max, line.kept)
-        self.prompt_tail_mass_max = max(self.prompt_tail_mass_max, line.prompt_tail)
-        heapq.heappush(self._worst, (kld / len(line.answer_kld), -line.number, _worst(asked, line)))
+    def add(self, tokenized: TokenizedLine, metrics: LineMetrics) -> None:
+        """Add a line."""
+        line, key = tokenized.line, (True, metrics.number) if metrics.image is None else (False, metrics.image)
+        columns = _columns(metrics, with_vision=key not in self._images)
+        if not self._names:
+            self._names, self._lines = list(columns), Columns(len(columns))
+        image, self._metrics[line.task] = self._images.setdefault(key, len(self._images)), line.metric
+        self._lines.add(image, [list(self._metrics).index(line.task)], columns.values())
+        positions = range(-len(metrics.prompt_kld), len(metrics.answer_kld))
+        self._tokens.add(image, positions, [*metrics.prompt_kld, *metrics.answer_kld])
+        if METRICS[line.metric].summary is not None:
+            self._replies[line.task].append((line, metrics.text, metrics.reference_text))
+        worst = _worst(line, metrics)
+        heapq.heappush(self._worst, (worst.kld_mean, -worst.number, worst))
         if len(self._worst) > WORST:
             heapq.heappop(self._worst)
 
     def values(self) -> dict[str, float]:
-        """Return every measure that could be taken, without intervals."""
-        found = {}
-        for name, (how, over, of) in _OF_SUMS.items():
-            a, b = self._column(over), self._column(of)
-            if b.sum() > 0:
-                found[name] = _POINTS[how](float(a.sum()), float(b.sum()))
-        for quantiles, groups in ((_KLD_QUANTILES, self._klds), (_PROMPT_QUANTILES, self._prompt_klds)):
-            values = _joined(groups)
-            if len(values):
-                found |= {name: float(np.quantile(values, q)) for name, q in quantiles.items()}
-        found["kld_max"] = float(_joined(self._klds).max())
-        for task in (None, *self._metrics):
-            of, dot = ("", "") if task is None else (f":{task}", f".{task}")
-            score, gained, lost, n = (float(self._column(f"{name}{of}").sum()) for name in ("score", "gained", "lost", "lines"))
-            found |= {f"accuracy{dot}": score / n, f"accuracy_change{dot}": (gained - lost) / n}
-        layers = [_POINTS["root"](float(self._column(f"state:{i}").sum()), self.lines) for i in range(self._layers)]
-        return found | {"state_error": max(layers)} | {f"state_error.{i}": error for i, error in enumerate(layers)}
+        """Return every measure that has a value, without intervals."""
+        return {name: figure.value for name, figure in self._measures(interval=False).items() if figure.value is not None}
 
     def figures(self) -> dict[str, Figure]:
-        """Return every measure that could be taken, with its interval. Raises InputError for fewer than two images."""
-        found = {}
-        for name, (how, over, of) in _OF_SUMS.items():
-            if self._column(of).sum() > 0:
-                found[name] = self._interval(how, over, of)
-        for quantiles, groups in ((_KLD_QUANTILES, self._klds), (_PROMPT_QUANTILES, self._prompt_klds)):
-            filled = [values for group in groups.values() if len(values := np.concatenate(group))]
-            if self._one_of_several(len(filled)):
-                found |= {name: Figure(float(np.quantile(filled[0], q))) for name, q in quantiles.items()}
-            elif filled:
-                ends = intervals.quantiles(filled, list(quantiles.values()))
-                found |= {name: Figure.of(interval) for name, interval in zip(quantiles, ends, strict=True)}
-        largest = float(_joined(self._klds).max())
-        found["kld_max"] = Figure(largest, largest, largest)  # of these lines; nothing drawn from them can exceed it
-        layers = self.layers()
-        found |= {f"state_error.{layer.layer}": layer.state_error for layer in layers}
-        found["state_error"] = max((layer.state_error for layer in layers), key=lambda figure: figure.value or 0.0)
+        """Return every measure that has a value, with its interval. Raises InputError for fewer than two images."""
+        return self._measures(interval=True)
+
+    def _measures(self, interval: bool) -> dict[str, Figure]:
+        found = {name: self._ratio(*of, interval=interval) for name, of in _RATIOS.items() if self._column(of[2]).any()}
+        found |= self._quantiles(_KLD_QUANTILES, self._tokens.keys >= 0, interval)
+        found |= self._quantiles(_PROMPT_QUANTILES, self._tokens.keys < 0, interval)
+        largest = float(self._tokens.values[self._tokens.keys >= 0].max())
+        found["kld_max"] = Figure(largest, largest, largest)  # of these lines; no resampled suite can exceed it
         for task in (None, *self._metrics):
             dot = "" if task is None else f".{task}"
-            found[f"accuracy{dot}"], found[f"accuracy_change{dot}"] = self._accuracy(task)
-        return found
+            found[f"accuracy{dot}"] = self._ratio("share", "score", "lines", task, interval)
+            found[f"accuracy_change{dot}"] = self._accuracy_change(task, interval)
+        layers = {name: self._ratio("root", name, "lines", interval=interval) for name in self._states()}
+        return found | {"state_error": max(layers.values(), key=lambda figure: figure.value or 0.0)} | layers
 
     def layers(self) -> tuple[LayerFigures, ...]:
-        """Return each layer's state error."""
-        return tuple(LayerFigures(i, self._interval("root", f"state:{i}", "lines")) for i in range(self._layers))
+        """Return the state error of each layer."""
+        return tuple(LayerFigures(i, self._ratio("root", name, "lines")) for i, name in enumerate(self._states()))
 
     def tasks(self) -> tuple[TaskFigures, ...]:
-        """Return each task's figures, by name."""
-        found = []
-        for task, metric in sorted(self._metrics.items()):
-            n, scored, gained, lost = (self._column(f"{name}:{task}").sum() for name in ("lines", "score", "gained", "lost"))
-            score, change = self._accuracy(task)
-            said, summary = self._said[task], METRICS[metric].summary
-            found.append(
-                TaskFigures(
-                    task=task,
-                    metric=metric,
-                    lines=int(n),
-                    score=score,
-                    reference=float((scored - gained + lost) / n),
-                    change=change,
-                    kld_mean=self._interval("mean", f"kld:{task}", f"tokens:{task}"),
-                    greedy_match=self._interval("share", f"alike:{task}", f"lines:{task}"),
-                    summary={} if summary is None else summary([(line, text) for line, text, _ in said]),
-                    reference_summary={} if summary is None else summary([(line, text) for line, _, text in said]),
-                )
-            )
-        return tuple(found)
+        """Return the figures of each task, by name."""
+        return tuple(self._task(task, metric) for task, metric in sorted(self._metrics.items()))
+
+    def _task(self, task: str, metric: str) -> TaskFigures:
+        n, score, gained, lost = (self._by_image(name, task).sum() for name in ("lines", "score", "gained", "lost"))
+        replies, summary = self._replies[task], METRICS[metric].summary
+        return TaskFigures(
+            task=task,
+            metric=metric,
+            lines=int(n),
+            score=self._ratio("share", "score", "lines", task),
+            reference=float((score - gained + lost) / n),
+            change=self._accuracy_change(task),
+            kld_mean=self._ratio("mean", "kld", "tokens", task),
+            greedy_match=self._ratio("share", "match", "lines", task),
+            summary={} if summary is None else summary([(line, text) for line, text, _ in replies]),
+            reference_summary={} if summary is None else summary([(line, text) for line, _, text in replies]),
+        )
 
     def positions(self) -> tuple[PositionFigures, ...]:
-        """Return the mean KLD at each place, the answer's first token at 0."""
-        return tuple(PositionFigures(at, int(n), total / n) for at, (total, n) in sorted(self._positions.items()))
+        """Return the mean KLD at each position; the answer's first token is at 0."""
+        first = int(self._tokens.keys.min())
+        places = self._tokens.keys - first
+        counts = np.bincount(places)
+        totals = sums(self._tokens.values[:, 0], places, len(counts))
+        return tuple(PositionFigures(int(i) + first, int(counts[i]), float(totals[i] / counts[i])) for i in counts.nonzero()[0])
 
     def worst(self) -> tuple[WorstLine, ...]:
         """Return the lines of largest mean KLD, worst first."""
         return tuple(line for _, _, line in sorted(self._worst, reverse=True))
 
-    def _accuracy(self, task: str | None) -> tuple[Figure, Figure]:
-        """Return accuracy and its change, of a task or of all lines."""
-        of = "" if task is None else f":{task}"
-        gained, lost, lines = (self._column(f"{name}{of}") for name in ("gained", "lost", "lines"))
-        accuracy = self._interval("share", f"score{of}", f"lines{of}")
-        if self._one_of_several(int((lines > 0).sum())):
-            return accuracy, Figure(float((gained.sum() - lost.sum()) / lines.sum()))
-        return accuracy, Figure.of(intervals.difference_of_shares(gained, lost, lines))
+    def _ratio(self, kind: str, over: str, of: str, task: str | None = None, interval: bool = True) -> Figure:
+        numerators, denominators = self._by_image(over, task), self._by_image(of, task)
+        value_of, interval_of = _KINDS[kind]
+        if interval:
+            counted = denominators > 0  # an image without anything to average over is no part of this sample
+            numerators, denominators = numerators[counted], denominators[counted]
+        if not interval or self._single(len(denominators)):
+            return Figure(value_of(float(numerators.sum()), float(denominators.sum())))
+        return Figure.of(interval_of(numerators, denominators))
 
-    def _interval(self, how: str, over: str, of: str) -> Figure:
-        counts = self._column(of)
-        counted = counts > 0  # an image that has none of what is averaged is no part of this sample
-        sums, counts = self._column(over)[counted], counts[counted]
-        if self._one_of_several(len(counts)):
-            return Figure(_POINTS[how](float(sums.sum()), float(counts.sum())))
-        return Figure.of(_INTERVALS[how](sums, counts))
+    def _accuracy_change(self, task: str | None, interval: bool = True) -> Figure:
+        gained, lost, lines = (self._by_image(name, task) for name in ("gained", "lost", "lines"))
+        if not interval or self._single(int((lines > 0).sum())):
+            return Figure(float((gained.sum() - lost.sum()) / lines.sum()))
+        return Figure.of(intervals.difference_of_shares(gained, lost, lines))
 
-    def _one_of_several(self, images: int) -> bool:
-        """Return whether only one of the suite's images has what is averaged: a figure, but no telling how sure."""
+    def _quantiles(self, quantiles: dict[str, float], rows: np.ndarray, interval: bool) -> dict[str, Figure]:
+        """Return quantiles of the KLD over some tokens, by measure; none without a token. `rows`: (tokens,) bool."""
+        if not rows.any():
+            return {}
+        klds = self._tokens.values[rows, 0]
+        groups = [group for group in grouped(klds, self._tokens.images[rows]) if len(group)]
+        if not interval or self._single(len(groups)):
+            return {name: Figure(float(np.quantile(klds, q))) for name, q in quantiles.items()}
+        found = intervals.quantiles(groups, list(quantiles.values()))
+        return {name: Figure.of(ends) for name, ends in zip(quantiles, found, strict=True)}
+
+    def _single(self, images: int) -> bool:
+        """Return whether one of several images has what is averaged: that gives a value, but no interval."""
         return images == 1 < self.images
 
+    def _states(self) -> list[str]:
+        return [name for name in self._names if name.startswith("state_error.")]
+
+    def _by_image(self, column: str, task: str | None) -> np.ndarray:
+        """Return a column's sum over the lines of each image, (images,) float64: all lines, or those of a task."""
+        rows = slice(None) if task is None else self._lines.keys == list(self._metrics).index(task)
+        return sums(self._column(column)[rows], self._lines.images[rows], self.images)
+
     def _column(self, name: str) -> np.ndarray:
-        return np.array([sums.get(name, 0.0) for sums in self._sums.values()])
+        return self._lines.values[:, self._names.index(name)]
 
 
-def _joined(groups: dict[tuple[bool, int], list[np.ndarray]]) -> np.ndarray:
-    return np.concatenate([k for group in groups.values() for k in group])
+def _columns(metrics: LineMetrics, with_vision: bool) -> dict[str, float]:
+    """Return a line's columns by name; only one line of an image has the error of its embeddings."""
+    right, reference = np.array(metrics.right), np.array(metrics.right_reference)
+    change, at = np.exp(right) - np.exp(reference), metrics.diverges_at
+    vision = metrics.vision if with_vision and metrics.vision is not None else (0.0, 0.0)
+    return {
+        "lines": 1.0,
+        "kld": sum(metrics.answer_kld),
+        "tokens": len(metrics.answer_kld),
+        "prompt_kld": sum(metrics.prompt_kld),
+        "prompt_tokens": len(metrics.prompt_kld),
+        "agrees": sum(metrics.agrees),
+        "right_change": change.sum(),
+        "right_change_squared": np.square(change).sum(),
+        "nll": -right.sum(),
+        "nll_change": (reference - right).sum(),
+        "vision_distance": vision[0],
+        "vision_length": vision[1],
+        "match": at is None,
+        "prefix": 1.0 if at is None else at / max(len(metrics.reply), len(metrics.reference_reply)),
+        # With the end token, so that two empty replies have the ratio 1.
+        "reply_tokens": len(metrics.reply) + 1,
+        "reference_reply_tokens": len(metrics.reference_reply) + 1,
+        "score": metrics.score,
+        "gained": max(metrics.score - metrics.reference_score, 0),
+        "lost": max(metrics.reference_score - metrics.score, 0),
+        "tail": metrics.tail,
+        "prompt_tail": metrics.prompt_tail,
+        "kept": metrics.kept,
+        # Relative to the line's own state: in a ratio of sums one state of large norm would dominate.
+        **{f"state_error.{i}": error / max(norm, _MIN_SQUARED_NORM) for i, (error, norm) in enumerate(metrics.states)},
+    }
 
 
-def _part_alike(line: ComparedLine) -> float:
-    """Return the share of the longer free answer that comes before the first difference."""
-    at = line.diverges_at
-    return 1.0 if at is None else at / max(len(line.reply), len(line.reference_reply))
-
-
-def _worst(asked: TokenizedLine, line: ComparedLine) -> WorstLine:
+def _worst(line: Line, metrics: LineMetrics) -> WorstLine:
     return WorstLine(
-        number=line.number,
-        task=asked.line.task,
-        image=asked.line.image,
-        prompt=asked.line.prompt,
-        answer=asked.line.answer,
-        reference_reply=line.reference_text,
-        reply=line.text,
-        kld_mean=sum(line.answer_kld) / len(line.answer_kld),
-        kld_max=max(line.answer_kld),
-        diverges_at=line.diverges_at,
+        number=metrics.number,
+        task=line.task,
+        image=line.image,
+        prompt=line.prompt,
+        answer=line.answer,
+        reference_reply=metrics.reference_text,
+        reply=metrics.text,
+        kld_mean=sum(metrics.answer_kld) / len(metrics.answer_kld),
+        kld_max=max(metrics.answer_kld),
+        diverges_at=metrics.diverges_at,
     )

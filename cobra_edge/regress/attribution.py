@@ -1,7 +1,7 @@
-"""Where a build's drift comes from: its parts in the baseline's place one at a time, then the decoder's layers and tensors.
+"""Attribution: the drift with only one part of the build in the baseline, for parts, decoder layers and tensors.
 
-Each figure is the drift with only that part taken from the build. Alone they need not add up to the whole: errors of one part
-can hide another's. Whatever a baseline does not offer says why it was not tried.
+The figures need not add up to the whole: errors of one part can mask those of another. A part that a baseline does not allow to
+measure has the reason as its note.
 """
 
 from __future__ import annotations
@@ -30,42 +30,43 @@ from .predictions import Prediction
 from .report import Attribution, Part
 from .top_tokens import TopTokens
 
-_WORST_LAYERS = 3  # whose tensors are tried where a model has many
+_WORST_LAYERS = 3  # whose tensors are tested in models with more than _FEW_LAYERS
 _FEW_LAYERS = 8
-_KEPT = 12  # of the tensors, the worst
+_MAX_TENSORS = 12  # of the report, the worst
 
-Seen = Sequence[np.ndarray | None]  # of each line, the embeddings (n_visual_tokens, d_model) float32
+Embeddings = Sequence[np.ndarray | None]  # (n_visual_tokens, d_model) float32 of each line, None without an image
 
 
 @dataclass(frozen=True, eq=False)
-class _Trial:
-    """The lines, and what the baseline says to them."""
+class _PartEvaluation:
+    """Lines on which parts are evaluated, and the baseline's predictions of them."""
 
     suite: TokenizedSuite
     references: Sequence[Prediction]
 
-    def part(self, name: str, decoder: Decoder, seen: Seen, note: str = "") -> Part:
-        """Return the drift of a decoder that sees this, over the answers' tokens."""
-        klds, alike = list[np.ndarray](), list[np.ndarray]()
+    def part(self, name: str, decoder: Decoder, embeddings: Embeddings, note: str = "") -> Part:
+        """Return the drift of a decoder with these embeddings, over the answer tokens."""
+        klds, agrees = list[np.ndarray](), list[np.ndarray]()
         looked: tuple[int | None, DecoderState] = None, decoder.new_state()
-        for asked, reference, embeddings in zip(self.suite.lines, self.references, seen, strict=True):
-            if asked.image != looked[0]:
+        for tokenized, reference, visual in zip(self.suite.lines, self.references, embeddings, strict=True):
+            if tokenized.image != looked[0]:
                 state = decoder.new_state()
-                if embeddings is not None:
-                    decoder.prefill(embeddings, state)
-                looked = asked.image, state
-            found = log_softmax(decoder.forward(decoder.embed(asked.tokens[:-1]), looked[1].copy())[len(asked.prompt) - 1 :])
-            kld, likeliest = _against(reference, asked, found)
+                if visual is not None:
+                    decoder.prefill(visual, state)
+                looked = tokenized.image, state
+            logits = decoder.forward(decoder.embed(tokenized.tokens[:-1]), looked[1].copy())
+            found = log_softmax(logits[len(tokenized.prompt) - 1 :])
+            kld, most_probable = _compare(reference, tokenized, found)
             klds.append(kld)
-            alike.append(found.argmax(-1) == likeliest)
-        return Part(name, float(np.concatenate(klds).mean()), float(np.concatenate(alike).mean()), note)
+            agrees.append(found.argmax(-1) == most_probable)
+        return Part(name, float(np.concatenate(klds).mean()), float(np.concatenate(agrees).mean()), note)
 
 
-def _against(reference: Prediction, asked: TokenizedLine, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    first = len(asked.prompt) - 1
+def _compare(reference: Prediction, tokenized: TokenizedLine, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first = len(tokenized.prompt) - 1
     if isinstance(reference.log_probs, TopTokens):
-        told = reference.log_probs.part(first, len(reference.log_probs))
-        return told.divergence_of(found), told.likeliest()
+        top = reference.log_probs.part(first, len(reference.log_probs))
+        return top.divergence_of(found), top.most_probable()
     return divergence(reference.log_probs[first:], found), reference.log_probs[first:].argmax(-1)
 
 
@@ -76,46 +77,50 @@ def attribution(
     options: DecoderOptions,
     on_step: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Attribution:
-    """Try a build's parts alone on a suite's lines.
+    """Return the drift with only one part of the build in the baseline, for each part.
 
     Args:
         session: the opened build.
         reference: the opened baseline.
-        suite: few lines; every part runs all of them.
-        options: how the build's decoder runs.
-        on_step: told a stage's name, how much of it is done, and of what.
+        suite: a few lines, on which every part is evaluated.
+        options: of the build's decoder.
+        on_step: called with the name of a stage, how much of it is done, and how much there is.
     """
-    trial = _Trial(suite, list(reference.predictions(suite, 0)))
-    right = [reading.embeddings for reading in trial.references]
-    images = {asked.image: i for i, asked in enumerate(suite.lines) if asked.image is not None}
+    evaluation = _PartEvaluation(suite, list(reference.predictions(suite, 0)))
+    right = [prediction.embeddings for prediction in evaluation.references]
+    images = {tokenized.image for tokenized in suite.lines if tokenized.image is not None}
     on_step("attribution, parts", 0, 1)
-    own = {p: session.visual_embeddings(suite.load(p)) for p in images}
-    seen = [None if asked.image is None else own[asked.image] for asked in suite.lines]
-    parts = [trial.part("everything", session.decoder, seen), trial.part("decoder", session.decoder, right)]
+    by_image = {image: session.visual_embeddings(suite.load(image)) for image in images}
+    own = [None if tokenized.image is None else by_image[tokenized.image] for tokenized in suite.lines]
+    parts = [evaluation.part("everything", session.decoder, own), evaluation.part("decoder", session.decoder, right)]
     if session.decoder.activations == "int8":
         unrounded = replace(options, activations="float32")
         wide = open_decoder(session.bundle, session.decoder.runs_on, session.decoder.name, unrounded)
-        parts.append(trial.part("decoder, activations left float", wide, right))
+        parts.append(evaluation.part("decoder, float activations", wide, right))
     with ExitStack() as stack:
         decoder, tensors, why = _float_decoder(session, reference)
         if images:
-            parts += _vision_parts(trial, session, reference, decoder, why, seen, stack)
+            parts += _vision_parts(evaluation, session, reference, decoder, why, own, stack)
         if decoder is None or tensors is None:
             return Attribution(len(suite.lines), (*parts, Part("layers and tensors", None, None, why)))
-        layers, worst = _inside(trial, session, tensors, right, options, on_step)
+        layers, worst = _inside(evaluation, session, tensors, right, options, on_step)
     return Attribution(len(suite.lines), tuple(parts), layers, worst)
 
 
 def _float_decoder(session: Session, reference: Reference) -> tuple[Decoder | None, dict[str, np.ndarray] | None, str]:
-    """Return the baseline's decoder, its tensors in the build's form, and why there are none."""
+    """Return the decoder of the baseline and its tensors in the form of the build's, None and a reason if there are none."""
     manifest = session.bundle.manifest
     if reference.golden is not None:
-        return None, None, "golden lines hold no weights; give --baseline with the checkpoint or an fp16 bundle"
+        return None, None, "golden lines contain no weights; give --baseline with the checkpoint or an fp16 bundle"
     if reference.session is not None:
         recipe, held = reference.session.bundle.manifest.recipe, reference.session.bundle.decoder_tensors()
         if recipe.rotations or recipe.method.startswith("awq"):
             decoder = reference.session.decoder
-            return decoder, None, "the baseline's matrices are rotated or scaled; give the checkpoint or a plain fp16 bundle"
+            return (
+                decoder,
+                None,
+                "the baseline is rotated or scaled; give --baseline with the checkpoint or a plain fp16 bundle",
+            )
         source: Callable[[str], np.ndarray] = lambda name: dense(held[name])  # noqa: E731
     else:
         weights = reference.checkpoint.decoder
@@ -134,39 +139,47 @@ def _opened(session: Session, tensors: Tensors | dict[str, np.ndarray], options:
 
 
 def _vision_parts(
-    trial: _Trial, session: Session, reference: Reference, decoder: Decoder | None, why: str, seen: Seen, stack: ExitStack
+    evaluation: _PartEvaluation,
+    session: Session,
+    reference: Reference,
+    decoder: Decoder | None,
+    why: str,
+    embeddings: Embeddings,
+    stack: ExitStack,
 ) -> Iterator[Part]:
-    """Yield the drift of vision tower and projector, together and each alone."""
+    """Yield the drift of vision tower and projector, together and alone."""
     together = "vision tower and projector"
     if decoder is None:
         yield Part(together, None, None, why)
         return
-    yield trial.part(together, decoder, seen)
+    yield evaluation.part(together, decoder, embeddings)
     try:
         from ..vision.graph.split import open_split
 
         build = stack.enter_context(open_split(session.bundle))
         float_features, float_projected = _float_split(reference, stack)
     except ImportError as error:
-        yield Part("vision tower", None, None, f"cutting the graph needs {error.name}; {install_hint('export')}")
+        yield Part(
+            "vision tower", None, None, f"splitting the graph needs {error.name}; install it with: {install_hint('export')}"
+        )
         return
     except CobraEdgeError as error:
         yield Part("vision tower", None, None, str(error))
         return
     transform = session.bundle.image()
     towers, projectors = dict[int, np.ndarray](), dict[int, np.ndarray]()
-    for image in {asked.image for asked in trial.suite.lines if asked.image is not None}:
-        loaded = load_image(trial.suite.load(image))
+    for image in {tokenized.image for tokenized in evaluation.suite.lines if tokenized.image is not None}:
+        loaded = load_image(evaluation.suite.load(image))
         towers[image] = float_projected(build.features(transform.pixels(loaded)))
         projectors[image] = build.projected(float_features(loaded))
-    note = "both parts by onnxruntime, CPU"
+    note = "vision tower and projector by onnxruntime, CPU"
     for name, found in (("vision tower", towers), ("projector", projectors)):
-        given = [None if asked.image is None else found[asked.image] for asked in trial.suite.lines]
-        yield trial.part(name, decoder, given, note)
+        given = [None if tokenized.image is None else found[tokenized.image] for tokenized in evaluation.suite.lines]
+        yield evaluation.part(name, decoder, given, note)
 
 
 def _float_split(reference: Reference, stack: ExitStack) -> tuple[Callable[[Any], list[np.ndarray]], Any]:
-    """Return the baseline's encoders, image to features (1, n_patches, embed_dim), and its projector of those."""
+    """Return the vision tower of the baseline, image to features (1, n_patches, embed_dim), and its projector."""
     if reference.session is not None:
         from ..vision.graph.split import open_split
 
@@ -195,18 +208,20 @@ def _float_split(reference: Reference, stack: ExitStack) -> tuple[Callable[[Any]
 
 
 def _inside(
-    trial: _Trial,
+    evaluation: _PartEvaluation,
     session: Session,
     floats: dict[str, np.ndarray],
-    seen: Seen,
+    embeddings: Embeddings,
     options: DecoderOptions,
     on_step: Callable[[str, int, int], None],
 ) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-    """Return the drift of each layer alone, and of tensors alone, worst first."""
+    """Return the drift of each layer alone and of single tensors, worst first."""
     held, n_layer = session.bundle.decoder_tensors(), session.config.mamba.n_layer
 
     def alone(label: str, names: Sequence[str]) -> Part:
-        return trial.part(label, _opened(session, floats | {name: _runnable(held[name]) for name in names}, options), seen)
+        return evaluation.part(
+            label, _opened(session, floats | {name: _runnable(held[name]) for name in names}, options), embeddings
+        )
 
     layers = []
     for index in range(n_layer):
@@ -225,7 +240,7 @@ def _inside(
         on_step("attribution, tensors", done, len(names))
         tensors.append(alone(name, [name]))
     tensors.sort(key=lambda part: -(part.kld_mean or 0.0))
-    return tuple(layers), tuple(tensors[:_KEPT])
+    return tuple(layers), tuple(tensors[:_MAX_TENSORS])
 
 
 def _is_float32(value: np.ndarray | QuantizedTensor) -> bool:
@@ -233,5 +248,5 @@ def _is_float32(value: np.ndarray | QuantizedTensor) -> bool:
 
 
 def _runnable(value: np.ndarray | QuantizedTensor) -> np.ndarray | QuantizedTensor:
-    """Return a tensor as our own kernels take it: bitsandbytes' codes as the values they stand for."""
+    """Return a tensor that our own kernels support: codes of bitsandbytes are dequantized."""
     return dense(value) if isinstance(value, QuantizedTensor) and SCHEMES[value.scheme.name].code_format != "int" else value

@@ -1,4 +1,4 @@
-"""What a build is compared with: golden lines in its own bundle, another bundle, or a checkpoint."""
+"""The baseline of a build: golden lines in its own bundle, another bundle, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Reference:
     Attributes:
         kind: "golden", "bundle" or "checkpoint".
         name: of the file or directory.
-        fingerprint: what it is, for telling two runs apart.
-        computed_by: what runs or ran it.
-        golden: the golden lines, where they are the baseline; other baselines' distributions are whole.
-        readings: gives what it makes of a suite's lines, from an index on.
+        fingerprint: identifies its content.
+        computed_by: what runs it, or ran it.
+        golden: the golden lines if they are the baseline; the distributions of other baselines are not truncated.
+        predictions: yields the predictions of a suite's lines, from an index on.
         session: of a bundle; None for others.
         checkpoint: an opened `model.checkpoint.Checkpoint`; None for others.
     """
@@ -48,13 +48,13 @@ def open_baseline(wanted: str, bundle: Bundle, open_session: Callable[[Bundle], 
     """Open a baseline.
 
     Args:
-        wanted: "fp16" for the bundle's golden lines, the directory of a bundle, or a checkpoint as an export takes it.
+        wanted: "fp16" for the golden lines of the bundle, the directory of a bundle, or a checkpoint as for an export.
         bundle: the build.
-        open_session: opens another bundle as the build is opened.
+        open_session: opens another bundle with the options of the build.
 
     Raises:
-        InputError: it is of another model, or nothing of that name is there.
-        MachineError: a checkpoint's libraries are missing.
+        InputError: the baseline is of another model, or does not exist.
+        MachineError: a library that a checkpoint needs is not installed.
     """
     if wanted == FP16:
         return _golden(bundle)
@@ -71,13 +71,13 @@ def _golden(bundle: Bundle) -> Reference:
         if suite is golden.suite:
             yield from golden.predictions[first:]
             return
-        known = {golden.suite.key(asked): i for i, asked in enumerate(golden.suite.lines)}
-        for asked in suite.lines[first:]:
-            index = known.get(suite.key(asked))
+        known = {golden.suite.key(tokenized): i for i, tokenized in enumerate(golden.suite.lines)}
+        for tokenized in suite.lines[first:]:
+            index = known.get(suite.key(tokenized))
             if index is None:
                 raise InputError(
-                    f"{suite.name}, line {asked.number}: the bundle's golden lines have no answer of the float model to it; "
-                    "give --baseline with the checkpoint or an fp16 bundle, or export with --golden and this suite"
+                    f"{suite.name}, line {tokenized.number}: the golden lines of the bundle do not include it; give --baseline "
+                    "with the checkpoint or an fp16 bundle, or export with --golden and this suite"
                 )
             yield golden.predictions[index]
 
@@ -90,10 +90,10 @@ def _bundle(directory: Path, build: Bundle, open_session: Callable[[Bundle], Ses
     if ours.model != theirs.model or ours.source.sha256 != theirs.source.sha256:
         raise InputError(
             f"--baseline {directory}: made from {theirs.source.id} ({theirs.source.sha256[:12]}), this build from "
-            f"{ours.source.id} ({ours.source.sha256[:12]}); drift is between builds of one checkpoint"
+            f"{ours.source.id} ({ours.source.sha256[:12]}); only builds of one checkpoint can be compared"
         )
     if ours.files[TOKENIZER].sha256 != theirs.files[TOKENIZER].sha256:
-        raise InputError(f"--baseline {directory}: its tokenizer is another; export both with the same one")
+        raise InputError(f"--baseline {directory}: its tokenizer differs; export both bundles with the same one")
     session = open_session(other)
     vision = "" if session.vision is None else f"; vision by {session.vision.name}"
     by = f"{session.decoder.name}, {theirs.recipe.scheme}{vision}"
@@ -112,7 +112,7 @@ def _bundle(directory: Path, build: Bundle, open_session: Callable[[Bundle], Ses
 def _checkpoint(source: str, build: Bundle) -> Reference:
     try:
         from ..model.checkpoint import open_checkpoint
-        from .float_reference import float_eyes, float_predictions
+        from .float_reference import float_predictions, float_vision
     except ImportError as error:
         raise MachineError(
             f"--baseline {source}: a checkpoint needs {error.name}; install it with: {install_hint('export')}, or "
@@ -122,13 +122,13 @@ def _checkpoint(source: str, build: Bundle) -> Reference:
     digest, ours = hashed(checkpoint), build.manifest.source
     if checkpoint.config != build.manifest.model or digest != ours.sha256:
         raise InputError(
-            f"--baseline {source}: {checkpoint.source_id} ({digest[:12]}) is not the checkpoint this build was made from, "
-            f"{ours.id} ({ours.sha256[:12]}); drift is between builds of one checkpoint"
+            f"--baseline {source}: {checkpoint.source_id} ({digest[:12]}) is not the checkpoint of this build, "
+            f"{ours.id} ({ours.sha256[:12]}); only builds of one checkpoint can be compared"
         )
     codec, _ = build.text()
 
     def read(suite: TokenizedSuite, first: int) -> Iterator[Prediction]:
-        see = float_eyes(checkpoint, suite)
+        see = float_vision(checkpoint, suite)
         return float_predictions(checkpoint, suite.lines[first:], see, replies_end_with=codec.end_id)
 
     return Reference("checkpoint", source, digest, "torch, float32", None, read, checkpoint=checkpoint)

@@ -1,8 +1,8 @@
-"""Drift budgets: what a build may drift before it counts as broken, read from export/budgets/*.toml.
+"""Drift budgets: limits beyond which a build counts as broken, read from export/budgets/*.toml.
 
-A limit is absolute (`max`, `min`, in the measure's unit) or relative to the noise floor (`max_times_floor`: how many times what
-the reference itself loses in bf16). It is held against the worse end of the measure's interval, unrounded. A limit on a measure
-that could not be taken is exceeded.
+A limit is absolute (`max`, `min`, in the unit of the measure) or relative to the noise floor (`max_times_floor`, a multiple of
+the drift of the reference itself in bf16). It is compared with the worse bound of the measure's interval, unrounded. A limit on
+a measure without a value is exceeded.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from ..terminal.suggestions import near_matches
 from .measures import measure_named
 from .report import Figure, Verdict
 
-FLOOR = "bf16"  # whose noise floor `max_times_floor` is times of
+FLOOR = "bf16"  # precision of the noise floor that `max_times_floor` refers to
 
 
 class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What one measure may be."""
+    """Limits of one measure."""
 
     max: float | None = None
     min: float | None = None
     max_times_floor: float | None = None
 
 
-Limits = Mapping[str, Limit]  # by name of a measure
+Limits = Mapping[str, Limit]  # by measure
 
 
 class PartBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits by the decoder's scheme, and what the vision graph's precision may add to them."""
+    """Limits by scheme of the decoder, and what the precision of the vision graph may add to them."""
 
     schemes: dict[str, dict[str, Limit]] = {}
     vision: dict[PrecisionName, dict[str, Limit]] = {}
 
 
 class Budget(PartBudget, frozen=True, forbid_unknown_fields=True):
-    """Limits for every target, and those of `targets` that take their place measure by measure."""
+    """Limits for every target; those in `targets` override them measure by measure."""
 
     targets: dict[str, PartBudget] = {}
 
     def limits_of(self, scheme: str, precision: PrecisionName | None = None, target: str | None = None) -> Limits:
-        """Return the limits of a build: of its scheme, and of its vision graph's precision where it has one.
+        """Return the limits of a build: those of its scheme, combined with those of the vision precision.
 
-        Two small drifts add up at worst, so allowances do, as `measures` says of each. Whether a drift of the answers is judged
-        at all is the scheme's to say; limits relative to the noise floor are the scheme's alone.
+        In the worst case two small drifts add up, so limits are combined as `measures` defines. A measure is limited only
+        if the scheme limits it, except `vision_error`; limits relative to the noise floor are those of the scheme.
 
         Raises:
-            InputError: with near matches, where the budget knows nothing of the scheme.
+            InputError: the budget has no section for the scheme; the message lists near matches.
         """
         own = self.targets.get(target or "", PartBudget())
         if scheme not in self.schemes and scheme not in own.schemes:
@@ -65,26 +65,26 @@ class Budget(PartBudget, frozen=True, forbid_unknown_fields=True):
             return limits
         for name, vision in (self.vision.get(precision, {}) | own.vision.get(precision, {})).items():
             if name in limits:
-                limits[name] = _both(name, limits[name], vision)
+                limits[name] = _combined(name, limits[name], vision)
             elif name == "vision_error":
                 limits[name] = vision
         return limits
 
 
-def _both(name: str, decoder: Limit, vision: Limit) -> Limit:
-    together = measure_named(name).together
+def _combined(name: str, decoder: Limit, vision: Limit) -> Limit:
+    combine = measure_named(name).combine
 
     def of(a: float | None, b: float | None) -> float | None:
-        return a if a is None or b is None else together(a, b)
+        return a if a is None or b is None else combine(a, b)
 
     return Limit(of(decoder.max, vision.max), of(decoder.min, vision.min), decoder.max_times_floor)
 
 
 def read_budget(file: Path | None = None) -> Budget:
-    """Read a budget file; the default one without an argument.
+    """Read a budget file; the default budget without an argument.
 
     Raises:
-        InputError: unknown keys or measures, limits that are not finite or say nothing.
+        InputError: unknown keys or measures, empty limits, limits that are not finite.
     """
     file = file or export_data("budgets") / "default.toml"
     budget = read_toml(file, Budget)
@@ -98,7 +98,7 @@ def read_budget(file: Path | None = None) -> Budget:
                     raise InputError(f"{file}: {error}") from error
                 given = [v for v in (limit.max, limit.min, limit.max_times_floor) if v is not None]
                 if not given or not all(math.isfinite(v) for v in given):
-                    raise InputError(f"{file}: {name} needs max, min or max_times_floor, a finite number each")
+                    raise InputError(f"{file}: {name} needs a finite max, min or max_times_floor")
     return budget
 
 
@@ -108,19 +108,19 @@ def judge(
     noise_floor: Mapping[str, Mapping[str, float]],
     not_taken: Mapping[str, str] = {},
 ) -> tuple[Verdict, ...]:
-    """Hold each limit against the worse end of its measure's interval, or the value where there is no interval.
+    """Compare each limit with the worse bound of the measure's interval, or with its value if there is no interval.
 
     Args:
-        figures: measures by name.
+        figures: by measure.
         limits: of the build.
         noise_floor: measures of the reference in 16 bits, by precision.
-        not_taken: why a measure could not be taken.
+        not_taken: reason by measure without a value.
     """
     verdicts = []
     for name, limit in limits.items():
         figure = figures.get(name, Figure(None))
         missing = "" if figure.value is not None else not_taken.get(name, "not measured")
-        wide = "its value is within, the end of its interval is not: more lines would tell"
+        wide = "its value is within, the bound of its interval is not: use more lines"
         highest = figure.value if figure.high is None else figure.high
         lowest = figure.value if figure.low is None else figure.low
         if limit.max is not None:

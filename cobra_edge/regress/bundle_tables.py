@@ -1,4 +1,4 @@
-"""Tables for a terminal: what a bundle holds, what it needs, how far it drifts."""
+"""Terminal tables of a bundle: drift and memory plan."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..bundle.reader import DECODER
 from ..formats.recipe import OUT_PROJ, RESIDUAL, Recipe
 from ..formats.targets import Target
 from ..terminal.output import cell, megabytes
-from .measures import MEASURES, measure_named, written
+from .measures import MEASURES, format_value, measure_named
 from .report import Verdict
 
 
-def rotation_words(recipe: Recipe) -> str:
-    """Say what is rotated, to follow after scheme and method; nothing where nothing is."""
+def describe_rotations(recipe: Recipe) -> str:
+    """Return the rotations in words, to follow scheme and method; empty without rotations."""
     words = {RESIDUAL: "residual stream", OUT_PROJ: "out_proj"}
     rotated = " and ".join(words[r] for r in recipe.rotations)
     matrices = "a Hadamard matrix" if len(recipe.rotations) == 1 else "Hadamard matrices"
@@ -24,12 +24,12 @@ def rotation_words(recipe: Recipe) -> str:
 
 
 def bits_per_weight(manifest: Manifest) -> float:
-    """Return bits a decoder weight takes in the file, scales and float tensors counted."""
+    """Return the bits per decoder weight in the file, including scales and float tensors."""
     return manifest.files[DECODER].bytes * 8 / manifest.model.mamba.n_parameters
 
 
 def drift_rows(manifest: Manifest, verdicts: Sequence[Verdict]) -> list[tuple[str, str, str, str]]:
-    """Return (measure, value, limit, verdict) of each measure, of a task or layer where it has a limit; none without drift."""
+    """Return (measure, value, limit, verdict) of each measure, those of tasks and layers if limited; none without drift."""
     if manifest.drift is None:
         return []
     rows = []
@@ -37,19 +37,19 @@ def drift_rows(manifest: Manifest, verdicts: Sequence[Verdict]) -> list[tuple[st
         limits = [v for v in verdicts if v.measure == name]
         if name not in manifest.drift.measures and not limits:
             continue
-        limit = ", ".join(written(name, v.limit) for v in limits)
+        limit = ", ".join(format_value(name, v.limit) for v in limits)
         word = "" if not limits else "within" if all(v.within for v in limits) else "EXCEEDED"
-        rows.append((measure_named(name).label, written(name, manifest.drift.measures.get(name)), limit, word))
+        rows.append((measure_named(name).label, format_value(name, manifest.drift.measures.get(name)), limit, word))
     return rows
 
 
 def drift_table(manifest: Manifest, verdicts: Sequence[Verdict]) -> Table:
-    """Return the drift against the float model, beside its budget."""
+    """Return the table of the drift from the float model, with its budget."""
     drift = manifest.drift
     where = (
         "not measured"
         if drift is None
-        else f"{drift.lines:,} golden lines, {drift.positions:,} answer tokens, {_seen_by(drift)}"
+        else f"{drift.lines:,} golden lines, {drift.positions:,} answer tokens, {_runtime(drift)}"
     )
     title = cell(f"drift of {manifest.recipe.scheme} from the float model ({where})")
     table = Table(title=title, title_justify="left")
@@ -61,18 +61,18 @@ def drift_table(manifest: Manifest, verdicts: Sequence[Verdict]) -> Table:
     return table
 
 
-def _seen_by(drift: Drift) -> str:
+def _runtime(drift: Drift) -> str:
     return drift.runtime if drift.vision_runtime is None else f"{drift.runtime}; vision by {drift.vision_runtime}"
 
 
 def memory_table(manifest: Manifest, target: Target | None) -> Table:
-    """Return the memory plan; the target is None where this installation has no profile of it."""
+    """Return the table of the memory plan; `target` is None if this installation has no profile of it."""
     plan = manifest.memory_plan
     table = Table(title=cell(f"memory on {target.title if target else manifest.target}"), title_justify="left")
     table.add_column("part")
     table.add_column("size", justify="right")
     table.add_row("vision graph", megabytes(plan.vision_bytes))
-    table.add_row(f"decoder, {bits_per_weight(manifest):.2f} bits a weight", megabytes(plan.decoder_bytes))
+    table.add_row(f"decoder, {bits_per_weight(manifest):.2f} bits per weight", megabytes(plan.decoder_bytes))
     table.add_row("decoding state, any context length", megabytes(plan.state_bytes))
     table.add_row("working memory", megabytes(plan.working_bytes))
     table.add_row("system and runtime", megabytes(plan.reserved_bytes))

@@ -1,8 +1,8 @@
-"""What the float model itself says to a suite's lines: the truth that every build is compared with.
+"""Predictions of the float model: the reference that every build is compared with.
 
-Plain torch in float32, one layer in memory at a time: all images, then all questions from the states those left, then all
-answers, teacher-forced. Run in 16 bits (products with weights take rounded operands and give rounded results, as a GPU's do,
-the recurrence stays float32) it is the noise floor: what is lost with nothing quantized.
+Plain torch in float32, one layer in memory at a time: first all images, then all questions from the states after them, then all
+answers, teacher-forced. In 16 bits (operands and results of matrix products are rounded, as on a GPU; the recurrence stays
+float32), it gives the noise floor: the drift without any quantization.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..quantize.calibration_data import visual_embeddings
 from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit
 from .metrics import log_softmax
 from .predictions import Prediction
-from .state_sketch import sketched
+from .state_sketch import state_sketch
 
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _POSITIONS_AT_ONCE = 8192
@@ -44,18 +44,18 @@ def float_predictions(
     replies_end_with: int | None = None,
     on_layer: Callable[[], None] = lambda: None,
 ) -> Iterator[Prediction]:
-    """Yield the reading of each line, in order; what is in memory at once does not depend on how many there are.
+    """Yield the prediction of each line, in order; memory does not depend on the number of lines.
 
     Args:
-        checkpoint: whose decoder.
-        lines: tokenised; those about one image should follow each other, so that it is read once.
-        see: gives the embeddings (n_visual_tokens, d_model) float32 of images, by `TokenizedLine.image`.
+        checkpoint: with the decoder.
+        lines: those about one image should follow each other, so that it is read once.
+        see: returns the embeddings (n_visual_tokens, d_model) float32 of images, by `TokenizedLine.image`.
         precision: "fp16" or "bf16" for the noise floor; None is float32.
-        replies_end_with: the end token, where free answers are wanted too; without it there are none.
+        replies_end_with: the end token, to generate replies too; None for no replies.
         on_layer: called after each layer of each of `batches`, for progress.
 
     Raises:
-        InputError: answers that are not finite; a weight that is not, by name.
+        InputError: logits or weights that are not finite.
     """
     for batch in batches(lines, checkpoint.config.n_visual_tokens):
         used = sorted({line.image for line in batch if line.image is not None})
@@ -63,8 +63,8 @@ def float_predictions(
         yield from _Batch(checkpoint, batch, looked, precision).read(replies_end_with, on_layer)
 
 
-def float_eyes(checkpoint: Checkpoint, suite: TokenizedSuite, precision: str | None = None) -> See:
-    """Return what sees a suite's images as the float model does, in 16 bits where a precision is given."""
+def float_vision(checkpoint: Checkpoint, suite: TokenizedSuite, precision: str | None = None) -> See:
+    """Return the function `see` of `float_predictions` for a suite, by the float vision tower or in 16 bits."""
     model = narrowed(load_vision(checkpoint), precision) if suite.images else None
 
     def see(images: Sequence[int]) -> Sequence[np.ndarray]:
@@ -75,7 +75,7 @@ def float_eyes(checkpoint: Checkpoint, suite: TokenizedSuite, precision: str | N
 
 
 def batches(lines: Sequence[TokenizedLine], n_visual_tokens: int) -> list[list[TokenizedLine]]:
-    """Return lines in runs of some thousand positions, images counted once a run."""
+    """Split lines into batches of at most _POSITIONS_AT_ONCE positions, each image counted once per batch."""
     found, images, positions = list[list[TokenizedLine]]([[]]), set[int](), 0
     for line in lines:
         new = {line.image} - images - {None}
@@ -91,7 +91,7 @@ def batches(lines: Sequence[TokenizedLine], n_visual_tokens: int) -> list[list[T
 
 
 def narrowed(module: _Module, precision: str | None) -> _Module:
-    """Have every product with weights in a module round operands and result to 16 bits; None leaves it as it is."""
+    """Round operands and results of all linear and convolution layers of a module to 16 bits; None leaves it as it is."""
     if precision is None:
         return module
     dtype = NARROW[precision]
@@ -108,7 +108,7 @@ def narrowed(module: _Module, precision: str | None) -> _Module:
 
 
 def _constant(values: Tensor) -> nn.Parameter:
-    # Not `weight.data = …`: a module made in inference mode cannot take a tensor that was not.
+    # Not `weight.data = …`: a module created in inference mode does not accept a tensor that was not.
     return nn.Parameter(values, requires_grad=False)
 
 
@@ -118,7 +118,7 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(eq=False)
 class _States:
-    """One layer's states of several sequences: conv (n, d_inner, d_conv) and ssm (n, d_inner, d_state) float32."""
+    """States of one layer, of n sequences: conv (n, d_inner, d_conv) and ssm (n, d_inner, d_state) float32."""
 
     conv: Tensor
     ssm: Tensor
@@ -132,13 +132,13 @@ class _States:
 
 
 class _Batch:
-    """Some lines on their way through the layers."""
+    """A batch of lines on its way through the layers."""
 
     def __init__(
-        self, checkpoint: Checkpoint, lines: list[TokenizedLine], seen: dict[int, np.ndarray], precision: str | None
+        self, checkpoint: Checkpoint, lines: list[TokenizedLine], embeddings: dict[int, np.ndarray], precision: str | None
     ) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config.mamba
-        self.lines, self.seen, self.precision = lines, seen, precision
+        self.lines, self.embeddings, self.precision = lines, embeddings, precision
         self.table = checkpoint.decoder["backbone.embedding.weight"]
         norm = RMSNorm(self.config.d_model, self.config.norm_eps)
         norm.weight = _constant(checkpoint.decoder["backbone.norm_f.weight"].float())
@@ -148,47 +148,46 @@ class _Batch:
         self.logits = nn.Sequential(norm, narrowed(head, precision))
 
     def read(self, end: int | None, on_layer: Callable[[], None]) -> Iterator[Prediction]:
-        """Yield the reading of each line."""
-        index = {image: i for i, image in enumerate(self.seen)}
-        images = [torch.from_numpy(embeddings) for embeddings in self.seen.values()]
+        """Yield the prediction of each line."""
+        index = {image: i for i, image in enumerate(self.embeddings)}
+        images = [torch.from_numpy(embeddings) for embeddings in self.embeddings.values()]
         starts = [len(index) if line.image is None else index[line.image] for line in self.lines]
         prompts = [self._embed(line.prompt) for line in self.lines]
         answers = [self._embed(line.answer[:-1]) for line in self.lines]
         sketches, after_prompt = list[np.ndarray](), list[_States]()
         for block in self._blocks():
             looked = _through(block, images, _States.zeros(self.config, len(images)))
-            blind = _States.zeros(self.config, 1)  # the state of who sees nothing, behind the images'
-            start = _States(torch.cat([looked.conv, blind.conv]), torch.cat([looked.ssm, blind.ssm]))
-            asked = _through(block, prompts, start.of(starts))
-            told = _through(block, answers, asked)
-            sketches.append(sketched(told.ssm.numpy()))
+            empty = _States.zeros(self.config, 1)  # of lines without an image, after those of the images
+            start = _States(torch.cat([looked.conv, empty.conv]), torch.cat([looked.ssm, empty.ssm]))
+            after = _through(block, prompts, start.of(starts))
+            told = _through(block, answers, after)
+            sketches.append(state_sketch(told.ssm.numpy()))
             if end is not None:
-                after_prompt.append(asked)
+                after_prompt.append(after)
             on_layer()
         replies: list[tuple[int, ...]] = [()] * len(self.lines)
         if end is not None:
-            said = [self.logits(torch.cat([p[-1:], a])).argmax(-1).tolist() for p, a in zip(prompts, answers, strict=True)]
-            replies = self._replies(said, after_prompt, end)
+            forced = [self.logits(torch.cat([p[-1:], a])).argmax(-1).tolist() for p, a in zip(prompts, answers, strict=True)]
+            replies = self._replies(forced, after_prompt, end)
         for i, line in enumerate(self.lines):
             logits = self.logits(torch.cat([prompts[i], answers[i]])).numpy()
             if self.precision is None and not np.isfinite(logits).all():
                 raise InputError(
-                    f"line {line.number}: the float model itself gives logits that are not finite; the checkpoint is damaged "
-                    "or overflows"
+                    f"line {line.number}: the logits of the float model are not finite; the checkpoint is damaged or overflows"
                 )
-            seen = None if line.image is None else self.seen[line.image]
-            yield Prediction(log_softmax(logits), np.stack([layer[i] for layer in sketches]), replies[i], seen)
+            embeddings = None if line.image is None else self.embeddings[line.image]
+            yield Prediction(log_softmax(logits), np.stack([layer[i] for layer in sketches]), replies[i], embeddings)
 
-    def _replies(self, said: list[list[int]], states: list[_States], end: int) -> list[tuple[int, ...]]:
-        """Return greedy answers.
+    def _replies(self, forced: list[list[int]], states: list[_States], end: int) -> list[tuple[int, ...]]:
+        """Return greedy replies, without the end token.
 
         Args:
-            said: of each line the likeliest tokens, teacher-forced; where they are the given answer, that is the reply.
+            forced: most probable tokens of each line, teacher-forced; if they equal the given answer, that is the reply.
             states: of each layer, after the questions.
             end: the end token.
         """
         replies = [tuple(line.answer[:-1]) for line in self.lines]
-        new = {i: [said[i][0]] for i, line in enumerate(self.lines) if line.answer != said[i]}
+        new = {i: [forced[i][0]] for i, line in enumerate(self.lines) if line.answer != forced[i]}
         going = list(new)
         rows = [layer.of(going) for layer in states]
         while True:
@@ -205,7 +204,7 @@ class _Batch:
         return replies
 
     def _blocks(self) -> Iterator[Block]:
-        # Only the truth has to be plain torch throughout.
+        # Only the float32 reference must be plain torch.
         operations = REFERENCE if self.precision is None else best_operations()
         for block in stream_blocks(self.checkpoint, operations):
             yield narrowed(block, self.precision)
@@ -216,15 +215,15 @@ class _Batch:
 
 
 def _through(block: Block, hidden: list[Tensor], states: _States) -> _States:
-    """Run sequences through a block, those of one length together.
+    """Run sequences through a block, those of equal length as a batch.
 
     Args:
         block: norm and mixer.
-        hidden: of each sequence (seq, d_model) float32; replaced by what comes out.
-        states: before each of them.
+        hidden: of each sequence, (seq, d_model) float32; replaced by the output.
+        states: before each sequence.
 
     Returns:
-        The states after each of them.
+        The states after each sequence.
     """
     after = _States(torch.empty_like(states.conv), torch.empty_like(states.ssm))
     for length in sorted({len(h) for h in hidden}):

@@ -1,7 +1,7 @@
-"""The baseline's tensors in the form that a build's have, so that any of the build's can be put among them.
+"""Tensors of the baseline in the form of a build's, so that each can be replaced by that of the build.
 
-A build's matrices may be rotated, and scaled by AWQ. What the baseline has is folded, rotated and scaled alike, in float32; the
-scales are read off the build: at a norm exactly, at dt_proj from its columns.
+Matrices of a build may be rotated, and scaled by AWQ. The tensors of the baseline are folded, rotated and scaled in the same
+way, in float32. The scales are recovered from the build: exactly at a norm, by least squares per column at dt_proj.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Tensors = dict[str, "np.ndarray | QuantizedTensor"]
 
 
 def float_tensors(build: Bundle, tensors: Tensors, own: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-    """Return every tensor of the decoder as the build would hold it in float32.
+    """Return all tensors of the decoder, float32, each of the shape that it has in the build.
 
     Args:
-        build: whose recipe says what is rotated and scaled.
-        tensors: the build's own.
-        own: gives any of the model's own tensors by name, float32.
+        build: with the recipe that defines rotations and scales.
+        tensors: of the build, (out, in) matrices and (n,) vectors among them.
+        own: returns a tensor of the checkpoint by name, float32.
     """
     config, recipe = build.manifest.model.mamba, build.manifest.recipe
     scales: dict[str, np.ndarray] = {}
@@ -41,5 +41,5 @@ def float_tensors(build: Bundle, tensors: Tensors, own: Callable[[str], np.ndarr
 
 
 def dense(value: np.ndarray | QuantizedTensor) -> np.ndarray:
-    """Return a tensor's values, float32."""
+    """Return the values of a tensor, float32, dequantized to (out, in) if it is quantized."""
     return value.dequantize() if isinstance(value, QuantizedTensor) else np.asarray(value, np.float32)

@@ -1,7 +1,7 @@
-"""Golden lines: a held-out suite with what the float model says to it, in the bundle.
+"""Golden lines: a held-out suite in the bundle, with the float model's predictions.
 
-With them a device can hold its own build against the float model: no torch, no original weights, no other file. The format is
-in docs/bundle.md.
+With them a device compares its own build with the float model, without torch, the checkpoint or any other file. The format is
+described in docs/bundle.md.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..suite.line import Line
 from ..suite.reader import flaw_of
 from ..suite.tokenized import TokenizedSuite, tokenized_suite
 from .predictions import Prediction
-from .state_sketch import SKETCH
+from .state_sketch import SKETCH_SIZE
 from .top_tokens import TopTokens
 
-# {name: dtype, number of axes}; what each holds is in docs/bundle.md.
+# {name: (dtype, number of axes)}; described in docs/bundle.md.
 _ARRAYS: dict[str, tuple[type[np.generic], int]] = {
     "lines": (np.uint8, 1),
     "pictures": (np.uint8, 1),
@@ -42,7 +42,7 @@ _ARRAYS: dict[str, tuple[type[np.generic], int]] = {
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """A suite, and the float model's reading of each of its lines; log-probabilities are TopTokens."""
+    """A suite, and the float model's prediction of each of its lines, with log-probabilities as TopTokens."""
 
     suite: TokenizedSuite
     predictions: Sequence[Prediction]
@@ -53,18 +53,18 @@ def write_golden(file: Path, suite: TokenizedSuite, predictions: Sequence[Predic
 
     Args:
         file: golden.safetensors.
-        suite: what was asked.
-        readings: of each line, their log-probabilities as TopTokens.
-        embeddings: (images, n_visual_tokens, d_model) float32, the float model's.
+        suite: with its images.
+        predictions: of each line, with log-probabilities as TopTokens.
+        embeddings: (images, n_visual_tokens, d_model) float32, visual embeddings of the float model.
 
     Raises:
-        OSError: as the file system does.
+        OSError: from the file system.
     """
     kept = [r.log_probs for r in predictions if isinstance(r.log_probs, TopTokens)]
     assert len(kept) == len(predictions) == len(suite.lines) and len(embeddings) == len(suite.images)
     images = [_content(suite.load(i)) for i in range(len(suite.images))]
     arrays = {
-        "lines": np.frombuffer(b"\n".join(msgspec.json.encode(asked.line) for asked in suite.lines), np.uint8),
+        "lines": np.frombuffer(b"\n".join(msgspec.json.encode(tokenized.line) for tokenized in suite.lines), np.uint8),
         "pictures": np.frombuffer(b"".join(images), np.uint8),
         "picture_offsets": _offsets([len(p) for p in images]),
         "embeddings": embeddings,
@@ -91,12 +91,14 @@ def _offsets(sizes: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def read_golden(bundle: Bundle) -> Golden:
-    """Read the bundle's golden lines; everything in them is held against the model and the tokenizer. Raises BundleError."""
+    """Read the golden lines of a bundle, validated against its model and tokenizer. Raises BundleError."""
     arrays = read_tensors(bundle.path(GOLDEN))
     kinds = {name: (a.dtype.type, a.ndim) for name, a in arrays.items()}
     if kinds != _ARRAYS:
         odd = sorted(name for name in kinds.keys() | _ARRAYS.keys() if kinds.get(name) != _ARRAYS.get(name))
-        raise BundleError(f"{GOLDEN}: {', '.join(odd)[:200]} is missing, or not what it should be; export the bundle again")
+        raise BundleError(
+            f"{GOLDEN}: {', '.join(odd)[:200]}: missing, unexpected or of the wrong type; export the bundle again"
+        )
     try:
         suite = _suite(bundle, arrays)
         return Golden(suite, _predictions(bundle, suite, arrays))
@@ -114,7 +116,7 @@ def _suite(bundle: Bundle, arrays: dict[str, np.ndarray]) -> TokenizedSuite:
     codec, template = bundle.text()
     sees = bundle.manifest.model.vision is not None
     if len(images) != (len(names) if sees else 0):
-        raise ValueError(f"{len(images)} images, the lines name {len(names)}")
+        raise ValueError(f"{len(images)} images, but the lines refer to {len(names)}")
     content = {name: image.tobytes() for name, image in zip(names, images, strict=False)}
     numbered = list(enumerate(lines, 1))
     return tokenized_suite("the bundle's golden lines", numbered, content.__getitem__, codec, template, sees=sees, skipped={})
@@ -122,7 +124,7 @@ def _suite(bundle: Bundle, arrays: dict[str, np.ndarray]) -> TokenizedSuite:
 
 def _predictions(bundle: Bundle, suite: TokenizedSuite, arrays: dict[str, np.ndarray]) -> list[Prediction]:
     config, states, embeddings = bundle.manifest.model, arrays["states"], arrays["embeddings"]
-    if states.shape != (len(suite.lines), config.mamba.n_layer, SKETCH) or not np.isfinite(states).all():
+    if states.shape != (len(suite.lines), config.mamba.n_layer, SKETCH_SIZE) or not np.isfinite(states).all():
         raise ValueError(f"states {states.shape}")
     shape = (len(suite.images), config.n_visual_tokens, config.mamba.d_model)
     if suite.images and (embeddings.shape != shape or not np.isfinite(embeddings).all()):
@@ -131,44 +133,44 @@ def _predictions(bundle: Bundle, suite: TokenizedSuite, arrays: dict[str, np.nda
     if len(replies) != len(suite.lines):
         raise ValueError(f"{len(replies)} replies to {len(suite.lines)} lines")
     _require_tokens("replies", arrays["replies"], config.mamba.vocab)
-    positions = _offsets([len(asked.tokens) - 1 for asked in suite.lines])
-    top = _top_tokens(arrays, np.concatenate([asked.tokens[1:] for asked in suite.lines]), config.mamba.vocab)
+    positions = _offsets([len(tokenized.tokens) - 1 for tokenized in suite.lines])
+    top = _top_tokens(arrays, np.concatenate([tokenized.tokens[1:] for tokenized in suite.lines]), config.mamba.vocab)
     return [
         Prediction(
             top.part(int(positions[i]), int(positions[i + 1])),
             states[i],
             tuple(replies[i].tolist()),
-            None if asked.image is None else embeddings[asked.image],
+            None if tokenized.image is None else embeddings[tokenized.image],
         )
-        for i, asked in enumerate(suite.lines)
+        for i, tokenized in enumerate(suite.lines)
     ]
 
 
 def _top_tokens(arrays: dict[str, np.ndarray], targets: np.ndarray, vocab: int) -> TopTokens:
-    """Return the distributions at all positions; `targets` (positions,) are their right tokens."""
+    """Return the distributions at all positions, with targets (positions,) int."""
     offsets, ids, log_probs, tails = (arrays[name] for name in ("kept_offsets", "kept_ids", "kept_log_probs", "tails"))
-    # Compared, not subtracted: a difference may wrap around.
+    # Compared, not subtracted: a difference can overflow.
     rising = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == len(ids) and (offsets[1:] > offsets[:-1]).all()
     if not rising or not (len(offsets) - 1 == len(tails) == len(targets)):
         raise ValueError(f"{len(offsets) - 1} distributions of {len(ids)} tokens for {len(targets)} positions")
     sizes = np.diff(offsets)
     _require_tokens("kept_ids", ids, vocab)
     if log_probs.shape != ids.shape or not (np.isfinite(log_probs).all() and log_probs.max() <= 0):
-        raise ValueError("kept_log_probs are no logarithms of probabilities")
+        raise ValueError("kept_log_probs are not logarithms of probabilities")
     if not ((tails >= 0) & (tails <= 1)).all():
-        raise ValueError("tails are no probabilities")
+        raise ValueError("tails are not probabilities")
     rows = np.repeat(np.arange(len(tails)), sizes)
     if (np.bincount(rows[ids == targets[rows]], minlength=len(tails)) != 1).any():
-        raise ValueError("a right token is not among those kept")
+        raise ValueError("a target is not among the kept tokens")
     return TopTokens(offsets, ids, log_probs, tails)
 
 
 def _require_tokens(what: str, ids: np.ndarray, vocab: int) -> None:
     if len(ids) and not 0 <= ids.min() <= ids.max() < vocab:
-        raise ValueError(f"{what} holds tokens the model does not know")
+        raise ValueError(f"{what} contains tokens outside the vocabulary")
 
 
 def _parts(flat: np.ndarray, offsets: np.ndarray) -> list[np.ndarray]:
     if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(flat) or (offsets[1:] < offsets[:-1]).any():
-        raise ValueError("offsets do not divide what they should")
+        raise ValueError("offsets do not match their array")
     return [flat[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]

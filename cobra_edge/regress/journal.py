@@ -1,8 +1,8 @@
-"""The journal of a run: each compared line as JSON as soon as it is known, so that an interrupted run goes on where it was.
+"""The journal of a run: the metrics of each line as JSON, written as soon as they are known, for resuming.
 
-`lines.partial.jsonl` in the report's directory; its first line says what was measured, and one of another build, baseline,
-suite or runtime is begun anew. When the run is through it is called `lines.jsonl`. A run holds a lock on its report's
-directory, so that no second one writes into the same journal.
+`lines.partial.jsonl` in the directory of the report. The first line identifies what is measured; a journal of another build,
+baseline, suite or runtime is overwritten. A complete journal is renamed to `lines.jsonl`. A run holds a lock on the directory,
+so that no second run writes into it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import msgspec
 
 from ..errors import InputError
 from ..files.parsing import ParseError, parse_json
-from .line_metrics import ComparedLine
+from .line_metrics import LineMetrics
 
 PARTIAL, WHOLE = "lines.partial.jsonl", "lines.jsonl"
 log = logging.getLogger(__name__)
 
-_LOCK, _HOLDER = ".lines.lock", ".lines.lock.pid"  # apart: whoever tries the lock empties its file
+_LOCK, _HOLDER = ".lines.lock", ".lines.lock.pid"  # separate: trying the lock truncates its file
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,7 +34,7 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def fingerprint_of(*parts: str) -> str:
-    """Return a hash over what a run depends on."""
+    """Return a hash over everything that a run depends on."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -42,15 +42,15 @@ class Journal:
     """An opened journal.
 
     Attributes:
-        done: lines that an earlier run measured, in order.
+        done: metrics of the lines that an earlier run measured, in order.
     """
 
-    def __init__(self, done: list[ComparedLine], stream: BinaryIO | None) -> None:
-        """Wrap what was read, and where to write; None keeps nothing."""
+    def __init__(self, done: list[LineMetrics], stream: BinaryIO | None) -> None:
+        """Wrap the lines read, and the stream to write to; None writes nothing."""
         self.done, self._stream = done, stream
 
-    def write(self, line: ComparedLine) -> None:
-        """Add a line; it is in the file when this returns."""
+    def write(self, line: LineMetrics) -> None:
+        """Append a line; it is in the file when this returns."""
         if self._stream is not None:
             self._stream.write(msgspec.json.encode(line) + b"\n")
             self._stream.flush()
@@ -58,10 +58,10 @@ class Journal:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the report of a directory that exists, for as long as a run writes there; a process that dies holds nothing.
+    """Lock an existing directory while a run writes its report there; the lock ends with the process.
 
     Raises:
-        InputError: another run holds it; its process is named.
+        InputError: another run holds the lock; the message has its process id.
     """
     lock = filelock.FileLock(directory / _LOCK)
     try:
@@ -70,12 +70,14 @@ def locked(directory: Path) -> Iterator[None]:
         raise InputError(
             f"{directory}: {_holder(directory)} writes its report there; wait until it ends, or give another --report"
         ) from error
-    except (OSError, NotImplementedError) as error:  # file systems of a network may have no locks
+    except (OSError, NotImplementedError) as error:  # network file systems may not support locks
         if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise InputError(f"{directory}: cannot be locked ({error}); give another --report") from error
-        log.warning("%s: this file system has no locks (%s); start no second run into it", directory, error)
+        log.warning(
+            "%s: this file system does not support locks (%s); do not start a second run with this --report", directory, error
+        )
     try:
-        with suppress(OSError):  # it is for the message alone
+        with suppress(OSError):  # only for the message
             (directory / _HOLDER).write_text(f"{os.getpid()}\n", encoding="ascii")
         yield
     finally:
@@ -87,20 +89,20 @@ def locked(directory: Path) -> Iterator[None]:
 def _holder(directory: Path) -> str:
     try:
         return f"another run (process {int((directory / _HOLDER).read_bytes()[:20])})"
-    except (OSError, ValueError):  # it has the lock and has not said so yet
+    except (OSError, ValueError):  # it has the lock and has not written its id yet
         return "another run"
 
 
 @contextmanager
 def journal(directory: Path | None, fingerprint: str) -> Iterator[Journal]:
-    """Open the journal in a directory that exists; without one nothing is kept. It gets its final name when all went well."""
+    """Open the journal of an existing directory, or one that keeps nothing; it gets its final name if no error is raised."""
     if directory is None:
         yield Journal([], None)
         return
     file = directory / PARTIAL
     done, end = _read(file, fingerprint)
     with file.open("r+b" if end else "wb") as stream:
-        stream.truncate(end)  # a line that was cut short, or a journal of something else
+        stream.truncate(end)  # a truncated line, or a journal of another run
         stream.seek(end)
         if not end:
             stream.write(msgspec.json.encode(_Header(fingerprint)) + b"\n")
@@ -109,8 +111,8 @@ def journal(directory: Path | None, fingerprint: str) -> Iterator[Journal]:
     os.replace(file, directory / WHOLE)
 
 
-def _read(file: Path, fingerprint: str) -> tuple[list[ComparedLine], int]:
-    """Return the whole lines of a journal of this run, and where they end; 0 where it is not one."""
+def _read(file: Path, fingerprint: str) -> tuple[list[LineMetrics], int]:
+    """Return the complete lines of a journal of this run, and the offset of their end; 0 if it is of another run."""
     try:
         data = file.read_bytes()
     except FileNotFoundError:
@@ -122,10 +124,10 @@ def _read(file: Path, fingerprint: str) -> tuple[list[ComparedLine], int]:
         return [], 0
     if header.fingerprint != fingerprint or not newline:
         return [], 0
-    done, end = list[ComparedLine](), len(first) + 1
+    done, end = list[LineMetrics](), len(first) + 1
     for text in rest.split(b"\n")[:-1]:
         try:
-            done.append(parse_json(text, ComparedLine))
+            done.append(parse_json(text, LineMetrics))
         except ParseError:
             break
         end += len(text) + 1

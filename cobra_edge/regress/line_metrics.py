@@ -1,4 +1,4 @@
-"""A build's reading of a line beside the reference's: a few hundred bytes a line, from which every figure is made."""
+"""Metrics of one line, build compared with reference: a few hundred bytes, from which all figures are computed."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .predictions import Prediction
 from .top_tokens import TopTokens
 
 
-class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What became of one line.
+class LineMetrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Metrics of one line.
 
     Attributes:
-        number: in the suite.
+        number: of the line in the suite.
         image: index of its image, or None.
-        prompt_kld, answer_kld: KL(reference ‖ build) in nats, after each token that another one follows; the first of the
-            answer's is after the question's last.
-        agrees: of the answer's, the likeliest token is the reference's.
-        right, right_reference: probability of each right token of the answer, build and reference; in nats, log p.
-        states: of each layer, squared distance of the recurrent states after the line, and the reference's squared length.
-        vision: the same of the image's embeddings, or None.
-        reply, reference_reply: free answers, tokens.
-        text, reference_text: what they say.
-        score, reference_score: of the texts, by the task's metric.
-        tail, prompt_tail: of the reference's distributions, the largest probability not kept, in the answer and the question.
-        kept: how many of their tokens are kept at most.
+        prompt_kld, answer_kld: KL(reference ‖ build) in nats of each next-token distribution; those that predict a token of the
+            answer belong to `answer_kld`.
+        agrees: per answer token, whether both have the same most probable token.
+        right, right_reference: log p of each given answer token, by the build and by the reference.
+        states: per layer, squared distance of the final recurrent states, and squared norm of the reference's.
+        vision: the same for the visual embeddings, or None.
+        reply, reference_reply: tokens of the greedy replies.
+        text, reference_text: the replies, decoded.
+        score, reference_score: of the replies, by the metric of the task.
+        tail, prompt_tail: largest probability not kept of a reference distribution, in the answer and in the question.
+        kept: largest number of tokens kept of a reference distribution.
     """
 
     number: int
@@ -55,7 +55,7 @@ class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def diverges_at(self) -> int | None:
-        """The first token in which the free answers differ, from 0; None where they are alike."""
+        """Index of the first token in which the replies differ; None if they are equal."""
         if self.reply == self.reference_reply:
             return None
         pairs = zip(self.reply, self.reference_reply, strict=False)
@@ -63,46 +63,44 @@ class ComparedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
 
 
-def compared(
-    asked: TokenizedLine, reference: Prediction, build: Prediction, text_of: Callable[[Sequence[int]], str]
-) -> ComparedLine:
-    """Hold a build's reading of a line against the reference's.
+def measure_line(
+    tokenized: TokenizedLine, reference: Prediction, build: Prediction, text_of: Callable[[Sequence[int]], str]
+) -> LineMetrics:
+    """Compare a build's prediction of a line with the reference's.
 
     Args:
-        asked: the line.
-        reference: its log-probabilities whole, or the likely part.
-        build: its log-probabilities whole.
-        text_of: turns tokens into text.
+        tokenized: the line.
+        reference: with all log-probabilities, or TopTokens.
+        build: with all log-probabilities.
+        text_of: decodes tokens.
 
     Raises:
-        DriftError: the build's log-probabilities or states are not finite: there is no distance to measure.
+        DriftError: log-probabilities or states of the build are not finite.
     """
     log_probs = build.log_probs
     assert isinstance(log_probs, np.ndarray)
     if not (np.isfinite(log_probs).all() and np.isfinite(build.state).all()):
-        raise DriftError(
-            f"line {asked.number}: the build's answer is not finite where the reference's is; it overflows, take more bits"
-        )
-    first, targets = len(asked.prompt) - 1, np.array(asked.answer)  # where the answer begins to be foretold
-    divergence, likeliest, right_reference = _against(reference.log_probs, log_probs, np.array(asked.tokens[1:]))
+        raise DriftError(f"line {tokenized.number}: the build's logits or states are not finite; it overflows, use more bits")
+    first, targets = len(tokenized.prompt) - 1, np.array(tokenized.answer)  # `first` predicts the first answer token
+    divergence, most_probable, right_reference = _against(reference.log_probs, log_probs, np.array(tokenized.tokens[1:]))
     top = reference.log_probs if isinstance(reference.log_probs, TopTokens) else None
-    metric, texts = METRICS[asked.line.metric], [text_of(r.reply) for r in (build, reference)]
-    return ComparedLine(
-        number=asked.number,
-        image=asked.image,
+    metric, texts = METRICS[tokenized.line.metric], [text_of(r.reply) for r in (build, reference)]
+    return LineMetrics(
+        number=tokenized.number,
+        image=tokenized.image,
         prompt_kld=divergence[:first].tolist(),
         answer_kld=divergence[first:].tolist(),
-        agrees=(log_probs[first:].argmax(-1) == likeliest[first:]).tolist(),
+        agrees=(log_probs[first:].argmax(-1) == most_probable[first:]).tolist(),
         right=np.take_along_axis(log_probs[first:], targets[:, None], -1)[:, 0].tolist(),
         right_reference=right_reference[first:].tolist(),
         states=[_distance(a, b) for a, b in zip(build.state, reference.state, strict=True)],
-        vision=None if asked.image is None else _distance(build.embeddings, reference.embeddings),
+        vision=None if tokenized.image is None else _distance(build.embeddings, reference.embeddings),
         reply=list(build.reply),
         reference_reply=list(reference.reply),
         text=texts[0],
         reference_text=texts[1],
-        score=metric.score(texts[0], asked.line),
-        reference_score=metric.score(texts[1], asked.line),
+        score=metric.score(texts[0], tokenized.line),
+        reference_score=metric.score(texts[1], tokenized.line),
         tail=0.0 if top is None else float(top.tails[first:].max(initial=0)),
         prompt_tail=0.0 if top is None else float(top.tails[:first].max(initial=0)),
         kept=0 if top is None else int(np.diff(top.offsets).max(initial=0)),
@@ -112,15 +110,15 @@ def compared(
 def _against(
     reference: np.ndarray | TopTokens, log_probs: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return KLD, the reference's likeliest token and its log p of the right one, all (positions,)."""
+    """Return KLD float64, the reference's most probable token int and its log p of the target float64, all (positions,)."""
     if isinstance(reference, TopTokens):
-        return reference.divergence_of(log_probs), reference.likeliest(), reference.log_probs_of(targets)
+        return reference.divergence_of(log_probs), reference.most_probable(), reference.log_probs_of(targets)
     right = np.take_along_axis(reference, targets[:, None], -1)[:, 0]
     return divergence(reference, log_probs), reference.argmax(-1), right
 
 
 def _distance(build: np.ndarray | None, reference: np.ndarray | None) -> tuple[float, float]:
-    """Return the squared distance, and the reference's squared length."""
+    """Return the squared distance, and the squared norm of the reference."""
     assert build is not None and reference is not None
     wide = reference.astype(np.float64)
     return float(np.square(build - wide).sum()), float(np.square(wide).sum())

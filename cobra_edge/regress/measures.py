@@ -1,4 +1,4 @@
-"""What the harness measures: one row a measure, with its name in reports and budgets, and what it means."""
+"""Table of measures: one row per measure, with its name in reports and budgets, and its description."""
 
 from __future__ import annotations
 
@@ -29,56 +29,56 @@ class Measure:
 
     Attributes:
         name: in reports and budgets.
-        label: for people, with its unit.
-        better: "low" or "high"; "near" where the best value is `ideal` and both sides are worse.
-        ideal: what a build that is the reference has.
-        form: format specification of a value.
-        means: one sentence.
-        together: how the allowances of decoder and vision add up, at worst.
+        label: display name, with the unit.
+        better: "low" or "high"; "near" if the best value is `ideal` and both sides of it are worse.
+        ideal: value of a build that equals the reference.
+        format_spec: of a value.
+        description: one sentence.
+        combine: returns the worst-case limit of a build from those of decoder and vision.
     """
 
     name: str
     label: str
     better: Literal["low", "high", "near"]
     ideal: float
-    form: str
-    means: str
-    together: Callable[[float, float], float] = _sum
+    format_spec: str
+    description: str
+    combine: Callable[[float, float], float] = _sum
 
 
 _TABLE = (
     Measure("kld_mean", "KLD, mean (nats)", "low", 0, ".3g", "KL(reference ‖ build) of the next token, on answers"),
-    Measure("kld_median", "KLD, median (nats)", "low", 0, ".3g", "half of the answers' tokens drift less"),
-    Measure("kld_p90", "KLD, 90th percentile (nats)", "low", 0, ".3g", "nine tenths of the answers' tokens drift less"),
-    Measure("kld_p99", "KLD, 99th percentile (nats)", "low", 0, ".3g", "all but a hundredth of the answers' tokens drift less"),
-    Measure("kld_max", "KLD, largest (nats)", "low", 0, ".3g", "the answer token that drifts most"),
-    Measure("prompt_kld_mean", "KLD on questions, mean (nats)", "low", 0, ".3g", "the same over the questions' tokens"),
-    Measure("prompt_kld_p99", "KLD on questions, 99th percentile", "low", 0, ".3g", "the same over the questions' tokens"),
-    Measure("top1_agreement", "top-1 agreement", "high", 1, ".2%", "both find the same token likeliest, on answers", _shares),
+    Measure("kld_median", "KLD, median (nats)", "low", 0, ".3g", "half of the answer tokens drift less"),
+    Measure("kld_p90", "KLD, 90th percentile (nats)", "low", 0, ".3g", "90 % of the answer tokens drift less"),
+    Measure("kld_p99", "KLD, 99th percentile (nats)", "low", 0, ".3g", "99 % of the answer tokens drift less"),
+    Measure("kld_max", "KLD, largest (nats)", "low", 0, ".3g", "largest drift of an answer token"),
+    Measure("prompt_kld_mean", "KLD on questions, mean (nats)", "low", 0, ".3g", "the same on question tokens"),
+    Measure("prompt_kld_p99", "KLD on questions, 99th percentile", "low", 0, ".3g", "the same on question tokens"),
+    Measure("top1_agreement", "top-1 agreement", "high", 1, ".2%", "the most probable token is the same, on answers", _shares),
     Measure("right_change_mean", "p(right token), mean change", "near", 0, "+.2e", "its probability, build minus reference"),
     Measure("right_change_rms", "p(right token), RMS change", "low", 0, ".3g", "the root mean square of that change"),
     Measure("perplexity", "perplexity of the answers", "low", 1, ".4f", "of the given answers, by the build", _product),
     Measure("perplexity_ratio", "perplexity, build / reference", "low", 1, ".4f", "of the given answers", _product),
-    Measure("state_error", "decoder state, worst layer", "low", 0, ".3g", "relative error of the last recurrent state"),
-    Measure("vision_error", "visual embeddings, relative RMS", "low", 0, ".3g", "what the projector gives"),
-    Measure("greedy_match", "greedy answers alike", "high", 1, ".2%", "lines answered in the very same tokens", _shares),
+    Measure("state_error", "decoder state, worst layer", "low", 0, ".3g", "relative RMS error of the final recurrent state"),
+    Measure("vision_error", "visual embeddings, relative RMS", "low", 0, ".3g", "output of the projector"),
+    Measure("greedy_match", "greedy answers, exact match", "high", 1, ".2%", "share of replies with identical tokens", _shares),
     Measure(
-        "greedy_prefix", "greedy answers, part alike", "high", 1, ".2%", "an answer's share before it differs", _shares
+        "greedy_prefix", "greedy answers, shared prefix", "high", 1, ".2%", "part of a reply before it differs", _shares
     ),
-    Measure("length_ratio", "greedy answers, length", "near", 1, ".3f", "tokens said, build over reference", _product),
-    Measure("accuracy", "accuracy", "high", 1, ".2%", "free answers scored by each task's own metric, all lines", _sum),
+    Measure("length_ratio", "greedy answers, length", "near", 1, ".3f", "tokens generated, build / reference", _product),
+    Measure("accuracy", "accuracy", "high", 1, ".2%", "generated answers scored by the metric of each task", _sum),
     Measure("accuracy_change", "accuracy, build minus reference", "high", 0, "+.2%", "on the same lines"),
 )  # fmt: skip
 MEASURES = {m.name: m for m in _TABLE}
-# Measures of a part: {name: what the part is}.
+# Measures that also exist per part: {name: kind of part}.
 PARTS = {"accuracy": "TASK", "accuracy_change": "TASK", "state_error": "LAYER"}
 
 
 def measure_named(name: str) -> Measure:
-    """Return a measure; `accuracy.TASK` and `accuracy_change.TASK` are those of one task, `state_error.LAYER` is a layer's.
+    """Return a measure; `accuracy.TASK` and `accuracy_change.TASK` are of one task, `state_error.LAYER` of one layer.
 
     Raises:
-        InputError: with near matches, for an unknown name.
+        InputError: unknown name; the message lists near matches.
     """
     kind, dot, part = name.partition(".")
     if name in MEASURES:
@@ -86,13 +86,13 @@ def measure_named(name: str) -> Measure:
     if dot and part and kind in PARTS and (PARTS[kind] != "LAYER" or part.isdecimal()):
         of = MEASURES[kind]
         label = f"decoder state, layer {part}" if PARTS[kind] == "LAYER" else f"{of.label}: {part}"
-        return Measure(name, label, of.better, of.ideal, of.form, of.means, of.together)
+        return Measure(name, label, of.better, of.ideal, of.format_spec, of.description, of.combine)
     known = (*MEASURES, *(f"{kind}.{part}" for kind, part in PARTS.items()))
     raise InputError(f"unknown measure {name!r}{near_matches(name, known)}")
 
 
-def written(name: str, value: float | None) -> str:
-    """Write a measure's value for people; None or NaN is "not measured"."""
+def format_value(name: str, value: float | None) -> str:
+    """Return the value of a measure, formatted; None and NaN are "not measured"."""
     if value is None or math.isnan(value):
         return "not measured"
-    return f"{value:{measure_named(name).form}}"
+    return f"{value:{measure_named(name).format_spec}}"

@@ -1,4 +1,4 @@
-"""The float model's readings of golden lines, and how far it is from itself in 16 bits: drift that no quantization made."""
+"""The float model's predictions of golden lines, and its noise floor: its drift in 16 bits, without quantization."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..inputs.text import TextCodec
 from ..model.checkpoint import Checkpoint
 from ..suite.tokenized import TokenizedSuite
 from .aggregate import Aggregate
-from .float_reference import NARROW, float_eyes, float_predictions
-from .line_metrics import compared
+from .float_reference import NARROW, float_predictions, float_vision
+from .line_metrics import measure_line
 from .predictions import Prediction
 from .top_tokens import TopTokens
 
-# What teacher-forcing shows; free answers in 16 bits would take as long again.
+# Measures of teacher forcing; generating replies in 16 bits would double the time.
 _MEASURED = ("kld_mean", "kld_median", "kld_p90", "kld_p99", "kld_max", "prompt_kld_mean", "prompt_kld_p99", "top1_agreement",
              "right_change_mean", "right_change_rms", "perplexity_ratio", "state_error", "vision_error")  # fmt: skip
 
@@ -29,13 +29,13 @@ def golden_predictions(
     codec: TextCodec,
     on_layer: Callable[[], None] = lambda: None,
 ) -> list[Prediction]:
-    """Return the float model's reading of each line, of its distributions the likely part.
+    """Return the float model's prediction of each line, with distributions as TopTokens.
 
     Args:
         checkpoint: the float model.
-        suite: what is asked.
-        embeddings: (images, n_visual_tokens, d_model) float32, the float model's.
-        codec: the model's.
+        suite: the golden lines.
+        embeddings: (images, n_visual_tokens, d_model) float32, of the float model.
+        codec: of the model.
         on_layer: called after each layer, for progress.
 
     Raises:
@@ -47,8 +47,8 @@ def golden_predictions(
 
     read = float_predictions(checkpoint, suite.lines, see, replies_end_with=codec.end_id, on_layer=on_layer)
     return [
-        replace(reading, log_probs=TopTokens.of(np.asarray(reading.log_probs), np.array(asked.tokens[1:])))
-        for asked, reading in zip(suite.lines, read, strict=True)
+        replace(prediction, log_probs=TopTokens.of(np.asarray(prediction.log_probs), np.array(tokenized.tokens[1:])))
+        for tokenized, prediction in zip(suite.lines, read, strict=True)
     ]
 
 
@@ -59,11 +59,11 @@ def noise_floor(
     codec: TextCodec,
     on_layer: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, float]]:
-    """Return measures of the float model in "fp16" and "bf16" against itself in float32; none for one that overflows.
+    """Return the measures of the float model in "fp16" and "bf16", compared with float32; none for one that overflows.
 
     Args:
-        checkpoint, suite, codec: as `golden_predictions` had them.
-        readings: what that returned.
+        checkpoint, suite, codec: as for `golden_predictions`.
+        predictions: result of `golden_predictions`.
         on_layer: called after each layer, for progress.
     """
     return {precision: _floor(checkpoint, suite, predictions, codec, precision, on_layer) for precision in NARROW}
@@ -77,12 +77,12 @@ def _floor(
     precision: str,
     on_layer: Callable[[], None],
 ) -> dict[str, float]:
-    see = float_eyes(checkpoint, suite, precision)
+    see = float_vision(checkpoint, suite, precision)
     aggregate, narrow = Aggregate(), float_predictions(checkpoint, suite.lines, see, precision=precision, on_layer=on_layer)
     try:
-        for asked, reference, reading in zip(suite.lines, predictions, narrow, strict=True):
-            said = replace(reading, reply=reference.reply)
-            aggregate.add(asked, compared(asked, reference, said, codec.decode))
+        for tokenized, reference, prediction in zip(suite.lines, predictions, narrow, strict=True):
+            build = replace(prediction, reply=reference.reply)
+            aggregate.add(tokenized, measure_line(tokenized, reference, build, codec.decode))
     except DriftError:
         return {}
     values = aggregate.values()

@@ -1,4 +1,4 @@
-"""What a build makes of a suite's lines, on the runtime that ships: teacher-forced, and in its own words."""
+"""Predictions of a build for the lines of a suite, with the runtime that ships: teacher-forced, and generated."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ..inference.generate import generate
 from ..inference.session import Session
 from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit, with_image_state
 from .metrics import log_softmax
-from .state_sketch import sketched
+from .state_sketch import state_sketch
 from .top_tokens import TopTokens
 
-# That are in memory together, 1 GB as float64: 2,600 tokens of a published model's 50,280 words.
-_MOST_LOGITS = 1 << 27
+# In memory at once, 1 GB as float64: 2,600 positions of a published model with 50,280 tokens.
+_MAX_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model made of a line.
+    """Prediction of a model for a line.
 
     Attributes:
-        log_probs: of the next token after each token of question and answer but the last: (n_text - 1, vocab) float64, or the
-            likely part of them.
-        state: (n_layer, SKETCH) float32, of the recurrent state after those tokens.
-        reply: tokens of its own greedy answer, without the end token.
-        embeddings: (n_visual_tokens, d_model) float32, the image as the decoder saw it, or None.
+        log_probs: next-token log-probabilities after each token of question and answer but the last, (n_text - 1, vocab)
+            float64, or TopTokens.
+        state: (n_layer, SKETCH_SIZE) float32, sketch of the recurrent state after those tokens.
+        reply: tokens of the greedy reply, without the end token.
+        embeddings: (n_visual_tokens, d_model) float32, visual embeddings of the image, or None.
     """
 
     log_probs: np.ndarray | TopTokens
@@ -40,7 +40,7 @@ class Prediction:
 
 
 def predictions(session: Session, suite: TokenizedSuite, first: int = 0) -> Iterator[Prediction]:
-    """Yield the reading of each line from index `first` on; an image that follows itself is looked at once.
+    """Yield the prediction of each line from index `first` on; consecutive lines about one image encode it once.
 
     Raises:
         InputError: an image that cannot be read.
@@ -57,25 +57,31 @@ def predictions(session: Session, suite: TokenizedSuite, first: int = 0) -> Iter
         yield read_line(session, line, embeddings, state)
 
 
-def read_line(session: Session, asked: TokenizedLine, embeddings: np.ndarray | None, looked: DecoderState) -> Prediction:
-    """Read one line from the state after its image, which is left as it is.
+def read_line(session: Session, tokenized: TokenizedLine, embeddings: np.ndarray | None, looked: DecoderState) -> Prediction:
+    """Return the prediction of one line.
+
+    Args:
+        session: that runs the build.
+        tokenized: the line.
+        embeddings: (n_visual_tokens, d_model) float32, of the image, or None.
+        looked: state after the image; not modified.
 
     Raises:
-        InputError: a line so long that its logits would fill the memory. DriftError: the free answer's are not finite.
+        InputError: a line so long that its logits do not fit into memory. DriftError: logits that are not finite.
     """
-    positions, vocab = len(asked.tokens) - 1, session.config.mamba.vocab
-    if positions * vocab > _MOST_LOGITS:
+    positions, vocab = len(tokenized.tokens) - 1, session.config.mamba.vocab
+    if positions * vocab > _MAX_LOGITS:
         raise InputError(
-            f"line {asked.number}: {positions} tokens, each with logits over {vocab} words; at most {_MOST_LOGITS // vocab} "
-            "are compared, shorten it"
+            f"line {tokenized.number}: {positions} tokens with logits over a vocabulary of {vocab}; the limit is "
+            f"{_MAX_LOGITS // vocab} tokens, shorten the line"
         )
     decoder, state = session.decoder, looked.copy()
-    after_prompt = decoder.forward(decoder.embed(list(asked.prompt)), state)
+    after_prompt = decoder.forward(decoder.embed(list(tokenized.prompt)), state)
     free = state.copy()
-    after_answer = decoder.forward(decoder.embed(asked.answer[:-1]), state)
-    end, limit = session.codec.end_id, reply_limit(asked)
+    after_answer = decoder.forward(decoder.embed(tokenized.answer[:-1]), state)
+    end, limit = session.codec.end_id, reply_limit(tokenized)
     try:
         reply = tuple(generate(decoder, after_prompt[-1], free, end, limit, GREEDY))
     except InputError as error:  # logits that are not finite
-        raise DriftError(f"line {asked.number}: {error}") from error
-    return Prediction(log_softmax(np.concatenate([after_prompt, after_answer])), sketched(state.ssm), reply, embeddings)
+        raise DriftError(f"line {tokenized.number}: {error}") from error
+    return Prediction(log_softmax(np.concatenate([after_prompt, after_answer])), state_sketch(state.ssm), reply, embeddings)

@@ -1,6 +1,6 @@
-"""Try recipes in memory: how far the model would drift, before anything is written.
+"""Evaluation of recipes in memory: the drift of each, before anything is written.
 
-The runtime is the one that a bundle would have, over weights in memory. Visual embeddings are the float model's.
+The decoder is that of a bundle, with weights in memory. Visual embeddings are those of the float model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KEEP_BYTES = 2 << 30  # of quantized matrices, for recipes that share them
 
 
 class RecipeEvaluation:
-    """A checkpoint and questions: gives the drift of any recipe.
+    """Measures the drift of any recipe, for one checkpoint and some questions.
 
     Attributes:
         lines: how many questions.
@@ -88,7 +88,7 @@ class RecipeEvaluation:
         """Return the mean KLD from the float model over the answers, nats; infinity where an answer is not finite.
 
         Args:
-            recipe: with the method, rotations and activations of the trial; what it does not name is float32.
+            recipe: with the method, rotations and activations of this evaluation; what it does not name is float32.
 
         Raises:
             InputError: a matrix does not fit its scheme.

@@ -1,6 +1,6 @@
-"""report.json: everything a run of the harness found, as frozen structs with a versioned schema.
+"""report.json: the result of a run, as frozen structs with a versioned schema.
 
-All that is printed, drawn or compared is made from these. Two runs of one build give the same report but for `times`.
+All outputs are made from it. Two runs of one build give the same report except for `times`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LIMIT_BYTES = 64 << 20
 
 
 class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A measure with the ends of its 95 % interval; None where it could not be taken."""
+    """A measure with the bounds of its 95 % interval; None if there is no value."""
 
     value: float | None
     low: float | None = None
@@ -27,19 +27,19 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, interval: Interval) -> Figure:
-        """Return an interval as a figure; what is not finite could not be taken."""
+        """Return an interval as a figure; numbers that are not finite become None."""
         ends = (interval.value, interval.low, interval.high)
         return cls(*(end if math.isfinite(end) else None for end in ends))
 
 
 class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was measured: a bundle, by what its manifest says.
+    """The bundle that was measured, from its manifest.
 
     Attributes:
-        name: the directory's.
-        fingerprint: sha256 over the manifest, which has the hash of every file.
-        model, source, source_sha256: the checkpoint it was made from.
-        bits_per_weight: of the decoder's file, everything counted.
+        name: of the directory.
+        fingerprint: sha256 of the manifest, which has the hashes of all files.
+        model, source, source_sha256: the checkpoint.
+        bits_per_weight: of the decoder's file, including scales.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ran the build: the runtimes that ship, by name."""
+    """The runtimes that ran the build, by name."""
 
     decoder: str
     vision: str | None
@@ -68,16 +68,15 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What it was compared with.
+    """The baseline that the build was compared with.
 
     Attributes:
-        kind: "golden" (outputs of the float model in the bundle), "bundle" or "checkpoint".
+        kind: "golden" (predictions of the float model in the bundle), "bundle" or "checkpoint".
         name: of the bundle or checkpoint.
         computed_by: what ran it, such as "torch, float32".
-        top_k: how many of the likeliest tokens are kept of each distribution; None for all.
-        tail_mass_max, prompt_tail_mass_max: largest probability, in any distribution on answers and on questions, of all tokens
-            that are not kept: bounds what KLDs lack.
-        state_sketch: numbers kept of each layer's state.
+        top_k: largest number of tokens kept of a distribution; None for all.
+        tail_mass_max, prompt_tail_mass_max: largest probability not kept of a distribution, on answers and on questions.
+        state_sketch: size of the sketch of each layer's state.
     """
 
     kind: str
@@ -90,7 +89,7 @@ class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was asked. `skipped` says of each bad line that was left out its number and why."""
+    """The suite. `skipped` has the reason by number of each skipped line."""
 
     name: str
     sha256: str
@@ -106,10 +105,10 @@ class TaskFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         metric: a name of `scoring.METRICS`.
-        score, change: of the build, and build minus reference on the same lines, 0 to 1.
-        reference: the reference's score.
-        kld_mean: over the tokens of its answers.
-        summary, reference_summary: what the task's own metric reports besides, such as precision and recall.
+        score, reference: of build and reference, 0 to 1.
+        change: build minus reference, on the same lines.
+        kld_mean: over the answer tokens of the task.
+        summary, reference_summary: further values of the metric, such as precision and recall.
     """
 
     task: str
@@ -125,7 +124,7 @@ class TaskFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PositionFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Mean KLD of all tokens at one place: `at` counts from the answer's first token, the question's are negative."""
+    """Mean KLD of all tokens at one position, relative to the first answer token; those of the question are negative."""
 
     at: int
     tokens: int
@@ -133,19 +132,19 @@ class PositionFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LayerFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Relative RMS of a layer's final recurrent state."""
+    """Relative RMS error of the final recurrent state of one layer."""
 
     layer: int
     state_error: Figure
 
 
 class WorstLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A line that drifted most.
+    """One of the lines with the largest drift.
 
     Attributes:
         number: in the suite, from 1.
-        image: the image's name, or None.
-        diverges_at: the first token in which the free answers differ, None where they are alike.
+        image: name of the image, or None.
+        diverges_at: index of the first token in which the replies differ; None if they are equal.
     """
 
     number: int
@@ -161,15 +160,15 @@ class WorstLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One limit of the budget, held against the worse end of a measure's interval.
+    """One limit of the budget, compared with the worse bound of a measure's interval.
 
     Attributes:
-        measure: a name of `measures.MEASURES`, or `accuracy.TASK`.
+        measure: see `measures.measure_named`.
         rule: "max", "min" or "max_times_floor".
-        limit: in the measure's unit, for every rule.
-        judged: the end that was held against it; None where the measure could not be taken, which fails.
+        limit: in the unit of the measure, for every rule.
+        judged: the bound that was compared with it; None if the measure has no value, which fails.
         within: whether it passed.
-        note: why it could not be taken, or where the limit comes from.
+        note: why there is no value, or where the limit comes from.
     """
 
     measure: str
@@ -181,7 +180,7 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Drift with only one part of the build in the reference's place; a part that could not be tried says why."""
+    """Drift with only one part of the build in the baseline; without a value, `note` is the reason."""
 
     name: str
     kld_mean: float | None
@@ -190,10 +189,10 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Attribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the drift comes from, on some of the suite's lines.
+    """Attribution of the drift to parts, on some lines of the suite.
 
     Attributes:
-        lines: how many.
+        lines: number of lines.
         parts: vision tower, projector, decoder, …, alone and together.
         layers, tensors: of the decoder, alone, worst first.
     """
@@ -205,7 +204,7 @@ class Attribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Times(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that differs between two runs of one build: when it began (ISO 8601, UTC), and how long it took."""
+    """All that differs between two runs of one build: start (ISO 8601, UTC) and duration."""
 
     began: str
     seconds: float
@@ -216,11 +215,11 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One run.
 
     Attributes:
-        commit: of the user's repository, where there is one or one was given.
-        measures: by name of `measures.MEASURES`; a value of None could not be taken.
-        not_taken: why, by measure.
-        noise_floor: measures of the reference itself in "fp16" and "bf16" against float32, on the bundle's golden lines.
-        worst: lines that drifted most, worst first.
+        commit: of the user's repository, or None.
+        measures: by name of `measures.MEASURES`.
+        not_taken: reason by measure without a value.
+        noise_floor: measures of the reference in "fp16" and "bf16" compared with float32, on the golden lines of the bundle.
+        worst: lines with the largest drift, worst first.
         verdicts: empty without a budget.
         passed: every verdict is within.
     """
@@ -247,7 +246,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_report(file: Path) -> Report:
-    """Read a report.json. Raises InputError where it is not one of this version."""
+    """Read a report.json. Raises InputError if it is invalid or of another version."""
     try:
         if file.stat().st_size > _LIMIT_BYTES:
             raise InputError(f"{file}: {file.stat().st_size} bytes, too large for a report")
@@ -258,6 +257,6 @@ def read_report(file: Path) -> Report:
     if version != REPORT_VERSION:
         raise InputError(f"{file}: schema_version is {version!r}, this cobra_edge reads {REPORT_VERSION}; measure again")
     try:
-        return msgspec.convert(data, Report, str_keys=True)  # JSON has no other keys, `skipped` has numbers
+        return msgspec.convert(data, Report, str_keys=True)  # JSON keys are strings, those of `skipped` are integers
     except msgspec.ValidationError as error:
         raise InputError(f"{file}: {error}; measure again") from error

@@ -1,4 +1,4 @@
-"""Regress: hold a build against its float model, with a budget and an exit code.
+"""`regress BUNDLE`: compare a build with its float model, check a drift budget, and write reports.
 
 python -m cobra_edge.regress BUNDLE --budget budget.toml --report drift
 """
@@ -11,132 +11,150 @@ from typing import Any
 
 import click
 
-from ..decode.backends import DEVICES, KERNELS
-from ..decode.decoder import ACTIVATIONS, DecoderOptions
 from ..errors import DriftError, InputError
-from ..inference.session_options import threads_option
+from ..inference.session_options import Opening, session_options
 from ..inputs.image import load_image
+from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, results, say, stages, tell
-from ..vision.runtimes import RUNTIME_NAMES
-from .budget import read_budget
+from .budget import Budget, read_budget
 from .journal import locked
 from .outputs.history import append_history, check_history
 from .outputs.rows import all_figures
 from .outputs.terminal import report_tables
 from .outputs.write import check_directory, report_json, write_outputs
 from .report import Report, read_report
-from .runner import Measured, Run, measure
+from .runner import Run, RunResult, measure
 
-_FILE = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path)
 
 
-@click.command(
-    epilog="Example: python -m cobra_edge.regress bundles/demo --report drift --history drift.jsonl",
-)
-@click.argument("bundle", type=_FILE)
-@click.option(
+@click.command(cls=Command, epilog="Example: python -m cobra_edge.regress bundles/demo --report drift --history drift.jsonl")
+@option(
     "--baseline",
+    group="input",
     default="fp16",
-    show_default=True,
-    help="fp16 (the float model's answers in the bundle), another bundle, or a checkpoint: mini, a hub name, a directory.",
+    help="Reference: fp16 (golden lines in the bundle), another bundle, or a checkpoint (mini, hub name, directory).",
 )
-@click.option("--suite", type=_FILE, help="JSON lines; default: the bundle's golden lines, or the embedded held-out suite.")
-@click.option("--lines", type=click.IntRange(2), help="Ask so many lines only, spread over the tasks.")
-@click.option("--skip-bad", is_flag=True, help="Leave out and count lines that are not what they should be.")
-@click.option("--budget", type=_FILE, help="Limits (TOML); default: those that ship.")
-@click.option("--update-budget", is_flag=True, help="Write today's figures and a margin into --budget, for review.")
-@click.option(
-    "--margin", type=click.FloatRange(0), default=0.25, show_default=True, help="Of --update-budget: how much more drift."
+@option("--suite", group="input", type=_PATH, help="Suite (JSON lines); default: golden lines, else the embedded suite.")
+@option("--lines", group="input", type=click.IntRange(2), help="Maximum number of lines, spread over tasks; default: all.")
+@option("--skip-bad", group="input", is_flag=True, help="Skip and count invalid lines instead of failing.")
+@session_options
+@option("--budget", group="limit", type=_PATH, help="Drift budget (TOML); default: the budget of this package.")
+@option("--update-budget", group="limit", is_flag=True, help="Write the measured values, plus a margin, to --budget.")
+@option(
+    "--margin",
+    group="limit",
+    type=click.FloatRange(0),
+    default=0.25,
+    help="Margin of --update-budget; 0.25 is 25 % more drift.",
 )
-@click.option("--report", type=_FILE, help="Directory for report.json, report.md, junit.xml, report.html and lines.jsonl.")
-@click.option("--previous", type=_FILE, help="report.json to compare with; default: the one in --report.")
-@click.option("--history", type=_FILE, help="JSON lines that one line is added to.")
-@click.option("--commit", envvar="GITHUB_SHA", help="What was built; default: git's HEAD here.")
-@click.option("--attribution-lines", type=click.IntRange(0), help="Try every part on so many lines; 0: not at all.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where it runs.")
-@click.option(
-    "--decoder-kernels", "kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder."
+@option("--report", group="output", type=_PATH, help="Directory for report.json, .html, .md, junit.xml and lines.jsonl.")
+@option("--previous", group="output", type=_PATH, help="Report to compare with; default: report.json in --report.")
+@option("--history", group="output", type=_PATH, help="History (JSON lines) to append to.")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of tables.")
+@option("--commit", group="output", envvar="GITHUB_SHA", help="Commit for the report; default: HEAD of this directory.")
+@option(
+    "--attribution-lines",
+    group="advanced",
+    type=click.IntRange(0),
+    help="Lines on which each part is tested; 0 tests none; default: 16, or 2 if the model is large.",
 )
-@click.option("--vision-runtime", type=click.Choice(RUNTIME_NAMES), default="auto", show_default=True, help="What sees.")
-@threads_option
-@click.option("--activations", type=click.Choice(ACTIVATIONS), help="What enters a product; default: as the recipe says.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object instead of tables.")
 @debug_option
-def measured(
-    bundle: Path,
+def regress(
+    opening: Opening,
     budget: Path | None,
     update_budget: bool,
     margin: float,
     report: Path | None,
     previous: Path | None,
     history: Path | None,
-    threads: int | None,
-    activations: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Ask BUNDLE a suite on the runtime that ships, and say how far its answers are from the float model's.
+    """Compare BUNDLE with its float model on a suite, with the runtime that ships, and check a drift budget.
 
-    Exit codes: 0 within the budget; 1 beyond it; 2 bad input; 3 this machine lacks something; 130 interrupted (with --report
-    the same command goes on where it was).
+    Exit codes: 0 within the budget; 1 budget exceeded; 2 bad input; 3 missing on this machine; 130 interrupted (with --report,
+    the same command resumes the run).
     """
     if update_budget and budget is None:
         raise InputError("--update-budget needs --budget, the file to write")
     limits = None if update_budget else read_budget(budget)
     before = _previous(previous, report)
-    if report is not None:
-        check_directory(report)
-    if history is not None:  # what cannot be one is refused before anything is measured
-        check_directory(history.absolute().parent, ())
-        check_history(history)
-    run = Run(bundle=bundle, options=DecoderOptions(threads, activations), **options)
-    name = None if update_budget else "the budget that ships" if budget is None else budget.name
-    with ExitStack() as held:
-        if report is not None:
-            held.enter_context(locked(report))
-        with stages() as on_step:
-            found = measure(run, limits, name, report, on_step)
-        if report is not None:
-            write_outputs(report, found.report, _images(found), before)
+    _check_outputs(report, history)
+    run = Run(
+        bundle=opening.bundle,
+        device=opening.device,
+        kernels=opening.kernels,
+        vision_runtime=opening.vision_runtime,
+        options=opening.options,
+        **options,
+    )
+    name = None if update_budget else "the default budget" if budget is None else budget.name
+    found = _measure(run, limits, name, report, before)
     if history is not None:
-        append_history(history, found.report)
-    if as_json:
-        click.echo(report_json(found.report).decode(), nl=False)
-    else:
-        for table in report_tables(found.report):
-            results.print(table)
-        if report is not None:
-            say(f"report: {report / 'report.html'}")
+        append_history(history, found)
+    _print(found, report, as_json)
     if update_budget:
         assert budget is not None
-        _update(budget, found.report, margin)
-    failed = [f"{v.measure} ({v.rule})" for v in found.report.verdicts if not v.within]
+        _update(budget, found, margin)
+    failed = [f"{v.measure} ({v.rule})" for v in found.verdicts if not v.within]
     if failed:
         raise DriftError(f"the drift budget is exceeded by {', '.join(failed)}; do not ship this build")
 
 
 def _previous(given: Path | None, directory: Path | None) -> Report | None:
-    """Return the report to compare with: the given one, or what an earlier run left in the directory."""
+    """Return the report to compare with: the given one, or that of an earlier run in the directory."""
     if given is not None:
         return read_report(given / "report.json" if given.is_dir() else given)
-    left = None if directory is None else directory / "report.json"
-    return read_report(left) if left is not None and left.is_file() else None
+    earlier = None if directory is None else directory / "report.json"
+    return read_report(earlier) if earlier is not None and earlier.is_file() else None
 
 
-def _images(found: Measured) -> dict[str, bytes]:
-    """Return the files of the worst lines' images."""
+def _check_outputs(report: Path | None, history: Path | None) -> None:
+    """Refuse what cannot be written, before anything is measured."""
+    if report is not None:
+        check_directory(report)
+    if history is not None:
+        check_directory(history.absolute().parent, ())
+        check_history(history)
+
+
+def _measure(run: Run, limits: Budget | None, budget: str | None, directory: Path | None, before: Report | None) -> Report:
+    """Measure, and write the files of the report into the directory, which is locked meanwhile."""
+    with ExitStack() as stack:
+        if directory is not None:
+            stack.enter_context(locked(directory))
+        with stages() as on_step:
+            found = measure(run, limits, budget, directory, on_step)
+        if directory is not None:
+            write_outputs(directory, found.report, _worst_images(found), before)
+    return found.report
+
+
+def _worst_images(found: RunResult) -> dict[str, bytes]:
+    """Return the image files of the worst lines, by name."""
     suite, wanted = found.suite, {line.image for line in found.report.worst}
     images = {}
     for index, name in enumerate(suite.images):
         if name in wanted:
             content = suite.load(index)
-            load_image(content)  # nothing that is no image goes into a page
+            load_image(content)  # only what decodes as an image goes into a page
             images[name] = content if isinstance(content, bytes) else content.read_bytes()
     return images
+
+
+def _print(report: Report, directory: Path | None, as_json: bool) -> None:
+    if as_json:
+        click.echo(report_json(report).decode(), nl=False)
+        return
+    for table in report_tables(report):
+        results.print(table)
+    if directory is not None:
+        say(f"report: {directory / 'report.html'}")
 
 
 def _update(budget: Path, report: Report, margin: float) -> None:
     from .update_budget import update_budget
 
-    written = update_budget(budget, report.build.scheme, all_figures(report), report.noise_floor.get("fp16", {}), margin)
-    tell(f"{budget}: {len(written)} limits of {report.build.scheme} written; look at them before you commit")
+    limits = update_budget(budget, report.build.scheme, all_figures(report), report.noise_floor.get("fp16", {}), margin)
+    tell(f"{budget}: wrote {len(limits)} limits of {report.build.scheme}; review them before you commit")

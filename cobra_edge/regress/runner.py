@@ -1,4 +1,4 @@
-"""One run of the harness: ask a build and its baseline every line, add up, judge, and put it all into a report."""
+"""One run: compare a build with its baseline line by line, aggregate, judge by the budget, and make a report."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from ..bundle.reader import MANIFEST, Bundle, file_sha256
 from ..decode.decoder import DecoderOptions
 from ..environment.cpu_name import cpu_name
+from ..formats.precision import PrecisionName
 from ..inference.session import Session
 from ..suite.tokenized import TokenizedSuite
 from ..version import __version__
@@ -24,15 +27,15 @@ from .baseline import Reference, open_baseline
 from .budget import Budget, judge
 from .bundle_tables import bits_per_weight
 from .journal import Journal, fingerprint_of, journal
-from .line_metrics import compared
+from .line_metrics import measure_line
 from .measures import MEASURES
 from .predictions import predictions
-from .questions import chosen_suite
-from .report import Report, Runtime
-from .state_sketch import SKETCH
+from .report import Attribution, Figure, Report, Runtime, Times
+from .state_sketch import SKETCH_SIZE
+from .suite_selection import select_suite
 
 OnStep = Callable[[str, int, int], None]  # a stage, how much of it is done, how much there is
-_FEW, _MANY = 16, 2  # lines for attribution, of a small model and of one with more than 10⁹ weights
+_FEW, _MANY = 16, 2  # attribution lines of a small model, and of one with more than 10⁹ weights
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,11 @@ class Run:
     """What to measure, and on what.
 
     Attributes:
-        bundle: the build's directory.
+        bundle: directory of the build.
         baseline: see `open_baseline`.
-        suite, lines, skip_bad: see `chosen_suite`.
-        device, kernels, vision_runtime, options: as `session.load` takes them.
-        attribution_lines: how many lines every part is tried on; None for a few, 0 for none.
+        suite, lines, skip_bad: see `select_suite`.
+        device, kernels, vision_runtime, options: see `session.load`.
+        attribution_lines: number of lines for attribution; None for a default by model size, 0 for no attribution.
         commit: of the user's repository; None asks git.
     """
 
@@ -62,11 +65,57 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """A report, and the suite it is about (for its images)."""
+class RunResult:
+    """A report, and the suite that it is about (for its images)."""
 
     report: Report
     suite: TokenizedSuite
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """A run's build, baseline and suite, opened."""
+
+    run: Run
+    session: Session
+    reference: Reference
+    suite: TokenizedSuite
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.session.bundle
+
+    @cached_property
+    def suite_sha256(self) -> str:
+        return self.suite.sha256()
+
+    @cached_property
+    def bundle_fingerprint(self) -> str:
+        return file_sha256(self.bundle.path(MANIFEST))
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        decoder, vision = self.session.decoder, self.session.vision
+        return Runtime(
+            decoder=decoder.name,
+            vision=None if vision is None else vision.name,
+            activations=decoder.activations,
+            threads=self.run.options.threads,
+            device=decoder.runs_on,
+            machine=f"{cpu_name()}, {platform.machine()}",
+        )
+
+    def fingerprint(self) -> str:
+        """Return a hash over everything that the metrics of a line depend on."""
+        return fingerprint_of(
+            __version__,
+            self.bundle_fingerprint,
+            self.reference.kind,
+            self.reference.fingerprint,
+            self.suite_sha256,
+            repr(self.runtime),
+            str(len(self.suite.lines)),
+        )
 
 
 def measure(
@@ -75,32 +124,74 @@ def measure(
     budget_name: str | None,
     directory: Path | None,
     on_step: OnStep = lambda name, done, total: None,
-) -> Measured:
+) -> RunResult:
     """Measure a build.
 
     Args:
-        run: what and on what.
+        run: what to measure, and on what.
         budget: to judge by; None judges nothing.
-        budget_name: of its file, for the report.
-        directory: for the journal, so that an interrupted run goes on; it exists.
-        on_step: told a stage's name, how much of it is done, and of what.
+        budget_name: file name of the budget, for the report.
+        directory: existing directory for the journal, from which an interrupted run resumes; None for no journal.
+        on_step: called with the name of a stage, how much of it is done, and how much there is.
 
     Raises:
-        InputError: a build, baseline, suite or budget that is not what it should be, or fewer than two images.
-        DriftError: an answer that is not finite. MachineError: something is missing here.
+        InputError: an invalid build, baseline, suite or budget, or fewer than two images.
+        DriftError: an answer that is not finite. MachineError: a library, a device or memory is missing.
     """
     began, clock = datetime.now(timezone.utc), time.monotonic()
     bundle = Bundle.open(run.bundle)
     manifest = bundle.manifest
-    precision = None if manifest.model.vision is None else bundle.vision_graph.precision
-    limits = {} if budget is None else budget.limits_of(manifest.recipe.scheme, precision, manifest.target)
+    scheme, precision = manifest.recipe.scheme, _vision_precision(bundle)
+    limits = {} if budget is None else budget.limits_of(scheme, precision, manifest.target)
+    opened = _open(run, bundle, on_step)
+    with journal(directory, opened.fingerprint()) as kept:
+        aggregate = _aggregate(opened, kept, on_step)
+        parts = _attribution(opened, on_step)  # while the journal is open: if interrupted here, the lines are kept
+    figures = aggregate.figures()
+    verdicts = judge(figures, limits, manifest.noise_floor, _not_taken(opened.session))
+    seconds, new = time.monotonic() - clock, len(opened.suite.lines) - len(kept.done)
+    times = Times(began.isoformat(timespec="seconds"), round(seconds, 2), round(new / seconds, 2))
+    report = _report(opened, aggregate, figures, parts, times)
+    report = msgspec.structs.replace(report, budget=budget_name, verdicts=verdicts, passed=all(v.within for v in verdicts))
+    return RunResult(report, opened.suite)
 
-    def opened(of: Bundle) -> Session:
+
+def _report(
+    opened: _Opened, aggregate: Aggregate, figures: dict[str, Figure], parts: Attribution | None, times: Times
+) -> Report:
+    """Return the report of a run that is not judged yet."""
+    return Report(
+        schema_version=reports.REPORT_VERSION,
+        cobra_edge=__version__,
+        commit=opened.run.commit or _commit(),
+        build=_build(opened),
+        runtime=opened.runtime,
+        baseline=_baseline(opened.reference, aggregate),
+        suite=_suite(opened, aggregate),
+        measures={name: figure for name, figure in figures.items() if name in MEASURES},
+        not_taken=_not_taken(opened.session),
+        noise_floor=opened.bundle.manifest.noise_floor,
+        tasks=aggregate.tasks(),
+        positions=aggregate.positions(),
+        layers=aggregate.layers(),
+        worst=aggregate.worst(),
+        attribution=parts,
+        budget=None,
+        verdicts=(),
+        passed=True,
+        times=times,
+    )
+
+
+def _open(run: Run, bundle: Bundle, on_step: OnStep) -> _Opened:
+    """Open the build and its baseline, and select the suite."""
+
+    def open_session(of: Bundle) -> Session:
         return Session(of, run.device, run.kernels, run.options, run.vision_runtime)
 
     on_step("opening", 0, 1)
-    session, reference = opened(bundle), open_baseline(run.baseline, bundle, opened)
-    suite = chosen_suite(
+    session, reference = open_session(bundle), open_baseline(run.baseline, bundle, open_session)
+    suite = select_suite(
         bundle,
         reference.golden,
         run.suite,
@@ -108,70 +199,25 @@ def measure(
         skip_bad=run.skip_bad,
         on_image=lambda done, total: on_step("images", done, total),
     )
-    runtime = _runtime(session, run)
-    digest = suite.sha256()
-    identity = fingerprint_of(
-        __version__, _fingerprint(bundle), reference.kind, reference.fingerprint, digest, repr(runtime), str(len(suite.lines))
-    )
-    found, few = None, run.attribution_lines
-    if few is None:
-        few = _FEW if manifest.model.mamba.n_parameters < 10**9 else _MANY
-    with journal(directory, identity) as kept:
-        aggregate = _asked(session, reference, suite, kept, on_step)
-        if few:  # while the journal is open: interrupted here, a run does not ask its lines again
-            found = attribution(session, reference, suite.part(few), run.options, on_step)
-    new = len(suite.lines) - len(kept.done)
-    figures = aggregate.figures()
-    floor, not_taken = manifest.noise_floor, _not_taken(session)
-    verdicts = judge(figures, limits, floor, not_taken)
-    seconds = time.monotonic() - clock
-    report = Report(
-        schema_version=reports.REPORT_VERSION,
-        cobra_edge=__version__,
-        commit=run.commit or _commit(),
-        build=_build(bundle),
-        runtime=runtime,
-        baseline=_baseline(reference, aggregate),
-        suite=reports.Suite(
-            name=suite.name,
-            sha256=digest,
-            lines=aggregate.lines,
-            images=aggregate.images,
-            answer_tokens=aggregate.answer_tokens,
-            prompt_tokens=aggregate.prompt_tokens,
-            skipped=suite.skipped,
-        ),
-        measures={name: figure for name, figure in figures.items() if name in MEASURES},
-        not_taken=not_taken,
-        noise_floor=floor,
-        tasks=aggregate.tasks(),
-        positions=aggregate.positions(),
-        layers=aggregate.layers(),
-        worst=aggregate.worst(),
-        attribution=found,
-        budget=budget_name,
-        verdicts=verdicts,
-        passed=all(v.within for v in verdicts),
-        times=reports.Times(began.isoformat(timespec="seconds"), round(seconds, 2), round(new / seconds, 2)),
-    )
-    return Measured(report, suite)
+    return _Opened(run, session, reference, suite)
 
 
-def _asked(session: Session, reference: Reference, suite: TokenizedSuite, kept: Journal, on_step: OnStep) -> Aggregate:
-    """Ask every line that an interrupted run left; returns what all of them add up to."""
+def _aggregate(opened: _Opened, kept: Journal, on_step: OnStep) -> Aggregate:
+    """Return the aggregate of all lines: those of the journal, and those that are left, which are measured now."""
+    suite, session = opened.suite, opened.session
     aggregate, total, first = Aggregate(), len(suite.lines), len(kept.done)
-    for asked, line in zip(suite.lines, kept.done, strict=False):
-        aggregate.add(asked, line)
-    pairs = (
-        zip(suite.lines[first:], reference.predictions(suite, first), predictions(session, suite, first), strict=True)
+    for tokenized, metrics in zip(suite.lines, kept.done, strict=False):
+        aggregate.add(tokenized, metrics)
+    left = (
+        zip(suite.lines[first:], opened.reference.predictions(suite, first), predictions(session, suite, first), strict=True)
         if first < total
         else ()  # interrupted after the last line
     )
-    for done, (asked, told, said) in enumerate(pairs, first):
+    for done, (tokenized, reference, build) in enumerate(left, first):
         on_step("lines", done, total)
-        line = compared(asked, told, said, session.codec.decode)
-        kept.write(line)
-        aggregate.add(asked, line)
+        metrics = measure_line(tokenized, reference, build, session.codec.decode)
+        kept.write(metrics)
+        aggregate.add(tokenized, metrics)
     on_step("lines", total, total)
     return aggregate
 
@@ -182,15 +228,24 @@ def _runtime(session: Session, run: Run) -> Runtime:
     return Runtime(decoder.name, vision, decoder.activations, run.options.threads, decoder.runs_on, machine)
 
 
-def _fingerprint(bundle: Bundle) -> str:
-    return file_sha256(bundle.path(MANIFEST))
+def _attribution(opened: _Opened, on_step: OnStep) -> Attribution | None:
+    lines = opened.run.attribution_lines
+    if lines is None:
+        lines = _FEW if opened.bundle.manifest.model.mamba.n_parameters < 10**9 else _MANY
+    if not lines:
+        return None
+    return attribution(opened.session, opened.reference, opened.suite.part(lines), opened.run.options, on_step)
 
 
-def _build(bundle: Bundle) -> reports.Build:
-    manifest = bundle.manifest
+def _vision_precision(bundle: Bundle) -> PrecisionName | None:
+    return None if bundle.manifest.model.vision is None else bundle.vision_graph.precision
+
+
+def _build(opened: _Opened) -> reports.Build:
+    bundle, manifest = opened.bundle, opened.bundle.manifest
     return reports.Build(
         name=bundle.directory.resolve().name,
-        fingerprint=_fingerprint(bundle),
+        fingerprint=opened.bundle_fingerprint,
         model=manifest.model.model_id,
         source=manifest.source.id,
         source_sha256=manifest.source.sha256,
@@ -198,34 +253,44 @@ def _build(bundle: Bundle) -> reports.Build:
         scheme=manifest.recipe.scheme,
         method=manifest.recipe.method,
         rotations=tuple(manifest.recipe.rotations),
-        vision_precision=None if manifest.model.vision is None else bundle.vision_graph.precision,
+        vision_precision=_vision_precision(bundle),
         bits_per_weight=bits_per_weight(manifest),
         bundle_bytes=sum(entry.bytes for entry in manifest.files.values()),
     )
 
 
 def _baseline(reference: Reference, aggregate: Aggregate) -> reports.Baseline:
-    whole = reference.golden is None
-    top_k = None if whole else aggregate.kept_max
     return reports.Baseline(
         kind=reference.kind,
         name=reference.name,
         computed_by=reference.computed_by,
-        top_k=top_k,
-        tail_mass_max=aggregate.tail_mass_max,
-        prompt_tail_mass_max=aggregate.prompt_tail_mass_max,
-        state_sketch=SKETCH,
+        top_k=None if reference.golden is None else int(aggregate.largest("kept")),
+        tail_mass_max=aggregate.largest("tail"),
+        prompt_tail_mass_max=aggregate.largest("prompt_tail"),
+        state_sketch=SKETCH_SIZE,
+    )
+
+
+def _suite(opened: _Opened, aggregate: Aggregate) -> reports.Suite:
+    return reports.Suite(
+        name=opened.suite.name,
+        sha256=opened.suite_sha256,
+        lines=aggregate.total("lines"),
+        images=aggregate.images,
+        answer_tokens=aggregate.total("tokens"),
+        prompt_tokens=aggregate.total("prompt_tokens"),
+        skipped=opened.suite.skipped,
     )
 
 
 def _not_taken(session: Session) -> dict[str, str]:
-    return {} if session.vision is not None else {"vision_error": "the model has no eyes"}
+    return {} if session.vision is not None else {"vision_error": "the model has no vision encoder"}
 
 
 def _commit() -> str | None:
-    """Return the commit of the directory that this is run in, None where it is in no repository."""
+    """Return the commit of the current directory; None outside a repository."""
     try:
-        done: Any = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     except OSError:
         return None
     return done.stdout.strip() or None

@@ -1,13 +1,12 @@
-"""Next-token distributions of which the likely part is kept, and the rest as one probability.
+"""Next-token distributions truncated to their most probable tokens, with the tail as one probability.
 
-Of the 50,280 words of a published model a trained one considers a handful. What is kept of a distribution are the fewest
-likeliest tokens that leave at most TAIL_MASS to all others (at least LEAST, at most MOST, the right token always among them),
-and how much they do leave. KLD is then taken with all tokens that are not kept as one: by the chain rule of relative entropy
-it lacks
+Of the 50,280 tokens of a published model, only a handful have a noticeable probability. A distribution keeps its most probable
+tokens, as many as are needed for a tail of at most TAIL_MASS (at least LEAST, at most MOST, and always the target), and the
+probability of the tail. KLD then treats the tail as a single token. By the chain rule of relative entropy it omits
 
-    tail · KL(reference's tail ‖ build's tail) ≥ 0        both tails scaled to sum 1
+    tail · KL(reference's tail ‖ build's tail) ≥ 0        both tails normalized
 
-so it never overstates, and lacks at most `tail` times how differently the two share out what they both find unlikely.
+so it never overestimates.
 Source: Cover and Thomas, "Elements of Information Theory", 2006, theorem 2.5.3.
 """
 
@@ -23,11 +22,11 @@ LEAST, MOST = 8, 64
 
 @dataclass(frozen=True, eq=False)
 class TopTokens:
-    """Distributions at consecutive positions; the kept tokens of all of them lie one after the other, likeliest first.
+    """Truncated distributions at consecutive positions; their tokens are concatenated, most probable first.
 
     Attributes:
-        offsets: (positions + 1,) int64, where each position's tokens begin.
-        ids: (kept,) int32.
+        offsets: (positions + 1,) int64, start of each position's tokens.
+        ids: (kept,) int32, tokens.
         log_probs: (kept,) float32, natural logarithms.
         tails: (positions,) float32, probability of all other tokens.
     """
@@ -39,7 +38,7 @@ class TopTokens:
 
     @classmethod
     def of(cls, log_probs: np.ndarray, targets: np.ndarray) -> TopTokens:
-        """Keep the likely part of log-probabilities (positions, vocab) float64, and the right tokens (positions,) int."""
+        """Truncate log-probabilities (positions, vocab) float64; the targets (positions,) int are always kept."""
         rows = [_kept(row, int(target)) for row, target in zip(log_probs, targets, strict=True)]
         return cls(
             np.cumsum([0, *(len(ids) for ids, _, _ in rows)]).astype(np.int64),
@@ -53,27 +52,27 @@ class TopTokens:
         return len(self.tails)
 
     def part(self, first: int, end: int) -> TopTokens:
-        """Return positions from `first` up to `end`."""
+        """Return positions `first` to `end`, exclusive."""
         start, stop = self.offsets[first], self.offsets[end]
         offsets = self.offsets[first : end + 1] - start
         return TopTokens(offsets, self.ids[start:stop], self.log_probs[start:stop], self.tails[first:end])
 
-    def likeliest(self) -> np.ndarray:
-        """Return the likeliest token of each position, (positions,) int32."""
+    def most_probable(self) -> np.ndarray:
+        """Return the most probable token of each position, (positions,) int32."""
         return self.ids[self.offsets[:-1]]
 
     def log_probs_of(self, targets: np.ndarray) -> np.ndarray:
-        """Return log p of the right tokens (positions,) that were kept, float64."""
+        """Return log p, (positions,) float64, of the targets (positions,) int that were kept."""
         rows = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         found = np.flatnonzero(self.ids == targets[rows])
         assert len(found) == len(self)
         return self.log_probs[found].astype(np.float64)
 
     def divergence_of(self, log_probs: np.ndarray) -> np.ndarray:
-        """Return KL(these ‖ build) in nats with the tokens not kept as one, (positions,) float64.
+        """Return KL(these ‖ build) in nats with the tail as one token, (positions,) float64.
 
         Args:
-            log_probs: the build's, (positions, vocab) float64.
+            log_probs: of the build, (positions, vocab) float64.
         """
         rows = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         reference, build = self.log_probs.astype(np.float64), log_probs[rows, self.ids]
@@ -86,10 +85,10 @@ class TopTokens:
 
 
 def _kept(log_probs: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return ids and log-probabilities that are kept of one distribution (vocab,), and the probability of the rest."""
+    """Return the kept ids and log-probabilities of one distribution (vocab,) float64, and the probability of the tail."""
     most = min(MOST, len(log_probs))
     order = np.argpartition(-log_probs, most - 1)[:most]
-    order = order[np.lexsort((order, -log_probs[order]))]  # the first of equals leads, as in argmax
+    order = order[np.lexsort((order, -log_probs[order]))]  # of equal ones the first, as in argmax
     left = 1 - np.cumsum(np.exp(log_probs[order]))
     order = order[: max(min(LEAST, most), int(np.searchsorted(-left, -TAIL_MASS)) + 1)]
     if target not in order:

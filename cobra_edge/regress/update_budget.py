@@ -1,4 +1,4 @@
-"""Write a build's figures of today into a budget file, with a margin, for a person to review and commit."""
+"""Write the figures of a build into a budget file, with a margin, for review."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ from .budget import Limit, read_budget
 from .measures import measure_named
 from .report import Figure
 
-# What a scheme's section gets where it has none yet: drift, answers, state and sight.
-GATED = (
+# Measures of a new section: drift, answers, state and vision.
+LIMITED = (
     "kld_mean", "kld_p99", "prompt_kld_mean", "top1_agreement", "right_change_rms", "perplexity_ratio", "state_error",
     "vision_error", "greedy_match", "accuracy", "accuracy_change",
 )  # fmt: skip
-_GATED_PARTS = "state_error."  # every layer's too: what a fault adds to one is lost beside the worst
+_LIMITED_PARTS = "state_error."  # of each layer too: a fault in one is not visible in that of the worst
 _DIGITS = 3
 
 
 def update_budget(
     file: Path, scheme: str, figures: Mapping[str, Figure], floor: Mapping[str, float], margin: float
 ) -> dict[str, Limit]:
-    """Write limits for a scheme: the worse end of each interval, its distance from the ideal enlarged by the margin.
+    """Write limits for a scheme: the worse bound of each interval, with its distance from the ideal enlarged by the margin.
 
-    No limit asks for less drift than the reference itself has in 16 bits: that would judge the order of sums. Other sections
-    and comments of the file stay as they are; a measure that the section limits relative to the noise floor keeps that. The
-    file is replaced in one step.
+    No limit is tighter than the drift of the reference itself in 16 bits, which depends on the order of summation. Other
+    sections and comments are kept, and so are limits relative to the noise floor. The file is replaced atomically.
 
     Args:
-        file: a budget; made where there is none.
-        scheme: whose section.
-        figures: today's.
+        file: a budget; created if missing.
+        scheme: name of the section.
+        figures: by measure.
         floor: noise floor of the reference in fp16, by measure.
-        margin: 0.25 allows a quarter more.
+        margin: 0.25 allows a quarter more drift.
 
     Returns:
         The limits written.
@@ -53,29 +52,28 @@ def update_budget(
     document = tomlkit.parse(utf8_text(file.read_bytes())) if file.exists() else tomlkit.document()
     schemes = document.setdefault("schemes", tomlkit.table(is_super_table=True))
     section = schemes.setdefault(scheme, tomlkit.table())
-    written = {}
-    for name in known or (*GATED, *(name for name in figures if name.startswith(_GATED_PARTS))):
-        noise = floor.get(name, floor.get(name.partition(".")[0]))  # of the worst layer, for every layer
+    limits = {}
+    for name in known or (*LIMITED, *(name for name in figures if name.startswith(_LIMITED_PARTS))):
+        noise = floor.get(name, floor.get(name.partition(".")[0]))  # that of the worst layer, for every layer
         limit = _limit(name, figures.get(name, Figure(None)), noise, margin, known.get(name))
         if limit is None:
             continue
-        written[name] = limit
+        limits[name] = limit
         table = tomlkit.inline_table()
         table.update({key: value for key in ("max", "min", "max_times_floor") if (value := getattr(limit, key)) is not None})
         section[name] = table
     _replace(file, tomlkit.dumps(document))
-    return written
+    return limits
 
 
 def _limit(name: str, figure: Figure, floor: float | None, margin: float, before: Limit | None) -> Limit | None:
-    """Return today's limit of a measure; what was there before where it could not be taken."""
+    """Return the new limit of a measure; the one before if the measure has no value."""
     if figure.value is None:
         return before
     measure = measure_named(name)
-    noise = 0.0 if floor is None else abs(floor - measure.ideal)  # to either side: that it fell to one is chance
+    noise = 0.0 if floor is None else abs(floor - measure.ideal)  # on both sides: its sign is random
     low = min(figure.value if figure.low is None else figure.low, measure.ideal - noise)
     high = max(figure.value if figure.high is None else figure.high, measure.ideal + noise)
-
     return Limit(
         max=None if measure.better == "high" else _allowed(max(high, measure.ideal), measure.ideal, margin),
         min=None if measure.better == "low" else _allowed(min(low, measure.ideal), measure.ideal, margin),
@@ -84,13 +82,13 @@ def _limit(name: str, figure: Figure, floor: float | None, margin: float, before
 
 
 def _allowed(end: float, ideal: float, margin: float) -> float:
-    """Return an end whose distance from the ideal is enlarged and rounded up to a few digits: never stricter than meant."""
+    """Return a limit: the distance of a bound from the ideal, plus the margin, rounded up so that it is never tighter."""
     far = (_exact(end) - _exact(ideal)) * (1 + _exact(margin))
     return float(_exact(ideal) + Context(prec=_DIGITS, rounding=ROUND_UP).plus(far))
 
 
 def _exact(number: float) -> Decimal:
-    return Decimal(repr(float(number)))  # as it is written: 1.25 times 0.01 is 0.0125 and nothing more
+    return Decimal(repr(float(number)))  # the decimal value: 1.25 times 0.01 is exactly 0.0125
 
 
 def _replace(file: Path, text: str) -> None:

@@ -73,7 +73,7 @@ def command(
     for task, count in tasks.items():
         table.add_row(cell(task), f"{count:,}")
     results.print(table)
-    say(f"{len(lines):,} lines about {n_images:,} images, {skipped:,} skipped")
+    say(f"{len(lines):,} lines, {n_images:,} images, {skipped:,} skipped")
     say(f"suite: {out}")
 
 

@@ -16,7 +16,7 @@ from cobra_edge.formats.model_config import EncoderConfig, MambaConfig, VisionCo
 from cobra_edge.formats.recipe import Recipe, stored_tensors
 from cobra_edge.formats.safetensors_file import SafetensorsWriter
 from cobra_edge.inference.session import load
-from cobra_edge.regress import predictions as reading
+from cobra_edge.regress import predictions
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.tokenized import TokenizedLine
 
@@ -125,11 +125,11 @@ def test_more_patches_than_any_model_has():
 
 def test_a_line_whose_logits_would_fill_the_memory(tiny_bundle, monkeypatch):
     session = load(tiny_bundle)
-    monkeypatch.setattr(reading, "_MOST_LOGITS", 512 * 9)
+    monkeypatch.setattr(predictions, "_MAX_LOGITS", 512 * 9)
     for n, refused in ((8, False), (9, True)):
         asked = TokenizedLine(7, Line("q", "a", "t"), tuple(range(n)), [5, session.codec.end_id], None)
         if refused:
-            with pytest.raises(InputError, match="line 7: 10 tokens, each with logits over 512 words; at most 9"):
-                reading.read_line(session, asked, None, session.decoder.new_state())
+            with pytest.raises(InputError, match="line 7: 10 tokens with logits over a vocabulary of 512; the limit is 9"):
+                predictions.read_line(session, asked, None, session.decoder.new_state())
         else:
-            assert len(reading.read_line(session, asked, None, session.decoder.new_state()).log_probs) == 9
+            assert len(predictions.read_line(session, asked, None, session.decoder.new_state()).log_probs) == 9

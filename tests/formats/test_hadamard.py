@@ -22,7 +22,7 @@ from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.formats.recipe import ROTATIONS, Recipe, stored_tensors
 from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.regress.bundle_tables import rotation_words
+from cobra_edge.regress.bundle_tables import describe_rotations
 from cobra_edge.terminal.output import run_command
 
 from ..conftest import write_text_only
@@ -225,7 +225,7 @@ def test_the_manifest_the_gpu_and_inspect_say_so(exported, rotation, capfd):
 
 def test_nothing_is_said_where_nothing_is_rotated(exported):
     plain = exported("w4a16-g128", "none")
-    assert rotation_words(plain.manifest.recipe) == "" and plain.manifest.recipe.rotations == ()
+    assert describe_rotations(plain.manifest.recipe) == "" and plain.manifest.recipe.rotations == ()
     assert "rotated" not in plain.path(MODEL_CARD).read_text(encoding="utf-8")
 
 

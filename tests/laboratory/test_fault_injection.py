@@ -20,7 +20,7 @@ from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.targets import target_named
 from cobra_edge.regress.measures import measure_named
 from cobra_edge.regress.report import Report, read_report
-from cobra_edge.regress.run_command import measured
+from cobra_edge.regress.run_command import regress
 from cobra_edge.terminal.output import run_command
 
 from ..machine_case import MACHINE
@@ -43,12 +43,12 @@ def run(good: Path, tmp_path: Path) -> Callable[[str | None, Path | None], tuple
         arguments = ["--report", str(report), "--attribution-lines", "0", "--threads", "1"]
         arguments += [] if budget is None else ["--budget", str(budget)]
         if name is None:
-            code = run_command(measured, [str(bundle), *arguments])
+            code = run_command(regress, [str(bundle), *arguments])
         else:
             bundle = tmp_path / "broken"
             inject(FAULTS[name], good, bundle)
             with FAULTS[name].running():
-                code = run_command(measured, [str(bundle), *arguments])
+                code = run_command(regress, [str(bundle), *arguments])
         file = report / "report.json"
         return code, read_report(file) if file.is_file() else None
 
@@ -61,7 +61,7 @@ def own_budget(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("budget") / "budget.toml"
     margin = str(GATES["w4a16-g128"].margin)
     arguments = [str(good), "--update-budget", "--budget", str(file), "--margin", margin, "--attribution-lines", "0"]
-    assert run_command(measured, [*arguments, "--threads", "1"]) == 0
+    assert run_command(regress, [*arguments, "--threads", "1"]) == 0
     return file
 
 

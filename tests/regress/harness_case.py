@@ -1,4 +1,4 @@
-"""Local tasks for the benchmark harnesses: lines of cobra-mini's heldout suite as files, and the same lines asked by hand."""
+"""Local tasks for the benchmark harnesses: lines of the held-out suite as files, and the same lines computed directly."""
 
 from __future__ import annotations
 

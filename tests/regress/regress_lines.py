@@ -1,4 +1,4 @@
-"""Lines made by hand, suites and runs, for tests of the regression harness."""
+"""Lines, suites and runs for tests of `regress`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from cobra_edge.decode.decoder import DecoderOptions
-from cobra_edge.regress.line_metrics import ComparedLine
+from cobra_edge.regress.line_metrics import LineMetrics
 from cobra_edge.regress.runner import Run
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT
@@ -29,15 +29,15 @@ def plain_kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.array([sum(np.exp(a) * (a - b) for a, b in zip(x, y, strict=True)) for x, y in zip(p, q, strict=True)])
 
 
-def asked_line(number: int, task: str = "color", image: int | None = 0, **line: Any) -> TokenizedLine:
+def tokenized_line(number: int, task: str = "color", image: int | None = 0, **line: Any) -> TokenizedLine:
     """Return a line of a three-token question and a two-token answer."""
     file = None if image is None else f"{image}.png"
     return TokenizedLine(number, Line(f"Question {number}?", "Red", task, file, **line), (7, 8, 9), [5, 0], image)
 
 
-def compared_line(number: int, image: int | None = 0, **changes: Any) -> ComparedLine:
+def line_metrics(number: int, image: int | None = 0, **changes: Any) -> LineMetrics:
     """Return a line without drift; `changes` replace its fields."""
-    plain = ComparedLine(
+    plain = LineMetrics(
         number=number,
         image=image,
         prompt_kld=[0.0, 0.0],

@@ -1,4 +1,4 @@
-"""Reports as the harness makes them, without running it."""
+"""Reports as a run makes them, without a run."""
 
 from __future__ import annotations
 
@@ -123,9 +123,9 @@ def bare_report(**changes: Any) -> r.Report:
 
 def hostile_report() -> r.Report:
     """Return a report in which every text is hostile, and a reply is giant."""
-    told = _texts_replaced(make_report(), lambda text: HOSTILE)
+    report = _texts_replaced(make_report(), lambda text: HOSTILE)
     giant = worst_line(0, prompt=HOSTILE, reply="word " * 200_000, reference_reply="word " * 100_000 + HOSTILE, task=HOSTILE)
-    return msgspec.structs.replace(told, worst=(giant, *told.worst), not_taken={"kld_p99": HOSTILE, HOSTILE: HOSTILE})
+    return msgspec.structs.replace(report, worst=(giant, *report.worst), not_taken={"kld_p99": HOSTILE, HOSTILE: HOSTILE})
 
 
 def _texts_replaced(value: Any, hostile: Callable[[str], str]) -> Any:

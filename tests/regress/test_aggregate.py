@@ -1,6 +1,7 @@
-"""What becomes of a line, and of all lines: every figure beside plain numpy over values made by hand."""
+"""Line metrics and their aggregate: every figure compared with plain numpy over synthetic values."""
 
 import math
+import tracemalloc
 
 import msgspec
 import numpy as np
@@ -9,27 +10,27 @@ import pytest
 from cobra_edge.errors import DriftError, InputError
 from cobra_edge.regress import intervals
 from cobra_edge.regress.aggregate import WORST, Aggregate
-from cobra_edge.regress.line_metrics import compared
+from cobra_edge.regress.line_metrics import measure_line
 from cobra_edge.regress.measures import MEASURES, measure_named
 from cobra_edge.regress.predictions import Prediction
 from cobra_edge.regress.report import Figure
 from cobra_edge.regress.top_tokens import TopTokens
 from cobra_edge.suite.scoring import METRICS
 
-from .regress_lines import asked_line, compared_line, plain_kl, random_log_probs
+from .regress_lines import line_metrics, plain_kl, random_log_probs, tokenized_line
 
 
-def made(count=40, seed=0, blind=False):
-    """Return pairs of lines: three an image, of two tasks, answers of two to five tokens, all of it drifting."""
+def made(count=40, seed=0, text_only=False):
+    """Return pairs of lines with drift: three per image, two tasks, answers of two to five tokens."""
     rng, pairs = np.random.default_rng(seed), []
     for number in range(1, count + 1):
         task = ("color", "count")[number % 2]
-        image = None if blind or number % 7 == 0 else number // 3
+        image = None if text_only or number % 7 == 0 else number // 3
         tokens = int(rng.integers(2, 6))
         reference = -rng.random(tokens)
         reply, other = ([int(t) for t in rng.integers(0, 3, rng.integers(0, 4))] for _ in range(2))
         reply = other if rng.random() < 0.6 else reply
-        line = compared_line(
+        line = line_metrics(
             number,
             image,
             prompt_kld=rng.random(int(rng.integers(0, 4))).tolist(),
@@ -49,14 +50,14 @@ def made(count=40, seed=0, blind=False):
             prompt_tail=float(rng.random()),
             kept=int(rng.integers(8, 20)),
         )
-        pairs.append((asked_line(number, task, image), line))
+        pairs.append((tokenized_line(number, task, image), line))
     return pairs
 
 
 def aggregate_of(pairs):
     aggregate = Aggregate()
-    for asked, line in pairs:
-        aggregate.add(asked, line)
+    for tokenized, line in pairs:
+        aggregate.add(tokenized, line)
     return aggregate
 
 
@@ -98,62 +99,97 @@ def references(lines):
     }
 
 
-@pytest.mark.parametrize("blind", [False, True])
-def test_every_measure_is_what_plain_sums_say(blind):
-    pairs = made(blind=blind)
+@pytest.mark.parametrize("text_only", [False, True])
+def test_every_measure_is_what_plain_sums_say(text_only):
+    pairs = made(text_only=text_only)
     expected = {name: value for name, value in references([line for _, line in pairs]).items() if value is not None}
     aggregate = aggregate_of(pairs)
     values = aggregate.values()
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-9)
-    assert set(expected) == set(MEASURES) - ({"vision_error"} if blind else set())
+    assert set(expected) == set(MEASURES) - ({"vision_error"} if text_only else set())
     figures = aggregate.figures()
-    # Tasks' and layers' too: an export judges by a budget that a run of the harness wrote.
+    # Those of tasks and layers too: an export judges by a budget that `regress` wrote.
     assert {name: figure.value for name, figure in figures.items()} == pytest.approx(values, rel=1e-9)
     assert {"accuracy.color", "accuracy_change.count", "state_error.2"} <= set(values)
     for name, figure in figures.items():
         assert figure.low <= figure.value <= figure.high, name
         if name != "kld_max":
             assert figure.low < figure.high, name
-    assert not blind or "vision_error" not in figures
+    assert not text_only or "vision_error" not in figures
 
 
 def test_lines_are_counted():
     pairs = made()
     lines, aggregate = [line for _, line in pairs], aggregate_of(pairs)
-    assert aggregate.lines == 40 and aggregate.answer_tokens == sum(len(line.answer_kld) for line in lines)
-    assert aggregate.prompt_tokens == sum(len(line.prompt_kld) for line in lines)
+    assert aggregate.total("lines") == 40 and aggregate.total("tokens") == sum(len(line.answer_kld) for line in lines)
+    assert aggregate.total("prompt_tokens") == sum(len(line.prompt_kld) for line in lines)
     assert aggregate.images == len({(line.image, line.image is None and line.number) for line in lines})
-    assert aggregate.prompt_tail_mass_max == max(line.prompt_tail for line in lines)
-    assert aggregate.tail_mass_max == max(line.tail for line in lines) and aggregate.kept_max == max(
-        line.kept for line in lines
-    )
-    assert aggregate_of(made(blind=True)).images == 40
+    assert aggregate.largest("prompt_tail") == max(line.prompt_tail for line in lines)
+    assert aggregate.largest("tail") == max(line.tail for line in lines)
+    assert aggregate.largest("kept") == max(line.kept for line in lines)
+    assert aggregate_of(made(text_only=True)).images == 40
 
 
 def test_intervals_are_of_images():
-    """Lines of one image are drawn together, and a line about none is drawn alone."""
+    """Lines of one image are resampled together, a line without an image alone."""
     lines = [line for _, line in made()]
     groups = {}
     for line in lines:
         groups.setdefault(("text", line.number) if line.image is None else line.image, []).append(line)
     sums = np.array([sum(sum(line.answer_kld) for line in of) for of in groups.values()])
     counts = np.array([sum(len(line.answer_kld) for line in of) for of in groups.values()])
-    alike = np.array([sum(line.reply == line.reference_reply for line in of) for of in groups.values()], float)
+    matches = np.array([sum(line.reply == line.reference_reply for line in of) for of in groups.values()], float)
     each = np.array([float(len(of)) for of in groups.values()])
     gained, lost = (np.array([sum(line.score - line.reference_score == way for line in of) for of in groups.values()], float)
                     for way in (1, -1))  # fmt: skip
     values = [np.concatenate([line.answer_kld for line in of]) for of in groups.values()]
     figures = aggregate_of(made()).figures()
     assert figures["kld_mean"] == Figure.of(intervals.mean(sums, counts))
-    assert figures["greedy_match"] == Figure.of(intervals.share(alike, each))
+    assert figures["greedy_match"] == Figure.of(intervals.share(matches, each))
     assert figures["accuracy_change"] == Figure.of(intervals.difference_of_shares(gained, lost, each))
     assert figures["kld_p90"] == Figure.of(intervals.quantile(values, 0.9))
-    alone = aggregate_of([(asked_line(line.number, image=line.number), line_of(line, line.number)) for line in lines]).figures()
+    alone = aggregate_of(
+        [(tokenized_line(line.number, image=line.number), line_of(line, line.number)) for line in lines]
+    ).figures()
     assert alone["kld_mean"] != figures["kld_mean"] and alone["kld_mean"].value == pytest.approx(figures["kld_mean"].value)
 
 
 def line_of(line, image):
     return msgspec.structs.replace(line, image=image)
+
+
+def test_a_resampled_aggregate_is_that_of_a_suite_of_these_images():
+    """An image that is drawn twice counts as two images with the same lines."""
+    pairs = made()
+    keys = list(dict.fromkeys((line.image is None, line.number if line.image is None else line.image) for _, line in pairs))
+    images = [3, 0, 3, 5, len(keys) - 1]
+    drawn = [
+        (tokenized, line_of(line, at))
+        for at, image in enumerate(images)
+        for tokenized, line in pairs
+        if (line.image is None, line.number if line.image is None else line.image) == keys[image]
+    ]
+    drawn = [(tokenized, msgspec.structs.replace(line, vision=line.vision or (0.0, 0.0))) for tokenized, line in drawn]
+    found, expected = aggregate_of(pairs).resampled(images), aggregate_of(drawn)
+    assert found.figures() == expected.figures() and found.positions() == expected.positions()
+    assert found.total("tokens") == expected.total("tokens") and found.images == 5
+
+
+def test_memory_is_that_of_the_columns():
+    """Texts and lists of a line are forgotten once it is added."""
+    line, count = metrics_of_layers(64, text="word " * 2000), 500
+    pairs = [(tokenized_line(i, image=i // 4), msgspec.structs.replace(line, number=i, image=i // 4)) for i in range(count)]
+    bytes_per_line = 8 * (22 + 64) + 24 * (len(line.prompt_kld) + len(line.answer_kld))
+    tracemalloc.start()
+    aggregate = aggregate_of(pairs)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert aggregate.total("lines") == count
+    assert used < 1.25 * count * bytes_per_line + 65_536  # arrays grow by an eighth; worst lines, names and images
+
+
+def metrics_of_layers(n_layer, **changes):
+    return line_metrics(1, states=[(0.1, 1.0)] * n_layer, prompt_kld=[0.1] * 40, answer_kld=[0.1] * 2, **changes)
 
 
 def test_tasks_are_figures_of_their_own_lines():
@@ -162,7 +198,7 @@ def test_tasks_are_figures_of_their_own_lines():
     figures = aggregate_of(pairs).figures()
     assert list(tasks) == ["color", "count"]
     for name, found in tasks.items():
-        of = [line for asked, line in pairs if asked.line.task == name]
+        of = [line for tokenized, line in pairs if tokenized.line.task == name]
         expected = references(of)
         assert found.lines == len(of) and found.metric == "exact" and found.summary == {}
         assert found.score.value == pytest.approx(expected["accuracy"])
@@ -199,17 +235,17 @@ def test_the_worst_lines_come_first_and_of_equals_the_first():
     means = {line.number: np.mean(line.answer_kld) for _, line in pairs}
     worst = aggregate_of(pairs).worst()
     assert [w.number for w in worst] == sorted(means, key=lambda n: -means[n])[:WORST]
-    first, by_number = worst[0], {line.number: (asked, line) for asked, line in pairs}
-    asked, line = by_number[first.number]
+    first, by_number = worst[0], {line.number: (tokenized, line) for tokenized, line in pairs}
+    tokenized, line = by_number[first.number]
     assert (first.prompt, first.answer, first.task, first.image) == (
-        asked.line.prompt,
+        tokenized.line.prompt,
         "Red",
-        asked.line.task,
-        asked.line.image,
+        tokenized.line.task,
+        tokenized.line.image,
     )
     assert (first.reply, first.reference_reply) == (line.text, line.reference_text)
     assert (first.kld_mean, first.kld_max) == pytest.approx((np.mean(line.answer_kld), max(line.answer_kld)))
-    same = [(asked_line(n, image=n), compared_line(n, n)) for n in range(1, WORST + 5)]
+    same = [(tokenized_line(n, image=n), line_metrics(n, n)) for n in range(1, WORST + 5)]
     assert [w.number for w in aggregate_of(same).worst()] == list(range(1, WORST + 1))
 
 
@@ -218,9 +254,9 @@ def test_the_worst_lines_come_first_and_of_equals_the_first():
     [((), (), None), ((1, 2), (1, 2), None), ((1, 2), (1, 3), 1), ((), (1,), 0), ((1,), (1, 2), 1), ((1, 2, 3), (1, 2), 2)],
 )
 def test_where_answers_part(reply, reference, at):
-    line = compared_line(1, reply=list(reply), reference_reply=list(reference))
+    line = line_metrics(1, reply=list(reply), reference_reply=list(reference))
     assert line.diverges_at == at
-    found = aggregate_of([(asked_line(1), line), (asked_line(2, image=1), compared_line(2, 1))]).values()
+    found = aggregate_of([(tokenized_line(1), line), (tokenized_line(2, image=1), line_metrics(2, 1))]).values()
     share = 1.0 if at is None else at / max(len(reply), len(reference))
     assert found["greedy_prefix"] == pytest.approx((1 + share) / 2) and found["greedy_match"] == (1.0 if at is None else 0.5)
     assert found["length_ratio"] == pytest.approx((len(reply) + 3) / (len(reference) + 3))
@@ -231,10 +267,10 @@ def test_an_answer_right_in_part_counts_in_part():
     rng = np.random.default_rng(0)
     scores, before = rng.choice([0, 0.3, 0.6, 1.0], (2, 30))
     pairs = [
-        (asked_line(i, "vqa", i), compared_line(i, i, score=float(a), reference_score=float(b)))
+        (tokenized_line(i, "vqa", i), line_metrics(i, i, score=float(a), reference_score=float(b)))
         for i, (a, b) in enumerate(zip(scores, before, strict=True), 1)
     ]
-    whole = [(asked_line(i, "color", i), compared_line(i, i)) for i in range(31, 61)]
+    whole = [(tokenized_line(i, "color", i), line_metrics(i, i)) for i in range(31, 61)]
     figures, one = aggregate_of([*pairs, *whole]).figures(), np.ones(30)
     gained, lost = np.maximum(scores - before, 0), np.maximum(before - scores, 0)
     assert figures["accuracy.vqa"].value == pytest.approx(scores.mean())
@@ -247,10 +283,12 @@ def test_a_metric_with_a_summary_gives_it_of_build_and_reference():
     said = [("Yes", "Yes", "Yes"), ("No", "Yes", "No"), ("Yes", "No", "No"), ("Yes", "Yes", "No")]  # right, build, reference
     pairs = []
     for i, (right, build, reference) in enumerate(said, 1):
-        asked = asked_line(i, "exist", i, metric="yes-no")
-        asked = type(asked)(i, msgspec.structs.replace(asked.line, answer=right), asked.prompt, asked.answer, i)
+        tokenized = tokenized_line(i, "exist", i, metric="yes-no")
+        tokenized = type(tokenized)(
+            i, msgspec.structs.replace(tokenized.line, answer=right), tokenized.prompt, tokenized.answer, i
+        )
         scores = {"score": float(build == right), "reference_score": float(reference == right)}
-        pairs.append((asked, compared_line(i, i, text=build, reference_text=reference, **scores)))
+        pairs.append((tokenized, line_metrics(i, i, text=build, reference_text=reference, **scores)))
     (task,) = aggregate_of(pairs).tasks()
     assert METRICS["yes-no"].summary is not None
     assert task.summary == pytest.approx({"accuracy": 0.5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_share": 0.75})
@@ -260,14 +298,14 @@ def test_a_metric_with_a_summary_gives_it_of_build_and_reference():
 
 
 def test_no_drift_is_ideal():
-    pairs = [(asked_line(i, image=i), compared_line(i, i)) for i in range(1, 9)]
+    pairs = [(tokenized_line(i, image=i), line_metrics(i, i)) for i in range(1, 9)]
     values = aggregate_of(pairs).values()
     assert values.pop("perplexity") == pytest.approx(math.exp(0.1))
     assert values == {name: measure_named(name).ideal for name in values}
 
 
 def test_one_image_has_no_interval():
-    aggregate = aggregate_of([(asked_line(i), compared_line(i)) for i in range(1, 9)])
+    aggregate = aggregate_of([(tokenized_line(i), line_metrics(i)) for i in range(1, 9)])
     assert aggregate.values()["kld_mean"] == 0
     with pytest.raises(InputError, match="image"):
         aggregate.figures()
@@ -275,9 +313,9 @@ def test_one_image_has_no_interval():
 
 def test_what_only_one_image_tells_has_a_figure_without_interval():
     """A task of one line, one image among questions about text, one question of more than a token."""
-    several = [(asked_line(i, "text", None), compared_line(i, None, prompt_kld=[])) for i in range(2, 9)]
-    one = compared_line(1, 0, prompt_kld=[0.5, 0.25], answer_kld=[1.0, 2.0], score=0.0, vision=(1.0, 4.0), reply=[])
-    aggregate = aggregate_of([(asked_line(1), one), *several])
+    several = [(tokenized_line(i, "text", None), line_metrics(i, None, prompt_kld=[])) for i in range(2, 9)]
+    one = line_metrics(1, 0, prompt_kld=[0.5, 0.25], answer_kld=[1.0, 2.0], score=0.0, vision=(1.0, 4.0), reply=[])
+    aggregate = aggregate_of([(tokenized_line(1), one), *several])
     figures, tasks = aggregate.figures(), {task.task: task for task in aggregate.tasks()}
     assert figures["vision_error"] == Figure(0.5) and figures["prompt_kld_mean"] == Figure(0.375)
     assert figures["prompt_kld_p99"] == Figure(float(np.quantile([0.25, 0.5], 0.99)))
@@ -288,7 +326,7 @@ def test_what_only_one_image_tells_has_a_figure_without_interval():
 
 
 def test_a_ratio_beyond_all_bounds_is_still_a_number():
-    pairs = [(asked_line(i, image=i), compared_line(i, i, right=[-2000.0, -2000.0])) for i in range(1, 4)]
+    pairs = [(tokenized_line(i, image=i), line_metrics(i, i, right=[-2000.0, -2000.0])) for i in range(1, 4)]
     values = aggregate_of(pairs).values()
     assert all(map(math.isfinite, values.values())) and values["perplexity_ratio"] > 1e300
 
@@ -296,9 +334,9 @@ def test_a_ratio_beyond_all_bounds_is_still_a_number():
 # --- one line -------------------------------------------------------------------------------------------------------------
 
 
-def predictions_of(asked, vocab=40):
-    rng = np.random.default_rng(asked.number)
-    positions = len(asked.tokens) - 1
+def predictions_of(tokenized, vocab=40):
+    rng = np.random.default_rng(tokenized.number)
+    positions = len(tokenized.tokens) - 1
     p = random_log_probs(positions, vocab, 3.0, 1)
     q = p + 0.5 * rng.standard_normal(p.shape)
     q -= np.log(np.exp(q).sum(-1, keepdims=True))
@@ -309,13 +347,13 @@ def predictions_of(asked, vocab=40):
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_line_compared_by_hand(kept):
-    asked = asked_line(3)
-    reference, build = predictions_of(asked)
-    targets = np.array(asked.tokens[1:])
-    told = reference
+    tokenized = tokenized_line(3)
+    reference, build = predictions_of(tokenized)
+    targets = np.array(tokenized.tokens[1:])
+    truth = reference
     if kept:
-        told = Prediction(TopTokens.of(reference.log_probs, targets), reference.state, reference.reply, reference.embeddings)
-    line = compared(asked, told, build, lambda tokens: {(5, 6): "Green", (5,): "Red"}[tuple(tokens)])
+        truth = Prediction(TopTokens.of(reference.log_probs, targets), reference.state, reference.reply, reference.embeddings)
+    line = measure_line(tokenized, truth, build, lambda tokens: {(5, 6): "Green", (5,): "Red"}[tuple(tokens)])
     p, q = reference.log_probs, build.log_probs
     exact = plain_kl(p, q)
     assert line.prompt_kld + line.answer_kld == pytest.approx(exact, abs=1e-5 if kept else 1e-12)
@@ -336,8 +374,8 @@ def test_a_line_compared_by_hand(kept):
 
 @pytest.mark.parametrize("broken", ["log_probs", "state"])
 def test_what_is_not_finite_has_no_distance(broken):
-    asked = asked_line(17)
-    reference, build = predictions_of(asked)
+    tokenized = tokenized_line(17)
+    reference, build = predictions_of(tokenized)
     getattr(build, broken)[1, 2] = np.nan
-    with pytest.raises(DriftError, match="line 17: the build's answer is not finite where the reference's is"):
-        compared(asked, reference, build, str)
+    with pytest.raises(DriftError, match="line 17: the build's logits or states are not finite"):
+        measure_line(tokenized, reference, build, str)

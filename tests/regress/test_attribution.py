@@ -14,7 +14,7 @@ from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session
 from cobra_edge.inputs.image import load_image
 from cobra_edge.model.checkpoint import open_checkpoint
-from cobra_edge.regress.attribution import _float_decoder, _Trial, attribution
+from cobra_edge.regress.attribution import _float_decoder, _PartEvaluation, attribution
 from cobra_edge.regress.baseline import open_baseline
 from cobra_edge.regress.float_tensors import dense, float_tensors
 from cobra_edge.suite.line import Line
@@ -40,13 +40,13 @@ BUILDS = {
 def tiny(tmp_path_factory):
     """Return a function that exports a text-only checkpoint by name of a build; `tiny.source` is the checkpoint."""
     root = tmp_path_factory.mktemp("attribution")
-    source, asked, made = write_text_only(root / "mamba-tiny"), root / "calibration.jsonl", {}
+    source, tokenized, made = write_text_only(root / "mamba-tiny"), root / "calibration.jsonl", {}
     lines = [Line(line.prompt, line.answer, line.task) for line in read_suite(HELDOUT)[::20]]
-    asked.write_bytes(b"\n".join(map(msgspec.json.encode, lines)))
+    tokenized.write_bytes(b"\n".join(map(msgspec.json.encode, lines)))
 
     def get(name):
         if name not in made:
-            calibration = {"calibration": asked} if "method" in BUILDS[name] else {}
+            calibration = {"calibration": tokenized} if "method" in BUILDS[name] else {}
             given = {"golden_lines": 1, **calibration, **BUILDS[name]}
             made[name] = export_bundle(str(source), target_named("cpu"), root / name.replace(" ", "-"), **given).directory
         return made[name]
@@ -77,7 +77,7 @@ def test_the_baselines_tensors_in_the_builds_form_are_the_baseline(tiny, name, b
     session, reference, suite = opened(tiny(name), tiny.source if baseline == "checkpoint" else tiny("fp16"))
     decoder, tensors, why = _float_decoder(session, reference)
     assert why == "" and all(value.dtype == np.float32 for value in tensors.values())
-    found = _Trial(suite, list(reference.predictions(suite, 0))).part("float", decoder, [None] * len(suite.lines))
+    found = _PartEvaluation(suite, list(reference.predictions(suite, 0))).part("float", decoder, [None] * len(suite.lines))
     assert found.kld_mean < 1e-6 and found.top1_agreement == 1
     build = session.bundle.decoder_tensors()
     off = {n: np.square(dense(build[n]) - tensors[n]).sum() / np.square(tensors[n]).sum() for n in tensors}
@@ -108,9 +108,9 @@ def test_a_fault_is_found_where_it_was_planted(tiny, tmp_path, name):
 def test_rounded_activations_are_a_part(tiny):
     session, reference, suite = opened(tiny("int8 activations"), tiny.source)
     parts = named(attribution(session, reference, suite, ONE))
-    assert 0 < parts["decoder, activations left float"].kld_mean < parts["decoder"].kld_mean
+    assert 0 < parts["decoder, float activations"].kld_mean < parts["decoder"].kld_mean
     session, reference, suite = opened(tiny("plain"), tiny.source)
-    assert "decoder, activations left float" not in named(attribution(session, reference, suite, ONE))
+    assert "decoder, float activations" not in named(attribution(session, reference, suite, ONE))
 
 
 def test_golden_lines_have_no_layers_to_try(tiny_bundle):
@@ -121,14 +121,17 @@ def test_golden_lines_have_no_layers_to_try(tiny_bundle):
     assert found.parts[0].kld_mean > 0 and found.layers == found.tensors == ()
     last = found.parts[-1]
     assert last.kld_mean is None and last.note == (
-        "golden lines hold no weights; give --baseline with the checkpoint or an fp16 bundle"
+        "golden lines contain no weights; give --baseline with the checkpoint or an fp16 bundle"
     )
 
 
 def test_a_rotated_baseline_has_none_either(tiny):
     session, reference, suite = opened(tiny("plain"), tiny("rotated gptq"))
     found = attribution(session, reference, suite, ONE)
-    assert found.layers == () and "rotated or scaled; give the checkpoint or a plain fp16 bundle" in found.parts[-1].note
+    assert (
+        found.layers == ()
+        and "rotated or scaled; give --baseline with the checkpoint or a plain fp16 bundle" in found.parts[-1].note
+    )
 
 
 def test_float_tensors_of_a_plain_build_are_the_models_own(tiny):
@@ -165,7 +168,8 @@ def test_golden_lines_cannot_tell_vision_from_the_decoder_s_weights(narrow):
     found = named(attribution(Session(bundle, options=ONE), reference, reference.golden.suite.part(4), ONE))
     assert found["decoder"].kld_mean < 1e-8 < found["everything"].kld_mean
     assert (
-        found["vision tower and projector"].kld_mean is None and "hold no weights" in found["vision tower and projector"].note
+        found["vision tower and projector"].kld_mean is None
+        and "contain no weights" in found["vision tower and projector"].note
     )
 
 

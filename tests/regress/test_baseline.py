@@ -1,4 +1,4 @@
-"""Baselines: golden lines, a bundle and a checkpoint say the same of a build; what is of another model is refused."""
+"""Baselines: golden lines, a bundle and a checkpoint give the same measures of a build; another model is refused."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from .regress_lines import run_of, write_lines
 def reports(mini_bundle, tmp_path_factory):
     """Return a 4-bit build's report by baseline, of the same lines."""
     build = mini_bundle("w4a16-g128")
-    lines = [asked.line for asked in read_golden(Bundle.open(build)).suite.lines]
+    lines = [tokenized.line for tokenized in read_golden(Bundle.open(build)).suite.lines]
     suite = write_lines(tmp_path_factory.mktemp("same"), lines)
     baselines = {"golden": "fp16", "bundle": mini_bundle("fp16"), "checkpoint": "mini"}
     return {kind: measure(run_of(build, given, suite=suite), None, None, None).report for kind, given in baselines.items()}
@@ -47,8 +47,8 @@ def test_baselines_say_the_same(reports, kind):
 def test_golden_lines_lack_no_more_than_they_say(reports):
     golden, truth = reports["golden"], reports["checkpoint"]
     for name, most in (("kld_mean", 1e-3), ("prompt_kld_mean", 0.5)):  # of a question's next word anybody is unsure
-        told, whole = golden.measures[name].value, truth.measures[name].value
-        assert whole * (1 - most) <= told <= whole + 1e-7
+        truncated, whole = golden.measures[name].value, truth.measures[name].value
+        assert whole * (1 - most) <= truncated <= whole + 1e-7
     assert 0 < golden.baseline.tail_mass_max < 1 and 8 <= golden.baseline.top_k <= 65
     assert truth.baseline.tail_mass_max == 0 and truth.baseline.top_k is None
 
@@ -108,7 +108,7 @@ def test_a_bundle_of_another_checkpoint_is_refused(tiny_bundle, tiny_copy):
 
 
 def test_a_bundle_of_another_model_is_refused(tiny_bundle, mini_bundle):
-    with pytest.raises(InputError, match=r"made from cobra-mini .* drift is between builds of one checkpoint"):
+    with pytest.raises(InputError, match=r"made from cobra-mini .* only builds of one checkpoint can be compared"):
         opened(tiny_bundle, mini_bundle("w4a16-g128"))
 
 
@@ -118,19 +118,19 @@ def test_a_bundle_with_another_tokenizer_is_refused(tiny_bundle, tiny_copy):
     (copy / TOKENIZER).write_text(json.dumps(tokenizer, indent=7))
     entry = {"bytes": (copy / TOKENIZER).stat().st_size, "sha256": file_sha256(copy / TOKENIZER)}
     edit(lambda m: m["files"].update({TOKENIZER: entry}))
-    with pytest.raises(InputError, match="its tokenizer is another; export both with the same one"):
+    with pytest.raises(InputError, match="its tokenizer differs; export both bundles with the same one"):
         opened(tiny_bundle, copy)
 
 
 def test_a_checkpoint_of_other_weights_is_refused(tiny_bundle, tmp_path):
     other = write_text_only(tmp_path / "mamba-tiny", seed=1)
-    with pytest.raises(InputError, match="is not the checkpoint this build was made from"):
+    with pytest.raises(InputError, match="is not the checkpoint of this build"):
         opened(tiny_bundle, other)
     assert opened(tiny_bundle, write_text_only(tmp_path / "same" / "mamba-tiny")).kind == "checkpoint"
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_bundle):
-    with pytest.raises(InputError, match=r"cobra-mini .* is not the checkpoint this build was made from"):
+    with pytest.raises(InputError, match=r"cobra-mini .* is not the checkpoint of this build"):
         opened(tiny_bundle, "mini")
 
 
@@ -143,19 +143,21 @@ def test_what_is_no_baseline_is_refused(tiny_bundle, tmp_path):
 
 def test_a_line_that_golden_lines_do_not_know_is_named(mini_bundle, tmp_path):
     build = mini_bundle("w4a16-g128")
-    known = [asked.line for asked in read_golden(Bundle.open(build)).suite.lines]
+    known = [tokenized.line for tokenized in read_golden(Bundle.open(build)).suite.lines]
     strange = next(line for line in read_suite(HELDOUT) if line not in known)
     suite = write_lines(tmp_path, [*known[:3], b"", strange])
-    with pytest.raises(InputError, match=r"suite.jsonl, line 5: the bundle's golden lines have no answer .* --baseline with"):
+    with pytest.raises(
+        InputError, match=r"suite.jsonl, line 5: the golden lines of the bundle do not include it; give --baseline with"
+    ):
         measure(run_of(build, suite=suite), None, None, None)
 
 
 def test_a_known_question_about_another_image_is_not_known(mini_bundle, tmp_path):
     build = mini_bundle("w4a16-g128")
-    first, *others = [asked.line for asked in read_golden(Bundle.open(build)).suite.lines]
+    first, *others = [tokenized.line for tokenized in read_golden(Bundle.open(build)).suite.lines]
     other = next(line.image for line in others if line.image != first.image)
     suite = write_lines(tmp_path, [others[0], msgspec.structs.replace(first, image=other)])
-    with pytest.raises(InputError, match=r"line 2: the bundle's golden lines have no answer"):
+    with pytest.raises(InputError, match=r"line 2: the golden lines of the bundle do not include it"):
         measure(run_of(build, suite=suite), None, None, None)
 
 

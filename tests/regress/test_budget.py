@@ -11,7 +11,7 @@ from cobra_edge.errors import InputError, MachineError
 from cobra_edge.regress.budget import Limit, judge, read_budget
 from cobra_edge.regress.measures import MEASURES, measure_named
 from cobra_edge.regress.report import Figure
-from cobra_edge.regress.update_budget import GATED, update_budget
+from cobra_edge.regress.update_budget import LIMITED, update_budget
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def budget(tmp_path):
     return read
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------
+# --- parsing --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def budget(tmp_path):
         ("[schemes.fp16]\nkld_mean = {mx = 1.0}", "`mx`"),
         ("[schemes.fp16]\nkld_mean = 1.0", "does not match the schema"),
         ("[schemes.fp16]\nkld_mean = {max = '1.0'}", "does not match the schema"),
-        ("[schemes.fp16]\nkld_mean = {max = nan}", "kld_mean needs max, min or max_times_floor, a finite number each"),
-        ("[schemes.fp16]\nkld_mean = {max = 1.0, min = -inf}", "a finite number each"),
-        ("[schemes.fp16]\nkld_mean = {}", "kld_mean needs max, min or max_times_floor"),
+        ("[schemes.fp16]\nkld_mean = {max = nan}", "kld_mean needs a finite max, min or max_times_floor"),
+        ("[schemes.fp16]\nkld_mean = {max = 1.0, min = -inf}", "needs a finite max"),
+        ("[schemes.fp16]\nkld_mean = {}", "kld_mean needs a finite max, min or max_times_floor"),
         ("[schemes.fp16]\naccuracyy.color = {max = 1.0}", "`color`"),
         ("[schemes.fp16]\n'kld_mean.color' = {max = 1.0}", "unknown measure 'kld_mean.color'"),
         ("[schemes.fp16]\n'state_error.first' = {max = 1.0}", "unknown measure 'state_error.first'"),
@@ -134,7 +134,7 @@ def test_the_worse_end_of_the_interval_is_judged():
     for limit, judged in ((Limit(max=1.5), 2.0), (Limit(min=0.75), 0.5)):
         found = verdict(figure, limit)
         assert not found.within and found.judged == judged
-        assert found.note == "its value is within, the end of its interval is not: more lines would tell"
+        assert found.note == "its value is within, the bound of its interval is not: use more lines"
     for limit in (Limit(max=0.9), Limit(min=1.1)):
         assert not verdict(figure, limit).within and verdict(figure, limit).note == ""
 
@@ -151,8 +151,8 @@ def test_what_was_not_taken_fails(limit):
     for figures in ({}, {"kld_mean": Figure(None)}):
         (found,) = judge(figures, {"kld_mean": limit}, {"bf16": {"kld_mean": 1.0}})
         assert not found.within and found.judged is None and found.note == "not measured"
-        (found,) = judge(figures, {"kld_mean": limit}, {"bf16": {"kld_mean": 1.0}}, {"kld_mean": "it has no eyes"})
-        assert not found.within and found.note == "it has no eyes"
+        (found,) = judge(figures, {"kld_mean": limit}, {"bf16": {"kld_mean": 1.0}}, {"kld_mean": "no vision encoder"})
+        assert not found.within and found.note == "no vision encoder"
     assert not verdict(Figure(float("nan")), limit, 1.0).within
 
 
@@ -205,17 +205,17 @@ TODAY = {
 def test_todays_figures_and_a_margin(tmp_path):
     file = tmp_path / "budget.toml"
     file.write_text(BUDGET)
-    written = update_budget(file, "fp16", TODAY, {}, 0.25)
+    limits = update_budget(file, "fp16", TODAY, {}, 0.25)
     # Of what the section has; distances from the ideal are enlarged and rounded away from it, to three digits.
-    assert written == {
+    assert limits == {
         "kld_mean": Limit(max=0.0155, max_times_floor=3.0),  # 0.01543
         "top1_agreement": Limit(min=0.964),  # 1 - 0.03596
-        "kld_p99": Limit(max=7.0),  # could not be taken
+        "kld_p99": Limit(max=7.0),  # not measured
     }
     text = file.read_text()
     for kept in ("# Reviewed by all of us.", "# the plain one", "# Four bits.", "kld_mean = { max = 0.02 } # nats"):
         assert kept in text
-    assert dict(read_budget(file).schemes["fp16"]) == written
+    assert dict(read_budget(file).schemes["fp16"]) == limits
     assert read_budget(file).schemes["w4a16-g128"] == {"kld_mean": Limit(max=0.02)}
     assert read_budget(file).vision["int8"] == {"kld_mean": Limit(max=5e-4)}
     assert [f.name for f in tmp_path.iterdir()] == ["budget.toml"]
@@ -227,15 +227,15 @@ def test_a_new_scheme_gets_what_is_gated(tmp_path, before):
     if before is not None:
         file.parent.mkdir()
         file.write_text(before)
-    written = update_budget(file, "w8a8", TODAY, {}, 0.5)
-    assert set(written) == {
-        n for n in (*GATED, "state_error.0", "state_error.1") if TODAY.get(n, Figure(None)).value is not None
+    limits = update_budget(file, "w8a8", TODAY, {}, 0.5)
+    assert set(limits) == {
+        n for n in (*LIMITED, "state_error.0", "state_error.1") if TODAY.get(n, Figure(None)).value is not None
     }
-    assert written["perplexity_ratio"] == Limit(max=1.0352)  # 1 + 0.02346 · 1.5 = 0.03519
-    assert written["accuracy"] == Limit(min=0.76) and written["accuracy_change"] == Limit(min=-0.045)
-    assert written["greedy_match"] == Limit(min=1.0) and written["state_error.0"] == Limit(max=0.225)
-    assert dict(read_budget(file).schemes["w8a8"]) == written
-    figures = {name: TODAY[name] for name in written}
+    assert limits["perplexity_ratio"] == Limit(max=1.0352)  # 1 + 0.02346 · 1.5 = 0.03519
+    assert limits["accuracy"] == Limit(min=0.76) and limits["accuracy_change"] == Limit(min=-0.045)
+    assert limits["greedy_match"] == Limit(min=1.0) and limits["state_error.0"] == Limit(max=0.225)
+    assert dict(read_budget(file).schemes["w8a8"]) == limits
+    figures = {name: TODAY[name] for name in limits}
     assert all(v.within for v in judge(figures, read_budget(file).limits_of("w8a8"), {}))
 
 
@@ -251,10 +251,10 @@ def test_the_same_figures_pass_whatever_they_are(tmp_path, margin):
             value = measure.ideal + sign * off
             figures[name] = Figure(float(value), float(value - off * 0.3), float(value + off * 0.3))
         file.write_text("[schemes.fp16]\n" + "".join(f"{name} = {{max = 0, min = 0}}\n" for name in figures))
-        written = update_budget(file, "fp16", figures, {}, margin)
-        assert set(written) == set(MEASURES)
+        limits = update_budget(file, "fp16", figures, {}, margin)
+        assert set(limits) == set(MEASURES)
         assert all(v.within for v in judge(figures, read_budget(file).limits_of("fp16"), {}))
-        for name, limit in written.items():
+        for name, limit in limits.items():
             measure = measure_named(name)
             assert (limit.max is None, limit.min is None) == (measure.better == "high", measure.better == "low")
             for end, seen in ((limit.max, figures[name].high), (limit.min, figures[name].low)):
@@ -265,22 +265,22 @@ def test_the_same_figures_pass_whatever_they_are(tmp_path, margin):
 
 def test_no_limit_is_stricter_than_the_reference_is_to_itself(tmp_path):
     floor = {"kld_mean": 0.08, "top1_agreement": 0.75, "vision_error": 1e-9}
-    written = update_budget(tmp_path / "b.toml", "fp16", TODAY, floor, 0.25)
-    assert written["kld_mean"] == Limit(max=0.1) and written["top1_agreement"] == Limit(min=0.687)
-    assert written["vision_error"] == Limit(max=0.00625)
+    limits = update_budget(tmp_path / "b.toml", "fp16", TODAY, floor, 0.25)
+    assert limits["kld_mean"] == Limit(max=0.1) and limits["top1_agreement"] == Limit(min=0.687)
+    assert limits["vision_error"] == Limit(max=0.00625)
     perfect = {"kld_mean": Figure(0.0, 0.0, 0.0), "top1_agreement": Figure(1.0, 1.0, 1.0)}
-    written = update_budget(tmp_path / "c.toml", "fp16", perfect, floor, 0)
-    assert written == {"kld_mean": Limit(max=0.08), "top1_agreement": Limit(min=0.75)}
+    limits = update_budget(tmp_path / "c.toml", "fp16", perfect, floor, 0)
+    assert limits == {"kld_mean": Limit(max=0.08), "top1_agreement": Limit(min=0.75)}
 
 
 def test_a_better_side_does_not_become_a_limit(tmp_path):
-    """A build whose interval lies beyond the ideal is not asked to stay there."""
+    """A build whose interval lies beyond the ideal may fall back to the ideal."""
     better = {"accuracy_change": Figure(0.05, 0.02, 0.08), "perplexity_ratio": Figure(0.97, 0.95, 0.99)}
-    written = update_budget(tmp_path / "b.toml", "fp16", better, {}, 0.25)
-    assert written == {"accuracy_change": Limit(min=0.0), "perplexity_ratio": Limit(max=1.0)}
+    limits = update_budget(tmp_path / "b.toml", "fp16", better, {}, 0.25)
+    assert limits == {"accuracy_change": Limit(min=0.0), "perplexity_ratio": Limit(max=1.0)}
 
 
-def test_what_cannot_be_written_is_told(tmp_path):
+def test_what_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be written .*give another path"):
         update_budget(tmp_path / "file" / "budget.toml", "fp16", TODAY, {}, 0.25)
@@ -292,7 +292,7 @@ def test_what_cannot_be_written_is_told(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_a_directory_without_permission_is_told(tmp_path):
+def test_a_directory_without_permission_is_an_error(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot be written"):
         update_budget(tmp_path / "b.toml", "fp16", TODAY, {}, 0.25)

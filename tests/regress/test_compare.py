@@ -1,4 +1,4 @@
-"""Two reports side by side: what is called better or worse, and how sure that is."""
+"""Comparison of two reports: better, worse, and the interval of the difference."""
 
 from __future__ import annotations
 
@@ -111,9 +111,9 @@ def test_what_differs_is_named_and_warned_of():
     assert found.differs["baseline.top_k"] == ("64", "none")
     assert found.differs["commit"] == (full.commit, "none")
     assert [text.split(":")[0] for text in found.warnings] == [
-        "they are of different checkpoints",
-        "they are of different suites",
-        "they are of different baselines",
+        "the checkpoints differ, so the figures are not directly comparable",
+        "the suites differ, so the figures are not directly comparable",
+        "the baselines differ, so the figures are not directly comparable",
     ]
 
 
@@ -175,7 +175,7 @@ def test_command_fails_on_what_is_worse_only_where_asked(reports, capfd):
 def test_command_writes_a_page_even_where_it_fails(reports):
     page = reports / "page.html"
     assert run(reports / "a", reports / "worse", "--fail-on-worse", "--html", page) == 1
-    assert "Measures that are worse: 1, better: 0" in page.read_text(encoding="utf-8")
+    assert "Worse measures: 1, better: 0" in page.read_text(encoding="utf-8")
 
 
 def test_command_needs_jinja_for_a_page_alone(reports, monkeypatch, capfd):

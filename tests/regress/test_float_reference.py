@@ -1,4 +1,4 @@
-"""The float model's readings: beside the plain torch model, the runtime that ships, and greedy answers token by token."""
+"""Predictions of the float model, compared with plain torch, the runtime that ships, and greedy decoding token by token."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from cobra_edge.regress import float_reference
 from cobra_edge.regress.float_reference import batches, float_predictions, narrowed
 from cobra_edge.regress.metrics import divergence, log_softmax
 from cobra_edge.regress.predictions import predictions
-from cobra_edge.regress.state_sketch import sketched
+from cobra_edge.regress.state_sketch import state_sketch
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite
 from cobra_edge.suite.tokenized import TokenizedLine, reply_limit, tokenized_suite
@@ -55,7 +55,7 @@ def suite_of(bundle, lines):
 
 
 @pytest.fixture(scope="module")
-def asked(mini):
+def tokenized(mini):
     """Return lines about images, about none, two of an image, that image again after another, and a wrong answer."""
     lines = read_suite(HELDOUT)
     first, other = lines[0].image, lines[30].image
@@ -67,12 +67,12 @@ def asked(mini):
 
 
 @pytest.fixture(scope="module")
-def look(mini, asked):
+def look(mini, tokenized):
     """Return what the float model sees, as `float_predictions` asks for it."""
     model = load_vision(mini[0])
 
     def see(images):
-        found = visual_embeddings(mini[0], [asked.load(p) for p in images], model=model)
+        found = visual_embeddings(mini[0], [tokenized.load(p) for p in images], model=model)
         return list(found.numpy().reshape(len(images), -1, found.shape[-1]))
 
     return see
@@ -88,15 +88,15 @@ def plain_reading(decoder, line, embeddings, end):
     while len(reply) < reply_limit(line) and int(last.argmax()) != end:
         reply.append(int(last.argmax()))
         last = decoder.forward(decoder.embed(reply[-1:]), free)[-1]
-    return logits, sketched(state.ssm), tuple(reply)
+    return logits, state_sketch(state.ssm), tuple(reply)
 
 
-def assert_same(reading, line, embeddings, decoder, end, rounded="float32"):
+def assert_same(prediction, line, embeddings, decoder, end, rounded="float32"):
     logits, state, reply = plain_reading(decoder, line, embeddings, end)
-    assert reading.log_probs.shape == logits.shape == (len(line.tokens) - 1, decoder.config.vocab)
-    assert_close(reading.log_probs, log_softmax(logits), "decoder", rounded)
-    assert_close(reading.state, state, "decoder", rounded)
-    assert reading.reply == reply
+    assert prediction.log_probs.shape == logits.shape == (len(line.tokens) - 1, decoder.config.vocab)
+    assert_close(prediction.log_probs, log_softmax(logits), "decoder", rounded)
+    assert_close(prediction.state, state, "decoder", rounded)
+    assert prediction.reply == reply
 
 
 def read_tiny(tiny, lines, **options):
@@ -112,53 +112,53 @@ def test_text_is_read_as_by_the_plain_model_however_it_is_batched(tiny, monkeypa
     found = read_tiny(tiny, suite.lines, replies_end_with=end, on_layer=lambda: layers.append(1))
     runs = len(batches(suite.lines, tiny[0].config.n_visual_tokens))
     assert len(layers) == runs * 2 and runs == {1: 6, 8192: 1}.get(at_once, runs) and (at_once != 60 or 1 < runs < 6)
-    for reading, line in zip(found, suite.lines, strict=True):
-        assert reading.embeddings is None
-        assert_same(reading, line, None, decoder, end)
+    for prediction, line in zip(found, suite.lines, strict=True):
+        assert prediction.embeddings is None
+        assert_same(prediction, line, None, decoder, end)
 
 
 @pytest.mark.parametrize("at_once", [200, 8192])
-def test_images_are_read_as_by_the_plain_model_however_it_is_batched(mini, asked, look, monkeypatch, at_once):
+def test_images_are_read_as_by_the_plain_model_however_it_is_batched(mini, tokenized, look, monkeypatch, at_once):
     monkeypatch.setattr(float_reference, "_POSITIONS_AT_ONCE", at_once)
     decoder, end = TorchDecoder(mini[1]), mini[1].text()[0].end_id
-    embeddings = look(range(len(asked.images)))
-    found = list(float_predictions(mini[0], asked.lines, look, replies_end_with=end))
-    for reading, line in zip(found, asked.lines, strict=True):
+    embeddings = look(range(len(tokenized.images)))
+    found = list(float_predictions(mini[0], tokenized.lines, look, replies_end_with=end))
+    for prediction, line in zip(found, tokenized.lines, strict=True):
         shown = None if line.image is None else embeddings[line.image]
         if shown is None:
-            assert reading.embeddings is None
+            assert prediction.embeddings is None
         else:
-            assert_close(reading.embeddings, shown, "vision")
+            assert_close(prediction.embeddings, shown, "vision")
         # The bundle's matrices are rounded to float16, the checkpoint's are what was trained.
-        assert_same(reading, line, shown, decoder, end, rounded="float16")
+        assert_same(prediction, line, shown, decoder, end, rounded="float16")
 
 
-def test_the_runtime_that_ships_reads_the_same(mini, asked, look):
+def test_the_runtime_that_ships_reads_the_same(mini, tokenized, look):
     """Its 16-bit matrices and the vision graph are the whole difference."""
     session = Session(mini[1])
-    told = float_predictions(mini[0], asked.lines, look, replies_end_with=session.codec.end_id)
-    for theirs, ours, line in zip(told, predictions(session, asked), asked.lines, strict=True):
+    found = float_predictions(mini[0], tokenized.lines, look, replies_end_with=session.codec.end_id)
+    for theirs, ours, line in zip(found, predictions(session, tokenized), tokenized.lines, strict=True):
         assert_close(ours.log_probs, theirs.log_probs, "decoder", "float16")
         assert_close(ours.state, theirs.state, "decoder", "float16")
         assert ours.reply == theirs.reply and (ours.embeddings is None) == (line.image is None)
 
 
-def test_readings_go_on_from_any_line(mini, asked):
+def test_readings_go_on_from_any_line(mini, tokenized):
     session = Session(mini[1])
-    whole = list(predictions(session, asked))
-    for first in (1, 4, len(asked.lines)):
-        rest = list(predictions(session, asked, first))
+    whole = list(predictions(session, tokenized))
+    for first in (1, 4, len(tokenized.lines)):
+        rest = list(predictions(session, tokenized, first))
         assert len(rest) == len(whole) - first
         for a, b in zip(rest, whole[first:], strict=True):
             assert np.array_equal(a.log_probs, b.log_probs) and np.array_equal(a.state, b.state) and a.reply == b.reply
 
 
-def test_an_image_that_follows_itself_is_looked_at_once(mini, asked, monkeypatch):
+def test_an_image_that_follows_itself_is_looked_at_once(mini, tokenized, monkeypatch):
     session, looked = Session(mini[1]), []
     real = session.visual_embeddings
     monkeypatch.setattr(session, "visual_embeddings", lambda image: looked.append(image) or real(image))
-    list(predictions(session, asked))
-    runs = [a.image for a, b in zip(asked.lines, [None, *asked.lines], strict=False) if b is None or a.image != b.image]
+    list(predictions(session, tokenized))
+    runs = [a.image for a, b in zip(tokenized.lines, [None, *tokenized.lines], strict=False) if b is None or a.image != b.image]
     assert len(looked) == len([p for p in runs if p is not None]) == 5
 
 
@@ -186,7 +186,7 @@ def test_an_answer_that_the_model_gives_is_its_reply(tiny):
     given = [*said[: said.index(end)], end]
     asked_so = replace(question, answer=given)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(float_reference, "reply_limit", None)  # asked for by who generates
+        patch.setattr(float_reference, "reply_limit", None)  # used only to generate
         patch.setattr(TextCodec, "encode", None)
         real, blocks = float_reference.stream_blocks, []
         patch.setattr(float_reference, "stream_blocks", lambda *given: blocks.append(1) or real(*given))
@@ -232,7 +232,7 @@ def test_a_float_model_that_overflows_is_refused_with_the_line(tiny):
     suite = suite_of(tiny[1], [Line("What is red?", "No", "t")])
     line = TokenizedLine(17, suite.lines[0].line, suite.lines[0].prompt, suite.lines[0].answer, None)
     wrong = dict(tiny[0].decoder) | {"backbone.norm_f.weight": torch.full((128,), 3e38)}
-    with pytest.raises(InputError, match="line 17: the float model itself gives logits that are not finite"):
+    with pytest.raises(InputError, match="line 17: the logits of the float model are not finite"):
         list(float_predictions(replace(tiny[0], decoder=wrong), [line], lambda images: []))
 
 

@@ -16,8 +16,8 @@ from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.regress.budget import read_budget
 from cobra_edge.regress.report import read_report
-from cobra_edge.regress.run_command import measured
-from cobra_edge.regress.update_budget import GATED
+from cobra_edge.regress.run_command import regress
+from cobra_edge.regress.update_budget import LIMITED
 from cobra_edge.terminal.output import run_command
 
 
@@ -41,7 +41,7 @@ def test_the_budget_says_how_it_was_made() -> None:
 @pytest.mark.parametrize("scheme", GATES)
 def test_every_section_limits_drift_answers_state_and_sight(scheme: str) -> None:
     limits = read_budget(BUDGET).limits_of(scheme, "fp32", "cpu")
-    assert set(limits) == {*GATED, *(f"state_error.{layer}" for layer in range(4))}
+    assert set(limits) == {*LIMITED, *(f"state_error.{layer}" for layer in range(4))}
 
 
 def test_margins_are_wide_only_where_a_last_bit_can_become_a_code() -> None:
@@ -54,10 +54,10 @@ def test_margins_are_wide_only_where_a_last_bit_can_become_a_code() -> None:
 def test_a_build_is_within_its_budget(scheme: str, exported: Callable[[str], Path], tmp_path: Path) -> None:
     bundle = exported(scheme)
     arguments = [str(bundle), "--budget", str(BUDGET), "--report", str(tmp_path), "--attribution-lines", "0", "--threads", "1"]
-    code = run_command(measured, arguments)
+    code = run_command(regress, arguments)
     report = read_report(tmp_path / "report.json")
     assert [v for v in report.verdicts if not v.within] == []
-    assert code == 0 and report.passed and len(report.verdicts) >= len(GATED)
+    assert code == 0 and report.passed and len(report.verdicts) >= len(LIMITED)
     shutil.rmtree(bundle)
 
 

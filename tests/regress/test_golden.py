@@ -1,4 +1,4 @@
-"""golden.safetensors: what is written comes back, and whatever does not fit the model is refused in one line."""
+"""golden.safetensors: round trip, and refusals of what does not fit the model."""
 
 import re
 
@@ -11,7 +11,7 @@ from cobra_edge.bundle.reader import GOLDEN, PROMPT, TOKENIZER, Bundle
 from cobra_edge.errors import BundleError
 from cobra_edge.regress.golden import read_golden, write_golden
 from cobra_edge.regress.predictions import Prediction
-from cobra_edge.regress.state_sketch import SKETCH
+from cobra_edge.regress.state_sketch import SKETCH_SIZE
 from cobra_edge.regress.top_tokens import TopTokens
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import HELDOUT, read_suite
@@ -21,7 +21,7 @@ from .regress_lines import random_log_probs
 
 
 def made(whole, directory, lines):
-    """Return a bundle of no more than text and golden lines with readings made up, its suite, readings and embeddings."""
+    """Return a bundle of text files and synthetic golden lines, its suite, predictions and embeddings."""
     directory.mkdir()
     for name in (TOKENIZER, PROMPT):
         (directory / name).write_bytes(whole.path(name).read_bytes())
@@ -33,12 +33,12 @@ def made(whole, directory, lines):
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((len(suite.images), config.n_visual_tokens, config.mamba.d_model)).astype(np.float32)
     predictions = []
-    for asked in suite.lines:
-        targets = np.array(asked.tokens[1:])
-        top = TopTokens.of(random_log_probs(len(targets), config.mamba.vocab, 5.0, asked.number), targets)
-        state = rng.standard_normal((config.mamba.n_layer, SKETCH)).astype(np.float32)
-        reply = tuple(asked.answer[: asked.number - 1])  # none at all of the first
-        predictions.append(Prediction(top, state, reply, None if asked.image is None else embeddings[asked.image]))
+    for tokenized in suite.lines:
+        targets = np.array(tokenized.tokens[1:])
+        top = TopTokens.of(random_log_probs(len(targets), config.mamba.vocab, 5.0, tokenized.number), targets)
+        state = rng.standard_normal((config.mamba.n_layer, SKETCH_SIZE)).astype(np.float32)
+        reply = tuple(tokenized.answer[: tokenized.number - 1])  # none at all of the first
+        predictions.append(Prediction(top, state, reply, None if tokenized.image is None else embeddings[tokenized.image]))
     write_golden(directory / GOLDEN, suite, predictions, embeddings)
     return bundle, suite, predictions
 
@@ -114,8 +114,8 @@ ARRAYS = ["lines", "pictures", "picture_offsets", "embeddings", "kept_offsets", 
 FIRST, THIRD = (str(line.image).encode() for line in (SEEN[0], SEEN[2]))
 HIGHEST = np.iinfo(np.int64).max
 FORGERIES = {
-    "a stray tensor": (lambda t: t.update(stray=np.zeros(1, np.float32)), "stray is missing, or not"),
-    "nothing but one": (lambda t: t.clear() or t.update(stray=np.zeros(1, np.float32)), "is missing, or not"),
+    "a stray tensor": (lambda t: t.update(stray=np.zeros(1, np.float32)), "stray: missing, unexpected"),
+    "nothing but one": (lambda t: t.clear() or t.update(stray=np.zeros(1, np.float32)), ": missing, unexpected"),
     "lines that are not JSON": (lines_become(lambda b: b"{" + b), "does not fit the model"),
     "lines that are not text": (lines_become(lambda b: b.replace(b"Is", b"\xff\xfe")), "does not fit the model"),
     "no lines": (lines_become(lambda b: b""), "does not fit the model"),
@@ -125,12 +125,12 @@ FORGERIES = {
     "another question": (lines_become(lambda b: b.replace(b"Is there a", b"Is", 1)), "positions"),
     "an empty question": (lines_become(lambda b: b.replace(b"Is this text?", b" ")), "line 4: prompt is empty"),
     "an unknown metric": (lines_become(lambda b: b.replace(b'"vqa"', b'"vqaa"')), "line 4: metric 'vqaa' is unknown"),
-    "an image that nobody names": (lines_become(lambda b: b.replace(THIRD, FIRST)), "2 images, the lines name 1"),
+    "an image that nobody names": (lines_become(lambda b: b.replace(THIRD, FIRST)), "2 images, but the lines refer to 1"),
     "images that overlap": (put("picture_offsets", 1, -1), "offsets"),
     "images that end early": (put("picture_offsets", 2, 5), "offsets"),
     "images that begin late": (put("picture_offsets", 0, 5), "offsets"),
     "no image's place": (swap("picture_offsets", lambda a: a[:0]), "offsets"),
-    "an image less": (swap("picture_offsets", lambda a: a[[0, 2]]), "1 images, the lines name 2"),
+    "an image less": (swap("picture_offsets", lambda a: a[[0, 2]]), "1 images, but the lines refer to 2"),
     "embeddings of one image": (swap("embeddings", lambda a: a[:1]), r"embeddings \(1, 64, 256\)"),
     "embeddings of another size": (swap("embeddings", lambda a: a[:, :, :8]), r"embeddings \(2, 64, 8\)"),
     "embeddings that are not finite": (put("embeddings", (1, 2, 3), np.nan), "expected finite"),
@@ -139,8 +139,8 @@ FORGERIES = {
     "states that are not finite": (put("states", (0, 0, 0), np.inf), "states"),
     "replies to fewer lines": (swap("reply_offsets", lambda a: np.delete(a, 1)), "3 replies to 4 lines"),
     "replies that overlap": (put("reply_offsets", 1, 3), "offsets"),
-    "a reply of unknown tokens": (put("replies", 0, 512), "replies holds tokens"),
-    "a reply of negative tokens": (put("replies", 0, -1), "replies holds tokens"),
+    "a reply of unknown tokens": (put("replies", 0, 512), "replies contains tokens"),
+    "a reply of negative tokens": (put("replies", 0, -1), "replies contains tokens"),
     "a distribution less": (swap("kept_offsets", lambda a: np.delete(a, 1)), "distributions"),
     "a distribution of nothing": (put("kept_offsets", 1, 0), "distributions"),
     "distributions that overlap": (put("kept_offsets", 2, 1), "distributions"),
@@ -148,12 +148,12 @@ FORGERIES = {
     "distributions that end early": (put("kept_offsets", -1, 9), "distributions"),
     "differences that wrap around": (put("kept_offsets", slice(1, 3), [HIGHEST, -2]), "distributions"),
     "no distribution": (swap("kept_offsets", lambda a: a[:0]), "distributions"),
-    "an unknown token": (put("kept_ids", 3, 512), "kept_ids holds tokens"),
-    "a negative token": (put("kept_ids", 3, -1), "kept_ids holds tokens"),
-    "a log-probability less": (swap("kept_log_probs", lambda a: a[:-1]), "no logarithms"),
-    "a probability over one": (put("kept_log_probs", 0, 0.1), "no logarithms"),
-    "a probability of zero": (put("kept_log_probs", 0, -np.inf), "no logarithms"),
-    "a probability that is none": (put("kept_log_probs", 0, np.nan), "no logarithms"),
+    "an unknown token": (put("kept_ids", 3, 512), "kept_ids contains tokens"),
+    "a negative token": (put("kept_ids", 3, -1), "kept_ids contains tokens"),
+    "a log-probability less": (swap("kept_log_probs", lambda a: a[:-1]), "not logarithms"),
+    "a probability over one": (put("kept_log_probs", 0, 0.1), "not logarithms"),
+    "a probability of zero": (put("kept_log_probs", 0, -np.inf), "not logarithms"),
+    "a probability that is none": (put("kept_log_probs", 0, np.nan), "not logarithms"),
     "a tail less": (swap("tails", lambda a: a[:-1]), "distributions"),
     "a negative tail": (put("tails", 0, -1e-3), "tails"),
     "a tail over one": (put("tails", 0, 1.5), "tails"),
@@ -188,21 +188,21 @@ def test_every_array_is_needed_in_its_own_form(golden, name):
     for change in (lambda a: a.astype(np.float64), lambda a: a[None], lambda a: a.astype(np.uint16)):
         golden.path(GOLDEN).write_bytes(whole)
         forged(golden, swap(name, change))
-        assert f"{name} is missing, or not what it should be" in refusal(golden)
+        assert f"{name}: missing, unexpected or of the wrong type" in refusal(golden)
     golden.path(GOLDEN).write_bytes(whole)
     forged(golden, lambda tensors: tensors.pop(name))
-    assert f"{name} is missing" in refusal(golden)
+    assert f"{name}: missing, unexpected or of the wrong type" in refusal(golden)
 
 
 def test_a_right_token_that_was_not_kept_is_refused(golden):
     def lose(tensors):
         first, end = tensors["kept_offsets"][:2]
-        asked = read_golden(golden).suite.lines[0]
-        at = first + np.flatnonzero(tensors["kept_ids"][first:end] == asked.tokens[1])[0]
+        tokenized = read_golden(golden).suite.lines[0]
+        at = first + np.flatnonzero(tensors["kept_ids"][first:end] == tokenized.tokens[1])[0]
         tensors["kept_ids"][at] = next(i for i in range(512) if i not in tensors["kept_ids"][first:end])
 
     forged(golden, lose)
-    assert "a right token is not among those kept" in refusal(golden)
+    assert "a target is not among the kept tokens" in refusal(golden)
 
 
 def test_a_right_token_that_was_kept_twice_is_refused(golden):
@@ -213,7 +213,7 @@ def test_a_right_token_that_was_kept_twice_is_refused(golden):
         tensors["kept_ids"][other] = right
 
     forged(golden, double)
-    assert "a right token is not among those kept" in refusal(golden)
+    assert "a target is not among the kept tokens" in refusal(golden)
 
 
 def test_lines_of_another_tokenizer_are_refused(golden, mini):

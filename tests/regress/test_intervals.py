@@ -24,7 +24,7 @@ Z = 1.959963984540054
 
 
 def clusters(random, images=40):
-    """Counts, and two positive skewed measures that share what is hard about an image."""
+    """Counts, and two positive skewed measures that share the difficulty of an image."""
     counts = random.integers(1, 9, images).astype(float)
     hard = random.gamma(0.5, size=images)
     return counts, hard * counts * random.gamma(2.0, 0.1, images), hard * counts * random.gamma(2.0, 0.2, images)
@@ -100,7 +100,7 @@ def test_a_share_holds_what_a_score_test_would_not_refuse():
 
 @pytest.mark.parametrize("gained, lost", [(0, 0), (1, 0), (0, 4), (2, 6), (9, 5)])
 def test_a_difference_of_shares_is_tango_s(gained, lost):
-    """The reference finds the likeliest share of losses by search, where the module has a formula."""
+    """The reference finds the maximum likelihood share of losses by search, the module by a formula."""
     n, risen = 40, (gained - lost) / 40
 
     def score(rise):
@@ -109,8 +109,8 @@ def test_a_difference_of_shares_is_tango_s(gained, lost):
             return -sum(k * math.log(max(p, 1e-300)) for k, p in cells if k)
 
         bounds = (max(0.0, -rise), (1 - rise) / 2)
-        likeliest = minimize_scalar(unlikely, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
-        return (gained - lost - n * rise) / math.sqrt(n * (2 * likeliest + rise * (1 - rise)))
+        estimate = minimize_scalar(unlikely, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+        return (gained - lost - n * rise) / math.sqrt(n * (2 * estimate + rise * (1 - rise)))
 
     low, high = intervals._tango(gained, lost, n)
     assert score(low) == pytest.approx(Z, rel=1e-3) and score(high) == pytest.approx(-Z, rel=1e-3)
@@ -271,7 +271,7 @@ class MadeUpAggregate:
     def __init__(self, values):
         self.values, self.images = values, len(values)
 
-    def drawn(self, picks):
+    def resampled(self, picks):
         return MadeUpAggregate(self.values[picks])
 
     def figures(self):

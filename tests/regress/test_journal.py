@@ -10,10 +10,10 @@ import pytest
 from cobra_edge.errors import InputError
 from cobra_edge.regress.journal import PARTIAL, WHOLE, fingerprint_of, journal, locked
 
-from .regress_lines import compared_line
+from .regress_lines import line_metrics
 
 RUN = fingerprint_of("a build", "a baseline")
-LINES = [compared_line(i, None if i % 2 else i, answer_kld=[0.1 * i, 1e-9], text=f"“{i}”\n") for i in range(1, 7)]
+LINES = [line_metrics(i, None if i % 2 else i, answer_kld=[0.1 * i, 1e-9], text=f"“{i}”\n") for i in range(1, 7)]
 
 
 class Interrupted(Exception):
@@ -110,7 +110,7 @@ with locked(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_a_second_run_into_one_report_is_refused_and_told_who_has_it(tmp_path):
+def test_a_second_run_into_one_report_is_refused_with_the_process_of_the_first(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"
@@ -124,8 +124,8 @@ def test_a_second_run_into_one_report_is_refused_and_told_who_has_it(tmp_path):
 
 def test_a_holder_that_has_not_said_who_it_is(tmp_path):
     with locked(tmp_path):
-        for written in (b"", b"not a number", b"9" * 5000):
-            (tmp_path / ".lines.lock.pid").write_bytes(written)
+        for content in (b"", b"not a number", b"9" * 5000):
+            (tmp_path / ".lines.lock.pid").write_bytes(content)
             with pytest.raises(InputError, match="another run"), locked(tmp_path):
                 pass
 
@@ -135,7 +135,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog,
     monkeypatch.setattr("filelock.FileLock.acquire", lambda *_, **__: (_ for _ in ()).throw(error))
     with locked(tmp_path):
         pass
-    assert "this file system has no locks" in caplog.text
+    assert "this file system does not support locks" in caplog.text
 
 
 def test_a_directory_that_cannot_be_locked_is_refused(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""lm-eval on a bundle: its numbers are those of the same lines asked by hand."""
+"""lm-eval on a bundle: its results are those of the same lines computed directly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cobra_edge.decode.sampling import GREEDY, Sampling
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.inference.session import Session, load
-from cobra_edge.regress.adapters.generation_args import Writing
+from cobra_edge.regress.adapters.generation_args import GenerationArgs
 from cobra_edge.regress.adapters.harness_command import harness
 from cobra_edge.regress.adapters.lm_eval_command import lm_eval as command
 from cobra_edge.regress.adapters.model_adapter import only_image
@@ -243,57 +243,57 @@ def test_lm_eval_knows_the_model_by_name(bundle: Path) -> None:
 
 
 def test_generation_options_of_the_harnesses_are_read() -> None:
-    assert Writing.of({}) == Writing((), 256, GREEDY)
-    assert Writing.of({"until": "\n", "max_new_tokens": 3}) == Writing(("\n",), 3, GREEDY)
-    assert Writing.of({"do_sample": False, "temperature": 0.7, "num_beams": 1}).sampling == GREEDY
-    assert Writing.of({"do_sample": True}).sampling == Sampling(1.0)
-    assert Writing.of({"temperature": 0.5, "top_k": 4, "top_p": 0.9, "seed": 7}, 2).sampling == Sampling(0.5, 4, 0.9, 9)
-    assert Writing.of({"temperature": 0.5, "top_p": None}).sampling == Sampling(0.5)
+    assert GenerationArgs.of({}) == GenerationArgs((), 256, GREEDY)
+    assert GenerationArgs.of({"until": "\n", "max_new_tokens": 3}) == GenerationArgs(("\n",), 3, GREEDY)
+    assert GenerationArgs.of({"do_sample": False, "temperature": 0.7, "num_beams": 1}).sampling == GREEDY
+    assert GenerationArgs.of({"do_sample": True}).sampling == Sampling(1.0)
+    assert GenerationArgs.of({"temperature": 0.5, "top_k": 4, "top_p": 0.9, "seed": 7}, 2).sampling == Sampling(0.5, 4, 0.9, 9)
+    assert GenerationArgs.of({"temperature": 0.5, "top_p": None}).sampling == Sampling(0.5)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_beams": 4}, "num_beams is 4"),
+        ({"num_beams": 4}, "num_beams=4 is not supported"),
         ({"temprature": 1.0}, "did you mean 'temperature'"),
         ({"until": [3]}, "until is"),
         ({"max_gen_toks": 0}, "limit is 0"),
-        ({"do_sample": True, "temperature": "warm"}, "is no number"),
+        ({"do_sample": True, "temperature": "warm"}, "is not a number"),
         ({"do_sample": True, "top_p": 3}, "top-p is 3"),
     ],
 )
 def test_options_that_a_session_does_not_have_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Writing.of(options)
+        GenerationArgs.of(options)
 
 
 def test_two_images_are_refused(lm: CobraEdgeLM) -> None:
     two = seen(Image.new("RGB", (2, 2)), Image.new("RGB", (2, 2)))
-    with pytest.raises(InputError, match="task mini, document 0 has 2 images, the model looks at one"):
+    with pytest.raises(InputError, match="task mini, document 0 has 2 images, the model accepts one"):
         lm.generate_until([ask("generate_until", "What?", {}, two)])
 
 
 def test_what_is_no_image_is_refused(lm: CobraEdgeLM) -> None:
-    with pytest.raises(InputError, match="a str where an image is expected"):
+    with pytest.raises(InputError, match="a str instead of an image"):
         lm.generate_until([ask("generate_until", "What?", {}, seen("scene.png"))])
     assert only_image(None, "here") is None and only_image([], "here") is None
 
 
 def test_sounds_are_refused(lm: CobraEdgeLM) -> None:
-    with pytest.raises(InputError, match="comes with audio"):
+    with pytest.raises(InputError, match="contains audio"):
         lm.loglikelihood([ask("loglikelihood", "What?", "Yes", {"audio": [b""]})])
 
 
 def test_a_rolling_likelihood_after_an_image_is_refused(lm: CobraEdgeLM) -> None:
-    with pytest.raises(InputError, match="not rolling"):
+    with pytest.raises(InputError, match="supports no image"):
         lm.loglikelihood_rolling([ask("loglikelihood_rolling", "Text.", seen(Image.new("RGB", (2, 2))))])
 
 
 def test_a_text_only_bundle_refuses_images(tiny_bundle: Path) -> None:
-    blind = CobraEdgeLM(tiny_bundle, device="cpu")
-    assert len(blind.loglikelihood([ask("loglikelihood", "What?", "Yes")])) == 1
+    text_only = CobraEdgeLM(tiny_bundle, device="cpu")
+    assert len(text_only.loglikelihood([ask("loglikelihood", "What?", "Yes")])) == 1
     with pytest.raises(InputError, match="text-only model"):
-        blind.loglikelihood([ask("loglikelihood", "What?", "Yes", seen(Image.new("RGB", (2, 2))))])
+        text_only.loglikelihood([ask("loglikelihood", "What?", "Yes", seen(Image.new("RGB", (2, 2))))])
 
 
 def test_an_empty_prompt_is_refused(lm: CobraEdgeLM, bundle: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_place_where_no_report_can_be_is_refused_at_once(tmp_path: Path, capsy
 def test_data_that_cannot_be_had_is_the_machine_s_lack(bundle: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tasks / "choice.jsonl").unlink()
     assert run_command(command, [str(bundle), "--tasks", "mini_choice", "--include-path", str(tasks), "--device", "cpu"]) == 3
-    assert "data of a task cannot be had" in capsys.readouterr().err
+    assert "the data of a task is not available" in capsys.readouterr().err
 
 
 def test_a_library_that_is_missing_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""lmms-eval on a bundle: its numbers are those of the same lines asked by hand.
+"""lmms-eval on a bundle: its results are those of the same lines computed directly.
 
 A run of it changes filelock, ssl and loguru for the whole process, so each has a process of its own.
 """
@@ -88,11 +88,11 @@ place = 0, "mini", "test"
 print(json.dumps({
     "likelihoods": [ask("loglikelihood", SEEN[i].prompt, SEEN[i].answer, shown, i, "mini", "test").text for i in range(5)],
     "by_function": ask("loglikelihood", SEEN[4].prompt, lambda line: line["answer"], shown, 4, "mini", "test").text,
-    "blind": ask("loglikelihood", SEEN[0].prompt, "Yes").text,
+    "no_image": ask("loglikelihood", SEEN[0].prompt, "Yes").text,
     "two": refusal(ask, "generate_until", "What?", {}, twice, *place),
     "rounds": refusal(ask, "generate_until_multi_round", "What?", {}, shown, None, *place),
     "batch": refusal(lambda: type(model)(sys.argv[1], batch_size=4)),
-    "text_only": refusal(lambda: type(model)(sys.argv[2]).model adapter.session.look(image(SEEN[0]))),
+    "text_only": refusal(lambda: type(model)(sys.argv[2]).model_adapter.session.look(image(SEEN[0]))),
     "wanted": wire.wanted,
 }))
 """
@@ -162,9 +162,9 @@ def test_the_model_answers_as_the_session_does_and_refuses_what_it_cannot(
     assert_close(np.array([loss for loss, _ in found["likelihoods"]]), np.array(losses), "decoder")
     assert [greedy for _, greedy in found["likelihoods"]] == [greedy for _, greedy in expected]
     assert found["by_function"] == found["likelihoods"][4]
-    assert_close(np.array(found["blind"][0]), np.array(-case.likelihood(session, case.SEEN[0], "Yes", False)[0]), "decoder")
+    assert_close(np.array(found["no_image"][0]), np.array(-case.likelihood(session, case.SEEN[0], "Yes", False)[0]), "decoder")
     assert found["two"].startswith("task mini, document 0 has 2 images")
-    assert "tasks of several rounds" in found["rounds"]
+    assert "multi-round tasks" in found["rounds"]
     assert "batch-size is 4" in found["batch"]
     assert "text-only model" in found["text_only"]
     assert not found["wanted"]

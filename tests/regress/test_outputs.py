@@ -21,10 +21,10 @@ from rich.console import Console
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.regress import report as r
 from cobra_edge.regress.measures import MEASURES
-from cobra_edge.regress.outputs.difference import parted
+from cobra_edge.regress.outputs.difference import diff_reply
 from cobra_edge.regress.outputs.history import Entry
 from cobra_edge.regress.outputs.html import report_html
-from cobra_edge.regress.outputs.images import shown_image
+from cobra_edge.regress.outputs.images import embed_image
 from cobra_edge.regress.outputs.junit import report_junit
 from cobra_edge.regress.outputs.markdown import LIMIT, escaped, report_markdown
 from cobra_edge.regress.outputs.plots import report_plots
@@ -79,12 +79,12 @@ class Reader(html.parser.HTMLParser):
 @pytest.mark.parametrize(
     ("report", "expected"),
     [
-        (make_report(), "FAILED: 2 of 5 limits not held: KLD, mean (nats); KLD on questions, 99th percentile"),
+        (make_report(), "FAILED: 2 of 5 limits exceeded: KLD, mean (nats); KLD on questions, 99th percentile"),
         (held_report(), "PASSED: all 2 limits of the budget held"),
         (held_report(verdicts=held_report().verdicts[:1]), "PASSED: the one limit of the budget held"),
-        (held_report(verdicts=()), "NOT JUDGED: budget default.toml limits nothing"),
-        (bare_report(), "NOT JUDGED: no budget was given"),
-        (bare_report(passed=False), "FAILED: no budget was given, and the run did not pass"),
+        (held_report(verdicts=()), "NOT JUDGED: budget default.toml has no limits"),
+        (bare_report(), "NOT JUDGED: no budget"),
+        (bare_report(passed=False), "FAILED: no budget, and the run did not pass"),
     ],
 )
 def test_headline(report, expected):
@@ -139,8 +139,8 @@ def test_what_could_not_be_taken_is_said_once_with_its_reason():
         ("KLD on questions, 99th percentile", "the baseline keeps no question tokens"),
         ("attribution to head", "the head is tied to the embedding"),
     ]
-    untold = make_report(not_taken={}, attribution=None)
-    assert list(not_taken_rows(untold)) == [("the limit of KLD on questions, 99th percentile", untold.verdicts[-1].note)]
+    silent = make_report(not_taken={}, attribution=None)
+    assert list(not_taken_rows(silent)) == [("the limit of KLD on questions, 99th percentile", silent.verdicts[-1].note)]
 
 
 @pytest.mark.parametrize(
@@ -156,23 +156,23 @@ def test_what_could_not_be_taken_is_said_once_with_its_reason():
     ],
 )
 def test_parted(reply, other, expected):
-    got = parted(reply, other)
-    assert (got.before, got.apart, got.after, got.left_out) == expected
+    got = diff_reply(reply, other)
+    assert (got.before, got.changed, got.after, got.omitted) == expected
 
 
 def test_parted_long_texts_keep_the_place_where_they_part():
     same, mine = "x " * 5000, "mine " * 1000
-    got = parted(same + mine + "end " * 1000, same + "other " + "end " * 1000)
-    shown = got.before + got.apart + got.after
-    assert got.before.startswith("…") and got.apart.startswith("mine mine") and got.apart.endswith("…")
-    assert len(shown) < 1200 and got.left_out == len(same + mine + "end " * 1000) - len(shown.replace("…", ""))
+    got = diff_reply(same + mine + "end " * 1000, same + "other " + "end " * 1000)
+    shown = got.before + got.changed + got.after
+    assert got.before.startswith("…") and got.changed.startswith("mine mine") and got.changed.endswith("…")
+    assert len(shown) < 1200 and got.omitted == len(same + mine + "end " * 1000) - len(shown.replace("…", ""))
 
 
 @pytest.mark.parametrize("words", ["aa bb", "ab ba ab", "x", " lead", "tail ", "ü ß"])
 @pytest.mark.parametrize("others", ["aa cc", "ab ab", "", " lead", "tail", "ü ss"])
 def test_parted_loses_nothing(words, others):
-    got = parted(words, others)
-    assert got.before + got.apart + got.after == words
+    got = diff_reply(words, others)
+    assert got.before + got.changed + got.after == words
 
 
 # the terminal
@@ -182,8 +182,8 @@ def test_terminal_names_runtime_baseline_figures_and_verdict():
     text = printed(make_report())
     for expected in (
         "FAILED: 2 of 5 limits",
-        "native, AVX2 on cpu, vision by onnxruntime CPU, against checkpoint mini (torch, float32)",
-        "at most 64 likeliest tokens kept, of probability not kept at most 0.0031 on answers and 0.4 on questions",
+        "native, AVX2 on cpu, vision by onnxruntime CPU, compared with checkpoint mini (torch, float32)",
+        "at most 64 most probable tokens kept, omitted probability at most 0.0031 on answers and 0.4 on questions",
         "0.0111 – 0.0135",
         "2.1e-06",
         "40 │",
@@ -219,8 +219,8 @@ def test_terminal_text_from_files_is_inert():
 
 def test_terminal_of_next_to_nothing():
     text = printed(bare_report())
-    assert "NOT JUDGED: no budget was given" in text and "logits are not finite" in text and "no vision" in text
-    assert "drift of native, AVX2 on cpu, against" in text and "\ntasks" not in text and "\nline" not in text
+    assert "NOT JUDGED: no budget" in text and "logits are not finite" in text and "no vision" in text
+    assert "drift of native, AVX2 on cpu, compared with" in text and "\ntasks" not in text and "\nline" not in text
 
 
 # Markdown
@@ -228,7 +228,7 @@ def test_terminal_of_next_to_nothing():
 
 def test_markdown_begins_with_the_verdict_and_has_the_figures():
     text = report_markdown(make_report())
-    assert text.startswith("**FAILED: 2 of 5 limits not held")
+    assert text.startswith("**FAILED: 2 of 5 limits exceeded")
     assert (
         "| 0.0123 | 0.0111 – 0.0135 | 2.1e-06 | 0.00014 | ≤ 0.02<br>≤ 0.005 (from the noise floor) | held<br>**FAILED** |"
         in text
@@ -252,7 +252,7 @@ def test_markdown_of_hostile_texts():
     for line in text.splitlines():
         if line.startswith("| "):
             assert line.endswith(" |"), line
-    rows = [line for line in text.splitlines() if "| held |" in line or "not judged |" in line]
+    rows = [line for line in text.splitlines() if "| held |" in line or "no limit |" in line]
     assert rows and {line.count("|") for line in rows} == {8}
 
 
@@ -269,14 +269,14 @@ def test_markdown_never_passes_githubs_limit():
     suite = msgspec.structs.replace(make_report().suite, skipped=skipped)
     text = report_markdown(make_report(tasks=tasks, worst=worst, suite=suite))
     assert LIMIT * 0.8 < len(text) <= LIMIT
-    assert "sections are too long for a comment and left out" in text and text.startswith("**FAILED")
+    assert "sections were omitted because of the length limit of a comment" in text and text.startswith("**FAILED")
     assert text.count("<details>") == text.count("</details>")
 
 
 def test_markdown_keeps_failed_rows_where_there_are_too_many():
     many = tuple(r.Verdict(f"accuracy.t{i}", "min", 0.5, 0.4 if i == 199 else 0.6, i != 199) for i in range(200))
     text = report_markdown(make_report(verdicts=many))
-    assert "accuracy: t199" in text and "accuracy: t99 " not in text and "157 more are in report.json" in text
+    assert "accuracy: t199" in text and "accuracy: t99 " not in text and "157 more rows are in report.json" in text
 
 
 # JUnit
@@ -295,8 +295,8 @@ def test_junit_has_a_case_for_each_limit():
     assert (suite.tests, suite.failures, suite.errors, suite.skipped) == (5, 2, 0, 0)
     failed = {case.name: case.result[0].message for case in suite if case.result}
     assert failed == {
-        "kld_mean max_times_floor": "0.0135 is beyond ≤ 0.005 (from the noise floor) (40 times the floor in fp16)",
-        "prompt_kld_p99 max": "could not be taken: the baseline keeps no question tokens",
+        "kld_mean max_times_floor": "0.0135 exceeds ≤ 0.005 (from the noise floor) (40 times the floor in fp16)",
+        "prompt_kld_p99 max": "could not be measured: the baseline keeps no question tokens",
     }
     assert suite.time == 61.5
     properties = {p.name: p.value for p in suite.properties()}
@@ -313,7 +313,7 @@ def test_junit_without_a_budget_is_one_skipped_case():
     suite = next(iter(junitparser.JUnitXml.fromstring(report_junit(bare_report()))))
     (case,) = suite
     assert case.name == "budget" and suite.skipped == 1 and suite.failures == 0
-    assert case.result[0].message == "not judged: no budget was given"
+    assert case.result[0].message == "not judged: no budget"
 
 
 def test_junit_is_xml_whatever_the_texts_are():
@@ -339,7 +339,7 @@ def test_html_has_every_figure_of_the_report():
         headline(report),
         report.build.fingerprint,
         report.suite.sha256,
-        "of probability not kept at most 0.0031 on answers",
+        "omitted probability at most 0.0031 on answers",
         "vision tower, projector: by onnxruntime",
         "2026-03-01",
     ):
@@ -388,9 +388,9 @@ def test_html_of_hostile_texts_has_the_tags_of_harmless_ones():
 def test_html_marks_where_replies_part():
     page = report_html(make_report(), images())
     assert page.count("<mark>red</mark>") == page.count("<mark>green</mark>") == 11
-    assert "the replies are alike" in page and "the replies part at token 6" in page
+    assert "the replies are equal" in page and "the replies diverge at token 6" in page
     tokens = make_report(worst=(worst_line(0, reply="same", reference_reply="same", diverges_at=2),))
-    assert "the texts are alike, the tokens part at 2" in report_html(tokens, {})
+    assert "the texts are equal, the tokens diverge at 2" in report_html(tokens, {})
 
 
 def test_html_says_which_images_are_missing():
@@ -398,7 +398,7 @@ def test_html_says_which_images_are_missing():
     text = Reader(report_html(make_report(), given)).text
     assert "the image scene-0001.png cannot be shown: the image: not an image; expected one of PNG" in text
     assert "the image scene-0002.png cannot be shown: the image: truncated or damaged" in text
-    assert "the image scene-0003.png is not here" in text
+    assert "the image scene-0003.png is missing" in text
     assert len(Reader(report_html(make_report(), given)).of("img")) == 1
 
 
@@ -414,9 +414,9 @@ def test_html_of_next_to_nothing():
     page = Reader(report_html(bare_report(), {}))
     assert not page.of("svg") and not page.of("img")
     for said in (
-        "Nothing could be drawn",
-        "The report names no lines",
-        "Where the drift comes from was not measured",
+        "No plots: ",
+        "The report lists no lines",
+        "Attribution was not measured",
         "logits are not finite",
     ):
         assert said in page.text
@@ -425,7 +425,7 @@ def test_html_of_next_to_nothing():
 def test_html_compares_with_the_previous_report():
     before = make_report(measures={**make_report().measures, "kld_mean": figure(0.008)})
     page = Reader(report_html(make_report(), {}, before))
-    assert "Measures that are worse: 1, better: 0." in page.text and "+0.0043" in page.text
+    assert "Worse measures: 1, better: 0." in page.text and "+0.0043" in page.text
     other = make_report(build=msgspec.structs.replace(make_report().build, model="other"))
     assert "Not compared: reports of other and cobra-mini" in Reader(report_html(make_report(), {}, other)).text
     assert "Since the previous report" not in Reader(report_html(make_report(), {})).text
@@ -448,8 +448,8 @@ def test_html_is_the_same_each_time():
 def test_plots_are_svg_in_the_pages_colours():
     plots = report_plots(make_report())
     assert [plot.caption.split(",")[0].split(":")[0] for plot in plots] == [
-        "Mean KLD by the token's place",
-        "Error of the decoder's last state by layer",
+        "Mean KLD by token position",
+        "Error of the final decoder state by layer",
         "Mean KLD by task",
         "Mean KLD with only this part of the build",
         "Mean KLD with only this layer of the build",
@@ -491,33 +491,33 @@ def test_a_logarithmic_axis_has_numbers_that_can_be_read(decades):
         element.text or "" for element in xml.etree.ElementTree.fromstring(plot.svg).iter() if element.tag.endswith("text")
     ]
     places = texts[: texts.index("KLD, mean (nats)")]
-    numbers = [float(text) for text in places[places.index("token, 0 is the answer's first") + 1 :]]
+    numbers = [float(text) for text in places[places.index("token, 0: first of the answer") + 1 :]]
     assert 3 <= len(numbers) <= 9 and numbers == sorted(set(numbers))
 
 
 def test_plots_say_how_many_bars_are_left_out():
     (plot,) = [p for p in report_plots(make_report()) if "this tensor" in p.caption]
-    assert plot.caption.endswith("The 12 worst of 30.")
+    assert plot.caption.endswith("The worst 12 of 30.")
     assert "layers.11.in_proj" in plot.svg and "layers.12.in_proj" not in plot.svg
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_small_image_is_shown_as_it_is(kind):
     content = image(kind=kind)
-    shown = shown_image("any-name.txt", {"any-name.txt": content})
+    shown = embed_image("any-name.txt", {"any-name.txt": content})
     assert shown.uri == f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
     assert (shown.width, shown.height) == (112, 112)
 
 
 def test_a_large_image_is_shown_smaller():
-    shown = shown_image("a", {"a": image(1600, noisy=True)})
+    shown = embed_image("a", {"a": image(1600, noisy=True)})
     assert shown.uri is not None and shown.uri.startswith("data:image/jpeg;base64,")
     small = Image.open(io.BytesIO(base64.b64decode(shown.uri.partition(",")[2])))
     assert small.size == (shown.width, shown.height) == (512, 512)
 
 
 def test_an_image_of_another_format_is_shown_as_jpeg():
-    shown = shown_image("a.png", {"a.png": image(kind="WEBP")})
+    shown = embed_image("a.png", {"a.png": image(kind="WEBP")})
     assert shown.uri is not None and shown.uri.startswith("data:image/jpeg;base64,")
     assert base64.b64decode(shown.uri.partition(",")[2]).startswith(b"\xff\xd8\xff")
 
@@ -525,7 +525,7 @@ def test_an_image_of_another_format_is_shown_as_jpeg():
 def test_an_image_of_too_many_pixels_is_not_shown():
     stream = io.BytesIO()
     Image.new("1", (9000, 9000)).save(stream, "PNG")
-    assert "9000 × 9000 pixels, the maximum is 64,000,000" in shown_image("a", {"a": stream.getvalue()}).why_not
+    assert "9000 × 9000 pixels, the maximum is 64,000,000" in embed_image("a", {"a": stream.getvalue()}).why_not
 
 
 # files
@@ -571,13 +571,13 @@ def test_nothing_is_written_where_one_file_cannot_be_made(tmp_path):
 def test_a_directory_that_is_a_file_is_refused_before_anything_is_measured(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="cannot be written .* give a directory that can"):
+        with pytest.raises(InputError, match="cannot be written .* give a writable directory"):
             check_directory(place)
 
 
 def test_a_directory_of_a_files_name_is_refused(tmp_path):
     (tmp_path / "report.md").mkdir()
-    with pytest.raises(InputError, match="is a directory where a file should go"):
+    with pytest.raises(InputError, match="is a directory, expected a file"):
         check_directory(tmp_path)
 
 

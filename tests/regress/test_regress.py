@@ -1,4 +1,4 @@
-"""The command, end to end: exit codes, what is refused, runs that are interrupted, repeated, and long."""
+"""The command, end to end: exit codes, refusals, interrupted runs, repeated runs, long suites."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from cobra_edge.bundle.reader import Bundle
-from cobra_edge.regress import runner as harness
+from cobra_edge.regress import runner
 from cobra_edge.regress.budget import read_budget
 from cobra_edge.regress.command import command
 from cobra_edge.regress.golden import read_golden
@@ -33,7 +33,7 @@ def build(mini_bundle):
 @pytest.fixture(scope="module")
 def known(build):
     """Return the lines that the build's golden lines can answer."""
-    return [asked.line for asked in read_golden(Bundle.open(build)).suite.lines]
+    return [tokenized.line for tokenized in read_golden(Bundle.open(build)).suite.lines]
 
 
 @pytest.fixture
@@ -107,14 +107,14 @@ def test_two_runs_give_the_same_report(regress, lax, tmp_path):
 
 def test_the_budget_that_ships(regress):
     code, out, _ = regress("--json")
-    assert code in (0, 1) and json.loads(out)["budget"] == "the budget that ships" and json.loads(out)["verdicts"]
+    assert code in (0, 1) and json.loads(out)["budget"] == "the default budget" and json.loads(out)["verdicts"]
 
 
 def test_todays_figures_become_the_budget(regress, build, tmp_path):
     """What was written passes at once; a build of another scheme finds nothing there."""
     file = tmp_path / "new.toml"
     code, _, err = regress("--budget", file, "--update-budget", "--margin", "0.1")
-    assert code == 0 and "limits of w4a16-g128 written; look at them before you commit" in err
+    assert code == 0 and "limits of w4a16-g128; review them before you commit" in err
     limits = read_budget(file).schemes["w4a16-g128"]
     assert {"kld_mean", "top1_agreement", "vision_error", "state_error.0", "state_error.3"} <= set(limits)
     code, out, _ = regress("--budget", file, "--json")
@@ -167,7 +167,7 @@ def test_a_suite_of_which_nothing_is_left(regress, tmp_path):
     suite = write_lines(tmp_path, [b'{"prompt": "p", "answer": "a", "task": "t", "image": "corrupt.png"}'])
     (tmp_path / "corrupt.png").write_bytes(b"")
     code, _, err = regress("--suite", suite, "--skip-bad")
-    assert code == 2 and "no line is left; every one was skipped" in err
+    assert code == 2 and "all lines were skipped" in err
 
 
 def test_a_suite_about_one_image(regress, known, tmp_path):
@@ -178,7 +178,7 @@ def test_a_suite_about_one_image(regress, known, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("--baseline", "TINY"), 2, "drift is between builds of one checkpoint"),
+        (("--baseline", "TINY"), 2, "only builds of one checkpoint can be compared"),
         (("--baseline", "/nowhere"), 2, "/nowhere"),
         (("--budget", "/nowhere.toml"), 2, "No such file"),
         (("--update-budget",), 2, "--update-budget needs --budget, the file to write"),
@@ -193,7 +193,7 @@ def test_a_suite_about_one_image(regress, known, tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(regress, tiny_bundle, monkeypatch, arguments, code, says):
-    monkeypatch.setattr(harness, "_asked", None)  # before anything is measured
+    monkeypatch.setattr(runner, "_aggregate", None)  # before anything is measured
     found, out, err = regress(*(str(tiny_bundle) if a == "TINY" else a for a in arguments))
     assert (found, out) == (code, "") and says in err and "Traceback" not in err and err.count("error: ") == 1
 
@@ -248,13 +248,13 @@ def test_an_interrupted_run_goes_on_where_it_was(build, known, lax, tmp_path, mo
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130 and err.strip().splitlines()[-1] == "interrupted" and "Traceback" not in err
     assert {f.name for f in (tmp_path / "cut").iterdir()} - {".lines.lock"} == {partial.name}
-    done, asked, real = partial.read_bytes().count(b"\n") - 1, [], harness.compared
+    done, measured, real = partial.read_bytes().count(b"\n") - 1, [], runner.measure_line
     assert 19 <= done < len(known) * 12
-    monkeypatch.setattr(harness, "compared", lambda *a: asked.append(1) or real(*a))
+    monkeypatch.setattr(runner, "measure_line", lambda *a: measured.append(1) or real(*a))
     for name, count in (("cut", len(known) * 12 - done), ("whole", len(known) * 12)):
-        asked.clear()
+        measured.clear()
         assert run_command(command, [*given, "--report", str(tmp_path / name)]) == 0
-        assert len(asked) == count
+        assert len(measured) == count
     cut, whole = ((tmp_path / name / "report.json").read_bytes() for name in ("cut", "whole"))
     assert without_times(cut) == without_times(whole)
     assert (tmp_path / "cut" / "lines.jsonl").read_bytes() == (tmp_path / "whole" / "lines.jsonl").read_bytes()
@@ -280,11 +280,11 @@ def test_a_run_that_was_interrupted_after_its_last_line_asks_nothing(build, know
     (report / "lines.jsonl").rename(report / "lines.partial.jsonl")
 
     def nothing_is_left(*_):
-        raise ValueError("cannot be asked for no lines")
+        raise ValueError("called without lines")
 
-    monkeypatch.setattr(harness, "predictions", nothing_is_left)
-    opened = harness.open_baseline
-    monkeypatch.setattr(harness, "open_baseline", lambda *a: dataclasses.replace(opened(*a), predictions=nothing_is_left))
+    monkeypatch.setattr(runner, "predictions", nothing_is_left)
+    opened = runner.open_baseline
+    monkeypatch.setattr(runner, "open_baseline", lambda *a: dataclasses.replace(opened(*a), predictions=nothing_is_left))
     assert run_command(command, given) == 0
     assert (report / "lines.jsonl").exists() and history.read_bytes().count(b"\n") == 2
 
@@ -301,32 +301,32 @@ def test_two_runs_do_not_write_one_report(build, known, lax, tmp_path, capfd):
 
 def test_an_interrupted_run_of_another_suite_begins_anew(build, known, lax, tmp_path, monkeypatch, capfd):
     given = [str(build), "--budget", str(lax), *QUIET, "--report", str(tmp_path / "drift")]
-    real, asked = harness.compared, []
+    real, measured = runner.measure_line, []
 
     def interrupted(*arguments):
-        asked.append(1)
-        if len(asked) == 6:
+        measured.append(1)
+        if len(measured) == 6:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(harness, "compared", interrupted)
+    monkeypatch.setattr(runner, "measure_line", interrupted)
     assert run_command(command, [*given, "--suite", str(write_lines(tmp_path, known[:10]))]) == 130
     assert run_command(command, [*given, "--suite", str(write_lines(tmp_path, known[1:11]))]) == 0
-    assert len(asked) == 6 + 10
+    assert len(measured) == 6 + 10
 
 
 def test_a_run_interrupted_in_its_attribution_does_not_ask_again(build, lax, tmp_path, monkeypatch, capfd):
     given = [str(build), "--budget", str(lax), "--lines", "10", "--report", str(tmp_path / "drift")]
-    tried, asked, real = harness.attribution, [], harness.compared
+    tried, measured, real = runner.attribution, [], runner.measure_line
 
     def interrupted(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(harness, "compared", lambda *a: asked.append(1) or real(*a))
-    monkeypatch.setattr(harness, "attribution", interrupted)
-    assert run_command(command, given) == 130 and len(asked) == 10
-    monkeypatch.setattr(harness, "attribution", tried)
-    assert run_command(command, given) == 0 and len(asked) == 10
+    monkeypatch.setattr(runner, "measure_line", lambda *a: measured.append(1) or real(*a))
+    monkeypatch.setattr(runner, "attribution", interrupted)
+    assert run_command(command, given) == 130 and len(measured) == 10
+    monkeypatch.setattr(runner, "attribution", tried)
+    assert run_command(command, given) == 0 and len(measured) == 10
     assert read_report(tmp_path / "drift" / "report.json").attribution is not None
 
 
@@ -344,7 +344,7 @@ def peak_mb(*arguments):
 
 
 def test_memory_does_not_grow_with_the_suite(tiny_bundle, tmp_path):
-    """A reading of these lines is 40 kB and more: 1,800 lines of them would be 70 MB."""
+    """A prediction of these lines takes 40 kB or more: 1,800 lines of them would be 70 MB."""
     lax = tmp_path / "lax.toml"
     lax.write_text("[schemes.w8a16-g128]\n")
     peaks = []

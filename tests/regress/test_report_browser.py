@@ -1,4 +1,4 @@
-"""report.html as a browser sees it: nothing asked for, nothing complained of, nothing wider than a phone.
+"""report.html in a browser: no requests, no errors, nothing wider than a phone.
 
 Which browser that is says browser_case.py; without one these tests are skipped, and fail in CI.
 """
@@ -20,7 +20,7 @@ __all__ = ["browser", "opened"]  # fixtures
 
 
 def write(tmp_path: Path, kind: str) -> Path:
-    """Write one of the pages that the harness can make."""
+    """Write one of the pages."""
     full = make_report()
     before = held_report(measures={**full.measures, "kld_mean": figure(0.008), "accuracy": figure(0.6, 0.02)})
     if kind == "comparison":

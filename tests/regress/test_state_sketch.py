@@ -1,11 +1,11 @@
-"""Sketches of states: distances are kept within what is promised, and the file format's numbers stay what they are."""
+"""State sketches: accuracy of distances, and stability of the file format."""
 
 import zlib
 
 import numpy as np
 import pytest
 
-from cobra_edge.regress.state_sketch import SKETCH, sketched
+from cobra_edge.regress.state_sketch import SKETCH_SIZE, state_sketch
 
 
 def states(count, layers=4, shape=(512, 16)):
@@ -21,8 +21,8 @@ def test_distances_are_within_their_deviation():
         difference[0, i, i % 16] = 30.0 if i % 2 else 0.1
         b = (a + difference).astype(np.float32)
         true = np.square((b - a).astype(np.float64)).sum()
-        errors.append(np.square(sketched(b).astype(np.float64) - sketched(a)).sum() / true - 1)
-    promised = np.sqrt(2 / SKETCH)
+        errors.append(np.square(state_sketch(b).astype(np.float64) - state_sketch(a)).sum() / true - 1)
+    promised = np.sqrt(2 / SKETCH_SIZE)
     assert np.std(errors) <= 1.1 * promised  # of 200: a tenth more is two deviations
     assert np.std(errors) >= 0.4 * promised  # it is an estimate, nothing was kept whole
     assert abs(np.mean(errors)) < 4 * promised / np.sqrt(len(errors))
@@ -33,14 +33,14 @@ def test_lines_average_it_out():
     """A layer's figure is a root of summed squares over some hundred lines."""
     a, b = states(2 * 400, 1, (256, 16)).reshape(2, 400, 1, 256, 16)
     true = np.square(b.astype(np.float64) - a).sum()
-    told = sum(np.square(sketched(y) - sketched(x)).sum() for x, y in zip(a, b, strict=True))
-    assert np.sqrt(told / true) == pytest.approx(1, abs=4 * 0.044 / np.sqrt(400))
+    estimate = sum(np.square(state_sketch(y) - state_sketch(x)).sum() for x, y in zip(a, b, strict=True))
+    assert np.sqrt(estimate / true) == pytest.approx(1, abs=4 * 0.044 / np.sqrt(400))
 
 
 def test_it_is_linear():
     a, b = states(2)
-    assert np.allclose(sketched(a - 2 * b), sketched(a) - 2 * sketched(b), atol=1e-4)
-    assert not sketched(np.zeros_like(a)).any()
+    assert np.allclose(state_sketch(a - 2 * b), state_sketch(a) - 2 * state_sketch(b), atol=1e-4)
+    assert not state_sketch(np.zeros_like(a)).any()
 
 
 def test_every_entry_counts_once():
@@ -49,32 +49,32 @@ def test_every_entry_counts_once():
     for i in range(0, 8192, 3):
         one = np.zeros((1, 8192), np.float32)
         one[0, i] = 2.5
-        (found,) = sketched(one)
+        (found,) = state_sketch(one)
         (place,) = np.flatnonzero(found)
         assert abs(found[place]) == 2.5
         places.append(place)
         signs.append(np.sign(found[place]))
     assert abs(np.mean(signs)) < 4 / np.sqrt(len(signs))
-    counts = np.bincount(places, minlength=SKETCH)
+    counts = np.bincount(places, minlength=SKETCH_SIZE)
     assert counts.min() > 0 and counts.max() < 5 * counts.mean()
 
 
-@pytest.mark.parametrize("size", [1, 17, SKETCH - 1, SKETCH])
+@pytest.mark.parametrize("size", [1, 17, SKETCH_SIZE - 1, SKETCH_SIZE])
 def test_small_states_are_kept_whole(size):
     small = states(1, 3, (size,))[0]
-    found = sketched(small)
-    assert found.shape == (3, SKETCH) and np.array_equal(found[:, :size], small) and not found[:, size:].any()
+    found = state_sketch(small)
+    assert found.shape == (3, SKETCH_SIZE) and np.array_equal(found[:, :size], small) and not found[:, size:].any()
 
 
 def test_layers_do_not_mix():
     a = states(1)[0]
     changed = a.copy()
     changed[2] += 1
-    differ = (sketched(a) != sketched(changed)).any(axis=1)
+    differ = (state_sketch(a) != state_sketch(changed)).any(axis=1)
     assert differ.tolist() == [False, False, True, False]
 
 
 def test_the_numbers_in_bundles_mean_the_same_tomorrow():
     whole = np.arange(3 * 1000, dtype=np.float32).reshape(3, 1000)
-    found = sketched(whole)  # whole numbers: their sums are exact, whatever the order
+    found = state_sketch(whole)  # whole numbers: their sums are exact, whatever the order
     assert found.dtype == np.float32 and zlib.crc32(found.astype("<f4").tobytes()) == 0xFF59BD52

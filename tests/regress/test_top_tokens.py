@@ -39,7 +39,7 @@ def test_kld_lacks_what_the_tails_share_out_differently_and_no_more(shape):
 def test_what_is_kept(shape):
     reference, _, targets = cases(*shape)
     top, vocab = TopTokens.of(reference, targets), shape[1]
-    assert np.array_equal(top.likeliest(), reference.argmax(-1))
+    assert np.array_equal(top.most_probable(), reference.argmax(-1))
     assert np.allclose(top.log_probs_of(targets), reference[np.arange(len(targets)), targets], atol=1e-5)
     for i, (row, target) in enumerate(zip(reference, targets, strict=True)):
         ids = top.ids[top.offsets[i] : top.offsets[i + 1]]
@@ -60,7 +60,7 @@ def test_what_is_kept(shape):
 def test_of_equals_the_first_leads_as_in_argmax():
     flat = np.log(np.full((1, 512), 1 / 512))
     top = TopTokens.of(flat, np.array([300]))
-    assert top.ids[:3].tolist() == [0, 1, 2] and top.likeliest()[0] == flat.argmax() == 0
+    assert top.ids[:3].tolist() == [0, 1, 2] and top.most_probable()[0] == flat.argmax() == 0
     two = random_log_probs(1, 100, 2.0)
     two[0, [70, 20]] = two.max() + 1
     assert TopTokens.of(two, np.array([0])).ids[:2].tolist() == [20, 70]
@@ -78,7 +78,7 @@ def test_parts_are_what_the_whole_says_there():
     for first, end in ((0, 20), (3, 9), (19, 20), (4, 4)):
         part = top.part(first, end)
         assert len(part) == end - first
-        assert np.array_equal(part.likeliest(), top.likeliest()[first:end])
+        assert np.array_equal(part.most_probable(), top.most_probable()[first:end])
         assert np.array_equal(part.log_probs_of(targets[first:end]), top.log_probs_of(targets)[first:end])
         assert np.allclose(part.divergence_of(build[first:end]), top.divergence_of(build)[first:end], rtol=1e-12, atol=0)
 

@@ -364,7 +364,7 @@ def test_paths_hold_through_linked_directories(tmp_path, monkeypatch):
 def test_a_table_for_people(tmp_path, capsys):
     assert Place(tmp_path, "pope").convert() == 0
     shown = capsys.readouterr().out
-    assert "pope-random" in shown and "2 lines about 1 images, 0 skipped" in shown
+    assert "pope-random" in shown and "2 lines, 1 images, 0 skipped" in shown
 
 
 def test_missing_images_are_counted(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What a harness asks of a written answer: where it stops, how long it may be, how its tokens are chosen."""
+"""Generation arguments of a benchmark harness: stop strings, token limit, sampling."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ...errors import InputError
 from ...terminal.suggestions import near_matches
 
 DEFAULT_MAX_NEW_TOKENS = 256
-# The harnesses' names of one limit; the first that is given counts.
+# Synonyms; the first that is given counts.
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_CHOOSING = ("do_sample", "temperature", "top_k", "top_p", "seed")
-# Options that a session does not have, and the values at which each changes nothing.
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "seed")
+# Unsupported arguments, and the values at which each has no effect.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
@@ -25,12 +25,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Writing:
-    """How an answer is to be written.
+class GenerationArgs:
+    """How to generate an answer.
 
     Attributes:
-        stops: the answer ends before the first of these texts.
-        max_new_tokens: its limit.
+        stops: strings before the first of which the answer ends.
+        max_new_tokens: token limit.
         sampling: how the next token is chosen.
     """
 
@@ -39,39 +39,39 @@ class Writing:
     sampling: Sampling
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], number: int = 0) -> Writing:
-        """Read the generation options of a task.
+    def of(cls, options: Mapping[str, Any], number: int = 0) -> GenerationArgs:
+        """Parse the generation options of a task.
 
         Args:
-            options: as the harnesses hand them over: `until`, a limit, `do_sample`, `temperature`, `top_k`, `top_p`, `seed`.
-            number: of the request; added to the seed, so that a question asked twice is sampled twice.
+            options: as the harnesses pass them: `until`, a limit, `do_sample`, `temperature`, `top_k`, `top_p`, `seed`.
+            number: of the request; added to the seed, so that repeated requests are sampled independently.
 
         Raises:
-            InputError: an option that is not known and not neutral, or a value that means nothing.
+            InputError: an unknown or unsupported option, or an invalid value.
         """
         for name, value in options.items():
             if name in _NEUTRAL and value not in _NEUTRAL[name]:
-                raise InputError(f"generation option {name} is {value!r}, and a session has no such; leave it out of the task")
-            if name not in {"until", *_LIMITS, *_CHOOSING, *_NEUTRAL}:
-                known = ("until", *_LIMITS, *_CHOOSING)
-                raise InputError(f"unknown generation option {name!r}{near_matches(name, known)}; leave it out of the task")
+                raise InputError(f"generation option {name}={value!r} is not supported; remove it from the task")
+            if name not in {"until", *_LIMITS, *_SAMPLING, *_NEUTRAL}:
+                known = ("until", *_LIMITS, *_SAMPLING)
+                raise InputError(f"unknown generation option {name!r}{near_matches(name, known)}; remove it from the task")
         until = options.get("until") or ()
         stops = (until,) if isinstance(until, str) else tuple(until)
         if not all(isinstance(stop, str) for stop in stops):
-            raise InputError(f"generation option until is {until!r}, expected a text or a list of texts")
+            raise InputError(f"generation option until is {until!r}, expected a string or a list of strings")
         limit = next((options[name] for name in _LIMITS if options.get(name) is not None), DEFAULT_MAX_NEW_TOKENS)
         if not isinstance(limit, int) or limit < 1:
-            raise InputError(f"the answer's limit is {limit!r}, expected a number of tokens, 1 or more")
+            raise InputError(f"the token limit is {limit!r}, expected an integer of 1 or more")
         return cls(tuple(stop for stop in stops if stop), limit, _sampling(options, number))
 
     def cut(self, text: str) -> str | None:
-        """Return the text before the first stop; None where there is none."""
+        """Return the text before the first stop string; None if there is none in it."""
         found = [at for at in map(text.find, self.stops) if at >= 0]
         return text[: min(found)] if found else None
 
 
 def _sampling(options: Mapping[str, Any], number: int) -> Sampling:
-    """Return greedy choice unless sampling is asked for; as in transformers, do_sample without a temperature means 1."""
+    """Return greedy decoding unless sampling is requested; as in transformers, the default temperature of do_sample is 1."""
     temperature, wanted = options.get("temperature"), options.get("do_sample")
     sampled = bool(temperature) if wanted is None else bool(wanted)
     if not sampled or temperature == 0:
@@ -84,4 +84,4 @@ def _sampling(options: Mapping[str, Any], number: int) -> Sampling:
             seed=int(options.get("seed") or 0) + number,
         )
     except (TypeError, ValueError) as error:
-        raise InputError(f"a generation option is no number ({error}); mend it in the task") from error
+        raise InputError(f"a generation option is not a number ({error}); fix it in the task") from error

@@ -1,4 +1,4 @@
-"""What the commands of the harnesses share: their options, and how a run begins and ends."""
+"""What the commands of both benchmark harnesses share: options, import and output of the library, and the report."""
 
 from __future__ import annotations
 
@@ -7,57 +7,49 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
-from ...decode.backends import DEVICES, KERNELS
-from ...decode.decoder import ACTIVATIONS
 from ...environment.requirements import install_hint
 from ...errors import MachineError
-from ...inference.session_options import threads_option
+from ...inference.session_options import session_options
+from ...terminal.option_groups import option
 from ...terminal.output import debug_option, print_json
-from ...vision.runtimes import RUNTIME_NAMES
-from .model_adapter import ModelAdapter
-from .report import report_of, show, write_report
+from .report import HarnessReport, show, write_report
 
 _OPTIONS = (
-    click.argument("bundle", type=click.Path(path_type=Path)),
-    click.option("--tasks", required=True, help="Names of tasks or groups, commas between them."),
-    click.option(
+    option("--tasks", group="input", required=True, help="Names of tasks or groups, separated by commas."),
+    option(
         "--include-path",
+        group="input",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="A directory of tasks of your own.",
+        help="Directory with your own tasks.",
     ),
-    click.option("--limit", type=click.IntRange(1), help="How many documents of each task; default: all."),
-    click.option("--num-fewshot", type=click.IntRange(0), help="Examples in front of a question; default: as the task says."),
-    click.option("--raw-prompts", is_flag=True, help="Read contexts as they are, not worded by the bundle's template."),
-    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where it runs."),
-    click.option("--decoder-kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="Which decoder."),
-    click.option("--vision-runtime", type=click.Choice(RUNTIME_NAMES), default="auto", show_default=True, help="What sees."),
-    threads_option,
-    click.option("--activations", type=click.Choice(ACTIVATIONS), help="What enters a product. Default: as the recipe says."),
-    click.option("--out", type=click.Path(path_type=Path), help="Write the report there too, as JSON."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
+    option("--limit", group="input", type=click.IntRange(1), help="Maximum number of documents per task; default: all."),
+    option("--num-fewshot", group="input", type=click.IntRange(0), help="Few-shot examples; default: as the task defines."),
+    option("--raw-prompts", group="input", is_flag=True, help="Use contexts as they are, without the bundle's template."),
+    session_options,
+    option("--out", group="output", type=click.Path(path_type=Path), help="JSON file to write the report to."),
+    option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table."),
     debug_option,
 )
 
 
 def harness_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the argument and the options of a harness."""
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(_OPTIONS), function)
+    """Add the argument BUNDLE and the options of a benchmark harness to a command."""
+    return functools.reduce(lambda wrapped, decorate: decorate(wrapped), reversed(_OPTIONS), function)
 
 
 @contextlib.contextmanager
 def harness(package: str, extra: str) -> Iterator[None]:
-    """Import and run a library: what it prints goes to stderr.
+    """Import and run a library inside; its output goes to stderr.
 
     Args:
-        package: the library's name in Python.
-        extra: of ours that installs it.
+        package: name of the library in Python.
+        extra: our extra that installs it.
 
     Raises:
-        MachineError: it is not installed, or a task needs something that is not.
+        MachineError: the library, or one that a task needs, is not installed.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -65,14 +57,11 @@ def harness(package: str, extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == package:
             raise MachineError(f"{package} is not installed; install it with: {install_hint(extra)}") from error
-        raise MachineError(f"a task, or {package}, needs {error.name}, which is not installed; install that first") from error
+        raise MachineError(f"a task, or {package}, needs {error.name}, which is not installed; install it first") from error
 
 
-def finish(
-    name: str, version: str, model_adapter: ModelAdapter, found: dict[str, Any], out: Path | None, as_json: bool
-) -> None:
+def finish(report: HarnessReport, out: Path | None, as_json: bool) -> None:
     """Write the report of a run and print it."""
-    report = report_of(name, version, model_adapter, found)
     if out is not None:
         write_report(report, out)
     if as_json:

@@ -1,4 +1,4 @@
-"""lmms-eval on a bundle: the model `cobra-edge`, which its own command finds by an entry point."""
+"""The model `cobra-edge` of lmms-eval: a bundle. lmms-eval finds it by an entry point."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from PIL import Image
 
+from ...decode.decoder import DecoderOptions
 from ...errors import InputError, MachineError
+from ...inference.session_options import Opening
 from ...terminal.output import progress
-from .generation_args import Writing
+from .generation_args import GenerationArgs
 from .model_adapter import ModelAdapter, only_image
 from .task_names import require_known
 
 
 class CobraEdgeLMM(lmms):
-    """A bundle as lmms-eval's model, in its plain form: a text and one image a question."""
+    """A bundle as a simple model of lmms-eval: text, and one image per question."""
 
     is_simple = True
 
@@ -40,21 +42,21 @@ class CobraEdgeLMM(lmms):
 
         Args:
             bundle, device, decoder_kernels, vision_runtime, threads, activations: as for `cobra_edge.load`.
-            raw_prompts: read contexts as they are instead of wording them by the bundle's template.
-            batch_size, max_batch_size: lmms-eval hands them to every model; a session reads one question at a time.
+            raw_prompts: use contexts as they are, without the bundle's template.
+            batch_size, max_batch_size: lmms-eval passes them to every model; a session handles one request at a time.
 
         Raises:
             BundleError, InputError, MachineError: as `cobra_edge.load` raises them.
         """
         super().__init__()
-        self.model_adapter = ModelAdapter.open(
-            bundle, device, decoder_kernels, vision_runtime, threads, activations, raw_prompts, batch_size
-        )
+        options = DecoderOptions(threads, activations)
+        opening = Opening(Path(bundle), device, decoder_kernels, vision_runtime, options)
+        self.model_adapter = ModelAdapter.open(opening, raw_prompts, batch_size)
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Return (loss in nats a token, is greedy) of each request's (context, continuation, and where its document is).
+        """Return (loss in nats per token, is greedy) of each request's (context, continuation, location of its document).
 
-        A loss where the name says a likelihood: lmms-eval takes the smallest for its choice, as its own models return losses.
+        A loss in spite of the name: lmms-eval chooses the smallest value, because its own models return losses.
         """
 
         def answer(_number: int, request: Instance) -> GenerationResult:
@@ -62,23 +64,23 @@ class CobraEdgeLMM(lmms):
             if callable(continuation):  # the task's own function of a document
                 continuation = continuation(self._document(*where[1:]))
             found = self.model_adapter.loglikelihood(context, continuation, self._image(*where) if where else None)
-            # Bare, the pair would become a text: 0.7.3 lets only what is in a GenerationResult through as it is.
+            # lmms-eval 0.7.3 converts a bare pair to a string; a GenerationResult passes through unchanged.
             return GenerationResult((-found.log_p / max(found.n_tokens, 1), found.greedy))
 
         return self._each("loglikelihood", requests, answer)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Return the answer to each request's (context, generation options, and where its document is)."""
+        """Return the answer to each request's (context, generation options, location of its document)."""
 
         def answer(number: int, request: Instance) -> str:
             context, options, *where = request.args
-            return self.model_adapter.write(context, Writing.of(options, number), self._image(*where))
+            return self.model_adapter.generate(context, GenerationArgs.of(options, number), self._image(*where))
 
         return self._each("generate_until", requests, answer)
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Refuse. Raises InputError."""
-        raise InputError("tasks of several rounds are not run on a bundle; take a task whose output_type is generate_until")
+        """Raise InputError: not supported."""
+        raise InputError("multi-round tasks are not supported; use a task whose output_type is generate_until")
 
     def _document(self, number: int, task: str, split: str) -> dict[str, Any]:
         return dict(self.task_dict[task][split][number])
@@ -86,7 +88,7 @@ class CobraEdgeLMM(lmms):
     def _image(
         self, visual_of: Callable[[dict[str, Any]], Any] | None, number: int, task: str, split: str
     ) -> Image.Image | None:
-        """Return what a document shows. Raises InputError for several images, and for what is none."""
+        """Return the image of a document. Raises InputError for several images, and for anything else than an image."""
         shown = None if visual_of is None else visual_of(self._document(number, task, split))
         return only_image(shown, f"task {task}, document {number}")
 
@@ -104,23 +106,23 @@ class CobraEdgeLMM(lmms):
 def evaluate(
     lmm: CobraEdgeLMM, tasks: list[str], include_path: Path | None, limit: int | None, shots: int | None
 ) -> dict[str, Any]:
-    """Run tasks; returns lmms-eval's results.
+    """Run tasks and return the results of lmms-eval.
 
     Args:
         lmm: the model.
         tasks: names of tasks, groups or tags.
-        include_path: a directory of further tasks.
-        limit: how many documents of each task; None for all.
-        shots: examples in front of each question; None for what the task says.
+        include_path: directory with further tasks.
+        limit: maximum number of documents per task; None for all.
+        shots: number of few-shot examples; None for what the task defines.
 
     Raises:
-        InputError: an unknown task, or one that the model cannot take.
-        MachineError: data of a task that cannot be had.
+        InputError: an unknown task, or one that the model does not support.
+        MachineError: the data of a task is not available.
     """
     manager = TaskManager("WARNING", None if include_path is None else str(include_path), model_name="cobra-edge")
     require_known(tasks, manager.all_tasks)
     try:
         found = simple_evaluate(lmm, tasks=tasks, num_fewshot=shots, limit=limit, task_manager=manager, log_samples=False)
     except OSError as error:
-        raise MachineError(f"data of a task cannot be had ({error}); check its dataset_path and the network") from error
+        raise MachineError(f"the data of a task is not available ({error}); check its dataset_path and the network") from error
     return dict(found)

@@ -1,4 +1,4 @@
-"""What lmms-eval finds by the entry point `lmms_eval.models`: where the model `cobra-edge` is, without importing it."""
+"""The entry point `lmms_eval.models`: tells lmms-eval where the model `cobra-edge` is, without importing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of tasks: taken apart, and held against what a library knows."""
+"""Names of tasks: parsed, and checked against those of a library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...errors import InputError
 
 
 def names_of(tasks: str) -> list[str]:
-    """Return the names in a list with commas. Raises InputError when there is none."""
+    """Return the names in a comma-separated list. Raises InputError if there are none."""
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise InputError("--tasks names no task; give at least one, for example --tasks arc_easy")
@@ -17,7 +17,7 @@ def names_of(tasks: str) -> list[str]:
 
 
 def require_known(tasks: Sequence[str], known: Sequence[str]) -> None:
-    """Raise InputError for a task that the library does not know. It knows thousands: only near matches are named."""
+    """Raise InputError for a task that the library does not know; of its thousands of names, only near matches are listed."""
     for task in tasks:
         if task not in known:
             close = difflib.get_close_matches(task, known, n=3, cutoff=0.5)

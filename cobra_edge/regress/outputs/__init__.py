@@ -1,1 +1,1 @@
-"""What becomes of a report: a terminal's tables, Markdown, JUnit XML, one HTML page, comparisons, a history."""
+"""Outputs of a report: terminal tables, Markdown, JUnit XML, an HTML page; comparisons of reports, and their history."""

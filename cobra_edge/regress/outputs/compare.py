@@ -1,12 +1,12 @@
-"""Two reports side by side: what became better or worse.
+"""Comparison of two reports: which measures became better or worse.
 
-The rule. Of the difference d = b - a, after minus before, an interval is made from those of a and b alone:
+The interval of the difference d = b - a, after minus before, is computed from the intervals of a and b:
 
     d - √((b - low_b)² + (high_a - a)²)   to   d + √((high_b - b)² + (a - low_a)²)
 
-A measure is better or worse where it excludes 0, else alike. It takes the two as independent. They are not: builds
-that answer the same lines find the same lines hard, so their errors rise together and the true interval is
-narrower. What is called worse is so; a small step may pass as alike.
+A measure is better or worse if it excludes 0, otherwise alike. The formula assumes that a and b are independent. They are not:
+both builds answer the same lines, so their errors are correlated and the true interval is narrower. "Worse" is therefore
+reliable, but a small change may be reported as "alike".
 Source: Zou and Donner, "Construction of confidence limits about effect measures: a general approach",
 Statistics in Medicine 27, 2008, section 2.
 """
@@ -19,17 +19,17 @@ from typing import Literal
 import msgspec
 
 from ...errors import InputError
-from ..measures import measure_named, written
+from ..measures import format_value, measure_named
 from ..report import Figure, Report
-from .rows import all_figures, interval_words, is_layer
+from .rows import all_figures, format_interval, is_layer
 
-# "lost": could be taken before and no longer, counts as worse; "unsure": differs, and has no interval, or one without width.
+# "lost": had a value and no longer has one, counts as worse; "unsure": differs, and has no interval or one of zero width.
 Word = Literal["better", "worse", "alike", "unsure", "lost", "new", "not measured"]
-_ROUNDING = 1e-9  # relative; the same sum in another order
+_ROUNDING = 1e-9  # relative; rounding of the same sum in another order
 
 
 class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One measure of both. `difference` is after minus before, in the measure's unit, with its 95 % interval."""
+    """One measure of both reports. `difference` is after minus before, in the measure's unit, with its 95 % interval."""
 
     measure: str
     before: Figure
@@ -42,9 +42,9 @@ class Comparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Two reports of one model.
 
     Attributes:
-        before, after: the builds' names.
+        before, after: names of the builds.
         changes: in the order of the measures.
-        differs: by field of build, runtime, baseline and suite, what each has.
+        differs: (before, after) of each field of build, runtime, baseline and suite that differs.
         warnings: why the figures may not be comparable.
     """
 
@@ -56,12 +56,12 @@ class Comparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def worse(self) -> list[str]:
-        """Names of measures that became worse or are lost."""
+        """Names of the measures that became worse or were lost."""
         return [c.measure for c in self.changes if c.word in ("worse", "lost")]
 
     @property
     def better(self) -> list[str]:
-        """Names of measures that became better."""
+        """Names of the measures that became better."""
         return [c.measure for c in self.changes if c.word == "better"]
 
 
@@ -69,7 +69,7 @@ def compare(before: Report, after: Report) -> Comparison:
     """Compare two reports of one model.
 
     Raises:
-        InputError: they are of different models, or a name in them is no measure's.
+        InputError: reports of different models, or with an unknown measure.
     """
     if before.build.model != after.build.model:
         raise InputError(
@@ -83,7 +83,7 @@ def compare(before: Report, after: Report) -> Comparison:
 
 
 def difference(before: Figure, after: Figure) -> Figure:
-    """Return after minus before, with an interval where both have one; see the module's rule."""
+    """Return after minus before, with an interval if both have one; the formula is in the module's docstring."""
     if before.value is None or after.value is None:
         return Figure(None)
     a, b = before.value, after.value
@@ -106,14 +106,14 @@ def _word(name: str, before: Figure, after: Figure) -> Word:
         before, after = _distance(before, measure.ideal), _distance(after, measure.ideal)
     found = difference(before, after)
     if found.low is None or found.high is None or found.low == found.high:
-        return "unsure"  # no width: that of a maximum, or where every image says the same, which tells nothing of others
+        return "unsure"  # zero width: a maximum, or all images have the same value, which says nothing about others
     if found.low <= 0 <= found.high:
         return "alike"
     return "better" if (found.low > 0) == (measure.better == "high") else "worse"
 
 
 def _distance(figure: Figure, ideal: float) -> Figure:
-    """Return how far a figure is from the best value, with its interval."""
+    """Return the distance of a figure from the ideal value, with its interval."""
     assert figure.value is not None
     value = abs(figure.value - ideal)
     if figure.low is None or figure.high is None:
@@ -129,13 +129,13 @@ def _differences(before: Report, after: Report) -> dict[str, tuple[str, str]]:
         for field in old.__struct_fields__:
             a, b = getattr(old, field), getattr(new, field)
             if a != b:
-                found[f"{part}.{field}"] = _said(a), _said(b)
+                found[f"{part}.{field}"] = _text(a), _text(b)
     if before.commit != after.commit:
-        found["commit"] = _said(before.commit), _said(after.commit)
+        found["commit"] = _text(before.commit), _text(after.commit)
     return found
 
 
-def _said(value: object) -> str:
+def _text(value: object) -> str:
     if isinstance(value, dict):
         return f"{len(value)} lines"
     if isinstance(value, tuple):
@@ -149,27 +149,27 @@ def _warnings(before: Report, after: Report) -> list[str]:
         ("suites", (before.suite.sha256, before.suite.lines), (after.suite.sha256, after.suite.lines)),
         ("baselines", before.baseline, after.baseline),
     )
-    return [f"they are of different {what}: figures differ for that reason too" for what, a, b in pairs if a != b]
+    return [f"the {what} differ, so the figures are not directly comparable" for what, a, b in pairs if a != b]
 
 
 def changes_to_show(found: Comparison) -> list[Change]:
-    """Return the changes but for layers of which there is nothing to say."""
+    """Return the changes without those of layers that are alike."""
     return [change for change in found.changes if not is_layer(change.measure) or change.word != "alike"]
 
 
 def change_cells(change: Change) -> tuple[str, str, str, str, str, str]:
-    """Return (label, before, after, difference, its interval, word) as people read them."""
+    """Return (label, before, after, difference, interval, word), formatted."""
     name, step = change.measure, change.difference
     return (
         measure_named(name).label,
-        written(name, change.before.value),
-        written(name, change.after.value),
+        format_value(name, change.before.value),
+        format_value(name, change.after.value),
         "" if step.value is None else _signed(name, step.value),
-        "" if step.value is None else interval_words(name, step),
+        "" if step.value is None else format_interval(name, step),
         change.word,
     )
 
 
 def _signed(name: str, value: float) -> str:
-    text = written(name, value)
+    text = format_value(name, value)
     return text if text[0] in "+-" else f"+{text}"

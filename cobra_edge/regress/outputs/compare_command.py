@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ...errors import DriftError
 from ...files.staging import staged_file
+from ...terminal.option_groups import Command, option
 from ...terminal.output import cell, debug_option, print_json, results
 from ..report import Report, read_report
 from .compare import Comparison, change_cells, changes_to_show
@@ -17,17 +18,20 @@ from .compare import compare as compare_reports
 from .difference import shortened
 
 _COLOURS = {"worse": "red", "lost": "red", "better": "green"}
+_PATH = click.Path(path_type=Path)
 
 
-@click.command(epilog="Example: python -m cobra_edge.regress compare main/report.json branch/report.json --fail-on-worse")
-@click.argument("before", metavar="A", type=click.Path(path_type=Path))
-@click.argument("after", metavar="B", type=click.Path(path_type=Path))
-@click.option("--fail-on-worse", is_flag=True, help="Exit with 1 where a measure is worse in B, beyond its interval.")
-@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write the comparison as a page, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@click.command(
+    cls=Command, epilog="Example: python -m cobra_edge.regress compare main/report.json branch/report.json --fail-on-worse"
+)
+@click.argument("before", metavar="A", type=_PATH)
+@click.argument("after", metavar="B", type=_PATH)
+@option("--fail-on-worse", group="limit", is_flag=True, help="Exit with 1 if a measure of B is significantly worse.")
+@option("--html", "page", group="output", type=click.Path(path_type=Path, dir_okay=False), help="HTML page to write.")
+@option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of tables.")
 @debug_option
 def compare(before: Path, after: Path, fail_on_worse: bool, page: Path | None, as_json: bool) -> None:
-    """Compare the report B with the earlier report A, each a report.json or the directory that has it."""
+    """Compare report B with the earlier report A; each is a report.json or its directory."""
     found = compare_reports(report_at(before), report_at(after))
     if page is not None:
         _write_page(page, found)
@@ -37,11 +41,11 @@ def compare(before: Path, after: Path, fail_on_worse: bool, page: Path | None, a
         for table in comparison_tables(found):
             results.print(table)
     if fail_on_worse and found.worse:
-        raise DriftError(f"worse than before: {', '.join(found.worse)}; see the table, or take a wider scheme for what drifts")
+        raise DriftError(f"worse than before: {', '.join(found.worse)}; see the table, or give the parts that drift more bits")
 
 
 def report_at(path: Path) -> Report:
-    """Read a report.json or that of a directory. Raises InputError."""
+    """Read a report.json, given as a file or by its directory. Raises InputError."""
     return read_report(path / "report.json" if path.is_dir() else path)
 
 
@@ -54,7 +58,7 @@ def _write_page(file: Path, found: Comparison) -> None:
 
 
 def comparison_tables(found: Comparison) -> list[RenderableType]:
-    """Return what a terminal shows of a comparison."""
+    """Return the tables and warnings that a terminal shows of a comparison."""
     table = Table(title=cell(f"{found.before} (before) and {found.after} (after)"), title_justify="left")
     for column in ("measure", "before", "after", "difference", "95 % interval", ""):
         table.add_column(column, justify="left" if column == "measure" else "right", overflow="fold")
@@ -62,7 +66,7 @@ def comparison_tables(found: Comparison) -> list[RenderableType]:
         table.add_row(*(cell(text) for text in change_cells(change)), style=_COLOURS.get(change.word))
     shown: list[RenderableType] = [table]
     if found.differs:
-        others = Table(title="what differs besides", title_justify="left")
+        others = Table(title="other differences", title_justify="left")
         for column in ("", "before", "after"):
             others.add_column(column, overflow="fold")
         for field, (a, b) in found.differs.items():

@@ -1,7 +1,7 @@
-"""How figures become SVG that stands in a page: the page's colours and fonts, no dates, no random names, no scripts.
+"""Matplotlib figures as inline SVG: colours and fonts of the page, no dates, no random ids, no scripts.
 
-Figures are drawn in marker colours that nothing else has, which are then replaced by the page's own: one figure serves light
-and dark. Text stays text. Names from outside are never taken as formulas.
+Figures are drawn in marker colours, which are then replaced by the page's variables, so that one figure serves light and dark
+themes. Text stays text, and names from outside are never parsed as formulas.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PAGE_STYLE = _STYLE | {
 
 @contextmanager
 def style(in_page: bool = True) -> Iterator[None]:
-    """Draw and save inside: one look, whatever matplotlibrc says; glyphs that the font lacks are the viewer's to find."""
+    """Set the style for drawing and saving, independent of matplotlibrc; the viewer finds glyphs that the font lacks."""
     import matplotlib
 
     wanted: Any = _PAGE_STYLE if in_page else _STYLE
@@ -62,7 +62,7 @@ def style(in_page: bool = True) -> Iterator[None]:
 
 
 def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return an empty figure and its axes, sizes in inches, without the state that pyplot keeps."""
+    """Return an empty figure and its axes, without the global state of pyplot; sizes in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), layout="constrained")
@@ -70,7 +70,7 @@ def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def logarithmic(axes: Axes) -> None:
-    """Make the y axis logarithmic, its numbers written plainly: formulas, matplotlib's own powers of ten too, are not drawn."""
+    """Make the y axis logarithmic, with plain tick labels: formulas such as matplotlib's powers of ten are not drawn."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
@@ -86,8 +86,8 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
 
     Args:
         figure: drawn inside `style`.
-        name: unique in the page; goes into the names inside.
-        title: what a screen reader says.
+        name: unique in the page; salts the ids inside.
+        title: for screen readers.
     """
     import matplotlib
 
@@ -111,7 +111,7 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
 
 
 def save(figure: Figure, file: Any, kind: str) -> None:
-    """Write a figure that stands alone, the same bytes for the same figure. Raises OSError as the file system does."""
+    """Write a figure to a file of its own, with the same bytes for the same figure. Raises OSError as the file system does."""
     import matplotlib
 
     metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}

@@ -1,4 +1,4 @@
-"""Drift over commits: a file of JSON lines, one a run, that grows at its end."""
+"""Drift over commits: a file of JSON lines, one per run, to which each run appends."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ HISTORY_VERSION = 1
 _LIMIT_BYTES = 256 << 20
 _LOCK_SECONDS = 60.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_BEGINNING = b'{"history_version":'
-_TORN = "%s: its last line, %d, was broken off by a crash or a full disk; "
+_PREFIX = b'{"history_version":'
+_TRUNCATED = "%s: the last line, %d, was truncated by a crash or a full disk; "
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,10 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One run.
 
     Attributes:
-        time: when it began, ISO 8601, UTC.
-        suite: the sha256 of what was asked.
-        decoder, vision, activations: what ran it.
-        passed: None where nothing was judged.
+        time: start of the run, ISO 8601, UTC.
+        suite: sha256 of the suite.
+        decoder, vision, activations: as in the report's runtime.
+        passed: None without a budget.
     """
 
     history_version: int
@@ -53,7 +53,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def entry_of(report: Report) -> Entry:
-    """Return what the history keeps of a report."""
+    """Return the history entry of a report."""
     build, runtime = report.build, report.runtime
     return Entry(
         HISTORY_VERSION,
@@ -75,37 +75,38 @@ def entry_of(report: Report) -> Entry:
 
 
 def append_history(file: Path, report: Report) -> None:
-    """Append one line in a single write, one process at a time; the directory is made where it is missing.
+    """Append one line in a single write, under a lock; a missing directory is created.
 
-    A last line that was broken off, by a crash or a full disk, is removed first, with a warning: no run is lost by that, as it
-    was never whole.
+    A last line that was truncated by a crash or a full disk is removed first, with a warning.
 
     Raises:
         InputError: the file cannot be written.
-        MachineError: the disk is full (what was written of the line is taken back), or another process holds the file.
+        MachineError: the disk is full (a partly written line is removed), or another process holds the lock.
     """
     line = msgspec.json.encode(entry_of(report)) + b"\n"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{file}.lock", timeout=_LOCK_SECONDS):
             content = file.read_bytes() if file.exists() else b""
-            if torn := _torn(content):
-                log.warning(_TORN + "removed", file, content.count(b"\n") + 1)
-                os.truncate(file, len(content) - len(torn))
-            lead = b"" if torn or not content or content.endswith(b"\n") else b"\n"
+            if truncated := _truncated(content):
+                log.warning(_TRUNCATED + "removed", file, content.count(b"\n") + 1)
+                os.truncate(file, len(content) - len(truncated))
+            lead = b"" if truncated or not content or content.endswith(b"\n") else b"\n"
             _write_at_end(file, lead + line)
     except filelock.Timeout as error:
-        raise MachineError(f"{file}: another process has held {file}.lock for a minute; end it and try again") from error
+        raise MachineError(
+            f"{file}: another process has held {file}.lock for a minute; wait for it, or end it, and try again"
+        ) from error
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise MachineError(f"{file}: no room for {len(line)} bytes; free some of the disk and append again") from error
+            raise MachineError(f"{file}: no room for {len(line)} bytes; free disk space and run again") from error
         raise InputError(f"{file}: cannot be written ({error}); give the history another path") from error
 
 
-def _torn(content: bytes) -> bytes:
-    """Return the last line where it begins as an entry (or holds zeros, as after a power cut) and is none, else nothing."""
+def _truncated(content: bytes) -> bytes:
+    """Return the last line if it is a truncated entry (or zeros, as after a power cut), otherwise nothing."""
     last = content.rpartition(b"\n")[2]
-    if not last.strip() or (last.strip(b"\0") and not last.startswith(_BEGINNING[: len(last)])):
+    if not last.strip() or (last.strip(b"\0") and not last.startswith(_PREFIX[: len(last)])):
         return b""
     try:
         parse_json(last, Entry)
@@ -115,14 +116,14 @@ def _torn(content: bytes) -> bytes:
 
 
 def _write_at_end(file: Path, content: bytes) -> None:
-    """Write everything or nothing. Raises OSError."""
+    """Append everything or nothing. Raises OSError."""
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         try:
             if os.write(descriptor, content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)  # some file systems say here only that there was no room
+            os.fsync(descriptor)  # some file systems report a full disk only here
         except OSError:
             os.ftruncate(descriptor, size)
             raise
@@ -131,24 +132,24 @@ def _write_at_end(file: Path, content: bytes) -> None:
 
 
 def check_history(file: Path) -> None:
-    """Find before anything is measured what would keep `append_history` from appending. A new or an empty file is a history.
+    """Check, before anything is measured, that `append_history` can append; a missing or an empty file is valid.
 
     Raises:
-        InputError: unreadable, or a line (its number is named) that is no entry.
+        InputError: unreadable, or an invalid line; the message names its number.
     """
     if file.exists():
         _entries(file)
 
 
 def read_history(file: Path) -> list[Entry]:
-    """Read every entry, oldest first as the file has them; a last line that was broken off is passed over with a warning.
+    """Read all entries in the order of the file; a truncated last line is ignored with a warning.
 
     Raises:
-        InputError: unreadable, empty, or a line (its number is named) that is no entry.
+        InputError: unreadable, empty, or an invalid line; the message names its number.
     """
     entries = _entries(file)
     if not entries:
-        raise InputError(f"{file}: no entries; a run with --history adds one")
+        raise InputError(f"{file}: the history has no entries; run regress with --history to append one")
     return entries
 
 
@@ -158,10 +159,10 @@ def _entries(file: Path) -> list[Entry]:
             raise InputError(f"{file}: {file.stat().st_size} bytes, too large for a history")
         content = file.read_bytes()
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error}); expected the JSON lines of a history") from error
+        raise InputError(f"{file}: cannot be read ({error}); expected a history (JSON lines)") from error
     lines = without_mark(content).split(b"\n")
-    if _torn(content):
-        log.warning(_TORN + "passed over", file, len(lines))
+    if _truncated(content):
+        log.warning(_TRUNCATED + "ignored", file, len(lines))
         lines.pop()
     return [_decoded(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 

@@ -1,4 +1,4 @@
-"""A report, or a comparison, as one page that needs nothing else: no network, no script, no font."""
+"""A report, or a comparison, as one self-contained HTML page: no network, no script, no font."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 from ...errors import InputError
 from ...terminal.output import plain
-from ..measures import MEASURES, written
+from ..measures import MEASURES, format_value
 from ..report import Report, WorstLine
 from .compare import Comparison, change_cells, changes_to_show, compare
-from .difference import Parted, parted, shortened
-from .images import Shown, shown_image
+from .difference import DiffedReply, diff_reply, shortened
+from .images import EmbeddedImage, embed_image
 from .libraries import require
 from .rows import (
     FLOORS,
     all_figures,
-    baseline_words,
+    describe_baseline,
+    describe_runtime,
+    describe_suite,
+    format_interval,
     headline,
-    interval_words,
     measure_rows,
     not_taken_rows,
-    remarks,
-    runtime_words,
-    suite_words,
+    notes_of,
 )
 
 _GALLERY = 12
@@ -33,7 +33,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def require_html() -> None:
-    """Raise MachineError where a library is missing that pages need."""
+    """Raise MachineError if a library for HTML pages is not installed."""
     require("report.html", "jinja2", "matplotlib")
 
 
@@ -42,24 +42,24 @@ class WorstRow:
     """One line of the gallery."""
 
     line: WorstLine
-    image: Shown | None
+    image: EmbeddedImage | None
     kld: str
     kld_max: str
     where: str
-    reference: Parted
-    build: Parted
+    reference: DiffedReply
+    build: DiffedReply
 
 
 def report_html(report: Report, images: Mapping[str, bytes], previous: Report | None = None) -> str:
-    """Return the page.
+    """Return the page of a report.
 
     Args:
-        report: what to show.
-        images: content of image files by the names in `report.worst`; one that is missing is said to be.
-        previous: to compare with; one of another model is not compared, which is said.
+        report: to show.
+        images: contents of image files, by the names in `report.worst`; a missing one is reported in the page.
+        previous: to compare with; if it is of another model, the page says so instead.
 
     Raises:
-        MachineError: jinja2 or matplotlib is not installed. InputError: a report has a name that is no measure's.
+        MachineError: jinja2 or matplotlib is not installed. InputError: a report has an unknown measure.
     """
     require_html()
     from .plots import report_plots
@@ -69,13 +69,13 @@ def report_html(report: Report, images: Mapping[str, bytes], previous: Report | 
         "report.html.j2",
         report=report,
         headline=headline(report),
-        mood="held" if report.passed and report.verdicts else "failed" if not report.passed else "open",
+        status="held" if report.passed and report.verdicts else "failed" if not report.passed else "open",
         rows=measure_rows(report),
         floors=FLOORS,
-        means={name: measure.means for name, measure in MEASURES.items()},
+        descriptions={name: measure.description for name, measure in MEASURES.items()},
         plots=report_plots(report),
         worst=[_worst_row(line, images) for line in report.worst[:_GALLERY]],
-        remarks=remarks(report),
+        notes=notes_of(report),
         comparison=comparison,
         why_not_compared=why_not_compared,
         not_taken=list(not_taken_rows(report)),
@@ -85,7 +85,7 @@ def report_html(report: Report, images: Mapping[str, bytes], previous: Report | 
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """Return a page of a comparison alone. Raises MachineError where jinja2 is not installed."""
+    """Return the page of a comparison. Raises MachineError if jinja2 is not installed."""
     require("a page", "jinja2")
     return _rendered("compare.html.j2", comparison=comparison)
 
@@ -99,9 +99,9 @@ def _rendered(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: plain(value) if type(value) is str else value,  # Markup is ours
+        finalize=lambda value: plain(value) if type(value) is str else value,  # leaves our Markup as it is
     )
-    environment.globals.update(written=written, interval=interval_words, shortened=shortened)
+    environment.globals.update(format_value=format_value, interval=format_interval, shortened=shortened)
     environment.globals.update(change_cells=change_cells, changes_to_show=changes_to_show)
     return environment.get_template(template).render(**values)
 
@@ -117,38 +117,38 @@ def _compared(previous: Report | None, report: Report) -> tuple[Comparison | Non
 
 def _worst_row(line: WorstLine, images: Mapping[str, bytes]) -> WorstRow:
     if line.diverges_at is None:
-        where = "the replies are alike"
+        where = "the replies are equal"
     elif line.reply == line.reference_reply:
-        where = f"the texts are alike, the tokens part at {line.diverges_at}"
+        where = f"the texts are equal, the tokens diverge at {line.diverges_at}"
     else:
-        where = f"the replies part at token {line.diverges_at}"
+        where = f"the replies diverge at token {line.diverges_at}"
     return WorstRow(
         line,
-        None if line.image is None else shown_image(line.image, images),
-        written("kld_mean", line.kld_mean),
-        written("kld_max", line.kld_max),
+        None if line.image is None else embed_image(line.image, images),
+        format_value("kld_mean", line.kld_mean),
+        format_value("kld_max", line.kld_max),
         where,
-        parted(line.reference_reply, line.reply),
-        parted(line.reply, line.reference_reply),
+        diff_reply(line.reference_reply, line.reply),
+        diff_reply(line.reply, line.reference_reply),
     )
 
 
 def _about(report: Report) -> list[tuple[str, str]]:
-    """Return how it was measured, as pairs of a term and what is said of it."""
+    """Return how the report was measured, as (term, description) pairs."""
     build, times = report.build, report.times
     rotated = ", ".join(build.rotations) or "none"
     return [
-        ("build", f"{build.name}, {build.bundle_bytes / 1e6:,.1f} MB, {build.bits_per_weight:.2f} bits a decoder weight"),
+        ("build", f"{build.name}, {build.bundle_bytes / 1e6:,.1f} MB, {build.bits_per_weight:.2f} bits per decoder weight"),
         ("scheme", f"{build.scheme}, method {build.method}, rotations: {rotated}, vision {build.vision_precision or 'none'}"),
         ("model", f"{build.model}, made from {build.source}, sha256 {build.source_sha256}"),
         ("target", build.target),
         ("fingerprint", build.fingerprint),
-        ("commit", report.commit or "not known"),
-        ("runtime", runtime_words(report)),
+        ("commit", report.commit or "unknown"),
+        ("runtime", describe_runtime(report)),
         ("machine", report.runtime.machine),
-        ("baseline", baseline_words(report)),
-        ("suite", f"{suite_words(report)}; sha256 {report.suite.sha256}"),
+        ("baseline", describe_baseline(report)),
+        ("suite", f"{describe_suite(report)}; sha256 {report.suite.sha256}"),
         ("budget", report.budget or "none"),
-        ("time", f"{times.began}, {times.seconds:.1f} s, {times.lines_per_second:.2f} lines a second"),
+        ("time", f"{times.began}, {times.seconds:.1f} s, {times.lines_per_second:.2f} lines/s"),
         ("software", f"cobra_edge {report.cobra_edge}, report schema {report.schema_version}"),
     ]

@@ -1,4 +1,4 @@
-"""Images inside a page: data URIs of PNG or JPEG, small enough that a page with a dozen can be sent around."""
+"""Images in a page: data URIs of PNG or JPEG, small enough that a page with a dozen of them can be mailed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ...inputs.image import load_image
 from ...terminal.output import plain
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
-_KEEP_BYTES, _SIDE, _QUALITY = 72_000, 512, 80  # what is larger, or of another format, is shown as a small JPEG
+_KEEP_BYTES, _SIDE, _QUALITY = 72_000, 512, 80  # larger files, and other formats, are shown as a small JPEG
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An image for a page: its data URI, or why there is none; width and height in pixels as it is seen."""
+class EmbeddedImage:
+    """An image for a page: its data URI, or the reason why there is none; width and height in pixels as displayed."""
 
     uri: str | None
     why_not: str = ""
@@ -25,22 +25,22 @@ class Shown:
     height: int = 0
 
 
-def shown_image(name: str, images: Mapping[str, bytes]) -> Shown:
-    """Return an image for a page. One that is missing or damaged is not shown, and says why.
+def embed_image(name: str, images: Mapping[str, bytes]) -> EmbeddedImage:
+    """Return an image for a page; of a missing or damaged one, the reason.
 
-    The type is told by the content, not by the name; decoding it here is what shows that a browser could.
+    The type is derived from the content, not from the name; decoding it here ensures that a browser can.
     """
     content = images.get(name)
     if content is None:
-        return Shown(None, f"the image {plain(name)} is not here")
+        return EmbeddedImage(None, f"the image {plain(name)} is missing")
     try:
         image = load_image(content)
     except InputError as error:
-        return Shown(None, f"the image {plain(name)} cannot be shown: {plain(str(error))}")
+        return EmbeddedImage(None, f"the image {plain(name)} cannot be shown: {plain(str(error))}")
     kind = next((kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)), None)
     if kind is None or len(content) > _KEEP_BYTES:
         image.thumbnail((_SIDE, _SIDE))
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=_QUALITY)
         content, kind = stream.getvalue(), "jpeg"
-    return Shown(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "", *image.size)
+    return EmbeddedImage(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "", *image.size)

@@ -1,24 +1,24 @@
-"""A report as JUnit XML, which CI systems show: one test case a limit of the budget."""
+"""A report as JUnit XML for CI systems: one test case per limit of the budget."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ...terminal.output import plain
-from ..measures import written
+from ..measures import format_value
 from ..report import Report, Verdict
 from .libraries import require
-from .rows import all_figures, label_of, limit_words, verdict_words
+from .rows import all_figures, describe_verdict, format_limit, label_of
 
 if TYPE_CHECKING:
     from junitparser import TestCase
 
 
 def report_junit(report: Report) -> bytes:
-    """Return the file. Measures are properties of the suite; without a budget the one case is skipped and says so.
+    """Return the content of the file. Measures are properties of the suite; without a budget, the one case is skipped.
 
     Raises:
-        MachineError: junitparser is not installed. InputError: the report has a name that is no measure's.
+        MachineError: junitparser is not installed. InputError: the report has an unknown measure.
     """
     require("junit.xml", "junitparser")
     from junitparser import JUnitXml, Skipped, TestCase, TestSuite
@@ -31,14 +31,14 @@ def report_junit(report: Report) -> bytes:
     cases = [_case(of, verdict) for verdict in report.verdicts]
     if not cases:
         skipped = TestCase("budget", of)
-        why = "no budget was given" if report.budget is None else f"budget {report.budget} limits nothing"
+        why = "no budget" if report.budget is None else f"budget {report.budget} has no limits"
         skipped.result = [Skipped(plain(f"not judged: {why}"))]
         cases = [skipped]
     suite.add_testcases(cases)
     xml = JUnitXml(plain(f"cobra_edge.regress {report.build.name}"))
     xml.add_testsuite(suite)
     xml.update_statistics()  # type: ignore[no-untyped-call]
-    suite.time = xml.time = report.times.seconds  # of the whole run, not the sum over cases: all limits are judged at once
+    suite.time = xml.time = report.times.seconds  # of the whole run, not the sum over cases
     content: bytes = xml.tostring()  # type: ignore[no-untyped-call]
     return content
 
@@ -55,7 +55,7 @@ def _properties(report: Report) -> dict[str, str]:
         "vision": runtime.vision or "",
         "baseline": report.baseline.name,
     }
-    return about | {name: written(name, figure.value) for name, figure in all_figures(report).items()}
+    return about | {name: format_value(name, figure.value) for name, figure in all_figures(report).items()}
 
 
 def _case(of: str, verdict: Verdict) -> TestCase:
@@ -63,7 +63,7 @@ def _case(of: str, verdict: Verdict) -> TestCase:
 
     case = TestCase(plain(f"{verdict.measure} {verdict.rule}"), of)
     if not verdict.within or verdict.judged is None:
-        failure = Failure(plain(verdict_words(verdict)), "drift" if verdict.judged is not None else "not taken")
-        failure.text = plain(f"{label_of(verdict.measure)}: {verdict_words(verdict)}; limit: {limit_words(verdict)}")
+        failure = Failure(plain(describe_verdict(verdict)), "drift" if verdict.judged is not None else "not measured")
+        failure.text = plain(f"{label_of(verdict.measure)}: {describe_verdict(verdict)}; limit: {format_limit(verdict)}")
         case.result = [failure]
     return case

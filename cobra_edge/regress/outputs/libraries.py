@@ -1,4 +1,4 @@
-"""The libraries that only some outputs need, asked for by name before work is done in vain."""
+"""Libraries that only some outputs need, checked before any work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def require(purpose: str, *modules: str) -> None:
     """Import each module.
 
     Raises:
-        MachineError: one is missing; says how to install it.
+        MachineError: one is not installed; the message has the command that installs it.
     """
     for module in modules:
         try:

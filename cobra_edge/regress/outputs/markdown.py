@@ -1,8 +1,8 @@
-"""A report as Markdown that fits a pull request's comment; needs no library.
+"""A report as Markdown that fits into a pull request comment; needs no library.
 
-Texts from outside stand in <code>, every character that Markdown or HTML knows written as a number: GitHub looks for
-mentions, issues and addresses in the page it has made, but not in code.
-Source: GitHub Flavored Markdown, sections 2.5 and 6.9; the limit is that of GitHub's API for a comment's body.
+Text from outside is put into <code>, with every special character of Markdown or HTML as a numeric entity: GitHub searches the
+rendered page for mentions, issues and URLs, except in code.
+Source: GitHub Flavored Markdown, sections 2.5 and 6.9; the limit is that of GitHub's API for the body of a comment.
 """
 
 from __future__ import annotations
@@ -11,48 +11,48 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ...errors import InputError
-from ..measures import written
+from ..measures import format_value
 from ..report import Report, WorstLine
 from .compare import Comparison, change_cells, changes_to_show, compare
 from .difference import shortened
 from .rows import (
     FAILED,
     FLOORS,
-    baseline_words,
+    describe_baseline,
+    describe_runtime,
+    describe_suite,
+    format_interval,
     headline,
-    interval_words,
     measure_rows,
     not_taken_rows,
-    runtime_words,
-    suite_words,
 )
 
 LIMIT = 65_536
 _NAME, _TEXT, _ROWS = 120, 600, 60
-_KNOWN = re.compile(r"[&<>|`*_\[\]#~\\$]|:(?=\S)")  # a colon before a space begins no address and no emoji
+_KNOWN = re.compile(r"[&<>|`*_\[\]#~\\$]|:(?=\S)")  # a colon before a space starts neither a URL nor an emoji
 
 
 def escaped(text: str, limit: int = _TEXT) -> str:
-    """Return text of any origin, inert in a paragraph, a table's cell or HTML, at most `limit` of its characters."""
+    """Return untrusted text, escaped for a paragraph, a table cell or HTML, at most `limit` of its characters."""
     text = shortened(text, limit)
     numbered = _KNOWN.sub(lambda found: f"&#{ord(found[0])};", text)
     return numbered.replace("@", "@\u200b").replace("www.", "www&#46;")
 
 
 def code(text: str, limit: int = _TEXT) -> str:
-    """Return text of any origin as inline code."""
-    return f"<code>{escaped(text, limit)}</code>" if text else "(nothing)"
+    """Return untrusted text as inline code."""
+    return f"<code>{escaped(text, limit)}</code>" if text else "(empty)"
 
 
 def report_markdown(report: Report, previous: Report | None = None) -> str:
-    """Return the report; its first line is the verdict. Sections that would pass LIMIT are left out, which is said.
+    """Return the report; the first line is the verdict. Sections beyond LIMIT are omitted, with a note.
 
     Args:
-        report: what to show.
-        previous: to compare with; one of another model is not compared, which is said.
+        report: to show.
+        previous: to compare with; if it is of another model, the report says so instead.
 
     Raises:
-        InputError: a report has a name that is no measure's.
+        InputError: a report has an unknown measure.
     """
     sections = ["\n".join(section) for section in _sections(report, previous)]
     text, left = f"**{escaped(headline(report), 400)}**\n", 0
@@ -63,7 +63,7 @@ def report_markdown(report: Report, previous: Report | None = None) -> str:
         else:
             text += f"\n{section}\n"
     if left:
-        text += f"\n{left} sections are too long for a comment and left out; report.html and report.json have them.\n"
+        text += f"\n{left} sections were omitted because of the length limit of a comment; see report.html or report.json.\n"
     assert len(text) <= LIMIT
     return text
 
@@ -79,7 +79,8 @@ def _sections(report: Report, previous: Report | None) -> Iterator[list[str]]:
     if report.attribution is not None:
         parts = report.attribution.parts
         rows = [
-            (code(p.name, _NAME), written("kld_mean", p.kld_mean), written("top1_agreement", p.top1_agreement)) for p in parts
+            (code(p.name, _NAME), format_value("kld_mean", p.kld_mean), format_value("top1_agreement", p.top1_agreement))
+            for p in parts
         ]
         yield _details(
             "Where the drift comes from", _table(("with only this part of the build", "KLD, mean (nats)", "top-1"), rows)
@@ -92,9 +93,9 @@ def _about(report: Report) -> list[str]:
     build, commit = report.build, "" if report.commit is None else f" at commit {code(report.commit, 12)}"
     return [
         f"Build {code(build.name, _NAME)} ({code(build.scheme, _NAME)}, model {code(build.model, _NAME)}){commit}. ",
-        f"Ran on {code(runtime_words(report))}. ",
-        f"Compared with {code(baseline_words(report))} ",
-        f"on {code(suite_words(report))}.",
+        f"Ran on {code(describe_runtime(report))}. ",
+        f"Compared with {code(describe_baseline(report))} ",
+        f"on {code(describe_suite(report))}.",
     ]
 
 
@@ -110,7 +111,7 @@ def _measures(report: Report) -> list[str]:
             row.interval,
             *row.floors,
             "<br>".join(limit for limit, _ in row.limits),
-            "<br>".join(f"**{word}**" if word == FAILED else word for _, word in row.limits) or "not judged",
+            "<br>".join(f"**{word}**" if word == FAILED else word for _, word in row.limits) or "no limit",
         )
         for row in rows
     ]
@@ -124,11 +125,11 @@ def _tasks(report: Report) -> list[str]:
             code(task.task, _NAME),
             code(task.metric, _NAME),
             str(task.lines),
-            written("accuracy", task.score.value),
-            written("accuracy", task.reference),
-            written("accuracy_change", task.change.value),
-            interval_words("accuracy_change", task.change),
-            written("kld_mean", task.kld_mean.value),
+            format_value("accuracy", task.score.value),
+            format_value("accuracy", task.reference),
+            format_value("accuracy_change", task.change.value),
+            format_interval("accuracy_change", task.change),
+            format_value("kld_mean", task.kld_mean.value),
         )
         for task in report.tasks
     ]
@@ -151,8 +152,8 @@ def _changes(found: Comparison) -> list[str]:
 
 
 def _worst(line: WorstLine) -> list[str]:
-    where = "replies alike" if line.diverges_at is None else f"replies part at token {line.diverges_at}"
-    title = f"Line {line.number}, {code(line.task, _NAME)}: mean KLD {written('kld_mean', line.kld_mean)}, {where}"
+    where = "replies equal" if line.diverges_at is None else f"replies diverge at token {line.diverges_at}"
+    title = f"Line {line.number}, {code(line.task, _NAME)}: mean KLD {format_value('kld_mean', line.kld_mean)}, {where}"
     texts = (("question", line.prompt), ("expected", line.answer), ("reference", line.reference_reply), ("build", line.reply))
     image = "no image" if line.image is None else code(line.image, _NAME)
     return _details(title, _table(("", ""), [("image", image), *((kind, code(text)) for kind, text in texts)]))
@@ -162,8 +163,8 @@ def _not_taken(report: Report) -> list[str]:
     rows = [(escaped(what, _NAME), escaped(why)) for what, why in not_taken_rows(report)]
     rows += [(f"suite line {number}", escaped(why)) for number, why in sorted(report.suite.skipped.items())]
     if not rows:
-        return ["Everything could be taken."]
-    return _details(f"Could not be taken: {len(rows)}", _table(("what", "why"), rows))
+        return ["All measures have a value."]
+    return _details(f"Not measured: {len(rows)}", _table(("what", "why"), rows))
 
 
 def _details(title: str, lines: Iterable[str]) -> list[str]:
@@ -173,4 +174,4 @@ def _details(title: str, lines: Iterable[str]) -> list[str]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows[:_ROWS]]
-    return lines + ([f"\n{len(rows) - _ROWS} more are in report.json."] if len(rows) > _ROWS else [])
+    return lines + ([f"\n{len(rows) - _ROWS} more rows are in report.json."] if len(rows) > _ROWS else [])

@@ -1,4 +1,4 @@
-"""A report's plots: drift by position, by layer and by task, and where it comes from."""
+"""Plots of a report: drift by position, layer and task, and its attribution."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from ..report import Figure, Part, Report
 from .difference import shortened
 from .drawing import GRID, INK, MAIN, SECOND, axes_of, inline_svg, logarithmic, style
 
-_WIDTH, _HEIGHT, _BAR = 4.2, 2.7, 0.25  # inches; about a phone's width, where text then has its own size
+_WIDTH, _HEIGHT, _BAR = 4.2, 2.7, 0.25  # inches; about the width of a phone, at which text is not scaled
 _BARS, _NAME = 12, 26
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot of a page: an SVG element, and what is said under it."""
+    """One plot of a page: an SVG element, and its caption."""
 
     svg: str
     caption: str
 
 
 def report_plots(report: Report) -> list[Plot]:
-    """Return what can be drawn of a report. Raises ImportError without matplotlib."""
+    """Return the plots of a report. Raises ImportError without matplotlib."""
     with style():
         return [*_by_position(report), *_by_layer(report), *_by_task(report), *_attribution(report)]
 
 
 def _wide(values: Sequence[float]) -> bool:
-    """Tell whether values are better read on a logarithmic scale, which knows no 0."""
+    """Return whether values are better read on a logarithmic scale, which cannot show 0."""
     return bool(values) and min(values) > 0 and max(values) > 10 * min(values)
 
 
@@ -42,12 +42,12 @@ def _by_position(report: Report) -> Iterator[Plot]:
         if chosen := [point for point in points if (point[0] >= 0) == answer]:
             axes.plot(*zip(*chosen, strict=True), color=colour, label=label, lw=1.4, marker="o", ms=2.5)
     axes.axvline(-0.5, color=INK, lw=0.6, ls=":")
-    axes.set(xlabel="token, 0 is the answer's first", ylabel="KLD, mean (nats)")
+    axes.set(xlabel="token, 0: first of the answer", ylabel="KLD, mean (nats)")
     if _wide([kld for _, kld in points]):
         logarithmic(axes)
     axes.grid(axis="y", color=GRID)
     axes.legend(fontsize=8)
-    title = "Mean KLD by the token's place"
+    title = "Mean KLD by token position"
     yield Plot(inline_svg(figure, "position", title), f"{title}: negative in the question, from 0 in the answer.")
 
 
@@ -65,12 +65,12 @@ def _by_layer(report: Report) -> Iterator[Plot]:
     else:
         axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=GRID)
-    title = "Error of the decoder's last state by layer"
+    title = "Error of the final decoder state by layer"
     yield Plot(inline_svg(figure, "layer", title), f"{title}, with 95 % intervals.")
 
 
 def _ends(figures: Sequence[Figure]) -> list[list[float]]:
-    """Return how far intervals reach below and above their values; 0 where there is none."""
+    """Return the lengths of the error bars below and above the values; 0 without an interval."""
     values = [f.value or 0.0 for f in figures]
     below = [max(0.0, v - (v if f.low is None else f.low)) for v, f in zip(values, figures, strict=True)]
     above = [max(0.0, (v if f.high is None else f.high) - v) for v, f in zip(values, figures, strict=True)]
@@ -78,7 +78,7 @@ def _ends(figures: Sequence[Figure]) -> list[list[float]]:
 
 
 def _bars(name: str, title: str, rows: Sequence[tuple[str, Figure]]) -> Plot:
-    """Draw bars, the first on top; only as many as can be read."""
+    """Return a bar plot, the first row on top, of at most _BARS rows."""
     shown = rows[:_BARS]
     figure, axes = axes_of(_WIDTH, 0.75 + _BAR * max(4, len(shown)))
     places = range(len(shown))
@@ -91,7 +91,7 @@ def _bars(name: str, title: str, rows: Sequence[tuple[str, Figure]]) -> Plot:
     axes.locator_params("x", nbins=5)
     axes.set(xlabel="KLD, mean (nats)", xlim=(0, None if any(values) else 1))
     axes.grid(axis="x", color=GRID)
-    left = f" The {len(shown)} worst of {len(rows)}." if len(rows) > len(shown) else ""
+    left = f" The worst {len(shown)} of {len(rows)}." if len(rows) > len(shown) else ""
     return Plot(inline_svg(figure, name, title), f"{title}.{left}")
 
 

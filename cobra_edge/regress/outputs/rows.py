@@ -1,4 +1,4 @@
-"""What every output says of a report, in words: the headline, a row a measure, what could not be taken."""
+"""Text that all outputs of a report share: headline, one row per measure, what could not be measured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...errors import InputError
-from ..measures import MEASURES, PARTS, measure_named, written
+from ..measures import MEASURES, PARTS, format_value, measure_named
 from ..report import Figure, Report, Verdict
 
 FLOORS = ("fp16", "bf16")
@@ -16,14 +16,14 @@ FAILED, HELD = "FAILED", "held"
 
 @dataclass(frozen=True)
 class MeasureRow:
-    """One measure as people read it.
+    """One measure, formatted.
 
     Attributes:
         name: of the measure.
-        label: the same for people, with its unit.
-        value, interval: written with the measure's own digits; the interval is empty where there is none.
-        floors: what the reference itself drifts in each of FLOORS; empty where that is not known.
-        limits: of each verdict the limit, such as "≤ 0.02", and its word, HELD or FAILED; empty without a limit.
+        label: its display name, with the unit.
+        value, interval: formatted with the digits of the measure; the interval is empty if there is none.
+        floors: noise floor at each of FLOORS; empty if unknown.
+        limits: (limit, HELD or FAILED) of each verdict, such as "≤ 0.02"; empty without a limit.
     """
 
     name: str
@@ -35,12 +35,12 @@ class MeasureRow:
 
     @property
     def failed(self) -> bool:
-        """Whether any limit was not held."""
+        """Whether any limit was exceeded."""
         return any(word == FAILED for _, word in self.limits)
 
 
 def label_of(name: str) -> str:
-    """Return a measure's label, or the name itself where no measure is called that."""
+    """Return the label of a measure, or the name itself if the measure is unknown."""
     try:
         return measure_named(name).label
     except InputError:
@@ -48,10 +48,10 @@ def label_of(name: str) -> str:
 
 
 def all_figures(report: Report) -> dict[str, Figure]:
-    """Return every measure by name: whole ones in the table's order, then tasks' and layers'.
+    """Return every measure by name: those of all lines in the order of `measures.MEASURES`, then those of tasks and layers.
 
     Raises:
-        InputError: a measure in the report is not one of `measures.MEASURES`.
+        InputError: the report has an unknown measure.
     """
     found = dict(report.measures)
     for task in report.tasks:
@@ -59,18 +59,18 @@ def all_figures(report: Report) -> dict[str, Figure]:
         found.setdefault(f"accuracy_change.{task.task}", task.change)
     for layer in report.layers:
         found.setdefault(f"state_error.{layer.layer}", layer.state_error)
-    return {name: found[name] for name in sorted(found, key=_place)}
+    return {name: found[name] for name in sorted(found, key=_order)}
 
 
-def _place(name: str) -> tuple[bool, int, int, str]:
-    """Return a key that sorts measures; raises InputError for a name that is none."""
+def _order(name: str) -> tuple[bool, int, int, str]:
+    """Return the sort key of a measure. Raises InputError for an unknown one."""
     measure_named(name)
     kind, _, part = name.partition(".")
     return part != "", list(MEASURES).index(kind), int(part) if part.isdecimal() else 0, part
 
 
 def is_layer(name: str) -> bool:
-    """Tell whether a measure is one layer's: there are many, and those of which nothing is to be said are not shown."""
+    """Return whether a measure is that of one layer; these are many, and shown only if they matter."""
     return PARTS.get(name.partition(".")[0]) == "LAYER" and "." in name
 
 
@@ -78,18 +78,16 @@ def measure_rows(report: Report) -> list[MeasureRow]:
     """Return a row for each whole measure and each that the budget limits; layers whose limits held share one row.
 
     Raises:
-        InputError: a name that is no measure's.
+        InputError: an unknown measure.
     """
     figures, verdicts = all_figures(report), dict[str, list[Verdict]]()
     for verdict in report.verdicts:
         verdicts.setdefault(verdict.measure, []).append(verdict)
-    names = sorted({*(name for name in figures if "." not in name), *verdicts}, key=_place)
+    names = sorted({*(name for name in figures if "." not in name), *verdicts}, key=_order)
     held = [name for name in names if is_layer(name) and all(v.within for v in verdicts[name])]
     rows = [_row(report, name, figures.get(name, Figure(None)), verdicts.get(name, [])) for name in names if name not in held]
     if held:
-        rows.append(
-            MeasureRow("", f"decoder state, {len(held)} layers", "", "", ("",) * len(FLOORS), (("each its own", HELD),))
-        )
+        rows.append(MeasureRow("", f"decoder state, {len(held)} layers", "", "", ("",) * len(FLOORS), (("one each", HELD),)))
     return rows
 
 
@@ -98,103 +96,103 @@ def _row(report: Report, name: str, figure: Figure, verdicts: list[Verdict]) -> 
     return MeasureRow(
         name,
         measure_named(name).label,
-        written(name, figure.value),
-        interval_words(name, figure),
-        tuple("" if floor is None else written(name, floor) for floor in floors),
-        tuple((limit_words(verdict), HELD if verdict.within else FAILED) for verdict in verdicts),
+        format_value(name, figure.value),
+        format_interval(name, figure),
+        tuple("" if floor is None else format_value(name, floor) for floor in floors),
+        tuple((format_limit(verdict), HELD if verdict.within else FAILED) for verdict in verdicts),
     )
 
 
-def interval_words(name: str, figure: Figure) -> str:
-    """Write the ends of an interval, "low – high"; nothing where there is none."""
+def format_interval(name: str, figure: Figure) -> str:
+    """Return the bounds of an interval as "low – high"; empty if there is none."""
     if figure.value is None or figure.low is None or figure.high is None:
         return ""
-    return f"{written(name, figure.low)} – {written(name, figure.high)}"
+    return f"{format_value(name, figure.low)} – {format_value(name, figure.high)}"
 
 
-def limit_words(verdict: Verdict) -> str:
-    """Write a limit with its direction, such as "≤ 0.02"."""
+def format_limit(verdict: Verdict) -> str:
+    """Return a limit with its direction, such as "≤ 0.02"."""
     if verdict.limit is None:
-        return "no limit known"
+        return "limit unknown"
     floor = " (from the noise floor)" if verdict.rule == "max_times_floor" else ""
-    return f"{_SIGNS.get(verdict.rule, verdict.rule)} {written(verdict.measure, verdict.limit)}{floor}"
+    return f"{_SIGNS.get(verdict.rule, verdict.rule)} {format_value(verdict.measure, verdict.limit)}{floor}"
 
 
-def verdict_words(verdict: Verdict) -> str:
-    """Say in a sentence why a limit was held or not."""
+def describe_verdict(verdict: Verdict) -> str:
+    """Return a sentence on why a limit was held or exceeded."""
     if verdict.judged is None:
-        return f"could not be taken: {verdict.note or 'no reason was given'}"
+        return f"could not be measured: {verdict.note or 'reason unknown'}"
     note = f" ({verdict.note})" if verdict.note else ""
-    held = "is within" if verdict.within else "is beyond"
-    return f"{written(verdict.measure, verdict.judged)} {held} {limit_words(verdict)}{note}"
+    held = "is within" if verdict.within else "exceeds"
+    return f"{format_value(verdict.measure, verdict.judged)} {held} {format_limit(verdict)}{note}"
 
 
 def headline(report: Report) -> str:
-    """Say in one line whether the budget was held."""
+    """Return one line on whether the budget was held."""
     failed = [v for v in report.verdicts if not v.within]
     if not report.verdicts:
-        why = "no budget was given" if report.budget is None else f"budget {report.budget} limits nothing"
+        why = "no budget" if report.budget is None else f"budget {report.budget} has no limits"
         return f"NOT JUDGED: {why}" if report.passed else f"FAILED: {why}, and the run did not pass"
     if report.passed and not failed:
         limits = "the one limit" if len(report.verdicts) == 1 else f"all {len(report.verdicts)} limits"
         return f"PASSED: {limits} of the budget held"
     labels = list(dict.fromkeys(label_of(v.measure) for v in failed))
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-    return f"FAILED: {len(failed)} of {len(report.verdicts)} limits not held: {'; '.join(labels[:3])}{more}"
+    return f"FAILED: {len(failed)} of {len(report.verdicts)} limits exceeded: {'; '.join(labels[:3])}{more}"
 
 
 def not_taken_rows(report: Report) -> Iterator[tuple[str, str]]:
-    """Yield what could not be taken, and why: measures, limits, parts of the attribution."""
+    """Yield (what could not be measured, reason): measures, limits, parts of the attribution."""
     for name, why in report.not_taken.items():
         yield label_of(name), why
     for verdict in report.verdicts:
         if verdict.judged is None and verdict.measure not in report.not_taken:
-            yield f"the limit of {label_of(verdict.measure)}", verdict.note or "no reason was given"
+            yield f"the limit of {label_of(verdict.measure)}", verdict.note or "reason unknown"
     if report.attribution is not None:
         found = report.attribution
         for part in (*found.parts, *found.layers, *found.tensors):
             if part.kld_mean is None:
-                yield f"attribution to {part.name}", part.note or "no reason was given"
+                yield f"attribution to {part.name}", part.note or "reason unknown"
 
 
-def remarks(report: Report) -> list[str]:
-    """Return each note on attributed parts that were tried, said once, with the names of its parts."""
+def notes_of(report: Report) -> list[str]:
+    """Return each note on measured parts of the attribution once, with the names of its parts."""
     parts = report.attribution.parts if report.attribution is not None else ()
     noted = dict.fromkeys(part.note for part in parts if part.note and part.kld_mean is not None)
     return [f"{', '.join(p.name for p in parts if p.note == note and p.kld_mean is not None)}: {note}" for note in noted]
 
 
 def title_of(report: Report) -> str:
-    """Name what ran and what it was compared with, short enough for a title."""
+    """Return the runtime and the baseline, short enough for a title."""
     runtime, base = report.runtime, report.baseline
     vision = "" if runtime.vision is None else f", vision by {runtime.vision}"
-    return f"{runtime.decoder} on {runtime.device}{vision}, against {base.kind} {base.name} ({base.computed_by})"
+    return f"{runtime.decoder} on {runtime.device}{vision}, compared with {base.kind} {base.name} ({base.computed_by})"
 
 
-def runtime_words(report: Report) -> str:
-    """Name what ran the build."""
+def describe_runtime(report: Report) -> str:
+    """Return the runtime in words."""
     runtime = report.runtime
     vision = "no vision" if runtime.vision is None else f"vision by {runtime.vision}"
     threads = "" if runtime.threads is None else f", {runtime.threads} threads"
     return f"decoder {runtime.decoder}, {vision}, activations {runtime.activations}, on {runtime.device}{threads}"
 
 
-def baseline_words(report: Report) -> str:
-    """Name what the build was compared with, and what of it was not kept."""
+def describe_baseline(report: Report) -> str:
+    """Return the baseline in words, and what was kept of it."""
     base = report.baseline
     kept = (
-        "all tokens' probabilities kept"
+        "probabilities of all tokens"
         if base.top_k is None
-        else f"at most {base.top_k} likeliest tokens kept, of probability not kept at most {base.tail_mass_max:.2g} on answers "
+        else f"at most {base.top_k} most probable tokens kept, omitted probability at most {base.tail_mass_max:.2g} on answers "
         f"and {base.prompt_tail_mass_max:.2g} on questions"
     )
-    sketch = f", {base.state_sketch} numbers kept of each layer's state" if base.state_sketch else ""
+    sketch = f", {base.state_sketch} numbers per layer state" if base.state_sketch else ""
     return f"{base.kind} {base.name}, computed by {base.computed_by}, {kept}{sketch}"
 
 
-def suite_words(report: Report) -> str:
-    """Say what was asked."""
+def describe_suite(report: Report) -> str:
+    """Return the suite in words."""
     suite = report.suite
-    asked = f"{suite.name}: {suite.lines} lines about {suite.images} images"
-    left = f", {len(suite.skipped)} lines left out" if suite.skipped else ""
-    return f"{asked}, {suite.answer_tokens} answer tokens and {suite.prompt_tokens} of questions{left}"
+    text = f"{suite.name}: {suite.lines} lines, {suite.images} images"
+    left = f", {len(suite.skipped)} lines skipped" if suite.skipped else ""
+    return f"{text}, {suite.answer_tokens} answer tokens, {suite.prompt_tokens} question tokens{left}"

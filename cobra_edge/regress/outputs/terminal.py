@@ -1,4 +1,4 @@
-"""A report as tables for a terminal; texts from files are inert."""
+"""A report as tables for a terminal; text from files is escaped."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from rich.table import Table
 from rich.text import Text
 
 from ...terminal.output import cell
-from ..measures import written
+from ..measures import format_value
 from ..report import Figure, Part, Report
 from .difference import shortened
 from .rows import (
     FLOORS,
-    baseline_words,
+    describe_baseline,
+    describe_runtime,
+    describe_suite,
+    format_interval,
     headline,
-    interval_words,
     measure_rows,
     not_taken_rows,
-    remarks,
-    runtime_words,
-    suite_words,
+    notes_of,
     title_of,
 )
 
-_HOW = (("runtime", runtime_words), ("baseline", baseline_words), ("suite", suite_words))
+_METHOD = (("runtime", describe_runtime), ("baseline", describe_baseline), ("suite", describe_suite))
 _WORST_LINES, _WORST_PARTS, _TEXT = 3, 6, 300
 
 
 def report_tables(report: Report) -> list[RenderableType]:
-    """Return what a terminal shows of a report, for `terminal.results.print`.
+    """Return the tables of a report, for `terminal.output.results.print`.
 
     Raises:
-        InputError: the report has a name that is no measure's.
+        InputError: the report has an unknown measure.
     """
     style = "bold red" if not report.passed else "bold green" if report.verdicts else "bold"
     line = cell(shortened(f"{report.build.name}: {headline(report)}", _TEXT))
@@ -42,8 +42,8 @@ def report_tables(report: Report) -> list[RenderableType]:
     if report.tasks:
         shown.append(_tasks(report))
     shown += [*_layers(report), *_attribution(report), *_worst(report), *_not_taken(report)]
-    shown += [cell(shortened(remark, _TEXT)) for remark in remarks(report)]
-    shown += [cell(shortened(f"{what}: {words(report)}", _TEXT)) for what, words in _HOW]
+    shown += [cell(shortened(note, _TEXT)) for note in notes_of(report)]
+    shown += [cell(shortened(f"{what}: {words(report)}", _TEXT)) for what, words in _METHOD]
     return shown
 
 
@@ -60,31 +60,31 @@ def _measures(report: Report) -> Table:
         f"drift of {title_of(report)}", "measure", "value", "95 % interval", *(f"floor {p}" for p in FLOORS), "limit", "verdict"
     )
     for row in measure_rows(report):
-        limits, words = ("\n".join(side) for side in zip(*row.limits, strict=True)) if row.limits else ("", "not judged")
+        limits, words = ("\n".join(side) for side in zip(*row.limits, strict=True)) if row.limits else ("", "no limit")
         cells = (row.label, row.value, row.interval, *row.floors, limits, words)
         table.add_row(*(cell(text) for text in cells), style="red" if row.failed else None)
     return table
 
 
 def _with_interval(name: str, figure: Figure) -> Text:
-    ends = interval_words(name, figure)
-    return cell(written(name, figure.value) + (f" ({ends})" if ends else ""))
+    ends = format_interval(name, figure)
+    return cell(format_value(name, figure.value) + (f" ({ends})" if ends else ""))
 
 
 def _tasks(report: Report) -> Table:
     table = _table(
-        f"tasks, {title_of(report)}", "task", "metric", "lines", "score", "reference", "change", "KLD, mean", "greedy alike"
+        f"tasks, {title_of(report)}", "task", "metric", "lines", "score", "reference", "change", "KLD, mean", "greedy match"
     )
     for task in report.tasks:
         table.add_row(
             cell(shortened(task.task, 40)),
             cell(shortened(task.metric, 40)),
             str(task.lines),
-            cell(written("accuracy", task.score.value)),
-            cell(written("accuracy", task.reference)),
+            cell(format_value("accuracy", task.score.value)),
+            cell(format_value("accuracy", task.reference)),
             _with_interval("accuracy_change", task.change),
-            cell(written("kld_mean", task.kld_mean.value)),
-            cell(written("greedy_match", task.greedy_match.value)),
+            cell(format_value("kld_mean", task.kld_mean.value)),
+            cell(format_value("greedy_match", task.greedy_match.value)),
         )
     return table
 
@@ -99,7 +99,7 @@ def _layers(report: Report) -> Iterator[Table]:
     )
     for layer in worst:
         figure = layer.state_error
-        table.add_row(str(layer.layer), written("state_error", figure.value), interval_words("state_error", figure))
+        table.add_row(str(layer.layer), format_value("state_error", figure.value), format_interval("state_error", figure))
     yield table
 
 
@@ -117,16 +117,16 @@ def _attribution(report: Report) -> Iterator[Table]:
             continue
         table = _table(f"drift with only one {kind} of the build, {found.lines} lines", kind, "KLD, mean (nats)", "top-1")
         for part in rows:
-            kld, top1 = written("kld_mean", part.kld_mean), written("top1_agreement", part.top1_agreement)
+            kld, top1 = format_value("kld_mean", part.kld_mean), format_value("top1_agreement", part.top1_agreement)
             table.add_row(cell(shortened(part.name, 80)), cell(kld), cell(top1))
         yield table
 
 
 def _worst(report: Report) -> Iterator[Table]:
     for line in report.worst[:_WORST_LINES]:
-        where = "alike" if line.diverges_at is None else f"free answers part at token {line.diverges_at}"
+        where = "replies equal" if line.diverges_at is None else f"replies diverge at token {line.diverges_at}"
         of = f"line {line.number} ({shortened(line.task, 40)}), {shortened(line.image or 'no image', 80)}"
-        table = _table(f"{of}: mean KLD {written('kld_mean', line.kld_mean)}, {where}", "", "")
+        table = _table(f"{of}: mean KLD {format_value('kld_mean', line.kld_mean)}, {where}", "", "")
         table.show_header = False
         table.columns[1].justify = "left"
         texts = (
@@ -145,7 +145,7 @@ def _not_taken(report: Report) -> Iterator[Table]:
     rows += [(f"suite line {number}", why) for number, why in sorted(report.suite.skipped.items())]
     if not rows:
         return
-    table = _table("what could not be taken, and why", "", "")
+    table = _table("not measured, and why", "", "")
     table.show_header = False
     table.columns[1].justify = "left"
     for what, why in rows:

@@ -1,4 +1,4 @@
-"""Write a report's files into a directory: all of them or none."""
+"""Write the files of a report into a directory: all of them or none."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FILES = ("report.json", "report.md", "junit.xml", "report.html")
 
 
 def check_directory(directory: Path, files: Collection[str] = FILES) -> None:
-    """Find before anything is measured what would keep `write_outputs` from writing; makes the directory.
+    """Check, before anything is measured, that `write_outputs` can write; creates the directory.
 
     Raises:
-        InputError: the directory cannot be made or written, or has a directory of a file's name.
-        MachineError: a library is missing that one of the files needs.
+        InputError: the directory cannot be created or written, or contains a directory with the name of a file.
+        MachineError: a library that one of the files needs is not installed.
     """
     if "junit.xml" in files:
         require("junit.xml", "junitparser")
@@ -36,10 +36,10 @@ def check_directory(directory: Path, files: Collection[str] = FILES) -> None:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error}); give a directory that can") from error
+        raise InputError(f"{directory}: cannot be written ({error}); give a writable directory") from error
     for name in files:
         if (directory / name).is_dir():
-            raise InputError(f"{directory / name}: is a directory where a file should go; move it or give another directory")
+            raise InputError(f"{directory / name}: is a directory, expected a file; move it or give another directory")
 
 
 def write_outputs(
@@ -49,18 +49,18 @@ def write_outputs(
     previous: Report | None = None,
     files: Collection[str] = FILES,
 ) -> None:
-    """Write the files; each is renamed into place when all of them are whole. What else is there is left alone.
+    """Write the files; they are renamed into place when all of them are complete. Other files are left alone.
 
     Args:
-        directory: made where it is missing.
-        report: what was found.
-        images: content of image files by the names in `report.worst`; those that lack are said to be missing.
+        directory: created if missing.
+        report: to write.
+        images: contents of image files, by the names in `report.worst`; a missing one is reported in the page.
         previous: to compare with.
         files: which of FILES.
 
     Raises:
-        InputError: as `check_directory` says, or the report has a number that is not finite or a name that is no measure's.
-        MachineError: a library is missing.
+        InputError: as `check_directory`; the report has a number that is not finite or an unknown measure.
+        MachineError: a library is not installed.
     """
     check_directory(directory, files)
     contents = {name: _content(name, report, images, previous) for name in FILES if name in files}
@@ -85,7 +85,7 @@ def report_json(report: Report) -> bytes:
     """Return the report as JSON that `read_report` reads: indented, fields in the schema's order, names in dicts sorted.
 
     Raises:
-        InputError: a number that must be finite is not; JSON has none for it.
+        InputError: a number is not finite, which JSON cannot represent.
     """
     plain = msgspec.to_builtins(report, str_keys=True, order="deterministic")
     content = msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
@@ -93,6 +93,6 @@ def report_json(report: Report) -> bytes:
         msgspec.json.decode(content, type=Report)
     except msgspec.ValidationError as error:
         raise InputError(
-            f"the report cannot be kept as JSON: {error}; a figure that is not finite belongs in not_taken"
+            f"the report cannot be written as JSON: {error}; expected finite figures, others belong in not_taken"
         ) from error
     return content
