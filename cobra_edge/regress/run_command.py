@@ -28,7 +28,7 @@ from .runner import Run, RunResult, measure
 _PATH = click.Path(path_type=Path)
 
 
-@click.command(cls=Command, epilog="Example: python -m cobra_edge.regress bundles/demo --report drift --history drift.jsonl")
+@click.command(cls=Command, epilog="Example: cobra-edge regress bundles/demo --report drift --history drift.jsonl")
 @option(
     "--baseline",
     group="input",

@@ -378,10 +378,10 @@ def with_tensor(source, name, change):
 def test_weights_and_activations_that_are_not_finite_are_named(text_only):
     name = "backbone.layers.1.mixer.D"
     checkpoint = with_tensor(text_only, name, lambda d: d.index_fill(0, torch.tensor([3]), float("nan")))
-    with pytest.raises(InputError, match=r"backbone\.layers\.1\.mixer\.D: holds NaN"):
+    with pytest.raises(InputError, match=r"backbone\.layers\.1\.mixer\.D: contains NaN"):
         collect_statistics(checkpoint, QUESTIONS, text_only)
     checkpoint = with_tensor(text_only, name, lambda d: torch.full_like(d, 3e38))
-    with pytest.raises(InputError, match=r"backbone\.layers\.1\.mixer\.out_proj: its input holds NaN"):
+    with pytest.raises(InputError, match=r"backbone\.layers\.1\.mixer\.out_proj: its input contains NaN"):
         collect_statistics(checkpoint, QUESTIONS, text_only)
 
 

@@ -34,7 +34,7 @@ COMPUTING = {
     "chat": chat.command,
     "watch": watch.command,
     "serve": serve.command,
-    "regress": regress.measured,
+    "regress": regress.regress,
     "lm-eval": lm_eval_command.lm_eval,
     "lmms-eval": lmms_eval_command.lmms_eval,
     "bench": bench.command,

@@ -18,7 +18,7 @@ from .task_names import names_of
 
 
 @click.command(
-    "lm-eval", cls=Command, epilog="Example: python -m cobra_edge.regress lm-eval BUNDLE --tasks arc_easy --limit 100"
+    "lm-eval", cls=Command, epilog="Example: cobra-edge regress lm-eval BUNDLE --tasks arc_easy --limit 100"
 )
 @harness_options
 def lm_eval(

@@ -18,7 +18,7 @@ from .task_names import names_of
 
 
 @click.command(
-    "lmms-eval", cls=Command, epilog="Example: python -m cobra_edge.regress lmms-eval BUNDLE --tasks pope --limit 100"
+    "lmms-eval", cls=Command, epilog="Example: cobra-edge regress lmms-eval BUNDLE --tasks pope --limit 100"
 )
 @harness_options
 def lmms_eval(

@@ -22,7 +22,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command(
-    cls=Command, epilog="Example: python -m cobra_edge.regress compare main/report.json branch/report.json --fail-on-worse"
+    cls=Command, epilog="Example: cobra-edge regress compare main/report.json branch/report.json --fail-on-worse"
 )
 @click.argument("before", metavar="A", type=_PATH)
 @click.argument("after", metavar="B", type=_PATH)

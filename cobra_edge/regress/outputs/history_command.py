@@ -17,7 +17,7 @@ from .rows import format_interval
 
 
 @click.command(
-    cls=Command, epilog="Example: python -m cobra_edge.regress history drift.jsonl --measure kld_mean --out drift.svg"
+    cls=Command, epilog="Example: cobra-edge regress history drift.jsonl --measure kld_mean --out drift.svg"
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @option("--measure", group="input", default="kld_mean", help="Measure to show, as named in report.json.")
