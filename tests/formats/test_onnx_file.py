@@ -125,7 +125,7 @@ def test_external_data_lies_inside_a_listed_file(tmp_path):
 @pytest.mark.parametrize(
     ("place", "says"),
     [
-        ({"location": "other.bin", "offset": 0, "length": 256}, "lies in 'other.bin', which the manifest does not list"),
+        ({"location": "other.bin", "offset": 0, "length": 256}, "is in 'other.bin', which the manifest does not list"),
         ({"location": "../vision.onnx.data", "length": 256}, "does not list"),
         ({"location": "*/_ORT_MEM_ADDR_/*", "offset": 140737488355328, "length": 256}, "does not list"),
         ({"offset": 0, "length": 256}, "does not list"),

@@ -253,7 +253,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path, files, caplog):
         state = state_of(1)
         state.ssm[1, 2, 1] = value
         files.save(key_of(1), state)
-        assert_refused(files, path_of(tmp_path / "states", 1), caplog, reason="holds NaN or infinity")
+        assert_refused(files, path_of(tmp_path / "states", 1), caplog, reason="contains NaN or infinity")
 
 
 def a_socket(file):
@@ -282,7 +282,7 @@ def test_what_is_no_file_is_refused_and_left_where_it_is(tmp_path, files, caplog
     file.rename(file.with_name("elsewhere"))
     put(file)
     kind = stat.S_IFMT(file.lstat().st_mode)
-    assert_refused(files, file, caplog, removed=False, reason="left where it is")
+    assert_refused(files, file, caplog, removed=False, reason="left in place")
     files.save(key_of(1), state_of(1))
     assert stat.S_IFMT(file.lstat().st_mode) == kind and file.with_name("elsewhere").exists()
 
@@ -443,7 +443,7 @@ def test_what_cannot_be_removed_is_never_exceeded(tmp_path, caplog, monkeypatch)
     files.save(key_of(1), state_of(1))
     monkeypatch.setattr(Path, "unlink", fails(errno.EPERM))
     files.save(key_of(2), state_of(2))
-    assert "nothing more that may be removed" in caplog.text and not path_of(root, 2).exists()
+    assert "no further file can be removed" in caplog.text and not path_of(root, 2).exists()
 
 
 def test_files_that_others_remove_meanwhile_are_no_error(tmp_path, monkeypatch, caplog):
@@ -477,7 +477,7 @@ def test_files_that_others_remove_meanwhile_are_no_error(tmp_path, monkeypatch, 
 def test_directories_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for directory in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/states")):
-        with pytest.raises(InputError, match="name a directory you may write to"):
+        with pytest.raises(InputError, match="give a directory that you can write to"):
             PrefixCacheDisk(directory, 1 << 20, SMALL, FINGERPRINT)
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / FINGERPRINT).symlink_to(tmp_path, target_is_directory=True)
@@ -524,9 +524,7 @@ def test_a_state_of_more_tokens_than_the_model_reads_is_refused(tmp_path, caplog
     if n_tokens < 0:
         with pytest.raises(InputError, match=f"has read {n_tokens} tokens"):
             DecoderState.load(path_of(tmp_path / "states", 1), SMALL)
-    assert_refused(
-        files, path_of(tmp_path / "states", 1), caplog, reason=f"it has read {n_tokens} tokens, expected at most 100"
-    )
+    assert_refused(files, path_of(tmp_path / "states", 1), caplog, reason=f"n_tokens is {n_tokens}, expected at most 100")
 
 
 def test_a_directory_that_may_only_be_read_is_refused(tmp_path, monkeypatch):
@@ -538,7 +536,7 @@ def test_a_directory_that_may_only_be_read_is_refused(tmp_path, monkeypatch):
 def test_a_limit_below_one_state_is_refused(tmp_path):
     size = size_of_a_file(tmp_path)
     PrefixCacheDisk(tmp_path, size, SMALL, FINGERPRINT)
-    with pytest.raises(InputError, match=f"{size - 1} bytes for states on disk, but one of this model takes {size}"):
+    with pytest.raises(InputError, match=f"the limit is {size - 1} bytes, but one state of this model takes {size}"):
         PrefixCacheDisk(tmp_path, size - 1, SMALL, FINGERPRINT)
 
 

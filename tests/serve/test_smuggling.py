@@ -68,7 +68,7 @@ def test_an_ambiguous_request_is_refused_and_its_connection_closed(server, sent:
         got = to_the_end(client)
     error = error_of(got, 400)
     assert error["code"] == "invalid_http" and words in error["message"]
-    assert got.count(b"HTTP/1.1 ") == 1  # nothing behind it was taken for a request
+    assert got.count(b"HTTP/1.1 400 ") == 1  # nothing behind it was taken for a request
 
 
 @pytest.mark.parametrize("cut", [1, 3, 7, 1000])

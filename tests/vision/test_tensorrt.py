@@ -196,7 +196,7 @@ def test_the_command_builds_once_and_tells_what(device: Device, path: Path, caps
     assert len(device.builds) == 2
     assert run_command(build.command, [str(path)]) == 0
     said = capsys.readouterr().out
-    assert "was there already" in said and "8.7" in said and "10.3.0" in said
+    assert "found in the cache" in said and "8.7" in said and "10.3.0" in said
 
 
 def test_the_first_start_says_how_long_it_takes(device: Device, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -501,7 +501,7 @@ def test_a_graph_that_tensorrt_cannot_read(
 ) -> None:
     copy = shutil.copytree(path, tmp_path / "copy")
     (copy / VISION).write_bytes(b"\xff not a graph")
-    assert "not ONNX" in refused(_vouched(copy), capsys, 2) and not _engines()  # TensorRT is not even asked
+    assert "unexpected protobuf" in refused(_vouched(copy), capsys, 2) and not _engines()  # TensorRT is not even asked
     monkeypatch.setattr("cobra_edge.bundle.reader.require_plain_graph", lambda *_: None)
     said = refused(_vouched(copy), capsys, 3)
     assert "TensorRT 10.3.0 cannot read" in said and "not an ONNX graph" in said and not _engines()
