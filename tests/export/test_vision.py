@@ -81,7 +81,7 @@ def test_inspect_tells_precision_parity_and_engine(export, tmp_path, capfd):
     export()
     assert run_command(whole, ["inspect", str(tmp_path / "out" / "bundle")]) == 0
     said = " ".join(capfd.readouterr().out.split())
-    assert "vision graph: fp16, takes uint8; relative RMS from torch: encoder 0 0.000" in said
+    assert "vision graph: fp16, input uint8; relative RMS error against torch: encoder 0 0.000" in said
     assert "tensorrt-rtx 1" in said and "compute capability 8.9, with weights" in said
 
 

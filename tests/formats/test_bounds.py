@@ -117,7 +117,7 @@ def test_an_encoder_that_cannot_be(field, value):
 
 
 def test_more_patches_than_any_model_has():
-    with pytest.raises(InputError, match="16777216 patches an image"):
+    with pytest.raises(InputError, match="16777216 patches per image"):
         VisionConfig("v", (msgspec.structs.replace(ENCODER, patch_size=1),), 4096)
     with pytest.raises(InputError, match="in patches of 113"):
         VisionConfig("v", (msgspec.structs.replace(ENCODER, patch_size=113),), 112)

@@ -199,7 +199,7 @@ def test_answers_in_turns_are_what_they_are_alone(session):
 
 
 def test_long_passages_are_read_in_pieces_between_which_others_have_a_turn(native, monkeypatch):
-    monkeypatch.setattr(answering, "PIECE", 8)
+    monkeypatch.setattr(answering, "CHUNK", 8)
     calls = Recorder(native, monkeypatch)
     text = "Is there a red circle at the left of a large blue square?"
     asked = question(native, text, limit=3)

@@ -53,7 +53,7 @@ def sent(fake, index: int = -1) -> tuple[str, bytes]:
 def test_chosen(fake, visit):
     page = visit().page
     with page.expect_file_chooser() as chooser:
-        page.locator("#welcome [data-does=choose]").click()
+        page.locator("#welcome [data-action=choose]").click()
     chooser.value.set_files(DEMO)
     page.locator("#current-image-size", has_text="112 × 112").wait_for()
     assert page.evaluate("document.activeElement.id") == "question"
@@ -191,13 +191,13 @@ def test_the_camera_is_on_no_longer_than_its_window(fake, visit):
         }"""
     )
     live = "window.streams.flatMap(s => s.getTracks()).filter(t => t.readyState === 'live').length"
-    page.locator("#welcome [data-does=camera]").click()
+    page.locator("#welcome [data-action=camera]").click()
     page.locator("#shutter:enabled").wait_for()
     assert page.locator("#viewfinder").is_visible() and page.evaluate(live) == 1
     page.keyboard.press("Escape")
     page.locator("#camera").wait_for(state="hidden")
     assert page.evaluate(live) == 0
-    page.locator(".tools [data-does=camera]").click()
+    page.locator(".tools [data-action=camera]").click()
     page.locator("#shutter:enabled").wait_for()
     assert page.evaluate("document.activeElement.id") == "shutter"
     page.click("#shutter")
@@ -226,7 +226,7 @@ def test_no_camera_is_said(visit, error, words):
             getUserMedia: () => Promise.reject(new DOMException("no", name)) } })""",
         error,
     )
-    page.locator("#welcome [data-does=camera]").click()
+    page.locator("#welcome [data-action=camera]").click()
     page.locator("#camera-words", has_text=words).wait_for()
     assert page.locator("#shutter").is_disabled() and not page.locator("#viewfinder").is_visible()
     page.click("#camera-close")
