@@ -35,6 +35,7 @@ typedef unsigned long long uintptr_t;
 #define COBRA_DEVICE __device__ __forceinline__
 #define COBRA_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #define COBRA_UNROLL _Pragma("unroll")
+#define COBRA_KEEP_LOOP _Pragma("unroll 1")
 
 typedef __half half;    // 16 bits
 typedef __half2 half2;  // two of them, the first in the low bits

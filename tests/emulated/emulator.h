@@ -15,6 +15,7 @@
 // All of this is static: a function that kernels share with the emulator would be instrumented in one and called by the other.
 #define COBRA_DEVICE static inline
 #define COBRA_UNROLL
+#define COBRA_KEEP_LOOP
 #define COBRA_KERNEL(threads, name) static void name
 #define COBRA_KERNEL_OCCUPANCY(threads, blocks, name) static void name
 #define COBRA_EXPORT(name) static const emulated::Registered registered_##name(#name, name);

@@ -1,0 +1,2 @@
+// All kernels, one unit: one cubin an architecture.
+#include "gemm.cu"
