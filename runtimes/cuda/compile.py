@@ -30,7 +30,6 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90")
 PTX = "compute_80"
 NVRTC = (12, 6)
 SOURCES = Path(__file__).parent
-UNIT = "kernels.cu"
 _OPTIONS = ("--std=c++17", "--ptxas-options=-v")
 
 
@@ -61,6 +60,11 @@ class Image:
 def source_files(folder: Path = SOURCES) -> list[Path]:
     """Return the files that kernels are made of, in order of their names."""
     return sorted([*folder.glob("*.cu"), *folder.glob("*.cuh")])
+
+
+def unit(folder: Path = SOURCES) -> bytes:
+    """Return the source that is compiled: all of a directory's .cu files as one unit, one cubin an architecture."""
+    return "".join(f'#include "{file.name}"\n' for file in source_files(folder) if file.suffix == ".cu").encode()
 
 
 def sources_hash(folder: Path = SOURCES) -> str:
@@ -116,7 +120,7 @@ class Nvrtc:
     def compile(self, architecture: str, source: bytes, folder: Path = SOURCES) -> Image:
         """Compile one unit for an architecture. Raises CompileError with the compiler's log."""
         program = ctypes.c_void_p()
-        code = self._library.nvrtcCreateProgram(ctypes.byref(program), source, UNIT.encode(), 0, None, None)
+        code = self._library.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None)
         self._check(code)
         try:
             options = (f"--gpu-architecture={architecture}", *_OPTIONS, f"-I{folder}", f"-I{self.include}")
@@ -141,8 +145,7 @@ class Nvrtc:
 def compile_all(folder: Path = SOURCES, architectures: tuple[str, ...] = (*ARCHITECTURES, PTX)) -> list[Image]:
     """Compile the kernels for every architecture. Raises CompileError."""
     nvrtc = Nvrtc()
-    source = (folder / UNIT).read_bytes()
-    return [nvrtc.compile(architecture, source, folder) for architecture in architectures]
+    return [nvrtc.compile(architecture, unit(folder), folder) for architecture in architectures]
 
 
 def packed(images: list[Image], source: str) -> bytes:

@@ -43,13 +43,13 @@ template <int BITS> struct Codes;
 template <> struct Codes<4> {
   static constexpr int kChunks = 4, kRowBytes = 64, kCopy = 16, kCopiers = 4;
   uint2 w;
-  COBRA_DEVICE void read(const unsigned char* rows, int slot, int t, int h) { w = load(reinterpret_cast<const uint2*>(rows + slot * kRowBytes + t * 16 + h * 8)); }
-  COBRA_DEVICE void pairs(int i, half2 scale, uint32_t& first, uint32_t& second) const {
+  COBRA_DEVICE_MEMBER void read(const unsigned char* rows, int slot, int t, int h) { w = load(reinterpret_cast<const uint2*>(rows + slot * kRowBytes + t * 16 + h * 8)); }
+  COBRA_DEVICE_MEMBER void pairs(int i, half2 scale, uint32_t& first, uint32_t& second) const {
     const uint32_t v = (i & 1 ? w.y : w.x) & (i < 2 ? 0x0f0f0f0fu : 0xf0f0f0f0u);
     first = value(i, spread(v, 0), scale), second = value(i, spread(v, 1), scale);
   }
   // From 1024 + code, or 1024 + 16 code: minus 1032, or a sixteenth minus 72, both exact.
-  static COBRA_DEVICE uint32_t value(int i, half2 v, half2 scale) {
+  static COBRA_DEVICE_MEMBER uint32_t value(int i, half2 v, half2 scale) {
     return scaled(i < 2 ? subtract(v, halves_of(0x64086408u)) : multiply_add(v, halves_of(0x2c002c00u), halves_of(0xd480d480u)), scale);
   }
 };
@@ -57,10 +57,10 @@ template <> struct Codes<4> {
 template <> struct Codes<8> {
   static constexpr int kChunks = 4, kRowBytes = 128, kCopy = 16, kCopiers = 8;
   uint2 w[2];
-  COBRA_DEVICE void read(const unsigned char* rows, int slot, int t, int h) {
+  COBRA_DEVICE_MEMBER void read(const unsigned char* rows, int slot, int t, int h) {
     for (int half = 0; half < 2; ++half) w[half] = load(reinterpret_cast<const uint2*>(rows + slot * kRowBytes + swizzled<kRowBytes>(slot, 2 * t + half) * 16 + h * 8));
   }
-  COBRA_DEVICE void pairs(int i, half2 scale, uint32_t& first, uint32_t& second) const {
+  COBRA_DEVICE_MEMBER void pairs(int i, half2 scale, uint32_t& first, uint32_t& second) const {
     const uint32_t v = i & 1 ? w[i >> 1].y : w[i >> 1].x;
     const half2 zero = halves_of(0x64806480u);  // 1152, of 1024 + code
     first = scaled(subtract(spread(v, 0), zero), scale), second = scaled(subtract(spread(v, 1), zero), scale);
@@ -71,20 +71,20 @@ template <> struct Codes<8> {
 template <> struct Codes<3> {
   static constexpr int kChunks = 4, kRowBytes = 48, kCopy = 8, kCopiers = 2;
   uint2 w, top;  // moved so that the first inputs' bits are 0, 1 and 2, and the second's 2, 3 and 4
-  COBRA_DEVICE void read(const unsigned char* rows, int slot, int t, int h) {
+  COBRA_DEVICE_MEMBER void read(const unsigned char* rows, int slot, int t, int h) {
     const uint2* block = reinterpret_cast<const uint2*>(rows + slot * kRowBytes + (t >> 1) * 24);
     const int shift = (t & 1) * 4;
     w = load(block + h), top = load(block + 2);
     w.x >>= shift, w.y >>= shift;
     top.x = top.x >> shift << 2 >> h, top.y = top.y >> shift << 2 >> h;
   }
-  COBRA_DEVICE void pairs(int i, half2 scale, uint32_t& first, uint32_t& second) const {
+  COBRA_DEVICE_MEMBER void pairs(int i, half2 scale, uint32_t& first, uint32_t& second) const {
     const uint32_t low = i & 1 ? w.y : w.x, high = i & 1 ? top.y : top.x;
     const uint32_t v = i < 2 ? (low & 0x03030303u) | (high & 0x04040404u) : (low & 0x0c0c0c0cu) | (high & 0x10101010u);
     first = value(i, spread(v, 0), scale), second = value(i, spread(v, 1), scale);
   }
   // From 1024 + code, or 1024 + 4 code: minus 1028, or a quarter minus 260, both exact.
-  static COBRA_DEVICE uint32_t value(int i, half2 v, half2 scale) {
+  static COBRA_DEVICE_MEMBER uint32_t value(int i, half2 v, half2 scale) {
     return scaled(i < 2 ? subtract(v, halves_of(0x64046404u)) : multiply_add(v, halves_of(0x34003400u), halves_of(0xdc10dc10u)), scale);
   }
 };
@@ -109,16 +109,16 @@ template <int BITS, int MT, int NT, int WARPS_M, int WARPS_N, int STAGES> struct
   int row0, token0, n_out, n_in, tokens, x_stride;
 
   // Where the 16 bytes `chunk` of a row of codes, or of a token, lie.
-  static COBRA_DEVICE int code_place(int slot, int chunk) {
+  static COBRA_DEVICE_MEMBER int code_place(int slot, int chunk) {
     return slot * C::kRowBytes + (BITS == 16 ? swizzled_for_matrices(slot, chunk) : swizzled<C::kRowBytes>(slot, chunk)) * 16;
   }
-  static COBRA_DEVICE int token_place(int token, int chunk) {
+  static COBRA_DEVICE_MEMBER int token_place(int token, int chunk) {
     return token * kTokenBytes + (BITS == 16 ? swizzled_for_matrices(token, chunk) : swizzled<kTokenBytes>(token, chunk)) * 16;
   }
-  static COBRA_DEVICE int slot_of(int row) { return (row & ~15) | (row & 1) << 3 | (row >> 1 & 7); }
+  static COBRA_DEVICE_MEMBER int slot_of(int row) { return (row & ~15) | (row & 1) << 3 | (row >> 1 & 7); }
 
   // Begin the copies of inputs k0 .. k0 + kInputs. What lies outside becomes zero; a product with it is zero, since scales are finite.
-  COBRA_DEVICE void copy(unsigned char* stage, int k0) const {
+  COBRA_DEVICE_MEMBER void copy(unsigned char* stage, int k0) const {
     const int row_bytes = n_in / 8 * BITS, at = k0 / 8 * BITS;
     constexpr int kRowStep = kThreads / C::kCopiers, kTokenStep = kThreads / kChunksAToken;  // multiples of 16 rows and of 2 tokens: places repeat
     static_assert(kRowStep % 16 == 0 && kTokenStep % 2 == 0, "places are computed once");
@@ -159,7 +159,7 @@ struct Output {
   int n_out, tokens, stride, epilogue;
 
   // Rows row and row + 1 of a token.
-  COBRA_DEVICE void put(int token, int row, float2 v) const {
+  COBRA_DEVICE_MEMBER void put(int token, int row, float2 v) const {
     const bool both = row + 1 < n_out, together = both && (stride & 1) == 0;
     const size_t at = (size_t)token * stride + row;
     if (epilogue == kHalf) {
@@ -233,7 +233,6 @@ COBRA_DEVICE void products_of_stage(const unsigned char* rows, const unsigned ch
 template <int BITS, int MT, int NT, int WARPS_M, int WARPS_N, int STAGES>
 COBRA_DEVICE void product(const unsigned char* codes, const half* scales, const half* x, const Output& output, int n_out, int n_in, int group_shift, int tokens,
                           int x_stride, int inputs_a_split) {
-  typedef Codes<BITS> C;
   typedef Tile<BITS, MT, NT, WARPS_M, WARPS_N, STAGES> T;
   COBRA_SHARED(room);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
@@ -278,7 +277,7 @@ COBRA_DEVICE void product(const unsigned char* codes, const half* scales, const 
       COBRA_UNROLL for (int k = 0; k < 2; ++k)
         store(reinterpret_cast<float2*>(staged + (8 * n + 2 * t + k) * T::kPartStride + 2 * g), make_float2(sums[m][n][k], sums[m][n][2 + k]));
     sync_warp();
-    COBRA_KEEP_LOOP for (int i = lane; i < 64 * NT; i += 32) {
+    COBRA_UNROLL_BY(1) for (int i = lane; i < 64 * NT; i += 32) {
       const int token = tile.token0 + warp_token + i / 8, row = tile.row0 + warp_row + 16 * m + 2 * (i % 8);
       const float2 v = load(reinterpret_cast<const float2*>(staged + i / 8 * T::kPartStride + 2 * (i % 8)));
       if (token < tokens && row < n_out) output.put(token, row, v);
@@ -314,3 +313,45 @@ COBRA_GEMM(8, large, 2, 8, 4, 2, 2)
 COBRA_GEMM(16, small, 1, 2, 4, 1, 4)
 COBRA_GEMM(16, medium, 2, 8, 4, 1, 2)
 COBRA_GEMM(16, large, 4, 8, 2, 2, 3)
+
+// What the splits of a product became, summed in their order. parts: (splits, tokens, width) float32.
+namespace splits {
+constexpr int kThreads = 128;
+COBRA_DEVICE float sum(const float* parts, int n, size_t i, size_t stride) {
+  float v = 0.f;
+  for (int s = 0; s < n; ++s) v += load(parts + s * stride + i);
+  return v;
+}
+}  // namespace splits
+
+// out (tokens, width), out_stride apart: as `epilogue` of a product says, but for softplus and parts. A grid of (ceil(width / 128), tokens).
+COBRA_KERNEL(splits::kThreads, sum_splits)(const float* __restrict__ parts, void* out, int n, int tokens, int width, int out_stride, int epilogue) {
+  const int i = blockIdx.x * splits::kThreads + threadIdx.x, token = blockIdx.y;
+  if (i >= width) return;
+  const float v = splits::sum(parts, n, (size_t)token * width + i, (size_t)tokens * width);
+  const size_t at = (size_t)token * out_stride + i;
+  if (epilogue == gemm::kHalf) {
+    store(static_cast<half*>(out) + at, to_half(fminf(fmaxf(v, -gemm::kLargestHalf), gemm::kLargestHalf)));
+  } else {
+    float* to = static_cast<float*>(out) + at;
+    store(to, epilogue == gemm::kAdd ? load(to) + v : v);
+  }
+}
+COBRA_EXPORT(sum_splits)
+
+// x_proj's product taken apart, for dt_proj and the scan: low: (tokens, low_stride) float16, saturated, the first dt_rank columns and then zeros; bc:
+// (tokens, 2 states) float32, B and C, each d_state columns and then zeros. parts: (splits, tokens, dt_rank + 2 d_state). A grid of
+// (ceil((low_stride + 2 states) / 128), tokens).
+COBRA_KERNEL(splits::kThreads, split_projection)
+(const float* __restrict__ parts, half* __restrict__ low, float* __restrict__ bc, int n, int tokens, int dt_rank, int low_stride, int d_state, int states) {
+  const int i = blockIdx.x * splits::kThreads + threadIdx.x, token = blockIdx.y, width = dt_rank + 2 * d_state, state = i - low_stride;
+  if (i >= low_stride + 2 * states) return;
+  const int from = i < low_stride ? (i < dt_rank ? i : -1) : state % states < d_state ? dt_rank + state / states * d_state + state % states : -1;
+  const float v = from < 0 ? 0.f : splits::sum(parts, n, (size_t)token * width + from, (size_t)tokens * width);
+  if (i < low_stride) {
+    store(low + (size_t)token * low_stride + i, to_half(fminf(fmaxf(v, -gemm::kLargestHalf), gemm::kLargestHalf)));
+  } else {
+    store(bc + (size_t)token * 2 * states + state, v);
+  }
+}
+COBRA_EXPORT(split_projection)

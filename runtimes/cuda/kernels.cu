@@ -1,2 +1,0 @@
-// All kernels, one unit: one cubin an architecture.
-#include "gemm.cu"
