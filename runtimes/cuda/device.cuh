@@ -33,8 +33,11 @@ typedef unsigned long long uintptr_t;
 #define COBRA_KERNEL_OCCUPANCY(threads, blocks, name) extern "C" __global__ void __launch_bounds__(threads, blocks) name
 #define COBRA_EXPORT(name)
 #define COBRA_DEVICE __device__ __forceinline__
+#define COBRA_DEVICE_MEMBER __device__ __forceinline__
 #define COBRA_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #define COBRA_UNROLL _Pragma("unroll")
+#define COBRA_PRAGMA(text) _Pragma(#text)
+#define COBRA_UNROLL_BY(n) COBRA_PRAGMA(unroll n)
 
 typedef __half half;    // 16 bits
 typedef __half2 half2;  // two of them, the first in the low bits
@@ -49,6 +52,7 @@ template <class T> COBRA_DEVICE T shuffle(T v, int from, unsigned mask = kWholeW
 template <class T> COBRA_DEVICE T shuffle_xor(T v, int with, unsigned mask = kWholeWarp) { return __shfl_xor_sync(mask, v, with); }
 template <class T> COBRA_DEVICE T shuffle_down(T v, int by, unsigned mask = kWholeWarp) { return __shfl_down_sync(mask, v, by); }
 template <class T> COBRA_DEVICE T shuffle_up(T v, int by, unsigned mask = kWholeWarp) { return __shfl_up_sync(mask, v, by); }
+COBRA_DEVICE uint32_t max_of_warp(uint32_t v) { return __reduce_max_sync(kWholeWarp, v); }
 COBRA_DEVICE unsigned ballot(bool p, unsigned mask = kWholeWarp) { return __ballot_sync(mask, p); }
 
 // Reached by all threads of all blocks of a launch: true in all threads of the block that comes last, which may then read what the others wrote,

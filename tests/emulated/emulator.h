@@ -14,7 +14,9 @@
 
 // All of this is static: a function that kernels share with the emulator would be instrumented in one and called by the other.
 #define COBRA_DEVICE static inline
+#define COBRA_DEVICE_MEMBER inline
 #define COBRA_UNROLL
+#define COBRA_UNROLL_BY(n)
 #define COBRA_KERNEL(threads, name) static void name
 #define COBRA_KERNEL_OCCUPANCY(threads, blocks, name) static void name
 #define COBRA_EXPORT(name) static const emulated::Registered registered_##name(#name, name);
@@ -127,6 +129,13 @@ UNCHECKED static inline unsigned ballot(bool p, unsigned mask = kWholeWarp) {
   unsigned r = 0;
   for (int l = 0; l < 32; ++l) r |= (mask >> l & 1) && slots[l].words[0] ? 1u << l : 0;
   return r;
+}
+UNCHECKED static inline uint32_t max_of_warp(uint32_t v) {
+  emulated::Slot mine{};
+  mine.words[0] = v;
+  const emulated::Slot* slots = emulated::meet(kWholeWarp, mine);
+  for (int l = 0; l < 32; ++l) v = v < slots[l].words[0] ? slots[l].words[0] : v;
+  return v;
 }
 static inline bool last_block(unsigned* counter, unsigned* flag) { return emulated::last_block(counter, flag); }
 
