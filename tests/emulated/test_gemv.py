@@ -17,7 +17,23 @@ def multiply(emulator, matrix, x, out, *, norm=None, mean_of=None, eps=1e-5, add
     grid = -(-n_out // (16 if split else 64))
     if mean_of is x:
         mean_of = x.copy()  # arrays are copied to the device one by one
-    emulator.run(name, grid, 128, *matrix.arrays, x, norm, mean_of, eps, out, n_out, n_in, *matrix.layout, int(add), shared=shared, seed=seed)
+    emulator.run(
+        name,
+        grid,
+        128,
+        *matrix.arrays,
+        x,
+        norm,
+        mean_of,
+        eps,
+        out,
+        n_out,
+        n_in,
+        *matrix.layout,
+        int(add),
+        shared=shared,
+        seed=seed,
+    )
 
 
 def activations(n, seed=0):
@@ -38,7 +54,9 @@ def test_codes(emulator, scheme, split):
     assert_close(out, matrix.dense @ x, "product", "int16")
 
 
-@pytest.mark.parametrize("scheme, n_out, n_in", [("w4a16-g32", 1, 32), ("w8a16-channel", 17, 160), ("w3a16-g64", 65, 192), ("w4a16-g64", 64, 64)])
+@pytest.mark.parametrize(
+    "scheme, n_out, n_in", [("w4a16-g32", 1, 32), ("w8a16-channel", 17, 160), ("w3a16-g64", 65, 192), ("w4a16-g64", 64, 64)]
+)
 def test_sizes_that_fill_no_group(emulator, scheme, n_out, n_in):
     matrix, x = random_matrix(scheme, n_out, n_in), activations(n_in)
     for split in (False, True):
