@@ -6,13 +6,15 @@
 // x_proj; the block that comes last adds the blocks' sums, in their order: no launch more, and the same bits every time.
 //
 // xz (2 n_inner,) float32, its first half is read. *state: (n_layer, n_inner, d_conv) float32, the newest last; `layer`'s is changed. taps (n_inner,
-// d_conv), bias and u (n_inner,) float32. x_proj (n_rows, n_inner): codes and scales as for gemv, or float16 (conv_step_f16, any n_inner).
+// d_conv), bias and u (n_inner,) float32. x_proj (n_rows, n_inner): codes and scales as for gemv, or float16 (n_rows, row_stride), row_stride
+// even, whatever lies behind n_inner.
 // partials (blocks, n_rows) float32 and arrived, 0, are scratch. projected (n_rows,) float32.
 // Grid: n_inner / 128 rounded up, 128 threads. Shared memory: 1024 bytes + Rounded::bytes(128).
 #include "rounded.cuh"
 
-namespace cobra {
-namespace {
+namespace conv_step {
+
+using namespace cobra;
 
 constexpr int kSlice = kGroup;  // channels of a block
 constexpr int kHead = 1024;     // bytes of shared memory: a flag, and the channels' values
@@ -50,8 +52,8 @@ COBRA_DEVICE void add_parts(const float* partials, float* projected, unsigned* a
 }
 
 template <int BITS>
-COBRA_DEVICE void conv_step(const uint8_t* codes, const half* scales, const float* xz, float* const* state, int layer, const float* taps, const float* bias, float* u,
-                            float* partials, float* projected, unsigned* arrived, int n_rows, int n_inner, int d_conv, int group_shift, int n_groups) {
+COBRA_DEVICE void step(const uint8_t* codes, const half* scales, const float* xz, float* const* state, int layer, const float* taps, const float* bias, float* u,
+                            float* partials, float* projected, unsigned* arrived, int n_rows, int n_inner, int d_conv, int group_shift) {
   using Block = Codes<BITS>;
   constexpr int kLanes = kSlice / Block::kInputs;  // of a row
   COBRA_SHARED(room);
@@ -64,7 +66,8 @@ COBRA_DEVICE void conv_step(const uint8_t* codes, const half* scales, const floa
   sync_block();
   rounded.fill(values, nullptr, nullptr, width, threadIdx.x >> 5, kWarps);
   sync_block();
-  const int blocks = n_inner / Block::kInputs, part = threadIdx.x % kLanes, b = blockIdx.x * kLanes + part;
+  const int blocks = n_inner / Block::kInputs, groups = groups_of(n_inner, group_shift), shift = group_shift - Block::kLogInputs;
+  const int part = threadIdx.x % kLanes, b = blockIdx.x * kLanes + part;
   for (int first = 0; first < n_rows; first += kThreads / kLanes) {
     const int row = first + threadIdx.x / kLanes;
     float sum = 0.f;
@@ -72,7 +75,7 @@ COBRA_DEVICE void conv_step(const uint8_t* codes, const half* scales, const floa
       const Block w[1] = {Block::at(codes + ((size_t)row * blocks + b) * Block::kBytes)};
       int total[1];
       multiply_blocks<BITS, 1>(w, rounded, part, total);
-      sum = (float)total[0] * (rounded.scales[0] * to_float(load_constant(scales + (size_t)row * n_groups + (b >> group_shift))));
+      sum = (float)total[0] * (rounded.scales[0] * to_float(load_constant(scales + (size_t)row * groups + (b >> shift))));
     }
     COBRA_UNROLL
     for (int d = 1; d < kLanes; d <<= 1) sum += shuffle_xor(sum, d);
@@ -81,15 +84,13 @@ COBRA_DEVICE void conv_step(const uint8_t* codes, const half* scales, const floa
   add_parts(partials, projected, arrived, room, n_rows);
 }
 
-}  // namespace
-}  // namespace cobra
+}  // namespace conv_step
 
 #define CONV_STEP(name, BITS)                                                                                                                         \
   COBRA_KERNEL(128, name)(const uint8_t* __restrict__ codes, const half* __restrict__ scales, const float* __restrict__ xz, float* const* state,      \
                           int layer, const float* __restrict__ taps, const float* __restrict__ bias, float* u, float* partials, float* projected,     \
-                          unsigned* arrived, int n_rows, int n_inner, int d_conv, int group_shift, int n_groups) {                                    \
-    cobra::conv_step<BITS>(codes, scales, xz, state, layer, taps, bias, u, partials, projected, arrived, n_rows, n_inner, d_conv, group_shift,        \
-                           n_groups);                                                                                                                 \
+                          unsigned* arrived, int n_rows, int n_inner, int d_conv, int group_shift) {                                    \
+    conv_step::step<BITS>(codes, scales, xz, state, layer, taps, bias, u, partials, projected, arrived, n_rows, n_inner, d_conv, group_shift);       \
   }                                                                                                                                                   \
   COBRA_EXPORT(name)
 
@@ -98,9 +99,10 @@ CONV_STEP(conv_step_w4, 4)
 CONV_STEP(conv_step_w3, 3)
 
 // 8 lanes a row.
-COBRA_KERNEL(128, conv_step_f16)(const half* __restrict__ weights, const float* __restrict__ xz, float* const* state, int layer, const float* __restrict__ taps,
-                                 const float* __restrict__ bias, float* u, float* partials, float* projected, unsigned* arrived, int n_rows, int n_inner, int d_conv) {
-  using namespace cobra;
+COBRA_KERNEL(128, conv_step_w16)(const half* __restrict__ weights, const float* __restrict__ xz, float* const* state, int layer, const float* __restrict__ taps,
+                                 const float* __restrict__ bias, float* u, float* partials, float* projected, unsigned* arrived, int n_rows, int n_inner, int d_conv,
+                                 int row_stride) {
+  using namespace conv_step;
   COBRA_SHARED(room);
   float* values = (float*)(room + 16);
   const int begin = blockIdx.x * kSlice, channel = begin + threadIdx.x, width = min(kSlice, n_inner - begin), lane8 = threadIdx.x & 7;
@@ -112,14 +114,11 @@ COBRA_KERNEL(128, conv_step_f16)(const half* __restrict__ weights, const float* 
     const int row = first + threadIdx.x / 8;
     float sum = 0.f;
     if (row < n_rows) {
-      const half* w = weights + (size_t)row * n_inner + begin;
-      if (n_inner % 2 == 0)
-        for (int i = 2 * lane8; i < width; i += 16) {
-          const float2 pair = to_floats(load_constant((const half2*)(w + i)));
-          sum += pair.x * values[i] + pair.y * values[i + 1];
-        }
-      else
-        for (int i = lane8; i < width; i += 8) sum += to_float(w[i]) * values[i];
+      const half* w = weights + (size_t)row * row_stride + begin;
+      for (int i = 2 * lane8; i < width; i += 16) {  // values behind the last channel are 0
+        const float2 pair = to_floats(load_constant((const half2*)(w + i)));
+        sum += pair.x * values[i] + pair.y * values[i + 1];
+      }
     }
     COBRA_UNROLL
     for (int d = 4; d; d >>= 1) sum += shuffle_xor(sum, d);
@@ -127,4 +126,4 @@ COBRA_KERNEL(128, conv_step_f16)(const half* __restrict__ weights, const float* 
   }
   add_parts(partials, projected, arrived, room, n_rows);
 }
-COBRA_EXPORT(conv_step_f16)
+COBRA_EXPORT(conv_step_w16)

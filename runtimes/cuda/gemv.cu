@@ -5,16 +5,17 @@
 // norm (n_in,) may be null, for ones; root is 1 / sqrt(mean of mean_of² + eps), or 1 where mean_of is null: x itself before a layer, the residual
 // stream before the head of a model whose stream is rotated. x, norm, mean_of and out are float32.
 //
-// gemv_w8, _w4, _w3: codes (n_out, n_in · bits / 8) as in a bundle, scales (n_out, n_groups) float16; block b of a row (16, 32 or 64 inputs) has the
-// scale b >> group_shift. gemv_f16: float16 (n_out, n_in), n_in a multiple of 8; gemv_f16_odd: any n_in.
+// gemv_w8, _w4, _w3: codes (n_out, n_in · bits / 8) as in a bundle, scales (n_out, n_in >> group_shift) float16, one a row where group_shift is 31.
+// gemv_w16: float16 (n_out, row_stride), row_stride a multiple of 8, whatever lies behind n_in; n_in is anything.
 //
 // A warp takes 16 rows, 8 lanes each: 128 neighbouring bytes of four rows at a time, four times. A block of 128 threads has 64 rows; with _split its
 // warps share 16 rows, each a quarter of the inputs: for matrices of few rows, on a GPU of many multiprocessors.
 // Grid: n_out / 64 or n_out / 16, rounded up. Shared memory: 512 bytes, and Rounded::bytes(min(n_in, 8192)) or 4 · min(n_in, 8192) bytes.
 #include "rounded.cuh"
 
-namespace cobra {
-namespace {
+namespace gemv {
+
+using namespace cobra;
 
 constexpr int kHead = 512;  // bytes of shared memory for sums between warps
 constexpr int kRows = 4;    // of a lane
@@ -64,19 +65,19 @@ COBRA_DEVICE void finish(float (&sum)[kRows], float squares, const Place<SPLIT>&
 }
 
 template <int BITS, bool SPLIT>
-COBRA_DEVICE void gemv(const uint8_t* codes, const half* scales, const float* x, const float* norm, const float* mean_of, float eps, float* out, int n_out, int n_in,
-                       int group_shift, int n_groups, int add) {
+COBRA_DEVICE void product(const uint8_t* codes, const half* scales, const float* x, const float* norm, const float* mean_of, float eps, float* out, int n_out, int n_in,
+                       int group_shift, int add) {
   using Block = Codes<BITS>;
   COBRA_SHARED(room);
   const Rounded<BITS> rounded(room + kHead, min(n_in, kTile));
   const Place<SPLIT> place;
-  const int all_blocks = n_in / Block::kInputs;
+  const int all_blocks = n_in / Block::kInputs, groups = groups_of(n_in, group_shift), shift = group_shift - Block::kLogInputs;
   const uint8_t* row_codes[kRows];
   const half* row_scales[kRows];
   COBRA_UNROLL
   for (int r = 0; r < kRows; ++r) {
     row_codes[r] = codes + (size_t)place.at(r, n_out) * all_blocks * Block::kBytes;
-    row_scales[r] = scales + (size_t)place.at(r, n_out) * n_groups;
+    row_scales[r] = scales + (size_t)place.at(r, n_out) * groups;
   }
   float sum[kRows] = {}, squares = 0.f;
   for (int tile = 0; tile < n_in; tile += kTile) {
@@ -98,80 +99,74 @@ COBRA_DEVICE void gemv(const uint8_t* codes, const half* scales, const float* x,
       int total[kRows];
       multiply_blocks<BITS, kRows>(now, rounded, b - begin, total);
       COBRA_UNROLL
-      for (int r = 0; r < kRows; ++r) sum[r] += (float)total[r] * (s * to_float(load_constant(row_scales[r] + (b >> group_shift))));
+      for (int r = 0; r < kRows; ++r) sum[r] += (float)total[r] * (s * to_float(load_constant(row_scales[r] + (b >> shift))));
     }
   }
   finish<SPLIT>(sum, squares, place, mean_of, eps, out, n_out, n_in, add, room);
 }
 
 // float16: activations stay float32. In shared memory the halves of 8 neighbours lie apart, so that 8 lanes read 128 neighbouring bytes.
-template <bool SPLIT, bool ODD>
-COBRA_DEVICE void gemv_float(const half* weights, const float* x, const float* norm, const float* mean_of, float eps, float* out, int n_out, int n_in, int add) {
-  constexpr int kInputs = ODD ? 1 : 8;
+template <bool SPLIT>
+COBRA_DEVICE void product_w16(const half* weights, const float* x, const float* norm, const float* mean_of, float eps, float* out, int n_out, int n_in, int row_stride,
+                              int add) {
+  constexpr int kInputs = 8;
   COBRA_SHARED(room);
   float* values = (float*)(room + kHead);
   const Place<SPLIT> place;
   float sum[kRows] = {}, squares = 0.f;
   for (int tile = 0; tile < n_in; tile += kTile) {
-    const int n = min(kTile, n_in - tile), blocks = n / kInputs;
+    const int n = min(kTile, row_stride - tile), blocks = n / kInputs;
     if (tile) sync_block();
     for (int i = threadIdx.x; i < n; i += kThreads) {
-      const float v = x[tile + i];
-      if (mean_of) {
+      const bool inside = tile + i < n_in;
+      const float v = inside ? x[tile + i] : 0.f;
+      if (mean_of && inside) {
         const float m = mean_of[tile + i];
         squares += m * m;
       }
-      values[ODD ? i : (i / 4 % 2 * blocks + i / 8) * 4 + i % 4] = norm ? v * norm[tile + i] : v;
+      values[(i / 4 % 2 * blocks + i / 8) * 4 + i % 4] = norm && inside ? v * norm[tile + i] : v;
     }
     sync_block();
     for (int b = place.first; b < blocks; b += place.step) {
-      if constexpr (ODD) {
-        COBRA_UNROLL
-        for (int r = 0; r < kRows; ++r) sum[r] += to_float(weights[(size_t)place.at(r, n_out) * n_in + tile + b]) * values[b];
-      } else {
-        const float4 v0 = load((const float4*)values + b), v1 = load((const float4*)values + blocks + b);
-        COBRA_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          const uint4 w = load_streaming((const uint4*)(weights + (size_t)place.at(r, n_out) * n_in + tile) + b);
-          const float2 a = to_floats(halves_of(w.x)), c = to_floats(halves_of(w.y)), d = to_floats(halves_of(w.z)), e = to_floats(halves_of(w.w));
-          sum[r] += a.x * v0.x;
-          sum[r] += a.y * v0.y;
-          sum[r] += c.x * v0.z;
-          sum[r] += c.y * v0.w;
-          sum[r] += d.x * v1.x;
-          sum[r] += d.y * v1.y;
-          sum[r] += e.x * v1.z;
-          sum[r] += e.y * v1.w;
-        }
+      const float4 v0 = load((const float4*)values + b), v1 = load((const float4*)values + blocks + b);
+      COBRA_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const uint4 w = load_streaming((const uint4*)(weights + (size_t)place.at(r, n_out) * row_stride + tile) + b);
+        const float2 a = to_floats(halves_of(w.x)), c = to_floats(halves_of(w.y)), d = to_floats(halves_of(w.z)), e = to_floats(halves_of(w.w));
+        sum[r] += a.x * v0.x;
+        sum[r] += a.y * v0.y;
+        sum[r] += c.x * v0.z;
+        sum[r] += c.y * v0.w;
+        sum[r] += d.x * v1.x;
+        sum[r] += d.y * v1.y;
+        sum[r] += e.x * v1.z;
+        sum[r] += e.y * v1.w;
       }
     }
   }
   finish<SPLIT>(sum, squares, place, mean_of, eps, out, n_out, n_in, add, room);
 }
 
-}  // namespace
-}  // namespace cobra
+}  // namespace gemv
 
-#define GEMV(name, BITS, SPLIT)                                                                                                                       \
+#define COBRA_GEMV(name, BITS, SPLIT)                                                                                                                 \
   COBRA_KERNEL(128, name)(const uint8_t* __restrict__ codes, const half* __restrict__ scales, const float* x, const float* __restrict__ norm,         \
-                          const float* mean_of, float eps, float* out, int n_out, int n_in, int group_shift, int n_groups, int add) {                 \
-    cobra::gemv<BITS, SPLIT>(codes, scales, x, norm, mean_of, eps, out, n_out, n_in, group_shift, n_groups, add);                                     \
+                          const float* mean_of, float eps, float* out, int n_out, int n_in, int group_shift, int add) {                               \
+    gemv::product<BITS, SPLIT>(codes, scales, x, norm, mean_of, eps, out, n_out, n_in, group_shift, add);                                             \
   }                                                                                                                                                   \
   COBRA_EXPORT(name)
-#define GEMV_FLOAT(name, SPLIT, ODD)                                                                                                                  \
+#define COBRA_GEMV_W16(name, SPLIT)                                                                                                                   \
   COBRA_KERNEL(128, name)(const half* __restrict__ weights, const float* x, const float* __restrict__ norm, const float* mean_of, float eps,          \
-                          float* out, int n_out, int n_in, int add) {                                                                                 \
-    cobra::gemv_float<SPLIT, ODD>(weights, x, norm, mean_of, eps, out, n_out, n_in, add);                                                             \
+                          float* out, int n_out, int n_in, int row_stride, int add) {                                                                 \
+    gemv::product_w16<SPLIT>(weights, x, norm, mean_of, eps, out, n_out, n_in, row_stride, add);                                                      \
   }                                                                                                                                                   \
   COBRA_EXPORT(name)
 
-GEMV(gemv_w8, 8, false)
-GEMV(gemv_w8_split, 8, true)
-GEMV(gemv_w4, 4, false)
-GEMV(gemv_w4_split, 4, true)
-GEMV(gemv_w3, 3, false)
-GEMV(gemv_w3_split, 3, true)
-GEMV_FLOAT(gemv_f16, false, false)
-GEMV_FLOAT(gemv_f16_split, true, false)
-GEMV_FLOAT(gemv_f16_odd, false, true)
-GEMV_FLOAT(gemv_f16_odd_split, true, true)
+COBRA_GEMV(gemv_w8, 8, false)
+COBRA_GEMV(gemv_w8_split, 8, true)
+COBRA_GEMV(gemv_w4, 4, false)
+COBRA_GEMV(gemv_w4_split, 4, true)
+COBRA_GEMV(gemv_w3, 3, false)
+COBRA_GEMV(gemv_w3_split, 3, true)
+COBRA_GEMV_W16(gemv_w16, false)
+COBRA_GEMV_W16(gemv_w16_split, true)

@@ -27,10 +27,14 @@ COBRA_DEVICE float softplus(float v) { return v > 20.f ? v : log1pf(expf(v)); }
 COBRA_DEVICE float4 times(float4 a, float4 b) { return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w); }
 COBRA_DEVICE float squared(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
+// Scales of a row: one for 2^group_shift inputs, one for all of them where that is 31.
+COBRA_DEVICE int groups_of(int n_in, int group_shift) { return group_shift < 31 ? n_in >> group_shift : 1; }
+
 // A block of a row's codes as it is loaded.
 template <int BITS> struct Codes {
   static constexpr int kRuns = BITS == 3 ? 4 : BITS == 4 ? 2 : 1;
   static constexpr int kInputs = 16 * kRuns;            // codes
+  static constexpr int kLogInputs = BITS == 3 ? 6 : BITS == 4 ? 5 : 4;
   static constexpr int kBytes = kInputs * BITS / 8;
   static constexpr int kZero = 1 << (BITS - 1);         // the code that stands for 0
   uint32_t low[4], top[BITS == 3 ? 2 : 1];

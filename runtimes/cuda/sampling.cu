@@ -10,13 +10,13 @@
 // target: found by its logit's bits from the highest to the lowest, two at a time.
 #include "device.cuh"
 
+namespace sampling {
+
 // What is asked of one choice; in device memory, so that a captured graph serves all.
 struct Choice {
   double temperature, top_p, uniform;
   int top_k, unused;
 };
-
-namespace {
 
 constexpr int kScanThreads = 256, kDrawThreads = 512;
 constexpr double kOne = 8796093022208.0;  // 2^43: 2^20 tokens of that weight stay below 2^63
@@ -137,10 +137,11 @@ COBRA_DEVICE Place reach(const Kept& kept, uint64_t target, Turns& turns, uint64
   return reached.last;
 }
 
-}  // namespace
+}  // namespace sampling
 
 // found (2 · blocks,) uint64 and arrived, 0, are scratch.
 COBRA_KERNEL(256, choose_likeliest)(const float* __restrict__ logits, int vocab, uint64_t* found, unsigned* arrived, int* token, int* not_finite, float* top) {
+  using namespace sampling;
   COBRA_SHARED(room);
   uint64_t* warps = (uint64_t*)(room + 16);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -172,7 +173,8 @@ COBRA_KERNEL(256, choose_likeliest)(const float* __restrict__ logits, int vocab,
 }
 COBRA_EXPORT(choose_likeliest)
 
-COBRA_KERNEL(256, choose_weigh)(const float* __restrict__ logits, int vocab, const float* __restrict__ top, const Choice* __restrict__ choice, uint64_t* weights) {
+COBRA_KERNEL(256, choose_weigh)(const float* __restrict__ logits, int vocab, const float* __restrict__ top, const sampling::Choice* __restrict__ choice, uint64_t* weights) {
+  using namespace sampling;
   for (int i = blockIdx.x * kScanThreads + threadIdx.x; i < vocab; i += gridDim.x * kScanThreads) {
     const double below = (double)logits[i] - (double)*top;  // before the division: it may overflow, to -infinity
     weights[i] = (uint64_t)(exp(below / choice->temperature) * kOne + 0.5);
@@ -181,8 +183,9 @@ COBRA_KERNEL(256, choose_weigh)(const float* __restrict__ logits, int vocab, con
 COBRA_EXPORT(choose_weigh)
 
 // Does nothing where a logit is not finite.
-COBRA_KERNEL(512, choose_drawn)(const float* __restrict__ logits, const uint64_t* __restrict__ weights, int vocab, const Choice* __restrict__ choice,
+COBRA_KERNEL(512, choose_drawn)(const float* __restrict__ logits, const uint64_t* __restrict__ weights, int vocab, const sampling::Choice* __restrict__ choice,
                                 const int* __restrict__ not_finite, int* token) {
+  using namespace sampling;
   COBRA_SHARED(room);
   if (*not_finite) return;
   Turns turns = {(uint64_t*)room, 0};

@@ -9,31 +9,15 @@ from .matrices import random_matrix, rounded_bytes
 TILE = 8192
 
 
-def multiply(emulator, matrix, x, out, *, norm=None, mean_of=None, eps=1e-5, add=False, split=False, odd=False, seed=0):
+def multiply(emulator, matrix, x, out, *, norm=None, mean_of=None, eps=1e-5, add=False, split=False, seed=0):
     n_out, n_in = matrix.dense.shape
-    name = f"gemv_{matrix.kind}" + "_odd" * odd + "_split" * split
-    bits = {"w8": 8, "w4": 4, "w3": 3}.get(matrix.kind)
-    shared = 512 + (4 * min(n_in, TILE) if bits is None else rounded_bytes(min(n_in, TILE), bits))
-    grid = -(-n_out // (16 if split else 64))
+    room = 4 * min(matrix.layout, TILE) if matrix.bits == 16 else rounded_bytes(min(n_in, TILE), matrix.bits)
     if mean_of is x:
         mean_of = x.copy()  # arrays are copied to the device one by one
     emulator.run(
-        name,
-        grid,
-        128,
-        *matrix.arrays,
-        x,
-        norm,
-        mean_of,
-        eps,
-        out,
-        n_out,
-        n_in,
-        *matrix.layout,
-        int(add),
-        shared=shared,
-        seed=seed,
-    )
+        f"gemv_w{matrix.bits}" + "_split" * split, -(-n_out // (16 if split else 64)), 128, *matrix.arrays, x, norm, mean_of, eps,
+        out, n_out, n_in, matrix.layout, int(add), shared=512 + room, seed=seed,
+    )  # fmt: skip
 
 
 def activations(n, seed=0):
@@ -76,11 +60,11 @@ def test_more_inputs_than_shared_memory_has_room_for(emulator, scheme):
 
 
 @pytest.mark.parametrize("split", [False, True])
-@pytest.mark.parametrize("n_in, odd", [(384, False), (8, False), (37, True)])
-def test_float16(emulator, n_in, odd, split):
+@pytest.mark.parametrize("n_in", [384, 8, 37])
+def test_float16(emulator, n_in, split):
     matrix, x = random_matrix("fp16", 70, n_in), activations(n_in)
     out = np.full(70, np.nan, np.float32)
-    multiply(emulator, matrix, x, out, split=split, odd=odd)
+    multiply(emulator, matrix, x, out, split=split)
     assert_close(out, matrix.dense @ x, "product", "float32")
 
 

@@ -16,14 +16,6 @@ def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_embedding(emulator, scheme):
-    matrix, tokens = random_matrix(scheme, 20, 384), np.array([19, 0, 7, 7], np.int32)
-    out = np.full((4, 384), np.nan, np.float32)
-    emulator.run(f"embed_{matrix.kind}", (2, 4), 256, *matrix.arrays, tokens, out, 384, *matrix.layout)
-    assert np.array_equal(out, matrix.dense[tokens])
-
-
 @pytest.mark.parametrize("scheme, n_inner, n_rows, d_conv", [
     *((scheme, 384, 40, 4) for scheme in SCHEMES),
     ("w4a16-g32", 160, 3, 2), ("w3a16-g64", 192, 65, 8), ("fp16", 130, 9, 3), ("fp16", 77, 200, 4), ("w8a16-channel", 32, 1, 4),
@@ -41,10 +33,9 @@ def test_convolution_and_x_proj(emulator, scheme, n_inner, n_rows, d_conv):
         u, projected = np.full(n_inner, np.nan, np.float32), np.full(n_rows, np.nan, np.float32)
         partials, arrived = np.full((blocks, n_rows), np.nan, np.float32), np.zeros(1, np.uint32)
         address = emulator.address_of(state)
-        bits = {"w8": 8, "w4": 4, "w3": 3, "f16": 3}[matrix.kind]
         emulator.run(
-            f"conv_step_{matrix.kind}", blocks, 128, *matrix.arrays, xz, np.array([address], np.uint64), layer, taps, bias, u,
-            partials, projected, arrived, n_rows, n_inner, d_conv, *matrix.layout, shared=1024 + rounded_bytes(128, bits), seed=seed,
+            f"conv_step_w{matrix.bits}", blocks, 128, *matrix.arrays, xz, np.array([address], np.uint64), layer, taps, bias, u,
+            partials, projected, arrived, n_rows, n_inner, d_conv, matrix.layout, shared=1024 + rounded_bytes(128, min(matrix.bits, 8)), seed=seed,
         )  # fmt: skip
         moved = emulator.fetch(address, state)
         assert np.array_equal(moved, expected_state) and arrived[0] == 0
@@ -72,10 +63,10 @@ def test_selective_state_update(emulator, scheme, n_inner, dt_rank, d_state):
     found = []
     for seed in (0, 1):
         y, address = np.full(n_inner, np.nan, np.float32), emulator.address_of(state)
-        shared = -(-4 * (dt_rank + 2 * d_state) // 16) * 16 + (rounded_bytes(dt_rank, 8) if matrix.kind == "w8" else 0)
+        shared = -(-4 * (dt_rank + 2 * d_state) // 16) * 16 + (rounded_bytes(dt_rank, 8) if matrix.bits == 8 else 0)
         emulator.run(
-            f"selective_state_update_{matrix.kind}", -(-n_inner // 16), 128, projected, *matrix.arrays, bias, A, D, xz, u,
-            np.array([address], np.uint64), layer, y, n_inner, dt_rank, d_state, *matrix.layout, shared=shared, seed=seed,
+            f"selective_state_update_w{matrix.bits}", -(-n_inner // 16), 128, projected, *matrix.arrays, bias, A, D, xz, u,
+            np.array([address], np.uint64), layer, y, n_inner, dt_rank, d_state, matrix.layout, shared=shared, seed=seed,
         )  # fmt: skip
         found.append((y, emulator.fetch(address, state)))
     assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
