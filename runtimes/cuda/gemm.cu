@@ -319,7 +319,7 @@ namespace splits {
 constexpr int kThreads = 128;
 COBRA_DEVICE float sum(const float* parts, int n, size_t i, size_t stride) {
   float v = 0.f;
-  for (int s = 0; s < n; ++s) v += load(parts + s * stride + i);
+  COBRA_UNROLL_BY(1) for (int s = 0; s < n; ++s) v += load(parts + s * stride + i);
   return v;
 }
 }  // namespace splits
