@@ -117,10 +117,10 @@ COBRA_KERNEL(scan::kThreads, scan_rows)
   using namespace scan;
   const Place place(lanes, d_inner);
   const int states = lanes * kStates, chunk = blockIdx.y, begin = chunk * length, n_tokens = min(length, tokens - begin);
-  float rate[kStates], h[kStates];
+  float rate[kStates], h[kStates] = {};
   read_states(A, place, d_state, kLog2E, rate);
   if (gridDim.y == 1) {
-    read_states(state, place, d_state, 1.f, h);
+    if (place.inside) read_states(state, place, d_state, 1.f, h);  // who is outside would read what a neighbour writes
   } else {
     const float* at = slot(const_cast<float*>(local), min(chunk, 1), states, d_inner, place);
     COBRA_UNROLL for (int n = 0; n < kStates; ++n) h[n] = load(at + (size_t)n * d_inner);

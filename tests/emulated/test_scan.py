@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 
 from cobra_edge.decode.cuda.tiles import ScanLaunch, scan_launch
 
 from ..tolerance import assert_close
-from .kernels import Emulator
-
-
-@cache
-def emulator(kind: str = "checked") -> Emulator:
-    return Emulator(kind)
 
 
 def inputs(tokens, d_inner, d_state, seed=0):
@@ -45,7 +37,7 @@ def reference(v):
     return np.array(ys), h
 
 
-def run(v, launch, kind="checked", seed=0):
+def run(emulator, v, launch, seed=0):
     """Return y, and leave the last state in v["state"]."""
     tokens, d_inner = v["u"].shape
     d_state, states = v["A"].shape[1], launch.states
@@ -56,13 +48,13 @@ def run(v, launch, kind="checked", seed=0):
     sizes = (d_inner, d_state, launch.lanes)
     if launch.chunks > 1:
         assert local.size + sums.size == launch.local_floats(d_inner)
-        emulator(kind).run(
+        emulator.run(
             "scan_chunks", (launch.blocks, launch.chunks - 1), launch.threads, v["u"], v["delta"], v["A"], bc, v["state"],
             local, sums, launch.length, *sizes, d_inner, seed=seed,
         )  # fmt: skip
     y = np.full((tokens, d_inner + 8), 7, np.float16)
     z = np.ascontiguousarray(v["xz"][:, d_inner:])
-    emulator(kind).run(
+    emulator.run(
         "scan_rows", (launch.blocks, launch.chunks), launch.threads, v["u"], v["delta"], v["A"], bc, v["D"], z, v["state"],
         local, sums, y, tokens, launch.length, *sizes, d_inner, d_inner, d_inner + 8, seed=seed,
     )  # fmt: skip
@@ -80,49 +72,49 @@ def cut(d_inner, d_state, tokens, chunks):
 @pytest.mark.parametrize("tokens", [1, 63, 129])
 @pytest.mark.parametrize("chunks", [1, 2, 5])
 @pytest.mark.parametrize("d_inner, d_state", [(200, 16), (33, 7), (50, 40)])
-def test_it_is_the_recurrence(tokens, chunks, d_inner, d_state):
+def test_it_is_the_recurrence(emulator, tokens, chunks, d_inner, d_state):
     v = inputs(tokens, d_inner, d_state)
     expected, last = reference(v)
     launch = cut(d_inner, d_state, tokens, chunks)
-    assert_close(run(v, launch), expected, "scan", "float16")
+    assert_close(run(emulator, v, launch), expected, "scan", "float16")
     assert_close(v["state"], last, "scan")
 
 
-def test_the_state_is_carried_from_call_to_call():
+def test_the_state_is_carried_from_call_to_call(emulator):
     v = inputs(70, 40, 16)
     whole, last = reference(v)
     parts = []
     for part, chunks in ((slice(0, 1), 1), (slice(1, 40), 3), (slice(40, 70), 1)):
         some = v | {name: v[name][part] for name in ("u", "delta", "B", "C", "xz")}
-        parts.append(run(some, cut(40, 16, len(some["u"]), chunks)))
+        parts.append(run(emulator, some, cut(40, 16, len(some["u"]), chunks)))
     assert_close(np.concatenate(parts), whole, "scan", "float16")
     assert_close(v["state"], last, "scan")
 
 
-def test_a_state_decays_to_nothing_and_nothing_overflows():
+def test_a_state_decays_to_nothing_and_nothing_overflows(emulator):
     v = inputs(40, 16, 16)
     v["delta"][:] = 50  # exp(-800) is 0 in float32
     v["u"][:, 0] = 60000
     expected, last = reference(v)
-    got = run(v, cut(16, 16, 40, 4))
+    got = run(emulator, v, cut(16, 16, 40, 4))
     assert_close(got, np.clip(expected, -65504, 65504), "scan", "float16")
     assert_close(v["state"], last, "scan")
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
-def test_the_order_of_threads_changes_no_bit(chunks):
+def test_the_order_of_threads_changes_no_bit(emulator, chunks):
     found = []
     for seed in range(2):
         v = inputs(50, 130, 16)
-        found.append((run(v, cut(130, 16, 50, chunks), seed=seed), v["state"]))
+        found.append((run(emulator, v, cut(130, 16, 50, chunks), seed=seed), v["state"]))
     assert np.array_equal(found[0][0], found[1][0]) and np.array_equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("d_inner, d_state", [(33, 7), (20, 16), (9, 33)])
-def test_nothing_outside_is_touched(d_inner, d_state):
+def test_nothing_outside_is_touched(emulator, d_inner, d_state):
     v = inputs(13, d_inner, d_state)
     expected, _ = reference(v)
-    assert_close(run(v, cut(d_inner, d_state, 13, 3), kind="sanitized"), expected, "scan", "float16")
+    assert_close(run(emulator, v, cut(d_inner, d_state, 13, 3)), expected, "scan", "float16")
 
 
 def test_a_small_gpu_does_the_exponentials_once_and_a_large_one_is_filled():

@@ -151,4 +151,3 @@ def norm_shared_bytes() -> int:
 def rotation_shared_bytes(width: int, *, with_norm: bool = False) -> int:
     """Return the shared memory of rotate_rows, or of norm_between_rotations, whose blocks take a row each."""
     return 4 * (2 * width + _ROW_WARPS) if with_norm else 4 * width
-
