@@ -1,0 +1,111 @@
+"""Memory on the GPU and beside it: blocks that are given back when nobody refers to them any more."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from ...errors import MachineError
+from .calls import call, driver
+from .device import Gpu
+
+ALIGNMENT = 256
+
+
+class DeviceBlock:
+    """Memory on the GPU that belongs to whoever refers to it.
+
+    Attributes:
+        address: a multiple of 256.
+        nbytes: its size.
+    """
+
+    def __init__(self, gpu: Gpu, nbytes: int, purpose: str) -> None:
+        """Allocate. Raises CudaError where there is no room."""
+        gpu.enter()
+        self.nbytes = nbytes
+        self.address = int(call(f"allocating {nbytes / 1e6:.1f} MB for {purpose}", "cuMemAlloc", max(nbytes, 1)))
+        weakref.finalize(self, _give_back, gpu, "cuMemFree", self.address).atexit = False
+
+
+class PinnedBlock:
+    """Memory of the host that the GPU copies from and to while the host goes on.
+
+    Attributes:
+        bytes: (nbytes,) uint8, zeros at first.
+    """
+
+    def __init__(self, gpu: Gpu, nbytes: int, purpose: str) -> None:
+        """Allocate. Raises CudaError where there is no room."""
+        gpu.enter()
+        self.address = int(call(f"pinning {nbytes / 1e6:.1f} MB for {purpose}", "cuMemHostAlloc", nbytes, 0))
+        weakref.finalize(self, _give_back, gpu, "cuMemFreeHost", self.address).atexit = False
+        self.bytes = np.asarray(_Memory(self, nbytes))
+        self.bytes[:] = 0
+
+
+class _Memory:
+    """An address as numpy takes it; the array keeps the block alive."""
+
+    def __init__(self, block: PinnedBlock, nbytes: int) -> None:
+        self._block = block
+        self.__array_interface__ = {"version": 3, "shape": (nbytes,), "typestr": "|u1", "data": (block.address, False)}
+
+
+def _give_back(gpu: Gpu, name: str, address: int) -> None:
+    """Free memory; where the GPU has failed it is gone anyway, and nobody waits for an answer."""
+    with suppress(MachineError):
+        gpu.enter()
+        call("giving memory back", name, address)
+
+
+class Layout:
+    """Where arrays lie in one block, each at a multiple of 256 bytes.
+
+    Attributes:
+        nbytes: of the block.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.nbytes = 0
+
+    def add(self, nbytes: int) -> int:
+        """Return the offset of the next array."""
+        offset = self.nbytes
+        self.nbytes += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        return offset
+
+
+def copy_in(address: int, array: np.ndarray, stream: Any, doing: str) -> None:
+    """Put a contiguous array onto a stream's way to the GPU; it may be changed when this returns."""
+    assert array.flags.c_contiguous
+    if array.nbytes:
+        call(doing, "cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
+
+
+def copy_out(array: np.ndarray, address: int, stream: Any, doing: str) -> None:
+    """Fill a contiguous array from the GPU; it may be read once the stream is done."""
+    assert array.flags.c_contiguous
+    if array.nbytes:
+        call(doing, "cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, stream)
+
+
+def copy_across(to: int, source: int, nbytes: int, stream: Any, doing: str) -> None:
+    """Copy on the GPU."""
+    call(doing, "cuMemcpyDtoDAsync", to, source, nbytes, stream)
+
+
+def slices(nbytes: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (begin, end) of pieces of at most that size."""
+    for begin in range(0, nbytes, size):
+        yield begin, min(begin + size, nbytes)
+
+
+def as_handle(kind: str, value: int) -> Any:
+    """Return an integer as one of cuda-bindings' handles, such as "CUstream"."""
+    return getattr(driver(), kind)(value)
