@@ -7,6 +7,7 @@ import numpy as np
 # (operation, dtype) -> largest relative RMS, largest absolute difference over the largest magnitude
 TOLERANCES = {
     ("decoder", "float32"): (1e-5, 1e-4),
+    ("decoder", "int16"): (5e-4, 2e-3),  # what enters a product rounded to 16-bit integers, a scale for 128; seen: see docs/log.md
     ("decoder", "float16"): (3e-3, 1e-2),  # the same decoder with its matrices rounded to float16 in another basis
     ("decoder", "float16 products"): (8e-3, 2e-2),  # what enters a product rounded to float16; seen: 4.8e-3 and 6.4e-3
     ("decoder", "int8"): (3e-2, 1e-1),

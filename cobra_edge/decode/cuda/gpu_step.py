@@ -17,7 +17,7 @@ from .calls import call
 from .gpu_state import GpuState
 from .gpu_weights import GpuLayer, GpuMatrix, GpuWeights
 from .launch import Address, Graph, Queue, blocks_of
-from .memory import DeviceBlock, Layout, PinnedBlock, copy_in, copy_out
+from .memory import DeviceBlock, Layout, copy_in, copy_out, pinned
 
 # What the host asks for, and what it is told: the GPU has both as bytes in this order. `choice` is what runtimes/cuda/sampling.cu calls so.
 _CHOICE = np.dtype([("temperature", "<f8"), ("top_p", "<f8"), ("uniform", "<f8"), ("top_k", "<i4"), ("unused", "<i4")])
@@ -73,10 +73,10 @@ class GpuStep:
         self._at = _Buffers(c, self._block.address)
         call("clearing buffers", "cuMemsetD8Async", self._at.asked, 0, self._block.nbytes, queue.stream)
         queue.wait("clearing buffers")
-        self._pinned = PinnedBlock(queue.gpu, 256 + 4 * c.vocab, "a token's inputs and outputs")
-        self._asked = self._pinned.bytes[: _ASKED.itemsize].view(_ASKED)
-        self._told = self._pinned.bytes[128 : 128 + _TOLD.itemsize].view(_TOLD)
-        self._logits = self._pinned.bytes[256:].view(np.float32)
+        self._pinned = pinned(queue.gpu, 256 + 4 * c.vocab, "a token's inputs and outputs")
+        self._asked = self._pinned[: _ASKED.itemsize].view(_ASKED)
+        self._told = self._pinned[128 : 128 + _TOLD.itemsize].view(_TOLD)
+        self._logits = self._pinned[256:].view(np.float32)
         self._conv_cell, self._ssm_cell = (Address(self._at.asked + _ASKED.fields[n][1]) for n in ("conv", "ssm"))
         self._token_cell, self._choice_cell = (Address(self._at.asked + _ASKED.fields[n][1]) for n in ("token", "choice"))
 
@@ -151,7 +151,7 @@ class GpuStep:
         self._asked["conv"], self._asked["ssm"] = state.conv_address, state.ssm_address
 
     def _fetch_asked(self) -> None:
-        copy_in(self._at.asked, self._pinned.bytes[: _ASKED.itemsize], self._queue.stream, "copying a token to the GPU")
+        copy_in(self._at.asked, self._pinned[: _ASKED.itemsize], self._queue.stream, "copying a token to the GPU")
 
     def _read_token(self) -> None:
         self._fetch_asked()
@@ -243,7 +243,7 @@ class GpuStep:
                 "choose_drawn", (1, 1, 1), _DRAW_THREADS, at.logits, at.weights, vocab, choice, not_finite, token,
                 shared_bytes=2 * 3 * 8 * (_DRAW_THREADS // 32),
             )  # fmt: skip
-        copy_out(self._pinned.bytes[128 : 128 + _TOLD.itemsize], at.told, queue.stream, "copying a token to the host")
+        copy_out(self._pinned[128 : 128 + _TOLD.itemsize], at.told, queue.stream, "copying a token to the host")
 
 
 def embed_rows(queue: Queue, matrix: GpuMatrix, tokens: Address, n: int, out: Address) -> None:

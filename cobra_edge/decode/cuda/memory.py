@@ -32,28 +32,24 @@ class DeviceBlock:
         weakref.finalize(self, _give_back, gpu, "cuMemFree", self.address).atexit = False
 
 
-class PinnedBlock:
-    """Memory of the host that the GPU copies from and to while the host goes on.
+def pinned(gpu: Gpu, nbytes: int, purpose: str) -> np.ndarray:
+    """Return memory of the host that the GPU copies from and to while the host goes on: (nbytes,) uint8, zeros.
 
-    Attributes:
-        bytes: (nbytes,) uint8, zeros at first.
+    Raises CudaError where there is no room.
     """
-
-    def __init__(self, gpu: Gpu, nbytes: int, purpose: str) -> None:
-        """Allocate. Raises CudaError where there is no room."""
-        gpu.enter()
-        self.address = int(call(f"pinning {nbytes / 1e6:.1f} MB for {purpose}", "cuMemHostAlloc", nbytes, 0))
-        weakref.finalize(self, _give_back, gpu, "cuMemFreeHost", self.address).atexit = False
-        self.bytes = np.asarray(_Memory(self, nbytes))
-        self.bytes[:] = 0
+    gpu.enter()
+    address = int(call(f"pinning {nbytes / 1e6:.1f} MB for {purpose}", "cuMemHostAlloc", nbytes, 0))
+    there = np.asarray(_Pinned(gpu, address, nbytes))
+    there[:] = 0
+    return there
 
 
-class _Memory:
-    """An address as numpy takes it; the array keeps the block alive."""
+class _Pinned:
+    """Pinned memory as numpy takes it; it is given back when no array looks into it any more."""
 
-    def __init__(self, block: PinnedBlock, nbytes: int) -> None:
-        self._block = block
-        self.__array_interface__ = {"version": 3, "shape": (nbytes,), "typestr": "|u1", "data": (block.address, False)}
+    def __init__(self, gpu: Gpu, address: int, nbytes: int) -> None:
+        self.__array_interface__ = {"version": 3, "shape": (nbytes,), "typestr": "|u1", "data": (address, False)}
+        weakref.finalize(self, _give_back, gpu, "cuMemFreeHost", address).atexit = False
 
 
 def _give_back(gpu: Gpu, name: str, address: int) -> None:
