@@ -1,4 +1,4 @@
-"""mamba-ssm and causal-conv1d behind the model's contracts: stand-ins of what they promise, and each reason not to take them."""
+"""mamba-ssm and causal-conv1d behind the model's contracts: stand-ins of what they promise, each reason not to take them."""
 
 import logging
 import sys
