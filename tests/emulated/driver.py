@@ -26,7 +26,7 @@ class FakeDriver:
             getattr(self._library, name).restype = ctypes.c_ulonglong
         for name in ("fake_calls", "fake_launches"):
             getattr(self._library, name).restype = ctypes.c_long
-        for name in ("fake_last_call", "fake_last_error"):
+        for name in ("fake_last_call", "fake_failed_call", "fake_last_error"):
             getattr(self._library, name).restype = ctypes.c_char_p
 
     def plug_in(self, gpu: str = RTX_4090) -> None:
@@ -43,6 +43,10 @@ class FakeDriver:
     def refuse_modules(self, code: int) -> None:
         """Have every module refused with an error; 0 for none."""
         self._library.fake_module_error(code)
+
+    def run_no_kernels(self) -> None:
+        """Have kernels do nothing until a GPU is plugged in again: for tests of the host alone."""
+        self._library.fake_runs_kernels(0)
 
     def seed(self, seed: int) -> None:
         """Set the order of threads."""
@@ -77,6 +81,11 @@ class FakeDriver:
     def last_call(self) -> str:
         """The name of the newest call."""
         return bytes(self._library.fake_last_call()).decode()
+
+    @property
+    def failed_call(self) -> str:
+        """The name of the call that failed as it was told to."""
+        return bytes(self._library.fake_failed_call()).decode()
 
     @property
     def last_error(self) -> str:
