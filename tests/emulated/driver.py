@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import json
 import lzma
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+
+import pytest
 
 from .build import compiled
 
@@ -109,3 +115,22 @@ def write_kernels(file: Path, names: tuple[str, ...] = ("sm_80", "sm_87", "sm_89
     index = json.dumps({"format": 1, "sources": "", "images": entries}).encode()
     file.write_bytes(lzma.compress(b"CobraGPU" + struct.pack("<I", len(index)) + index + b"".join(images)))
     return file
+
+
+@cache
+def _fake_driver() -> FakeDriver:
+    return FakeDriver()
+
+
+@contextmanager
+def plugged_in(directory: Path) -> Iterator[FakeDriver]:
+    """Plug an emulated GPU in, with kernels installed in a directory; unplugged afterwards."""
+    from cobra_edge.decode.cuda import library
+
+    kernels, driver = write_kernels(directory / "kernels.xz"), _fake_driver()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "kernels_file", lambda: kernels)
+        driver.plug_in()
+        yield driver
+    gc.collect()
+    driver.plug_in("")

@@ -1,6 +1,5 @@
 """What goes wrong on a GPU: refusals before work, and an error at every single call of the driver."""
 
-import gc
 import re
 import subprocess
 import sys
@@ -62,7 +61,6 @@ def test_an_error_at_every_call_of_the_driver(gpu, code):
     gpu.plug_in()
     gpu.run_no_kernels()
     use(weights)
-    gc.collect()
     for nth in range(1, gpu.calls + 1):
         gpu.plug_in()
         gpu.run_no_kernels()
@@ -72,9 +70,7 @@ def test_an_error_at_every_call_of_the_driver(gpu, code):
         except MachineError as error:
             told.add(re.sub(r"\d[\d.]*", "N", str(error)))
         else:
-            gc.collect()
             assert gpu.failed_call in GIVING_BACK | {"cuCtxSetCurrent"}, (nth, gpu.failed_call)  # which comes before one of them
-        gc.collect()
         assert gpu.failed_call in GIVING_BACK or gpu.in_use == 0, (nth, gpu.failed_call)
         use(weights)
     assert len(told) > 10 and all(re.search("GPU|driver|no room", text) for text in told), told
