@@ -30,7 +30,9 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90")
 PTX = "compute_80"
 NVRTC = (12, 6)
 SOURCES = Path(__file__).parent
-_OPTIONS = ("--std=c++17", "--ptxas-options=-v")
+# Instructions are 16 bytes, so what a byte is depends on its place among 16: what xz is told, for 2 % less.
+_SASS = {"lc": 1, "lp": 3, "pb": 4}
+_OPTIONS = ("--std=c++17", "-default-device", "--ptxas-options=-v")
 
 
 class CompileError(Exception):
@@ -166,7 +168,7 @@ def packed(images: list[Image], source: str) -> bytes:
         entries.append(entry)
     index = json.dumps({"format": FORMAT, "sources": source, "images": entries}, sort_keys=True).encode()
     plain = b"".join([MAGIC, struct.pack("<I", len(index)), index, *(image.data for image in images)])
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, **_SASS}]
     return lzma.compress(plain, check=lzma.CHECK_CRC64, filters=filters)
 
 

@@ -17,7 +17,7 @@ template <int BITS> COBRA_DEVICE int code(const uint8_t* row, int i) {
 template <int BITS>
 COBRA_DEVICE void look_up(const uint8_t* codes, const half* scales, const int* tokens, float* out, int width, int group_shift) {
   const size_t row = load_constant(tokens + blockIdx.x);
-  for (int i = threadIdx.x; i < width; i += kThreads) {
+  COBRA_UNROLL_BY(1) for (int i = threadIdx.x; i < width; i += kThreads) {
     float v;
     if (BITS == 16) {
       v = to_float(load_constant(reinterpret_cast<const half*>(codes) + row * width + i));

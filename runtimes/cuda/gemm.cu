@@ -129,7 +129,7 @@ template <int BITS, int MT, int NT, int WARPS_M, int WARPS_N, int STAGES> struct
       const unsigned char* from = codes + (size_t)(row0 + row) * row_bytes + at + part * kShare;
       const int inside = row_bytes - at - part * kShare;  // bytes of the row from there on
       int rows_left = n_out - row0 - row;
-      COBRA_UNROLL for (int j = 0; j < kRows / kRowStep; ++j) {
+      COBRA_UNROLL_BY(1) for (int j = 0; j < kRows / kRowStep; ++j) {  // unrolled, its addresses take registers that products need
         COBRA_UNROLL for (int u = 0; u < kShare; u += C::kCopy) {
           if (C::kCopy == 16) {
             copy_ahead_16(to + j * kRowStep * C::kRowBytes, from, rows_left > 0 && inside > 0);
@@ -144,7 +144,7 @@ template <int BITS, int MT, int NT, int WARPS_M, int WARPS_N, int STAGES> struct
     unsigned char* to = stage + kCodesBytes + token_place(token, chunk);
     const half* from = x + (size_t)(token0 + token) * x_stride + k;
     int tokens_left = k < n_in ? tokens - token0 - token : 0;
-    COBRA_UNROLL for (int j = 0; j < kTokens / kTokenStep; ++j) {
+    COBRA_UNROLL_BY(1) for (int j = 0; j < kTokens / kTokenStep; ++j) {
       copy_ahead_16(to + j * kTokenStep * kTokenBytes, from, tokens_left > 0);
       from += (size_t)kTokenStep * x_stride, tokens_left -= kTokenStep;
     }
@@ -210,20 +210,20 @@ COBRA_DEVICE void products_of_stage(const unsigned char* rows, const unsigned ch
     }
   } else {
     COBRA_UNROLL for (int h = 0; h < 2; ++h) {
-      uint32_t a[MT][4][4];
+      C codes[MT][2];
       COBRA_UNROLL for (int m = 0; m < MT; ++m)
-        COBRA_UNROLL for (int r = 0; r < 2; ++r) {
-          C codes;
-          codes.read(rows, warp_row + 16 * m + 8 * r + g, t, h);
-          COBRA_UNROLL for (int i = 0; i < 4; ++i) codes.pairs(i, scale[m][r], a[m][i][r], a[m][i][2 + r]);
-        }
-      COBRA_UNROLL for (int n = 0; n < NT; ++n) {
-        const int token = warp_token + 8 * n + g;
-        COBRA_UNROLL for (int half = 0; half < 2; ++half) {
+        COBRA_UNROLL for (int r = 0; r < 2; ++r) codes[m][r].read(rows, warp_row + 16 * m + 8 * r + g, t, h);
+      COBRA_UNROLL for (int half = 0; half < 2; ++half) {
+        uint32_t a[MT][2][4];
+        COBRA_UNROLL for (int m = 0; m < MT; ++m)
+          COBRA_UNROLL for (int r = 0; r < 2; ++r)
+            COBRA_UNROLL for (int i = 0; i < 2; ++i) codes[m][r].pairs(2 * half + i, scale[m][r], a[m][i][r], a[m][i][2 + r]);
+        COBRA_UNROLL for (int n = 0; n < NT; ++n) {
+          const int token = warp_token + 8 * n + g;
           const uint4 x = load(reinterpret_cast<const uint4*>(activations + T::token_place(token, 4 * t + 2 * half + h)));
           const uint32_t first[2] = {x.x, x.y}, second[2] = {x.z, x.w};
-          COBRA_UNROLL for (int m = 0; m < MT; ++m) mma_16x8x16(sums[m][n], a[m][2 * half], first);
-          COBRA_UNROLL for (int m = 0; m < MT; ++m) mma_16x8x16(sums[m][n], a[m][2 * half + 1], second);
+          COBRA_UNROLL for (int m = 0; m < MT; ++m) mma_16x8x16(sums[m][n], a[m][0], first);
+          COBRA_UNROLL for (int m = 0; m < MT; ++m) mma_16x8x16(sums[m][n], a[m][1], second);
         }
       }
     }
@@ -319,7 +319,7 @@ namespace splits {
 constexpr int kThreads = 128;
 COBRA_DEVICE float sum(const float* parts, int n, size_t i, size_t stride) {
   float v = 0.f;
-  for (int s = 0; s < n; ++s) v += load(parts + s * stride + i);
+  COBRA_UNROLL_BY(1) for (int s = 0; s < n; ++s) v += load(parts + s * stride + i);
   return v;
 }
 }  // namespace splits

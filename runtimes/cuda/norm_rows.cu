@@ -32,7 +32,7 @@ COBRA_DEVICE float sum_of_block(float v, float* between) {
 COBRA_DEVICE void butterflies(float* row, int width, int p) {
   int half = 1;
   for (; half * 2 < p; half *= 4) {
-    for (int i = threadIdx.x; i < width / 4; i += kThreads) {
+    COBRA_UNROLL_BY(1) for (int i = threadIdx.x; i < width / 4; i += kThreads) {
       float* at = row + i / half * 4 * half + i % half;
       const float a = load(at), b = load(at + half), c = load(at + 2 * half), d = load(at + 3 * half);
       const float ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
@@ -41,7 +41,7 @@ COBRA_DEVICE void butterflies(float* row, int width, int p) {
     sync_block();
   }
   if (half < p) {
-    for (int i = threadIdx.x; i < width / 2; i += kThreads) {
+    COBRA_UNROLL_BY(1) for (int i = threadIdx.x; i < width / 2; i += kThreads) {
       float* at = row + i / half * 2 * half + i % half;
       const float a = load(at), b = load(at + half);
       store(at, a + b), store(at + half, a - b);
@@ -54,18 +54,18 @@ COBRA_DEVICE void butterflies(float* row, int width, int p) {
 // what is at i of the result. Four parts of a column at a time, which share the reading.
 template <class EMIT> COBRA_DEVICE void mix(const float* row, const uint32_t* signs, int m, int p, float scale, EMIT emit) {
   if (m == 1) {
-    for (int i = threadIdx.x; i < p; i += kThreads) emit(i, load(row + i) * scale);
+    COBRA_UNROLL_BY(1) for (int i = threadIdx.x; i < p; i += kThreads) emit(i, load(row + i) * scale);
     return;
   }
   const int words = (m + 31) / 32;  // m is a multiple of four
-  for (int item = threadIdx.x; item < m / 4 * p; item += kThreads) {
+  COBRA_UNROLL_BY(1) for (int item = threadIdx.x; item < m / 4 * p; item += kThreads) {
     const int column = item % p, part = item / p * 4;
     float sum[4] = {};
-    for (int w = 0; w < words; ++w) {
+    COBRA_UNROLL_BY(1) for (int w = 0; w < words; ++w) {
       uint32_t sign[4];
       COBRA_UNROLL for (int i = 0; i < 4; ++i) sign[i] = load_constant(signs + (part + i) * words + w);
       const int most = min(32, m - 32 * w);
-      for (int k = 0; k < most; ++k) {
+      COBRA_UNROLL_BY(4) for (int k = 0; k < most; ++k) {
         const uint32_t v = bits_of(load(row + (32 * w + k) * p + column));
         COBRA_UNROLL for (int i = 0; i < 4; ++i) {
           sum[i] += float_of(v ^ (sign[i] & 1) << 31);
@@ -89,16 +89,16 @@ COBRA_KERNEL(rows::kThreads, norm_rows)
   half* to = out + (size_t)blockIdx.x * out_stride;
   float squares = 0.f;
   if (((width | out_stride) & 3) == 0) {
-    for (int i = 4 * threadIdx.x; i < width; i += 4 * kThreads) {
+    COBRA_UNROLL_BY(1) for (int i = 4 * threadIdx.x; i < width; i += 4 * kThreads) {
       const float4 v = load(reinterpret_cast<const float4*>(row + i));
       squares += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
     }
   } else {
-    for (int i = threadIdx.x; i < width; i += kThreads) squares += load(row + i) * load(row + i);
+    COBRA_UNROLL_BY(1) for (int i = threadIdx.x; i < width; i += kThreads) squares += load(row + i) * load(row + i);
   }
   const float root = reciprocal_root(sum_of_block(squares, reinterpret_cast<float*>(room)) / width + eps);
   if (((width | out_stride) & 3) == 0) {
-    for (int i = 4 * threadIdx.x; i < width; i += 4 * kThreads) {
+    COBRA_UNROLL_BY(1) for (int i = 4 * threadIdx.x; i < width; i += 4 * kThreads) {
       const float4 v = load(reinterpret_cast<const float4*>(row + i)), w = load_constant(reinterpret_cast<const float4*>(weight + i));
       const float n[4] = {v.x * root * w.x, v.y * root * w.y, v.z * root * w.z, v.w * root * w.w};
       float s[4];
@@ -106,7 +106,7 @@ COBRA_KERNEL(rows::kThreads, norm_rows)
       store(reinterpret_cast<uint2*>(to + i), make_uint2(bits_of(to_halves(s[0], s[1])), bits_of(to_halves(s[2], s[3]))));
     }
   } else {
-    for (int i = threadIdx.x; i < width; i += kThreads) write(to, true, i, load(row + i) * root * load_constant(weight + i));
+    COBRA_UNROLL_BY(1) for (int i = threadIdx.x; i < width; i += kThreads) write(to, true, i, load(row + i) * root * load_constant(weight + i));
   }
 }
 COBRA_EXPORT(norm_rows)
@@ -120,7 +120,7 @@ COBRA_KERNEL(rows::kThreads, rotate_rows)
   COBRA_SHARED(room);
   float* row = reinterpret_cast<float*>(room);
   const int width = m * p;
-  for (int i = threadIdx.x; i < width; i += kThreads) store(row + i, read(x, x_is_half, (size_t)blockIdx.x * x_stride + i));
+  COBRA_UNROLL_BY(1) for (int i = threadIdx.x; i < width; i += kThreads) store(row + i, read(x, x_is_half, (size_t)blockIdx.x * x_stride + i));
   sync_block();
   butterflies(row, width, p);
   const size_t begin = (size_t)blockIdx.x * out_stride;
@@ -137,7 +137,7 @@ COBRA_KERNEL(rows::kThreads, norm_between_rotations)
   COBRA_SHARED(room);
   const int width = m * p;
   float *row = reinterpret_cast<float*>(room), *turned = row + width, *between = turned + width;
-  for (int i = threadIdx.x; i < width; i += kThreads) store(row + i, load(x + (size_t)blockIdx.x * x_stride + i));
+  COBRA_UNROLL_BY(1) for (int i = threadIdx.x; i < width; i += kThreads) store(row + i, load(x + (size_t)blockIdx.x * x_stride + i));
   sync_block();
   butterflies(row, width, p);
   const float scale = 1.f / sqrtf((float)width);

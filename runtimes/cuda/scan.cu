@@ -124,7 +124,7 @@ COBRA_KERNEL(scan::kThreads, scan_rows)
   } else {
     const float* at = slot(const_cast<float*>(local), min(chunk, 1), states, d_inner, place);
     COBRA_UNROLL for (int n = 0; n < kStates; ++n) h[n] = load(at + (size_t)n * d_inner);
-    for (int before = 1; before < chunk; ++before) {
+    COBRA_UNROLL_BY(1) for (int before = 1; before < chunk; ++before) {
       const float total = load(sums + (size_t)before * d_inner + place.channel);
       const float* added = slot(const_cast<float*>(local), before + 1, states, d_inner, place);
       COBRA_UNROLL for (int n = 0; n < kStates; ++n) h[n] = fast_exp2(total * rate[n]) * h[n] + load(added + (size_t)n * d_inner);
@@ -153,7 +153,7 @@ COBRA_KERNEL(scan::kThreads, scan_rows)
           part[0] += h[n] * outof.x, part[1] += h[n + 1] * outof.y, part[2] += h[n + 2] * outof.z, part[3] += h[n + 3] * outof.w;
         }
         float y = part[0] + part[1] + (part[2] + part[3]);
-        for (int w = lanes >> 1; w; w >>= 1) y += shuffle_xor(y, w);
+        COBRA_UNROLL_BY(1) for (int w = lanes >> 1; w; w >>= 1) y += shuffle_xor(y, w);
         y = (y + skip * value) * fast_divide(g, 1.f + fast_exp2(-kLog2E * g));
         if (place.inside && place.first == 0) store(out + (size_t)token * out_stride + place.channel, to_half(fminf(fmaxf(y, -kLargestHalf), kLargestHalf)));
       }
