@@ -15,6 +15,7 @@ from ..formats.bitsandbytes_codes import why_no_bitsandbytes
 from ..formats.hadamard import LARGEST_WRITTEN_OUT
 from ..formats.scheme import SCHEMES
 from ..terminal.suggestions import near_matches
+from .cuda.device import why_no_gpu
 from .cuda.driver import why_no_card, why_no_torch_kernels, why_no_triton
 from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions, Weights
 
@@ -31,6 +32,16 @@ class Backend:
     device: str
     refuses: Callable[[Bundle], str | None]
     open: Callable[[Bundle, DecoderOptions], Decoder]
+
+
+def _cuda(bundle: Bundle, options: DecoderOptions) -> Decoder:
+    from .cuda.gpu_decoder import CudaDecoder
+
+    return CudaDecoder(bundle, options)
+
+
+def _cuda_refuses(bundle: Bundle) -> str | None:
+    return _foreign_codes(bundle) or why_no_gpu()
 
 
 def _triton(bundle: Bundle, options: DecoderOptions) -> Decoder:
@@ -131,6 +142,7 @@ def _torch_refuses(bundle: Bundle) -> str | None:
 # In order of preference. bitsandbytes runs what is stored in its codes; numpy goes before torch: it starts at once and needs
 # nothing. torch on a card reads every weight several times for each token, so the native decoder goes before it.
 BACKENDS = (
+    Backend("cuda", "cuda", _cuda_refuses, _cuda),
     Backend("triton", "cuda", _triton_refuses, _triton),
     Backend("bitsandbytes", "cuda", _bitsandbytes_refuses_card, _bitsandbytes_on_card),
     Backend("native", "cpu", _native_refuses, _native),

@@ -5,7 +5,6 @@
 namespace conv_rows {
 
 constexpr int kThreads = 128, kMostTaps = 8;
-constexpr float kLargestHalf = 65504.f;
 
 // The input `back` tokens before `token`, from the window where that is before the first: newest last, d_conv of them.
 COBRA_DEVICE float input(const half* x, const float* window, int token, int channel, int x_stride, int d_conv) {
@@ -35,7 +34,7 @@ COBRA_DEVICE void convolve(const half* x, float* state, const float* taps, const
       float sum = added;
       COBRA_UNROLL for (int k = 0; k < TAPS; ++k) sum += tap[k] * held[k];
       sum = fast_divide(sum, 1.f + fast_exp(-sum));
-      if (t + i < end) store(out + (size_t)(t + i) * d_inner + channel, to_half(fminf(fmaxf(sum, -kLargestHalf), kLargestHalf)));
+      if (t + i < end) store(out + (size_t)(t + i) * d_inner + channel, to_half(saturated(sum)));
     }
   }
   // The block of the first tokens, which alone reads the window, writes the next one: it depends on inputs only.

@@ -116,6 +116,12 @@ COBRA_DEVICE uint32_t bits_of(float v) { return __float_as_uint(v); }
 COBRA_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 COBRA_DEVICE float to_float(half v) { return __half2float(v); }
 COBRA_DEVICE half to_half(float v) { return __float2half_rn(v); }  // infinity beyond 65504
+// Within what float16 holds; NaN stays NaN, so that it reaches the logits and is told.
+COBRA_DEVICE float saturated(float v) {
+  float r;
+  asm("{\n.reg .f32 low;\nmax.NaN.f32 low, %1, 0fC77FE000;\nmin.NaN.f32 %0, low, 0f477FE000;\n}" : "=f"(r) : "f"(v));
+  return r;
+}
 COBRA_DEVICE float2 to_floats(half2 v) { return __half22float2(v); }
 COBRA_DEVICE half2 to_halves(float low, float high) { return __floats2half2_rn(low, high); }
 COBRA_DEVICE uint32_t bits_of(half2 v) { return *reinterpret_cast<uint32_t*>(&v); }

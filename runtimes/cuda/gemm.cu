@@ -14,7 +14,6 @@
 
 namespace gemm {
 
-constexpr float kLargestHalf = 65504.f;
 
 // What becomes of a product: float16 (saturated), float32, added to float32, the softplus of it and a bias in float32, or the part of a split in
 // float32: part s at out + s tokens out_stride.
@@ -164,7 +163,7 @@ struct Output {
     const size_t at = (size_t)token * stride + row;
     if (epilogue == kHalf) {
       half* to = static_cast<half*>(out) + at;
-      const half2 h = to_halves(fminf(fmaxf(v.x, -kLargestHalf), kLargestHalf), fminf(fmaxf(v.y, -kLargestHalf), kLargestHalf));
+      const half2 h = to_halves(saturated(v.x), saturated(v.y));
       if (together) {
         store(reinterpret_cast<half2*>(to), h);
       } else {
@@ -331,7 +330,7 @@ COBRA_KERNEL(splits::kThreads, sum_splits)(const float* __restrict__ parts, void
   const float v = splits::sum(parts, n, (size_t)token * width + i, (size_t)tokens * width);
   const size_t at = (size_t)token * out_stride + i;
   if (epilogue == gemm::kHalf) {
-    store(static_cast<half*>(out) + at, to_half(fminf(fmaxf(v, -gemm::kLargestHalf), gemm::kLargestHalf)));
+    store(static_cast<half*>(out) + at, to_half(saturated(v)));
   } else {
     float* to = static_cast<float*>(out) + at;
     store(to, epilogue == gemm::kAdd ? load(to) + v : v);
@@ -349,7 +348,7 @@ COBRA_KERNEL(splits::kThreads, split_projection)
   const int from = i < low_stride ? (i < dt_rank ? i : -1) : state % states < d_state ? dt_rank + state / states * d_state + state % states : -1;
   const float v = from < 0 ? 0.f : splits::sum(parts, n, (size_t)token * width + from, (size_t)tokens * width);
   if (i < low_stride) {
-    store(low + (size_t)token * low_stride + i, to_half(fminf(fmaxf(v, -gemm::kLargestHalf), gemm::kLargestHalf)));
+    store(low + (size_t)token * low_stride + i, to_half(saturated(v)));
   } else {
     store(bc + (size_t)token * 2 * states + state, v);
   }

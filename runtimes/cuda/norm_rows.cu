@@ -5,14 +5,13 @@
 namespace rows {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr float kLargestHalf = 65504.f;
 
 COBRA_DEVICE float read(const void* x, bool is_half, size_t i) {
   return is_half ? to_float(load(static_cast<const half*>(x) + i)) : load(static_cast<const float*>(x) + i);
 }
 COBRA_DEVICE void write(void* out, bool is_half, size_t i, float v) {
   if (is_half) {
-    store(static_cast<half*>(out) + i, to_half(fminf(fmaxf(v, -kLargestHalf), kLargestHalf)));
+    store(static_cast<half*>(out) + i, to_half(saturated(v)));
   } else {
     store(static_cast<float*>(out) + i, v);
   }
@@ -102,7 +101,7 @@ COBRA_KERNEL(rows::kThreads, norm_rows)
       const float4 v = load(reinterpret_cast<const float4*>(row + i)), w = load_constant(reinterpret_cast<const float4*>(weight + i));
       const float n[4] = {v.x * root * w.x, v.y * root * w.y, v.z * root * w.z, v.w * root * w.w};
       float s[4];
-      COBRA_UNROLL for (int k = 0; k < 4; ++k) s[k] = fminf(fmaxf(n[k], -kLargestHalf), kLargestHalf);
+      COBRA_UNROLL for (int k = 0; k < 4; ++k) s[k] = saturated(n[k]);
       store(reinterpret_cast<uint2*>(to + i), make_uint2(bits_of(to_halves(s[0], s[1])), bits_of(to_halves(s[2], s[3]))));
     }
   } else {

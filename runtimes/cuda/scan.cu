@@ -15,7 +15,7 @@
 namespace scan {
 
 constexpr int kStates = 16, kThreads = 128, kAhead = 4;
-constexpr float kLog2E = 1.4426950408889634f, kLargestHalf = 65504.f;
+constexpr float kLog2E = 1.4426950408889634f;
 
 // Which states of which channel are a thread's.
 struct Place {
@@ -155,7 +155,7 @@ COBRA_KERNEL(scan::kThreads, scan_rows)
         float y = part[0] + part[1] + (part[2] + part[3]);
         COBRA_UNROLL_BY(1) for (int w = lanes >> 1; w; w >>= 1) y += shuffle_xor(y, w);
         y = (y + skip * value) * fast_divide(g, 1.f + fast_exp2(-kLog2E * g));
-        if (place.inside && place.first == 0) store(out + (size_t)token * out_stride + place.channel, to_half(fminf(fmaxf(y, -kLargestHalf), kLargestHalf)));
+        if (place.inside && place.first == 0) store(out + (size_t)token * out_stride + place.channel, to_half(saturated(y)));
       }
     }
   }

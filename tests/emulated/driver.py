@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import json
 import lzma
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+
+import pytest
 
 from .build import compiled
 
@@ -26,7 +32,7 @@ class FakeDriver:
             getattr(self._library, name).restype = ctypes.c_ulonglong
         for name in ("fake_calls", "fake_launches"):
             getattr(self._library, name).restype = ctypes.c_long
-        for name in ("fake_last_call", "fake_last_error"):
+        for name in ("fake_last_call", "fake_failed_call", "fake_last_error"):
             getattr(self._library, name).restype = ctypes.c_char_p
 
     def plug_in(self, gpu: str = RTX_4090) -> None:
@@ -43,6 +49,10 @@ class FakeDriver:
     def refuse_modules(self, code: int) -> None:
         """Have every module refused with an error; 0 for none."""
         self._library.fake_module_error(code)
+
+    def run_no_kernels(self) -> None:
+        """Have kernels do nothing until a GPU is plugged in again: for tests of the host alone."""
+        self._library.fake_runs_kernels(0)
 
     def seed(self, seed: int) -> None:
         """Set the order of threads."""
@@ -79,6 +89,11 @@ class FakeDriver:
         return bytes(self._library.fake_last_call()).decode()
 
     @property
+    def failed_call(self) -> str:
+        """The name of the call that failed as it was told to."""
+        return bytes(self._library.fake_failed_call()).decode()
+
+    @property
     def last_error(self) -> str:
         """What a kernel did wrong."""
         return bytes(self._library.fake_last_error()).decode()
@@ -100,3 +115,22 @@ def write_kernels(file: Path, names: tuple[str, ...] = ("sm_80", "sm_87", "sm_89
     index = json.dumps({"format": 1, "sources": "", "images": entries}).encode()
     file.write_bytes(lzma.compress(b"CobraGPU" + struct.pack("<I", len(index)) + index + b"".join(images)))
     return file
+
+
+@cache
+def _fake_driver() -> FakeDriver:
+    return FakeDriver()
+
+
+@contextmanager
+def plugged_in(directory: Path) -> Iterator[FakeDriver]:
+    """Plug an emulated GPU in, with kernels installed in a directory; unplugged afterwards."""
+    from cobra_edge.decode.cuda import library
+
+    kernels, driver = write_kernels(directory / "kernels.xz"), _fake_driver()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "kernels_file", lambda: kernels)
+        driver.plug_in()
+        yield driver
+    gc.collect()
+    driver.plug_in("")

@@ -190,6 +190,7 @@ static inline uint32_t bits_of(float v) { uint32_t r; memcpy(&r, &v, 4); return 
 static inline float float_of(uint32_t v) { float r; memcpy(&r, &v, 4); return r; }
 static inline float to_float(half h) { return float(h.v); }
 static inline half to_half(float f) { return {HostHalf(f)}; }
+static inline float saturated(float v) { return v > 65504.f ? 65504.f : v < -65504.f ? -65504.f : v; }
 static inline float2 to_floats(half2 h) { return {float(h.x.v), float(h.y.v)}; }
 static inline half2 to_halves(float low, float high) { return {{HostHalf(low)}, {HostHalf(high)}}; }
 static inline uint32_t bits_of(half2 v) { uint32_t r; memcpy(&r, &v, 4); return r; }

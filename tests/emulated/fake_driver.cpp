@@ -53,8 +53,9 @@ bool initialised = false;
 int sticky = kOk;
 size_t in_use = 0, peak = 0;
 long calls = 0, launches = 0;
-std::string failing_name, last_name, last_error;
+std::string failing_name, failed_name, last_name, last_error;
 long failing_at = 0;
+bool runs_kernels = true;
 int failing_with = 0, module_error = kOk;
 std::map<Address, size_t> blocks, pinned;
 std::set<void*> streams, events, graphs, executables, modules, functions;
@@ -96,6 +97,7 @@ int entering(const char* name, bool needs_device = true) {
   last_name = name;
   ++calls;
   if (failing_at && (failing_name.empty() || failing_name == name) && --failing_at == 0) {
+    failed_name = name;
     if (failing_with >= kIllegalAddress && failing_with < 800) sticky = failing_with;
     return failing_with;
   }
@@ -164,6 +166,7 @@ TEST(void) fake_gpu(const char* text) {
   initialised = false;
   sticky = kOk;
   module_error = kOk;
+  runs_kernels = true;
   failing_at = 0;
   calls = launches = 0;
   last_error.clear();
@@ -178,6 +181,8 @@ TEST(void) fake_fail(const char* name, long nth, int code) {
   failing_with = code;
 }
 TEST(void) fake_module_error(int code) { module_error = code; }
+// Whether kernels do anything; for tests of the host alone.
+TEST(void) fake_runs_kernels(int yes) { runs_kernels = yes != 0; }
 TEST(void) fake_seed(unsigned long long s) { emulated::seed(s); }
 TEST(long) fake_calls() { return calls; }
 TEST(long) fake_launches() { return launches; }
@@ -185,6 +190,7 @@ TEST(unsigned long long) fake_in_use() { return in_use; }
 TEST(unsigned long long) fake_peak() { return peak; }
 TEST(unsigned long long) fake_handles() { return blocks.size() + pinned.size() + streams.size() + events.size() + graphs.size() + executables.size() + modules.size(); }
 TEST(const char*) fake_last_call() { return last_name.c_str(); }
+TEST(const char*) fake_failed_call() { return failed_name.c_str(); }
 TEST(const char*) fake_last_error() { return last_error.c_str(); }
 
 // --- Driver and device ---
@@ -438,6 +444,7 @@ API cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, 
     std::vector<void*> pointers;
     for (auto& a : *arguments) pointers.push_back(a.data());
     ++launches;
+    if (!runs_kernels) return int(kOk);
     try {
       emulated::launch(*kernel, dim3(gx, gy, gz), dim3(bx, by, bz), shared, pointers.data());
     } catch (const std::exception& e) {

@@ -81,7 +81,7 @@ class CudaDecoder:
             if self._needed > free:
                 raise MachineError(self._no_room("opening the decoder"))
             self._queue = Queue(gpu, gpu.take_stream())
-            weakref.finalize(self, gpu.leave_stream, self._queue.stream).atexit = False
+            weakref.finalize(self, self._queue.leave).atexit = False
             file = source.path(DECODER) if isinstance(source, Bundle) else None
             self._weights = upload(weights, self._queue, file)
             self._step, self._prefill = GpuStep(self._weights, self._queue), Prefill(self._weights, self._queue)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ...errors import MachineError
@@ -22,11 +22,20 @@ Grid = tuple[int, int, int]
 
 
 class Queue:
-    """Where launches go: a GPU's stream."""
+    """Where launches go: a GPU's stream.
+
+    Attributes:
+        lost: whether the stream is not to be used any more: a capture on it could not be ended.
+    """
 
     def __init__(self, gpu: Gpu, stream: Any) -> None:
         """Take a stream of that GPU."""
-        self.gpu, self.stream = gpu, stream
+        self.gpu, self.stream, self.lost = gpu, stream, False
+
+    def leave(self) -> None:
+        """Let the next one have the stream."""
+        if not self.lost:
+            self.gpu.leave_stream(self.stream)
 
     def launch(self, name: str, grid: Grid, threads: int, *arguments: Argument, shared_bytes: int = 0) -> None:
         """Enqueue a kernel.
@@ -56,9 +65,13 @@ class Queue:
         bindings = driver()
         mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL  # others may go on working
         call("capturing a graph", "cuStreamBeginCapture", self.stream, mode)
-        with self._ended() as ended:
+        try:
             run()
-        graph = ended[0]
+        except BaseException:
+            with suppress(MachineError):
+                call("giving a graph back", "cuGraphDestroy", self._end_capture())
+            raise
+        graph = self._end_capture()
         try:
             executable = call("instantiating a graph", "cuGraphInstantiate", graph, 0)
         finally:
@@ -66,18 +79,11 @@ class Queue:
                 call("giving a graph back", "cuGraphDestroy", graph)
         return Graph(self, executable)
 
-    @contextmanager
-    def _ended(self) -> Iterator[list[Any]]:
-        """End the capture whatever happens, so that the stream can be used again; the graph is put into the list."""
-        found: list[Any] = []
-        try:
-            yield found
-        except BaseException:
-            with suppress(MachineError):
-                graph = call("ending a capture", "cuStreamEndCapture", self.stream)
-                call("giving a graph back", "cuGraphDestroy", graph)
-            raise
-        found.append(call("capturing a graph", "cuStreamEndCapture", self.stream))
+    def _end_capture(self) -> Any:
+        self.lost = True
+        graph = call("capturing a graph", "cuStreamEndCapture", self.stream)
+        self.lost = False
+        return graph
 
 
 class Graph:
@@ -96,6 +102,7 @@ class Graph:
 def _give_back(gpu: Gpu, executable: Any) -> None:
     with suppress(MachineError):
         gpu.enter()
+    with suppress(MachineError):
         call("giving a graph back", "cuGraphExecDestroy", executable)
 
 

@@ -56,6 +56,7 @@ def _give_back(gpu: Gpu, name: str, address: int) -> None:
     """Free memory; where the GPU has failed it is gone anyway, and nobody waits for an answer."""
     with suppress(MachineError):
         gpu.enter()
+    with suppress(MachineError):
         call("giving memory back", name, address)
 
 
