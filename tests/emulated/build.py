@@ -1,4 +1,4 @@
-"""Compile the CUDA runtime's own sources, with the emulator and the fake driver, into a libcuda.so.1; once for the same sources."""
+"""Compile the CUDA runtime's sources, with the emulator and the fake driver, into a libcuda.so.1; once for the same sources."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from filelock import FileLock
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "runtimes" / "cuda"
 COMMON = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-DCOBRA_EMULATED", "-Wall", "-Wextra", "-Werror")
-# What kernels are compiled with, and what the emulator is. "fast": nothing checked but barriers, warps and alignment of wide accesses. "checked":
-# every access, by the calls that -fsanitize=thread puts in, answered by the emulator. "sanitized": AddressSanitizer and UBSan.
+# What kernels are compiled with, and what the emulator is. "fast": nothing checked but barriers, warps and alignment of wide
+# accesses. "checked": every access, by the calls that -fsanitize=thread puts in, answered by the emulator. "sanitized":
+# AddressSanitizer and UBSan.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fast": ((), ()),
     "checked": (

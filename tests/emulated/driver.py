@@ -17,7 +17,7 @@ import pytest
 
 from .build import compiled
 
-# name; compute capability; total and free bytes; multiprocessors; whether memory is the host's; the newest CUDA the driver knows
+# name; compute capability; total and free bytes; multiprocessors; whether memory is the host's; the driver's newest CUDA
 ORIN_NANO = "Orin;8.7;7990000000;6000000000;8;1;12060"
 RTX_4090 = "NVIDIA GeForce RTX 4090;8.9;25757220864;25000000000;16;0;13000"
 

@@ -1,8 +1,8 @@
 """The decoder on an NVIDIA GPU: CUDA kernels over the bundle's own codes, through the driver alone.
 
-One token is a CUDA graph of a few launches a layer, between buffers that never move; activations enter products as 16-bit integers
-there, and the state is found through an address, so that one graph steps any state. Many tokens go through tensor cores in float16
-and a scan in float32. Everything runs on a stream of the decoder's own; a method has done its work when it returns.
+One token is a CUDA graph of a few launches a layer, between buffers that never move; activations enter products as 16-bit
+integers there, and the state is found through an address, so that one graph steps any state. Many tokens go through tensor cores
+in float16 and a scan in float32. Everything runs on a stream of the decoder's own; a method has done its work when it returns.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ class CudaDecoder:
 
 
 def needed_bytes(weights: Weights, gpu: Gpu) -> int:
-    """Return what a decoder takes on a GPU: weights, two states, and the buffers of a token and of the longest chunk of a prompt."""
+    """Return what a decoder takes on a GPU: weights, two states, the buffers of a token and of a prompt's longest chunk."""
     c = weights.config
     states = 2 * 4 * c.n_layer * c.d_inner * (c.d_conv + c.d_state)
     return weight_bytes(weights) + states + step_bytes(c) + prefill_bytes(c, gpu.multiprocessors)
