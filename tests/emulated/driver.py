@@ -27,7 +27,7 @@ class FakeDriver:
 
     def __init__(self, kind: str = "fast") -> None:
         """Load it, so that whoever asks for libcuda.so.1 gets it."""
-        self._library = ctypes.CDLL(str(compiled(kind)), mode=ctypes.RTLD_GLOBAL)
+        self._library = ctypes.CDLL(str(compiled(kind)))
         for name in ("fake_in_use", "fake_peak", "fake_handles"):
             getattr(self._library, name).restype = ctypes.c_ulonglong
         for name in ("fake_calls", "fake_launches"):

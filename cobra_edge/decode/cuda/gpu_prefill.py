@@ -131,8 +131,8 @@ class Prefill:
             )  # fmt: skip
         self._queue.launch(
             "scan_rows", (launch.blocks, launch.chunks, 1), launch.threads, room.u, room.delta, layer.A, room.bc, layer.D, z,
-            ssm, room.local, room.sums, room.y, tokens, launch.length, c.d_inner, c.d_state, launch.lanes, c.d_inner, 2 * c.d_inner,
-            c.d_inner,
+            ssm, room.local, room.sums, room.y, tokens, launch.length, c.d_inner, c.d_state, launch.lanes, c.d_inner,
+            2 * c.d_inner, c.d_inner,
         )  # fmt: skip
 
     def _launch(self, matrix: GpuMatrix, tokens: int) -> GemmLaunch:
