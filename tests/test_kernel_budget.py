@@ -55,7 +55,7 @@ def test_registers_are_those_that_the_compiler_names(kernels):
 
 
 def test_products_of_codes_issue_fewer_instructions_than_a_gpu_has_time_for(kernels):
-    """An Orin Nano issues 8 instructions a byte at full bandwidth, an H200 6.9: what reads each code for one token stays below."""
+    """An Orin Nano issues 8 instructions a byte at full bandwidth, an H200 6.9: what reads codes for one token stays below."""
     for of in kernels.values():
         for name in ("gemv_w4", "gemv_w4_split", "gemv_w8", "gemv_w8_split", "gemv_w3", "gemv_w3_split", "gemv_w16"):
             found = cost(of[name])
