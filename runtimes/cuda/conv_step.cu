@@ -72,7 +72,7 @@ COBRA_DEVICE void step(const uint8_t* codes, const half* scales, const float* xz
     const int row = first + threadIdx.x / kLanes;
     float sum = 0.f;
     if (row < n_rows && b < blocks) {
-      const Block w[1] = {Block::at(codes + ((size_t)row * blocks + b) * Block::kBytes)};
+      const Block w[1] = {Block::at(codes, (uint32_t)row * blocks + b)};
       int total[1];
       multiply_blocks<BITS, 1>(w, rounded, part, total);
       sum = (float)total[0] * (rounded.scales[0] * to_float(load_constant(scales + (size_t)row * groups + (b >> shift))));

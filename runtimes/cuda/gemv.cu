@@ -72,19 +72,18 @@ COBRA_DEVICE void product(const uint8_t* codes, const half* scales, const float*
   const Rounded<BITS> rounded(room + kHead, min(n_in, kTile));
   const Place<SPLIT> place;
   const int all_blocks = n_in / Block::kInputs, groups = groups_of(n_in, group_shift), shift = group_shift - Block::kLogInputs;
-  const uint8_t* row_codes[kRows];
-  const half* row_scales[kRows];
+  uint32_t row_block[kRows], row_scale[kRows];  // a matrix has fewer than 2^32 blocks: an address is one instruction
   COBRA_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    row_codes[r] = codes + (size_t)place.at(r, n_out) * all_blocks * Block::kBytes;
-    row_scales[r] = scales + (size_t)place.at(r, n_out) * groups;
+    row_block[r] = (uint32_t)place.at(r, n_out) * all_blocks;
+    row_scale[r] = (uint32_t)place.at(r, n_out) * groups;
   }
   float sum[kRows] = {}, squares = 0.f;
   for (int tile = 0; tile < n_in; tile += kTile) {
     const int n = min(kTile, n_in - tile), end = (tile + n) / Block::kInputs, begin = tile / Block::kInputs;
     Block next[kRows];
     COBRA_UNROLL
-    for (int r = 0; r < kRows; ++r) next[r] = Block::at(row_codes[r] + min(begin + place.first, end - 1) * Block::kBytes);  // on their way while x is rounded
+    for (int r = 0; r < kRows; ++r) next[r] = Block::at(codes, row_block[r] + min(begin + place.first, end - 1));  // on their way while x is rounded
     if (tile) sync_block();
     squares += rounded.fill(x + tile, norm ? norm + tile : nullptr, mean_of ? mean_of + tile : nullptr, n, place.warp, kWarps);
     sync_block();
@@ -93,13 +92,13 @@ COBRA_DEVICE void product(const uint8_t* codes, const half* scales, const float*
       COBRA_UNROLL
       for (int r = 0; r < kRows; ++r) {
         now[r] = next[r];
-        next[r] = Block::at(row_codes[r] + min(b + place.step, end - 1) * Block::kBytes);
+        next[r] = Block::at(codes, row_block[r] + min(b + place.step, end - 1));
       }
       const float s = rounded.scales[(b - begin) / (kGroup / Block::kInputs)];
       int total[kRows];
       multiply_blocks<BITS, kRows>(now, rounded, b - begin, total);
       COBRA_UNROLL
-      for (int r = 0; r < kRows; ++r) sum[r] += (float)total[r] * (s * to_float(load_constant(row_scales[r] + (b >> shift))));
+      for (int r = 0; r < kRows; ++r) sum[r] += (float)total[r] * (s * to_float(load_constant(scales + (row_scale[r] + (b >> shift)))));
     }
   }
   finish<SPLIT>(sum, squares, place, mean_of, eps, out, n_out, n_in, add, room);

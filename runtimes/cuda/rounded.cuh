@@ -39,7 +39,8 @@ template <int BITS> struct Codes {
   static constexpr int kZero = 1 << (BITS - 1);         // the code that stands for 0
   uint32_t low[4], top[BITS == 3 ? 2 : 1];
 
-  COBRA_DEVICE_MEMBER static Codes at(const uint8_t* p) {
+  COBRA_DEVICE_MEMBER static Codes at(const uint8_t* codes, uint32_t block) {
+    const uint8_t* p = codes + (size_t)block * kBytes;
     Codes c;
     if constexpr (BITS == 3) {  // only every other block begins where 16 bytes may be loaded at once
       const uint2 a = load_streaming((const uint2*)p), b = load_streaming((const uint2*)(p + 8)), t = load_streaming((const uint2*)(p + 16));

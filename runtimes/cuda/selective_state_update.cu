@@ -105,7 +105,7 @@ COBRA_KERNEL(128, selective_state_update_w8)(const float* __restrict__ projected
   const int blocks = dt_rank / Block::kInputs, groups = groups_of(dt_rank, group_shift), shift = group_shift - Block::kLogInputs;
   float sum = 0.f;
   for (int b = c.lane8; b < blocks; b += 8) {
-    const Block w[1] = {Block::at(codes + ((size_t)c.index * blocks + b) * Block::kBytes)};
+    const Block w[1] = {Block::at(codes, (uint32_t)c.index * blocks + b)};
     int total[1];
     multiply_blocks<8, 1>(w, rounded, b, total);
     sum += (float)total[0] * (rounded.scales[b / (kGroup / Block::kInputs)] * to_float(load_constant(scales + (size_t)c.index * groups + (b >> shift))));

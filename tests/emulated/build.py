@@ -1,4 +1,4 @@
-"""Compile the CUDA runtime's own sources, with the emulator and the fake driver, into a libcuda.so.1; once for the same sources."""
+"""Compile the CUDA runtime's sources, with the emulator and the fake driver, into a libcuda.so.1; once for the same sources."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from filelock import FileLock
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "runtimes" / "cuda"
 COMMON = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-DCOBRA_EMULATED", "-Wall", "-Wextra", "-Werror")
-# What kernels are compiled with, and what the emulator is. "fast": nothing checked but barriers, warps and alignment of wide accesses. "checked":
-# every access, by the calls that -fsanitize=thread puts in, answered by the emulator. "sanitized": AddressSanitizer and UBSan.
+KERNELS_ALONE = "kernels.so"  # beside libcuda.so.1: the same, for tests of kernels without a driver
+# What kernels are compiled with, and what the emulator is. "fast": nothing checked but barriers, warps and alignment of wide
+# accesses. "checked": every access, by the calls that -fsanitize=thread puts in, answered by the emulator. "sanitized":
+# AddressSanitizer and UBSan.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fast": ((), ()),
     "checked": (
@@ -65,14 +67,14 @@ def compiled(kind: str = "fast", kernels: Path = KERNELS, cache: Path | None = N
 
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 objects = list(pool.map(translate, [*sources, *own]))
-            linked = room / "libcuda.so.1"
             sanitize = [f for f in for_kernels if f.startswith("-fsanitize=") and kind == "sanitized"]
-            _call(
-                compiler, "-shared", *sanitize, "-Wl,-soname,libcuda.so.1", *map(str, objects), "-o", str(linked), "-ldl"
-            )  # fmt: skip
             directory.mkdir(exist_ok=True)
-            shutil.copy2(linked, directory / "libcuda.so.tmp")
-            os.replace(directory / "libcuda.so.tmp", library)
+            # Who asks for libcuda.so.1 gets the first library of that name in the process: kernels alone have none.
+            for name, named in ((KERNELS_ALONE, ()), (library.name, (f"-Wl,-soname,{library.name}",))):
+                linked = room / name
+                _call(compiler, "-shared", *sanitize, *named, *map(str, objects), "-o", str(linked), "-ldl")
+                shutil.copy2(linked, directory / f"{name}.tmp")
+                os.replace(directory / f"{name}.tmp", directory / name)
     return library
 
 

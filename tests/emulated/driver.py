@@ -17,7 +17,7 @@ import pytest
 
 from .build import compiled
 
-# name; compute capability; total and free bytes; multiprocessors; whether memory is the host's; the newest CUDA the driver knows
+# name; compute capability; total and free bytes; multiprocessors; whether memory is the host's; the driver's newest CUDA
 ORIN_NANO = "Orin;8.7;7990000000;6000000000;8;1;12060"
 RTX_4090 = "NVIDIA GeForce RTX 4090;8.9;25757220864;25000000000;16;0;13000"
 
@@ -27,7 +27,7 @@ class FakeDriver:
 
     def __init__(self, kind: str = "fast") -> None:
         """Load it, so that whoever asks for libcuda.so.1 gets it."""
-        self._library = ctypes.CDLL(str(compiled(kind)), mode=ctypes.RTLD_GLOBAL)
+        self._library = ctypes.CDLL(str(compiled(kind)))
         for name in ("fake_in_use", "fake_peak", "fake_handles"):
             getattr(self._library, name).restype = ctypes.c_ulonglong
         for name in ("fake_calls", "fake_launches"):

@@ -195,10 +195,11 @@ TEST(const char*) fake_last_error() { return last_error.c_str(); }
 
 // --- Driver and device ---
 
-// CUDA's own runtime library, which torch brings, is no concern of the fake: it finds no GPU.
+// CUDA's own runtime library, which torch and cuda-bindings bring, is no concern of the fake: it finds no driver.
 static bool called_by_runtime(void* from) {
   Dl_info library;
-  return dladdr(from, &library) && library.dli_fname && std::strstr(library.dli_fname, "cudart");
+  if (!dladdr(from, &library) || !library.dli_fname) return false;
+  return std::strstr(library.dli_fname, "cudart") || std::strstr(library.dli_fname, "runtime");
 }
 
 API cuInit(unsigned) {
@@ -209,6 +210,10 @@ API cuInit(unsigned) {
   return kOk;
 }
 API cuDriverGetVersion(int* v) {
+  if (called_by_runtime(__builtin_return_address(0))) {
+    *v = 0;
+    return kOk;
+  }
   ENTER_FREELY("cuDriverGetVersion");
   *v = gpu_text.empty() ? 12060 : gpu().driver;
   return kOk;

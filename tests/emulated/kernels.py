@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .build import KERNELS, compiled
+from .build import KERNELS, KERNELS_ALONE, compiled
 
 
 class KernelError(Exception):
@@ -23,7 +23,7 @@ class Emulator:
 
     def __init__(self, kind: str = "checked", kernels: Path = KERNELS) -> None:
         """Compile and open it."""
-        self._library = ctypes.CDLL(str(compiled(kind, kernels)), mode=ctypes.RTLD_LOCAL)
+        self._library = ctypes.CDLL(str(compiled(kind, kernels).with_name(KERNELS_ALONE)))
         self._library.kernel_run.restype = ctypes.c_char_p
         self._library.kernel_allocate.restype = ctypes.c_void_p
 

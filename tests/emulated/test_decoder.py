@@ -33,7 +33,13 @@ OURS = [s for s, scheme in SCHEMES.items() if scheme.code_format == "int" and sc
 TOKENS = np.random.default_rng(0).integers(0, 512, 70).tolist()
 each = pytest.mark.parametrize(
     ("scheme", "rotation"),
-    [*((s, "none") for s in OURS), ("fp16", "both"), ("w4a16-g128", "both"), ("w3a16-g64", "residual"), ("w8a16-channel", "out-proj")],
+    [
+        *((s, "none") for s in OURS),
+        ("fp16", "both"),
+        ("w4a16-g128", "both"),
+        ("w3a16-g64", "residual"),
+        ("w8a16-channel", "out-proj"),
+    ],
 )
 
 
@@ -296,7 +302,9 @@ def test_two_decoders_on_one_gpu_take_turns(exported):
 @pytest.mark.parametrize("config", [MambaConfig(84, 2, 512, 132, 5, 3, 7), MambaConfig(64, 1, 512, 96, 32, 2, 3)], ids=str)
 def test_sizes_that_are_multiples_of_nothing(tmp_path, config):
     source = write_text_only(tmp_path / "odd", config=config)
-    bundle = Bundle.open(export_bundle(str(source), target_named("cpu"), tmp_path / "b", scheme="fp16", golden_lines=1).directory)
+    bundle = Bundle.open(
+        export_bundle(str(source), target_named("cpu"), tmp_path / "b", scheme="fp16", golden_lines=1).directory
+    )
     ours, truth = CudaDecoder(bundle), NumpyDecoder(bundle)
     a, b = ours.new_state(), truth.new_state()
     embeddings = truth.embed(TOKENS[:5])

@@ -70,7 +70,10 @@ def test_an_error_at_every_call_of_the_driver(gpu, code):
         except MachineError as error:
             told.add(re.sub(r"\d[\d.]*", "N", str(error)))
         else:
-            assert gpu.failed_call in GIVING_BACK | {"cuCtxSetCurrent"}, (nth, gpu.failed_call)  # which comes before one of them
+            assert gpu.failed_call in GIVING_BACK | {"cuCtxSetCurrent"}, (
+                nth,
+                gpu.failed_call,
+            )  # which comes before one of them
         assert gpu.failed_call in GIVING_BACK or gpu.in_use == 0, (nth, gpu.failed_call)
         use(weights)
     assert len(told) > 10 and all(re.search("GPU|driver|no room", text) for text in told), told
@@ -92,7 +95,9 @@ def test_memory_that_runs_out_later(gpu):
     state = decoder.new_state()
     expected = decoder.step(1, decoder.new_state())
     gpu.fail(1, OUT_OF_MEMORY, "cuMemAlloc_v2")
-    with pytest.raises(MachineError, match=r"reading 3 tokens: NVIDIA GeForce RTX 4090 has no room; the decoder of a small decoder"):
+    with pytest.raises(
+        MachineError, match=r"reading 3 tokens: NVIDIA GeForce RTX 4090 has no room; the decoder of a small decoder"
+    ):
         decoder.prefill(np.zeros((3, 32), np.float32), state)
     assert state.n_tokens == 0
     assert np.array_equal(decoder.step(1, state), expected)  # and it goes on

@@ -15,8 +15,8 @@ def multiply(emulator, matrix, x, out, *, norm=None, mean_of=None, eps=1e-5, add
     if mean_of is x:
         mean_of = x.copy()  # arrays are copied to the device one by one
     emulator.run(
-        f"gemv_w{matrix.bits}" + "_split" * split, -(-n_out // (16 if split else 64)), 128, *matrix.arrays, x, norm, mean_of, eps,
-        out, n_out, n_in, matrix.layout, int(add), shared=512 + room, seed=seed,
+        f"gemv_w{matrix.bits}" + "_split" * split, -(-n_out // (16 if split else 64)), 128, *matrix.arrays, x, norm, mean_of,
+        eps, out, n_out, n_in, matrix.layout, int(add), shared=512 + room, seed=seed,
     )  # fmt: skip
 
 

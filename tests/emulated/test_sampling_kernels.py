@@ -46,7 +46,8 @@ def test_a_logit_that_is_not_finite_is_noticed(emulator, value):
 
 
 SAMPLINGS = [
-    Sampling(1.0), Sampling(0.7, top_k=5), Sampling(1.3, top_p=0.9), Sampling(0.5, top_k=40, top_p=0.5), Sampling(1e-6), Sampling(100.0),
+    Sampling(1.0), Sampling(0.7, top_k=5), Sampling(1.3, top_p=0.9), Sampling(0.5, top_k=40, top_p=0.5), Sampling(1e-6),
+    Sampling(100.0),
     Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-9), Sampling(1e-300), Sampling(1.0, top_k=10**6),
 ]  # fmt: skip
 

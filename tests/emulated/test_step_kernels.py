@@ -35,7 +35,8 @@ def test_convolution_and_x_proj(emulator, scheme, n_inner, n_rows, d_conv):
         address = emulator.address_of(state)
         emulator.run(
             f"conv_step_w{matrix.bits}", blocks, 128, *matrix.arrays, xz, np.array([address], np.uint64), layer, taps, bias, u,
-            partials, projected, arrived, n_rows, n_inner, d_conv, matrix.layout, shared=1024 + rounded_bytes(128, min(matrix.bits, 8)), seed=seed,
+            partials, projected, arrived, n_rows, n_inner, d_conv, matrix.layout,
+            shared=1024 + rounded_bytes(128, min(matrix.bits, 8)), seed=seed,
         )  # fmt: skip
         moved = emulator.fetch(address, state)
         assert np.array_equal(moved, expected_state) and arrived[0] == 0

@@ -1,4 +1,4 @@
-"""Calls of the CUDA driver, through NVIDIA's cuda-bindings: every failure is a MachineError of ours that says what was being done.
+"""Calls of the CUDA driver, through NVIDIA's cuda-bindings: every failure is a MachineError that says what was being done.
 
 Importable anywhere; cuda-bindings is looked for when it is needed.
 """
@@ -67,7 +67,9 @@ def call(doing: str, name: str, *arguments: Any) -> Any:
     try:
         error, *values = getattr(bindings, name)(*arguments)
     except RuntimeError as missing:  # cuda-bindings' way to say that the driver lacks a call
-        raise MachineError(f"{doing}: the NVIDIA driver is too old, it has no {name} ({missing}); update the driver") from missing
+        raise MachineError(
+            f"{doing}: the NVIDIA driver is too old, it has no {name} ({missing}); update the driver"
+        ) from missing
     if int(error) != 0:
         told, text = bindings.cuGetErrorName(error)
         raise CudaError(doing, int(error), text.decode(errors="replace") if int(told) == 0 else f"CUDA error {int(error)}")

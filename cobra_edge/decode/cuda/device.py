@@ -101,7 +101,11 @@ class Gpu:
             for n in (_MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR, _MOST_SHARED)
         }
         self.capability = of[_MAJOR], of[_MINOR]
-        self.multiprocessors, self.integrated, self.most_shared_bytes = of[_MULTIPROCESSORS], bool(of[_INTEGRATED]), of[_MOST_SHARED]
+        self.multiprocessors, self.integrated, self.most_shared_bytes = (
+            of[_MULTIPROCESSORS],
+            bool(of[_INTEGRATED]),
+            of[_MOST_SHARED],
+        )
         self._context = call("opening the GPU", "cuDevicePrimaryCtxRetain", device)
         self._functions: dict[str, Any] = {}
         self._allowed: dict[str, int] = {}
@@ -141,11 +145,19 @@ class Gpu:
         """Return a kernel that may use so much shared memory. Raises MachineError where this installation's kernels lack it."""
         with self._lock:
             if name not in self._functions:
-                self._functions[name] = call(f"looking for the kernel {name}", "cuModuleGetFunction", self._module, name.encode())
+                self._functions[name] = call(
+                    f"looking for the kernel {name}", "cuModuleGetFunction", self._module, name.encode()
+                )
             function = self._functions[name]
             if shared_bytes > self._allowed.get(name, _UNASKED_SHARED_BYTES):
                 attribute = driver().CUfunction_attribute(_DYNAMIC_SHARED_BYTES)
-                call(f"asking for {shared_bytes} bytes of shared memory for {name}", "cuFuncSetAttribute", function, attribute, shared_bytes)
+                call(
+                    f"asking for {shared_bytes} bytes of shared memory for {name}",
+                    "cuFuncSetAttribute",
+                    function,
+                    attribute,
+                    shared_bytes,
+                )
                 self._allowed[name] = shared_bytes
             return function
 

@@ -18,8 +18,8 @@ def load_module(gpu: Gpu) -> Any:
     """Return the driver's module of the kernels.
 
     Raises:
-        MachineError: this installation has no kernels, or damaged ones; the GPU or its driver takes none of them, what is needed
-            is said.
+        MachineError: this installation has no kernels, or damaged ones; the GPU or its driver takes none of them, what is
+            needed is said.
     """
 
     def load(image: Image) -> Any:

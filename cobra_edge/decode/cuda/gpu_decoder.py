@@ -1,8 +1,9 @@
 """The decoder on an NVIDIA GPU: CUDA kernels over the bundle's own codes, through the driver alone.
 
-One token is a CUDA graph of a few launches a layer, between buffers that never move; activations enter products as 16-bit integers
-there, and the state is found through an address, so that one graph steps any state. Many tokens go through tensor cores in float16
-and a scan in float32. Everything runs on a stream of the decoder's own; a method has done its work when it returns.
+One token is a CUDA graph of a few launches a layer, between buffers that never move; activations enter products as 16-bit
+integers there, and the state is found through an address, so that one graph steps any state. Many tokens go through tensor
+cores in float16 and a scan in float32. Everything runs on a stream of the decoder's own; a method has done its work when it
+returns.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class CudaDecoder:
             self._weights = upload(weights, self._queue, file)
             self._step, self._prefill = GpuStep(self._weights, self._queue), Prefill(self._weights, self._queue)
             self._spare = GpuState.blank(self.config, self._queue)
-            self._step.prepare()
+            self._step.prepare(self._spare)
         if options.activations_of(weights.recipe) == "int8":
             log.info("activations stay 16 bits wide on a GPU: nearer to the float model than the recipe's int8")
         log.info("decoder on %s: %s", gpu.title, self.describe())
@@ -270,7 +271,7 @@ class CudaDecoder:
 
 
 def needed_bytes(weights: Weights, gpu: Gpu) -> int:
-    """Return what a decoder takes on a GPU: weights, two states, and the buffers of a token and of the longest chunk of a prompt."""
+    """Return what a decoder takes on a GPU: weights, two states, the buffers of a token and of a prompt's longest chunk."""
     c = weights.config
     states = 2 * 4 * c.n_layer * c.d_inner * (c.d_conv + c.d_state)
     return weight_bytes(weights) + states + step_bytes(c) + prefill_bytes(c, gpu.multiprocessors)

@@ -70,7 +70,7 @@ class Prefill:
         state.n_tokens += tokens
 
     def logits(self, room: _Room, first: int, n: int) -> None:
-        """Enqueue the logits after n tokens of the residual stream from `first` on, into the room's logits (n, vocab) float32."""
+        """Enqueue the logits after n tokens of the residual stream from `first` on: the room's logits (n, vocab) float32."""
         weights, c, queue = self._weights, self._weights.config, self._queue
         rows = Address(room.residual + 4 * c.d_model * first)
         rotation, eps = weights.residual_rotation, float(c.norm_eps)
@@ -91,16 +91,16 @@ class Prefill:
         self._multiply(room, layer.in_proj, room.normed, c.d_model, room.xz, 2 * c.d_inner, tokens, _HALF)
         kernel, grid, threads, length = convolution_launch(c.d_inner, c.d_conv, tokens)
         queue.launch(
-            kernel, (*grid, 1), threads, room.xz, conv, layer.taps, layer.conv_bias, room.u, tokens, length, c.d_inner, c.d_conv,
-            2 * c.d_inner,
+            kernel, (*grid, 1), threads, room.xz, conv, layer.taps, layer.conv_bias, room.u, tokens, length, c.d_inner,
+            c.d_conv, 2 * c.d_inner,
         )  # fmt: skip
         self._project(room, layer, tokens)
         self._multiply(room, layer.dt_proj, room.low, room.low_stride, room.delta, c.d_inner, tokens, _SOFTPLUS, layer.dt_bias)
         self._scan(room, layer, state, index, tokens)
         if inner is not None:
             queue.launch(
-                "rotate_rows", (tokens, 1, 1), ROW_THREADS, room.y, inner.words, room.y, inner.m, inner.p, c.d_inner, c.d_inner, 1, 1,
-                shared_bytes=rotation_shared_bytes(c.d_inner),
+                "rotate_rows", (tokens, 1, 1), ROW_THREADS, room.y, inner.words, room.y, inner.m, inner.p, c.d_inner, c.d_inner,
+                1, 1, shared_bytes=rotation_shared_bytes(c.d_inner),
             )  # fmt: skip
         self._multiply(room, layer.out_proj, room.y, c.d_inner, room.residual, c.d_model, tokens, _ADD)
 
@@ -116,8 +116,8 @@ class Prefill:
         self._enqueue(launch, matrix, room.u, c.d_inner, room.parts, width, tokens, _PART, None)
         grid = (blocks_of(room.low_stride + 2 * room.states, _SUM_THREADS), tokens, 1)
         self._queue.launch(
-            "split_projection", grid, _SUM_THREADS, room.parts, room.low, room.bc, launch.splits, tokens, c.dt_rank, room.low_stride,
-            c.d_state, room.states,
+            "split_projection", grid, _SUM_THREADS, room.parts, room.low, room.bc, launch.splits, tokens, c.dt_rank,
+            room.low_stride, c.d_state, room.states,
         )  # fmt: skip
 
     def _scan(self, room: _Room, layer: GpuLayer, state: GpuState, index: int, tokens: int) -> None:
@@ -130,9 +130,9 @@ class Prefill:
                 room.local, room.sums, launch.length, c.d_inner, c.d_state, launch.lanes, c.d_inner,
             )  # fmt: skip
         self._queue.launch(
-            "scan_rows", (launch.blocks, launch.chunks, 1), launch.threads, room.u, room.delta, layer.A, room.bc, layer.D, z, ssm,
-            room.local, room.sums, room.y, tokens, launch.length, c.d_inner, c.d_state, launch.lanes, c.d_inner, 2 * c.d_inner,
-            c.d_inner,
+            "scan_rows", (launch.blocks, launch.chunks, 1), launch.threads, room.u, room.delta, layer.A, room.bc, layer.D, z,
+            ssm, room.local, room.sums, room.y, tokens, launch.length, c.d_inner, c.d_state, launch.lanes, c.d_inner,
+            2 * c.d_inner, c.d_inner,
         )  # fmt: skip
 
     def _launch(self, matrix: GpuMatrix, tokens: int) -> GemmLaunch:
@@ -158,7 +158,9 @@ class Prefill:
             return
         self._enqueue(launch, matrix, x, x_stride, room.parts, n_out, tokens, _PART, None)
         grid = (blocks_of(n_out, _SUM_THREADS), tokens, 1)
-        self._queue.launch("sum_splits", grid, _SUM_THREADS, room.parts, out, launch.splits, tokens, n_out, out_stride, epilogue)
+        self._queue.launch(
+            "sum_splits", grid, _SUM_THREADS, room.parts, out, launch.splits, tokens, n_out, out_stride, epilogue
+        )
 
     def _enqueue(
         self,

@@ -66,7 +66,7 @@ class GpuState(DecoderState):
         return self._shapes
 
     def _require_memory(self) -> None:
-        """It is what the decoder made."""
+        """Nothing to refuse: it is as the decoder made it."""
 
     @contextmanager
     def in_host_memory(self) -> Iterator[DecoderState]:

@@ -1,7 +1,7 @@
 """One token on the GPU: a few launches a layer between buffers that never move, replayed as CUDA graphs.
 
-A graph begins by copying what the host asks for (which state, which token, how to choose) from pinned memory, so a token costs the
-host two calls of the driver and a wait.
+A graph begins by copying what the host asks for (which state, which token, how to choose) from pinned memory, so a token costs
+the host two calls of the driver and a wait.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .gpu_weights import GpuLayer, GpuMatrix, GpuWeights
 from .launch import Address, Graph, Queue, blocks_of
 from .memory import DeviceBlock, Layout, copy_in, copy_out, pinned
 
-# What the host asks for, and what it is told: the GPU has both as bytes in this order. `choice` is what runtimes/cuda/sampling.cu calls so.
+# What the host asks for, and what it is told: the GPU has both as bytes in this order. `choice` is sampling.cu's struct.
 _CHOICE = np.dtype([("temperature", "<f8"), ("top_p", "<f8"), ("uniform", "<f8"), ("top_k", "<i4"), ("unused", "<i4")])
 _ASKED = np.dtype([("conv", "<u8"), ("ssm", "<u8"), ("choice", _CHOICE), ("token", "<i4"), ("unused", "<i4")])
 _TOLD = np.dtype([("token", "<i4"), ("not_finite", "<i4"), ("top", "<f4"), ("unused", "<i4")])
@@ -77,11 +77,20 @@ class GpuStep:
         self._asked = self._pinned[: _ASKED.itemsize].view(_ASKED)
         self._told = self._pinned[128 : 128 + _TOLD.itemsize].view(_TOLD)
         self._logits = self._pinned[256:].view(np.float32)
-        self._conv_cell, self._ssm_cell = (Address(self._at.asked + _ASKED.fields[n][1]) for n in ("conv", "ssm"))
-        self._token_cell, self._choice_cell = (Address(self._at.asked + _ASKED.fields[n][1]) for n in ("token", "choice"))
+        self._conv_cell, self._ssm_cell = (_place(_ASKED, n, self._at.asked) for n in ("conv", "ssm"))
+        self._token_cell, self._choice_cell = (_place(_ASKED, n, self._at.asked) for n in ("token", "choice"))
 
-    def prepare(self) -> None:
-        """Capture the graphs: now and not at the first token."""
+    def prepare(self, nobodys: GpuState) -> None:
+        """Capture the graphs, now and not at the first token.
+
+        Everything is run once before, on a state that nobody needs: a driver may load a kernel when it is first launched, which
+        it must not while a graph is captured.
+        """
+        self._point_at(nobodys)
+        self._asked["choice"] = (1.0, 1.0, 0.0, 0, 0)
+        self._read_token()
+        self._choose(drawn=True)
+        self._queue.wait("trying the kernels")
         _ = self._read_graph, self._greedy_graph, self._drawn_graph
 
     @property
@@ -200,9 +209,9 @@ class GpuStep:
         held = min(n_in, _GEMV_TILE)
         room = 4 * min(matrix.row_stride, _GEMV_TILE) if matrix.bits == 16 else rounded_bytes(held, matrix.bits)
         self._queue.launch(
-            f"gemv_w{matrix.bits}" + "_split" * split, (blocks_of(n_out, _SPLIT_ROWS if split else _GEMV_ROWS), 1, 1), _GEMV_THREADS,
-            *arrays, x, norm, mean_of, float(self._weights.config.norm_eps), out, n_out, n_in, matrix.layout, int(add),
-            shared_bytes=_GEMV_HEAD + room,
+            f"gemv_w{matrix.bits}" + "_split" * split, (blocks_of(n_out, _SPLIT_ROWS if split else _GEMV_ROWS), 1, 1),
+            _GEMV_THREADS, *arrays, x, norm, mean_of, float(self._weights.config.norm_eps), out, n_out, n_in, matrix.layout,
+            int(add), shared_bytes=_GEMV_HEAD + room,
         )  # fmt: skip
 
     def _convolve(self, index: int, layer: GpuLayer) -> None:
@@ -210,9 +219,9 @@ class GpuStep:
         arrays = (matrix.codes,) if matrix.bits == 16 else (matrix.codes, matrix.scales)
         room = 0 if matrix.bits == 16 else rounded_bytes(_CONV_CHANNELS, matrix.bits)
         self._queue.launch(
-            f"conv_step_w{matrix.bits}", (blocks_of(c.d_inner, _CONV_CHANNELS), 1, 1), _CONV_CHANNELS, *arrays, at.xz, self._conv_cell,
-            index, layer.taps, layer.conv_bias, at.u, at.partials, at.projected, at.arrived, c.dt_rank + 2 * c.d_state, c.d_inner,
-            c.d_conv, matrix.layout, shared_bytes=_CONV_HEAD + room,
+            f"conv_step_w{matrix.bits}", (blocks_of(c.d_inner, _CONV_CHANNELS), 1, 1), _CONV_CHANNELS, *arrays, at.xz,
+            self._conv_cell, index, layer.taps, layer.conv_bias, at.u, at.partials, at.projected, at.arrived,
+            c.dt_rank + 2 * c.d_state, c.d_inner, c.d_conv, matrix.layout, shared_bytes=_CONV_HEAD + room,
         )  # fmt: skip
 
     def _update(self, index: int, layer: GpuLayer) -> None:
@@ -221,15 +230,15 @@ class GpuStep:
         room = blocks_of(4 * (c.dt_rank + 2 * c.d_state), 16) * 16
         room += 0 if matrix.bits == 16 else rounded_bytes(c.dt_rank, matrix.bits)
         self._queue.launch(
-            f"selective_state_update_w{matrix.bits}", (blocks_of(c.d_inner, _UPDATE_CHANNELS), 1, 1), 8 * _UPDATE_CHANNELS, at.projected,
-            *arrays, layer.dt_bias, layer.A, layer.D, at.xz, at.u, self._ssm_cell, index, at.y, c.d_inner, c.dt_rank, c.d_state,
-            matrix.layout, shared_bytes=room,
+            f"selective_state_update_w{matrix.bits}", (blocks_of(c.d_inner, _UPDATE_CHANNELS), 1, 1), 8 * _UPDATE_CHANNELS,
+            at.projected, *arrays, layer.dt_bias, layer.A, layer.D, at.xz, at.u, self._ssm_cell, index, at.y, c.d_inner,
+            c.dt_rank, c.d_state, matrix.layout, shared_bytes=room,
         )  # fmt: skip
 
     def _choose(self, *, drawn: bool) -> None:
         vocab, at, queue = self._weights.config.vocab, self._at, self._queue
         self._fetch_asked()
-        token, not_finite, top = (Address(at.told + _TOLD.fields[n][1]) for n in ("token", "not_finite", "top"))
+        token, not_finite, top = (_place(_TOLD, n, at.told) for n in ("token", "not_finite", "top"))
         grid = (min(blocks_of(vocab, _SCAN_THREADS), _MOST_SCAN_BLOCKS), 1, 1)
         arrived = Address(at.arrived + 4)
         queue.launch(
@@ -244,6 +253,12 @@ class GpuStep:
                 shared_bytes=2 * 3 * 8 * (_DRAW_THREADS // 32),
             )  # fmt: skip
         copy_out(self._pinned[128 : 128 + _TOLD.itemsize], at.told, queue.stream, "copying a token to the host")
+
+
+def _place(struct: np.dtype, name: str, base: Address) -> Address:
+    """Return where a field lies of a struct that begins at `base`."""
+    assert struct.fields is not None
+    return Address(base + struct.fields[name][1])
 
 
 def embed_rows(queue: Queue, matrix: GpuMatrix, tokens: Address, n: int, out: Address) -> None:

@@ -1,7 +1,7 @@
 """A bundle's decoder on the GPU: codes in the bundle's own bytes, all tensors in one block of memory.
 
-The block is allocated first and filled tensor after tensor in slices, while what was read leaves the page cache: on a Jetson file,
-cache and GPU share one memory, and a model that fits once does not fit twice.
+The block is allocated first and filled tensor after tensor in slices, while what was read leaves the page cache: on a Jetson
+file, cache and GPU share one memory, and a model that fits once does not fit twice.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Queue:
         call(doing, "cuStreamSynchronize", self.stream)
 
     def capture(self, run: Callable[[], None]) -> Graph:
-        """Return what `run` enqueues as one CUDA graph; nothing runs now. Raises MachineError where something of it is refused."""
+        """Return what `run` enqueues as one CUDA graph; nothing runs now. Raises MachineError where some of it is refused."""
         bindings = driver()
         mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL  # others may go on working
         call("capturing a graph", "cuStreamBeginCapture", self.stream, mode)

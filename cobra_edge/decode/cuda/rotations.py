@@ -64,8 +64,10 @@ class Rotation:
     words: Address
     words_back: Address
 
-    def rotate(self, queue: Queue, x: Address, out: Address, rows: int, *, back: bool = False, after: Address | None = None) -> None:
-        """Enqueue the rotation of rows (rows, width) float32, or its undoing; then times `after` (width,), where that is given."""
+    def rotate(
+        self, queue: Queue, x: Address, out: Address, rows: int, *, back: bool = False, after: Address | None = None
+    ) -> None:
+        """Enqueue the rotation of rows (rows, width) float32, or its undoing; then times `after` (width,) where it is given."""
         signs, grid = self.back if back else self.forth, (self.base, rows, 1)
         factor = float(self.width**-0.5)
         queue.launch("rotate", grid, 256, x, signs, after, out, self.base, self.power, factor, shared_bytes=4 * self.power)
