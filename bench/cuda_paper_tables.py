@@ -12,6 +12,11 @@ def _table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def _whole(ends: list[float]) -> str:
+    low, high = ends
+    return span(low, high, ".0f")
+
+
 def token_table(result: dict[str, Any] | None) -> str:
     """Return what a token takes by scheme: bytes, instructions, launches."""
     if result is None:
@@ -53,8 +58,8 @@ def paper_table(result: dict[str, Any] | None, scheme: str = "w4a16-g128") -> st
                 f"{p['issue_ms']:.2f}",
                 f"{p['launches_ms']:.2f}",
                 p["bound"],
-                span(*p["tokens_per_second"], ".0f"),
-                f"{span(*p['prompt_ms'], '.0f')} ({p['prompt_bound']})",
+                _whole(p["tokens_per_second"]),
+                f"{_whole(p['prompt_ms'])} ({p['prompt_bound']})",
                 "; ".join(beside) or "–",
             ]
         )
