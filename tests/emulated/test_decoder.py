@@ -279,6 +279,17 @@ def test_memory_is_given_back(exported, plugged_in):
     assert (plugged_in.in_use, plugged_in.handles) == before
 
 
+def test_a_closed_session_gives_its_memory_back(exported, plugged_in):
+    before = plugged_in.in_use
+    session = Session(exported("w8a16-g128"), "auto", "cuda")
+    session.ask(None, "Is it random?", max_new_tokens=1).read()
+    assert plugged_in.in_use > before
+    session.close()
+    assert plugged_in.in_use == before
+    with pytest.raises(InputError, match="closed"):
+        session.ask(None, "Is it random?")
+
+
 def test_the_same_bits_in_any_order_of_threads(opened, plugged_in):
     decoder, found = opened("w4a16-g64", "none"), []
     embeddings = decoder.embed(TOKENS[:20])
