@@ -95,9 +95,9 @@ class Anchor:
 
 ANCHORS = (
     Anchor("Jetson Orin Nano 8GB", "Mamba1-2.8B, W8A8, Quamba", 1e3 / 60.2),
-    Anchor("Jetson Orin Nano 8GB, Super mode", "Cosmos-Reason2-2B, 4 bits, TensorRT-Edge-LLM", 60),
-    Anchor("Jetson Orin Nano 8GB, Super mode", "Cosmos-Reason2-2B, 4 bits, vLLM", 56),
-    Anchor("Jetson Orin Nano 8GB, Super mode", "Cosmos-Reason2-2B, 4 bits, llama.cpp", 38),
+    Anchor("Jetson Orin Nano 8GB", "Cosmos-Reason2-2B, 4 bits, TensorRT-Edge-LLM, power mode not stated", 60),
+    Anchor("Jetson Orin Nano 8GB", "the same by vLLM", 56),
+    Anchor("Jetson Orin Nano 8GB", "the same by llama.cpp", 38),
     Anchor("Jetson Orin Nano 8GB, Super mode", "Llama-3.2-3B, 4 bits, MLC", 43),
     Anchor("Jetson AGX Orin 64GB", "Qwen2.5-VL-3B, W4A16, TensorRT-Edge-LLM", 72),
     Anchor("GeForce RTX 4090 24GB", "a 7B model, 4 bits, MLC", 191),

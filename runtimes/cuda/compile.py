@@ -18,9 +18,11 @@ import hashlib
 import importlib.util
 import json
 import lzma
+import os
 import re
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,9 +147,10 @@ class Nvrtc:
 
 
 def compile_all(folder: Path = SOURCES, architectures: tuple[str, ...] = (*ARCHITECTURES, PTX)) -> list[Image]:
-    """Compile the kernels for every architecture. Raises CompileError."""
-    nvrtc = Nvrtc()
-    return [nvrtc.compile(architecture, unit(folder), folder) for architecture in architectures]
+    """Compile the kernels for every architecture, as many at a time as there are cores. Raises CompileError."""
+    nvrtc, source = Nvrtc(), unit(folder)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda architecture: nvrtc.compile(architecture, source, folder), architectures))
 
 
 def packed(images: list[Image], source: str) -> bytes:
