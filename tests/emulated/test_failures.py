@@ -10,17 +10,13 @@ import pytest
 from cobra_edge.decode.cuda import device, library
 from cobra_edge.decode.cuda.device import first_gpu, why_no_gpu
 from cobra_edge.decode.cuda.gpu_decoder import CudaDecoder
-from cobra_edge.decode.decoder import Weights
 from cobra_edge.decode.sampling import GREEDY, Sampling
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
-from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
-from cobra_edge.formats.recipe import uniform_recipe
-from cobra_edge.formats.scheme import scheme_named
-from cobra_edge.quantize.rtn import round_to_nearest
+from cobra_edge.formats.model_config import MambaConfig
 
-from ..conftest import random_tensors
 from .driver import ORIN_NANO, RTX_4090, write_kernels
+from .weights import random_weights
 
 OUT_OF_MEMORY, UNKNOWN, ILLEGAL_ADDRESS, BAD_IMAGE, BAD_PTX = 2, 999, 700, 209, 222
 SMALL = MambaConfig(32, 1, 64, 32, 4, 4, 8)
@@ -28,17 +24,8 @@ SMALL = MambaConfig(32, 1, 64, 32, 4, 4, 8)
 GIVING_BACK = {"cuMemFree_v2", "cuMemFreeHost", "cuGraphDestroy", "cuGraphExecDestroy"}
 
 
-def small_weights(config=SMALL, scheme="w4a16-g32", rotations=("residual", "out-proj")):
-    recipe, _ = uniform_recipe(config, scheme_named(scheme), rotations=rotations)
-    tensors = {}
-    for name, value in random_tensors(decoder_shapes(config)).items():
-        storage = recipe.storage(name)
-        values = value.numpy()
-        if storage not in ("float16", "float32"):
-            tensors[name] = round_to_nearest(values, scheme_named(storage))
-        else:
-            tensors[name] = values.astype(storage)
-    return Weights(config, recipe, tensors, "a small decoder")
+def small_weights(config=SMALL):
+    return random_weights(config, "w4a16-g32", "both")
 
 
 def use(weights):

@@ -253,6 +253,6 @@ class _Forgetting:
 def _mapping_of(array: np.ndarray) -> mmap.mmap | None:
     """Return the mapping that an array looks into, or None."""
     base: object = array
-    while isinstance(base, np.ndarray):
-        base = base.base
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
     return base if isinstance(base, mmap.mmap) else None
