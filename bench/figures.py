@@ -18,6 +18,7 @@ from cobra_edge.errors import InputError
 from cobra_edge.terminal.output import debug_option, main_of
 
 from .coverage_tables import coverage_table
+from .cuda_paper_tables import paper_table, token_table
 from .decode_tables import decode_goals_table, decode_table
 from .drift_plot import draw_drift
 from .fault_tables import faults_table
@@ -88,6 +89,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "card": lambda: card_table(_of_cards("decode")),
     "card_goals": lambda: card_goals_table(_of_cards("decode")),
     "end_to_end": lambda: end_to_end_table(_of_cards("end-to-end")),
+    "cuda_token": lambda: token_table(_maybe("cuda-paper")),
+    "cuda_paper": lambda: paper_table(_maybe("cuda-paper")),
     "prediction": lambda: prediction_table(_of_cards("decode")),
     "vision": lambda: vision_table(_maybe("vision-cobra-3b")),
     "vision_mini": lambda: vision_table(_maybe("vision-cobra-mini")),

@@ -1,4 +1,4 @@
-"""`python -m bench.kernel_budget`: registers, spills and instructions of the compiled CUDA kernels, beside runtimes/cuda/budget.toml.
+"""`python -m bench.kernel_budget`: registers and instructions of the compiled CUDA kernels, and runtimes/cuda/budget.toml.
 
 A kernel that becomes slower on paper fails a test (tests/test_kernel_budget.py). A change that is meant to cost more writes the
 budget again, in a commit that says what the instructions are for.
@@ -29,9 +29,9 @@ from .sass import Cost, Kernel, cost, kernels_of
 ROOT = Path(__file__).parent.parent
 BUDGET = ROOT / "runtimes" / "cuda" / "budget.toml"
 _HEAD = """\
-# What a kernel may take of a GPU, the worst of all architectures it is compiled for: registers of a thread, and instructions that a thread of its
-# main loop issues for a byte of codes (gemv, gemm) or for a token and channel (scan, convolution). None may spill. Written by
-# `python -m bench.kernel_budget --write`; tests/test_kernel_budget.py holds the kernels to it.
+# What a kernel may take of a GPU, the worst of all architectures it is compiled for: registers of a thread, and instructions
+# that a thread of its main loop needs for a byte of codes (gemv, gemm) or for a token and channel (scan, convolution). None may
+# spill. Written by `python -m bench.kernel_budget --write`; tests/test_kernel_budget.py holds the kernels to it.
 """
 
 

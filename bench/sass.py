@@ -1,7 +1,8 @@
 """What compiled kernels are made of: registers, spills, and the instructions of the loop that a kernel spends its time in.
 
-Speed on paper needs no GPU: a multiprocessor issues at most four warp instructions a cycle, so instructions for a byte of weights,
-times the bytes, are a bound beside the memory's bandwidth. NVIDIA's disassembler comes as a package, nvidia-cuda-nvdisasm.
+Speed on paper needs no GPU: a multiprocessor issues at most four warp instructions a cycle, so instructions for a byte of
+weights, times the bytes, are a bound beside the memory's bandwidth. NVIDIA's disassembler comes as a package,
+nvidia-cuda-nvdisasm.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Kernel:
         return sum(i.split(".")[0].split()[0] in ("STL", "LDL") for i in self.instructions)
 
     def main_loop(self, wanted: str) -> tuple[str, ...]:
-        """Return the instructions of the shortest loop with an instruction that begins with `wanted`; none where there is none."""
+        """Return the instructions of the shortest loop with one that begins with `wanted`; none where there is no such loop."""
         bodies = [self.instructions[first : last + 1] for first, last in self.loops]
         fitting = [body for body in bodies if any(i.startswith(wanted) for i in body)]
         return min(fitting, key=len, default=())
@@ -122,7 +123,8 @@ def _kernel(name: str, text: str, registers: int) -> Kernel:
 def _registers(cubin: bytes) -> dict[str, int]:
     """Return the registers of each kernel, from the attributes that ptxas writes beside the code.
 
-    Section .nv.info is a list of attributes: a format, a kind, and two bytes that are the size of what follows where the format is 4.
+    Section .nv.info is a list of attributes: a format, a kind, and two bytes that are the size of what follows where the
+    format is 4.
     """
     offset = struct.unpack_from("<Q", cubin, 0x28)[0]
     size, count, names_at = struct.unpack_from("<HHH", cubin, 0x3A)

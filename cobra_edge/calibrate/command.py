@@ -36,6 +36,7 @@ _MARGIN_BYTES = 64 << 20
 @click.option("--lines", "n_lines", type=click.IntRange(1), help="Read that many lines, of every task as many; default: all.")
 @click.option("--vision-weights", type=click.Path(path_type=Path), help="Directory with the encoders' safetensors.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or its directory.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where layers run.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @debug_option
@@ -45,6 +46,7 @@ def command(
     out: Path,
     force: bool,
     n_lines: int | None,
+    device: str,
     threads: int | None,
     as_json: bool,
     **options: Any,
@@ -59,13 +61,15 @@ def command(
     lines = read_suite(data)
     lines = lines if n_lines is None else spread(lines, n_lines)
     require_export("calibrate", "timm", "torch")
-    from ..decode.native_operations import best_operations
+    from ..decode.native_operations import operations_on
     from ..model.checkpoint import open_checkpoint
+    from ..model.torch_device import torch_device
     from ..model.vision import check_tower
     from ..quantize.calibration import collect_statistics
     from ..quantize.resume import remove_parts
     from ..quantize.statistics import statistics_tensors, write_statistics
 
+    there = torch_device(device)
     checkpoint = open_checkpoint(source, **options)
     if checkpoint.config.vision is None:
         check_text_only(checkpoint.config.model_id, vision_weights=options["vision_weights"])
@@ -75,8 +79,9 @@ def command(
     out.parent.mkdir(parents=True, exist_ok=True)
     _require_room(partial, sum(t.n_bytes for t in statistics_tensors(checkpoint.config.mamba)))
     with staged_file(out, force=force) as staged, held(partial), stages() as stage:
+        operations = operations_on(there, checkpoint.config.mamba)
         statistics = collect_statistics(
-            checkpoint, lines, data.parent, partial=partial, operations=best_operations(), on_progress=stage
+            checkpoint, lines, data.parent, partial=partial, operations=operations, device=there, on_progress=stage
         )
         stage("write the file", 0, 1)
         write_statistics(statistics, staged)

@@ -82,6 +82,13 @@ from .vision import ENGINES
 @click.option("--golden", type=click.Path(path_type=Path), default=HELDOUT, help="Suite for the golden lines.")
 @click.option("--golden-lines", type=click.IntRange(1, 10_000), help="How many golden lines; default all, big models 4.")
 @click.option("--budget", type=click.Path(path_type=Path), help="Drift budget (TOML); default: the one that ships.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where statistics of activations are taken, for methods that need them.",
+)
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @debug_option

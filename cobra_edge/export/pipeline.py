@@ -70,7 +70,7 @@ def export_bundle(source: str, target: Target, out: Path | None = None, **option
         sights = [o.golden.parent / name for name in asked.pictures]
         graph, embeddings = write_vision(checkpoint, sights, stage, plan.precision, plan.vision_input, plan.calibration)
         engines = {} if graph is None else build_engine_ahead(stage, plan.precision, target, plan.engine)
-        with statistics_for(checkpoint, recipe, plan.statistics, o.calibration, stage) as found:
+        with statistics_for(checkpoint, recipe, plan.statistics, o.calibration, stage, o.device) as found:
             recipe = recipe if found is None else msgspec.structs.replace(recipe, statistics=found.fingerprint())
             if o.bits is not None:
                 recipe, mix = find_mix(checkpoint, plan.digest, recipe, found, o.calibration, o.bits, plan.sensitivity)

@@ -64,6 +64,7 @@ class ExportOptions:
         golden: suite whose lines become the golden ones.
         golden_lines: how many; by default all (1000 at most), or 4 for a model of more than 10⁹ weights.
         budget: drift budget; by default the one that ships.
+        device: "cpu", or "cuda" to take statistics on a GPU.
     """
 
     scheme: str | None = None
@@ -84,6 +85,7 @@ class ExportOptions:
     golden: Path = HELDOUT
     golden_lines: int | None = None
     budget: Path | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +153,10 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     lines = read_suite(o.golden)
     _require_libraries(scheme_named(o.scheme or target.scheme))
     from ..model.checkpoint import open_checkpoint
+    from ..model.torch_device import torch_device
     from ..model.vision import check_tower
 
+    torch_device(o.device)
     checkpoint = open_checkpoint(source, vision_weights=o.vision_weights, tokenizer=o.tokenizer)
     config = checkpoint.config
     if config.vision is None:

@@ -20,7 +20,7 @@ from .checks import needs_statistics
 
 @contextmanager
 def statistics_for(
-    checkpoint: Any, recipe: Recipe, given: Statistics | None, data: Path | None, stage: Path
+    checkpoint: Any, recipe: Recipe, given: Statistics | None, data: Path | None, stage: Path, device: str = "cpu"
 ) -> Iterator[Statistics | None]:
     """Give the statistics that the recipe needs: those given, or some taken now; None where it needs none.
 
@@ -30,19 +30,21 @@ def statistics_for(
         given: what was read from a file, or None.
         data: suite that they are taken of where none are given; by default the embedded one.
         stage: a directory in which they lie while they are in use.
+        device: "cpu" or "cuda": where they are taken.
 
     Raises:
-        InputError: what `collect_statistics` raises.
+        InputError: what `collect_statistics` raises. MachineError: torch can use no GPU here, and one was asked for.
     """
     if given is not None or not needs_statistics(recipe.method, recipe.activation_percentile):
         yield given
         return
-    from ..decode.native_operations import best_operations
+    from ..decode.native_operations import operations_on
+    from ..model.torch_device import torch_device
     from ..quantize.calibration import collect_statistics
 
     if data is None:
         tell("no --statistics given: taking them of the embedded calibration set, pictures of synthetic scenes")
-    data = data or CALIBRATION
+    data, there = data or CALIBRATION, torch_device(device)
     with scratch_directory(stage / "statistics") as scratch:
         with stages() as on_stage:
             found = collect_statistics(
@@ -50,7 +52,8 @@ def statistics_for(
                 read_suite(data),
                 data.parent,
                 partial=scratch,
-                operations=best_operations(),
+                operations=operations_on(there, checkpoint.config.mamba),
+                device=there,
                 on_progress=on_stage,
             )
         yield found

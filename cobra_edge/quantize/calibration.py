@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 _ADVISED_LINES = 128
 _ADVISED_POSITIONS_PER_INPUT = 4
 _POSITIONS_AT_ONCE = 2048
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def collect_statistics(
     *,
     partial: Path | None = None,
     operations: Operations = REFERENCE,
+    device: torch.device = _CPU,
     on_progress: OnProgress = silent,
 ) -> Statistics:
     """Take statistics of every matrix product's input.
@@ -73,6 +75,7 @@ def collect_statistics(
         partial: directory in which finished layers are kept, so that the same call goes on after an interruption; the tensors
             of what is returned are mapped from there. None keeps everything in memory.
         operations: the sequential operations of a mixer.
+        device: where a layer runs and its statistics are summed; what lies between layers stays on the host.
         on_progress: called with a stage's name, how much of it is done and how much there is: pictures, or positions.
 
     Raises:
@@ -101,7 +104,7 @@ def collect_statistics(
         streams = torch.from_numpy(kept)
     done = parts.finished()
     for index, block in enumerate(stream_blocks(checkpoint, operations, done), done):
-        observed = ObservedBlock(block, index, config, positions)
+        observed = ObservedBlock(block, index, config, positions, device)
         _stream(observed, streams, sequences, on_progress)
         parts.keep(index, observed.tensors())
         parts.keep_streams(index + 1, streams.numpy())
@@ -165,10 +168,11 @@ def _batches(sequences: list[_Sequence]) -> Iterator[list[int]]:
 class ObservedBlock:
     """One block, and what enters its products."""
 
-    def __init__(self, block: Block, index: int, config: MambaConfig, positions: int) -> None:
-        self.block, self.index, self.config = block, index, config
-        self.unit = RMSNorm(config.d_model, config.norm_eps)  # the block's norm without its weight
-        self.sites = {site: Site(site_name(index, site), site_width(config, site), positions) for site in LAYER_SITES}
+    def __init__(self, block: Block, index: int, config: MambaConfig, positions: int, device: torch.device = _CPU) -> None:
+        self.block, self.index, self.config, self.device = block.to(device), index, config, device
+        with device:
+            self.unit = RMSNorm(config.d_model, config.norm_eps)  # the block's norm without its weight
+        self.sites = {site: Site(site_name(index, site), site_width(config, site), positions, device) for site in LAYER_SITES}
         self.block.mixer.x_proj.register_forward_hook(self._at_x_proj)
         self.block.mixer.out_proj.register_forward_pre_hook(self._at_out_proj)
 
@@ -188,7 +192,7 @@ class ObservedBlock:
     def tensors(self) -> dict[str, np.ndarray]:
         """Return what is stored of the layer."""
         return {
-            **self.sites["in_proj"].tensors(self.block.norm.weight.numpy(), "unit"),
+            **self.sites["in_proj"].tensors(self.block.norm.weight.cpu().numpy(), "unit"),
             **self.sites["x_proj"].tensors(),
             **self.sites["dt_proj"].tensors(),
             **self.sites["out_proj"].tensors(rotation="own"),
@@ -198,13 +202,14 @@ class ObservedBlock:
 def _stream(block: ObservedBlock, streams: Tensor, sequences: list[_Sequence], on_progress: OnProgress) -> None:
     """Run every sequence through a block, and put what leaves it in the place of what entered."""
     config, stage, done = block.config, f"layer {block.index + 1} of {block.config.n_layer}", 0
-    nothing = torch.zeros(config.d_inner, config.d_conv), torch.zeros(config.d_inner, config.d_state)
-    after: dict[int | None, tuple[Tensor, Tensor]] = {None: nothing}
+    nothing = tuple(torch.zeros(config.d_inner, n, device=block.device) for n in (config.d_conv, config.d_state))
+    after: dict[int | None, tuple[Tensor, ...]] = {None: nothing}
     on_progress(stage, 0, len(streams))
     for batch in _batches(sequences):
         members = [sequences[i] for i in batch]
         conv, ssm = (torch.stack([after[s.after][part] for s in members]) for part in (0, 1))
-        out, conv, ssm = block(torch.stack([streams[s.rows] for s in members]), conv, ssm)
+        out, conv, ssm = block(torch.stack([streams[s.rows] for s in members]).to(block.device), conv, ssm)
+        out = out.to(streams.device)
         for row, (index, sequence) in enumerate(zip(batch, members, strict=True)):
             streams[sequence.rows] = out[row]
             if sequence.is_picture:

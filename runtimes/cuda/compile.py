@@ -2,12 +2,12 @@
 
     python runtimes/cuda/compile.py --output cobra_edge/decode/cuda/kernels.xz
 
-CMake calls this when a wheel is built, in an environment that has the build requirements of pyproject.toml and nothing else. Hence
-it imports nothing but the standard library. NVRTC and the headers come from the packages nvidia-cuda-nvrtc-cu12 and
+CMake calls this when a wheel is built, in an environment that has the build requirements of pyproject.toml and nothing else.
+Hence it imports nothing but the standard library. NVRTC and the headers come from the packages nvidia-cuda-nvrtc-cu12 and
 nvidia-cuda-runtime-cu12. NVRTC 12.6 is the version whose cubins and PTX a JetPack 6 driver still loads.
 
-The file is an xz stream: 8 bytes of magic, the length of the index (4 bytes, little endian), the index (JSON), the images one after
-the other. cobra_edge/decode/cuda/library.py reads it. The same sources give the same bytes.
+The file is an xz stream: 8 bytes of magic, the length of the index (4 bytes, little endian), the index (JSON), the images one
+after the other. cobra_edge/decode/cuda/library.py reads it. The same sources give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import hashlib
 import importlib.util
 import json
 import lzma
+import os
 import re
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +57,7 @@ class Image:
 
     @property
     def kind(self) -> str:
-        """ "cubin" or "ptx"."""
+        """What it is: "cubin" or "ptx"."""
         return "ptx" if self.name.startswith("compute_") else "cubin"
 
 
@@ -145,9 +147,10 @@ class Nvrtc:
 
 
 def compile_all(folder: Path = SOURCES, architectures: tuple[str, ...] = (*ARCHITECTURES, PTX)) -> list[Image]:
-    """Compile the kernels for every architecture. Raises CompileError."""
-    nvrtc = Nvrtc()
-    return [nvrtc.compile(architecture, unit(folder), folder) for architecture in architectures]
+    """Compile the kernels for every architecture, as many at a time as there are cores. Raises CompileError."""
+    nvrtc, source = Nvrtc(), unit(folder)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda architecture: nvrtc.compile(architecture, source, folder), architectures))
 
 
 def packed(images: list[Image], source: str) -> bytes:

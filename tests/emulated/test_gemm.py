@@ -158,6 +158,23 @@ def test_codes_and_activations_of_a_full_size_row(emulator):
     assert_close(out, x.astype(np.float32) @ matrix.weights.T, "product", "float16")
 
 
+def test_x_proj_of_the_full_model_in_splits(emulator):
+    """d_inner 5120 to dt_rank 160 and two times d_state 16, cut as for a large GPU; then taken apart."""
+    n_out, n_in, tokens, dt_rank, d_state = 192, 5120, 3, 160, 16
+    matrix, x = Matrix("w4a16-g128", n_out, n_in), activations(tokens, n_in)
+    launch = gemm_launch(4, n_out, n_in, tokens, 132)
+    assert launch.kernel == "gemm_w4_small" and launch.splits == 10
+    parts = np.full((launch.splits, tokens, n_out), np.nan, np.float32)
+    gemm(emulator, matrix, x, parts, PART, 0, splits=launch.splits)
+    low, bc = np.empty((tokens, dt_rank), np.float16), np.empty((tokens, 2 * d_state), np.float32)
+    emulator.run(
+        "split_projection", (2, tokens), 128, parts, low, bc, launch.splits, tokens, dt_rank, dt_rank, d_state, d_state
+    )
+    expected = x.astype(np.float32) @ matrix.weights.T
+    assert_close(low, expected[:, :dt_rank], "product", "float16")
+    assert_close(bc, expected[:, dt_rank:], "product", "float16")
+
+
 @pytest.mark.parametrize("bits", TILES)
 @pytest.mark.parametrize("tokens", [1, 17, 64, 65, 129, 768, 2048])
 @pytest.mark.parametrize("n_out, n_in", [(10240, 2560), (2560, 5120), (192, 5120), (50280, 2560), (70, 96)])

@@ -20,14 +20,14 @@ FAULTS = {
     "no-wait": ("gemm.cu", r"wait_copies<STAGES - 2>\(\);", "", "copy|copies|race"),
     "no-barrier-of-a-stage": ("gemm.cu", r"sync_block\(\);  // the stage is there.*", "", "race|copy"),
     "no-barrier-before-results": ("gemm.cu", r"sync_block\(\);  // the last stage has been read.*", "", "race"),
-    "no-warp-barrier": ("gemm.cu", r"(sums\[m\]\[n\]\[2 \+ k\]\)\);\n)    sync_warp\(\);", r"\1", "race"),
+    "no-warp-barrier": ("gemm.cu", r"(sums\[m\]\[n\]\[2 \+ k\]\)\);\s+)sync_warp\(\);", r"\1", "race"),
     "rows-behind": ("gemm.cu", r"rows_left > 0 && (inside > 0)", r"\1", OUTSIDE),
     "tokens-behind": ("gemm.cu", r"token < tokens && (row < n_out\) output.put)", r"\1", OUTSIDE),
     "misaligned": ("gemm.cu", r"t \* 16 \+ h \* 8\)", "t * 16 + h * 4)", "multiple|align"),
-    "no-barrier-after-a-round": ("norm_rows.cu", r"(store\(at \+ half, a - b\);\n    \}\n)    sync_block\(\);", r"\1", "race"),
+    "no-barrier-after-a-round": ("norm_rows.cu", r"(store\(at \+ half, a - b\);\s+\}\s+)sync_block\(\);", r"\1", "race"),
     "no-barrier-after-reading": (
         "norm_rows.cu",
-        r"sync_block\(\);\n(  butterflies\(row, width, p\);\n  const size_t)",
+        r"sync_block\(\);\s+(butterflies\(row, width, p\);\s+const size_t)",
         r"\1",
         "race",
     ),
@@ -58,7 +58,7 @@ def faulty(tmp_path_factory):
         assert times == 1, f"{file} has {old!r} {times} times"
         # Of the products only the smallest of 4 bits, which compiles soon.
         text = re.sub(r"^COBRA_GEMM\((?!4, small).*\n", "", text, flags=re.MULTILINE)
-        text = re.sub(r"^(namespace |  using namespace )(\w+)", rf"\1\2_{number}", text, flags=re.MULTILINE)
+        text = re.sub(r"^(namespace |\s+using namespace )(\w+)", rf"\1\2_{number}", text, flags=re.MULTILINE)
         text = re.sub(r"\b(gemm|splits|rows|scan)::", rf"\1_{number}::", text)
         for kernel in re.findall(r"COBRA_EXPORT\((\w+)\)|COBRA_EXPORT\((gemm_w##BITS##_##SIZE)\)", text):
             name = kernel[0] or kernel[1]

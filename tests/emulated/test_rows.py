@@ -56,7 +56,7 @@ def convolution_reference(x, state, taps, bias):
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 63, 129])
-@pytest.mark.parametrize("d_inner, d_conv", [(130, 4), (33, 2), (20, 7), (9, 8)])
+@pytest.mark.parametrize("d_inner, d_conv", [(130, 4), (33, 2), (20, 7), (9, 8), (5120, 4)])
 def test_the_convolution_carries_its_window(emulator, tokens, d_inner, d_conv):
     x, state, taps, bias = convolution_inputs(tokens, d_inner, d_conv)
     expected, window = convolution_reference(x, state, taps, bias)

@@ -80,6 +80,13 @@ def test_it_is_the_recurrence(emulator, tokens, chunks, d_inner, d_state):
     assert_close(v["state"], last, "scan")
 
 
+def test_all_channels_of_the_full_model(emulator):
+    v = inputs(5, 5120, 16)
+    expected, last = reference(v)
+    assert_close(run(emulator, v, cut(5120, 16, 5, 2)), expected, "scan", "float16")
+    assert_close(v["state"], last, "scan")
+
+
 def test_the_state_is_carried_from_call_to_call(emulator):
     v = inputs(70, 40, 16)
     whole, last = reference(v)

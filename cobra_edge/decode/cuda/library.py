@@ -1,9 +1,9 @@
 """The compiled kernels: one file that runtimes/cuda/compile.py writes when a wheel is built, and which part of it a GPU loads.
 
-A cubin is machine code for one compute capability. On discrete GPUs it also runs on later minor versions of the same major one;
-on a Jetson that is not promised, so sm_87 is in the file itself. PTX is translated by the driver, for any later GPU, if the driver
-knows this version of PTX.
-Source: CUDA Compiler Driver documentation, "GPU Compilation"; CUDA for Tegra application note, on compatibility.
+A cubin is machine code for one compute capability. On discrete GPUs it also runs on later minor versions of the same major
+one; on a Jetson that is not promised, so sm_87 is in the file itself. PTX is translated by the driver, for any later GPU, if
+the driver knows this version of PTX. Source: CUDA Compiler Driver documentation, "GPU Compilation"; CUDA for Tegra
+application note, on compatibility.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class KernelLibrary:
                 reasons.append(f"{image}: {error}")
         needed = _CUBIN_DRIVER if found[0].kind == "cubin" else _PTX_DRIVERS.get(found[0].ptx_version, "a newer CUDA")
         raise MachineError(
-            f"the NVIDIA driver takes none of the CUDA kernels for {named}: it has to know {needed} or later; update the driver, "
-            f"or take --device cpu ({'; '.join(reasons)})"
+            f"the NVIDIA driver takes none of the CUDA kernels for {named}: it has to know {needed} or later; update the "
+            f"driver, or take --device cpu ({'; '.join(reasons)})"
         )
 
 

@@ -53,7 +53,7 @@ class GemmLaunch:
         kernel: its name.
         tile: that a block makes.
         grid: (tiles of tokens, tiles of rows, splits).
-        inputs_a_split: inputs of each split; more than one split writes parts, (splits, tokens, out) float32, that are summed after.
+        inputs_a_split: of each split; several write parts, (splits, tokens, out) float32, that are summed afterwards.
     """
 
     kernel: str
