@@ -4,6 +4,7 @@ import ctypes
 import functools
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,10 +115,10 @@ def test_prefill_then_steps_equals_forward(opened, length):
 
 def test_a_prompt_longer_than_a_chunk_is_the_same(opened, monkeypatch):
     decoder = opened("w4a16-g128")
-    embeddings, a, b = decoder.embed(TOKENS[:40]), decoder.new_state(), decoder.new_state()
+    embeddings, a, b = decoder.embed(TOKENS[:20]), decoder.new_state(), decoder.new_state()
     whole, last = decoder.forward(embeddings, a), decoder.prefill(embeddings, decoder.new_state())
-    monkeypatch.setattr(cuda, "CHUNK", 16)
-    monkeypatch.setattr(cuda, "LOGITS_CHUNK", 5)
+    monkeypatch.setattr(cuda, "CHUNK", 8)
+    monkeypatch.setattr(cuda, "LOGITS_CHUNK", 3)
     assert_close(decoder.forward(embeddings, b), whole, "decoder", "float16 products")
     assert_close(b.ssm, a.ssm, "decoder", "float16 products")
     assert_close(decoder.prefill(embeddings, decoder.new_state()), last, "decoder", "float16 products")
@@ -241,10 +242,10 @@ def test_one_token_takes_few_launches(opened, plugged_in):
 
 def test_embeddings_that_lie_on_the_gpu_are_read_there(opened):
     decoder = opened("w4a16-g128", "both")
-    embeddings, expected = decoder.embed(TOKENS[:20]), decoder.new_state()
+    embeddings, expected = decoder.embed(TOKENS[:6]), decoder.new_state()
     logits = decoder.prefill(embeddings, expected)
-    assert decoder.embedding_room(30).shape == (30, 384)
-    room, state = decoder.embedding_room(20), decoder.new_state()
+    assert decoder.embedding_room(9).shape == (9, 384)
+    room, state = decoder.embedding_room(6), decoder.new_state()
     ctypes.memmove(room.address, embeddings.ctypes.data, embeddings.nbytes)
     assert np.array_equal(decoder.prefill(room, state), logits) and np.array_equal(state.ssm, expected.ssm)
     assert np.array_equal(decoder.forward(room, decoder.new_state())[-1:].shape, (1, 512))
@@ -330,6 +331,19 @@ def test_two_decoders_on_one_gpu_take_turns():
         assert np.array_equal(first.step(TOKENS[i], a), alone[0][i]) and np.array_equal(second.step(TOKENS[i], b), alone[1][i])
     assert first.stream != second.stream
     assert np.array_equal(second.step(5, second.new_state(a)), second.step(5, a.copy()))  # of the other one
+
+
+def test_two_decoders_in_two_threads():
+    decoders = CudaDecoder(made("w4a16-g128")), CudaDecoder(made("w8a16-channel"))
+
+    def answer(decoder):
+        state = decoder.new_state()
+        logits = decoder.prefill(decoder.embed(TOKENS[:5]), state)
+        return list(decoder.generate(logits, state, -1, 4, Sampling(2.0, seed=1)))
+
+    alone = [answer(d) for d in decoders]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(answer, decoders)) == alone
 
 
 @pytest.mark.parametrize("config", [MambaConfig(84, 2, 512, 132, 5, 3, 7), MambaConfig(64, 1, 512, 96, 32, 2, 3)], ids=str)
