@@ -17,9 +17,7 @@ from .report import report_of, require_writable
 from .task_names import names_of
 
 
-@click.command(
-    "lm-eval", cls=Command, epilog="Example: cobra-edge regress lm-eval BUNDLE --tasks arc_easy --limit 100"
-)
+@click.command("lm-eval", cls=Command, epilog="Example: cobra-edge regress lm-eval BUNDLE --tasks arc_easy --limit 100")
 @harness_options
 def lm_eval(
     opening: Opening,

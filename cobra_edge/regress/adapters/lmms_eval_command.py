@@ -17,9 +17,7 @@ from .report import report_of, require_writable
 from .task_names import names_of
 
 
-@click.command(
-    "lmms-eval", cls=Command, epilog="Example: cobra-edge regress lmms-eval BUNDLE --tasks pope --limit 100"
-)
+@click.command("lmms-eval", cls=Command, epilog="Example: cobra-edge regress lmms-eval BUNDLE --tasks pope --limit 100")
 @harness_options
 def lmms_eval(
     opening: Opening,

@@ -21,9 +21,7 @@ _COLOURS = {"worse": "red", "lost": "red", "better": "green"}
 _PATH = click.Path(path_type=Path)
 
 
-@click.command(
-    cls=Command, epilog="Example: cobra-edge regress compare main/report.json branch/report.json --fail-on-worse"
-)
+@click.command(cls=Command, epilog="Example: cobra-edge regress compare main/report.json branch/report.json --fail-on-worse")
 @click.argument("before", metavar="A", type=_PATH)
 @click.argument("after", metavar="B", type=_PATH)
 @option("--fail-on-worse", group="limit", is_flag=True, help="Exit with 1 if a measure of B is significantly worse.")

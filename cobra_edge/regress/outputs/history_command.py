@@ -16,9 +16,7 @@ from .history import Entry, read_history
 from .rows import format_interval
 
 
-@click.command(
-    cls=Command, epilog="Example: cobra-edge regress history drift.jsonl --measure kld_mean --out drift.svg"
-)
+@click.command(cls=Command, epilog="Example: cobra-edge regress history drift.jsonl --measure kld_mean --out drift.svg")
 @click.argument("file", type=click.Path(path_type=Path))
 @option("--measure", group="input", default="kld_mean", help="Measure to show, as named in report.json.")
 @option("--out", group="output", type=click.Path(path_type=Path, dir_okay=False), help="Plot to write: .svg, .png or .pdf.")
