@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..files.parsing import ParseError, parse_json
 from .intervals import Interval
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 _LIMIT_BYTES = 64 << 20
 
 
