@@ -17,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <set>
 #include <sstream>
 #include <string>
@@ -308,7 +309,11 @@ API cuMemAlloc_v2(Address* p, size_t n) {
   ENTER("cuMemAlloc_v2");
   if (!n) return kInvalidValue;
   if (in_use + n > gpu().free) return kOutOfMemory;
-  *p = reinterpret_cast<Address>(emulated::allocate(n));
+  try {
+    *p = reinterpret_cast<Address>(emulated::allocate(n));
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
+  }
   blocks[*p] = n;
   in_use += n;
   peak = std::max(peak, in_use);

@@ -48,7 +48,7 @@ def why_no_gpu() -> str | None:
     except ModuleNotFoundError:
         return f"cuda-bindings is not installed ({install_hint('cuda')}; on a Jetson [jetpack6] or [jetpack7])"
     try:
-        return _why_too_old() or _why_unusable(first_gpu()) or why_no_kernels()
+        return why_no_kernels() or _why_too_old() or _why_unusable(first_gpu())
     except CudaError as error:
         if error.code != NO_DEVICE:
             return str(error)

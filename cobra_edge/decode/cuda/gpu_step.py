@@ -1,7 +1,7 @@
 """One token on the GPU: a few launches a layer between buffers that never move, replayed as CUDA graphs.
 
 A graph begins by copying what the host asks for (which state, which token, how to choose) from pinned memory, so a token costs
-the host two calls of the driver and a wait.
+the host two launches and a wait.
 """
 
 from __future__ import annotations
