@@ -178,7 +178,7 @@ def test_nothing_of_torch_is_imported():
 def test_a_state_that_is_refused_leaves_the_gpu_alone(gpu):
     decoder = CudaDecoder(small_weights())
     before = gpu.calls
-    with pytest.raises(InputError, match="of another model"):
+    with pytest.raises(InputError, match="belongs to another model"):
         decoder.step(1, CudaDecoder(small_weights(MambaConfig(64, 1, 64, 64, 4, 4, 8))).new_state())
     with pytest.raises(InputError, match="outside the vocabulary"):
         decoder.step(64, decoder.new_state())
