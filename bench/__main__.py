@@ -6,9 +6,11 @@ from cobra_edge.terminal.output import main_of
 from cobra_edge.terminal.usage import Group
 
 from .budgets import budgets
+from .cuda_paper import cuda_paper
 from .fault_injection import fault_injection
 from .figures import figures
 from .interval_coverage import interval_coverage
+from .kernel_budget import kernel_budget
 from .kernels import kernels
 from .methods import methods
 from .predict import predict
@@ -19,9 +21,11 @@ from .vision import vision
 
 COMMANDS = (
     budgets,
+    cuda_paper,
     fault_injection,
     figures,
     interval_coverage,
+    kernel_budget,
     kernels,
     methods,
     predict,

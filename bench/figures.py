@@ -21,6 +21,8 @@ from cobra_edge.errors import InputError
 from cobra_edge.terminal.option_groups import Command, option
 from cobra_edge.terminal.output import debug_option, main_of
 
+from .cuda_paper import CudaPaperResult
+from .cuda_paper_tables import paper_table, token_table
 from .decode_goals import decode_goals_table, decode_table
 from .drift_plot import draw_drift
 from .fault_result import FaultResult, faults_table
@@ -79,6 +81,10 @@ def _gpu() -> list[GpuDecodeResult]:
     return _of_gpus(GpuDecodeResult, "decode")
 
 
+def _cuda_paper() -> list[CudaPaperResult]:
+    return _all(CudaPaperResult, "cuda-paper")
+
+
 def _vision(shape: str) -> list[VisionResult]:
     return _all(VisionResult, f"vision-{shape}")
 
@@ -116,6 +122,8 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "gpu": lambda: map(gpu_table, _gpu()),
     "gpu_goals": lambda: [gpu_goals_table(_gpu())],
     "end_to_end": lambda: [end_to_end_table(_of_gpus(EndToEndResult, "end-to-end"))],
+    "cuda_token": lambda: map(token_table, _cuda_paper()),
+    "cuda_paper": lambda: map(paper_table, _cuda_paper()),
     "prediction": _predictions,
     "vision": lambda: map(vision_table, _vision("cobra-3b")),
     "vision_mini": lambda: map(vision_table, _vision("cobra-mini")),

@@ -27,7 +27,7 @@ except OSError:
 
 import torch
 
-from cobra_edge.decode.cuda.driver import why_no_gpu, why_no_triton
+from cobra_edge.decode.cuda.driver import why_no_torch_gpu, why_no_triton
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.model_config import MambaConfig, decoder_shapes, projector_shapes
 from cobra_edge.formats.targets import target_named
@@ -98,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked "gpu" where there is no GPU: from one place, so that the summary counts it in one line."""
     if item.get_closest_marker("gpu") is not None:
-        reason = why_no_gpu() or why_no_triton()
+        reason = why_no_torch_gpu() or why_no_triton()
         if reason is not None:
             pytest.skip(f"no GPU to test on: {reason}")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..decode.cuda.driver import why_no_gpu
+from ..decode.cuda.driver import why_no_torch_gpu
 from ..errors import MachineError
 from .machine import version_of
 
@@ -126,7 +126,7 @@ class GpuLimits:
 
 def gpu_here() -> Gpu:
     """Return this machine's GPU. Raises MachineError, with the reason, if there is none."""
-    reason = why_no_gpu()
+    reason = why_no_torch_gpu()
     if reason is not None:
         raise MachineError(f"a GPU cannot be measured: {reason}; or use --device cpu")
     return Gpu(torch.device("cuda", 0))  # the one that decoders run on

@@ -57,6 +57,7 @@ _PATH = click.Path(path_type=Path)
 @option("--out", group="output", type=_PATH, required=True, help="File of the statistics.")
 @option("--force", group="output", is_flag=True, help="Replace an existing file.")
 @option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object.")
+@option("--device", group="advanced", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Device that runs the layers.")
 @threads_option
 @debug_option
 def command(
@@ -65,6 +66,7 @@ def command(
     out: Path,
     force: bool,
     n_lines: int | None,
+    device: str,
     threads: int | None,
     as_json: bool,
     **options: Any,
@@ -79,13 +81,15 @@ def command(
     lines = read_suite(data)
     lines = lines if n_lines is None else spread(lines, n_lines)
     require_export("calibrate", "timm", "torch")
-    from ..decode.native_operations import best_operations
+    from ..decode.native_operations import operations_on
     from ..model.checkpoint import open_checkpoint
+    from ..model.torch_device import torch_device
     from ..model.vision import check_tower
     from ..quantize.calibration import collect_statistics
     from ..quantize.resume import remove_resume_directory
     from ..quantize.statistics import statistics_tensors, write_statistics
 
+    runs_on = torch_device(device)
     checkpoint = open_checkpoint(source, **options)
     if checkpoint.config.vision is None:
         check_text_only(checkpoint.config.model_id, vision_weights=options["vision_weights"])
@@ -96,7 +100,13 @@ def command(
     _require_disk_space(resume, sum(t.n_bytes for t in statistics_tensors(checkpoint.config.mamba)))
     with staged_file(out, force=force) as staged, held(resume), stages() as on_progress:
         statistics = collect_statistics(
-            checkpoint, lines, data.parent, resume_directory=resume, operations=best_operations(), on_progress=on_progress
+            checkpoint,
+            lines,
+            data.parent,
+            resume_directory=resume,
+            operations=operations_on(runs_on, checkpoint.config.mamba),
+            device=runs_on,
+            on_progress=on_progress,
         )
         on_progress("write the file", 0, 1)
         write_statistics(statistics, staged)

@@ -15,7 +15,8 @@ from ..formats.bitsandbytes_codes import why_no_bitsandbytes
 from ..formats.hadamard import LARGEST_WRITTEN_OUT
 from ..formats.scheme import SCHEMES
 from ..terminal.suggestions import near_matches
-from .cuda.driver import why_no_gpu, why_no_torch_kernels, why_no_triton
+from .cuda.device import why_no_gpu
+from .cuda.driver import why_no_torch_gpu, why_no_torch_kernels, why_no_triton
 from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions, Weights
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,16 @@ class Backend:
     open: Callable[[Bundle, DecoderOptions], Decoder]
 
 
+def _cuda(bundle: Bundle, options: DecoderOptions) -> Decoder:
+    from .cuda.gpu_decoder import CudaDecoder
+
+    return CudaDecoder(bundle, options)
+
+
+def _cuda_refuses(bundle: Bundle) -> str | None:
+    return _foreign_codes(bundle) or why_no_gpu()
+
+
 def _triton(bundle: Bundle, options: DecoderOptions) -> Decoder:
     from .cuda.decoder import CudaDecoder
 
@@ -40,7 +51,7 @@ def _triton(bundle: Bundle, options: DecoderOptions) -> Decoder:
 
 
 def _triton_refuses(bundle: Bundle) -> str | None:
-    return _foreign_codes(bundle) or why_no_gpu() or why_no_triton()
+    return _foreign_codes(bundle) or why_no_torch_gpu() or why_no_triton()
 
 
 def _bitsandbytes_on_gpu(bundle: Bundle, _options: DecoderOptions) -> Decoder:
@@ -52,7 +63,7 @@ def _bitsandbytes_on_gpu(bundle: Bundle, _options: DecoderOptions) -> Decoder:
 
 
 def _bitsandbytes_refuses_gpu(bundle: Bundle) -> str | None:
-    return _bitsandbytes_refuses(bundle) or why_no_gpu()
+    return _bitsandbytes_refuses(bundle) or why_no_torch_gpu()
 
 
 def _torch_on_gpu(bundle: Bundle, _options: DecoderOptions) -> Decoder:
@@ -64,7 +75,7 @@ def _torch_on_gpu(bundle: Bundle, _options: DecoderOptions) -> Decoder:
 
 
 def _torch_refuses_gpu(bundle: Bundle) -> str | None:
-    return _too_wide_to_write_out(bundle) or why_no_gpu() or why_no_torch_kernels()
+    return _too_wide_to_write_out(bundle) or why_no_torch_gpu() or why_no_torch_kernels()
 
 
 def _too_wide_to_write_out(bundle: Bundle) -> str | None:
@@ -131,6 +142,7 @@ def _torch_refuses(bundle: Bundle) -> str | None:
 # In order of preference. bitsandbytes runs bundles in its own formats. numpy precedes torch, because it starts at once and has
 # no dependencies. torch on a GPU reads every weight several times per token, so the native decoder precedes it.
 BACKENDS = (
+    Backend("cuda", "cuda", _cuda_refuses, _cuda),
     Backend("triton", "cuda", _triton_refuses, _triton),
     Backend("bitsandbytes", "cuda", _bitsandbytes_refuses_gpu, _bitsandbytes_on_gpu),
     Backend("native", "cpu", _native_refuses, _native),

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..formats.model_config import MambaConfig
+from ..model.fused_kernels import fused_operations
 from ..model.mamba import REFERENCE, Operations
 from .cpu import why_not
 
@@ -19,6 +21,11 @@ _KERNELS = "auto"
 def best_operations() -> Operations:
     """Return the native operations, or the plain ones if the native module is missing."""
     return REFERENCE if why_not() else Operations(causal_conv, selective_scan)
+
+
+def operations_on(device: torch.device, config: MambaConfig) -> Operations:
+    """Return the sequential operations for a float model on a device: the native ones on a processor, fused ones on a GPU."""
+    return best_operations() if device.type == "cpu" else fused_operations(device, config.d_inner, config.d_conv)
 
 
 def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..bundle.reader import Bundle
 from ..formats.hadamard import hadamard_matrix
 from ..formats.packing import QuantizedTensor
+from ..model.fused_kernels import fused_operations
 from ..model.mamba import Mamba, MambaState
 from .arguments import checked_embeddings, checked_tokens
 from .cuda.kernels.matrix import GpuMatrix
@@ -37,8 +38,9 @@ class TorchDecoder:
     def __init__(self, bundle: Bundle, device: torch.device = _CPU) -> None:
         """Load the decoder. Raises BundleError if a tensor does not match."""
         self.config, self.device = bundle.manifest.model.mamba, device
+        operations = fused_operations(device, self.config.d_inner, self.config.d_conv)
         with torch.device("meta"):
-            self.model = Mamba(self.config).eval()
+            self.model = Mamba(self.config, operations).eval()
         tensors = bundle.decoder_tensors()
         dense = {
             name: torch.from_numpy(_dense(value)).to(device)

@@ -104,6 +104,13 @@ _PATH = click.Path(path_type=Path)
     is_flag=True,
     help="List targets, schemes, methods, rotations and checkpoints, and exit.",
 )
+@option(
+    "--device",
+    group="advanced",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    help="Device that collects statistics of activations, for methods that need them.",
+)
 @option("--budget", group="advanced", type=_PATH, show_default="embedded", help="Drift budget (TOML).")
 @option(
     "--vision-input",

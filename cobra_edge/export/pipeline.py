@@ -153,7 +153,7 @@ def _write_decoder(
     from ..quantize.quantizer import scaled_matrices
 
     o, recipe, allocation, config = plan.options, plan.recipe, None, checkpoint.config.mamba
-    with statistics_for(checkpoint, recipe, plan.statistics, o.calibration, stage, cache) as statistics:
+    with statistics_for(checkpoint, recipe, plan.statistics, o.calibration, stage, cache, o.device) as statistics:
         if statistics is not None:
             recipe = msgspec.structs.replace(recipe, statistics=statistics.fingerprint())
         if o.bits is not None:

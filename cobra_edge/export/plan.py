@@ -65,6 +65,7 @@ class ExportOptions:
         golden: suite of the golden lines.
         golden_lines: how many; None for all (1000 at most), or 4 for a model of more than 10⁹ weights.
         budget: drift budget; None for the embedded one.
+        device: "cpu", or "cuda" to collect statistics on a GPU.
     """
 
     scheme: str | None = None
@@ -85,6 +86,7 @@ class ExportOptions:
     golden: Path = HELDOUT
     golden_lines: int | None = None
     budget: Path | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +186,10 @@ def _open_checkpoint(source: str, target: Target, o: ExportOptions) -> Checkpoin
     """Open the checkpoint and find its vision encoders; refuse vision options of a text-only model."""
     _require_libraries(scheme_named(o.scheme or target.scheme))
     from ..model.checkpoint import open_checkpoint
+    from ..model.torch_device import torch_device
     from ..model.vision import check_tower
 
+    torch_device(o.device)
     checkpoint = open_checkpoint(source, vision_weights=o.vision_weights, tokenizer=o.tokenizer)
     config = checkpoint.config
     if config.vision is None:

@@ -29,6 +29,7 @@ def statistics_for(
     data: Path | None,
     stage: Path,
     cache: EmbeddingCache | None = None,
+    device: str = "cpu",
 ) -> Iterator[Statistics | None]:
     """Yield the statistics that a recipe needs: those given, or new ones; None if it needs none.
 
@@ -39,19 +40,22 @@ def statistics_for(
         data: calibration suite for new statistics; None for the embedded one.
         stage: directory that holds new statistics while they are in use.
         cache: visual embeddings that other steps share.
+        device: "cpu" or "cuda": where new statistics are collected.
 
     Raises:
         InputError: what `collect_statistics` raises.
+        MachineError: "cuda" was requested, and torch cannot use a GPU here.
     """
     if given is not None or not needs_statistics(recipe.method, recipe.activation_percentile):
         yield given
         return
-    from ..decode.native_operations import best_operations
+    from ..decode.native_operations import operations_on
+    from ..model.torch_device import torch_device
     from ..quantize.calibration import collect_statistics
 
     if data is None:
         tell("no --statistics given: collecting them from the embedded calibration set of synthetic scenes")
-    data = data or CALIBRATION
+    data, runs_on = data or CALIBRATION, torch_device(device)
     with scratch_directory(stage / "statistics") as scratch:
         with stages() as on_progress:
             found = collect_statistics(
@@ -59,7 +63,8 @@ def statistics_for(
                 read_suite(data),
                 data.parent,
                 resume_directory=scratch,
-                operations=best_operations(),
+                operations=operations_on(runs_on, checkpoint.config.mamba),
+                device=runs_on,
                 on_progress=on_progress,
                 cache=cache,
             )

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 _RECOMMENDED_LINES = 128
 _RECOMMENDED_POSITIONS_PER_INPUT = 4
 _POSITIONS_AT_ONCE = 2048
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def collect_statistics(
     *,
     resume_directory: Path | None = None,
     operations: Operations = REFERENCE,
+    device: torch.device = _CPU,
     on_progress: OnProgress = no_progress,
     cache: EmbeddingCache | None = None,
 ) -> Statistics:
@@ -85,6 +87,7 @@ def collect_statistics(
         resume_directory: keeps finished layers, so that the same call resumes after an interruption; tensors of the result
             are mapped from there. None keeps everything in memory.
         operations: sequential operations of a mixer.
+        device: runs each layer and sums its statistics; the residual streams stay on the CPU.
         on_progress: called with the name of the step, and how many of its images or positions are done.
         cache: visual embeddings that other steps share; None computes them here.
 
@@ -105,7 +108,7 @@ def collect_statistics(
         streams = torch.from_numpy(kept)
     first = resume.finished()
     for index, block in enumerate(stream_blocks(checkpoint, operations, first), first):
-        observed = ObservedBlock(block, index, config, header.positions)
+        observed = ObservedBlock(block, index, config, header.positions, device)
         _stream(observed, streams, sequences, on_progress)
         resume.keep(index, observed.tensors())
         resume.keep_streams(index + 1, streams.numpy())
@@ -182,12 +185,13 @@ def _batches(sequences: list[_Sequence]) -> Iterator[list[int]]:
 class ObservedBlock:
     """One block with an observer at the input of each projection."""
 
-    def __init__(self, block: Block, index: int, config: MambaConfig, positions: int) -> None:
-        """Attach observers for `positions` positions to the block of layer `index`."""
-        self.block, self.index, self.config = block, index, config
-        self.unit = RMSNorm(config.d_model, config.norm_eps)  # the block's norm without its weight
+    def __init__(self, block: Block, index: int, config: MambaConfig, positions: int, device: torch.device = _CPU) -> None:
+        """Attach observers for `positions` positions to the block of layer `index`, moved to the device."""
+        self.block, self.index, self.config, self.device = block.to(device), index, config, device
+        with device:
+            self.unit = RMSNorm(config.d_model, config.norm_eps)  # the block's norm without its weight
         self.observers = {
-            projection: Observer(projection_name(index, projection), projection_width(config, projection), positions)
+            projection: Observer(projection_name(index, projection), projection_width(config, projection), positions, device)
             for projection in LAYER_PROJECTIONS
         }
         self.block.mixer.x_proj.register_forward_hook(self._at_x_proj)
@@ -209,7 +213,7 @@ class ObservedBlock:
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the layer's tensors, with shapes and dtypes of `projection_tensors`, such as (n,) float32."""
         return {
-            **self.observers["in_proj"].tensors(self.block.norm.weight.numpy(), "unit"),
+            **self.observers["in_proj"].tensors(self.block.norm.weight.cpu().numpy(), "unit"),
             **self.observers["x_proj"].tensors(),
             **self.observers["dt_proj"].tensors(),
             **self.observers["out_proj"].tensors(rotation="own"),
@@ -219,13 +223,14 @@ class ObservedBlock:
 def _stream(block: ObservedBlock, streams: Tensor, sequences: list[_Sequence], on_progress: OnProgress) -> None:
     """Run every sequence through a block; its output replaces its input in `streams`, (positions, d_model) float32."""
     config, step, done = block.config, f"layer {block.index + 1} of {block.config.n_layer}", 0
-    empty = torch.zeros(config.d_inner, config.d_conv), torch.zeros(config.d_inner, config.d_state)
-    after: dict[int | None, tuple[Tensor, Tensor]] = {None: empty}
+    empty = tuple(torch.zeros(config.d_inner, n, device=block.device) for n in (config.d_conv, config.d_state))
+    after: dict[int | None, tuple[Tensor, ...]] = {None: empty}
     on_progress(step, 0, len(streams))
     for batch in _batches(sequences):
         members = [sequences[i] for i in batch]
         conv, ssm = (torch.stack([after[s.after][part] for s in members]) for part in (0, 1))
-        out, conv, ssm = block(torch.stack([streams[s.rows] for s in members]), conv, ssm)
+        out, conv, ssm = block(torch.stack([streams[s.rows] for s in members]).to(block.device), conv, ssm)
+        out = out.to(streams.device)
         for row, (index, sequence) in enumerate(zip(batch, members, strict=True)):
             streams[sequence.rows] = out[row]
             if sequence.is_image:

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..formats.hadamard import hadamard_factors, rotate
 from .statistics import histogram_of, pack_second_moment
 
+_CPU = torch.device("cpu")
 _SAMPLES = 4096  # positions in the histograms at most, evenly spaced
 _COLUMNS_AT_ONCE = 640  # of the second moment; what lies right of its diagonal's blocks is never computed
 
@@ -17,16 +18,17 @@ _COLUMNS_AT_ONCE = 640  # of the second moment; what lies right of its diagonal'
 class Observer:
     """Accumulates statistics of one projection's input."""
 
-    def __init__(self, name: str, width: int, positions: int) -> None:
+    def __init__(self, name: str, width: int, positions: int, device: torch.device = _CPU) -> None:
         """Start with no positions.
 
         Args:
             name: prefix of the projection's tensors.
             width: number of inputs.
             positions: how many will be added in total.
+            device: where they are, and where they are summed.
         """
         self.name, self._stride, self._seen = name, -(-positions // _SAMPLES), 0
-        self._sum, self._samples = torch.zeros(width, width), list[Tensor]()
+        self._sum, self._samples = torch.zeros(width, width, device=device), list[Tensor]()
 
     def add(self, x: Tensor) -> None:
         """Add positions x (…, width) float32."""
@@ -48,13 +50,13 @@ class Observer:
         Raises:
             InputError: an input was not finite.
         """
-        second_moment = self._sum.div_(self._seen).numpy()
+        second_moment = self._sum.div_(self._seen).cpu().numpy()
         if not np.isfinite(np.diagonal(second_moment)).all():
             raise InputError(
                 f"{self.name}: its input holds NaN, infinity, or values whose squares overflow float32; the checkpoint is "
                 "damaged, or its activations diverge on this data"
             )
-        unit = torch.cat(self._samples).numpy()
+        unit = torch.cat(self._samples).cpu().numpy()
         own = unit if weight is None else unit * weight
         model = histogram_of(own)
         rotated = model

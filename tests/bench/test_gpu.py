@@ -288,7 +288,7 @@ def test_options_that_do_not_fit_a_gpu_are_refused_before_any_work(tmp_path, mon
 
 def test_without_a_gpu_or_a_peer_nothing_is_written(tmp_path, monkeypatch, capsys, here):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpu, "why_no_gpu", lambda: "there is no NVIDIA driver")
+    monkeypatch.setattr(gpu, "why_no_torch_gpu", lambda: "there is no NVIDIA driver")
     assert run_command(commands.command, ["decode", "--device", "cuda"]) == 3
     assert "a GPU cannot be measured: there is no NVIDIA driver; or use --device cpu" in capsys.readouterr().err
     monkeypatch.setattr(gpu, "gpu_here", lambda: here)

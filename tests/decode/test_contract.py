@@ -9,8 +9,8 @@ import torch
 
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import BACKENDS, open_decoder
-from cobra_edge.decode.cuda.decoder import CudaDecoder
-from cobra_edge.decode.cuda.state import GpuState
+from cobra_edge.decode.cuda.decoder import CudaDecoder as TritonDecoder
+from cobra_edge.decode.cuda.gpu_decoder import CudaDecoder
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.errors import InputError
 from cobra_edge.export.pipeline import export_bundle
@@ -18,11 +18,11 @@ from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.formats.targets import target_named
 
 from ..conftest import TINY_MAMBA, write_text_only
+from ..emulated.driver import plugged_in
 from .cuda.gpu_case import few_programs
 
-CPU = torch.device("cpu")
 # Names of `--decoder-kernels`; native twice, because quantized activations use other kernels.
-DECODERS = ("native", "native-int8", "numpy", "numpy-int8", "torch", "bitsandbytes-nf4", "bitsandbytes-int8", "triton")
+DECODERS = ("native", "native-int8", "numpy", "numpy-int8", "torch", "bitsandbytes-nf4", "bitsandbytes-int8", "cuda", "triton")
 N_STATE = TINY_MAMBA.n_layer, TINY_MAMBA.d_inner
 
 
@@ -45,15 +45,17 @@ def opened(tiny_bundle, tmp_path_factory):
 
     def get(name):
         kind, _, form = name.partition("-")
-        if name not in made and kind == "triton":
-            made[name] = CudaDecoder(Bundle.open(tiny_bundle), device=CPU)
+        if name not in made and kind == "cuda":
+            made[name] = CudaDecoder(Bundle.open(tiny_bundle))
+        elif name not in made and kind == "triton":
+            made[name] = TritonDecoder(Bundle.open(tiny_bundle), device=torch.device("cpu"))
         elif name not in made and kind == "bitsandbytes":
             made[name] = open_decoder(of_bitsandbytes(f"bnb-{form}"), "cpu", kind)
         elif name not in made:
             made[name] = open_decoder(Bundle.open(tiny_bundle), "cpu", kind, DecoderOptions(1, form or "float32"))
         return made[name]
 
-    with few_programs():
+    with plugged_in(root), few_programs():
         yield get
 
 
@@ -150,10 +152,6 @@ def other_states():
     yield "order", DecoderState(np.asfortranarray(conv), ssm), "conv is writable strided float32"
     yield "stride", DecoderState(conv, np.zeros((*N_STATE, 32), np.float32)[..., ::2]), "ssm is writable strided float32"
     yield "read-only", DecoderState(conv, frozen), "ssm is read-only contiguous float32"
-    gpu = tuple(torch.zeros(1, 2, width) for width in (4, 16))
-    yield "gpu", GpuState(gpu, 0, None), another
-    tensors = torch.zeros(*N_STATE, 4, dtype=torch.float16), torch.zeros(*N_STATE, 16)
-    yield "GPU dtype", GpuState(tensors, 0, None), "conv is contiguous torch.float16"
 
 
 @pytest.mark.parametrize(("state", "says"), [pytest.param(s, says, id=name) for name, s, says in other_states()])
@@ -178,7 +176,7 @@ def test_a_copy_of_a_state_can_be_written_into(decoder):
 def test_a_state_of_another_backend_is_read_where_it_lies(decoder, opened):
     expected = decoder.new_state()
     logits = decoder.step(7, expected)
-    for state in (DecoderState.zeros(TINY_MAMBA), GpuState.blank(TINY_MAMBA, CPU, None), opened("triton").new_state()):
+    for state in (DecoderState.zeros(TINY_MAMBA), opened("cuda").new_state(), opened("triton").new_state()):
         assert np.array_equal(decoder.step(7, state), logits)
         assert state.n_tokens == 1
         assert np.array_equal(state.conv, expected.conv) and np.array_equal(state.ssm, expected.ssm)

@@ -27,7 +27,7 @@ from bench.tile_compiling import Task, compile_candidate, tasks_of
 from cobra_edge.bench.gpu import Gpu
 from cobra_edge.bench.shapes import SHAPES, shape_named
 from cobra_edge.bench.spread import Spread
-from cobra_edge.decode.cuda.driver import why_no_gpu
+from cobra_edge.decode.cuda.driver import why_no_torch_gpu
 from cobra_edge.decode.cuda.kernels.compiling import Compiled
 from cobra_edge.decode.cuda.kernels.norm import rms_norm_many, rms_norm_many_reference
 from cobra_edge.decode.cuda.kernels.tiles import TILES, Tile, sizes_for, tiles, trying
@@ -48,7 +48,7 @@ class Table(msgspec.Struct):
 
 TINY = MambaConfig(128, 2, 500, 256, 16, 4, 8)
 SMALL = MambaConfig(32, 2, 40, 64, 16, 4, 4)  # for the interpreter; no codes come in blocks so small
-interpreted = pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU: kernels are not interpreted")
+interpreted = pytest.mark.skipif(why_no_torch_gpu() is None, reason="there is a GPU: kernels are not interpreted")
 
 
 def weights_of(scheme: str, config: MambaConfig = TINY):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.kernel_budget import compiler
+
 from ..conftest import MINI
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,14 @@ def test_it_answers(python, mini_bundle):
     assert done.returncode == 0, done.stderr
     here = subprocess.run([sys.executable, "-m", "cobra_edge.run", bundle, *asked], capture_output=True, text=True)
     assert json.loads(done.stdout)["text"] == json.loads(here.stdout)["text"]
+
+
+def test_the_wheel_has_the_cuda_kernels_of_these_sources(python):
+    script = "from cobra_edge.decode.cuda.library import read_kernels; k = read_kernels(); print(k.sources, *k.images)"
+    done = call(python, "-c", script)
+    assert done.returncode == 0, done.stderr
+    made = compiler()
+    assert done.stdout.split() == [made.sources_hash(), *made.ARCHITECTURES, made.PTX]
 
 
 def test_it_inspects_with_the_targets_of_the_wheel(python, mini_bundle):

@@ -28,7 +28,7 @@ def why_no_driver() -> str | None:
 
 
 @cache
-def why_no_gpu() -> str | None:
+def why_no_torch_gpu() -> str | None:
     """Return why torch can use no GPU here, with what is needed; None where it can."""
     reason = why_no_driver()
     if reason is not None:
@@ -53,7 +53,7 @@ def why_no_gpu() -> str | None:
 
 
 def why_too_old(least: tuple[int, int] = LEAST_CAPABILITY) -> str | None:
-    """Return why the first GPU's compute capability is not enough, or None. Only where `why_no_gpu` is None."""
+    """Return why the first GPU's compute capability is not enough, or None. Only where `why_no_torch_gpu` is None."""
     import torch
 
     has = torch.cuda.get_device_capability(0)
@@ -66,14 +66,14 @@ def why_too_old(least: tuple[int, int] = LEAST_CAPABILITY) -> str | None:
 
 
 def why_no_triton() -> str | None:
-    """Return why Triton's kernels cannot run on the first GPU, or None. Only where `why_no_gpu` is None."""
+    """Return why Triton's kernels cannot run on the first GPU, or None. Only where `why_no_torch_gpu` is None."""
     if importlib.util.find_spec("triton") is None:
         return f"triton is not installed ({install_hint('cuda')})"
     return why_too_old()
 
 
 def why_no_torch_kernels() -> str | None:
-    """Return why torch's own kernels cannot run on the first GPU, or None. Only where `why_no_gpu` is None."""
+    """Return why torch's own kernels cannot run on the first GPU, or None. Only where `why_no_torch_gpu` is None."""
     import torch
 
     built_for = [int(arch.removeprefix("sm_").rstrip("af")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]

@@ -262,15 +262,15 @@ def test_activations_stay_float_and_that_is_said(exported, opened, caplog):
 class TestRefusals:
     @pytest.fixture(autouse=True)
     def afresh(self):
-        driver.why_no_gpu.cache_clear()
+        driver.why_no_torch_gpu.cache_clear()
         yield
-        driver.why_no_gpu.cache_clear()
+        driver.why_no_torch_gpu.cache_clear()
 
     @pytest.fixture
     def gpu(self, opened, monkeypatch):
         """A driver and a torch that see a GPU; each test takes something away."""
         opened("w4a16-g128")  # made with what is really here, which is remembered
-        driver.why_no_gpu.cache_clear()
+        driver.why_no_torch_gpu.cache_clear()
 
         def version(into):
             into._obj.value = 13000
@@ -286,23 +286,23 @@ class TestRefusals:
         return library
 
     def test_none_with_a_gpu(self, gpu):
-        assert driver.why_no_gpu() is None and driver.why_no_triton() is None and driver.why_no_torch_kernels() is None
+        assert driver.why_no_torch_gpu() is None and driver.why_no_triton() is None and driver.why_no_torch_kernels() is None
 
     def test_no_driver(self, monkeypatch):
         def missing(name):
             raise OSError(name)
 
         monkeypatch.setattr(ctypes, "CDLL", missing)
-        assert "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)" in driver.why_no_gpu()
+        assert "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)" in driver.why_no_torch_gpu()
 
     def test_no_torch(self, gpu, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        assert driver.why_no_gpu() == f"torch is not installed ({install_hint('cuda')})"
+        assert driver.why_no_torch_gpu() == f"torch is not installed ({install_hint('cuda')})"
         assert driver.why_no_triton() == f"triton is not installed ({install_hint('cuda')})"
 
     def test_torch_without_cuda(self, gpu, monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", None)
-        assert "was built without CUDA" in driver.why_no_gpu()
+        assert "was built without CUDA" in driver.why_no_torch_gpu()
 
     def test_an_old_driver(self, gpu):
         def old(into):
@@ -310,12 +310,12 @@ class TestRefusals:
             return 0
 
         gpu.cuDriverGetVersion = old
-        assert "too old: it knows CUDA 12.2" in driver.why_no_gpu() and "needs 13.0" in driver.why_no_gpu()
+        assert "too old: it knows CUDA 12.2" in driver.why_no_torch_gpu() and "needs 13.0" in driver.why_no_torch_gpu()
 
     def test_no_gpu_is_visible(self, gpu, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-        assert "sees no CUDA GPU (CUDA_VISIBLE_DEVICES is '7')" in driver.why_no_gpu()
+        assert "sees no CUDA GPU (CUDA_VISIBLE_DEVICES is '7')" in driver.why_no_torch_gpu()
 
     def test_an_old_gpu(self, gpu, monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=0: (7, 5))

@@ -1,0 +1,64 @@
+"""cobra-mini's answers to held-out questions by the emulated GPU, beside the native decoder's; and the command line's."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cobra_edge.bundle.reader import Bundle
+from cobra_edge.inference.session import Session
+from cobra_edge.suite.reader import read_suite
+
+from ..conftest import MINI
+from .build import compiled
+from .driver import RTX_4090
+
+HELDOUT = MINI / "heldout.jsonl"
+
+
+@pytest.mark.parametrize("scheme", ["w4a16-g128", "fp16"])
+def test_answers_are_those_of_the_native_decoder(gpu, mini_bundle, scheme):
+    bundle = Bundle.open(mini_bundle(scheme))
+    ours, native = Session(bundle, "auto", "cuda"), Session(bundle, "cpu", "native")
+    lines = read_suite(HELDOUT)[:3]
+    seen = ours.look(HELDOUT.parent / lines[0].image), native.look(HELDOUT.parent / lines[0].image)
+    for line in lines:
+        assert line.image == lines[0].image
+        answers = [s.ask(state, line.prompt, max_new_tokens=16) for s, state in zip((ours, native), seen, strict=True)]
+        for answer in answers:
+            answer.read()
+        assert answers[0].tokens == answers[1].tokens, line.prompt
+
+
+def test_a_question_about_the_demo_image_by_the_command_line(mini_bundle, tmp_path):
+    """In a process of its own, whose libcuda.so.1 is the fake one."""
+    from .driver import write_kernels
+
+    kernels = write_kernels(tmp_path / "kernels.xz")
+    code = (
+        "import sys; from pathlib import Path; from cobra_edge.decode.cuda import library; kernels = Path(sys.argv.pop(1));"
+        "library.kernels_file = lambda: kernels; from cobra_edge.cli import main; main()"
+    )
+    command = [
+        sys.executable, "-c", code, str(kernels), "run", str(mini_bundle("w4a16-g128")),
+        "--image", str(MINI / "demo.png"),
+        "--prompt", "How many objects are there?", "--decoder-kernels", "cuda",
+    ]  # fmt: skip
+    library = compiled("fast").parent
+    environment = {
+        "PATH": "",
+        "HOME": str(tmp_path),
+        "LD_LIBRARY_PATH": str(library),
+        "FAKE_GPU": RTX_4090,
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    native = subprocess.run([*command[:-1], "native"], capture_output=True, text=True, env=environment)
+    assert done.stdout and done.stdout == native.stdout
+    refused = subprocess.run(command, capture_output=True, text=True, env=environment | {"FAKE_GPU": ""})
+    assert refused.returncode == 3 and "sees no GPU" in refused.stderr and "Traceback" not in refused.stderr
+    failed = subprocess.run(
+        command, capture_output=True, text=True, env=environment | {"FAKE_CUDA_FAIL": "cuGraphLaunch:3:700"}
+    )
+    assert failed.returncode == 3 and "start again" in failed.stderr and "Traceback" not in failed.stderr
