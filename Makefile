@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 DEMO := bundles/demo
 IMAGE := cobra_edge/mini/demo.png
 RUNTIME := $(wildcard runtimes/cpu/*.h runtimes/cpu/*.cpp runtimes/cpu/*.inl)
+CUDA := $(wildcard runtimes/cuda/*.cu runtimes/cuda/*.cuh)
 # What an installation is made from: when one of these changes, it is made again.
-SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME)
+SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME) runtimes/cuda/CMakeLists.txt runtimes/cuda/compile.py $(CUDA)
 
 .PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-sanitize test-arm64 test-old-x86 figures budgets clean
 
@@ -56,7 +57,7 @@ docs: $(VENV)/docs
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror $(RUNTIME) calibration/mixer.cpp
+	$(BIN)/clang-format --dry-run --Werror $(RUNTIME) $(CUDA) $(wildcard tests/emulated/*.cpp tests/emulated/*.h) calibration/mixer.cpp
 	$(BIN)/mypy
 
 # A process for each core, each of one thread: twice as fast as one process whose libraries take all cores.

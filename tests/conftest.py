@@ -49,6 +49,7 @@ SLOW = (
     "tests/decode/cuda/",
     "tests/decode/test_contract.py",
     "tests/decode/test_native.py",
+    "tests/emulated/",
     "tests/environment/test_threads.py::test_a_command_settles_it_before_torch_is_imported",
     "tests/export/test_export.py",
     "tests/export/test_vision.py",

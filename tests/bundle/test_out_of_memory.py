@@ -81,7 +81,7 @@ def test_no_room_for_a_prompt(bundle):
     edit(bundle, lambda m: m["model"].update(max_length=1 << 20))
     code, line = ask(bundle, 'cpu.CpuDecoder, "embed"', room=32 << 20, words=250_000)
     assert code == 3
-    assert "no memory for reading a prompt of" in line and "raise this process's limit" in line
+    assert "no memory for prefilling a prompt of" in line and "raise this process's limit" in line
 
 
 def test_no_thread_left(bundle):
@@ -91,7 +91,7 @@ def test_no_thread_left(bundle):
     program = program.replace('"--decoder-kernels"', '"--threads", "64", "--decoder-kernels"')
     done = subprocess.run([sys.executable, "-c", program, bundle], capture_output=True, text=True, timeout=120)
     assert done.returncode == 3 and "Traceback" not in done.stderr
-    assert "no more threads" in done.stderr or "no memory for opening" in done.stderr
+    assert "cannot start another thread" in done.stderr or "no memory for opening" in done.stderr
 
 
 def said(bundle, error):

@@ -1,8 +1,8 @@
 // What the fake driver asks of the emulator: memory that kernels may touch, and launches.
 #pragma once
-#include "emulator.h"
-
 #include <stddef.h>
+
+#include "emulator.h"
 
 namespace emulated {
 // Device memory of n bytes at a multiple of 256, all 0xff: NaN as a float, -1 as an integer.

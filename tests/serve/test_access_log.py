@@ -68,7 +68,7 @@ class Stuck(io.StringIO):
 
 def test_a_slow_reader_keeps_nobody_waiting_and_what_is_dropped_is_counted():
     stream = Stuck()
-    lines = EventLines(stream, waiting=3)
+    lines = EventLines(stream, queue_lines=3)
     lines.write("first")
     assert stream.writing.wait(PATIENCE)
     for number in range(5):  # three have room

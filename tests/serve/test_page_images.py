@@ -216,7 +216,7 @@ def test_the_camera_is_on_no_longer_than_its_window(fake, visit):
         ("NotFoundError", "No camera was found"),
         ("NotReadableError", "in use by another program"),
         ("AbortError", "does not start (AbortError)"),
-        (None, "only to pages from localhost or over HTTPS"),
+        (None, "only on localhost or over HTTPS"),
     ],
 )
 def test_no_camera_is_said(visit, error, words):
