@@ -222,10 +222,15 @@ def upload(weights: Weights, queue: Queue, file: Path | None) -> GpuWeights:
 
 
 class _Forgetting:
-    """Has pages of a mapped file leave this process and the page cache; it is advice, and whatever fails does no harm."""
+    """Has a mapped file leave this process and the page cache, slice after slice; it is advice, and what fails does no harm.
+
+    All of the file is named each time: the cache keeps large pages of which only a part is named.
+    """
 
     def __init__(self, file: Path | None) -> None:
         self._descriptor: int | None = None
+        self._view: mmap.mmap | None = None
+        self._waiting = 0
         if file is not None and hasattr(os, "posix_fadvise"):
             with suppress(OSError):
                 self._descriptor = os.open(file, os.O_RDONLY)
@@ -235,19 +240,24 @@ class _Forgetting:
 
     def __exit__(self, *_error: object) -> None:
         if self._descriptor is not None:
+            self._forget()
             os.close(self._descriptor)
 
     def done_with(self, part: np.ndarray) -> None:
-        """Forget the whole pages that a part of the mapping lies in; what shares a page with it is read again."""
-        view = _mapping_of(part)
-        if self._descriptor is None or view is None:
-            return
-        start = np.frombuffer(view, np.uint8).ctypes.data
-        begin = (part.ctypes.data - start) // mmap.PAGESIZE * mmap.PAGESIZE
-        length = part.ctypes.data - start + part.nbytes - begin
+        """Note that a part of the mapping has been copied."""
+        self._view = _mapping_of(part) or self._view
+        self._waiting += part.nbytes
+        if self._descriptor is not None and self._waiting >= _SLICE_BYTES:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._waiting = 0
         with suppress(OSError, ValueError):
-            view.madvise(mmap.MADV_DONTNEED, begin, length)
-            os.posix_fadvise(self._descriptor, begin, length, os.POSIX_FADV_DONTNEED)
+            if self._view is not None:
+                self._view.madvise(mmap.MADV_DONTNEED)
+        with suppress(OSError):
+            assert self._descriptor is not None
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _mapping_of(array: np.ndarray) -> mmap.mmap | None:
