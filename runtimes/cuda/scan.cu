@@ -74,6 +74,21 @@ COBRA_DEVICE void step(float (&h)[kStates], const float (&rate)[kStates], float 
     }
 }
 
+// The next tokens' delta and u, on their way while others are used; behind the last token it is loaded again.
+struct Ahead {
+    float delta[kAhead], u[kAhead];
+    const float* delta_at;
+    const half* u_at;
+    int left, delta_stride, u_stride;  // tokens from the next one on
+    COBRA_DEVICE_MEMBER Ahead(const float* d, const half* v, int tokens, int d_stride, int v_stride)
+        : delta_at(d), u_at(v), left(tokens), delta_stride(d_stride), u_stride(v_stride) {}
+    COBRA_DEVICE_MEMBER void load_next(int i) {
+        delta[i] = load_constant(delta_at), u[i] = to_float(load_constant(u_at));
+        --left;
+        delta_at += left > 0 ? delta_stride : 0, u_at += left > 0 ? u_stride : 0;
+    }
+};
+
 }  // namespace scan
 
 // A grid of (ceil(d_inner lanes / 128), chunks - 1), each chunk of `length` tokens.
@@ -93,27 +108,27 @@ COBRA_KERNEL(scan::kThreads, scan_chunks)
             for (int n = 0; n < kStates; ++n) store(at + (size_t)n * d_inner, h[n]);
         }
     }
-    const int begin = chunk * length;
-    float d[kAhead], v[kAhead], total = 0.f;
+    const size_t first = (size_t)chunk * length;
+    Ahead inputs(delta + first * d_inner + place.channel, u + first * u_stride + place.channel, length, d_inner, u_stride);
+    const float* row = bc + first * 2 * states + place.first;
+    float total = 0.f;
     COBRA_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-        const int token = begin + min(i, length - 1);
-        d[i] = load_constant(delta + (size_t)token * d_inner + place.channel),
-        v[i] = to_float(load_constant(u + (size_t)token * u_stride + place.channel));
-    }
-    COBRA_UNROLL_BY(1) for (int t = 0; t < length; t += kAhead) {
+    for (int i = 0; i < kAhead; ++i) inputs.load_next(i);
+    const auto turn = [&](int t, bool whole) {
         COBRA_UNROLL
         for (int i = 0; i < kAhead; ++i) {
-            const float now = d[i], inflow = now * v[i];
-            const int ahead = begin + min(t + kAhead + i, length - 1);
-            d[i] = load_constant(delta + (size_t)ahead * d_inner + place.channel),
-            v[i] = to_float(load_constant(u + (size_t)ahead * u_stride + place.channel));
-            if (t + i < length) {
-                step(h, rate, now, inflow, bc + (size_t)(begin + t + i) * 2 * states + place.first);
+            const float now = inputs.delta[i], inflow = now * inputs.u[i];
+            inputs.load_next(i);
+            if (whole || t + i < length) {
+                step(h, rate, now, inflow, row);
                 total += now;
+                row += 2 * states;
             }
         }
-    }
+    };
+    int t = 0;
+    COBRA_UNROLL_BY(1) for (; t + kAhead <= length; t += kAhead) turn(t, true);
+    if (t < length) turn(t, false);
     if (!place.inside) return;
     float* at = slot(local, chunk + 1, states, d_inner, place);
     COBRA_UNROLL
@@ -147,41 +162,48 @@ COBRA_KERNEL(scan::kThreads, scan_rows)
         }
     }
     const float skip = load_constant(D + place.channel);
-    float d[kAhead], v[kAhead], gate[kAhead];
+    const size_t first = begin;
+    Ahead inputs(delta + first * d_inner + place.channel, u + first * u_stride + place.channel, n_tokens, d_inner, u_stride);
+    const half* z_at = z + first * z_stride + place.channel;
+    const float* row = bc + first * 2 * states + place.first;
+    half* to = out + first * out_stride + place.channel;
+    float gate[kAhead];
     COBRA_UNROLL
     for (int i = 0; i < kAhead; ++i) {
-        const int token = begin + min(i, n_tokens - 1);
-        d[i] = load_constant(delta + (size_t)token * d_inner + place.channel),
-        v[i] = to_float(load_constant(u + (size_t)token * u_stride + place.channel));
-        gate[i] = to_float(load_constant(z + (size_t)token * z_stride + place.channel));
+        inputs.load_next(i);
+        gate[i] = to_float(load_constant(z_at));
+        z_at += i + 1 < n_tokens ? z_stride : 0;
     }
-    COBRA_UNROLL_BY(1) for (int t = 0; t < n_tokens; t += kAhead) {
+    // kAhead tokens, whose inputs are there; those of the next ones are on their way meanwhile.
+    const auto turn = [&](int t, bool whole) {
         COBRA_UNROLL
         for (int i = 0; i < kAhead; ++i) {
-            const float now = d[i], value = v[i], g = gate[i];
-            const int ahead = begin + min(t + kAhead + i, n_tokens - 1);
-            d[i] = load_constant(delta + (size_t)ahead * d_inner + place.channel),
-            v[i] = to_float(load_constant(u + (size_t)ahead * u_stride + place.channel));
-            gate[i] = to_float(load_constant(z + (size_t)ahead * z_stride + place.channel));
-            if (t + i < n_tokens) {
-                const int token = begin + t + i;
-                const float* row = bc + (size_t)token * 2 * states + place.first;
+            const float now = inputs.delta[i], value = inputs.u[i], g = gate[i];
+            inputs.load_next(i);
+            gate[i] = to_float(load_constant(z_at));
+            z_at += t + kAhead + i + 1 < n_tokens ? z_stride : 0;
+            if (whole || t + i < n_tokens) {
                 step(h, rate, now, now * value, row);
                 float part[4] = {};
                 COBRA_UNROLL
                 for (int n = 0; n < kStates; n += 4) {
                     const float4 outof = load_constant(reinterpret_cast<const float4*>(row + states + n));
-                    part[0] += h[n] * outof.x, part[1] += h[n + 1] * outof.y, part[2] += h[n + 2] * outof.z,
-                        part[3] += h[n + 3] * outof.w;
+                    part[0] += h[n] * outof.x, part[1] += h[n + 1] * outof.y;
+                    part[2] += h[n + 2] * outof.z, part[3] += h[n + 3] * outof.w;
                 }
                 float y = part[0] + part[1] + (part[2] + part[3]);
-                COBRA_UNROLL_BY(1) for (int w = lanes >> 1; w; w >>= 1) y += shuffle_xor(y, w);
+                if (lanes > 1) {
+                    COBRA_UNROLL_BY(1) for (int w = lanes >> 1; w; w >>= 1) y += shuffle_xor(y, w);
+                }
                 y = (y + skip * value) * fast_divide(g, 1.f + fast_exp2(-kLog2E * g));
-                if (place.inside && place.first == 0)
-                    store(out + (size_t)token * out_stride + place.channel, to_half(saturated(y)));
+                if (place.inside && place.first == 0) store(to, to_half(saturated(y)));
+                row += 2 * states, to += out_stride;
             }
         }
-    }
+    };
+    int t = 0;
+    COBRA_UNROLL_BY(1) for (; t + kAhead <= n_tokens; t += kAhead) turn(t, true);
+    if (t < n_tokens) turn(t, false);
     if (chunk == (int)gridDim.y - 1) write_states(state, place, d_state, h);
 }
 COBRA_EXPORT(scan_rows)
