@@ -130,8 +130,16 @@ def test_both_colour_schemes_can_be_read(fake, visit):
         page.set_input_files("#file", {"name": "a.txt", "mimeType": "text/plain", "buffer": b"a"})
         page.locator("#notice").wait_for()
         page.click("summary")
-        names = ["body", ".brand", "#new", ".list .open", ".list .delete", ".storage-note", "summary", "form label", "form label small"]
-        names += [
+        names = [
+            "body",
+            ".brand",
+            "#new",
+            ".list .open",
+            ".list .delete",
+            ".storage-note",
+            "summary",
+            "form label",
+            "form label small",
             "#key",
             "#model",
             "#copy-all",
