@@ -64,7 +64,7 @@ def kernels(
 
         from . import kernel_cases as bench
     except ImportError as error:
-        raise MachineError(f"bench.kernels needs {error.name}; install it with: {install_hint('cuda')}") from error
+        raise MachineError(f"bench.kernels needs {error.name}; install it with: {install_hint('triton')}") from error
     chosen = _known(capabilities)
     gpu = gpu_here() if device == "cuda" else None
     rows: list[dict[str, Any]] = []

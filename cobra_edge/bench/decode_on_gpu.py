@@ -88,7 +88,7 @@ def _check(request: DecodeRequest, threads: int | None, activations: tuple[str, 
         for scheme in request.schemes:
             scheme_named(scheme)
     if importlib.util.find_spec("torch") is None:
-        raise MachineError(f"measuring a GPU needs torch, which is not installed; {install_hint('cuda')}")
+        raise MachineError(f"measuring a GPU needs torch, which is not installed; {install_hint('triton')}")
 
 
 def _bundles(request: DecodeRequest, bar: Progress) -> Iterator[Bundle]:

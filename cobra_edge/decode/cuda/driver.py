@@ -34,11 +34,11 @@ def why_no_torch_gpu() -> str | None:
     if reason is not None:
         return reason
     if importlib.util.find_spec("torch") is None:
-        return f"torch is not installed ({install_hint('cuda')})"
+        return f"torch is not installed ({install_hint('triton')})"
     import torch
 
     if torch.version.cuda is None:
-        return f"this torch ({torch.__version__}) was built without CUDA; install one with it ({install_hint('cuda')})"
+        return f"this torch ({torch.__version__}) was built without CUDA; install one with it ({install_hint('triton')})"
     known = _driver_cuda()
     if known is not None and known[0] < int(torch.version.cuda.split(".")[0]):
         return (
@@ -68,7 +68,7 @@ def why_too_old(least: tuple[int, int] = LEAST_CAPABILITY) -> str | None:
 def why_no_triton() -> str | None:
     """Return why Triton's kernels cannot run on the first GPU, or None. Only where `why_no_torch_gpu` is None."""
     if importlib.util.find_spec("triton") is None:
-        return f"triton is not installed ({install_hint('cuda')})"
+        return f"triton is not installed ({install_hint('triton')})"
     return why_too_old()
 
 

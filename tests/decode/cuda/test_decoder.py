@@ -297,8 +297,8 @@ class TestRefusals:
 
     def test_no_torch(self, gpu, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        assert driver.why_no_torch_gpu() == f"torch is not installed ({install_hint('cuda')})"
-        assert driver.why_no_triton() == f"triton is not installed ({install_hint('cuda')})"
+        assert driver.why_no_torch_gpu() == f"torch is not installed ({install_hint('triton')})"
+        assert driver.why_no_triton() == f"triton is not installed ({install_hint('triton')})"
 
     def test_torch_without_cuda(self, gpu, monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", None)
