@@ -17,6 +17,7 @@ from ..errors import MachineError
 from ..export.checks import check_text_only
 from ..files.staging import check_file_goal, held, staged_file
 from ..inference.session_options import threads_option
+from ..quantize.statistics import Header
 from ..suite.reader import CALIBRATION, read_suite, spread
 from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, main_of, print_json, say, stages
@@ -111,7 +112,10 @@ def command(
         on_progress("write the file", 0, 1)
         write_statistics(statistics, staged)
         remove_resume_directory(resume)
-    header = statistics.header
+    _print(statistics.header, out, as_json=as_json)
+
+
+def _print(header: Header, out: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"statistics": str(out), "bytes": out.stat().st_size, **msgspec.structs.asdict(header)})
     else:

@@ -75,11 +75,8 @@ def write_graph(
     # Noise would exceed the range that int8 was calibrated for.
     beside = _squares(config, calibration[0]) if calibration else _noise(config)
     model, seen = load(), _Seen({*images[:_COMPARED], *calibration[:1]})
-    alone = [f for f in squares if f not in set(calibration)]  # the others are seen while activations are observed
-    for n, file in enumerate(alone):
-        on_step("vision tower in torch", n, len(alone) + 1)
-        seen.add(file, reference(model, transform.normalised(squares[file])))
-    on_step("vision tower in torch", len(alone), len(alone) + 1)
+    alone = {f: squares[f] for f in squares if f not in set(calibration)}  # the others are seen while activations are observed
+    _embed(model, transform, alone, seen, on_step)
     extra = [] if calibration else [reference(model, transform.normalised(beside))]
     with tempfile.TemporaryDirectory(dir=stage, prefix=".float-") as folder:
         # int8 is made from a temporary float graph.
@@ -111,6 +108,16 @@ class _Seen:
         self.embeddings[file] = found.embeddings
         if file in self._compared:
             self.references[file] = found
+
+
+def _embed(
+    model: VisionModel, transform: ImageTransform, squares: dict[Path, np.ndarray], seen: _Seen, on_step: OnStep
+) -> None:
+    """Run the float model on images, (n_squares, size, size, 3) uint8 by file; its results are added to `seen`."""
+    for n, (file, square) in enumerate(squares.items()):
+        on_step("vision tower in torch", n, len(squares) + 1)
+        seen.add(file, reference(model, transform.normalised(square)))
+    on_step("vision tower in torch", len(squares), len(squares) + 1)
 
 
 def _smooth(model: VisionModel, pixels: Sequence[np.ndarray], files: Sequence[Path], seen: _Seen) -> None:
