@@ -53,7 +53,7 @@ class Observer:
         second_moment = self._sum.div_(self._seen).cpu().numpy()
         if not np.isfinite(np.diagonal(second_moment)).all():
             raise InputError(
-                f"{self.name}: its input holds NaN, infinity, or values whose squares overflow float32; the checkpoint is "
+                f"{self.name}: its input contains NaN, infinity, or values whose squares overflow float32; the checkpoint is "
                 "damaged, or its activations diverge on this data"
             )
         unit = torch.cat(self._samples).cpu().numpy()
