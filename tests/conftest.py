@@ -84,6 +84,8 @@ LONG = (
     "tests/calibrate/test_calibrate.py",
     "tests/project/test_base_install.py",
     "tests/bench/test_vision.py",
+    "tests/emulated/test_sanitizers.py",
+    "tests/emulated/test_mini.py",
 )
 
 
