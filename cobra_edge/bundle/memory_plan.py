@@ -134,7 +134,7 @@ def memory_for(what: str, manifest: Manifest) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # torch raises plain RuntimeErrors; all that is not about memory is raised again
         if not lacks_memory(error):
             raise
         on_gpu = _of_a_gpu(error)

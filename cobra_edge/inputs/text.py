@@ -177,7 +177,9 @@ def _tokenizers(what: str) -> Iterator[None]:
     """Convert what the library raises to InputError: bare Exceptions, and panics, which are BaseExceptions."""
     try:
         yield
-    except Exception as error:
+    except MemoryError:  # not the fault of the tokenizer
+        raise
+    except Exception as error:  # the library raises nothing narrower
         raise InputError(f"{what} ({error}); export or copy the bundle again") from error
     except BaseException as error:
         if type(error).__module__ != "pyo3_runtime":

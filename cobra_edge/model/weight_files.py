@@ -60,7 +60,7 @@ def _read_pickle(file: Path) -> dict[str, dict[str, Tensor]]:
             f"{file.name}: refused, it contains more than tensors and might run code when loaded{_named_global(error)}; "
             "only load checkpoints of known origin; of a trainer's state save only the state_dict, preferably as safetensors"
         ) from error
-    except PermissionError:
+    except (PermissionError, MemoryError):  # not the fault of the file
         raise
     except Exception as error:  # a damaged pickle can make the reader raise anything
         raise CheckpointError(
