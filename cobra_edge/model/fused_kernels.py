@@ -100,7 +100,7 @@ def selective_scan(
     steps[:, :, :d_state] = EXACT_STEP
     into[:, :, :d_state] = torch.eye(d_state, device=B.device)
     others = {"D": D.float(), "z": _behind(d_state, z), "delta_softplus": False, "return_last_state": True}
-    function = _function("mamba_ssm", "selective_scan_fn")
+    function = fused_function("mamba_ssm", "selective_scan_fn")
     y, last = function(values, steps, A.float(), into, _behind(d_state, C), **others)
     return y[:, :, d_state:].transpose(1, 2), last
 
@@ -117,10 +117,11 @@ def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     """Do what `model.mamba.causal_conv` does, by causal-conv1d; it reads the state in x's dtype."""
     # Channels lie next to each other, as it asks for; rows of x may lie apart.
     before = state[:, :, 1:].transpose(1, 2).to(x.dtype).contiguous().transpose(1, 2)
-    function = _function("causal_conv1d", "causal_conv1d_fn")
+    function = fused_function("causal_conv1d", "causal_conv1d_fn")
     y: Tensor = function(x.transpose(1, 2), weight.contiguous(), bias, initial_states=before, activation="silu")
     return y.transpose(1, 2)
 
 
-def _function(module: str, name: str) -> Callable[..., Any]:
+def fused_function(module: str, name: str) -> Callable[..., Any]:
+    """Return a function of one of the two packages, imported on demand."""
     return getattr(importlib.import_module(module), name)

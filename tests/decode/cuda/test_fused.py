@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from cobra_edge.decode.cuda.kernels import fused
 from cobra_edge.decode.cuda.kernels.convolution import convolve_many, convolve_many_reference
 from cobra_edge.decode.cuda.kernels.scan import scan_many, scan_many_reference
+from cobra_edge.model import fused_kernels
 
 from ...tolerance import assert_close
 from .kernel_case import guarded
@@ -60,6 +61,7 @@ def installed(monkeypatch):
         "mamba_ssm": {"selective_scan_fn": selective_scan_fn},
         "selective_scan_cuda": {},
         "causal_conv1d": {"causal_conv1d_fn": causal_conv1d_fn},
+        "causal_conv1d_cuda": {},
     }.items():
         monkeypatch.setitem(sys.modules, name, module(name, **contents))
     fused.choose_scan.cache_clear()
@@ -140,25 +142,25 @@ def test_on_a_processor_ours_run():
 def test_what_is_not_installed(monkeypatch):
     monkeypatch.delitem(sys.modules, "mamba_ssm")
     monkeypatch.delitem(sys.modules, "causal_conv1d")
-    assert fused.why_no_mamba_ssm() == fused.why_no_causal_conv1d(96, 4) == "not installed"
+    assert fused_kernels.why_no_mamba_ssm() == fused_kernels.why_no_causal_conv1d(96, 4) == "not installed"
 
 
 def test_what_cannot_be_imported(monkeypatch):
     def broken(name):
         raise ImportError("undefined symbol: _ZN3c10")
 
-    monkeypatch.setattr(fused.importlib, "import_module", broken)
-    assert fused.why_no_mamba_ssm() == "mamba_ssm cannot be imported (undefined symbol: _ZN3c10)"
+    monkeypatch.setattr(fused_kernels.importlib, "import_module", broken)
+    assert fused_kernels.why_no_mamba_ssm() == "mamba_ssm cannot be imported (undefined symbol: _ZN3c10)"
 
 
 def test_other_versions(monkeypatch):
     monkeypatch.setattr(sys.modules["mamba_ssm"], "selective_scan_fn", lambda u, delta, A, B, C, D, z: None)
-    assert "takes no delta_softplus, return_last_state; another version" in fused.why_no_mamba_ssm()
+    assert "takes no delta_softplus, return_last_state; another version" in fused_kernels.why_no_mamba_ssm()
     monkeypatch.delattr(sys.modules["causal_conv1d"], "causal_conv1d_fn")
-    assert fused.why_no_causal_conv1d(96, 4) == "causal_conv1d has no causal_conv1d_fn; another version of it is needed"
+    assert fused_kernels.why_no_causal_conv1d(96, 4) == "causal_conv1d has no causal_conv1d_fn; another version of it is needed"
 
 
 @pytest.mark.parametrize("d_inner, d_conv", [(100, 4), (96, 5)])
 def test_shapes_that_causal_conv1d_does_not_take(d_inner, d_conv):
     assert fused.choose_convolution(GPU, d_inner, d_conv).name == "triton"
-    assert f"{d_inner} channels with {d_conv} taps" in fused.why_no_causal_conv1d(d_inner, d_conv)
+    assert f"{d_inner} channels with {d_conv} taps" in fused_kernels.why_no_causal_conv1d(d_inner, d_conv)

@@ -1,31 +1,25 @@
 """The fused scan of mamba-ssm and convolution of causal-conv1d behind the contracts of ours, where they are installed.
 
-mamba-ssm's scan for Mamba-1 starts from zero. A state h that is carried in is put there by d_state positions in front: position
-k has B = e_k, C = 0, Δ = 2^-40 and u = h[:, k] · 2^40. Then Δ·u is h to the bit (below 2^87), and exp(Δ·A) is 1 in float32
-where |A| is below 2^15: position k adds column k and changes no other.
+How a state is carried into a scan that takes none: `model.fused_kernels`.
 Source: Gu and Dao 2023, algorithm 2; github.com/state-spaces/mamba and github.com/Dao-AILab/causal-conv1d for the interfaces.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from ....model.fused_kernels import EXACT_STEP, fused_function, why_no_causal_conv1d, why_no_mamba_ssm
 from .convolution import convolve_many
 from .elementwise import stored_reference
 from .scan import scan_many
 
 log = logging.getLogger(__name__)
-
-EXACT_STEP = 2.0**-40
 
 
 class Chosen(NamedTuple):
@@ -58,43 +52,6 @@ def _chosen(what: str, fused: Chosen, ours: Chosen, reason: str | None) -> Chose
     return ours
 
 
-def why_no_mamba_ssm() -> str | None:
-    """Return why mamba-ssm's scan is not used, or None."""
-    if importlib.util.find_spec("mamba_ssm") is None:
-        return "not installed"
-    if importlib.util.find_spec("selective_scan_cuda") is None:
-        return (
-            "mamba-ssm imports without its CUDA scan: the extension selective_scan_cuda is missing; "
-            "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation --force-reinstall mamba-ssm builds it"
-        )
-    return _why_not(
-        "mamba_ssm", "selective_scan_fn", ("u", "delta", "A", "B", "C", "D", "z", "delta_softplus", "return_last_state")
-    )
-
-
-def why_no_causal_conv1d(d_inner: int, d_conv: int) -> str | None:
-    """Return why causal-conv1d is not used for so many channels and taps, or None."""
-    if importlib.util.find_spec("causal_conv1d") is None:
-        return "not installed"
-    if d_inner % 8 or not 2 <= d_conv <= 4:
-        return f"{d_inner} channels with {d_conv} taps; it takes multiples of 8 channels, and 2 to 4 taps"
-    return _why_not("causal_conv1d", "causal_conv1d_fn", ("x", "weight", "bias", "initial_states", "activation"))
-
-
-def _why_not(module: str, name: str, parameters: tuple[str, ...]) -> str | None:
-    """Return why a function is not to be had from a module that is installed, or why it cannot be called as ours are."""
-    try:
-        function = getattr(importlib.import_module(module), name, None)
-    except (ImportError, OSError) as error:  # built for another torch, or something that it needs is missing
-        return f"{module} cannot be imported ({error})"
-    if function is None:
-        return f"{module} has no {name}; another version of it is needed"
-    missing = [p for p in parameters if p not in inspect.signature(function).parameters]
-    if missing:
-        return f"{module}.{name} takes no {', '.join(missing)}; another version of it is needed"
-    return None
-
-
 def scan_with_mamba_ssm(
     u: torch.Tensor,
     dt: torch.Tensor,
@@ -118,7 +75,7 @@ def scan_with_mamba_ssm(
         values[0, :, :front] = h / EXACT_STEP
         delta[0, :, :front] = EXACT_STEP
         into[0, :, :front] = torch.eye(d_state, device=B.device)
-    function = _function("mamba_ssm", "selective_scan_fn")
+    function = fused_function("mamba_ssm", "selective_scan_fn")
     others = {"D": D, "z": _behind(front, z), "delta_softplus": False, "return_last_state": True}
     y, last = function(values, delta, A, into, _behind(front, C), **others)
     h.copy_(last[0])
@@ -138,11 +95,7 @@ def convolve_with_causal_conv1d(
     """Do what `convolve_many` does; it reads the state in x's dtype."""
     d_conv = weight.shape[1]
     before = stored_reference(state[:, 1:].T, x.dtype).contiguous().T  # channels next to each other, as it asks for
-    function = _function("causal_conv1d", "causal_conv1d_fn")
+    function = fused_function("causal_conv1d", "causal_conv1d_fn")
     y = function(x.T[None], weight, bias, initial_states=before[None], activation="silu")
     state.copy_(torch.cat([state, x[-d_conv:].T.float()], dim=1)[:, -d_conv:])
     out.copy_(stored_reference(y[0].T, out.dtype))
-
-
-def _function(module: str, name: str) -> Callable[..., Any]:
-    return getattr(importlib.import_module(module), name)
