@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,9 @@ from ..bundle.reader import (
     staged_directory,
 )
 from ..errors import DriftError
+from ..formats.method import recipe_method
 from ..formats.model_config import decoder_shapes
+from ..formats.packing import QuantizedTensor
 from ..formats.recipe import Recipe
 from ..formats.targets import Target
 from ..inputs.text import END_OF_TEXT, TextCodec
@@ -44,6 +47,7 @@ from ..regress.report import Figure, Verdict
 from ..suite.tokenized import TokenizedSuite
 from ..terminal.output import progress, tell
 from ..version import __version__
+from .guided import guided_values
 from .model_card import VISION_SOURCES, model_card
 from .plan import ExportOptions, ExportPlan, plan_export
 from .statistics import find_allocation, statistics_for
@@ -152,18 +156,27 @@ def _write_decoder(
     from ..quantize.decoder_file import write_decoder
     from ..quantize.quantizer import scaled_matrices
 
-    o, recipe, allocation, config = plan.options, plan.recipe, None, checkpoint.config.mamba
+    o, recipe, config = plan.options, plan.recipe, checkpoint.config.mamba
+
+    def write(recipe: Recipe, values: Mapping[str, np.ndarray | QuantizedTensor] = {}) -> None:
+        with progress() as bar:
+            total = len(decoder_shapes(config)) + len(scaled_matrices(config, recipe))
+            task = bar.add_task(f"decoder as {recipe.scheme}", total=total)
+            write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task), statistics, values)
+
     with statistics_for(checkpoint, recipe, plan.statistics, o.calibration, stage, cache, o.device) as statistics:
         if statistics is not None:
             recipe = msgspec.structs.replace(recipe, statistics=statistics.fingerprint())
+        if recipe_method(recipe.method).needs_gradients:
+            with guided_values(checkpoint, recipe, o.bits, o.calibration, plan.directory, cache) as (found, allocation, values):
+                write(found, values)
+            return found, allocation
+        allocation = None
         if o.bits is not None:
             recipe, allocation = find_allocation(
                 checkpoint, plan.digest, recipe, statistics, o.calibration, o.bits, plan.sensitivity, cache
             )
-        with progress() as bar:
-            total = len(decoder_shapes(config)) + len(scaled_matrices(config, recipe))
-            task = bar.add_task(f"decoder as {recipe.scheme}", total=total)
-            write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task), statistics)
+        write(recipe)
     return recipe, allocation
 
 

@@ -17,6 +17,7 @@ class Method:
         title: what it does, for `export --list`.
         needs_statistics: whether it uses calibration statistics.
         scales_inputs: whether inputs of some projections are scaled first, as AWQ does.
+        needs_gradients: whether it is guided by gradients of the model's predictions; it collects them itself.
         compensates: whether the columns that are not yet rounded compensate for the errors of those that are, as in GPTQ.
     """
 
@@ -25,6 +26,7 @@ class Method:
     needs_statistics: bool = False
     scales_inputs: bool = False
     compensates: bool = False
+    needs_gradients: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -33,6 +35,12 @@ METHODS: dict[str, Method] = {
         Method("rtn", "rounds each weight to nearest; uses no activations"),
         Method("gptq", "rounds column by column; later columns compensate for errors", needs_statistics=True, compensates=True),
         Method("awq", "scales outlier inputs, then rounds to nearest", needs_statistics=True, scales_inputs=True),
+        Method(
+            "guided",
+            "GPTQ weighted by gradients of the predictions, layer after layer; the least drift",
+            needs_gradients=True,
+            compensates=True,
+        ),
         Method("awq-gptq", "AWQ's scales, then GPTQ", needs_statistics=True, scales_inputs=True, compensates=True),
     )
 }

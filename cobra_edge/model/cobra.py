@@ -40,19 +40,24 @@ def load_vision(checkpoint: Checkpoint) -> VisionModel:
     return VisionModel(load_tower(config.vision, checkpoint.vision_weights, checkpoint.tower), projector).eval()
 
 
-def stream_blocks(checkpoint: Checkpoint, operations: Operations = REFERENCE, first: int = 0) -> Iterator[Block]:
-    """Yield the decoder's blocks from layer `first` on, in float32, one in memory at a time.
+def load_block(checkpoint: Checkpoint, index: int, operations: Operations = REFERENCE) -> Block:
+    """Load layer `index` of the decoder in float32.
 
     Raises:
-        InputError: a tensor of the next block contains NaN or infinity; the message names it.
+        InputError: a tensor contains NaN or infinity; the message names it.
     """
+    prefix = f"backbone.layers.{index}."
+    with torch.device("meta"):  # neither allocated nor initialized: replaced below
+        block = Block(checkpoint.config.mamba, operations)
+    own = {k: v for k, v in checkpoint.decoder.items() if k.startswith(prefix)}
+    block.load_state_dict({k[len(prefix) :]: require_finite(k, v.float()) for k, v in own.items()}, assign=True)
+    return block.eval()
+
+
+def stream_blocks(checkpoint: Checkpoint, operations: Operations = REFERENCE, first: int = 0) -> Iterator[Block]:
+    """Yield the decoder's blocks from layer `first` on, in float32, one in memory at a time. Raises as `load_block`."""
     for index in range(first, checkpoint.config.mamba.n_layer):
-        prefix = f"backbone.layers.{index}."
-        with torch.device("meta"):  # neither allocated nor initialized: replaced below
-            block = Block(checkpoint.config.mamba, operations)
-        own = {k: v for k, v in checkpoint.decoder.items() if k.startswith(prefix)}
-        block.load_state_dict({k[len(prefix) :]: require_finite(k, v.float()) for k, v in own.items()}, assign=True)
-        yield block.eval()
+        yield load_block(checkpoint, index, operations)
 
 
 @torch.inference_mode()

@@ -174,6 +174,27 @@ def allocate_bits(
     return best
 
 
+def allocate_by_costs(config: MambaConfig, recipe: Recipe, costs: Table, bits_per_weight: float) -> BitAllocation:
+    """Return the allocation within a budget with the least sum of expected costs (`costs.expected_costs`).
+
+    Args:
+        config: sizes of the decoder.
+        recipe: method, rotations and activations; its tensors are ignored.
+        costs: nats, by matrix and storage.
+        bits_per_weight: budget over all matrices, as `recipe.matrix_bits` counts.
+
+    Raises:
+        InputError: the budget is too small for any allocation.
+    """
+    require_reachable(config, recipe, bits_per_weight)
+    sizes, weights = option_bits(config, recipe), matrix_weights(config)
+    tensors = solve(costs, sizes, bits_per_weight * weights)
+    if tensors is None:
+        raise InputError(f"no allocation of {bits_per_weight:g} bits per weight is finite; allow more bits")
+    total = sum(costs[name][storage] for name, storage in tensors.items())
+    return BitAllocation(tensors, sum(sizes[n][s] for n, s in tensors.items()) / weights, total, total)
+
+
 def _search(
     table: Table,
     sizes: Sizes,

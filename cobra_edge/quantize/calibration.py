@@ -6,7 +6,6 @@ Between two layers only the residual streams are kept, (positions, d_model) floa
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from ..model.weight_files import require_finite
 from ..suite.line import Line
 from ..suite.tokenized import TokenizedSuite
 from ..version import __version__
-from .calibration_data import EmbeddingCache, OnProgress, calibration_suite, no_progress
+from .calibration_data import EmbeddingCache, OnProgress, calibration_suite, data_sha256, no_progress
 from .observer import Observer
 from .resume import Resume
 from .statistics import (
@@ -131,17 +130,12 @@ def _sequences(suite: TokenizedSuite, n_visual: int) -> list[_Sequence]:
 
 
 def _header(checkpoint: Checkpoint, suite: TokenizedSuite, positions: int) -> Header:
-    texts = [(line.line.image, line.line.prompt, line.line.answer) for line in suite.lines]
-    digest = hashlib.sha256(msgspec.json.encode(texts))
-    for index in range(len(suite.images)):
-        image = suite.load(index)
-        digest.update(image if isinstance(image, bytes) else image.read_bytes())
     return Header(
         schema_version=SCHEMA_VERSION,
         cobra_edge=__version__,
         model_id=checkpoint.config.model_id,
         model_sha256=checkpoint.sha256(),
-        data_sha256=digest.hexdigest(),
+        data_sha256=data_sha256(suite),
         lines=len(suite.lines),
         positions=positions,
     )

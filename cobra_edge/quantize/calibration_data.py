@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,16 @@ def calibration_suite(checkpoint: Checkpoint, lines: Sequence[Line], images: Pat
     index = {old: names.index(name) for old, name in enumerate(suite.images)}
     reindexed = [line if line.image is None else replace(line, image=index[line.image]) for line in suite.lines]
     return replace(suite, lines=reindexed, images=names, load=lambda image: images / names[image])
+
+
+def data_sha256(suite: TokenizedSuite) -> str:
+    """Return a hash over the lines of a calibration suite and the bytes of their images."""
+    texts = [(line.line.image, line.line.prompt, line.line.answer) for line in suite.lines]
+    digest = hashlib.sha256(msgspec.json.encode(texts))
+    for index in range(len(suite.images)):
+        image = suite.load(index)
+        digest.update(image if isinstance(image, bytes) else image.read_bytes())
+    return digest.hexdigest()
 
 
 @torch.inference_mode()

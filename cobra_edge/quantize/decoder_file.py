@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ def write_decoder(
     file: Path,
     on_tensor: Callable[[], None],
     statistics: Statistics | None = None,
+    values: Mapping[str, np.ndarray | QuantizedTensor] = {},
 ) -> None:
     """Write every tensor of the decoder as the recipe says.
 
@@ -34,6 +35,7 @@ def write_decoder(
         file: decoder.safetensors.
         on_tensor: called after each of `scaled_matrices` and each tensor.
         statistics: of this model; required by methods that need them and for clipping.
+        values: matrices that are quantized already, as stored.
 
     Raises:
         InputError: a tensor holds NaN or infinity, or does not fit float16; the message names it.
@@ -46,7 +48,7 @@ def write_decoder(
     plan, quantize = stored_tensors(config, recipe), quantizer(config, recipe, tensor, statistics, on_tensor)
     with SafetensorsWriter(file, [t for entries in plan.values() for t in entries]) as writer:
         for name, entries in plan.items():
-            value = stored_value(quantize, name, statistics)
+            value = stored_value(quantize, name, statistics, values.get(name))
             parts = [value] if isinstance(value, np.ndarray) else [value.codes, value.scales, value.clips]
             for entry, part in zip(entries, parts, strict=False):
                 assert part is not None
@@ -54,8 +56,16 @@ def write_decoder(
             on_tensor()
 
 
-def stored_value(quantize: Quantizer, name: str, statistics: Statistics | None = None) -> np.ndarray | QuantizedTensor:
+def stored_value(
+    quantize: Quantizer, name: str, statistics: Statistics | None = None, known: np.ndarray | QuantizedTensor | None = None
+) -> np.ndarray | QuantizedTensor:
     """Return a tensor of the decoder as the quantizer's recipe stores it, float or quantized, of its shape.
+
+    Args:
+        quantize: quantizes by the recipe.
+        name: of the tensor.
+        statistics: of the model, for clipping.
+        known: the tensor if it is quantized already.
 
     Raises:
         InputError: it holds NaN or infinity, or does not fit its scheme or float16; the message names it.
@@ -67,7 +77,7 @@ def stored_value(quantize: Quantizer, name: str, statistics: Statistics | None =
         if recipe.storage(name) == FLOAT16 and np.abs(values).max() > np.finfo(np.float16).max:
             raise InputError(f"{name}: a value of {np.abs(values).max():.3g} does not fit float16")
         return np.ascontiguousarray(values, recipe.storage(name))
-    quantized = quantize.quantize(name, scheme)
+    quantized = known if isinstance(known, QuantizedTensor) else quantize.quantize(name, scheme)
     if not has_clips(config, recipe, name):
         return quantized
     assert statistics is not None

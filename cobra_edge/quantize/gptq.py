@@ -15,23 +15,29 @@ import torch
 from ..errors import InputError
 from ..formats.packing import QuantizedTensor, pack
 from ..formats.scheme import Scheme
+from .descent import damped, descend
 from .rtn import require_fit
 from .scales import least_error_scales
 
 log = logging.getLogger(__name__)
 
-_DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal; ten times more after each failure
+DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal; ten times more after each failure
 _MOST_DAMPING = 1e4
 _COLUMNS_AT_ONCE = 64  # block of columns whose errors update the later columns in one matmul
 
 
-def gptq(weight: np.ndarray, second_moment: np.ndarray, scheme: Scheme) -> QuantizedTensor:
-    """Quantize a matrix W with a small error of W x on the calibration inputs: tr(ΔW H ΔWᵀ), H their second moment.
+def gptq(
+    weight: np.ndarray, second_moments: np.ndarray, scheme: Scheme, damping: float = DAMPING, sweeps: int = 0
+) -> QuantizedTensor:
+    """Quantize a matrix W with a small error of W x on the calibration inputs: Σ tr(ΔW H ΔWᵀ), H their second moment.
 
     Args:
         weight: (out, in) float32, finite.
-        second_moment: (in, in) float32, symmetric; inputs that are always 0 may have zeros.
+        second_moments: (in, in) float32, symmetric, or (groups, in, in) for groups of consecutive rows; inputs that are
+            always 0 may have zeros.
         scheme: with groups and integer codes.
+        damping: share of the mean diagonal that is added to the diagonal.
+        sweeps: of coordinate descent over all codes afterwards (`descent`).
 
     Raises:
         InputError: the group size does not divide in, values are not finite, or no damping makes the second moment positive
@@ -39,18 +45,29 @@ def gptq(weight: np.ndarray, second_moment: np.ndarray, scheme: Scheme) -> Quant
     """
     require_fit(weight, scheme)
     scales = least_error_scales(weight, scheme)
-    order = np.argsort(-np.diagonal(second_moment), kind="stable")
-    factor = inverse_factor(second_moment[np.ix_(order, order)])
     steps = np.repeat(scales.astype(np.float32), scheme.group(weight.shape[1]), axis=1)
-    columns, ordered = (torch.from_numpy(np.ascontiguousarray(a[:, order].T)) for a in (weight, steps))
-    codes = _round_columns(columns, ordered, factor, scheme.zero_code)
+    moments = second_moments if second_moments.ndim == 3 else second_moments[None]
     unsigned = np.empty(weight.shape, np.uint8)
-    unsigned[:, order] = (codes.T + scheme.zero_code).to(torch.uint8).numpy()
+    for rows, moment in zip(np.array_split(np.arange(len(weight)), len(moments)), moments, strict=True):
+        order = np.argsort(-np.diagonal(moment), kind="stable")
+        ordered = moment[np.ix_(order, order)]
+        factor = inverse_factor(ordered, damping)
+        columns, step = (torch.from_numpy(np.ascontiguousarray(a[rows][:, order].T)) for a in (weight, steps))
+        codes = _round_columns(columns.clone(), step, factor, scheme.zero_code)
+        if sweeps:
+            descend(codes, columns, step, damped(torch.from_numpy(ordered), damping), scheme.zero_code, sweeps)
+        found = np.empty((len(rows), len(order)), np.uint8)
+        found[:, order] = (codes.T + scheme.zero_code).to(torch.uint8).numpy()
+        unsigned[rows] = found
     return QuantizedTensor(pack(unsigned, scheme), scales, scheme)
 
 
-def inverse_factor(second_moment: np.ndarray) -> torch.Tensor:
+def inverse_factor(second_moment: np.ndarray, damping: float = DAMPING) -> torch.Tensor:
     """Return the upper Cholesky factor of the inverse of the damped second moment (in, in), (in, in) float32.
+
+    Args:
+        second_moment: (in, in), symmetric.
+        damping: share of the mean diagonal to start with.
 
     Raises:
         InputError: not finite, or not positive definite with any damping.
@@ -58,10 +75,9 @@ def inverse_factor(second_moment: np.ndarray) -> torch.Tensor:
     hessian = torch.from_numpy(np.array(second_moment, np.float64))
     if not torch.isfinite(hessian).all():
         raise InputError("a second moment holds NaN or infinity; calibrate again")
-    mean, damping = float(hessian.diagonal().mean()) or 1.0, _DAMPING
+    mean = float(hessian.diagonal().mean()) or 1.0
     while damping <= _MOST_DAMPING:
-        damped = hessian + damping * mean * torch.eye(len(hessian), dtype=torch.float64)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        lower, failed = torch.linalg.cholesky_ex(hessian + damping * mean * torch.eye(len(hessian), dtype=torch.float64))
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:

@@ -88,6 +88,23 @@ struct Scan {
     int64_t d_state;
 };
 
+// What a scan reads besides its weights: rows of `channels` values per token, B and C (tokens, d_state), h (channels,
+// d_state).
+struct ScanInputs {
+    const float *u, *dt, *B, *C, *z, *h;
+};
+
+// Gradients with respect to the inputs of a scan, and to A, D and dt_bias, each of the shape of what it belongs to. Those
+// of B, C, A, D and dt_bias are added to what is there.
+struct ScanGradient {
+    float *u, *dt, *B, *C, *z, *h, *A, *D, *dt_bias;
+};
+
+// Floats of scratch memory of a scan's gradient.
+constexpr int64_t scan_gradient_floats(int64_t tokens, int64_t d_state) {
+    return ((2 * tokens + 4) * d_state + 2 * tokens) * kChannels;
+}
+
 struct Kernels {
     const char* name;
 
@@ -119,6 +136,11 @@ struct Kernels {
     void (*selective_scan)(const Scan& scan, int64_t from, int64_t to, int64_t tokens, const float* dt, int64_t dt_stride,
                            const float* B, const float* C, int64_t bc_stride, const float* z, int64_t z_stride, float* h,
                            const float* u, float* out, int64_t u_stride);
+
+    // Gradient of selective_scan over all channels of one sequence, from the gradients of its output (tokens, channels) and of
+    // its final state (channels, d_state).
+    void (*scan_gradient)(const Scan& scan, int64_t tokens, const ScanInputs& inputs, const float* gradient,
+                          const float* last_gradient, const ScanGradient& out, float* scratch);
 
     // x = x · kron(matrix, H)ᵀ / √width in place, for ±1 entries of matrix (order, order) and Sylvester's Hadamard matrix H of
     // order width / order, a power of two; spare has room for `width` floats. Source: cobra_edge/formats/hadamard.py.

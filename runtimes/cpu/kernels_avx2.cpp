@@ -19,6 +19,7 @@ namespace cobra_edge {
 namespace {
 
 #include "elementwise.inl"
+#include "scan_gradient.inl"
 
 constexpr int kLanes = 8, kTokens = 8;
 constexpr int kCodes = 4 * kLanes;
@@ -243,7 +244,7 @@ inline void transpose(Ints* v) {
 }  // namespace
 
 extern const Kernels COBRA_TABLE;
-const Kernels COBRA_TABLE = {COBRA_NAME, rms_norm,       quantize, matmul_int8, matmul_float,     dequantize_row,
-                             conv_silu,  selective_scan, rotate,   exponential, macs_in_registers};
+const Kernels COBRA_TABLE = {COBRA_NAME, rms_norm,       quantize,      matmul_int8, matmul_float, dequantize_row,
+                             conv_silu,  selective_scan, scan_gradient, rotate,      exponential,  macs_in_registers};
 
 }  // namespace cobra_edge

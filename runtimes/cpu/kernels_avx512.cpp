@@ -14,6 +14,7 @@ extern const Kernels kAvx2Kernels;
 namespace {
 
 #include "elementwise.inl"
+#include "scan_gradient.inl"
 
 constexpr int kLanes = 16, kTokens = 16;
 constexpr int kCodes = 4 * kLanes;
@@ -177,8 +178,8 @@ void matmul_int8_or_narrower(const Matrix& m, int64_t from, int64_t to, const In
 }  // namespace
 
 extern const Kernels kAvx512Kernels;
-const Kernels kAvx512Kernels = {"avx512-vnni", rms_norm,       quantize,         matmul_int8_or_narrower,
-                                matmul_float,  dequantize_row, conv_silu,        selective_scan,
-                                rotate,        exponential,    macs_in_registers};
+const Kernels kAvx512Kernels = {"avx512-vnni", rms_norm,       quantize,    matmul_int8_or_narrower,
+                                matmul_float,  dequantize_row, conv_silu,   selective_scan,
+                                scan_gradient, rotate,         exponential, macs_in_registers};
 
 }  // namespace cobra_edge

@@ -106,6 +106,35 @@ Out selective_scan(const In<2>& u, const In<2>& dt, const In<2>& A, const In<2>&
     return out;
 }
 
+// Gradients of selective_scan with respect to u, dt, B, C, z, h, A, D and dt_bias, in this order.
+nb::tuple scan_gradient(const In<2>& u, const In<2>& dt, const In<2>& A, const In<2>& B, const In<2>& C, const In<1>& D,
+                        const In<2>& z, const In<1>& dt_bias, const In<2>& h, const In<2>& gradient,
+                        const In<2>& last_gradient, const std::string& kernels) {
+    const size_t tokens = u.shape(0), channels = u.shape(1), d_state = A.shape(1);
+    for (const auto& x : {dt, z, gradient})
+        expect(x.shape(0) == tokens && x.shape(1) == channels, "dt, z and gradient differ in shape from u");
+    for (const auto& x : {B, C}) expect(x.shape(0) == tokens && x.shape(1) == d_state, "B and C do not fit u and A");
+    for (const auto& x : {D, dt_bias}) expect(x.shape(0) == channels, "D and dt_bias do not fit u");
+    for (const auto& x : {A, h, last_gradient})
+        expect(x.shape(0) == channels && x.shape(1) == d_state, "A, h and last_gradient do not fit u");
+    expect(d_state >= 1 && d_state <= 256, "d_state must be 1 to 256");
+    auto gu = poisoned({tokens, channels}), gdt = poisoned({tokens, channels}), gz = poisoned({tokens, channels});
+    auto gB = fresh({tokens, d_state}), gC = fresh({tokens, d_state}), gh = poisoned({channels, d_state});
+    auto gA = fresh({channels, d_state}), gD = fresh({channels}), gbias = fresh({channels});
+    for (auto* sum : {&gB, &gC, &gA, &gD, &gbias}) std::fill(sum->data(), sum->data() + sum->size(), 0.0f);
+    const Scan scan{A.data(), D.data(), dt_bias.data(), len(channels), len(d_state)};
+    const ScanInputs inputs{u.data(), dt.data(), B.data(), C.data(), z.data(), h.data()};
+    const ScanGradient out{gu.data(), gdt.data(), gB.data(), gC.data(),   gz.data(),
+                           gh.data(), gA.data(),  gD.data(), gbias.data()};
+    {
+        const Kernels& k = kernels_named(kernels);
+        const nb::gil_scoped_release unlocked;
+        std::vector<float> scratch(static_cast<size_t>(scan_gradient_floats(len(tokens), len(d_state))));
+        k.scan_gradient(scan, len(tokens), inputs, gradient.data(), last_gradient.data(), out, scratch.data());
+    }
+    return nb::make_tuple(gu, gdt, gB, gC, gz, gh, gA, gD, gbias);
+}
+
 // Read every byte once, one sequential stream per thread, and return the sum as a checksum: measures the memory bandwidth,
 // the limit of a decoder's step.
 uint64_t read_once(const nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& words, int threads) {
@@ -180,6 +209,8 @@ void bind_kernels(nb::module_& m) {
     m.def("conv_silu", &conv_silu, nb::arg("x"), nb::arg("state"), nb::arg("weight"), nb::arg("bias"), nb::arg("kernels"));
     m.def("selective_scan", &selective_scan, nb::arg("u"), nb::arg("dt"), nb::arg("A"), nb::arg("B"), nb::arg("C"),
           nb::arg("D"), nb::arg("z"), nb::arg("dt_bias"), nb::arg("h"), nb::arg("kernels"));
+    m.def("scan_gradient", &scan_gradient, nb::arg("u"), nb::arg("dt"), nb::arg("A"), nb::arg("B"), nb::arg("C"), nb::arg("D"),
+          nb::arg("z"), nb::arg("dt_bias"), nb::arg("h"), nb::arg("gradient"), nb::arg("last_gradient"), nb::arg("kernels"));
 }
 
 }  // namespace cobra_edge
