@@ -63,13 +63,16 @@ def check_calibration(
         otherwise_used: whether bit allocation or an int8 vision graph uses the calibration data.
     """
     needed = needs_statistics(method, clip_activations)
+    guided = recipe_method(method).needs_gradients
+    if statistics is not None and guided and not needed:
+        raise InputError(f"--statistics {statistics}: method {method} collects gradients itself, with --calibration; omit it")
     if statistics is not None and not needed:
         users = ", ".join(m.name for m in METHODS.values() if m.needs_statistics)
         raise InputError(
             f"--statistics {statistics}: method {method} uses no statistics; omit it, or use --method {users} or "
             "--clip-activations"
         )
-    if calibration is not None and not otherwise_used and (not needed or statistics is not None):
+    if calibration is not None and not (otherwise_used or guided) and (not needed or statistics is not None):
         why = "--statistics is given" if needed else f"method {method} uses no statistics"
         raise InputError(
             f"--calibration {calibration}: nothing is calibrated, {why}; it is for methods that use statistics, for --bits and "

@@ -101,7 +101,7 @@ def stream_forward(run: CalibrationPass, images: Path, cache: EmbeddingCache) ->
         table = torch.from_numpy(run.tensor("backbone.embedding.weight"))
         run.streams.write(0, torch.cat([*parts, table[tokens]]))
         first = 0
-    stream, all_families = run.streams.read(first), run.families()
+    stream, all_families = run.streams.read_last(), run.families()
     for index, block in enumerate(stream_blocks(run.checkpoint, run.operations, first), first):
         step, done = f"float layer {index + 1} of {config.n_layer}", 0
 

@@ -195,7 +195,7 @@ class _LayerWork:
 
     def target(self, projection: str, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return what to approximate, (out, in) float32, and the second moments (groups, in, in) to do it by."""
-        weights = torch.from_numpy(self.work.guidance.weights(self.index, projection))
+        weights = torch.from_numpy(np.array(self.work.guidance.weights(self.index, projection)))
         groups, width = weights.shape[1], weight.shape[1]
         moments, cross = WeightedMoments(groups, width), torch.zeros(groups, width, width)
         for start in range(0, len(weights), _ROWS_AT_ONCE):
