@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from rich.progress import Progress
 
 from ..bundle.reader import Bundle
 from ..decode.backends import KERNELS
-from ..environment.requirements import install_hint
-from ..errors import InputError, MachineError
+from ..errors import InputError
 from ..formats.scheme import scheme_named
 from ..terminal.output import progress
 from ..terminal.suggestions import near_matches
@@ -43,10 +41,12 @@ def run_on_gpu(
     _check(request, threads, activations)
     from .gpu import gpu_here, short_name
     from .gpu_decode import GpuPlan, measure_on_gpu
-    from .gpu_peers import check_peers
 
     gpu = gpu_here()
-    check_peers(request.peers)
+    if request.peers:
+        from .gpu_peers import check_peers  # needs torch
+
+        check_peers(request.peers)
     default = DEFAULTS["cuda"]
     plan = GpuPlan(
         request.prompt_tokens or default.prompt_tokens,
@@ -72,7 +72,7 @@ def run_on_gpu(
 
 
 def _check(request: DecodeRequest, threads: int | None, activations: tuple[str, ...]) -> None:
-    """Raise InputError for an argument that is invalid on a GPU, MachineError without torch."""
+    """Raise InputError for an argument that is invalid on a GPU."""
     for option, value in (("--threads", threads), ("--activations", activations)):
         if value:
             raise InputError(f"{option} applies to the native decoder on a CPU; omit it with --device cuda")
@@ -87,8 +87,6 @@ def _check(request: DecodeRequest, threads: int | None, activations: tuple[str, 
         shape_named(request.shape or DEFAULT_SHAPE)
         for scheme in request.schemes:
             scheme_named(scheme)
-    if importlib.util.find_spec("torch") is None:
-        raise MachineError(f"measuring a GPU needs torch, which is not installed; {install_hint('triton')}")
 
 
 def _bundles(request: DecodeRequest, bar: Progress) -> Iterator[Bundle]:

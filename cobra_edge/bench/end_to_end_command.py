@@ -85,9 +85,9 @@ def end_to_end(
 def _check(session: Session, on_gpu: bool, bar: Progress) -> None:
     """Raise MachineError for a decoder that is not correct."""
     if on_gpu:
-        from .gpu_gate import check_on_gpu, plain_decoder
+        from .gpu_gate import check_on_gpu, reference_decoder
 
-        check_on_gpu(session.decoder, plain_decoder(session.bundle), half_steps=session.decoder.name == "bitsandbytes")
+        check_on_gpu(session.decoder, reference_decoder(session.bundle), half_steps=session.decoder.name == "bitsandbytes")
     elif session.decoder.name == "native":
         from .gate import check
 

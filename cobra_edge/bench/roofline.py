@@ -16,7 +16,8 @@ _EMBEDDING = "backbone.embedding.weight"
 # Of the CUDA decoder: in_proj with its norm; convolution with x_proj; recurrence with dt_proj and gate; out_proj with the sum.
 LAUNCHES_A_LAYER = 4
 _LOOK_UP, _HEAD = 1, 1
-CHOICE_LAUNCHES = 10  # torch's own, about: are all logits finite, which is the largest
+_RESIDUAL_ROTATION = 2  # back and forth around the last norm
+CHOICE_LAUNCHES = 1  # of a greedy choice
 
 
 class Memory:
@@ -71,4 +72,4 @@ def token_bytes(config: CobraConfig, recipe: Recipe) -> int:
 def launches_per_token(config: MambaConfig, recipe: Recipe) -> int:
     """Return how many kernels the CUDA decoder launches per token inside its graph, sampling included."""
     a_layer = LAUNCHES_A_LAYER + recipe.rotates_out_proj
-    return config.n_layer * a_layer + _LOOK_UP + _HEAD + recipe.rotates_residual + CHOICE_LAUNCHES
+    return config.n_layer * a_layer + _LOOK_UP + _HEAD + _RESIDUAL_ROTATION * recipe.rotates_residual + CHOICE_LAUNCHES
