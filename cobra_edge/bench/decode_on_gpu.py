@@ -10,12 +10,11 @@ import msgspec
 from rich.progress import Progress
 
 from ..bundle.reader import Bundle
-from ..decode.backends import KERNELS
+from ..decode.backends import checked_kernels
 from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
 from ..formats.scheme import scheme_named
 from ..terminal.output import progress
-from ..terminal.suggestions import near_matches
 from .decode_request import BUNDLES, DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, DecodeRequest
 from .decode_result import GpuDecodeResult, GpuFacts, gpu_tables
 from .machine import machine
@@ -79,8 +78,7 @@ def _check(request: DecodeRequest, threads: int | None, activations: tuple[str, 
     for peer in request.peers:
         if peer not in GPU_PEER_NAMES:
             raise InputError(f"--peer {peer} runs on a CPU; give --device cpu, or one of: {', '.join(GPU_PEER_NAMES)}")
-    if request.kernels not in KERNELS:
-        raise InputError(f"unknown decoder kernels {request.kernels!r}{near_matches(request.kernels, KERNELS)}")
+    checked_kernels(request.kernels)
     if request.bundle:
         request.check_bundle()
     else:
@@ -88,7 +86,7 @@ def _check(request: DecodeRequest, threads: int | None, activations: tuple[str, 
         for scheme in request.schemes:
             scheme_named(scheme)
     if importlib.util.find_spec("torch") is None:
-        raise MachineError(f"measuring a GPU needs torch, which is not installed; {install_hint('triton')}")
+        raise MachineError(f"measuring a GPU needs torch, which is not installed; {install_hint('export')}")
 
 
 def _bundles(request: DecodeRequest, bar: Progress) -> Iterator[Bundle]:

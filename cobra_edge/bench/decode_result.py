@@ -154,7 +154,6 @@ class GpuFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     torch: str
     cuda: str | None = None
-    triton: str | None = None
     compute_capability: str | None = None
     memory_gb: float | None = None
     multiprocessors: int | None = None

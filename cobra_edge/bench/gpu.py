@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from ..decode.cuda.driver import why_no_torch_gpu
 from ..errors import MachineError
-from .machine import version_of
+from ..model.torch_device import why_no_torch_gpu
 
 _READ_BYTES = 2 << 30  # far beyond any cache
 _READ_PART = 8  # of a small GPU's memory at most this part
@@ -35,7 +34,6 @@ class Gpu:
     def facts(self) -> dict[str, Any]:
         """Return name, compute capability, memory, multiprocessors and versions, see `GpuFacts`."""
         found: dict[str, Any] = {"name": self.name, "torch": str(torch.__version__), "cuda": torch.version.cuda}
-        found["triton"] = version_of("triton")
         if self._on_gpu:
             it = torch.cuda.get_device_properties(self.device)
             found |= {

@@ -126,7 +126,7 @@ def backend_for(scheme: str, kernels: str) -> str:
     """Return the backend for a scheme: bitsandbytes for its own formats, our kernels for ours."""
     if kernels != "auto":
         return kernels
-    return "triton" if scheme not in SCHEMES or SCHEMES[scheme].code_format == "int" else "bitsandbytes"
+    return "cuda" if scheme not in SCHEMES or SCHEMES[scheme].code_format == "int" else "bitsandbytes"
 
 
 def _ours(bundle: Bundle, plan: GpuPlan, gpu: Gpu, bar: Progress) -> _Opened:
