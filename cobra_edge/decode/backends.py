@@ -35,7 +35,7 @@ class Backend:
 
 
 def _cuda(bundle: Bundle, options: DecoderOptions) -> Decoder:
-    from .cuda.gpu_decoder import CudaDecoder
+    from .cuda.decoder import CudaDecoder
 
     return CudaDecoder(bundle, options)
 

@@ -24,7 +24,7 @@ from cobra_edge.bench.runners import predictions_of
 from cobra_edge.bench.transformer import Transformer, TransformerSizes
 from cobra_edge.bundle.memory_plan import decoder_bytes, state_bytes
 from cobra_edge.decode.backends import open_decoder
-from cobra_edge.decode.cuda.gpu_decoder import CudaDecoder
+from cobra_edge.decode.cuda.decoder import CudaDecoder
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.sampling import GREEDY
 from cobra_edge.errors import MachineError

@@ -7,7 +7,7 @@ import pytest
 
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import BACKENDS, open_decoder
-from cobra_edge.decode.cuda.gpu_decoder import CudaDecoder
+from cobra_edge.decode.cuda.decoder import CudaDecoder
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.errors import InputError
 from cobra_edge.export.pipeline import export_bundle

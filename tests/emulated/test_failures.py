@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cobra_edge.decode.cuda import device, library
+from cobra_edge.decode.cuda.decoder import CudaDecoder
 from cobra_edge.decode.cuda.device import first_gpu, why_no_gpu
-from cobra_edge.decode.cuda.gpu_decoder import CudaDecoder
 from cobra_edge.decode.sampling import GREEDY, Sampling
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
@@ -171,7 +171,7 @@ class TestRefusals:
 
 
 def test_nothing_of_torch_is_imported():
-    code = "import sys, cobra_edge.decode.cuda.gpu_decoder; print('torch' in sys.modules)"
+    code = "import sys, cobra_edge.decode.cuda.decoder; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

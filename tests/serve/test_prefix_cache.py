@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cobra_edge
-from cobra_edge.decode.cuda.gpu_decoder import CudaDecoder
-from cobra_edge.decode.cuda.gpu_state import GpuState
+from cobra_edge.decode.cuda.decoder import CudaDecoder
+from cobra_edge.decode.cuda.state import GpuState
 from cobra_edge.decode.decoder import DecoderState
 from cobra_edge.errors import InputError
 from cobra_edge.files import ownership

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...formats.model_config import MambaConfig
-from .gpu_state import GpuState
-from .gpu_weights import GpuLayer, GpuMatrix, GpuWeights
 from .launch import Address, Queue, blocks_of
 from .memory import DeviceBlock, Layout
+from .state import GpuState
 from .tiles import (
     ROW_THREADS,
     GemmLaunch,
@@ -18,6 +17,7 @@ from .tiles import (
     rotation_shared_bytes,
     scan_launch,
 )
+from .weights import GpuLayer, GpuMatrix, GpuWeights
 
 CHUNK = 2048  # tokens that go through the layers together: what bounds the memory of a long prompt
 LOGITS_CHUNK = 256  # positions whose logits are on the GPU together

@@ -22,12 +22,12 @@ from ..decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState, Weights
 from ..sampling import Sampling
 from .calls import CudaError
 from .device import Gpu, first_gpu
-from .gpu_prefill import CHUNK, LOGITS_CHUNK, Prefill, prefill_bytes
-from .gpu_state import GpuState, on_gpu
-from .gpu_step import GpuStep, embed_rows, step_bytes
-from .gpu_weights import upload, weight_bytes
 from .launch import Address, Queue
 from .memory import DeviceBlock, copy_across, copy_in, copy_out
+from .prefill import CHUNK, LOGITS_CHUNK, Prefill, prefill_bytes
+from .state import GpuState, on_gpu
+from .step import GpuStep, embed_rows, step_bytes
+from .weights import upload, weight_bytes
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from ...errors import InputError
 from ...formats.model_config import MambaConfig
 from ..sampling import NOT_FINITE, Sampling
 from .calls import call
-from .gpu_state import GpuState
-from .gpu_weights import GpuLayer, GpuMatrix, GpuWeights
 from .launch import Address, Graph, Queue, blocks_of
 from .memory import DeviceBlock, Layout, copy_in, copy_out, pinned
+from .state import GpuState
+from .weights import GpuLayer, GpuMatrix, GpuWeights
 
 # What the host asks for, and what it is told: the GPU has both as bytes in this order. `choice` is sampling.cu's struct.
 _CHOICE = np.dtype([("temperature", "<f8"), ("top_p", "<f8"), ("uniform", "<f8"), ("top_k", "<i4"), ("unused", "<i4")])
