@@ -26,7 +26,7 @@ from .launch import Address, Queue
 from .memory import DeviceBlock, copy_across, copy_in, copy_out
 from .prefill import CHUNK, LOGITS_CHUNK, Prefill, prefill_bytes
 from .state import GpuState, on_gpu
-from .step import GpuStep, embed_rows, step_bytes
+from .step import Step, embed_rows, step_bytes
 from .weights import upload, weight_bytes
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class CudaDecoder:
             weakref.finalize(self, self._queue.leave).atexit = False
             file = source.path(DECODER) if isinstance(source, Bundle) else None
             self._weights = upload(weights, self._queue, file)
-            self._step, self._prefill = GpuStep(self._weights, self._queue), Prefill(self._weights, self._queue)
+            self._step, self._prefill = Step(self._weights, self._queue), Prefill(self._weights, self._queue)
             self._spare = GpuState.blank(self.config, self._queue)
             self._step.prepare(self._spare)
         if options.activations_of(weights.recipe) == "int8":

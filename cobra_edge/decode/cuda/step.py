@@ -62,7 +62,7 @@ class _Buffers:
         self.nbytes = layout.nbytes
 
 
-class GpuStep:
+class Step:
     """Reads a token into a state, and chooses the next one from the logits that leaves."""
 
     def __init__(self, weights: GpuWeights, queue: Queue) -> None:
