@@ -11,12 +11,10 @@ from .fault_injection import fault_injection
 from .figures import figures
 from .interval_coverage import interval_coverage
 from .kernel_budget import kernel_budget
-from .kernels import kernels
 from .methods import methods
 from .predict import predict
 from .quality import quality
 from .regress import regress
-from .tiles import tiles
 from .vision import vision
 
 COMMANDS = (
@@ -26,19 +24,17 @@ COMMANDS = (
     figures,
     interval_coverage,
     kernel_budget,
-    kernels,
     methods,
     predict,
     quality,
     regress,
-    tiles,
     vision,
 )
 
 
 @click.group(cls=Group, epilog="Example: python -m bench figures --check")
 def command() -> None:
-    """Measure the project itself: quality, fault injection, interval coverage, tuning, predictions; write bench/results."""
+    """Measure the project itself: quality, fault injection, interval coverage, predictions; write bench/results."""
 
 
 for each in COMMANDS:

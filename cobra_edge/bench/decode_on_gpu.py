@@ -9,11 +9,10 @@ import msgspec
 from rich.progress import Progress
 
 from ..bundle.reader import Bundle
-from ..decode.backends import KERNELS
+from ..decode.backends import checked_kernels
 from ..errors import InputError
 from ..formats.scheme import scheme_named
 from ..terminal.output import progress
-from ..terminal.suggestions import near_matches
 from .decode_request import BUNDLES, DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, DecodeRequest
 from .decode_result import GpuDecodeResult, GpuFacts, gpu_tables
 from .machine import machine
@@ -79,8 +78,7 @@ def _check(request: DecodeRequest, threads: int | None, activations: tuple[str, 
     for peer in request.peers:
         if peer not in GPU_PEER_NAMES:
             raise InputError(f"--peer {peer} runs on a CPU; give --device cpu, or one of: {', '.join(GPU_PEER_NAMES)}")
-    if request.kernels not in KERNELS:
-        raise InputError(f"unknown decoder kernels {request.kernels!r}{near_matches(request.kernels, KERNELS)}")
+    checked_kernels(request.kernels)
     if request.bundle:
         request.check_bundle()
     else:

@@ -1,7 +1,7 @@
 """Benchmarks on a GPU, tested on torch's "cpu" device. No speed is judged here.
 
 Not tested, without a GPU: CUDA events and graphs, the GPU's memory counters, and mamba-ssm itself. The correctness of the GPU
-decoder is tested in tests/decode/cuda/test_decoder.py.
+decoder is tested in tests/emulated.
 """
 
 import json
@@ -19,20 +19,23 @@ from cobra_edge.bench.gpu_gate import check_on_gpu
 from cobra_edge.bench.gpu_peers import GPU_PEERS, BitsAndBytesModules, MambaSsm, check_peers
 from cobra_edge.bench.gpu_runners import Ours, with_memory
 from cobra_edge.bench.random_bundle import random_bundle
-from cobra_edge.bench.roofline import CHOICE_LAUNCHES, launches_per_token, token_bytes, weights_read_bytes
+from cobra_edge.bench.roofline import launches_per_token, token_bytes, weights_read_bytes
 from cobra_edge.bench.runners import predictions_of
 from cobra_edge.bench.transformer import Transformer, TransformerSizes
 from cobra_edge.bundle.memory_plan import decoder_bytes, state_bytes
 from cobra_edge.decode.backends import open_decoder
 from cobra_edge.decode.cuda.decoder import CudaDecoder
-from cobra_edge.decode.cuda.kernels.launch import recording
-from cobra_edge.decode.cuda.weights import hollow
 from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.decode.sampling import GREEDY
 from cobra_edge.errors import MachineError
 from cobra_edge.formats.model_config import CobraConfig, MambaConfig
 from cobra_edge.formats.recipe import ROTATIONS, uniform_recipe
 from cobra_edge.formats.scheme import scheme_named
+from cobra_edge.inference.generate import generate
 from cobra_edge.terminal.output import progress, run_command
+
+from ..emulated.driver import plugged_in
+from ..emulated.weights import random_weights
 
 TINY = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 COBRA = CobraConfig("tiny", None, None, TINY)
@@ -53,7 +56,7 @@ def tiny(tmp_path):
 
 
 def opened_here(bundle, _device, kernels="auto"):
-    return open_decoder(bundle, "cpu", {"triton": "numpy"}.get(kernels, kernels))
+    return open_decoder(bundle, "cpu", {"cuda": "numpy"}.get(kernels, kernels))
 
 
 def test_the_limits_of_a_gpu_are_rates(here):
@@ -88,23 +91,21 @@ def test_launches_are_counted_with_the_rotations_of_the_recipe():
         name: launches_per_token(TINY, uniform_recipe(TINY, scheme_named("w4a16-g128"), rotations=which)[0])
         for name, which in ROTATIONS.items()
     }
-    assert counts == {"none": 20, "out-proj": 22, "residual": 21, "both": 23}
+    assert counts == {"none": 11, "out-proj": 13, "residual": 13, "both": 15}
 
 
-def test_launches_are_those_that_the_decoder_makes():
-    for which in ROTATIONS.values():
-        recipe, _ = uniform_recipe(TINY, scheme_named("w4a16-g128"), rotations=which)
-        decoder = CudaDecoder(hollow(TINY, recipe), device=torch.device("meta"))
-        with recording() as launches:
-            decoder._step.run()
-        assert len(launches) + CHOICE_LAUNCHES == launches_per_token(TINY, recipe)
-
-
-def test_a_result_says_which_kernels_the_decoder_took():
-    recipe, _ = uniform_recipe(TINY, scheme_named("w4a16-g128"))
-    decoder = CudaDecoder(hollow(TINY, recipe), device=torch.device("meta"))
-    facts = Ours("ours", decoder, Gpu(torch.device("cpu")), {}, (1, 1)).facts()
-    assert facts.backend == "triton" and facts.described.startswith("triton; convolution")
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_launches_are_those_that_the_decoder_makes(tmp_path, rotation):
+    with plugged_in(tmp_path) as driver:
+        weights = random_weights(TINY, "w4a16-g128", rotation)
+        decoder = CudaDecoder(weights)
+        state = decoder.new_state()
+        logits = decoder.step(1, state)
+        before = driver.launches
+        tokens = list(generate(decoder, logits, state, -1, 3, GREEDY))
+        assert len(tokens) == 3 and driver.launches - before == 2 * launches_per_token(TINY, weights.recipe) + 1
+        facts = Ours("ours", decoder, Gpu(torch.device("cpu")), {}, (1, 1)).facts()
+        assert facts.backend == "cuda" and facts.described.startswith("cuda; prompts")
 
 
 def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, monkeypatch):
@@ -273,7 +274,8 @@ def test_the_peers_that_may_be_named_are_those_of_the_table():
         (["--threads", "2"], "--threads applies to the native decoder on a CPU"),
         (["--activations", "int8"], "--activations applies to the native decoder on a CPU"),
         (["--peer", "llama.cpp"], "--peer llama.cpp runs on a CPU"),
-        (["--kernels", "tritom"], "unknown decoder kernels 'tritom'"),
+        (["--kernels", "cdua"], "unknown decoder kernels 'cdua'; did you mean 'cuda'"),
+        (["--kernels", "triton"], "the decoder kernels 'triton' were removed; take 'cuda'"),
         (["--shape", "cobra-mimi"], "did you mean 'cobra-mini'"),
         (["--scheme", "w4a16"], "did you mean"),
         (["BUNDLE", "--scheme", "fp16"], "--scheme applies to random weights"),
@@ -331,7 +333,7 @@ def test_schemes_and_peers_from_end_to_end(tmp_path, monkeypatch, capsys, here, 
     assert row["ratios"]["transformer fp16"][ours[1]].keys() == {"decode_at_4_tok_s", "decode_at_9_tok_s"}
     for name in ours:
         assert by_name[name]["figures"].keys() >= {"decode_at_9_share", "decode_9_over_4", "prefill_8_peak_share"}
-        assert by_name[name]["prefix_reuse"]["speedup"]["median"] > 0 and by_name[name]["launches_per_token"] == 28
+        assert by_name[name]["prefix_reuse"]["speedup"]["median"] > 0 and by_name[name]["launches_per_token"] == 19
     assert "prefix_reuse" not in by_name["cobra_edge bnb-nf4"]
     assert "decode_at_9_tok_s" not in by_name["mamba-ssm fp16"]["figures"]
     assert row["limits"]["peak_macs_per_s"].keys() == {"float16"} and "peak_bytes" not in by_name[ours[0]]
