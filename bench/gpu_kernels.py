@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+import msgspec
 
 from cobra_edge.bench.decode_request import BUNDLES, DEFAULT_SHAPE
 from cobra_edge.bench.gpu import Gpu, GpuLimits, gpu_here, short_name
@@ -32,7 +33,7 @@ from cobra_edge.terminal.option_groups import Command, option
 from cobra_edge.terminal.output import debug_option, main_of, progress
 
 from .gpu_facts import gpu_facts
-from .gpu_result import GpuKernelsResult, KernelTime, kernels_table
+from .gpu_result import GpuKernelsResult, KernelTime, SchemeKernels, kernels_tables
 
 _LAST_OF_A_TOKEN = "choose_likeliest"
 _ROUND_SECONDS = 5e-3  # a round repeats a graph until it lasts so long
@@ -143,7 +144,7 @@ def _graph_seconds(graph: Graph, gpu: Gpu) -> Callable[[], float]:
     return lambda: replays(n)
 
 
-def time_kernels(recorded: Recorded, gpu: Gpu, shape: str, scheme: str, rounds: int) -> GpuKernelsResult:
+def time_kernels(recorded: Recorded, gpu: Gpu, scheme: str, rounds: int) -> SchemeKernels:
     """Time the parts, and the groups of launches that they consist of, in alternation with the bandwidth."""
     limits, queue, reads = GpuLimits(gpu), recorded.queue, []
     works: list[tuple[str, str, list[Launch]]] = [(part, "", launches) for part, launches in recorded.parts.items()]
@@ -167,12 +168,8 @@ def time_kernels(recorded: Recorded, gpu: Gpu, shape: str, scheme: str, rounds: 
                 bandwidth_share=None if rate is None else rate / bandwidth.median,
             )
         )  # fmt: skip
-    return GpuKernelsResult(
-        shape=shape,
+    return SchemeKernels(
         scheme=scheme,
-        rounds=rounds,
-        gpu=gpu_facts(),
-        machine=machine(),
         read_gb_s=bandwidth.scaled(1e-9),
         parts_ms={part: spread(s).scaled(1e3) for (part, _, _), s in zip(works[:n_parts], taken, strict=False)},
         kernels=tuple(kernels),
@@ -187,14 +184,15 @@ def time_kernels(recorded: Recorded, gpu: Gpu, shape: str, scheme: str, rounds: 
 @debug_option
 def gpu_kernels(shape: str, schemes: tuple[str, ...], prompts: tuple[int, ...], rounds: int) -> None:
     """Time every kernel of the CUDA decoder on this machine's GPU, beside the bandwidth measured in the same run."""
-    gpu, tables = gpu_here(), []
+    gpu = gpu_here()
+    result = GpuKernelsResult(shape=shape, rounds=rounds, gpu=gpu_facts(), machine=machine())
     for scheme in schemes:
         with progress() as bar:
             bundle = random_bundle(shape_named(shape).mamba, scheme, BUNDLES / f"bench-{shape}-{scheme}", bar)
-        result = time_kernels(Recorded(bundle, prompts), gpu, shape, scheme, rounds)
-        file = save_result(f"gpu-kernels-{short_name(gpu.name)}-{scheme}", result)
-        tables.append(kernels_table(result))
-    print_result(tables, file)
+        found = time_kernels(Recorded(bundle, prompts), gpu, scheme, rounds)
+        result = msgspec.structs.replace(result, schemes=(*result.schemes, found))
+        file = save_result(f"gpu-kernels-{short_name(gpu.name)}", result)
+    print_result(kernels_tables(result), file)
 
 
 main = main_of(gpu_kernels)

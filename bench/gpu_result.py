@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -10,6 +10,8 @@ from cobra_edge.bench.decode_result import GpuFacts
 from cobra_edge.bench.machine import Machine
 from cobra_edge.bench.spread import Spread
 from cobra_edge.bench.tables import NO_VALUE, NOT_MEASURED, Table, verdict
+
+_CACHED = "All layers' x_proj, or dt_proj, and the head may fit the cache of a large GPU; then these GB/s are the cache's."
 
 
 class ImageParity(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,18 +95,24 @@ class KernelTime(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth_share: float | None = None
 
 
-class GpuKernelsResult(msgspec.Struct, frozen=True, kw_only=True):
-    """`python -m bench.gpu_kernels`: parts as whole graphs, in milliseconds, and their kernels."""
+class SchemeKernels(msgspec.Struct, frozen=True, kw_only=True):
+    """A scheme's parts as whole graphs, in milliseconds, their kernels, and the bandwidth measured in the same rounds."""
 
-    bench: str = "gpu-kernels"
-    shape: str
     scheme: str
-    rounds: int
-    gpu: GpuFacts
-    machine: Machine
     read_gb_s: Spread
     parts_ms: dict[str, Spread]
     kernels: tuple[KernelTime, ...]
+
+
+class GpuKernelsResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`python -m bench.gpu_kernels`."""
+
+    bench: str = "gpu-kernels"
+    shape: str
+    rounds: int
+    gpu: GpuFacts
+    machine: Machine
+    schemes: tuple[SchemeKernels, ...] = ()
 
 
 class SanitizerRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,27 +149,23 @@ def parity_table(results: Sequence[GpuParityResult]) -> Table:
     return Table(["GPU", "what", "found"], rows or [["a GPU", "kernels, cobra-mini", NOT_MEASURED]])
 
 
-def kernels_table(result: GpuKernelsResult) -> Table:
-    """Return every kernel's time and its share of the bandwidth that was measured in the same run."""
-    title = f"{result.shape} {result.scheme} on {result.gpu.name}; memory bandwidth in the same run "
-    title += f"{result.read_gb_s.median:.0f} GB/s; median (low–high) of {result.rounds}; commit {result.machine.commit}."
-    rows = []
-    for k in result.kernels:
-        share = NO_VALUE if k.bandwidth_share is None else f"{k.bandwidth_share:.0%}"
-        rate = NO_VALUE if k.gb_s is None else f"{k.gb_s:.0f}"
-        tera = f"{2 * k.macs / k.microseconds.median / 1e6:.1f}" if k.macs else NO_VALUE
-        rows.append(
-            [k.part, f"`{k.kernel}`", k.role or NO_VALUE, str(k.launches), k.microseconds.cell(".1f"), rate, share, tera]
-        )
-    rows += [
-        [part, "all, one graph", NO_VALUE, NO_VALUE, ms.scaled(1e3).cell(".0f"), *[NO_VALUE] * 3]
-        for part, ms in result.parts_ms.items()
-    ]
-    columns = ["part", "kernel", "matrix", "launches", "µs a launch", "GB/s", "share of the bandwidth", "TFLOP/s"]
-    notes = [
-        "All layers' x_proj, or dt_proj, and the head may fit the cache of a large GPU; then these GB/s are the cache's."
-    ]
-    return Table(columns, rows, title, notes)
+def kernels_tables(result: GpuKernelsResult) -> Iterator[Table]:
+    """Yield a table for each scheme: every kernel's time and its share of the bandwidth measured in the same run."""
+    for found in result.schemes:
+        title = f"{result.shape} {found.scheme} on {result.gpu.name}; memory bandwidth in the same run "
+        title += f"{found.read_gb_s.median:.0f} GB/s; median (low–high) of {result.rounds}; commit {result.machine.commit}."
+        rows = [_kernel_cells(kernel) for kernel in found.kernels]
+        for part, ms in found.parts_ms.items():
+            rows.append([part, "all, one graph", NO_VALUE, NO_VALUE, ms.scaled(1e3).cell(".0f"), *[NO_VALUE] * 3])
+        columns = ["part", "kernel", "matrix", "launches", "µs a launch", "GB/s", "share of the bandwidth", "TFLOP/s"]
+        yield Table(columns, rows, title, [_CACHED])
+
+
+def _kernel_cells(k: KernelTime) -> list[str]:
+    share = NO_VALUE if k.bandwidth_share is None else f"{k.bandwidth_share:.0%}"
+    rate = NO_VALUE if k.gb_s is None else f"{k.gb_s:.0f}"
+    tera = f"{2 * k.macs / k.microseconds.median / 1e6:.1f}" if k.macs else NO_VALUE
+    return [k.part, f"`{k.kernel}`", k.role or NO_VALUE, str(k.launches), k.microseconds.cell(".1f"), rate, share, tera]
 
 
 def sanitizer_table(results: Sequence[GpuSanitizerResult]) -> Table:
