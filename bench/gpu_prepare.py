@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import click
 
@@ -48,14 +49,20 @@ def carry_wheels(python: str, packages: tuple[str, ...]) -> None:
 
 def carry_peers() -> None:
     """Download the sources of mamba-ssm and causal-conv1d; nothing is compiled here."""
-    skipped = {"MAMBA_SKIP_CUDA_BUILD": "TRUE", "CAUSAL_CONV1D_SKIP_CUDA_BUILD": "TRUE"}
-    _download("peers", "--no-binary=:all:", "--no-build-isolation", *PEERS, variables=skipped)
+    with tempfile.TemporaryDirectory() as tools:
+        # Their setup.py, which pip asks for a name and a version, imports these and the torch that is here.
+        _pip("install", "-q", "--target", tools, "setuptools", "wheel", "packaging", "ninja")
+        skipped = {"MAMBA_SKIP_CUDA_BUILD": "TRUE", "CAUSAL_CONV1D_SKIP_CUDA_BUILD": "TRUE", "PYTHONPATH": tools}
+        _download("peers", "--no-binary=:all:", "--no-build-isolation", *PEERS, variables=skipped)
 
 
 def _download(folder: str, *arguments: str, variables: dict[str, str] | None = None) -> None:
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(CARRIED / folder), *arguments]
-    if subprocess.run(command, env=os.environ | (variables or {})).returncode:
-        raise MachineError(f"pip cannot download {' '.join(arguments)}; see what it says above")
+    _pip("download", "-q", "--no-deps", "-d", str(CARRIED / folder), *arguments, variables=variables)
+
+
+def _pip(*arguments: str, variables: dict[str, str] | None = None) -> None:
+    if subprocess.run([sys.executable, "-m", "pip", *arguments], env=os.environ | (variables or {})).returncode:
+        raise MachineError(f"pip cannot {' '.join(arguments)}; see what it says above")
 
 
 def carried_sizes() -> dict[str, int]:

@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CARRIED = ROOT / "build" / "gpu"
+CARRIED = Path(os.environ.get("COBRA_GPU_CARRIED", ROOT / "build" / "gpu"))
 SITE = CARRIED / "site"
 MEMORY = Path("/dev/shm")
 _ROOM = 14 << 30  # bundles of random weights of all schemes
