@@ -81,7 +81,7 @@ def _lab(module: str, *arguments: str, seconds: int, file: str = "", optional: b
 
 
 def _decode(name: str, sizes: Sizes, contexts: tuple[int, ...], *more: str, seconds: int, optional: bool = False) -> Command:
-    arguments = ("--device", "cuda", "--name", f"{name}-GPU", "--shape", sizes.shape)
+    arguments: tuple[str, ...] = ("--device", "cuda", "--name", f"{name}-GPU", "--shape", sizes.shape)
     arguments += (*_repeat("--prompt-tokens", sizes.prompts), *_repeat("--context", contexts))
     return Command(("-m", "cobra_edge.bench", "decode", *arguments, *more), seconds, f"{name}-GPU.json", optional)
 
@@ -95,9 +95,10 @@ def _setup(sizes: Sizes) -> Step:
 
 
 def _parity(sizes: Sizes) -> Step:
-    bundles, given = sorted(CARRIED.glob("mini-*")), ("--workers", "8")
+    bundles = sorted(CARRIED.glob("mini-*")) if sizes is FULL else [_MINI]
+    given: tuple[str, ...] = ("--workers", "8")
     if sizes is not FULL:
-        bundles, given = [_MINI], ("--only", "test_codes and w4a16-g64", "--lines", "1", "--new-tokens", "2")
+        given = ("--only", "test_codes and w4a16-g64", "--lines", "1", "--new-tokens", "2")
     what = "every image of kernels.xz loaded, every kernel beside its reference, cobra-mini's answers"
     command = _lab("gpu_parity", *map(str, bundles), *given, seconds=170, file="gpu-parity-GPU.json")
     return Step("parity", what, (command,))
