@@ -73,9 +73,9 @@ quick: $(VENV)/dev
 test: $(VENV)/dev
 	$(MAKE) --no-print-directory --jobs=2 lint check
 
-# What needs an NVIDIA GPU, alone: kernels are compiled, not interpreted. bench/gpu.sh does this and the measurements.
+# What needs an NVIDIA GPU, alone. bench/gpu.sh does this and the measurements.
 test-gpu: $(VENV)/dev
-	env -u TRITON_INTERPRET $(BIN)/pytest -m gpu -rs tests/decode/cuda/test_gpu.py
+	$(BIN)/pytest -m gpu -rs tests
 
 # The native decoder against its naive references, and cobra-mini against the numpy decoder, without Python: under sanitizers; on an
 # emulated 64-bit ARM with and without the dot product instructions; on an emulated x86 that has no AVX. The last two need Debian's

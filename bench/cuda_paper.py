@@ -38,7 +38,6 @@ BANDWIDTH_SHARES = (0.81, 0.94)
 # Shares of the tighter bound that a product of many tokens reaches; an assumption.
 PROMPT_SHARES = (0.6, 0.85)
 _EXPONENTIALS_A_CYCLE = 16  # of a multiprocessor
-_PRODUCT_ACCUMULATES = 16 * 8 * 16
 
 
 @dataclass(frozen=True)
