@@ -113,7 +113,7 @@ def measured(
 
 
 @click.command(cls=Command, epilog="Example: python -m bench.gpu_parity build/gpu/mini-w4a16-g128")
-@click.argument("bundles", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option("--only", group="measurement", metavar="EXPRESSION", help="Cases that match, as of pytest -k.  [default: all]")
 @option("--workers", group="measurement", type=click.IntRange(1), default=1, help="Processes; more than 1 needs pytest-xdist.")
 @option("--lines", group="measurement", type=click.IntRange(1), default=32, help="Held-out questions asked of each bundle.")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
+from pathlib import Path
 
 import click
 
@@ -47,6 +50,25 @@ def carry_wheels(python: str, packages: tuple[str, ...]) -> None:
     _download("wheels", "--only-binary=:all:", *tags, *packages)
 
 
+def thinned(wheel: Path, cuda: str) -> None:
+    """Take out of a wheel the libraries for other CUDA versions: bitsandbytes brings one of 20 MB for each.
+
+    Args:
+        wheel: to be changed.
+        cuda: version without its dot, such as "130".
+    """
+    slim = wheel.with_suffix(".slim")
+    with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(slim, "w", zipfile.ZIP_DEFLATED) as kept:
+        others = {n for n in whole.namelist() if re.search(r"_(?:cuda|rocm)\d+\.", n) and f"_cuda{cuda}." not in n}
+        for name in whole.namelist():
+            data = whole.read(name)
+            if name.endswith(".dist-info/RECORD"):
+                data = b"".join(row for row in data.splitlines(True) if row.split(b",")[0].decode() not in others)
+            if name not in others:
+                kept.writestr(name, data)
+    slim.replace(wheel)
+
+
 def carry_peers() -> None:
     """Download the sources of mamba-ssm and causal-conv1d; nothing is compiled here."""
     with tempfile.TemporaryDirectory() as tools:
@@ -76,13 +98,16 @@ def carried_sizes() -> dict[str, int]:
 @click.command(cls=Command, epilog="Example: python -m bench.gpu_prepare --with bitsandbytes")
 @option("--python", group="input", default="3.12", help="Version of the machine's Python.")
 @option("--with", "more", group="input", multiple=True, metavar="PACKAGE", help="Another wheel to carry; repeatable.")
+@option("--cuda", group="input", default="130", help="CUDA version of the machine's torch, without the dot.")
 @option("--peers/--no-peers", group="input", default=True, help="Carry sources of mamba-ssm, to be built there with nvcc.")
 @debug_option
-def gpu_prepare(python: str, more: tuple[str, ...], peers: bool) -> None:
+def gpu_prepare(python: str, more: tuple[str, ...], cuda: str, peers: bool) -> None:
     """Gather wheels, compiled kernels, cobra-mini's bundles and sources of peers in build/gpu, and say what they weigh."""
     CARRIED.mkdir(parents=True, exist_ok=True)
     carry_kernels()
     carry_wheels(python, (*PACKAGES, *more))
+    for wheel in (CARRIED / "wheels").glob("bitsandbytes-*.whl"):
+        thinned(wheel, cuda)
     if peers:
         carry_peers()
     carry_bundles()
