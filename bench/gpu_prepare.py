@@ -24,7 +24,7 @@ from .gpu_setup import CARRIED
 
 SCHEMES = ("w4a16-g128", "w8a16-g128", "w3a16-g64", "fp16")
 # What a machine with torch, numpy, onnxruntime, tokenizers, safetensors, pillow, rich, click and filelock may still lack.
-PACKAGES = ("msgspec", "platformdirs", "tomlkit", "cuda-bindings", "cuda-pathfinder")
+PACKAGES = ("msgspec", "platformdirs", "tomlkit", "cuda-bindings", "cuda-pathfinder", "bitsandbytes")
 PEERS = ("mamba-ssm", "causal-conv1d")
 _GLIBC = ("2_28", "2_27", "2_24", "2_17")
 
@@ -95,7 +95,7 @@ def carried_sizes() -> dict[str, int]:
     }
 
 
-@click.command(cls=Command, epilog="Example: python -m bench.gpu_prepare --with bitsandbytes")
+@click.command(cls=Command, epilog="Example: python -m bench.gpu_prepare --python 3.12 --cuda 130")
 @option("--python", group="input", default="3.12", help="Version of the machine's Python.")
 @option("--with", "more", group="input", multiple=True, metavar="PACKAGE", help="Another wheel to carry; repeatable.")
 @option("--cuda", group="input", default="130", help="CUDA version of the machine's torch, without the dot.")
