@@ -81,6 +81,7 @@ LONG = (
     "tests/project/test_base_install.py",
     "tests/bench/test_vision.py",
     "tests/emulated/test_sanitizers.py",
+    "tests/laboratory/test_gpu_rehearsal.py",
     "tests/emulated/test_mini.py",
 )
 
