@@ -28,10 +28,12 @@ def _pip(*arguments: str) -> None:
 
 def install_wheels() -> None:
     """Install carried wheels of packages that this Python lacks, beside the tree."""
-    wheels = sorted((CARRIED / "wheels").glob("*.whl"))
-    missing = [str(w) for w in wheels if not _is_installed(w.name.split("-")[0])]
-    if missing:
-        _pip("install", "-q", "--no-index", "--no-deps", "--no-compile", "--target", str(SITE), *missing)
+    for wheel in sorted((CARRIED / "wheels").glob("*.whl")):
+        if not _is_installed(wheel.name.split("-")[0]):
+            try:
+                _pip("install", "-q", "--no-index", "--no-deps", "--no-compile", "--target", str(SITE), str(wheel))
+            except subprocess.CalledProcessError:
+                print(f"{wheel.name} cannot be installed here; what needs it will say so")  # of another Python, say
 
 
 def _is_installed(name: str) -> bool:
@@ -95,7 +97,7 @@ def main(arguments: list[str]) -> None:
     install_wheels()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(SITE)]))
     put_kernels()
-    build_native()
+    build_native()  # last: it is the one that may fail, and the kernels can be timed without it
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""bench/gpu.sh from first to last step on the emulated GPU, at tiny sizes; and what its commands do when something goes wrong."""
+"""bench/gpu.sh from first to last step on the emulated GPU, at tiny sizes; and its commands where something goes wrong."""
 
 import json
 import os
