@@ -179,7 +179,15 @@ def time_kernels(recorded: Recorded, gpu: Gpu, scheme: str, rounds: int) -> Sche
 @click.command(cls=Command, epilog="Example: python -m bench.gpu_kernels --scheme w4a16-g128")
 @option("--shape", group="input", default=DEFAULT_SHAPE, help="Published shape, with random weights.")
 @option("--scheme", "schemes", group="input", multiple=True, default=("w4a16-g128",), help="Scheme; repeatable.")
-@option("--prompt-tokens", "prompts", group="measurement", multiple=True, type=click.IntRange(1), default=(256, 768))
+@option(
+    "--prompt-tokens",
+    "prompts",
+    group="measurement",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(256, 768),
+    help="Length of a prompt; repeatable.",
+)
 @option("--rounds", group="measurement", type=click.IntRange(1), default=5, help="Repetitions of each measurement.")
 @debug_option
 def gpu_kernels(shape: str, schemes: tuple[str, ...], prompts: tuple[int, ...], rounds: int) -> None:
