@@ -31,7 +31,7 @@ from cobra_edge.terminal.output import debug_option, main_of
 
 from .gpu_answers import compare_answers
 from .gpu_facts import gpu_facts
-from .gpu_result import AnswerParity, GpuParityResult, ImageParity, parity_table
+from .gpu_result import GpuParityResult, ImageParity, parity_table
 
 ROOT = Path(__file__).parent.parent
 # Kernels, then the whole decoder; not the tests of the emulator and of the fake driver themselves.
@@ -97,19 +97,17 @@ def _reason(case: ElementTree.Element) -> str:
 def measured(
     bundles: tuple[Path, ...], only: str | None, workers: int, lines: int, new_tokens: int
 ) -> Iterator[GpuParityResult]:
-    """Yield the result after every part: images loaded, cases with each, answers of each bundle."""
-    gpu = first_gpu()
-    result = GpuParityResult(gpu=gpu_facts(), machine=machine())
-    images = [load_image(i) for i in read_kernels().candidates(gpu.capability, integrated=gpu.integrated)]
-    yield (result := msgspec.structs.replace(result, images=tuple(images)))
-    answers: list[AnswerParity] = []
+    """Yield the result after every part: answers of each bundle, then each image loaded, and the cases with it."""
+    gpu, result = first_gpu(), GpuParityResult(gpu=gpu_facts(), machine=machine())
     for directory in bundles:
-        answers.append(compare_answers(directory, lines, new_tokens))
-        yield (result := msgspec.structs.replace(result, answers=tuple(answers)))
-    for index, image in enumerate(images):
-        if image.refused is None:
-            images[index] = run_cases(image, only, workers)
-            yield (result := msgspec.structs.replace(result, images=tuple(images)))
+        answers = (*result.answers, compare_answers(directory, lines, new_tokens))
+        yield (result := msgspec.structs.replace(result, answers=answers))
+    for image in read_kernels().candidates(gpu.capability, integrated=gpu.integrated):  # the one that decoders take first
+        before, loaded = result.images, load_image(image)
+        yield (result := msgspec.structs.replace(result, images=(*before, loaded)))
+        if loaded.refused is None:
+            tried = run_cases(loaded, only, workers)
+            yield (result := msgspec.structs.replace(result, images=(*before, tried)))
 
 
 @click.command(cls=Command, epilog="Example: python -m bench.gpu_parity build/gpu/mini-w4a16-g128")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from cobra_edge.bench.machine import machine
 from cobra_edge.decode.cuda.library import kernels_file
 from cobra_edge.errors import MachineError
 from cobra_edge.export.pipeline import export_bundle
@@ -87,6 +88,11 @@ def _pip(*arguments: str, variables: dict[str, str] | None = None) -> None:
         raise MachineError(f"pip cannot {' '.join(arguments)}; see what it says above")
 
 
+def carry_commit() -> None:
+    """Write which commit this tree is, for the results of a copy without its repository."""
+    (CARRIED / "commit").write_text(machine().commit + "\n")
+
+
 def carried_sizes() -> dict[str, int]:
     """Return the bytes of everything that is carried, by its name in build/gpu."""
     return {
@@ -104,6 +110,7 @@ def carried_sizes() -> dict[str, int]:
 def gpu_prepare(python: str, more: tuple[str, ...], cuda: str, peers: bool) -> None:
     """Gather wheels, compiled kernels, cobra-mini's bundles and sources of peers in build/gpu, and say what they weigh."""
     CARRIED.mkdir(parents=True, exist_ok=True)
+    carry_commit()
     carry_kernels()
     carry_wheels(python, (*PACKAGES, *more))
     for wheel in (CARRIED / "wheels").glob("bitsandbytes-*.whl"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -32,13 +35,19 @@ def sanitized(tool: str, bundle: Path, seconds: float) -> SanitizerRun:
     """Answer one question under a tool, in so many seconds at most."""
     answers = [sys.executable, "-m", "bench.gpu_answers", str(bundle), "--lines", "1", "--new-tokens", "3"]
     began = time.perf_counter()
-    try:
-        done = subprocess.run(
-            [_SANITIZER, "--tool", tool, *answers], capture_output=True, text=True, errors="replace", timeout=seconds
+    with tempfile.TemporaryFile() as out:
+        # A group of its own: the sanitizer's child would outlive it.
+        child = subprocess.Popen(
+            [_SANITIZER, "--tool", tool, *answers], stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
-        said, ended = done.stdout + done.stderr, done.returncode == 0
-    except subprocess.TimeoutExpired as error:
-        said, ended = f"stopped after {error.timeout:.0f} s", False
+        try:
+            ended = child.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            ended = False
+        out.seek(0)
+        said = out.read().decode(errors="replace")
     found = _SUMMARY.findall(said)
     errors = int(found[-1]) if found and (ended or int(found[-1])) else None
     return SanitizerRun(tool=tool, errors=errors, seconds=round(time.perf_counter() - began, 1), said=said[-1500:])

@@ -49,7 +49,9 @@ class Session:
         """Return the variables of children: the source tree, then packages that were carried."""
         site = CARRIED / "site"
         paths = [str(ROOT), *([str(site)] if site.is_dir() else []), os.environ.get("PYTHONPATH", "")]
-        return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+        commit = CARRIED / "commit"
+        told = {"COBRA_COMMIT": commit.read_text().strip()} if commit.is_file() else {}
+        return os.environ | told | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
 
     def _start(self, command: Command, step: str) -> Running:
         arguments = [word.replace("-GPU", f"-{self.gpu}") for word in command.arguments]

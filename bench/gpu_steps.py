@@ -129,7 +129,7 @@ def _peers(sizes: Sizes) -> Step:
             f"gpu-peers-{peer}", sizes, sizes.contexts if peer == "transformer" else sizes.contexts[:1], *few,
             "--scheme", _OURS, "--peer", peer, seconds=45, optional=True,
         )
-        for peer in PEERS
+        for peer in (PEERS if sizes is FULL else PEERS[:1])  # torch sees no emulated GPU: one refusal is enough
     ]  # fmt: skip
     return Step("peers", f"{', '.join(PEERS)} beside {_OURS}", tuple(commands), awaits=("weights", "setup"))
 

@@ -136,6 +136,12 @@ def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, monk
         check_on_gpu(NumpyDecoder(tiny), reference, half_steps=True)
 
 
+def test_the_reference_is_the_native_decoder_and_numpy_where_there_is_none(tiny, monkeypatch):
+    assert gpu_gate.reference_decoder(tiny).name == "native"
+    monkeypatch.setattr(gpu_gate, "why_not", lambda: "the native module is missing")
+    assert gpu_gate.reference_decoder(tiny).name == "numpy"
+
+
 def test_the_gate_refuses_a_generation_that_differs_from_its_steps(tiny, monkeypatch):
     monkeypatch.setattr(gpu_gate, "generate", lambda *a: iter([1, 2, 3, 4]))
     with pytest.raises(MachineError, match=r"generates \[1, 2, 3, 4\], and its single steps give"):

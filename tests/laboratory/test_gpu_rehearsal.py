@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,9 @@ def test_a_rehearsal_writes_every_result_that_needs_no_peer(mini_bundle, tmp_pat
     (scheme,) = results["gpu-kernels-emulated.json"]["schemes"]
     assert scheme["parts_ms"].keys() == {"token", "prompt of 8"}
     refused = [e for e in results["gpu-session.json"] if e["exit"]]
-    assert [e["exit"] for e in refused] == [3, 3, 3] and all("--peer" in e["log"] and "or omit it" in e["log"] for e in refused)
+    assert (
+        [e["exit"] for e in refused] == [3] and "--peer mamba-ssm: " in refused[0]["log"] and "or omit it" in refused[0]["log"]
+    )
 
 
 def test_recorded_launches_are_a_token_s_and_move_its_weights(gpu, tmp_path):
@@ -100,7 +103,7 @@ case "$*" in
   *--version*) echo "NVIDIA (R) Compute Sanitizer"; echo "Version 2025.3.1";;
   *memcheck*) echo "========= ERROR SUMMARY: 0 errors";;
   *racecheck*) echo "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"; exit 1;;
-  *) echo "Device not supported"; exit 1;;
+  *synccheck*) echo "Device not supported"; sleep 60 & wait; exit 1;;
 esac
 """
 
@@ -112,7 +115,9 @@ def test_sanitizers_that_find_something_or_cannot_run_are_told(gpu, tmp_path, mo
     stub.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
-    assert run_command(gpu_sanitizer.gpu_sanitizer, ["bundle"]) == 3
+    began = time.monotonic()
+    assert run_command(gpu_sanitizer.gpu_sanitizer, ["bundle", "--seconds", "2"]) == 3
+    assert time.monotonic() - began < 30
     assert "compute-sanitizer found errors" in capsys.readouterr().err
     (file,) = (tmp_path / "bench" / "results").iterdir()
     result = json.loads(file.read_text())

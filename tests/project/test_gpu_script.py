@@ -66,6 +66,7 @@ def test_every_result_has_a_file_of_its_own_and_few_enough_come_back():
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpu_session, "CARRIED", tmp_path / "carried")
     monkeypatch.setattr(Session, "find_gpu", lambda self: setattr(self, "gpu", "h200"))
     (tmp_path / "logs").mkdir()
     return Session(sys.executable, tmp_path / "logs", tmp_path / "out")
@@ -96,6 +97,13 @@ def test_a_command_that_fails_is_told_with_what_it_said_and_the_next_one_runs(se
     first, second = journal(session)
     assert first["exit"] == 7 and first["log"] == "this went wrong\n" and second["exit"] == 0
     assert "exit code 7" in (said := capsys.readouterr().out) and "  | this went wrong" in said
+
+
+def test_a_copy_without_a_repository_knows_its_commit(session, monkeypatch, tmp_path):
+    assert "COBRA_COMMIT" not in session.environment()
+    (tmp_path / "commit").write_text("v1-3-gabc\n")
+    monkeypatch.setattr(gpu_session, "CARRIED", tmp_path)
+    assert session.environment()["COBRA_COMMIT"] == "v1-3-gabc"
 
 
 def test_what_is_optional_may_fail(session):
