@@ -43,6 +43,7 @@ class Session:
     out: Path | None
     journal: list[dict[str, object]] = field(default_factory=list)
     beside: list[Running] = field(default_factory=list)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
     gpu: str = "GPU"
 
     def environment(self) -> dict[str, str]:
@@ -62,7 +63,15 @@ class Session:
             child = subprocess.Popen(
                 [self.python, *arguments], stdout=out, stderr=subprocess.STDOUT, env=self.environment(), start_new_session=True
             )
+        self.started.append(child)
         return Running(command, child, time.monotonic(), log, begin)
+
+    def stop(self) -> None:
+        """End everything that was started and still runs."""
+        for child in self.started:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
 
     def _finish(self, step: str, running: Running) -> bool:
         """Wait for a command until its limit; returns whether the session is good with what came of it."""
@@ -150,8 +159,12 @@ def main(arguments: list[str] | None = None) -> int:
     session = Session(sys.executable, logs, given.out)
     if steps[0] not in wanted:
         session.find_gpu()
-    good = [session.run(step) for step in wanted]
-    return 0 if session.finish_beside("") and all(good) else 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        good = [session.run(step) for step in wanted]
+        return 0 if session.finish_beside("") and all(good) else 1
+    finally:
+        session.stop()
 
 
 if __name__ == "__main__":

@@ -126,6 +126,14 @@ def test_what_goes_on_beside_is_awaited_by_the_step_that_needs_it(session):
     assert session.finish_beside("") and not session.beside
 
 
+def test_what_still_runs_is_ended_with_the_session(session):
+    session.run(Step("setup", "", (), (python("import time; time.sleep(60)"),)))
+    (running,) = session.beside
+    assert running.child.poll() is None
+    session.stop()
+    assert running.child.poll() == -9
+
+
 def test_an_unknown_step_is_refused_with_those_that_are_known():
     done = subprocess.run([SCRIPT, "--step", "7"], capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable})
     assert done.returncode == 1 and "unknown step '7'; known: setup, parity, sanitizer" in done.stderr
