@@ -13,6 +13,7 @@ CUDA := $(wildcard runtimes/cuda/*.cu runtimes/cuda/*.cuh)
 # What an installation is made from: when one of these changes, it is made again.
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME) runtimes/cuda/CMakeLists.txt runtimes/cuda/compile.py $(CUDA)
 
+GPU_CASES = gemv gemm scan rows step_kernels sampling_kernels decoder
 .PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-sanitize test-arm64 test-old-x86 figures budgets clean
 
 # Exact versions of everything installed below: constraints/, made by `make constraints`. pyproject.toml declares the ranges.
@@ -73,9 +74,10 @@ quick: $(VENV)/dev
 test: $(VENV)/dev
 	$(MAKE) --no-print-directory --jobs=2 lint check
 
-# What needs an NVIDIA GPU, alone: kernels are compiled, not interpreted. bench/gpu.sh does this and the measurements.
+# What needs an NVIDIA GPU, and the kernels' and the decoder's tests by the real driver. bench/gpu.sh has them and the measurements.
 test-gpu: $(VENV)/dev
-	env -u TRITON_INTERPRET $(BIN)/pytest -m gpu -rs tests/decode/cuda/test_gpu.py
+	$(BIN)/pytest -m gpu -rs tests
+	COBRA_REAL_GPU=1 $(BIN)/pytest -rs $(addprefix tests/emulated/test_,$(addsuffix .py,$(GPU_CASES)))
 
 # The native decoder against its naive references, and cobra-mini against the numpy decoder, without Python: under sanitizers; on an
 # emulated 64-bit ARM with and without the dot product instructions; on an emulated x86 that has no AVX. The last two need Debian's

@@ -9,14 +9,18 @@ from .budgets import budgets
 from .cuda_paper import cuda_paper
 from .fault_injection import fault_injection
 from .figures import figures
+from .gpu_answers import gpu_answers
+from .gpu_kernels import gpu_kernels
+from .gpu_parity import gpu_parity
+from .gpu_prepare import gpu_prepare
+from .gpu_sanitizer import gpu_sanitizer
+from .gpu_weights import gpu_weights
 from .interval_coverage import interval_coverage
 from .kernel_budget import kernel_budget
-from .kernels import kernels
 from .methods import methods
 from .predict import predict
 from .quality import quality
 from .regress import regress
-from .tiles import tiles
 from .vision import vision
 
 COMMANDS = (
@@ -24,21 +28,25 @@ COMMANDS = (
     cuda_paper,
     fault_injection,
     figures,
+    gpu_answers,
+    gpu_kernels,
+    gpu_parity,
+    gpu_prepare,
+    gpu_sanitizer,
+    gpu_weights,
     interval_coverage,
     kernel_budget,
-    kernels,
     methods,
     predict,
     quality,
     regress,
-    tiles,
     vision,
 )
 
 
 @click.group(cls=Group, epilog="Example: python -m bench figures --check")
 def command() -> None:
-    """Measure the project itself: quality, fault injection, interval coverage, tuning, predictions; write bench/results."""
+    """Measure the project itself: quality, fault injection, intervals, GPU kernels, predictions; write bench/results."""
 
 
 for each in COMMANDS:

@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from cobra_edge.bench.results import RESULTS, save_result
-from cobra_edge.bench.roofline import CHOICE_LAUNCHES, launches_per_token, token_bytes
+from cobra_edge.bench.roofline import launches_per_token, token_bytes
 from cobra_edge.decode.cuda.tiles import TILES, gemm_launch, scan_launch
 from cobra_edge.formats.model_config import CobraConfig, MambaConfig
 from cobra_edge.formats.recipe import Recipe, quantized_scheme, stored_tensors, uniform_recipe
@@ -37,9 +37,7 @@ _CODES_SUFFIX, _SCALES_SUFFIX = ".codes", ".scales"
 BANDWIDTH_SHARES = (0.81, 0.94)
 # Shares of the tighter bound that a product of many tokens reaches; an assumption.
 PROMPT_SHARES = (0.6, 0.85)
-_GREEDY_LAUNCHES = 1  # choose_likeliest
 _EXPONENTIALS_A_CYCLE = 16  # of a multiprocessor
-_PRODUCT_ACCUMULATES = 16 * 8 * 16
 
 
 @dataclass(frozen=True)
@@ -185,8 +183,7 @@ def token_of(scheme: str, config: CobraConfig, budget: dict[str, Used]) -> Token
         a_byte = budget[f"gemv_w{bits}"].instructions
         assert a_byte is not None
         issued += n_bytes * a_byte / _LANES
-    launches = launches_per_token(config.mamba, recipe) - CHOICE_LAUNCHES + _GREEDY_LAUNCHES
-    return Token(scheme, token_bytes(config, recipe), issued, launches)
+    return Token(scheme, token_bytes(config, recipe), issued, launches_per_token(config.mamba, recipe))
 
 
 def _prompt(device: Device, scheme: str, config: MambaConfig, budget: dict[str, Used]) -> tuple[float, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,14 @@ from .decode_goals import decode_goals_table, decode_table
 from .drift_plot import draw_drift
 from .fault_result import FaultResult, faults_table
 from .gpu_goals import end_to_end_table, gpu_goals_table, gpu_table
+from .gpu_result import (
+    GpuKernelsResult,
+    GpuParityResult,
+    GpuSanitizerResult,
+    kernels_tables,
+    parity_table,
+    sanitizer_table,
+)
 from .headline import headline_table, reasons
 from .interval_coverage_result import CoverageResult, coverage_table
 from .methods_result import MethodsResult, methods_tables
@@ -78,7 +87,8 @@ def _cpu() -> list[CpuDecodeResult]:
 
 
 def _gpu() -> list[GpuDecodeResult]:
-    return _of_gpus(GpuDecodeResult, "decode")
+    """Return what was measured of our schemes on each GPU, then beside peers."""
+    return [*_of_gpus(GpuDecodeResult, "decode"), *_of_gpus(GpuDecodeResult, "peers")]
 
 
 def _cuda_paper() -> list[CudaPaperResult]:
@@ -121,6 +131,9 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "decode_goals": lambda: _not_empty([decode_goals_table(_cpu())]),
     "gpu": lambda: map(gpu_table, _gpu()),
     "gpu_goals": lambda: [gpu_goals_table(_gpu())],
+    "gpu_parity": lambda: [parity_table(_of_gpus(GpuParityResult, "parity"))],
+    "gpu_sanitizer": lambda: [sanitizer_table(_of_gpus(GpuSanitizerResult, "sanitizer"))],
+    "gpu_kernels": lambda: chain.from_iterable(map(kernels_tables, _of_gpus(GpuKernelsResult, "kernels"))),
     "end_to_end": lambda: [end_to_end_table(_of_gpus(EndToEndResult, "end-to-end"))],
     "cuda_token": lambda: map(token_table, _cuda_paper()),
     "cuda_paper": lambda: map(paper_table, _cuda_paper()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 from collections import Counter
@@ -18,19 +17,13 @@ from filelock import FileLock
 
 import cobra_edge.environment.privacy  # noqa: F401  # before torch and all else that may report
 
-# Kernels run in Triton's interpreter where there is no GPU. It reads this when it is first imported, maybe by torch below;
-# children that compile kernels take it out again.
-try:
-    ctypes.CDLL("libcuda.so.1")
-except OSError:
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
+# isort: split
 import torch
 
-from cobra_edge.decode.cuda.driver import why_no_torch_gpu, why_no_triton
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.model_config import MambaConfig, decoder_shapes, projector_shapes
 from cobra_edge.formats.targets import target_named
+from cobra_edge.model.torch_device import why_no_torch_gpu
 
 from .export_case import sharing_exports
 
@@ -46,7 +39,6 @@ SLOW = (
     "tests/calibrate/test_calibrate.py",
     "tests/calibration/test_lessons.py",
     "tests/calibration/test_training.py",
-    "tests/decode/cuda/",
     "tests/decode/test_contract.py",
     "tests/decode/test_native.py",
     "tests/emulated/",
@@ -89,6 +81,7 @@ LONG = (
     "tests/project/test_base_install.py",
     "tests/bench/test_vision.py",
     "tests/emulated/test_sanitizers.py",
+    "tests/laboratory/test_gpu_rehearsal.py",
     "tests/emulated/test_mini.py",
 )
 
@@ -105,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked "gpu" where there is no GPU: from one place, so that the summary counts it in one line."""
     if item.get_closest_marker("gpu") is not None:
-        reason = why_no_torch_gpu() or why_no_triton()
+        reason = why_no_torch_gpu()
         if reason is not None:
             pytest.skip(f"no GPU to test on: {reason}")
 

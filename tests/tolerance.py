@@ -31,7 +31,6 @@ TOLERANCES = {
     ("scan", "float32"): (1e-5, 1e-4),
     ("scan", "int16"): (2e-4, 3e-4),  # behind a dt_proj of codes
     ("scan", "float16"): (5e-4, 1e-3),  # float16 out of sums that differ in their last bits
-    ("norm", "float32"): (1e-6, 1e-6),
     ("norm", "float16"): (5e-4, 1e-3),
     ("convolution", "float32"): (1e-6, 1e-6),
     ("convolution", "float16"): (5e-4, 1e-3),

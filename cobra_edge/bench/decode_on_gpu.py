@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +9,10 @@ import msgspec
 from rich.progress import Progress
 
 from ..bundle.reader import Bundle
-from ..decode.backends import KERNELS
-from ..environment.requirements import install_hint
-from ..errors import InputError, MachineError
+from ..decode.backends import checked_kernels
+from ..errors import InputError
 from ..formats.scheme import scheme_named
 from ..terminal.output import progress
-from ..terminal.suggestions import near_matches
 from .decode_request import BUNDLES, DEFAULT_SHAPE, DEFAULTS, GPU_PEER_NAMES, DecodeRequest
 from .decode_result import GpuDecodeResult, GpuFacts, gpu_tables
 from .machine import machine
@@ -43,10 +40,12 @@ def run_on_gpu(
     _check(request, threads, activations)
     from .gpu import gpu_here, short_name
     from .gpu_decode import GpuPlan, measure_on_gpu
-    from .gpu_peers import check_peers
 
     gpu = gpu_here()
-    check_peers(request.peers)
+    if request.peers:
+        from .gpu_peers import check_peers  # needs torch
+
+        check_peers(request.peers)
     default = DEFAULTS["cuda"]
     plan = GpuPlan(
         request.prompt_tokens or default.prompt_tokens,
@@ -72,23 +71,20 @@ def run_on_gpu(
 
 
 def _check(request: DecodeRequest, threads: int | None, activations: tuple[str, ...]) -> None:
-    """Raise InputError for an argument that is invalid on a GPU, MachineError without torch."""
+    """Raise InputError for an argument that is invalid on a GPU."""
     for option, value in (("--threads", threads), ("--activations", activations)):
         if value:
             raise InputError(f"{option} applies to the native decoder on a CPU; omit it with --device cuda")
     for peer in request.peers:
         if peer not in GPU_PEER_NAMES:
             raise InputError(f"--peer {peer} runs on a CPU; give --device cpu, or one of: {', '.join(GPU_PEER_NAMES)}")
-    if request.kernels not in KERNELS:
-        raise InputError(f"unknown decoder kernels {request.kernels!r}{near_matches(request.kernels, KERNELS)}")
+    checked_kernels(request.kernels)
     if request.bundle:
         request.check_bundle()
     else:
         shape_named(request.shape or DEFAULT_SHAPE)
         for scheme in request.schemes:
             scheme_named(scheme)
-    if importlib.util.find_spec("torch") is None:
-        raise MachineError(f"measuring a GPU needs torch, which is not installed; {install_hint('triton')}")
 
 
 def _bundles(request: DecodeRequest, bar: Progress) -> Iterator[Bundle]:

@@ -101,7 +101,8 @@ class RunnerResult(RunnerFacts, frozen=True, kw_only=True, omit_defaults=True):
         figures: measurements by name, such as "decode_at_64_tok_s".
         peak_bytes: peak GPU memory; None where it is not counted.
         scheme: of our decoders on a GPU.
-        relative_rms_from_numpy: distance of the logits by way of reading the tokens, "together" or "one by one".
+        reference: the decoder that those were compared with.
+        relative_rms_from_reference: distance of the logits by way of reading the tokens, "together" or "one by one".
         launches_per_token: kernels per token inside the CUDA graph.
         prefix_reuse: of our decoders on a GPU.
     """
@@ -111,7 +112,8 @@ class RunnerResult(RunnerFacts, frozen=True, kw_only=True, omit_defaults=True):
     figures: dict[str, Spread]
     peak_bytes: int | None = None
     scheme: str | None = None
-    relative_rms_from_numpy: dict[str, float] = {}
+    reference: str | None = None
+    relative_rms_from_reference: dict[str, float] = {}
     launches_per_token: int | None = None
     prefix_reuse: PrefixReuse | None = None
 
@@ -152,9 +154,9 @@ class GpuFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The GPU and the versions of what ran on it."""
 
     name: str
+    driver: str
+    bindings: str
     torch: str
-    cuda: str | None = None
-    triton: str | None = None
     compute_capability: str | None = None
     memory_gb: float | None = None
     multiprocessors: int | None = None
@@ -285,8 +287,8 @@ def _gpu_details(gpu: str, row: GpuDecodeRow) -> Table:
     for r in row.runners:
         cells.append([f"{r.name}: weights read per token", megabytes(r.weights_bytes)])
         cells.append([f"{r.name}: peak GPU memory", NOT_MEASURED if r.peak_bytes is None else megabytes(r.peak_bytes)])
-        for way, distance in r.relative_rms_from_numpy.items():
-            cells.append([f"{r.name}: relative RMS from numpy, tokens {way}", figure(distance)])
+        for way, distance in r.relative_rms_from_reference.items():
+            cells.append([f"{r.name}: relative RMS from {r.reference}, tokens {way}", figure(distance)])
         cells += [[f"{r.name}: at {n}", "skipped: its KV cache does not fit the GPU"] for n in r.contexts_without_memory]
         if r.prefix_reuse is not None:
             cells += _prefix_rows(f"{r.name}: ", r.prefix_reuse)

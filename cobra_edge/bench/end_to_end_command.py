@@ -9,10 +9,10 @@ import msgspec
 from rich.progress import Progress
 
 from ..bundle.reader import Bundle
-from ..decode.backends import KERNELS
 from ..decode.decoder import DEFAULT_OPTIONS
 from ..environment.cpu_name import cpu_name
 from ..inference.session import Session
+from ..inference.session_options import kernels_option
 from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, print_json, progress
 from ..vision.runtimes import RUNTIME_NAMES
@@ -23,7 +23,7 @@ from .tables import print_result
 @click.command(name="end-to-end", cls=Command, epilog="Example: cobra-edge bench end-to-end bundles/demo --new-tokens 64")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @option("--device", group="model", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to measure.")
-@option("--kernels", group="model", type=click.Choice(KERNELS), default="auto", help="Decoder backend.")
+@kernels_option("--kernels")
 @option("--vision-runtime", group="model", type=click.Choice(RUNTIME_NAMES), default="auto", help="Vision runtime.")
 @option("--new-tokens", group="measurement", type=click.IntRange(2), default=256, help="Length of each answer.")
 @option("--rounds", group="measurement", type=click.IntRange(1), default=5, help="Answers to time.")
@@ -85,9 +85,9 @@ def end_to_end(
 def _check(session: Session, on_gpu: bool, bar: Progress) -> None:
     """Raise MachineError for a decoder that is not correct."""
     if on_gpu:
-        from .gpu_gate import check_on_gpu, plain_decoder
+        from .gpu_gate import check_on_gpu, reference_decoder
 
-        check_on_gpu(session.decoder, plain_decoder(session.bundle), half_steps=session.decoder.name == "bitsandbytes")
+        check_on_gpu(session.decoder, reference_decoder(session.bundle), half_steps=session.decoder.name == "bitsandbytes")
     elif session.decoder.name == "native":
         from .gate import check
 

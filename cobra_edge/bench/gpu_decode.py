@@ -16,15 +16,13 @@ from rich.progress import Progress
 from ..bundle.memory_plan import state_bytes
 from ..bundle.reader import Bundle
 from ..decode.backends import open_decoder
-from ..decode.decoder import Decoder
 from ..formats.model_config import CobraConfig
 from ..formats.scheme import SCHEMES
 from .decode_result import GpuDecodeRow, RunnerResult
 from .gpu import Gpu, GpuLimits
-from .gpu_gate import check_on_gpu, plain_decoder
-from .gpu_peers import GPU_PEERS
-from .gpu_runners import GpuRunner, Ours, enough_memory, with_memory
-from .prefix_reuse import copy_state, measure_prefix_reuse
+from .gpu_gate import check_on_gpu, reference_decoder
+from .gpu_runners import GpuRunner, Ours, enough_memory, open_ours, opened_peer
+from .prefix_reuse import VISUAL_TOKENS, copy_state, measure_prefix_reuse
 from .roofline import launches_per_token, prefill_products, weights_read_bytes
 from .rounds import Figures, Round, described, in_turns, limits_of, prompt_figures, ratios, step_figures
 from .runners import predictions_of
@@ -99,11 +97,7 @@ def measure_on_gpu(bundles: Iterator[Bundle], plan: GpuPlan, gpu: Gpu, bar: Prog
         model = bundle.manifest.model
         entered.append(_ours(bundle, plan, gpu, bar))
     assert model is not None, "no bundle"
-    for name, peer in GPU_PEERS.items():  # in the order of the table: the one that takes all memory left comes last
-        if name in plan.peers:
-            bar.add_task(f"opening {name}", total=1)
-            made, peak_bytes = with_memory(gpu, name, partial(peer.open, model, plan.contexts, gpu), plan.prompt_tokens[-1])
-            entered.append(_Opened(made, {"peak_bytes": peak_bytes}, own=False))
+    entered += _peers(model, plan, gpu, bar)
     runners = [e.runner for e in entered]
     with enough_memory("measuring the limits"):
         rounds = _rounds(model, plan, runners, gpu, bar)
@@ -126,7 +120,7 @@ def backend_for(scheme: str, kernels: str) -> str:
     """Return the backend for a scheme: bitsandbytes for its own formats, our kernels for ours."""
     if kernels != "auto":
         return kernels
-    return "triton" if scheme not in SCHEMES or SCHEMES[scheme].code_format == "int" else "bitsandbytes"
+    return "cuda" if scheme not in SCHEMES or SCHEMES[scheme].code_format == "int" else "bitsandbytes"
 
 
 def _ours(bundle: Bundle, plan: GpuPlan, gpu: Gpu, bar: Progress) -> _Opened:
@@ -136,26 +130,37 @@ def _ours(bundle: Bundle, plan: GpuPlan, gpu: Gpu, bar: Progress) -> _Opened:
     # Without a CUDA graph a long context takes minutes; the state has a fixed size, so one length is enough.
     contexts = plan.contexts if own else plan.contexts[:1]
     moved = weights_read_bytes(model.mamba, recipe), 2 * state_bytes(model)
-    opened: list[Decoder] = []
-
-    def enter() -> GpuRunner:
-        opened.append(open_decoder(bundle, gpu.device.type, backend))
-        return Ours(f"cobra_edge {recipe.scheme}", opened[0], gpu, predictions_of(opened[0], contexts, bar), moved)
-
     task = bar.add_task(f"opening {recipe.scheme}", total=2)
-    runner, peak_bytes = with_memory(gpu, recipe.scheme, enter, plan.prompt_tokens[-1])
+    with enough_memory(recipe.scheme):
+        decoder, peak_bytes = open_ours(gpu, lambda: open_decoder(bundle, "cuda", backend), plan.prompt_tokens[-1])
     bar.advance(task)
-    distances = check_on_gpu(opened[0], plain_decoder(bundle), half_steps=not own)
+    reference = reference_decoder(bundle)
+    distances = check_on_gpu(decoder, reference, half_steps=not own)
     bar.advance(task)
-    prefix_reuse = measure_prefix_reuse(bundle, opened[0], bar, copy_state) if own else None
+    image = min(VISUAL_TOKENS, plan.prompt_tokens[-1])
+    prefix_reuse = measure_prefix_reuse(bundle, decoder, bar, copy_state, image) if own else None
+    runner = Ours(f"cobra_edge {recipe.scheme}", decoder, gpu, predictions_of(decoder, contexts, bar), moved)
     measures = {
         "peak_bytes": peak_bytes,
         "scheme": recipe.scheme,
-        "relative_rms_from_numpy": distances,
+        "reference": reference.name,
+        "relative_rms_from_reference": distances,
         "launches_per_token": launches_per_token(model.mamba, recipe) if own else None,
         "prefix_reuse": prefix_reuse,
     }
     return _Opened(runner, measures, own)
+
+
+def _peers(model: CobraConfig, plan: GpuPlan, gpu: Gpu, bar: Progress) -> Iterator[_Opened]:
+    if not plan.peers:
+        return
+    from .gpu_peers import GPU_PEERS  # needs torch
+
+    for name, peer in GPU_PEERS.items():  # in the order of the table: the one that takes all memory left comes last
+        if name in plan.peers:
+            bar.add_task(f"opening {name}", total=1)
+            made, peak_bytes = opened_peer(gpu, name, partial(peer.open, model, plan.contexts, gpu), plan.prompt_tokens[-1])
+            yield _Opened(made, {"peak_bytes": peak_bytes}, own=False)
 
 
 def _rounds(model: CobraConfig, plan: GpuPlan, runners: Sequence[GpuRunner], gpu: Gpu, bar: Progress) -> list[Round]:
@@ -175,6 +180,6 @@ def _rounds(model: CobraConfig, plan: GpuPlan, runners: Sequence[GpuRunner], gpu
             return found
 
         figures = in_turns(runners, index, timed)
-        return Round(tuple(reads), {_PEAK: peak}, figures)
+        return Round(tuple(reads), {} if peak is None else {_PEAK: peak}, figures)
 
     return [one(index) for index in range(plan.rounds)]

@@ -15,6 +15,7 @@ from ..errors import MachineError
 from ..formats.bitsandbytes_codes import load_bitsandbytes, why_no_bitsandbytes
 from ..formats.model_config import CobraConfig
 from ..model.mamba import Mamba, MambaState, Mixer
+from ..model.torch_device import why_no_torch_gpu
 from .decode_result import RunnerFacts
 from .gpu import Gpu
 from .gpu_runners import GpuRunner
@@ -211,6 +212,6 @@ GPU_PEERS: dict[str, GpuPeer] = {
 def check_peers(names: tuple[str, ...]) -> None:
     """Raise MachineError, with what to install, for a peer that is not available; before gigabytes are written."""
     for name in names:
-        reason = GPU_PEERS[name].refuses()
+        reason = why_no_torch_gpu() or GPU_PEERS[name].refuses()
         if reason is not None:
             raise MachineError(f"--peer {name}: {reason}, or omit it")

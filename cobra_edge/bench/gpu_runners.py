@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from ..decode.decoder import Decoder
 from ..decode.sampling import GREEDY
@@ -84,15 +84,17 @@ class Ours:
 
 @contextmanager
 def enough_memory(what: str) -> Iterator[None]:
-    """Raise MachineError if the block runs out of GPU memory; `what` names what was being allocated."""
+    """Raise MachineError if torch runs out of GPU memory in the block; `what` names what was being allocated."""
+    torch = sys.modules.get("torch")
+    out_of_memory: tuple[type[Exception], ...] = () if torch is None else (torch.OutOfMemoryError,)
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except out_of_memory as error:
         raise MachineError(f"out of GPU memory for {what} next to the other runners; use {_LESS}") from error
 
 
-def with_memory(gpu: Gpu, what: str, opened: Callable[[], GpuRunner], prompt: int) -> tuple[GpuRunner, int | None]:
-    """Open a runner, prefill a prompt and decode one token at each context.
+def opened_peer(gpu: Gpu, what: str, opened: Callable[[], GpuRunner], prompt: int) -> tuple[GpuRunner, int]:
+    """Open a peer, prefill a prompt and decode one token at each context.
 
     Args:
         gpu: its memory.
@@ -101,18 +103,39 @@ def with_memory(gpu: Gpu, what: str, opened: Callable[[], GpuRunner], prompt: in
         prompt: length of the prompt.
 
     Returns:
-        The runner and the peak GPU memory it allocated, in bytes; None if that is not counted.
+        The runner and the most GPU memory taken, in bytes: torch keeps what it has allocated once.
 
     Raises:
         MachineError: out of GPU memory.
     """
-    before = gpu.allocated_bytes()
-    gpu.forget_peak()
+    before, least = gpu.free_bytes(), sys.maxsize
     with enough_memory(what):
         runner = opened()
         if runner.reads_prompts:
             runner.prefill(prompt)
         for context in runner.contexts:
             runner.steps(1, context)
-    after = gpu.peak_bytes()
-    return runner, None if before is None or after is None else after - before
+            least = min(least, gpu.free_bytes(keep=True))
+    return runner, before - least
+
+
+def open_ours(gpu: Gpu, opened: Callable[[], Decoder], prompt: int) -> tuple[Decoder, int]:
+    """Open one of our decoders, prefill a prompt and decode a token.
+
+    Args:
+        gpu: its memory.
+        opened: opens the decoder.
+        prompt: length of the prompt.
+
+    Returns:
+        The decoder and the GPU memory it takes, in bytes: weights, buffers and a state.
+
+    Raises:
+        MachineError: out of GPU memory.
+    """
+    before = gpu.free_bytes()
+    decoder = opened()
+    state = decoder.new_state()
+    decoder.prefill(decoder.embed([i % decoder.config.vocab for i in range(prompt)]), state)
+    decoder.step(0, state)
+    return decoder, before - gpu.free_bytes(keep=True)

@@ -44,10 +44,13 @@ def version_of(name: str) -> str:
 
 
 def _commit() -> str:
-    """Return the commit of the source tree, marked "-dirty" if files differ from it, or "unknown"."""
+    """Return the commit of the source tree, marked "-dirty" if files differ from it, or "unknown".
+
+    A copy of the tree without its repository is told by the variable COBRA_COMMIT.
+    """
     here = Path(__file__).parent
     done = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip() or os.environ.get("COBRA_COMMIT") or "unknown"
 
 
 _POLL_SECONDS = 0.05

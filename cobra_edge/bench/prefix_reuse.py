@@ -20,7 +20,7 @@ from ..formats.model_config import MambaConfig
 from .decode_result import PrefixReuse
 from .spread import spread
 
-_VISUAL_TOKENS = 729  # of the published model, for a text-only bundle
+VISUAL_TOKENS = 729  # of the published model, for a text-only bundle
 _QUESTION_TOKENS = 24
 _ROUNDS = 3
 
@@ -40,7 +40,9 @@ def copy_state(seen: DecoderState, _folder: Path, _config: MambaConfig) -> tuple
     return seen.copy, 0
 
 
-def measure_prefix_reuse(bundle: Bundle, decoder: Decoder, bar: Progress, store: StateStore = save_state) -> PrefixReuse:
+def measure_prefix_reuse(
+    bundle: Bundle, decoder: Decoder, bar: Progress, store: StateStore = save_state, image_tokens: int = VISUAL_TOKENS
+) -> PrefixReuse:
     """Time the first token of an answer both ways, in alternation.
 
     Args:
@@ -48,6 +50,7 @@ def measure_prefix_reuse(bundle: Bundle, decoder: Decoder, bar: Progress, store:
         decoder: to time.
         bar: for progress.
         store: how the state after the image is stored until the question arrives.
+        image_tokens: length of the image, for a text-only bundle.
 
     Returns:
         Seconds of both ways and the speedup.
@@ -55,7 +58,7 @@ def measure_prefix_reuse(bundle: Bundle, decoder: Decoder, bar: Progress, store:
     Raises:
         MachineError: the two ways disagree about the token.
     """
-    visual_tokens = bundle.manifest.model.n_visual_tokens or _VISUAL_TOKENS
+    visual_tokens = bundle.manifest.model.n_visual_tokens or image_tokens
     random = np.random.default_rng(3)
     image = 0.02 * random.standard_normal((visual_tokens, decoder.config.d_model), np.float32)
     question = random.integers(0, decoder.config.vocab, _QUESTION_TOKENS).tolist()

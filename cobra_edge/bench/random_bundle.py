@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from ..suite.tokenized import tokenized_suite
 from ..version import __version__
 
 _SCALES = ".scales"
+_DRAWN = 1 << 24  # values drawn of each kind; larger tensors repeat them from other beginnings
 
 
 def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progress) -> Bundle:
@@ -53,11 +55,13 @@ def random_bundle(mamba: MambaConfig, scheme: str, directory: Path, bar: Progres
                 return found
     plan, shapes = stored_tensors(mamba, recipe), decoder_shapes(mamba)
     task, rng = bar.add_task(f"random decoder, {scheme}", total=len(plan)), np.random.default_rng(0)
+    codes, weights = rng.integers(0, 256, _DRAWN, np.uint8), 0.02 * rng.standard_normal(_DRAWN, np.float32)
+    pools = {dtype: values.astype(dtype) for dtype, values in (("uint8", codes), ("float16", weights), ("float32", weights))}
     with staged_directory(directory, force=True, needed_bytes=decoder_bytes(config, recipe)) as stage:
         with SafetensorsWriter(stage / DECODER, [t for entries in plan.values() for t in entries]) as writer:
             for name, entries in plan.items():
                 for tensor in entries:
-                    writer.write(tensor.name, _random(tensor, shapes[name], quantized_scheme(recipe, name), rng))
+                    writer.write(tensor.name, _random(tensor, shapes[name], quantized_scheme(recipe, name), pools, rng))
                 bar.advance(task)
         (stage / TOKENIZER).write_bytes((MINI / TOKENIZER).read_bytes())
         (stage / PROMPT).write_bytes(msgspec.json.encode(PromptFile(config.prompt_style, END_OF_TEXT, 0)))
@@ -84,10 +88,19 @@ def _write_golden(stage: Path, config: CobraConfig) -> None:
     write_golden(stage / GOLDEN, suite, [reading], np.empty((0, 0, mamba.d_model), np.float32))
 
 
-def _random(tensor: StoredTensor, shape: tuple[int, ...], scheme: Scheme | None, rng: np.random.Generator) -> np.ndarray:
-    """Return values, of the shape and dtype of the tensor, that keep a deep decoder stable: weights of `shape` near 1/√in."""
+def _random(
+    tensor: StoredTensor,
+    shape: tuple[int, ...],
+    scheme: Scheme | None,
+    pools: dict[str, np.ndarray],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return values, of the shape and dtype of the tensor, that keep a deep decoder stable: weights of `shape` near 1/√in.
+
+    Drawing every value would take a minute at full size, so codes and weights are taken from a pool.
+    """
     if tensor.dtype == "uint8":
-        return rng.integers(0, 256, tensor.shape, np.uint8)
+        return _from(pools[tensor.dtype], tensor.shape, rng)
     if tensor.name.endswith("A_log"):
         values = np.broadcast_to(np.log(np.arange(1, tensor.shape[1] + 1)), tensor.shape)
     elif tensor.name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
@@ -98,5 +111,12 @@ def _random(tensor: StoredTensor, shape: tuple[int, ...], scheme: Scheme | None,
         gain = 0.5 if "out_proj" in tensor.name else 1.0  # every layer adds to the residual
         values = np.full(tensor.shape, gain * shape[1] ** -0.5 / spread)
     else:
-        values = 0.02 * rng.standard_normal(tensor.shape, np.float32)
+        return _from(pools[tensor.dtype], tensor.shape, rng)
     return values.astype(tensor.dtype)
+
+
+def _from(pool: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Return values of a pool, from a random beginning on and around its end."""
+    begin, n = int(rng.integers(len(pool))), math.prod(shape)
+    first = pool[begin : begin + n]
+    return np.concatenate([first, np.resize(pool, n - len(first))]).reshape(shape)

@@ -15,8 +15,7 @@ _BANDWIDTH_BYTES = 1 << 30  # far larger than any cache
 _EMBEDDING = "backbone.embedding.weight"
 # Of the CUDA decoder: in_proj with its norm; convolution with x_proj; recurrence with dt_proj and gate; out_proj with the sum.
 LAUNCHES_A_LAYER = 4
-_LOOK_UP, _HEAD = 1, 1
-CHOICE_LAUNCHES = 10  # torch's own, about: are all logits finite, which is the largest
+_LOOK_UP, _HEAD, _CHOICE = 1, 1, 1  # the likeliest token; one drawn from a distribution takes two more
 
 
 class Memory:
@@ -69,6 +68,6 @@ def token_bytes(config: CobraConfig, recipe: Recipe) -> int:
 
 
 def launches_per_token(config: MambaConfig, recipe: Recipe) -> int:
-    """Return how many kernels the CUDA decoder launches per token inside its graph, sampling included."""
+    """Return how many kernels the CUDA decoder launches per token inside its graphs, the greedy choice included."""
     a_layer = LAUNCHES_A_LAYER + recipe.rotates_out_proj
-    return config.n_layer * a_layer + _LOOK_UP + _HEAD + recipe.rotates_residual + CHOICE_LAUNCHES
+    return config.n_layer * a_layer + _LOOK_UP + _HEAD + 2 * recipe.rotates_residual + _CHOICE

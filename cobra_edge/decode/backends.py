@@ -14,9 +14,9 @@ from ..errors import InputError, MachineError
 from ..formats.bitsandbytes_codes import why_no_bitsandbytes
 from ..formats.hadamard import LARGEST_WRITTEN_OUT
 from ..formats.scheme import SCHEMES
+from ..model.torch_device import why_no_torch_gpu, why_no_torch_kernels
 from ..terminal.suggestions import near_matches
 from .cuda.device import why_no_gpu
-from .cuda.driver import why_no_torch_gpu, why_no_torch_kernels, why_no_triton
 from .decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions, Weights
 
 log = logging.getLogger(__name__)
@@ -35,23 +35,13 @@ class Backend:
 
 
 def _cuda(bundle: Bundle, options: DecoderOptions) -> Decoder:
-    from .cuda.gpu_decoder import CudaDecoder
+    from .cuda.decoder import CudaDecoder
 
     return CudaDecoder(bundle, options)
 
 
 def _cuda_refuses(bundle: Bundle) -> str | None:
     return _foreign_codes(bundle) or why_no_gpu()
-
-
-def _triton(bundle: Bundle, options: DecoderOptions) -> Decoder:
-    from .cuda.decoder import CudaDecoder
-
-    return CudaDecoder(bundle, options)
-
-
-def _triton_refuses(bundle: Bundle) -> str | None:
-    return _foreign_codes(bundle) or why_no_torch_gpu() or why_no_triton()
 
 
 def _bitsandbytes_on_gpu(bundle: Bundle, _options: DecoderOptions) -> Decoder:
@@ -143,7 +133,6 @@ def _torch_refuses(bundle: Bundle) -> str | None:
 # no dependencies. torch on a GPU reads every weight several times per token, so the native decoder precedes it.
 BACKENDS = (
     Backend("cuda", "cuda", _cuda_refuses, _cuda),
-    Backend("triton", "cuda", _triton_refuses, _triton),
     Backend("bitsandbytes", "cuda", _bitsandbytes_refuses_gpu, _bitsandbytes_on_gpu),
     Backend("native", "cpu", _native_refuses, _native),
     Backend("bitsandbytes", "cpu", _bitsandbytes_refuses, _bitsandbytes),
@@ -152,6 +141,15 @@ BACKENDS = (
     Backend("torch", "cpu", _torch_refuses, _torch),
 )
 KERNELS = ("auto", *dict.fromkeys(b.name for b in BACKENDS))
+
+
+def checked_kernels(name: str) -> str:
+    """Return a name of `KERNELS`. Raises InputError for another; of one that was removed with what to take instead."""
+    if name in KERNELS:
+        return name
+    if name == "triton":
+        raise InputError("the decoder kernels 'triton' were removed; take 'cuda', which runs the same bundles")
+    raise InputError(f"unknown decoder kernels {name!r}{near_matches(name, KERNELS)}")
 
 
 def open_decoder(
@@ -171,8 +169,7 @@ def open_decoder(
     """
     if device not in DEVICES:
         raise InputError(f"unknown device {device!r}{near_matches(device, DEVICES)}")
-    if kernels not in KERNELS:
-        raise InputError(f"unknown decoder kernels {kernels!r}{near_matches(kernels, KERNELS)}")
+    checked_kernels(kernels)
     reasons: list[str] = []
     for backend in BACKENDS:
         if kernels not in ("auto", backend.name):

@@ -1,7 +1,7 @@
 """A bundle's decoder in the plain torch model: the reference for other backends.
 
-On a CPU the matrices are dequantized once. On a GPU they stay quantized, and each matmul dequantizes its matrix: slow, but
-within the memory of the bundle and one matrix.
+On a CPU the matrices are dequantized once. On a GPU their codes stay integers, a byte each, and every matmul dequantizes its
+matrix: slow, but within a quarter of the memory and one matrix. States are in host memory and are copied in each call.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from ..bundle.reader import Bundle
 from ..formats.hadamard import hadamard_matrix
-from ..formats.packing import QuantizedTensor
+from ..formats.packing import QuantizedTensor, unpack
 from ..model.fused_kernels import fused_operations
 from ..model.mamba import Mamba, MambaState
 from .arguments import checked_embeddings, checked_tokens
-from .cuda.kernels.matrix import GpuMatrix
-from .cuda.state import GpuState, on_gpu
 from .decoder import DecoderState
 
 _CPU = torch.device("cpu")
@@ -78,9 +76,16 @@ class TorchDecoder:
         return self.device.type != "cpu" and value.scheme.code_format == "int"
 
     def _matmul_with(self, value: QuantizedTensor) -> Forward:
-        """Return the matmul with a matrix that stays quantized."""
-        matrix = GpuMatrix.of(value, self.device)
-        return lambda x: x @ matrix.dequantize().T
+        """Return the matmul with a matrix that stays quantized, its codes unpacked."""
+        codes = torch.tensor(unpack(value.codes, value.scheme), device=self.device)
+        scales = torch.tensor(value.scales, device=self.device).float()[..., None]
+        out, n_groups = value.scales.shape
+
+        def matmul(x: Tensor) -> Tensor:
+            values = (codes.float() - value.scheme.zero_code).reshape(out, n_groups, -1) * scales
+            return x @ values.reshape(out, -1).T
+
+        return matmul
 
     def _keep_codes(self, name: str, value: QuantizedTensor) -> None:
         matmul = self._matmul_with(value)
@@ -123,17 +128,10 @@ class TorchDecoder:
 
     def new_state(self, like: DecoderState | None = None) -> DecoderState:
         """See `Decoder.new_state`."""
-        if like is not None:
-            like.require(self.config)
-        if self.device.type == "cpu":
-            return DecoderState.zeros(self.config) if like is None else like.host()
-        blank = self._blank()
-        if like is not None:
-            blank.fill(like)
-        return blank
-
-    def _blank(self) -> GpuState:
-        return GpuState.blank(self.config, self.device, None)
+        if like is None:
+            return DecoderState.zeros(self.config)
+        like.require(self.config)
+        return like.host()
 
     @torch.inference_mode()
     def embed(self, tokens: list[int]) -> np.ndarray:
@@ -148,12 +146,12 @@ class TorchDecoder:
         residual = torch.tensor(rows, device=self.device)
         if self._rotation is not None:
             residual = residual @ self._rotation.T
-        with on_gpu(state, self._blank()) as there:
-            before = MambaState(*(tuple(t[:, None]) for t in there.tensors))
+        with state.in_host_memory() as here:
+            before = MambaState(*(tuple(torch.tensor(a, device=self.device)[:, None]) for a in (here.conv, here.ssm)))
             hidden, after = self.model.hidden(residual[None], before)
-            for tensor, layers in zip(there.tensors, (after.conv, after.ssm), strict=True):
-                tensor.copy_(torch.cat(layers))
-            there.n_tokens += len(rows)
+            for array, layers in zip((here.conv, here.ssm), (after.conv, after.ssm), strict=True):
+                array[:] = torch.cat(layers).cpu().numpy()
+            here.n_tokens += len(rows)
         return hidden[0]
 
     @torch.inference_mode()

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..decode.backends import DEVICES, KERNELS
+from ..decode.backends import DEVICES, KERNELS, checked_kernels
 from ..decode.decoder import ACTIVATIONS, DecoderOptions
 from ..decode.sampling import Sampling
 from ..environment.threads import use_threads
@@ -53,12 +53,25 @@ threads_option = option(
 )
 
 
+def kernels_option(name: str) -> Callable[[Command], Command]:
+    """Return an option that takes a decoder backend; an unknown one is an InputError."""
+    return option(
+        name,
+        group="model",
+        default="auto",
+        metavar=f"[{'|'.join(KERNELS)}]",
+        callback=lambda _context, _parameter, given: checked_kernels(given),
+        shell_complete=lambda _context, _parameter, begun: [kernels for kernels in KERNELS if kernels.startswith(begun)],
+        help="Decoder backend.",
+    )
+
+
 def session_options(command: Command) -> Command:
     """Give a command the argument BUNDLE and the model options; it gets them as `opening`, an `Opening`."""
 
     @click.argument("bundle", type=click.Path(path_type=Path))
     @option("--device", group="model", type=click.Choice(DEVICES), default="auto", help="Device that runs the model.")
-    @option("--decoder-kernels", group="model", type=click.Choice(KERNELS), default="auto", help="Decoder backend.")
+    @kernels_option("--decoder-kernels")
     @option("--vision-runtime", group="model", type=click.Choice(RUNTIME_NAMES), default="auto", help="Vision runtime.")
     @option(
         "--activations",

@@ -1,7 +1,7 @@
-"""Benchmarks on a GPU, tested on torch's "cpu" device. No speed is judged here.
+"""Benchmarks on a GPU, tested on the emulated one; peers on torch's "cpu" device. No speed is judged here.
 
-Not tested, without a GPU: CUDA events and graphs, the GPU's memory counters, and mamba-ssm itself. The correctness of the GPU
-decoder is tested in tests/decode/cuda/test_decoder.py.
+Not tested, without a GPU: torch's CUDA graphs, and mamba-ssm itself. The correctness of the GPU decoder is tested in
+tests/emulated.
 """
 
 import json
@@ -17,22 +17,26 @@ from cobra_edge.bench import decode_request, gpu, gpu_decode, gpu_gate, gpu_peer
 from cobra_edge.bench.gpu import Gpu, GpuLimits, short_name
 from cobra_edge.bench.gpu_gate import check_on_gpu
 from cobra_edge.bench.gpu_peers import GPU_PEERS, BitsAndBytesModules, MambaSsm, check_peers
-from cobra_edge.bench.gpu_runners import Ours, with_memory
+from cobra_edge.bench.gpu_runners import Ours, opened_peer
 from cobra_edge.bench.random_bundle import random_bundle
-from cobra_edge.bench.roofline import CHOICE_LAUNCHES, launches_per_token, token_bytes, weights_read_bytes
+from cobra_edge.bench.roofline import launches_per_token, token_bytes, weights_read_bytes
 from cobra_edge.bench.runners import predictions_of
 from cobra_edge.bench.transformer import Transformer, TransformerSizes
 from cobra_edge.bundle.memory_plan import decoder_bytes, state_bytes
 from cobra_edge.decode.backends import open_decoder
+from cobra_edge.decode.cuda.calls import call
 from cobra_edge.decode.cuda.decoder import CudaDecoder
-from cobra_edge.decode.cuda.kernels.launch import recording
-from cobra_edge.decode.cuda.weights import hollow
 from cobra_edge.decode.numpy_reference import NumpyDecoder
+from cobra_edge.decode.sampling import GREEDY
 from cobra_edge.errors import MachineError
 from cobra_edge.formats.model_config import CobraConfig, MambaConfig
 from cobra_edge.formats.recipe import ROTATIONS, uniform_recipe
 from cobra_edge.formats.scheme import scheme_named
+from cobra_edge.inference.generate import generate
 from cobra_edge.terminal.output import progress, run_command
+
+from ..emulated.driver import plugged_in
+from ..emulated.weights import random_weights
 
 TINY = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 COBRA = CobraConfig("tiny", None, None, TINY)
@@ -40,11 +44,13 @@ SMALL = TransformerSizes(32, 2, 4, 64)
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """Give a "GPU" that is this processor, with little to read and to multiply."""
+def here(monkeypatch, tmp_path):
+    """Give the emulated GPU, with little to copy; what torch has of it is this processor."""
     monkeypatch.setattr(gpu, "_READ_BYTES", 1 << 16)
-    monkeypatch.setattr(gpu, "_PRODUCT_SIDE", 16)
-    return Gpu(torch.device("cpu"))
+    monkeypatch.setattr(Gpu, "device", torch.device("cpu"))
+    monkeypatch.setattr(gpu_peers, "why_no_torch_gpu", lambda: None)
+    with plugged_in(tmp_path):
+        yield Gpu()
 
 
 @pytest.fixture
@@ -52,16 +58,20 @@ def tiny(tmp_path):
     return random_bundle(TINY, "w4a16-g128", tmp_path / "bundles" / "bench-tiny", progress())
 
 
-def opened_here(bundle, _device, kernels="auto"):
-    return open_decoder(bundle, "cpu", {"triton": "numpy"}.get(kernels, kernels))
-
-
 def test_the_limits_of_a_gpu_are_rates(here):
     limits = GpuLimits(here)
-    assert limits.read_bandwidth() > 0 and limits.peak_products() > 0
-    limits._words.zero_()
+    assert limits.read_bandwidth() > 0 and limits.peak_products() is None  # torch sees no GPU
+    call("clearing memory", "cuMemsetD8Async", limits._block.address, 0, limits._half, here.stream)
     with pytest.raises(MachineError, match="test this GPU"):
         limits.read_bandwidth()
+
+
+def test_memory_of_a_gpu_is_what_the_driver_counts(here):
+    before = here.free_bytes()
+    block = here.block(1 << 20, "a test")
+    assert before - here.free_bytes() == block.nbytes == 1 << 20
+    facts = here.facts()
+    assert (facts["name"], facts["driver"], facts["compute_capability"]) == (here.name, "CUDA 13.0", "8.9")
 
 
 @pytest.mark.parametrize(
@@ -88,23 +98,21 @@ def test_launches_are_counted_with_the_rotations_of_the_recipe():
         name: launches_per_token(TINY, uniform_recipe(TINY, scheme_named("w4a16-g128"), rotations=which)[0])
         for name, which in ROTATIONS.items()
     }
-    assert counts == {"none": 20, "out-proj": 22, "residual": 21, "both": 23}
+    assert counts == {"none": 11, "out-proj": 13, "residual": 13, "both": 15}
 
 
-def test_launches_are_those_that_the_decoder_makes():
-    for which in ROTATIONS.values():
-        recipe, _ = uniform_recipe(TINY, scheme_named("w4a16-g128"), rotations=which)
-        decoder = CudaDecoder(hollow(TINY, recipe), device=torch.device("meta"))
-        with recording() as launches:
-            decoder._step.run()
-        assert len(launches) + CHOICE_LAUNCHES == launches_per_token(TINY, recipe)
-
-
-def test_a_result_says_which_kernels_the_decoder_took():
-    recipe, _ = uniform_recipe(TINY, scheme_named("w4a16-g128"))
-    decoder = CudaDecoder(hollow(TINY, recipe), device=torch.device("meta"))
-    facts = Ours("ours", decoder, Gpu(torch.device("cpu")), {}, (1, 1)).facts()
-    assert facts.backend == "triton" and facts.described.startswith("triton; convolution")
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_launches_are_those_that_the_decoder_makes(tmp_path, rotation):
+    with plugged_in(tmp_path) as driver:
+        weights = random_weights(TINY, "w4a16-g128", rotation)
+        decoder = CudaDecoder(weights)
+        state = decoder.new_state()
+        logits = decoder.step(1, state)
+        before = driver.launches
+        tokens = list(generate(decoder, logits, state, -1, 3, GREEDY))
+        assert len(tokens) == 3 and driver.launches - before == 2 * launches_per_token(TINY, weights.recipe) + 1
+        facts = Ours("ours", decoder, Gpu(), {}, (1, 1)).facts()
+        assert facts.backend == "cuda" and facts.described.startswith("cuda; prompts")
 
 
 def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, monkeypatch):
@@ -126,6 +134,12 @@ def test_the_gate_opens_for_the_right_decoder_and_refuses_a_wrong_one(tiny, monk
         right = NumpyDecoder.step
         patch.setattr(NumpyDecoder, "step", lambda *a: right(*a) * np.float32(1.01))
         check_on_gpu(NumpyDecoder(tiny), reference, half_steps=True)
+
+
+def test_the_reference_is_the_native_decoder_and_numpy_where_there_is_none(tiny, monkeypatch):
+    assert gpu_gate.reference_decoder(tiny).name == "native"
+    monkeypatch.setattr(gpu_gate, "why_not", lambda: "the native module is missing")
+    assert gpu_gate.reference_decoder(tiny).name == "numpy"
 
 
 def test_the_gate_refuses_a_generation_that_differs_from_its_steps(tiny, monkeypatch):
@@ -155,13 +169,13 @@ def test_memory_that_does_not_suffice_is_explained(here):
     with pytest.raises(
         MachineError, match="out of GPU memory for fp16 next to the other runners; use fewer values of --scheme"
     ):
-        with_memory(here, "fp16", opened, 3)
+        opened_peer(here, "fp16", opened, 3)
 
     def broken():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     with pytest.raises(RuntimeError, match="illegal"):
-        with_memory(here, "fp16", broken, 3)
+        opened_peer(here, "fp16", broken, 3)
 
 
 def test_a_transformer_reads_its_whole_cache_at_every_step(here):
@@ -191,7 +205,7 @@ def test_a_transformer_attends_to_all_of_its_context(here):
 
 def test_a_context_whose_cache_does_not_fit_is_left_out_and_named(here, monkeypatch):
     room = SMALL.cache_bytes(16) + (1 << 30)
-    monkeypatch.setattr(Gpu, "free_bytes", lambda self: room)
+    monkeypatch.setattr(Gpu, "free_bytes", lambda self, keep=False: room)
     peer = Transformer(SMALL, (16, 17), here, torch.float32)
     assert peer.contexts == (16,) and peer.facts().contexts_without_memory == (17,)
     with pytest.raises(MachineError, match="omit --peer transformer"):
@@ -233,6 +247,7 @@ def mamba_ssm(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm.models.config_mamba", SimpleNamespace(MambaConfig=SimpleNamespace))
     monkeypatch.setitem(sys.modules, "mamba_ssm.models.mixer_seq_simple", SimpleNamespace(MambaLMHeadModel=Model))
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", SimpleNamespace())
+    monkeypatch.setattr(gpu_peers, "why_no_torch_gpu", lambda: None)
     return calls
 
 
@@ -263,6 +278,12 @@ def test_a_mamba_ssm_that_is_missing_or_without_its_scan_is_refused(mamba_ssm, m
         check_peers(("transformer", "mamba-ssm"))
 
 
+def test_a_peer_without_a_gpu_that_torch_can_use_is_refused(mamba_ssm, monkeypatch):
+    monkeypatch.setattr(gpu_peers, "why_no_torch_gpu", lambda: "this torch was built without CUDA")
+    with pytest.raises(MachineError, match="--peer transformer: this torch was built without CUDA, or omit it"):
+        check_peers(("transformer",))
+
+
 def test_the_peers_that_may_be_named_are_those_of_the_table():
     assert tuple(GPU_PEERS) == decode_request.GPU_PEER_NAMES
 
@@ -273,7 +294,8 @@ def test_the_peers_that_may_be_named_are_those_of_the_table():
         (["--threads", "2"], "--threads applies to the native decoder on a CPU"),
         (["--activations", "int8"], "--activations applies to the native decoder on a CPU"),
         (["--peer", "llama.cpp"], "--peer llama.cpp runs on a CPU"),
-        (["--kernels", "tritom"], "unknown decoder kernels 'tritom'"),
+        (["--kernels", "cdua"], "unknown decoder kernels 'cdua'; did you mean 'cuda'"),
+        (["--kernels", "triton"], "the decoder kernels 'triton' were removed; take 'cuda'"),
         (["--shape", "cobra-mimi"], "did you mean 'cobra-mini'"),
         (["--scheme", "w4a16"], "did you mean"),
         (["BUNDLE", "--scheme", "fp16"], "--scheme applies to random weights"),
@@ -287,14 +309,15 @@ def test_options_that_do_not_fit_a_gpu_are_refused_before_any_work(tmp_path, mon
 
 
 def test_without_a_gpu_or_a_peer_nothing_is_written(tmp_path, monkeypatch, capsys, here):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpu, "why_no_torch_gpu", lambda: "there is no NVIDIA driver")
-    assert run_command(commands.command, ["decode", "--device", "cuda"]) == 3
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "why_no_gpu", lambda: "there is no NVIDIA driver")
+        assert run_command(commands.command, ["decode", "--device", "cuda"]) == 3
     assert "a GPU cannot be measured: there is no NVIDIA driver; or use --device cpu" in capsys.readouterr().err
-    monkeypatch.setattr(gpu, "gpu_here", lambda: here)
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
     assert run_command(commands.command, ["decode", "--device", "cuda", "--peer", "mamba-ssm"]) == 3
-    assert "CUDA scan" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    assert "CUDA scan" in capsys.readouterr().err and list((tmp_path / "empty").iterdir()) == []
 
 
 def test_a_gpu_s_peer_is_refused_on_a_cpu(tmp_path, monkeypatch, capsys):
@@ -306,8 +329,11 @@ def test_a_gpu_s_peer_is_refused_on_a_cpu(tmp_path, monkeypatch, capsys):
 def test_schemes_and_peers_from_end_to_end(tmp_path, monkeypatch, capsys, here, mamba_ssm):
     pytest.importorskip("bitsandbytes")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpu, "gpu_here", lambda: here)
-    monkeypatch.setattr(gpu_decode, "open_decoder", opened_here)
+
+    def opened(bundle, device, kernels):
+        return open_decoder(bundle, "cpu" if kernels == "bitsandbytes" else device, kernels)
+
+    monkeypatch.setattr(gpu_decode, "open_decoder", opened)
     small = {"transformer": lambda config, contexts, gpu: Transformer(SMALL, contexts, gpu, torch.float32)}
     small["bitsandbytes"] = lambda config, contexts, gpu: BitsAndBytesModules(config, contexts[0], gpu, torch.float32)
     for name, opener in small.items():
@@ -320,7 +346,7 @@ def test_schemes_and_peers_from_end_to_end(tmp_path, monkeypatch, capsys, here, 
     shown = capsys.readouterr().out
     assert "wrote bench/results/try.json" in shown and "first token from the image's state" in shown
     result = json.loads((tmp_path / "bench" / "results" / "try.json").read_text())
-    assert result["gpu"]["name"] == "cpu" and result["device"] == "cuda" and result["model"] == "cobra-mini"
+    assert result["gpu"]["name"] == here.name and result["device"] == "cuda" and result["model"] == "cobra-mini"
     (row,) = result["rows"]
     by_name = {c["name"]: c for c in row["runners"]}
     ours = ["cobra_edge fp16", "cobra_edge w4a16-g128"]
@@ -330,8 +356,9 @@ def test_schemes_and_peers_from_end_to_end(tmp_path, monkeypatch, capsys, here, 
     assert row["ratios"]["bitsandbytes nf4"][ours[1]].keys() == {"decode_at_4_tok_s", "prefill_3_tok_s", "prefill_8_tok_s"}
     assert row["ratios"]["transformer fp16"][ours[1]].keys() == {"decode_at_4_tok_s", "decode_at_9_tok_s"}
     for name in ours:
-        assert by_name[name]["figures"].keys() >= {"decode_at_9_share", "decode_9_over_4", "prefill_8_peak_share"}
-        assert by_name[name]["prefix_reuse"]["speedup"]["median"] > 0 and by_name[name]["launches_per_token"] == 28
+        assert by_name[name]["figures"].keys() >= {"decode_at_9_share", "decode_9_over_4", "prefill_8_tok_s"}
+        assert by_name[name]["prefix_reuse"]["speedup"]["median"] > 0 and by_name[name]["launches_per_token"] == 19
+        assert by_name[name]["peak_bytes"] > by_name[name]["weights_bytes"] and by_name[name]["reference"] == "native"
     assert "prefix_reuse" not in by_name["cobra_edge bnb-nf4"]
     assert "decode_at_9_tok_s" not in by_name["mamba-ssm fp16"]["figures"]
-    assert row["limits"]["peak_macs_per_s"].keys() == {"float16"} and "peak_bytes" not in by_name[ours[0]]
+    assert row["limits"]["peak_macs_per_s"] == {} and row["limits"]["read_gb_s"]["median"] > 0

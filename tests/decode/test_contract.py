@@ -1,16 +1,13 @@
 """The contract of `decode.decoder.Decoder`: all backends accept and refuse the same tokens, embeddings and states."""
 
 import shutil
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
-import torch
 
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import BACKENDS, open_decoder
-from cobra_edge.decode.cuda.decoder import CudaDecoder as TritonDecoder
-from cobra_edge.decode.cuda.gpu_decoder import CudaDecoder
+from cobra_edge.decode.cuda.decoder import CudaDecoder
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.errors import InputError
 from cobra_edge.export.pipeline import export_bundle
@@ -19,10 +16,9 @@ from cobra_edge.formats.targets import target_named
 
 from ..conftest import TINY_MAMBA, write_text_only
 from ..emulated.driver import plugged_in
-from .cuda.gpu_case import few_programs
 
 # Names of `--decoder-kernels`; native twice, because quantized activations use other kernels.
-DECODERS = ("native", "native-int8", "numpy", "numpy-int8", "torch", "bitsandbytes-nf4", "bitsandbytes-int8", "cuda", "triton")
+DECODERS = ("native", "native-int8", "numpy", "numpy-int8", "torch", "bitsandbytes-nf4", "bitsandbytes-int8", "cuda")
 N_STATE = TINY_MAMBA.n_layer, TINY_MAMBA.d_inner
 
 
@@ -47,15 +43,13 @@ def opened(tiny_bundle, tmp_path_factory):
         kind, _, form = name.partition("-")
         if name not in made and kind == "cuda":
             made[name] = CudaDecoder(Bundle.open(tiny_bundle))
-        elif name not in made and kind == "triton":
-            made[name] = TritonDecoder(Bundle.open(tiny_bundle), device=torch.device("cpu"))
         elif name not in made and kind == "bitsandbytes":
             made[name] = open_decoder(of_bitsandbytes(f"bnb-{form}"), "cpu", kind)
         elif name not in made:
             made[name] = open_decoder(Bundle.open(tiny_bundle), "cpu", kind, DecoderOptions(1, form or "float32"))
         return made[name]
 
-    with plugged_in(root), few_programs():
+    with plugged_in(root):
         yield get
 
 
@@ -130,11 +124,8 @@ def test_what_is_not_finite_is_carried_through(decoder, value):
     """Sampling then refuses the logits (`sampling.NOT_FINITE`): there is no answer from invalid logits."""
     rows, state = decoder.embed([5, 6, 7]), decoder.new_state()
     rows[1, 3] = value
-    # Triton's interpreter uses numpy, which warns.
-    quiet = np.errstate(invalid="ignore", over="ignore") if decoder.name == "triton" else nullcontext()
-    with quiet:
-        assert not np.isfinite(decoder.forward(rows, decoder.new_state())[1]).any()
-        assert not np.isfinite(decoder.prefill(rows[:2], state)).any() and not np.isfinite(state.conv).all()
+    assert not np.isfinite(decoder.forward(rows, decoder.new_state())[1]).any()
+    assert not np.isfinite(decoder.prefill(rows[:2], state)).any() and not np.isfinite(state.conv).all()
 
 
 def other_states():
@@ -176,7 +167,7 @@ def test_a_copy_of_a_state_can_be_written_into(decoder):
 def test_a_state_of_another_backend_is_read_where_it_lies(decoder, opened):
     expected = decoder.new_state()
     logits = decoder.step(7, expected)
-    for state in (DecoderState.zeros(TINY_MAMBA), opened("cuda").new_state(), opened("triton").new_state()):
+    for state in (DecoderState.zeros(TINY_MAMBA), opened("cuda").new_state()):
         assert np.array_equal(decoder.step(7, state), logits)
         assert state.n_tokens == 1
         assert np.array_equal(state.conv, expected.conv) and np.array_equal(state.ssm, expected.ssm)

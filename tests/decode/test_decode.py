@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cobra_edge import run
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode import numpy_reference as reference
 from cobra_edge.decode.backends import BACKENDS, open_decoder
@@ -12,6 +13,7 @@ from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
 from cobra_edge.model.mamba import causal_conv, selective_scan
+from cobra_edge.terminal.output import run_command
 
 from ..conftest import TINY_MAMBA
 from ..handmade import INT_SCHEMES
@@ -80,6 +82,26 @@ def test_numpy_equals_torch_on_cobra_mini(mini_bundle, scheme):
     assert a.n_tokens == b.n_tokens == 70
 
 
+class CodesKept(TorchDecoder):
+    """Does on a CPU what it does on a GPU, where codes stay integers."""
+
+    def _multiplies_codes(self, value):
+        return value.scheme.code_format == "int"
+
+
+@pytest.mark.parametrize("scheme", INT_SCHEMES)
+def test_torch_over_codes_is_torch_over_dequantized_weights(mini_bundle, scheme):
+    bundle = Bundle.open(mini_bundle(scheme))
+    codes, dense = CodesKept(bundle), TorchDecoder(bundle)
+    a, b = codes.new_state(), dense.new_state()
+    rows = dense.embed([2, 5, 300, 77, 9])
+    assert np.array_equal(codes.embed([2, 5, 300, 77, 9]), rows)
+    assert_close(codes.forward(rows, a), dense.forward(rows, b), "decoder")
+    assert_close(a.ssm, b.ssm, "decoder")
+    kept = [name for name, module in codes.model.named_modules() if "forward" in vars(module)]
+    assert len(kept) == (0 if scheme == "fp16" else 3 * codes.config.n_layer + 2)
+
+
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b.device == "cpu"], ids=lambda b: b.name)
 @pytest.mark.parametrize("length", [1, 63, 129])
 def test_prefill_then_steps_equals_forward(opened, backend, length):
@@ -141,3 +163,12 @@ def test_backends_explain_themselves(opened, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MachineError, match="torch is not installed"):
         open_decoder(opened, "cpu", "torch")
+
+
+def test_kernels_that_were_removed_name_those_to_take(opened, tiny_bundle, capsys):
+    with pytest.raises(InputError, match="the decoder kernels 'triton' were removed; take 'cuda'"):
+        open_decoder(opened, "auto", "triton")
+    assert run_command(run.command, [str(tiny_bundle), "--prompt", "Why?", "--decoder-kernels", "triton"]) == 2
+    assert "take 'cuda'" in capsys.readouterr().err
+    assert run_command(run.command, [str(tiny_bundle), "--prompt", "Why?", "--decoder-kernels", "numpi"]) == 2
+    assert "unknown decoder kernels 'numpi'; did you mean 'numpy'?" in " ".join(capsys.readouterr().err.split())

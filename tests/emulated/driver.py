@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from .build import compiled
+from .real_gpu import RealDriver, is_wanted, real_gpu
 
 # name; compute capability; total and free bytes; multiprocessors; whether memory is the host's; the driver's newest CUDA
 ORIN_NANO = "Orin;8.7;7990000000;6000000000;8;1;12060"
@@ -123,8 +124,13 @@ def _fake_driver() -> FakeDriver:
 
 
 @contextmanager
-def plugged_in(directory: Path) -> Iterator[FakeDriver]:
-    """Plug an emulated GPU in, with kernels installed in a directory; unplugged afterwards."""
+def plugged_in(directory: Path) -> Iterator[FakeDriver | RealDriver]:
+    """Plug an emulated GPU in, with kernels installed in a directory; unplugged afterwards. Or take this machine's GPU."""
+    if is_wanted():
+        real_gpu()
+        yield RealDriver()
+        gc.collect()
+        return
     from cobra_edge.decode.cuda import library
     from cobra_edge.decode.cuda.calls import call
 

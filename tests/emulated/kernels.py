@@ -15,6 +15,17 @@ class KernelError(Exception):
     """What the emulator found a kernel to do wrong."""
 
 
+def cell(argument: np.generic | int | float | None) -> ctypes.Array:
+    """Return an argument as a launch takes it: None is a null pointer, a Python int a C int, a Python float a C float."""
+    if argument is None:
+        value = bytes(8)
+    elif isinstance(argument, np.generic):
+        value = argument.tobytes()
+    else:
+        value = (np.float32 if isinstance(argument, float) else np.int32)(argument).tobytes()
+    return ctypes.create_string_buffer(value, len(value))
+
+
 class Emulator:
     """The kernels of a directory, compiled one way; see `build.KINDS`.
 
@@ -59,14 +70,8 @@ class Emulator:
                     address = self._library.kernel_allocate(ctypes.c_size_t(max(argument.nbytes, 1)))
                     ctypes.memmove(address, argument.ctypes.data, argument.nbytes)
                     there.append((argument, address))
-                    value = np.uint64(address).tobytes()
-                elif argument is None:
-                    value = bytes(8)
-                elif isinstance(argument, np.generic):
-                    value = argument.tobytes()
-                else:
-                    value = (np.float32 if isinstance(argument, float) else np.int32)(argument).tobytes()
-                cells.append(ctypes.create_string_buffer(value, len(value)))
+                    argument = np.uint64(address)
+                cells.append(cell(argument))
             pointers = (ctypes.c_void_p * len(cells))(*[ctypes.addressof(c) for c in cells])
             sizes = (ctypes.c_size_t * len(cells))(*[len(c) for c in cells])
             triple = [(*((n,) if isinstance(n, int) else tuple(n)), 1, 1)[:3] for n in (grid, block)]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from cobra_edge.bundle.reader import DECODER, Bundle
-from cobra_edge.decode.cuda import gpu_decoder as cuda
-from cobra_edge.decode.cuda import gpu_weights
+from cobra_edge.decode.cuda import decoder as cuda
+from cobra_edge.decode.cuda import weights as cuda_weights
+from cobra_edge.decode.cuda.decoder import CudaDecoder, needed_bytes
 from cobra_edge.decode.cuda.device import first_gpu
-from cobra_edge.decode.cuda.gpu_decoder import CudaDecoder, needed_bytes
-from cobra_edge.decode.cuda.gpu_state import GpuState
+from cobra_edge.decode.cuda.state import GpuState
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.sampling import GREEDY, Sampling
@@ -287,7 +287,7 @@ def test_memory_is_given_back(plugged_in):
 def test_what_was_read_leaves_the_page_cache(bundle, monkeypatch):
     """A Jetson's file cache is the GPU's memory: no more of the file than a slice stays in it while weights are copied."""
     file, calls, mapped = bundle.path(DECODER), [], []
-    monkeypatch.setattr(gpu_weights, "_SLICE_BYTES", 50_000)
+    monkeypatch.setattr(cuda_weights, "_SLICE_BYTES", 50_000)
 
     def note(descriptor, begin, length, advice):
         assert os.fstat(descriptor).st_ino == file.stat().st_ino

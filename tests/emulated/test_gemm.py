@@ -98,6 +98,13 @@ def test_softplus_and_bias_are_part_of_dt_proj(emulator):
     assert_close(out, np.logaddexp(0, x.astype(np.float32) * 8 @ matrix.weights.T + bias), "product", "float16")
 
 
+def test_softplus_keeps_its_digits_where_it_is_small_and_does_not_overflow(emulator):
+    bias = np.concatenate([np.linspace(-80, 30, 126), [-1e4, 1e30, 20, np.nextafter(np.float32(20), 21)]]).astype(np.float32)
+    out = np.full((1, 130), np.nan, np.float32)
+    gemm(emulator, Matrix("fp16", 130, 8), np.zeros((1, 8), np.float16), out, SOFTPLUS, bias=bias)
+    assert out[0] == pytest.approx(np.logaddexp(0, bias.astype(np.float64)), rel=1e-6, abs=1e-37)
+
+
 @pytest.mark.parametrize("scheme", ["w4a16-g32", "w3a16-g64", "fp16"])
 def test_splits_are_summed_in_their_order(emulator, scheme):
     tokens, n_out, n_in, splits = 21, 70, 448, 3

@@ -72,6 +72,14 @@ def test_the_order_of_threads_changes_no_bit_of_a_convolution(emulator):
     assert np.array_equal(*outs)
 
 
+def test_a_prompt_in_parts_is_convolved_to_the_same_bits(emulator):
+    x, state, taps, bias = convolution_inputs(40, 33, 4)
+    again = state.copy()
+    whole = convolve(emulator, x, state, taps, bias)
+    parts = [convolve(emulator, x[some], again, taps, bias) for some in (slice(0, 33), slice(33, 35), slice(35, 40))]
+    assert np.array_equal(np.concatenate(parts), whole) and np.array_equal(again, state)
+
+
 @pytest.mark.parametrize("width", [256, 2560, 100, 33])
 def test_the_norm(emulator, width):
     rng = np.random.default_rng(0)
@@ -87,6 +95,15 @@ def test_the_norm(emulator, width):
         )  # fmt: skip
     assert_close(outs[0][:, :width], np.clip(expected, -LARGEST, LARGEST), "norm", "float16")
     assert (outs[0][:, width:] == 7).all() and np.array_equal(*outs)
+
+
+def test_a_norm_of_what_is_not_a_number_is_none(emulator):
+    out = np.zeros((2, 96), np.float16)
+    x = np.ones((2, 96), np.float32)
+    x[1, 5] = np.nan
+    weight = np.ones(96, np.float32)
+    emulator.run("norm_rows", 2, ROW_THREADS, x, weight, out, 96, 96, 1e-5, shared=norm_shared_bytes())
+    assert (out[0] == 1).all() and np.isnan(out[1]).all()
 
 
 WIDTHS = [256, 1536, 5120, 12, 1]

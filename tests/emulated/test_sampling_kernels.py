@@ -38,18 +38,20 @@ def test_the_likeliest_is_the_first_of_equals(emulator):
     assert chosen(emulator, np.array([-0.0, 0.0, -1.0], np.float32)) == (0, 0)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_logit_that_is_not_finite_is_noticed(emulator, value):
-    logits = np.zeros(700, np.float32)
-    logits[699] = value
-    assert chosen(emulator, logits)[1] == 1
-
-
 SAMPLINGS = [
     Sampling(1.0), Sampling(0.7, top_k=5), Sampling(1.3, top_p=0.9), Sampling(0.5, top_k=40, top_p=0.5), Sampling(1e-6),
     Sampling(100.0),
-    Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-9), Sampling(1e-300), Sampling(1.0, top_k=10**6),
+    Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-9), Sampling(1e-300), Sampling(1e-320), Sampling(1.0, top_k=10**6),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("sampling", [None, *SAMPLINGS], ids=str)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_logit_that_is_not_finite_is_noticed(emulator, value, sampling):
+    logits = np.zeros(700, np.float32)
+    logits[699] = value
+    token, not_finite = chosen(emulator, logits, sampling, 0.3)
+    assert not_finite == 1 and 0 <= token < 700
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)

@@ -46,6 +46,20 @@ def test_convolution_and_x_proj(emulator, scheme, n_inner, n_rows, d_conv):
     assert_close(projected, matrix.dense @ expected_u, "product", "float32" if scheme == "fp16" else "int16")
 
 
+def test_silu_digit_by_digit(emulator):
+    """Of the biases: where the taps are zeros nothing else is left of a convolution."""
+    bias = np.concatenate([np.linspace(-80, 80, 124), [-1e4, -200, 200, 1e30]]).astype(np.float32)
+    matrix, u, projected = random_matrix("fp16", 1, 128), np.full(128, np.nan, np.float32), np.empty(1, np.float32)
+    address = emulator.address_of(np.zeros((1, 128, 2), np.float32))
+    emulator.run(
+        "conv_step_w16", 1, 128, *matrix.arrays, np.ones(256, np.float32), np.array([address], np.uint64), 0,
+        np.zeros((128, 2), np.float32), bias, u, np.empty((1, 1), np.float32), projected, np.zeros(1, np.uint32), 1, 128, 2,
+        matrix.layout, shared=1024 + rounded_bytes(128, 8),
+    )  # fmt: skip
+    wide = bias.astype(np.float64)
+    assert u == pytest.approx(wide / (1 + np.exp(np.minimum(-wide, 700))), rel=1e-5, abs=1e-37)
+
+
 @pytest.mark.parametrize("scheme, n_inner, dt_rank, d_state", [
     ("fp16", 64, 8, 16), ("fp16", 100, 7, 16), ("fp16", 33, 12, 5), ("fp16", 16, 1, 1), ("fp16", 24, 40, 256),
     ("w8a16-channel", 64, 160, 16), ("w8a16-g128", 50, 128, 16), ("w8a16-channel", 16, 32, 3),

@@ -7,9 +7,23 @@ import pytest
 
 from bench import figures
 from bench.gpu_goals import end_to_end_table, gpu_goals_table, gpu_table
+from bench.gpu_result import (
+    AnswerParity,
+    GpuKernelsResult,
+    GpuParityResult,
+    GpuSanitizerResult,
+    ImageParity,
+    KernelTime,
+    SanitizerRun,
+    SchemeKernels,
+    kernels_tables,
+    parity_table,
+    sanitizer_table,
+)
 from cobra_edge.bench import command as commands
-from cobra_edge.bench.decode_result import GpuDecodeResult
+from cobra_edge.bench.decode_result import GpuDecodeResult, GpuFacts
 from cobra_edge.bench.end_to_end import PUBLISHED_TOK_S, EndToEndResult, measure_end_to_end
+from cobra_edge.bench.spread import Spread
 from cobra_edge.bench.tables import markdown
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.cpu import why_not
@@ -24,7 +38,7 @@ def alike(value):
     return {"median": value, "low": value * 0.9, "high": value * 1.1}
 
 
-def made_up(name="NVIDIA H200", rate=1200.0, times_ssm=2.5, times_bnb=4.5, prefill=1.1, steady=0.99):
+def made_up(name="NVIDIA H200", rate=1250.0, times_ssm=3.5, times_bnb=4.5, prefill=1.1, steady=0.99):
     def runner(name, first, **facts):
         speeds = {"decode_at_1024_tok_s": alike(first), "decode_at_1024_share": alike(0.5)}
         return {
@@ -58,7 +72,7 @@ def made_up(name="NVIDIA H200", rate=1200.0, times_ssm=2.5, times_bnb=4.5, prefi
             "cobra_edge fp16": {ours: {"prefill_768_tok_s": alike(prefill)}},
         },
     }
-    gpu = {"name": name, "torch": "2.15"}
+    gpu = {"name": name, "driver": "CUDA 13.0", "bindings": "13.1", "torch": "2.15"}
     machine = msgspec.to_builtins(MACHINE)
     return {"model": "cobra-3b", "weights": "random", "device": "cuda", "gpu": gpu, "rows": [row], "machine": machine}
 
@@ -77,32 +91,110 @@ def test_the_table_of_a_gpu():
     lines = [line.split(" | ") for line in shown.splitlines() if line.startswith("| ")]
     assert len({len(line) for line in lines}) == 1
     ours = next(line for line in lines if "w4a16" in line[0] and "1.48" in line[1])
-    assert ours[2:6] == ["2.00", "1200.0 (1080.0–1320.0)", "50%", "1200.0 (1080.0–1320.0)"]
+    assert ours[2:6] == ["2.00", "1250.0 (1125.0–1375.0)", "50%", "1250.0 (1125.0–1375.0)"]
     assert "100.0 (90.0–110.0)" in ours and "10.0 (9.0–11.0)" in ours and ours[-1] == "– |"
-    assert "| does not fit |" in shown and "mamba-ssm fp16 (mamba-ssm 2)" in shown and shown.count("| 2.50 |") == 1
+    assert "| does not fit |" in shown and "mamba-ssm fp16 (mamba-ssm 2)" in shown and shown.count("| 3.50 |") == 1
 
 
 def test_goals_are_judged_where_they_were_measured():
     assert goals(made()).count(", reached") == 5
-    worse = goals(made(rate=999.0, times_ssm=1.9, times_bnb=3.9, prefill=0.9, steady=0.9))
+    worse = goals(made(rate=999.0, times_ssm=2.9, times_bnb=3.9, prefill=0.9, steady=0.9))
     assert worse.count("**missed**") == 5 and "reached" not in worse
     assert "999, no goal for this GPU" in goals(made("NVIDIA GeForce RTX 4090", rate=999.0))
     alone = made_up()
     alone["rows"][0]["ratios"] = {}
     assert goals(msgspec.convert(alone, GpuDecodeResult)).count("not measured") == 3
+    own = made_up()
+    own["rows"][0]["ratios"], own["rows"][0]["runners"] = {}, own["rows"][0]["runners"][:1]
+    beside = made_up(rate=1.0)  # its own rate counts where there is no other
+    assert goals(*(msgspec.convert(each, GpuDecodeResult) for each in (own, beside))).count(", reached") == 5
     both = goals(made(), made("NVIDIA L4")).splitlines()
     assert both[0].endswith("| NVIDIA H200 | NVIDIA L4 |") and len({line.count("|") for line in both}) == 1
 
 
 def test_pages_say_what_was_not_measured_and_take_results_by_their_names(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
-    names = ("gpu", "gpu_goals", "end_to_end", "prediction")
+    names = ("gpu", "gpu_goals", "gpu_parity", "gpu_kernels", "gpu_sanitizer", "end_to_end", "prediction")
     text = "".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in names)
     empty = figures.with_tables(text)
-    assert empty.count("not measured") == 1 + 5 + 3 + 1 and "assumption:" in empty
+    assert empty.count("not measured") == 1 + 5 + 1 + 1 + 1 + 3 + 1 and "assumption:" in empty
     assert "| 166.5 |" in empty and "published, not measured here" in empty
     (tmp_path / "gpu-end-to-end-x.json").write_text(json.dumps(answered()))
-    assert "| cobra-3b w4a16-g128 | NVIDIA H200 | 500.0 (450.0–550.0) |" in figures.with_tables(text)
+    (tmp_path / "gpu-peers-mamba-ssm-h200.json").write_text(json.dumps(made_up()))
+    (tmp_path / "gpu-parity-h200.json").write_text(json.dumps(msgspec.to_builtins(PARITY)))
+    filled = figures.with_tables(text)
+    assert "| cobra-3b w4a16-g128 | NVIDIA H200 | 500.0 (450.0–550.0) |" in filled and "1250, reached" in filled
+    assert "698 of 700 cases pass, **missed**" in filled
+
+
+FACTS = GpuFacts(name="NVIDIA H200", driver="CUDA 13.0", bindings="13.1", torch="2.11")
+PARITY = GpuParityResult(
+    gpu=FACTS,
+    machine=MACHINE,
+    images=(
+        ImageParity(image="sm_90", load_seconds=0.01, passed=698, failed=2, skipped=4, failures=("gemv: NaN",), seconds=40),
+        ImageParity(image="compute_80", refused="CUDA_ERROR_UNSUPPORTED_PTX_VERSION"),
+    ),
+    answers=(
+        AnswerParity(scheme="fp16", lines=8, tokens=100, same=8),
+        AnswerParity(scheme="w3a16-g64", lines=8, tokens=99, same=7),
+    ),
+)
+
+
+def test_parity_says_what_passed_what_was_refused_and_which_answers_differ():
+    shown = markdown([parity_table([PARITY])])
+    assert "698 of 700 cases pass, **missed**" in shown and "CUDA_ERROR_UNSUPPORTED_PTX_VERSION" in shown
+    assert "8 of 8 answers (100 tokens) are the native decoder's, reached" in shown and "7 of 8" in shown
+    assert not PARITY.holds
+    image = ImageParity(image="sm_90", passed=700)
+    good = msgspec.structs.replace(PARITY, images=(image,), answers=PARITY.answers[:1])
+    assert good.holds and not msgspec.structs.replace(good, images=()).holds
+    assert not msgspec.structs.replace(good, answers=PARITY.answers).holds
+    assert not msgspec.structs.replace(good, images=(ImageParity(image="sm_90"),)).holds  # nothing ran
+
+
+def test_kernels_have_a_share_of_the_bandwidth_where_they_read_weights():
+    microseconds = msgspec.convert(alike(5.0), Spread)
+    times = [
+        KernelTime(
+            part="token",
+            kernel="gemv_w4",
+            role="in_proj",
+            launches=64,
+            microseconds=microseconds,
+            weight_bytes=13_500_000,
+            macs=26_214_400,
+            gb_s=2700.0,
+            bandwidth_share=0.625,
+        ),
+        KernelTime(
+            part="token", kernel="choose_likeliest", role="", launches=1, microseconds=microseconds, weight_bytes=0, macs=0
+        ),
+    ]
+    found = SchemeKernels(
+        scheme="w4a16-g128",
+        read_gb_s=msgspec.convert(alike(4320.0), Spread),
+        parts_ms={"token": microseconds},
+        kernels=tuple(times),
+    )
+    result = GpuKernelsResult(shape="cobra-3b", rounds=5, gpu=FACTS, machine=MACHINE, schemes=(found,))
+    shown = markdown(kernels_tables(result))
+    assert "| token | `gemv_w4` | in_proj | 64 | 5.0 (4.5–5.5) | 2700 | 62% | 10.5 |" in shown
+    assert "| token | `choose_likeliest` | – | 1 | 5.0 (4.5–5.5) | – | – | – |" in shown
+    assert "| token | all, one graph | – | – | 5000 (4500–5500) | – | – | – |" in shown and "4320 GB/s" in shown
+
+
+def test_sanitizers_count_errors_or_say_that_they_came_to_no_end():
+    runs = (
+        SanitizerRun(tool="memcheck", errors=0, seconds=3),
+        SanitizerRun(tool="racecheck", errors=2, seconds=3),
+        SanitizerRun(tool="synccheck", errors=None, seconds=20),
+    )
+    result = GpuSanitizerResult(gpu=FACTS, machine=MACHINE, version="2025.3", runs=runs)
+    shown = markdown([sanitizer_table([result, GpuSanitizerResult(gpu=FACTS, machine=MACHINE, version=None)])])
+    assert "0 errors, reached" in shown and "2 errors, **missed**" in shown and "came to no end" in shown
+    assert "compute-sanitizer | not installed there" in shown
 
 
 def answered():

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import cobra_edge
+from cobra_edge.decode.cuda.decoder import CudaDecoder
 from cobra_edge.decode.cuda.state import GpuState
 from cobra_edge.decode.decoder import DecoderState
 from cobra_edge.errors import InputError
@@ -27,6 +27,8 @@ from cobra_edge.serve.prefix_cache import PrefixCache
 from cobra_edge.serve.prefix_cache_disk import PrefixCacheDisk
 
 from ..conftest import MINI
+from ..emulated.driver import plugged_in
+from ..emulated.weights import random_weights
 
 SMALL = MambaConfig(8, 2, 16, 8, 2, 3, 2)
 VALUES = 2 * 8 * (3 + 2) * 4  # bytes of conv and ssm
@@ -138,17 +140,18 @@ def test_what_is_said_from_a_kept_state_is_what_was_said_before(mini_bundle, ker
     assert same(again.host(), fresh.host()) and same(kept, before) and not same(again, before)
 
 
-def test_a_state_on_a_gpu_is_kept_in_the_hosts_memory_and_goes_back_there():
-    looked = GpuState.blank(SMALL, torch.device("cpu"), None)
-    looked.fill(state_of(3))
-    cache = PrefixCache(ENTRY)
-    cache.keep(key_of(3), looked)
-    looked.tensors[1].zero_()
-    _, kept = cache.longest([key_of(3)])
-    again = GpuState.blank(SMALL, torch.device("cpu"), None)
-    again.fill(kept)
-    again.tensors[0].zero_()
-    assert type(kept) is DecoderState and same(kept, state_of(3)) and np.array_equal(again.ssm, kept.ssm)
+def test_a_state_on_a_gpu_is_kept_in_the_hosts_memory_and_goes_back_there(tmp_path):
+    with plugged_in(tmp_path):
+        decoder = CudaDecoder(random_weights(SMALL, "fp16"))
+        looked, cache = decoder.new_state(like=state_of(3)), PrefixCache(ENTRY)
+        cache.keep(key_of(3), looked)
+        looked.fill(state_of(4))
+        _, kept = cache.longest([key_of(3)])
+        again = decoder.new_state(like=kept)
+        assert isinstance(again, GpuState) and type(kept) is DecoderState
+        assert same(kept, state_of(3)) and same(again, kept)
+        decoder.step(1, again)
+        assert same(kept, state_of(3)) and not np.array_equal(again.ssm, kept.ssm)
 
 
 # Files

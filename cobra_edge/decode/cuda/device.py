@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import logging
 import os
@@ -11,6 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from ...environment.nvidia_driver import why_no_driver
 from ...environment.requirements import install_hint
 from ...errors import MachineError
 from .calls import NO_DEVICE, CudaError, call, driver
@@ -19,22 +19,12 @@ from .library import why_no_kernels
 
 log = logging.getLogger(__name__)
 
-_DRIVER = "libcuda.so.1"
 _MEMINFO = Path("/proc/meminfo")
 LEAST_CAPABILITY = (8, 0)  # tensor cores for float16, copies ahead, dp4a; what the kernels are compiled for
 LEAST_CUDA = (12, 0)  # whose drivers load what is compiled by CUDA 12.6
 _MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR, _MOST_SHARED = 16, 18, 75, 76, 97  # CUdevice_attribute
 _DYNAMIC_SHARED_BYTES = 8  # CUfunction_attribute
 _UNASKED_SHARED_BYTES = 48 << 10
-
-
-def why_no_driver() -> str | None:
-    """Return why nothing here can speak to an NVIDIA GPU, or None. Imports nothing."""
-    try:
-        ctypes.CDLL(_DRIVER)
-    except OSError:
-        return f"there is no NVIDIA driver ({_DRIVER} cannot be loaded); an NVIDIA GPU and its driver are needed"
-    return None
 
 
 def why_no_gpu() -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import MachineError
-from .calls import call, driver
+from .calls import call
 from .device import Gpu
 
 ALIGNMENT = 256
@@ -101,8 +101,3 @@ def slices(nbytes: int, size: int) -> Iterator[tuple[int, int]]:
     """Yield (begin, end) of pieces of at most that size."""
     for begin in range(0, nbytes, size):
         yield begin, min(begin + size, nbytes)
-
-
-def as_handle(kind: str, value: int) -> Any:
-    """Return an integer as one of cuda-bindings' handles, such as "CUstream"."""
-    return getattr(driver(), kind)(value)

@@ -1,99 +1,267 @@
-"""Many tokens on a GPU: products on tensor cores in float16, everything that goes token after token in float32."""
+"""Many tokens on the GPU: products on tensor cores in float16, everything that goes token after token in float32."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ...formats.model_config import MambaConfig
-from .kernels.fused import Chosen
-from .kernels.gemm import multiply_many
-from .kernels.norm import rms_norm_many
-from .kernels.rotation import norm_between_rotations, rotate_many
+from .launch import Address, Queue, blocks_of
+from .memory import DeviceBlock, Layout
 from .state import GpuState
-from .weights import GpuLayer, GpuWeights
+from .tiles import (
+    ROW_THREADS,
+    GemmLaunch,
+    convolution_launch,
+    gemm_launch,
+    norm_shared_bytes,
+    rotation_shared_bytes,
+    scan_launch,
+)
+from .weights import GpuLayer, GpuMatrix, GpuWeights
 
-_LARGEST = torch.finfo(torch.float16).max
 CHUNK = 2048  # tokens that go through the layers together: what bounds the memory of a long prompt
+LOGITS_CHUNK = 256  # positions whose logits are on the GPU together
+_HALF, _FLOAT, _ADD, _SOFTPLUS, _PART = range(5)  # what becomes of a product: gemm.cu
+_SUM_THREADS = 128
+_STEP = 8  # elements that rows of float16 are a multiple of
+
+
+class Prefill:
+    """The layers over chunks of tokens.
+
+    Its buffers are made for the longest chunk so far.
+    """
+
+    def __init__(self, weights: GpuWeights, queue: Queue) -> None:
+        """Take what runs; nothing is allocated."""
+        self._weights, self._queue = weights, queue
+        self._room: _Room | None = None
+
+    @property
+    def why_not(self) -> str | None:
+        """Why prompts of this model go token by token, or None."""
+        c, rotation = self._weights.config, self._weights.inner_rotation
+        if c.d_model % _STEP or c.d_inner % _STEP:
+            return f"widths {c.d_model} and {c.d_inner} are no multiples of {_STEP}"
+        if rotation is not None and rotation_shared_bytes(c.d_inner) > self._queue.gpu.most_shared_bytes:
+            return f"a rotation of {c.d_inner} channels does not fit shared memory"
+        return None
+
+    def room(self, tokens: int) -> _Room:
+        """Return buffers for a chunk of so many tokens, whatever is in them. Raises CudaError where there is no room."""
+        needed = _Sizes.of(self._weights.config, tokens, self._queue.gpu.multiprocessors)
+        if self._room is None or not needed.within(self._room.sizes):
+            larger = needed if self._room is None else needed.together(self._room.sizes)
+            self._room = None  # given back before more is taken
+            self._room = _Room(self._weights.config, self._queue, larger)
+        return self._room
+
+    def run_layers(self, room: _Room, tokens: int, state: GpuState) -> None:
+        """Enqueue a chunk of tokens through all layers.
+
+        Args:
+            room: its residual stream (tokens, d_model) float32, in the basis the weights are stored in, becomes what is behind
+                the last layer.
+            tokens: of the chunk.
+            state: read and changed; its `n_tokens` too.
+        """
+        for index, layer in enumerate(self._weights.layers):
+            self._layer(room, tokens, layer, state, index)
+        state.n_tokens += tokens
+
+    def logits(self, room: _Room, first: int, n: int) -> None:
+        """Enqueue the logits after n tokens of the residual stream from `first` on: the room's logits (n, vocab) float32."""
+        weights, c, queue = self._weights, self._weights.config, self._queue
+        rows = Address(room.residual + 4 * c.d_model * first)
+        rotation, eps = weights.residual_rotation, float(c.norm_eps)
+        if rotation is None:
+            self._norm(rows, weights.norm_f, room.normed, n)
+        else:
+            queue.launch(
+                "norm_between_rotations", (n, 1, 1), ROW_THREADS, rows, rotation.words, rotation.words_back, weights.norm_f,
+                room.normed, rotation.m, rotation.p, c.d_model, c.d_model, 1, eps,
+                shared_bytes=rotation_shared_bytes(c.d_model, with_norm=True),
+            )  # fmt: skip
+        self._multiply(room, weights.head, room.normed, c.d_model, room.logits, c.vocab, n, _FLOAT)
+
+    def _layer(self, room: _Room, tokens: int, layer: GpuLayer, state: GpuState, index: int) -> None:
+        c, queue, inner = self._weights.config, self._queue, self._weights.inner_rotation
+        conv = Address(state.conv_address + 4 * index * c.d_inner * c.d_conv)
+        self._norm(room.residual, layer.norm, room.normed, tokens)
+        self._multiply(room, layer.in_proj, room.normed, c.d_model, room.xz, 2 * c.d_inner, tokens, _HALF)
+        kernel, grid, threads, length = convolution_launch(c.d_inner, c.d_conv, tokens)
+        queue.launch(
+            kernel, (*grid, 1), threads, room.xz, conv, layer.taps, layer.conv_bias, room.u, tokens, length, c.d_inner,
+            c.d_conv, 2 * c.d_inner,
+        )  # fmt: skip
+        self._project(room, layer, tokens)
+        self._multiply(room, layer.dt_proj, room.low, room.low_stride, room.delta, c.d_inner, tokens, _SOFTPLUS, layer.dt_bias)
+        self._scan(room, layer, state, index, tokens)
+        if inner is not None:
+            queue.launch(
+                "rotate_rows", (tokens, 1, 1), ROW_THREADS, room.y, inner.words, room.y, inner.m, inner.p, c.d_inner, c.d_inner,
+                1, 1, shared_bytes=rotation_shared_bytes(c.d_inner),
+            )  # fmt: skip
+        self._multiply(room, layer.out_proj, room.y, c.d_inner, room.residual, c.d_model, tokens, _ADD)
+
+    def _norm(self, x: Address, weight: Address, out: Address, tokens: int) -> None:
+        c = self._weights.config
+        arguments = (x, weight, out, c.d_model, c.d_model, float(c.norm_eps))
+        self._queue.launch("norm_rows", (tokens, 1, 1), ROW_THREADS, *arguments, shared_bytes=norm_shared_bytes())
+
+    def _project(self, room: _Room, layer: GpuLayer, tokens: int) -> None:
+        c, matrix = self._weights.config, layer.x_proj
+        launch = self._launch(matrix, tokens)
+        width = matrix.shape[0]
+        self._enqueue(launch, matrix, room.u, c.d_inner, room.parts, width, tokens, _PART, None)
+        grid = (blocks_of(room.low_stride + 2 * room.states, _SUM_THREADS), tokens, 1)
+        self._queue.launch(
+            "split_projection", grid, _SUM_THREADS, room.parts, room.low, room.bc, launch.splits, tokens, c.dt_rank,
+            room.low_stride, c.d_state, room.states,
+        )  # fmt: skip
+
+    def _scan(self, room: _Room, layer: GpuLayer, state: GpuState, index: int, tokens: int) -> None:
+        c = self._weights.config
+        launch = scan_launch(c.d_inner, c.d_state, tokens, self._queue.gpu.multiprocessors)
+        ssm, z = Address(state.ssm_address + 4 * index * c.d_inner * c.d_state), Address(room.xz + 2 * c.d_inner)
+        if launch.chunks > 1:
+            self._queue.launch(
+                "scan_chunks", (launch.blocks, launch.chunks - 1, 1), launch.threads, room.u, room.delta, layer.A, room.bc, ssm,
+                room.local, room.sums, launch.length, c.d_inner, c.d_state, launch.lanes, c.d_inner,
+            )  # fmt: skip
+        self._queue.launch(
+            "scan_rows", (launch.blocks, launch.chunks, 1), launch.threads, room.u, room.delta, layer.A, room.bc, layer.D, z,
+            ssm, room.local, room.sums, room.y, tokens, launch.length, c.d_inner, c.d_state, launch.lanes, c.d_inner,
+            2 * c.d_inner, c.d_inner,
+        )  # fmt: skip
+
+    def _launch(self, matrix: GpuMatrix, tokens: int) -> GemmLaunch:
+        n_in = matrix.row_stride if matrix.bits == 16 else matrix.shape[1]
+        return gemm_launch(matrix.bits, matrix.shape[0], n_in, tokens, self._queue.gpu.multiprocessors)
+
+    def _multiply(
+        self,
+        room: _Room,
+        matrix: GpuMatrix,
+        x: Address,
+        x_stride: int,
+        out: Address,
+        out_stride: int,
+        tokens: int,
+        epilogue: int,
+        bias: Address | None = None,
+    ) -> None:
+        """Enqueue out = x (tokens, in) float16 times the transposed matrix; sums of parts where that fills the GPU."""
+        launch, n_out = self._launch(matrix, tokens), matrix.shape[0]
+        if launch.splits == 1 or epilogue == _SOFTPLUS:
+            self._enqueue(launch, matrix, x, x_stride, out, out_stride, tokens, epilogue, bias)
+            return
+        self._enqueue(launch, matrix, x, x_stride, room.parts, n_out, tokens, _PART, None)
+        grid = (blocks_of(n_out, _SUM_THREADS), tokens, 1)
+        self._queue.launch(
+            "sum_splits", grid, _SUM_THREADS, room.parts, out, launch.splits, tokens, n_out, out_stride, epilogue
+        )
+
+    def _enqueue(
+        self,
+        launch: GemmLaunch,
+        matrix: GpuMatrix,
+        x: Address,
+        x_stride: int,
+        out: Address,
+        out_stride: int,
+        tokens: int,
+        epilogue: int,
+        bias: Address | None,
+    ) -> None:
+        n_in = matrix.row_stride if matrix.bits == 16 else matrix.shape[1]
+        whole = epilogue == _SOFTPLUS  # not the sum of parts
+        grid = (*launch.grid[:2], 1) if whole else launch.grid
+        inputs = blocks_of(n_in, 128) * 128 if whole else launch.inputs_a_split
+        self._queue.launch(
+            launch.kernel, grid, launch.tile.threads, matrix.codes, matrix.scales, x, out, bias, matrix.shape[0], n_in,
+            matrix.group_shift, tokens, x_stride, out_stride, epilogue, inputs, shared_bytes=launch.tile.shared_bytes,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Sequential:
-    """The two operations that go token after token, by whichever kernels were chosen."""
+class _Sizes:
+    """What the buffers of a chunk are large enough for.
 
-    convolution: Chosen
-    scan: Chosen
-
-
-def run_layers(weights: GpuWeights, sequential: Sequential, residual: torch.Tensor, state: GpuState) -> None:
-    """Run a chunk of tokens through all layers.
-
-    Args:
-        weights: the decoder's.
-        sequential: convolution and scan.
-        residual: (seq, d_model) float32, in the basis the weights are stored in; becomes what is behind the last layer.
-        state: read and changed; its `n_tokens` too.
+    Attributes:
+        tokens: of the chunk.
+        parts: float32 numbers of products' parts.
+        chunks: of the scan, 0 where it is not cut.
     """
-    room = _Room(weights, len(residual))
-    for index, layer in enumerate(weights.layers):
-        _layer(weights, layer, sequential, room, residual, state, index)
-    state.n_tokens += len(residual)
+
+    tokens: int
+    parts: int
+    chunks: int
+
+    @classmethod
+    def of(cls, c: MambaConfig, tokens: int, multiprocessors: int) -> _Sizes:
+        """Return what a chunk of so many tokens takes, whatever the bits of the matrices."""
+        scored = {min(tokens, LOGITS_CHUNK), tokens % LOGITS_CHUNK or LOGITS_CHUNK} if tokens > LOGITS_CHUNK else {tokens}
+        products = [
+            (2 * c.d_inner, c.d_model, tokens),
+            (c.dt_rank + 2 * c.d_state, c.d_inner, tokens),
+            (c.d_model, c.d_inner, tokens),
+            *((c.vocab, c.d_model, n) for n in scored),
+        ]
+        parts = c.dt_rank + 2 * c.d_state  # x_proj's is one even where it is not cut
+        parts *= tokens
+        for n_out, n_in, n in products:
+            splits = max(gemm_launch(bits, n_out, n_in, n, multiprocessors).splits for bits in (3, 4, 8, 16))
+            parts = max(parts, splits * n_out * n if splits > 1 else 0)
+        chunks = scan_launch(c.d_inner, c.d_state, tokens, multiprocessors).chunks
+        return cls(tokens, parts, chunks if chunks > 1 else 0)
+
+    def within(self, other: _Sizes) -> bool:
+        """Return whether the other's buffers do."""
+        return self.tokens <= other.tokens and self.parts <= other.parts and self.chunks <= other.chunks
+
+    def together(self, other: _Sizes) -> _Sizes:
+        """Return what does for both."""
+        return _Sizes(max(self.tokens, other.tokens), max(self.parts, other.parts), max(self.chunks, other.chunks))
 
 
-def normed_for_head(weights: GpuWeights, residual: torch.Tensor) -> torch.Tensor:
-    """Return what the head multiplies, (seq, d_model) float16, of a residual stream behind the last layer."""
-    normed = torch.empty_like(residual, dtype=torch.float16)
-    norm = norm_between_rotations if weights.rotates_residual else rms_norm_many
-    norm(residual, weights.norm_f, weights.config.norm_eps, normed)
-    return normed
+class _Places:
+    """Where the buffers of one chunk lie."""
+
+    def __init__(self, c: MambaConfig, sizes: _Sizes, base: int) -> None:
+        layout, tokens = Layout(), sizes.tokens
+
+        def rows(width: int, itemsize: int) -> Address:
+            return Address(base + layout.add(tokens * width * itemsize))
+
+        def room(n: int) -> Address:
+            return Address(base + layout.add(4 * n))
+
+        self.low_stride = blocks_of(c.dt_rank, _STEP) * _STEP
+        self.states = scan_launch(c.d_inner, c.d_state, 1, 1).states
+        self.residual, self.entering, self.normed = rows(c.d_model, 4), rows(c.d_model, 4), rows(c.d_model, 2)
+        self.xz, self.u, self.y = rows(2 * c.d_inner, 2), rows(c.d_inner, 2), rows(c.d_inner, 2)
+        self.low, self.bc, self.delta = rows(self.low_stride, 2), rows(2 * self.states, 4), rows(c.d_inner, 4)
+        self.parts = room(sizes.parts)
+        self.local, self.sums = room(sizes.chunks * self.states * c.d_inner), room(sizes.chunks * c.d_inner)
+        self.logits = room(min(tokens, LOGITS_CHUNK) * c.vocab)
+        self.nbytes = layout.nbytes
 
 
-def bytes_per_token(config: MambaConfig) -> int:
-    """Return what the buffers of a chunk take for each of its tokens, embeddings and residual stream among them."""
-    c = config
-    return (4 + 4 + 2) * c.d_model + (4 + 2 + 4 + 2 + 2) * c.d_inner + 4 * (c.dt_rank + 2 * c.d_state) + 2 * c.dt_rank
+class _Room(_Places):
+    """Buffers of one chunk, shared by all layers.
+
+    Attributes:
+        sizes: what they are large enough for.
+    """
+
+    def __init__(self, c: MambaConfig, queue: Queue, sizes: _Sizes) -> None:
+        """Allocate them. Raises CudaError where there is no room."""
+        self.sizes = sizes
+        self._block = DeviceBlock(queue.gpu, _Places(c, sizes, 0).nbytes, f"a prompt of {sizes.tokens} tokens")
+        super().__init__(c, sizes, self._block.address)
 
 
-class _Room:
-    """Buffers of one chunk, shared by all layers."""
-
-    def __init__(self, weights: GpuWeights, seq: int) -> None:
-        c = weights.config
-
-        def room(width: int, dtype: torch.dtype) -> torch.Tensor:
-            return torch.empty(seq, width, dtype=dtype, device=weights.device)
-
-        self.normed = room(c.d_model, torch.float16)
-        self.xz = room(2 * c.d_inner, torch.float16)
-        self.u = room(c.d_inner, torch.float16)
-        self.projected = room(c.dt_rank + 2 * c.d_state, torch.float32)
-        self.low = room(c.dt_rank, torch.float16)
-        self.dt = room(c.d_inner, torch.float32)
-        self.y = room(c.d_inner, torch.float16)
-        self.turned = room(c.d_inner, torch.float16) if weights.rotates_out_proj else self.y
-
-
-def _layer(
-    weights: GpuWeights,
-    layer: GpuLayer,
-    sequential: Sequential,
-    room: _Room,
-    residual: torch.Tensor,
-    state: GpuState,
-    index: int,
-) -> None:
-    c = weights.config
-    conv, ssm = (tensor[index] for tensor in state.tensors)
-    rms_norm_many(residual, layer.norm, c.norm_eps, room.normed)
-    multiply_many(layer.in_proj, room.normed, room.xz)
-    x, z = room.xz[:, : c.d_inner], room.xz[:, c.d_inner :]
-    sequential.convolution.run(x, conv, layer.taps, layer.conv_bias, room.u)
-    multiply_many(layer.x_proj, room.u, room.projected)
-    low, B, C = room.projected.split([c.dt_rank, c.d_state, c.d_state], dim=1)
-    room.low.copy_(low.clamp(-_LARGEST, _LARGEST))
-    multiply_many(layer.dt_proj, room.low, room.dt)
-    sequential.scan.run(room.u, room.dt, layer.A, B, C, layer.D, z, layer.dt_bias, ssm, room.y)
-    if weights.rotates_out_proj:
-        rotate_many(room.y, room.turned)
-    multiply_many(layer.out_proj, room.turned, residual, add=True)
+def prefill_bytes(config: MambaConfig, multiprocessors: int) -> int:
+    """Return what the buffers of the longest chunk of a prompt take."""
+    return _Places(config, _Sizes.of(config, CHUNK, multiprocessors), 0).nbytes

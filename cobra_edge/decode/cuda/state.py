@@ -1,70 +1,72 @@
-"""A decoder's state that lives on a GPU."""
+"""A decoder's state that lies on the GPU."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
-import torch
 
-from ...errors import InputError
 from ...formats.model_config import MambaConfig
 from ..decoder import DecoderState
+from .calls import call
+from .launch import Queue
+from .memory import DeviceBlock, Layout, copy_across, copy_in, copy_out
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class GpuState(DecoderState):
     """A state on a GPU: `conv` and `ssm` are copies in the host's memory, made when they are asked for.
 
     Attributes:
-        tensors: (n_layer, d_inner, d_conv) and (n_layer, d_inner, d_state) float32, as in `DecoderState`.
-        stream: work on it is done there, in order; None where the device has none.
+        conv_address, ssm_address: where they begin: contiguous float32, as in `DecoderState`.
+        queue: whose decoder works on it; it is idle between that one's calls.
     """
 
-    def __init__(self, tensors: tuple[torch.Tensor, torch.Tensor], n_tokens: int, stream: torch.cuda.Stream | None) -> None:
-        """Take tensors that belong to this state alone."""
-        self.tensors, self.n_tokens, self.stream = tensors, n_tokens, stream
+    def __init__(self, shapes: Shapes, queue: Queue, n_tokens: int = 0) -> None:
+        """Allocate a state of these shapes, whatever is in it. Raises CudaError where there is no room."""
+        self._shapes, self.queue, self.n_tokens = shapes, queue, n_tokens
+        layout = Layout()
+        conv, ssm = (layout.add(4 * math.prod(shape)) for shape in shapes)
+        self._block = DeviceBlock(queue.gpu, layout.nbytes, "a state")
+        self.conv_address, self.ssm_address = self._block.address + conv, self._block.address + ssm
 
     @classmethod
-    def blank(cls, config: MambaConfig, device: torch.device, stream: torch.cuda.Stream | None) -> GpuState:
+    def blank(cls, config: MambaConfig, queue: Queue) -> GpuState:
         """Return the state before the first token."""
-        with on_stream(stream):
-            shapes = ((config.n_layer, config.d_inner, width) for width in (config.d_conv, config.d_state))
-            conv, ssm = (torch.zeros(shape, dtype=torch.float32, device=device) for shape in shapes)
-        return cls((conv, ssm), 0, stream)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors lie."""
-        return self.tensors[0].device
+        conv, ssm, _ = (t.shape for t in DecoderState.layout(config))
+        state = cls((conv, ssm), queue)
+        doing = "clearing a state"
+        call(doing, "cuMemsetD8Async", state.conv_address, 0, state._block.nbytes, queue.stream)
+        queue.wait(doing)
+        return state
 
     @property
     def conv(self) -> np.ndarray:
         """A copy of the convolutions' last inputs."""
-        return self._host(0)
+        return self._host(self.conv_address, 0)
 
     @property
     def ssm(self) -> np.ndarray:
         """A copy of the recurrent state."""
-        return self._host(1)
+        return self._host(self.ssm_address, 1)
 
-    def _host(self, index: int) -> np.ndarray:
-        with on_stream(self.stream):
-            return self.tensors[index].to("cpu", copy=True).numpy()
+    def _host(self, address: int, index: int) -> np.ndarray:
+        there = np.empty(self._shapes[index], np.float32)
+        self.queue.gpu.enter()
+        copy_out(there, address, self.queue.stream, "copying a state to the host")
+        self.queue.wait("copying a state to the host")
+        return there
 
     @property
-    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """See `DecoderState.shapes`."""
-        conv, ssm = self.tensors
-        return tuple(conv.shape), tuple(ssm.shape)
+        return self._shapes
 
     def _require_memory(self) -> None:
-        for name, tensor in zip(("conv", "ssm"), self.tensors, strict=True):
-            if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-                order = "contiguous" if tensor.is_contiguous() else "strided"
-                raise InputError(
-                    f"the state's {name} is {order} {tensor.dtype}, expected contiguous float32; take a state of `new_state`"
-                )
+        """Nothing to refuse: it is as the decoder made it."""
 
     @contextmanager
     def in_host_memory(self) -> Iterator[DecoderState]:
@@ -75,28 +77,21 @@ class GpuState(DecoderState):
 
     def copy(self) -> GpuState:
         """Return an independent copy, on the GPU too."""
-        with on_stream(self.stream):
-            conv, ssm = (tensor.clone() for tensor in self.tensors)
-        return GpuState((conv, ssm), self.n_tokens, self.stream)
+        other = GpuState(self._shapes, self.queue)
+        other.fill(self)
+        return other
 
     def fill(self, state: DecoderState) -> None:
-        """Become a copy of a state of the same shapes, on a GPU or in the host's memory."""
+        """Become a copy of a state of the same shapes, on the GPU or in the host's memory."""
+        doing, stream = "copying a state", self.queue.stream
+        self.queue.gpu.enter()
         if isinstance(state, GpuState):
-            sources: tuple[torch.Tensor, ...] = state.tensors
-            after = state.stream
+            copy_across(self.conv_address, state.conv_address, self._block.nbytes, stream, doing)
         else:
-            sources, after = (torch.tensor(state.conv), torch.tensor(state.ssm)), None
-        with on_stream(self.stream):
-            if self.stream is not None and after not in (None, self.stream):
-                self.stream.wait_stream(after)
-            for tensor, source in zip(self.tensors, sources, strict=True):
-                tensor.copy_(source)
+            copy_in(self.conv_address, np.ascontiguousarray(state.conv, np.float32), stream, doing)
+            copy_in(self.ssm_address, np.ascontiguousarray(state.ssm, np.float32), stream, doing)
+        self.queue.wait(doing)
         self.n_tokens = state.n_tokens
-
-
-def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
-    """Have work go to a stream of a GPU; where there is none, as it would."""
-    return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 @contextmanager
@@ -107,7 +102,7 @@ def on_gpu(state: DecoderState, blank: GpuState) -> Iterator[GpuState]:
         state: of the same model; `blank.shapes` says which shapes.
         blank: a state on the GPU that nobody needs, to take a host's.
     """
-    if isinstance(state, GpuState) and state.device == blank.device:
+    if isinstance(state, GpuState):
         yield state
         return
     blank.fill(state)
