@@ -60,7 +60,9 @@ class CpuDecoder:
             log.warning("%d threads on %d cores will wait for each other; use %d", threads, cores, cores)
         arrays: dict[str, np.ndarray] = {}
         for name, value in weights.tensors.items():
-            if isinstance(value, QuantizedTensor):
+            if isinstance(value, QuantizedTensor) and not value.scheme.in_blocks(value.shape[1]):
+                arrays[name] = value.dequantize()  # narrow 8-bit rows
+            elif isinstance(value, QuantizedTensor):
                 arrays |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
                 if value.clips is not None:
                     arrays[f"{name}.clips"] = value.clips

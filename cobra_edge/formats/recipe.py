@@ -28,6 +28,7 @@ ROTATIONS: dict[str, tuple[str, ...]] = {
     "residual": (RESIDUAL,),
     "both": (RESIDUAL, OUT_PROJ),
 }
+EIGHT_BIT_ROWS = "w8a16-channel"  # of any width: dt_proj of a recipe with fewer bits costs less than 1e-6 nats in it
 MIXED = "mixed"  # the scheme of a recipe with several schemes
 _LAYER = re.compile(r"(?<=backbone\.layers\.)\d+(?=\.)")
 _EMBEDDING = "backbone.embedding.weight"
@@ -112,7 +113,7 @@ def uniform_recipe(
     Raises:
         InputError: an unknown method, a scheme that fits no matrix, or a width to be rotated that has no Hadamard matrix.
     """
-    method_named(method)
+    guided = method_named(method).needs_gradients
     _require_hadamard(config, rotations)
     shapes = decoder_shapes(config)
     tensors, kept = {}, {}
@@ -121,6 +122,9 @@ def uniform_recipe(
         if shape is None:
             continue
         reason = _keeps_float(pattern, shape[1], scheme)
+        if guided and pattern == _DT_PROJ and scheme.weight_bits < 8:
+            tensors[pattern] = EIGHT_BIT_ROWS
+            continue
         tensors[pattern] = FLOAT16 if scheme.weight_bits == 16 or reason else scheme.name
         if reason:
             kept[pattern] = reason
@@ -218,7 +222,7 @@ def _pattern(name: str) -> str:
 def _keeps_float(pattern: str, n_in: int, scheme: Scheme) -> str | None:
     """Return why a matrix that matches the pattern stays float16, or None if it does not."""
     if pattern == _DT_PROJ and scheme.weight_bits < 8:
-        return scheme.refuses(n_in) or "it controls the decay of the recurrent state, and is small: 8 bits or float"
+        return "it controls the decay of the recurrent state, and is small: 8 bits or float"
     return scheme.refuses(n_in)
 
 

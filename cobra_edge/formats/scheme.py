@@ -61,6 +61,15 @@ class Scheme:
         """Codes per block along the input axis; a row consists of whole blocks. Only for schemes with codes."""
         return _BLOCKS[self.weight_bits]
 
+    @property
+    def any_width(self) -> bool:
+        """Whether rows need not consist of whole blocks: 8-bit codes with one scale per row, such as those of a narrow dt_proj."""
+        return self.code_format == "int" and self.weight_bits == 8 and self.group_size == WHOLE_ROW
+
+    def in_blocks(self, in_features: int) -> bool:
+        """Return whether rows of `in_features` codes consist of whole blocks, which the kernels on codes need."""
+        return in_features % self.block == 0
+
     def group(self, in_features: int) -> int:
         """Return the number of weights per scale in a matrix with `in_features` inputs. Only for schemes with codes."""
         assert self.group_size is not None
@@ -72,7 +81,7 @@ class Scheme:
             return None
         if in_features % self.group(in_features):
             return f"group size {self.group_size} does not divide in_features {in_features}"
-        if in_features % self.block:
+        if in_features % self.block and not self.any_width:
             return f"{self.weight_bits}-bit codes come in blocks of {self.block}, which do not divide in_features {in_features}"
         return None
 

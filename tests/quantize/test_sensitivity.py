@@ -112,7 +112,7 @@ def test_a_scan_measures_every_matrix_by_every_scheme_that_fits():
     table = scan(MINI_MAMBA, BASE, measure)
     assert len(seen) == passes(MINI_MAMBA) == sum(len(row) for row in table.values()) + 1
     assert all(len(tensors) == 1 for tensors in seen) and "w3a16-g64" not in table["backbone.embedding.weight"]
-    assert list(table["backbone.layers.0.mixer.dt_proj.weight"]) == ["float16"]  # 16 inputs fit no scheme
+    assert list(table["backbone.layers.0.mixer.dt_proj.weight"]) == ["w8a16-channel", "float16"]
     assert list(table["backbone.layers.3.mixer.x_proj.weight"])[-1] == "float16" and len(table) == 17
     with pytest.raises(InputError, match="not finite in any"):
         scan(MINI_MAMBA, BASE, lambda recipe: math.inf)

@@ -65,7 +65,7 @@ class GpuLayer:
         norm: (d_model,) float32.
         in_proj, x_proj, out_proj: (2·d_inner, d_model), (dt_rank + 2·d_state, d_inner), (d_model, d_inner).
         taps, conv_bias: (d_inner, d_conv) and (d_inner,) float32, of the convolution.
-        dt_proj: (d_inner, dt_rank), of 8 or 16 bits: what is stored in fewer is float16 here, as it is small.
+        dt_proj: (d_inner, dt_rank), of 8 or 16 bits: what is stored in fewer, or in narrow rows, is float16 here, as it is small.
         dt_bias, D: (d_inner,) float32.
         A: (d_inner, d_state) float32, negative: -exp(A_log).
     """
@@ -126,8 +126,8 @@ class _Plan:
         return self.put(4 * value.size, lambda: np.ascontiguousarray(change(np.asarray(value, np.float32)), np.float32))
 
     def matrix(self, value: np.ndarray | QuantizedTensor, codes_of: tuple[int, ...] = (3, 4, 8)) -> GpuMatrix:
-        if isinstance(value, QuantizedTensor) and value.scheme.weight_bits in codes_of:
-            n_in = value.shape[1]
+        coded = isinstance(value, QuantizedTensor) and value.scheme.weight_bits in codes_of
+        if coded and value.scheme.in_blocks(n_in := value.shape[1]):
             group = value.scheme.group(n_in)
             codes = self.put(value.codes.nbytes, lambda: value.codes)
             scales = self.put(value.scales.nbytes, lambda: value.scales)
