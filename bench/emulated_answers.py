@@ -40,6 +40,7 @@ NAME = "emulated-answers"
 _ALL = "w4a16-g128"  # is asked every line, the others some
 _OTHERS = ("fp16", "w8a16-g128", "w4a16-g128 gptq, rotated", "w3a16-g64 gptq, rotated", "w4a8")
 _SOME_LINES = 64
+_BETWEEN = 25  # lines between two results that are saved
 _LONGEST = 48  # tokens of an answer
 
 
@@ -56,13 +57,14 @@ def emulated_answers(only: tuple[str, ...], lines: int | None, name: str) -> Non
         if label not in builds:
             raise InputError(f"unknown build {label!r}{near_matches(label, builds)}")
     plug_in()
-    suite, rows = read_suite(HELDOUT), []
+    suite, rows = read_suite(HELDOUT), list[EmulatedAnswers]()
     with tempfile.TemporaryDirectory() as folder:
         for label in only or (_ALL, *_OTHERS):
             wanted = lines or (len(suite) if label == _ALL else _SOME_LINES)
-            rows.append(compare(builds[label], Path(folder), wanted))
-            result = EmulatedAnswersResult(suite_lines=len(suite), rows=tuple(rows), machine=machine())
-            file = save_result(name, result)  # at once: a run that is ended keeps what it has
+            for row in compare(builds[label], Path(folder), wanted):  # a run that is ended keeps what it has
+                result = EmulatedAnswersResult(suite_lines=len(suite), rows=(*rows, row), machine=machine())
+                file = save_result(name, result)
+            rows.append(row)
     print_result([emulated_answers_table(result)], file)
 
 
@@ -73,8 +75,8 @@ def plug_in() -> None:
     FakeDriver().plug_in()
 
 
-def compare(build: Build, folder: Path, n_lines: int) -> EmulatedAnswers:
-    """Export a build, and answer lines spread over the suite's tasks on both."""
+def compare(build: Build, folder: Path, n_lines: int) -> Iterator[EmulatedAnswers]:
+    """Export a build, and answer lines spread over the suite's tasks on both; yield what was found, now and again."""
     out = folder / build.label.replace(",", "").replace(" ", "-")
     exported = export_bundle(
         "mini", target_named("cpu"), out, golden_lines=1, budget=budget_without_limits(folder), **build.export
@@ -90,9 +92,15 @@ def compare(build: Build, folder: Path, n_lines: int) -> EmulatedAnswers:
                 answers.append(expected.argmax(-1) == found.argmax(-1))
                 klds.append(kl_divergence(expected, found))
                 bar.advance(task)
+                if len(answers) % _BETWEEN == 0:
+                    yield _row(build.label, answers, klds)
+    yield _row(build.label, answers, klds)
+
+
+def _row(label: str, answers: Sequence[np.ndarray], klds: Sequence[np.ndarray]) -> EmulatedAnswers:
     same, kld = np.concatenate(answers), np.concatenate(klds)
     return EmulatedAnswers(
-        build=build.label,
+        build=label,
         lines=len(answers),
         same_answers=sum(bool(a.all()) for a in answers),
         tokens=len(same),

@@ -138,7 +138,7 @@ def resident():
 import numpy
 numpy.ones(4) @ numpy.ones(4)
 before = resident()
-from cobra_edge.decode.cuda import gpu_decoder, library
+from cobra_edge.decode.cuda import decoder, library
 from cuda.bindings import driver
 print((resident() - before) / 2**20, *sorted({"torch", "triton", "onnxruntime"} & sys.modules.keys()))
 """
