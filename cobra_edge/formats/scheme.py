@@ -63,7 +63,7 @@ class Scheme:
 
     @property
     def any_width(self) -> bool:
-        """Whether rows need not consist of whole blocks: 8-bit codes with one scale per row, such as those of a narrow dt_proj."""
+        """Whether rows need not consist of whole blocks: 8-bit codes with one scale per row, such as a narrow dt_proj's."""
         return self.code_format == "int" and self.weight_bits == 8 and self.group_size == WHOLE_ROW
 
     def in_blocks(self, in_features: int) -> bool:

@@ -8,14 +8,21 @@ from cobra_edge import run
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode import numpy_reference as reference
 from cobra_edge.decode.backends import BACKENDS, open_decoder
-from cobra_edge.decode.decoder import DecoderOptions, DecoderState
+from cobra_edge.decode.cpu import CpuDecoder
+from cobra_edge.decode.cuda.decoder import CudaDecoder
+from cobra_edge.decode.decoder import DecoderOptions, DecoderState, Weights
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.errors import BundleError, InputError, MachineError
+from cobra_edge.formats.model_config import decoder_shapes
+from cobra_edge.formats.recipe import quantized_scheme, uniform_recipe
+from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.model.mamba import causal_conv, selective_scan
+from cobra_edge.quantize.rtn import round_to_nearest
 from cobra_edge.terminal.output import run_command
 
 from ..conftest import TINY_MAMBA
+from ..emulated.driver import plugged_in
 from ..handmade import INT_SCHEMES
 from ..tolerance import assert_close
 
@@ -172,3 +179,22 @@ def test_kernels_that_were_removed_name_those_to_take(opened, tiny_bundle, capsy
     assert "take 'cuda'" in capsys.readouterr().err
     assert run_command(run.command, [str(tiny_bundle), "--prompt", "Why?", "--decoder-kernels", "numpi"]) == 2
     assert "unknown decoder kernels 'numpi'; did you mean 'numpy'?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_narrow_eight_bit_rows_are_the_same_on_every_decoder(tmp_path):
+    """A dt_proj of 8 inputs has no whole block of codes: kernels get it as float, the file keeps its codes."""
+    config, rng = TINY_MAMBA, np.random.default_rng(0)
+    recipe, _ = uniform_recipe(config, SCHEMES["w4a16-g128"], "guided")
+    tensors = {}
+    for name, shape in decoder_shapes(config).items():
+        values = rng.standard_normal(shape).astype(np.float32) * 0.1
+        scheme = quantized_scheme(recipe, name)
+        tensors[name] = values if scheme is None else round_to_nearest(values, scheme)
+    assert tensors["backbone.layers.0.mixer.dt_proj.weight"].codes.shape == (256, 8)
+    weights = Weights(config, recipe, tensors, "weights in memory")
+    embeddings = rng.standard_normal((5, 128)).astype(np.float32)
+    with plugged_in(tmp_path):
+        decoders = [NumpyDecoder(weights), CpuDecoder(weights, DecoderOptions(1)), CudaDecoder(weights)]
+        found = [d.prefill(embeddings, d.new_state()) for d in decoders]
+    assert_close(found[1], found[0], "decoder")
+    assert_close(found[2], found[0], "decoder", "int16")

@@ -66,7 +66,7 @@ class GpuLayer:
         norm: (d_model,) float32.
         in_proj, x_proj, out_proj: (2·d_inner, d_model), (dt_rank + 2·d_state, d_inner), (d_model, d_inner).
         taps, conv_bias: (d_inner, d_conv) and (d_inner,) float32, of the convolution.
-        dt_proj: (d_inner, dt_rank), of 8 or 16 bits: what is stored in fewer, or in narrow rows, is float16 here, as it is small.
+        dt_proj: (d_inner, dt_rank), of 8 or 16 bits: it is small, and float16 here if stored in fewer or narrow.
         dt_bias, D: (d_inner,) float32.
         A: (d_inner, d_state) float32, negative: -exp(A_log).
     """
@@ -127,14 +127,14 @@ class _Plan:
         return self.put(4 * value.size, lambda: np.ascontiguousarray(change(np.asarray(value, np.float32)), np.float32))
 
     def matrix(self, value: np.ndarray | QuantizedTensor, codes_of: tuple[int, ...] = (3, 4, 8)) -> GpuMatrix:
-        coded = isinstance(value, QuantizedTensor) and value.scheme.weight_bits in codes_of
-        if coded and value.scheme.in_blocks(n_in := value.shape[1]):
+        n_in = value.shape[1]
+        if isinstance(value, QuantizedTensor) and value.scheme.weight_bits in codes_of and value.scheme.in_blocks(n_in):
             group = value.scheme.group(n_in)
             codes = self.put(value.codes.nbytes, lambda: value.codes)
             scales = self.put(value.scales.nbytes, lambda: value.scales)
             shift = WHOLE_ROW_SHIFT if group == n_in else group.bit_length() - 1
             return GpuMatrix(codes, scales, value.scheme.weight_bits, value.shape, shift)
-        n_out, n_in = value.shape
+        n_out = value.shape[0]
         there = self.put(2 * n_out * _padded(n_in), lambda: _as_float16(value))
         return GpuMatrix(there, Address(0), 16, (n_out, n_in), WHOLE_ROW_SHIFT)
 
