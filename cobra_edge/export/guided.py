@@ -21,7 +21,7 @@ from ..quantize.bit_allocation import BitAllocation, allocate_by_costs
 from ..quantize.guidance import GROUPS, SCHEMA_VERSION, Header
 from ..quantize.resume import Resume
 from ..quantize.sensitivity import of_tensors
-from ..suite.reader import CALIBRATION, read_suite
+from ..suite.reader import CALIBRATION, MORE_CALIBRATION, read_suite
 from ..terminal.output import stages
 from ..version import __version__
 
@@ -44,7 +44,7 @@ def guided_values(
         checkpoint: opened.
         recipe: with method "guided"; its storages count if `bits` is None.
         bits: budget of bits per weight.
-        data: calibration suite; None for the embedded one.
+        data: calibration suite; None for both embedded ones.
         goal: directory of the bundle.
         cache: visual embeddings that other steps share.
 
@@ -59,8 +59,10 @@ def guided_values(
     from ..quantize.stream_files import StreamFiles
     from ..quantize.streams import spans_of
 
-    data, config = data or CALIBRATION, checkpoint.config.mamba
-    suite = calibration_suite(checkpoint, read_suite(data), data.parent)
+    config = checkpoint.config.mamba
+    lines = read_suite(data) if data is not None else [*read_suite(CALIBRATION), *read_suite(MORE_CALIBRATION)]
+    images = (data or CALIBRATION).parent
+    suite = calibration_suite(checkpoint, lines, images)
     spans = spans_of(suite, checkpoint.config.n_visual_tokens, whole=False)
     header = Header(
         schema_version=SCHEMA_VERSION,
@@ -82,7 +84,7 @@ def guided_values(
         streams = StreamFiles(work / "gradients", (header.positions, config.d_model))
         _require_disk_space(streams.bytes_to_write(config.n_layer + 1), work)
         run = CalibrationPass(checkpoint, suite, spans, streams, best_operations(), on_progress)
-        stream_forward(run, data.parent, cache)
+        stream_forward(run, images, cache)
         guidance = collect_guidance(replace(run, operations=differentiable_operations()), header, gradients)
         allocation = None
         if bits is not None:

@@ -22,6 +22,7 @@ from .line import Line
 from .scoring import METRICS
 
 HELDOUT, CALIBRATION = MINI / "heldout.jsonl", MINI / "calibration.jsonl"
+MORE_CALIBRATION = MINI / "calibration-more.jsonl"  # further images, for methods that gain by them
 LONGEST_LINE_BYTES = 1 << 20
 
 

@@ -595,10 +595,10 @@ def test_shipped_images_and_questions_of_the_suites_are_disjoint():
 
     pixels = {
         split: [Image.open(f).convert("RGB").tobytes() for f in sorted((MINI / split).glob("*.png"))]
-        for split in ("calibration", "heldout")
+        for split in ("calibration", "calibration-more", "heldout")
     }
-    assert len(pixels["calibration"]) == 40 and len(pixels["heldout"]) == 130
-    assert len({p for of in pixels.values() for p in of}) == 170
+    assert [len(of) for of in pixels.values()] == [40, 160, 130]
+    assert len({p for of in pixels.values() for p in of}) == 330
     asked = {split: {line.image for line in read_suite(MINI / f"{split}.jsonl")} for split in pixels}
     for split, images in asked.items():
         assert images == {f"{split}/{f.name}" for f in (MINI / split).glob("*.png")}

@@ -59,7 +59,8 @@ def test_splits_never_meet():
     for split in ("heldout", "calibration"):
         scenes, lines = draw_suite(split, 0)
         assert all(s.split == split for s in scenes)
-        shipped = [json.loads(text) for text in (MINI / f"{split}.jsonl").read_text().splitlines()]
+        files = [MINI / f"{split}.jsonl", *([MINI / "calibration-more.jsonl"] if split == "calibration" else [])]
+        shipped = [json.loads(text) for file in files for text in file.read_text().splitlines()]
         assert [(s["prompt"], s["answer"]) for s in shipped] == [(q.prompt, q.answer) for _, q in lines]
         seen[split] = {s.things for s in scenes}
     assert not seen["heldout"] & seen["calibration"]
