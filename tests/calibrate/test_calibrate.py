@@ -639,7 +639,7 @@ def test_training_calls_nothing_but_the_rejecting_draw():
 def test_the_first_batches_of_training_hold_none_of_the_suites_scenes():
     """A sample of the very streams a run with seed 0 draws from; that all others do not either is what rejection is for."""
     forbidden = scene_objects("calibration") | scene_objects("heldout")
-    assert len(forbidden) == 170
+    assert len(forbidden) == 330
     for stage in ("vision", "language"):
         for step in range(40):
             for worker in range(2):
