@@ -22,7 +22,8 @@ from cobra_edge.inference.session import Session
 from cobra_edge.inputs.image import ImageTransform, load_image
 from cobra_edge.regress.answer_logits import answer_logits, look_at
 from cobra_edge.regress.budget import read_budget
-from cobra_edge.suite.reader import HELDOUT, images_of, read_suite
+from cobra_edge.suite.line_set import LineSet
+from cobra_edge.suite.reader import HELDOUT, read_suite
 from cobra_edge.suite.tokenized import TokenizedSuite
 from cobra_edge.vision.graph.emulation import open_emulated
 
@@ -47,7 +48,7 @@ def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> l
         session = Session(Bundle.open(bundle.directory))
         suite = embedded_suite(session, read_suite(HELDOUT))
         decoder = open_decoder(session.bundle)
-        files = images_of(HELDOUT)
+        files = LineSet.of_suite(HELDOUT).images()
         reference = answer(decoder, replace(suite, embeddings=_by_torch(files)))
         truth = Answers.of(reference, reference, suite)
         rows = []

@@ -24,7 +24,7 @@ from .inference.session_options import threads_option
 from .model.checkpoint_hash import hashed
 from .quantize.sensitivity import CANDIDATE_SCHEMES, Sensitivity, write_sensitivity
 from .quantize.statistics import read_statistics
-from .suite.reader import read_suite
+from .suite.line_set import LineSet
 from .terminal.option_groups import Command, option
 from .terminal.output import debug_option, main_of, print_json, results, say
 
@@ -105,8 +105,7 @@ def _scan(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
     method, rotation, clip = options["method"], options["rotation"], options["clip_activations"]
     check_choices(scheme_named("w4a16-g128"), method, rotation, clip)
     check_calibration(method, clip, options["statistics"], None, otherwise_used=True)
-    if options["calibration"] is not None:
-        read_suite(options["calibration"])
+    data = None if options["calibration"] is None else LineSet.of_suite(options["calibration"])
     require_export("sensitivity", "timm", "torch")
     from .model.checkpoint import open_checkpoint
     from .model.vision import check_tower
@@ -128,7 +127,7 @@ def _scan(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
     )
     file = options["statistics"]
     given = None if file is None else read_statistics(file, checkpoint.config, digest)
-    cache, data = EmbeddingCache(checkpoint), options["calibration"]
+    cache = EmbeddingCache(checkpoint)
     with statistics_for(checkpoint, recipe, given, data, stage, cache) as statistics:
         return find_sensitivity(checkpoint, digest, recipe, statistics, data, cache=cache)
 

@@ -20,7 +20,8 @@ from ..model.checkpoint import open_checkpoint
 from ..model.cobra import VisionModel, load_vision
 from ..model.projector import Projector
 from ..model.vision import VisionTower
-from ..suite.reader import CALIBRATION, HELDOUT, images_of
+from ..suite.line_set import LineSet
+from ..suite.reader import HELDOUT
 from ..terminal.output import main_of, print_json, stages
 from ..vision.graph.write import write_graph
 from .shapes import shape_named
@@ -78,8 +79,8 @@ def command(shape: str, precision: PrecisionName, directory: Path) -> None:
             directory,
             precision,
             "uint8",
-            images_of(HELDOUT)[:_PARITY_IMAGES],
-            images_of(CALIBRATION)[every],
+            LineSet.of_suite(HELDOUT).images()[:_PARITY_IMAGES],
+            LineSet.embedded().images()[every],
             on_step,
         )
     keep_facts(directory, config_of(shape), written.graph)

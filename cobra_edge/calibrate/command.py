@@ -6,6 +6,7 @@ cobra-edge calibrate --checkpoint mini --out statistics.safetensors
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import click
 import msgspec
 
 from ..environment.requirements import require_export
-from ..errors import MachineError
+from ..errors import InputError, MachineError
 from ..export.checks import check_text_only
 from ..files.staging import check_file_goal, held, staged_file
 from ..inference.session_options import threads_option
 from ..quantize.statistics import Header
-from ..suite.reader import CALIBRATION, read_suite, spread
+from ..suite.calibration_lines import read_calibration
+from ..suite.line_set import LineSet
+from ..suite.reader import spread
 from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, main_of, print_json, say, stages
 
@@ -41,10 +44,10 @@ _PATH = click.Path(path_type=Path)
     "--data",
     group="input",
     type=_PATH,
-    default=CALIBRATION,
     show_default="embedded set of synthetic scenes",
-    help="Suite: JSON lines of image, prompt, answer and task.",
+    help="Folder of images, or JSON lines of image and prompt. The float model answers what has no answer.",
 )
+@option("--skip-bad", group="input", is_flag=True, help="Leave out images and lines of --data that cannot be read.")
 @option(
     "--lines",
     "n_lines",
@@ -63,7 +66,8 @@ _PATH = click.Path(path_type=Path)
 @debug_option
 def command(
     source: str,
-    data: Path,
+    data: Path | None,
+    skip_bad: bool,
     out: Path,
     force: bool,
     n_lines: int | None,
@@ -74,19 +78,23 @@ def command(
 ) -> None:
     """Collect statistics of the inputs of all projections, one layer in memory at a time.
 
-    Finished layers are kept in OUT.partial; after an interruption the same command resumes with the next layer.
+    Finished layers are kept in OUT.partial, finished answers in OUT.answers; after an interruption the same command resumes.
 
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
     check_file_goal(out, force=force)
-    lines = read_suite(data)
-    lines = lines if n_lines is None else spread(lines, n_lines)
+    if skip_bad and data is None:
+        raise InputError("--skip-bad is for images and lines of --data; omit it")
+    lines = LineSet.embedded() if data is None else read_calibration(data, skip_bad=skip_bad)
+    lines = lines if n_lines is None else replace(lines, lines=spread(list(lines.lines), n_lines))
     require_export("calibrate", "timm", "torch")
     from ..decode.native_operations import operations_on
     from ..model.checkpoint import open_checkpoint
     from ..model.torch_device import torch_device
     from ..model.vision import check_tower
     from ..quantize.calibration import collect_statistics
+    from ..quantize.calibration_data import EmbeddingCache
+    from ..quantize.own_answers import Greedy, with_own_answers
     from ..quantize.resume import remove_resume_directory
     from ..quantize.statistics import statistics_tensors, write_statistics
 
@@ -99,19 +107,24 @@ def command(
     resume = out.with_name(f"{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     _require_disk_space(resume, sum(t.n_bytes for t in statistics_tensors(checkpoint.config.mamba)))
+    operations, cache = operations_on(runs_on, checkpoint.config.mamba), EmbeddingCache(checkpoint)
+    answers = out.with_name(f"{out.name}.answers")
     with staged_file(out, force=force) as staged, held(resume), stages() as on_progress:
+        lines = with_own_answers(checkpoint, lines, cache, Greedy(operations, runs_on, on_progress), answers)
         statistics = collect_statistics(
             checkpoint,
-            lines,
-            data.parent,
+            lines.lines,
+            lines.directory,
             resume_directory=resume,
-            operations=operations_on(runs_on, checkpoint.config.mamba),
+            operations=operations,
             device=runs_on,
             on_progress=on_progress,
+            cache=cache,
         )
         on_progress("write the file", 0, 1)
         write_statistics(statistics, staged)
         remove_resume_directory(resume)
+    answers.unlink(missing_ok=True)
     _print(statistics.header, out, as_json=as_json)
 
 

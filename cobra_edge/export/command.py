@@ -17,7 +17,6 @@ from ..formats.recipe import ROTATIONS
 from ..formats.targets import Target, target_named
 from ..inference.session_options import threads_option
 from ..regress.bundle_tables import drift_table, memory_table
-from ..suite.reader import HELDOUT
 from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, main_of, print_json, results, say, tell
 from .choices import choice_tables, choices
@@ -41,7 +40,11 @@ _PATH = click.Path(path_type=Path)
 @option("--vision-weights", group="input", type=_PATH, help="Directory with the safetensors of the vision encoders.")
 @option("--tokenizer", group="input", type=_PATH, help="tokenizer.json or its directory.")
 @option(
-    "--golden", group="input", type=_PATH, default=HELDOUT, show_default="held-out", help="Suite that drift is measured on."
+    "--golden",
+    group="input",
+    type=_PATH,
+    show_default="images held out of --calibration, or the embedded suite",
+    help="Suite that drift is measured on.",
 )
 @option(
     "--golden-lines",
@@ -79,8 +82,9 @@ _PATH = click.Path(path_type=Path)
     group="quantization",
     type=_PATH,
     show_default="embedded set",
-    help="Suite for statistics, --bits and int8 vision.",
+    help="Folder of images, or suite, for statistics, --bits and int8 vision. Images get prompts, the float model answers.",
 )
+@option("--skip-bad", group="quantization", is_flag=True, help="Leave out what cannot be read of --calibration.")
 @option(
     "--clip-activations",
     group="quantization",

@@ -21,7 +21,7 @@ from ..quantize.bit_allocation import BitAllocation, allocate_by_costs
 from ..quantize.guidance import GROUPS, SCHEMA_VERSION, Header
 from ..quantize.resume import Resume
 from ..quantize.sensitivity import of_tensors
-from ..suite.reader import CALIBRATION, MORE_CALIBRATION, read_suite
+from ..suite.line_set import LineSet
 from ..terminal.output import stages
 from ..version import __version__
 
@@ -33,7 +33,7 @@ _SEED = 0  # of the random signs
 
 @contextmanager
 def guided_values(
-    checkpoint: Any, recipe: Recipe, bits: float | None, data: Path | None, goal: Path, cache: EmbeddingCache
+    checkpoint: Any, recipe: Recipe, bits: float | None, data: LineSet | None, goal: Path, cache: EmbeddingCache
 ) -> Iterator[tuple[Recipe, BitAllocation | None, Mapping[str, np.ndarray | QuantizedTensor]]]:
     """Yield the recipe with bits allocated, the allocation, and every matrix as it is stored.
 
@@ -44,7 +44,7 @@ def guided_values(
         checkpoint: opened.
         recipe: with method "guided"; its storages count if `bits` is None.
         bits: budget of bits per weight.
-        data: calibration suite; None for both embedded ones.
+        data: calibration lines, with answers; None for both embedded sets.
         goal: directory of the bundle.
         cache: visual embeddings that other steps share.
 
@@ -60,9 +60,8 @@ def guided_values(
     from ..quantize.streams import spans_of
 
     config = checkpoint.config.mamba
-    lines = read_suite(data) if data is not None else [*read_suite(CALIBRATION), *read_suite(MORE_CALIBRATION)]
-    images = (data or CALIBRATION).parent
-    suite = calibration_suite(checkpoint, lines, images)
+    data = data or LineSet.embedded(more=True)
+    suite = calibration_suite(checkpoint, data.lines, data.directory)
     spans = spans_of(suite, checkpoint.config.n_visual_tokens, whole=False)
     header = Header(
         schema_version=SCHEMA_VERSION,
@@ -84,7 +83,7 @@ def guided_values(
         streams = StreamFiles(work / "gradients", (header.positions, config.d_model))
         _require_disk_space(streams.bytes_to_write(config.n_layer + 1), work)
         run = CalibrationPass(checkpoint, suite, spans, streams, best_operations(), on_progress)
-        stream_forward(run, images, cache)
+        stream_forward(run, data.directory, cache)
         guidance = collect_guidance(replace(run, operations=differentiable_operations()), header, gradients)
         allocation = None
         if bits is not None:

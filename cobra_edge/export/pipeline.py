@@ -1,7 +1,8 @@
 """Export a checkpoint as a bundle.
 
-The steps: check everything (`plan`); write the vision graph and compare it with torch; quantize the decoder layer by layer; run
-the golden lines through the float model, then through the runtime of the finished bundle; rename the staging directory.
+The steps: check everything (`plan`); write the vision graph and compare it with torch; let the float model answer
+lines that have no answer; quantize the decoder layer by layer; run the golden lines through the float model, then through the
+runtime of the finished bundle; rename the staging directory.
 
 The vision tower sees each image once in float32: golden lines, int8 calibration, statistics and bit allocation share its
 embeddings.
@@ -43,10 +44,13 @@ from ..inputs.text import END_OF_TEXT, TextCodec
 from ..quantize.bit_allocation import BitAllocation
 from ..regress.budget import judge
 from ..regress.report import Figure, Verdict
+from ..suite.line_set import LineSet
 from ..suite.tokenized import TokenizedSuite
 from ..terminal.output import progress, tell
 from ..version import __version__
+from .answers import answers_file, with_answers
 from .guided import guided_values
+from .lines import tokenized_lines
 from .memory_plan import plan_memory
 from .model_card import VISION_SOURCES, model_card
 from .plan import ExportOptions, ExportPlan, plan_export
@@ -91,10 +95,14 @@ def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
 
     if checkpoint.vision_source is not None:
         tell(f"vision weights: {VISION_SOURCES[checkpoint.vision_source]}")
-    o, suite, cache = plan.options, plan.golden, EmbeddingCache(checkpoint)
+    o, cache = plan.options, EmbeddingCache(checkpoint)
+    calibration = plan.calibration or LineSet.embedded()
     with staged_directory(plan.directory, force=o.force, needed_bytes=plan.needed_bytes) as stage:
-        images = [o.golden.parent / name for name in suite.images]
-        graph, embeddings = write_vision(checkpoint, images, stage, plan.precision, plan.vision_input, plan.calibration, cache)
+        images = plan.golden.images()
+        graph = write_vision(checkpoint, images, stage, plan.precision, plan.vision_input, calibration, cache)
+        plan = with_answers(checkpoint, plan, cache)
+        suite = tokenized_lines(plan.golden, plan.codec, checkpoint.config)
+        embeddings = _embeddings(checkpoint, suite, plan.golden.directory, cache)
         engines = {} if graph is None else build_engine_ahead(stage, plan.precision, plan.target, plan.engine)
         recipe, allocation = _write_decoder(checkpoint, plan, stage, cache)
         del cache
@@ -106,6 +114,7 @@ def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
             del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need memory
             drift = _measure(Bundle(stage, draft), len(suite.lines), bar)
         manifest = _seal(stage, draft, drift, plan.target)
+    answers_file(plan.directory).unlink(missing_ok=True)
     figures = {name: Figure(value) for name, value in drift.measures.items()}
     return Exported(plan.directory, manifest, plan.kept_float, judge(figures, plan.limits, floor), allocation)
 
@@ -164,20 +173,32 @@ def _write_decoder(
             task = bar.add_task(f"decoder as {recipe.scheme}", total=total)
             write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task), statistics, values)
 
-    with statistics_for(checkpoint, recipe, plan.statistics, o.calibration, stage, cache, o.device) as statistics:
+    with statistics_for(checkpoint, recipe, plan.statistics, plan.calibration, stage, cache, o.device) as statistics:
         if statistics is not None:
             recipe = msgspec.structs.replace(recipe, statistics=statistics.fingerprint())
         if recipe_method(recipe.method).needs_gradients:
-            with guided_values(checkpoint, recipe, o.bits, o.calibration, plan.directory, cache) as (found, allocation, values):
+            with guided_values(checkpoint, recipe, o.bits, plan.calibration, plan.directory, cache) as (
+                found,
+                allocation,
+                values,
+            ):
                 write(found, values)
             return found, allocation
         allocation = None
         if o.bits is not None:
             recipe, allocation = find_allocation(
-                checkpoint, plan.digest, recipe, statistics, o.calibration, o.bits, plan.sensitivity, cache
+                checkpoint, plan.digest, recipe, statistics, plan.calibration, o.bits, plan.sensitivity, cache
             )
         write(recipe)
     return recipe, allocation
+
+
+def _embeddings(checkpoint: Any, suite: TokenizedSuite, directory: Path, cache: EmbeddingCache) -> np.ndarray:
+    """Return the float model's embeddings of a suite's images, (images, n_visual_tokens, d_model) float32."""
+    shape = len(suite.images), checkpoint.config.n_visual_tokens, checkpoint.config.mamba.d_model
+    if not suite.images:
+        return np.empty((0, *shape[1:]), np.float32)
+    return cache.get([directory / name for name in suite.images]).numpy().reshape(shape)
 
 
 def _write_golden(

@@ -22,24 +22,21 @@ from ..formats.precision import InputForm, PrecisionName
 from ..formats.recipe import MIXED, ROTATIONS, Recipe, matrix_weights, uniform_recipe
 from ..formats.scheme import Scheme, scheme_named
 from ..formats.targets import Target
-from ..inputs.text import PromptTemplate, TextCodec
+from ..inputs.text import TextCodec
 from ..model.checkpoint_hash import hashed
 from ..quantize.bit_allocation import require_reachable, smallest_allocation
 from ..quantize.sensitivity import Sensitivity, of_tensors, read_sensitivity
 from ..quantize.statistics import Statistics, read_header, read_statistics
 from ..regress.budget import Limit, read_budget
-from ..suite.line import Line
-from ..suite.reader import CALIBRATION, HELDOUT, images_of, read_suite, spread
-from ..suite.tokenized import TokenizedSuite, tokenized_suite
+from ..suite.line_set import LineSet
 from .checks import check_allocation, check_calibration, check_choices, check_text_only
+from .lines import calibration_and_golden, check_lines, golden_lines
 from .memory_plan import plan_memory
 from .vision import checked_engine, checked_precision
 
 if TYPE_CHECKING:
     from ..model.checkpoint import Checkpoint
 
-_SMALL = 10**9  # weights below which the float reference is fast enough for many golden lines
-_GOLDEN_LINES = (1000, 4)
 _WRITING_MARGIN_BYTES = 64 << 20
 
 
@@ -55,14 +52,16 @@ class ExportOptions:
         activations: activations of a bit allocation; None for those of the target's scheme.
         sensitivity: file of `sensitivity` for this checkpoint; None measures it now if bits are allocated.
         statistics: file of `calibrate` for this checkpoint, for methods that need statistics.
-        calibration: suite for new statistics, for bit allocation and for int8 vision; None for the embedded one.
+        calibration: folder of images, or suite, for new statistics, for bit allocation and for int8 vision; None for the
+            embedded set.
+        skip_bad: leave out images and lines of `calibration` that cannot be read.
         clip_activations: percentile at which rounded activations are clipped; None does not clip.
         force: replace an existing bundle.
         vision_precision: of the vision graph, one of `precision.PRECISIONS`; None for the target's.
         vision_input: input of the graph: "uint8" (default), decoded images, or "float32", normalised pixels.
         engine: one of ENGINES: how to build an engine ahead of time, if the target runs one.
         vision_weights, tokenizer: for checkpoints that have none.
-        golden: suite of the golden lines.
+        golden: suite of the golden lines; None for held-out images of `calibration`, or else for the embedded suite.
         golden_lines: how many; None for all (1000 at most), or 4 for a model of more than 10⁹ weights.
         budget: drift budget; None for the embedded one.
         device: "cpu", or "cuda" to collect statistics on a GPU.
@@ -76,6 +75,7 @@ class ExportOptions:
     sensitivity: Path | None = None
     statistics: Path | None = None
     calibration: Path | None = None
+    skip_bad: bool = False
     clip_activations: float | None = None
     force: bool = False
     vision_precision: str | None = None
@@ -83,7 +83,7 @@ class ExportOptions:
     engine: str = "auto"
     vision_weights: Path | None = None
     tokenizer: Path | None = None
-    golden: Path = HELDOUT
+    golden: Path | None = None
     golden_lines: int | None = None
     budget: Path | None = None
     device: str = "cpu"
@@ -104,7 +104,8 @@ class ExportPlan:
         directory: of the bundle.
         needed_bytes: disk space.
         codec: tokenizer.
-        golden: tokenized golden lines.
+        calibration: lines to calibrate on, some without answers; None for the embedded set.
+        golden: golden lines, ordered by image, some without answers.
         statistics, sensitivity: from the given files, verified to be of this checkpoint.
     """
 
@@ -120,14 +121,10 @@ class ExportPlan:
     directory: Path
     needed_bytes: int
     codec: TextCodec
-    golden: TokenizedSuite
+    calibration: LineSet | None
+    golden: LineSet
     statistics: Statistics | None
     sensitivity: Sensitivity | None
-
-    @property
-    def calibration(self) -> Path:
-        """The calibration suite."""
-        return self.options.calibration or CALIBRATION
 
 
 def plan_export(source: str, target: Target, out: Path | None, options: ExportOptions) -> tuple[Checkpoint, ExportPlan]:
@@ -151,7 +148,7 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     engine = checked_engine(target, o.engine, precision)
     budget, stored_as = read_budget(o.budget), MIXED if o.bits is not None else o.scheme or target.scheme
     budget.limits_of(stored_as, target=target.name)
-    lines = read_suite(o.golden)
+    calibration, golden = calibration_and_golden(o.calibration, o.golden, precision, skip_bad=o.skip_bad)
     checkpoint = _open_checkpoint(source, target, o)
     config = checkpoint.config
     engine = engine if config.vision is not None else "none"
@@ -160,7 +157,9 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     directory = out or Path("bundles") / _name(config, target, recipe, o)
     check_goal(directory, force=o.force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
-    golden = _golden_suite(lines, o, codec, config)
+    golden = golden_lines(golden, o.golden_lines, config)
+    for lines in filter(None, (golden, calibration)):
+        check_lines(lines, codec, config)
     digest = hashed(checkpoint)
     plan = ExportPlan(
         options=o,
@@ -175,6 +174,7 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
         directory=directory,
         needed_bytes=_needed_bytes(memory, config, o, engine),
         codec=codec,
+        calibration=calibration,
         golden=golden,
         statistics=None if o.statistics is None else read_statistics(o.statistics, config, digest),
         sensitivity=None if o.sensitivity is None else read_sensitivity(o.sensitivity, config.mamba, digest, recipe),
@@ -217,10 +217,8 @@ def _checked(target: Target, o: ExportOptions) -> PrecisionName:
     check_calibration(o.method, o.clip_activations, o.statistics, o.calibration, otherwise_used=used)
     if o.statistics is not None:
         read_header(o.statistics)
-    if o.calibration is not None:
-        read_suite(o.calibration)
-    if int8 and not images_of(o.calibration or CALIBRATION):
-        raise InputError(f"{o.calibration}: int8 vision is calibrated on images, the suite has none; give one that has")
+    if o.skip_bad and o.calibration is None:
+        raise InputError("--skip-bad is for images and lines of --calibration; omit it")
     return precision
 
 
@@ -248,12 +246,3 @@ def _name(config: CobraConfig, target: Target, recipe: Recipe, o: ExportOptions)
     suffix = f"-{o.method}" if recipe_method(recipe.method).needs_statistics else ""
     suffix += "-rotated" if recipe.rotations else ""
     return f"{config.model_id}-{target.name}-{stored}{suffix}"
-
-
-def _golden_suite(lines: list[Line], o: ExportOptions, codec: TextCodec, config: CobraConfig) -> TokenizedSuite:
-    """Return the golden lines, tokenized and ordered by image."""
-    most = _GOLDEN_LINES[0 if config.mamba.n_parameters < _SMALL else 1]
-    together = sorted(spread(lines, o.golden_lines or most), key=lambda line: line.image or "")
-    template, sees = PromptTemplate(config.prompt_style), config.vision is not None
-    numbered, load = list(enumerate(together, 1)), o.golden.parent.joinpath
-    return tokenized_suite(o.golden.name, numbered, load, codec, template, sees=sees, skipped={})

@@ -12,7 +12,7 @@ from ..formats.recipe import Recipe
 from ..quantize.bit_allocation import BitAllocation, allocate_bits
 from ..quantize.sensitivity import SCHEMA_VERSION, Sensitivity, of_tensors, passes, scan
 from ..quantize.statistics import Statistics
-from ..suite.reader import CALIBRATION, read_suite
+from ..suite.line_set import LineSet
 from ..terminal.output import progress, stages, tell
 from ..version import __version__
 from .checks import needs_statistics
@@ -26,7 +26,7 @@ def statistics_for(
     checkpoint: Any,
     recipe: Recipe,
     given: Statistics | None,
-    data: Path | None,
+    data: LineSet | None,
     stage: Path,
     cache: EmbeddingCache | None = None,
     device: str = "cpu",
@@ -37,7 +37,7 @@ def statistics_for(
         checkpoint: opened.
         recipe: with the method and clipping.
         given: statistics from a file, or None.
-        data: calibration suite for new statistics; None for the embedded one.
+        data: calibration lines for new statistics, with answers; None for the embedded set.
         stage: directory that holds new statistics while they are in use.
         cache: visual embeddings that other steps share.
         device: "cpu" or "cuda": where new statistics are collected.
@@ -55,13 +55,13 @@ def statistics_for(
 
     if data is None:
         tell("no --statistics given: collecting them from the embedded calibration set of synthetic scenes")
-    data, runs_on = data or CALIBRATION, torch_device(device)
+    data, runs_on = data or LineSet.embedded(), torch_device(device)
     with scratch_directory(stage / "statistics") as scratch:
         with stages() as on_progress:
             found = collect_statistics(
                 checkpoint,
-                read_suite(data),
-                data.parent,
+                data.lines,
+                data.directory,
                 resume_directory=scratch,
                 operations=operations_on(runs_on, checkpoint.config.mamba),
                 device=runs_on,
@@ -72,13 +72,13 @@ def statistics_for(
 
 
 def _evaluation(
-    checkpoint: Any, recipe: Recipe, statistics: Statistics | None, data: Path | None, cache: EmbeddingCache | None
+    checkpoint: Any, recipe: Recipe, statistics: Statistics | None, data: LineSet | None, cache: EmbeddingCache | None
 ) -> Any:
     from ..regress.recipe_eval import RecipeEvaluation
 
-    data = data or CALIBRATION
+    data = data or LineSet.embedded()
     with stages() as stage:
-        return RecipeEvaluation(checkpoint, recipe, statistics, read_suite(data), data.parent, stage, cache)
+        return RecipeEvaluation(checkpoint, recipe, statistics, data.lines, data.directory, stage, cache)
 
 
 def find_sensitivity(
@@ -86,7 +86,7 @@ def find_sensitivity(
     digest: str,
     recipe: Recipe,
     statistics: Statistics | None,
-    data: Path | None,
+    data: LineSet | None,
     *,
     cache: EmbeddingCache | None = None,
     evaluation: Any = None,
@@ -98,7 +98,7 @@ def find_sensitivity(
         digest: hash of the checkpoint.
         recipe: method, rotations and activations.
         statistics: of the checkpoint, if the recipe needs them.
-        data: suite to measure on; None for the embedded calibration set.
+        data: lines to measure on, with answers; None for the embedded calibration set.
         cache: visual embeddings that other steps share.
         evaluation: a `RecipeEvaluation` of the same arguments, to reuse.
 
@@ -130,7 +130,7 @@ def find_allocation(
     digest: str,
     recipe: Recipe,
     statistics: Statistics | None,
-    data: Path | None,
+    data: LineSet | None,
     bits_per_weight: float,
     known: Sensitivity | None,
     cache: EmbeddingCache | None = None,

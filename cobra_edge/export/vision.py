@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from ..bundle.engine_key import EngineKey
 from ..bundle.manifest import VisionGraph
@@ -15,7 +14,7 @@ from ..bundle.reader import IMAGE, VISION, file_sha256
 from ..errors import InputError, MachineError
 from ..formats.precision import InputForm, PrecisionName, precision_named
 from ..formats.targets import Target, why_not_precision
-from ..suite.reader import images_of
+from ..suite.line_set import LineSet
 from ..terminal.output import stages, tell
 from ..terminal.suggestions import near_matches
 from ..vision.engines import tensorrt_rtx
@@ -70,9 +69,9 @@ def write_vision(
     stage: Path,
     precision: PrecisionName,
     form: InputForm,
-    calibration: Path,
+    calibration: LineSet,
     cache: EmbeddingCache,
-) -> tuple[VisionGraph | None, np.ndarray]:
+) -> VisionGraph | None:
     """Write vision.onnx and image.json into `stage`.
 
     Args:
@@ -81,26 +80,25 @@ def write_vision(
         stage: directory of the bundle.
         precision: of the graph.
         form: input of the graph.
-        calibration: suite for int8, which uses at most 64 of its images, evenly spaced.
+        calibration: lines for int8, which uses at most 64 of its images, evenly spaced.
         cache: receives the embeddings of all images that were seen.
 
     Returns:
-        Properties of the graph, and the float embeddings of the images, (images, n_visual_tokens, d_model) float32.
+        Properties of the graph; None for a text-only model.
     """
     config = checkpoint.config
     if config.vision is None:
-        return None, np.empty((0, 0, config.mamba.d_model), np.float32)
+        return None
     from ..model.cobra import load_vision
     from ..vision.graph.write import write_graph
 
-    calibrate = _spread(images_of(calibration)) if precision == "int8" else []
+    calibrate = _spread(calibration.images()) if precision == "int8" else []
     with stages() as on_step:
         written = write_graph(lambda: load_vision(checkpoint), config, stage, precision, form, images, calibrate, on_step)
     (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
     for image, embeddings in written.embeddings.items():
         cache.add(image, embeddings)
-    shape = (len(images), config.n_visual_tokens, config.mamba.d_model)
-    return written.graph, np.array([written.embeddings[image] for image in images], np.float32).reshape(shape)
+    return written.graph
 
 
 def _spread(files: list[Path]) -> list[Path]:

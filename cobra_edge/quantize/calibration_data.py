@@ -29,13 +29,14 @@ def no_progress(_step: str, _done: int, _total: int) -> None:
     """Report nothing: the default `OnProgress`."""
 
 
-def calibration_suite(checkpoint: Checkpoint, lines: Sequence[Line], images: Path) -> TokenizedSuite:
+def calibration_suite(checkpoint: Checkpoint, lines: Sequence[Line], images: Path, *, answered: bool = True) -> TokenizedSuite:
     """Tokenize lines for a checkpoint, images indexed in the order of their names; a checkpoint without vision ignores images.
 
     Args:
         checkpoint: whose tokenizer and template.
         lines: numbered from 1 in messages.
         images: directory that image paths are relative to.
+        answered: whether every line needs an answer.
 
     Raises:
         InputError: a prompt or an answer has no tokens; the message names the line number.
@@ -43,7 +44,9 @@ def calibration_suite(checkpoint: Checkpoint, lines: Sequence[Line], images: Pat
     codec = TextCodec.open(checkpoint.tokenizer_file(), checkpoint.config.mamba.vocab)
     template, sees = PromptTemplate(checkpoint.config.prompt_style), checkpoint.config.vision is not None
     numbered = list(enumerate(lines, 1))
-    suite = tokenized_suite("calibration data", numbered, images.joinpath, codec, template, sees=sees, skipped={})
+    suite = tokenized_suite(
+        "calibration data", numbered, images.joinpath, codec, template, sees=sees, skipped={}, answered=answered
+    )
     names = sorted(suite.images)
     index = {old: names.index(name) for old, name in enumerate(suite.images)}
     reindexed = [line if line.image is None else replace(line, image=index[line.image]) for line in suite.lines]

@@ -10,8 +10,8 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     Attributes:
         prompt: the question, without the template of a model.
-        answer: used for teacher forcing, normalised by `given_answer`.
-        task: kind of the question; results are grouped by it.
+        answer: used for teacher forcing, normalised by `given_answer`; empty only in calibration data, for the model's own.
+        task: kind of the question; results are grouped by it; empty only in calibration data.
         image: path relative to the suite's directory; None for a text-only question.
         answers: every accepted answer as annotators gave them, duplicates kept; empty if `answer` is the only one.
         metric: how a reply is scored, a name in `scoring.METRICS`.
@@ -19,8 +19,8 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """
 
     prompt: str
-    answer: str
-    task: str
+    answer: str = ""
+    task: str = ""
     image: str | None = None
     answers: tuple[str, ...] = ()
     metric: str = "exact"

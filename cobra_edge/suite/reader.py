@@ -33,27 +33,33 @@ class BadLine(msgspec.Struct, frozen=True):
     reason: str
 
 
-def flaw_of(line: Line) -> str | None:
-    """Return what is wrong with a line, or None; whether its image exists is not checked."""
-    for field in ("prompt", "answer", "task"):
+def flaw_of(line: Line, *, answered: bool = True) -> str | None:
+    """Return what is wrong with a line, or None; whether its image exists is not checked.
+
+    Args:
+        line: normalised.
+        answered: whether it needs an answer and a task.
+    """
+    for field in ("prompt", "answer", "task") if answered else ("prompt",):
         if not getattr(line, field).strip():
-            return f"{field} is empty; expected text"
+            return f"{field} is empty or missing; expected text"
     if line.metric not in METRICS:
         return f"metric {line.metric!r} is unknown{near_matches(line.metric, METRICS)}"
-    return METRICS[line.metric].refuses(line)
+    return METRICS[line.metric].refuses(line) if line.answer else None
 
 
-def read_suite(file: Path, *, bad: list[BadLine] | None = None) -> list[Line]:
+def read_suite(file: Path, *, bad: list[BadLine] | None = None, answered: bool = True) -> list[Line]:
     """Read all lines; see `numbered_lines`."""
-    return [line for _, line in numbered_lines(file, bad=bad)]
+    return [line for _, line in numbered_lines(file, bad=bad, answered=answered)]
 
 
-def numbered_lines(file: Path, *, bad: list[BadLine] | None = None) -> list[tuple[int, Line]]:
+def numbered_lines(file: Path, *, bad: list[BadLine] | None = None, answered: bool = True) -> list[tuple[int, Line]]:
     """Read all lines, with their numbers in the file, from 1.
 
     Args:
         file: JSON lines of at most 1 MiB each.
         bad: a list that receives invalid lines, which are then skipped; with None they are an error.
+        answered: whether every line needs an answer and a task; without, an answer that is missing or blank is "".
 
     Raises:
         InputError: unreadable, empty, without any valid line, or, if `bad` is None, an invalid line; its number is given.
@@ -62,7 +68,7 @@ def numbered_lines(file: Path, *, bad: list[BadLine] | None = None) -> list[tupl
     try:
         with file.open("rb") as stream:
             for number, text in enumerate(_raw_lines(stream), 1):
-                found = _line_of(text, file.parent) if without_mark(text).strip() else None
+                found = _line_of(text, file.parent, answered=answered) if without_mark(text).strip() else None
                 if isinstance(found, Line):
                     lines.append((number, found))
                 elif found is not None and bad is None:
@@ -90,7 +96,7 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
         yield text
 
 
-def _line_of(text: bytes, directory: Path) -> Line | str:
+def _line_of(text: bytes, directory: Path, *, answered: bool) -> Line | str:
     """Return the line, or the reason why it is invalid."""
     if len(text) > LONGEST_LINE_BYTES:
         return f"longer than {LONGEST_LINE_BYTES} bytes; expected one question per line"
@@ -98,8 +104,9 @@ def _line_of(text: bytes, directory: Path) -> Line | str:
         line = parse_json(text, Line)
     except ParseError as error:
         return str(error)
-    line = msgspec.structs.replace(line, answer=given_answer(line.answer))
-    flaw = flaw_of(line)
+    answer = given_answer(line.answer)
+    line = msgspec.structs.replace(line, answer=answer if answered else answer.strip())
+    flaw = flaw_of(line, answered=answered)
     if flaw is None and line.image is not None:
         line = msgspec.structs.replace(line, image=name_on_disk(directory, line.image))
         return missing_image(directory, line.image or "") or line
@@ -144,11 +151,6 @@ def write_suite(file: Path, lines: Iterable[Line], *, force: bool = True) -> int
         if not written:
             raise InputError(f"{file}: no lines to write; expected at least one question")
     return written
-
-
-def images_of(suite: Path) -> list[Path]:
-    """Return every image of a suite once, in order. Raises InputError as `read_suite`."""
-    return [suite.parent / name for name in dict.fromkeys(line.image for line in read_suite(suite)) if name is not None]
 
 
 def spread(lines: list[Line], wanted: int) -> list[Line]:

@@ -110,6 +110,7 @@ def tokenized_suite(
     *,
     sees: bool,
     skipped: dict[int, str],
+    answered: bool = True,
 ) -> TokenizedSuite:
     """Tokenize numbered lines; images are indexed in the order of their first use.
 
@@ -120,6 +121,7 @@ def tokenized_suite(
         codec, template: of the model.
         sees: whether the model has a vision encoder; without one, images are ignored.
         skipped: reasons of skipped lines, by line number.
+        answered: whether every line needs an answer; without, one that has none gets the end token alone.
 
     Raises:
         InputError: a prompt or an answer has no tokens; the message names the line number.
@@ -130,7 +132,7 @@ def tokenized_suite(
             prompt = codec.encode(template.first_turn(line.prompt))
         except InputError as error:
             raise InputError(f"{name}, line {number}: {error}") from error
-        if not codec.encode(line.answer):
+        if not codec.encode(line.answer) and (answered or line.answer):
             raise InputError(f"{name}, line {number}: the answer {line.answer[:60]!r} has no tokens; expected text to say")
         image = index.setdefault(line.image, len(index)) if sees and line.image is not None else None
         tokenized.append(TokenizedLine(number, line, tuple(prompt), codec.answer(line.answer), image))

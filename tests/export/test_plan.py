@@ -67,7 +67,7 @@ def test_files_of_another_model_are_refused_before_any_stage(export, statistics,
 
 def test_data_that_cannot_be_read_are_refused_before_any_stage(export, tmp_path):
     data = tmp_path / "d.jsonl"
-    data.write_text('{"prompt": "Who?"}\n')
+    data.write_text('{"answer": "I."}\n')
     code, err = export("--method", "gptq", "--calibration", data)
     assert code == 2 and "d.jsonl, line 1" in err
     data.write_text('{"prompt": "Who?", "answer": "I.", "task": "text"}\n')

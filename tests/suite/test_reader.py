@@ -12,7 +12,8 @@ import pytest
 
 from cobra_edge.errors import InputError
 from cobra_edge.suite.line import Line
-from cobra_edge.suite.reader import LONGEST_LINE_BYTES, BadLine, images_of, missing_image, read_suite, write_suite
+from cobra_edge.suite.line_set import LineSet
+from cobra_edge.suite.reader import LONGEST_LINE_BYTES, BadLine, missing_image, read_suite, write_suite
 
 GOOD: dict[str, Any] = {"prompt": "Is it red?", "answer": "Yes", "task": "colour"}
 
@@ -50,7 +51,7 @@ def test_the_last_line_may_lack_its_end_and_ends_may_be_of_windows(tmp_path):
 REFUSALS: list[tuple[dict[str, Any] | str | bytes, str]] = [
     ("not json", "not JSON"),
     ("[1, 2]", "does not match the schema"),
-    ({"prompt": "a", "answer": "b"}, "does not match the schema.*`task`"),
+    ({"prompt": "a", "answer": "b"}, "task is empty or missing"),
     (GOOD | {"colour": "red"}, "does not match the schema.*`colour`"),
     (GOOD | {"answer": 1}, r"does not match the schema.*answer"),
     (GOOD | {"answers": "Yes"}, r"does not match the schema.*answers"),
@@ -133,7 +134,7 @@ def test_what_is_written_is_read_again(tmp_path):
     moved = Line("q", "a", "t", "../a.png")
     assert write_suite(file, iter([*lines[:1], moved])) == 2 and read_suite(file) == [lines[0], moved]
     assert write_suite(tmp_path / "suite.jsonl", lines) == 2 and read_suite(tmp_path / "suite.jsonl") == lines
-    assert images_of(tmp_path / "suite.jsonl") == [tmp_path / "a.png"]
+    assert LineSet.of_suite(tmp_path / "suite.jsonl").images() == [tmp_path / "a.png"]
 
 
 def test_defaults_are_not_written(tmp_path):

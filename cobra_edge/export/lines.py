@@ -1,0 +1,78 @@
+"""The lines of an export: those to calibrate on, and the golden lines that drift is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import InputError
+from ..formats.model_config import CobraConfig
+from ..formats.precision import PrecisionName
+from ..inputs.text import PromptTemplate, TextCodec
+from ..suite.calibration_lines import read_calibration
+from ..suite.line_set import FEWEST_TO_DIVIDE, LineSet
+from ..suite.reader import HELDOUT, spread
+from ..suite.tokenized import TokenizedSuite, tokenized_suite
+from ..terminal.output import tell
+
+_SMALL = 10**9  # weights below which the float reference is fast enough for many golden lines
+_GOLDEN_LINES = (1000, 4)
+
+
+def calibration_and_golden(
+    calibration: Path | None, golden: Path | None, precision: PrecisionName, *, skip_bad: bool
+) -> tuple[LineSet | None, LineSet]:
+    """Return the lines to calibrate on, and those that golden lines are chosen from; answers may be missing.
+
+    Args:
+        calibration: folder of images, or suite; None for the embedded set, for which None is returned.
+        golden: suite; None for held-out images of `calibration`, or for the embedded suite where that has too few images.
+        precision: of the vision graph; int8 needs images.
+        skip_bad: leave out what cannot be read of `calibration`.
+
+    Raises:
+        InputError: as `read_calibration` and `read_suite`, no images for int8, or a folder of fewer than FEWEST_TO_DIVIDE.
+    """
+    given_golden = None if golden is None else LineSet.of_suite(golden)
+    if calibration is None:
+        return None, given_golden or LineSet.of_suite(HELDOUT)
+    given = read_calibration(calibration, skip_bad=skip_bad)
+    if precision == "int8" and not given.images():
+        raise InputError(f"{calibration}: int8 vision is calibrated on images, the suite has none; give one that has")
+    if given_golden is not None:
+        return given, given_golden
+    kept, held_out = given.divided()
+    if held_out.lines:
+        counts = f"{len(held_out.images())} of {len(given.images())} images"
+        tell(f"{calibration}: {counts} are held out of calibration, drift is measured on them; --golden measures it elsewhere")
+        return kept, held_out
+    if calibration.is_dir():
+        raise InputError(
+            f"{calibration}: fewer than {FEWEST_TO_DIVIDE} different images; drift is measured on two that are held out of "
+            "calibration; add images, or give --golden"
+        )
+    return given, LineSet.of_suite(HELDOUT)
+
+
+def golden_lines(lines: LineSet, wanted: int | None, config: CobraConfig) -> LineSet:
+    """Return at most `wanted` lines, spread over tasks and ordered by image; None for 1000, or 4 of a large model."""
+    most = _GOLDEN_LINES[0 if config.mamba.n_parameters < _SMALL else 1]
+    chosen = spread(list(lines.lines), wanted or most)
+    return replace(lines, lines=sorted(chosen, key=lambda line: line.image or ""))
+
+
+def check_lines(lines: LineSet, codec: TextCodec, config: CobraConfig) -> None:
+    """Raise InputError for lines that cannot be tokenized, or that need images of a text-only model to have answers."""
+    tokenized_lines(lines, codec, config, answered=False)
+    if config.vision is None and any(line.image is not None and not line.answer for line in lines.lines):
+        raise InputError(
+            f"{lines.name}: questions about images without answers, and {config.model_id} is a text-only model that cannot "
+            "answer them; give lines without images, or with answers"
+        )
+
+
+def tokenized_lines(lines: LineSet, codec: TextCodec, config: CobraConfig, *, answered: bool = True) -> TokenizedSuite:
+    """Return lines tokenized for a model; unless `answered`, answers may be missing. Raises InputError as `tokenized_suite`."""
+    template, sees, numbered = PromptTemplate(config.prompt_style), config.vision is not None, list(enumerate(lines.lines, 1))
+    load = lines.directory.joinpath
+    return tokenized_suite(lines.name, numbered, load, codec, template, sees=sees, skipped={}, answered=answered)
