@@ -95,7 +95,7 @@ def visual_embeddings(
 
 
 def require_finite_embeddings(image: Path | bytes, embeddings: Tensor) -> None:
-    """Raise InputError unless the visual embeddings (n_visual_tokens, d_model) of an image are finite."""
+    """Raise InputError unless visual embeddings (n_visual_tokens, d_model) float32 of an image are finite."""
     if not torch.isfinite(embeddings).all():
         name = image if isinstance(image, Path) else "an image of the suite"
         raise InputError(f"{name}: its visual embeddings hold NaN or infinity; the vision weights are damaged or overflow")

@@ -11,7 +11,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     Attributes:
         prompt: the question, without the template of a model.
         answer: used for teacher forcing, normalised by `given_answer`; empty only in calibration data, for the model's own.
-        task: kind of the question; results are grouped by it; empty only in calibration data.
+        task: kind of the question; results are grouped by it.
         image: path relative to the suite's directory; None for a text-only question.
         answers: every accepted answer as annotators gave them, duplicates kept; empty if `answer` is the only one.
         metric: how a reply is scored, a name in `scoring.METRICS`.

@@ -24,6 +24,7 @@ from .scoring import METRICS
 HELDOUT, CALIBRATION = MINI / "heldout.jsonl", MINI / "calibration.jsonl"
 MORE_CALIBRATION = MINI / "calibration-more.jsonl"  # further images, for methods that gain by them
 LONGEST_LINE_BYTES = 1 << 20
+_UNNAMED_TASK = "other"
 
 
 class BadLine(msgspec.Struct, frozen=True):
@@ -59,7 +60,7 @@ def numbered_lines(file: Path, *, bad: list[BadLine] | None = None, answered: bo
     Args:
         file: JSON lines of at most 1 MiB each.
         bad: a list that receives invalid lines, which are then skipped; with None they are an error.
-        answered: whether every line needs an answer and a task; without, an answer that is missing or blank is "".
+        answered: whether every line needs an answer and a task; without, a missing answer is "".
 
     Raises:
         InputError: unreadable, empty, without any valid line, or, if `bad` is None, an invalid line; its number is given.
@@ -105,6 +106,8 @@ def _line_of(text: bytes, directory: Path, *, answered: bool) -> Line | str:
     except ParseError as error:
         return str(error)
     answer = given_answer(line.answer)
+    if not answered:
+        line = msgspec.structs.replace(line, task=line.task or _UNNAMED_TASK)
     line = msgspec.structs.replace(line, answer=answer if answered else answer.strip())
     flaw = flaw_of(line, answered=answered)
     if flaw is None and line.image is not None:

@@ -1,4 +1,4 @@
-"""Answers of the float model: against greedy decoding of the whole model, line by line; groups, resuming, empty and cut answers."""
+"""Answers of the float model: against greedy decoding of the whole model; groups, resuming, empty and cut answers."""
 
 from dataclasses import replace
 

@@ -136,7 +136,8 @@ def test_lines_without_answers_are_for_calibration_only(tmp_path):
     file.write_text(
         '{"prompt": "Who?"}\n{"prompt": "Who?", "answer": " "}\n{"prompt": "Who?", "answer": " I. ", "task": "t"}\n'
     )
-    assert read_calibration(file).lines == [Line("Who?"), Line("Who?"), Line("Who?", "I.", "t")]
+    unanswered = Line("Who?", task="other")
+    assert read_calibration(file).lines == [unanswered, unanswered, Line("Who?", "I.", "t")]
     with pytest.raises(InputError, match="line 1: answer is empty or missing"):
         read_suite(file)
 
@@ -146,7 +147,7 @@ def test_invalid_lines_are_refused_or_left_out(tmp_path, capfd):
     file.write_text('{"prompt": "Who?"}\n{"prompt": " "}\n{"prompt": "Who?", "image": "none.png"}\n')
     with pytest.raises(InputError, match="line 2: prompt is empty"):
         read_calibration(file)
-    assert read_calibration(file, skip_bad=True).lines == [Line("Who?")]
+    assert read_calibration(file, skip_bad=True).lines == [Line("Who?", task="other")]
     assert "2 lines are invalid and left out, the first is line 2: prompt is empty" in capfd.readouterr().err
 
 
