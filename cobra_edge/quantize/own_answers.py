@@ -11,7 +11,6 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -27,12 +26,13 @@ from ..model.weight_files import require_finite
 from ..suite.line_set import LineSet
 from ..suite.tokenized import TokenizedLine
 from ..terminal.output import tell
-from .calibration_data import EmbeddingCache, OnProgress, calibration_suite, data_sha256
+from ..version import __version__
+from .calibration_data import EmbeddingCache, OnProgress, calibration_suite, data_sha256, no_progress
 from .streams import Span, families, rows_of, run_family
 
 LONGEST_ANSWER = 48  # tokens
 _POSITIONS_AT_ONCE = 2048
-_STATE_BYTES = 2 << 30  # of the states of a group, unless a single image has more lines
+_STATE_BYTES = 4 << 30  # of the states of a group, unless a single image has more lines
 _CPU = torch.device("cpu")
 
 
@@ -43,13 +43,13 @@ class Greedy:
     Attributes:
         operations: sequential operations of a mixer.
         device: runs the layers and holds the states.
-        on_progress: called with the name of the step, and how many tokens of prompts and answers are done.
+        on_progress: called with the name of the step, and how many positions of images, prompts and answers are done.
         limit: tokens of the longest answer.
     """
 
     operations: Operations
     device: torch.device = _CPU
-    on_progress: OnProgress = lambda *_: None
+    on_progress: OnProgress = no_progress
     limit: int = LONGEST_ANSWER
 
 
@@ -96,24 +96,20 @@ def own_answers(
 ) -> list[list[int]]:
     """Return the tokens of the float model's greedy answer to each line, without the end token; as `with_own_answers`."""
     suite = calibration_suite(checkpoint, lines.lines, lines.directory, answered=False)
-    identity = hashlib.sha256(msgspec.json.encode((checkpoint.sha256(), data_sha256(suite), greedy.limit))).hexdigest()
+    inputs = __version__, checkpoint.sha256(), data_sha256(suite), greedy.limit
+    identity = hashlib.sha256(msgspec.json.encode(inputs)).hexdigest()
     answers = _Answers.resumed(kept, identity)
     model = _Model(checkpoint, greedy)
     groups = _groups(suite.lines, max(1, _STATE_BYTES // model.state_bytes))
-    cost = [sum(len(line.prompt) + greedy.limit for line in group) for group in groups]
     for number, group in enumerate(groups):
-        if group[-1].number in answers.tokens:
+        if all(line.number in answers.tokens for line in group):
             continue
         name = "answers of the float model" + (f", group {number + 1} of {len(groups)}" if len(groups) > 1 else "")
         files = [lines.directory / suite.images[i] for i in _images(group)]
         visual = cache.get(files, greedy.on_progress).to(greedy.device) if files else None
-        found = model.answer(group, visual, partial(_report, greedy.on_progress, name, cost[number]))
+        found = model.answer(group, visual, name)
         answers.keep({line.number: tokens for line, tokens in zip(group, found, strict=True)}, kept)
     return [answers.tokens[line.number] for line in suite.lines]
-
-
-def _report(on_progress: OnProgress, name: str, total: int, done: int) -> None:
-    on_progress(name, done, total)
 
 
 class _Answers(msgspec.Struct):
@@ -162,6 +158,18 @@ def _images(group: Sequence[TokenizedLine]) -> list[int]:
     return sorted({line.image for line in group if line.image is not None})
 
 
+class _Layer:
+    """A layer for `run_family` that keeps the states after the last batch."""
+
+    def __init__(self, block: Block) -> None:
+        self._block, self.states = block, list[Tensor]()
+
+    def __call__(self, x: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out, conv, ssm = self._block.mixer(self._block.norm(x), conv, ssm)
+        self.states = [conv, ssm]
+        return x + out, conv, ssm
+
+
 class _Model:
     """The float decoder, streamed, with the states of a group of lines."""
 
@@ -170,6 +178,7 @@ class _Model:
         c = self._config
         self._shapes = [(c.d_inner, c.d_conv), (c.d_inner, c.d_state)]
         self.state_bytes = 4 * c.n_layer * sum(rows * columns for rows, columns in self._shapes)
+        self._end = TextCodec.open(checkpoint.tokenizer_file(), c.vocab).end_id
         self._table = self._tensor("backbone.embedding.weight")
         self._head = self._table if c.tied else self._tensor("lm_head.weight")
         self._norm = RMSNorm(c.d_model, c.norm_eps)
@@ -178,46 +187,58 @@ class _Model:
     def _tensor(self, name: str) -> Tensor:
         return require_finite(name, self._checkpoint.decoder[name].float()).to(self._greedy.device)
 
-    def answer(
-        self, group: Sequence[TokenizedLine], visual: Tensor | None, on_tokens: Callable[[int], None]
-    ) -> list[list[int]]:
-        """Return the answer of each line of a group; `visual` is (images · n_visual_tokens, d_model), or None."""
-        n_layer, device = self._config.n_layer, self._greedy.device
+    def answer(self, group: Sequence[TokenizedLine], visual: Tensor | None, name: str) -> list[list[int]]:
+        """Return the answer of each line of a group.
+
+        Args:
+            group: lines, all of an image together.
+            visual: embeddings (images · n_visual_tokens, d_model) float32 of their images, in order; None for no image.
+            name: of the step, for progress.
+        """
+        n_layer, device, limit = self._config.n_layer, self._greedy.device, self._greedy.limit
         states = [torch.empty(n_layer, len(group), *shape, device=device) for shape in self._shapes]
-        tokens = self._next(self._read(group, visual, states))
+        read = sum(len(line.prompt) for line in group) + (0 if visual is None else len(visual))
+
+        def on_done(done: float) -> None:
+            self._greedy.on_progress(name, int(done), read + limit * len(group))
+
+        tokens = self._next(self._read(group, visual, states, lambda layers: on_done(read * layers / n_layer)))
         answers, active = [list[int]() for _ in group], torch.arange(len(group), device=device)
-        end = TextCodec.open(self._checkpoint.tokenizer_file(), self._config.vocab).end_id
-        prompts = sum(len(line.prompt) for line in group)
-        for step in range(1, self._greedy.limit + 1):
-            goes_on = tokens != end
+        for step in range(1, limit + 1):
+            goes_on = tokens != self._end
             active, tokens = active[goes_on], tokens[goes_on]
             for line, token in zip(active.tolist(), tokens.tolist(), strict=True):
                 answers[line].append(token)
-            on_tokens(prompts + (step if len(active) else self._greedy.limit) * len(group))
-            if step == self._greedy.limit or not len(active):
+            on_done(read + (step if len(active) else limit) * len(group))
+            if step == limit or not len(active):
                 break
             tokens = self._next(self._step(tokens, active, states))
         return answers
 
-    def _read(self, group: Sequence[TokenizedLine], visual: Tensor | None, states: list[Tensor]) -> Tensor:
+    def _read(
+        self,
+        group: Sequence[TokenizedLine],
+        visual: Tensor | None,
+        states: list[Tensor],
+        on_layers: Callable[[int], None],
+    ) -> Tensor:
         """Read images and prompts; fills the states and returns each line's last stream, (lines, d_model) float32."""
         spans, line_at = self._spans(group)
         tokens = torch.tensor([token for line in group for token in line.prompt])
         stream = torch.cat([*([] if visual is None else [visual]), self._table[tokens]])
+
+        def read(batch: list[Span]) -> Tensor:
+            return stream[rows_of(batch)]
+
         for index, block in self._blocks():
-            after = list[Tensor]()
-
-            def layer(x: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                device = self._greedy.device  # `run_family` starts from zeros on the CPU
-                out, *after[:] = block.mixer(block.norm(x), conv.to(device), ssm.to(device))  # noqa: B023 # called within the loop
-                return x + out, after[0], after[1]  # noqa: B023
-
+            on_layers(index)
+            layer = _Layer(block)
             for family in families(spans, _POSITIONS_AT_ONCE):
-                for batch, _, out in run_family(layer, family, self._config, lambda batch: stream[rows_of(batch)]):
+                for batch, _, out in run_family(layer, family, self._config, read, self._greedy.device):
                     stream[rows_of(batch)] = out
                     if not batch[0].is_image:
                         at = torch.tensor([line_at[span.start] for span in batch])
-                        for state, new in zip(states, after, strict=True):
+                        for state, new in zip(states, layer.states, strict=True):
                             state[index, at] = new
         return stream[torch.tensor([start + len(group[line].prompt) - 1 for start, line in line_at.items()])]
 

@@ -18,6 +18,8 @@ from ..suite.tokenized import TokenizedSuite
 # A layer on some sequences: residual (batch, seq, d_model), conv and ssm states to output and both states.
 Layer = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Span:
@@ -96,7 +98,11 @@ def _batches(spans: list[Span]) -> Family:
 
 
 def run_family(
-    layer: Layer, family: Family, config: MambaConfig, read: Callable[[list[Span]], Tensor]
+    layer: Layer,
+    family: Family,
+    config: MambaConfig,
+    read: Callable[[list[Span]], Tensor],
+    device: torch.device = _CPU,
 ) -> Iterator[tuple[list[Span], Tensor, Tensor]]:
     """Run a layer over a family; yields each batch with the layer's input and output, both (batch, seq, width).
 
@@ -105,8 +111,9 @@ def run_family(
         family: of spans.
         config: sizes of the decoder.
         read: returns the input of a batch of spans.
+        device: of the layer.
     """
-    empty = [torch.zeros(config.d_inner, n) for n in (config.d_conv, config.d_state)]
+    empty = [torch.zeros(config.d_inner, n, device=device) for n in (config.d_conv, config.d_state)]
     after: dict[int | None, list[Tensor]] = {None: empty}
     for batch in family:
         starts = [after[None if span.is_image else span.image] for span in batch]

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files.parsing import parse_toml
 from ..inputs.image import load_image
 from ..inputs.image_format import image_endings
-from ..terminal.output import tell
+from ..terminal.output import stages, tell
 from .line import Line
 from .line_set import LineSet
 
@@ -45,7 +45,12 @@ def read_folder(folder: Path, *, skip_bad: bool = False) -> LineSet:
     chosen = sorted(sorted(names, key=_order)[:MOST_IMAGES])
     if len(chosen) < len(names):
         tell(f"{folder}: {len(chosen)} of its {len(names)} images are used, chosen by name")
-    bad = {name: flaw for name in chosen if (flaw := _flaw(folder / name))}
+    bad = dict[str, str]()
+    with stages() as on_step:
+        for index, name in enumerate(chosen):
+            on_step("read images", index, len(chosen))
+            if flaw := _flaw(folder / name):
+                bad[name] = flaw
     if bad and (not skip_bad or len(bad) == len(chosen)):
         raise InputError(f"{folder}: {_counted(bad, chosen)}; remove them" + ("" if skip_bad else ", or give --skip-bad"))
     if bad:

@@ -342,15 +342,12 @@ def test_enough_lines_are_not_warned_of(mini, caplog):
 def test_a_broken_line_is_numbered(called, text_only, tmp_path):
     data = tmp_path / "d.jsonl"
     good = '{"prompt": "Who?", "answer": "I.", "task": "text"}\n'
-    data.write_text(good + '{"prompt": "Who?"}\n')
+    data.write_text(good + '{"answer": "I."}\n')
     code, _, err = called("--checkpoint", text_only, "--data", data, "--out", tmp_path / "s")
     assert code == 2 and "line 2" in err and not (tmp_path / "s.partial").exists()
     data.write_text(good + good + good.replace("Who?", " "))
     code, _, err = called("--checkpoint", text_only, "--data", data, "--out", tmp_path / "s")
     assert code == 2 and "line 3" in err and "empty" in err
-    data.write_text(good + good.replace("I.", ""))
-    code, _, err = called("--checkpoint", text_only, "--data", data, "--out", tmp_path / "s")
-    assert code == 2 and "line 2" in err and "answer is empty" in err
 
 
 def test_a_question_that_gives_no_tokens_is_numbered(text_only):
