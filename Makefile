@@ -14,7 +14,7 @@ CUDA := $(wildcard runtimes/cuda/*.cu runtimes/cuda/*.cuh)
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME) runtimes/cuda/CMakeLists.txt runtimes/cuda/compile.py $(CUDA)
 
 GPU_CASES = gemv gemm scan rows step_kernels sampling_kernels decoder
-.PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-sanitize test-arm64 test-old-x86 figures budgets clean
+.PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-cuda-bindings test-sanitize test-arm64 test-old-x86 figures budgets clean
 
 # Exact versions of everything installed below: constraints/, made by `make constraints`. pyproject.toml declares the ranges.
 PYTHON_VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
@@ -138,6 +138,16 @@ test-lowest: $(VENV)/pip
 	.venv-lowest/bin/pip install --quiet --constraint build/lowest.txt pip
 	.venv-lowest/bin/pip install --quiet --constraint build/lowest.txt --build-constraint constraints/build.txt -e ".[dev]"
 	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest $(PYTEST_OPTIONS)
+
+# The CUDA decoder on the fake driver, with the lowest and the newest cuda-bindings of each major version that the extras allow.
+CUDA_BINDINGS := 12.8.0 12.9.10 13.0.0 13.5.0
+test-cuda-bindings: $(VENV)/dev
+	for v in $(CUDA_BINDINGS); do \
+	  there=build/cuda-bindings/$$v; \
+	  $(BIN)/pip install --quiet --no-deps --upgrade --target $$there cuda-bindings==$$v || exit $$?; \
+	  PYTHONPATH=$$there $(BIN)/python -c "import cuda.bindings as c; assert c.__version__ == '$$v', c.__version__" || exit $$?; \
+	  PYTHONPATH=$$there OMP_NUM_THREADS=1 $(BIN)/pytest -n auto tests/emulated/test_decoder.py tests/emulated/test_failures.py || exit $$?; \
+	done
 
 figures: $(VENV)/dev
 	$(BIN)/python -m bench.figures

@@ -26,6 +26,7 @@ from .cuda_paper import CudaPaperResult
 from .cuda_paper_tables import paper_table, token_table
 from .decode_goals import decode_goals_table, decode_table
 from .drift_plot import draw_drift
+from .emulated_answers_result import EmulatedAnswersResult, emulated_answers_table
 from .fault_result import FaultResult, faults_table
 from .gpu_goals import end_to_end_table, gpu_goals_table, gpu_table
 from .gpu_result import (
@@ -137,6 +138,7 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "end_to_end": lambda: [end_to_end_table(_of_gpus(EndToEndResult, "end-to-end"))],
     "cuda_token": lambda: map(token_table, _cuda_paper()),
     "cuda_paper": lambda: map(paper_table, _cuda_paper()),
+    "emulated_answers": lambda: map(emulated_answers_table, _all(EmulatedAnswersResult, "emulated-answers")),
     "prediction": _predictions,
     "vision": lambda: map(vision_table, _vision("cobra-3b")),
     "vision_mini": lambda: map(vision_table, _vision("cobra-mini")),

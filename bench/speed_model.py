@@ -15,8 +15,8 @@ from typing import Any
 
 from cobra_edge.bench.roofline import launches_per_token, token_bytes
 from cobra_edge.bench.shapes import shape_named
-from cobra_edge.bundle.memory_plan import plan_memory
 from cobra_edge.errors import InputError
+from cobra_edge.export.memory_plan import plan_memory
 from cobra_edge.formats.model_config import CobraConfig, projector_kind
 from cobra_edge.formats.recipe import uniform_recipe
 from cobra_edge.formats.scheme import scheme_named

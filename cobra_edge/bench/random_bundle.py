@@ -11,9 +11,10 @@ import numpy as np
 from rich.progress import Progress
 
 from ..bundle.manifest import SCHEMA_VERSION, Manifest, PromptFile, Source
-from ..bundle.memory_plan import decoder_bytes, plan_memory
+from ..bundle.memory_plan import decoder_bytes
 from ..bundle.reader import DECODER, GOLDEN, MANIFEST, MODEL_CARD, PROMPT, TOKENIZER, Bundle, file_entries, staged_directory
 from ..errors import BundleError
+from ..export.memory_plan import plan_memory
 from ..formats.model_config import CobraConfig, MambaConfig, decoder_shapes
 from ..formats.package_data import MINI
 from ..formats.recipe import StoredTensor, quantized_scheme, stored_tensors, uniform_recipe

@@ -40,7 +40,16 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Memory for running the bundle on its target, in bytes; `available_bytes` is None if it depends on the machine."""
+    """Memory for running the bundle on its target, in bytes.
+
+    Attributes:
+        vision_bytes, decoder_bytes: weights.
+        state_bytes: decoding states; on a GPU there are two.
+        working_bytes: activations, the largest at a time.
+        reserved_bytes: the system, the process and the CUDA context.
+        available_bytes: None if it depends on the machine.
+        buffer_bytes: of the decoder on a GPU, where they stay; 0 on a CPU, and in older bundles.
+    """
 
     vision_bytes: int
     decoder_bytes: int
@@ -48,11 +57,13 @@ class MemoryPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     working_bytes: int
     reserved_bytes: int
     available_bytes: int | None
+    buffer_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """Sum of all parts."""
-        return self.vision_bytes + self.decoder_bytes + self.state_bytes + self.working_bytes + self.reserved_bytes
+        parts = self.vision_bytes, self.decoder_bytes, self.state_bytes, self.buffer_bytes
+        return sum(parts) + self.working_bytes + self.reserved_bytes
 
 
 class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

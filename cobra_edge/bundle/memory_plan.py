@@ -1,4 +1,4 @@
-"""The memory plan: the memory that running a bundle takes, computed before export, and the error when memory runs out."""
+"""The memory that running a bundle takes on a CPU, and the error when memory runs out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ..errors import InputError, MachineError
-from ..formats.model_config import CobraConfig, projector_shapes
-from ..formats.precision import PrecisionName, precision_named
+from ..errors import MachineError
+from ..formats.model_config import CobraConfig
 from ..formats.recipe import Recipe, stored_tensors
-from ..formats.targets import Target
-from .manifest import Manifest, MemoryPlan
+from .manifest import Manifest
 
 _FLOAT = 4
 
@@ -36,58 +34,19 @@ def working_bytes(config: CobraConfig) -> int:
     """Return an upper estimate of activations: the larger of one vision block and one decoder block over a full prompt."""
     m = config.mamba
     decoder = config.max_length * (2 * m.d_model + 5 * m.d_inner) * _FLOAT + m.vocab * _FLOAT
-    vision = 0
+    return max(decoder, vision_working_bytes(config))
+
+
+def vision_working_bytes(config: CobraConfig) -> int:
+    """Return an upper estimate of the activations of one vision block; 0 of a text-only model."""
+    largest = 0
     if config.vision is not None:
         for e in config.vision.encoders:
             tokens = config.vision.n_patches + e.n_prefix
             # Queries, keys, values, the hidden layer of 4 · embed_dim and two residuals; attention scores of heads of width 64.
             heads = max(1, e.embed_dim // 64)
-            vision = max(vision, tokens * 9 * e.embed_dim * _FLOAT + heads * tokens**2 * _FLOAT)
-    return max(decoder, vision)
-
-
-def vision_bytes(config: CobraConfig, precision: PrecisionName) -> int:
-    """Return the estimated size of the vision graph's weights, from the encoders' widths and depths."""
-    if config.vision is None or config.projector is None:
-        return 0
-    shapes = projector_shapes(config.projector, config.vision.feature_dim, config.mamba.d_model)
-    total = sum(math.prod(s) for s in shapes.values())
-    for e in config.vision.encoders:
-        total += (e.depth - 1) * 12 * e.embed_dim**2 + e.embed_dim * (3 * e.patch_size**2 + config.vision.n_patches)
-    return total * precision_named(precision).bits // 8
-
-
-def plan_memory(
-    config: CobraConfig,
-    recipe: Recipe,
-    target: Target,
-    precision: PrecisionName | None = None,
-    vision_file_bytes: int | None = None,
-) -> MemoryPlan:
-    """Return the plan; the size of the vision graph is estimated, in `precision` or the target's default, until it is written.
-
-    Raises:
-        InputError: the model does not fit the target; the message has the numbers.
-    """
-    plan = MemoryPlan(
-        vision_bytes=vision_bytes(config, precision or target.vision_precision)
-        if vision_file_bytes is None
-        else vision_file_bytes,
-        decoder_bytes=decoder_bytes(config, recipe),
-        state_bytes=state_bytes(config),
-        working_bytes=working_bytes(config),
-        reserved_bytes=int(target.reserved_gb * 1e9),
-        available_bytes=None if target.memory_gb is None else int(target.memory_gb * 1e9),
-    )
-    if plan.available_bytes is not None and plan.total_bytes > plan.available_bytes:
-        raise InputError(
-            f"{config.model_id} as {recipe.scheme} does not fit {target.title}: {plan.total_bytes / 1e9:.2f} GB needed "
-            f"(vision {plan.vision_bytes / 1e9:.2f}, decoder {plan.decoder_bytes / 1e9:.2f}, state "
-            f"{plan.state_bytes / 1e9:.2f}, working {plan.working_bytes / 1e9:.2f}, system "
-            f"{plan.reserved_bytes / 1e9:.2f}), {plan.available_bytes / 1e9:.2f} GB available; "
-            "use fewer bits or a larger target"
-        )
-    return plan
+            largest = max(largest, tokens * 9 * e.embed_dim * _FLOAT + heads * tokens**2 * _FLOAT)
+    return largest
 
 
 # Messages by which torch's plain RuntimeErrors are recognized: on a CPU, and on a GPU before its allocator is initialized.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -38,6 +37,8 @@ def install_hint(*extras: str) -> str:
 
 def _source() -> str:
     """Return " @ URL" if the package was installed from a directory, a file or a repository; "" for an index."""
+    from importlib import metadata  # takes a MiB, and is needed for messages alone
+
     try:
         text = metadata.distribution("cobra-edge").read_text("direct_url.json")
         origin = msgspec.json.decode(text or "", type=_Origin)

@@ -20,7 +20,6 @@ import numpy as np
 
 from ..bundle.engine_key import EngineKey
 from ..bundle.manifest import SCHEMA_VERSION, Drift, Manifest, PromptFile, Source, VisionGraph
-from ..bundle.memory_plan import plan_memory
 from ..bundle.reader import (
     DECODER,
     GOLDEN,
@@ -44,6 +43,7 @@ from ..regress.report import Figure, Verdict
 from ..suite.tokenized import TokenizedSuite
 from ..terminal.output import progress, tell
 from ..version import __version__
+from .memory_plan import plan_memory
 from .model_card import VISION_SOURCES, model_card
 from .plan import ExportOptions, ExportPlan, plan_export
 from .statistics import find_allocation, statistics_for

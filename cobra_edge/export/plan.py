@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from ..bundle.manifest import MemoryPlan
-from ..bundle.memory_plan import plan_memory
 from ..bundle.reader import check_goal
 from ..environment.requirements import require_export
 from ..errors import InputError
@@ -33,6 +32,7 @@ from ..suite.line import Line
 from ..suite.reader import CALIBRATION, HELDOUT, images_of, read_suite, spread
 from ..suite.tokenized import TokenizedSuite, tokenized_suite
 from .checks import check_allocation, check_calibration, check_choices, check_text_only
+from .memory_plan import plan_memory
 from .vision import checked_engine, checked_precision
 
 if TYPE_CHECKING:

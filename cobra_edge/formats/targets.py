@@ -25,7 +25,8 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         compute_capability: CUDA compute capability such as "8.7"; None for a CPU, or if it differs from GPU to GPU.
         memory_gb: memory for the system and the model, in 10⁹ bytes; None if it depends on the machine.
         memory_bandwidth_gb_s: 10⁹ bytes per second, from the data sheet; None if it depends on the machine.
-        reserved_gb: memory used by the system and the CUDA context.
+        multiprocessors: of the GPU, from the data sheet; None for a CPU.
+        system_gb: memory used by the system and other programs: of the GPU where it has its own. An assumption.
         vision_runtime, decoder_runtime: the runtimes used there.
         scheme: the default scheme.
         vision_precision: the default precision of the vision graph's matmuls.
@@ -38,11 +39,12 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vision_runtime: str
     decoder_runtime: str
     scheme: str
-    reserved_gb: float
+    system_gb: float
     vision_precision: PrecisionName
     compute_capability: str | None = None
     memory_gb: float | None = None
     memory_bandwidth_gb_s: float | None = None
+    multiprocessors: int | None = None
     default_of: str | None = None
 
 

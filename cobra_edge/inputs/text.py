@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .tokenizer_file import checked_tokenizer
+
+if TYPE_CHECKING:  # the library takes 6 MiB: it is imported where a tokenizer is opened
+    from tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 IMAGE_MARK = "<image>"
@@ -106,6 +107,8 @@ class TextCodec:
         Raises:
             InputError: an unsupported tokenizer, no end-of-text token, or ids beyond the vocabulary.
         """
+        from tokenizers import Tokenizer
+
         checked = checked_tokenizer(file, vocab)
         end_id = checked.control.get(END_OF_TEXT)
         if end_id is None:
@@ -164,6 +167,8 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Begin with an empty text."""
+        from tokenizers.decoders import DecodeStream
+
         self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=True)
 
     def step(self, token: int) -> str | None:

@@ -74,6 +74,8 @@ def memory_table(manifest: Manifest, target: Target | None) -> Table:
     table.add_row("vision graph", megabytes(plan.vision_bytes))
     table.add_row(f"decoder, {bits_per_weight(manifest):.2f} bits per weight", megabytes(plan.decoder_bytes))
     table.add_row("decoding state, any context length", megabytes(plan.state_bytes))
+    if plan.buffer_bytes:
+        table.add_row("the decoder's buffers", megabytes(plan.buffer_bytes))
     table.add_row("working memory", megabytes(plan.working_bytes))
     table.add_row("system and runtime", megabytes(plan.reserved_bytes))
     table.add_row("total", megabytes(plan.total_bytes), style="bold")

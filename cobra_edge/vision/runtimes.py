@@ -130,7 +130,8 @@ def open_vision(
 
     Args:
         bundle: an open bundle with vision.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu" or "cuda". Where no runtime is named and none runs on the GPU, "cuda" takes the CPU and warns: the
+            decoder, which takes most of the time, needs no more than the driver.
         runtime: "auto" or a name of the table.
         threads: on a CPU; None for one per physical core.
         stream: the cudaStream_t of the decoder that will read the embeddings, which outlives the runner; or None.
@@ -142,13 +143,25 @@ def open_vision(
     """
     if runtime not in RUNTIME_NAMES:
         raise InputError(f"unknown vision runtime {runtime!r}{near_matches(runtime, RUNTIME_NAMES)}")
+    wanted = Wanted(device, threads, stream)
+    try:
+        return _first_that_opens(bundle, runtime, wanted)
+    except MachineError as error:
+        if (device, runtime) != ("cuda", "auto"):
+            raise
+        log.warning("images go through the CPU: %s", error)
+    return _first_that_opens(bundle, runtime, Wanted("cpu", threads))
+
+
+def _first_that_opens(bundle: Bundle, runtime: str, wanted: Wanted) -> VisionRunner:
     reasons: list[str] = []
     for row in RUNTIMES:
         if runtime not in ("auto", row.name):
             continue
         try:
-            reason = f"does not run on {device!r}" if device not in ("auto", *row.devices) else row.refuses(bundle)
-            opened = row.open(bundle, Wanted(device, threads, stream)) if reason is None else None
+            fits = wanted.device in ("auto", *row.devices)
+            reason = row.refuses(bundle) if fits else f"does not run on {wanted.device!r}"
+            opened = row.open(bundle, wanted) if reason is None else None
         except BundleError:
             raise
         except (MachineError, InputError) as error:  # a GPU, driver or builder failed; the next runtime may work
@@ -162,4 +175,4 @@ def open_vision(
             log.info("vision: %s", opened.name)
             return opened
         reasons.append(f"{row.name}: {reason}")
-    raise MachineError(f"no runtime here runs this bundle's vision on {device!r} ({'; '.join(reasons)})")
+    raise MachineError(f"no runtime here runs this bundle's vision on {wanted.device!r} ({'; '.join(reasons)})")

@@ -34,6 +34,9 @@ COPY constraints/jetpack7.txt /wheels/constraints.txt
 RUN python3 -m venv --system-site-packages /opt/cobra-edge \
  && /opt/cobra-edge/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt pip \
  && /opt/cobra-edge/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt "$(ls /wheels/*.whl)[jetpack7,serve]"
+# Fail at build time without what the GPU decoder needs: the driver's Python bindings and the compiled kernels. The driver itself
+# comes with --runtime nvidia, so --device auto finds the GPU when the container runs.
+RUN /opt/cobra-edge/bin/python -c "import cuda.bindings.driver; from cobra_edge.decode.cuda.library import read_kernels; read_kernels()"
 # Telemetry of onnxruntime. The package disables it too, before it imports onnxruntime.
 ENV ORT_DISABLE_TELEMETRY=1
 # TensorRT engines are cached here: mount a volume, or each new container builds them again.

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from filelock import FileLock
 
 HERE = Path(__file__).parent
+
+
+def cpu_flags() -> set[str]:
+    """Return what Linux says this processor can do."""
+    found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return set(found[1].split()) if found else set()
+
+
 KERNELS = HERE.parent.parent / "runtimes" / "cuda"
-COMMON = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-DCOBRA_EMULATED", "-Wall", "-Wextra", "-Werror")
+# A processor's own conversion of halves, where this one has it: products on tensor cores take half the time.
+HALVES = ("-mf16c",) if "f16c" in cpu_flags() else ()
+COMMON = (*HALVES, "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-DCOBRA_EMULATED", "-Wall", "-Wextra", "-Werror")
 KERNELS_ALONE = "kernels.so"  # beside libcuda.so.1: the same, for tests of kernels without a driver
 # What kernels are compiled with, and what the emulator is. "fast": nothing checked but barriers, warps and alignment of wide
 # accesses. "checked": every access, by the calls that -fsanitize=thread puts in, answered by the emulator. "sanitized":
@@ -33,8 +45,16 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def cache_directory() -> Path:
-    """Return where compiled libraries are kept: the same for all processes of a machine's user."""
-    return Path(tempfile.gettempdir()) / f"cobra-emulated-{os.getuid()}"
+    """Return where compiled libraries are kept: the same for all processes that test this copy of the source."""
+    return HERE.parent.parent / "build" / "emulated"
+
+
+def prune(cache: Path, kept_days: float = 1.0) -> None:
+    """Remove libraries of other sources, which nobody has asked for since."""
+    for directory in cache.glob("*-" + 16 * "[0-9a-f]"):
+        if time.time() - directory.stat().st_mtime > 86400 * kept_days:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.with_name(f"{directory.name}.lock").unlink(missing_ok=True)
 
 
 def compiled(kind: str = "fast", kernels: Path = KERNELS, cache: Path | None = None) -> Path:
@@ -53,7 +73,9 @@ def compiled(kind: str = "fast", kernels: Path = KERNELS, cache: Path | None = N
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{directory}.lock"):
         if library.exists():
+            os.utime(directory)
             return library
+        prune(directory.parent)
         with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
             room = Path(scratch)
             includes = (f"-I{kernels}", f"-I{HERE}")

@@ -29,7 +29,7 @@ class FakeDriver:
     def __init__(self, kind: str = "fast") -> None:
         """Load it, so that whoever asks for libcuda.so.1 gets it."""
         self._library = ctypes.CDLL(str(compiled(kind)))
-        for name in ("fake_in_use", "fake_peak", "fake_handles"):
+        for name in ("fake_in_use", "fake_peak", "fake_pinned", "fake_handles"):
             getattr(self._library, name).restype = ctypes.c_ulonglong
         for name in ("fake_calls", "fake_launches"):
             getattr(self._library, name).restype = ctypes.c_long
@@ -63,6 +63,11 @@ class FakeDriver:
     def in_use(self) -> int:
         """Bytes of device memory that are allocated."""
         return int(self._library.fake_in_use())
+
+    @property
+    def pinned(self) -> int:
+        """Bytes of the host's memory that are pinned."""
+        return int(self._library.fake_pinned())
 
     @property
     def peak(self) -> int:

@@ -222,6 +222,11 @@ TEST(long) fake_calls() { return calls; }
 TEST(long) fake_launches() { return launches; }
 TEST(unsigned long long) fake_in_use() { return in_use; }
 TEST(unsigned long long) fake_peak() { return peak; }
+TEST(unsigned long long) fake_pinned() {
+    unsigned long long sum = 0;
+    for (const auto& [address, size] : pinned) sum += size;
+    return sum;
+}
 TEST(unsigned long long) fake_handles() {
     return blocks.size() + pinned.size() + streams.size() + events.size() + graphs.size() + executables.size() +
            modules.size();

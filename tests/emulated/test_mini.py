@@ -31,18 +31,10 @@ def test_answers_are_those_of_the_native_decoder(gpu, mini_bundle, scheme):
 
 
 def test_a_question_about_the_demo_image_by_the_command_line(mini_bundle, tmp_path):
-    """In a process of its own, whose libcuda.so.1 is the fake one."""
-    from .driver import write_kernels
-
-    kernels = write_kernels(tmp_path / "kernels.xz")
-    code = (
-        "import sys; from pathlib import Path; from cobra_edge.decode.cuda import library; kernels = Path(sys.argv.pop(1));"
-        "library.kernels_file = lambda: kernels; from cobra_edge.cli import main; main()"
-    )
+    """In a process of its own, whose libcuda.so.1 is the fake one; the image goes through the vision graph."""
     command = [
-        sys.executable, "-c", code, str(kernels), "run", str(mini_bundle("w4a16-g128")),
-        "--image", str(MINI / "demo.png"),
-        "--prompt", "How many objects are there?", "--decoder-kernels", "cuda",
+        sys.executable, "-m", "cobra_edge", "run", str(mini_bundle("w4a16-g128")),
+        "--image", str(MINI / "demo.png"), "--prompt", "How many objects are there?", "--device", "cuda",
     ]  # fmt: skip
     library = compiled("fast").parent
     environment = {
@@ -54,8 +46,11 @@ def test_a_question_about_the_demo_image_by_the_command_line(mini_bundle, tmp_pa
     }
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    native = subprocess.run([*command[:-1], "native"], capture_output=True, text=True, env=environment)
+    assert "images go through the CPU" in done.stderr  # this onnxruntime has no GPU; that is told, not refused
+    native = subprocess.run([*command[:-1], "cpu"], capture_output=True, text=True, env=environment)
     assert done.stdout and done.stdout == native.stdout
+    chosen = subprocess.run([*command[:-1], "auto", "--debug"], capture_output=True, text=True, env=environment)
+    assert chosen.stdout == done.stdout and "decoder: cuda on cuda" in chosen.stderr
     refused = subprocess.run(command, capture_output=True, text=True, env=environment | {"FAKE_GPU": ""})
     assert refused.returncode == 3 and "sees no GPU" in refused.stderr and "Traceback" not in refused.stderr
     failed = subprocess.run(

@@ -24,7 +24,9 @@ def test_nothing_outside_is_touched_and_nothing_is_undefined() -> None:
         "COBRA_EMULATED_KIND": "sanitized",
     }
     files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in KERNEL_TESTS]
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", "not full_size and not same_token", *files]
+    # Without the other fixtures, which import torch: that alone takes ten seconds of a sanitizer.
+    fixtures = ["--noconftest", "-p", "tests.emulated.conftest", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-x", *fixtures, "-k", "not full_size and not same_token", *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     assert " passed" in done.stdout and "failed" not in done.stdout

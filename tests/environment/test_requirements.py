@@ -52,7 +52,7 @@ def test_a_directory_that_was_removed_is_no_reason_to_fail(tmp_path, monkeypatch
 def test_elsewhere_the_hint_names_where_it_came_from(tmp_path, monkeypatch, origin, hint):
     text = origin if origin is None else json.dumps(origin)
     monkeypatch.setattr(requirements, "_CHECKOUT", tmp_path)
-    monkeypatch.setattr(requirements.metadata, "distribution", lambda name: Installed(text))
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed(text))
     assert install_hint("serve") == f"pip install '{hint}'"
 
 

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from cobra_edge import inspect, run
-from cobra_edge.bundle.memory_plan import plan_memory, state_bytes
+from cobra_edge.bundle.memory_plan import state_bytes
 from cobra_edge.bundle.reader import Bundle, staged_directory
 from cobra_edge.cli import COMMANDS
 from cobra_edge.cli import command as whole
@@ -21,6 +21,7 @@ from cobra_edge.decode import backends
 from cobra_edge.errors import InputError
 from cobra_edge.export import command as export_module
 from cobra_edge.export import pipeline as assemble
+from cobra_edge.export.memory_plan import plan_memory
 from cobra_edge.formats.model_config import CobraConfig, MambaConfig
 from cobra_edge.formats.recipe import uniform_recipe
 from cobra_edge.formats.safetensors_file import SafetensorsWriter
@@ -430,7 +431,7 @@ def test_a_disk_that_fills_up_with_the_golden_lines(export, tmp_path, monkeypatc
 def test_a_model_too_large_for_its_target_writes_nothing(text_only, tmp_path, monkeypatch, capfd):
     import msgspec
 
-    small = msgspec.structs.replace(target_named("jetson"), memory_gb=0.1, reserved_gb=0.0999)
+    small = msgspec.structs.replace(target_named("jetson"), memory_gb=0.1, system_gb=0.0999)
     monkeypatch.setattr(export_module, "target_named", lambda name: small)
     arguments = ["--target", "jetson", "--checkpoint", str(text_only), "--out", str(tmp_path / "out" / "b")]
     assert run_command(export_module.command, arguments) == 2

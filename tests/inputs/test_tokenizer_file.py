@@ -174,7 +174,7 @@ REFUSED = {
 def test_what_these_models_have_not_is_refused_before_the_library_parses_it(tmp_path, monkeypatch, what):
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(REFUSED[what]))
-    monkeypatch.setattr("cobra_edge.inputs.text.Tokenizer", None)
+    monkeypatch.setattr("tokenizers.Tokenizer", None)
     with pytest.raises(InputError, match=r"tokenizer\.json: "):
         TextCodec.open(file, 512)
 
@@ -185,7 +185,7 @@ def test_what_these_models_have_not_is_refused_before_the_library_parses_it(tmp_
 def test_what_is_no_json_is_refused(tmp_path, monkeypatch, content):
     file = tmp_path / "tokenizer.json"
     file.write_bytes(content)
-    monkeypatch.setattr("cobra_edge.inputs.text.Tokenizer", None)
+    monkeypatch.setattr("tokenizers.Tokenizer", None)
     with pytest.raises(InputError, match=r"tokenizer\.json: "):
         TextCodec.open(file, 512)
 
@@ -236,8 +236,8 @@ def test_whatever_the_library_raises_is_an_input_error(monkeypatch, raised):
         decode = step = from_str = encode
 
     codec = TextCodec(Failing(), 0, {})
-    monkeypatch.setattr("cobra_edge.inputs.text.DecodeStream", Failing)
-    monkeypatch.setattr("cobra_edge.inputs.text.Tokenizer", Failing())
+    monkeypatch.setattr("tokenizers.decoders.DecodeStream", Failing)
+    monkeypatch.setattr("tokenizers.Tokenizer", Failing())
     with pytest.raises(InputError, match="the tokenizer cannot encode this text"):
         codec.encode("a")
     with pytest.raises(InputError, match="the tokenizer cannot decode what was generated"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -68,6 +69,17 @@ def test_everything_declared_is_pinned_within_its_range(name: str) -> None:
             f"{requirement} beside {pin}: run make constraints"
         )
     assert "pip" in versions
+
+
+def test_the_cuda_bindings_that_are_tried_are_the_ends_of_what_the_extras_allow() -> None:
+    (tried,) = re.findall(r"^CUDA_BINDINGS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    ends = iter(tried.split())
+    for extra, low, high in zip(("jetpack6", "jetpack7"), ends, ends, strict=True):
+        (requirement,) = map(Requirement, extras[extra])
+        (floor,) = [s.version for s in requirement.specifier if s.operator == ">="]
+        assert requirement.name == "cuda-bindings" and Version(low).release[:2] == (*Version(floor).release, 0)[:2]
+        assert {str(s) for s in pinned(f"{extra}.txt")["cuda-bindings"].specifier} == {f"=={high}"}
 
 
 def test_what_builds_the_package_is_pinned() -> None:

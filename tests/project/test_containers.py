@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from cobra_edge.serve.command import command as serve
 from cobra_edge.serve.limits import Limits
@@ -84,8 +85,22 @@ def test_python_and_extras_are_those_of_the_package(recipe: Path) -> None:
     (extras,) = re.findall(r"\.whl\)\[([\w,]+)\]", text)
     assert extras.split(",") == [recipe.stem, "serve"]
     assert set(extras.split(",")) <= project()["optional-dependencies"].keys()
+    assert [Requirement(text).name for text in project()["optional-dependencies"][recipe.stem]] == ["cuda-bindings"]
     (entry,) = [rest for word, rest in instructions(recipe) if word == "ENTRYPOINT"]
     assert Path(entry.strip('["]')).name in project()["scripts"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.stem)
+def test_an_image_without_the_gpu_decoder_is_not_built(recipe: Path) -> None:
+    (check,) = [rest for word, rest in instructions(recipe) if word == "RUN" and "read_kernels" in rest]
+    python, *arguments = shlex.split(check)
+    (entry,) = [rest for word, rest in instructions(recipe) if word == "ENTRYPOINT"]
+    assert Path(python).parent == Path(entry.strip('["]')).parent
+    assert instructions(recipe).index(("RUN", check)) > max(
+        at for at, (word, rest) in enumerate(instructions(recipe)) if word == "RUN" and " install " in rest
+    )
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def unit() -> configparser.ConfigParser:
@@ -175,6 +190,7 @@ def test_the_compose_file_starts_the_server_with_options_that_it_has() -> None:
     command, *words = service["command"]
     given = understood(words)
     assert command == "serve" and str(given["bundle"]) == "/bundle"
+    assert given["device"] == "cuda"  # a GPU out of reach is an error, not a slow answer
     assert given["grace"] + 10 <= seconds(service["stop_grace_period"])
     assert service["ports"] == [f"127.0.0.1:8000:{given['port']}"]
     (key,) = service["secrets"]

@@ -25,7 +25,8 @@ def test_every_target_is_whole():
     assert len(known) == len(list((ROOT / "export" / "targets").glob("*.toml")))
     for name, target in known.items():
         assert target.name == name and target.scheme in SCHEMES
-        assert target.memory_gb is None or target.memory_gb > target.reserved_gb
+        assert target.memory_gb is None or target.memory_gb > target.system_gb
+        assert (target.multiprocessors is not None) == (target.decoder_runtime == "cuda")
     assert target_named("jetson").name == "jetson-orin-nano"
     assert target_named("jetson").memory_bandwidth_gb_s == 68
 

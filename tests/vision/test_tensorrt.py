@@ -403,7 +403,7 @@ def test_the_workspace_is_what_the_plan_leaves(device: Device, path: Path, tmp_p
     bundle = Bundle.open(path)
     plan, weights = bundle.manifest.memory_plan, tensorrt_memory.graph_bytes(bundle)
     assert plan.available_bytes is not None
-    others = plan.vision_bytes + plan.decoder_bytes + plan.state_bytes + plan.reserved_bytes
+    others = plan.vision_bytes + plan.decoder_bytes + plan.state_bytes + plan.buffer_bytes + plan.reserved_bytes
     assert tensorrt_memory.workspace_bytes(bundle, 64_000_000_000) == plan.available_bytes - others
     assert tensorrt_memory.workspace_bytes(bundle, 1_000_000_000) == 1_000_000_000 - 2 * weights
     open_ended = msgspec.structs.replace(plan, available_bytes=None)

@@ -21,13 +21,14 @@ from ..arguments import checked_embeddings, checked_tokens, require_positions
 from ..decoder import DEFAULT_OPTIONS, DecoderOptions, DecoderState, Weights
 from ..sampling import Sampling
 from .calls import CudaError
-from .device import Gpu, first_gpu
+from .device import first_gpu
+from .device_memory import DeviceMemory
 from .launch import Address, Queue
 from .memory import DeviceBlock, copy_across, copy_in, copy_out
-from .prefill import CHUNK, LOGITS_CHUNK, Prefill, prefill_bytes
+from .prefill import CHUNK, LOGITS_CHUNK, Prefill
 from .state import GpuState, on_gpu
-from .step import Step, embed_rows, step_bytes
-from .weights import upload, weight_bytes
+from .step import Step, embed_rows
+from .weights import upload
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class CudaDecoder:
             gpu = first_gpu()
             gpu.enter()
             gpu.load()  # takes memory: before it is counted
-            self._needed = needed_bytes(weights, gpu)
+            self._needed = DeviceMemory.of(weights.config, weights.recipe, gpu.multiprocessors).total
             free, _ = gpu.memory()
             if self._needed > free:
                 raise MachineError(self._no_room("opening the decoder"))
@@ -268,10 +269,3 @@ class CudaDecoder:
             if token == end_id:
                 return
             yield token
-
-
-def needed_bytes(weights: Weights, gpu: Gpu) -> int:
-    """Return what a decoder takes on a GPU: weights, two states, the buffers of a token and of a prompt's longest chunk."""
-    c = weights.config
-    states = 2 * 4 * c.n_layer * c.d_inner * (c.d_conv + c.d_state)
-    return weight_bytes(weights) + states + step_bytes(c) + prefill_bytes(c, gpu.multiprocessors)

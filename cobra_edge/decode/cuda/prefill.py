@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 from ...formats.model_config import MambaConfig
@@ -15,6 +14,8 @@ from .tiles import (
     GemmLaunch,
     convolution_launch,
     gemm_launch,
+    most_part_floats,
+    most_scan_chunks,
     norm_shared_bytes,
     rotation_shared_bytes,
     scan_launch,
@@ -52,11 +53,9 @@ class Prefill:
 
     def room(self, tokens: int) -> _Room:
         """Return buffers for a chunk of so many tokens, whatever is in them. Raises CudaError where there is no room."""
-        needed = _Sizes.of(self._weights.config, tokens, self._queue.gpu.multiprocessors)
-        if self._room is None or not needed.within(self._room.sizes):
-            larger = needed if self._room is None else needed.together(self._room.sizes)
+        if self._room is None or tokens > self._room.tokens:
             self._room = None  # given back before more is taken
-            self._room = _Room(self._weights.config, self._queue, larger)
+            self._room = _Room(self._weights.config, self._queue, tokens)
         return self._room
 
     def run_layers(self, room: _Room, tokens: int, state: GpuState) -> None:
@@ -188,52 +187,18 @@ class Prefill:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """What the buffers of a chunk are large enough for.
+class _Places:
+    """Where the buffers of one chunk lie; they do for every shorter one.
 
     Attributes:
         tokens: of the chunk.
-        parts: float32 numbers of products' parts.
-        chunks: of the scan, 0 where it is not cut.
     """
 
-    tokens: int
-    parts: int
-    chunks: int
-
-    @classmethod
-    def of(cls, c: MambaConfig, tokens: int, multiprocessors: int) -> _Sizes:
-        """Return what a chunk of so many tokens takes, whatever the bits of the matrices."""
-        scored = {min(tokens, LOGITS_CHUNK), tokens % LOGITS_CHUNK or LOGITS_CHUNK} if tokens > LOGITS_CHUNK else {tokens}
-        products = [
-            (2 * c.d_inner, c.d_model, tokens),
-            (c.dt_rank + 2 * c.d_state, c.d_inner, tokens),
-            (c.d_model, c.d_inner, tokens),
-            *((c.vocab, c.d_model, n) for n in scored),
-        ]
-        parts = c.dt_rank + 2 * c.d_state  # x_proj's is one even where it is not cut
-        parts *= tokens
-        for n_out, n_in, n in products:
-            splits = max(gemm_launch(bits, n_out, n_in, n, multiprocessors).splits for bits in (3, 4, 8, 16))
-            parts = max(parts, splits * n_out * n if splits > 1 else 0)
-        chunks = scan_launch(c.d_inner, c.d_state, tokens, multiprocessors).chunks
-        return cls(tokens, parts, chunks if chunks > 1 else 0)
-
-    def within(self, other: _Sizes) -> bool:
-        """Return whether the other's buffers do."""
-        return self.tokens <= other.tokens and self.parts <= other.parts and self.chunks <= other.chunks
-
-    def together(self, other: _Sizes) -> _Sizes:
-        """Return what does for both."""
-        return _Sizes(max(self.tokens, other.tokens), max(self.parts, other.parts), max(self.chunks, other.chunks))
-
-
-class _Places:
-    """Where the buffers of one chunk lie."""
-
-    def __init__(self, c: MambaConfig, sizes: _Sizes, base: int) -> None:
-        layout, tokens = Layout(), sizes.tokens
+    def __init__(self, c: MambaConfig, tokens: int, multiprocessors: int, base: int) -> None:
+        layout, self.tokens = Layout(), tokens
+        width = c.dt_rank + 2 * c.d_state  # x_proj leaves a part even where it is not cut
+        chunks = most_scan_chunks(c.d_inner, c.d_state, tokens, multiprocessors)
+        chunks = chunks if chunks > 1 else 0
 
         def rows(width: int, itemsize: int) -> Address:
             return Address(base + layout.add(tokens * width * itemsize))
@@ -246,26 +211,23 @@ class _Places:
         self.residual, self.entering, self.normed = rows(c.d_model, 4), rows(c.d_model, 4), rows(c.d_model, 2)
         self.xz, self.u, self.y = rows(2 * c.d_inner, 2), rows(c.d_inner, 2), rows(c.d_inner, 2)
         self.low, self.bc, self.delta = rows(self.low_stride, 2), rows(2 * self.states, 4), rows(c.d_inner, 4)
-        self.parts = room(sizes.parts)
-        self.local, self.sums = room(sizes.chunks * self.states * c.d_inner), room(sizes.chunks * c.d_inner)
+        self.parts = room(max(tokens * width, most_part_floats(multiprocessors)))
+        self.local, self.sums = room(chunks * self.states * c.d_inner), room(chunks * c.d_inner)
         self.logits = room(min(tokens, LOGITS_CHUNK) * c.vocab)
         self.nbytes = layout.nbytes
 
 
 class _Room(_Places):
-    """Buffers of one chunk, shared by all layers.
+    """Buffers of one chunk, shared by all layers."""
 
-    Attributes:
-        sizes: what they are large enough for.
-    """
-
-    def __init__(self, c: MambaConfig, queue: Queue, sizes: _Sizes) -> None:
+    def __init__(self, c: MambaConfig, queue: Queue, tokens: int) -> None:
         """Allocate them. Raises CudaError where there is no room."""
-        self.sizes = sizes
-        self._block = DeviceBlock(queue.gpu, _Places(c, sizes, 0).nbytes, f"a prompt of {sizes.tokens} tokens")
-        super().__init__(c, sizes, self._block.address)
+        multiprocessors = queue.gpu.multiprocessors
+        nbytes = _Places(c, tokens, multiprocessors, 0).nbytes
+        self._block = DeviceBlock(queue.gpu, nbytes, f"a prompt of {tokens} tokens")
+        super().__init__(c, tokens, multiprocessors, self._block.address)
 
 
-def prefill_bytes(config: MambaConfig, multiprocessors: int) -> int:
-    """Return what the buffers of the longest chunk of a prompt take."""
-    return _Places(config, _Sizes.of(config, CHUNK, multiprocessors), 0).nbytes
+def prefill_bytes(config: MambaConfig, multiprocessors: int, tokens: int = CHUNK) -> int:
+    """Return what the buffers take of the longest chunk of a prompt of so many tokens."""
+    return _Places(config, min(tokens, CHUNK), multiprocessors, 0).nbytes

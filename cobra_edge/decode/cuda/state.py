@@ -28,8 +28,7 @@ class GpuState(DecoderState):
     def __init__(self, shapes: Shapes, queue: Queue, n_tokens: int = 0) -> None:
         """Allocate a state of these shapes, whatever is in it. Raises CudaError where there is no room."""
         self._shapes, self.queue, self.n_tokens = shapes, queue, n_tokens
-        layout = Layout()
-        conv, ssm = (layout.add(4 * math.prod(shape)) for shape in shapes)
+        layout, (conv, ssm) = _laid_out(shapes)
         self._block = DeviceBlock(queue.gpu, layout.nbytes, "a state")
         self.conv_address, self.ssm_address = self._block.address + conv, self._block.address + ssm
 
@@ -92,6 +91,17 @@ class GpuState(DecoderState):
             copy_in(self.ssm_address, np.ascontiguousarray(state.ssm, np.float32), stream, doing)
         self.queue.wait(doing)
         self.n_tokens = state.n_tokens
+
+
+def _laid_out(shapes: Shapes) -> tuple[Layout, list[int]]:
+    layout = Layout()
+    return layout, [layout.add(4 * math.prod(shape)) for shape in shapes]
+
+
+def state_bytes(config: MambaConfig) -> int:
+    """Return what one state takes on a GPU."""
+    conv, ssm, _ = (t.shape for t in DecoderState.layout(config))
+    return _laid_out((conv, ssm))[0].nbytes
 
 
 @contextmanager

@@ -40,8 +40,13 @@ def rounded_bytes(n_in: int, bits: int) -> int:
 
 
 def step_bytes(config: MambaConfig) -> int:
-    """Return what the buffers of one token take, on the GPU and pinned beside it."""
-    return _Buffers(config, 0).nbytes + 4 * config.vocab
+    """Return what the buffers of one token take on the GPU."""
+    return _Buffers(config, 0).nbytes
+
+
+def pinned_bytes(config: MambaConfig) -> int:
+    """Return the pinned memory of one token: what the host asks for, what it is told, and the logits."""
+    return 256 + 4 * config.vocab
 
 
 class _Buffers:
@@ -73,7 +78,7 @@ class Step:
         self._at = _Buffers(c, self._block.address)
         call("clearing buffers", "cuMemsetD8Async", self._at.asked, 0, self._block.nbytes, queue.stream)
         queue.wait("clearing buffers")
-        self._pinned = pinned(queue.gpu, 256 + 4 * c.vocab, "a token's inputs and outputs")
+        self._pinned = pinned(queue.gpu, pinned_bytes(c), "a token's inputs and outputs")
         self._asked = self._pinned[: _ASKED.itemsize].view(_ASKED)
         self._told = self._pinned[128 : 128 + _TOLD.itemsize].view(_TOLD)
         self._logits = self._pinned[256:].view(np.float32)

@@ -90,6 +90,12 @@ def gemm_launch(bits: int, n_out: int, n_in: int, tokens: int, multiprocessors: 
     return GemmLaunch(f"gemm_w{bits}_{tile.name}", tile, grid, per_split)
 
 
+def most_part_floats(multiprocessors: int) -> int:
+    """Return the most float32 numbers that the parts of a product take, however many tokens it has: see `gemm_launch`."""
+    tiles = (tile for tiles in TILES.values() for tile in tiles)
+    return multiprocessors * max(t.rows * t.tokens * (1 if t.name == "large" else 2) for t in tiles)
+
+
 @dataclass(frozen=True)
 class ScanLaunch:
     """One selective scan.
@@ -126,14 +132,22 @@ def scan_launch(d_inner: int, d_state: int, tokens: int, multiprocessors: int) -
         tokens: at least one.
         multiprocessors: of the GPU, four schedulers each.
     """
-    lanes = 1 << (-(-d_state // _SCAN_STATES) - 1).bit_length()
-    blocks = -(-d_inner * lanes // _SCAN_THREADS)
-    warps, schedulers = blocks * _SCAN_THREADS // 32, 4 * multiprocessors
-    chunks = 1
-    if warps < schedulers:
-        chunks = max(1, min(-(-3 * schedulers // warps), tokens // _LEAST_CHUNK))
-    length = -(-tokens // chunks)
+    lanes, blocks = _scan_blocks(d_inner, d_state)
+    length = -(-tokens // most_scan_chunks(d_inner, d_state, tokens, multiprocessors))
     return ScanLaunch(lanes, length, -(-tokens // length), blocks)
+
+
+def most_scan_chunks(d_inner: int, d_state: int, tokens: int, multiprocessors: int) -> int:
+    """Return the most chunks that a scan of at most so many tokens is cut into; arguments as of `scan_launch`."""
+    _, blocks = _scan_blocks(d_inner, d_state)
+    warps, schedulers = blocks * _SCAN_THREADS // 32, 4 * multiprocessors
+    return 1 if warps >= schedulers else max(1, min(-(-3 * schedulers // warps), tokens // _LEAST_CHUNK))
+
+
+def _scan_blocks(d_inner: int, d_state: int) -> tuple[int, int]:
+    """Return how many threads share a channel, and how many blocks there are of channels."""
+    lanes = 1 << (-(-d_state // _SCAN_STATES) - 1).bit_length()
+    return lanes, -(-d_inner * lanes // _SCAN_THREADS)
 
 
 def convolution_launch(d_inner: int, d_conv: int, tokens: int) -> tuple[str, tuple[int, int], int, int]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ...formats.model_config import MambaConfig
 from ...formats.packing import QuantizedTensor
+from ...formats.recipe import Recipe, StoredTensor, quantized_scheme, stored_tensors
 from ..decoder import Weights
 from .launch import Address, Queue
 from .memory import DeviceBlock, Layout, copy_in, slices
@@ -189,11 +190,24 @@ def _layer(tensors: Mapping[str, np.ndarray | QuantizedTensor], prefix: str, pla
     )
 
 
-def weight_bytes(weights: Weights) -> int:
-    """Return what a decoder's tensors take on a GPU."""
+def weight_bytes(config: MambaConfig, recipe: Recipe) -> int:
+    """Return what a decoder's tensors take on a GPU, without reading one."""
     plan = _Plan()
-    _planned(weights, plan)
+    _planned(_hollow(config, recipe), plan)
     return plan.layout.nbytes
+
+
+def _hollow(config: MambaConfig, recipe: Recipe) -> Weights:
+    """Return weights of the right shapes and dtypes that take no memory."""
+
+    def array(entry: StoredTensor) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), entry.dtype), entry.shape)
+
+    tensors: dict[str, np.ndarray | QuantizedTensor] = {}
+    for name, entries in stored_tensors(config, recipe).items():
+        scheme = quantized_scheme(recipe, name)
+        tensors[name] = array(entries[0]) if scheme is None else QuantizedTensor(array(entries[0]), array(entries[1]), scheme)
+    return Weights(config, recipe, tensors, "a decoder without values")
 
 
 def upload(weights: Weights, queue: Queue, file: Path | None) -> GpuWeights:
@@ -207,7 +221,7 @@ def upload(weights: Weights, queue: Queue, file: Path | None) -> GpuWeights:
     Raises:
         CudaError: no room, or the GPU fails.
     """
-    block = DeviceBlock(queue.gpu, weight_bytes(weights), "the decoder's weights")
+    block = DeviceBlock(queue.gpu, weight_bytes(weights.config, weights.recipe), "the decoder's weights")
     plan = _Plan()
     plan.base = block.address
     built = _planned(weights, plan)(block)
