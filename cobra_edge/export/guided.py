@@ -35,7 +35,7 @@ _SEED = 0  # of the random signs
 def guided_values(
     checkpoint: Any, recipe: Recipe, bits: float | None, data: Path | None, goal: Path, cache: EmbeddingCache
 ) -> Iterator[tuple[Recipe, BitAllocation | None, Mapping[str, np.ndarray | QuantizedTensor]]]:
-    """Yield the recipe with bits allocated, the allocation, and every matrix as it is stored.
+    """Yield the recipe with bits allocated, the allocation, and every matrix (out, in) as stored: codes, float16 or float32.
 
     Finished layers are kept in a hidden directory next to `goal`, which is removed at the end. If the process stops before, the
     same export resumes from there.

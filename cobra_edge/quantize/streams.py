@@ -98,7 +98,7 @@ def _batches(spans: list[Span]) -> Family:
 def run_family(
     layer: Layer, family: Family, config: MambaConfig, read: Callable[[list[Span]], Tensor]
 ) -> Iterator[tuple[list[Span], Tensor, Tensor]]:
-    """Run a layer over a family; yields each batch with the layer's input and output, both (batch, seq, width).
+    """Run a layer over a family; yields batches with the layer's input and output, (batch, seq, width) float32.
 
     Args:
         layer: of the decoder, or a part of it that keeps states.
