@@ -79,8 +79,8 @@ class CudaDecoder:
         with self._failures("opening the decoder"):
             gpu = first_gpu()
             gpu.enter()
-            gpu.load()  # takes memory: before it is counted
             self._needed = DeviceMemory.of(weights.config, weights.recipe, gpu.multiprocessors).total
+            gpu.load()  # takes memory: before what is free is counted
             free, _ = gpu.memory()
             if self._needed > free:
                 raise MachineError(self._no_room("opening the decoder"))
