@@ -71,6 +71,11 @@ def call(doing: str, name: str, *arguments: Any) -> Any:
             f"{doing}: the NVIDIA driver is too old, it has no {name} ({missing}); update the driver"
         ) from missing
     if int(error) != 0:
-        told, text = bindings.cuGetErrorName(error)
-        raise CudaError(doing, int(error), text.decode(errors="replace") if int(told) == 0 else f"CUDA error {int(error)}")
+        raise refusal(doing, error)
     return None if not values else values[0] if len(values) == 1 else tuple(values)
+
+
+def refusal(doing: str, error: Any) -> CudaError:
+    """Return what an error code of the driver, a CUresult, is told as; see `call`."""
+    told, text = driver().cuGetErrorName(error)
+    return CudaError(doing, int(error), text.decode(errors="replace") if int(told) == 0 else f"CUDA error {int(error)}")
