@@ -137,6 +137,11 @@ class TestRefusals:
             CudaDecoder(small_weights())
         assert gpu.in_use == 0
 
+    def test_no_room_for_the_kernels(self, gpu):
+        gpu.refuse_modules(OUT_OF_MEMORY)
+        with pytest.raises(MachineError, match=r"RTX 4090 has no room; .* needs about 0\.0[1-9] GB"):
+            CudaDecoder(small_weights(MambaConfig(256, 1, 512, 512, 16, 4, 16)))
+
     def test_a_jetson_counts_what_the_page_cache_gives_back(self, gpu, monkeypatch, tmp_path):
         gpu.plug_in(ORIN_NANO.replace("6000000000", "1000000"))
         there = tmp_path / "meminfo"
