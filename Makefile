@@ -58,7 +58,7 @@ docs: $(VENV)/docs
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror $(RUNTIME) $(CUDA) $(wildcard tests/emulated/*.cpp tests/emulated/*.h) calibration/mixer.cpp
+	$(BIN)/clang-format --dry-run --Werror $(RUNTIME) $(CUDA) $(wildcard tests/emulated/*.cpp tests/emulated/*.h)
 	$(BIN)/mypy
 
 # A process for each core, each of one thread: twice as fast as one process whose libraries take all cores.

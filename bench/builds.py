@@ -35,6 +35,7 @@ class Build:
 REFERENCE = Build("fp16", {"scheme": "fp16"})
 
 _BEST = {"method": "gptq", "rotation": "both"}
+_GUIDED = {"activations": "float32", "method": "guided", "rotation": "out-proj"}
 # Each 4-bit row adds one technique to rounding to nearest; the last of a group has all of them.
 BUILDS = (
     Build("w8a16-channel", {"scheme": "w8a16-channel"}),
@@ -62,6 +63,11 @@ BUILDS = (
     Build("mixed, 4.3 bits", {"activations": "float32", "bits": 4.3, **_BEST}),
     Build("mixed, 4.0 bits", {"activations": "float32", "bits": 4.0, **_BEST}),
     Build("mixed, 3.5 bits", {"activations": "float32", "bits": 3.5, **_BEST}),
+    Build("guided, w4a16-g128", {"scheme": "w4a16-g128", "method": "guided"}),
+    Build("guided, 4.3 bits", {**_GUIDED, "bits": 4.3, "rotation": "none"}),
+    Build("guided, 4.3 bits, out_proj rotated", {**_GUIDED, "bits": 4.3}),
+    Build("guided, 4.0 bits, out_proj rotated", {**_GUIDED, "bits": 4.0}),
+    Build("guided, 3.5 bits, out_proj rotated", {**_GUIDED, "bits": 3.5}),
     Build("bitsandbytes nf4", {"scheme": "bnb-nf4"}, peer=True),
     Build("bitsandbytes int8", {"scheme": "bnb-int8"}, peer=True),
 )

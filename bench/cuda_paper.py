@@ -3,7 +3,7 @@
 A token is bound by the slower of two: the bytes it moves, over a share of the data sheet's bandwidth, and the warp
 instructions of the products' main loops (runtimes/cuda/budget.toml), over what all schedulers issue at the data sheet's
 clock. The launches of its graph are added. A prompt is bound by tensor cores, by instructions or by bytes, product by
-product, and by exponentials in the scan.
+product, and by exponentials in the scan; its launches are added too. The host enqueues them ahead of the GPU.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ class OnPaper:
         memory_ms, issue_ms: a token's bytes at the whole bandwidth, its instructions.
         launches_ms: between the kernels of a token.
         tokens_per_second: from low to high.
+        prompt_launches: kernels of `PROMPT` tokens.
         prompt_ms: of `PROMPT` tokens, from low to high.
         bound: "memory" or "issue", of a token.
         prompt_bound: "tensor cores", "issue" or "memory", of most of a prompt's time.
@@ -140,6 +141,7 @@ class OnPaper:
     issue_ms: float
     launches_ms: float
     tokens_per_second: tuple[float, float]
+    prompt_launches: int
     prompt_ms: tuple[float, float]
     bound: str
     prompt_bound: str
@@ -186,6 +188,18 @@ def token_of(scheme: str, config: CobraConfig, budget: dict[str, Used]) -> Token
     return Token(scheme, token_bytes(config, recipe), issued, launches_per_token(config.mamba, recipe))
 
 
+def prompt_launches(config: MambaConfig, recipe: Recipe, tokens: int, multiprocessors: int) -> int:
+    """Return the kernels that read a prompt on a GPU, and those of the logits after it; embeddings are there already."""
+    scan = scan_launch(config.d_inner, config.d_state, tokens, multiprocessors)
+    # Norm, convolution, the sum of x_proj's parts, and the scan in one pass or two.
+    n = config.n_layer * (4 + (scan.chunks > 1) + recipe.rotates_out_proj)
+    for name, bits, n_out, n_in, _ in _matrices(config, recipe):
+        summed = ".in_proj." in name or ".out_proj." in name
+        if ".layers." in name:
+            n += 1 + (summed and gemm_launch(bits, n_out, n_in, tokens, multiprocessors).splits > 1)
+    return n + 1 + 2 * recipe.rotates_residual
+
+
 def _prompt(device: Device, scheme: str, config: MambaConfig, budget: dict[str, Used]) -> tuple[float, str]:
     """Return the seconds that a prompt is bound by, and what bounds most of them."""
     recipe, _ = uniform_recipe(config, scheme_named(scheme))
@@ -226,9 +240,11 @@ def on_paper(device: Device, token: Token, config: CobraConfig, budget: dict[str
     launches = token.launches * GAPS_US[device.family] / 1e3
     low, high = (1e3 / (max(memory / share, issue) + launches) for share in BANDWIDTH_SHARES)
     seconds, prompt_bound = _prompt(device, token.scheme, config.mamba, budget)
-    slow, fast = (seconds * 1e3 / share for share in PROMPT_SHARES)
+    recipe, _ = uniform_recipe(config.mamba, scheme_named(token.scheme))
+    n = prompt_launches(config.mamba, recipe, PROMPT, device.multiprocessors)
+    slow, fast = (seconds * 1e3 / share + n * GAPS_US[device.family] / 1e3 for share in PROMPT_SHARES)
     bound = "memory" if memory / BANDWIDTH_SHARES[1] >= issue else "issue"
-    return OnPaper(device.name, token.scheme, memory, issue, launches, (low, high), (fast, slow), bound, prompt_bound)
+    return OnPaper(device.name, token.scheme, memory, issue, launches, (low, high), n, (fast, slow), bound, prompt_bound)
 
 
 def paper(budget: dict[str, Used], schemes: Iterable[str] = SCHEMES) -> CudaPaperResult:

@@ -124,6 +124,7 @@ def _not_empty(tables: Iterable[Table]) -> list[Table]:
 TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "headline": lambda: [headline_table(quality_result())],
     "quality": lambda: [quality_table(quality_result())],
+    "quality_guided": lambda: map(quality_table, _all(QualityResult, "quality-guided")),
     "quality_goals": lambda: [quality_goals_table(quality_result())],
     "goals": lambda: [goals_table(quality_result())],
     "export": lambda: map(export_table, _all(ExportResult, "export-cobra-3b")),

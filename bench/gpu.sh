@@ -6,7 +6,7 @@
 #   bench/gpu.sh --rehearse     the same steps at tiny sizes on the emulated GPU
 #   bench/gpu.sh [--step N]...  run all steps, or those named by number or name; --out DIR copies each result there at once
 #
-# PYTHON names the interpreter (default python3). The exit code is 1 when a step failed.
+# PYTHON names the interpreter (default python3). The exit code is 1 when a step failed, 2 for a step that is not there.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -6,12 +6,12 @@ each reads weights of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
 import msgspec
+import numpy as np
 
 from cobra_edge.bench.decode_request import BUNDLES, DEFAULT_SHAPE
 from cobra_edge.bench.gpu import Gpu, GpuLimits, gpu_here, short_name
@@ -23,7 +23,7 @@ from cobra_edge.bench.spread import spread
 from cobra_edge.bench.tables import print_result
 from cobra_edge.bundle.reader import DECODER, Bundle
 from cobra_edge.decode.cuda.device import first_gpu
-from cobra_edge.decode.cuda.launch import Address, Graph, Queue
+from cobra_edge.decode.cuda.launch import Address, Graph, Launch, Queue
 from cobra_edge.decode.cuda.prefill import Prefill
 from cobra_edge.decode.cuda.state import GpuState
 from cobra_edge.decode.cuda.step import Step
@@ -40,21 +40,6 @@ _ROUND_SECONDS = 5e-3  # a round repeats a graph until it lasts so long
 _MATRICES = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A recorded launch: the arguments of `Queue.launch`."""
-
-    name: str
-    grid: tuple[int, int, int]
-    threads: int
-    arguments: tuple[Any, ...]
-    shared_bytes: int
-
-    def alike(self) -> tuple[object, ...]:
-        """Return what launches have in common that differ in the layer alone."""
-        return (self.name, self.grid, len(self.arguments), tuple(type(a) for a in self.arguments))
-
-
 class RecordingQueue(Queue):
     """A stream whose launches are written down."""
 
@@ -63,17 +48,23 @@ class RecordingQueue(Queue):
         super().__init__(gpu, stream)
         self.recorded: list[Launch] = []
 
-    def launch(self, name: str, grid: Any, threads: int, *arguments: Any, shared_bytes: int = 0) -> None:
-        """See `Queue.launch`."""
-        self.recorded.append(Launch(name, grid, threads, arguments, shared_bytes))
-        super().launch(name, grid, threads, *arguments, shared_bytes=shared_bytes)
+    def enqueue(self, launch: Launch) -> None:
+        """See `Queue.enqueue`."""
+        self.recorded.append(launch)
+        super().enqueue(launch)
+
+    def repeat(self, kinds: Sequence[Sequence[Launch]], kind_of: Sequence[int], table: np.ndarray) -> None:
+        """See `Queue.repeat`."""
+        for row, kind in zip(table, kind_of, strict=True):
+            self.recorded += [launch.in_row(row) for launch in kinds[kind]]
+        super().repeat(kinds, kind_of, table)
 
     def replay(self, launches: list[Launch]) -> Graph:
         """Return launches as one graph."""
 
         def run() -> None:
-            for x in launches:
-                Queue.launch(self, x.name, x.grid, x.threads, *x.arguments, shared_bytes=x.shared_bytes)
+            for launch in launches:
+                Queue.enqueue(self, launch)
 
         return self.capture(run)
 
@@ -107,7 +98,7 @@ class Recorded:
         found: dict[tuple[object, ...], list[Launch]] = {}
         for launch in self.parts[part]:
             role = next((roles[a] for a in launch.arguments if isinstance(a, Address) and int(a) in roles), "")
-            found.setdefault((role, *launch.alike()), []).append(launch)
+            found.setdefault((role, *_alike(launch)), []).append(launch)
         return ((str(key[0]), launches) for key, launches in found.items())
 
     def work_of(self, launch: Launch, tokens: int) -> tuple[int, int]:
@@ -121,6 +112,11 @@ class Recorded:
         n_out, n_in = matrix.shape
         scales = 0 if matrix.bits == 16 else 2 * n_out * max(1, n_in >> matrix.group_shift)
         return moved + n_out * n_in * matrix.bits // 8 + scales, n_out * n_in * (1 if "gemv" in launch.name else tokens)
+
+
+def _alike(launch: Launch) -> tuple[object, ...]:
+    """Return what launches have in common that differ in the layer alone."""
+    return (launch.name, launch.grid, len(launch.arguments), tuple(type(a) for a in launch.arguments))
 
 
 def _matrices(weights: GpuWeights) -> Iterator[tuple[str, GpuMatrix]]:

@@ -35,7 +35,7 @@ from .gpu_result import GpuParityResult, ImageParity, parity_table
 
 ROOT = Path(__file__).parent.parent
 # Kernels, then the whole decoder; not the tests of the emulator and of the fake driver themselves.
-CASES = ("gemv", "gemm", "scan", "rows", "step_kernels", "sampling_kernels", "decoder")
+CASES = ("gemv", "gemm", "scan", "rows", "step_kernels", "sampling_kernels", "launches", "decoder")
 VARIABLE = "COBRA_REAL_GPU"  # see tests/emulated/real_gpu.py
 _SHOWN = 20
 

@@ -131,10 +131,12 @@ class Session:
 
 
 def _named(steps: tuple[Step, ...], wanted: list[str]) -> list[Step]:
+    """Return the steps with these names or numbers, all for none. Raises ArgumentTypeError for another."""
     by_name = {step.name: step for step in steps} | {str(n): step for n, step in enumerate(steps, 1)}
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
-        raise SystemExit(f"unknown step {unknown[0]!r}; known: {', '.join(step.name for step in steps)}, or their numbers")
+        known = ", ".join(step.name for step in steps)
+        raise argparse.ArgumentTypeError(f"unknown step {unknown[0]!r}; known: {known}, or their numbers")
     return [by_name[name] for name in wanted] if wanted else list(steps)
 
 
@@ -148,12 +150,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="copy each result there as soon as it is written")
     given = parser.parse_args(arguments)
     steps = steps_of(TINY if given.rehearse else FULL)
+    try:
+        wanted = _named(steps, given.step)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     if given.plan:
         print(plan_text(steps))
         return 0
     if given.prepare:
         return subprocess.run([sys.executable, "-m", "bench.gpu_prepare"], cwd=ROOT).returncode
-    wanted = _named(steps, given.step)
     logs = Path("build") / "gpu-logs"
     logs.mkdir(parents=True, exist_ok=True)
     session = Session(sys.executable, logs, given.out)

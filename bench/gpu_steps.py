@@ -10,7 +10,7 @@ from pathlib import Path
 from .gpu_setup import CARRIED
 
 RESULTS = Path("bench") / "results"
-ALL_SECONDS = 600  # of all steps together; a lent machine gives a call no more
+ALL_SECONDS = 600  # of all steps together, so that they fit ten minutes of a rented GPU
 PEERS = ("mamba-ssm", "bitsandbytes", "transformer")
 _OURS = "w4a16-g128"  # what peers are measured beside
 _MINI = CARRIED / f"mini-{_OURS}"

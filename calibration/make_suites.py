@@ -54,7 +54,7 @@ def draw_suite(split: Split, seed: int) -> tuple[list[Scene], list[tuple[int, Li
 def write_suite(split: Split, goal: Path, seed: int = 0) -> dict[str, int]:
     """Write `<split>.jsonl` and its images under `goal`, calibration in two parts; returns the number of lines of each."""
     scenes, lines = draw_suite(split, seed)
-    parts = {split: range(len(scenes))}
+    parts: dict[str, range] = {split: range(len(scenes))}
     if split == "calibration":
         parts = {split: range(FEW), f"{split}-more": range(FEW, len(scenes))}
     for part, indices in parts.items():

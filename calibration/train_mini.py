@@ -19,12 +19,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, distributed, multiprocessing, nn
 
 from cobra_edge.bench.machine import machine
+from cobra_edge.decode.native_operations import differentiable_operations
 from cobra_edge.model.mamba import Mamba
 from cobra_edge.model.projector import Projector
 from cobra_edge.model.vision import VisionTower
 
 from .auxiliary_heads import AuxiliaryHeads
-from .native_mixer import NATIVE
 from .scenes import draw_scene
 from .train_language import MAMBA, initialise, language_loss, lesson_at
 from .train_vision import HEAD_SIZES, VISION, pixels_of, vision_loss
@@ -54,7 +54,6 @@ def main() -> None:
     """Run all stages with one worker per core: small batches on one thread each use cores better than one process on all."""
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
-    NATIVE.conv(torch.zeros(1, 1, 32), torch.zeros(1, 32, 4), torch.zeros(32, 4), torch.zeros(32))  # compiles it once
     (args.out / "workers").unlink(missing_ok=True)
     if args.workers == 1:
         work(0, args)
@@ -84,7 +83,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
     train("vision", vision_modules, vision_step, args, {"tower": 1.5e-3, "heads": 1.5e-3})
 
     tower.eval().requires_grad_(False)
-    model, projector = Mamba(MAMBA, NATIVE), Projector("fused-gelu-mlp", VISION.feature_dim, MAMBA.d_model)
+    model, projector = Mamba(MAMBA, differentiable_operations()), Projector("fused-gelu-mlp", VISION.feature_dim, MAMBA.d_model)
     initialise(model, projector, args.seed)
     auxiliary = AuxiliaryHeads(model)
     tokenizer = Tokenizer.from_file(str(TOKENIZER))

@@ -30,6 +30,10 @@ class MachineError(CobraEdgeError):
     exit_code = 3
 
 
+class DeviceLostError(MachineError):
+    """A device failed so that this process cannot use it any more; a new process perhaps can."""
+
+
 class DriftError(CobraEdgeError):
     """The drift of a quantized model exceeds its budget."""
 

@@ -16,6 +16,7 @@ import msgspec
 from ..environment.requirements import require_export
 from ..errors import InputError, MachineError
 from ..export.checks import check_text_only
+from ..export.lines import check_answerable
 from ..files.staging import check_file_goal, held, staged_file
 from ..inference.session_options import threads_option
 from ..quantize.statistics import Header
@@ -83,41 +84,53 @@ def command(
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
     check_file_goal(out, force=force)
-    if skip_bad and data is None:
-        raise InputError("--skip-bad is for images and lines of --data; omit it")
-    lines = LineSet.embedded() if data is None else read_calibration(data, skip_bad=skip_bad)
-    lines = lines if n_lines is None else replace(lines, lines=spread(list(lines.lines), n_lines))
+    lines = _lines(data, n_lines, skip_bad=skip_bad)
     require_export("calibrate", "timm", "torch")
-    from ..decode.native_operations import operations_on
     from ..model.checkpoint import open_checkpoint
     from ..model.torch_device import torch_device
     from ..model.vision import check_tower
+
+    runs_on = torch_device(device)
+    checkpoint = open_checkpoint(source, **options)
+    if checkpoint.config.vision is None:
+        check_text_only(checkpoint.config.model_id, vision_weights=options["vision_weights"])
+        check_answerable(lines, checkpoint.config)
+    else:
+        check_tower(checkpoint.config.vision, checkpoint.vision_weights, checkpoint.tower)
+    header = _write(checkpoint, lines, out, runs_on, force=force)
+    _print(header, out, as_json=as_json)
+
+
+def _lines(data: Path | None, n_lines: int | None, *, skip_bad: bool) -> LineSet:
+    if skip_bad and data is None:
+        raise InputError("--skip-bad is for images and lines of --data; omit it")
+    lines = LineSet.embedded() if data is None else read_calibration(data, skip_bad=skip_bad)
+    return lines if n_lines is None else replace(lines, lines=spread(list(lines.lines), n_lines))
+
+
+def _write(checkpoint: Any, lines: LineSet, out: Path, device: Any, *, force: bool) -> Header:
+    """Let the float model answer what has no answer, collect statistics on a torch device and write them."""
+    from ..decode.native_operations import operations_on
     from ..quantize.calibration import collect_statistics
     from ..quantize.calibration_data import EmbeddingCache
     from ..quantize.own_answers import Greedy, with_own_answers
     from ..quantize.resume import remove_resume_directory
     from ..quantize.statistics import statistics_tensors, write_statistics
 
-    runs_on = torch_device(device)
-    checkpoint = open_checkpoint(source, **options)
-    if checkpoint.config.vision is None:
-        check_text_only(checkpoint.config.model_id, vision_weights=options["vision_weights"])
-    else:
-        check_tower(checkpoint.config.vision, checkpoint.vision_weights, checkpoint.tower)
     resume = out.with_name(f"{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     _require_disk_space(resume, sum(t.n_bytes for t in statistics_tensors(checkpoint.config.mamba)))
-    operations, cache = operations_on(runs_on, checkpoint.config.mamba), EmbeddingCache(checkpoint)
+    operations, cache = operations_on(device, checkpoint.config.mamba), EmbeddingCache(checkpoint)
     answers = out.with_name(f"{out.name}.answers")
     with staged_file(out, force=force) as staged, held(resume), stages() as on_progress:
-        lines = with_own_answers(checkpoint, lines, cache, Greedy(operations, runs_on, on_progress), answers)
+        lines = with_own_answers(checkpoint, lines, cache, Greedy(operations, device, on_progress), answers)
         statistics = collect_statistics(
             checkpoint,
             lines.lines,
             lines.directory,
             resume_directory=resume,
             operations=operations,
-            device=runs_on,
+            device=device,
             on_progress=on_progress,
             cache=cache,
         )
@@ -125,7 +138,7 @@ def command(
         write_statistics(statistics, staged)
         remove_resume_directory(resume)
     answers.unlink(missing_ok=True)
-    _print(statistics.header, out, as_json=as_json)
+    return statistics.header
 
 
 def _print(header: Header, out: Path, *, as_json: bool) -> None:

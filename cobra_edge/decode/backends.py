@@ -171,10 +171,14 @@ def open_decoder(
         raise InputError(f"unknown device {device!r}{near_matches(device, DEVICES)}")
     checked_kernels(kernels)
     reasons: list[str] = []
+    elsewhere: list[str] = []  # of other devices than the requested one: told where there is nothing else to tell
     for backend in BACKENDS:
         if kernels not in ("auto", backend.name):
             continue
-        reason = f"{device} was requested" if device not in ("auto", backend.device) else backend.refuses(bundle)
+        if device not in ("auto", backend.device):
+            elsewhere.append(f"{backend.name} on {backend.device}: {device} was requested")
+            continue
+        reason = backend.refuses(bundle)
         if reason is None:
             for refused in reasons:
                 log.info("decoder: not %s", refused)
@@ -182,7 +186,7 @@ def open_decoder(
             with memory_for(f"opening the decoder of {bundle.directory}", bundle.manifest):
                 return backend.open(bundle, options)
         reasons.append(f"{backend.name} on {backend.device}: {reason}")
-    raise MachineError(f"no decoder backend runs this bundle on {device!r} ({'; '.join(reasons)})")
+    raise MachineError(f"no decoder backend runs this bundle on {device!r} ({'; '.join(reasons or elsewhere)})")
 
 
 def open_weights(weights: Weights, options: DecoderOptions = DEFAULT_OPTIONS) -> Decoder:

@@ -190,7 +190,7 @@ class Decoder(Protocol):
     * A state has this model's shapes; its arrays are float32, contiguous and writable. A state of another backend is read and
       updated in its own memory.
 
-    Anything else raises InputError.
+    Anything else raises InputError. Threads may share a decoder, each with states of its own.
     """
 
     name: str

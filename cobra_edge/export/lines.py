@@ -61,9 +61,8 @@ def golden_lines(lines: LineSet, wanted: int | None, config: CobraConfig) -> Lin
     return replace(lines, lines=sorted(chosen, key=lambda line: line.image or ""))
 
 
-def check_lines(lines: LineSet, codec: TextCodec, config: CobraConfig) -> None:
-    """Raise InputError for lines that cannot be tokenized, or that need images of a text-only model to have answers."""
-    tokenized_lines(lines, codec, config, answered=False)
+def check_answerable(lines: LineSet, config: CobraConfig) -> None:
+    """Raise InputError for lines about images, without answers, for a text-only model."""
     if config.vision is None and any(line.image is not None and not line.answer for line in lines.lines):
         raise InputError(
             f"{lines.name}: questions about images without answers, and {config.model_id} is a text-only model that cannot "

@@ -6,6 +6,7 @@ returns that state; `ask` copies it, prefills the question and streams the answe
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -130,6 +131,7 @@ class Session:
             self.vision = vision or open_vision(bundle, device, vision_runtime, options.threads, stream)
             self._transform = bundle.image()
         self._owns_vision = vision is None
+        self._looking = threading.Lock()  # on a GPU there is one room for embeddings, and one image in it
 
     def close(self) -> None:
         """Release the decoder and the vision runtime; later use of the session raises InputError.
@@ -189,7 +191,7 @@ class Session:
         """See `look`: all work on one CUDA stream, from the pixels to the state."""
         _, pixels = self._prepare(image)
         count = self.config.n_visual_tokens
-        with memory_for(f"prefilling the image's {count} embeddings", self.bundle.manifest):
+        with self._looking, memory_for(f"prefilling the image's {count} embeddings", self.bundle.manifest):
             room, state = decoder.embedding_room(count), decoder.new_state()
             vision.embed_into(pixels, room.address, decoder.stream)
             decoder.prefill(room, state)

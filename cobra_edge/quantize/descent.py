@@ -14,7 +14,7 @@ _COLUMNS_AT_ONCE = 64
 
 
 def damped(second_moment: Tensor, damping: float) -> Tensor:
-    """Return a second moment (in, in) with a share of its mean diagonal added to the diagonal."""
+    """Return a second moment (in, in) float32 or float64 with a share of its mean diagonal added to the diagonal."""
     mean = second_moment.diagonal().mean().clamp_min(torch.finfo(second_moment.dtype).tiny)
     return second_moment + damping * mean * torch.eye(len(second_moment), dtype=second_moment.dtype)
 

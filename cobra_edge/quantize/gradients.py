@@ -83,7 +83,7 @@ class CalibrationPass:
         return list(families(self.spans, _POSITIONS_AT_ONCE))
 
     def tensor(self, name: str) -> np.ndarray:
-        """Return a tensor of the decoder by name, float32; raises InputError if it is not finite."""
+        """Return a tensor of the decoder by name, of its shape, float32; raises InputError if it is not finite."""
         return require_finite(name, self.checkpoint.decoder[name].float()).numpy()
 
 

@@ -39,6 +39,9 @@ from .transforms import transformed_tensor
 EMBEDDING = "backbone.embedding.weight"
 _CORRECTION_DAMPING = 0.03
 _SWEEPS = 2
+# Share of the mean weight that every position gets. Where the model is certain the gradient is almost 0, which says nothing of
+# errors that are not small: at 3.5 bits a few answers turned without it (docs/log.md).
+_FLOOR = 0.1
 _ROWS_AT_ONCE = 2048
 
 Stored = np.ndarray | QuantizedTensor
@@ -196,6 +199,7 @@ class _LayerWork:
     def target(self, projection: str, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return what to approximate, (out, in) float32, and the second moments (groups, in, in) to do it by."""
         weights = torch.from_numpy(np.array(self.work.guidance.weights(self.index, projection)))
+        weights += _FLOOR * weights.mean(0)
         groups, width = weights.shape[1], weight.shape[1]
         moments, cross = WeightedMoments(groups, width), torch.zeros(groups, width, width)
         for start in range(0, len(weights), _ROWS_AT_ONCE):

@@ -104,7 +104,7 @@ def run_family(
     read: Callable[[list[Span]], Tensor],
     device: torch.device = _CPU,
 ) -> Iterator[tuple[list[Span], Tensor, Tensor]]:
-    """Run a layer over a family; yields each batch with the layer's input and output, both (batch, seq, width).
+    """Run a layer over a family; yields batches with the layer's input and output, (batch, seq, width) float32.
 
     Args:
         layer: of the decoder, or a part of it that keeps states.

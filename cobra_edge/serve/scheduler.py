@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import CobraEdgeError
+from ..errors import CobraEdgeError, DeviceLostError
 from .errors import ApiError
 from .fair_queue import FairQueue
 from .generation import Finished, GenerationRequest, Slice
@@ -54,7 +54,12 @@ class Ticket:
 
 
 class Scheduler:
-    """Runs requests in time slices, in its own thread."""
+    """Runs requests in time slices, in its own thread.
+
+    Attributes:
+        lost: why the device cannot be used any more; requests are refused from then on.
+        on_lost: called once then, in the thread.
+    """
 
     def __init__(self, work: Work, active: int) -> None:
         """Start the thread.
@@ -68,6 +73,8 @@ class Scheduler:
         self._waiting: FairQueue[Ticket] = FairQueue()
         self._active: list[Ticket] = []
         self._open = True
+        self.lost: DeviceLostError | None = None
+        self.on_lost: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
@@ -158,6 +165,10 @@ class Scheduler:
             event = next(ticket._work)
         except Exception as error:
             _notify(ticket, _api_error_of(error))
+            if isinstance(error, DeviceLostError) and self.lost is None:
+                self.lost = error
+                self.abort()
+                self.on_lost()
             return True
         if event is not None:
             _notify(ticket, event)

@@ -82,7 +82,7 @@ async def run_server(
     on_ready: Callable[[], None],
     on_shutdown: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until a signal comes; return after the shutdown.
+    """Serve until a signal comes or the device is lost; return after the shutdown.
 
     The first SIGTERM, SIGINT or SIGHUP sends 503 to waiting requests and finishes running ones, for at most `grace_seconds`; a
     second one aborts those too.
@@ -95,12 +95,17 @@ async def run_server(
         grace_seconds: for running requests.
         on_ready: called when connections are accepted.
         on_shutdown: called at the first signal, to reject requests that do not run yet.
+
+    Raises:
+        DeviceLostError: the device failed; a service manager can start the server again.
     """
     server = _Server(_config(app, limits, grace_seconds))
     shutdown = _Shutdown(server, scheduler, grace_seconds, on_shutdown)
+    loop = asyncio.get_running_loop()
+    scheduler.on_lost = lambda: loop.call_soon_threadsafe(shutdown.begin)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(number, shutdown.handle_signal)
+            loop.add_signal_handler(number, shutdown.handle_signal)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
@@ -110,6 +115,8 @@ async def run_server(
     shutdown.cancel_aborts()
     if not await asyncio.to_thread(scheduler.stop, _FLUSH_SECONDS):
         log.warning("the decoder thread is still running; exiting without it")
+    if scheduler.lost is not None:
+        raise scheduler.lost
 
 
 def _config(app: ASGIApp, limits: Limits, grace_seconds: float) -> uvicorn.Config:
@@ -148,6 +155,11 @@ class _Shutdown:
             log.warning("second signal: running requests are aborted")
             self._aborts.add(asyncio.create_task(self._abort_after(0)))
             return
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin the shutdown: refuse what does not run yet, and let running requests end."""
+        loop = asyncio.get_running_loop()
         log.info("shutting down: %d requests running, %d queued", self._scheduler.active, self._scheduler.waiting)
         self._scheduler.drain()
         self._on_shutdown()

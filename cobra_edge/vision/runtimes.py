@@ -166,6 +166,8 @@ def _first_that_opens(bundle: Bundle, runtime: str, wanted: Wanted) -> VisionRun
             raise
         except (MachineError, InputError) as error:  # a GPU, driver or builder failed; the next runtime may work
             if runtime != "auto" or row is RUNTIMES[-1]:
+                if reasons and isinstance(error, MachineError):
+                    raise MachineError("; ".join([*reasons, str(error)])) from error
                 raise
             opened, reason = None, str(error)
             log.warning("vision: %s failed, trying the next runtime: %s", row.name, error)  # unlike a refusal, not expected

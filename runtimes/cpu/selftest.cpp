@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -263,6 +264,66 @@ void test_scan(const Kernels& k, int64_t channels, int64_t d_state) {
     judge(k, "state of the scan", d_state, distance(h, state), 1e-5);
 }
 
+// What a scan reads, in double precision: u, dt, B, C, z, h, A, D, dt_bias, as in ScanGradient.
+using ScanValues = std::array<std::vector<double>, 9>;
+
+// Sum of the scan's outputs and of its final state, weighed by `up` and `last`.
+double weighed_scan(const ScanValues& v, const Floats& up, const Floats& last, int64_t tokens, int64_t channels,
+                    int64_t d_state) {
+    const auto& [u, dt, B, C, z, h, A, D, bias] = v;
+    std::vector<double> state = h;
+    double sum = 0;
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t c = 0; c < channels; ++c) {
+            const auto at = static_cast<size_t>(t * channels + c), channel = static_cast<size_t>(c);
+            const double delta = std::log1p(std::exp(dt[at] + bias[channel]));
+            double y = D[channel] * u[at];
+            for (int64_t n = 0; n < d_state; ++n) {
+                const auto k = static_cast<size_t>(c * d_state + n), narrow = static_cast<size_t>(t * d_state + n);
+                state[k] = std::exp(delta * A[k]) * state[k] + delta * u[at] * B[narrow];
+                y += state[k] * C[narrow];
+            }
+            sum += up[at] * y * z[at] / (1 + std::exp(-z[at]));
+        }
+    for (size_t i = 0; i < state.size(); ++i) sum += last[i] * state[i];
+    return sum;
+}
+
+// Gradients of the scan against central differences.
+void test_scan_gradient(const Kernels& k, int64_t channels, int64_t d_state) {
+    const int64_t tokens = 3, wide = tokens * channels, narrow = tokens * d_state, states = channels * d_state;
+    const std::array<int64_t, 9> sizes = {wide, wide, narrow, narrow, wide, states, states, channels, channels};
+    std::array<Floats, 9> inputs, found;
+    ScanValues values;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        inputs[i] = normal(sizes[i]);
+        found[i] = Floats(static_cast<size_t>(sizes[i]));
+    }
+    for (auto& a : inputs[6]) a = -std::exp(a);
+    for (size_t i = 0; i < sizes.size(); ++i) values[i].assign(inputs[i].begin(), inputs[i].end());
+    const Floats up = normal(wide), last = normal(states);
+    const auto& [u, dt, B, C, z, h, A, D, bias] = inputs;
+    const Scan scan{A.data(), D.data(), bias.data(), channels, d_state};
+    const ScanInputs in{u.data(), dt.data(), B.data(), C.data(), z.data(), h.data()};
+    const ScanGradient out{found[0].data(), found[1].data(), found[2].data(), found[3].data(), found[4].data(),
+                           found[5].data(), found[6].data(), found[7].data(), found[8].data()};
+    Floats scratch(static_cast<size_t>(scan_gradient_floats(tokens, d_state)));
+    k.scan_gradient(scan, tokens, in, up.data(), last.data(), out, scratch.data());
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        std::vector<double> expected;
+        for (auto& value : values[i]) {
+            const double kept = value, step = 1e-5;
+            value = kept + step;
+            const double above = weighed_scan(values, up, last, tokens, channels, d_state);
+            value = kept - step;
+            const double below = weighed_scan(values, up, last, tokens, channels, d_state);
+            value = kept;
+            expected.push_back((above - below) / (2 * step));
+        }
+        judge(k, "gradient of the scan", static_cast<int64_t>(i), distance(found[i], expected), 1e-5);
+    }
+}
+
 void test_convolution(const Kernels& k, int64_t channels, int64_t taps) {
     const int64_t tokens = 5;
     const Floats x = normal(tokens * channels), weight = normal(taps * channels), bias = normal(channels);
@@ -487,6 +548,7 @@ int main(int arguments, char** argument) {
         k.macs_in_registers(1 << 20, &checksum);  // for the sanitizer
         for (const int64_t channels : {1, 16, 37}) {
             for (const int64_t d_state : {1, 16, 17}) test_scan(k, channels, d_state);
+            test_scan_gradient(k, channels, 5);
             for (const int64_t taps : {2, 4, 8}) test_convolution(k, channels, taps);
         }
         for (const int64_t width : {1, 63, 129, 2560}) test_norm(k, width);

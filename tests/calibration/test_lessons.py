@@ -7,10 +7,10 @@ import torch
 from tokenizers import Tokenizer
 
 from calibration.auxiliary_heads import ABOUT_ONE, ABOUT_TWO, IGNORED, AuxiliaryHeads, mentions
-from calibration.native_mixer import NATIVE
 from calibration.questions import TASKS
 from calibration.scenes import MAX_OBJECTS, Scene, Thing, draw_scene
 from calibration.train_language import CAPTION, MAMBA, batch_of, draw_conversation, lesson_at
+from cobra_edge.decode.native_operations import differentiable_operations
 from cobra_edge.model.mamba import Mamba
 
 from ..conftest import MINI
@@ -88,7 +88,7 @@ def test_only_answers_are_targets(tokenizer):
 
 def test_auxiliary_heads_reach_every_layer_below_them(tokenizer):
     torch.manual_seed(0)
-    model = Mamba(MAMBA, NATIVE)
+    model = Mamba(MAMBA, differentiable_operations())
     heads, rng = AuxiliaryHeads(model), random.Random(0)
     conversation = draw_conversation(rng, tokenizer, draw_scene(rng, "train", least=4), ("spatial",))
     tokens, _ = batch_of([conversation])

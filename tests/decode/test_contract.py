@@ -1,6 +1,7 @@
 """The contract of `decode.decoder.Decoder`: all backends accept and refuse the same tokens, embeddings and states."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -171,6 +172,20 @@ def test_a_state_of_another_backend_is_read_where_it_lies(decoder, opened):
         assert np.array_equal(decoder.step(7, state), logits)
         assert state.n_tokens == 1
         assert np.array_equal(state.conv, expected.conv) and np.array_equal(state.ssm, expected.ssm)
+
+
+def test_threads_share_a_decoder(decoder):
+    """Each with a state of its own, as requests of a server do."""
+
+    def read(first):
+        state = decoder.new_state()
+        found = [decoder.prefill(decoder.embed([first, 3, 5]), state)]
+        return np.array([*found, *(decoder.step((7 * first + i) % 512, state) for i in range(5))])
+
+    firsts = range(1, 9)
+    alone = [read(n) for n in firsts]
+    with ThreadPoolExecutor(4) as pool:
+        assert np.array_equal(list(pool.map(read, firsts)), alone)
 
 
 def test_asking_for_shapes_takes_no_memory(monkeypatch):

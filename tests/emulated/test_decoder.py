@@ -2,8 +2,10 @@
 
 import ctypes
 import functools
+import gc
 import os
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,9 @@ import pytest
 
 from cobra_edge.bundle.reader import DECODER, Bundle
 from cobra_edge.decode.cuda import decoder as cuda
+from cobra_edge.decode.cuda import device
 from cobra_edge.decode.cuda import weights as cuda_weights
+from cobra_edge.decode.cuda.calls import call
 from cobra_edge.decode.cuda.decoder import CudaDecoder
 from cobra_edge.decode.cuda.state import GpuState
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
@@ -333,6 +337,24 @@ def test_two_decoders_in_two_threads():
     alone = [answer(d) for d in decoders]
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(answer, decoders)) == alone
+
+
+def test_the_garbage_collector_may_come_at_any_call(monkeypatch):
+    """And give an earlier decoder's stream back while the next one takes what it needs of the GPU."""
+    monkeypatch.setattr(cuda.first_gpu(), "_functions", {})
+    made_before = CudaDecoder(made("w4a16-g128"))
+    made_before.itself = made_before
+    del made_before
+
+    def collecting(*arguments):
+        gc.collect()
+        return call(*arguments)
+
+    monkeypatch.setattr(device, "call", collecting)
+    looking = threading.Thread(target=lambda: cuda.first_gpu().function("conv_step_w8"), daemon=True)
+    looking.start()
+    looking.join(20)
+    assert not looking.is_alive()
 
 
 @pytest.mark.parametrize("config", [MambaConfig(84, 2, 512, 132, 5, 3, 7), MambaConfig(64, 1, 512, 96, 32, 2, 3)], ids=str)

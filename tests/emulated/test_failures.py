@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from cobra_edge.decode.cuda import device, library
+from cobra_edge.decode.cuda.calls import driver, refusal
 from cobra_edge.decode.cuda.decoder import CudaDecoder
 from cobra_edge.decode.cuda.device import first_gpu, why_no_gpu
 from cobra_edge.decode.sampling import GREEDY, Sampling
 from cobra_edge.environment.requirements import install_hint
-from cobra_edge.errors import InputError, MachineError
+from cobra_edge.errors import DeviceLostError, InputError, MachineError
 from cobra_edge.formats.model_config import MambaConfig
 
 from .driver import ORIN_NANO, RTX_4090, write_kernels
@@ -137,6 +138,11 @@ class TestRefusals:
             CudaDecoder(small_weights())
         assert gpu.in_use == 0
 
+    def test_no_room_for_the_kernels(self, gpu):
+        gpu.refuse_modules(OUT_OF_MEMORY)
+        with pytest.raises(MachineError, match=r"RTX 4090 has no room; .* needs about 0\.0[1-9] GB"):
+            CudaDecoder(small_weights(MambaConfig(256, 1, 512, 512, 16, 4, 16)))
+
     def test_a_jetson_counts_what_the_page_cache_gives_back(self, gpu, monkeypatch, tmp_path):
         gpu.plug_in(ORIN_NANO.replace("6000000000", "1000000"))
         there = tmp_path / "meminfo"
@@ -184,3 +190,10 @@ def test_a_state_that_is_refused_leaves_the_gpu_alone(gpu):
     with pytest.raises(InputError, match="outside the vocabulary"):
         decoder.step(64, decoder.new_state())
     assert gpu.calls > before  # of the other decoder, which could be opened beside it
+
+
+@pytest.mark.parametrize(("code", "lost"), [(ILLEGAL_ADDRESS, True), (719, True), (OUT_OF_MEMORY, False), (BAD_IMAGE, False)])
+def test_a_lost_context_is_told_from_what_may_be_tried_again(gpu, code, lost):
+    """`serve` ends with the former, so that a service manager can start it again."""
+    gpu.plug_in()
+    assert isinstance(refusal("running a layer", driver().CUresult(code)), DeviceLostError) is lost

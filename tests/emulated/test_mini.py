@@ -47,6 +47,8 @@ def test_a_question_about_the_demo_image_by_the_command_line(mini_bundle, tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "images go through the CPU" in done.stderr  # this onnxruntime has no GPU; that is told, not refused
+    told = " ".join(done.stderr.split())
+    assert "tensorrt-rtx: the bundle was exported without an engine" in told and "tensorrt: " in told  # and why no other runs
     native = subprocess.run([*command[:-1], "cpu"], capture_output=True, text=True, env=environment)
     assert done.stdout and done.stdout == native.stdout
     chosen = subprocess.run([*command[:-1], "auto", "--debug"], capture_output=True, text=True, env=environment)

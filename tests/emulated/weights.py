@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import msgspec
 import numpy as np
 
 from cobra_edge.decode.decoder import Weights
@@ -13,9 +17,12 @@ from cobra_edge.quantize.rtn import round_to_nearest
 from ..conftest import random_tensors
 
 
-def random_weights(config: MambaConfig, scheme: str, rotation: str = "none") -> Weights:
-    """Return weights of a decoder that works; those of a rotated one are as random as any."""
+def random_weights(
+    config: MambaConfig, scheme: str, rotation: str = "none", others: Mapping[str, str] = MappingProxyType({})
+) -> Weights:
+    """Return weights of a decoder that works; those of a rotated one are as random as any. `others` are stored otherwise."""
     recipe, _ = uniform_recipe(config, scheme_named(scheme), rotations=ROTATIONS[rotation])
+    recipe = msgspec.structs.replace(recipe, tensors={**recipe.tensors, **others})
     tensors = {}
     for name, tensor in random_tensors(decoder_shapes(config)).items():
         storage, values = recipe.storage(name), np.asarray(tensor.numpy())

@@ -123,6 +123,14 @@ def test_calibrate_takes_a_folder(folder, tmp_path, capfd):
     assert {p.name for p in tmp_path.iterdir()} == {"photos", "s.safetensors"}
 
 
+def test_calibrate_refuses_images_for_a_text_only_model(folder, text_only, tmp_path, capfd):
+    given = ["--checkpoint", str(text_only), "--data", str(folder(1)), "--out", str(tmp_path / "s")]
+    assert run_command(calibrate.command, given) == 2
+    assert "questions about images without answers, and mamba-tiny is a text-only model" in " ".join(
+        capfd.readouterr().err.split()
+    )
+
+
 def test_skip_bad_without_data_is_refused(tmp_path, capfd):
     assert run_command(calibrate.command, ["--checkpoint", "mini", "--out", str(tmp_path / "s"), "--skip-bad"]) == 2
     assert "--skip-bad is for images and lines of --data; omit it" in " ".join(capfd.readouterr().err.split())

@@ -1,6 +1,9 @@
 """Sessions: looking once and asking often, prompts, limits, streaming."""
 
 import ctypes
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,6 +112,25 @@ def test_embeddings_stay_on_the_gpu_where_eyes_and_decoder_are_there(gpu_session
     assert len(session.decoder.rooms) == 2
     session.vision.embed = session.vision.runner.embed
     assert np.array_equal(session.visual_embeddings(IMAGE), room.memory)
+
+
+def test_threads_that_look_with_one_session_see_their_own_image(gpu_session, monkeypatch):
+    session, _ = gpu_session
+    images = [np.full((112, 112, 3), shade, np.uint8) for shade in (0, 255)]
+    alone = [session.look(image).ssm for image in images]
+    room = session.decoder.rooms[0]
+    here, prefill = threading.Barrier(2), OnGpu.prefill
+
+    def slow(decoder, embeddings, state):
+        with suppress(threading.BrokenBarrierError):
+            here.wait(0.5)  # for the other image, which must not come before this one was read
+        return prefill(decoder, embeddings, state)
+
+    monkeypatch.setattr(OnGpu, "embedding_room", lambda decoder, n: room)
+    monkeypatch.setattr(OnGpu, "prefill", slow)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda image: session.look(image).ssm, images))
+    assert not np.array_equal(*alone) and np.array_equal(found, alone)
 
 
 @pytest.mark.parametrize("half", ["eyes", "decoder"])

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from bench.cuda_paper import DEVICES, RESULT, CudaPaperResult, Device, cuda_paper, on_paper, paper, token_of
+from bench.cuda_paper import DEVICES, RESULT, CudaPaperResult, Device, cuda_paper, on_paper, paper, prompt_launches, token_of
 from bench.cuda_paper_tables import paper_table, token_table
 from bench.kernel_budget import Used, read_budget
 from bench.speed_model import shape_config
 from cobra_edge.bench.results import read_result
+from cobra_edge.decode.cuda.decoder import CudaDecoder
+from cobra_edge.decode.cuda.device import first_gpu
+from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.terminal.output import run_command
+
+from ..emulated.driver import plugged_in
+from ..emulated.weights import random_weights
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +59,22 @@ def test_a_kernel_of_more_instructions_is_slower_on_paper(config):
     )  # fmt: skip
     assert fat_row.tokens_per_second[1] < lean_row.tokens_per_second[1] and fat_row.prompt_ms[0] > lean_row.prompt_ms[0]
     assert (fat_row.bound, fat_row.prompt_bound) == ("issue", "issue")
+
+
+@pytest.mark.parametrize("rotation", ["none", "both"])
+@pytest.mark.parametrize("tokens", [24, 300])
+def test_launches_of_a_prompt_are_those_that_the_decoder_makes(tokens, rotation, tmp_path):
+    mamba = MambaConfig(384, 3, 512, 768, 16, 4, 24)
+    weights = random_weights(mamba, "w4a16-g128", rotation)
+    with plugged_in(tmp_path) as driver:
+        driver.run_no_kernels()
+        decoder = CudaDecoder(weights)
+        state, embeddings = decoder.new_state(), np.zeros((tokens, mamba.d_model), np.float32)
+        before = driver.launches
+        decoder.prefill(embeddings, state)
+        entering = weights.recipe.rotates_residual
+        expected = prompt_launches(mamba, weights.recipe, tokens, first_gpu().multiprocessors)
+        assert driver.launches - before == expected + entering
 
 
 def test_no_product_of_one_token_is_bound_by_instructions_anywhere(config):

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from bench import gpu_answers, gpu_parity, gpu_sanitizer
+from bench.cuda_paper import prompt_launches
 from bench.gpu_kernels import Recorded
 from bench.gpu_parity import load_image, run_cases
 from bench.gpu_result import ImageParity
 from cobra_edge.bench.random_bundle import random_bundle
 from cobra_edge.bench.roofline import launches_per_token
 from cobra_edge.bench.shapes import shape_named
+from cobra_edge.decode.cuda.device import first_gpu
 from cobra_edge.decode.cuda.library import read_kernels
 from cobra_edge.terminal.output import progress, run_command
 
@@ -62,6 +64,7 @@ def test_recorded_launches_are_a_token_s_and_move_its_weights(gpu, tmp_path):
     recorded, recipe = Recorded(bundle, (8,)), bundle.manifest.recipe
     config = bundle.manifest.model.mamba
     assert len(recorded.parts["token"]) == launches_per_token(config, recipe)
+    assert len(recorded.parts["prompt of 8"]) == prompt_launches(config, recipe, 8, first_gpu().multiprocessors)
     groups = {(role, launches[0].name.split("_w")[0]): launches for role, launches in recorded.groups("token")}
     assert [len(launches) for launches in groups.values()] == [1, *[config.n_layer] * 4, 1, 1]
     moved, macs = recorded.work_of(groups["in_proj", "gemv"][0], 1)

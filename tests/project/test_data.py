@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.figures import PAGES, with_tables
+from cobra_edge.decode.cuda.device import LEAST_CAPABILITY
 from cobra_edge.errors import InputError
 from cobra_edge.formats.recipe import MIXED
 from cobra_edge.formats.scheme import SCHEMES
@@ -27,6 +28,8 @@ def test_every_target_is_whole():
         assert target.name == name and target.scheme in SCHEMES
         assert target.memory_gb is None or target.memory_gb > target.system_gb
         assert (target.multiprocessors is not None) == (target.decoder_runtime == "cuda")
+        if target.decoder_runtime == "cuda" and target.compute_capability is not None:
+            assert tuple(map(int, target.compute_capability.split("."))) >= LEAST_CAPABILITY
     assert target_named("jetson").name == "jetson-orin-nano"
     assert target_named("jetson").memory_bandwidth_gb_s == 68
 

@@ -136,7 +136,7 @@ def test_what_still_runs_is_ended_with_the_session(session):
 
 def test_an_unknown_step_is_refused_with_those_that_are_known():
     done = subprocess.run([SCRIPT, "--step", "7"], capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable})
-    assert done.returncode == 1 and "unknown step '7'; known: setup, parity, sanitizer" in done.stderr
+    assert done.returncode == 2 and "unknown step '7'; known: setup, parity, sanitizer" in done.stderr
     assert [s.name for s in gpu_session._named(steps_of(TINY), ["2", "peers"])] == ["parity", "peers"]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import socket
 import threading
 import time
 from types import SimpleNamespace
@@ -11,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
-from cobra_edge.errors import InputError
+from cobra_edge.errors import DeviceLostError, InputError
 from cobra_edge.serve.answer_stream import cancel_on_disconnect, stream_answer, with_deadline
 from cobra_edge.serve.errors import ApiError
 from cobra_edge.serve.fair_queue import FairQueue
 from cobra_edge.serve.generation import Finished
+from cobra_edge.serve.limits import Limits
 from cobra_edge.serve.middleware.admission import Admission, AdmissionMiddleware
 from cobra_edge.serve.scheduler import Scheduler, Ticket
+from cobra_edge.serve.server import run_server
 
 END = Finished("stop", 0, 1, 0, 1, "nothing", 0.0, None, None)
 PATIENCE = 20  # seconds, of a machine with much else to do
@@ -449,3 +452,32 @@ def test_work_that_ends_first_is_returned_and_its_errors_are_raised():
     assert asyncio.run(cancel_on_disconnect(never, three())) == 3
     with pytest.raises(ApiError, match="no"):
         asyncio.run(cancel_on_disconnect(never, fails()))
+
+
+def test_a_lost_device_refuses_every_request():
+    """The request that met it gets the reason, those that run or wait 503, later ones too; the thread ends."""
+    lost, gate = threading.Event(), threading.Semaphore(0)
+    made = Scheduler(work, 2)
+    made.on_lost = lost.set
+    _, running = submit(made, job("a", gate=gate))
+    _, broken = submit(made, job(DeviceLostError("the GPU is gone"), gate=gate))
+    _, waiting = submit(made, job("b", gate=gate))
+    gate.release(100)
+    assert (broken.all()[-1].status, running.all()[-1].status, waiting.all()[-1].status) == (500, 503, 503)
+    assert lost.wait(PATIENCE) and str(made.lost) == "the GPU is gone"
+    with pytest.raises(ApiError, match="shutting down"):
+        submit(made, job("c"))
+    assert made.stop(PATIENCE)
+
+
+def test_a_server_whose_device_is_lost_ends_with_the_reason():
+    made, listener = Scheduler(work, 1), socket.create_server(("127.0.0.1", 0))
+
+    async def app(scope, receive, send):
+        raise AssertionError("nobody asks")
+
+    def on_ready():
+        submit(made, job(DeviceLostError("the GPU is gone")))
+
+    with listener, pytest.raises(DeviceLostError, match="the GPU is gone"):
+        asyncio.run(run_server(app, made, listener, Limits(), 1.0, on_ready))

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import MachineError
+from ...errors import DeviceLostError, MachineError
 
 OUT_OF_MEMORY = 2
 NO_DEVICE = 100
 # What a module is refused with that was made for other GPUs or by a newer compiler, or that is damaged.
+# Uncorrectable memory error, illegal address, launch timeout, destroyed context, assertion, faults of a kernel, launch failure:
+# cuda.h says of each that the process must be relaunched.
+_CONTEXT_LOST = {214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719}
 _BAD_IMAGE = {200, 209, 218, 221, 222, 223}
 
 
@@ -38,6 +41,10 @@ class CudaError(MachineError):
     def refuses_image(self) -> bool:
         """Whether it is compiled kernels that the driver does not take."""
         return self.code in _BAD_IMAGE
+
+
+class GpuLostError(CudaError, DeviceLostError):
+    """The context is lost: every further call of this process fails with the same code."""
 
 
 def driver() -> Any:
@@ -71,6 +78,12 @@ def call(doing: str, name: str, *arguments: Any) -> Any:
             f"{doing}: the NVIDIA driver is too old, it has no {name} ({missing}); update the driver"
         ) from missing
     if int(error) != 0:
-        told, text = bindings.cuGetErrorName(error)
-        raise CudaError(doing, int(error), text.decode(errors="replace") if int(told) == 0 else f"CUDA error {int(error)}")
+        raise refusal(doing, error)
     return None if not values else values[0] if len(values) == 1 else tuple(values)
+
+
+def refusal(doing: str, error: Any) -> CudaError:
+    """Return what an error code of the driver, a CUresult, is told as; see `call`."""
+    told, text = driver().cuGetErrorName(error)
+    kind = GpuLostError if int(error) in _CONTEXT_LOST else CudaError
+    return kind(doing, int(error), text.decode(errors="replace") if int(told) == 0 else f"CUDA error {int(error)}")

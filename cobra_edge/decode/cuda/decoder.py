@@ -3,12 +3,13 @@
 One token is a CUDA graph of a few launches a layer, between buffers that never move; activations enter products as 16-bit
 integers there, and the state is found through an address, so that one graph steps any state. Many tokens go through tensor
 cores in float16 and a scan in float32. Everything runs on a stream of the decoder's own; a method has done its work when it
-returns.
+returns. Threads may share a decoder: its buffers are one call's at a time.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -74,11 +75,12 @@ class CudaDecoder:
         weights = Weights.of(source)
         self.config, self._origin, self._needed = weights.config, weights.origin, 0
         self._room: DeviceBlock | None = None
+        self._alone = threading.Lock()  # buffers, pinned memory and the spare state are there once
         with self._failures("opening the decoder"):
             gpu = first_gpu()
             gpu.enter()
-            gpu.load()  # takes memory: before it is counted
             self._needed = DeviceMemory.of(weights.config, weights.recipe, gpu.multiprocessors).total
+            gpu.load()  # takes memory: before what is free is counted
             free, _ = gpu.memory()
             if self._needed > free:
                 raise MachineError(self._no_room("opening the decoder"))
@@ -123,7 +125,7 @@ class CudaDecoder:
     @contextmanager
     def _working(self, doing: str) -> Iterator[None]:
         """Work on the decoder's stream; it is done when the block ends. Its failures are MachineErrors."""
-        with self._failures(doing):
+        with self._alone, self._failures(doing):
             self._queue.gpu.enter()
             yield
             self._queue.wait(doing)

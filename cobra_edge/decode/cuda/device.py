@@ -101,7 +101,7 @@ class Gpu:
         self._functions: dict[str, Any] = {}
         self._allowed: dict[str, int] = {}
         self._idle_streams: list[Any] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may leave a stream while it is held
 
     @property
     def title(self) -> str:

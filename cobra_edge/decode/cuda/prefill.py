@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ...formats.model_config import MambaConfig
 from .launch import Address, Queue, blocks_of
+from .layer_table import LayerTable
 from .memory import DeviceBlock, Layout
 from .state import GpuState
 from .tiles import (
@@ -35,6 +38,7 @@ class Prefill:
     def __init__(self, weights: GpuWeights, queue: Queue) -> None:
         """Take what runs; nothing is allocated."""
         self._weights, self._queue = weights, queue
+        self._table = LayerTable(weights.layers, weights.config)
         self._room: _Room | None = None
 
     @property
@@ -63,8 +67,10 @@ class Prefill:
             tokens: of the chunk.
             state: read and changed; its `n_tokens` too.
         """
-        for index, layer in enumerate(self._weights.layers):
-            self._layer(room, tokens, layer, state, index)
+        table = self._table
+        table.point_at(state)
+        kinds = [self._queue.note(partial(self._layer, room, tokens, layer)) for layer in table.kinds]
+        self._queue.repeat(kinds, table.kind_of, table.rows)
         state.n_tokens += tokens
 
     def logits(self, room: _Room, first: int, n: int) -> None:
@@ -82,19 +88,18 @@ class Prefill:
             )  # fmt: skip
         self._multiply(room, weights.head, room.normed, c.d_model, room.logits, c.vocab, n, _FLOAT)
 
-    def _layer(self, room: _Room, tokens: int, layer: GpuLayer, state: GpuState, index: int) -> None:
+    def _layer(self, room: _Room, tokens: int, layer: GpuLayer) -> None:
         c, queue, inner = self._weights.config, self._queue, self._weights.inner_rotation
-        conv = Address(state.conv_address + 4 * index * c.d_inner * c.d_conv)
         self._norm(room.residual, layer.norm, room.normed, tokens)
         self._multiply(room, layer.in_proj, room.normed, c.d_model, room.xz, 2 * c.d_inner, tokens, _HALF)
         kernel, grid, threads, length = convolution_launch(c.d_inner, c.d_conv, tokens)
         queue.launch(
-            kernel, (*grid, 1), threads, room.xz, conv, layer.taps, layer.conv_bias, room.u, tokens, length, c.d_inner,
-            c.d_conv, 2 * c.d_inner,
+            kernel, (*grid, 1), threads, room.xz, self._table.conv, layer.taps, layer.conv_bias, room.u, tokens, length,
+            c.d_inner, c.d_conv, 2 * c.d_inner,
         )  # fmt: skip
         self._project(room, layer, tokens)
         self._multiply(room, layer.dt_proj, room.low, room.low_stride, room.delta, c.d_inner, tokens, _SOFTPLUS, layer.dt_bias)
-        self._scan(room, layer, state, index, tokens)
+        self._scan(room, layer, tokens)
         if inner is not None:
             queue.launch(
                 "rotate_rows", (tokens, 1, 1), ROW_THREADS, room.y, inner.words, room.y, inner.m, inner.p, c.d_inner, c.d_inner,
@@ -118,10 +123,10 @@ class Prefill:
             room.low_stride, c.d_state, room.states,
         )  # fmt: skip
 
-    def _scan(self, room: _Room, layer: GpuLayer, state: GpuState, index: int, tokens: int) -> None:
-        c = self._weights.config
+    def _scan(self, room: _Room, layer: GpuLayer, tokens: int) -> None:
+        c, ssm = self._weights.config, self._table.ssm
         launch = scan_launch(c.d_inner, c.d_state, tokens, self._queue.gpu.multiprocessors)
-        ssm, z = Address(state.ssm_address + 4 * index * c.d_inner * c.d_state), Address(room.xz + 2 * c.d_inner)
+        z = Address(room.xz + 2 * c.d_inner)
         if launch.chunks > 1:
             self._queue.launch(
                 "scan_chunks", (launch.blocks, launch.chunks - 1, 1), launch.threads, room.u, room.delta, layer.A, room.bc, ssm,
