@@ -7,6 +7,7 @@ from cobra_edge.terminal.usage import Group
 
 from .budgets import budgets
 from .cuda_paper import cuda_paper
+from .emulated_answers import emulated_answers
 from .fault_injection import fault_injection
 from .figures import figures
 from .gpu_answers import gpu_answers
@@ -26,6 +27,7 @@ from .vision import vision
 COMMANDS = (
     budgets,
     cuda_paper,
+    emulated_answers,
     fault_injection,
     figures,
     gpu_answers,

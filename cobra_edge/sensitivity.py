@@ -28,6 +28,7 @@ from .suite.line_set import LineSet
 from .terminal.option_groups import Command, option
 from .terminal.output import debug_option, main_of, print_json, results, say
 
+_METHODS = [name for name, method in METHODS.items() if not method.needs_gradients]  # others have costs of their own
 _PATH = click.Path(path_type=Path)
 
 
@@ -49,7 +50,7 @@ _PATH = click.Path(path_type=Path)
 )
 @option("--vision-weights", group="input", type=_PATH, help="Directory with the safetensors of the vision encoders.")
 @option("--tokenizer", group="input", type=_PATH, help="tokenizer.json or its directory.")
-@option("--method", group="quantization", type=click.Choice(list(METHODS)), default="rtn", help="Quantization method.")
+@option("--method", group="quantization", type=click.Choice(_METHODS), default="rtn", help="Quantization method.")
 @option(
     "--rotation",
     group="quantization",

@@ -33,8 +33,12 @@ def check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: 
         )
 
 
-def check_allocation(scheme: str | None, bits: float | None, activations: str | None, sensitivity: Path | None) -> None:
+def check_allocation(
+    scheme: str | None, bits: float | None, activations: str | None, sensitivity: Path | None, method: str = "rtn"
+) -> None:
     """Raise InputError for options of bit allocation without --bits, and for --scheme with it."""
+    if sensitivity is not None and method_named(method).needs_gradients:
+        raise InputError(f"--sensitivity: method {method} allocates bits by costs of its own; omit it")
     if bits is None and sensitivity is not None:
         raise InputError("--sensitivity is for bit allocation; give a budget too, such as --bits 4.0")
     if bits is None and activations is not None:

@@ -210,7 +210,7 @@ def _needed_bytes(memory: MemoryPlan, config: CobraConfig, o: ExportOptions, eng
 
 def _checked(target: Target, o: ExportOptions) -> PrecisionName:
     """Check what needs no checkpoint, options and readable data; return the graph's precision."""
-    check_allocation(o.scheme, o.bits, o.activations, o.sensitivity)
+    check_allocation(o.scheme, o.bits, o.activations, o.sensitivity, o.method)
     check_choices(scheme_named(o.scheme or target.scheme), o.method, o.rotation, o.clip_activations)
     precision = checked_precision(target, o.vision_precision)
     int8 = precision == "int8"

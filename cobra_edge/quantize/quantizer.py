@@ -52,9 +52,14 @@ class Quantizer:
         """Return a matrix (out, in) as codes and scales.
 
         Raises:
-            InputError: the matrix does not fit the scheme, or the statistics hold invalid values; the message names it.
+            InputError: the matrix does not fit the scheme, the statistics hold invalid values, or the method quantizes whole
+                models only; the message names it.
             MachineError: a library is missing.
         """
+        if recipe_method(self.recipe.method).needs_gradients:
+            raise InputError(
+                f"{name}: method {self.recipe.method} needs gradients and the matrices before; export the model by it"
+            )
         values, hessian = self.transformed(name), self._hessian(name, scheme)
         try:
             return self._codes(name, values, scheme, hessian)

@@ -111,7 +111,7 @@ def test_rounding_to_nearest_needs_no_statistics(export):
 def test_every_method_makes_other_codes_and_says_its_name(export, statistics):
     made = {}
     for method in METHODS:
-        given = () if method == "rtn" else ("--statistics", statistics)
+        given = ("--statistics", statistics) if METHODS[method].needs_statistics else ()
         code, out, _ = export("--method", method, *given, name=method)
         bundle = Bundle.open(out)
         assert code == 0 and bundle.manifest.recipe.method == method
@@ -134,6 +134,7 @@ def test_every_method_makes_other_codes_and_says_its_name(export, statistics):
         (("--statistics", MINI / "tokenizer.json"), "method rtn uses no statistics; omit it, or use --method gptq"),
         (("--calibration", CALIBRATION), "nothing is calibrated, method rtn uses no statistics"),
         (("--method", "gptq", "--statistics", "x", "--calibration", CALIBRATION), "nothing is calibrated, --statistics is"),
+        (("--method", "guided", "--bits", "4", "--sensitivity", "x"), "method guided allocates bits by costs of its own"),
         (("--activations", "int8"), "--activations applies to --bits only"),
         (("--vision-precision", "fp16"), "mamba-tiny is a text-only model without vision; omit --vision-precision"),
         (("--vision-input", "uint8"), "text-only model without vision; omit --vision-input"),

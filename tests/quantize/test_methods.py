@@ -149,7 +149,7 @@ def nearest(quantized, values):
     return (code == best) | (np.abs(np.abs(values / step - code) - 0.5) < 1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.needs_gradients])
 @pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
 def test_each_row_of_the_embedding_stays_what_it_is(weights, statistics, method, config):
     """It is looked up as well as multiplied with: no error may be moved there. Elsewhere that is all that GPTQ does."""
@@ -201,6 +201,13 @@ def test_a_method_that_looks_at_activations_is_never_silently_another(weights, m
         make(uniform_recipe(CONFIG, W4, method)[0], weights, None)
 
 
+def test_a_matrix_alone_is_never_guided(weights, statistics):
+    """Codes without gradients would be those of another method."""
+    recipe, _ = uniform_recipe(CONFIG, W4, "guided")
+    with pytest.raises(InputError, match=f"^{OUT}: method guided needs gradients"):
+        make(recipe, weights, statistics).quantize(OUT, W4)
+
+
 def test_statistics_are_damped_or_refused_when_they_are_read(weights, statistics):
     """No inputs have correlations of -1 all to all, but each of them could be one: damping handles even that."""
     ruined = dict(statistics.tensors)
@@ -226,7 +233,7 @@ def test_a_refusal_names_its_matrix(weights, statistics, monkeypatch):
 
 
 @pytest.mark.parametrize(("scheme", "scaled"), [(W4, {IN}), (W8, {IN, DT})], ids=["w4", "w8"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.needs_gradients])
 @pytest.mark.parametrize("rotation", ["none", "both"])
 def test_only_quantized_in_and_dt_projections_have_scales(weights, statistics, scheme, scaled, method, rotation):
     """dt_proj stays float16 below 8 bits, where a scale would only be rounded."""
