@@ -122,7 +122,7 @@ def _not_empty(tables: Iterable[Table]) -> list[Table]:
 
 
 TABLES: dict[str, Callable[[], Iterable[Table]]] = {
-    "headline": lambda: [headline_table(quality_result())],
+    "headline": lambda: [headline_table(quality_result(), read_result(RESULTS / "quality-guided.json", QualityResult))],
     "quality": lambda: [quality_table(quality_result())],
     "quality_guided": lambda: map(quality_table, _all(QualityResult, "quality-guided")),
     "quality_goals": lambda: [quality_goals_table(quality_result())],

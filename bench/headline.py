@@ -12,17 +12,18 @@ from .quality_result import QualityResult, interval_cell
 HEADLINE = (
     "w8a16-g128 gptq, rotated",
     "llama.cpp Q8_0",
+    "guided, 4.3 bits, out_proj rotated",
+    "guided, 3.5 bits, out_proj rotated",
     "mixed, 4.3 bits",
-    "mixed, 4.0 bits",
     "llama.cpp Q4_K_M",
     "bitsandbytes nf4",
 )
 DEFAULT = "w4a16-g128"  # scheme of export for a Jetson or an RTX GPU
 
 
-def headline_table(quality: QualityResult) -> Table:
-    """Return bits per weight, drift and agreement of the default and of HEADLINE."""
-    by_label = {row.label: row for row in quality.rows}
+def headline_table(quality: QualityResult, guided: QualityResult) -> Table:
+    """Return bits per weight, drift and agreement of the default and of HEADLINE, from both runs on the same suite."""
+    by_label = {row.label: row for row in (*guided.rows, *quality.rows)}
     whole = by_label[DEFAULT]
     title = f"cobra-mini on its whole held-out suite: {whole.lines} questions, {whole.images} images."
     rows = []
