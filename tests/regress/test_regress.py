@@ -128,8 +128,8 @@ def test_todays_figures_become_the_budget(regress, build, tmp_path):
 
 BAD = {
     "not JSON": (b"{no", "not JSON"),
-    "no answer": (b'{"prompt": "p", "task": "t"}', "does not match the schema"),
-    "no task": (b'{"prompt": "p", "answer": "a"}', "does not match the schema"),
+    "no answer": (b'{"prompt": "p", "task": "t"}', "answer is empty or missing"),
+    "no task": (b'{"prompt": "p", "answer": "a"}', "task is empty or missing"),
     "an empty question": (b'{"prompt": " ", "answer": "a", "task": "t"}', "prompt is empty"),
     "an unknown metric": (b'{"prompt": "p", "answer": "a", "task": "t", "metric": "exat"}', "metric 'exat' is unknown"),
     "no image there": (b'{"prompt": "p", "answer": "a", "task": "t", "image": "heldout/none.png"}', "none.png does not exist"),
