@@ -26,16 +26,19 @@ class StrictConnection(h11.Connection):
     """
 
     rejected = ""
+    _last = b""  # byte that h11 consumed; the CR of a line may have come before its LF
 
     def next_event(self) -> Any:
         """Return the next event. Raises h11.RemoteProtocolError for a malformed or ambiguous request."""
         before = self.trailing_data[0]
         event = super().next_event()
+        end = before[: len(before) - len(self.trailing_data[0])]
+        last, self._last = self._last, end[-1:] or self._last
         if isinstance(event, h11.Request):
             self.rejected = ambiguity(before, event.http_version) or ""
         elif isinstance(event, h11.EndOfMessage):
-            end = before[: len(before) - len(self.trailing_data[0])]  # the last chunk and trailers
-            self.rejected = "a line after its last chunk ends in LF without CR" if _BARE_LF.search(end) else ""
+            bare = _BARE_LF.search(last + end, len(last))  # in the last chunk and trailers
+            self.rejected = "a line after its last chunk ends in LF without CR" if bare else ""
         if self.rejected:
             raise h11.RemoteProtocolError(self.rejected)
         return event

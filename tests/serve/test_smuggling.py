@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import h11
 import pytest
 
 from cobra_edge.serve.limits import Limits
+from cobra_edge.serve.strict_http import StrictConnection
 
 from .test_connections import ANSWERED, error_of, post, serving, to_the_end
 
@@ -88,3 +90,26 @@ def test_what_is_clear_is_answered_and_so_is_what_follows_however_it_is_cut(serv
             client.sendall(sent[start : start + cut])
         got = to_the_end(client)
     assert got.count(ANSWERED) == 2 and answer in got and got.endswith(b'{"home":true}')
+
+
+def ends(parts: tuple[bytes, ...]) -> bool:
+    """Return whether a request that arrives in these parts is taken; False if it is refused."""
+    connection = StrictConnection(h11.SERVER)
+    for part in parts:
+        connection.receive_data(part)
+        try:
+            while (event := connection.next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.EndOfMessage):
+                    return True
+        except h11.RemoteProtocolError:
+            return False
+    raise AssertionError("it goes on")
+
+
+def test_a_line_that_is_cut_between_cr_and_lf_is_a_line():
+    """TCP may cut a chunked body anywhere."""
+    sent = post("/length", CHUNKED, body=b"2\r\n{}\r\n0\r\n\r\n")
+    bare = sent[:-2] + b"\n"
+    for cut in range(1, len(sent)):
+        assert ends((sent[:cut], sent[cut:])), cut
+        assert not ends((bare[:cut], bare[cut:] or b"\n")), cut
