@@ -181,8 +181,9 @@ def _show(exported: Exported, target: Target, as_json: bool) -> None:
     for name, reason in exported.kept_float.items():
         say(f"kept in float16: {name} ({reason})")
     if exported.allocation is not None:
-        found = f"{exported.allocation.bits_per_weight:.3f} bits per weight, KLD {exported.allocation.kld:.3g} nats"
-        say(f"bit allocation: {found} on the calibration data")
+        found = exported.allocation
+        drift = f"expected KLD {found.kld_alone:.3g}" if found.kld is None else f"KLD {found.kld:.3g}"
+        say(f"bit allocation: {found.bits_per_weight:.3f} bits per weight, {drift} nats on the calibration data")
     results.print(memory_table(exported.manifest, target))
     results.print(drift_table(exported.manifest, exported.verdicts))
     say(f"bundle: {exported.directory}")

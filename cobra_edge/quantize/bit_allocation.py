@@ -38,13 +38,13 @@ class BitAllocation:
     Attributes:
         tensors: scheme by matrix, or "float16".
         bits_per_weight: of all matrices, as `recipe.matrix_bits` counts.
-        kld: mean KLD of the whole model from the float model, nats.
-        kld_alone: sum of the KLDs of single matrices, nats.
+        kld: mean KLD of the whole model from the float model, nats; None if it was not measured.
+        kld_alone: sum of the KLDs of single matrices, or of their expected costs, nats.
     """
 
     tensors: dict[str, str]
     bits_per_weight: float
-    kld: float
+    kld: float | None
     kld_alone: float
 
 
@@ -168,10 +168,15 @@ def allocate_bits(
             evaluate(tensors)
     _search(table, sizes, budget, evaluate, full)
     on_measured(_MOST_MEASURED, _MOST_MEASURED)
-    best = min(measured.values(), key=lambda a: (a.kld, a.bits_per_weight), default=None)
-    if best is None or not math.isfinite(best.kld):
+    best = min(measured.values(), key=lambda a: (_measured_kld(a), a.bits_per_weight), default=None)
+    if best is None or not math.isfinite(_measured_kld(best)):
         raise InputError(f"no allocation of {bits_per_weight:g} bits per weight gives finite answers; allow more bits")
     return best
+
+
+def _measured_kld(allocation: BitAllocation) -> float:
+    assert allocation.kld is not None
+    return allocation.kld
 
 
 def allocate_by_costs(config: MambaConfig, recipe: Recipe, costs: Table, bits_per_weight: float) -> BitAllocation:
@@ -192,7 +197,7 @@ def allocate_by_costs(config: MambaConfig, recipe: Recipe, costs: Table, bits_pe
     if tensors is None:
         raise InputError(f"no allocation of {bits_per_weight:g} bits per weight is finite; allow more bits")
     total = sum(costs[name][storage] for name, storage in tensors.items())
-    return BitAllocation(tensors, sum(sizes[n][s] for n, s in tensors.items()) / weights, total, total)
+    return BitAllocation(tensors, sum(sizes[n][s] for n, s in tensors.items()) / weights, None, total)
 
 
 def _search(
@@ -213,7 +218,7 @@ def _search(
         solutions = [(costs, s) for costs in tables if all(costs.values()) and (s := solve(costs, sizes, budget)) is not None]
         for costs, solution in sorted(solutions, key=lambda pair: sum(table[n][s] for n, s in pair[1].items())):
             if (allocation := evaluate(solution)) is not None:
-                heapq.heappush(opened, (allocation.kld, next(count), costs, solution))
+                heapq.heappush(opened, (_measured_kld(allocation), next(count), costs, solution))
 
     visit([table])
     while opened and not full():

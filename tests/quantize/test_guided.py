@@ -303,7 +303,8 @@ def test_an_allocation_by_costs_keeps_its_budget(text, tmp_path):
         found = allocate_by_costs(config, recipe, costs, budget)
         bits = sum(matrix_bits(config, replace_tensors(recipe, found.tensors)).values()) / matrix_weights(config)
         assert found.bits_per_weight == pytest.approx(bits) and bits <= budget
-        spent.append(found.kld)
+        assert found.kld is None
+        spent.append(found.kld_alone)
     assert spent == sorted(spent, reverse=True) and spent[-1] == 0 and all(map(math.isfinite, spent))
     with pytest.raises(InputError, match="not possible"):
         allocate_by_costs(config, recipe, costs, 1.0)
