@@ -1,8 +1,8 @@
 """Coordinate descent over the codes of a matrix: each code in turn takes the value that is best given all the others.
 
 GPTQ decides each column once, knowing only the columns before it. A sweep afterwards revisits every column with the errors of
-all others known; it never increases tr(ΔW H ΔWᵀ). Source: the update is that of QuIP's LDLQ-with-passes (Chee et al. 2023,
-algorithm 2); blocks of columns as in GPTQ are only a matter of speed.
+all others known; it never increases tr(ΔW H ΔWᵀ). Source: the greedy passes after the rounding of QuIP (Chee et al. 2023);
+blocks of columns as in GPTQ are only a matter of speed.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..formats.hadamard import rotate
 from ..formats.recipe import MIXED, Recipe, storages
 from ..model.checkpoint import Checkpoint
 from ..model.cobra import load_block, stream_blocks
@@ -45,7 +44,7 @@ from .resume import Resume
 from .sensitivity import CANDIDATE_SCHEMES
 from .statistics import LAYER_PROJECTIONS, projection_name, projection_width
 from .stream_files import StreamFiles
-from .streams import Family, Span, families, rows_of, run_family
+from .streams import Family, Span, families, rotated, rows_of, run_family
 from .transforms import transformed_tensor
 
 _POSITIONS_AT_ONCE = 2048
@@ -181,7 +180,7 @@ class _Backward:
             assert x.grad is not None
             gradient[at] = x.grad
             stored = hidden.detach()
-            stored = _rotated(stored) if self.recipe.rotates_residual else stored
+            stored = rotated(stored) if self.recipe.rotates_residual else stored
             squares = v.square() / self.header.answers
             moments.add(stored, squares.mean(1, keepdim=True))
             rows += stored.square().sum(1) @ squares
@@ -200,7 +199,7 @@ class _Backward:
         """
         tokens = torch.tensor([t for line in self.run.suite.lines for t in line.inputs])
         text = gradient[self.run.positions - len(tokens) :]
-        text = (_rotated(text) if self.recipe.rotates_residual else text) / math.sqrt(self.header.answers)
+        text = (rotated(text) if self.recipe.rotates_residual else text) / math.sqrt(self.header.answers)
         moment = (text.T @ text / self.config.vocab).numpy()
         rows = torch.zeros(self.config.vocab).index_add_(0, tokens, text.square().sum(1)).numpy()
         total = moment + head.get(HEAD, 0.0), rows + head.get(HEAD_ROWS, 0.0)
@@ -264,7 +263,7 @@ class _Backward:
         gradient = torch.zeros_like(output) if output.grad is None else output.grad
         gradient = gradient.flatten(0, 1)
         if projection == "out_proj" and self.recipe.rotates_residual:
-            gradient = _rotated(gradient)
+            gradient = rotated(gradient)
         return gradient.square_().reshape(len(gradient), self.header.groups, -1).mean(-1) / self.header.answers
 
     def _stored(self, projection: str, x: Tensor, block: Block) -> Tensor:
@@ -272,8 +271,8 @@ class _Backward:
         x = x.flatten(0, 1)
         if projection == "in_proj" and self.recipe.rotates_residual:
             unit = torch.where(block.norm.weight == 0, 0.0, x / block.norm.weight)
-            return _rotated(unit)
-        return _rotated(x) if projection == "out_proj" and self.recipe.rotates_out_proj else x
+            return rotated(unit)
+        return rotated(x) if projection == "out_proj" and self.recipe.rotates_out_proj else x
 
     def _require_finite(self, gradient: Tensor, where: str) -> None:
         if not torch.isfinite(gradient).all():
@@ -313,8 +312,3 @@ class _Taps:
         for kept in self._kept.values():
             kept.clear()
         return found
-
-
-def _rotated(x: Tensor) -> Tensor:
-    """Return R x for each row of x (positions, n) float32."""
-    return torch.from_numpy(rotate(x.numpy()))

@@ -8,6 +8,13 @@ from torch import Tensor
 _COLUMNS_AT_ONCE = 640  # what lies right of the diagonal's blocks is never computed
 
 
+def add_products(total: Tensor, x: Tensor) -> None:
+    """Add the sum of x xᵀ over positions x (positions, width) float32 to the lower triangle of total (width, width)."""
+    for start in range(0, x.shape[1], _COLUMNS_AT_ONCE):
+        end = start + _COLUMNS_AT_ONCE
+        total[start:end, :end].addmm_(x[:, start:end].T, x[:, :end])
+
+
 class WeightedMoments:
     """Sums of w x xᵀ for each group of outputs, lower triangle, added up batch by batch."""
 
@@ -18,10 +25,7 @@ class WeightedMoments:
     def add(self, x: Tensor, weights: Tensor) -> None:
         """Add positions x (positions, width) float32 with weights (positions, groups) float32, not negative."""
         for group, total in enumerate(self._sums):
-            scaled = x * weights[:, group, None].sqrt()
-            for start in range(0, x.shape[1], _COLUMNS_AT_ONCE):
-                end = start + _COLUMNS_AT_ONCE
-                total[start:end, :end].addmm_(scaled[:, start:end].T, scaled[:, :end])
+            add_products(total, x * weights[:, group, None].sqrt())
 
     def tensor(self) -> Tensor:
         """Return the moments, (groups, width, width) float32, symmetric."""

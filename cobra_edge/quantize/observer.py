@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..formats.hadamard import hadamard_factors, rotate
+from .moments import add_products
 from .statistics import histogram_of, pack_second_moment
 
 _CPU = torch.device("cpu")
 _SAMPLES = 4096  # positions in the histograms at most, evenly spaced
-_COLUMNS_AT_ONCE = 640  # of the second moment; what lies right of its diagonal's blocks is never computed
 
 
 class Observer:
@@ -33,9 +33,7 @@ class Observer:
     def add(self, x: Tensor) -> None:
         """Add positions x (…, width) float32."""
         x = x.reshape(-1, x.shape[-1]).contiguous()
-        for start in range(0, x.shape[1], _COLUMNS_AT_ONCE):
-            end = start + _COLUMNS_AT_ONCE
-            self._sum[start:end, :end].addmm_(x[:, start:end].T, x[:, :end])
+        add_products(self._sum, x)
         self._samples.append(x[-self._seen % self._stride :: self._stride].clone())
         self._seen += len(x)
 

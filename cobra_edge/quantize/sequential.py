@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..formats.hadamard import rotate
 from ..formats.packing import QuantizedTensor
 from ..formats.recipe import Recipe, StoredTensor, quantized_scheme, stored_tensors
 from .descent import damped
@@ -32,8 +31,8 @@ from .moments import WeightedMoments
 from .resume import Resume
 from .rtn import round_to_nearest
 from .scales import least_error_scales
-from .statistics import projection_name
-from .streams import Span, rows_of, run_family
+from .statistics import LAYER_PROJECTIONS, projection_name
+from .streams import Span, rotated, rows_of, run_family
 from .transforms import transformed_tensor
 
 EMBEDDING = "backbone.embedding.weight"
@@ -73,13 +72,12 @@ def quantize_sequentially(run: CalibrationPass, guidance: Guidance, recipe: Reci
     for part in range(max(1, resume.finished()), config.n_layer + 1):
         resume.keep(part, _tensors(work.layer(part - 1, stream)))
         resume.keep_streams(part + 1, stream.numpy())
-    by_part = {0: names} | {i + 1: [f"{projection_name(i, p)}.weight" for p in _PROJECTIONS] for i in range(config.n_layer)}
+    by_part = {0: names} | {
+        i + 1: [f"{projection_name(i, p)}.weight" for p in LAYER_PROJECTIONS] for i in range(config.n_layer)
+    }
     plan = stored_tensors(config, recipe)
     tensors = resume.tensors({part: [t for n in found for t in _without_clips(plan[n])] for part, found in by_part.items()})
     return {name: _from_tensors(name, recipe, tensors) for found in by_part.values() for name in found}
-
-
-_PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
 def _without_clips(entries: list[StoredTensor]) -> list[StoredTensor]:
@@ -140,7 +138,7 @@ class _Sequential:
     def first_stream(self, table: Tensor) -> Tensor:
         """Return the quantized model's stream before the first layer, (positions, d_model) float32."""
         stream = self.run.streams.read(0)
-        stream = _rotated(stream) if self.recipe.rotates_residual else stream
+        stream = rotated(stream) if self.recipe.rotates_residual else stream
         tokens = torch.tensor([t for line in self.run.suite.lines for t in line.inputs])
         stream[self.run.positions - len(tokens) :] = table[tokens]
         return stream
@@ -156,7 +154,7 @@ class _Sequential:
         work = _LayerWork(self, index, stream)
         self.run.on_progress(f"quantizing layer {index + 1} of {self.config.n_layer}", 0, 4)
         found: dict[str, Stored] = {}
-        for step, projection in enumerate(("in_proj", "x_proj", "dt_proj", "out_proj")):
+        for step, projection in enumerate(LAYER_PROJECTIONS):
             name = f"{projection_name(index, projection)}.weight"
             target = transformed_tensor(name, self.run.tensor, self.recipe)
             moments = None
@@ -178,7 +176,7 @@ class _LayerWork:
         prefix = f"backbone.layers.{index}."
         names = ("norm.weight", "mixer.conv1d.weight", "mixer.conv1d.bias", "mixer.A_log", "mixer.D", "mixer.dt_proj.bias")
         self.small = {n: torch.from_numpy(work.run.tensor(prefix + n)) for n in names}
-        self.float_matrices = {p: torch.from_numpy(work.run.tensor(f"{prefix}mixer.{p}.weight")) for p in _PROJECTIONS}
+        self.float_matrices = {p: torch.from_numpy(work.run.tensor(f"{prefix}mixer.{p}.weight")) for p in LAYER_PROJECTIONS}
         self.float_stream, self.stream = work.run.streams.read(index), stream
         self.rotates_in, self.rotates_out = work.recipe.rotates_residual, work.recipe.rotates_out_proj
         self.u: dict[str, Tensor] = {}
@@ -191,10 +189,10 @@ class _LayerWork:
             wide = _unit(self.float_stream[rows], self.config.norm_eps)
             narrow = _unit(self.stream[rows], self.config.norm_eps)
             if self.rotates_in:
-                return _rotated(wide), narrow
+                return rotated(wide), narrow
             return wide * self.small["norm.weight"], narrow * self.small["norm.weight"]
         wide, narrow = self.u["float"][rows], self.u["quantized"][rows]
-        return (_rotated(wide), _rotated(narrow)) if projection == "out_proj" and self.rotates_out else (wide, narrow)
+        return (rotated(wide), rotated(narrow)) if projection == "out_proj" and self.rotates_out else (wide, narrow)
 
     def target(self, projection: str, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return what to approximate, (out, in) float32, and the second moments (groups, in, in) to do it by."""
@@ -268,7 +266,7 @@ class _LayerWork:
         for start in range(0, len(self.stream), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             y = self.u["quantized"][rows]
-            self.stream[rows] += F.linear(_rotated(y) if self.rotates_out else y, stored)
+            self.stream[rows] += F.linear(rotated(y) if self.rotates_out else y, stored)
 
     def _run(
         self, layer: Callable[..., tuple[Tensor, Tensor, Tensor]], read: Callable[[list[Span]], Tensor]
@@ -279,7 +277,3 @@ class _LayerWork:
 
 def _unit(x: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-
-
-def _rotated(x: Tensor) -> Tensor:
-    return torch.from_numpy(rotate(x.numpy()))

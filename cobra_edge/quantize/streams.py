@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..formats.hadamard import rotate
 from ..formats.model_config import MambaConfig
 from ..suite.tokenized import TokenizedSuite
 
@@ -127,3 +128,8 @@ def run_family(
 def rows_of(batch: list[Span]) -> Tensor:
     """Return the rows of a batch of spans of equal length, (batch, seq) int64."""
     return torch.stack([torch.arange(span.start, span.start + span.length) for span in batch])
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Return R x for each row of x (positions, n) float32, of its shape; R is that of `hadamard.rotate`."""
+    return torch.from_numpy(rotate(x.numpy()))
