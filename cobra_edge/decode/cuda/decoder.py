@@ -161,7 +161,7 @@ class CudaDecoder:
         """See `Decoder.embed`."""
         ids = checked_tokens(tokens, self.config).astype(np.int32)
         n, matrix, rotation = len(ids), self._weights.embedding, self._weights.residual_rotation
-        width = matrix.row_stride if matrix.bits == 16 else self.config.d_model
+        width = matrix.read_width
         rows = np.empty((n, width), np.float32)
         if not n:
             return rows[:, : self.config.d_model]

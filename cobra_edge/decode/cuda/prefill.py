@@ -139,8 +139,7 @@ class Prefill:
         )  # fmt: skip
 
     def _launch(self, matrix: GpuMatrix, tokens: int) -> GemmLaunch:
-        n_in = matrix.row_stride if matrix.bits == 16 else matrix.shape[1]
-        return gemm_launch(matrix.bits, matrix.shape[0], n_in, tokens, self._queue.gpu.multiprocessors)
+        return gemm_launch(matrix.bits, matrix.shape[0], matrix.read_width, tokens, self._queue.gpu.multiprocessors)
 
     def _multiply(
         self,
@@ -177,7 +176,7 @@ class Prefill:
         epilogue: int,
         bias: Address | None,
     ) -> None:
-        n_in = matrix.row_stride if matrix.bits == 16 else matrix.shape[1]
+        n_in = matrix.read_width
         whole = epilogue == _SOFTPLUS  # not the sum of parts
         grid = (*launch.grid[:2], 1) if whole else launch.grid
         inputs = blocks_of(n_in, 128) * 128 if whole else launch.inputs_a_split

@@ -268,6 +268,6 @@ def _place(struct: np.dtype, name: str, base: Address) -> Address:
 
 def embed_rows(queue: Queue, matrix: GpuMatrix, tokens: Address, n: int, out: Address) -> None:
     """Enqueue the look-up of n tokens (n,) int32: out (n, d_model) float32, as stored; of float16 rows (n, row_stride)."""
-    width = matrix.row_stride if matrix.bits == 16 else matrix.shape[1]
+    width = matrix.read_width
     arguments = (matrix.codes, matrix.scales, tokens, out, width, matrix.group_shift)
     queue.launch(f"embed_rows_w{matrix.bits}", (n, 1, 1), _EMBED_THREADS, *arguments)

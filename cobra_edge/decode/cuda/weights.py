@@ -53,6 +53,11 @@ class GpuMatrix:
         return _padded(self.shape[1])
 
     @property
+    def read_width(self) -> int:
+        """How many inputs of a row are read: with those zeros of 16 bits."""
+        return self.row_stride if self.bits == 16 else self.shape[1]
+
+    @property
     def layout(self) -> int:
         """What a kernel for one token is told of rows: group_shift, or of 16 bits the stride."""
         return self.row_stride if self.bits == 16 else self.group_shift
