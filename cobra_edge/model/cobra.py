@@ -5,13 +5,13 @@ Source: Cobra (Zhao et al., AAAI-25), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
-from .mamba import REFERENCE, Block, MambaState, Operations, RMSNorm
+from .mamba import REFERENCE, Block, Operations
 from .projector import Projector
 from .vision import load_tower
 from .weight_files import require_finite
@@ -58,32 +58,3 @@ def stream_blocks(checkpoint: Checkpoint, operations: Operations = REFERENCE, fi
     """Yield the decoder's blocks from layer `first` on, in float32, one in memory at a time. Raises as `load_block`."""
     for index in range(first, checkpoint.config.mamba.n_layer):
         yield load_block(checkpoint, index, operations)
-
-
-@torch.inference_mode()
-def reference_logits(
-    checkpoint: Checkpoint, sequences: list[Tensor], keep: list[int], on_layer: Callable[[], None]
-) -> list[Tensor]:
-    """Run complete sequences through the float decoder, one layer in memory at a time.
-
-    Args:
-        checkpoint: provides the decoder.
-        sequences: embeddings (seq, d_model) float32 of each sequence.
-        keep: number of positions at the end of each sequence that get logits.
-        on_layer: called after each layer, for progress.
-
-    Returns:
-        For each sequence its logits (keep, vocab) float32.
-    """
-    config = checkpoint.config.mamba
-    hidden = [s[None].float() for s in sequences]
-    start = MambaState.zeros(config, 1)
-    for block in stream_blocks(checkpoint):
-        for i, residual in enumerate(hidden):
-            out, _, _ = block.mixer(block.norm(residual), start.conv[0], start.ssm[0])
-            hidden[i] = residual + out
-        on_layer()
-    norm = RMSNorm(config.d_model, config.norm_eps)
-    norm.weight.data = checkpoint.decoder["backbone.norm_f.weight"].float()
-    head = checkpoint.decoder["backbone.embedding.weight" if config.tied else "lm_head.weight"].float()
-    return [norm(residual[0, -n:]) @ head.T for residual, n in zip(hidden, keep, strict=True)]
