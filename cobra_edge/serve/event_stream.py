@@ -46,7 +46,7 @@ class EventStream(Response):
             set_final_status(scope, await cancel_on_disconnect(receive, self._send_all(send)))
         except ClientDisconnect:
             set_final_status(scope, CLIENT_GONE)
-        except Exception:
+        except Exception:  # counted as a failure, and raised again
             set_final_status(scope, 500)
             raise
         finally:
