@@ -113,7 +113,7 @@ _PATH = click.Path(path_type=Path)
     group="advanced",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
-    help="Device that collects statistics of activations, for methods that need them.",
+    help="Device that collects statistics and generates answers; gradients of --method guided are for the CPU.",
 )
 @option("--budget", group="advanced", type=_PATH, show_default="embedded", help="Drift budget (TOML).")
 @option(

@@ -24,6 +24,7 @@ from ..quantize.sensitivity import of_tensors
 from ..suite.line_set import LineSet
 from ..terminal.output import stages
 from ..version import __version__
+from .lines import affordable
 
 if TYPE_CHECKING:
     from ..quantize.calibration_data import EmbeddingCache
@@ -44,7 +45,7 @@ def guided_values(
         checkpoint: opened.
         recipe: with method "guided"; its storages count if `bits` is None.
         bits: budget of bits per weight.
-        data: calibration lines, with answers; None for both embedded sets.
+        data: calibration lines, with answers, of which the `affordable` are used; None for both embedded sets.
         goal: directory of the bundle.
         cache: visual embeddings that other steps share.
 
@@ -60,7 +61,7 @@ def guided_values(
     from ..quantize.streams import spans_of
 
     config = checkpoint.config.mamba
-    data = data or LineSet.embedded(more=True)
+    data = affordable(data or LineSet.embedded(more=True), checkpoint.config)
     suite = calibration_suite(checkpoint, data.lines, data.directory)
     spans = spans_of(suite, checkpoint.config.n_visual_tokens, whole=False)
     header = Header(

@@ -15,6 +15,7 @@ from ..suite.reader import HELDOUT, spread
 from ..suite.tokenized import TokenizedSuite, tokenized_suite
 from ..terminal.output import tell
 
+MOST_VISUAL_POSITIONS = 1 << 15  # of calibration that is answered by the float model, or guided
 _SMALL = 10**9  # weights below which the float reference is fast enough for many golden lines
 _GOLDEN_LINES = (1000, 4)
 
@@ -59,6 +60,20 @@ def golden_lines(lines: LineSet, wanted: int | None, config: CobraConfig) -> Lin
     most = _GOLDEN_LINES[0 if config.mamba.n_parameters < _SMALL else 1]
     chosen = spread(list(lines.lines), wanted or most)
     return replace(lines, lines=sorted(chosen, key=lambda line: line.image or ""))
+
+
+def affordable(lines: LineSet, config: CobraConfig) -> LineSet:
+    """Return calibration lines whose images have at most MOST_VISUAL_POSITIONS; says so if images are left out.
+
+    Time is in proportion to positions: 200 images of cobra-mini, 44 of a model that takes 729 positions for each.
+    """
+    if config.vision is None:
+        return lines
+    found = lines.about(max(1, MOST_VISUAL_POSITIONS // config.n_visual_tokens))
+    if found is not lines:
+        counts = f"{len(found.images())} of {len(lines.images())} images"
+        tell(f"{lines.name}: {counts} are used, of {config.n_visual_tokens} visual tokens each; time grows with them")
+    return found
 
 
 def check_answerable(lines: LineSet, config: CobraConfig) -> None:

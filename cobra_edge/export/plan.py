@@ -30,7 +30,7 @@ from ..quantize.statistics import Statistics, read_header, read_statistics
 from ..regress.budget import Limit, read_budget
 from ..suite.line_set import LineSet
 from .checks import check_allocation, check_calibration, check_choices, check_text_only
-from .lines import calibration_and_golden, check_answerable, golden_lines, tokenized_lines
+from .lines import affordable, calibration_and_golden, check_answerable, golden_lines, tokenized_lines
 from .memory_plan import plan_memory
 from .vision import checked_engine, checked_precision
 
@@ -157,6 +157,8 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     directory = out or Path("bundles") / _name(config, target, recipe, o)
     check_goal(directory, force=o.force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
+    if calibration is not None and not all(line.answer for line in calibration.lines):
+        calibration = affordable(calibration, config)
     golden = golden_lines(golden, o.golden_lines, config)
     for lines in filter(None, (golden, calibration)):
         check_answerable(lines, config)

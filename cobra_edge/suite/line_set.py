@@ -44,6 +44,14 @@ class LineSet:
         """Return every image once, in order."""
         return [self.directory / name for name in dict.fromkeys(line.image for line in self.lines) if name is not None]
 
+    def about(self, most_images: int) -> LineSet:
+        """Return the lines about at most so many images, evenly spaced, and those without an image."""
+        images = list(dict.fromkeys(line.image for line in self.lines if line.image is not None))
+        if len(images) <= most_images:
+            return self
+        kept = {None, *(images[i * len(images) // most_images] for i in range(most_images))}
+        return replace(self, lines=[line for line in self.lines if line.image in kept])
+
     def divided(self) -> tuple[LineSet, LineSet]:
         """Return the lines to calibrate on, and those of held-out images: 1 in 5 images, at least 2 and at most 16.
 

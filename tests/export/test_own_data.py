@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,13 +11,18 @@ from cobra_edge.bundle.reader import Bundle
 from cobra_edge.calibrate import command as calibrate
 from cobra_edge.errors import InputError
 from cobra_edge.export import command as export_module
+from cobra_edge.export import lines as lines_module
 from cobra_edge.export.answers import answers_file, with_answers
+from cobra_edge.export.lines import affordable
 from cobra_edge.export.plan import ExportOptions, plan_export
 from cobra_edge.formats.targets import target_named
+from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.quantize import own_answers
 from cobra_edge.quantize.calibration_data import EmbeddingCache
 from cobra_edge.quantize.statistics import read_header
 from cobra_edge.regress.golden import read_golden
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.line_set import LineSet
 from cobra_edge.suite.reader import CALIBRATION
 from cobra_edge.terminal.output import run_command
 
@@ -134,3 +141,17 @@ def test_calibrate_refuses_images_for_a_text_only_model(folder, text_only, tmp_p
 def test_skip_bad_without_data_is_refused(tmp_path, capfd):
     assert run_command(calibrate.command, ["--checkpoint", "mini", "--out", str(tmp_path / "s"), "--skip-bad"]) == 2
     assert "--skip-bad is for images and lines of --data; omit it" in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("positions", "images"), [(64 * 200, 200), (64 * 7 + 63, 7), (1, 1)])
+def test_images_beyond_what_a_pass_can_read_are_left_out(positions, images, monkeypatch, capfd):
+    """Whole images with all of their lines, evenly spaced; lines without an image stay."""
+    monkeypatch.setattr(lines_module, "MOST_VISUAL_POSITIONS", positions)
+    config, every = open_checkpoint("mini").config, LineSet.embedded(more=True)
+    every = replace(every, lines=[*every.lines, Line("Why?", "Because.", "text")])
+    found = affordable(every, config)
+    kept = [image.name for image in found.images()]
+    assert len(kept) == images and found.lines[-1].image is None
+    assert [line for line in every.lines if line.image is None or Path(line.image).name in kept] == list(found.lines)
+    assert kept == [every.images()[i * 200 // images].name for i in range(images)]
+    assert (f"{images} of 200 images are used" in capfd.readouterr().err) is (images < 200)
