@@ -289,8 +289,8 @@ def test_guided_codes_err_less_than_others(mini, tmp_path, rotations):
     )
     evaluation = RecipeEvaluation(mini, plain, None, lines, IMAGES)
     nearest = evaluation.kld(plain)
-    monkey = dict(evaluation._float) | values
-    evaluation._tensors = lambda _recipe: monkey
+    guided_tensors = dict(evaluation._float) | values
+    evaluation._tensors = lambda _recipe: guided_tensors
     assert evaluation.kld(plain) < nearest / 4  # seen: a tenth
 
 
