@@ -159,6 +159,11 @@ class Block(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.mixer = Mixer(config, operations)
 
+    def forward(self, residual: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the residual (batch, seq, d_model) float32 after the block, and both final states; arguments as of `Mixer`."""
+        out, conv, ssm = self.mixer(self.norm(residual), conv, ssm)
+        return residual + out.float(), conv, ssm
+
 
 class Backbone(nn.Module):
     """Embedding, blocks and final norm, under the names of the published checkpoints."""
@@ -192,9 +197,7 @@ class Mamba(nn.Module):
         residual = embeddings.float()
         convs, ssms = [], []
         for layer, conv, ssm in zip(self.backbone.layers, state.conv, state.ssm, strict=True):
-            assert isinstance(layer, Block)
-            out, conv, ssm = layer.mixer(layer.norm(residual), conv, ssm)
-            residual = residual + out.float()
+            residual, conv, ssm = layer(residual, conv, ssm)
             convs.append(conv)
             ssms.append(ssm)
         return self.backbone.norm_f(residual), MambaState(tuple(convs), tuple(ssms))

@@ -201,8 +201,7 @@ class ObservedBlock:
     def __call__(self, residual: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Run the block on residual (batch, seq, d_model) float32; return its output, of the same shape, and both states."""
         self.observers["in_proj"].add(self.unit(residual))
-        out, conv, ssm = self.block.mixer(self.block.norm(residual), conv, ssm)
-        return residual + out, conv, ssm
+        return self.block(residual, conv, ssm)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the layer's tensors, with shapes and dtypes of `projection_tensors`, such as (n,) float32."""

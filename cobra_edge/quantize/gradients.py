@@ -104,16 +104,12 @@ def stream_forward(run: CalibrationPass, images: Path, cache: EmbeddingCache) ->
     for index, block in enumerate(stream_blocks(run.checkpoint, run.operations, first), first):
         step, done = f"float layer {index + 1} of {config.n_layer}", 0
 
-        def layer(x: Tensor, conv: Tensor, ssm: Tensor, block: Block = block) -> tuple[Tensor, Tensor, Tensor]:
-            out, conv, ssm = block.mixer(block.norm(x), conv, ssm)
-            return x + out, conv, ssm
-
         def read(batch: list[Span], stream: Tensor = stream) -> Tensor:
             return stream[rows_of(batch)]
 
         run.on_progress(step, 0, run.positions)
         for family in all_families:
-            for batch, _, out in run_family(layer, family, config, read):
+            for batch, _, out in run_family(block, family, config, read):
                 stream[rows_of(batch)] = out
                 done += rows_of(batch).numel()
             run.on_progress(step, done, run.positions)
@@ -229,12 +225,8 @@ class _Backward:
         def read(batch: list[Span]) -> Tensor:
             return stream[rows_of(batch)].requires_grad_()
 
-        def forward(x: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            out, conv, ssm = block.mixer(block.norm(x), conv, ssm)
-            return x + out, conv, ssm
-
         for family in self.families:
-            batches = list(run_family(forward, family, self.config, read))
+            batches = list(run_family(block, family, self.config, read))
             outs = [out for _, _, out in batches]
             torch.autograd.backward(outs, [gradient[rows_of(batch)] for batch, _, _ in batches])
             for (batch, x, _), tapped in zip(batches, taps.take(), strict=True):

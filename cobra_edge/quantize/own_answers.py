@@ -165,9 +165,8 @@ class _Layer:
         self._block, self.states = block, list[Tensor]()
 
     def __call__(self, x: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        out, conv, ssm = self._block.mixer(self._block.norm(x), conv, ssm)
-        self.states = [conv, ssm]
-        return x + out, conv, ssm
+        out, *self.states = self._block(x, conv, ssm)
+        return out, *self.states
 
 
 class _Model:
@@ -257,8 +256,7 @@ class _Model:
         """Read one token of each active line; returns their streams, (active, d_model) float32."""
         x = self._table[tokens][:, None]
         for index, block in self._blocks():
-            out, *new = block.mixer(block.norm(x), *(state[index, active] for state in states))
-            x = x + out
+            x, *new = block(x, *(state[index, active] for state in states))
             for state, values in zip(states, new, strict=True):
                 state[index, active] = values
         return x[:, 0]

@@ -229,7 +229,7 @@ def _through(block: Block, hidden: list[Tensor], states: _States) -> _States:
     for length in sorted({len(h) for h in hidden}):
         rows = [i for i, h in enumerate(hidden) if len(h) == length]
         before, residual = states.of(rows), torch.stack([hidden[i] for i in rows])
-        out, after.conv[rows], after.ssm[rows] = block.mixer(block.norm(residual), before.conv, before.ssm)
-        for i, values in zip(rows, residual + out, strict=True):
+        out, after.conv[rows], after.ssm[rows] = block(residual, before.conv, before.ssm)
+        for i, values in zip(rows, out, strict=True):
             hidden[i] = values
     return after
