@@ -41,7 +41,9 @@ def carry_kernels() -> None:
 def carry_bundles() -> None:
     """Export cobra-mini in each scheme."""
     for scheme in SCHEMES:
-        export_bundle("mini", target_named("jetson"), CARRIED / f"mini-{scheme}", scheme=scheme, golden_lines=1, force=True)
+        export_bundle(
+            "mini", target_named("jetson"), CARRIED / f"mini-{scheme}", scheme=scheme, method="rtn", golden_lines=1, force=True
+        )
 
 
 def carry_wheels(python: str, packages: tuple[str, ...]) -> None:

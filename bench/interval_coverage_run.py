@@ -29,8 +29,8 @@ from cobra_edge.suite.tokenized import TokenizedSuite, tokenized_suite
 from .interval_coverage_result import CoverageRow
 
 BUILDS: dict[str, dict[str, Any]] = {
-    "w4a16-g128": {"scheme": "w4a16-g128"},
-    "w8a16-g128": {"scheme": "w8a16-g128"},
+    "w4a16-g128": {"scheme": "w4a16-g128", "vision_precision": "fp32"},
+    "w8a16-g128": {"scheme": "w8a16-g128", "vision_precision": "fp32"},
     "w4a16-g128, int8 vision": {"scheme": "w4a16-g128", "vision_precision": "int8"},
 }
 METHODS = {
@@ -62,7 +62,7 @@ def measure(folder: Path, replicates: int = REPLICATES, on_step: OnStep = lambda
     Returns:
         Rows of `coverage`, with the label of their build.
     """
-    reference = _session(folder, "fp16", {"scheme": "fp16"})
+    reference = _session(folder, "fp16", {"scheme": "fp16", "vision_precision": "fp32"})
     lines = list(enumerate(read_suite(HELDOUT), 1))
     codec, template = reference.codec, reference.template
     suite = tokenized_suite("heldout", lines, lambda name: HELDOUT.parent / name, codec, template, sees=True, skipped={})
@@ -141,7 +141,7 @@ def _session(folder: Path, label: str, export: dict[str, Any]) -> Session:
     budget = folder / "budget.toml"  # without limits: drift is the result
     budget.write_text("".join(f'[schemes."{name}"]\n' for name in (*SCHEMES, MIXED)), encoding="utf-8")
     goal = folder / label.replace(" ", "-").replace(",", "")
-    exported = export_bundle("mini", target_named("cpu"), goal, golden_lines=1, budget=budget, **export)
+    exported = export_bundle("mini", target_named("cpu"), goal, golden_lines=1, budget=budget, method="rtn", **export)
     return load(Bundle.open(exported.directory))
 
 

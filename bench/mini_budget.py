@@ -63,14 +63,16 @@ def _gate(scheme: str) -> Gate:
     rounds = kind.activation_bits == 8 or kind.code_format == "int8-rows"
     # On a processor, bitsandbytes takes ten times our time per token.
     lines = {} if kind.code_format == "int" else {"golden_lines": 100}
-    return Gate(scheme, {"scheme": scheme, **lines}, ROUNDED if rounds else CONTINUOUS)
+    return Gate(
+        scheme, {"scheme": scheme, "method": "rtn", "vision_precision": "fp32", **lines}, ROUNDED if rounds else CONTINUOUS
+    )
 
 
 GATES = {
     gate.scheme: gate
     for gate in (
         *map(_gate, SCHEMES),
-        Gate("mixed", {"activations": "float32", "bits": 4.3, "method": "guided", "rotation": "out-proj"}, ROUNDED),
+        Gate("mixed", {}, ROUNDED),  # the default of a CPU
     )
 }
 

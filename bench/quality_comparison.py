@@ -162,8 +162,8 @@ def _libraries(bundle: Bundle, folder: Path, peer_python: str) -> list[PeerLibra
 def _run_build(build: Build, folder: Path, lines: list[Line]) -> tuple[Bundle, Session, RunnerOutput]:
     """Export a build and run the suite through our runtime."""
     goal = folder / build.label.replace(" ", "-")
-    target, budget = target_named("cpu"), budget_without_limits(folder)
-    exported = export_bundle("mini", target, goal, golden_lines=_GOLDEN_LINES, budget=budget, **build.export)
+    target, budget = target_named(build.target), budget_without_limits(folder)
+    exported = export_bundle("mini", target, goal, golden_lines=_GOLDEN_LINES, budget=budget, **build.options)
     bundle = Bundle.open(exported.directory)
     recipe = bundle.manifest.recipe
     activations = build.activations or recipe.activations
@@ -182,7 +182,7 @@ def _run_build(build: Build, folder: Path, lines: list[Line]) -> tuple[Bundle, S
         return found
 
     logits = _watched(build.label, len(lines), run)
-    facts = {"export": dict(build.export), "method": recipe.method, "rotations": recipe.rotations}
+    facts = {"export": build.options, "method": recipe.method, "rotations": recipe.rotations}
     facts |= {"runtime": f"cobra_edge {session.decoder.name}", "activations": activations}
     return bundle, session, RunnerOutput(logits, bundle_bits(bundle), facts)
 

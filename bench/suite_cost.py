@@ -38,7 +38,9 @@ def suite_costs(folder: Path, on_step: Callable[[str, int, int], None] = lambda 
     bundles = {}
     for scheme in ("fp16", *SCHEMES):
         on_step(f"export of {scheme}", 0, 1)
-        bundles[scheme] = export_bundle("mini", target_named("cpu"), folder / scheme, scheme=scheme).directory
+        bundles[scheme] = export_bundle(
+            "mini", target_named("cpu"), folder / scheme, scheme=scheme, method="rtn", vision_precision="fp32"
+        ).directory
     wanted = [(scheme, kind) for scheme in SCHEMES for kind in ("golden lines", "fp16 bundle", "checkpoint")]
     given = {"golden lines": [], "fp16 bundle": ["--baseline", str(bundles["fp16"])], "checkpoint": ["--baseline", "mini"]}
     runs: dict[tuple[str, str], list[_Run]] = {key: [] for key in wanted}

@@ -44,7 +44,15 @@ def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> l
     """
     on_step("answers with torch's embeddings")
     with tempfile.TemporaryDirectory() as folder:
-        bundle = export_bundle("mini", target_named("cpu"), Path(folder) / "bundle", scheme="fp16", golden_lines=1)
+        bundle = export_bundle(
+            "mini",
+            target_named("cpu"),
+            Path(folder) / "bundle",
+            scheme="fp16",
+            method="rtn",
+            vision_precision="fp32",
+            golden_lines=1,
+        )
         session = Session(Bundle.open(bundle.directory))
         suite = embedded_suite(session, read_suite(HELDOUT))
         decoder = open_decoder(session.bundle)

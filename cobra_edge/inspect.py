@@ -14,7 +14,7 @@ from .bundle.reader import Bundle
 from .decode.backends import BACKENDS
 from .formats.targets import targets
 from .regress.budget import judge, read_budget
-from .regress.bundle_tables import bits_per_weight, describe_rotations, drift_table, memory_table
+from .regress.bundle_tables import bits_per_weight, drift_table, memory_table, recipe_line
 from .regress.golden import read_golden
 from .regress.report import Figure, Verdict
 from .terminal.option_groups import Command, option
@@ -64,8 +64,7 @@ def command(bundle: Path, as_json: bool) -> None:
     results.print(files)
     if model.vision is not None:
         _say_vision(opened)
-    title = f"recipe: {manifest.recipe.scheme}, {manifest.recipe.method}{describe_rotations(manifest.recipe)}"
-    recipe = Table(title=cell(title), title_justify="left")
+    recipe = Table(title=cell(f"recipe: {recipe_line(manifest)}"), title_justify="left")
     recipe.add_column("tensor")
     recipe.add_column("stored as")
     for name, storage in manifest.recipe.tensors.items():

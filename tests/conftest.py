@@ -185,7 +185,9 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a text-only bundle: quick to make, for tests of the bundle itself. Do not change it; copy it."""
     root = tmp_path_factory.mktemp("tiny")
     source = write_text_only(root / "mamba-tiny")
-    return export_bundle(str(source), target_named("cpu"), root / "bundle", golden_lines=3).directory
+    return export_bundle(
+        str(source), target_named("cpu"), root / "bundle", scheme="w8a16-g128", method="rtn", golden_lines=3
+    ).directory
 
 
 @pytest.fixture(scope="session")
@@ -202,6 +204,16 @@ def sharing(shared: Path) -> Callable[[], AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
+def default_bundle(shared: Path, sharing: Callable[[], AbstractContextManager[None]]) -> Path:
+    """Return what an export for a Jetson makes of cobra-mini without any option, made when it is first asked for."""
+    out = shared / "default"
+    with FileLock(f"{out}.lock"), sharing():
+        if not out.exists():
+            export_bundle("mini", target_named("jetson"), out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def mini_bundle(shared: Path, sharing: Callable[[], AbstractContextManager[None]]) -> Callable[..., Path]:
     """Return cobra-mini's bundle of a scheme, and of options of an export, made when it is first asked for; 32 golden lines.
 
@@ -212,7 +224,9 @@ def mini_bundle(shared: Path, sharing: Callable[[], AbstractContextManager[None]
         out = shared / "-".join(["mini", scheme, *(Path(str(option)).name for option in options.values())])
         with FileLock(f"{out}.lock"), sharing():
             if not out.exists():  # an export that fails leaves nothing
-                export_bundle("mini", target_named("jetson"), out, scheme=scheme, **{"golden_lines": 32} | options)
+                export_bundle(
+                    "mini", target_named("jetson"), out, scheme=scheme, **{"golden_lines": 32, "method": "rtn"} | options
+                )
         return out
 
     return get

@@ -1,4 +1,7 @@
-"""What exports of one model have in common is computed once: the vision graph and the float model's answers know no scheme."""
+"""What exports of one model have in common is computed once.
+
+The vision graph and the float model's answers know no scheme, and guided quantization knows no target and no activations.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,19 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from msgspec.structs import replace
 
-from cobra_edge.bundle.reader import GOLDEN, IMAGE, VISION
+from cobra_edge.bundle.reader import DECODER, GOLDEN, IMAGE, VISION
 from cobra_edge.export import pipeline
 
 
 def sharing_exports(kept: Path) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context in which exports of cobra-mini take the vision graph and the golden lines from the first of their kind.
+    """Return a context in which exports of cobra-mini take graph, golden lines and guided codes from the first of their kind.
 
     Args:
         kept: directory for them; several processes may have the same.
     """
-    write_vision, write_golden = pipeline.write_vision, pipeline._write_golden
+    write_vision, write_golden, write_decoder = pipeline.write_vision, pipeline._write_golden, pipeline._write_decoder
 
     def vision(checkpoint: Any, images: Any, stage: Path, precision: Any, form: Any, calibration: Path, cache: Any) -> Any:
         key = [*images, precision, form, calibration]
@@ -34,11 +38,20 @@ def sharing_exports(kept: Path) -> Callable[[], AbstractContextManager[None]]:
         compute = lambda: write_golden(checkpoint, suite, embeddings, codec, stage, bar)  # noqa: E731
         return _remembered(compute, [suite.sha256()], (GOLDEN,), stage, kept)
 
+    def decoder(checkpoint: Any, plan: Any, stage: Path, cache: Any, watch: Any) -> Any:
+        compute = lambda: write_decoder(checkpoint, plan, stage, cache, watch)  # noqa: E731
+        if plan.choice.method != "guided" or plan.options.calibration is not None:
+            return compute()
+        key = [plan.digest, replace(plan.recipe, activations="float32"), plan.choice.bits]
+        recipe, allocation = _remembered(compute, key, (DECODER,), stage, kept)
+        return replace(recipe, activations=plan.recipe.activations), allocation
+
     @contextmanager
     def sharing() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pipeline, "write_vision", vision)
             patch.setattr(pipeline, "_write_golden", golden)
+            patch.setattr(pipeline, "_write_decoder", decoder)
             yield
 
     return sharing

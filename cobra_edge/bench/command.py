@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from ..formats.scheme import scheme_named
+from ..formats.quality import DEFAULT_QUALITY, QUALITIES
 from ..formats.targets import target_named
 from ..inference.session_options import threads_option
 from ..terminal.option_groups import Command, option
@@ -54,36 +54,40 @@ command.add_command(vision)
 @command.command(cls=Command, epilog="Example: cobra-edge bench export --shape cobra-mini --target cpu")
 @option("--shape", group="input", default="cobra-3b", help="Published shape, with random weights.")
 @option("--target", group="quantization", default="jetson", help="Device profile or family.")
-@option("--scheme", group="quantization", default="w4a16-g128", help="Weight format.")
+@option("--quality", group="quantization", type=click.Choice(list(QUALITIES)), default=DEFAULT_QUALITY, help="As of an export.")
 @option("--golden-lines", group="measurement", type=click.IntRange(1), default=2, help="Number of golden lines.")
 @option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
 @option("--scratch", group="advanced", type=click.Path(path_type=Path, exists=True), help="Directory for temporary files.")
 @debug_option
-def export(shape: str, target: str, scheme: str, scratch: Path | None, golden_lines: int, as_json: bool) -> None:
-    """Measure wall time and peak memory of exporting a checkpoint with random weights.
+def export(shape: str, target: str, quality: str, scratch: Path | None, golden_lines: int, as_json: bool) -> None:
+    """Measure wall time and peak memory of exporting a checkpoint with random weights and planted outliers.
 
     The drift of random weights says nothing about a trained model and is not reported.
     """
-    shape_named(shape), scheme_named(scheme), target_named(target)  # before gigabytes are written
+    shape_named(shape), target_named(target)  # before gigabytes are written
     from .machine import machine
     from .random_export import export_random
 
     with tempfile.TemporaryDirectory(dir=scratch) as folder, progress() as bar:
-        exported = export_random(shape, target, scheme, golden_lines, Path(folder), Path(folder) / "bundle", bar)
+        exported = export_random(
+            shape, target, ["--quality", quality], golden_lines, Path(folder), Path(folder) / "bundle", bar
+        )
     process, manifest = exported.process, exported.manifest
     result = ExportResult(
         shape=shape,
         target=target,
-        scheme=scheme,
+        quality=quality,
+        scheme=manifest["recipe"]["scheme"],
         golden_lines=golden_lines,
         seconds=round(process.seconds, 1),
+        stages={stage: round(seconds, 1) for stage, seconds in exported.stages.items()},
         peak_gib=round(process.peak_bytes / 2**30, 2),
         checkpoint_bytes=exported.checkpoint_bytes,
         bundle_bytes={name: entry["bytes"] for name, entry in manifest["files"].items()},
         vision=msgspec.convert(manifest["vision"], ExportedVision),
         machine=machine(),
     )
-    file = save_result(f"export-{shape}", result)
+    file = save_result(f"export-{shape}-{quality}", result)
     if as_json:
         print_json(result)
     else:

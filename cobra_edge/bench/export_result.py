@@ -19,7 +19,10 @@ class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
     """`bench export`.
 
     Attributes:
+        quality: of the export.
+        scheme: of its recipe.
         seconds: wall time of the command.
+        stages: of it, by stage.
         peak_gib: peak resident memory of the command, mapped files included.
         checkpoint_bytes: of the checkpoint that was exported.
         bundle_bytes: by file of the bundle.
@@ -29,9 +32,11 @@ class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
     bench: str = "export"
     shape: str
     target: str
+    quality: str
     scheme: str
     golden_lines: int
     seconds: float
+    stages: dict[str, float]
     peak_gib: float
     checkpoint_bytes: int
     bundle_bytes: dict[str, int]
@@ -46,6 +51,7 @@ def export_table(result: ExportResult) -> Table:
     rows = [
         ["machine", f"{m.processor}, {m.cores} cores, {m.memory_gb} GB"],
         ["wall time", f"{result.seconds / 60:.1f} min"],
+        *([f"— {stage}", f"{seconds / 60:.1f} min"] for stage, seconds in result.stages.items()),
         ["peak resident memory, mapped files included", f"{result.peak_gib:.1f} GiB"],
         ["checkpoint", f"{result.checkpoint_bytes / 1e9:.2f} GB"],
         [f"decoder as {result.scheme}", f"{files['decoder.safetensors'] / 1e9:.2f} GB"],

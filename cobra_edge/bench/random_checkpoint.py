@@ -1,11 +1,13 @@
 """Checkpoints with random weights in published shapes, written as original run directories.
 
-Sizes are exact; time and memory of an export do not depend on the values.
+Sizes are exact. Some channels of the norms and of D are large, as they are in trained Mambas: outliers in the inputs of in_proj
+and out_proj, whose mean square stays 1.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,9 @@ from ..formats.package_data import MINI
 from ..model.backbones import vision_backbone
 from ..model.vision import Encoder, encoder_file
 from .shapes import shape_named
+
+_OUTLIERS = 0.03  # share of channels
+_OUTLIER_GAINS = (20.0, 60.0)
 
 
 def write_random_checkpoint(shape: str, directory: Path, on_part: Callable[[], None] = lambda: None) -> None:
@@ -63,7 +68,12 @@ def _random(name: str, shape: tuple[int, ...], random: torch.Generator) -> torch
     """Return bfloat16 values of this shape that keep a deep decoder stable."""
     if name.endswith("A_log"):
         return torch.log(torch.arange(1.0, shape[1] + 1)).repeat(shape[0], 1).bfloat16()
-    if name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
+    if name.endswith("norm_f.weight"):
         return torch.ones(shape, dtype=torch.bfloat16)
+    if name.endswith(("norm.weight", "mixer.D")):
+        gains, (low, high) = torch.ones(shape), map(math.log, _OUTLIER_GAINS)
+        chosen = torch.randperm(len(gains), generator=random)[: round(_OUTLIERS * len(gains))]
+        gains[chosen] = torch.exp(low + (high - low) * torch.rand(len(chosen), generator=random))
+        return (gains / gains.square().mean().sqrt()).bfloat16()
     values = torch.empty(shape, dtype=torch.bfloat16).normal_(generator=random)
     return values.mul_(0.1 if len(shape) == 1 else shape[-1] ** -0.5)

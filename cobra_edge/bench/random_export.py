@@ -11,6 +11,8 @@ from rich.progress import Progress
 
 from ..environment.requirements import install_hint
 from ..errors import MachineError
+from ..formats.recipe import MIXED
+from ..formats.scheme import SCHEMES
 from .machine import Finished, measure
 
 
@@ -20,22 +22,25 @@ class RandomExport:
 
     Attributes:
         process: exit code, time and peak memory of the command.
+        stages: seconds by stage.
         manifest: of the bundle.
         checkpoint_bytes: of the checkpoint.
     """
 
     process: Finished
+    stages: dict[str, float]
     manifest: dict[str, Any]
     checkpoint_bytes: int
 
 
 def export_random(
-    shape: str, target: str, scheme: str, golden_lines: int, folder: Path, out: Path, bar: Progress
+    shape: str, target: str, recipe: list[str], golden_lines: int, folder: Path, out: Path, bar: Progress
 ) -> RandomExport:
     """Write a random checkpoint into a folder and export it, without drift limits.
 
     Args:
-        shape, target, scheme: valid names.
+        shape, target: valid names.
+        recipe: options of the export, such as --scheme and a name.
         golden_lines: their number.
         folder: an existing one, for the checkpoint; about three times the size of the bundle. The caller deletes it.
         out: directory of the bundle.
@@ -52,11 +57,12 @@ def export_random(
     source, no_limits = folder / shape, folder / "budget.toml"
     task = bar.add_task(f"random {shape}", total=3)
     write_random_checkpoint(shape, source, lambda: bar.advance(task))
-    no_limits.write_text(f"[schemes.{scheme}]\n", encoding="utf-8")
-    arguments = ["--target", target, "--checkpoint", str(source), "--scheme", scheme, "--out", str(out)]
+    no_limits.write_text("".join(f'[schemes."{name}"]\n' for name in (*SCHEMES, MIXED)), encoding="utf-8")
+    arguments = ["--target", target, "--checkpoint", str(source), *recipe, "--out", str(out)]
     arguments += ["--golden-lines", str(golden_lines), "--budget", str(no_limits), "--json"]
     done = measure(["cobra_edge.export", *arguments])
     if done.exit_code:
         raise MachineError(f"the export failed with exit code {done.exit_code}; see its messages above")
     checkpoint_bytes = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
-    return RandomExport(done, json.loads(done.stdout)["manifest"], checkpoint_bytes)
+    said = json.loads(done.stdout)
+    return RandomExport(done, said["seconds"], said["manifest"], checkpoint_bytes)

@@ -181,14 +181,22 @@ def _bundle(given: Path | None, shape: str, kept: Path | None, scratch: Path | N
             if shape == _MINI:
                 from ..export.pipeline import export_bundle
 
-                export_bundle("mini", target_named("cpu"), out, scheme=_SCHEME)
+                export_bundle("mini", target_named("cpu"), out, scheme=_SCHEME, method="rtn", vision_precision="fp32")
             else:
                 from .random_export import export_random
 
                 source = Path(folder) / "source"
                 source.mkdir()
                 with progress() as bar:
-                    export_random(shape, "cpu", _SCHEME, 1, source, out, bar)
+                    export_random(
+                        shape,
+                        "cpu",
+                        ["--scheme", _SCHEME, "--method", "rtn", "--vision-precision", "fp32"],
+                        1,
+                        source,
+                        out,
+                        bar,
+                    )
         except ImportError as error:
             raise MachineError(f"bench serve needs {error.name}; install it with: {install_hint('export')}") from error
         yield out

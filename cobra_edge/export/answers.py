@@ -64,6 +64,6 @@ def answers_file(bundle: Path) -> Path:
 
 def _reads_lines(plan: ExportPlan) -> bool:
     """Tell whether the export reads calibration lines, not their images alone."""
-    o, method = plan.options, plan.recipe.method
+    method = plan.recipe.method
     needs = needs_statistics(method, plan.recipe.activation_percentile) and plan.statistics is None
-    return needs or o.bits is not None or recipe_method(method).needs_gradients
+    return needs or plan.choice.bits is not None or recipe_method(method).needs_gradients

@@ -9,6 +9,7 @@ from ..formats.method import METHODS, method_named, recipe_method
 from ..formats.recipe import ROTATIONS
 from ..formats.scheme import Scheme
 from ..terminal.suggestions import near_matches
+from .options import Choice
 
 
 def needs_statistics(method: str, clip_activations: float | None) -> bool:
@@ -33,17 +34,22 @@ def check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: 
         )
 
 
-def check_allocation(
-    scheme: str | None, bits: float | None, activations: str | None, sensitivity: Path | None, method: str = "rtn"
-) -> None:
-    """Raise InputError for options of bit allocation without --bits, and for --scheme with it."""
-    if sensitivity is not None and method_named(method).needs_gradients:
-        raise InputError(f"--sensitivity: method {method} allocates bits by costs of its own; omit it")
-    if bits is None and sensitivity is not None:
+def check_allocation(scheme: str | None, choice: Choice, activations: str | None, sensitivity: Path | None) -> None:
+    """Raise InputError for options of bit allocation where no bits are allocated, and for --scheme with --bits.
+
+    Args:
+        scheme, activations, sensitivity: as given.
+        choice: of the method and the bits.
+    """
+    if sensitivity is not None and method_named(choice.method).needs_gradients:
+        raise InputError(
+            f"--sensitivity: method {choice.method} allocates bits by costs of its own; omit it, or use --method gptq"
+        )
+    if choice.bits is None and sensitivity is not None:
         raise InputError("--sensitivity is for bit allocation; give a budget too, such as --bits 4.0")
-    if bits is None and activations is not None:
+    if choice.bits is None and activations is not None:
         raise InputError("--activations applies to --bits only; a scheme's name includes its activations: w4a8 rounds to int8")
-    if bits is not None and scheme is not None:
+    if choice.bits is not None and scheme is not None:
         raise InputError(
             f"--scheme {scheme} stores every matrix in one format, --bits allocates several; give one of the two. With --bits, "
             "--activations sets the activations"
@@ -69,7 +75,10 @@ def check_calibration(
     needed = needs_statistics(method, clip_activations)
     guided = recipe_method(method).needs_gradients
     if statistics is not None and guided and not needed:
-        raise InputError(f"--statistics {statistics}: method {method} collects gradients itself, with --calibration; omit it")
+        raise InputError(
+            f"--statistics {statistics}: method {method} collects gradients itself, with --calibration; omit it, or "
+            "use --quality balanced"
+        )
     if statistics is not None and not needed:
         users = ", ".join(m.name for m in METHODS.values() if m.needs_statistics)
         raise InputError(

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from ..formats.method import METHODS
+from ..formats.quality import QUALITIES
 from ..formats.recipe import ROTATIONS
 from ..formats.scheme import SCHEMES, Scheme
 from ..formats.targets import targets
@@ -31,6 +32,7 @@ def choices() -> dict[str, Any]:
                 "default_of": t.default_of,
                 "title": t.title,
                 "scheme": t.scheme,
+                "bits": t.bits,
                 "vision_precision": t.vision_precision,
                 "vision_runtime": t.vision_runtime,
                 "decoder_runtime": t.decoder_runtime,
@@ -48,6 +50,7 @@ def choices() -> dict[str, Any]:
             }
             for s in SCHEMES.values()
         ],
+        "qualities": {q.name: q.title for q in QUALITIES.values()},
         "methods": {m.name: m.title for m in METHODS.values()},
         "rotations": {name: _ROTATIONS[name] for name in ROTATIONS},
         "checkpoints": ["mini", *HUB_MODELS],
@@ -67,18 +70,22 @@ def _table(title: str, *columns: str) -> Table:
 
 def choice_tables() -> list[Table]:
     """Return the same as tables for a terminal."""
-    of_targets = _table("--target", "name", "also", "device", "scheme", "vision", "memory")
+    of_targets = _table("--target", "name", "also", "device", "bits", "scheme", "vision", "memory")
     for t in targets().values():
         memory = "this machine's" if t.memory_gb is None else f"{t.memory_gb:g} GB"
         also = t.default_of or ""
-        of_targets.add_row(*map(cell, (t.name, also, t.title, t.scheme, t.vision_precision, memory)))
+        of_targets.add_row(*map(cell, (t.name, also, t.title, f"{t.bits:g}", t.scheme, t.vision_precision, memory)))
     of_schemes = _table("--scheme", "name", "bits per code", "weights per scale", "activations", "codes")
     for s in SCHEMES.values():
         group = "–" if s.group_size is None else "row" if s.group_size == "row" else str(s.group_size)
         codes = "none" if s.weight_bits == 16 else "bitsandbytes" if s.code_format != "int" else "cobra_edge"
         of_schemes.add_row(*map(cell, (s.name, str(s.weight_bits), group, _activations(s), codes)))
     others = []
-    for title, rows in (("--method", {m.name: m.title for m in METHODS.values()}), ("--rotation", _ROTATIONS)):
+    named = {
+        "--quality": {q.name: q.title for q in QUALITIES.values()},
+        "--method": {m.name: m.title for m in METHODS.values()},
+    }
+    for title, rows in (*named.items(), ("--rotation", _ROTATIONS)):
         others.append(_table(title, "name", "description"))
         for name, description in rows.items():
             others[-1].add_row(cell(name), cell(description))

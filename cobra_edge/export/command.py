@@ -13,12 +13,13 @@ import click
 from ..errors import DriftError
 from ..formats.method import METHODS
 from ..formats.precision import PRECISIONS
+from ..formats.quality import DEFAULT_QUALITY, QUALITIES
 from ..formats.recipe import ROTATIONS
 from ..formats.targets import Target, target_named
 from ..inference.session_options import threads_option
-from ..regress.bundle_tables import drift_table, memory_table
+from ..regress.bundle_tables import drift_table, memory_table, recipe_line
 from ..terminal.option_groups import Command, option
-from ..terminal.output import debug_option, main_of, print_json, results, say, tell
+from ..terminal.output import debug_option, duration, main_of, print_json, results, say, tell
 from .choices import choice_tables, choices
 from .pipeline import Exported, export_bundle
 from .vision import ENGINES
@@ -53,19 +54,39 @@ _PATH = click.Path(path_type=Path)
     show_default="all, or 4 for large models",
     help="Lines of the golden suite to use.",
 )
-@option("--scheme", group="quantization", metavar="NAME", show_default="of the target", help="Weight format; see --list.")
-@option("--method", group="quantization", type=click.Choice(list(METHODS)), default="rtn", help="Quantization method.")
+@option(
+    "--quality",
+    group="quantization",
+    type=click.Choice(list(QUALITIES)),
+    show_default=DEFAULT_QUALITY,
+    help="What to quantize by: gradients, statistics, or the weights alone. Each takes several times as long as the next.",
+)
+@option(
+    "--scheme",
+    group="quantization",
+    metavar="NAME",
+    show_default="of the target",
+    help="One weight format for every matrix; see --list.",
+)
+@option(
+    "--method",
+    group="quantization",
+    type=click.Choice(list(METHODS)),
+    show_default="of --quality",
+    help="Quantization method; then --rotation and --bits are none unless given.",
+)
 @option(
     "--rotation",
     group="quantization",
     type=click.Choice(list(ROTATIONS)),
-    default="none",
+    show_default="of --quality",
     help="Hadamard rotation, which spreads outliers over channels: of out_proj's input, the residual stream, or both.",
 )
 @option(
     "--bits",
     group="quantization",
     type=click.FloatRange(0, min_open=True),
+    show_default="of the target with --quality best",
     help="Budget of bits per weight; each matrix gets the scheme that costs least KLD within it. Replaces --scheme.",
 )
 @option(
@@ -98,7 +119,7 @@ _PATH = click.Path(path_type=Path)
     show_default="of the target",
     help="Precision of the vision graph's matmuls.",
 )
-@option("--out", group="output", type=_PATH, show_default="bundles/MODEL-TARGET-SCHEME", help="Directory of the bundle.")
+@option("--out", group="output", type=_PATH, show_default="bundles/MODEL-TARGET-QUALITY", help="Directory of the bundle.")
 @option("--force", group="output", is_flag=True, help="Replace an existing bundle.")
 @option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of tables.")
 @option(
@@ -113,7 +134,7 @@ _PATH = click.Path(path_type=Path)
     group="advanced",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
-    help="Device that collects statistics and generates answers; gradients of --method guided are for the CPU.",
+    help="Device that collects statistics and generates answers; gradients are for the CPU.",
 )
 @option("--budget", group="advanced", type=_PATH, show_default="embedded", help="Drift budget (TOML).")
 @option(
@@ -176,6 +197,7 @@ def _show(exported: Exported, target: Target, as_json: bool) -> None:
             "kept_float16": exported.kept_float,
             "drift_verdicts": exported.verdicts,
             "bit_allocation": exported.allocation,
+            "seconds": exported.seconds,
         })  # fmt: skip
         return
     for name, reason in exported.kept_float.items():
@@ -184,8 +206,10 @@ def _show(exported: Exported, target: Target, as_json: bool) -> None:
         found = exported.allocation
         drift = f"expected KLD {found.kld_alone:.3g}" if found.kld is None else f"KLD {found.kld:.3g}"
         say(f"bit allocation: {found.bits_per_weight:.3f} bits per weight, {drift} nats on the calibration data")
+    say(f"recipe: {recipe_line(exported.manifest)}")
     results.print(memory_table(exported.manifest, target))
     results.print(drift_table(exported.manifest, exported.verdicts))
+    say(f"time: {', '.join(f'{stage} {duration(seconds)}' for stage, seconds in exported.seconds.items() if seconds >= 1)}")
     say(f"bundle: {exported.directory}")
 
 

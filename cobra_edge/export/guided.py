@@ -25,6 +25,7 @@ from ..suite.line_set import LineSet
 from ..terminal.output import stages
 from ..version import __version__
 from .lines import affordable
+from .stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from ..quantize.calibration_data import EmbeddingCache
@@ -34,7 +35,13 @@ _SEED = 0  # of the random signs
 
 @contextmanager
 def guided_values(
-    checkpoint: Any, recipe: Recipe, bits: float | None, data: LineSet | None, goal: Path, cache: EmbeddingCache
+    checkpoint: Any,
+    recipe: Recipe,
+    bits: float | None,
+    data: LineSet | None,
+    goal: Path,
+    cache: EmbeddingCache,
+    watch: Stopwatch,
 ) -> Iterator[tuple[Recipe, BitAllocation | None, Mapping[str, np.ndarray | QuantizedTensor]]]:
     """Yield the recipe with bits allocated, the allocation, and every matrix (out, in) as stored: codes, float16 or float32.
 
@@ -48,6 +55,7 @@ def guided_values(
         data: calibration lines, with answers, of which the `affordable` are used; None for both embedded sets.
         goal: directory of the bundle.
         cache: visual embeddings that other steps share.
+        watch: receives the time of each step.
 
     Raises:
         InputError: as `stream_forward`, `collect_guidance` and `quantize_sequentially`, or a budget that is too small.
@@ -84,15 +92,19 @@ def guided_values(
         streams = StreamFiles(work / "gradients", (header.positions, config.d_model))
         _require_disk_space(streams.bytes_to_write(config.n_layer + 1), work)
         run = CalibrationPass(checkpoint, suite, spans, streams, best_operations(), on_progress)
-        stream_forward(run, data.directory, cache)
-        guidance = collect_guidance(replace(run, operations=differentiable_operations()), header, gradients)
+        with watch.stage("calibration, forward"):
+            stream_forward(run, data.directory, cache)
+        with watch.stage("calibration, gradients"):
+            guidance = collect_guidance(replace(run, operations=differentiable_operations()), header, gradients)
         allocation = None
         if bits is not None:
             allocation = allocate_by_costs(config, recipe, guidance.costs(), bits)
             recipe = of_tensors(recipe, allocation.tensors)
         recipe = msgspec.structs.replace(recipe, statistics=hashlib.sha256(msgspec.json.encode(header)).hexdigest())
         quantized = Resume(work / "quantized", msgspec.json.encode((header, recipe)))
-        yield recipe, allocation, quantize_sequentially(run, guidance, recipe, quantized)
+        with watch.stage("quantization"):
+            values = quantize_sequentially(run, guidance, recipe, quantized)
+        yield recipe, allocation, values
         shutil.rmtree(work)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..formats.model_config import CobraConfig
-from ..formats.precision import PrecisionName
 from ..inputs.text import PromptTemplate, TextCodec
 from ..suite.calibration_lines import read_calibration
 from ..suite.line_set import FEWEST_TO_DIVIDE, LineSet
@@ -21,24 +20,24 @@ _GOLDEN_LINES = (1000, 4)
 
 
 def calibration_and_golden(
-    calibration: Path | None, golden: Path | None, precision: PrecisionName, *, skip_bad: bool
+    calibration: Path | None, golden: Path | None, *, needs_images: bool, skip_bad: bool
 ) -> tuple[LineSet | None, LineSet]:
     """Return the lines to calibrate on, and those that golden lines are chosen from; answers may be missing.
 
     Args:
         calibration: folder of images, or suite; None for the embedded set, for which None is returned.
         golden: suite; None for held-out images of `calibration`, or for the embedded suite where that has too few images.
-        precision: of the vision graph; int8 needs images.
+        needs_images: refuse a calibration set without images, which int8 vision was asked to be calibrated on.
         skip_bad: leave out what cannot be read of `calibration`.
 
     Raises:
-        InputError: as `read_calibration` and `read_suite`, no images for int8, or a folder of fewer than FEWEST_TO_DIVIDE.
+        InputError: as `read_calibration` and `read_suite`, no images, or a folder of fewer than FEWEST_TO_DIVIDE.
     """
     given_golden = None if golden is None else LineSet.of_suite(golden)
     if calibration is None:
         return None, given_golden or LineSet.of_suite(HELDOUT)
     given = read_calibration(calibration, skip_bad=skip_bad)
-    if precision == "int8" and not given.images():
+    if needs_images and not given.images():
         raise InputError(f"{calibration}: int8 vision is calibrated on images, the suite has none; give one that has")
     if given_golden is not None:
         return given, given_golden

@@ -38,23 +38,26 @@ from ..errors import DriftError
 from ..formats.method import recipe_method
 from ..formats.model_config import decoder_shapes
 from ..formats.packing import QuantizedTensor
+from ..formats.precision import PrecisionName
 from ..formats.recipe import Recipe
 from ..formats.targets import Target
 from ..inputs.text import END_OF_TEXT, TextCodec
 from ..quantize.bit_allocation import BitAllocation
-from ..regress.budget import judge
-from ..regress.report import Figure, Verdict
+from ..regress.report import Verdict
 from ..suite.line_set import LineSet
 from ..suite.tokenized import TokenizedSuite
 from ..terminal.output import progress, tell
 from ..version import __version__
 from .answers import answers_file, with_answers
+from .fallbacks import measured_within_budget
 from .guided import guided_values
 from .lines import tokenized_lines
 from .memory_plan import plan_memory
 from .model_card import VISION_SOURCES, model_card
-from .plan import ExportOptions, ExportPlan, plan_export
+from .options import ExportOptions
+from .plan import ExportPlan, open_planned, plan_export
 from .statistics import find_allocation, statistics_for
+from .stopwatch import Stopwatch
 from .vision import build_engine_ahead, write_vision
 
 if TYPE_CHECKING:
@@ -63,13 +66,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export: its directory, manifest, float16 matrices with reasons, drift verdicts, and bit allocation."""
+    """A finished export.
+
+    Attributes:
+        directory, manifest: of the bundle.
+        kept_float: reasons why matrices stay float16, by name.
+        verdicts: on each limit of the drift budget.
+        allocation: of bits, if there was a budget.
+        seconds: wall time by stage.
+    """
 
     directory: Path
     manifest: Manifest
     kept_float: dict[str, str]
     verdicts: tuple[Verdict, ...]
-    allocation: BitAllocation | None = None
+    allocation: BitAllocation | None
+    seconds: Mapping[str, float]
 
 
 def export_bundle(source: str, target: Target, out: Path | None = None, **options: Any) -> Exported:
@@ -78,7 +90,7 @@ def export_bundle(source: str, target: Target, out: Path | None = None, **option
     Args:
         source: "mini", a name on the hub, or a directory (see `open_checkpoint`).
         target: device profile.
-        out: directory of the bundle; by default bundles/MODEL-TARGET-SCHEME, plus the method and -rotated if they apply.
+        out: directory of the bundle; by default as `plan_export` names it.
         options: fields of `ExportOptions`.
 
     Raises:
@@ -95,28 +107,53 @@ def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
 
     if checkpoint.vision_source is not None:
         tell(f"vision weights: {VISION_SOURCES[checkpoint.vision_source]}")
-    o, cache = plan.options, EmbeddingCache(checkpoint)
-    calibration = plan.calibration or LineSet.embedded()
+    o, cache, watch = plan.options, EmbeddingCache(checkpoint), Stopwatch()
+    calibration = plan.calibration if plan.calibration and plan.calibration.images() else LineSet.embedded()
     with staged_directory(plan.directory, force=o.force, needed_bytes=plan.needed_bytes) as stage:
         images = plan.golden.images()
-        graph = write_vision(checkpoint, images, stage, plan.precision, plan.vision_input, calibration, cache)
-        plan = with_answers(checkpoint, plan, cache)
+        with watch.stage("vision graph"):
+            graph = write_vision(checkpoint, images, stage, plan.precision, plan.vision_input, calibration, cache)
+        with watch.stage("answers"):
+            plan = with_answers(checkpoint, plan, cache)
         suite = tokenized_lines(plan.golden, plan.codec, checkpoint.config)
         embeddings = _embeddings(checkpoint, suite, plan.golden.directory, cache)
         engines = {} if graph is None else build_engine_ahead(stage, plan.precision, plan.target, plan.engine)
-        recipe, allocation = _write_decoder(checkpoint, plan, stage, cache)
+        recipe, allocation = _write_decoder(checkpoint, plan, stage, cache, watch)
         del cache
-        with progress() as bar:
+        with watch.stage("float reference"), progress() as bar:
             floor = _write_golden(checkpoint, suite, embeddings, plan.codec, stage, bar)
-            _write_text(checkpoint, plan.codec, stage)
-            draft = _draft(checkpoint, plan.digest, recipe, plan.target, stage, graph, engines)
-            draft = msgspec.structs.replace(draft, noise_floor=floor)
-            del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need memory
-            drift = _measure(Bundle(stage, draft), len(suite.lines), bar)
-        manifest = _seal(stage, draft, drift, plan.target)
+        _write_text(checkpoint, plan.codec, stage)
+        draft = _draft(checkpoint, plan.digest, recipe, plan.target, stage, graph, engines)
+        draft = msgspec.structs.replace(draft, noise_floor=floor)
+        del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need memory
+        with watch.stage("drift"):
+            found = measured_within_budget(
+                plan,
+                draft,
+                lambda draft: _measure(Bundle(stage, draft), len(suite.lines)),
+                lambda draft, precision: _with_vision(draft, plan, precision, stage, calibration),
+            )
+        manifest = _seal(stage, found.draft, found.drift, plan.target)
     answers_file(plan.directory).unlink(missing_ok=True)
-    figures = {name: Figure(value) for name, value in drift.measures.items()}
-    return Exported(plan.directory, manifest, plan.kept_float, judge(figures, plan.limits, floor), allocation)
+    return Exported(plan.directory, manifest, plan.kept_float, found.verdicts, allocation, watch.seconds)
+
+
+def _with_vision(draft: Manifest, plan: ExportPlan, precision: PrecisionName, stage: Path, calibration: LineSet) -> Manifest:
+    """Write the vision graph again, in another precision; return the manifest with it."""
+    from ..quantize.calibration_data import EmbeddingCache
+
+    assert not draft.engines, "engines are of the graph before"
+    for file in [f for f in stage.iterdir() if f.name.startswith(VISION)]:
+        file.unlink()
+    checkpoint = open_planned(plan.source, plan.options, plan.choice)
+    cache, images = EmbeddingCache(checkpoint), plan.golden.images()
+    graph = write_vision(checkpoint, images, stage, precision, plan.vision_input, calibration, cache)
+    memory = plan_memory(draft.model, draft.recipe, plan.target, vision_file_bytes=_vision_bytes(stage))
+    return msgspec.structs.replace(draft, vision=graph, memory_plan=memory)
+
+
+def _vision_bytes(stage: Path) -> int:
+    return sum(f.stat().st_size for f in stage.iterdir() if f.name.startswith(VISION))
 
 
 def _draft(
@@ -129,7 +166,6 @@ def _draft(
     engines: dict[str, EngineKey],
 ) -> Manifest:
     """Return the manifest without its files and the drift."""
-    vision_bytes = sum(f.stat().st_size for f in stage.iterdir() if f.name.startswith(VISION))
     return Manifest(
         schema_version=SCHEMA_VERSION,
         cobra_edge=__version__,
@@ -138,7 +174,7 @@ def _draft(
         target=target.name,
         recipe=recipe,
         files={},
-        memory_plan=plan_memory(checkpoint.config, recipe, target, vision_file_bytes=vision_bytes),
+        memory_plan=plan_memory(checkpoint.config, recipe, target, vision_file_bytes=_vision_bytes(stage)),
         drift=None,
         vision=graph,
         engines=engines,
@@ -159,25 +195,25 @@ def _seal(stage: Path, draft: Manifest, drift: Drift, target: Target) -> Manifes
 
 
 def _write_decoder(
-    checkpoint: Any, plan: ExportPlan, stage: Path, cache: EmbeddingCache
+    checkpoint: Any, plan: ExportPlan, stage: Path, cache: EmbeddingCache, watch: Stopwatch
 ) -> tuple[Recipe, BitAllocation | None]:
     """Write DECODER; returns the recipe it was written by, and the bit allocation if there is a budget."""
     from ..quantize.decoder_file import write_decoder
     from ..quantize.quantizer import scaled_matrices
 
-    o, recipe, config = plan.options, plan.recipe, checkpoint.config.mamba
+    o, recipe, bits, config = plan.options, plan.recipe, plan.choice.bits, checkpoint.config.mamba
 
     def write(recipe: Recipe, values: Mapping[str, np.ndarray | QuantizedTensor] = {}) -> None:
-        with progress() as bar:
+        with watch.stage("decoder file"), progress() as bar:
             total = len(decoder_shapes(config)) + len(scaled_matrices(config, recipe))
             task = bar.add_task(f"decoder as {recipe.scheme}", total=total)
             write_decoder(checkpoint, recipe, stage / DECODER, lambda: bar.advance(task), statistics, values)
 
-    with statistics_for(checkpoint, recipe, plan.statistics, plan.calibration, stage, cache, o.device) as statistics:
+    with statistics_for(checkpoint, recipe, plan.statistics, plan.calibration, stage, cache, o.device, watch) as statistics:
         if statistics is not None:
             recipe = msgspec.structs.replace(recipe, statistics=statistics.fingerprint())
         if recipe_method(recipe.method).needs_gradients:
-            with guided_values(checkpoint, recipe, o.bits, plan.calibration, plan.directory, cache) as (
+            with guided_values(checkpoint, recipe, bits, plan.calibration, plan.directory, cache, watch) as (
                 found,
                 allocation,
                 values,
@@ -185,10 +221,11 @@ def _write_decoder(
                 write(found, values)
             return found, allocation
         allocation = None
-        if o.bits is not None:
-            recipe, allocation = find_allocation(
-                checkpoint, plan.digest, recipe, statistics, plan.calibration, o.bits, plan.sensitivity, cache
-            )
+        if bits is not None:
+            with watch.stage("bit allocation"):
+                recipe, allocation = find_allocation(
+                    checkpoint, plan.digest, recipe, statistics, plan.calibration, bits, plan.sensitivity, cache
+                )
         write(recipe)
     return recipe, allocation
 
@@ -222,17 +259,18 @@ def _write_text(checkpoint: Any, codec: TextCodec, stage: Path) -> None:
     (stage / PROMPT).write_bytes(msgspec.json.format(msgspec.json.encode(prompt)) + b"\n")
 
 
-def _measure(bundle: Bundle, n_lines: int, bar: Any) -> Drift:
+def _measure(bundle: Bundle, n_lines: int) -> Drift:
     from ..inference.session import Session
     from ..regress.drift import measure_drift
 
-    task = bar.add_task("drift of the finished bundle", total=n_lines)
     vision = None
     if bundle.manifest.vision is not None:
         from ..vision.graph.emulation import open_emulated
 
         vision = open_emulated(bundle.path(VISION), bundle.manifest.model, bundle.manifest.vision)
-    return measure_drift(Session(bundle, vision=vision), lambda: bar.advance(task))
+    with progress() as bar:
+        task = bar.add_task("drift of the finished bundle", total=n_lines)
+        return measure_drift(Session(bundle, vision=vision), lambda: bar.advance(task))
 
 
 def _require_finite_drift(drift: Drift) -> None:

@@ -6,9 +6,9 @@ effect, encoders that do not fit, a suite that cannot be read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,22 +16,23 @@ from ..bundle.manifest import MemoryPlan
 from ..bundle.reader import check_goal
 from ..environment.requirements import require_export
 from ..errors import InputError
-from ..formats.method import recipe_method
 from ..formats.model_config import CobraConfig
 from ..formats.precision import InputForm, PrecisionName
-from ..formats.recipe import MIXED, ROTATIONS, Recipe, matrix_weights, uniform_recipe
+from ..formats.recipe import MIXED, ROTATIONS, Recipe, matrix_weights, require_hadamard, uniform_recipe
 from ..formats.scheme import Scheme, scheme_named
 from ..formats.targets import Target
 from ..inputs.text import TextCodec
 from ..model.checkpoint_hash import hashed
-from ..quantize.bit_allocation import require_reachable, smallest_allocation
+from ..quantize.bit_allocation import least_bits, require_reachable, smallest_allocation
 from ..quantize.sensitivity import Sensitivity, of_tensors, read_sensitivity
 from ..quantize.statistics import Statistics, read_header, read_statistics
-from ..regress.budget import Limit, read_budget
+from ..regress.budget import Budget, Limits, read_budget
 from ..suite.line_set import LineSet
+from ..terminal.output import tell
 from .checks import check_allocation, check_calibration, check_choices, check_text_only
 from .lines import affordable, calibration_and_golden, check_answerable, golden_lines, tokenized_lines
 from .memory_plan import plan_memory
+from .options import Choice, ExportOptions, choose
 from .vision import checked_engine, checked_precision
 
 if TYPE_CHECKING:
@@ -40,66 +41,20 @@ if TYPE_CHECKING:
 _WRITING_MARGIN_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """Options of an export.
-
-    Attributes:
-        scheme: weight format; None for the target's.
-        method: quantization method, a name of `method.METHODS`.
-        rotation: one of `recipe.ROTATIONS`: "out-proj" rotates out_proj's input, "residual" the residual stream.
-        bits: budget of bits per weight for bit allocation; None stores every matrix by `scheme`.
-        activations: activations of a bit allocation; None for those of the target's scheme.
-        sensitivity: file of `sensitivity` for this checkpoint; None measures it now if bits are allocated.
-        statistics: file of `calibrate` for this checkpoint, for methods that need statistics.
-        calibration: folder of images, or suite, for new statistics, for bit allocation and for int8 vision; None for the
-            embedded set.
-        skip_bad: leave out images and lines of `calibration` that cannot be read.
-        clip_activations: percentile at which rounded activations are clipped; None does not clip.
-        force: replace an existing bundle.
-        vision_precision: of the vision graph, one of `precision.PRECISIONS`; None for the target's.
-        vision_input: input of the graph: "uint8" (default), decoded images, or "float32", normalised pixels.
-        engine: one of ENGINES: how to build an engine ahead of time, if the target runs one.
-        vision_weights, tokenizer: for checkpoints that have none.
-        golden: suite of the golden lines; None for held-out images of `calibration`, or else for the embedded suite.
-        golden_lines: how many; None for all (1000 at most), or 4 for a model of more than 10⁹ weights.
-        budget: drift budget; None for the embedded one.
-        device: "cpu", or "cuda" to collect statistics on a GPU.
-    """
-
-    scheme: str | None = None
-    method: str = "rtn"
-    rotation: str = "none"
-    bits: float | None = None
-    activations: Literal["float32", "int8"] | None = None
-    sensitivity: Path | None = None
-    statistics: Path | None = None
-    calibration: Path | None = None
-    skip_bad: bool = False
-    clip_activations: float | None = None
-    force: bool = False
-    vision_precision: str | None = None
-    vision_input: InputForm | None = None
-    engine: str = "auto"
-    vision_weights: Path | None = None
-    tokenizer: Path | None = None
-    golden: Path | None = None
-    golden_lines: int | None = None
-    budget: Path | None = None
-    device: str = "cpu"
-
-
 @dataclass(frozen=True, eq=False)
 class ExportPlan:
     """An export whose options, files and sizes were checked.
 
     Attributes:
         options: as given.
+        choice: how the decoder is quantized.
+        source: as given: "mini", a name on the hub, or a directory.
         digest: hash of the checkpoint.
         target: device profile.
         recipe: of the decoder; for bit allocation the smallest one, until bits are allocated.
         kept_float: reasons why matrices stay float16, by name.
-        limits: drift limits by measure.
+        budget: drift budget.
+        stored_as: the scheme that the budget's limits are of.
         precision, vision_input, engine: of the vision graph, defaults resolved.
         directory: of the bundle.
         needed_bytes: disk space.
@@ -110,11 +65,14 @@ class ExportPlan:
     """
 
     options: ExportOptions
+    choice: Choice
+    source: str
     digest: str
     target: Target
     recipe: Recipe
     kept_float: dict[str, str]
-    limits: dict[str, Limit]
+    budget: Budget
+    stored_as: str
     precision: PrecisionName
     vision_input: InputForm
     engine: str
@@ -126,6 +84,10 @@ class ExportPlan:
     statistics: Statistics | None
     sensitivity: Sensitivity | None
 
+    def limits(self, precision: PrecisionName | None) -> Limits:
+        """Return the drift limits by measure, with a vision graph in a precision or without one."""
+        return self.budget.limits_of(self.stored_as, precision, self.target.name)
+
 
 def plan_export(source: str, target: Target, out: Path | None, options: ExportOptions) -> tuple[Checkpoint, ExportPlan]:
     """Check everything that an export can be refused for, cheap checks first.
@@ -133,7 +95,7 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     Args:
         source: "mini", a name on the hub, or a directory (see `open_checkpoint`).
         target: device profile.
-        out: directory of the bundle; by default bundles/MODEL-TARGET-SCHEME, plus the method and -rotated if they apply.
+        out: directory of the bundle; by default bundles/MODEL-TARGET-QUALITY; scheme, method and -rotated if flags chose.
         options: of the export.
 
     Returns:
@@ -143,18 +105,20 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
         InputError, CheckpointError: invalid input, or an option without effect.
         MachineError: a library, the network or memory is missing.
     """
-    o = options
-    precision = _checked(target, o)
+    o, choice = options, choose(options, target)
+    precision = _checked(target, o, choice)
     engine = checked_engine(target, o.engine, precision)
-    budget, stored_as = read_budget(o.budget), MIXED if o.bits is not None else o.scheme or target.scheme
+    budget, stored_as = read_budget(o.budget), choice.scheme if choice.bits is None else MIXED
     budget.limits_of(stored_as, target=target.name)
-    calibration, golden = calibration_and_golden(o.calibration, o.golden, precision, skip_bad=o.skip_bad)
-    checkpoint = _open_checkpoint(source, target, o)
+    calibration, golden = calibration_and_golden(
+        o.calibration, o.golden, needs_images=o.vision_precision == "int8", skip_bad=o.skip_bad
+    )
+    checkpoint = open_planned(source, o, choice)
     config = checkpoint.config
     engine = engine if config.vision is not None else "none"
-    recipe, kept = _recipe(config, target, o)
+    choice, recipe, kept = _recipe(config, choice, o)
     memory = plan_memory(config, recipe, target, precision)
-    directory = out or Path("bundles") / _name(config, target, recipe, o)
+    directory = out or Path("bundles") / _name(config, target, recipe, choice)
     check_goal(directory, force=o.force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
     if calibration is not None and not all(line.answer for line in calibration.lines):
@@ -166,16 +130,19 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     digest = hashed(checkpoint)
     plan = ExportPlan(
         options=o,
+        choice=choice,
+        source=source,
         digest=digest,
         target=target,
         recipe=recipe,
         kept_float=kept,
-        limits=dict(budget.limits_of(stored_as, None if config.vision is None else precision, target.name)),
+        budget=budget,
+        stored_as=stored_as,
         precision=precision,
         vision_input=o.vision_input or "uint8",
         engine=engine,
         directory=directory,
-        needed_bytes=_needed_bytes(memory, config, o, engine),
+        needed_bytes=_needed_bytes(memory, config, choice, engine),
         codec=codec,
         calibration=calibration,
         golden=golden,
@@ -185,9 +152,9 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     return checkpoint, plan
 
 
-def _open_checkpoint(source: str, target: Target, o: ExportOptions) -> Checkpoint:
+def open_planned(source: str, o: ExportOptions, choice: Choice) -> Checkpoint:
     """Open the checkpoint and find its vision encoders; refuse vision options of a text-only model."""
-    _require_libraries(scheme_named(o.scheme or target.scheme))
+    _require_libraries(scheme_named(choice.scheme))
     from ..model.checkpoint import open_checkpoint
     from ..model.torch_device import torch_device
     from ..model.vision import check_tower
@@ -203,21 +170,21 @@ def _open_checkpoint(source: str, target: Target, o: ExportOptions) -> Checkpoin
     return checkpoint
 
 
-def _needed_bytes(memory: MemoryPlan, config: CobraConfig, o: ExportOptions, engine: str) -> int:
+def _needed_bytes(memory: MemoryPlan, config: CobraConfig, choice: Choice, engine: str) -> int:
     """Return the disk space that the export needs."""
     needed = memory.decoder_bytes + memory.vision_bytes + _WRITING_MARGIN_BYTES
     needed += memory.vision_bytes if engine != "none" else 0  # stripped engines are written with their weights first
-    return needed + (0 if o.bits is None else int(min(o.bits, 16) * matrix_weights(config.mamba) / 8))
+    return needed + (0 if choice.bits is None else int(min(choice.bits, 16) * matrix_weights(config.mamba) / 8))
 
 
-def _checked(target: Target, o: ExportOptions) -> PrecisionName:
+def _checked(target: Target, o: ExportOptions, choice: Choice) -> PrecisionName:
     """Check what needs no checkpoint, options and readable data; return the graph's precision."""
-    check_allocation(o.scheme, o.bits, o.activations, o.sensitivity, o.method)
-    check_choices(scheme_named(o.scheme or target.scheme), o.method, o.rotation, o.clip_activations)
+    check_allocation(o.scheme, choice, o.activations, o.sensitivity)
+    check_choices(scheme_named(choice.scheme), choice.method, choice.rotation, o.clip_activations)
     precision = checked_precision(target, o.vision_precision)
     int8 = precision == "int8"
-    used = o.bits is not None or int8
-    check_calibration(o.method, o.clip_activations, o.statistics, o.calibration, otherwise_used=used)
+    used = choice.bits is not None or int8
+    check_calibration(choice.method, o.clip_activations, o.statistics, o.calibration, otherwise_used=used)
     if o.statistics is not None:
         read_header(o.statistics)
     if o.skip_bad and o.calibration is None:
@@ -233,19 +200,44 @@ def _require_libraries(scheme: Scheme) -> None:
         load_bitsandbytes()
 
 
-def _recipe(config: CobraConfig, target: Target, o: ExportOptions) -> tuple[Recipe, dict[str, str]]:
-    """Return the recipe and why matrices stay float16; for bit allocation the smallest one, which the budget must allow."""
-    recipe, kept = uniform_recipe(config.mamba, scheme_named(o.scheme or target.scheme), o.method, ROTATIONS[o.rotation])
+def _recipe(config: CobraConfig, choice: Choice, o: ExportOptions) -> tuple[Choice, Recipe, dict[str, str]]:
+    """Return the choice, the recipe and why matrices stay float16; for bit allocation the smallest recipe.
+
+    What no flag gave and this model cannot have is replaced, and said. Raises InputError for what a flag gave.
+    """
+    choice = _possible_rotation(config, choice)
+    scheme = scheme_named(choice.scheme)
+    recipe, kept = uniform_recipe(config.mamba, scheme, choice.method, ROTATIONS[choice.rotation])
     recipe = msgspec.structs.replace(recipe, activation_percentile=o.clip_activations)
-    if o.bits is None:
-        return recipe, kept
-    recipe = msgspec.structs.replace(recipe, method=o.method, activations=o.activations or recipe.activations)
-    require_reachable(config.mamba, recipe, o.bits)
-    return of_tensors(recipe, smallest_allocation(config.mamba, recipe)), {}
+    bits = choice.bits
+    if bits is None:
+        return choice, recipe, kept
+    recipe = msgspec.structs.replace(recipe, method=choice.method, activations=o.activations or recipe.activations)
+    least = least_bits(config.mamba, recipe)
+    if bits < least and "bits" in choice.implied:
+        tell(f"this model needs {least:.3g} bits per weight; {bits:g} of the target are not possible")
+        choice = replace(choice, bits=least)
+    else:
+        require_reachable(config.mamba, recipe, bits)
+    return choice, of_tensors(recipe, smallest_allocation(config.mamba, recipe)), {}
 
 
-def _name(config: CobraConfig, target: Target, recipe: Recipe, o: ExportOptions) -> str:
-    stored = recipe.scheme if o.bits is None else f"{MIXED}-{o.bits:.2f}"
-    suffix = f"-{o.method}" if recipe_method(recipe.method).needs_statistics else ""
+def _possible_rotation(config: CobraConfig, choice: Choice) -> Choice:
+    try:
+        require_hadamard(config.mamba, ROTATIONS[choice.rotation])
+    except InputError as error:
+        if "rotation" not in choice.implied:
+            raise
+        tell(f"{error}: done, it is not rotated")
+        return replace(choice, rotation="none")
+    return choice
+
+
+def _name(config: CobraConfig, target: Target, recipe: Recipe, choice: Choice) -> str:
+    start = f"{config.model_id}-{target.name}"
+    if choice.is_plain:
+        return f"{start}-{choice.quality}"
+    stored = recipe.scheme if choice.bits is None else f"{MIXED}-{choice.bits:.2f}"
+    suffix = "" if choice.method == "rtn" else f"-{choice.method}"
     suffix += "-rotated" if recipe.rotations else ""
-    return f"{config.model_id}-{target.name}-{stored}{suffix}"
+    return f"{start}-{stored}{suffix}"

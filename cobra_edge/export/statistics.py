@@ -16,6 +16,7 @@ from ..suite.line_set import LineSet
 from ..terminal.output import progress, stages, tell
 from ..version import __version__
 from .checks import needs_statistics
+from .stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from ..quantize.calibration_data import EmbeddingCache
@@ -30,6 +31,7 @@ def statistics_for(
     stage: Path,
     cache: EmbeddingCache | None = None,
     device: str = "cpu",
+    watch: Stopwatch | None = None,
 ) -> Iterator[Statistics | None]:
     """Yield the statistics that a recipe needs: those given, or new ones; None if it needs none.
 
@@ -41,6 +43,7 @@ def statistics_for(
         stage: directory that holds new statistics while they are in use.
         cache: visual embeddings that other steps share.
         device: "cpu" or "cuda": where new statistics are collected.
+        watch: receives the time that they take.
 
     Raises:
         InputError: what `collect_statistics` raises.
@@ -57,7 +60,7 @@ def statistics_for(
         tell("no --statistics given: collecting them from the embedded calibration set of synthetic scenes")
     data, runs_on = data or LineSet.embedded(), torch_device(device)
     with scratch_directory(stage / "statistics") as scratch:
-        with stages() as on_progress:
+        with (watch or Stopwatch()).stage("calibration"), stages() as on_progress:
             found = collect_statistics(
                 checkpoint,
                 data.lines,

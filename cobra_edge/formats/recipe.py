@@ -114,7 +114,7 @@ def uniform_recipe(
         InputError: an unknown method, a scheme that fits no matrix, or a width to be rotated that has no Hadamard matrix.
     """
     guided = method_named(method).needs_gradients
-    _require_hadamard(config, rotations)
+    require_hadamard(config, rotations)
     shapes = decoder_shapes(config)
     tensors, kept = {}, {}
     for pattern in _MATRICES:
@@ -140,7 +140,8 @@ def uniform_recipe(
     return recipe, kept
 
 
-def _require_hadamard(config: MambaConfig, rotations: tuple[str, ...]) -> None:
+def require_hadamard(config: MambaConfig, rotations: tuple[str, ...]) -> None:
+    """Raise InputError for an unknown rotation, or one of a width that has no Hadamard matrix."""
     widths = {RESIDUAL: ("the residual stream", config.d_model), OUT_PROJ: ("out_proj's input", config.d_inner)}
     for rotation in rotations:
         if rotation not in widths:
@@ -158,7 +159,7 @@ def stored_tensors(config: MambaConfig, recipe: Recipe) -> dict[str, list[Stored
     Raises:
         InputError: the recipe names an unknown storage, a scheme that does not fit the tensor, or an impossible rotation.
     """
-    _require_hadamard(config, recipe.rotations)
+    require_hadamard(config, recipe.rotations)
     return {name: _stored(config, recipe, name, shape) for name, shape in decoder_shapes(config).items()}
 
 

@@ -92,9 +92,19 @@ def _opened(file: Path, expected: list[StoredTensor] | None) -> Iterator[Any]:
             _check(file, stream, expected)
             yield stream
     except (SafetensorError, OSError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # from mmap; the file is fine
-            raise MemoryError(f"{file}: {error.strerror}") from error
+        _require_room(file)  # each release of the library says otherwise that there was none; the file is fine then
         raise BundleError(f"{file}: not a complete safetensors file ({error})") from error
+
+
+def _require_room(file: Path) -> None:
+    """Raise MemoryError if the address space is too small for a file that can be opened."""
+    with suppress(ValueError), suppress(OSError), file.open("rb") as stream:  # an empty file; one that cannot be read
+        try:
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ).close()
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise MemoryError(f"{file}: {error.strerror}") from error
+            raise
 
 
 def _check(file: Path, stream: Any, expected: list[StoredTensor] | None) -> None:

@@ -28,7 +28,8 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         multiprocessors: of the GPU, from the data sheet; None for a CPU.
         system_gb: memory used by the system and other programs: of the GPU where it has its own. An assumption.
         vision_runtime, decoder_runtime: the runtimes used there.
-        scheme: the default scheme.
+        scheme: the default scheme; its activations are those of a bit allocation too.
+        bits: the default budget of a bit allocation, bits per weight.
         vision_precision: the default precision of the vision graph's matmuls.
         default_of: the family this profile is the default of, or None.
     """
@@ -39,6 +40,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vision_runtime: str
     decoder_runtime: str
     scheme: str
+    bits: float
     system_gb: float
     vision_precision: PrecisionName
     compute_capability: str | None = None

@@ -61,10 +61,14 @@ def smallest_allocation(config: MambaConfig, recipe: Recipe) -> dict[str, str]:
     return {name: min(bits, key=bits.__getitem__) for name, bits in option_bits(config, recipe).items()}
 
 
+def least_bits(config: MambaConfig, recipe: Recipe) -> float:
+    """Return the bits per weight of the smallest allocation."""
+    return sum(min(bits.values()) for bits in option_bits(config, recipe).values()) / matrix_weights(config)
+
+
 def require_reachable(config: MambaConfig, recipe: Recipe, bits_per_weight: float) -> None:
     """Raise InputError if no allocation has as few bits per weight."""
-    sizes, smallest = option_bits(config, recipe), smallest_allocation(config, recipe)
-    least = sum(sizes[name][s] for name, s in smallest.items()) / matrix_weights(config)
+    smallest, least = smallest_allocation(config, recipe), least_bits(config, recipe)
     if bits_per_weight < least:
         by_storage: dict[str, set[str]] = {}
         for name, storage in smallest.items():

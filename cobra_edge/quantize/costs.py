@@ -18,26 +18,27 @@ from ..formats.scheme import SCHEMES
 from .gptq import DAMPING, inverse_factor
 from .scales import least_error_scales
 
+_ROWS_LOOKED_AT = 2048  # of a larger matrix, evenly spaced: a sum over them is that of all rows to some per cent
 
-def unexplained(second_moments: torch.Tensor, damping: float = DAMPING) -> np.ndarray:
+
+def unexplained(second_moment: torch.Tensor, damping: float = DAMPING) -> np.ndarray:
     """Return the variance of each input that is left when the inputs after it are known, in GPTQ's order.
 
     Args:
-        second_moments: (groups, in, in) float32, symmetric.
+        second_moment: (in, in) float32, symmetric.
         damping: share of the mean diagonal that GPTQ adds.
 
     Returns:
-        (groups, in) float32, in the inputs' own order.
+        (in,) float32, in the inputs' own order.
     """
-    found = np.zeros(second_moments.shape[:2], np.float32)
-    for group, moment in enumerate(second_moments.numpy()):
-        order = np.argsort(-np.diagonal(moment), kind="stable")
-        if np.diagonal(moment).max() <= 0:  # outputs without any gradient
-            continue
-        ordered = moment[np.ix_(order, order)]
-        factor = inverse_factor(ordered, damping).numpy()
-        added = damping * np.diagonal(moment).mean()
-        found[group, order] = (1 - added * np.square(factor).sum(1)).clip(0) / np.square(np.diagonal(factor))
+    diagonal = second_moment.diagonal().numpy()
+    found = np.zeros_like(diagonal)
+    if diagonal.max() <= 0:  # outputs without any gradient
+        return found
+    order = np.argsort(-diagonal, kind="stable")
+    factor = inverse_factor(second_moment.numpy()[np.ix_(order, order)], damping).numpy()
+    added = damping * diagonal.mean()
+    found[order] = (1 - added * np.square(factor).sum(1)).clip(0) / np.square(np.diagonal(factor))
     return found
 
 
@@ -55,18 +56,19 @@ def expected_costs(
     Raises:
         InputError: no scale of a scheme fits float16.
     """
-    found = {}
+    found, every = {}, max(1, len(weight) // _ROWS_LOOKED_AT)
+    rows_seen = None if row_weights is None else row_weights[::every]
     for name in schemes:
         scheme = SCHEMES.get(name)
         if scheme is None or scheme.group_size is None:
             found[name] = 0.0
             continue
         try:
-            scales = least_error_scales(weight, scheme).astype(np.float64)
+            scales = least_error_scales(weight[::every], scheme).astype(np.float64)
         except InputError:  # does not fit this scheme; another one may
             continue
         by_group = variances.reshape(len(variances), scales.shape[1], -1).sum(-1, dtype=np.float64)
-        squares = np.square(scales) if row_weights is None else np.square(scales) * row_weights[:, None]
+        squares = np.square(scales) if rows_seen is None else np.square(scales) * rows_seen[:, None]
         rows = np.stack([part.sum(0) for part in np.array_split(squares, len(variances))])
-        found[name] = float((rows * by_group).sum() / 24)
+        found[name] = float((rows * by_group).sum() / 24 * (len(weight) / len(scales)))
     return found

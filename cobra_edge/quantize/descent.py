@@ -13,10 +13,11 @@ from torch import Tensor
 _COLUMNS_AT_ONCE = 64
 
 
-def damped(second_moment: Tensor, damping: float) -> Tensor:
-    """Return a second moment (in, in) float32 or float64 with a share of its mean diagonal added to the diagonal."""
-    mean = second_moment.diagonal().mean().clamp_min(torch.finfo(second_moment.dtype).tiny)
-    return second_moment + damping * mean * torch.eye(len(second_moment), dtype=second_moment.dtype)
+def damp(second_moment: Tensor, damping: float) -> Tensor:
+    """Add a share of its mean diagonal to the diagonal of a second moment (in, in), float32 or float64, in place; return it."""
+    diagonal = second_moment.diagonal()
+    diagonal += damping * diagonal.mean().clamp_min(torch.finfo(second_moment.dtype).tiny)
+    return second_moment
 
 
 def descend(codes: Tensor, columns: Tensor, steps: Tensor, second_moment: Tensor, zero: int, sweeps: int) -> None:

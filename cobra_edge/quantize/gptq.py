@@ -15,7 +15,7 @@ import torch
 from ..errors import InputError
 from ..formats.packing import QuantizedTensor, pack
 from ..formats.scheme import Scheme
-from .descent import damped, descend
+from .descent import damp, descend
 from .rtn import require_fit
 from .scales import least_error_scales
 
@@ -27,7 +27,12 @@ _COLUMNS_AT_ONCE = 64  # block of columns whose errors update the later columns 
 
 
 def gptq(
-    weight: np.ndarray, second_moments: np.ndarray, scheme: Scheme, damping: float = DAMPING, sweeps: int = 0
+    weight: np.ndarray,
+    second_moments: np.ndarray,
+    scheme: Scheme,
+    damping: float = DAMPING,
+    sweeps: int = 0,
+    shifts: np.ndarray | None = None,
 ) -> QuantizedTensor:
     """Quantize a matrix W with a small error of W x on the calibration inputs: Σ tr(ΔW H ΔWᵀ), H their second moment.
 
@@ -38,32 +43,50 @@ def gptq(
         scheme: with groups and integer codes.
         damping: share of the mean diagonal that is added to the diagonal.
         sweeps: of coordinate descent over all codes afterwards (`descent`).
+        shifts: (out, in) float32, Σ e xᵀ for errors e of W x that the codes make up for: they approximate W + shifts H⁻¹, whose
+            outputs are closest to W x + e (GPTAQ, Li et al. 2025).
 
     Raises:
         InputError: the group size does not divide in, values are not finite, or no damping makes the second moment positive
             definite.
     """
     require_fit(weight, scheme)
+    moments = second_moments if second_moments.ndim == 3 else second_moments[None]
+    all_codes, all_scales = [], []
+    for rows, moment in zip(np.array_split(np.arange(len(weight)), len(moments)), moments, strict=True):
+        codes, scales = _quantized_rows(weight[rows], moment, scheme, damping, sweeps, None if shifts is None else shifts[rows])
+        all_codes.append(codes)
+        all_scales.append(scales)
+    return QuantizedTensor(pack(np.concatenate(all_codes), scheme), np.concatenate(all_scales), scheme)
+
+
+def _quantized_rows(
+    weight: np.ndarray, moment: np.ndarray, scheme: Scheme, damping: float, sweeps: int, shifts: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes (out, in) uint8 and scales (out, in / group) float16 of rows that share a second moment (in, in)."""
+    order = np.argsort(-np.diagonal(moment), kind="stable")
+    ordered = moment[np.ix_(order, order)]
+    factor = inverse_factor(ordered, damping)
+    if shifts is not None:
+        moved = torch.from_numpy(np.ascontiguousarray(shifts[:, order])) @ factor.T @ factor
+        weight = weight.copy()
+        weight[:, order] += moved.numpy()
     scales = least_error_scales(weight, scheme)
     steps = np.repeat(scales.astype(np.float32), scheme.group(weight.shape[1]), axis=1)
-    moments = second_moments if second_moments.ndim == 3 else second_moments[None]
-    unsigned = np.empty(weight.shape, np.uint8)
-    for rows, moment in zip(np.array_split(np.arange(len(weight)), len(moments)), moments, strict=True):
-        order = np.argsort(-np.diagonal(moment), kind="stable")
-        ordered = moment[np.ix_(order, order)]
-        factor = inverse_factor(ordered, damping)
-        columns, step = (torch.from_numpy(np.ascontiguousarray(a[rows][:, order].T)) for a in (weight, steps))
-        codes = _round_columns(columns.clone(), step, factor, scheme.zero_code)
-        if sweeps:
-            descend(codes, columns, step, damped(torch.from_numpy(ordered), damping), scheme.zero_code, sweeps)
-        found = np.empty((len(rows), len(order)), np.uint8)
-        found[:, order] = (codes.T + scheme.zero_code).to(torch.uint8).numpy()
-        unsigned[rows] = found
-    return QuantizedTensor(pack(unsigned, scheme), scales, scheme)
+    columns, step = (torch.from_numpy(np.ascontiguousarray(a[:, order].T)) for a in (weight, steps))
+    codes = _round_columns(columns.clone(), step, factor, scheme.zero_code)
+    if sweeps:
+        descend(codes, columns, step, damp(torch.from_numpy(ordered), damping), scheme.zero_code, sweeps)
+    found = np.empty(weight.shape, np.uint8)
+    found[:, order] = (codes.T + scheme.zero_code).to(torch.uint8).numpy()
+    return found, scales
 
 
 def inverse_factor(second_moment: np.ndarray, damping: float = DAMPING) -> torch.Tensor:
     """Return the upper Cholesky factor of the inverse of the damped second moment (in, in), (in, in) float32.
+
+    In reversed order the Cholesky factorization is H = U Uᵀ with U upper: then H⁻¹ = U⁻ᵀ U⁻¹, and U⁻¹ is the factor. The
+    condition number of U is the root of H's, so float32 is enough to invert it.
 
     Args:
         second_moment: (in, in), symmetric.
@@ -72,16 +95,17 @@ def inverse_factor(second_moment: np.ndarray, damping: float = DAMPING) -> torch
     Raises:
         InputError: not finite, or not positive definite with any damping.
     """
-    hessian = torch.from_numpy(np.array(second_moment, np.float64))
+    hessian = torch.from_numpy(second_moment).flip(0, 1).double()
     if not torch.isfinite(hessian).all():
         raise InputError("a second moment holds NaN or infinity; calibrate again")
-    mean = float(hessian.diagonal().mean()) or 1.0
+    diagonal = hessian.diagonal().clone()
+    mean = float(diagonal.mean()) or 1.0
     while damping <= _MOST_DAMPING:
-        lower, failed = torch.linalg.cholesky_ex(hessian + damping * mean * torch.eye(len(hessian), dtype=torch.float64))
+        hessian.diagonal().copy_(diagonal + damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed:
-                return upper.float()
+            upper = lower.float().flip(0, 1)
+            return torch.linalg.solve_triangular(upper, torch.eye(len(upper)), upper=True)
         log.info("second moment is not positive definite with damping %g; retrying with ten times more", damping)
         damping *= 10
     raise InputError("a second moment is not positive definite with any damping; calibrate again with more lines")

@@ -8,7 +8,7 @@ gradient is that of the whole model, up to the rounding of the stored streams.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from .resume import Resume
 from .sensitivity import CANDIDATE_SCHEMES
 from .statistics import LAYER_PROJECTIONS, projection_name, projection_width
 from .stream_files import StreamFiles
-from .streams import Family, Span, families, rotated, rows_of, run_family
+from .streams import Family, Span, families, quick_products, rotated, rows_of, run_family
 from .transforms import transformed_tensor
 
 _POSITIONS_AT_ONCE = 2048
@@ -109,9 +109,10 @@ def stream_forward(run: CalibrationPass, images: Path, cache: EmbeddingCache) ->
 
         run.on_progress(step, 0, run.positions)
         for family in all_families:
-            for batch, _, out in run_family(block, family, config, read):
-                stream[rows_of(batch)] = out
-                done += rows_of(batch).numel()
+            with quick_products():
+                for batch, _, out in run_family(block, family, config, read):
+                    stream[rows_of(batch)] = out
+                    done += rows_of(batch).numel()
             run.on_progress(step, done, run.positions)
         if not torch.isfinite(stream).all():
             raise InputError(
@@ -202,7 +203,7 @@ class _Backward:
         return {TABLE: moment, **self._row_costs("backbone.embedding.weight", *total)}
 
     def _row_costs(self, name: str, moment: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-        variances = unexplained(torch.from_numpy(moment)[None], EMBEDDING_DAMPING)
+        variances = unexplained(torch.from_numpy(moment), EMBEDDING_DAMPING)[None]
         return {costs_name(name): self._costs(name, variances, rows / rows.mean())}
 
     def _costs(self, name: str, variances: np.ndarray, row_weights: np.ndarray | None = None) -> np.ndarray:
@@ -218,37 +219,45 @@ class _Backward:
         taps.attach(block)
         stream, n, done = run.streams.read(index), self.header.groups, 0
         weights = {p: torch.zeros(run.positions, n) for p in LAYER_PROJECTIONS}
-        moments = {p: WeightedMoments(n, projection_width(self.config, p)) for p in LAYER_PROJECTIONS}
+        moments = {p: _MeanMoment(n, projection_width(self.config, p)) for p in LAYER_PROJECTIONS}
         step = f"gradients of layer {index + 1} of {self.config.n_layer}"
         run.on_progress(step, 0, run.positions)
-
-        def read(batch: list[Span]) -> Tensor:
-            return stream[rows_of(batch)].requires_grad_()
-
         for family in self.families:
-            batches = list(run_family(block, family, self.config, read))
-            outs = [out for _, _, out in batches]
-            torch.autograd.backward(outs, [gradient[rows_of(batch)] for batch, _, _ in batches])
-            for (batch, x, _), tapped in zip(batches, taps.take(), strict=True):
-                at = rows_of(batch).flatten()
-                assert x.grad is not None
-                gradient[at] = x.grad.flatten(0, 1)
-                for projection, (inputs, output) in tapped.items():
-                    w = self._weights(projection, output)
-                    weights[projection][at] = w
-                    moments[projection].add(self._stored(projection, inputs, block), w)
-                done += len(at)
+            with quick_products():
+                for at, tapped in self._tapped(block, taps, family, stream, gradient):
+                    for projection, (inputs, output) in tapped.items():
+                        w = weights[projection][at] = self._weights(projection, output)
+                        moments[projection].add(self._stored(projection, inputs, block), w)
+                    done += len(at)
             run.on_progress(step, done, run.positions)
         self._require_finite(gradient, f"layer {index}")
         found = {}
         for projection in LAYER_PROJECTIONS:
             name = f"{projection_name(index, projection)}.weight"
-            moment = moments.pop(projection).tensor()
-            rounded = projection == "dt_proj"  # to nearest: no column compensates
-            variances = np.diagonal(moment.numpy(), axis1=1, axis2=2) if rounded else unexplained(moment)
+            # dt_proj is rounded to nearest: no column compensates
+            variances = moments.pop(projection).variances(compensated=projection != "dt_proj")
             found[weights_name(index, projection)] = weights[projection].numpy()
             found[costs_name(name)] = self._costs(name, variances)
         return found
+
+    def _tapped(
+        self, block: Block, taps: _Taps, family: Family, stream: Tensor, gradient: Tensor
+    ) -> Iterator[tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]]:
+        """Run a block over a family, forward and backward; the gradient of its output becomes that of its input.
+
+        Yields, for each batch, its rows (positions,) int64, and inputs and outputs of each projection, with gradients.
+        """
+
+        def read(batch: list[Span]) -> Tensor:
+            return stream[rows_of(batch)].requires_grad_()
+
+        batches = list(run_family(block, family, self.config, read))
+        torch.autograd.backward([out for _, _, out in batches], [gradient[rows_of(batch)] for batch, _, _ in batches])
+        for (batch, x, _), tapped in zip(batches, taps.take(), strict=True):
+            at = rows_of(batch).flatten()
+            assert x.grad is not None
+            gradient[at] = x.grad.flatten(0, 1)
+            yield at, tapped
 
     def _weights(self, projection: str, output: Tensor) -> Tensor:
         """Return the weights of a batch, (positions, groups), from the gradient of a projection's output (batch, seq, out)."""
@@ -272,6 +281,28 @@ class _Backward:
                 f"gradients below {where} are not finite: activations overflow there on this data; use --method "
                 "gptq, which needs no gradients"
             )
+
+
+class _MeanMoment:
+    """The second moment of a projection's inputs with the mean weight of all groups, and each group's share of it.
+
+    Costs are expected with one factorization for all groups: they differ in how much their outputs count, little in where.
+    """
+
+    def __init__(self, groups: int, width: int) -> None:
+        self._moment, self._energy = WeightedMoments(1, width), torch.zeros(groups, dtype=torch.float64)
+
+    def add(self, x: Tensor, weights: Tensor) -> None:
+        """Add positions x (positions, width) float32 with weights (positions, groups) float32."""
+        self._moment.add(x, weights.mean(1, keepdim=True))
+        self._energy += (x.square().sum(1) @ weights).double()
+
+    def variances(self, *, compensated: bool) -> np.ndarray:
+        """Return the variance of each input that counts for each group, (groups, in) float32; see `unexplained`."""
+        moment = self._moment.tensor()[0]
+        found = unexplained(moment) if compensated else moment.diagonal().numpy()
+        shares = self._energy / (float(self._energy.mean()) or 1.0)
+        return np.outer(shares.numpy(), found).astype(np.float32)
 
 
 class _Taps:

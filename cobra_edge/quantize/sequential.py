@@ -23,7 +23,6 @@ from torch import Tensor
 from ..errors import InputError
 from ..formats.packing import QuantizedTensor
 from ..formats.recipe import Recipe, StoredTensor, quantized_scheme, stored_tensors
-from .descent import damped
 from .gptq import DAMPING, gptq
 from .gradients import EMBEDDING_DAMPING, CalibrationPass
 from .guidance import Guidance
@@ -32,16 +31,16 @@ from .resume import Resume
 from .rtn import round_to_nearest
 from .scales import least_error_scales
 from .statistics import LAYER_PROJECTIONS, projection_name
-from .streams import Span, rotated, rows_of, run_family
+from .streams import Span, quick_products, rotated, rows_of, run_family
 from .transforms import transformed_tensor
 
 EMBEDDING = "backbone.embedding.weight"
-_CORRECTION_DAMPING = 0.03
 _SWEEPS = 2
 # Share of the mean weight that every position gets. Where the model is certain the gradient is almost 0, which says nothing of
 # errors that are not small: at 3.5 bits a few answers turned without it (docs/log.md).
 _FLOOR = 0.1
 _ROWS_AT_ONCE = 2048
+_ROWS_TO_SHARE = 8  # a group has at least an eighth as many rows as inputs: fewer are not worth a moment of their own
 
 Stored = np.ndarray | QuantizedTensor
 
@@ -118,7 +117,14 @@ class _Sequential:
         self.run, self.guidance, self.recipe, self.config = run, guidance, recipe, run.checkpoint.config.mamba
         self.families = run.families()
 
-    def value(self, name: str, target: np.ndarray, moments: np.ndarray | None, damping: float = DAMPING) -> Stored:
+    def value(
+        self,
+        name: str,
+        target: np.ndarray,
+        moments: np.ndarray | None,
+        shifts: np.ndarray | None = None,
+        damping: float = DAMPING,
+    ) -> Stored:
         """Return a matrix as the recipe stores it: GPTQ for integer codes with moments, rounding to nearest without."""
         scheme = quantized_scheme(self.recipe, name)
         if scheme is None:
@@ -126,14 +132,14 @@ class _Sequential:
         try:
             if moments is None:
                 return round_to_nearest(target, scheme, least_error_scales(target, scheme))
-            return gptq(target, moments, scheme, damping, _SWEEPS)
+            return gptq(target, moments, scheme, damping, _SWEEPS, shifts)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
 
     def rows(self, name: str) -> Stored:
         """Return the embedding or the head."""
         moment = self.guidance.row_moment(head=name != EMBEDDING)
-        return self.value(name, transformed_tensor(name, self.run.tensor, self.recipe), moment, EMBEDDING_DAMPING)
+        return self.value(name, transformed_tensor(name, self.run.tensor, self.recipe), moment, damping=EMBEDDING_DAMPING)
 
     def first_stream(self, table: Tensor) -> Tensor:
         """Return the quantized model's stream before the first layer, (positions, d_model) float32."""
@@ -157,11 +163,13 @@ class _Sequential:
         for step, projection in enumerate(LAYER_PROJECTIONS):
             name = f"{projection_name(index, projection)}.weight"
             target = transformed_tensor(name, self.run.tensor, self.recipe)
-            moments = None
+            moments = shifts = None
             if projection != "dt_proj" and quantized_scheme(self.recipe, name) is not None:
-                target, moments = work.target(projection, target)
-            found[name] = self.value(name, target, moments)
-            work.advance(projection, _dense(found[name]))
+                with quick_products():
+                    moments, shifts = work.moments(projection, target)
+            found[name] = self.value(name, target, moments, shifts)
+            with quick_products():
+                work.advance(projection, _dense(found[name]))
             self.run.on_progress(f"quantizing layer {index + 1} of {self.config.n_layer}", step + 1, 4)
         if not torch.isfinite(stream).all():
             raise InputError(f"backbone.layers.{index}: its quantized output holds NaN or infinity; use more bits")
@@ -194,26 +202,27 @@ class _LayerWork:
         wide, narrow = self.u["float"][rows], self.u["quantized"][rows]
         return (rotated(wide), rotated(narrow)) if projection == "out_proj" and self.rotates_out else (wide, narrow)
 
-    def target(self, projection: str, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return what to approximate, (out, in) float32, and the second moments (groups, in, in) to do it by."""
+    def moments(self, projection: str, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the second moments (groups, in, in) to quantize by, and the shifts (out, in) to make up for, as `gptq` says.
+
+        Args:
+            projection: whose inputs are known.
+            weight: (out, in) float32, as stored.
+        """
+        out, width = weight.shape
         weights = torch.from_numpy(np.array(self.work.guidance.weights(self.index, projection)))
         weights += _FLOOR * weights.mean(0)
-        groups, width = weights.shape[1], weight.shape[1]
-        moments, cross = WeightedMoments(groups, width), torch.zeros(groups, width, width)
+        if out * _ROWS_TO_SHARE < width * weights.shape[1]:
+            weights = weights.mean(1, keepdim=True)
+        groups, own = weights.shape[1], torch.from_numpy(weight)
+        moments, shifts = WeightedMoments(groups, width), torch.zeros(out, width)
         for start in range(0, len(weights), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             wide, narrow = self.inputs(projection, rows)
             moments.add(narrow, weights[rows])
-            for k in range(groups):
-                cross[k].addmm_(((wide - narrow) * weights[rows, k, None]).T, narrow)
-        found, parts = moments.tensor(), []
-        for own, moment, moved in zip(np.array_split(weight, groups), found, cross, strict=True):
-            part = torch.from_numpy(own)
-            lower, failed = torch.linalg.cholesky_ex(damped(moment.double(), _CORRECTION_DAMPING))
-            if not failed and moment.diagonal().sum() > 0:
-                part = part + torch.cholesky_solve((part @ moved).T.double(), lower).T.float()
-            parts.append(part)
-        return torch.cat(parts).numpy(), found.numpy()
+            errors = (wide - narrow) @ own.T
+            shifts.addmm_((errors.reshape(len(errors), groups, -1) * weights[rows, :, None]).flatten(1).T, narrow)
+        return moments.tensor().numpy(), shifts.numpy()
 
     def advance(self, projection: str, stored: Tensor) -> None:
         """Run both models up to the next projection, with a projection's stored matrix (out, in) float32."""

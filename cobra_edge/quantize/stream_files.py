@@ -52,7 +52,7 @@ class StreamFiles:
         return values * (2 * missing + (8 if missing else 0))  # the last two in float32
 
     def _read(self, file: Path, dtype: type) -> Tensor:
-        return torch.from_numpy(np.fromfile(file, dtype).reshape(self._shape).astype(np.float32))
+        return torch.from_numpy(np.fromfile(file, dtype).reshape(self._shape)).float()
 
     def _write(self, name: str, values: Tensor) -> None:
         staged = self._directory / "stream.new"

@@ -5,14 +5,17 @@ Lines that share an image share its visual positions: an image is read once, and
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..formats.hadamard import rotate
+from ..formats.hadamard import hadamard_factors, hadamard_matrix
 from ..formats.model_config import MambaConfig
 from ..suite.tokenized import TokenizedSuite
 
@@ -125,11 +128,34 @@ def run_family(
         yield batch, x, out
 
 
+@contextmanager
+def quick_products() -> Iterator[None]:
+    """Let processors with bfloat16 products round the inputs of float32 matmuls to it within the block; sums stay float32.
+
+    For passes over calibration data, whose rounding is far below what quantization does to the same values. Where a processor
+    has none, products stay as they are.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def rows_of(batch: list[Span]) -> Tensor:
     """Return the rows of a batch of spans of equal length, (batch, seq) int64."""
     return torch.stack([torch.arange(span.start, span.start + span.length) for span in batch])
 
 
 def rotated(x: Tensor) -> Tensor:
-    """Return R x for each row of x (positions, n) float32, of its shape; R is that of `hadamard.rotate`."""
-    return torch.from_numpy(rotate(x.numpy()))
+    """Return R x for each row of x (positions, n) float32, of its shape; R is that of `hadamard.rotate`, as two products."""
+    left, right = _rotation(x.shape[1])
+    return (left @ (x.reshape(len(x), len(left), len(right)) @ right)).reshape(x.shape)
+
+
+@functools.cache
+def _rotation(width: int) -> tuple[Tensor, Tensor]:
+    """Return the two factors of R, orthonormal; the second is symmetric."""
+    left, right = (torch.from_numpy(hadamard_matrix(order)) / math.sqrt(order) for order in hadamard_factors(width))
+    return left, right

@@ -23,6 +23,13 @@ def describe_rotations(recipe: Recipe) -> str:
     return f", {rotated} rotated by {matrices}" if rotated else ""
 
 
+def recipe_line(manifest: Manifest) -> str:
+    """Return the recipe in a line: scheme, method, rotations, activations, and the precision of the vision graph."""
+    recipe = manifest.recipe
+    vision = "" if manifest.vision is None else f", {manifest.vision.precision} vision"
+    return f"{recipe.scheme}, {recipe.method}{describe_rotations(recipe)}, {recipe.activations} activations{vision}"
+
+
 def bits_per_weight(manifest: Manifest) -> float:
     """Return the bits per decoder weight in the file, including scales and float tensors."""
     return manifest.files[DECODER].bytes * 8 / manifest.model.mamba.n_parameters

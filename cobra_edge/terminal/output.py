@@ -234,6 +234,14 @@ def figure(value: float | None) -> str:
     return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:.4g}"
 
 
+def duration(seconds: float) -> str:
+    """Return a time for people: 45 s, 3.2 min, 2 h 5 min."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.2g} min" if minutes < 99.5 else f"{int(minutes // 60)} h {int(minutes % 60)} min"
+
+
 def megabytes(size_bytes: int) -> str:
     """Format a size in units of 10⁶ bytes."""
     return f"{size_bytes / 1e6:,.2f} MB"

@@ -124,7 +124,16 @@ def command(directory: Path) -> None:
             name = scheme if rotation == "none" else f"{scheme}-{rotation}"
             out = folder / name
             bundles[name] = Bundle.open(
-                export_bundle("mini", target_named("cpu"), out, scheme=scheme, rotation=rotation, golden_lines=1).directory
+                export_bundle(
+                    "mini",
+                    target_named("cpu"),
+                    out,
+                    scheme=scheme,
+                    rotation=rotation,
+                    method="rtn",
+                    vision_precision="fp32",
+                    golden_lines=1,
+                ).directory
             )
         bundles["mixed"] = _mixed(bundles["fp16"], checkpoint, folder)
         for name, bundle in bundles.items():

@@ -16,9 +16,9 @@ from .driver import RTX_4090
 HELDOUT = MINI / "heldout.jsonl"
 
 
-@pytest.mark.parametrize("scheme", ["w4a16-g128", "fp16"])
-def test_answers_are_those_of_the_native_decoder(gpu, mini_bundle, scheme):
-    bundle = Bundle.open(mini_bundle(scheme))
+@pytest.mark.parametrize("scheme", ["default", "fp16"])
+def test_answers_are_those_of_the_native_decoder(gpu, mini_bundle, default_bundle, scheme):
+    bundle = Bundle.open(default_bundle if scheme == "default" else mini_bundle(scheme))
     ours, native = Session(bundle, "auto", "cuda"), Session(bundle, "cpu", "native")
     lines = read_suite(HELDOUT)[:3]
     seen = ours.look(HELDOUT.parent / lines[0].image), native.look(HELDOUT.parent / lines[0].image)

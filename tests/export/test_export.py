@@ -47,6 +47,8 @@ def export(text_only, tmp_path, capfd):
 
     def call(*arguments, out=tmp_path / "out" / "bundle"):
         given = ["--target", "cpu", "--checkpoint", str(text_only), "--golden-lines", "2", *arguments]
+        given += [] if {"--quality", "--method"} & set(arguments) else ["--quality", "fast"]
+        given += [] if "--scheme" in arguments else ["--scheme", "w8a16-g128"]
         code = run_command(export_module.command, [*given, "--out", str(out)])
         captured = capfd.readouterr()
         return code, captured.out, captured.err
@@ -72,13 +74,16 @@ def test_export_prints_tables_or_json(export, tmp_path):
 
 def test_mini_is_the_default_and_said(tmp_path, capfd, sharing):
     with sharing():
-        code = run_command(whole, ["export", "--target", "jetson", "--golden-lines", "32", "--out", str(tmp_path / "b")])
+        code = run_command(whole, ["export", "--target", "jetson", "--out", str(tmp_path / "b")])
     captured = capfd.readouterr()
     said = [line for line in captured.err.splitlines() if "cobra-mini" in line]
     assert code == 0
     assert said == ["no --checkpoint given: exporting the embedded cobra-mini, a small model of synthetic scenes"]
     manifest = Bundle.open(tmp_path / "b").manifest
-    assert (manifest.target, manifest.recipe.scheme) == ("jetson-orin-nano", "w4a16-g128")
+    recipe = manifest.recipe
+    assert (manifest.target, recipe.scheme, recipe.method) == ("jetson-orin-nano", "mixed", "guided")
+    assert (recipe.rotations, recipe.activations) == (("out-proj",), "float32")
+    assert "recipe: mixed, guided, out_proj rotated by a Hadamard matrix, float32 activations, fp16 vision" in captured.out
     assert manifest.source.id == "cobra-mini" and 1e-4 < manifest.drift.measures["vision_error"] < 5e-3
     assert (manifest.vision.precision, manifest.vision.input) == ("fp16", "uint8")
     assert "fp16 emulated" in manifest.drift.vision_runtime
@@ -200,7 +205,7 @@ def test_interrupted_in_the_middle(tmp_path, text_only, stage, source, signals):
     out = tmp_path / "out"
     command = [sys.executable, *(["-m", "cobra_edge.export"] if source else ["-c", PAUSING, stage])]
     command += ["--target", "jetson", "--out", str(out / "bundle"), "--checkpoint", source or str(text_only)]
-    command += ["--golden-lines", "2"]
+    command += ["--golden-lines", "2", "--quality", "fast"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=hear_hangups)
     said = ""
     while stage not in said:
@@ -219,7 +224,7 @@ def test_interrupted_in_the_middle(tmp_path, text_only, stage, source, signals):
 
 def test_nohup_is_respected(tmp_path, text_only):
     command = ["nohup", sys.executable, "-m", "cobra_edge.export", "--target", "jetson", "--out", str(tmp_path / "bundle")]
-    command += ["--checkpoint", str(text_only), "--golden-lines", "1"]
+    command += ["--checkpoint", str(text_only), "--golden-lines", "1", "--quality", "fast"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     while "decoder as" not in child.stderr.readline():
         assert child.poll() is None

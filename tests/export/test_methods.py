@@ -59,7 +59,9 @@ def export(source, tmp_path, capfd):
 
     def call(*arguments, name="bundle"):
         out = tmp_path / "out" / name
-        given = ["--target", "cpu", "--checkpoint", str(source), "--scheme", "w4a16-g128", "--golden-lines", "2"]
+        given = ["--target", "cpu", "--checkpoint", str(source), "--golden-lines", "2"]
+        given += [] if "--scheme" in arguments or "--bits" in arguments else ["--scheme", "w4a16-g128"]
+        given += [] if {"--quality", "--method"} & set(arguments) else ["--quality", "fast"]
         given += ["--budget", str(budget), "--out", str(out), *map(str, arguments)]
         code = run_command(export_module.command, given)
         return code, out, " ".join(capfd.readouterr().err.split())

@@ -13,6 +13,7 @@ from cobra_edge.calibrate import command as calibrate
 from cobra_edge.export import command as export_module
 from cobra_edge.export import pipeline as assemble
 from cobra_edge.formats.method import METHODS
+from cobra_edge.formats.quality import DEFAULT_QUALITY, QUALITIES
 from cobra_edge.formats.recipe import ROTATIONS
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import targets
@@ -55,13 +56,13 @@ def test_files_of_another_model_are_refused_before_any_stage(export, statistics,
     header = {"schema_version": 1, "cobra_edge": "0", "model_id": "other", "model_sha256": "abc", "lines": 1, "positions": 1}
     choices = {"method": "rtn", "rotations": (), "activations": "float32", "activation_percentile": None, "kld": {}}
     write_sensitivity(Sensitivity(**header, **choices), tmp_path / "s.json")
-    code, err = export("--bits", "4.3", "--sensitivity", tmp_path / "s.json")
+    code, err = export("--method", "rtn", "--bits", "4.3", "--sensitivity", tmp_path / "s.json")
     assert code == 2 and "sensitivities of another model: other" in err
-    ours = {"model_sha256": open_checkpoint("mini").sha256(), "activations": "int8"}
+    ours = {"model_sha256": open_checkpoint("mini").sha256(), "activations": "float32"}
     write_sensitivity(Sensitivity(**header | ours, **{k: v for k, v in choices.items() if k not in ours}), tmp_path / "s.json")
-    code, err = export("--bits", "4.3", "--sensitivity", tmp_path / "s.json")
-    assert code == 2 and "scanned with activations 'int8', this export has 'float32'" in err
-    code, err = export("--bits", "4.3", "--activations", "int8", "--sensitivity", tmp_path / "s.json")
+    code, err = export("--method", "rtn", "--bits", "4.3", "--sensitivity", tmp_path / "s.json")
+    assert code == 2 and "scanned with activations 'float32', this export has 'int8'" in err
+    code, err = export("--method", "rtn", "--bits", "4.3", "--activations", "float32", "--sensitivity", tmp_path / "s.json")
     assert code == 2 and "has 0 matrices" in err
 
 
@@ -93,8 +94,9 @@ def test_every_choice_is_listed(capfd):
     assert {t["default_of"] for t in listed["targets"]} >= {"jetson"}
     assert [s["name"] for s in listed["schemes"]] == list(SCHEMES)
     assert (list(listed["methods"]), list(listed["rotations"])) == (list(METHODS), list(ROTATIONS))
+    assert list(listed["qualities"]) == list(QUALITIES) and DEFAULT_QUALITY in QUALITIES
     assert listed["checkpoints"] == ["mini", "cobra+3b", "Cobra-DINOSigLIP 3B"]
-    for name in (*targets(), *SCHEMES, *METHODS, *ROTATIONS):
+    for name in (*targets(), *SCHEMES, *QUALITIES, *METHODS, *ROTATIONS):
         assert f" {name} " in said
     assert run_command(export_module.command, []) == 2
     err = capfd.readouterr().err

@@ -25,7 +25,7 @@ def export(tmp_path, capfd, sharing):
     """Export cobra-mini, its graph shared by tests of one precision; returns exit code, stdout and stderr."""
 
     def run(*arguments, target="rtx-4060"):
-        out = ["--target", target, "--out", str(tmp_path / "out" / "bundle"), "--golden-lines", "4"]
+        out = ["--target", target, "--out", str(tmp_path / "out" / "bundle"), "--golden-lines", "4", "--quality", "fast"]
         with sharing():
             code = run_command(whole, ["export", *out, *arguments])
         captured = capfd.readouterr()

@@ -123,7 +123,7 @@ def exported(source, tmp_path_factory):
     @functools.lru_cache
     def get(scheme, rotation):
         out = root / f"{scheme}-{rotation}"
-        export_bundle(source, target_named("cpu"), out, scheme=scheme, rotation=rotation, golden_lines=2)
+        export_bundle(source, target_named("cpu"), out, scheme=scheme, rotation=rotation, method="rtn", golden_lines=2)
         return Bundle.open(out)
 
     return get
@@ -149,7 +149,7 @@ def test_a_rotated_decoder_is_the_same_decoder(source, exported, backend, rotati
     if not tied:
         config = MambaConfig(384, 2, 512, 768, 16, 4, 24, tied=False)
         source = str(write_text_only(tmp_path / "mamba-untied", config=config))
-        export_bundle(source, target_named("cpu"), tmp_path / "untied", scheme="fp16", golden_lines=2)
+        export_bundle(source, target_named("cpu"), tmp_path / "untied", scheme="fp16", method="rtn", golden_lines=2)
     model = exported("fp16", "none") if tied else Bundle.open(tmp_path / "untied")
     assert model.manifest.model.mamba.tied == tied
     found = []
@@ -259,7 +259,7 @@ def test_a_rotation_that_cannot_be_is_refused(source, tmp_path, capfd):
         assert run_command(export.command, [*given, "--checkpoint", checkpoint, "--rotation", rotation]) == 2
         assert says in " ".join(capfd.readouterr().err.split()) and not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="unknown rotation 'outproj'; did you mean 'out-proj'"):
-        export_bundle(source, target_named("cpu"), tmp_path / "out", rotation="outproj")
+        export_bundle(source, target_named("cpu"), tmp_path / "out", method="rtn", rotation="outproj")
 
 
 @each_rotation

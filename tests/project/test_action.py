@@ -155,7 +155,9 @@ def run_action(folder: Path, **given: str) -> Outcome:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("action") / "a bundle"
-    return export_bundle("mini", target_named("cpu"), out, scheme="w4a16-g128", golden_lines=12).directory
+    return export_bundle(
+        "mini", target_named("cpu"), out, scheme="w4a16-g128", method="rtn", vision_precision="fp32", golden_lines=12
+    ).directory
 
 
 def budget_of(folder: Path, most: float) -> str:

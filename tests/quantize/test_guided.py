@@ -1,5 +1,6 @@
 """Guided quantization: streamed gradients against autograd of the whole model, costs and codes against references, resuming."""
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from cobra_edge.decode.native_operations import best_operations, differentiable_
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.export import guided
 from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.export.stopwatch import Stopwatch
 from cobra_edge.formats.packing import QuantizedTensor
 from cobra_edge.formats.recipe import matrix_bits, matrix_names, matrix_weights, uniform_recipe
 from cobra_edge.formats.scheme import SCHEMES
@@ -21,7 +23,7 @@ from cobra_edge.quantize import gradients
 from cobra_edge.quantize.bit_allocation import allocate_by_costs
 from cobra_edge.quantize.calibration_data import EmbeddingCache, calibration_suite
 from cobra_edge.quantize.costs import expected_costs, unexplained
-from cobra_edge.quantize.descent import damped, descend
+from cobra_edge.quantize.descent import damp, descend
 from cobra_edge.quantize.fisher import fisher_rows
 from cobra_edge.quantize.gptq import DAMPING, gptq
 from cobra_edge.quantize.gradients import CalibrationPass, collect_guidance, stream_forward
@@ -30,7 +32,7 @@ from cobra_edge.quantize.moments import WeightedMoments
 from cobra_edge.quantize.resume import Resume
 from cobra_edge.quantize.sequential import quantize_sequentially
 from cobra_edge.quantize.stream_files import StreamFiles
-from cobra_edge.quantize.streams import families, spans_of
+from cobra_edge.quantize.streams import families, quick_products, spans_of
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.reader import CALIBRATION, read_suite
 
@@ -159,6 +161,7 @@ def whole_model_gradients(checkpoint, run, seed=0):
 @pytest.mark.parametrize("operations", [REFERENCE, replace(REFERENCE, scan=differentiable_scan)], ids=["plain", "native"])
 def test_streamed_gradients_are_those_of_the_whole_model(mini, tmp_path, operations, monkeypatch):
     monkeypatch.setattr(gradients, "_POSITIONS_AT_ONCE", 100)  # several families
+    monkeypatch.setattr(gradients, "quick_products", contextlib.nullcontext)
     monkeypatch.setattr(StreamFiles, "write", exact_write)
     monkeypatch.setattr(StreamFiles, "read", lambda self, index: self.exact[index].clone())
     run = pass_over(mini, some_lines(), tmp_path, operations)
@@ -170,6 +173,14 @@ def test_streamed_gradients_are_those_of_the_whole_model(mini, tmp_path, operati
         assert_close(found.weights(layer, projection), squares.numpy(), "statistics")
     text = stream[sum(s.length for s in run.spans if s.is_image) :]
     assert_close(found.tensors[TABLE], (text.T @ text / (answers * mini.config.mamba.vocab)).numpy(), "statistics")
+
+
+def test_quick_products_end_with_their_block():
+    before = torch.get_float32_matmul_precision()
+    with contextlib.suppress(KeyError), quick_products():
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
 
 
 def exact_write(self, index, stream):
@@ -210,7 +221,8 @@ def test_the_expected_cost_is_what_gptq_leaves(scheme):
     codes = gptq(weight, moments.numpy(), SCHEMES[scheme])
     errors = (codes.dequantize() - weight).reshape(2, 32, 256).astype(np.float64)
     left = 0.5 * np.einsum("koi,kij,koj->", errors, moments.double().numpy(), errors)
-    expected = expected_costs(weight, unexplained(moments), [scheme, "float16"])
+    variances = np.stack([unexplained(moment) for moment in moments])
+    expected = expected_costs(weight, variances, [scheme, "float16"])
     assert expected["float16"] == 0
     assert 0.8 < expected[scheme] / left < 1.25
 
@@ -224,7 +236,7 @@ def test_rows_that_count_more_cost_more():
 
 
 def test_outputs_without_gradients_cost_nothing():
-    assert not unexplained(torch.zeros(2, 8, 8)).any()
+    assert not unexplained(torch.zeros(8, 8)).any()
 
 
 def test_groups_of_rows_have_moments_of_their_own():
@@ -239,7 +251,7 @@ def test_groups_of_rows_have_moments_of_their_own():
 
 def test_descent_is_the_naive_one_and_never_worse():
     x, scheme = correlated(150), SCHEMES["w3a16-g64"]
-    moment = damped((x.T @ x / len(x)).double(), DAMPING)
+    moment = damp((x.T @ x / len(x)).double(), DAMPING)
     g = torch.Generator().manual_seed(2)
     columns = torch.randn(150, 5, generator=g, dtype=torch.float64)
     steps = torch.rand(150, 5, generator=g, dtype=torch.float64) + 0.2
@@ -393,6 +405,7 @@ def test_a_full_disk_is_told_before_the_work(text_only, tmp_path, monkeypatch):
             None,
             tmp_path / "bundle",
             None,
+            Stopwatch(),
         ),
     ):
         pass

@@ -274,7 +274,7 @@ def test_the_best_allocation_drifts_no_more_than_the_uniform_recipe_that_fits(fe
         data = json.loads(capfd.readouterr().out)
         return data["bit_allocation"], Bundle.open(out).manifest
 
-    allocation, mixed = exported("--bits", "4.3", "--sensitivity", str(file))
+    allocation, mixed = exported("--bits", "4.3", "--activations", "float32", "--sensitivity", str(file))
     _, uniform = exported("--scheme", "w3a16-g64")
     assert mixed.recipe.scheme == MIXED and mixed.recipe.tensors == allocation["tensors"] and mixed.recipe.statistics
     bits = sum(matrix_bits(mixed.model.mamba, mixed.recipe).values()) / matrix_weights(mixed.model.mamba)
@@ -295,7 +295,7 @@ def test_the_best_allocation_drifts_no_more_than_the_uniform_recipe_that_fits(fe
     ],
 )
 def test_impossible_allocations(text_only, tmp_path, capfd, arguments, says):
-    given = ["--target", "cpu", "--checkpoint", str(text_only), *arguments, "--out", str(tmp_path / "b")]
+    given = ["--target", "cpu", "--checkpoint", str(text_only), "--method", "rtn", *arguments, "--out", str(tmp_path / "b")]
     assert run_command(export_module.command, given) == 2
     assert says in " ".join(capfd.readouterr().err.split()) and not (tmp_path / "b").exists()
 

@@ -160,7 +160,8 @@ def test_attention_of_a_timm_that_knows_no_gate_and_no_norm_before_its_last_prod
     blocks = model.tower.encoders[0].vit.blocks
     for block in blocks:
         for name in ("norm", "gate", "attn_dim"):
-            delattr(block.attn, name)
+            if hasattr(block.attn, name):  # not in every version of timm
+                delattr(block.attn, name)
     assert sum(site.name.endswith("attn.proj") for site in smoothquant._sites(model)) == len(blocks)
     make_exportable(model, "fp32")
     assert all(isinstance(block.attn, exportable._Attention) for block in blocks)
