@@ -134,8 +134,11 @@ def test_every_method_makes_other_codes_and_says_its_name(export, statistics):
         (("--method", "gptq", "--calibration", "/nowhere.jsonl"), "cannot be read"),
         (("--scheme", "fp16", "--method", "gptq"), "fp16: weights stay float16, so no method applies; omit --method gptq"),
         (("--statistics", MINI / "tokenizer.json"), "method rtn uses no statistics; omit it, or use --method gptq"),
-        (("--calibration", CALIBRATION), "nothing is calibrated, method rtn uses no statistics"),
-        (("--method", "gptq", "--statistics", "x", "--calibration", CALIBRATION), "nothing is calibrated, --statistics is"),
+        (("--target", "jetson", "--calibration", CALIBRATION), "nothing is calibrated, method rtn uses no statistics"),
+        (
+            ("--target", "jetson", "--method", "gptq", "--statistics", "x", "--calibration", CALIBRATION),
+            "nothing is calibrated, --statistics is",
+        ),
         (("--method", "guided", "--bits", "4", "--sensitivity", "x"), "method guided allocates bits by costs of its own"),
         (("--activations", "int8"), "--activations applies to --bits only"),
         (("--vision-precision", "fp16"), "mamba-tiny is a text-only model without vision; omit --vision-precision"),

@@ -69,7 +69,7 @@ def test_answers_are_generated_for_what_is_read(folder, tmp_path, monkeypatch):
         own_answers, "own_answers", lambda _, lines, *__: asked.append(lines.lines) or [[40]] * len(lines.lines)
     )
     photos = folder(5)
-    checkpoint, plan = planned("mini", tmp_path / "b", calibration=photos, vision_precision="int8")
+    checkpoint, plan = planned("mini", tmp_path / "b", calibration=photos, quality="fast")
     cache = EmbeddingCache(checkpoint)
     found = with_answers(checkpoint, plan, cache)
     assert asked.pop() == plan.golden.lines and found.calibration is plan.calibration
@@ -97,7 +97,7 @@ def test_a_side_without_any_answer_is_refused(folder, tmp_path, monkeypatch, sid
 
 
 def test_finished_answers_are_kept_beside_the_bundle(folder, tmp_path):
-    checkpoint, plan = planned("mini", tmp_path / "out" / "b", calibration=folder(3), vision_precision="int8")
+    checkpoint, plan = planned("mini", tmp_path / "out" / "b", calibration=folder(3), quality="fast")
     found = with_answers(checkpoint, plan, EmbeddingCache(checkpoint))
     kept = json.loads(answers_file(plan.directory).read_bytes())
     assert len(kept["tokens"]) == len(plan.golden.lines) >= len(found.golden.lines) > 0

@@ -92,7 +92,20 @@ def test_each_image_is_seen_once_and_the_checkpoint_hashed_once(seen, hashed, tm
     (tmp_path / "budget.toml").write_text("".join(f"[schemes.{name}]\n" for name in (*SCHEMES, "mixed")))
     monkeypatch.setattr(bit_allocation, "_MOST_MEASURED", 1)
     hashed.clear()
-    given = ["--target", "cpu", "--method", "gptq", "--bits", "8", "--vision-precision", precision, "--golden", golden]
+    given = [
+        "--target",
+        "cpu",
+        "--method",
+        "gptq",
+        "--bits",
+        "8",
+        "--activations",
+        "float32",
+        "--vision-precision",
+        precision,
+        "--golden",
+        golden,
+    ]
     given += ["--calibration", calibration, "--sensitivity", tmp_path / "s.json", "--budget", tmp_path / "budget.toml"]
     assert run_command(export_module.command, [*map(str, given), "--out", str(tmp_path / "b")]) == 0, capfd.readouterr().err
     transform = ImageTransform.of(checkpoint.config)
