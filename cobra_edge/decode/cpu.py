@@ -7,6 +7,7 @@ of weights ("int8", faster). Residual stream, convolution, recurrence and state 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -30,6 +31,21 @@ def why_not() -> str | None:
     except ImportError as error:
         return f"the native module is missing ({error}); install the package with a C++17 compiler available"
     return None
+
+
+def arrays_of(tensors: Mapping[str, np.ndarray | QuantizedTensor]) -> dict[str, np.ndarray]:
+    """Return what the compiled decoder takes: values, codes (out, n) uint8, scales float16; narrow 8-bit rows as float32."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in tensors.items():
+        if isinstance(value, QuantizedTensor) and not value.scheme.in_blocks(value.shape[1]):
+            arrays[name] = value.dequantize()
+        elif isinstance(value, QuantizedTensor):
+            arrays |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
+            if value.clips is not None:
+                arrays[f"{name}.clips"] = value.clips
+        else:
+            arrays[name] = value
+    return arrays
 
 
 class CpuDecoder:
@@ -58,16 +74,7 @@ class CpuDecoder:
         cores, threads = physical_cores(), options.threads or default_threads()
         if threads > cores:
             log.warning("%d threads on %d cores will wait for each other; use %d", threads, cores, cores)
-        arrays: dict[str, np.ndarray] = {}
-        for name, value in weights.tensors.items():
-            if isinstance(value, QuantizedTensor) and not value.scheme.in_blocks(value.shape[1]):
-                arrays[name] = value.dequantize()  # narrow 8-bit rows
-            elif isinstance(value, QuantizedTensor):
-                arrays |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
-                if value.clips is not None:
-                    arrays[f"{name}.clips"] = value.clips
-            else:
-                arrays[name] = value
+        arrays = arrays_of(weights.tensors)
         # Widths without a Hadamard matrix were refused when the tensors were read.
         recipe = weights.recipe
         if recipe.rotates_out_proj:

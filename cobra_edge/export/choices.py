@@ -8,8 +8,8 @@ from rich.table import Table
 
 from ..formats.method import METHODS
 from ..formats.quality import QUALITIES
-from ..formats.recipe import ROTATIONS
-from ..formats.scheme import SCHEMES, Scheme
+from ..formats.recipe import ROTATIONS, activations_of
+from ..formats.scheme import SCHEMES
 from ..formats.targets import targets
 from ..model.backbones import HUB_MODELS
 from ..terminal.output import cell
@@ -45,7 +45,7 @@ def choices() -> dict[str, Any]:
                 "name": s.name,
                 "weight_bits": s.weight_bits,
                 "group_size": s.group_size,
-                "activations": _activations(s),
+                "activations": activations_of(s),
                 "code_format": s.code_format,
             }
             for s in SCHEMES.values()
@@ -55,10 +55,6 @@ def choices() -> dict[str, Any]:
         "rotations": {name: _ROTATIONS[name] for name in ROTATIONS},
         "checkpoints": ["mini", *HUB_MODELS],
     }
-
-
-def _activations(scheme: Scheme) -> str:
-    return "int8" if scheme.activation_bits == 8 else "float32"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -79,7 +75,7 @@ def choice_tables() -> list[Table]:
     for s in SCHEMES.values():
         group = "–" if s.group_size is None else "row" if s.group_size == "row" else str(s.group_size)
         codes = "none" if s.weight_bits == 16 else "bitsandbytes" if s.code_format != "int" else "cobra_edge"
-        of_schemes.add_row(*map(cell, (s.name, str(s.weight_bits), group, _activations(s), codes)))
+        of_schemes.add_row(*map(cell, (s.name, str(s.weight_bits), group, activations_of(s), codes)))
     others = []
     named = {
         "--quality": {q.name: q.title for q in QUALITIES.values()},

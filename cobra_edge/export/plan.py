@@ -18,7 +18,7 @@ from ..environment.requirements import require_export
 from ..errors import InputError
 from ..formats.model_config import CobraConfig
 from ..formats.precision import InputForm, PrecisionName
-from ..formats.recipe import MIXED, ROTATIONS, Recipe, matrix_weights, require_hadamard, uniform_recipe
+from ..formats.recipe import MIXED, ROTATIONS, Recipe, activations_of, matrix_weights, require_hadamard, uniform_recipe
 from ..formats.scheme import Scheme, scheme_named
 from ..formats.targets import Target
 from ..inputs.text import TextCodec
@@ -206,13 +206,14 @@ def _recipe(config: CobraConfig, choice: Choice, o: ExportOptions) -> tuple[Choi
     What no flag gave and this model cannot have is replaced, and said. Raises InputError for what a flag gave.
     """
     choice = _possible_rotation(config, choice)
-    scheme = scheme_named(choice.scheme)
-    recipe, kept = uniform_recipe(config.mamba, scheme, choice.method, ROTATIONS[choice.rotation])
-    recipe = msgspec.structs.replace(recipe, activation_percentile=o.clip_activations)
+    scheme, rotations = scheme_named(choice.scheme), ROTATIONS[choice.rotation]
     bits = choice.bits
     if bits is None:
-        return choice, recipe, kept
-    recipe = msgspec.structs.replace(recipe, method=choice.method, activations=o.activations or recipe.activations)
+        recipe, kept = uniform_recipe(config.mamba, scheme, choice.method, rotations)
+        return choice, msgspec.structs.replace(recipe, activation_percentile=o.clip_activations), kept
+    activations = o.activations or activations_of(scheme)
+    clipped = o.clip_activations
+    recipe = Recipe(MIXED, choice.method, {}, None, rotations, activations, clipped)  # type: ignore[arg-type] # of the table
     least = least_bits(config.mamba, recipe)
     if bits < least and "bits" in choice.implied:
         tell(f"this model needs {least:.3g} bits per weight; {bits:g} of the target are not possible")

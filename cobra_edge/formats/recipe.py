@@ -28,7 +28,7 @@ ROTATIONS: dict[str, tuple[str, ...]] = {
     "residual": (RESIDUAL,),
     "both": (RESIDUAL, OUT_PROJ),
 }
-EIGHT_BIT_ROWS = "w8a16-channel"  # of any width: dt_proj of a recipe with fewer bits costs less than 1e-6 nats in it
+EIGHT_BIT_ROWS = "w8a16-channel"  # of any width: dt_proj, where the scheme does not fit it; costs less than 1e-6 nats
 MIXED = "mixed"  # the scheme of a recipe with several schemes
 _LAYER = re.compile(r"(?<=backbone\.layers\.)\d+(?=\.)")
 _EMBEDDING = "backbone.embedding.weight"
@@ -113,7 +113,7 @@ def uniform_recipe(
     Raises:
         InputError: an unknown method, a scheme that fits no matrix, or a width to be rotated that has no Hadamard matrix.
     """
-    guided = method_named(method).needs_gradients
+    method_named(method)
     require_hadamard(config, rotations)
     shapes = decoder_shapes(config)
     tensors, kept = {}, {}
@@ -122,22 +122,27 @@ def uniform_recipe(
         if shape is None:
             continue
         reason = _keeps_float(pattern, shape[1], scheme)
-        if guided and pattern == _DT_PROJ and scheme.weight_bits < 8:
+        if pattern == _DT_PROJ and reason and scheme.weight_bits != 16 and scheme.code_format == "int":
             tensors[pattern] = EIGHT_BIT_ROWS
             continue
         tensors[pattern] = FLOAT16 if scheme.weight_bits == 16 or reason else scheme.name
         if reason:
             kept[pattern] = reason
-    if scheme.weight_bits != 16 and len(kept) == len(tensors):
+    if scheme.weight_bits != 16 and scheme.name not in tensors.values():
         raise InputError(f"scheme {scheme.name} fits no matrix of this model: {next(iter(kept.values()))}")
     recipe = Recipe(
         scheme.name,
         method if scheme.weight_bits != 16 and scheme.code_format == "int" else NO_METHOD.name,
         tensors,
         rotations=rotations,  # type: ignore[arg-type] # checked above
-        activations="int8" if scheme.activation_bits == 8 else "float32",
+        activations=activations_of(scheme),
     )
     return recipe, kept
+
+
+def activations_of(scheme: Scheme) -> Literal["float32", "int8"]:
+    """Return the activations that a scheme's name includes."""
+    return "int8" if scheme.activation_bits == 8 else "float32"
 
 
 def require_hadamard(config: MambaConfig, rotations: tuple[str, ...]) -> None:

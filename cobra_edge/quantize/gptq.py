@@ -22,6 +22,8 @@ from .scales import least_error_scales
 log = logging.getLogger(__name__)
 
 DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal; ten times more after each failure
+# Of the embedding: its rows are also read one by one, where no column makes up for another.
+EMBEDDING_DAMPING = 0.03
 _MOST_DAMPING = 1e4
 _COLUMNS_AT_ONCE = 64  # block of columns whose errors update the later columns in one matmul
 

@@ -27,6 +27,7 @@ from ..suite.tokenized import TokenizedSuite
 from .calibration_data import EmbeddingCache, OnProgress
 from .costs import expected_costs, unexplained
 from .fisher import fisher_rows
+from .gptq import EMBEDDING_DAMPING
 from .guidance import (
     HEAD,
     HEAD_ROWS,
@@ -49,7 +50,6 @@ from .transforms import transformed_tensor
 
 _POSITIONS_AT_ONCE = 2048
 _LOGITS_AT_ONCE = 512  # positions
-EMBEDDING_DAMPING = 0.03  # of GPTQ on the Fisher moment of the embedding's rows
 
 
 @dataclass(frozen=True, eq=False)

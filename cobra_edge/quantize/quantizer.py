@@ -15,7 +15,7 @@ from ..formats.packing import QuantizedTensor
 from ..formats.recipe import Recipe, quantized_scheme
 from ..formats.scheme import Scheme
 from .awq import input_scales
-from .gptq import gptq
+from .gptq import DAMPING, EMBEDDING_DAMPING, gptq
 from .hessian import stored_second_moment
 from .rtn import require_fit, round_to_nearest
 from .scales import least_error_scales
@@ -77,9 +77,8 @@ class Quantizer:
         if scheme.code_format != "int":
             return quantize_bitsandbytes(values, scheme)
         require_fit(values, scheme)
-        # A row of the embedding table is also used by itself, so no column may compensate for another's error.
-        if hessian is not None and name != EMBEDDING and recipe_method(self.recipe.method).compensates:
-            return gptq(values, hessian, scheme)
+        if hessian is not None and recipe_method(self.recipe.method).compensates:
+            return gptq(values, hessian, scheme, EMBEDDING_DAMPING if name == EMBEDDING else DAMPING)
         importance = None if hessian is None else np.diagonal(hessian)
         return round_to_nearest(values, scheme, least_error_scales(values, scheme, importance))
 

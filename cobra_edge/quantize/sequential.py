@@ -23,8 +23,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..formats.packing import QuantizedTensor
 from ..formats.recipe import Recipe, StoredTensor, quantized_scheme, stored_tensors
-from .gptq import DAMPING, gptq
-from .gradients import EMBEDDING_DAMPING, CalibrationPass
+from .gptq import DAMPING, EMBEDDING_DAMPING, gptq
+from .gradients import CalibrationPass
 from .guidance import Guidance
 from .moments import WeightedMoments
 from .resume import Resume

@@ -25,7 +25,9 @@ from cobra_edge.decode import _cpu
 from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.errors import BundleError, CobraEdgeError
+from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.scheme import SCHEMES
+from cobra_edge.formats.targets import target_named
 from cobra_edge.terminal.output import run_command
 
 from ..decode.test_native import arguments_of
@@ -134,9 +136,16 @@ def test_a_small_vector_that_is_not_finite_is_found_when_the_decoder_is_opened(t
         assert capfd.readouterr().err.count("values of backbone.layers.1.norm.weight are NaN or infinite") == 2
 
 
-@pytest.mark.parametrize("name", ["backbone.embedding.weight.scales", "backbone.layers.1.mixer.dt_proj.weight"])
-def test_a_scale_or_a_float_matrix_that_is_not_finite_is_found_by_inspect(tiny_bundle, name, capfd):
+@pytest.mark.parametrize(
+    ("scheme", "name"), [("w8a16-g128", "backbone.embedding.weight.scales"), ("fp16", "backbone.layers.1.mixer.dt_proj.weight")]
+)
+def test_a_scale_or_a_float_matrix_that_is_not_finite_is_found_by_inspect(
+    tiny_bundle, text_only, tmp_path, scheme, name, capfd
+):
     """Float matrices are not read when a decoder is opened; NaN in them is refused in the logits."""
+    if scheme == "fp16":
+        target = target_named("cpu")
+        tiny_bundle = export_bundle(str(text_only), target, tmp_path / "b", scheme=scheme, golden_lines=1).directory
     with copied(tiny_bundle) as bundle:
         tensors = load_file(bundle / DECODER)
         assert tensors[name].dtype == np.float16

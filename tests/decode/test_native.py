@@ -11,7 +11,7 @@ from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode import _cpu
 from cobra_edge.decode import numpy_reference as reference
 from cobra_edge.decode.backends import BACKENDS, open_decoder
-from cobra_edge.decode.cpu import CpuDecoder
+from cobra_edge.decode.cpu import CpuDecoder, arrays_of
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
@@ -423,13 +423,7 @@ def test_auto_takes_the_native_decoder(tiny):
 
 
 def arguments_of(bundle):
-    arrays = {}
-    for name, value in bundle.decoder_tensors().items():
-        if isinstance(value, QuantizedTensor):
-            arrays |= {f"{name}.codes": value.codes, f"{name}.scales": value.scales}
-        else:
-            arrays[name] = value
-    return msgspec.structs.asdict(bundle.manifest.model.mamba), arrays
+    return msgspec.structs.asdict(bundle.manifest.model.mamba), arrays_of(bundle.decoder_tensors())
 
 
 IN_PROJ = "backbone.layers.1.mixer.in_proj.weight"

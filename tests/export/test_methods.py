@@ -176,11 +176,11 @@ def test_clips_are_written_and_rounded_activations_run_with_them(export, source,
     checkpoint = open_checkpoint(str(source))
     found = read_statistics(statistics, checkpoint.config, checkpoint.sha256())
     clipped = {n: t for n, t in bundle.decoder_tensors().items() if isinstance(t, QuantizedTensor)}
-    assert len(clipped) == 1 + 3 * checkpoint.config.mamba.n_layer  # dt_proj stays float
+    assert len(clipped) == 1 + 4 * checkpoint.config.mamba.n_layer
     for name, tensor in clipped.items():
         layer, projection = projection_of(name)
         turned = rotation == "both" and projection in ("in_proj", "out_proj", "head")
-        expected = found.percentile(layer, projection, 128, 99, rotated=turned)
+        expected = found.percentile(layer, projection, tensor.scheme.group(tensor.shape[1]), 99, rotated=turned)
         assert tensor.clips is not None and (tensor.clips > 0).all() and np.array_equal(tensor.clips, expected)
         assert np.array_equal(tensor.codes, free.decoder_tensors()[name].codes)  # weights know nothing of it
     got, unclipped = run_rounded(CpuDecoder, bundle), run_rounded(CpuDecoder, free)

@@ -103,11 +103,11 @@ def test_a_float_form_that_disagrees_is_refused(suite):
 
 
 def test_bits_by_hand(tiny_bundle):
-    """tiny_bundle is w8a16-g128: 8 bits and a float16 scale for 128 weights; dt_proj, 8 wide, stays float16."""
+    """tiny_bundle is w8a16-g128: 8 bits and a float16 scale for 128 weights; dt_proj, 8 wide, has one for each row."""
     bundle = Bundle.open(tiny_bundle)
     assert bundle.manifest.recipe.scheme == "w8a16-g128" and bundle.manifest.model.mamba == TINY
     narrow = 2 * 256 * 8
-    expected = ((TINY_MATRICES - narrow) * 8.125 + narrow * 16) / TINY_MATRICES
+    expected = ((TINY_MATRICES - narrow) * 8.125 + narrow * 8 + 2 * 256 * 16) / TINY_MATRICES
     assert bundle_bits(bundle).matrices == pytest.approx(expected)
     file_bytes = bundle.path("decoder.safetensors").stat().st_size
     assert bundle_bits(bundle).all == pytest.approx(8 * file_bytes / TINY.n_parameters)

@@ -170,15 +170,14 @@ def test_clips_are_stored_for_what_enters_a_product():
         assert not any(t.name.endswith(".clips") for entries in free.values() for t in entries)
 
 
-def test_recipe_keeps_the_sensitive_tensors_float():
+def test_recipe_keeps_the_sensitive_tensors_in_more_bits():
     recipe, kept = uniform_recipe(CONFIG, SCHEMES["w4a16-g128"])
     assert recipe.storage("backbone.layers.1.mixer.in_proj.weight") == "w4a16-g128"
     assert recipe.storage("backbone.embedding.weight") == "w4a16-g128"
     for name in ("A_log", "D", "dt_proj.bias", "conv1d.weight", "conv1d.bias"):
         assert recipe.storage(f"backbone.layers.0.mixer.{name}") == "float32"
     assert recipe.storage("backbone.norm_f.weight") == "float32"
-    assert recipe.storage("backbone.layers.0.mixer.dt_proj.weight") == "float16"
-    assert list(kept) == ["backbone.layers.*.mixer.dt_proj.weight"]
+    assert recipe.storage("backbone.layers.0.mixer.dt_proj.weight") == "w8a16-channel" and not kept
 
 
 def test_a_recipe_that_cannot_be_is_refused():
