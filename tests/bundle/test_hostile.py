@@ -139,9 +139,7 @@ def test_a_small_vector_that_is_not_finite_is_found_when_the_decoder_is_opened(t
 @pytest.mark.parametrize(
     ("scheme", "name"), [("w8a16-g128", "backbone.embedding.weight.scales"), ("fp16", "backbone.layers.1.mixer.dt_proj.weight")]
 )
-def test_a_scale_or_a_float_matrix_that_is_not_finite_is_found_by_inspect(
-    tiny_bundle, text_only, tmp_path, scheme, name, capfd
-):
+def test_a_scale_or_a_float_matrix_that_is_not_finite_is_found(tiny_bundle, text_only, tmp_path, scheme, name, capfd):
     """Float matrices are not read when a decoder is opened; NaN in them is refused in the logits."""
     if scheme == "fp16":
         target = target_named("cpu")

@@ -274,14 +274,14 @@ def test_the_best_allocation_drifts_no_more_than_the_uniform_recipe_that_fits(fe
         data = json.loads(capfd.readouterr().out)
         return data["bit_allocation"], Bundle.open(out).manifest
 
-    allocation, mixed = exported("--bits", "4.3", "--activations", "float32", "--sensitivity", str(file))
-    _, uniform = exported("--scheme", "w4a16-g128")
+    allocation, mixed = exported("--bits", "4.1", "--activations", "float32", "--sensitivity", str(file))
+    _, uniform = exported("--scheme", "w3a16-g64")
     assert mixed.recipe.scheme == MIXED and mixed.recipe.tensors == allocation["tensors"] and mixed.recipe.statistics
     bits = sum(matrix_bits(mixed.model.mamba, mixed.recipe).values()) / matrix_weights(mixed.model.mamba)
-    assert 3.478 < bits == allocation["bits_per_weight"] <= 4.3
+    assert 3.5 < bits == allocation["bits_per_weight"] <= 4.1
     assert mixed.drift.measures["kld_mean"] < uniform.drift.measures["kld_mean"]
-    fits, _ = uniform_recipe(uniform.model.mamba, SCHEMES["w4a16-g64"])
-    assert sum(matrix_bits(uniform.model.mamba, fits).values()) / matrix_weights(uniform.model.mamba) > 4.3
+    fits, _ = uniform_recipe(uniform.model.mamba, SCHEMES["w4a16-g128"])
+    assert sum(matrix_bits(uniform.model.mamba, fits).values()) / matrix_weights(uniform.model.mamba) > 4.1
 
 
 @pytest.mark.parametrize(
