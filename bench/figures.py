@@ -41,7 +41,7 @@ from .headline import headline_table, reasons
 from .interval_coverage_result import CoverageResult, coverage_table
 from .methods_result import MethodsResult, methods_tables
 from .predictions import prediction_table, published_table
-from .quality_result import QualityResult, goals_table, quality_goals_table, quality_table, rows_of
+from .quality_result import QualityResult, draws_table, goals_table, quality_goals_table, quality_table, rows_of
 from .serving_goals import serving_goals_table
 from .suite_cost_result import SuiteCostResult, suite_cost_table
 from .vision_goals import MiniVisionResult, answers_table, vision_goals_table
@@ -122,10 +122,10 @@ def _not_empty(tables: Iterable[Table]) -> list[Table]:
 
 
 TABLES: dict[str, Callable[[], Iterable[Table]]] = {
-    "headline": lambda: [headline_table(quality_result(), read_result(RESULTS / "quality-guided.json", QualityResult))],
+    "headline": lambda: [headline_table(quality_result())],
     "quality": lambda: [quality_table(quality_result())],
-    "quality_guided": lambda: map(quality_table, _all(QualityResult, "quality-guided")),
     "quality_goals": lambda: [quality_goals_table(quality_result())],
+    "quality_draws": lambda: _not_empty([draws_table(quality_result())]),
     "goals": lambda: [goals_table(quality_result())],
     "export": lambda: map(export_table, _all(ExportResult, "export-cobra-3b")),
     "methods": lambda: (table for result in _all(MethodsResult, "methods-cobra-3b") for table in methods_tables(result)),
@@ -185,7 +185,7 @@ def figures(check: bool) -> None:
             page.write_text(fresh, encoding="utf-8")
     if not check:
         quality = quality_result()
-        draw_drift([row for kind in ("ours", "peer") for row in rows_of(quality, kind)], PLOT)
+        draw_drift([row for kind in ("ours", "peer") for row in rows_of(quality, kind) if row.draw is None], PLOT)
 
 
 main = main_of(figures)

@@ -6,39 +6,39 @@ from cobra_edge.bench.decode_result import CpuDecodeResult
 from cobra_edge.bench.serving_result import ServeResult
 from cobra_edge.bench.tables import Table
 
+from .builds import DEFAULT, DEFAULT_ON_GPU
 from .quality_result import QualityResult, interval_cell
 
 # A few rows: ours at some bits per weight, before the peer to compare with.
 HEADLINE = (
-    "w8a16-g128 gptq, rotated",
+    "best, w8a16-g128",
     "llama.cpp Q8_0",
-    "guided, 4.3 bits, out_proj rotated",
-    "guided, 3.5 bits, out_proj rotated",
-    "mixed, 4.3 bits",
+    DEFAULT_ON_GPU,
+    DEFAULT,
+    "best, 3.5 bits",
+    "balanced",
+    "fast",
     "llama.cpp Q4_K_M",
     "bitsandbytes nf4",
 )
-DEFAULT = "w4a16-g128"  # scheme of export for a Jetson or an RTX GPU
 
 
-def headline_table(quality: QualityResult, guided: QualityResult) -> Table:
-    """Return bits per weight, drift and agreement of the default and of HEADLINE, from both runs on the same suite."""
-    by_label = {row.label: row for row in (*guided.rows, *quality.rows)}
+def headline_table(quality: QualityResult) -> Table:
+    """Return bits per weight, drift and agreement of HEADLINE."""
+    by_label = {row.label: row for row in quality.rows}
     whole = by_label[DEFAULT]
     title = f"cobra-mini on its whole held-out suite: {whole.lines} questions, {whole.images} images."
     rows = []
-    for label in (DEFAULT, *HEADLINE):
-        row = by_label[label]
-        name = f"{label}, the default for Jetson and RTX" if label == DEFAULT else label
+    for row in (by_label[label] for label in HEADLINE):
         drift = [interval_cell(row.kld_mean, ".1e"), f"{row.top1_agreement.value:.2%}"]
-        rows.append([name, f"{row.bits_matrices:.2f}", *drift])
+        rows.append([row.label, f"{row.bits_matrices:.2f}", *drift])
     return Table(["build", "bits per weight", "mean KLD from fp16, nats (95 % interval)", "same next token"], rows, title)
 
 
 def reasons(quality: QualityResult, decode: CpuDecodeResult, server: ServeResult) -> str:
     """Return the four reasons of the front page, with a number each, as a Markdown list."""
     by_label = {row.label: row for row in quality.rows}
-    ours, peer = by_label["mixed, 4.3 bits"], by_label["llama.cpp Q4_K_M"]
+    ours, peer = by_label[DEFAULT_ON_GPU], by_label["llama.cpp Q4_K_M"]
     compared = ours.against[peer.label].kld_ratio
     assert compared is not None and server.prefix_reuse_photo is not None
     four = next(row for row in decode.rows if row.scheme == "w4a16-g128")

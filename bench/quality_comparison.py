@@ -17,6 +17,7 @@ import numpy as np
 from msgspec import structs
 from msgspec.structs import replace
 
+from calibration.make_suites import write_suite
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.errors import MachineError
@@ -163,7 +164,9 @@ def _run_build(build: Build, folder: Path, lines: list[Line]) -> tuple[Bundle, S
     """Export a build and run the suite through our runtime."""
     goal = folder / build.label.replace(" ", "-")
     target, budget = target_named(build.target), budget_without_limits(folder)
-    exported = export_bundle("mini", target, goal, golden_lines=_GOLDEN_LINES, budget=budget, **build.options)
+    lines_of = {} if build.draw is None else {"calibration": _drawn(folder, build.draw), "golden": HELDOUT}
+    options = {"golden_lines": _GOLDEN_LINES, "budget": budget, **lines_of, **build.export}
+    exported = export_bundle("mini", target, goal, **options)
     bundle = Bundle.open(exported.directory)
     recipe = bundle.manifest.recipe
     activations = build.activations or recipe.activations
@@ -182,9 +185,18 @@ def _run_build(build: Build, folder: Path, lines: list[Line]) -> tuple[Bundle, S
         return found
 
     logits = _watched(build.label, len(lines), run)
-    facts = {"export": build.options, "method": recipe.method, "rotations": recipe.rotations}
+    facts = {"export": dict(build.export), "method": recipe.method, "rotations": recipe.rotations, "draw": build.draw}
     facts |= {"runtime": f"cobra_edge {session.decoder.name}", "activations": activations}
     return bundle, session, RunnerOutput(logits, bundle_bits(bundle), facts)
+
+
+def _drawn(folder: Path, seed: int) -> Path:
+    """Draw a calibration set as large as both embedded ones; return its lines."""
+    whole = folder / f"draw-{seed}" / "lines.jsonl"
+    if not whole.exists():
+        parts = write_suite("calibration", whole.parent, seed)
+        whole.write_bytes(b"".join((whole.parent / f"{part}.jsonl").read_bytes() for part in parts))
+    return whole
 
 
 def budget_without_limits(folder: Path) -> Path:

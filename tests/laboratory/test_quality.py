@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import quality_comparison
-from bench.builds import BUILDS
+from bench.builds import BUILDS, DEFAULT_ON_GPU
 from bench.drift_plot import draw_drift, frontier
 from bench.held_out import Answers, against, figures
 from bench.quality import quality
@@ -340,30 +340,32 @@ def made_up(label, kind, bits, matrices, kld, lost=0.0, ratio=None, activations=
 
 
 def test_goals_are_judged_from_the_rows(tmp_path):
-    below, over = {"value": 0.5, "low": 0.4, "high": 0.7}, {"value": 1.2, "low": 0.9, "high": 1.5}
+    below, over = {"value": 0.15, "low": 0.12, "high": 0.2}, {"value": 1.2, "low": 0.9, "high": 1.5}
     rows = [
         made_up("fp16", "reference", 16, 16.0, 0.0),
-        made_up("w8", "ours", 8, 8.2, 1e-5, ratio={"llama.cpp Q8_0": below}),
-        made_up("four", "ours", 4, 4.2, 1e-3, lost=0.005, ratio={"A": below, "B": over}),
-        made_up("wide", "ours", 4, 4.7, 1e-4, lost=0.02, ratio={"A": below, "B": below}),
-        made_up("mixed, 4.5 bits", "ours", 4, 4.5, 1e-5, ratio={"A": below, "B": below}),  # judged as a mix, not as w4a16
-        made_up("A", "peer", 4, 4.8, 2e-3),
+        made_up("best, w8a16-g128", "ours", 8, 8.2, 1e-5, ratio={"llama.cpp Q8_0": below}),
+        made_up(DEFAULT_ON_GPU, "ours", 4, 4.3, 1e-3, lost=0.005, ratio={"llama.cpp Q4_K_M": below, "B": over}),
+        made_up("best, 3.5 bits", "ours", 4, 3.5, 1e-4, lost=0.02, ratio={"llama.cpp Q4_K_M": below}),
+        made_up("four", "ours", 4, 4.2, 1e-3),
+        made_up("llama.cpp Q4_K_M", "peer", 4, 4.8, 2e-3),
         made_up("B", "peer", 4, 4.8, 2e-3),
         made_up("llama.cpp Q8_0", "peer", 8, 8.6, 3e-5),
     ]
     result = Comparison(rows=tuple(rows), not_measured=(NotMeasured("C", 4, "no library"),))
     text = markdown([quality_goals_table(result)])
     for line in (
-        "below that of A | four | 0.50 (0.40–0.70) times | reached |",
-        "below that of B | four | 1.20 (0.90–1.50) times | **missed**, but the interval contains the limit |",
-        "below that of C | four | not measured |  |",
-        "llama.cpp Q8_0 | w8 | 0.50 (0.40–0.70) times | reached |",
-        "w4a16: every task within 1 point of float | wide | count -2.0 (-4.0–+0.0) | **missed**, but the interval ",
-        "≤ 4.3 bits: every task within 1 point of float | four | count -0.5 (-2.5–+0.0) | reached, but the interval ",
-        "w8a16: every task within 0.2 points of float | w8 | count",
+        f"at most 1/6 of that of llama.cpp Q4_K_M | {DEFAULT_ON_GPU} | 0.150 (0.120–0.200) times | reached, but the interval",
+        f"at most 1/12 of that of bitsandbytes nf4 | {DEFAULT_ON_GPU} | not measured |  |",
+        "at most 1/2 of that of llama.cpp Q4_K_M | best, 3.5 bits | 0.150 (0.120–0.200) times | reached |",
+        f"below that of B | {DEFAULT_ON_GPU} | 1.200 (0.900–1.500) times | **missed**, but the interval contains the limit |",
+        f"below that of C | {DEFAULT_ON_GPU} | not measured |  |",
+        "llama.cpp Q8_0 | best, w8a16-g128 | 0.150 (0.120–0.200) times | reached |",
+        "every task within 1 point of float | best, 3.5 bits | count -2.0 (-4.0–+0.0) | **missed**, but the interval ",
+        f"every task within 1 point of float | {DEFAULT_ON_GPU} | count -0.5 (-2.5–+0.0) | reached, but the interval ",
+        "every task within 0.2 points of float | best, w8a16-g128 | count",
     ):
         assert line in text, line
-    assert markdown([quality_goals_table(Comparison(rows=tuple(rows[:1])))]).count("not measured") == 3
+    assert "reached" not in markdown([quality_goals_table(Comparison(rows=tuple(rows[:1])))])
     shown = markdown([quality_table(result)])
     assert "| C (not measured: no library) | – |" in shown and "| four | 4.20 | 5.20 | float32 | 1.00e-03 (" in shown
     assert "| count | 100 | 99.0% | 85% | reached |" in markdown([goals_table(result)])
