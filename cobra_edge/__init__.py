@@ -1,7 +1,7 @@
 """cobra_edge: quantized Mamba vision-language models on the edge.
 
 import cobra_edge
-session = cobra_edge.load("bundles/cobra-mini-jetson-orin-nano-w4a16-g128")
+session = cobra_edge.load("bundles/cobra-mini-jetson-orin-nano-best")
 print(session.ask("scene.png", "Is there a red circle?").read())
 """
 

@@ -1,6 +1,6 @@
 """Build: compile the TensorRT engine of a bundle, on the device that will run it.
 
-python -m cobra_edge.build bundles/cobra-mini-jetson-orin-nano-w4a16-g128
+python -m cobra_edge.build bundles/cobra-mini-jetson-orin-nano-best
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Inspect: verify a bundle and print its contents.
 
-python -m cobra_edge.inspect bundles/cobra-mini-jetson-orin-nano-w4a16-g128
+python -m cobra_edge.inspect bundles/cobra-mini-jetson-orin-nano-best
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run: ask a bundle one question.
 
-python -m cobra_edge.run bundles/cobra-mini-jetson-orin-nano-w4a16-g128 --image scene.png --prompt "Is there a red circle?"
+python -m cobra_edge.run bundles/cobra-mini-jetson-orin-nano-best --image scene.png --prompt "Is there a red circle?"
 """
 
 from __future__ import annotations

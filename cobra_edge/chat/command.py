@@ -1,6 +1,6 @@
 """Chat with a bundle about images.
 
-python -m cobra_edge.chat bundles/cobra-mini-jetson-orin-nano-w4a16-g128 --image scene.png
+python -m cobra_edge.chat bundles/cobra-mini-jetson-orin-nano-best --image scene.png
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Serve: an OpenAI-compatible server for a bundle, with a web page.
 
-python -m cobra_edge.serve bundles/cobra-mini-jetson-orin-nano-w4a16-g128
+python -m cobra_edge.serve bundles/cobra-mini-jetson-orin-nano-best
 """
 
 from __future__ import annotations

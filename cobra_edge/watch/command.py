@@ -1,6 +1,6 @@
 """Watch: ask a bundle the same question about every new image.
 
-python -m cobra_edge.watch bundles/cobra-mini-jetson-orin-nano-w4a16-g128 --camera 0 --prompt "Is there a red circle?"
+python -m cobra_edge.watch bundles/cobra-mini-jetson-orin-nano-best --camera 0 --prompt "Is there a red circle?"
 """
 
 from __future__ import annotations

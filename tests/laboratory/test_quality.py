@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from bench import quality_comparison
-from bench.builds import BUILDS, DEFAULT_ON_GPU
+from bench.builds import BUILDS, DEFAULT, DEFAULT_ON_GPU
 from bench.drift_plot import draw_drift, frontier
+from bench.figures import quality_result
+from bench.headline import HEADLINE
 from bench.held_out import Answers, against, figures
 from bench.quality import quality
 from bench.quality_comparison import require_agreement
@@ -33,7 +35,11 @@ from cobra_edge.bench.tables import markdown
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
+from cobra_edge.export.options import ExportOptions, choose
 from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
+from cobra_edge.formats.recipe import ROTATIONS, activations_of
+from cobra_edge.formats.scheme import SCHEMES
+from cobra_edge.formats.targets import target_named
 from cobra_edge.regress import intervals
 from cobra_edge.regress.intervals import Interval
 from cobra_edge.suite.line import Line
@@ -382,3 +388,15 @@ def test_mini_is_what_the_peers_are_asked_with(mini_bundle):
     """The fp16 build's tensors are what peers get: the checkpoint's own, in the shapes of its config."""
     tensors = Bundle.open(mini_bundle("fp16")).decoder_tensors()
     assert {n: t.shape for n, t in tensors.items()} == decoder_shapes(MINI_MAMBA)
+
+
+@pytest.mark.parametrize("label", [DEFAULT, DEFAULT_ON_GPU])
+def test_the_front_page_shows_the_default(label):
+    """The rows that are told to be the default were exported without any option, and so would they be today."""
+    build = next(b for b in BUILDS if b.label == label)
+    row = next(r for r in quality_result().rows if r.label == label)
+    target = target_named(build.target)
+    chosen = choose(ExportOptions(), target)
+    assert build.export == row.export == {} and label in HEADLINE
+    assert (row.method, row.rotations) == (chosen.method, ROTATIONS[chosen.rotation])
+    assert row.activations == activations_of(SCHEMES[target.scheme]) and 0.98 * target.bits < row.bits_matrices <= target.bits

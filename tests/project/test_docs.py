@@ -58,7 +58,7 @@ def workspace(mini_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pyt
     demo image, questions.jsonl two questions, my.jsonl ten, tasks/scenes.jsonl one, budget.toml a wide limit.
     """
     bundle = mini_bundle("w4a16-g128")
-    for name in ("BUNDLE", "bundles/cobra-mini-jetson-orin-nano-w4a16-g128"):
+    for name in ("BUNDLE", "bundles/cobra-mini-jetson-orin-nano-best"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copytree(bundle, tmp_path / name, copy_function=os.link)
     write_text_only(tmp_path / "DIR")
