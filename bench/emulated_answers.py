@@ -32,13 +32,13 @@ from cobra_edge.terminal.option_groups import Command, option
 from cobra_edge.terminal.output import debug_option, main_of, progress
 from cobra_edge.terminal.suggestions import near_matches
 
-from .builds import BUILDS, REFERENCE, Build
+from .builds import BUILDS, DEFAULT_ON_GPU, REFERENCE, Build
 from .emulated_answers_result import EmulatedAnswers, EmulatedAnswersResult, emulated_answers_table
 from .quality_comparison import budget_without_limits, embedded_suite
 
 NAME = "emulated-answers"
-_ALL = "w4a16-g128"  # is asked every line, the others some
-_OTHERS = ("fp16", "w8a16-g128", "w4a16-g128 gptq, rotated", "w3a16-g64 gptq, rotated", "w4a8")
+_ALL = DEFAULT_ON_GPU  # is asked every line, the others some
+_OTHERS = ("fp16", "w8a16-g128", "w4a16-g128", "w4a16-g128 gptq, rotated", "best, 3.5 bits", "w4a8")
 _SOME_LINES = 64
 _BETWEEN = 25  # lines between two results that are saved
 _LONGEST = 48  # tokens of an answer
@@ -79,7 +79,7 @@ def compare(build: Build, folder: Path, n_lines: int) -> Iterator[EmulatedAnswer
     """Export a build, and answer lines spread over the suite's tasks on both; yield what was found, now and again."""
     out = folder / build.label.replace(",", "").replace(" ", "-")
     exported = export_bundle(
-        "mini", target_named("cpu"), out, golden_lines=1, budget=budget_without_limits(folder), **build.export
+        "mini", target_named(build.target), out, golden_lines=1, budget=budget_without_limits(folder), **build.export
     )
     bundle, floats = Bundle.open(exported.directory), DecoderOptions(activations="float32")  # as a GPU keeps them, nearly
     ours = open_decoder(bundle, "cuda", "cuda", floats)
