@@ -6,6 +6,7 @@ python -m cobra_edge.run bundles/cobra-mini-jetson-orin-nano-best --image scene.
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ import msgspec
 from .decode.sampling import Sampling
 from .inference.answer_metrics import CUT, AnswerMetrics
 from .inference.session_options import Opening, sampling_options, session_options
+from .inputs.image import load_image
 from .terminal.option_groups import Command, option
 from .terminal.output import debug_option, main_of, plain, print_json, tell
 
@@ -31,10 +33,13 @@ def command(opening: Opening, image: Path | None, prompt: str, max_new_tokens: i
 
     The answer goes to stdout; a missing image and a cut answer are reported on stderr.
     """
-    session = opening.load()
-    if image is None and session.config.vision is not None:
+    with ThreadPoolExecutor(1) as reader:  # the image is decoded while the model opens
+        decoded = None if image is None else reader.submit(load_image, image)
+        session = opening.load()
+    if decoded is None and session.config.vision is not None:
         tell("no image given (--image): the answer is not about an image", style="yellow")
-    answer = session.ask(image, prompt, max_new_tokens=max_new_tokens, sampling=sampling)
+    seen = image if decoded is None or session.config.vision is None else decoded.result()
+    answer = session.ask(seen, prompt, max_new_tokens=max_new_tokens, sampling=sampling)
     for piece in answer:
         if not as_json:
             sys.stdout.write(plain(piece))
