@@ -1,6 +1,6 @@
 """Measure the sensitivity of a checkpoint's matrices to quantization.
 
-cobra-edge sensitivity --checkpoint mini --method gptq --rotation both --out sensitivity.json --plot sensitivity.png
+cobra-edge sensitivity --checkpoint mini --rotation out-proj --out sensitivity.json --plot sensitivity.png
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from rich.table import Table
 from .environment.requirements import require_export
 from .errors import MachineError
 from .export.checks import check_calibration, check_choices, check_text_only
-from .export.statistics import find_sensitivity, statistics_for
+from .export.guided import calibration_directory
+from .export.statistics import expected_sensitivity, find_sensitivity, statistics_for
 from .files.staging import check_file_goal, staged_file
 from .formats.method import METHODS
 from .formats.recipe import FLOAT16, MIXED, ROTATIONS, Recipe
@@ -28,11 +29,12 @@ from .suite.line_set import LineSet
 from .terminal.option_groups import Command, option
 from .terminal.output import debug_option, main_of, print_json, results, say
 
-_METHODS = [name for name, method in METHODS.items() if not method.needs_gradients]  # others have costs of their own
 _PATH = click.Path(path_type=Path)
 
 
-@click.command(cls=Command, epilog="Example: cobra-edge sensitivity --checkpoint mini --method gptq --out sensitivity.json")
+@click.command(
+    cls=Command, epilog="Example: cobra-edge sensitivity --checkpoint mini --out sensitivity.json --plot sensitivity.png"
+)
 @option(
     "--checkpoint",
     "source",
@@ -50,7 +52,7 @@ _PATH = click.Path(path_type=Path)
 )
 @option("--vision-weights", group="input", type=_PATH, help="Directory with the safetensors of the vision encoders.")
 @option("--tokenizer", group="input", type=_PATH, help="tokenizer.json or its directory.")
-@option("--method", group="quantization", type=click.Choice(_METHODS), default="rtn", help="Quantization method.")
+@option("--method", group="quantization", type=click.Choice(list(METHODS)), default="guided", help="Quantization method.")
 @option(
     "--rotation",
     group="quantization",
@@ -79,9 +81,10 @@ _PATH = click.Path(path_type=Path)
 @threads_option
 @debug_option
 def command(source: str, out: Path, plot: Path | None, force: bool, threads: int | None, as_json: bool, **options: Any) -> None:
-    """Quantize each matrix alone by each scheme that fits it, and measure the KLD of the model.
+    """Tell what each matrix costs in each scheme that fits it: the KLD of a model with that matrix alone quantized.
 
-    Each KLD takes a run of the whole model over all lines: minutes for cobra-mini, days for billions of weights.
+    With --method guided, costs are foretold from gradients, in two passes over the model. With any other method each is
+    measured, which takes a run of the whole model over all lines: minutes for cobra-mini, days for billions of weights.
 
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
@@ -90,7 +93,7 @@ def command(source: str, out: Path, plot: Path | None, force: bool, threads: int
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise MachineError("--plot needs matplotlib; install it with: pip install matplotlib")
     with staged_file(out, force=force) as staged:  # opened first: an unwritable file is reported before days of work
-        found = _scan(source, staged.parent, options)
+        found = _scan(source, out, staged.parent, options)
         write_sensitivity(found, staged)
     if plot is not None:
         with staged_file(plot, force=force) as staged:
@@ -102,7 +105,7 @@ def command(source: str, out: Path, plot: Path | None, force: bool, threads: int
         say(f"sensitivities: {out}")
 
 
-def _scan(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
+def _scan(source: str, out: Path, stage: Path, options: dict[str, Any]) -> Sensitivity:
     method, rotation, clip = options["method"], options["rotation"], options["clip_activations"]
     check_choices(scheme_named("w4a16-g128"), method, rotation, clip)
     check_calibration(method, clip, options["statistics"], None, otherwise_used=True)
@@ -129,6 +132,8 @@ def _scan(source: str, stage: Path, options: dict[str, Any]) -> Sensitivity:
     file = options["statistics"]
     given = None if file is None else read_statistics(file, checkpoint.config, digest)
     cache = EmbeddingCache(checkpoint)
+    if METHODS[method].needs_gradients:
+        return expected_sensitivity(checkpoint, digest, recipe, data, calibration_directory(out), cache)
     with statistics_for(checkpoint, recipe, given, data, stage, cache) as statistics:
         return find_sensitivity(checkpoint, digest, recipe, statistics, data, cache=cache)
 
@@ -139,7 +144,8 @@ def _columns(found: Sensitivity) -> list[str]:
 
 
 def _table(found: Sensitivity) -> Table:
-    title = f"{found.model_id}, {found.method}: mean KLD (nats) with one matrix quantized, {found.positions} answer tokens"
+    kind = "expected" if METHODS[found.method].needs_gradients else "mean"
+    title = f"{found.model_id}, {found.method}: {kind} KLD (nats) with one matrix quantized, {found.positions} answer tokens"
     table = Table(title=title, title_justify="left")
     table.add_column("matrix")
     for storage in _columns(found):
@@ -166,7 +172,7 @@ def draw(found: Sensitivity, file: Path) -> None:
         points = [(i, found.kld[name][storage]) for i, name in enumerate(names) if found.kld[name].get(storage, 0) > 0]
         axes.plot([i for i, _ in points], [kld for _, kld in points], "o", label=storage, alpha=0.8)
     axes.set_xticks(range(len(names)), [_short(name) for name in names], rotation=60, ha="right", fontsize="small")
-    axes.set(yscale="log", ylabel="mean KLD from float (nats)")
+    axes.set(yscale="log", ylabel=f"{'expected' if METHODS[found.method].needs_gradients else 'mean'} KLD from float (nats)")
     axes.set_title(f"{found.model_id}, {found.method}: one matrix quantized, the others float")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

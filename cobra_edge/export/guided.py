@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from ..files.staging import held
 from ..formats.packing import QuantizedTensor
 from ..formats.recipe import Recipe
 from ..quantize.bit_allocation import BitAllocation, allocate_by_costs
-from ..quantize.guidance import GROUPS, SCHEMA_VERSION, Header
+from ..quantize.guidance import GROUPS, SCHEMA_VERSION, Guidance, Header
 from ..quantize.resume import Resume
 from ..quantize.sensitivity import of_tensors
 from ..suite.line_set import LineSet
@@ -29,42 +29,44 @@ from .stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from ..quantize.calibration_data import EmbeddingCache
+    from ..quantize.gradients import CalibrationPass
 
 _SEED = 0  # of the random signs
 
 
-@contextmanager
-def guided_values(
-    checkpoint: Any,
-    recipe: Recipe,
-    bits: float | None,
-    data: LineSet | None,
-    goal: Path,
-    cache: EmbeddingCache,
-    watch: Stopwatch,
-) -> Iterator[tuple[Recipe, BitAllocation | None, Mapping[str, np.ndarray | QuantizedTensor]]]:
-    """Yield the recipe with bits allocated, the allocation, and every matrix (out, in) as stored: codes, float16 or float32.
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """A calibration set with the gradients of a model on it: the pass over its layers, what identifies it, and the guidance."""
 
-    Finished layers are kept in a hidden directory next to `goal`, which is removed at the end. If the process stops before, the
-    same export resumes from there.
+    run: CalibrationPass
+    header: Header
+    guidance: Guidance
+
+
+@contextmanager
+def guided(
+    checkpoint: Any, recipe: Recipe, data: LineSet | None, work: Path, cache: EmbeddingCache, watch: Stopwatch
+) -> Iterator[Guided]:
+    """Yield the gradients of a model on calibration lines.
+
+    Finished layers are kept in `work`, which is removed at the end; if the process stops before, the same call resumes from
+    there.
 
     Args:
         checkpoint: opened.
-        recipe: with method "guided"; its storages count if `bits` is None.
-        bits: budget of bits per weight.
+        recipe: with the rotations that gradients are taken in the basis of.
         data: calibration lines, with answers, of which the `affordable` are used; None for both embedded sets.
-        goal: directory of the bundle.
+        work: hidden directory.
         cache: visual embeddings that other steps share.
         watch: receives the time of each step.
 
     Raises:
-        InputError: as `stream_forward`, `collect_guidance` and `quantize_sequentially`, or a budget that is too small.
+        InputError: as `stream_forward` and `collect_guidance`.
         MachineError: the disk has no space for the residual streams.
     """
     from ..decode.native_operations import best_operations, differentiable_operations
     from ..quantize.calibration_data import calibration_suite, data_sha256
     from ..quantize.gradients import CalibrationPass, collect_guidance, stream_forward
-    from ..quantize.sequential import quantize_sequentially
     from ..quantize.stream_files import StreamFiles
     from ..quantize.streams import spans_of
 
@@ -85,27 +87,60 @@ def guided_values(
         groups=GROUPS,
         seed=_SEED,
     )
-    work = goal.absolute().parent / f".{goal.name}.calibration"
     work.parent.mkdir(parents=True, exist_ok=True)
     with held(work), stages() as on_progress:
-        gradients = Resume(work / "gradients", msgspec.json.encode(header))
+        kept = Resume(work / "gradients", msgspec.json.encode(header))
         streams = StreamFiles(work / "gradients", (header.positions, config.d_model))
         _require_disk_space(streams.bytes_to_write(config.n_layer + 1), work)
         run = CalibrationPass(checkpoint, suite, spans, streams, best_operations(), on_progress)
         with watch.stage("calibration, forward"):
             stream_forward(run, data.directory, cache)
         with watch.stage("calibration, gradients"):
-            guidance = collect_guidance(replace(run, operations=differentiable_operations()), header, gradients)
+            found = collect_guidance(replace(run, operations=differentiable_operations()), header, kept)
+        yield Guided(run, header, found)
+        shutil.rmtree(work)
+
+
+@contextmanager
+def guided_values(
+    checkpoint: Any,
+    recipe: Recipe,
+    bits: float | None,
+    data: LineSet | None,
+    goal: Path,
+    cache: EmbeddingCache,
+    watch: Stopwatch,
+) -> Iterator[tuple[Recipe, BitAllocation | None, Mapping[str, np.ndarray | QuantizedTensor]]]:
+    """Yield the recipe with bits allocated, the allocation, and every matrix (out, in) as stored: codes, float16 or float32.
+
+    Args:
+        checkpoint, data, cache, watch: as for `guided`.
+        recipe: with method "guided"; its storages count if `bits` is None.
+        bits: budget of bits per weight.
+        goal: directory of the bundle; what an interrupted export resumes from is beside it.
+
+    Raises:
+        InputError: as `guided` and `quantize_sequentially`, or a budget that is too small.
+        MachineError: as `guided`.
+    """
+    from ..quantize.sequential import quantize_sequentially
+
+    work = calibration_directory(goal)
+    with guided(checkpoint, recipe, data, work, cache, watch) as found:
         allocation = None
         if bits is not None:
-            allocation = allocate_by_costs(config, recipe, guidance.costs(), bits)
+            allocation = allocate_by_costs(checkpoint.config.mamba, recipe, found.guidance.costs(), bits)
             recipe = of_tensors(recipe, allocation.tensors)
-        recipe = msgspec.structs.replace(recipe, statistics=hashlib.sha256(msgspec.json.encode(header)).hexdigest())
-        quantized = Resume(work / "quantized", msgspec.json.encode((header, recipe)))
+        recipe = msgspec.structs.replace(recipe, statistics=hashlib.sha256(msgspec.json.encode(found.header)).hexdigest())
+        quantized = Resume(work / "quantized", msgspec.json.encode((found.header, recipe)))
         with watch.stage("quantization"):
-            values = quantize_sequentially(run, guidance, recipe, quantized)
+            values = quantize_sequentially(found.run, found.guidance, recipe, quantized)
         yield recipe, allocation, values
-        shutil.rmtree(work)
+
+
+def calibration_directory(goal: Path) -> Path:
+    """Return the hidden directory beside a result that an interrupted calibration resumes from."""
+    return goal.absolute().parent / f".{goal.name}.calibration"
 
 
 def _require_disk_space(needed: int, work: Path) -> None:

@@ -16,6 +16,7 @@ from ..suite.line_set import LineSet
 from ..terminal.output import progress, stages, tell
 from ..version import __version__
 from .checks import needs_statistics
+from .guided import guided
 from .stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -126,6 +127,35 @@ def find_sensitivity(
         positions=evaluation.positions,
         kld=table,
     )
+
+
+def expected_sensitivity(
+    checkpoint: Any, digest: str, recipe: Recipe, data: LineSet | None, work: Path, cache: EmbeddingCache
+) -> Sensitivity:
+    """Return the costs that gradients foretell, in place of a scan.
+
+    Args:
+        checkpoint, digest, data, cache: as for `find_sensitivity`.
+        recipe: method and rotations.
+        work: hidden directory that an interrupted calibration resumes from.
+
+    Raises:
+        InputError, MachineError: as `guided`.
+    """
+    with guided(checkpoint, recipe, data, work, cache, Stopwatch()) as found:
+        return Sensitivity(
+            schema_version=SCHEMA_VERSION,
+            cobra_edge=__version__,
+            model_id=checkpoint.config.model_id,
+            model_sha256=digest,
+            method=recipe.method,
+            rotations=recipe.rotations,
+            activations=recipe.activations,
+            activation_percentile=recipe.activation_percentile,
+            lines=found.header.lines,
+            positions=found.header.answers,
+            kld=found.guidance.costs(),
+        )
 
 
 def find_allocation(

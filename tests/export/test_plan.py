@@ -106,7 +106,7 @@ def test_every_choice_is_listed(capfd):
 
 
 def test_a_scan_refuses_what_it_would_not_look_at(text_only, statistics, tmp_path, capfd):
-    given = ["--checkpoint", str(text_only), "--out", str(tmp_path / "s.json")]
+    given = ["--checkpoint", str(text_only), "--out", str(tmp_path / "s.json"), "--method", "rtn"]
     assert run_command(sensitivity.command, [*given, "--statistics", str(statistics)]) == 2
     assert "method rtn uses no statistics" in " ".join(capfd.readouterr().err.split())
     assert run_command(sensitivity.command, [*given, "--vision-weights", str(MINI / "vision")]) == 2

@@ -284,6 +284,19 @@ def test_the_best_allocation_drifts_no_more_than_the_uniform_recipe_that_fits(fe
     assert sum(matrix_bits(uniform.model.mamba, fits).values()) / matrix_weights(uniform.model.mamba) > 4.1
 
 
+def test_costs_are_foretold_without_a_scan(text_only, tmp_path, capfd):
+    """The same costs that an export allocates bits by, and nothing is left beside the file."""
+    suite, file, plot = tmp_path / "suite.jsonl", tmp_path / "s.json", tmp_path / "s.png"
+    suite.write_text("".join(f'{{"prompt": "What is {n}?", "answer": "It is {n}.", "task": "text"}}\n' for n in range(8)))
+    given = ["--checkpoint", str(text_only), "--calibration", str(suite), "--out", str(file), "--plot", str(plot)]
+    assert run_command(command.command, given) == 0
+    assert "guided: expected KLD (nats) with one matrix quantized" in " ".join(capfd.readouterr().out.split())
+    costs = json.loads(file.read_bytes())["kld"]
+    assert list(costs) == list(candidates(TINY_MAMBA)) and plot.read_bytes()[1:4] == b"PNG"
+    assert all(row["float16"] == 0 < row["w8a16-channel" if "dt_proj" in name else "w8a16-g128"] for name, row in costs.items())
+    assert {f.name for f in tmp_path.iterdir()} == {text_only.name, "suite.jsonl", "s.json", "s.png"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
