@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from ..bundle.manifest import MemoryPlan
 from ..bundle.memory_plan import decoder_bytes, state_bytes, vision_working_bytes, working_bytes
 from ..decode.cuda.device_memory import DeviceMemory, context_bytes
@@ -41,14 +43,21 @@ def plan_memory(
     target: Target,
     precision: PrecisionName | None = None,
     vision_file_bytes: int | None = None,
+    unallocated_bytes: int = 0,
 ) -> MemoryPlan:
     """Return the plan; the size of the vision graph is estimated, in `precision` or the target's default, until it is written.
+
+    Args:
+        config, recipe, target: of the bundle.
+        precision, vision_file_bytes: of the vision graph.
+        unallocated_bytes: what a budget of bits allows the decoder beyond the recipe.
 
     Raises:
         InputError: the model does not fit the target; the message has the numbers.
     """
     vision = vision_bytes(config, precision or target.vision_precision) if vision_file_bytes is None else vision_file_bytes
     plan = (_on_a_gpu if target.decoder_runtime == "cuda" else _on_a_cpu)(config, recipe, target, vision)
+    plan = msgspec.structs.replace(plan, decoder_bytes=plan.decoder_bytes + unallocated_bytes)
     if plan.available_bytes is not None and plan.total_bytes > plan.available_bytes:
         raise InputError(
             f"{config.model_id} as {recipe.scheme} does not fit {target.title}: {plan.total_bytes / 1e9:.2f} GB needed "

@@ -18,7 +18,16 @@ from ..environment.requirements import require_export
 from ..errors import InputError
 from ..formats.model_config import CobraConfig
 from ..formats.precision import InputForm, PrecisionName
-from ..formats.recipe import MIXED, ROTATIONS, Recipe, activations_of, matrix_weights, require_hadamard, uniform_recipe
+from ..formats.recipe import (
+    MIXED,
+    ROTATIONS,
+    Recipe,
+    activations_of,
+    matrix_bits,
+    matrix_weights,
+    require_hadamard,
+    uniform_recipe,
+)
 from ..formats.scheme import Scheme, scheme_named
 from ..formats.targets import Target
 from ..inputs.text import TextCodec
@@ -117,7 +126,7 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     config = checkpoint.config
     engine = engine if config.vision is not None else "none"
     choice, recipe, kept = _recipe(config, choice, o)
-    memory = plan_memory(config, recipe, target, precision)
+    memory = plan_memory(config, recipe, target, precision, unallocated_bytes=_unallocated_bytes(config, recipe, choice))
     directory = out or Path("bundles") / _name(config, target, recipe, choice)
     check_goal(directory, force=o.force)
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
@@ -142,7 +151,7 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
         vision_input=o.vision_input or "uint8",
         engine=engine,
         directory=directory,
-        needed_bytes=_needed_bytes(memory, config, choice, engine),
+        needed_bytes=_needed_bytes(memory, choice, engine),
         codec=codec,
         calibration=calibration,
         golden=golden,
@@ -170,11 +179,19 @@ def open_planned(source: str, o: ExportOptions, choice: Choice) -> Checkpoint:
     return checkpoint
 
 
-def _needed_bytes(memory: MemoryPlan, config: CobraConfig, choice: Choice, engine: str) -> int:
+def _unallocated_bytes(config: CobraConfig, recipe: Recipe, choice: Choice) -> int:
+    """Return by how much the decoder may grow when bits are allocated; `recipe` is the smallest one."""
+    if choice.bits is None:
+        return 0
+    spent, weights = sum(matrix_bits(config.mamba, recipe).values()), matrix_weights(config.mamba)
+    return int(max(0, min(choice.bits, 16) * weights - spent) / 8)
+
+
+def _needed_bytes(memory: MemoryPlan, choice: Choice, engine: str) -> int:
     """Return the disk space that the export needs."""
     needed = memory.decoder_bytes + memory.vision_bytes + _WRITING_MARGIN_BYTES
     needed += memory.vision_bytes if engine != "none" else 0  # stripped engines are written with their weights first
-    return needed + (0 if choice.bits is None else int(min(choice.bits, 16) * matrix_weights(config.mamba) / 8))
+    return needed + (0 if choice.bits is None else memory.decoder_bytes)  # parts that are kept for resuming
 
 
 def _checked(target: Target, o: ExportOptions, choice: Choice) -> PrecisionName:

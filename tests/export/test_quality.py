@@ -9,10 +9,14 @@ from cobra_edge.bundle.manifest import Drift, VisionGraph
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.errors import InputError
 from cobra_edge.export.fallbacks import measured_within_budget
+from cobra_edge.export.memory_plan import plan_memory
 from cobra_edge.export.options import ExportOptions, choose
 from cobra_edge.export.pipeline import export_bundle
+from cobra_edge.export.plan import plan_export
 from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.formats.recipe import matrix_weights
 from cobra_edge.formats.targets import target_named, targets
+from cobra_edge.quantize.bit_allocation import least_bits
 from cobra_edge.regress.budget import Limit
 
 from ..conftest import write_text_only
@@ -118,3 +122,14 @@ def test_the_directory_is_named_after_the_quality(text_only, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     found = export_bundle(str(text_only), CPU, quality="fast", golden_lines=2)
     assert found.directory.name == "mamba-tiny-cpu-fast"
+
+
+def test_a_budget_that_a_target_has_no_memory_for_is_refused_before_any_work(text_only, tmp_path):
+    """The smallest recipe would fit; what the bits allow does not."""
+    checkpoint, plan = plan_export(str(text_only), CPU, tmp_path / "b", ExportOptions(bits=5.0, golden_lines=1))
+    config = checkpoint.config.mamba
+    smallest, room = plan_memory(checkpoint.config, plan.recipe, CPU).total_bytes, 8.0 - least_bits(config, plan.recipe)
+    small = msgspec.structs.replace(CPU, memory_gb=(smallest + room * matrix_weights(config) / 16) / 1e9)
+    plan_export(str(text_only), small, tmp_path / "b", ExportOptions(bits=5.0, golden_lines=1))
+    with pytest.raises(InputError, match="mamba-tiny as mixed does not fit"):
+        plan_export(str(text_only), small, tmp_path / "b", ExportOptions(bits=8.0, golden_lines=1))
