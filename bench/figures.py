@@ -19,6 +19,7 @@ from cobra_edge.bench.serving_result import ServeResult, serving_table
 from cobra_edge.bench.tables import Table, markdown
 from cobra_edge.bench.vision_result import VisionResult, engine_table, vision_table
 from cobra_edge.errors import InputError
+from cobra_edge.formats.quality import QUALITIES
 from cobra_edge.terminal.option_groups import Command, option
 from cobra_edge.terminal.output import debug_option, main_of
 
@@ -127,7 +128,7 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "quality_goals": lambda: [quality_goals_table(quality_result())],
     "quality_draws": lambda: _not_empty([draws_table(quality_result())]),
     "goals": lambda: [goals_table(quality_result())],
-    "export": lambda: map(export_table, _all(ExportResult, "export-cobra-3b")),
+    "export": lambda: map(export_table, _all(ExportResult, *(f"export-cobra-3b-{quality}" for quality in QUALITIES))),
     "methods": lambda: (table for result in _all(MethodsResult, "methods-cobra-3b") for table in methods_tables(result)),
     "decode": lambda: map(decode_table, _cpu()),
     "decode_goals": lambda: _not_empty([decode_goals_table(_cpu())]),

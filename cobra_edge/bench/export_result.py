@@ -57,4 +57,4 @@ def export_table(result: ExportResult) -> Table:
         [f"decoder as {result.scheme}", f"{files['decoder.safetensors'] / 1e9:.2f} GB"],
         [f"vision graph, {result.vision.precision}", f"{vision_bytes / 1e9:.2f} GB"],
     ]
-    return Table(["", ""], rows)
+    return Table(["", ""], rows, f"export --quality {result.quality}")
