@@ -6,6 +6,7 @@ cobra-edge sensitivity --checkpoint mini --rotation out-proj --out sensitivity.j
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def command(source: str, out: Path, plot: Path | None, force: bool, threads: int
     with staged_file(out, force=force) as staged:  # opened first: an unwritable file is reported before days of work
         found = _scan(source, out, staged.parent, options)
         write_sensitivity(found, staged)
+    shutil.rmtree(calibration_directory(out), ignore_errors=True)
     if plot is not None:
         with staged_file(plot, force=force) as staged:
             draw(found, staged)

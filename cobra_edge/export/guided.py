@@ -49,8 +49,7 @@ def guided(
 ) -> Iterator[Guided]:
     """Yield the gradients of a model on calibration lines.
 
-    Finished layers are kept in `work`, which is removed at the end; if the process stops before, the same call resumes from
-    there.
+    Finished layers are kept in `work`, which the caller removes when its result is safe: until then the same call resumes.
 
     Args:
         checkpoint: opened.
@@ -98,7 +97,6 @@ def guided(
         with watch.stage("calibration, gradients"):
             found = collect_guidance(replace(run, operations=differentiable_operations()), header, kept)
         yield Guided(run, header, found)
-        shutil.rmtree(work)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ from ..terminal.output import progress, tell
 from ..version import __version__
 from .answers import answers_file, with_answers
 from .fallbacks import measured_within_budget
-from .guided import guided_values
+from .guided import calibration_directory, guided_values
 from .lines import tokenized_lines
 from .memory_plan import plan_memory
 from .model_card import VISION_SOURCES, model_card
@@ -135,6 +135,7 @@ def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
             )
         manifest = _seal(stage, found.draft, found.drift, plan.target)
     answers_file(plan.directory).unlink(missing_ok=True)
+    shutil.rmtree(calibration_directory(plan.directory), ignore_errors=True)
     return Exported(plan.directory, manifest, plan.kept_float, found.verdicts, allocation, watch.seconds)
 
 

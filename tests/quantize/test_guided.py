@@ -4,13 +4,14 @@ import contextlib
 import math
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from cobra_edge.decode.native_operations import best_operations, differentiable_scan
 from cobra_edge.errors import InputError, MachineError
-from cobra_edge.export import guided
+from cobra_edge.export import guided, pipeline
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.export.stopwatch import Stopwatch
 from cobra_edge.formats.packing import QuantizedTensor
@@ -19,7 +20,7 @@ from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import open_checkpoint
 from cobra_edge.model.mamba import REFERENCE, Mamba, selective_scan
-from cobra_edge.quantize import gradients
+from cobra_edge.quantize import gradients, sequential
 from cobra_edge.quantize.bit_allocation import allocate_by_costs
 from cobra_edge.quantize.calibration_data import EmbeddingCache, calibration_suite
 from cobra_edge.quantize.costs import expected_costs, unexplained
@@ -379,14 +380,23 @@ def test_moments_of_the_head_are_shared_by_rows(text, tmp_path):
     assert np.array_equal(found.row_moment(head=True), found.tensors[HEAD] + found.tensors[TABLE])
 
 
-def test_an_export_is_guided_and_leaves_nothing_behind(text_only, tmp_path):
-    suite = tmp_path / "suite.jsonl"
-    import msgspec
-
+def test_an_export_is_guided_and_leaves_nothing_behind(text_only, tmp_path, monkeypatch):
+    """What took hours is kept until the bundle is complete: an export that fails after it does not begin again."""
+    suite, write = tmp_path / "suite.jsonl", pipeline._write_golden
     suite.write_bytes(b"\n".join(msgspec.json.encode(q) for q in QUESTIONS))
-    found = export_bundle(
-        str(text_only), target_named("cpu"), tmp_path / "bundle", method="guided", bits=5.0, calibration=suite, golden_lines=3
-    )
+    given = {"method": "guided", "bits": 5.0, "calibration": suite, "golden_lines": 3}
+
+    def failing(*_):
+        raise MachineError("no memory")
+
+    monkeypatch.setattr(pipeline, "_write_golden", failing)
+    with pytest.raises(MachineError, match="no memory"):
+        export_bundle(str(text_only), target_named("cpu"), tmp_path / "bundle", **given)
+    assert {p.name for p in tmp_path.iterdir()} == {".bundle.calibration", "suite.jsonl", text_only.name}
+    monkeypatch.setattr(pipeline, "_write_golden", write)
+    monkeypatch.setattr(gradients._Backward, "layer", failing)
+    monkeypatch.setattr(sequential._Sequential, "layer", failing)
+    found = export_bundle(str(text_only), target_named("cpu"), tmp_path / "bundle", **given)
     recipe = found.manifest.recipe
     assert (recipe.method, recipe.scheme) == ("guided", "mixed") and recipe.statistics is not None
     assert found.allocation is not None and found.allocation.bits_per_weight <= 5.0
