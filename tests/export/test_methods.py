@@ -110,10 +110,12 @@ def test_rounding_to_nearest_needs_no_statistics(export):
     assert code == 0 and TOLD not in err and (recipe.method, recipe.statistics) == ("rtn", None)
 
 
-def test_every_method_makes_other_codes_and_says_its_name(export, statistics):
-    made = {}
+def test_every_method_makes_other_codes_and_says_its_name(export, statistics, tmp_path):
+    made, few = {}, tmp_path / "few.jsonl"
+    few.write_text("".join(f'{{"prompt": "What is {n}?", "answer": "It is {n}.", "task": "text"}}\n' for n in range(8)))
     for method in METHODS:
         given = ("--statistics", statistics) if METHODS[method].needs_statistics else ()
+        given = ("--calibration", few) if METHODS[method].needs_gradients else given
         code, out, _ = export("--method", method, *given, name=method)
         bundle = Bundle.open(out)
         assert code == 0 and bundle.manifest.recipe.method == method
