@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 from cobra_edge.bench.machine import machine
+from cobra_edge.bench.random_export import budget_without_limits
 from cobra_edge.bench.results import check_name, save_result
 from cobra_edge.bench.tables import print_result
 from cobra_edge.bundle.reader import Bundle
@@ -34,7 +35,7 @@ from cobra_edge.terminal.suggestions import near_matches
 
 from .builds import BUILDS, DEFAULT_ON_GPU, REFERENCE, Build
 from .emulated_answers_result import EmulatedAnswers, EmulatedAnswersResult, emulated_answers_table
-from .quality_comparison import budget_without_limits, embedded_suite
+from .quality_comparison import embedded_suite
 
 NAME = "emulated-answers"
 _ALL = DEFAULT_ON_GPU  # is asked every line, the others some

@@ -54,7 +54,8 @@ def reasons(quality: QualityResult, decode: CpuDecodeResult, server: ServeResult
             f"At {ours.bits_matrices:.2f} bits per weight the drift is {compared.value:.2f} times that of "
             f"{peer.label} at {peer.bits_matrices:.2f}; `regress` measures it on the device "
             "and fails a build that exceeds its budget.",
-            "* **Fast on a plain CPU.** With int8 activations, the default there, the 3.5B shape decodes "
+            "* **Fast on a plain CPU.** With int8 activations, the default there, the 3.5B shape "
+            f"as {four.scheme} decodes "
             f"{faster:.1f} times as fast as {four.peer} on {decode.machine.cores} cores.",
             f"* **Flat in context.** A token after {long:,} others comes at {flat:.3f} times the rate of one after {short}; "
             f"the state of the 3.5B shape takes {state_mb:.0f} MB, whatever was read.",

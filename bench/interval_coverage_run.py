@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
+from cobra_edge.bench.random_export import budget_without_limits
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.export.pipeline import export_bundle
-from cobra_edge.formats.recipe import MIXED
-from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session, load
 from cobra_edge.regress.aggregate import Aggregate, kind_of
@@ -138,8 +137,7 @@ def _aggregate(suite: TokenizedSuite, reference: Session, build: Session, on_lin
 
 
 def _session(folder: Path, label: str, export: dict[str, Any]) -> Session:
-    budget = folder / "budget.toml"  # without limits: drift is the result
-    budget.write_text("".join(f'[schemes."{name}"]\n' for name in (*SCHEMES, MIXED)), encoding="utf-8")
+    budget = budget_without_limits(folder)
     goal = folder / label.replace(" ", "-").replace(",", "")
     exported = export_bundle("mini", target_named("cpu"), goal, golden_lines=1, budget=budget, method="rtn", **export)
     return load(Bundle.open(exported.directory))

@@ -16,18 +16,15 @@ as they partly do after training: outliers carry most of the energy of a matmul'
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from cobra_edge.bench.random_checkpoint import OUTLIERS, outlier_gains
 from cobra_edge.formats.model_config import MambaConfig, decoder_shapes
 from cobra_edge.model.mamba import Block
 
-OUTLIERS = 0.03
-OUTLIER_GAINS = (20.0, 60.0)
 _PREFIX = "backbone.layers.0."
 
 
@@ -51,9 +48,9 @@ class OutlierLayer:
         self._random = torch.Generator().manual_seed(seed)
         shapes = {name: shape for name, shape in decoder_shapes(config).items() if name.startswith(_PREFIX)}
         self._tensors = {name: self._drawn(name, shape) for name, shape in shapes.items()}
-        gains = self._gains(config.d_inner, outliers)
+        gains = outlier_gains(config.d_inner, outliers, self._random)
         self._tensors[f"{_PREFIX}mixer.D"] = gains
-        self._stream_gains = self._gains(config.d_model, outliers)
+        self._stream_gains = outlier_gains(config.d_model, outliers, self._random)
         self.outlier_channels = {"in_proj": (self._stream_gains > 1).numpy(), "out_proj": (gains > 1).numpy()}
         falling = torch.arange(1.0, config.d_model + 1).rsqrt()
         mixing = torch.randn(config.d_model, config.d_model, generator=self._random) * falling
@@ -83,13 +80,6 @@ class OutlierLayer:
         if name.endswith("norm.weight"):
             return torch.rand(shape, generator=self._random) + 0.5
         return torch.randn(shape, generator=self._random).mul_(0.1 if len(shape) == 1 else shape[-1] ** -0.5)
-
-    def _gains(self, width: int, share: float) -> Tensor:
-        """Return gains (width,) float32: log-uniform for a share of the channels, 1 for the others."""
-        gains, low, high = torch.ones(width), *(math.log(bound) for bound in OUTLIER_GAINS)
-        chosen = torch.randperm(width, generator=self._random)[: round(share * width)]
-        gains[chosen] = torch.exp(low + (high - low) * torch.rand(len(chosen), generator=self._random))
-        return gains
 
 
 def outlier_ratio(x: np.ndarray) -> float:

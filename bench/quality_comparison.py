@@ -18,12 +18,11 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from calibration.make_suites import write_suite
+from cobra_edge.bench.random_export import budget_without_limits
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
 from cobra_edge.errors import MachineError
 from cobra_edge.export.pipeline import export_bundle
-from cobra_edge.formats.recipe import MIXED
-from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
 from cobra_edge.inference.session import Session, load
 from cobra_edge.regress.answer_logits import answer_logits
@@ -197,13 +196,6 @@ def _drawn(folder: Path, seed: int) -> Path:
         parts = write_suite("calibration", whole.parent, seed)
         whole.write_bytes(b"".join((whole.parent / f"{part}.jsonl").read_bytes() for part in parts))
     return whole
-
-
-def budget_without_limits(folder: Path) -> Path:
-    """Write a drift budget that allows everything, for exports whose drift is the result; return the file."""
-    budget = folder / "budget.toml"
-    budget.write_text("".join(f'[schemes."{name}"]\n' for name in (*SCHEMES, MIXED)), encoding="utf-8")
-    return budget
 
 
 def _watched(what: str, total: int, run: Callable[[OnLines], Any]) -> Any:

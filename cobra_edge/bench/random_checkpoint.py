@@ -21,8 +21,8 @@ from ..model.backbones import vision_backbone
 from ..model.vision import Encoder, encoder_file
 from .shapes import shape_named
 
-_OUTLIERS = 0.03  # share of channels
-_OUTLIER_GAINS = (20.0, 60.0)
+OUTLIERS = 0.03  # share of channels
+OUTLIER_GAINS = (20.0, 60.0)
 
 
 def write_random_checkpoint(shape: str, directory: Path, on_part: Callable[[], None] = lambda: None) -> None:
@@ -64,6 +64,14 @@ def write_random_checkpoint(shape: str, directory: Path, on_part: Callable[[], N
         on_part()
 
 
+def outlier_gains(width: int, share: float, random: torch.Generator) -> torch.Tensor:
+    """Return gains (width,) float32: log-uniform in OUTLIER_GAINS for a share of the channels, 1 for the others."""
+    gains, (low, high) = torch.ones(width), map(math.log, OUTLIER_GAINS)
+    chosen = torch.randperm(width, generator=random)[: round(share * width)]
+    gains[chosen] = torch.exp(low + (high - low) * torch.rand(len(chosen), generator=random))
+    return gains
+
+
 def _random(name: str, shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
     """Return bfloat16 values of this shape that keep a deep decoder stable."""
     if name.endswith("A_log"):
@@ -71,9 +79,7 @@ def _random(name: str, shape: tuple[int, ...], random: torch.Generator) -> torch
     if name.endswith("norm_f.weight"):
         return torch.ones(shape, dtype=torch.bfloat16)
     if name.endswith(("norm.weight", "mixer.D")):
-        gains, (low, high) = torch.ones(shape), map(math.log, _OUTLIER_GAINS)
-        chosen = torch.randperm(len(gains), generator=random)[: round(_OUTLIERS * len(gains))]
-        gains[chosen] = torch.exp(low + (high - low) * torch.rand(len(chosen), generator=random))
+        gains = outlier_gains(shape[0], OUTLIERS, random)
         return (gains / gains.square().mean().sqrt()).bfloat16()
     values = torch.empty(shape, dtype=torch.bfloat16).normal_(generator=random)
     return values.mul_(0.1 if len(shape) == 1 else shape[-1] ** -0.5)

@@ -59,7 +59,7 @@ _PATH = click.Path(path_type=Path)
     group="quantization",
     type=click.Choice(list(QUALITIES)),
     show_default=DEFAULT_QUALITY,
-    help="What to quantize by: gradients, statistics, or the weights alone. Each takes several times as long as the next.",
+    help="What to quantize by: gradients, statistics, or the weights alone; the first drifts least and takes longest.",
 )
 @option(
     "--scheme",
@@ -127,7 +127,7 @@ _PATH = click.Path(path_type=Path)
     "list_only",
     group="output",
     is_flag=True,
-    help="List targets, schemes, methods, rotations and checkpoints, and exit.",
+    help="List targets, schemes, qualities, methods, rotations and checkpoints, and exit.",
 )
 @option(
     "--device",

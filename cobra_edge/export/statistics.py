@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..files.staging import scratch_directory
 from ..formats.recipe import Recipe
 from ..quantize.bit_allocation import BitAllocation, allocate_bits
-from ..quantize.sensitivity import SCHEMA_VERSION, Sensitivity, of_tensors, passes, scan
+from ..quantize.sensitivity import SCHEMA_VERSION, Sensitivity, Table, of_tensors, passes, scan
 from ..quantize.statistics import Statistics
 from ..suite.line_set import LineSet
 from ..terminal.output import progress, stages, tell
@@ -114,19 +114,7 @@ def find_sensitivity(
     with progress() as bar:
         task = bar.add_task(f"sensitivity, {passes(config)} passes", total=passes(config))
         table = scan(config, recipe, evaluation.kld, lambda: bar.advance(task))
-    return Sensitivity(
-        schema_version=SCHEMA_VERSION,
-        cobra_edge=__version__,
-        model_id=checkpoint.config.model_id,
-        model_sha256=digest,
-        method=recipe.method,
-        rotations=recipe.rotations,
-        activations=recipe.activations,
-        activation_percentile=recipe.activation_percentile,
-        lines=evaluation.lines,
-        positions=evaluation.positions,
-        kld=table,
-    )
+    return _sensitivity(checkpoint, digest, recipe, evaluation.lines, evaluation.positions, table)
 
 
 def expected_sensitivity(
@@ -143,19 +131,24 @@ def expected_sensitivity(
         InputError, MachineError: as `guided`.
     """
     with guided(checkpoint, recipe, data, work, cache, Stopwatch()) as found:
-        return Sensitivity(
-            schema_version=SCHEMA_VERSION,
-            cobra_edge=__version__,
-            model_id=checkpoint.config.model_id,
-            model_sha256=digest,
-            method=recipe.method,
-            rotations=recipe.rotations,
-            activations=recipe.activations,
-            activation_percentile=recipe.activation_percentile,
-            lines=found.header.lines,
-            positions=found.header.answers,
-            kld=found.guidance.costs(),
-        )
+        costs = found.guidance.costs()
+        return _sensitivity(checkpoint, digest, recipe, found.header.lines, found.header.answers, costs)
+
+
+def _sensitivity(checkpoint: Any, digest: str, recipe: Recipe, lines: int, positions: int, kld: Table) -> Sensitivity:
+    return Sensitivity(
+        schema_version=SCHEMA_VERSION,
+        cobra_edge=__version__,
+        model_id=checkpoint.config.model_id,
+        model_sha256=digest,
+        method=recipe.method,
+        rotations=recipe.rotations,
+        activations=recipe.activations,
+        activation_percentile=recipe.activation_percentile,
+        lines=lines,
+        positions=positions,
+        kld=kld,
+    )
 
 
 def find_allocation(

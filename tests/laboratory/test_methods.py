@@ -24,7 +24,8 @@ from bench.method_errors import (
 )
 from bench.methods_result import MethodMeasures, MethodsResult, Minutes, methods_tables
 from bench.methods_run import REAL_POSITIONS, measure_methods
-from bench.outlier_layers import OUTLIER_GAINS, OutlierLayer, kurtosis, outlier_ratio
+from bench.outlier_layers import OutlierLayer, kurtosis, outlier_ratio
+from cobra_edge.bench.random_checkpoint import OUTLIER_GAINS
 from cobra_edge.bench.shapes import shape_named
 from cobra_edge.bench.tables import markdown
 from cobra_edge.formats.hadamard import rotate
