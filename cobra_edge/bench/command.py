@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 import msgspec
 
+from ..errors import InputError
+from ..formats.method import recipe_method
 from ..formats.quality import DEFAULT_QUALITY, QUALITIES
 from ..formats.targets import target_named
 from ..inference.session_options import threads_option
@@ -56,21 +58,26 @@ command.add_command(vision)
 @option("--target", group="quantization", default="jetson", help="Device profile or family.")
 @option("--quality", group="quantization", type=click.Choice(list(QUALITIES)), default=DEFAULT_QUALITY, help="As of an export.")
 @option("--golden-lines", group="measurement", type=click.IntRange(1), default=2, help="Number of golden lines.")
+@option("--interrupt", group="measurement", is_flag=True, help="Kill the export once in each stage that resumes, and go on.")
 @option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
 @option("--scratch", group="advanced", type=click.Path(path_type=Path, exists=True), help="Directory for temporary files.")
 @debug_option
-def export(shape: str, target: str, quality: str, scratch: Path | None, golden_lines: int, as_json: bool) -> None:
+def export(
+    shape: str, target: str, quality: str, scratch: Path | None, golden_lines: int, interrupt: bool, as_json: bool
+) -> None:
     """Measure wall time and peak memory of exporting a checkpoint with random weights and planted outliers.
 
     The drift of random weights says nothing about a trained model and is not reported.
     """
+    if interrupt and not recipe_method(QUALITIES[quality].method).needs_gradients:
+        raise InputError(f"--interrupt: an export of quality {quality} has no stage that resumes; give --quality best")
     shape_named(shape), target_named(target)  # before gigabytes are written
     from .machine import machine
     from .random_export import export_random
 
     with tempfile.TemporaryDirectory(dir=scratch) as folder, progress() as bar:
         exported = export_random(
-            shape, target, ["--quality", quality], golden_lines, Path(folder), Path(folder) / "bundle", bar
+            shape, target, ["--quality", quality], golden_lines, Path(folder), Path(folder) / "bundle", bar, interrupt
         )
     process, manifest = exported.process, exported.manifest
     result = ExportResult(
@@ -80,6 +87,7 @@ def export(shape: str, target: str, quality: str, scratch: Path | None, golden_l
         scheme=manifest["recipe"]["scheme"],
         golden_lines=golden_lines,
         seconds=round(process.seconds, 1),
+        killed={stage: round(seconds, 1) for stage, seconds in exported.killed.items()},
         stages={stage: round(seconds, 1) for stage, seconds in exported.stages.items()},
         peak_gib=round(process.peak_bytes / 2**30, 2),
         checkpoint_bytes=exported.checkpoint_bytes,

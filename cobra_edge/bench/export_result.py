@@ -22,7 +22,8 @@ class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
         quality: of the export.
         scheme: of its recipe.
         seconds: wall time of the command.
-        stages: of it, by stage.
+        killed: seconds of the processes that were killed and resumed from, by the stage that they were killed in.
+        stages: seconds of the last process by stage: of all the work, if none was killed.
         peak_gib: peak resident memory of the command, mapped files included.
         checkpoint_bytes: of the checkpoint that was exported.
         bundle_bytes: by file of the bundle.
@@ -36,6 +37,7 @@ class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
     scheme: str
     golden_lines: int
     seconds: float
+    killed: dict[str, float]
     stages: dict[str, float]
     peak_gib: float
     checkpoint_bytes: int
@@ -51,6 +53,7 @@ def export_table(result: ExportResult) -> Table:
     rows = [
         ["machine", f"{m.processor}, {m.cores} cores, {m.memory_gb} GB"],
         ["wall time", f"{result.seconds / 60:.1f} min"],
+        *([f"— killed in the stage {stage}, after", f"{seconds / 60:.1f} min"] for stage, seconds in result.killed.items()),
         *([f"— {stage}", f"{seconds / 60:.1f} min"] for stage, seconds in result.stages.items()),
         ["peak resident memory, mapped files included", f"{result.peak_gib:.1f} GiB"],
         ["checkpoint", f"{result.checkpoint_bytes / 1e9:.2f} GB"],

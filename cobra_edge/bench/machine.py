@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,8 +67,12 @@ class Finished:
     peak_bytes: int
 
 
-def measure(arguments: list[str], environment: dict[str, str] | None = None) -> Finished:
+def measure(
+    arguments: list[str], environment: dict[str, str] | None = None, kill: Callable[[], bool] = lambda: False
+) -> Finished:
     """Run `python -m ARGUMENTS` as a child process with additional environment variables; stderr is inherited.
+
+    The process is killed as soon as `kill` returns true.
 
     The peak resident set, mapped files included, is the kernel's high-water mark, read while the child runs. The figure
     reported at its exit would be wrong: a child inherits the mark of its parent.
@@ -78,6 +83,8 @@ def measure(arguments: list[str], environment: dict[str, str] | None = None) -> 
     peak = 0
     while True:
         peak = max(peak, high_water_mark(child.pid))
+        if kill():
+            child.kill()
         try:
             stdout, _ = child.communicate(timeout=_POLL_SECONDS)
             return Finished(child.returncode, stdout, time.perf_counter() - began, peak)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,18 @@ from rich.progress import Progress
 
 from ..environment.requirements import install_hint
 from ..errors import MachineError
+from ..export.guided import calibration_directory
 from ..formats.recipe import MIXED
 from ..formats.scheme import SCHEMES
 from .machine import Finished, measure
+
+
+# What exists beside the bundle once the first layer of a stage is finished: an export that is killed then resumes from it.
+_FIRST_LAYERS = {
+    "calibration, forward": "gradients/last-1.f32",
+    "calibration, gradients": "gradients/part-1.safetensors",
+    "quantization": "quantized/part-1.safetensors",
+}
 
 
 @dataclass(frozen=True)
@@ -21,20 +31,29 @@ class RandomExport:
     """An export.
 
     Attributes:
-        process: exit code, time and peak memory of the command.
+        process: exit code of the last process; time and peak memory of all.
+        killed: seconds until the process was killed, by the stage that it was killed in.
         stages: seconds by stage.
         manifest: of the bundle.
         checkpoint_bytes: of the checkpoint.
     """
 
     process: Finished
+    killed: dict[str, float]
     stages: dict[str, float]
     manifest: dict[str, Any]
     checkpoint_bytes: int
 
 
 def export_random(
-    shape: str, target: str, recipe: list[str], golden_lines: int, folder: Path, out: Path, bar: Progress
+    shape: str,
+    target: str,
+    recipe: list[str],
+    golden_lines: int,
+    folder: Path,
+    out: Path,
+    bar: Progress,
+    interrupt: bool = False,
 ) -> RandomExport:
     """Write a random checkpoint into a folder and export it, without drift limits.
 
@@ -45,6 +64,7 @@ def export_random(
         folder: an existing one, for the checkpoint; about three times the size of the bundle. The caller deletes it.
         out: directory of the bundle.
         bar: for progress.
+        interrupt: whether to kill the export once in each stage of a guided calibration, and start it again.
 
     Raises:
         MachineError: a library is missing, or the export failed.
@@ -59,12 +79,24 @@ def export_random(
     write_random_checkpoint(shape, source, lambda: bar.advance(task))
     arguments = ["--target", target, "--checkpoint", str(source), *recipe, "--out", str(out)]
     arguments += ["--golden-lines", str(golden_lines), "--budget", str(budget_without_limits(folder)), "--json"]
-    done = measure(["cobra_edge.export", *arguments])
+    done, killed = _measured(arguments, calibration_directory(out), _FIRST_LAYERS if interrupt else {})
     if done.exit_code:
         raise MachineError(f"the export failed with exit code {done.exit_code}; see its messages above")
     checkpoint_bytes = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
     said = json.loads(done.stdout)
-    return RandomExport(done, said["seconds"], said["manifest"], checkpoint_bytes)
+    return RandomExport(done, killed, said["seconds"], said["manifest"], checkpoint_bytes)
+
+
+def _measured(arguments: list[str], calibration: Path, kill_at: dict[str, str]) -> tuple[Finished, dict[str, float]]:
+    killed: dict[str, float] = {}
+    peak = 0
+    for stage, file in kill_at.items():
+        done = measure(["cobra_edge.export", *arguments], kill=(calibration / file).is_file)
+        if done.exit_code != -signal.SIGKILL:
+            raise MachineError(f"the export ended with exit code {done.exit_code} before it could be killed in: {stage}")
+        killed[stage], peak = done.seconds, max(peak, done.peak_bytes)
+    done = measure(["cobra_edge.export", *arguments])
+    return replace(done, seconds=done.seconds + sum(killed.values()), peak_bytes=max(peak, done.peak_bytes)), killed
 
 
 def budget_without_limits(folder: Path) -> Path:
