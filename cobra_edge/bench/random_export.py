@@ -17,7 +17,6 @@ from ..formats.recipe import MIXED
 from ..formats.scheme import SCHEMES
 from .machine import Finished, measure
 
-
 # What exists beside the bundle once the first layer of a stage is finished: an export that is killed then resumes from it.
 _FIRST_LAYERS = {
     "calibration, forward": "gradients/last-1.f32",
