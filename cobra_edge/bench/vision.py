@@ -6,7 +6,6 @@ processor. Precisions that a processor does not support are written and verified
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +17,7 @@ import torch
 from msgspec.structs import replace
 
 from ..errors import MachineError
-from ..formats.model_config import projector_shapes
-from ..model.vision import VisionTower
+from ..model.tower_flops import tower_flops
 from .machine import Finished, measure
 from .spread import spread
 from .vision_result import EngineResult, VisionMeasures, VisionRow
@@ -62,7 +60,7 @@ def measure_vision(
         rows.append(row)
     on_step("latency")
     latencies, rates = _alternate({p: folder / p for p in precisions if p in TIMED}, rounds)
-    flops, peak = tower_flops(shape), spread([round(rate / 1e9, 1) for rate in rates])
+    flops, peak = tower_flops(config_of(shape)), spread([round(rate / 1e9, 1) for rate in rates])
     return VisionMeasures(
         shape=shape,
         gflops=round(flops / 1e9, 1),
@@ -86,28 +84,6 @@ def _with_latency(row: VisionRow, latencies: dict[str, list[float]], rates: Sequ
         share_of_matmul_rate=spread(shares),
         times_fp32=spread([a / b for a, b in zip(fp32, seconds, strict=True)]) if fp32 else None,
     )
-
-
-def tower_flops(shape: str) -> int:
-    """Return the floating-point operations of the matmuls of one image; a multiply-accumulate counts as two.
-
-    Encoders: the patch embedding, the linear layers of each block on all tokens, and the two matmuls of attention.
-    Projector: its linear layers on all patches, and the convolution of LDPv2 on the tokens it returns.
-    """
-    config = config_of(shape)
-    assert config.vision is not None and config.projector is not None
-    with torch.device("meta"):
-        encoders = VisionTower(config.vision).encoders
-    patches, total = config.vision.n_patches, 0
-    for e, encoder in zip(config.vision.encoders, encoders, strict=True):
-        tokens = patches + e.n_prefix
-        matrices = sum(p.numel() for name, p in encoder.named_parameters() if ".blocks." in name and p.ndim == 2)
-        total += patches * 3 * e.patch_size**2 * e.embed_dim
-        total += tokens * matrices + (e.depth - 1) * 2 * tokens**2 * e.embed_dim
-    for name, size in projector_shapes(config.projector, config.vision.feature_dim, config.mamba.d_model).items():
-        if name.endswith(".weight"):
-            total += math.prod(size) * (config.n_visual_tokens if ".peg." in name else patches)
-    return 2 * total
 
 
 def _written(shape: str, precision: str, directory: Path) -> VisionRow:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 # An engine is built with its weights, without them (the graph has them too), or not at all. auto embeds one if the target runs
 # it and the library is installed.
 ENGINES = ("auto", "embedded", "stripped", "none")
+# Of int8: more hardly change ranges, and an image of 729 positions takes half a minute.
 _CALIBRATION_IMAGES = 64
+_CALIBRATION_POSITIONS = 1 << 13
 
 
 def checked_precision(target: Target, wanted: str | None) -> PrecisionName:
@@ -80,7 +82,8 @@ def write_vision(
         stage: directory of the bundle.
         precision: of the graph.
         form: input of the graph.
-        calibration: lines for int8, which uses at most 64 of its images, evenly spaced.
+        calibration: lines for int8, which uses some of its images, evenly spaced: 64, or 11 of a model that takes 729
+            positions for each.
         cache: receives the embeddings of all images that were seen.
 
     Returns:
@@ -92,7 +95,7 @@ def write_vision(
     from ..model.cobra import load_vision
     from ..vision.graph.write import write_graph
 
-    calibrate = _spread(calibration.images()) if precision == "int8" else []
+    calibrate = _calibration_images(calibration, config.n_visual_tokens) if precision == "int8" else []
     with stages() as on_step:
         written = write_graph(lambda: load_vision(checkpoint), config, stage, precision, form, images, calibrate, on_step)
     (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
@@ -101,9 +104,9 @@ def write_vision(
     return written.graph
 
 
-def _spread(files: list[Path]) -> list[Path]:
-    """Return at most _CALIBRATION_IMAGES files, evenly spaced: more hardly change ranges, and each takes seconds."""
-    return files[:: max(1, -(-len(files) // _CALIBRATION_IMAGES))]
+def _calibration_images(calibration: LineSet, n_visual_tokens: int) -> list[Path]:
+    most = min(_CALIBRATION_IMAGES, max(1, _CALIBRATION_POSITIONS // n_visual_tokens))
+    return calibration.about(most).images()
 
 
 def build_engine_ahead(stage: Path, precision: PrecisionName, target: Target, engine: str) -> dict[str, EngineKey]:

@@ -11,10 +11,12 @@ from bench.vision_goals import MiniVisionResult, VisionAnswers, answers_table, v
 from cobra_edge.bench.command import command
 from cobra_edge.bench.spread import Spread
 from cobra_edge.bench.tables import markdown
-from cobra_edge.bench.vision import measure_vision, tower_flops
+from cobra_edge.bench.vision import measure_vision
 from cobra_edge.bench.vision_result import VisionResult, VisionRow, engine_table, vision_table, vision_tables
+from cobra_edge.bench.vision_towers import config_of
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.backends import open_decoder
+from cobra_edge.model.tower_flops import tower_flops
 from cobra_edge.regress.intervals import Interval
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.tokenized import TokenizedLine, TokenizedSuite
@@ -47,8 +49,9 @@ def test_operations_of_an_image_are_counted_by_hand():
         total += 64 * 3 * 14 * 14 * 128  # patch embedding
         total += 4 * (tokens * 12 * 128 * 128 + 2 * tokens * tokens * 128)
     total += 64 * (256 * 1024 + 1024 * 256 + 256 * 256)
-    assert tower_flops("cobra-mini") == 2 * total
-    assert round(tower_flops("cobra-3b") / 1e9, 1) == 1187.9  # in bench/results, as it was counted by running the model
+    assert tower_flops(config_of("cobra-mini")) == 2 * total
+    # In bench/results, as it was counted by running the model.
+    assert round(tower_flops(config_of("cobra-3b")) / 1e9, 1) == 1187.9
 
 
 def test_a_precision_is_measured_and_told(tmp_path):

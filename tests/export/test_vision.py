@@ -12,6 +12,8 @@ from cobra_edge.bundle.reader import MANIFEST, VISION, Bundle, file_entries
 from cobra_edge.cli import command as whole
 from cobra_edge.errors import BundleError
 from cobra_edge.export import vision as assemble_vision
+from cobra_edge.suite.line import Line
+from cobra_edge.suite.line_set import LineSet
 from cobra_edge.suite.reader import HELDOUT
 from cobra_edge.terminal.output import run_command
 from cobra_edge.vision.engines import tensorrt_rtx
@@ -118,12 +120,14 @@ def test_int8_wants_images(export, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 129, 1000])
-def test_int8_takes_some_images_of_a_large_suite(n):
-    files = [Path(f"{i}.png") for i in range(n)]
-    taken = assemble_vision._spread(files)
-    assert taken == sorted(set(taken), key=files.index) and min(n, 32) <= len(taken) <= 64
-    assert taken[0] == files[0] and files.index(taken[-1]) >= 0.9 * (n - 1)
+@pytest.mark.parametrize(
+    ("n", "n_visual_tokens", "taken"), [(1, 64, 1), (64, 64, 64), (1000, 64, 64), (200, 729, 11), (9, 9999, 1)]
+)
+def test_int8_takes_some_images_of_a_large_suite(n, n_visual_tokens, taken):
+    names = [f"{i:04}.png" for i in range(n)]
+    lines = LineSet("many", [Line("What is it?", "a dot", "color", image) for image in names], Path())
+    chosen = assemble_vision._calibration_images(lines, n_visual_tokens)
+    assert len(chosen) == taken and chosen == sorted(set(chosen)) and chosen[0].name == names[0]
 
 
 def test_a_runtime_that_is_not_here_is_refused_with_the_reason(mini_bundle, capfd):

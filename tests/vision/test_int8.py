@@ -74,6 +74,16 @@ def node_that_makes(graph, name):
     return next(node for node in graph.node if name in node.output)
 
 
+def tower_matmuls(file):
+    return [p for p in weight_matmuls(onnx.load(file).graph) if p.label.startswith("tower.")]
+
+
+def projector_weights(file):
+    found = [p.weight for p in weight_matmuls(onnx.load(file).graph) if p.label.startswith("projector.")]
+    assert len(found) == 3
+    return found
+
+
 def with_outlier(float_graph, file, by=300.0):
     """Write the graph with one large channel in the input of OUTLIER."""
     proto = onnx.load(float_graph)
@@ -87,7 +97,7 @@ def with_outlier(float_graph, file, by=300.0):
 
 def test_a_product_multiplies_rounded_values(float_graph, quantized, pixels):
     graph, values, weights = onnx.load(quantized[0]).graph, initializers(quantized[0]), initializers(float_graph)
-    for matmul in weight_matmuls(onnx.load(float_graph).graph)[::6]:
+    for matmul in tower_matmuls(float_graph)[::6]:
         node = next(n for n in graph.node if n.name == matmul.node)
         from_x, from_w = (node_that_makes(graph, name) for name in node.input)
         to_x = node_that_makes(graph, from_x.input[0])
@@ -105,7 +115,7 @@ def test_a_product_multiplies_rounded_values(float_graph, quantized, pixels):
 
 def test_the_form_is_what_tensorrt_takes(float_graph, quantized):
     before, after = onnx.load(float_graph), onnx.load(quantized[0])
-    values, matmuls = initializers(quantized[0]), weight_matmuls(before.graph)
+    values, matmuls = initializers(quantized[0]), tower_matmuls(float_graph)
     assert after.opset_import == before.opset_import and {n.domain for n in after.graph.node} == {""}
     zeros = [values[n.input[2]] for n in after.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert len(zeros) == 3 * len(matmuls) and all(z.dtype == np.int8 and not z.any() for z in zeros)
@@ -116,6 +126,12 @@ def test_the_form_is_what_tensorrt_takes(float_graph, quantized):
     assert before.graph.input == after.graph.input and before.graph.output == after.graph.output
 
 
+def test_the_projector_stays_float(float_graph, quantized):
+    before, after = initializers(float_graph), initializers(quantized[0])
+    for weight in projector_weights(float_graph):
+        assert after[weight].dtype == np.float32 and (after[weight] == before[weight]).all()
+
+
 def test_every_product_becomes_an_integer_kernel(quantized, tmp_path):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -123,20 +139,22 @@ def test_every_product_becomes_an_integer_kernel(quantized, tmp_path):
     onnxruntime.InferenceSession(quantized[0], options, providers=["CPUExecutionProvider"])
     found = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert found.count("MatMulIntegerToFloat") == quantized[1].quantized
-    assert not {"MatMulNBits", "Gemm", "DequantizeLinear"} & set(found)
+    assert found.count("Gemm") + found.count("FusedGemm") == 3  # of the projector
+    assert not {"MatMulNBits", "DequantizeLinear"} & set(found)
 
 
 def test_it_stays_near_the_float_graph(float_graph, quantized, pixels):
     report = quantized[1]
-    assert report.quantized == 35 and report.wide == () and report.relative_rms <= 0.02
+    assert report.quantized == 32 and report.wide == () and report.relative_rms <= 0.013
     far = [relative_rms(run(quantized[0], p)[0], run(float_graph, p)[0]) for p in pixels]
-    assert 1e-3 < max(far) <= 0.02
+    assert 1e-3 < max(far) <= 0.013
     assert [e for _, e in report.errors] == sorted((e for _, e in report.errors), reverse=True)
 
 
-def test_it_is_small(float_graph, quantized):
+def test_the_tower_is_small(float_graph, quantized):
     # cobra-mini's patch embedding and positions, which stay float, are a ninth of it; of a full-size tower they are 0.1 %.
-    assert quantized[0].stat().st_size < 0.33 * float_graph.stat().st_size
+    projector = sum(v.nbytes for n, v in initializers(float_graph).items() if n in projector_weights(float_graph))
+    assert quantized[0].stat().st_size - projector < 0.35 * (float_graph.stat().st_size - projector)
 
 
 def test_equal_inputs_give_equal_bytes_that_tell_nothing(float_graph, quantized, pixels, tmp_path):
@@ -156,7 +174,7 @@ def test_large_graphs_keep_their_weights_beside_them(float_graph, quantized, pix
     for _ in range(2):  # over what an earlier run left
         quantize_int8(large, out, pixels)
         assert sorted(f.name for f in out.parent.iterdir()) == ["vision.onnx", "vision.onnx.data"]
-        assert out.stat().st_size < 400_000 and (out.parent / "vision.onnx.data").stat().st_size < 3_000_000
+        assert out.stat().st_size < 400_000 and (out.parent / "vision.onnx.data").stat().st_size < 5_000_000
     kept = {
         e.value
         for i in onnx.load(out, load_external_data=False).graph.initializer
@@ -174,7 +192,7 @@ def test_the_product_with_an_outlier_is_left_wide(float_graph, pixels, tmp_path)
     steps = []
     report = quantize_int8(graph, tmp_path / "wide.onnx", pixels, relative_rms_goal=0.02, on_step=lambda: steps.append(1))
     assert [w.matmul for w in report.wide] == [OUTLIER] and report.wide[0].error == all_int8.errors[0][1]
-    assert report.relative_rms <= 0.02 < all_int8.relative_rms and report.quantized == 34
+    assert report.relative_rms <= 0.02 < all_int8.relative_rms and report.quantized == 31
     kept = initializers(tmp_path / "wide.onnx")
     assert f"{OUTLIER}.bias" in kept and f"{OUTLIER}.bias_row" not in kept and len(steps) == len(pixels)
 
@@ -190,12 +208,12 @@ def test_a_bias_that_others_read_too_stays_what_it_was_for_them(float_graph, pix
     values = initializers(tmp_path / "int8.onnx")
     assert values[norm].shape == (128,) and (values[f"{norm}_row"] == values[norm]).all()
     assert report.relative_rms < 0.02 and proj.removesuffix(".bias") not in dict(report.errors)
-    assert len(dict(report.errors)) == 35
+    assert len(dict(report.errors)) == 32
 
 
 def test_no_more_are_left_wide_than_allowed(float_graph, pixels, tmp_path):
     report = quantize_int8(float_graph, tmp_path / "int8.onnx", pixels, relative_rms_goal=1e-6)
-    assert len(report.wide) == int(35 * int8.WIDE_AT_MOST) and report.relative_rms > report.relative_rms_goal
+    assert len(report.wide) == int(32 * int8.WIDE_AT_MOST) and report.relative_rms > report.relative_rms_goal
     assert [w.matmul for w in report.wide] == [name for name, _ in report.errors[: len(report.wide)]]
 
 
