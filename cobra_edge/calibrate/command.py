@@ -16,7 +16,7 @@ import msgspec
 from ..environment.requirements import require_export
 from ..errors import InputError, MachineError
 from ..export.checks import check_text_only
-from ..export.lines import check_answerable
+from ..export.lines import affordable, check_answerable, drawn_lines
 from ..files.staging import check_file_goal, held, staged_file
 from ..inference.session_options import threads_option
 from ..quantize.statistics import Header
@@ -84,7 +84,9 @@ def command(
     Exit codes: 0 done; 2 bad input; 3 this machine lacks something; 130 interrupted.
     """
     check_file_goal(out, force=force)
-    lines = _lines(data, n_lines, skip_bad=skip_bad)
+    if skip_bad and data is None:
+        raise InputError("--skip-bad is for images and lines of --data; omit it")
+    given = None if data is None else read_calibration(data, skip_bad=skip_bad)
     require_export("calibrate", "timm", "torch")
     from ..model.checkpoint import open_checkpoint
     from ..model.torch_device import torch_device
@@ -92,6 +94,9 @@ def command(
 
     runs_on = torch_device(device)
     checkpoint = open_checkpoint(source, **options)
+    lines = given or drawn_lines(checkpoint.config) or LineSet.embedded()
+    lines = affordable(lines, checkpoint.config, gradients=False)
+    lines = lines if n_lines is None else replace(lines, lines=spread(list(lines.lines), n_lines))
     if checkpoint.config.vision is None:
         check_text_only(checkpoint.config.model_id, vision_weights=options["vision_weights"])
         check_answerable(lines, checkpoint.config)
@@ -99,13 +104,6 @@ def command(
         check_tower(checkpoint.config.vision, checkpoint.vision_weights, checkpoint.tower)
     header = _write(checkpoint, lines, out, runs_on, force=force)
     _print(header, out, as_json=as_json)
-
-
-def _lines(data: Path | None, n_lines: int | None, *, skip_bad: bool) -> LineSet:
-    if skip_bad and data is None:
-        raise InputError("--skip-bad is for images and lines of --data; omit it")
-    lines = LineSet.embedded() if data is None else read_calibration(data, skip_bad=skip_bad)
-    return lines if n_lines is None else replace(lines, lines=spread(list(lines.lines), n_lines))
 
 
 def _write(checkpoint: Any, lines: LineSet, out: Path, device: Any, *, force: bool) -> Header:

@@ -198,6 +198,7 @@ def _show(exported: Exported, target: Target, as_json: bool) -> None:
             "drift_verdicts": exported.verdicts,
             "bit_allocation": exported.allocation,
             "seconds": exported.seconds,
+            "estimated_seconds": exported.estimated_seconds,
         })  # fmt: skip
         return
     for name, reason in exported.kept_float.items():

@@ -70,7 +70,7 @@ def guided(
     from ..quantize.streams import spans_of
 
     config = checkpoint.config.mamba
-    data = affordable(data or LineSet.embedded(more=True), checkpoint.config)
+    data = affordable(data or LineSet.embedded(more=True), checkpoint.config, gradients=True)
     suite = calibration_suite(checkpoint, data.lines, data.directory)
     spans = spans_of(suite, checkpoint.config.n_visual_tokens, whole=False)
     header = Header(

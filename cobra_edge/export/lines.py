@@ -9,12 +9,18 @@ from ..errors import InputError
 from ..formats.model_config import CobraConfig
 from ..inputs.text import PromptTemplate, TextCodec
 from ..suite.calibration_lines import read_calibration
+from ..suite.drawn_set import drawn_set
+from ..suite.folder import MOST_IMAGES
 from ..suite.line_set import FEWEST_TO_DIVIDE, LineSet
 from ..suite.reader import HELDOUT, spread
 from ..suite.tokenized import TokenizedSuite, tokenized_suite
 from ..terminal.output import tell
 
-MOST_VISUAL_POSITIONS = 1 << 15  # of calibration that is answered by the float model, or guided
+MOST_VISUAL_POSITIONS = 1 << 15  # of calibration that gradients are collected on
+# Of statistics alone, if the float model answers them: more than four for each dimension of the widest second moment of a 3.5B
+# model, which is what `calibrate` recommends.
+MOST_STATISTICS_POSITIONS = 24 << 10
+_EMBEDDED_PIXELS = 112  # width and height of the images of the embedded sets
 _SMALL = 10**9  # weights below which the float reference is fast enough for many golden lines
 _GOLDEN_LINES = (1000, 4)
 
@@ -54,6 +60,21 @@ def calibration_and_golden(
     return given, LineSet.of_suite(HELDOUT)
 
 
+def drawn_lines(config: CobraConfig) -> LineSet | None:
+    """Return the lines of a user who gives none: about drawn images, without answers; a part of them is to be held out.
+
+    None for a model that takes no larger images than the embedded sets hold, or none at all: it uses those.
+    """
+    if config.vision is None or config.vision.image_size <= _EMBEDDED_PIXELS:
+        return None
+    found = drawn_set(min(MOST_IMAGES, MOST_VISUAL_POSITIONS // config.n_visual_tokens) * 5 // 4)
+    images = len(found.images())
+    tell(
+        f"no calibration data given: {images} drawn images, answered by the float model; a folder of your own images is better"
+    )
+    return found
+
+
 def golden_lines(lines: LineSet, wanted: int | None, config: CobraConfig) -> LineSet:
     """Return at most `wanted` lines, spread over tasks and ordered by image; None for 1000, or 4 of a large model."""
     most = _GOLDEN_LINES[0 if config.mamba.n_parameters < _SMALL else 1]
@@ -61,15 +82,23 @@ def golden_lines(lines: LineSet, wanted: int | None, config: CobraConfig) -> Lin
     return replace(lines, lines=sorted(chosen, key=lambda line: line.image or ""))
 
 
-def affordable(lines: LineSet, config: CobraConfig) -> LineSet:
-    """Return calibration lines whose images have at most MOST_VISUAL_POSITIONS; says so if images are left out.
+def affordable(lines: LineSet, config: CobraConfig, *, gradients: bool, quiet: bool = False) -> LineSet:
+    """Return calibration lines about as many images as there is time for: all but for gradients or answers of the float model.
 
-    Time is in proportion to positions: 200 images of cobra-mini, 44 of a model that takes 729 positions for each.
+    Time is in proportion to positions. Of cobra-mini that is 200 images, of a model that takes 729 positions for each 44 for
+    gradients and 33 for statistics.
+
+    Args:
+        lines: to calibrate on.
+        config: of the model.
+        gradients: whether gradients are collected on them.
+        quiet: does not say which are left out.
     """
-    if config.vision is None:
+    if config.vision is None or (not gradients and all(line.answer for line in lines.lines)):
         return lines
-    found = lines.about(max(1, MOST_VISUAL_POSITIONS // config.n_visual_tokens))
-    if found is not lines:
+    most = MOST_VISUAL_POSITIONS if gradients else MOST_STATISTICS_POSITIONS
+    found = lines.about(max(1, most // config.n_visual_tokens))
+    if found is not lines and not quiet:
         counts = f"{len(found.images())} of {len(lines.images())} images"
         tell(f"{lines.name}: {counts} are used, of {config.n_visual_tokens} visual tokens each; time grows with them")
     return found

@@ -49,6 +49,7 @@ from ..suite.tokenized import TokenizedSuite
 from ..terminal.output import progress, tell
 from ..version import __version__
 from .answers import answers_file, with_answers
+from .estimate import estimates, time_line
 from .fallbacks import measured_within_budget
 from .guided import calibration_directory, guided_values
 from .lines import tokenized_lines
@@ -74,6 +75,7 @@ class Exported:
         verdicts: on each limit of the drift budget.
         allocation: of bits, if there was a budget.
         seconds: wall time by stage.
+        estimated_seconds: of the whole, told before it began, by quality or method.
     """
 
     directory: Path
@@ -82,6 +84,7 @@ class Exported:
     verdicts: tuple[Verdict, ...]
     allocation: BitAllocation | None
     seconds: Mapping[str, float]
+    estimated_seconds: Mapping[str, float]
 
 
 def export_bundle(source: str, target: Target, out: Path | None = None, **options: Any) -> Exported:
@@ -107,6 +110,8 @@ def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
 
     if checkpoint.vision_source is not None:
         tell(f"vision weights: {VISION_SOURCES[checkpoint.vision_source]}")
+    estimated = estimates(checkpoint, plan)
+    tell(time_line(estimated, plan.choice.quality))
     o, cache, watch = plan.options, EmbeddingCache(checkpoint), Stopwatch()
     calibration = plan.calibration if plan.calibration and plan.calibration.images() else LineSet.embedded()
     with staged_directory(plan.directory, force=o.force, needed_bytes=plan.needed_bytes) as stage:
@@ -136,7 +141,7 @@ def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
         manifest = _seal(stage, found.draft, found.drift, plan.target)
     answers_file(plan.directory).unlink(missing_ok=True)
     shutil.rmtree(calibration_directory(plan.directory), ignore_errors=True)
-    return Exported(plan.directory, manifest, plan.kept_float, found.verdicts, allocation, watch.seconds)
+    return Exported(plan.directory, manifest, plan.kept_float, found.verdicts, allocation, watch.seconds, estimated)
 
 
 def _with_vision(draft: Manifest, plan: ExportPlan, precision: PrecisionName, stage: Path, calibration: LineSet) -> Manifest:

@@ -16,6 +16,7 @@ from ..bundle.manifest import MemoryPlan
 from ..bundle.reader import check_goal
 from ..environment.requirements import require_export
 from ..errors import InputError
+from ..formats.method import recipe_method
 from ..formats.model_config import CobraConfig
 from ..formats.precision import InputForm, PrecisionName
 from ..formats.recipe import (
@@ -39,7 +40,14 @@ from ..regress.budget import Budget, Limits, read_budget
 from ..suite.line_set import LineSet
 from ..terminal.output import tell
 from .checks import check_allocation, check_calibration, check_choices, check_text_only
-from .lines import affordable, calibration_and_golden, check_answerable, golden_lines, tokenized_lines
+from .lines import (
+    affordable,
+    calibration_and_golden,
+    check_answerable,
+    drawn_lines,
+    golden_lines,
+    tokenized_lines,
+)
 from .memory_plan import plan_memory
 from .options import Choice, ExportOptions, choose
 from .vision import checked_engine, checked_precision
@@ -129,9 +137,12 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     memory = plan_memory(config, recipe, target, precision, unallocated_bytes=_unallocated_bytes(config, recipe, choice))
     directory = out or Path("bundles") / _name(config, target, recipe, choice)
     check_goal(directory, force=o.force)
+    if o.calibration is None and (drawn := drawn_lines(config)) is not None:
+        calibration, held_out = drawn.divided()
+        golden = held_out if o.golden is None else golden
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
-    if calibration is not None and not all(line.answer for line in calibration.lines):
-        calibration = affordable(calibration, config)
+    if calibration is not None:
+        calibration = affordable(calibration, config, gradients=recipe_method(recipe.method).needs_gradients)
     golden = golden_lines(golden, o.golden_lines, config)
     for lines in filter(None, (golden, calibration)):
         check_answerable(lines, config)

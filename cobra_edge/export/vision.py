@@ -12,6 +12,7 @@ from ..bundle.engine_key import EngineKey
 from ..bundle.manifest import VisionGraph
 from ..bundle.reader import IMAGE, VISION, file_sha256
 from ..errors import InputError, MachineError
+from ..formats.model_config import CobraConfig
 from ..formats.precision import InputForm, PrecisionName, precision_named
 from ..formats.targets import Target, why_not_precision
 from ..suite.line_set import LineSet
@@ -95,7 +96,7 @@ def write_vision(
     from ..model.cobra import load_vision
     from ..vision.graph.write import write_graph
 
-    calibrate = _calibration_images(calibration, config.n_visual_tokens) if precision == "int8" else []
+    calibrate = calibration_images(calibration, config) if precision == "int8" else []
     with stages() as on_step:
         written = write_graph(lambda: load_vision(checkpoint), config, stage, precision, form, images, calibrate, on_step)
     (stage / IMAGE).write_bytes(msgspec.json.format(msgspec.json.encode(written.transform)) + b"\n")
@@ -104,8 +105,9 @@ def write_vision(
     return written.graph
 
 
-def _calibration_images(calibration: LineSet, n_visual_tokens: int) -> list[Path]:
-    most = min(_CALIBRATION_IMAGES, max(1, _CALIBRATION_POSITIONS // n_visual_tokens))
+def calibration_images(calibration: LineSet, config: CobraConfig) -> list[Path]:
+    """Return the images of a calibration set that int8 vision is calibrated on."""
+    most = min(_CALIBRATION_IMAGES, max(1, _CALIBRATION_POSITIONS // config.n_visual_tokens))
     return calibration.about(most).images()
 
 

@@ -59,7 +59,7 @@ def read_folder(folder: Path, *, skip_bad: bool = False) -> LineSet:
     if len(good) < ADVISABLE_IMAGES:
         advice = f"at least {ADVISABLE_IMAGES} are advisable, as varied as those that the model will see"
         tell(f"{folder}: {len(good)} images; {advice}", "yellow")
-    return LineSet(folder.name, list(_lines(good)), folder)
+    return LineSet(folder.name, list(prompted_lines(good)), folder)
 
 
 def _image_names(folder: Path) -> tuple[list[str], int]:
@@ -91,8 +91,8 @@ def _counted(bad: dict[str, str], chosen: Sequence[str]) -> str:
     return f"{len(bad)} of {len(chosen)} images cannot be read: {named}"
 
 
-def _lines(images: Sequence[str]) -> Iterator[Line]:
-    """Yield the lines about each image, of different kinds, and then lines without an image."""
+def prompted_lines(images: Sequence[str]) -> Iterator[Line]:
+    """Yield lines without answers about images by name, of different kinds for each, and then lines without an image."""
     prompts = {kind: itertools.cycle(sorted(of_kind, key=_order)) for kind, of_kind in read_prompts().items()}
     texts, kinds = prompts.pop(_TEXT), itertools.cycle(sorted(prompts, key=_order))
     for image in images:

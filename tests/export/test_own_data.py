@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.calibrate import command as calibrate
@@ -149,9 +150,17 @@ def test_images_beyond_what_a_pass_can_read_are_left_out(positions, images, monk
     monkeypatch.setattr(lines_module, "MOST_VISUAL_POSITIONS", positions)
     config, every = open_checkpoint("mini").config, LineSet.embedded(more=True)
     every = replace(every, lines=[*every.lines, Line("Why?", "Because.", "text")])
-    found = affordable(every, config)
+    found = affordable(every, config, gradients=True)
     kept = [image.name for image in found.images()]
     assert len(kept) == images and found.lines[-1].image is None
     assert [line for line in every.lines if line.image is None or Path(line.image).name in kept] == list(found.lines)
     assert kept == [every.images()[i * 200 // images].name for i in range(images)]
     assert (f"{images} of 200 images are used" in capfd.readouterr().err) is (images < 200)
+
+
+def test_statistics_of_answered_lines_read_all_images(monkeypatch):
+    monkeypatch.setattr(lines_module, "MOST_STATISTICS_POSITIONS", 64 * 7)
+    config, every = open_checkpoint("mini").config, LineSet.embedded()
+    assert affordable(every, config, gradients=False) is every
+    asked = replace(every, lines=[structs.replace(line, answer="") for line in every.lines])
+    assert len(affordable(asked, config, gradients=False).images()) == 7

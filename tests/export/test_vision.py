@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -68,7 +69,7 @@ def test_an_int8_engine_multiplies_in_int8(export, tmp_path):
     graph = json.loads(out)["manifest"]["vision"]
     assert (graph["precision"], graph["input"]) == ("int8", "uint8") and graph["parity"]["projector"] < 0.03
     assert products(layers_of(bundle), "Int8") >= 30
-    assert bundle.manifest.files[VISION].bytes < 3.2e6
+    assert bundle.manifest.files[VISION].bytes < 5e6
 
 
 def test_an_engine_without_its_weights_is_smaller(export, tmp_path):
@@ -126,7 +127,7 @@ def test_int8_wants_images(export, tmp_path):
 def test_int8_takes_some_images_of_a_large_suite(n, n_visual_tokens, taken):
     names = [f"{i:04}.png" for i in range(n)]
     lines = LineSet("many", [Line("What is it?", "a dot", "color", image) for image in names], Path())
-    chosen = assemble_vision._calibration_images(lines, n_visual_tokens)
+    chosen = assemble_vision.calibration_images(lines, SimpleNamespace(n_visual_tokens=n_visual_tokens))
     assert len(chosen) == taken and chosen == sorted(set(chosen)) and chosen[0].name == names[0]
 
 

@@ -1,0 +1,67 @@
+"""The time that an export is told to take before it begins."""
+
+import msgspec
+import pytest
+
+from cobra_edge.export.estimate import Load, Rates, estimates, measured_rates, seconds_of, time_line
+from cobra_edge.export.options import ExportOptions
+from cobra_edge.export.plan import plan_export
+from cobra_edge.formats.method import METHODS
+from cobra_edge.formats.targets import target_named
+from cobra_edge.model.checkpoint import open_checkpoint
+
+RATES = Rates(position_seconds=1e-4, flops=1e11)
+READ, GOLDEN = Load(10_000, 100), Load(500, 4)
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return open_checkpoint("mini")
+
+
+def seconds(config, method="guided", calibration=READ, golden=GOLDEN, rates=RATES, **more):
+    return seconds_of(METHODS[method], config, calibration, golden, rates, **more)
+
+
+def test_what_does_more_takes_longer(mini):
+    config = mini.config
+    assert 10 < seconds(config, "rtn") < seconds(config, "gptq") < seconds(config, "guided")
+    assert seconds(config, "rtn") == seconds(config, "rtn", calibration=Load(0, 0))  # it reads no calibration data
+    assert seconds(config) < seconds(config, calibration=Load(20_000, 100))
+    assert seconds(config) < seconds(config, calibration=Load(10_000, 200))
+    assert seconds(config) < seconds(config, calibration=Load(10_000, 100, unanswered=400))
+    assert seconds(config, "rtn") < seconds(config, "rtn", golden=Load(500, 4, unanswered=4))
+    assert seconds(config) < seconds(config, golden=Load(5_000, 4)) and seconds(config) < seconds(config, int8_images=40)
+
+
+def test_time_is_in_proportion_to_layers_and_rates(mini):
+    """Beyond a constant, without images."""
+    text = msgspec.structs.replace(mini.config, vision=None, projector=None)
+    deep = msgspec.structs.replace(text, mamba=msgspec.structs.replace(text.mamba, n_layer=2 * text.mamba.n_layer))
+    read, golden = Load(10_000, 0), Load(500, 0)
+    short, long = (seconds(config, "gptq", read, golden) for config in (text, deep))
+    start = seconds(text, "gptq", Load(0, 0), Load(0, 0), Rates(0.0, 1e30))
+    assert (long - start) / (short - start) == pytest.approx(2, rel=0.1)  # the embedding does not double
+    twice_as_fast = Rates(RATES.position_seconds / 2, RATES.flops * 2)
+    assert (short - start) / (seconds(text, "gptq", read, golden, twice_as_fast) - start) == pytest.approx(2)
+
+
+def test_rates_are_of_this_machine(mini):
+    rates = measured_rates(mini)
+    assert 1e-8 < rates.position_seconds < 1e-2 and 1e8 < rates.flops < 1e14
+
+
+def test_every_quality_is_told_unless_a_flag_chose(tmp_path):
+    checkpoint, plan = plan_export("mini", target_named("cpu"), tmp_path / "b", ExportOptions(golden_lines=4))
+    found = estimates(checkpoint, plan)
+    assert list(found) == ["best", "balanced", "fast"] and found["fast"] < found["balanced"] < found["best"]
+    checkpoint, plan = plan_export("mini", target_named("cpu"), tmp_path / "b", ExportOptions(method="awq", golden_lines=4))
+    assert list(estimates(checkpoint, plan)) == ["awq"]
+
+
+def test_a_line_for_people():
+    found = {"best": 9000.0, "balanced": 3240.0, "fast": 40.0}
+    assert time_line(found, "best") == (
+        "time on this machine: best about 2 h 30 min, balanced about 54 min, fast about 40 s; this is --quality best"
+    )
+    assert time_line({"awq": 61.0}, None) == "time on this machine: awq about 61 s"
