@@ -45,7 +45,7 @@ _PATH = click.Path(path_type=Path)
     "--data",
     group="input",
     type=_PATH,
-    show_default="embedded set of synthetic scenes",
+    show_default="drawn images",
     help="Folder of images, or JSON lines of image and prompt. The float model answers what has no answer.",
 )
 @option("--skip-bad", group="input", is_flag=True, help="Leave out images and lines of --data that cannot be read.")

@@ -102,7 +102,7 @@ _PATH = click.Path(path_type=Path)
     "--calibration",
     group="quantization",
     type=_PATH,
-    show_default="embedded set",
+    show_default="drawn images",
     help="Folder of images, or suite, for statistics, --bits and int8 vision. Images get prompts, the float model answers.",
 )
 @option("--skip-bad", group="quantization", is_flag=True, help="Leave out what cannot be read of --calibration.")
