@@ -90,6 +90,7 @@ def export(
         killed={stage: round(seconds, 1) for stage, seconds in exported.killed.items()},
         stages={stage: round(seconds, 1) for stage, seconds in exported.stages.items()},
         peak_gib=round(process.peak_bytes / 2**30, 2),
+        own_peak_gib=round(process.own_peak_bytes / 2**30, 2),
         checkpoint_bytes=exported.checkpoint_bytes,
         bundle_bytes={name: entry["bytes"] for name, entry in manifest["files"].items()},
         vision=msgspec.convert(manifest["vision"], ExportedVision),

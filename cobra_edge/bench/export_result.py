@@ -24,7 +24,8 @@ class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
         seconds: wall time of the command.
         killed: seconds of the processes that were killed and resumed from, by the stage that they were killed in.
         stages: seconds of the last process by stage: of all the work, if none was killed.
-        peak_gib: peak resident memory of the command, mapped files included.
+        peak_gib: peak resident memory of the command, mapped files included, which the kernel takes back where memory is short.
+        own_peak_gib: peak of what no file backs.
         checkpoint_bytes: of the checkpoint that was exported.
         bundle_bytes: by file of the bundle.
         vision: the vision graph.
@@ -40,6 +41,7 @@ class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
     killed: dict[str, float]
     stages: dict[str, float]
     peak_gib: float
+    own_peak_gib: float
     checkpoint_bytes: int
     bundle_bytes: dict[str, int]
     vision: ExportedVision
@@ -55,6 +57,7 @@ def export_table(result: ExportResult) -> Table:
         ["wall time", f"{result.seconds / 60:.1f} min"],
         *([f"— killed in the stage {stage}, after", f"{seconds / 60:.1f} min"] for stage, seconds in result.killed.items()),
         *([f"— {stage}", f"{seconds / 60:.1f} min"] for stage, seconds in result.stages.items()),
+        ["peak memory that no file backs", f"{result.own_peak_gib:.1f} GiB"],
         ["peak resident memory, mapped files included", f"{result.peak_gib:.1f} GiB"],
         ["checkpoint", f"{result.checkpoint_bytes / 1e9:.2f} GB"],
         [f"decoder as {result.scheme}", f"{files['decoder.safetensors'] / 1e9:.2f} GB"],

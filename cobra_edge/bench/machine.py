@@ -59,12 +59,19 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Finished:
-    """Exit code, stdout, wall time and peak resident memory of a child process."""
+    """A child process that has ended.
+
+    Attributes:
+        exit_code, stdout, seconds: its exit code, stdout and wall time.
+        peak_bytes: peak resident memory, mapped files included, which the kernel takes back where memory is short.
+        own_peak_bytes: peak of what no file backs.
+    """
 
     exit_code: int
     stdout: str
     seconds: float
     peak_bytes: int
+    own_peak_bytes: int
 
 
 def measure(
@@ -74,30 +81,34 @@ def measure(
 
     The process is killed as soon as `kill` returns true.
 
-    The peak resident set, mapped files included, is the kernel's high-water mark, read while the child runs. The figure
-    reported at its exit would be wrong: a child inherits the mark of its parent.
+    The peak resident set is the kernel's high-water mark, read while the child runs. The figure reported at its exit would be
+    wrong: a child inherits the mark of its parent.
     """
     began = time.perf_counter()
     variables = os.environ | (environment or {})
     child = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, env=variables)
-    peak = 0
+    peak = own = 0
     while True:
-        peak = max(peak, high_water_mark(child.pid))
+        found = _memory(child.pid)
+        peak, own = max(peak, found.get("VmHWM", 0)), max(own, found.get("RssAnon", 0))
         if kill():
             child.kill()
         try:
             stdout, _ = child.communicate(timeout=_POLL_SECONDS)
-            return Finished(child.returncode, stdout, time.perf_counter() - began, peak)
+            return Finished(child.returncode, stdout, time.perf_counter() - began, peak, own)
         except subprocess.TimeoutExpired:
             continue
 
 
 def high_water_mark(pid: int) -> int:
     """Return the peak resident set of a running process in bytes; 0 if it has ended."""
+    return _memory(pid).get("VmHWM", 0)
+
+
+def _memory(pid: int) -> dict[str, int]:
+    """Return what the kernel counts of a running process's memory in bytes, by its name there; nothing if it has ended."""
     try:
-        for row in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if row.startswith("VmHWM:"):
-                return int(row.split()[1]) * 1024
+        rows = (row.split() for row in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3 and row[2] == "kB"}
     except (OSError, ValueError):
-        pass
-    return 0
+        return {}

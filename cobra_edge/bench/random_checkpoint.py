@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from ..formats.model_config import decoder_shapes, projector_kind, projector_shapes
 from ..formats.package_data import MINI
@@ -49,6 +50,8 @@ def write_random_checkpoint(shape: str, directory: Path, on_part: Callable[[], N
     shutil.copyfile(MINI / "tokenizer.json", directory / "tokenizer.json")
     random = torch.Generator().manual_seed(0)
     decoder = {f"llm.{k}": _random(k, s, random) for k, s in decoder_shapes(mamba).items()}
+    # A token that the tokenizer does not have would be an answer without text.
+    decoder["llm.backbone.embedding.weight"][_tokens(directory / "tokenizer.json") :] = 0
     decoder["llm.lm_head.weight"] = decoder["llm.backbone.embedding.weight"]
     shapes = projector_shapes(projector_kind(named.arch_specifier), vision.feature_dim, mamba.d_model)
     projector = {k: _random(k, s, random) for k, s in shapes.items()}
@@ -62,6 +65,10 @@ def write_random_checkpoint(shape: str, directory: Path, on_part: Callable[[], N
         weights = Encoder(encoder, vision.image_size).vit.state_dict()
         save_file(weights, directory / "vision" / encoder_file(vision, index))
         on_part()
+
+
+def _tokens(tokenizer: Path) -> int:
+    return Tokenizer.from_file(str(tokenizer)).get_vocab_size()
 
 
 def outlier_gains(width: int, share: float, random: torch.Generator) -> torch.Tensor:

@@ -88,14 +88,15 @@ def export_random(
 
 def _measured(arguments: list[str], calibration: Path, kill_at: dict[str, str]) -> tuple[Finished, dict[str, float]]:
     killed: dict[str, float] = {}
-    peak = 0
+    peak = own = 0
     for stage, file in kill_at.items():
         done = measure(["cobra_edge.export", *arguments], kill=(calibration / file).is_file)
         if done.exit_code != -signal.SIGKILL:
             raise MachineError(f"the export ended with exit code {done.exit_code} before it could be killed in: {stage}")
-        killed[stage], peak = done.seconds, max(peak, done.peak_bytes)
+        killed[stage], peak, own = done.seconds, max(peak, done.peak_bytes), max(own, done.own_peak_bytes)
     done = measure(["cobra_edge.export", *arguments])
-    return replace(done, seconds=done.seconds + sum(killed.values()), peak_bytes=max(peak, done.peak_bytes)), killed
+    peak, own = max(peak, done.peak_bytes), max(own, done.own_peak_bytes)
+    return replace(done, seconds=done.seconds + sum(killed.values()), peak_bytes=peak, own_peak_bytes=own), killed
 
 
 def budget_without_limits(folder: Path) -> Path:

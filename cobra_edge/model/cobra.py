@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
@@ -40,8 +41,35 @@ def load_vision(checkpoint: Checkpoint) -> VisionModel:
     return VisionModel(load_tower(config.vision, checkpoint.vision_weights, checkpoint.tower), projector).eval()
 
 
-def load_block(checkpoint: Checkpoint, index: int, operations: Operations = REFERENCE) -> Block:
+class StoredLinear(nn.Module):
+    """A linear layer that keeps its matrix as stored, and converts some rows at a time to float32 at each use.
+
+    For one token of few lines, where reading the matrix is all that takes time: nothing is written to memory.
+    """
+
+    _ROWS = 256
+
+    def __init__(self, weight: Tensor) -> None:
+        """Keep a weight (out, in) of any float dtype."""
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x Wᵀ (…, out) of x (…, in), both float32."""
+        return torch.cat([F.linear(x, rows.float()) for rows in self.weight.split(self._ROWS)], dim=-1)
+
+
+_PROJECTIONS = ("in_proj", "x_proj", "out_proj")
+
+
+def load_block(checkpoint: Checkpoint, index: int, operations: Operations = REFERENCE, *, for_a_token: bool = False) -> Block:
     """Load layer `index` of the decoder in float32.
+
+    Args:
+        checkpoint: with its decoder.
+        index: of the layer.
+        operations: sequential operations of its mixer.
+        for_a_token: with StoredLinear projections, whose values are not checked.
 
     Raises:
         InputError: a tensor contains NaN or infinity; the message names it.
@@ -49,12 +77,19 @@ def load_block(checkpoint: Checkpoint, index: int, operations: Operations = REFE
     prefix = f"backbone.layers.{index}."
     with torch.device("meta"):  # neither allocated nor initialized: replaced below
         block = Block(checkpoint.config.mamba, operations)
-    own = {k: v for k, v in checkpoint.decoder.items() if k.startswith(prefix)}
-    block.load_state_dict({k[len(prefix) :]: require_finite(k, v.float()) for k, v in own.items()}, assign=True)
+    own = {k[len(prefix) :]: v for k, v in checkpoint.decoder.items() if k.startswith(prefix)}
+    if for_a_token:
+        for name in _PROJECTIONS:
+            setattr(block.mixer, name, StoredLinear(own[f"mixer.{name}.weight"]))
+    kept = {f"mixer.{name}.weight" for name in _PROJECTIONS} if for_a_token else set()
+    tensors = {k: v if k in kept else require_finite(prefix + k, v.float()) for k, v in own.items()}
+    block.load_state_dict(tensors, assign=True)
     return block.eval()
 
 
-def stream_blocks(checkpoint: Checkpoint, operations: Operations = REFERENCE, first: int = 0) -> Iterator[Block]:
-    """Yield the decoder's blocks from layer `first` on, in float32, one in memory at a time. Raises as `load_block`."""
+def stream_blocks(
+    checkpoint: Checkpoint, operations: Operations = REFERENCE, first: int = 0, *, for_a_token: bool = False
+) -> Iterator[Block]:
+    """Yield the decoder's blocks from layer `first` on, one in memory at a time; arguments and errors as of `load_block`."""
     for index in range(first, checkpoint.config.mamba.n_layer):
-        yield load_block(checkpoint, index, operations)
+        yield load_block(checkpoint, index, operations, for_a_token=for_a_token)

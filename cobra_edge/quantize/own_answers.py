@@ -255,14 +255,15 @@ class _Model:
     def _step(self, tokens: Tensor, active: Tensor, states: list[Tensor]) -> Tensor:
         """Read one token of each active line; returns their streams, (active, d_model) float32."""
         x = self._table[tokens][:, None]
-        for index, block in self._blocks():
+        for index, block in self._blocks(for_a_token=True):
             x, *new = block(x, *(state[index, active] for state in states))
             for state, values in zip(states, new, strict=True):
                 state[index, active] = values
         return x[:, 0]
 
-    def _blocks(self) -> Iterator[tuple[int, Block]]:
-        for index, block in enumerate(stream_blocks(self._checkpoint, self._greedy.operations)):
+    def _blocks(self, *, for_a_token: bool = False) -> Iterator[tuple[int, Block]]:
+        blocks = stream_blocks(self._checkpoint, self._greedy.operations, for_a_token=for_a_token)
+        for index, block in enumerate(blocks):
             yield index, block.to(self._greedy.device)
 
     def _next(self, stream: Tensor) -> Tensor:

@@ -196,17 +196,17 @@ class _Batch:
                 break
             rows = [layer.of([going.index(i) for i in left]) for layer in rows]
             going, hidden = left, [self._embed([new[i][-1]]) for i in left]
-            rows = [_through(block, hidden, layer) for block, layer in zip(self._blocks(), rows, strict=True)]
+            rows = [_through(block, hidden, layer) for block, layer in zip(self._blocks(for_a_token=True), rows, strict=True)]
             for i, row in zip(going, hidden, strict=True):
                 new[i].append(int(self.logits(row)[0].argmax()))
         for i, tokens in new.items():
             replies[i] = tuple(tokens[:-1] if tokens[-1] == end else tokens)
         return replies
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self, *, for_a_token: bool = False) -> Iterator[Block]:
         # Only the float32 reference must be plain torch.
         operations = REFERENCE if self.precision is None else best_operations()
-        for block in stream_blocks(self.checkpoint, operations):
+        for block in stream_blocks(self.checkpoint, operations, for_a_token=for_a_token):
             yield narrowed(block, self.precision)
 
     def _embed(self, tokens: Sequence[int]) -> Tensor:

@@ -189,7 +189,7 @@ def test_an_answer_that_the_model_gives_is_its_reply(tiny):
         patch.setattr(float_reference, "reply_limit", None)  # used only to generate
         patch.setattr(TextCodec, "encode", None)
         real, blocks = float_reference.stream_blocks, []
-        patch.setattr(float_reference, "stream_blocks", lambda *given: blocks.append(1) or real(*given))
+        patch.setattr(float_reference, "stream_blocks", lambda *given, **named: blocks.append(1) or real(*given, **named))
         (found,) = read_tiny(tiny, [asked_so], replies_end_with=end)
     assert found.reply == tuple(given[:-1]) and blocks == [1]
 
