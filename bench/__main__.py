@@ -19,6 +19,7 @@ from .gpu_weights import gpu_weights
 from .interval_coverage import interval_coverage
 from .kernel_budget import kernel_budget
 from .methods import methods
+from .narrow_calibration import narrow_calibration
 from .predict import predict
 from .quality import quality
 from .regress import regress
@@ -39,6 +40,7 @@ COMMANDS = (
     interval_coverage,
     kernel_budget,
     methods,
+    narrow_calibration,
     predict,
     quality,
     regress,

@@ -41,6 +41,8 @@ from .gpu_result import (
 from .headline import headline_table, reasons
 from .interval_coverage_result import CoverageResult, coverage_table
 from .methods_result import MethodsResult, methods_tables
+from .narrow_calibration import NAME as NARROW
+from .narrow_calibration import NarrowResult, narrow_table
 from .predictions import prediction_table, published_table
 from .quality_result import QualityResult, draws_table, goals_table, quality_goals_table, quality_table, rows_of
 from .serving_goals import serving_goals_table
@@ -129,6 +131,7 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "quality_draws": lambda: _not_empty([draws_table(quality_result())]),
     "goals": lambda: [goals_table(quality_result())],
     "export": lambda: map(export_table, _all(ExportResult, *(f"export-cobra-3b-{quality}" for quality in QUALITIES))),
+    "narrow": lambda: map(narrow_table, _all(NarrowResult, NARROW)),
     "methods": lambda: (table for result in _all(MethodsResult, "methods-cobra-3b") for table in methods_tables(result)),
     "decode": lambda: map(decode_table, _cpu()),
     "decode_goals": lambda: _not_empty([decode_goals_table(_cpu())]),

@@ -29,7 +29,16 @@ from .tables import print_result
 from .vision_command import vision
 
 # Benchmarks of the project itself, which run in a checkout.
-LABORATORY = ("budgets", "fault_injection", "interval_coverage", "methods", "predict", "quality", "regress")
+LABORATORY = (
+    "budgets",
+    "fault_injection",
+    "interval_coverage",
+    "methods",
+    "narrow_calibration",
+    "predict",
+    "quality",
+    "regress",
+)
 _RENAMED = {"faults": "fault_injection", "coverage": "interval_coverage"}
 
 
