@@ -29,7 +29,7 @@ _BACKWARD = 0.8  # of a layer's forward pass: gradients of inputs alone
 _REFERENCE = 8.0  # forward passes that a golden line takes: the recurrence in plain torch, and twice in 16 bits
 _EXACT = 2.5  # a float32 product, in products whose inputs may be rounded to bfloat16
 _ROUNDING = 12e3  # floating-point operations that the scale and the codes of a weight take as long as
-_LOADING = 1e3  # the same for a weight that a layer is loaded with
+_LOADING = 130  # the same for a weight that is read for a token
 _GROUPS, _SWEEPS = 4, 2  # of guided quantization
 
 
