@@ -1,7 +1,7 @@
 """How long an export takes on this machine, told before it begins.
 
 One layer is run on some positions and one matrix product is timed; what each quality does is counted in these two. The factors
-are from exports at full size (bench/results/export-cobra-3b-*.json).
+are from exports at full size (docs/log.md).
 """
 
 from __future__ import annotations
