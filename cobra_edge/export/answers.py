@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..formats.method import recipe_method
 from ..terminal.output import stages
-from .checks import needs_statistics
+from .checks import reads_lines
 from .plan import ExportPlan
 
 if TYPE_CHECKING:
@@ -63,7 +62,5 @@ def answers_file(bundle: Path) -> Path:
 
 
 def _reads_lines(plan: ExportPlan) -> bool:
-    """Tell whether the export reads calibration lines, not their images alone."""
-    method = plan.recipe.method
-    needs = needs_statistics(method, plan.recipe.activation_percentile) and plan.statistics is None
-    return needs or plan.choice.bits is not None or recipe_method(method).needs_gradients
+    recipe = plan.recipe
+    return reads_lines(recipe.method, plan.choice.bits, recipe.activation_percentile, plan.statistics)

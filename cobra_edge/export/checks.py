@@ -17,6 +17,12 @@ def needs_statistics(method: str, clip_activations: float | None) -> bool:
     return recipe_method(method).needs_statistics or clip_activations is not None
 
 
+def reads_lines(method: str, bits: float | None, clip_activations: float | None, statistics: object) -> bool:
+    """Tell whether an export reads calibration lines, not their images alone; `statistics`: given ones, or None."""
+    collects = needs_statistics(method, clip_activations) and statistics is None
+    return collects or bits is not None or recipe_method(method).needs_gradients
+
+
 def check_choices(scheme: Scheme, method: str, rotation: str, clip_activations: float | None) -> None:
     """Raise InputError for unknown names and for options that exclude each other."""
     if rotation not in ROTATIONS:

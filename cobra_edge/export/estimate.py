@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SAMPLED_POSITIONS = 512
 _SAMPLED_SECONDS = 0.1
+_BATCHING = 2e-5  # seconds that a position takes in a layer of what does not grow with it: short lines come in small batches
 _STARTING = 10.0  # seconds of what does not grow with the model
 _BACKWARD = 0.8  # of a layer's forward pass: gradients of inputs alone
 _REFERENCE = 8.0  # forward passes that a golden line takes: the recurrence in plain torch, and twice in 16 bits
@@ -86,8 +87,9 @@ def seconds_of(
         int8_images: what int8 vision is calibrated on.
     """
     mamba = config.mamba
-    layer = calibration.positions * rates.position_seconds
-    passes = golden.positions * rates.position_seconds * _REFERENCE
+    position = rates.position_seconds + _BATCHING
+    layer = calibration.positions * position
+    passes = golden.positions * position * _REFERENCE
     images = 4 * golden.images + 2 * int8_images  # golden ones also twice in 16 bits, and by the graph
     operations = _ROUNDING * mamba.n_parameters / mamba.n_layer
     if method.needs_gradients:
@@ -104,7 +106,7 @@ def seconds_of(
     if answered.unanswered:
         from ..quantize.own_answers import LONGEST_ANSWER
 
-        passes += (answered.positions + LONGEST_ANSWER * answered.unanswered) * rates.position_seconds
+        passes += (answered.positions + LONGEST_ANSWER * answered.unanswered) * position
         operations += LONGEST_ANSWER * _LOADING * mamba.n_parameters / mamba.n_layer
     seconds = _STARTING + mamba.n_layer * (passes + operations / rates.flops)
     return seconds + (images * _EXACT * _tower_flops(config) / rates.flops if images else 0.0)

@@ -1,7 +1,7 @@
 """The plan of an export: every option, file and size is checked before any work.
 
-Nothing here writes. Errors that would otherwise appear after minutes are found first: a file of another model, options without
-effect, encoders that do not fit, a suite that cannot be read.
+Nothing here writes, but for images that are drawn into the user's cache. Errors that would otherwise appear after minutes are
+found first: a file of another model, options without effect, encoders that do not fit, a suite that cannot be read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..quantize.statistics import Statistics, read_header, read_statistics
 from ..regress.budget import Budget, Limits, read_budget
 from ..suite.line_set import LineSet
 from ..terminal.output import tell
-from .checks import check_allocation, check_calibration, check_choices, check_text_only
+from .checks import check_allocation, check_calibration, check_choices, check_text_only, reads_lines
 from .lines import (
     affordable,
     calibration_and_golden,
@@ -137,12 +137,17 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     memory = plan_memory(config, recipe, target, precision, unallocated_bytes=_unallocated_bytes(config, recipe, choice))
     directory = out or Path("bundles") / _name(config, target, recipe, choice)
     check_goal(directory, force=o.force)
-    if o.calibration is None and (drawn := drawn_lines(config)) is not None:
+    reads = reads_lines(choice.method, choice.bits, o.clip_activations, o.statistics)
+    drawn = None
+    if o.calibration is None and (reads or precision == "int8" or o.golden is None):
+        drawn = drawn_lines(config)
+    if drawn is not None:
         calibration, held_out = drawn.divided()
         golden = held_out if o.golden is None else golden
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
     if calibration is not None:
-        calibration = affordable(calibration, config, gradients=recipe_method(recipe.method).needs_gradients)
+        gradients = recipe_method(recipe.method).needs_gradients
+        calibration = affordable(calibration, config, gradients=gradients, quiet=not reads)
     golden = golden_lines(golden, o.golden_lines, config)
     for lines in filter(None, (golden, calibration)):
         check_answerable(lines, config)
