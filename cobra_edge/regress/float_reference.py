@@ -204,6 +204,7 @@ class _Batch:
         return replies
 
     def _blocks(self, *, for_a_token: bool = False) -> Iterator[Block]:
+        for_a_token = for_a_token and self.precision is None  # `narrowed` rounds whole matrices
         # Only the float32 reference must be plain torch.
         operations = REFERENCE if self.precision is None else best_operations()
         for block in stream_blocks(self.checkpoint, operations, for_a_token=for_a_token):

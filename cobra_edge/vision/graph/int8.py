@@ -29,7 +29,7 @@ from .onnx_export import EXTERNAL_DATA_ABOVE_BYTES
 from .parity import relative_rms
 
 RELATIVE_RMS_GOAL = 0.05
-WIDE_AT_MOST = 0.125  # of all matmuls: with more, the file would be much larger than a quarter
+WIDE_AT_MOST = 0.125  # of the tower's matmuls: with more, the file would be much larger than a quarter
 _PROJECTOR = "projector."  # beginning of the labels of its matmuls
 _CHECKED = 4  # images on which the finished graph is compared with the float graph
 
