@@ -74,6 +74,9 @@ class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         vision_runtime: the vision runtime; None without vision.
         lines, positions: number of golden lines, and of answer tokens in them.
         measures: by name of `regress.measures.measure_named`, including those of tasks and layers.
+        activations: of the decoder that was measured; empty in bundles of earlier versions.
+        expected_kld: mean KLD in nats that the gradients of a guided export foretold; None without.
+        by_line: a number for each golden line, by column of `regress.recorded.COLUMNS`; empty in bundles of earlier versions.
     """
 
     runtime: str
@@ -81,6 +84,9 @@ class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lines: int
     positions: int
     measures: dict[str, float]
+    activations: str = ""
+    by_line: dict[str, tuple[float, ...]] = {}
+    expected_kld: float | None = None
 
 
 class VisionGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

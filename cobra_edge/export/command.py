@@ -5,6 +5,7 @@ cobra-edge export --target jetson
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +206,9 @@ def _show(exported: Exported, target: Target, as_json: bool) -> None:
         say(f"kept in float16: {name} ({reason})")
     if exported.allocation is not None:
         found = exported.allocation
-        drift = f"expected KLD {found.kld_alone:.3g}" if found.kld is None else f"KLD {found.kld:.3g}"
-        say(f"bit allocation: {found.bits_per_weight:.3f} bits per weight, {drift} nats on the calibration data")
+        kld, of = (found.kld_alone, "expected KLD") if found.kld is None else (found.kld, "KLD")
+        drift = f", {of} {kld:.3g} nats on the calibration data" if math.isfinite(kld) else ""
+        say(f"bit allocation: {found.bits_per_weight:.3f} bits per weight{drift}")
     say(f"recipe: {recipe_line(exported.manifest)}")
     results.print(memory_table(exported.manifest, target))
     results.print(drift_table(exported.manifest, exported.verdicts))

@@ -108,12 +108,12 @@ def guided_values(
     goal: Path,
     cache: EmbeddingCache,
     watch: Stopwatch,
-) -> Iterator[tuple[Recipe, BitAllocation | None, Mapping[str, np.ndarray | QuantizedTensor]]]:
+) -> Iterator[tuple[Recipe, BitAllocation, Mapping[str, np.ndarray | QuantizedTensor]]]:
     """Yield the recipe with bits allocated, the allocation, and every matrix (out, in) as stored: codes, float16 or float32.
 
     Args:
         checkpoint, data, cache, watch: as for `guided`.
-        recipe: with method "guided"; its storages count if `bits` is None.
+        recipe: with method "guided"; its storages are the allocation if `bits` is None.
         bits: budget of bits per weight.
         goal: directory of the bundle; what an interrupted export resumes from is beside it.
 
@@ -125,9 +125,8 @@ def guided_values(
 
     work = calibration_directory(goal)
     with guided(checkpoint, recipe, data, work, cache, watch) as found:
-        allocation = None
+        allocation = allocate_by_costs(checkpoint.config.mamba, recipe, found.guidance.costs(), bits)
         if bits is not None:
-            allocation = allocate_by_costs(checkpoint.config.mamba, recipe, found.guidance.costs(), bits)
             recipe = of_tensors(recipe, allocation.tensors)
         recipe = msgspec.structs.replace(recipe, statistics=hashlib.sha256(msgspec.json.encode(found.header)).hexdigest())
         quantized = Resume(work / "quantized", msgspec.json.encode((found.header, recipe)))

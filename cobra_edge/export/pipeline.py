@@ -138,7 +138,8 @@ def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
                 lambda draft: _measure(Bundle(stage, draft), len(suite.lines)),
                 lambda draft, precision: _with_vision(draft, plan, precision, stage, calibration),
             )
-        manifest = _seal(stage, found.draft, found.drift, plan.target)
+        drift = msgspec.structs.replace(found.drift, expected_kld=_expected_kld(allocation))
+        manifest = _seal(stage, found.draft, drift, plan.target)
     answers_file(plan.directory).unlink(missing_ok=True)
     shutil.rmtree(calibration_directory(plan.directory), ignore_errors=True)
     return Exported(plan.directory, manifest, plan.kept_float, found.verdicts, allocation, watch.seconds, estimated)
@@ -226,14 +227,20 @@ def _write_decoder(
             ):
                 write(found, values)
             return found, allocation
-        allocation = None
+        measured = None
         if bits is not None:
             with watch.stage("bit allocation"):
-                recipe, allocation = find_allocation(
+                recipe, measured = find_allocation(
                     checkpoint, plan.digest, recipe, statistics, plan.calibration, bits, plan.sensitivity, cache
                 )
         write(recipe)
-    return recipe, allocation
+    return recipe, measured
+
+
+def _expected_kld(allocation: BitAllocation | None) -> float | None:
+    """Return the KLD that gradients foretold; None without gradients. A measured allocation was chosen by its KLD."""
+    foretold = allocation is not None and allocation.kld is None and math.isfinite(allocation.kld_alone)
+    return allocation.kld_alone if allocation is not None and foretold else None
 
 
 def _embeddings(checkpoint: Any, suite: TokenizedSuite, directory: Path, cache: EmbeddingCache) -> np.ndarray:

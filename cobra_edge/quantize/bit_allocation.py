@@ -39,7 +39,7 @@ class BitAllocation:
         tensors: scheme by matrix, or "float16".
         bits_per_weight: of all matrices, as `recipe.matrix_bits` counts.
         kld: mean KLD of the whole model from the float model, nats; None if it was not measured.
-        kld_alone: sum of the KLDs of single matrices, or of their expected costs, nats.
+        kld_alone: sum of the KLDs of single matrices, or of their expected costs, nats; NaN where one is unknown.
     """
 
     tensors: dict[str, str]
@@ -183,25 +183,29 @@ def _measured_kld(allocation: BitAllocation) -> float:
     return allocation.kld
 
 
-def allocate_by_costs(config: MambaConfig, recipe: Recipe, costs: Table, bits_per_weight: float) -> BitAllocation:
+def allocate_by_costs(config: MambaConfig, recipe: Recipe, costs: Table, bits_per_weight: float | None) -> BitAllocation:
     """Return the allocation within a budget with the least sum of expected costs (`costs.expected_costs`).
 
     Args:
         config: sizes of the decoder.
-        recipe: method, rotations and activations; its tensors are ignored.
+        recipe: method, rotations and activations; its storages are ignored with a budget.
         costs: nats, by matrix and storage.
-        bits_per_weight: budget over all matrices, as `recipe.matrix_bits` counts.
+        bits_per_weight: budget over all matrices, as `recipe.matrix_bits` counts; None for the storages of the recipe.
 
     Raises:
         InputError: the budget is too small for any allocation.
     """
-    require_reachable(config, recipe, bits_per_weight)
-    sizes, weights = option_bits(config, recipe), matrix_weights(config)
-    tensors = solve(costs, sizes, bits_per_weight * weights)
-    if tensors is None:
-        raise InputError(f"no allocation of {bits_per_weight:g} bits per weight is finite; allow more bits")
-    total = sum(costs[name][storage] for name, storage in tensors.items())
-    return BitAllocation(tensors, sum(sizes[n][s] for n, s in tensors.items()) / weights, None, total)
+    tensors: dict[str, str] | None
+    if bits_per_weight is None:
+        tensors = {name: recipe.storage(name) for name in matrix_names(config)}
+    else:
+        require_reachable(config, recipe, bits_per_weight)
+        tensors = solve(costs, option_bits(config, recipe), bits_per_weight * matrix_weights(config))
+        if tensors is None:
+            raise InputError(f"no allocation of {bits_per_weight:g} bits per weight is finite; allow more bits")
+    total = sum(costs[name].get(storage, math.nan) for name, storage in tensors.items())
+    bits = sum(matrix_bits(config, of_tensors(recipe, tensors)).values())
+    return BitAllocation(tensors, bits / matrix_weights(config), None, total)
 
 
 def _search(

@@ -85,6 +85,14 @@ class Aggregate:
         """Return the sum of a column of counts: "lines", "tokens" (of answers) or "prompt_tokens"."""
         return int(self._column(column).sum())
 
+    def by_line(self, column: str) -> np.ndarray:
+        """Return a column, (lines,) float64, in the order in which lines were added."""
+        return self._column(column)
+
+    def image_of_lines(self) -> np.ndarray:
+        """Return the index of each line's image, (lines,) int64; a line without an image is one of its own."""
+        return self._lines.images
+
     def largest(self, column: str) -> float:
         """Return the maximum of a column: "tail" or "prompt_tail" (probability not kept), "kept" (number of tokens kept)."""
         return float(self._column(column).max())

@@ -10,6 +10,7 @@ from .aggregate import Aggregate
 from .golden import read_golden
 from .line_metrics import measure_line
 from .predictions import predictions
+from .recorded import recorded_by_line
 
 
 def measure_drift(session: Session, on_line: Callable[[], None] = lambda: None) -> Drift:
@@ -28,4 +29,12 @@ def measure_drift(session: Session, on_line: Callable[[], None] = lambda: None) 
         aggregate.add(tokenized, measure_line(tokenized, reference, prediction, session.codec.decode))
         on_line()
     vision = None if session.vision is None else session.vision.name
-    return Drift(session.decoder.name, vision, aggregate.total("lines"), aggregate.total("tokens"), aggregate.values())
+    return Drift(
+        session.decoder.name,
+        vision,
+        aggregate.total("lines"),
+        aggregate.total("tokens"),
+        aggregate.values(),
+        session.decoder.activations,
+        recorded_by_line(aggregate),
+    )

@@ -111,6 +111,16 @@ def journal(directory: Path | None, fingerprint: str) -> Iterator[Journal]:
     os.replace(file, directory / WHOLE)
 
 
+def read_lines(file: Path) -> list[LineMetrics]:
+    """Return the metrics of all lines of a finished run, in order. Raises InputError: missing, or not such a file."""
+    try:
+        with file.open("rb") as stream:
+            parse_json(stream.readline(), _Header)
+            return [parse_json(text, LineMetrics) for text in stream]
+    except (OSError, ParseError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); expected the {WHOLE} of a finished `regress --report`") from error
+
+
 def _read(file: Path, fingerprint: str) -> tuple[list[LineMetrics], int]:
     """Return the complete lines of a journal of this run, and the offset of their end; 0 if it is of another run."""
     try:

@@ -35,6 +35,7 @@ class Measure:
         format_spec: of a value.
         description: one sentence.
         combine: returns the worst-case limit of a build from those of decoder and vision.
+        gate: that judges it, a name of `gates.GATES`.
     """
 
     name: str
@@ -44,8 +45,10 @@ class Measure:
     format_spec: str
     description: str
     combine: Callable[[float, float], float] = _sum
+    gate: Literal["absolute", "recorded", "against", "expected"] = "absolute"
 
 
+_SUM_OF_CHANGES = "changes of all lines, as magnitudes, over what was recorded"
 _TABLE = (
     Measure("kld_mean", "KLD, mean (nats)", "low", 0, ".3g", "KL(reference ‖ build) of the next token, on answers"),
     Measure("kld_median", "KLD, median (nats)", "low", 0, ".3g", "half of the answer tokens drift less"),
@@ -68,6 +71,12 @@ _TABLE = (
     Measure("length_ratio", "greedy answers, length", "near", 1, ".3f", "tokens generated, build / reference", _product),
     Measure("accuracy", "accuracy", "high", 1, ".2%", "generated answers scored by the metric of each task", _sum),
     Measure("accuracy_change", "accuracy, build minus reference", "high", 0, "+.2%", "on the same lines"),
+    Measure("kld_change", "KLD of each line, since export", "low", 0, ".2%", _SUM_OF_CHANGES, gate="recorded"),
+    Measure("prompt_kld_change", "KLD on questions, since export", "low", 0, ".2%", _SUM_OF_CHANGES, gate="recorded"),
+    Measure("reply_change", "shared prefixes, since export", "low", 0, ".2%", _SUM_OF_CHANGES, gate="recorded"),
+    Measure("kld_ratio", "KLD, build / other", "low", 1, ".3f", "on the same lines, of their answers", gate="against"),
+    Measure("prompt_kld_ratio", "KLD on questions, build / other", "low", 1, ".3f", "on the same lines", gate="against"),
+    Measure("kld_over_expected", "KLD, measured / foretold", "near", 1, ".2f", "by calibration statistics", gate="expected"),
 )  # fmt: skip
 MEASURES = {m.name: m for m in _TABLE}
 # Measures that also exist per part: {name: kind of part}.

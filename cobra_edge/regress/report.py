@@ -222,6 +222,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         worst: lines with the largest drift, worst first.
         verdicts: empty without a budget.
         passed: every verdict is within.
+        not_judged: reason by name of each of `gates.GATES` that did not judge.
     """
 
     schema_version: int
@@ -243,6 +244,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verdicts: tuple[Verdict, ...]
     passed: bool
     times: Times
+    not_judged: dict[str, str] = {}
 
 
 def read_report(file: Path) -> Report:

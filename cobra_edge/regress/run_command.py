@@ -17,6 +17,7 @@ from ..inputs.image import load_image
 from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, results, say, stages, tell
 from .budget import Budget, read_budget
+from .gates import GATES, gate_of
 from .journal import locked
 from .outputs.history import append_history, check_history
 from .outputs.rows import all_figures
@@ -49,7 +50,8 @@ _PATH = click.Path(path_type=Path)
     help="Margin of --update-budget; 0.25 is 25 % more drift.",
 )
 @option("--report", group="output", type=_PATH, help="Directory for report.json, .html, .md, junit.xml and lines.jsonl.")
-@option("--previous", group="output", type=_PATH, help="Report to compare with; default: report.json in --report.")
+@option("--against", group="limit", type=_PATH, help="Report or bundle of this model that the build must not be worse than.")
+@option("--previous", group="output", type=_PATH, help="Report to show changes from; default: report.json in --report.")
 @option("--history", group="output", type=_PATH, help="History (JSON lines) to append to.")
 @option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of tables.")
 @option("--commit", group="output", envvar="GITHUB_SHA", help="Commit for the report; default: HEAD of this directory.")
@@ -97,9 +99,11 @@ def regress(
     if update_budget:
         assert budget is not None
         _update(budget, found, margin)
-    failed = [f"{v.measure} ({v.rule})" for v in found.verdicts if not v.within]
+    failed = [verdict for verdict in found.verdicts if not verdict.within]
     if failed:
-        raise DriftError(f"the drift budget is exceeded by {', '.join(failed)}; do not ship this build")
+        by_gate = {name: [f"{v.measure} ({v.rule})" for v in failed if gate_of(v) == name] for name in GATES}
+        words = "; ".join(f"gate {name} failed: {', '.join(of)}" for name, of in by_gate.items() if of)
+        raise DriftError(f"{words}; do not ship this build")
 
 
 def _previous(given: Path | None, directory: Path | None) -> Report | None:

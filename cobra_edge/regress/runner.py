@@ -6,12 +6,12 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
-import msgspec
+import numpy as np
 
 from ..bundle.reader import MANIFEST, Bundle, file_sha256
 from ..decode.decoder import DecoderOptions
@@ -21,18 +21,22 @@ from ..inference.session import Session
 from ..suite.tokenized import TokenizedSuite
 from ..version import __version__
 from . import report as reports
+from .against import against_gate, lines_of, open_against
 from .aggregate import Aggregate
 from .attribution import attribution
 from .baseline import Reference, open_baseline
-from .budget import Budget, judge
+from .budget import Budget, Limits
 from .bundle_tables import bits_per_weight
+from .expected import expected_gate
+from .gates import Gate, GateLimits, Judgement, absolute_gate, gate_limits, judged
 from .journal import Journal, fingerprint_of, journal
 from .line_metrics import measure_line
 from .measures import MEASURES
 from .predictions import predictions
-from .report import Attribution, Figure, Report, Runtime, Times
+from .recorded import recorded_gate
+from .report import Attribution, Report, Runtime, Times
 from .state_sketch import SKETCH_SIZE
-from .suite_selection import select_suite
+from .suite_selection import require_images, select_suite
 
 OnStep = Callable[[str, int, int], None]  # a stage, how much of it is done, how much there is
 _FEW, _MANY = 16, 2  # attribution lines of a small model, and of one with more than 10⁹ weights
@@ -49,6 +53,7 @@ class Run:
         device, kernels, vision_runtime, options: see `session.load`.
         attribution_lines: number of lines for attribution; None for a default by model size, 0 for no attribution.
         commit: of the user's repository; None asks git.
+        against: see `open_against`.
     """
 
     bundle: Path
@@ -62,6 +67,7 @@ class Run:
     options: DecoderOptions
     attribution_lines: int | None
     commit: str | None
+    against: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +86,7 @@ class _Opened:
     session: Session
     reference: Reference
     suite: TokenizedSuite
+    against: dict[str, np.ndarray] | None = None  # see `lines_of`
 
     @property
     def bundle(self) -> Bundle:
@@ -142,24 +149,39 @@ def measure(
     bundle = Bundle.open(run.bundle)
     manifest = bundle.manifest
     scheme, precision = manifest.recipe.scheme, _vision_precision(bundle)
-    limits = {} if budget is None else budget.limits_of(scheme, precision, manifest.target)
+    limits = None if budget is None else budget.limits_of(scheme, precision, manifest.target)
     opened = _open(run, bundle, on_step)
     with journal(directory, opened.fingerprint()) as kept:
         aggregate = _aggregate(opened, kept, on_step)
         parts = _attribution(opened, on_step)  # while the journal is open: if interrupted here, the lines are kept
-    figures = aggregate.figures()
-    verdicts = judge(figures, limits, manifest.noise_floor, _not_taken(opened.session))
+    found = judged(_gates(opened, aggregate, limits))
     seconds, new = time.monotonic() - clock, len(opened.suite.lines) - len(kept.done)
     times = Times(began.isoformat(timespec="seconds"), round(seconds, 2), round(new / seconds, 2))
-    report = _report(opened, aggregate, figures, parts, times)
-    report = msgspec.structs.replace(report, budget=budget_name, verdicts=verdicts, passed=all(v.within for v in verdicts))
-    return RunResult(report, opened.suite)
+    return RunResult(_report(opened, aggregate, found, parts, times, budget_name), opened.suite)
+
+
+def _gates(opened: _Opened, aggregate: Aggregate, limits: Limits | None) -> dict[str, Gate]:
+    """Return what each gate found, by name.
+
+    Args:
+        opened: what was measured.
+        aggregate: of all lines.
+        limits: of the budget; None judges nothing but what `against` finds.
+    """
+    figures, manifest, golden = aggregate.figures(), opened.bundle.manifest, opened.reference.golden
+    ours = GateLimits() if limits is None else gate_limits()
+    drift, floor, kld = manifest.drift, manifest.noise_floor, figures["kld_mean"].value
+    return {
+        "absolute": absolute_gate(figures, limits, floor, _not_taken(opened.session)),
+        "recorded": recorded_gate(drift, golden, opened.suite, aggregate, opened.runtime.activations, ours.recorded),
+        "against": against_gate(opened.against, aggregate),
+        "expected": expected_gate(drift, kld, floor, ours.expected),
+    }
 
 
 def _report(
-    opened: _Opened, aggregate: Aggregate, figures: dict[str, Figure], parts: Attribution | None, times: Times
+    opened: _Opened, aggregate: Aggregate, found: Judgement, parts: Attribution | None, times: Times, budget_name: str | None
 ) -> Report:
-    """Return the report of a run that is not judged yet."""
     return Report(
         schema_version=reports.REPORT_VERSION,
         cobra_edge=__version__,
@@ -168,7 +190,7 @@ def _report(
         runtime=opened.runtime,
         baseline=_baseline(opened.reference, aggregate),
         suite=_suite(opened, aggregate),
-        measures={name: figure for name, figure in figures.items() if name in MEASURES},
+        measures={name: figure for name, figure in found.figures.items() if name in MEASURES},
         not_taken=_not_taken(opened.session),
         noise_floor=opened.bundle.manifest.noise_floor,
         tasks=aggregate.tasks(),
@@ -176,10 +198,11 @@ def _report(
         layers=aggregate.layers(),
         worst=aggregate.worst(),
         attribution=parts,
-        budget=None,
-        verdicts=(),
-        passed=True,
+        budget=budget_name,
+        verdicts=found.verdicts,
+        passed=all(verdict.within for verdict in found.verdicts),
         times=times,
+        not_judged=found.not_judged,
     )
 
 
@@ -199,7 +222,12 @@ def _open(run: Run, bundle: Bundle, on_step: OnStep) -> _Opened:
         skip_bad=run.skip_bad,
         on_image=lambda done, total: on_step("images", done, total),
     )
-    return _Opened(run, session, reference, suite)
+    opened = _Opened(run, session, reference, suite)
+    require_images(opened.suite)
+    if run.against is None:
+        return opened
+    other, model = open_against(run.against), bundle.manifest.model.model_id
+    return replace(opened, against=lines_of(other, model, reference.kind, suite, opened.suite_sha256))
 
 
 def _aggregate(opened: _Opened, kept: Journal, on_step: OnStep) -> Aggregate:
@@ -220,12 +248,6 @@ def _aggregate(opened: _Opened, kept: Journal, on_step: OnStep) -> Aggregate:
         aggregate.add(tokenized, metrics)
     on_step("lines", total, total)
     return aggregate
-
-
-def _runtime(session: Session, run: Run) -> Runtime:
-    vision = None if session.vision is None else session.vision.name
-    machine, decoder = f"{cpu_name()}, {platform.machine()}", session.decoder
-    return Runtime(decoder.name, vision, decoder.activations, run.options.threads, decoder.runs_on, machine)
 
 
 def _attribution(opened: _Opened, on_step: OnStep) -> Attribution | None:

@@ -51,6 +51,16 @@ def select_suite(
     return suite if wanted is None or wanted >= len(suite.lines) else suite.part(wanted)
 
 
+def require_images(suite: TokenizedSuite) -> None:
+    """Raise InputError for a suite of fewer than two images, of which no interval can be made; each line without one counts."""
+    images = {line.number if line.image is None else ("image", line.image) for line in suite.lines}
+    if len(images) < 2:
+        raise InputError(
+            f"{suite.name}: {len(suite.lines)} lines about one image; lines about one image fail together, so a verdict needs "
+            "two images or more: give a larger suite, or export with more --golden-lines"
+        )
+
+
 def _without_unreadable(suite: TokenizedSuite, skip_bad: bool, on_image: Callable[[int, int], None]) -> TokenizedSuite:
     """Return the suite without lines whose images cannot be decoded; checked before anything is measured."""
     errors = dict[int, str]()

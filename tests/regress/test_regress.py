@@ -13,8 +13,10 @@ from cobra_edge.bundle.reader import Bundle
 from cobra_edge.regress import runner
 from cobra_edge.regress.budget import read_budget
 from cobra_edge.regress.command import command
+from cobra_edge.regress.gates import GATES, gate_of
 from cobra_edge.regress.golden import read_golden
 from cobra_edge.regress.journal import locked
+from cobra_edge.regress.measures import measure_named
 from cobra_edge.regress.report import read_report
 from cobra_edge.suite.reader import HELDOUT, read_suite
 from cobra_edge.terminal.output import run_command
@@ -73,7 +75,10 @@ def test_within_the_budget(regress, lax, tmp_path):
         "report.json", "report.md", "report.html", "junit.xml", "lines.jsonl",
     }  # fmt: skip
     report = read_report(tmp_path / "drift" / "report.json")
-    assert report.passed and report.suite.lines == 10 and [v.measure for v in report.verdicts] == ["greedy_match"]
+    assert report.passed and report.suite.lines == 10
+    gates = {"absolute": ["greedy_match"], "recorded": ["kld_change", "prompt_kld_change", "reply_change"]}
+    assert {gate: [v.measure for v in report.verdicts if gate_of(v) == gate] for gate in gates} == gates
+    assert set(report.not_judged) == set(GATES) - set(gates)
     assert (report.commit, report.budget) == ("c0ffee", "lax.toml")
     assert len((tmp_path / "drift" / "lines.jsonl").read_text().splitlines()) == 11
 
@@ -82,7 +87,7 @@ def test_beyond_the_budget(regress, tmp_path):
     strict = tmp_path / "strict.toml"
     strict.write_text("[schemes.w4a16-g128]\nkld_mean = {max = 1e-12}\ngreedy_match = {min = 0.0}\n")
     code, _, err = regress("--budget", strict, "--report", tmp_path / "drift")
-    assert code == 1 and "the drift budget is exceeded by kld_mean (max); do not ship this build" in err
+    assert code == 1 and "gate absolute failed: kld_mean (max); do not ship this build" in err
     assert not read_report(tmp_path / "drift" / "report.json").passed  # a report is there all the same
 
 
@@ -118,7 +123,9 @@ def test_todays_figures_become_the_budget(regress, build, tmp_path):
     limits = read_budget(file).schemes["w4a16-g128"]
     assert {"kld_mean", "top1_agreement", "vision_error", "state_error.0", "state_error.3"} <= set(limits)
     code, out, _ = regress("--budget", file, "--json")
-    assert code == 0 and len(json.loads(out)["verdicts"]) == len(limits)
+    assert code == 0 and len([v for v in json.loads(out)["verdicts"] if measure_named(v["measure"]).gate == "absolute"]) == len(
+        limits
+    )
     # An export judges by it too: nothing in it is something that an export does not measure.
     assert set(limits) <= set(Bundle.open(build).manifest.drift.measures)
 
@@ -172,7 +179,7 @@ def test_a_suite_of_which_nothing_is_left(regress, tmp_path):
 
 def test_a_suite_about_one_image(regress, known, tmp_path):
     code, _, err = regress("--suite", write_lines(tmp_path, [known[0]]), "--budget", tmp_path / "b.toml", "--update-budget")
-    assert code == 2 and "two or more images" in err
+    assert code == 2 and "lines about one image; lines about one image fail together" in err and "lines 0" not in err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,37 @@
+"""The gate "expected": the measured drift against the one that the gradients of the export foretold for its recipe.
+
+A guided export chooses each matrix's bits by an estimate of the KLD that they cost. A build that drifts far more is not what
+its recipe says: a rotation that only one side applies, scales of another layer, statistics of another model. One that drifts
+far less was compared with itself. Rounding that the estimate leaves out, of activations and of the vision graph, is allowed for
+by the float model's own drift in bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..bundle.manifest import Drift
+from .budget import FLOOR, Limits, judge
+from .gates import Gate
+from .report import Figure
+
+MEASURE = "kld_over_expected"
+
+
+def expected_gate(
+    drift: Drift | None, kld: float | None, noise_floor: Mapping[str, Mapping[str, float]], limits: Limits
+) -> Gate:
+    """Compare a measured KLD with the expected one.
+
+    Args:
+        drift: of the manifest, with what was expected.
+        kld: mean KLD of this run in nats.
+        noise_floor: of the manifest.
+        limits: on MEASURE.
+    """
+    if drift is None or drift.expected_kld is None:
+        return Gate("no statistics foretold the drift of this recipe: only the method guided does")
+    if kld is None:
+        return Gate("the KLD was not measured")
+    figures = {MEASURE: Figure(kld / (drift.expected_kld + noise_floor.get(FLOOR, {}).get("kld_mean", 0.0)))}
+    return Gate("", figures, judge(figures, limits, {}))
