@@ -80,8 +80,8 @@ class Reader(html.parser.HTMLParser):
     ("report", "expected"),
     [
         (make_report(), "FAILED: 2 of 5 limits exceeded: KLD, mean (nats); KLD on questions, 99th percentile"),
-        (held_report(), "PASSED: all 2 limits of the budget held"),
-        (held_report(verdicts=held_report().verdicts[:1]), "PASSED: the one limit of the budget held"),
+        (held_report(), "PASSED: all 2 limits held"),
+        (held_report(verdicts=held_report().verdicts[:1]), "PASSED: the one limit held"),
         (held_report(verdicts=()), "NOT JUDGED: budget default.toml has no limits"),
         (bare_report(), "NOT JUDGED: no budget"),
         (bare_report(passed=False), "FAILED: no budget, and the run did not pass"),

@@ -29,11 +29,13 @@ def report_junit(report: Report) -> bytes:
     for name, value in _properties(report).items():
         suite.add_property(plain(name), plain(value))
     cases = [_case(of, verdict) for verdict in report.verdicts]
-    if not cases:
-        skipped = TestCase("budget", of)
-        why = "no budget" if report.budget is None else f"budget {report.budget} has no limits"
+    why_not = {f"gate {name}": why for name, why in report.not_judged.items()}
+    if not cases and not why_not:
+        why_not = {"budget": "no budget" if report.budget is None else f"budget {report.budget} has no limits"}
+    for name, why in why_not.items():
+        skipped = TestCase(name, of)
         skipped.result = [Skipped(plain(f"not judged: {why}"))]
-        cases = [skipped]
+        cases.append(skipped)
     suite.add_testcases(cases)
     xml = JUnitXml(plain(f"cobra_edge.regress {report.build.name}"))
     xml.add_testsuite(suite)

@@ -22,6 +22,7 @@ from .rows import (
     describe_runtime,
     describe_suite,
     format_interval,
+    gate_rows,
     headline,
     measure_rows,
     not_taken_rows,
@@ -69,6 +70,9 @@ def report_markdown(report: Report, previous: Report | None = None) -> str:
 
 
 def _sections(report: Report, previous: Report | None) -> Iterator[list[str]]:
+    gates = [f"* gate **{name}** {escaped(words, 400)}" for name, words in gate_rows(report)]
+    if gates:
+        yield gates
     yield _about(report)
     yield _measures(report)
     if previous is not None:

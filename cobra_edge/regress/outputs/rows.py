@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...errors import InputError
+from ..gates import GATES, gate_of
 from ..measures import MEASURES, PARTS, format_value, measure_named
 from ..report import Figure, Report, Verdict
 
@@ -134,11 +135,23 @@ def headline(report: Report) -> str:
         why = "no budget" if report.budget is None else f"budget {report.budget} has no limits"
         return f"NOT JUDGED: {why}" if report.passed else f"FAILED: {why}, and the run did not pass"
     if report.passed and not failed:
-        limits = "the one limit" if len(report.verdicts) == 1 else f"all {len(report.verdicts)} limits"
-        return f"PASSED: {limits} of the budget held"
+        held = "the one limit" if len(report.verdicts) == 1 else f"all {len(report.verdicts)} limits"
+        return f"PASSED: {held} held"
     labels = list(dict.fromkeys(label_of(v.measure) for v in failed))
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
     return f"FAILED: {len(failed)} of {len(report.verdicts)} limits exceeded: {'; '.join(labels[:3])}{more}"
+
+
+def gate_rows(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield (gate, what it found, or why it did not judge) of each gate that the report knows."""
+    for name, compared_with in GATES.items():
+        own = [verdict for verdict in report.verdicts if gate_of(verdict) == name]
+        failed = sum(not verdict.within for verdict in own)
+        if own:
+            limits = "1 limit" if len(own) == 1 else f"{len(own)} limits"
+            yield name, f"{FAILED}, {failed} of {limits}: {compared_with}" if failed else f"{HELD}, {limits}: {compared_with}"
+        elif name in report.not_judged:
+            yield name, f"not judged: {report.not_judged[name]}"
 
 
 def not_taken_rows(report: Report) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from .rows import (
     describe_runtime,
     describe_suite,
     format_interval,
+    gate_rows,
     headline,
     measure_rows,
     not_taken_rows,
@@ -38,7 +39,8 @@ def report_tables(report: Report) -> list[RenderableType]:
     style = "bold red" if not report.passed else "bold green" if report.verdicts else "bold"
     line = cell(shortened(f"{report.build.name}: {headline(report)}", _TEXT))
     line.stylize(style)
-    shown: list[RenderableType] = [line, _measures(report)]
+    gates = [cell(shortened(f"gate {name}: {words}", _TEXT)) for name, words in gate_rows(report)]
+    shown: list[RenderableType] = [line, *gates, _measures(report)]
     if report.tasks:
         shown.append(_tasks(report))
     shown += [*_layers(report), *_attribution(report), *_worst(report), *_not_taken(report)]
