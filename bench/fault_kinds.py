@@ -5,6 +5,8 @@ A broken bundle opens like any other; only its answers show the fault.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,15 +18,19 @@ import msgspec
 import numpy as np
 
 from cobra_edge.bundle.manifest import Manifest, PromptFile
-from cobra_edge.bundle.reader import DECODER, MANIFEST, PROMPT, VISION, Bundle, Tensors, file_entries
+from cobra_edge.bundle.reader import DECODER, MANIFEST, PROMPT, TOKENIZER, VISION, Bundle, Tensors, file_entries
 from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderState
+from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.packing import QuantizedTensor, pack, unpack
 from cobra_edge.formats.recipe import stored_tensors
 from cobra_edge.formats.safetensors_file import SafetensorsWriter
+from cobra_edge.formats.targets import target_named
 from cobra_edge.inference import generate
 from cobra_edge.inputs.image import ImageTransform
 from cobra_edge.regress import predictions as predictions
+from cobra_edge.suite.line_set import LineSet
+from cobra_edge.suite.reader import HELDOUT
 
 # Takes the decoder's tensors by name, in the shapes of `decoder_shapes`; returns those that change, in the same shapes.
 Change = Callable[[Tensors, np.random.Generator], Mapping[str, "np.ndarray | QuantizedTensor"]]
@@ -90,6 +96,52 @@ def scales_reversed(name: str) -> Change:
     def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
         value = quantized(tensors, name)
         return {name: replace(value, scales=np.ascontiguousarray(value.scales[:, ::-1]))}
+
+    return change
+
+
+def group_scales(name: str, times: float) -> Change:
+    """Return a change: the scales of one random group of inputs, in every row, are multiplied by a factor."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
+        value = quantized(tensors, name)
+        scales = value.scales.copy()
+        scales[:, int(random.integers(scales.shape[1]))] *= scales.dtype.type(times)
+        return {name: replace(value, scales=scales)}
+
+    return change
+
+
+def row_scales(name: str, times: float) -> Change:
+    """Return a change: all scales of one random row are multiplied by a factor."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
+        value = quantized(tensors, name)
+        scales = value.scales.copy()
+        scales[int(random.integers(len(scales)))] *= scales.dtype.type(times)
+        return {name: replace(value, scales=scales)}
+
+    return change
+
+
+def rows_rolled(name: str) -> Change:
+    """Return a change: every row of a quantized matrix is taken from the row before it, as from a stale table."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, QuantizedTensor]:
+        value = quantized(tensors, name)
+        return {name: replace(value, codes=np.roll(value.codes, 1, 0), scales=np.roll(value.scales, 1, 0))}
+
+    return change
+
+
+def layers_swapped(one: int, other: int) -> Change:
+    """Return a change: all tensors of two layers are swapped."""
+
+    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, np.ndarray | QuantizedTensor]:
+        a, b = (f"backbone.layers.{layer}." for layer in (one, other))
+        return {
+            name.replace(old, new): tensors[name] for old, new in ((a, b), (b, a)) for name in tensors if name.startswith(old)
+        }
 
     return change
 
@@ -206,6 +258,39 @@ def other_prompt_style(directory: Path, random: np.random.Generator) -> None:
     seal(directory, model=msgspec.structs.replace(bundle.manifest.model, prompt_style="base"))
 
 
+def other_end_token(directory: Path, random: np.random.Generator) -> None:
+    """Set the token that ends an answer to another one."""
+    prompt = msgspec.json.decode((directory / PROMPT).read_bytes(), type=PromptFile)
+    (directory / PROMPT).write_bytes(msgspec.json.encode(msgspec.structs.replace(prompt, end_id=prompt.end_id + 1)))
+    seal(directory)
+
+
+def tokens_swapped(directory: Path, random: np.random.Generator) -> None:
+    """Swap the ids of every two neighbouring merged tokens of the tokenizer, as of another training run."""
+    tokenizer = msgspec.json.decode((directory / TOKENIZER).read_bytes())
+    vocabulary = tokenizer["model"]["vocab"]
+    merged = [token for token, number in sorted(vocabulary.items(), key=lambda pair: pair[1]) if len(token) > 1]
+    for one, other in zip(merged[::2], merged[1::2], strict=False):
+        vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (directory / TOKENIZER).write_bytes(msgspec.json.encode(tokenizer))
+    seal(directory)
+
+
+def of_few_images(directory: Path, random: np.random.Generator) -> None:
+    """Replace the decoder by one that was calibrated on two images."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = LineSet.embedded(more=True).about(2)
+        few = Path(folder) / "few.jsonl"
+        few.write_bytes(b"\n".join(
+            msgspec.json.encode(msgspec.structs.replace(line, image=line.image and str(lines.directory / line.image)))
+            for line in lines.lines
+        ))  # fmt: skip
+        target = target_named(Bundle.open(directory).manifest.target)
+        other = export_bundle("mini", target, Path(folder) / "other", calibration=few, golden=HELDOUT, golden_lines=2).directory
+        shutil.copyfile(other / DECODER, directory / DECODER)
+        seal(directory, recipe=Bundle.open(other).manifest.recipe)
+
+
 def _on_graph(change: Callable[[Any, np.random.Generator], None]) -> Callable[[Path, np.random.Generator], None]:
     def broken(directory: Path, random: np.random.Generator) -> None:
         import onnx
@@ -237,6 +322,16 @@ def _random_projector_bias(graph: Any, random: np.random.Generator) -> None:
     bias.CopyFrom(numpy_helper.from_array(drawn, bias.name))
 
 
+def _projector_of_few_bits(graph: Any, random: np.random.Generator) -> None:
+    from onnx import numpy_helper
+
+    weight = [i for i in graph.initializer if i.name.startswith("projector.") and len(i.dims) == 2][-1]
+    values = numpy_helper.to_array(weight)
+    step = np.abs(values).max() / 31
+    weight.CopyFrom(numpy_helper.from_array((np.round(values / step) * step).astype(values.dtype), weight.name))
+
+
+graph_of_few_bits = _on_graph(_projector_of_few_bits)
 swapped_normalisations = _on_graph(_swap_normalisations)
 random_projector_bias = _on_graph(_random_projector_bias)
 
@@ -246,6 +341,19 @@ def pixels_changed(change: Callable[[np.ndarray], np.ndarray]) -> Iterator[None]
     """Change the input of the vision graph, (squares, size, size, 3) uint8, inside the block."""
     right = ImageTransform.pixels
     with patch.object(ImageTransform, "pixels", lambda self, image: np.ascontiguousarray(change(right(self, image)))):
+        yield
+
+
+@contextmanager
+def products_cut() -> Iterator[None]:
+    """Cut what enters the decoder to the 8 leading bits of bfloat16, where a kernel should round."""
+    right = CpuDecoder._run
+
+    def run(self: CpuDecoder, embeddings: np.ndarray, state: DecoderState, **options: Any) -> np.ndarray:
+        cut = (np.ascontiguousarray(embeddings, np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+        return right(self, cut, state, **options)
+
+    with patch.object(CpuDecoder, "_run", run):
         yield
 
 

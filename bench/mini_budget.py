@@ -18,6 +18,7 @@ from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.package_data import export_data
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
+from cobra_edge.regress.budget import Budget
 from cobra_edge.regress.outputs.rows import all_figures
 from cobra_edge.regress.report import Report
 from cobra_edge.regress.runner import Run, RunResult, measure
@@ -82,10 +83,10 @@ def export_gate(gate: Gate, folder: Path) -> Path:
     return export_bundle("mini", target_named("cpu"), folder / gate.scheme, **gate.export).directory
 
 
-def measured(bundle: Path, threads: int | None = None, baseline: str = "fp16") -> RunResult:
-    """Measure a bundle on its golden lines, or on the held-out suite if the baseline is a bundle, without judging it."""
+def measured(bundle: Path, threads: int | None = None, baseline: str = "fp16", budget: Budget | None = None) -> RunResult:
+    """Measure a bundle on its golden lines, or on the held-out suite if the baseline is a bundle; judge it by a budget."""
     run = Run(bundle, baseline, None, None, False, "auto", "auto", "auto", DecoderOptions(threads), 0, None)
-    return measure(run, None, None, None)
+    return measure(run, budget, None, None)
 
 
 def write_budget(file: Path, folder: Path, on_gate: Callable[[str, int, int], None]) -> dict[str, Report]:
