@@ -48,7 +48,7 @@ class Measure:
     gate: Literal["absolute", "recorded", "against", "expected"] = "absolute"
 
 
-_SUM_OF_CHANGES = "changes of all lines, as magnitudes, over what was recorded"
+_IN_ROUNDING = "changes of lines, as magnitudes, over those that bfloat16 would make"
 _TABLE = (
     Measure("kld_mean", "KLD, mean (nats)", "low", 0, ".3g", "KL(reference ‖ build) of the next token, on answers"),
     Measure("kld_median", "KLD, median (nats)", "low", 0, ".3g", "half of the answer tokens drift less"),
@@ -71,9 +71,9 @@ _TABLE = (
     Measure("length_ratio", "greedy answers, length", "near", 1, ".3f", "tokens generated, build / reference", _product),
     Measure("accuracy", "accuracy", "high", 1, ".2%", "generated answers scored by the metric of each task", _sum),
     Measure("accuracy_change", "accuracy, build minus reference", "high", 0, "+.2%", "on the same lines"),
-    Measure("kld_change", "KLD of each line, since export", "low", 0, ".2%", _SUM_OF_CHANGES, gate="recorded"),
-    Measure("prompt_kld_change", "KLD on questions, since export", "low", 0, ".2%", _SUM_OF_CHANGES, gate="recorded"),
-    Measure("reply_change", "shared prefixes, since export", "low", 0, ".2%", _SUM_OF_CHANGES, gate="recorded"),
+    Measure("kld_change", "KLD of each line, since export", "low", 0, ".3g", _IN_ROUNDING, gate="recorded"),
+    Measure("prompt_kld_change", "KLD on questions, since export", "low", 0, ".3g", _IN_ROUNDING, gate="recorded"),
+    Measure("reply_change", "shared prefixes, since export", "low", 0, ".2%", "of a line, on average", gate="recorded"),
     Measure("kld_ratio", "KLD, build / other", "low", 1, ".3f", "on the same lines, of their answers", gate="against"),
     Measure("prompt_kld_ratio", "KLD on questions, build / other", "low", 1, ".3f", "on the same lines", gate="against"),
     Measure("kld_over_expected", "KLD, measured / foretold", "near", 1, ".2f", "by calibration statistics", gate="expected"),

@@ -173,7 +173,7 @@ def _gates(opened: _Opened, aggregate: Aggregate, limits: Limits | None) -> dict
     drift, floor, kld = manifest.drift, manifest.noise_floor, figures["kld_mean"].value
     return {
         "absolute": absolute_gate(figures, limits, floor, _not_taken(opened.session)),
-        "recorded": recorded_gate(drift, golden, opened.suite, aggregate, opened.runtime.activations, ours.recorded),
+        "recorded": recorded_gate(manifest, golden, opened.suite, aggregate, opened.runtime.activations, ours.recorded),
         "against": against_gate(opened.against, aggregate),
         "expected": expected_gate(drift, kld, floor, ours.expected),
     }
