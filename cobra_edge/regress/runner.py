@@ -21,19 +21,18 @@ from ..inference.session import Session
 from ..suite.tokenized import TokenizedSuite
 from ..version import __version__
 from . import report as reports
-from .against import against_gate, lines_of, open_against
+from .against import lines_of, open_against
 from .aggregate import Aggregate
+from .all_gates import Compared, gates_of
 from .attribution import attribution
 from .baseline import Reference, open_baseline
-from .budget import Budget, Limits
+from .budget import Budget
 from .bundle_tables import bits_per_weight
-from .expected import expected_gate
-from .gates import Gate, GateLimits, Judgement, absolute_gate, gate_limits, judged
+from .gates import Judgement, judged
 from .journal import Journal, fingerprint_of, journal
 from .line_metrics import measure_line
 from .measures import MEASURES
 from .predictions import predictions
-from .recorded import recorded_gate
 from .report import Attribution, Report, Runtime, Times
 from .state_sketch import SKETCH_SIZE
 from .suite_selection import require_images, select_suite
@@ -154,29 +153,11 @@ def measure(
     with journal(directory, opened.fingerprint()) as kept:
         aggregate = _aggregate(opened, kept, on_step)
         parts = _attribution(opened, on_step)  # while the journal is open: if interrupted here, the lines are kept
-    found = judged(_gates(opened, aggregate, limits))
+    compared = Compared(manifest, opened.reference.golden, opened.suite, opened.runtime.activations, opened.against)
+    found = judged(gates_of(compared, aggregate, limits, _not_taken(opened.session)))
     seconds, new = time.monotonic() - clock, len(opened.suite.lines) - len(kept.done)
     times = Times(began.isoformat(timespec="seconds"), round(seconds, 2), round(new / seconds, 2))
     return RunResult(_report(opened, aggregate, found, parts, times, budget_name), opened.suite)
-
-
-def _gates(opened: _Opened, aggregate: Aggregate, limits: Limits | None) -> dict[str, Gate]:
-    """Return what each gate found, by name.
-
-    Args:
-        opened: what was measured.
-        aggregate: of all lines.
-        limits: of the budget; None judges nothing but what `against` finds.
-    """
-    figures, manifest, golden = aggregate.figures(), opened.bundle.manifest, opened.reference.golden
-    ours = GateLimits() if limits is None else gate_limits()
-    drift, floor, kld = manifest.drift, manifest.noise_floor, figures["kld_mean"].value
-    return {
-        "absolute": absolute_gate(figures, limits, floor, _not_taken(opened.session)),
-        "recorded": recorded_gate(manifest, golden, opened.suite, aggregate, opened.runtime.activations, ours.recorded),
-        "against": against_gate(opened.against, aggregate),
-        "expected": expected_gate(drift, kld, floor, ours.expected),
-    }
 
 
 def _report(
