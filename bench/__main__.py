@@ -22,6 +22,7 @@ from .methods import methods
 from .narrow_calibration import narrow_calibration
 from .predict import predict
 from .quality import quality
+from .recorded_limits import recorded_limits
 from .regress import regress
 from .vision import vision
 
@@ -43,6 +44,7 @@ COMMANDS = (
     narrow_calibration,
     predict,
     quality,
+    recorded_limits,
     regress,
     vision,
 )

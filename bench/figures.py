@@ -45,6 +45,8 @@ from .narrow_calibration import NAME as NARROW
 from .narrow_calibration import NarrowResult, narrow_table
 from .predictions import prediction_table, published_table
 from .quality_result import QualityResult, draws_table, goals_table, quality_goals_table, quality_table, rows_of
+from .recorded_limits import NAME as RECORDED_LIMITS
+from .recorded_limits_result import RecordedLimitsResult, alarms_table, changes_table, foretold_table
 from .serving_goals import serving_goals_table
 from .suite_cost_result import SuiteCostResult, suite_cost_table
 from .vision_goals import MiniVisionResult, answers_table, vision_goals_table
@@ -153,6 +155,9 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "serve": lambda: [serving_table(found)] if (found := _serve()) else [],
     "serve_goals": lambda: [serving_goals_table(_serve())],
     "regress": lambda: map(suite_cost_table, _all(SuiteCostResult, "regress-cobra-mini")),
+    "recorded limits": lambda: map(changes_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),
+    "foretold": lambda: map(foretold_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),
+    "false alarms": lambda: map(alarms_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),
     "faults": lambda: map(faults_table, _all(FaultResult, "regress-faults")),
     "coverage": lambda: _coverage(small=False),
     "coverage_small": lambda: _coverage(small=True),
