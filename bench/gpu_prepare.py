@@ -42,7 +42,7 @@ def carry_bundles() -> None:
     """Export cobra-mini in each scheme."""
     for scheme in SCHEMES:
         export_bundle(
-            "mini", target_named("jetson"), CARRIED / f"mini-{scheme}", scheme=scheme, method="rtn", golden_lines=1, force=True
+            "mini", target_named("jetson"), CARRIED / f"mini-{scheme}", scheme=scheme, method="rtn", golden_lines=2, force=True
         )
 
 

@@ -139,7 +139,7 @@ def _aggregate(suite: TokenizedSuite, reference: Session, build: Session, on_lin
 def _session(folder: Path, label: str, export: dict[str, Any]) -> Session:
     budget = budget_without_limits(folder)
     goal = folder / label.replace(" ", "-").replace(",", "")
-    exported = export_bundle("mini", target_named("cpu"), goal, golden_lines=1, budget=budget, method="rtn", **export)
+    exported = export_bundle("mini", target_named("cpu"), goal, golden_lines=2, budget=budget, method="rtn", **export)
     return load(Bundle.open(exported.directory))
 
 

@@ -51,7 +51,7 @@ def measure_answers(graphs: Sequence[Path], on_step: Callable[[str], None]) -> l
             scheme="fp16",
             method="rtn",
             vision_precision="fp32",
-            golden_lines=1,
+            golden_lines=2,
         )
         session = Session(Bundle.open(bundle.directory))
         suite = embedded_suite(session, read_suite(HELDOUT))

@@ -19,6 +19,7 @@ from ..formats.recipe import ROTATIONS
 from ..formats.targets import Target, target_named
 from ..inference.session_options import threads_option
 from ..regress.bundle_tables import drift_table, memory_table, recipe_line
+from ..suite.reader import FEWEST_IMAGES
 from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, duration, main_of, print_json, results, say, tell
 from .choices import choice_tables, choices
@@ -51,7 +52,7 @@ _PATH = click.Path(path_type=Path)
 @option(
     "--golden-lines",
     group="input",
-    type=click.IntRange(1, 10_000),
+    type=click.IntRange(FEWEST_IMAGES, 10_000),
     show_default="all, or 4 for large models",
     help="Lines of the golden suite to use.",
 )

@@ -12,7 +12,7 @@ from ..suite.calibration_lines import read_calibration
 from ..suite.drawn_set import drawn_set
 from ..suite.folder import MOST_IMAGES
 from ..suite.line_set import FEWEST_TO_DIVIDE, LineSet
-from ..suite.reader import HELDOUT, spread
+from ..suite.reader import FEWEST_IMAGES, HELDOUT, spread
 from ..suite.tokenized import TokenizedSuite, tokenized_suite
 from ..terminal.output import tell
 
@@ -76,9 +76,19 @@ def drawn_lines(config: CobraConfig) -> LineSet | None:
 
 
 def golden_lines(lines: LineSet, wanted: int | None, config: CobraConfig) -> LineSet:
-    """Return at most `wanted` lines, spread over tasks and ordered by image; None for 1000, or 4 of a large model."""
+    """Return at most `wanted` lines, spread over tasks and ordered by image; None for 1000, or 4 of a large model.
+
+    Raises:
+        InputError: lines about one image, which the drift of the finished bundle could not be judged on.
+    """
     most = _GOLDEN_LINES[0 if config.mamba.n_parameters < _SMALL else 1]
     chosen = spread(list(lines.lines), wanted or most)
+    images = {line.image or number for number, line in enumerate(chosen)}  # a line without an image counts as one
+    if len(images if config.vision is not None else chosen) < FEWEST_IMAGES:
+        raise InputError(
+            f"{lines.name}: {len(chosen)} golden lines about {len(images)} image, of which `regress` can judge nothing; give "
+            f"lines about {FEWEST_IMAGES} images or more, or more --golden-lines"
+        )
     return replace(lines, lines=sorted(chosen, key=lambda line: line.image or ""))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..bundle.reader import Bundle
 from ..errors import InputError
 from ..inputs.image import load_image
-from ..suite.reader import HELDOUT, BadLine, numbered_lines
+from ..suite.reader import FEWEST_IMAGES, HELDOUT, BadLine, numbered_lines
 from ..suite.tokenized import TokenizedSuite, tokenized_suite
 from .golden import Golden
 
@@ -54,7 +54,7 @@ def select_suite(
 def require_images(suite: TokenizedSuite) -> None:
     """Raise InputError for a suite of fewer than two images, of which no interval can be made; each line without one counts."""
     images = {line.number if line.image is None else ("image", line.image) for line in suite.lines}
-    if len(images) < 2:
+    if len(images) < FEWEST_IMAGES:
         raise InputError(
             f"{suite.name}: {len(suite.lines)} lines about one image; lines about one image fail together, so a verdict needs "
             "two images or more: give a larger suite, or export with more --golden-lines"

@@ -24,6 +24,7 @@ from .scoring import METRICS
 HELDOUT, CALIBRATION = MINI / "heldout.jsonl", MINI / "calibration.jsonl"
 MORE_CALIBRATION = MINI / "calibration-more.jsonl"  # further images, for methods that gain by them
 LONGEST_LINE_BYTES = 1 << 20
+FEWEST_IMAGES = 2  # of a suite that is to be judged: an interval is over images
 _UNNAMED_TASK = "other"
 
 
@@ -157,7 +158,10 @@ def write_suite(file: Path, lines: Iterable[Line], *, force: bool = True) -> int
 
 
 def spread(lines: list[Line], wanted: int) -> list[Line]:
-    """Return `wanted` lines, balanced over tasks, and evenly spaced within each task."""
+    """Return `wanted` lines, balanced over tasks, and evenly spaced within each task.
+
+    Every task begins at another place: lines come by image, and few lines should be about many images.
+    """
     wanted, by_task = min(wanted, len(lines)), defaultdict[str, list[Line]](list)
     for line in lines:
         by_task[line.task].append(line)
@@ -165,4 +169,8 @@ def spread(lines: list[Line], wanted: int) -> list[Line]:
     for task in itertools.islice(itertools.cycle(by_task), wanted * len(by_task)):
         if sum(counts.values()) < wanted and counts[task] < len(by_task[task]):
             counts[task] += 1
-    return [of[i * len(of) // counts[task]] for task, of in by_task.items() for i in range(counts[task])]
+    return [
+        of[(i * len(by_task) + start) * len(of) // (counts[task] * len(by_task))]
+        for start, (task, of) in enumerate(by_task.items())
+        for i in range(counts[task])
+    ]

@@ -126,10 +126,10 @@ def test_the_directory_is_named_after_the_quality(text_only, tmp_path, monkeypat
 
 def test_a_budget_that_a_target_has_no_memory_for_is_refused_before_any_work(text_only, tmp_path):
     """The smallest recipe would fit; what the bits allow does not."""
-    checkpoint, plan = plan_export(str(text_only), CPU, tmp_path / "b", ExportOptions(bits=5.0, golden_lines=1))
+    checkpoint, plan = plan_export(str(text_only), CPU, tmp_path / "b", ExportOptions(bits=5.0, golden_lines=2))
     config = checkpoint.config.mamba
     smallest, room = plan_memory(checkpoint.config, plan.recipe, CPU).total_bytes, 8.0 - least_bits(config, plan.recipe)
     small = msgspec.structs.replace(CPU, memory_gb=(smallest + room * matrix_weights(config) / 16) / 1e9)
-    plan_export(str(text_only), small, tmp_path / "b", ExportOptions(bits=5.0, golden_lines=1))
+    plan_export(str(text_only), small, tmp_path / "b", ExportOptions(bits=5.0, golden_lines=2))
     with pytest.raises(InputError, match="mamba-tiny as mixed does not fit"):
-        plan_export(str(text_only), small, tmp_path / "b", ExportOptions(bits=8.0, golden_lines=1))
+        plan_export(str(text_only), small, tmp_path / "b", ExportOptions(bits=8.0, golden_lines=2))
