@@ -85,7 +85,8 @@ def needed_table(result: CoverageResult) -> Table:
     """Return how many images an interval of each kind of measure needs, with its lowest coverage there."""
     cells = []
     for kind, needed in IMAGES_NEEDED.items():
-        rows = [row for row in _counting(result, kind) if row.images == needed]
+        coarse = [row for row in _of(result, kind) if row.images == needed and row.values > 1]
+        rows = [row for row in _counting(result, kind) if row.images == needed] or coarse
         names = ", ".join(f"`{name}`" for name in dict.fromkeys(row.measure for row in _of(result, kind)) if "." not in name)
         reach = max((row.reach for row in rows if row.reach is not None), default=None)
         lowest = min((row.coverage for row in rows if row.coverage is not None), default=None)

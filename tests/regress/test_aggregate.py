@@ -101,7 +101,7 @@ def references(lines):
 
 @pytest.mark.parametrize("text_only", [False, True])
 def test_every_measure_is_what_plain_sums_say(text_only):
-    pairs = made(120, text_only=text_only)
+    pairs = made(400, text_only=text_only)
     expected = {name: value for name, value in references([line for _, line in pairs]).items() if value is not None}
     aggregate = aggregate_of(pairs)
     values = aggregate.values()
