@@ -64,7 +64,6 @@ def require_export(command: str) -> None:
     """Raise MachineError if a library of the extras export and regress is missing."""
     try:
         import onnx  # noqa: F401 - only whether they are installed
-        import scipy  # noqa: F401
         import tomlkit  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:

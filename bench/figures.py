@@ -39,7 +39,7 @@ from .gpu_result import (
     sanitizer_table,
 )
 from .headline import headline_table, reasons
-from .interval_coverage_result import CoverageResult, coverage_table
+from .interval_coverage_result import CoverageResult, coverage_table, needed_table, tails_table
 from .methods_result import MethodsResult, methods_tables
 from .narrow_calibration import NAME as NARROW
 from .narrow_calibration import NarrowResult, narrow_table
@@ -113,8 +113,8 @@ def _serve() -> list[ServeResult]:
     return _all(ServeResult, "serve-cobra-mini", "serve-cobra-3b")
 
 
-def _coverage(*, small: bool) -> list[Table]:
-    return [coverage_table(result, small=small) for result in _all(CoverageResult, "interval-coverage")]
+def _coverage(table: Callable[[CoverageResult], Table]) -> list[Table]:
+    return [table(result) for result in _all(CoverageResult, "interval-coverage")]
 
 
 def _predictions() -> list[Table]:
@@ -159,8 +159,9 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "foretold": lambda: map(foretold_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),
     "false alarms": lambda: map(alarms_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),
     "faults": lambda: map(faults_table, _all(FaultResult, "regress-faults")),
-    "coverage": lambda: _coverage(small=False),
-    "coverage_small": lambda: _coverage(small=True),
+    "coverage": lambda: _coverage(coverage_table),
+    "coverage_tails": lambda: _coverage(tails_table),
+    "images_needed": lambda: _coverage(needed_table),
 }
 
 

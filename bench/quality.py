@@ -38,10 +38,9 @@ def quality(peer_python: str, only: tuple[str, ...], name: str | None, as_json: 
     name = name or ("quality-only" if only else "quality")
     check_name(name)
     try:
-        import scipy  # noqa: F401 - only whether it is installed
-        import torch  # noqa: F401
+        import torch  # noqa: F401 - only whether it is installed
     except ImportError as error:
-        raise MachineError(f"bench.quality needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
+        raise MachineError(f"bench.quality needs {error.name}; install it with: {install_hint('export')}") from error
     from cobra_edge.bench.machine import machine
 
     from .quality_comparison import known_labels, measure

@@ -24,10 +24,9 @@ from .suite_cost_result import SuiteCostResult, suite_cost_table
 def regress(as_json: bool) -> None:
     """Measure wall time and peak memory of the regression harness on cobra-mini, by baseline and length of the suite."""
     try:
-        import scipy  # noqa: F401 - only whether it is installed
-        import torch  # noqa: F401
+        import torch  # noqa: F401 - only whether it is installed
     except ImportError as error:
-        raise MachineError(f"bench.regress needs {error.name}; install it with: {install_hint('export', 'regress')}") from error
+        raise MachineError(f"bench.regress needs {error.name}; install it with: {install_hint('export')}") from error
     from cobra_edge.bench.machine import machine
 
     from .suite_cost import suite_costs

@@ -56,11 +56,9 @@ class VisionPlan:
         if unknown := sorted(set(self.engines) - set(self.chosen)):
             raise InputError(f"--engine {', '.join(unknown)}: this precision is not measured; add it to --precision")
         try:
-            import scipy  # noqa: F401 - only whether it is installed
-            import torch  # noqa: F401
+            import torch  # noqa: F401 - only whether it is installed
         except ImportError as error:
-            hint = install_hint("export", "regress")
-            raise MachineError(f"bench vision needs {error.name}; install it with: {hint}") from error
+            raise MachineError(f"bench vision needs {error.name}; install it with: {install_hint('export')}") from error
         if self.engines:
             from ..vision.engines.tensorrt_rtx import require_tensorrt_rtx
 

@@ -22,7 +22,7 @@ MOST_VISUAL_POSITIONS = 1 << 15  # of calibration that gradients are collected o
 MOST_STATISTICS_POSITIONS = 24 << 10
 _EMBEDDED_PIXELS = 112  # width and height of the images of the embedded sets
 _SMALL = 10**9  # weights below which the float reference is fast enough for many golden lines
-_GOLDEN_LINES = (1000, 4)
+_GOLDEN_LINES = (1000, 8)  # of a large model as few as a mean can be judged on (`regress.aggregate.IMAGES_NEEDED`)
 
 
 def calibration_and_golden(
@@ -76,7 +76,7 @@ def drawn_lines(config: CobraConfig) -> LineSet | None:
 
 
 def golden_lines(lines: LineSet, wanted: int | None, config: CobraConfig) -> LineSet:
-    """Return at most `wanted` lines, spread over tasks and ordered by image; None for 1000, or 4 of a large model.
+    """Return at most `wanted` lines, spread over tasks and ordered by image; None for 1000, or 8 of a large model.
 
     Raises:
         InputError: lines about one image, which the drift of the finished bundle could not be judged on.

@@ -16,11 +16,11 @@ from ..bundle.reader import MANIFEST, Bundle
 from ..errors import InputError
 from ..suite.tokenized import TokenizedSuite
 from . import intervals
-from .aggregate import Aggregate
+from .aggregate import IMAGES_NEEDED, Aggregate
 from .gates import Gate
 from .golden import read_golden
 from .journal import WHOLE, read_lines
-from .report import Figure, Report, Verdict, read_report
+from .report import Figure, Report, TooFew, Verdict, read_report
 
 _MEASURES = {"kld_ratio": "kld", "prompt_kld_ratio": "prompt_kld"}  # {measure: column of `Aggregate`}
 _NOTABLE = 1.05  # ratio from which it is said that it is not certain
@@ -128,12 +128,21 @@ def against_gate(other: Mapping[str, np.ndarray] | None, aggregate: Aggregate) -
     for measure, column in _MEASURES.items():
         now, before = (np.bincount(images, values, aggregate.images) for values in (aggregate.by_line(column), other[column]))
         if before.sum() > 0:
-            figures[measure] = Figure.of(intervals.ratio_of_means(now, before))
+            figures[measure] = _ratio(now, before)
     return Gate("", figures, tuple(_verdict(measure, figure) for measure, figure in figures.items()))
+
+
+def _ratio(now: np.ndarray, before: np.ndarray) -> Figure:
+    """Return the ratio of two sums over images, (images,) float64 each; without an interval if these are too few."""
+    if len(now) < IMAGES_NEEDED["mean"]:
+        return Figure(float(now.sum() / before.sum()), too_few=TooFew(len(now), IMAGES_NEEDED["mean"]))
+    return Figure.of(intervals.ratio_of_means(now, before))
 
 
 def _verdict(measure: str, figure: Figure) -> Verdict:
     """Return a verdict that fails where the better end of the interval is above 1."""
+    if figure.too_few is not None:
+        return Verdict(measure, "max", 1.0, None, False, f"{figure.too_few}: use a larger suite")
     surely = figure.value if figure.low is None else figure.low
     within = surely is not None and surely <= 1
     larger = within and figure.value is not None and figure.value > _NOTABLE

@@ -9,10 +9,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ..errors import InputError
 from ..suite.line import Line
 from ..suite.scoring import METRICS
 from ..suite.tokenized import TokenizedLine
@@ -20,7 +21,7 @@ from . import intervals
 from .columns import Columns, grouped, sums
 from .intervals import Interval
 from .line_metrics import LineMetrics
-from .report import Figure, LayerFigures, PositionFigures, TaskFigures, WorstLine
+from .report import Figure, LayerFigures, PositionFigures, TaskFigures, TooFew, WorstLine
 
 WORST = 12
 _MIN_SQUARED_NORM = 1e-30  # of a state, so that one of zeros can be divided by
@@ -32,10 +33,10 @@ _RATIOS = {
     "kld_mean": ("mean", "kld", "tokens"),
     "prompt_kld_mean": ("mean", "prompt_kld", "prompt_tokens"),
     "top1_agreement": ("share", "agrees", "tokens"),
-    "right_change_mean": ("mean", "right_change", "tokens"),
-    "right_change_rms": ("root", "right_change_squared", "tokens"),
+    "right_change_mean": ("mean change", "right_change", "tokens"),
+    "right_change_rms": ("rms change", "right_change_squared", "tokens"),
     "perplexity": ("exp", "nll", "tokens"),
-    "perplexity_ratio": ("exp", "nll_change", "tokens"),
+    "perplexity_ratio": ("exp change", "nll_change", "tokens"),
     "vision_error": ("root", "vision_distance", "vision_length"),
     "greedy_match": ("share", "match", "lines"),
     "greedy_prefix": ("share", "prefix", "lines"),
@@ -50,25 +51,36 @@ def _exp(x: float) -> float:
 # {kind: (value from the two sums, interval from the sums of each image)}
 _KINDS: dict[str, tuple[Callable[[float, float], float], Callable[[np.ndarray, np.ndarray], Interval]]] = {
     "mean": (lambda a, n: a / n, intervals.mean),
+    "mean change": (lambda a, n: a / n, lambda a, n: intervals.mean(a, n, positive=False).within(-1, 1)),  # of probabilities
     "share": (lambda a, n: a / n, intervals.share),
     "ratio": (lambda a, b: a / b, intervals.ratio_of_means),
     "root": (lambda a, n: math.sqrt(a / n), intervals.root_ratio),
+    "rms change": (lambda a, n: math.sqrt(a / n), lambda a, n: intervals.root_ratio(a, n).within(0, 1)),
     "exp": (lambda a, n: _exp(a / n), lambda a, n: intervals.mean(a, n).map(_exp)),
+    "exp change": (lambda a, n: _exp(a / n), lambda a, n: intervals.mean(a, n, positive=False).map(_exp)),
 }
+# Images from which an interval is worth giving, by kind: see docs/regress-intervals.md. No number was enough for "ratio".
+IMAGES_NEEDED = {
+    "mean": 8, "mean change": 8, "share": 8, "share change": 8, "root": 8, "rms change": 16, "exp": 8, "exp change": 8,
+    "quantile": 16, "ratio": 130,
+}  # fmt: skip
 
 
 def kind_of(measure: str) -> str:
-    """Return how a measure is computed: "mean", "share", "change", "ratio", "root", "exp" or "quantile"."""
+    """Return how a measure is computed, one of IMAGES_NEEDED."""
     name = measure.partition(".")[0]
-    kinds = {"state_error": "root", "accuracy": "share", "accuracy_change": "change"}
-    return kinds.get(name) or (_RATIOS[name][0] if name in _RATIOS else "quantile")
+    if name in _RATIOS:
+        return _RATIOS[name][0]
+    kinds = {"state_error": "root", "accuracy": "share", "accuracy_change": "share change"}
+    return kinds.get(name, "quantile")
 
 
 class Aggregate:
     """Metrics of all lines added so far."""
 
-    def __init__(self) -> None:
-        """Begin with no lines."""
+    def __init__(self, needed: Mapping[str, int] = IMAGES_NEEDED) -> None:
+        """Begin with no lines; `needed` is how many images an interval of each kind needs, two or more."""
+        self._needed = needed
         self._lines, self._tokens = Columns(0), Columns(1)  # second keys: index of the task; position
         self._names: list[str] = []  # of the lines' columns
         self._images: dict[tuple[bool, int], int] = {}
@@ -99,7 +111,7 @@ class Aggregate:
 
     def resampled(self, images: Sequence[int]) -> Aggregate:
         """Return the aggregate of a suite of these images, given by index; an image may come several times."""
-        found = Aggregate()
+        found = Aggregate(self._needed)
         found._lines, found._tokens = self._lines.resampled(images), self._tokens.resampled(images)
         found._names, found._metrics = self._names, self._metrics
         found._images = {(False, number): number for number in range(len(images))}
@@ -128,6 +140,8 @@ class Aggregate:
 
     def figures(self) -> dict[str, Figure]:
         """Return every measure that has a value, with its interval. Raises InputError for fewer than two images."""
+        if self.images < 2:
+            raise InputError(f"an interval needs two or more images, got {self.images}; use a larger suite")
         return self._measures(interval=True)
 
     def _measures(self, interval: bool) -> dict[str, Figure]:
@@ -137,6 +151,8 @@ class Aggregate:
         largest = float(self._tokens.values[self._tokens.keys >= 0].max())
         found["kld_max"] = Figure(largest, largest, largest)  # of these lines; no resampled suite can exceed it
         for task in (None, *self._metrics):
+            if not self._by_image("lines", task).any():
+                continue  # a resampled suite may lack a task
             dot = "" if task is None else f".{task}"
             found[f"accuracy{dot}"] = self._ratio("share", "score", "lines", task, interval)
             found[f"accuracy_change{dot}"] = self._accuracy_change(task, interval)
@@ -182,17 +198,18 @@ class Aggregate:
     def _ratio(self, kind: str, over: str, of: str, task: str | None = None, interval: bool = True) -> Figure:
         numerators, denominators = self._by_image(over, task), self._by_image(of, task)
         value_of, interval_of = _KINDS[kind]
-        if interval:
-            counted = denominators > 0  # an image without anything to average over is no part of this sample
-            numerators, denominators = numerators[counted], denominators[counted]
-        if not interval or self._single(len(denominators)):
-            return Figure(value_of(float(numerators.sum()), float(denominators.sum())))
+        counted = denominators > 0  # an image without anything to average over is no part of this sample
+        numerators, denominators = numerators[counted], denominators[counted]
+        too_few = self._too_few(kind, len(denominators)) if interval else None
+        if too_few or not interval:
+            return Figure(value_of(float(numerators.sum()), float(denominators.sum())), too_few=too_few)
         return Figure.of(interval_of(numerators, denominators))
 
     def _accuracy_change(self, task: str | None, interval: bool = True) -> Figure:
         gained, lost, lines = (self._by_image(name, task) for name in ("gained", "lost", "lines"))
-        if not interval or self._single(int((lines > 0).sum())):
-            return Figure(float((gained.sum() - lost.sum()) / lines.sum()))
+        too_few = self._too_few("share change", int((lines > 0).sum())) if interval else None
+        if too_few or not interval:
+            return Figure(float((gained.sum() - lost.sum()) / lines.sum()), too_few=too_few)
         return Figure.of(intervals.difference_of_shares(gained, lost, lines))
 
     def _quantiles(self, quantiles: dict[str, float], rows: np.ndarray, interval: bool) -> dict[str, Figure]:
@@ -201,14 +218,15 @@ class Aggregate:
             return {}
         klds = self._tokens.values[rows, 0]
         groups = [group for group in grouped(klds, self._tokens.images[rows]) if len(group)]
-        if not interval or self._single(len(groups)):
-            return {name: Figure(float(np.quantile(klds, q))) for name, q in quantiles.items()}
+        too_few = self._too_few("quantile", len(groups)) if interval else None
+        if too_few or not interval:
+            return {name: Figure(float(np.quantile(klds, q)), too_few=too_few) for name, q in quantiles.items()}
         found = intervals.quantiles(groups, list(quantiles.values()))
         return {name: Figure.of(ends) for name, ends in zip(quantiles, found, strict=True)}
 
-    def _single(self, images: int) -> bool:
-        """Return whether one of several images has what is averaged: that gives a value, but no interval."""
-        return images == 1 < self.images
+    def _too_few(self, kind: str, images: int) -> TooFew | None:
+        """Return why there is no interval of this kind, if so few images have what is averaged."""
+        return TooFew(images, self._needed[kind]) if images < self._needed[kind] else None
 
     def _states(self) -> list[str]:
         return [name for name in self._names if name.startswith("state_error.")]

@@ -2,7 +2,7 @@
 
 A limit is absolute (`max`, `min`, in the unit of the measure) or relative to the noise floor (`max_times_floor`, a multiple of
 the drift of the reference itself in bf16). It is compared with the worse bound of the measure's interval, unrounded. A limit on
-a measure without a value is exceeded.
+a measure without a value, or of which too few images say something, is not held: a gate that cannot judge does not pass.
 """
 
 from __future__ import annotations
@@ -120,20 +120,25 @@ def judge(
     for name, limit in limits.items():
         figure = figures.get(name, Figure(None))
         missing = "" if figure.value is not None else not_taken.get(name, "not measured")
-        wide = "its value is within, the bound of its interval is not: use more lines"
         highest = figure.value if figure.high is None else figure.high
         lowest = figure.value if figure.low is None else figure.low
+        if figure.too_few is not None:
+            missing, highest, lowest = f"{figure.too_few}: use a larger suite, or export with more --golden-lines", None, None
         if limit.max is not None:
-            within = highest is not None and highest <= limit.max
-            unsure = not within and figure.value is not None and figure.value <= limit.max
-            verdicts.append(Verdict(name, "max", limit.max, highest, within, wide if unsure else missing))
+            verdicts.append(_verdict(name, "max", limit.max, highest, figure.value, missing))
         if limit.min is not None:
-            within = lowest is not None and lowest >= limit.min
-            unsure = not within and figure.value is not None and figure.value >= limit.min
-            verdicts.append(Verdict(name, "min", limit.min, lowest, within, wide if unsure else missing))
+            verdicts.append(_verdict(name, "min", limit.min, lowest, figure.value, missing))
         if limit.max_times_floor is not None:
             verdicts.append(_times_floor(name, limit.max_times_floor, highest, noise_floor.get(FLOOR, {}).get(name), missing))
     return tuple(verdicts)
+
+
+def _verdict(name: str, rule: str, limit: float, bound: float | None, value: float | None, missing: str) -> Verdict:
+    sign = 1 if rule == "max" else -1
+    within = bound is not None and sign * bound <= sign * limit
+    unsure = bound is not None and not within and value is not None and sign * value <= sign * limit
+    wide = "its value is within, the bound of its interval is not: use more lines"
+    return Verdict(name, rule, limit, bound, within, wide if unsure else missing)
 
 
 def _times_floor(name: str, times: float, highest: float | None, floor: float | None, missing: str) -> Verdict:

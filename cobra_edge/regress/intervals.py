@@ -1,19 +1,20 @@
 """95 % confidence intervals of figures, clustered by image.
 
-Lines about one image share its embeddings, so they are not independent: the unit of resampling is the image with all of its
-lines. Two builds are compared on the same images, so the difficulty of an image cancels. Three methods, chosen by coverage
+Lines about one image share its embeddings, so they are not independent: the unit of sampling is the image with all of its
+lines. Two builds are compared on the same images, so the difficulty of an image cancels. Methods, chosen by coverage
 (docs/regress-intervals.md, `python -m bench.interval_coverage`):
 
-- Means, ratios and roots of ratios: the symmetric bootstrap-t, on the logarithm if a measure cannot be negative. The distance
-  of a resampled suite is divided by its own standard error, because without the rare large values a suite underestimates both
-  the value and its error. Never narrower than Student's t.
-  Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 12.5; Hall, "On Symmetric Bootstrap
-  Confidence Intervals", 1988; DiCiccio and Efron, "Bootstrap Confidence Intervals", 1996, section 4.
-- Shares: Wilson's score interval with the effective sample size of the clustered sample; it has a width even if nothing failed.
-  A paired difference of shares: Tango's score interval.
+- Means, ratios and roots of ratios: Student's t, with each end moved outwards by the skewness of the images: a suite without
+  the rare large values underestimates both the value and its error. Hall's transformation of t, inverted, makes up for it. If a
+  measure cannot be negative, the ends are at least those of t on the logarithm. No end is farther off than some ten times the
+  value: the skewness of n numbers is at most √n.
+  Source: Hall, "On the Removal of Skewness by Transformation", 1992, section 2; the error is linearized.
+- Shares: Wilson's score interval with the effective sample size of the clustered sample, and Student's t for the number of
+  images, from which that size is estimated; it has a width even if nothing failed. A paired difference of shares: Tango's score
+  interval, with the effective sample size.
   Source: Wilson, "Probable Inference", 1927; Kish, "Survey Sampling", 1965, section 8.2 (design effect); Tango, "Equivalence
   Test and Confidence Interval for the Difference in Proportions for the Paired-Sample Design", 1998.
-- Quantiles: all values for which Wilson's test, with the design effect there, does not reject that a share q lies below.
+- Quantiles: all values for which Wilson's test, with t and the design effect there, does not reject that a share q lies below.
   Source: Woodruff, "Confidence Intervals for Medians and Other Position Measures", 1952; by test inversion: Francisco and
   Fuller, "Quantile Estimation with a Complex Survey Design", 1991.
 
@@ -26,23 +27,18 @@ from __future__ import annotations
 import functools
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from ..environment.requirements import install_hint
-from ..errors import InputError, MachineError
+from ..errors import InputError
 
 CONFIDENCE = 0.95
-RESAMPLES = 4000
-_SEED = 0
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-_DRAWN_AT_ONCE = 1 << 20  # counts of images; 8 MiB
 _ROUNDING = 1e-12  # relative; a smaller spread counts as none
-_NO_SPREAD = 1e-5  # the same for a standard error relative to ours: cancelling squares leave the root of a rounding error
+_HALVINGS = 64  # of an interval of length 2: below the rounding of a float64
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -56,117 +52,98 @@ class Interval(msgspec.Struct, frozen=True):
         """Return the interval of an increasing function of the value."""
         return Interval(function(self.value), function(self.low), function(self.high))
 
+    def within(self, low: float, high: float) -> Interval:
+        """Return the interval without what lies beyond the bounds of the measure."""
+        return Interval(self.value, max(self.low, low), min(self.high, high))
+
 
 _UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
-def interval_of_sums(function: Callable[..., Any], *columns: np.ndarray, positive: bool = False) -> Interval:
-    """Return a smooth function of the columns' sums and its interval.
+def mean(sums: np.ndarray, counts: np.ndarray, *, positive: bool = True) -> Interval:
+    """Return the mean of a measure over all tokens (or lines).
 
     Args:
-        function: of one array per column, all of one shape (sums over images); returns an array of that shape.
-        columns: (images,) float each, one number per image.
-        positive: the function cannot be below 0; the interval is then symmetric in the logarithm.
+        sums, counts: of each image, (images,) float each.
+        positive: the measure cannot be negative.
 
     Raises:
-        InputError: fewer than two images. MachineError: scipy is not installed.
-    """
-    rows = np.stack([np.asarray(column, np.float64) for column in columns], -1)
-    _require_several(len(rows))
-    with np.errstate(all="ignore"):  # resampled suites without spread are removed below
-        value = float(function(*rows.sum(0)))
-        if not (np.isfinite(rows).all() and math.isfinite(value)):
-            return _UNKNOWN
-        by_ratio = positive and value > 0
-        own = float(_with_error(function, rows, np.ones((1, len(rows))))[1][0])
-        if not own > _ROUNDING * abs(value):
-            return Interval(value, value, value)
-        found = [_with_error(function, rows, weights) for weights in _draws(len(rows))]
-        values, errors = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        away = np.log(values / value) / (errors / values) if by_ratio else (values - value) / errors
-        away = np.abs(away[np.isfinite(away) & (errors > _NO_SPREAD * own)])
-        drawn = float(np.quantile(away, CONFIDENCE)) if len(away) else 0.0
-        reach = max(drawn, _student(len(rows) - 1)) * own
-        factor = float(np.exp(reach / value)) if by_ratio else math.nan
-    return Interval(value, value / factor, value * factor) if by_ratio else Interval(value, value - reach, value + reach)
-
-
-def _with_error(function: Callable[..., Any], rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the function's value and standard error in each resampled suite, (suites,) float64 each.
-
-    The error is linearized: the covariance of the sums, multiplied by the function's slopes on both sides.
-
-    Args:
-        function: as for `interval_of_sums`.
-        rows: (images, columns) float64.
-        weights: (suites, images) float64, how often each image was drawn.
-    """
-    n, k = rows.shape
-    centre = rows.mean(0)
-    off = rows - centre  # less cancellation if all values are close together
-    moved = weights @ off
-    squares = (weights @ (off[:, :, None] * off[:, None, :]).reshape(n, k * k)).reshape(-1, k, k)
-    covariance = (squares - moved[:, :, None] * moved[:, None, :] / n) * (n / (n - 1))
-    sums = moved + n * centre
-    slopes = np.zeros_like(sums)
-    for column, step in enumerate(1e-4 * np.sqrt(n) * off.std(0)):
-        if step > 0:
-            up, down = sums.copy(), sums.copy()
-            up[:, column] += step
-            down[:, column] -= step
-            slopes[:, column] = (function(*up.T) - function(*down.T)) / (2 * step)
-    variance = np.einsum("si,sij,sj->s", slopes, covariance, slopes)
-    return function(*sums.T), np.sqrt(np.maximum(variance, 0))
-
-
-def _draws(images: int) -> Iterator[np.ndarray]:
-    """Yield how often each image was drawn, (suites, images) float64: RESAMPLES suites, in chunks."""
-    size = max(1, _DRAWN_AT_ONCE // images)
-    for start in range(0, RESAMPLES, size):
-        yield _drawn(images, start, min(size, RESAMPLES - start))
-
-
-@functools.lru_cache(maxsize=1)  # all measures of a suite use the same chunk
-def _drawn(images: int, start: int, suites: int) -> np.ndarray:
-    picks = np.random.default_rng((_SEED, start)).integers(0, images, (suites, images))
-    picks += images * np.arange(suites)[:, None]
-    counts = np.bincount(picks.ravel(), minlength=suites * images).reshape(suites, images).astype(np.float64)
-    counts.flags.writeable = False
-    return counts
-
-
-@functools.lru_cache(maxsize=16)
-def _student(freedom: int) -> float:
-    try:
-        from scipy.stats import t
-    except ImportError as error:
-        raise MachineError(f"intervals need {error.name}; install it with: {install_hint('regress')}") from error
-    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
-
-
-def mean(sums: np.ndarray, counts: np.ndarray) -> Interval:
-    """Return the mean of a measure over all tokens (or lines), from sums and counts per image, (images,) float each.
-
-    If no sum is negative, the measure is assumed to be non-negative.
+        InputError: fewer than two images with a count.
     """
     counted = counts > 0  # an image without anything to average over is no part of this sample
-    return interval_of_sums(np.divide, sums[counted], counts[counted], positive=bool((sums[counted] >= 0).all()))
+    return _ratio(sums[counted], counts[counted], positive)
 
 
 def difference_of_means(sums: np.ndarray, other: np.ndarray, counts: np.ndarray) -> Interval:
     """Return mean(sums) - mean(other) over the same tokens, paired; arrays are (images,) float."""
-    counted = counts > 0
-    return interval_of_sums(lambda a, b, n: (a - b) / n, sums[counted], other[counted], counts[counted])
+    return mean(sums - other, counts, positive=False)
 
 
 def ratio_of_means(sums: np.ndarray, other: np.ndarray) -> Interval:
     """Return mean(sums) / mean(other) over the same tokens, paired; arrays are (images,) float ≥ 0, sum(other) > 0."""
-    return interval_of_sums(np.divide, sums, other, positive=True)
+    return _ratio(sums, other, True)
 
 
 def root_ratio(num: np.ndarray, den: np.ndarray) -> Interval:
     """Return sqrt(sum(num) / sum(den)), a relative or root mean square; arrays are (images,) float, non-negative."""
     return ratio_of_means(num, den).map(math.sqrt)
+
+
+def _ratio(over: np.ndarray, of: np.ndarray, positive: bool) -> Interval:
+    """Return sum(over) / sum(of), of (images,) float each; `positive` says that it cannot be negative."""
+    n = len(of)
+    _require_several(n)
+    total, value = float(of.sum()), float(over.sum() / of.sum())
+    if not (math.isfinite(total) and math.isfinite(value)):
+        return _UNKNOWN
+    off = over - value * of
+    squares, cubes = float((off**2).sum()), float((off**3).sum())
+    error = math.sqrt(squares * n / (n - 1)) / total
+    if not error > _ROUNDING * abs(value):
+        return Interval(value, value, value)
+    t, skew = _student(n - 1), cubes / squares**1.5
+    below, above = max(t, _with_skewness(t, skew)), max(t, -_with_skewness(-t, skew))
+    if not positive or value <= 0:
+        return Interval(value, value - below * error, value + above * error)
+    factor = math.exp(t * error / value)
+    return Interval(value, value / factor, max(value * factor, value + above * error))
+
+
+def _with_skewness(t: float, skew: float) -> float:
+    """Return the studentized distance that Hall's transformation takes to t; `skew` is the skewness divided by √images."""
+    if abs(skew) < 1e-6:
+        return t
+    inner = 1 + skew * (t - skew / 6)
+    return 3 / skew * (math.copysign(abs(inner) ** (1 / 3), inner) - 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _student(freedom: int) -> float:
+    """Return the quantile of Student's t that 95 % of both sides lie within, for whole degrees of freedom.
+
+    Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, 26.7.3 and 26.7.4, solved by bisection.
+    """
+
+    def inside(angle: float) -> float:
+        """Return the probability of |t| < tan(angle) √freedom."""
+        sine, cosine = math.sin(angle), math.cos(angle)
+        odd = freedom % 2
+        term, series = (cosine if odd else 1.0), 0.0
+        for k in range(1 + odd, freedom, 2):
+            series += term
+            term *= cosine**2 * k / (k + 1)
+        return (angle + sine * series) * 2 / math.pi if odd else sine * series
+
+    angle = _edge(lambda angle: inside(angle) < CONFIDENCE, 0.0, math.pi / 2)
+    return math.tan(angle) * math.sqrt(freedom)
+
+
+def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> float:
+    """Return how far something holds on the way from inside, where it does, to outside: bisection."""
+    for _ in range(_HALVINGS):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if holds(middle) else (inside, middle)
+    return inside
 
 
 def share(right: np.ndarray, counts: np.ndarray) -> Interval:
@@ -182,7 +159,7 @@ def share(right: np.ndarray, counts: np.ndarray) -> Interval:
     if not math.isfinite(value):
         return _UNKNOWN
     effect = _design_effect(right, counts, value * (1 - value))
-    return Interval(value, *_wilson(value, effect / float(counts.sum())))
+    return Interval(value, *_wilson(value, effect / float(counts.sum()), _student(len(counts) - 1)))
 
 
 def difference_of_shares(gained: np.ndarray, lost: np.ndarray, counts: np.ndarray) -> Interval:
@@ -193,7 +170,7 @@ def difference_of_shares(gained: np.ndarray, lost: np.ndarray, counts: np.ndarra
         counts: number of lines of each image, (images,) float.
 
     Raises:
-        InputError: fewer than two images with a count. MachineError: scipy is not installed.
+        InputError: fewer than two images with a count.
     """
     counted = counts > 0
     up, down, counts = (np.asarray(column, np.float64)[counted] for column in (gained, lost, counts))
@@ -232,13 +209,13 @@ def quantiles(groups: Sequence[np.ndarray], qs: Sequence[float]) -> list[Interva
 
 def _quantile(values: np.ndarray, image: np.ndarray, counts: np.ndarray, q: float) -> Interval:
     """Return one quantile of sorted values (tokens,); `image` (tokens,) int is that of each, `counts` (images,) int."""
-    total = len(values)
+    total, t = len(values), _student(len(counts) - 1)
 
     def reach(below: int) -> float:
         """Return how far the share of values below may be from q, if q is the true share: Wilson's test."""
         part = below / total
         effect = _design_effect(np.bincount(image[:below], minlength=len(counts)), counts, part * (1 - part))
-        return _Z * math.sqrt(q * (1 - q) * effect / total)
+        return t * math.sqrt(q * (1 - q) * effect / total)
 
     first = bisect_left(range(total - 1), True, key=lambda i: (i + 1) / total + reach(i + 1) >= q)
     after = bisect_left(range(1, total), True, key=lambda i: i / total - reach(i) > q)
@@ -257,9 +234,9 @@ def _design_effect(of_images: np.ndarray, counts: np.ndarray, own: float) -> flo
     return variance / own if own > 0 and variance > _ROUNDING**2 * total else 1.0
 
 
-def _wilson(part: float, one_over_n: float) -> tuple[float, float]:
-    """Return the bounds of Wilson's interval of a share of n independent lines."""
-    wide = _Z**2 * one_over_n
+def _wilson(part: float, one_over_n: float, z: float) -> tuple[float, float]:
+    """Return the bounds of Wilson's interval of a share of n independent lines; `z` is the quantile of the test."""
+    wide = z**2 * one_over_n
     middle, half = part + wide / 2, math.sqrt(wide * part * (1 - part) + wide**2 / 4)
     low, high = (middle - half) / (1 + wide), (middle + half) / (1 + wide)
     return max(min(low, part), 0.0), min(max(high, part), 1.0)  # at 0 and 1, rounding could exclude the share
@@ -267,26 +244,16 @@ def _wilson(part: float, one_over_n: float) -> tuple[float, float]:
 
 def _tango(gained: float, lost: float, n: float) -> tuple[float, float]:
     """Return the bounds of Tango's interval of (gained - lost) / n: what a score test does not reject."""
-    try:
-        from scipy.optimize import brentq
-    except ImportError as error:
-        raise MachineError(f"intervals need {error.name}; install it with: {install_hint('regress')}") from error
     change = (gained - lost) / n
 
-    def score(rise: float) -> float:
+    def accepted(rise: float) -> bool:
         b = (2 * n - gained + lost) * rise - gained - lost
         root = math.sqrt(max(b * b + 8 * n * lost * rise * (1 - rise), 0.0))
         share_lost = (root - b) / (4 * n)  # maximum likelihood estimate, given `rise`
         variance = n * (2 * share_lost + rise * (1 - rise))
-        off = gained - lost - n * rise
-        return off / math.sqrt(variance) if variance > 1e-12 * n else math.copysign(math.inf if off else 0.0, off)
+        return (gained - lost - n * rise) ** 2 <= _Z**2 * max(variance, 0.0)
 
-    def end(far: float, sign: int) -> float:
-        if abs(change - far) < _ROUNDING:
-            return far
-        return float(brentq(lambda rise: min(sign * score(rise), 2 * _Z) - _Z, far, change, xtol=1e-12))
-
-    return end(-1.0, 1), end(1.0, -1)
+    return _edge(accepted, change, -1.0), _edge(accepted, change, 1.0)
 
 
 def _require_several(images: int) -> None:

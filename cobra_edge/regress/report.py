@@ -18,18 +18,35 @@ REPORT_VERSION = 2
 _LIMIT_BYTES = 64 << 20
 
 
-class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A measure with the bounds of its 95 % interval; None if there is no value."""
+class TooFew(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a figure has no interval: the number of images that have the measure, and how many its interval needs."""
+
+    images: int
+    needed: int
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return f"too few to judge ({self.images} image{'s' if self.images > 1 else ''}; {self.needed} needed)"
+
+
+class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A measure with the bounds of its 95 % interval; None if there is no value, or no interval of it.
+
+    Attributes:
+        too_few: there is no interval, because of too few images; a limit cannot be judged.
+    """
 
     value: float | None
     low: float | None = None
     high: float | None = None
+    too_few: TooFew | None = None
 
     @classmethod
     def of(cls, interval: Interval) -> Figure:
         """Return an interval as a figure; numbers that are not finite become None."""
         ends = (interval.value, interval.low, interval.high)
-        return cls(*(end if math.isfinite(end) else None for end in ends))
+        value, low, high = (end if math.isfinite(end) else None for end in ends)
+        return cls(value, low, high)
 
 
 class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,9 +183,9 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         measure: see `measures.measure_named`.
         rule: "max", "min" or "max_times_floor".
         limit: in the unit of the measure, for every rule.
-        judged: the bound that was compared with it; None if the measure has no value, which fails.
+        judged: the bound that was compared with it; None if the measure has no value, or too few images, which fails.
         within: whether it passed.
-        note: why there is no value, or where the limit comes from.
+        note: why it could not be judged, or where the limit comes from.
     """
 
     measure: str

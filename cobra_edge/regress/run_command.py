@@ -17,7 +17,7 @@ from ..inputs.image import load_image
 from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, results, say, stages, tell
 from .budget import Budget, read_budget
-from .gates import GATES, gate_of
+from .gates import gate_of
 from .journal import locked
 from .outputs.history import append_history, check_history
 from .outputs.rows import all_figures
@@ -25,6 +25,7 @@ from .outputs.terminal import report_tables
 from .outputs.write import check_directory, report_json, write_outputs
 from .report import Report, read_report
 from .runner import Run, RunResult, measure
+from .update_budget import LIMITED, check_update, update_budget
 
 _PATH = click.Path(path_type=Path)
 
@@ -41,7 +42,9 @@ _PATH = click.Path(path_type=Path)
 @option("--skip-bad", group="input", is_flag=True, help="Skip and count invalid lines instead of failing.")
 @session_options
 @option("--budget", group="limit", type=_PATH, help="Drift budget (TOML); default: the budget of this package.")
-@option("--update-budget", group="limit", is_flag=True, help="Write the measured values, plus a margin, to --budget.")
+@option(
+    "--update-budget", "updates", group="limit", is_flag=True, help="Write the measured values, plus a margin, to --budget."
+)
 @option(
     "--margin",
     group="limit",
@@ -65,7 +68,7 @@ _PATH = click.Path(path_type=Path)
 def regress(
     opening: Opening,
     budget: Path | None,
-    update_budget: bool,
+    updates: bool,
     margin: float,
     report: Path | None,
     previous: Path | None,
@@ -75,14 +78,14 @@ def regress(
 ) -> None:
     """Compare BUNDLE with its float model on a suite, with the runtime that ships, and check a drift budget.
 
-    Exit codes: 0 within the budget; 1 budget exceeded; 2 bad input; 3 missing on this machine; 130 interrupted (with --report,
-    the same command resumes the run).
+    Exit codes: 0 within the budget; 1 budget exceeded, or too few images to judge by it; 2 bad input; 3 missing on this
+    machine; 130 interrupted (with --report, the same command resumes the run).
     """
-    if update_budget and budget is None:
+    if updates and budget is None:
         raise InputError("--update-budget needs --budget, the file to write")
-    limits = None if update_budget else read_budget(budget)
+    limits = None if updates else read_budget(budget)
     before = _previous(previous, report)
-    _check_outputs(report, history)
+    _check_outputs(report, history, budget if updates else None)
     run = Run(
         bundle=opening.bundle,
         device=opening.device,
@@ -91,19 +94,27 @@ def regress(
         options=opening.options,
         **options,
     )
-    name = None if update_budget else "the default budget" if budget is None else budget.name
+    name = None if updates else "the default budget" if budget is None else budget.name
     found = _measure(run, limits, name, report, before)
     if history is not None:
         append_history(history, found)
     _print(found, report, as_json)
-    if update_budget:
+    if updates:
         assert budget is not None
         _update(budget, found, margin)
-    failed = [verdict for verdict in found.verdicts if not verdict.within]
-    if failed:
-        by_gate = {name: [f"{v.measure} ({v.rule})" for v in failed if gate_of(v) == name] for name in GATES}
-        words = "; ".join(f"gate {name} failed: {', '.join(of)}" for name, of in by_gate.items() if of)
-        raise DriftError(f"{words}; do not ship this build")
+    if reasons := _failures(found):
+        raise DriftError(f"{'; '.join(reasons)}; do not ship this build")
+
+
+def _failures(report: Report) -> list[str]:
+    """Return by gate which limits were exceeded, and which could not be judged and why."""
+    names: dict[str, list[str]] = {}
+    for verdict in report.verdicts:
+        if not verdict.within:
+            failed = f"gate {gate_of(verdict)} failed:"
+            reason = failed if verdict.judged is not None else f"{failed} {verdict.note}; not judged:"
+            names.setdefault(reason, []).append(f"{verdict.measure} ({verdict.rule})")
+    return [f"{reason} {', '.join(of)}" for reason, of in names.items()]
 
 
 def _previous(given: Path | None, directory: Path | None) -> Report | None:
@@ -114,13 +125,15 @@ def _previous(given: Path | None, directory: Path | None) -> Report | None:
     return read_report(earlier) if earlier is not None and earlier.is_file() else None
 
 
-def _check_outputs(report: Path | None, history: Path | None) -> None:
-    """Refuse what cannot be written, before anything is measured."""
+def _check_outputs(report: Path | None, history: Path | None, new_budget: Path | None) -> None:
+    """Refuse what cannot be written, or lacks a library, before anything is measured."""
     if report is not None:
         check_directory(report)
     if history is not None:
         check_directory(history.absolute().parent, ())
         check_history(history)
+    if new_budget is not None:
+        check_update(new_budget)
 
 
 def _measure(run: Run, limits: Budget | None, budget: str | None, directory: Path | None, before: Report | None) -> Report:
@@ -158,7 +171,9 @@ def _print(report: Report, directory: Path | None, as_json: bool) -> None:
 
 
 def _update(budget: Path, report: Report, margin: float) -> None:
-    from .update_budget import update_budget
-
-    limits = update_budget(budget, report.build.scheme, all_figures(report), report.noise_floor.get("fp16", {}), margin)
+    figures = all_figures(report)
+    limits = update_budget(budget, report.build.scheme, figures, report.noise_floor.get("fp16", {}), margin)
     tell(f"{budget}: wrote {len(limits)} limits of {report.build.scheme}; review them before you commit")
+    few = [name for name in LIMITED if name in figures and figures[name].too_few is not None]
+    if few:
+        tell(f"{budget}: no new limit of {', '.join(few)}: of too few images; use a larger suite")

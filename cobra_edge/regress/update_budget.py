@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from decimal import ROUND_UP, Context, Decimal
 from pathlib import Path
 
-from ..environment.requirements import install_hint
-from ..errors import MachineError
 from ..files.parsing import utf8_text
 from ..files.staging import staged_file
 from .budget import Limit, read_budget
 from .measures import measure_named
+from .outputs.libraries import require
 from .report import Figure
 
 # Measures of a new section: drift, answers, state and vision.
@@ -21,6 +20,17 @@ LIMITED = (
 )  # fmt: skip
 _LIMITED_PARTS = "state_error."  # of each layer too: a fault in one is not visible in that of the worst
 _DIGITS = 3
+
+
+def check_update(file: Path) -> None:
+    """Check, before anything is measured, that `update_budget` can read the file.
+
+    Raises:
+        InputError: it exists and is not a budget. MachineError: tomlkit is not installed.
+    """
+    require("--update-budget", "tomlkit")
+    if file.exists():
+        read_budget(file)
 
 
 def update_budget(
@@ -44,10 +54,9 @@ def update_budget(
     Raises:
         InputError: not a budget, or cannot be written. MachineError: tomlkit is not installed.
     """
-    try:
-        import tomlkit
-    except ImportError as error:
-        raise MachineError(f"--update-budget needs {error.name}; install it with: {install_hint('regress')}") from error
+    check_update(file)
+    import tomlkit
+
     known = read_budget(file).schemes.get(scheme, {}) if file.exists() else {}
     document = tomlkit.parse(utf8_text(file.read_bytes())) if file.exists() else tomlkit.document()
     schemes = document.setdefault("schemes", tomlkit.table(is_super_table=True))
@@ -67,8 +76,8 @@ def update_budget(
 
 
 def _limit(name: str, figure: Figure, floor: float | None, margin: float, before: Limit | None) -> Limit | None:
-    """Return the new limit of a measure; the one before if the measure has no value."""
-    if figure.value is None:
+    """Return the new limit of a measure; the one before if the measure has no value, or too few images to judge by it."""
+    if figure.value is None or figure.too_few is not None:
         return before
     measure = measure_named(name)
     noise = 0.0 if floor is None else abs(floor - measure.ideal)  # on both sides: its sign is random

@@ -162,7 +162,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def budget_of(folder: Path, most: float) -> str:
     budget = folder / "a budget.toml"
-    budget.write_text(f"[schemes.w4a16-g128]\nkld_mean = {{ max = {most} }}\n")
+    budget.write_text(f"[schemes.w4a16-g128]\nkld_max = {{ max = {most} }}\n")
     return str(budget)
 
 

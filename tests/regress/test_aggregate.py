@@ -9,11 +9,11 @@ import pytest
 
 from cobra_edge.errors import DriftError, InputError
 from cobra_edge.regress import intervals
-from cobra_edge.regress.aggregate import WORST, Aggregate
+from cobra_edge.regress.aggregate import IMAGES_NEEDED, WORST, Aggregate, kind_of
 from cobra_edge.regress.line_metrics import measure_line
 from cobra_edge.regress.measures import MEASURES, measure_named
 from cobra_edge.regress.predictions import Prediction
-from cobra_edge.regress.report import Figure
+from cobra_edge.regress.report import Figure, TooFew
 from cobra_edge.regress.top_tokens import TopTokens
 from cobra_edge.suite.scoring import METRICS
 
@@ -101,7 +101,7 @@ def references(lines):
 
 @pytest.mark.parametrize("text_only", [False, True])
 def test_every_measure_is_what_plain_sums_say(text_only):
-    pairs = made(text_only=text_only)
+    pairs = made(400, text_only=text_only)
     expected = {name: value for name, value in references([line for _, line in pairs]).items() if value is not None}
     aggregate = aggregate_of(pairs)
     values = aggregate.values()
@@ -313,16 +313,49 @@ def test_one_image_has_no_interval():
 
 def test_what_only_one_image_tells_has_a_figure_without_interval():
     """A task of one line, one image among questions about text, one question of more than a token."""
-    several = [(tokenized_line(i, "text", None), line_metrics(i, None, prompt_kld=[])) for i in range(2, 9)]
+    several = [(tokenized_line(i, "text", None), line_metrics(i, None, prompt_kld=[])) for i in range(2, 40)]
     one = line_metrics(1, 0, prompt_kld=[0.5, 0.25], answer_kld=[1.0, 2.0], score=0.0, vision=(1.0, 4.0), reply=[])
     aggregate = aggregate_of([(tokenized_line(1), one), *several])
     figures, tasks = aggregate.figures(), {task.task: task for task in aggregate.tasks()}
-    assert figures["vision_error"] == Figure(0.5) and figures["prompt_kld_mean"] == Figure(0.375)
-    assert figures["prompt_kld_p99"] == Figure(float(np.quantile([0.25, 0.5], 0.99)))
-    assert (figures["accuracy.color"], figures["accuracy_change.color"]) == (Figure(0.0), Figure(-1.0))
-    assert (tasks["color"].kld_mean, tasks["color"].greedy_match) == (Figure(1.5), Figure(0.0))
+    assert figures["vision_error"] == only(0.5, "root") and figures["prompt_kld_mean"] == only(0.375, "mean")
+    assert figures["prompt_kld_p99"] == only(float(np.quantile([0.25, 0.5], 0.99)), "quantile")
+    assert (figures["accuracy.color"], figures["accuracy_change.color"]) == (only(0.0, "share"), only(-1.0, "share change"))
+    assert (tasks["color"].kld_mean, tasks["color"].greedy_match) == (only(1.5, "mean"), only(0.0, "share"))
     for figure in (figures["kld_mean"], figures["accuracy.text"], tasks["text"].score):
         assert figure.low is not None and figure.high is not None
+
+
+def only(value, kind):
+    return Figure(value, too_few=TooFew(1, IMAGES_NEEDED[kind]))
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES if name != "kld_max"])
+def test_an_interval_needs_images(name):
+    """One fewer than the kind of measure needs, and exactly as many; each image has a line."""
+    needed = IMAGES_NEEDED[kind_of(name)]
+    lines = [
+        (tokenized_line(i, image=i), line_metrics(i, i, prompt_kld=[0.1 * i], answer_kld=[0.1, 0.2 * i])) for i in range(needed)
+    ]
+    few, enough = aggregate_of(lines[1:]).figures()[name], aggregate_of(lines).figures()[name]
+    assert (few.low, few.high, few.too_few) == (None, None, TooFew(needed - 1, needed)) and few.value is not None
+    assert str(few.too_few) == f"too few to judge ({needed - 1} images; {needed} needed)"
+    assert enough.too_few is None and enough.low <= enough.value <= enough.high
+
+
+def test_probabilities_have_bounds_and_so_have_their_intervals():
+    """Half of the lines lose all of the probability of the right token."""
+    lost = [(0.0, -50.0) if i % 2 else (-0.5, -0.5) for i in range(40)]
+    pairs = [
+        (tokenized_line(i, image=i), line_metrics(i, i, right_reference=[a, a], right=[b, b])) for i, (a, b) in enumerate(lost)
+    ]
+    wide = dict.fromkeys(IMAGES_NEEDED, 2)
+    for count in (2, 3, 40):
+        aggregate = Aggregate(wide)
+        for tokenized, line in pairs[:count]:
+            aggregate.add(tokenized, line)
+        figures = aggregate.figures()
+        assert -1 <= figures["right_change_mean"].low <= figures["right_change_mean"].high <= 1
+        assert 0 <= figures["right_change_rms"].low <= figures["right_change_rms"].high <= 1
 
 
 def test_a_ratio_beyond_all_bounds_is_still_a_number():

@@ -10,7 +10,7 @@ import pytest
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.regress.budget import Limit, judge, read_budget
 from cobra_edge.regress.measures import MEASURES, measure_named
-from cobra_edge.regress.report import Figure
+from cobra_edge.regress.report import Figure, TooFew
 from cobra_edge.regress.update_budget import LIMITED, update_budget
 
 
@@ -156,6 +156,14 @@ def test_what_was_not_taken_fails(limit):
     assert not verdict(Figure(float("nan")), limit, 1.0).within
 
 
+@pytest.mark.parametrize("limit", [Limit(max=1e9), Limit(min=-1e9), Limit(max_times_floor=1e9), Limit(max=0.5)])
+def test_too_few_images_do_not_pass(limit):
+    """Whatever the value is: it has no evidence."""
+    found = verdict(Figure(1.0, too_few=TooFew(4, 16)), limit, 1.0)
+    assert not found.within and found.judged is None
+    assert found.note == "too few to judge (4 images; 16 needed): use a larger suite, or export with more --golden-lines"
+
+
 def test_limits_relative_to_the_noise_floor_in_bf16():
     found = verdict(Figure(0.02, 0.01, 0.03), Limit(max_times_floor=4), 0.01)
     assert found.within and (found.limit, found.judged) == (pytest.approx(0.04), 0.03)
@@ -271,6 +279,13 @@ def test_no_limit_is_stricter_than_the_reference_is_to_itself(tmp_path):
     perfect = {"kld_mean": Figure(0.0, 0.0, 0.0), "top1_agreement": Figure(1.0, 1.0, 1.0)}
     limits = update_budget(tmp_path / "c.toml", "fp16", perfect, floor, 0)
     assert limits == {"kld_mean": Limit(max=0.08), "top1_agreement": Limit(min=0.75)}
+
+
+def test_too_few_images_make_no_limit(tmp_path):
+    few = {"kld_mean": Figure(0.01, too_few=TooFew(4, 16)), "greedy_match": Figure(0.9, 0.8, 1.0)}
+    assert set(update_budget(tmp_path / "new.toml", "fp16", few, {}, 0.25)) == {"greedy_match"}
+    (tmp_path / "old.toml").write_text("[schemes.fp16]\nkld_mean = { max = 7.0 }\n")
+    assert update_budget(tmp_path / "old.toml", "fp16", few, {}, 0.25) == {"kld_mean": Limit(max=7.0)}
 
 
 def test_a_better_side_does_not_become_a_limit(tmp_path):

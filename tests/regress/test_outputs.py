@@ -79,7 +79,7 @@ class Reader(html.parser.HTMLParser):
 @pytest.mark.parametrize(
     ("report", "expected"),
     [
-        (make_report(), "FAILED: 2 of 5 limits exceeded: KLD, mean (nats); KLD on questions, 99th percentile"),
+        (make_report(), "FAILED: 1 of 5 limits exceeded, 1 not judged: KLD, mean (nats); KLD on questions, 99th percentile"),
         (held_report(), "PASSED: all 2 limits held"),
         (held_report(verdicts=held_report().verdicts[:1]), "PASSED: the one limit held"),
         (held_report(verdicts=()), "NOT JUDGED: budget default.toml has no limits"),
@@ -89,6 +89,28 @@ class Reader(html.parser.HTMLParser):
 )
 def test_headline(report, expected):
     assert headline(report) == expected
+
+
+def unjudged_report() -> r.Report:
+    few = r.TooFew(4, 16)
+    measures = make_report().measures | {"kld_mean": r.Figure(0.0123, too_few=few)}
+    verdict = r.Verdict("kld_mean", "max", 0.02, None, False, f"{few}: use a larger suite, or export with more --golden-lines")
+    return make_report(measures=measures, verdicts=(verdict, *held_report().verdicts[1:]), not_taken={}, passed=False)
+
+
+def test_too_few_images_are_said_in_words_in_every_output(tmp_path):
+    report, words = unjudged_report(), "too few to judge (4 images; 16 needed)"
+    (row,) = (row for row in measure_rows(report) if row.name == "kld_mean")
+    assert (row.value, row.interval, row.limits, row.failed) == ("0.0123", words, (("≤ 0.02", "NOT JUDGED"),), True)
+    assert headline(report) == "FAILED: 1 of 2 limits not judged: KLD, mean (nats)"
+    assert (
+        words in printed(report) and words in report_markdown(report) and words in Reader(report_html(report, {}, report)).text
+    )
+    assert f"could not be judged: {words}".encode() in report_junit(report)
+    assert "**NOT JUDGED**" in report_markdown(report) and not any("the limit of" in what for what, _ in not_taken_rows(report))
+    (tmp_path / "report.json").write_bytes(report_json(report))
+    assert read_report(tmp_path / "report.json") == report
+    assert str(r.TooFew(1, 8)) == "too few to judge (1 image; 8 needed)"
 
 
 def test_a_report_that_contradicts_itself_has_not_passed():
@@ -181,7 +203,7 @@ def test_parted_loses_nothing(words, others):
 def test_terminal_names_runtime_baseline_figures_and_verdict():
     text = printed(make_report())
     for expected in (
-        "FAILED: 2 of 5 limits",
+        "FAILED: 1 of 5 limits exceeded, 1 not judged",
         "native, AVX2 on cpu, vision by onnxruntime CPU, compared with checkpoint mini (torch, float32)",
         "at most 64 most probable tokens kept, omitted probability at most 0.0031 on answers and 0.4 on questions",
         "0.0111 – 0.0135",
@@ -228,7 +250,7 @@ def test_terminal_of_next_to_nothing():
 
 def test_markdown_begins_with_the_verdict_and_has_the_figures():
     text = report_markdown(make_report())
-    assert text.startswith("**FAILED: 2 of 5 limits exceeded")
+    assert text.startswith("**FAILED: 1 of 5 limits exceeded, 1 not judged")
     assert (
         "| 0.0123 | 0.0111 – 0.0135 | 2.1e-06 | 0.00014 | ≤ 0.02<br>≤ 0.005 (from the noise floor) | held<br>**FAILED** |"
         in text
@@ -296,7 +318,7 @@ def test_junit_has_a_case_for_each_limit():
     failed = {case.name: case.result[0].message for case in suite if case.result}
     assert failed == {
         "kld_mean max_times_floor": "0.0135 exceeds ≤ 0.005 (from the noise floor) (40 times the floor in fp16)",
-        "prompt_kld_p99 max": "could not be measured: the baseline keeps no question tokens",
+        "prompt_kld_p99 max": "could not be judged: the baseline keeps no question tokens",
     }
     assert suite.time == 61.5
     properties = {p.name: p.value for p in suite.properties()}

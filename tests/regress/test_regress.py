@@ -25,6 +25,7 @@ from ..conftest import MINI
 from .regress_lines import write_lines
 
 LINES = read_suite(HELDOUT)
+QUIET = ["--attribution-lines", "0", "--threads", "1", "--commit", "c0ffee"]
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,24 @@ def regress(build, capfd):
 
 @pytest.fixture
 def lax(tmp_path):
-    """Return a budget that everything is within."""
+    """Return a budget that everything is within, of however few images: a maximum has no interval."""
     file = tmp_path / "lax.toml"
-    file.write_text("[schemes.w4a16-g128]\ngreedy_match = {min = 0.0}\n")
+    file.write_text("[schemes.w4a16-g128]\nkld_max = {max = 1e9}\n")
     return file
+
+
+BASE_INSTALL = """
+import sys
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name in {"jinja2", "junitparser", "matplotlib", "onnx", "scipy", "tomlkit", "torch"}:
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+from cobra_edge.regress.command import command
+from cobra_edge.terminal.output import run_command
+"""
 
 
 def without_times(report):
@@ -76,7 +91,7 @@ def test_within_the_budget(regress, lax, tmp_path):
     }  # fmt: skip
     report = read_report(tmp_path / "drift" / "report.json")
     assert report.passed and report.suite.lines == 10
-    gates = {"absolute": ["greedy_match"], "recorded": ["kld_change", "prompt_kld_change", "reply_change"]}
+    gates = {"absolute": ["kld_max"], "recorded": ["kld_change", "prompt_kld_change", "reply_change"]}
     assert {gate: [v.measure for v in report.verdicts if gate_of(v) == gate] for gate in gates} == gates
     assert set(report.not_judged) == set(GATES) - set(gates)
     assert (report.commit, report.budget) == ("c0ffee", "lax.toml")
@@ -85,10 +100,28 @@ def test_within_the_budget(regress, lax, tmp_path):
 
 def test_beyond_the_budget(regress, tmp_path):
     strict = tmp_path / "strict.toml"
-    strict.write_text("[schemes.w4a16-g128]\nkld_mean = {max = 1e-12}\ngreedy_match = {min = 0.0}\n")
-    code, _, err = regress("--budget", strict, "--report", tmp_path / "drift")
-    assert code == 1 and "gate absolute failed: kld_mean (max); do not ship this build" in err
+    strict.write_text("[schemes.w4a16-g128]\nkld_max = {max = 1e-12}\nkld_median = {max = 1e9}\n")
+    code, _, err = regress("--budget", strict, "--report", tmp_path / "drift", "--lines", "32")
+    assert code == 1 and "gate absolute failed: kld_max (max); do not ship this build" in err
     assert not read_report(tmp_path / "drift" / "report.json").passed  # a report is there all the same
+
+
+def test_too_few_images_to_judge_do_not_pass(regress, tmp_path):
+    budget = tmp_path / "budget.toml"
+    budget.write_text("[schemes.w4a16-g128]\nkld_max = {max = 1e9}\nkld_mean = {max = 1e9}\nkld_median = {max = 1e9}\n")
+    code, out, err = regress("--budget", budget)
+    images = read_golden_images(out)
+    assert code == 1 and f"too few to judge ({images} images; 8 needed): use a larger suite" in err
+    assert (
+        f"({images} images; 16 needed): use a larger suite, or export with more --golden-lines; not judged: kld_median" in err
+    )
+    assert "not judged: kld_mean (max); " in err and "; do not ship this build" in err and "exceeded" not in err
+    assert "FAILED: 2 of 6 limits not judged" in out and "NOT JUDGED" in out and "held" in out
+
+
+def read_golden_images(out):
+    (line,) = (line for line in out.splitlines() if line.startswith("suite: "))
+    return int(line.split(" images")[0].split()[-1])
 
 
 def test_json_is_all_that_stdout_has(regress, lax, tmp_path):
@@ -118,16 +151,21 @@ def test_the_budget_that_ships(regress):
 def test_todays_figures_become_the_budget(regress, build, tmp_path):
     """What was written passes at once; a build of another scheme finds nothing there."""
     file = tmp_path / "new.toml"
-    code, _, err = regress("--budget", file, "--update-budget", "--margin", "0.1")
+    code, _, err = regress("--budget", file, "--update-budget", "--margin", "0.1", "--lines", "32")
     assert code == 0 and "limits of w4a16-g128; review them before you commit" in err
     limits = read_budget(file).schemes["w4a16-g128"]
     assert {"kld_mean", "top1_agreement", "vision_error", "state_error.0", "state_error.3"} <= set(limits)
-    code, out, _ = regress("--budget", file, "--json")
-    assert code == 0 and len([v for v in json.loads(out)["verdicts"] if measure_named(v["measure"]).gate == "absolute"]) == len(
-        limits
-    )
+    code, out, _ = regress("--budget", file, "--json", "--lines", "32")
+    absolute = [v for v in json.loads(out)["verdicts"] if measure_named(v["measure"]).gate == "absolute"]
+    assert code == 0 and len(absolute) == len(limits)
     # An export judges by it too: nothing in it is something that an export does not measure.
     assert set(limits) <= set(Bundle.open(build).manifest.drift.measures)
+
+
+def test_too_few_images_make_no_budget(regress, tmp_path):
+    code, _, err = regress("--budget", tmp_path / "new.toml", "--update-budget")
+    assert code == 0 and "no new limit of kld_mean, kld_p99, " in err and "of too few images; use a larger suite" in err
+    assert "kld_mean" not in (tmp_path / "new.toml").read_text()
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------------
@@ -225,16 +263,38 @@ def test_a_report_where_nothing_may_be_written(regress, tmp_path):
     assert code == 2 and "cannot be written" in err
 
 
-def test_without_what_writes_reports(regress, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "junitparser", None)
-    code, _, err = regress("--report", tmp_path / "drift")
-    assert code == 3 and "junitparser" in err and "pip install" in err
+@pytest.mark.parametrize("module", ["junitparser", "jinja2", "matplotlib", "tomlkit"])
+def test_a_library_that_an_output_lacks_is_named_before_anything_is_measured(regress, tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(runner, "_aggregate", None)
+    given = ("--report", tmp_path / "drift") if module != "tomlkit" else ("--budget", tmp_path / "b.toml", "--update-budget")
+    code, out, err = regress(*given)
+    assert (code, out) == (3, "") and f"needs {module}" in err and "pip install '.[regress]'" in err
+
+
+def test_a_bad_budget_to_update_is_refused_before_anything_is_measured(regress, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_aggregate", None)
+    (tmp_path / "b.toml").write_text("[schemes.fp16]\nkld_maen = {max = 1}")
+    code, out, err = regress("--budget", tmp_path / "b.toml", "--update-budget")
+    assert (code, out) == (2, "") and "kld_maen" in err
+
+
+def test_a_base_install_gives_a_verdict_with_intervals(build, tmp_path):
+    """Without the libraries of any extra: the table, the intervals and the exit code."""
+    budget = tmp_path / "budget.toml"
+    budget.write_text("[schemes.w4a16-g128]\nkld_mean = {max = 100}\naccuracy_change = {min = -1}\nkld_p99 = {max = 1e-9}\n")
+    code = BASE_INSTALL + f"sys.exit(run_command(command, [{str(build)!r}, '--budget', {str(budget)!r}, *{QUIET}]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "gate absolute failed: kld_p99 (max); do not ship this build" in " ".join(done.stderr.split())
+    assert "FAILED: 1 of 6 limits exceeded" in done.stdout and done.stdout.count("held") >= 2
+    (row,) = (line for line in done.stdout.splitlines() if "KLD, mean (nats)" in line and "≤ 100" in line)
+    assert " – " in row
 
 
 # --- interrupted, and long --------------------------------------------------------------------------------------------------
 
 RUN = [sys.executable, "-m", "cobra_edge.regress"]
-QUIET = ["--attribution-lines", "0", "--threads", "1", "--commit", "c0ffee"]
 
 
 def hear_interruptions():

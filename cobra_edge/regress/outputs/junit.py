@@ -65,7 +65,7 @@ def _case(of: str, verdict: Verdict) -> TestCase:
 
     case = TestCase(plain(f"{verdict.measure} {verdict.rule}"), of)
     if not verdict.within or verdict.judged is None:
-        failure = Failure(plain(describe_verdict(verdict)), "drift" if verdict.judged is not None else "not measured")
+        failure = Failure(plain(describe_verdict(verdict)), "drift" if verdict.judged is not None else "not judged")
         failure.text = plain(f"{label_of(verdict.measure)}: {describe_verdict(verdict)}; limit: {format_limit(verdict)}")
         case.result = [failure]
     return case

@@ -16,8 +16,8 @@ from ..report import Report, WorstLine
 from .compare import Comparison, change_cells, changes_to_show, compare
 from .difference import shortened
 from .rows import (
-    FAILED,
     FLOORS,
+    HELD,
     describe_baseline,
     describe_runtime,
     describe_suite,
@@ -115,7 +115,7 @@ def _measures(report: Report) -> list[str]:
             row.interval,
             *row.floors,
             "<br>".join(limit for limit, _ in row.limits),
-            "<br>".join(f"**{word}**" if word == FAILED else word for _, word in row.limits) or "no limit",
+            "<br>".join(word if word == HELD else f"**{word}**" for _, word in row.limits) or "no limit",
         )
         for row in rows
     ]

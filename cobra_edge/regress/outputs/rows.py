@@ -12,7 +12,7 @@ from ..report import Figure, Report, Verdict
 
 FLOORS = ("fp16", "bf16")
 _SIGNS = {"max": "≤", "min": "≥", "max_times_floor": "≤"}
-FAILED, HELD = "FAILED", "held"
+FAILED, HELD, NOT_JUDGED = "FAILED", "held", "NOT JUDGED"
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class MeasureRow:
     Attributes:
         name: of the measure.
         label: its display name, with the unit.
-        value, interval: formatted with the digits of the measure; the interval is empty if there is none.
+        value, interval: formatted with the digits of the measure; the interval is empty, or the reason, if there is none.
         floors: noise floor at each of FLOORS; empty if unknown.
-        limits: (limit, HELD or FAILED) of each verdict, such as "≤ 0.02"; empty without a limit.
+        limits: (limit, HELD, FAILED or NOT_JUDGED) of each verdict, such as "≤ 0.02"; empty without a limit.
     """
 
     name: str
@@ -36,8 +36,8 @@ class MeasureRow:
 
     @property
     def failed(self) -> bool:
-        """Whether any limit was exceeded."""
-        return any(word == FAILED for _, word in self.limits)
+        """Whether any limit was exceeded, or could not be judged."""
+        return any(word != HELD for _, word in self.limits)
 
 
 def label_of(name: str) -> str:
@@ -100,12 +100,18 @@ def _row(report: Report, name: str, figure: Figure, verdicts: list[Verdict]) -> 
         format_value(name, figure.value),
         format_interval(name, figure),
         tuple("" if floor is None else format_value(name, floor) for floor in floors),
-        tuple((format_limit(verdict), HELD if verdict.within else FAILED) for verdict in verdicts),
+        tuple((format_limit(verdict), _word(verdict)) for verdict in verdicts),
     )
 
 
+def _word(verdict: Verdict) -> str:
+    return HELD if verdict.within else NOT_JUDGED if verdict.judged is None else FAILED
+
+
 def format_interval(name: str, figure: Figure) -> str:
-    """Return the bounds of an interval as "low – high"; empty if there is none."""
+    """Return the bounds of an interval as "low – high"; if there is none, that there are too few images, or nothing."""
+    if figure.too_few is not None:
+        return str(figure.too_few)
     if figure.value is None or figure.low is None or figure.high is None:
         return ""
     return f"{format_value(name, figure.low)} – {format_value(name, figure.high)}"
@@ -122,7 +128,7 @@ def format_limit(verdict: Verdict) -> str:
 def describe_verdict(verdict: Verdict) -> str:
     """Return a sentence on why a limit was held or exceeded."""
     if verdict.judged is None:
-        return f"could not be measured: {verdict.note or 'reason unknown'}"
+        return f"could not be judged: {verdict.note or 'reason unknown'}"
     note = f" ({verdict.note})" if verdict.note else ""
     held = "is within" if verdict.within else "exceeds"
     return f"{format_value(verdict.measure, verdict.judged)} {held} {format_limit(verdict)}{note}"
@@ -139,7 +145,11 @@ def headline(report: Report) -> str:
         return f"PASSED: {held} held"
     labels = list(dict.fromkeys(label_of(v.measure) for v in failed))
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-    return f"FAILED: {len(failed)} of {len(report.verdicts)} limits exceeded: {'; '.join(labels[:3])}{more}"
+    unjudged = sum(v.judged is None for v in failed)
+    counts = ((len(failed) - unjudged, "exceeded"), (unjudged, "not judged"))
+    (first, word), *rest = [(count, word) for count, word in counts if count] or counts[:1]
+    words = f"{first} of {len(report.verdicts)} limits {word}" + "".join(f", {count} {word}" for count, word in rest)
+    return f"FAILED: {words}: {'; '.join(labels[:3])}{more}"
 
 
 def gate_rows(report: Report) -> Iterator[tuple[str, str]]:
@@ -158,7 +168,10 @@ def not_taken_rows(report: Report) -> Iterator[tuple[str, str]]:
     """Yield (what could not be measured, reason): measures, limits, parts of the attribution."""
     for name, why in report.not_taken.items():
         yield label_of(name), why
+    figures = all_figures(report)
     for verdict in report.verdicts:
+        if figures.get(verdict.measure, Figure(None)).too_few is not None:
+            continue  # said beside its value
         if verdict.judged is None and verdict.measure not in report.not_taken:
             yield f"the limit of {label_of(verdict.measure)}", verdict.note or "reason unknown"
     if report.attribution is not None:
