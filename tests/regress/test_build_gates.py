@@ -25,12 +25,13 @@ from cobra_edge.regress.report import Report, read_report
 from cobra_edge.regress.runner import Run, measure
 from cobra_edge.terminal.output import run_command
 
+LINES = 100  # of few lines the interval is too wide for a good build
 _LAYER_1 = "backbone.layers.1.mixer."
 
 
 @pytest.fixture(scope="module")
 def good(mini_bundle: Callable[..., Path]) -> Path:
-    return mini_bundle("w4a16-g128")
+    return mini_bundle("w4a16-g128", golden_lines=LINES)
 
 
 def report_of(bundle: Path, *, budget: Path | None = None, against: Path | None = None, **options: Any) -> Report:
@@ -95,10 +96,10 @@ def test_other_activations_are_not_compared(good: Path) -> None:
     assert report.not_judged["recorded"] == "the drift was recorded with float32 activations, this decoder has int8"
 
 
-@pytest.mark.parametrize("by_line", [{name: (1.0,) for name in COLUMNS}, {"kld": (0.0,) * 32}])
+@pytest.mark.parametrize("by_line", [{name: (1.0,) for name in COLUMNS}, {"kld": (0.0,) * LINES}])
 def test_a_record_of_other_lines_is_not_compared(good: Path, tmp_path: Path, by_line: dict[str, tuple[float, ...]]) -> None:
     report = report_of(changed(good, tmp_path / "odd", drift={"by_line": by_line}))
-    assert "is not of the 32 golden lines" in report.not_judged["recorded"]
+    assert f"is not of the {LINES} golden lines" in report.not_judged["recorded"]
 
 
 def test_a_part_of_the_lines_is_compared_with_the_same_lines(good: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_worse_build_fails_and_a_better_one_does_not(
 ) -> None:
     worse = report_of(with_scales(good, tmp_path / "worse", "x_proj", 1.1), against=reported)
     assert {"recorded", "against"} == failed(worse)
-    better = report_of(mini_bundle("w8a16-g128"), against=good)
+    better = report_of(mini_bundle("w8a16-g128", golden_lines=LINES), against=good)
     ratio = better.measures["kld_ratio"]
     assert "against" not in failed(better) and ratio.value is not None and ratio.value < 0.1
 
@@ -170,12 +171,12 @@ def test_what_cannot_be_compared_is_refused_before_measuring(
     assert "of another suite" in refused(reported, "--lines", "9")
     cut = copy("cut")
     (cut / "lines.jsonl").write_bytes(b"".join((cut / "lines.jsonl").read_bytes().splitlines(keepends=True)[:-1]))
-    assert "31 lines, the report 32" in refused(cut)
+    assert f"{LINES - 1} lines, the report {LINES}" in refused(cut)
     (cut / "lines.jsonl").write_text("{}\n")
     assert "expected the lines.jsonl of a finished" in refused(cut)
     assert "cannot be read" in refused(tmp_path / "nowhere")
     assert "records no drift by line" in refused(changed(good, tmp_path / "old", drift={"by_line": {}}))
-    fewer = mini_bundle("w8a16-g128", golden_lines=4)
+    fewer = mini_bundle("w8a16-g128")
     assert "its golden lines do not include line" in refused(fewer)
 
 

@@ -109,7 +109,7 @@ def test_beyond_the_budget(regress, tmp_path):
 def test_too_few_images_to_judge_do_not_pass(regress, tmp_path):
     budget = tmp_path / "budget.toml"
     budget.write_text("[schemes.w4a16-g128]\nkld_max = {max = 1e9}\nkld_mean = {max = 1e9}\nkld_median = {max = 1e9}\n")
-    code, out, err = regress("--budget", budget)
+    code, out, err = regress("--budget", budget, "--lines", "5")
     images = read_golden_images(out)
     assert code == 1 and f"too few to judge ({images} images; 8 needed): use a larger suite" in err
     assert (
@@ -163,7 +163,7 @@ def test_todays_figures_become_the_budget(regress, build, tmp_path):
 
 
 def test_too_few_images_make_no_budget(regress, tmp_path):
-    code, _, err = regress("--budget", tmp_path / "new.toml", "--update-budget")
+    code, _, err = regress("--budget", tmp_path / "new.toml", "--update-budget", "--lines", "5")
     assert code == 0 and "no new limit of kld_mean, kld_p99, " in err and "of too few images; use a larger suite" in err
     assert "kld_mean" not in (tmp_path / "new.toml").read_text()
 
