@@ -71,6 +71,7 @@ _FORETOLD = (
 )
 _IMAGES = (8, 16, 32, 64)  # of a drawn part of the suite
 _DRAWS = 4  # of each size, for each measurement
+_LINES = 320  # golden lines of each build
 _EMULATED, _EMULATED_LINES = "CUDA, emulated", 16  # some ten seconds a line
 _LABELS = {build.label: build for build in BUILDS}
 Run = tuple[Change, list[Alarms]]
@@ -177,7 +178,7 @@ def recorded_limits(write: bool, name: str) -> None:
         wanted = dict.fromkeys((*_RECORDED, *_FORETOLD))
         task = bar.add_task("builds", total=len(wanted))
         for label in wanted:
-            bundle = exported(_LABELS[label], Path(folder))
+            bundle = exported(_LABELS[label], Path(folder), golden_lines=_LINES)
             if label in _FORETOLD:
                 ratios.append(foretold(_LABELS[label], bundle))
             if label in _RECORDED:
