@@ -215,7 +215,7 @@ def default_bundle(shared: Path, sharing: Callable[[], AbstractContextManager[No
 
 @pytest.fixture(scope="session")
 def mini_bundle(shared: Path, sharing: Callable[[], AbstractContextManager[None]]) -> Callable[..., Path]:
-    """Return cobra-mini's bundle of a scheme, and of options of an export, made when it is first asked for; 32 golden lines.
+    """Return cobra-mini's bundle of a scheme, and of options of an export, made when it is first asked for; 48 golden lines.
 
     Processes that test side by side share them. Do not change one; copy it.
     """
@@ -225,7 +225,7 @@ def mini_bundle(shared: Path, sharing: Callable[[], AbstractContextManager[None]
         with FileLock(f"{out}.lock"), sharing():
             if not out.exists():  # an export that fails leaves nothing
                 export_bundle(
-                    "mini", target_named("jetson"), out, scheme=scheme, **{"golden_lines": 32, "method": "rtn"} | options
+                    "mini", target_named("jetson"), out, scheme=scheme, **{"golden_lines": 48, "method": "rtn"} | options
                 )
         return out
 
