@@ -117,7 +117,7 @@ def runs_of(bundle: Bundle, label: str, on_run: Callable[[str], None] = lambda r
     for number, (runtime, decoder) in enumerate(decoders(bundle)):
         on_run(runtime)
         suite = golden.suite.part(_EMULATED_LINES) if runtime == _EMULATED else golden.suite
-        with Session(bundle) as session:
+        with Session(bundle, "cpu") as session:
             session.decoder = decoder
             metrics = line_metrics(session, golden, suite)
         figures = gates_without_a_flag(bundle, golden, suite, metrics)["recorded"].figures
@@ -172,18 +172,18 @@ def _show(bar: Any, task: Any, label: str, runtime: str) -> None:
 def recorded_limits(write: bool, name: str) -> None:
     """Measure how far runtimes differ from the recorded drift, and count false alarms; takes half an hour."""
     check_name(name)
-    plug_in()
     found, ratios = list[Run](), list[Foretold]()
     with tempfile.TemporaryDirectory() as folder, progress() as bar:
-        wanted = dict.fromkeys((*_RECORDED, *_FORETOLD))
+        bundles, wanted = dict[str, Bundle](), dict.fromkeys((*_RECORDED, *_FORETOLD))
         task = bar.add_task("builds", total=len(wanted))
         for label in wanted:
-            bundle = exported(_LABELS[label], Path(folder), golden_lines=_LINES)
+            bundles[label] = exported(_LABELS[label], Path(folder), golden_lines=_LINES)
             if label in _FORETOLD:
-                ratios.append(foretold(_LABELS[label], bundle))
-            if label in _RECORDED:
-                found += runs_of(bundle, label, partial(_show, bar, task, label))
+                ratios.append(foretold(_LABELS[label], bundles[label]))
             bar.advance(task)
+        plug_in()  # from here on this process has a GPU
+        for label in _RECORDED:
+            found += runs_of(bundles[label], label, partial(_show, bar, task, label))
     result = RecordedLimitsResult(
         changes=tuple(change for change, _ in found),
         runs=tuple(run for _, runs in found for run in runs),
