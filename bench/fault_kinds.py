@@ -325,7 +325,8 @@ def _random_projector_bias(graph: Any, random: np.random.Generator) -> None:
 def _projector_of_few_bits(graph: Any, random: np.random.Generator) -> None:
     from onnx import numpy_helper
 
-    weight = [i for i in graph.initializer if i.name.startswith("projector.") and len(i.dims) == 2][-1]
+    name = [node for node in graph.node if node.op_type == "MatMul"][-1].input[1]  # of the projector's last layer
+    (weight,) = (i for i in graph.initializer if i.name == name)
     values = numpy_helper.to_array(weight)
     step = np.abs(values).max() / 31
     weight.CopyFrom(numpy_helper.from_array((np.round(values / step) * step).astype(values.dtype), weight.name))
