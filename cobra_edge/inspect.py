@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from .bundle.reader import Bundle
 from .decode.backends import BACKENDS
@@ -17,8 +16,9 @@ from .regress.budget import judge, read_budget
 from .regress.bundle_tables import bits_per_weight, drift_table, memory_table, recipe_line
 from .regress.golden import read_golden
 from .regress.report import Figure, Verdict
+from .terminal.listing import Listing, Row
 from .terminal.option_groups import Command, option
-from .terminal.output import cell, debug_option, figure, main_of, megabytes, print_json, results, say
+from .terminal.output import cell, debug_option, figure, main_of, megabytes, print_json, results
 
 
 @click.command(cls=Command, epilog="Example: cobra-edge inspect BUNDLE --json")
@@ -48,47 +48,43 @@ def command(bundle: Path, as_json: bool) -> None:
     vision = (
         "no vision encoder" if model.vision is None else f"{model.vision.backbone_id}, {model.n_visual_tokens} visual tokens"
     )
-    say(
+    _print(
         f"{model.model_id} from {manifest.source.id}: {vision}; Mamba with {model.mamba.n_layer} layers, "
         f"d_model {model.mamba.d_model}, {model.mamba.n_parameters / 1e6:,.1f} M parameters, vocabulary {model.mamba.vocab}"
     )
     if target is None:
-        say(f"target: {manifest.target}, unknown to this installation")
+        _print(f"target: {manifest.target}, unknown to this installation")
     else:
-        say(f"target: {target.title}; vision runtime {target.vision_runtime}, decoder {target.decoder_runtime}")
-    files = Table(title="files, hashes verified", title_justify="left")
-    files.add_column("file")
-    files.add_column("size", justify="right")
-    for name, entry in manifest.files.items():
-        files.add_row(cell(name), megabytes(entry.bytes))
-    results.print(files)
+        _print(f"target: {target.title}; vision runtime {target.vision_runtime}, decoder {target.decoder_runtime}")
+    files = [Row((name, megabytes(entry.bytes))) for name, entry in manifest.files.items()]
+    _print(Listing("files, hashes verified", ("file", "size"), files, numbers=(1,)))
     if model.vision is not None:
         _say_vision(opened)
-    recipe = Table(title=cell(f"recipe: {recipe_line(manifest)}"), title_justify="left")
-    recipe.add_column("tensor")
-    recipe.add_column("stored as")
-    for name, storage in manifest.recipe.tensors.items():
-        recipe.add_row(cell(name), cell(storage))
-    recipe.add_row("all others", "float32")
-    results.print(recipe)
-    results.print(memory_table(manifest, target))
-    results.print(_decoders(opened))
-    results.print(drift_table(manifest, verdicts))
+    recipe = [Row(pair) for pair in (*manifest.recipe.tensors.items(), ("all others", "float32"))]
+    _print(Listing(f"recipe: {recipe_line(manifest)}", ("tensor", "stored as"), recipe))
+    _print(memory_table(manifest, target))
+    _print(_decoders(opened))
+    _print(drift_table(manifest, verdicts))
 
 
-def _decoders(bundle: Bundle) -> Table:
+def _print(shown: str | Listing) -> None:
+    """Print a table with a blank line before it, or text wrapped between words."""
+    if isinstance(shown, Listing):
+        results.print()
+    results.print(cell(shown) if isinstance(shown, str) else shown)
+
+
+def _decoders(bundle: Bundle) -> Listing:
     """Return a table of the decoder backends: which can run the bundle here, and why others cannot."""
-    table = Table(title="decoders on this machine", title_justify="left")
-    for name in ("device", "decoder", "runs the bundle"):
-        table.add_column(name)
+    rows = []
     taken = set[str]()
     for backend in BACKENDS:
         reason = backend.refuses(bundle)
         words = "yes, on request" if backend.device in taken else "yes, default"
         if reason is None:
             taken.add(backend.device)
-        table.add_row(backend.device, backend.name, words if reason is None else cell(f"no: {reason}"))
-    return table
+        rows.append(Row((backend.device, backend.name, words if reason is None else f"no: {reason}")))
+    return Listing("decoders on this machine", ("device", "decoder", "runs the bundle"), rows)
 
 
 def _verdicts(bundle: Bundle) -> tuple[Verdict, ...]:
@@ -104,13 +100,13 @@ def _verdicts(bundle: Bundle) -> tuple[Verdict, ...]:
 def _say_vision(bundle: Bundle) -> None:
     graph = bundle.vision_graph
     far = ", ".join(f"{at} {figure(rms)}" for at, rms in graph.parity.items())
-    say(f"vision graph: {graph.precision}, input {graph.input}; relative RMS error against torch: {far or 'not measured'}")
+    _print(f"vision graph: {graph.precision}, input {graph.input}; relative RMS error against torch: {far or 'not measured'}")
     if graph.wide:
-        say(f"left in float: {', '.join(graph.wide)}")
+        _print(f"left in float: {', '.join(graph.wide)}")
     for name, key in bundle.manifest.engines.items():
         gpus = ", ".join(key.capabilities)
         weights = "without weights" if key.stripped else "with weights"
-        say(f"engine {name}: {key.runtime} {key.version}, {key.precision}, compute capability {gpus}, {weights}")
+        _print(f"engine {name}: {key.runtime} {key.version}, {key.precision}, compute capability {gpus}, {weights}")
 
 
 main = main_of(command)

@@ -45,7 +45,7 @@ VISION_SOURCES: dict[VisionSource, str] = {
 def model_card(manifest: Manifest, target: Target) -> str:
     """Return the card as Markdown."""
     plan, drift = manifest.memory_plan, manifest.drift
-    rows = [f"| {label} | {value} |" for label, value, _, _ in drift_rows(manifest, [])]
+    rows = [f"| `{name}` | {value} |" for name, value, _, _ in drift_rows(manifest, [])]
     return _CARD.format(
         model=manifest.model.model_id,
         target=target.title,

@@ -8,8 +8,9 @@ a measure without a value, or of which too few images say something, is not held
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -18,7 +19,7 @@ from ..formats.package_data import export_data
 from ..formats.precision import PrecisionName
 from ..formats.targets import read_toml
 from ..terminal.suggestions import near_matches
-from .measures import measure_named
+from .measures import PARTS, measure_named
 from .report import Figure, Verdict
 
 FLOOR = "bf16"  # precision of the noise floor that `max_times_floor` refers to
@@ -84,22 +85,58 @@ def read_budget(file: Path | None = None) -> Budget:
     """Read a budget file; the default budget without an argument.
 
     Raises:
-        InputError: unknown keys or measures, empty limits, limits that are not finite.
+        InputError: no such file; unknown keys or measures, limits of another form, empty ones, and such that are not finite.
     """
+    if file is not None and not file.exists():
+        raise InputError(
+            f"{file}: no such budget; write one from a build that you trust: cobra-edge regress BUNDLE --budget {file} "
+            "--update-budget"
+        )
     file = file or export_data("budgets") / "default.toml"
-    budget = read_toml(file, Budget)
+    parts = read_toml(file, dict[str, Any])
+    for heading, section in _sections(parts):
+        for name, limit in section.items():
+            if why := _why_no_limit(name, limit):
+                raise InputError(f"{file}: [{heading}] {why}")
+    try:
+        budget = read_toml(file, Budget)
+    except InputError as error:
+        raise InputError(f"{error}; its sections are [schemes.SCHEME], [vision.PRECISION] and [targets.TARGET.…]") from error
     assert isinstance(budget, Budget)
-    for part in (budget, *budget.targets.values()):
-        for section in (*part.schemes.values(), *part.vision.values()):
-            for name, limit in section.items():
-                try:
-                    measure_named(name)
-                except InputError as error:
-                    raise InputError(f"{file}: {error}") from error
-                given = [v for v in (limit.max, limit.min, limit.max_times_floor) if v is not None]
-                if not given or not all(math.isfinite(v) for v in given):
-                    raise InputError(f"{file}: {name} needs a finite max, min or max_times_floor")
     return budget
+
+
+def _sections(parts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (heading, content) of each section that has limits."""
+    for kind, names in parts.items():
+        for name, section in names.items() if isinstance(names, dict) else ():
+            if not isinstance(section, dict):
+                continue
+            if kind == "targets":
+                yield from _sections(section, f"targets.{name}.")
+            elif kind in ("schemes", "vision"):
+                yield f"{prefix}{kind}.{name}", section
+
+
+def _why_no_limit(name: str, limit: object) -> str:
+    """Return what is wrong with a limit and how it is written, or ""."""
+    try:
+        measure = measure_named(name)
+    except InputError as error:
+        return str(error)
+    if name in PARTS and isinstance(limit, dict) and any(isinstance(of, dict) for of in limit.values()):
+        part = next(key for key, of in limit.items() if isinstance(of, dict))
+        return f"{name}.{part} needs quotes: {measure_named(f'{name}.{part}').limit_line()}"
+    if not isinstance(limit, dict):
+        return f"{name} = {limit!r} is no limit; write {measure.limit_line(str(limit))}"
+    if limit and all(key in Limit.__struct_fields__ and _is_finite(value) for key, value in limit.items()):
+        return ""
+    written = ", ".join(f"{key} = {value!r}" for key, value in limit.items())
+    return f"{name} = {{ {written} }} is no limit: it needs a finite max, min or max_times_floor; write {measure.limit_line()}"
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def judge(

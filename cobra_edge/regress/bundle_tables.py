@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from ..bundle.manifest import Drift, Manifest
 from ..bundle.reader import DECODER
 from ..formats.recipe import OUT_PROJ, RESIDUAL, Recipe
 from ..formats.targets import Target
-from ..terminal.output import cell, megabytes
-from .measures import MEASURES, format_value, measure_named
+from ..terminal.listing import Listing, Row
+from ..terminal.output import megabytes
+from .measures import MEASURES, format_value
 from .report import Verdict
 
 
@@ -46,11 +45,11 @@ def drift_rows(manifest: Manifest, verdicts: Sequence[Verdict]) -> list[tuple[st
             continue
         limit = ", ".join(format_value(name, v.limit) for v in limits)
         word = "" if not limits else "within" if all(v.within for v in limits) else "EXCEEDED"
-        rows.append((measure_named(name).label, format_value(name, manifest.drift.measures.get(name)), limit, word))
+        rows.append((name, format_value(name, manifest.drift.measures.get(name)), limit, word))
     return rows
 
 
-def drift_table(manifest: Manifest, verdicts: Sequence[Verdict]) -> Table:
+def drift_table(manifest: Manifest, verdicts: Sequence[Verdict]) -> Listing:
     """Return the table of the drift from the float model, with its budget."""
     drift = manifest.drift
     where = (
@@ -58,34 +57,27 @@ def drift_table(manifest: Manifest, verdicts: Sequence[Verdict]) -> Table:
         if drift is None
         else f"{drift.lines:,} golden lines, {drift.positions:,} answer tokens, {_runtime(drift)}"
     )
-    title = cell(f"drift of {manifest.recipe.scheme} from the float model ({where})")
-    table = Table(title=title, title_justify="left")
-    table.add_column("measure")
-    for column in ("value", "limit", ""):
-        table.add_column(column, justify="right")
-    for row in drift_rows(manifest, verdicts):
-        table.add_row(*row, style="red" if row[3] == "EXCEEDED" else None)
-    return table
+    rows = [Row(row, "red" if row[3] == "EXCEEDED" else "") for row in drift_rows(manifest, verdicts)]
+    title = f"drift of {manifest.recipe.scheme} from the float model ({where})"
+    return Listing(title, ("measure", "value", "limit", "verdict"), rows, numbers=(1, 2))
 
 
 def _runtime(drift: Drift) -> str:
     return drift.runtime if drift.vision_runtime is None else f"{drift.runtime}; vision by {drift.vision_runtime}"
 
 
-def memory_table(manifest: Manifest, target: Target | None) -> Table:
+def memory_table(manifest: Manifest, target: Target | None) -> Listing:
     """Return the table of the memory plan; `target` is None if this installation has no profile of it."""
     plan = manifest.memory_plan
-    table = Table(title=cell(f"memory on {target.title if target else manifest.target}"), title_justify="left")
-    table.add_column("part")
-    table.add_column("size", justify="right")
-    table.add_row("vision graph", megabytes(plan.vision_bytes))
-    table.add_row(f"decoder, {bits_per_weight(manifest):.2f} bits per weight", megabytes(plan.decoder_bytes))
-    table.add_row("decoding state, any context length", megabytes(plan.state_bytes))
-    if plan.buffer_bytes:
-        table.add_row("the decoder's buffers", megabytes(plan.buffer_bytes))
-    table.add_row("working memory", megabytes(plan.working_bytes))
-    table.add_row("system and runtime", megabytes(plan.reserved_bytes))
-    table.add_row("total", megabytes(plan.total_bytes), style="bold")
-    if plan.available_bytes is not None:
-        table.add_row("available", megabytes(plan.available_bytes))
-    return table
+    parts = {
+        "vision graph": plan.vision_bytes,
+        f"decoder, {bits_per_weight(manifest):.2f} bits per weight": plan.decoder_bytes,
+        "decoding state, any context length": plan.state_bytes,
+        "the decoder's buffers": plan.buffer_bytes or None,
+        "working memory": plan.working_bytes,
+        "system and runtime": plan.reserved_bytes,
+        "total": plan.total_bytes,
+        "available": plan.available_bytes,
+    }
+    rows = [Row((part, megabytes(size)), "bold" if part == "total" else "") for part, size in parts.items() if size is not None]
+    return Listing(f"memory on {target.title if target else manifest.target}", ("part", "size"), rows, numbers=(1,))

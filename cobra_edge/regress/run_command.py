@@ -19,6 +19,7 @@ from ..terminal.output import debug_option, results, say, stages, tell
 from .budget import Budget, read_budget
 from .gates import gate_of
 from .journal import locked
+from .outputs.explain import explain_option
 from .outputs.history import append_history, check_history
 from .outputs.rows import all_figures
 from .outputs.terminal import report_tables
@@ -56,6 +57,7 @@ _PATH = click.Path(path_type=Path)
 @option("--against", group="limit", type=_PATH, help="Report or bundle of this model that the build must not be worse than.")
 @option("--previous", group="output", type=_PATH, help="Report to show changes from; default: report.json in --report.")
 @option("--history", group="output", type=_PATH, help="History (JSON lines) to append to.")
+@option("--all", "everything", group="output", is_flag=True, help="Print every row of every table.")
 @option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of tables.")
 @option("--commit", group="output", envvar="GITHUB_SHA", help="Commit for the report; default: HEAD of this directory.")
 @option(
@@ -64,6 +66,7 @@ _PATH = click.Path(path_type=Path)
     type=click.IntRange(0),
     help="Lines on which each part is tested; 0 tests none; default: 16, or 2 if the model is large.",
 )
+@explain_option
 @debug_option
 def regress(
     opening: Opening,
@@ -73,6 +76,7 @@ def regress(
     report: Path | None,
     previous: Path | None,
     history: Path | None,
+    everything: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -83,6 +87,8 @@ def regress(
     """
     if updates and budget is None:
         raise InputError("--update-budget needs --budget, the file to write")
+    if updates and options["against"] is not None:
+        raise InputError("--update-budget judges nothing, so it takes no --against; run twice")
     limits = None if updates else read_budget(budget)
     before = _previous(previous, report)
     _check_outputs(report, history, budget if updates else None)
@@ -98,11 +104,11 @@ def regress(
     found = _measure(run, limits, name, report, before)
     if history is not None:
         append_history(history, found)
-    _print(found, report, as_json)
+    _print(found, report, everything, as_json)
     if updates:
         assert budget is not None
         _update(budget, found, margin)
-    if reasons := _failures(found):
+    elif reasons := _failures(found):
         raise DriftError(f"{'; '.join(reasons)}; do not ship this build")
 
 
@@ -160,11 +166,11 @@ def _worst_images(found: RunResult) -> dict[str, bytes]:
     return images
 
 
-def _print(report: Report, directory: Path | None, as_json: bool) -> None:
+def _print(report: Report, directory: Path | None, everything: bool, as_json: bool) -> None:
     if as_json:
         click.echo(report_json(report).decode(), nl=False)
         return
-    for table in report_tables(report):
+    for table in report_tables(report, everything):
         results.print(table)
     if directory is not None:
         say(f"report: {directory / 'report.html'}")
@@ -173,7 +179,8 @@ def _print(report: Report, directory: Path | None, as_json: bool) -> None:
 def _update(budget: Path, report: Report, margin: float) -> None:
     figures = all_figures(report)
     limits = update_budget(budget, report.build.scheme, figures, report.noise_floor.get("fp16", {}), margin)
-    tell(f"{budget}: wrote {len(limits)} limits of {report.build.scheme}; review them before you commit")
+    tell(f"{budget}: wrote {len(limits)} limits of {report.build.scheme}: {', '.join(limits)}")
     few = [name for name in LIMITED if name in figures and figures[name].too_few is not None]
     if few:
         tell(f"{budget}: no new limit of {', '.join(few)}: of too few images; use a larger suite")
+    tell("nothing was judged: review the limits, commit them, and run again without --update-budget")

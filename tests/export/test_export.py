@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from cobra_edge import inspect, run
 from cobra_edge.bundle.memory_plan import state_bytes
@@ -63,7 +64,7 @@ def leftovers(directory):
 
 def test_export_prints_tables_or_json(export, tmp_path):
     code, out, _ = export("--scheme", "w8a16-g128")
-    assert code == 0 and "memory on" in out and "KLD, mean" in out
+    assert code == 0 and "memory on" in out and "kld_mean" in out
     code, out, err = export("--scheme", "w8a16-g128", "--json", "--force")
     data = json.loads(out)
     assert code == 0 and "error" not in err
@@ -316,11 +317,22 @@ def test_inspect(mini_bundle, tmp_path, capfd):
     bundle = str(mini_bundle("w4a16-g128"))
     assert run_command(inspect.command, [bundle]) == 0
     text = capfd.readouterr().out
-    for part in ("cobra-mini", "tensorrt", "decoder.safetensors", "w4a16-g128", "top-1 agreement", "total"):
+    for part in ("cobra-mini", "tensorrt", "decoder.safetensors", "w4a16-g128", "top1_agreement", "total"):
         assert part in text
     assert run_command(inspect.command, [bundle, "--json"]) == 0
     assert 4 < json.loads(capfd.readouterr().out)["bits_per_weight"] < 6
     assert run_command(inspect.command, [str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_inspect_breaks_no_word_and_no_number(mini_bundle, monkeypatch, capfd, width):
+    bundle, said = str(mini_bundle("w4a16-g128")), {}
+    for columns in (400, width):
+        monkeypatch.setattr(inspect, "results", Console(width=columns))
+        assert run_command(inspect.command, [bundle]) == 0
+        said[columns] = capfd.readouterr().out
+    assert set(said[400].split()) <= set(said[width].split())
+    assert max(map(len, said[width].splitlines())) <= width
 
 
 def test_inspect_tells_which_decoders_run_the_bundle_here(mini_bundle, monkeypatch, capfd):

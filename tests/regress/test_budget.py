@@ -32,13 +32,19 @@ def budget(tmp_path):
     ("text", "says"),
     [
         ("[schemes.fp16]\nkld_maen = {max = 1.0}", "unknown measure 'kld_maen'; did you mean 'kld_mean'"),
-        ("[schemes.fp16]\nkld_mean = {mx = 1.0}", "`mx`"),
-        ("[schemes.fp16]\nkld_mean = 1.0", "does not match the schema"),
-        ("[schemes.fp16]\nkld_mean = {max = '1.0'}", "does not match the schema"),
-        ("[schemes.fp16]\nkld_mean = {max = nan}", "kld_mean needs a finite max, min or max_times_floor"),
+        ("[schemes.fp16]\nkld_mean = {mx = 1.0}", "kld_mean = { mx = 1.0 } is no limit"),
+        (
+            "[schemes.fp16]\nkld_mean = 0.0001",
+            "[schemes.fp16] kld_mean = 0.0001 is no limit; write kld_mean = { max = 0.0001 }",
+        ),
+        ("[schemes.fp16]\ntop1_agreement = 0.9", "write top1_agreement = { min = 0.9 }"),
+        ("[schemes.fp16]\naccuracy.color = {min = 0.5}", 'accuracy.color needs quotes: "accuracy.color" = { min = LIMIT }'),
+        ("[targets.x.schemes.fp16]\nkld_mean = true", "[targets.x.schemes.fp16] kld_mean = True is no limit"),
+        ("[schemes.fp16]\nkld_mean = {max = '1.0'}", "it needs a finite max, min or max_times_floor; write kld_mean = "),
+        ("[schemes.fp16]\nkld_mean = {max = nan}", "kld_mean = { max = nan } is no limit: it needs a finite max"),
         ("[schemes.fp16]\nkld_mean = {max = 1.0, min = -inf}", "needs a finite max"),
-        ("[schemes.fp16]\nkld_mean = {}", "kld_mean needs a finite max, min or max_times_floor"),
-        ("[schemes.fp16]\naccuracyy.color = {max = 1.0}", "`color`"),
+        ("[schemes.fp16]\nkld_mean = {}", "kld_mean = {  } is no limit: it needs a finite max"),
+        ("[schemes.fp16]\naccuracyy.color = {max = 1.0}", "unknown measure 'accuracyy'"),
         ("[schemes.fp16]\n'kld_mean.color' = {max = 1.0}", "unknown measure 'kld_mean.color'"),
         ("[schemes.fp16]\n'state_error.first' = {max = 1.0}", "unknown measure 'state_error.first'"),
         ("[vision.fp61]\nkld_mean = {max = 1.0}", "fp61"),
@@ -46,6 +52,7 @@ def budget(tmp_path):
         ("[targets.x.schemes.fp16]\nkld_maen = {max = 1.0}", "unknown measure 'kld_maen'"),
         ("[targets.x.shcemes.fp16]\nkld_mean = {max = 1.0}", "`shcemes`"),
         ("[scheme.fp16]", "`scheme`"),
+        ("[scheme.fp16]", "its sections are [schemes.SCHEME]"),
         ("[schemes", "not TOML"),
         ("\udcff", "not UTF-8"),
     ],
@@ -59,7 +66,7 @@ def test_what_is_no_budget_is_refused(tmp_path, text, says):
 
 
 def test_a_budget_that_is_not_there():
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such budget; write one .* --budget /nowhere.toml --update-budget"):
         read_budget(Path("/nowhere.toml"))
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError
 from cobra_edge.regress import report as r
 from cobra_edge.regress.outputs.compare import compare, difference
 from cobra_edge.regress.outputs.compare_command import compare as command
+from cobra_edge.regress.outputs.compare_command import comparison_tables
 from cobra_edge.regress.outputs.html import comparison_html
 from cobra_edge.regress.outputs.write import report_json
 from cobra_edge.terminal.output import run_command
@@ -155,7 +158,27 @@ def run(*arguments):
 def test_command_prints_a_table(reports, capfd):
     assert run(reports / "a", reports / "worse" / "report.json") == 0
     said = capfd.readouterr().out
-    assert "KLD, mean (nats)" in said and "worse" in said and "+0.0377" in said
+    lines = said.splitlines()
+    assert lines[0] == "worse: 1 measures, better: 0"
+    assert lines[4].split()[:2] == ["kld_mean", "worse"] and "+0.0377" in lines[4]
+    assert "more measures: --all" in said
+    assert run(reports / "a", reports / "worse", "--all") == 0
+    assert "more measures" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_breaks_no_word_and_no_number(width):
+    build = msgspec.structs.replace(make_report().build, name="cobra-3b-jetson-orin-nano-best", fingerprint="e" * 64)
+    after = make_report(
+        build=build, measures={**make_report().measures, "right_change_mean": r.Figure(-5.12e-3, -6e-3, -4.4e-3)}
+    )
+    wide, narrow = io.StringIO(), io.StringIO()
+    for table in comparison_tables(compare(make_report(), after), everything=True):
+        Console(file=wide, width=400).print(table)
+        Console(file=narrow, width=width).print(table)
+    words = {word for word in wide.getvalue().split() if len(word) <= width - 4}
+    assert words <= set(narrow.getvalue().split())
+    assert max(map(len, narrow.getvalue().splitlines())) <= width
 
 
 def test_command_prints_json(reports, capfd):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -13,12 +14,14 @@ import filelock
 import msgspec
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.regress import report as r
 from cobra_edge.regress.outputs import history as module
 from cobra_edge.regress.outputs.history import append_history, entry_of, read_history
+from cobra_edge.regress.outputs.history_command import _table
 from cobra_edge.regress.outputs.history_command import history as command
 from cobra_edge.regress.outputs.history_plot import plot_history
 from cobra_edge.terminal.output import run_command
@@ -213,7 +216,7 @@ def test_an_empty_or_missing_history_is_refused(tmp_path):
 def test_drawing_has_a_line_a_build_and_marks_failures(file, tmp_path):
     plot_history(read_history(file), tmp_path / "drift.svg")
     texts = texts_of(tmp_path / "drift.svg")
-    assert {"mini-w4a16-g128 (w4a16-g128)", "mini-w8a16 (w8a16)", "budget exceeded", "KLD, mean (nats)"} <= texts
+    assert {"mini-w4a16-g128 (w4a16-g128)", "mini-w8a16 (w8a16)", "budget exceeded", "kld_mean: KLD, mean (nats)"} <= texts
     assert "not measured" not in texts
     plot_history([entry_of(at(1)), entry_of(at(2))], tmp_path / "held.svg")
     assert "budget exceeded" not in texts_of(tmp_path / "held.svg")
@@ -232,7 +235,7 @@ def test_divergence_is_drawn_on_a_logarithmic_scale_and_a_share_is_not(file, tmp
     plot_history(read_history(file), tmp_path / "kld.svg")
     assert {"0.001", "0.01"} <= texts_of(tmp_path / "kld.svg")
     plot_history(read_history(file), tmp_path / "top1.svg", "top1_agreement")
-    assert "top-1 agreement" in texts_of(tmp_path / "top1.svg")
+    assert "top1_agreement: top-1 agreement (share of answer tokens)" in texts_of(tmp_path / "top1.svg")
 
 
 def test_a_run_without_the_measure_is_marked(tmp_path):
@@ -278,7 +281,11 @@ def run(*arguments):
 def test_command_draws_and_prints(file, tmp_path, capfd):
     assert run(file, "--out", tmp_path / "drift.svg", "--measure", "top1_agreement") == 0
     said = capfd.readouterr().out
-    assert "top-1 agreement, 12 runs" in said and "98.10%" in said and said.count("FAILED") == 1
+    assert (
+        said.startswith("top1_agreement: top-1 agreement (share of answer tokens), 12 runs")
+        and "98.10%" in said
+        and said.count("FAILED") == 1
+    )
     assert (tmp_path / "drift.svg").exists()
 
 
@@ -310,3 +317,17 @@ def test_command_shows_hostile_names_harmlessly(tmp_path, capfd):
     assert run(tmp_path / "drift.jsonl") == 0
     said = capfd.readouterr().out
     assert HOSTILE not in said and "\x1b" not in said and "\x00" not in said and "<script>" in said
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_breaks_no_word_and_no_number(tmp_path, width):
+    builds = ("cobra-3b-jetson-orin-nano-best", "cobra-3b-x86-cpu-w4a16-g128-gptq-residual")
+    runs = [
+        msgspec.structs.replace(entry_of(at(i)), build=builds[i % 2], commit=f"{i}123456789ab{i}" * 3, passed=i % 2 == 0)
+        for i in range(4)
+    ]
+    wide, narrow = io.StringIO(), io.StringIO()
+    Console(file=wide, width=400).print(_table(runs, "right_change_mean"))
+    Console(file=narrow, width=width).print(_table(runs, "right_change_mean"))
+    assert set(wide.getvalue().split()) <= set(narrow.getvalue().split())
+    assert max(map(len, narrow.getvalue().splitlines())) <= width

@@ -60,8 +60,8 @@ def test_dark_is_dark_and_both_can_be_read(tmp_path, opened):
     for scheme in ("light", "dark"):
         page = opened(file.as_uri(), 1280, scheme).page
         colours = page.evaluate(
-            """() => ["body", "section", ".verdict", ".badge.held", ".badge.failed", ".soft", "caption", "mark", "nav a", "dt",
-                      ".bad th", "svg text", ".note"].map(s => {
+            """() => ["body", "section", ".verdict", ".badge.held", ".badge.failed", ".soft", "td small", "th small", ".key",
+                      "mark", "nav a", "dt", ".bad th", "svg text", ".note"].map(s => {
                 let e = document.querySelector(s), ink = getComputedStyle(e);
                 const clear = c => c === "rgba(0, 0, 0, 0)";
                 let color = e.namespaceURI.includes("svg") ? ink.fill : ink.color;
@@ -80,6 +80,31 @@ def test_a_wide_table_scrolls_by_itself(tmp_path, opened):
     boxes = page.evaluate("[...document.querySelectorAll('.scroll')].map(b => [b.clientWidth, b.scrollWidth, b.tabIndex])")
     assert boxes and all(shown <= 360 and reachable == 0 for shown, _, reachable in boxes)
     assert any(whole > shown for shown, whole, _ in boxes)
+
+
+def test_every_table_fits_a_desktop(tmp_path, opened):
+    page = opened(write(tmp_path, "full").as_uri(), 1280, "light").page
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    boxes = page.evaluate("[...document.querySelectorAll('.scroll')].map(b => [b.clientWidth, b.scrollWidth])")
+    assert len(boxes) >= 4 and all(whole <= shown for shown, whole in boxes)
+
+
+def test_what_is_folded_is_printed(tmp_path, opened):
+    page = opened(write(tmp_path, "full").as_uri(), 794, "light").page
+    heights = "[...document.querySelectorAll('details .scroll')].map(b => b.checkVisibility({contentVisibilityAuto: true}))"
+    assert not any(page.evaluate(heights))
+    page.emulate_media(media="print")
+    assert all(page.evaluate(heights)) and page.evaluate("document.documentElement.scrollWidth") <= 794
+    boxes = page.evaluate("[...document.querySelectorAll('.scroll')].map(b => [b.clientWidth, b.scrollWidth])")
+    assert all(whole <= shown for shown, whole in boxes)
+
+
+def test_the_meaning_of_a_measure_is_a_key_away(tmp_path, opened):
+    page = opened(write(tmp_path, "full").as_uri(), 1280, "light").page
+    page.focus("a.key[href='#m-kld_mean']")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.querySelector(':target').innerText").startswith("kld_mean KLD, mean (nats)")
+    assert page.evaluate("document.querySelector(':target').getBoundingClientRect().top") < 800
 
 
 def test_text_in_plots_can_be_read_on_a_phone(tmp_path, opened):

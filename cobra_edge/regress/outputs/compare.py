@@ -14,7 +14,7 @@ Statistics in Medicine 27, 2008, section 2.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -24,7 +24,7 @@ from ..report import Figure, Report
 from .rows import all_figures, format_interval, is_layer
 
 # "lost": had a value and no longer has one, counts as worse; "unsure": differs, and has no interval or one of zero width.
-Word = Literal["better", "worse", "alike", "unsure", "lost", "new", "not measured"]
+Word = Literal["worse", "lost", "better", "unsure", "new", "alike", "not measured"]
 _ROUNDING = 1e-9  # relative; rounding of the same sum in another order
 
 
@@ -153,15 +153,15 @@ def _warnings(before: Report, after: Report) -> list[str]:
 
 
 def changes_to_show(found: Comparison) -> list[Change]:
-    """Return the changes without those of layers that are alike."""
-    return [change for change in found.changes if not is_layer(change.measure) or change.word != "alike"]
+    """Return the changes in the order of `Word`, without layers that are alike and what neither report has."""
+    shown = [c for c in found.changes if c.word != "not measured" and not (is_layer(c.measure) and c.word == "alike")]
+    return sorted(shown, key=lambda change: get_args(Word).index(change.word))
 
 
-def change_cells(change: Change) -> tuple[str, str, str, str, str, str]:
-    """Return (label, before, after, difference, interval, word), formatted."""
+def change_cells(change: Change) -> tuple[str, str, str, str, str]:
+    """Return (before, after, difference, interval, word), formatted."""
     name, step = change.measure, change.difference
     return (
-        measure_named(name).label,
         format_value(name, change.before.value),
         format_value(name, change.after.value),
         "" if step.value is None else _signed(name, step.value),

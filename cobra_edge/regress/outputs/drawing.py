@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...terminal.output import plain
 
@@ -69,16 +69,19 @@ def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def logarithmic(axes: Axes) -> None:
-    """Make the y axis logarithmic, with plain tick labels: formulas such as matplotlib's powers of ten are not drawn."""
+def logarithmic(axes: Axes, name: Literal["x", "y"] = "y", ends: tuple[float, float] | None = None) -> None:
+    """Make an axis logarithmic, with plain tick labels: formulas such as matplotlib's powers of ten are not drawn."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
+    axes.set(**{f"{name}scale": "log"})
+    if ends is not None:
+        axes.set(**{f"{name}lim": ends})
+    axis = axes.yaxis if name == "y" else axes.xaxis
+    low, high = axis.get_view_interval()
     few = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(subs=few, numticks=9))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=few, numticks=9))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def inline_svg(figure: Figure, name: str, title: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.table import Table
 
+from ...terminal.listing import Listing, Row
 from ...terminal.option_groups import Command, option
-from ...terminal.output import cell, debug_option, print_json, results, say
+from ...terminal.output import debug_option, print_json, results, say
 from ..measures import format_value, measure_named
 from ..report import Figure
 from .difference import shortened
@@ -42,16 +42,23 @@ def history(file: Path, out: Path | None, measure: str, as_json: bool) -> None:
         say(f"plot: {out}")
 
 
-def _table(entries: list[Entry], measure: str) -> Table:
-    table = Table(title=cell(f"{measure_named(measure).label}, {len(entries)} runs"), title_justify="left")
-    for column in ("time", "commit", "build", "scheme", "decoder"):
-        table.add_column(column, overflow="fold")
-    for column in ("value", "95 % interval", ""):
-        table.add_column(column, justify="right", overflow="fold")
-    for entry in entries:
+def _table(entries: list[Entry], measure: str) -> Listing:
+    """Return a row for each run; what all runs have in common is said once, in the title."""
+    about = {
+        "commit": [(entry.commit or "")[:12] for entry in entries],
+        "build": [entry.build for entry in entries],
+        "scheme": [entry.scheme for entry in entries],
+        "decoder": [entry.decoder for entry in entries],
+    }
+    common = {name: of[0] for name, of in about.items() if len(set(of)) == 1 and of[0]}
+    own = [name for name, of in about.items() if len(set(of)) > 1]
+    rows = []
+    for i, entry in enumerate(entries):
         figure = entry.measures.get(measure, Figure(None))
-        about = (entry.time[:19], (entry.commit or "")[:12], entry.build, entry.scheme, entry.decoder)
         verdict = {None: "no limit", True: "held", False: "FAILED"}[entry.passed]
-        cells = (*about, format_value(measure, figure.value), format_interval(measure, figure), verdict)
-        table.add_row(*(cell(shortened(text, 60)) for text in cells), style="red" if entry.passed is False else None)
-    return table
+        value, ends = format_value(measure, figure.value), format_interval(measure, figure)
+        cells = (entry.time[:19], value, verdict, ends, *(shortened(about[name][i], 60) for name in own))
+        rows.append(Row(cells, "red" if entry.passed is False else ""))
+    of = "; ".join(f"{name} {text}" for name, text in common.items())
+    title = f"{measure}: {measure_named(measure).title}, {len(entries)} runs" + (f"; {shortened(of, 200)}" if of else "")
+    return Listing(title, ("time", "value", "verdict", "95 % interval", *own), rows, numbers=(1,))

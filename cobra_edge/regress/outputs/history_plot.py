@@ -98,7 +98,7 @@ def _plot(runs: Sequence[Entry], measure: str) -> MatplotlibFigure:
         axes.axvline(x, color="#777777", lw=0.8, ls=":", label=None if i else "not measured")
     if "kld" in measure and not any(value <= 0 for _, value, _, _ in _points(runs, places, measure)):
         logarithmic(axes)
-    axes.set_ylabel(measure_named(measure).label)
+    axes.set_ylabel(f"{measure}: {measure_named(measure).title}")
     shown = list(places)[:: -(-len(places) // _TICKS)]
     labels = [name[:7] if len(name) == 40 else shortened(name, 20) for name in shown]  # 40 digits: a git commit
     axes.set_xticks([places[name] for name in shown], labels, rotation=45, ha="right", fontsize=8)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
 from ...terminal.output import plain
-from ..measures import MEASURES, format_value
+from ..measures import MEASURES, Measure, format_value, measure_named
 from ..report import Report, WorstLine
 from .compare import Comparison, change_cells, changes_to_show, compare
 from .difference import DiffedReply, diff_reply, shortened
@@ -17,7 +17,7 @@ from .images import EmbeddedImage, embed_image
 from .libraries import require
 from .rows import (
     FLOORS,
-    all_figures,
+    SHOWN,
     describe_baseline,
     describe_runtime,
     describe_suite,
@@ -66,15 +66,16 @@ def report_html(report: Report, images: Mapping[str, bytes], previous: Report | 
     from .plots import report_plots
 
     comparison, why_not_compared = _compared(previous, report)
+    rows = measure_rows(report)
     return _rendered(
         "report.html.j2",
         report=report,
         headline=headline(report),
         status="held" if report.passed and report.verdicts else "failed" if not report.passed else "open",
         gates=list(gate_rows(report)),
-        rows=measure_rows(report),
+        rows=rows,
         floors=FLOORS,
-        descriptions={name: measure.description for name, measure in MEASURES.items()},
+        measures=_glossary((row.name for row in rows), comparison),
         plots=report_plots(report),
         worst=[_worst_row(line, images) for line in report.worst[:_GALLERY]],
         notes=notes_of(report),
@@ -82,14 +83,20 @@ def report_html(report: Report, images: Mapping[str, bytes], previous: Report | 
         why_not_compared=why_not_compared,
         not_taken=list(not_taken_rows(report)),
         about=_about(report),
-        figures=all_figures(report),
     )
 
 
 def comparison_html(comparison: Comparison) -> str:
     """Return the page of a comparison. Raises MachineError if jinja2 is not installed."""
     require("a page", "jinja2")
-    return _rendered("compare.html.j2", comparison=comparison)
+    return _rendered("compare.html.j2", comparison=comparison, measures=_glossary((), comparison))
+
+
+def _glossary(names: Iterable[str], comparison: Comparison | None) -> list[Measure]:
+    """Return the whole measures that a page names, in the order of their table."""
+    changes = () if comparison is None else comparison.changes
+    wholes = {name.partition(".")[0] for name in (*names, *(change.measure for change in changes))}
+    return [measure for name, measure in MEASURES.items() if name in wholes]
 
 
 def _rendered(template: str, **values: Any) -> str:
@@ -103,7 +110,9 @@ def _rendered(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         finalize=lambda value: plain(value) if type(value) is str else value,  # leaves our Markup as it is
     )
-    environment.globals.update(format_value=format_value, interval=format_interval, shortened=shortened)
+    environment.globals.update(
+        format_value=format_value, interval=format_interval, shortened=shortened, measure=measure_named, shown=SHOWN
+    )
     environment.globals.update(change_cells=change_cells, changes_to_show=changes_to_show)
     return environment.get_template(template).render(**values)
 

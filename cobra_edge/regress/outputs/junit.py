@@ -8,7 +8,7 @@ from ...terminal.output import plain
 from ..measures import format_value
 from ..report import Report, Verdict
 from .libraries import require
-from .rows import all_figures, describe_verdict, format_limit, label_of
+from .rows import all_figures, describe_verdict, format_limit
 
 if TYPE_CHECKING:
     from junitparser import TestCase
@@ -66,6 +66,6 @@ def _case(of: str, verdict: Verdict) -> TestCase:
     case = TestCase(plain(f"{verdict.measure} {verdict.rule}"), of)
     if not verdict.within or verdict.judged is None:
         failure = Failure(plain(describe_verdict(verdict)), "drift" if verdict.judged is not None else "not judged")
-        failure.text = plain(f"{label_of(verdict.measure)}: {describe_verdict(verdict)}; limit: {format_limit(verdict)}")
+        failure.text = plain(f"{verdict.measure}: {describe_verdict(verdict)}; limit: {format_limit(verdict)}")
         case.result = [failure]
     return case

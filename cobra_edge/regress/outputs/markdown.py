@@ -11,13 +11,15 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ...errors import InputError
-from ..measures import format_value
+from ..measures import MEASURES, format_value
 from ..report import Report, WorstLine
 from .compare import Comparison, change_cells, changes_to_show, compare
 from .difference import shortened
 from .rows import (
     FLOORS,
     HELD,
+    SHOWN,
+    MeasureRow,
     describe_baseline,
     describe_runtime,
     describe_suite,
@@ -30,7 +32,8 @@ from .rows import (
 
 LIMIT = 65_536
 _NAME, _TEXT, _ROWS = 120, 600, 60
-_KNOWN = re.compile(r"[&<>|`*_\[\]#~\\$]|:(?=\S)")  # a colon before a space starts neither a URL nor an emoji
+# A colon before a space starts neither a URL nor an emoji, and an underscore within a word no emphasis.
+_KNOWN = re.compile(r"[&<>|`*\[\]#~\\$]|:(?=\S)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def escaped(text: str, limit: int = _TEXT) -> str:
@@ -43,6 +46,11 @@ def escaped(text: str, limit: int = _TEXT) -> str:
 def code(text: str, limit: int = _TEXT) -> str:
     """Return untrusted text as inline code."""
     return f"<code>{escaped(text, limit)}</code>" if text else "(empty)"
+
+
+def _key(measure: str) -> str:
+    """Return the name of a measure as inline code, plain where no part of it is from outside."""
+    return f"`{measure}`" if measure in MEASURES else code(measure, _NAME)
 
 
 def report_markdown(report: Report, previous: Report | None = None) -> str:
@@ -73,8 +81,13 @@ def _sections(report: Report, previous: Report | None) -> Iterator[list[str]]:
     gates = [f"* gate **{name}** {escaped(words, 400)}" for name, words in gate_rows(report)]
     if gates:
         yield gates
+    rows = measure_rows(report)
+    yield _measures(rows[:SHOWN])
+    if len(rows) > SHOWN:
+        yield _details(f"{len(rows) - SHOWN} more measures", _measures(rows[SHOWN:]))
+    yield _details("What the measures mean", _meanings(rows))
+    yield _details("Noise floor: the reference's own drift in 16 bits", _floors(rows))
     yield _about(report)
-    yield _measures(report)
     if previous is not None:
         yield _compared(report, previous)
     yield _not_taken(report)
@@ -82,12 +95,12 @@ def _sections(report: Report, previous: Report | None) -> Iterator[list[str]]:
         yield _tasks(report)
     if report.attribution is not None:
         parts = report.attribution.parts
-        rows = [
+        drifts = [
             (code(p.name, _NAME), format_value("kld_mean", p.kld_mean), format_value("top1_agreement", p.top1_agreement))
             for p in parts
         ]
         yield _details(
-            "Where the drift comes from", _table(("with only this part of the build", "KLD, mean (nats)", "top-1"), rows)
+            "Where the drift comes from", _table(("with only this part of the build", "kld_mean", "top1_agreement"), drifts)
         )
     for line in report.worst:
         yield _worst(line)
@@ -103,27 +116,35 @@ def _about(report: Report) -> list[str]:
     ]
 
 
-def _measures(report: Report) -> list[str]:
-    rows = measure_rows(report)
-    if len(rows) > _ROWS:
-        rows.sort(key=lambda row: not row.failed)
-    head = ("measure", "value", "95 % interval", *(f"floor {p}" for p in FLOORS), "limit", "verdict")
+def _measures(rows: Sequence[MeasureRow]) -> list[str]:
     cells = [
         (
-            escaped(row.label, _NAME),
+            _key(row.name),
             row.value,
             row.interval,
-            *row.floors,
             "<br>".join(limit for limit, _ in row.limits),
             "<br>".join(word if word == HELD else f"**{word}**" for _, word in row.limits) or "no limit",
         )
         for row in rows
     ]
-    return _table(head, cells)
+    return _table(("measure", "value", "95 % interval", "limit", "verdict"), cells)
+
+
+def _meanings(rows: Sequence[MeasureRow]) -> list[str]:
+    """Return a line for each measure, without those of single tasks and layers."""
+    known = [MEASURES[name] for name in dict.fromkeys(row.name.partition(".")[0] for row in rows)]
+    return [
+        f"* `{of.name}`: {escaped(f'{of.title}, {of.direction}: {of.description}. If it is off: {of.reaction}.')}"
+        for of in known
+    ]
+
+
+def _floors(rows: Sequence[MeasureRow]) -> list[str]:
+    return _table(("measure", *FLOORS), [(_key(row.name), *row.floors) for row in rows if any(row.floors)])
 
 
 def _tasks(report: Report) -> list[str]:
-    head = ("task", "metric", "lines", "score", "reference", "change", "95 % interval", "KLD, mean (nats)")
+    head = ("task", "metric", "lines", "accuracy", "reference", "accuracy_change", "95 % interval", "kld_mean")
     rows = [
         (
             code(task.task, _NAME),
@@ -137,7 +158,8 @@ def _tasks(report: Report) -> list[str]:
         )
         for task in report.tasks
     ]
-    return _table(head, rows)
+    first, rest = rows[:SHOWN], rows[SHOWN:]
+    return [*_table(head, first), "", *(_details(f"{len(rest)} more tasks", _table(head, rest)) if rest else ())]
 
 
 def _compared(report: Report, previous: Report) -> list[str]:
@@ -151,13 +173,15 @@ def _compared(report: Report, previous: Report) -> list[str]:
 def _changes(found: Comparison) -> list[str]:
     lines = [f"* {escaped(warning)}" for warning in found.warnings]
     head = ("measure", "before", "after", "difference", "95 % interval", "")
-    rows = [tuple(escaped(text, _NAME) for text in change_cells(change)) for change in changes_to_show(found)]
+    rows = [
+        (_key(change.measure), *(escaped(text, _NAME) for text in change_cells(change))) for change in changes_to_show(found)
+    ]
     return [*lines, "", *_table(head, rows)]
 
 
 def _worst(line: WorstLine) -> list[str]:
     where = "replies equal" if line.diverges_at is None else f"replies diverge at token {line.diverges_at}"
-    title = f"Line {line.number}, {code(line.task, _NAME)}: mean KLD {format_value('kld_mean', line.kld_mean)}, {where}"
+    title = f"Line {line.number}, {code(line.task, _NAME)}: kld_mean {format_value('kld_mean', line.kld_mean)}, {where}"
     texts = (("question", line.prompt), ("expected", line.answer), ("reference", line.reference_reply), ("build", line.reply))
     image = "no image" if line.image is None else code(line.image, _NAME)
     return _details(title, _table(("", ""), [("image", image), *((kind, code(text)) for kind, text in texts)]))

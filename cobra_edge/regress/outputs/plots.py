@@ -42,12 +42,12 @@ def _by_position(report: Report) -> Iterator[Plot]:
         if chosen := [point for point in points if (point[0] >= 0) == answer]:
             axes.plot(*zip(*chosen, strict=True), color=colour, label=label, lw=1.4, marker="o", ms=2.5)
     axes.axvline(-0.5, color=INK, lw=0.6, ls=":")
-    axes.set(xlabel="token, 0: first of the answer", ylabel="KLD, mean (nats)")
+    axes.set(xlabel="token, 0: first of the answer", ylabel="kld_mean (nats)")
     if _wide([kld for _, kld in points]):
         logarithmic(axes)
     axes.grid(axis="y", color=GRID)
     axes.legend(fontsize=8)
-    title = "Mean KLD by token position"
+    title = "kld_mean by token position"
     yield Plot(inline_svg(figure, "position", title), f"{title}: negative in the question, from 0 in the answer.")
 
 
@@ -58,14 +58,14 @@ def _by_layer(report: Report) -> Iterator[Plot]:
     figure, axes = axes_of(_WIDTH, _HEIGHT)
     layers, values = [at for at, _ in taken], [f.value or 0.0 for _, f in taken]
     axes.errorbar(layers, values, yerr=_ends([f for _, f in taken]), color=MAIN, fmt="o", ms=3, lw=1, capsize=2)
-    axes.set(xlabel="layer", ylabel="relative RMS")
+    axes.set(xlabel="layer", ylabel="state_error (relative RMS)")
     axes.locator_params("x", integer=True)
     if _wide(values) and all((f.low or 0) > 0 for _, f in taken):
         logarithmic(axes)
     else:
         axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=GRID)
-    title = "Error of the final decoder state by layer"
+    title = "state_error by layer"
     yield Plot(inline_svg(figure, "layer", title), f"{title}, with 95 % intervals.")
 
 
@@ -89,7 +89,7 @@ def _bars(name: str, title: str, rows: Sequence[tuple[str, Figure]]) -> Plot:
     axes.set_ylim(max(4, len(shown)) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.locator_params("x", nbins=5)
-    axes.set(xlabel="KLD, mean (nats)", xlim=(0, None if any(values) else 1))
+    axes.set(xlabel="kld_mean (nats)", xlim=(0, None if any(values) else 1))
     axes.grid(axis="x", color=GRID)
     left = f" The worst {len(shown)} of {len(rows)}." if len(rows) > len(shown) else ""
     return Plot(inline_svg(figure, name, title), f"{title}.{left}")
@@ -100,10 +100,40 @@ def _short(name: str) -> str:
 
 
 def _by_task(report: Report) -> Iterator[Plot]:
+    """Yield dots on a logarithmic axis, of at most _BARS tasks, the worst on top; hollow ones have too few images to judge."""
     rows = [(task.task, task.kld_mean) for task in report.tasks if task.kld_mean.value is not None]
-    if rows:
-        rows.sort(key=lambda row: -(row[1].value or 0))
-        yield _bars("task", "Mean KLD by task, with 95 % intervals", rows)
+    if not rows:
+        return
+    rows.sort(key=lambda row: (row[1].low is None, -(row[1].value or 0)))
+    shown = rows[:_BARS]
+    figures = [of for _, of in shown]
+    values = [of.value or 0.0 for of in figures]
+    low, high = _decades(values)
+    figure, axes = axes_of(_WIDTH, 0.75 + _BAR * max(4, len(shown)))
+    places = [max(value, low) for value in values]
+    for few, face in ((False, MAIN), (True, "none")):
+        if rowed := [i for i, of in enumerate(figures) if (of.low is None) == few]:
+            ends = None if few else _ends([figures[i] for i in rowed])
+            xs = [places[i] for i in rowed]
+            axes.errorbar(xs, rowed, xerr=ends, color=MAIN, mfc=face, fmt="o", ms=4, lw=1, capsize=2, ecolor=INK)
+    axes.set_yticks(range(len(shown)), [_short(task) for task, _ in shown])
+    axes.set_ylim(max(4, len(shown)) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    logarithmic(axes, "x", (low, high))
+    axes.set_xlabel("kld_mean (nats)")
+    axes.grid(color=GRID)
+    left = f" The worst {len(shown)} of {len(rows)}." if len(rows) > len(shown) else ""
+    few_said = " Hollow: too few images for an interval." if any(of.low is None for of in figures) else ""
+    zero = f" Below {low:g} at the edge." if min(values) < low else ""
+    title = "kld_mean by task, with 95 % intervals"
+    yield Plot(inline_svg(figure, "task", title), f"{title}.{few_said}{zero}{left}")
+
+
+def _decades(values: Sequence[float]) -> tuple[float, float]:
+    """Return a range for a logarithmic axis: it has the largest value, and of the others what is within four decades of it."""
+    high = max(values) or 1.0
+    low = min((value for value in values if value >= high / 1e4), default=high)
+    return low / 2, high * 4
 
 
 def _attribution(report: Report) -> Iterator[Plot]:
@@ -118,4 +148,4 @@ def _attribution(report: Report) -> Iterator[Plot]:
     for kind, parts in kinds:
         rows = [(part.name, Figure(part.kld_mean)) for part in parts if part.kld_mean is not None]
         if rows:
-            yield _bars(f"only-{kind}", f"Mean KLD with only this {kind} of the build, {found.lines} lines", rows)
+            yield _bars(f"only-{kind}", f"kld_mean with only this {kind} of the build, {found.lines} lines", rows)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...errors import InputError
 from ..gates import GATES, gate_of
-from ..measures import MEASURES, PARTS, format_value, measure_named
+from ..measures import MEASURES, PARTS, TELLING, format_value, measure_named
 from ..report import Figure, Report, Verdict
 
 FLOORS = ("fp16", "bf16")
 _SIGNS = {"max": "≤", "min": "≥", "max_times_floor": "≤"}
 FAILED, HELD, NOT_JUDGED = "FAILED", "held", "NOT JUDGED"
+SHOWN = 8  # rows that are shown before the rest folds
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,13 @@ class MeasureRow:
     """One measure, formatted.
 
     Attributes:
-        name: of the measure.
-        label: its display name, with the unit.
+        name: of the measure, as in a budget; "state_error.LAYER" for all layers whose limits held.
         value, interval: formatted with the digits of the measure; the interval is empty, or the reason, if there is none.
         floors: noise floor at each of FLOORS; empty if unknown.
         limits: (limit, HELD, FAILED or NOT_JUDGED) of each verdict, such as "≤ 0.02"; empty without a limit.
     """
 
     name: str
-    label: str
     value: str
     interval: str
     floors: tuple[str, ...]
@@ -38,14 +36,6 @@ class MeasureRow:
     def failed(self) -> bool:
         """Whether any limit was exceeded, or could not be judged."""
         return any(word != HELD for _, word in self.limits)
-
-
-def label_of(name: str) -> str:
-    """Return the label of a measure, or the name itself if the measure is unknown."""
-    try:
-        return measure_named(name).label
-    except InputError:
-        return name
 
 
 def all_figures(report: Report) -> dict[str, Figure]:
@@ -76,7 +66,9 @@ def is_layer(name: str) -> bool:
 
 
 def measure_rows(report: Report) -> list[MeasureRow]:
-    """Return a row for each whole measure and each that the budget limits; layers whose limits held share one row.
+    """Return a row for each whole measure and each that has limits; layers whose limits held share one row.
+
+    What failed comes first, then what has limits, then the rest as telling as it is.
 
     Raises:
         InputError: an unknown measure.
@@ -88,15 +80,15 @@ def measure_rows(report: Report) -> list[MeasureRow]:
     held = [name for name in names if is_layer(name) and all(v.within for v in verdicts[name])]
     rows = [_row(report, name, figures.get(name, Figure(None)), verdicts.get(name, [])) for name in names if name not in held]
     if held:
-        rows.append(MeasureRow("", f"decoder state, {len(held)} layers", "", "", ("",) * len(FLOORS), (("one each", HELD),)))
-    return rows
+        of = f"{len(held)} layers, a limit each"
+        rows.append(MeasureRow("state_error.LAYER", "", "", ("",) * len(FLOORS), ((of, HELD),)))
+    return sorted(rows, key=lambda row: (not row.failed, not row.limits, (*TELLING, row.name).index(row.name)))
 
 
 def _row(report: Report, name: str, figure: Figure, verdicts: list[Verdict]) -> MeasureRow:
     floors = (report.noise_floor.get(precision, {}).get(name) for precision in FLOORS)
     return MeasureRow(
         name,
-        measure_named(name).label,
         format_value(name, figure.value),
         format_interval(name, figure),
         tuple("" if floor is None else format_value(name, floor) for floor in floors),
@@ -121,7 +113,7 @@ def format_limit(verdict: Verdict) -> str:
     """Return a limit with its direction, such as "≤ 0.02"."""
     if verdict.limit is None:
         return "limit unknown"
-    floor = " (from the noise floor)" if verdict.rule == "max_times_floor" else ""
+    floor = " (floor)" if verdict.rule == "max_times_floor" else ""
     return f"{_SIGNS.get(verdict.rule, verdict.rule)} {format_value(verdict.measure, verdict.limit)}{floor}"
 
 
@@ -143,13 +135,13 @@ def headline(report: Report) -> str:
     if report.passed and not failed:
         held = "the one limit" if len(report.verdicts) == 1 else f"all {len(report.verdicts)} limits"
         return f"PASSED: {held} held"
-    labels = list(dict.fromkeys(label_of(v.measure) for v in failed))
-    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    names = list(dict.fromkeys(v.measure for v in failed))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     unjudged = sum(v.judged is None for v in failed)
     counts = ((len(failed) - unjudged, "exceeded"), (unjudged, "not judged"))
     (first, word), *rest = [(count, word) for count, word in counts if count] or counts[:1]
     words = f"{first} of {len(report.verdicts)} limits {word}" + "".join(f", {count} {word}" for count, word in rest)
-    return f"FAILED: {words}: {'; '.join(labels[:3])}{more}"
+    return f"FAILED: {words}: {', '.join(names[:3])}{more}"
 
 
 def gate_rows(report: Report) -> Iterator[tuple[str, str]]:
@@ -166,14 +158,13 @@ def gate_rows(report: Report) -> Iterator[tuple[str, str]]:
 
 def not_taken_rows(report: Report) -> Iterator[tuple[str, str]]:
     """Yield (what could not be measured, reason): measures, limits, parts of the attribution."""
-    for name, why in report.not_taken.items():
-        yield label_of(name), why
+    yield from report.not_taken.items()
     figures = all_figures(report)
     for verdict in report.verdicts:
         if figures.get(verdict.measure, Figure(None)).too_few is not None:
             continue  # said beside its value
         if verdict.judged is None and verdict.measure not in report.not_taken:
-            yield f"the limit of {label_of(verdict.measure)}", verdict.note or "reason unknown"
+            yield f"the limit of {verdict.measure}", verdict.note or "reason unknown"
     if report.attribution is not None:
         found = report.attribution
         for part in (*found.parts, *found.layers, *found.tensors):
@@ -186,13 +177,6 @@ def notes_of(report: Report) -> list[str]:
     parts = report.attribution.parts if report.attribution is not None else ()
     noted = dict.fromkeys(part.note for part in parts if part.note and part.kld_mean is not None)
     return [f"{', '.join(p.name for p in parts if p.note == note and p.kld_mean is not None)}: {note}" for note in noted]
-
-
-def title_of(report: Report) -> str:
-    """Return the runtime and the baseline, short enough for a title."""
-    runtime, base = report.runtime, report.baseline
-    vision = "" if runtime.vision is None else f", vision by {runtime.vision}"
-    return f"{runtime.decoder} on {runtime.device}{vision}, compared with {base.kind} {base.name} ({base.computed_by})"
 
 
 def describe_runtime(report: Report) -> str:
