@@ -158,17 +158,6 @@ def row_zeroed(name: str) -> Change:
     return change
 
 
-def row_doubled(name: str) -> Change:
-    """Return a change: one random row of a float matrix is doubled."""
-
-    def change(tensors: Tensors, random: np.random.Generator) -> dict[str, np.ndarray]:
-        values = np.array(tensors[name])
-        values[int(random.integers(len(values)))] *= 2
-        return {name: values}
-
-    return change
-
-
 def fewer_bits(layer: int, bits: int) -> Change:
     """Return a change: the codes of a layer's matrices are reduced to fewer bits."""
 

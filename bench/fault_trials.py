@@ -166,9 +166,8 @@ _TABLE = (
     _on_tensors("convolution's bias", "the convolution's bias of layer 1 dropped", _states(1),
                 fault_kinds.zeroed(_in_layer("conv1d.bias"))),
     _on_tensors("D", "D of layer 3 dropped", ("kld_mean",), fault_kinds.zeroed(_in_layer("D", 3))),
-    # cobra-mini's dt_proj has 16 inputs, too few for any scheme: it has no scales.
-    Fault("dt_proj row", "one row of layer 1's dt_proj, which is float16, doubled", "w4a16-g128", _states(1),
-          on_tensors(fault_kinds.row_doubled(_in_layer("dt_proj.weight"))), draws=6),
+    Fault("dt_proj row", "one row of layer 1's dt_proj doubled", "w4a16-g128", _states(1),
+          on_tensors(fault_kinds.row_scales(_in_layer("dt_proj.weight"), 2)), draws=6),
     Fault("embedding row", "one row of the embedding zeroed", "w4a16-g128", ("prompt_kld_mean", *_states(0)),
           on_tensors(fault_kinds.row_zeroed(_EMBEDDING)), draws=6),
     Fault("infinite scale", "one scale of layer 1's in_proj infinite", "w4a16-g128", (),
