@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from cobra_edge.regress.gates import Gate
 from cobra_edge.regress.golden import Golden, read_golden
 from cobra_edge.regress.line_metrics import LineMetrics, measure_line
 from cobra_edge.regress.predictions import predictions
+from cobra_edge.regress.recorded import OTHER, SAME
+from cobra_edge.regress.report import Runtime
 from cobra_edge.suite.tokenized import TokenizedSuite
 from cobra_edge.terminal.option_groups import Command, option
 from cobra_edge.terminal.output import debug_option, main_of, progress
@@ -99,40 +101,49 @@ def line_metrics(session: Session, golden: Golden, suite: TokenizedSuite) -> lis
     ]
 
 
-def gates_without_a_flag(
-    bundle: Bundle, golden: Golden, suite: TokenizedSuite, metrics: Sequence[LineMetrics]
-) -> dict[str, Gate]:
-    """Return what each gate found of lines that were measured, with the budget that ships."""
-    manifest, aggregate = bundle.manifest, Aggregate()
-    for line, found in zip(suite.lines, metrics, strict=True):
-        aggregate.add(line, found)
-    precision = None if manifest.vision is None else manifest.vision.precision
-    limits = read_budget().limits_of(manifest.recipe.scheme, precision, manifest.target)
-    return gates_of(Compared(manifest, golden, suite, manifest.recipe.activations), aggregate, limits)
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Judges lines of a bundle that a runtime measured, by the gates that need no flag."""
+
+    bundle: Bundle
+    golden: Golden
+    runtime: Runtime
+
+    def gates(self, suite: TokenizedSuite, metrics: Sequence[LineMetrics]) -> dict[str, Gate]:
+        """Return what each gate found, with the budget that ships."""
+        manifest, aggregate = self.bundle.manifest, Aggregate()
+        for line, found in zip(suite.lines, metrics, strict=True):
+            aggregate.add(line, found)
+        precision = None if manifest.vision is None else manifest.vision.precision
+        limits = read_budget().limits_of(manifest.recipe.scheme, precision, manifest.target)
+        return gates_of(Compared(manifest, self.golden, suite, self.runtime), aggregate, limits)
+
+    def alarms(self, suite: TokenizedSuite, metrics: Sequence[LineMetrics], images: int, rows: Sequence[int]) -> Alarms:
+        """Return which gates failed on these lines of a suite."""
+        part = replace(suite, lines=[suite.lines[row] for row in rows])
+        gates = self.gates(part, [metrics[row] for row in rows])
+        failed = tuple(name for name, gate in gates.items() if not all(verdict.within for verdict in gate.verdicts))
+        return Alarms(images, self.runtime.activations, failed)
 
 
 def runs_of(bundle: Bundle, label: str, on_run: Callable[[str], None] = lambda runtime: None) -> Iterator[Run]:
     """Yield for each runtime what it changes of a build, and which gates failed on parts of its lines."""
-    golden = read_golden(bundle)
-    for number, (runtime, decoder) in enumerate(decoders(bundle)):
-        on_run(runtime)
-        suite = golden.suite.part(_EMULATED_LINES) if runtime == _EMULATED else golden.suite
+    golden, drift = read_golden(bundle), bundle.manifest.drift
+    assert drift is not None
+    for number, (name, decoder) in enumerate(decoders(bundle)):
+        on_run(name)
+        suite = golden.suite.part(_EMULATED_LINES) if name == _EMULATED else golden.suite
         with Session(bundle, "cpu") as session:
             session.decoder = decoder
+            vision = None if session.vision is None else session.vision.name
+            runtime = Runtime(decoder.name, vision, decoder.activations, None, decoder.runs_on, "")
             metrics = line_metrics(session, golden, suite)
-        figures = gates_without_a_flag(bundle, golden, suite, metrics)["recorded"].figures
+        judge = Judge(bundle, golden, runtime)
+        figures = judge.gates(suite, metrics)["recorded"].figures
+        same = (drift.runtime, drift.vision_runtime) == (runtime.decoder, runtime.vision)
         values = [figures[measure].value or 0.0 for measure in CHANGES]
-        change = Change(label, runtime, bundle.manifest.recipe.activations, len(suite.lines), *values)
-        yield change, [_alarms(bundle, golden, suite, metrics, *part) for part in parts(suite, number)]
-
-
-def _alarms(
-    bundle: Bundle, golden: Golden, suite: TokenizedSuite, metrics: Sequence[LineMetrics], images: int, rows: Sequence[int]
-) -> Alarms:
-    part = replace(suite, lines=[suite.lines[row] for row in rows])
-    gates = gates_without_a_flag(bundle, golden, part, [metrics[row] for row in rows])
-    failed = tuple(name for name, gate in gates.items() if not all(verdict.within for verdict in gate.verdicts))
-    return Alarms(images, bundle.manifest.recipe.activations, failed)
+        change = Change(label, name, SAME if same else OTHER, runtime.activations, len(suite.lines), *values)
+        yield change, [judge.alarms(suite, metrics, *part) for part in parts(suite, number)]
 
 
 def parts(suite: TokenizedSuite, seed: int) -> Iterator[tuple[int, list[int]]]:

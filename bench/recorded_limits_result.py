@@ -10,10 +10,15 @@ import msgspec
 from cobra_edge.bench.machine import Machine
 from cobra_edge.bench.tables import Table
 from cobra_edge.regress.gates import GATES
+from cobra_edge.regress.recorded import OTHER, SAME
 
 CHANGES = ("kld_change", "prompt_kld_change", "reply_change")
 _TIMES = 3  # a limit over the largest measured difference
-_LEAST = {"kld_change": 0.1, "prompt_kld_change": 0.1, "reply_change": 0.01}  # where nothing differed, or almost nothing
+# Limits where nothing differed, or almost nothing.
+_LEAST = {
+    SAME: {"kld_change": 0.001, "prompt_kld_change": 0.001, "reply_change": 0.01},
+    OTHER: {"kld_change": 0.1, "prompt_kld_change": 0.1, "reply_change": 0.01},
+}
 _HEAD = """\
 # Limits of the gates that need no budget (docs/regression-harness.md), for every model. Made by
 # `python -m bench.recorded_limits --write`: three times the largest difference that was measured.
@@ -21,10 +26,11 @@ _HEAD = """\
 
 
 class Change(msgspec.Struct, frozen=True):
-    """How far a runtime differs from the drift that the export of a build recorded; measures as in `recorded`."""
+    """How far a runtime differs from the drift that the export of a build recorded; kind and measures as in `recorded`."""
 
     build: str
     runtime: str
+    kind: str
     activations: str
     lines: int
     kld_change: float
@@ -69,11 +75,12 @@ def _limit(values: Iterable[float], least: float) -> float:
 def gate_limits_text(result: RecordedLimitsResult) -> str:
     """Return gates.toml."""
     text = _HEAD
-    for activations in sorted({change.activations for change in result.changes}):
-        own = [change for change in result.changes if change.activations == activations]
-        limits = {measure: _limit((getattr(c, measure) for c in own), _LEAST[measure]) for measure in CHANGES}
+    for kind, activations in sorted({(change.kind, change.activations) for change in result.changes}):
+        # Another runtime differs at least as much as the same one.
+        own = [c for c in result.changes if c.activations == activations and kind in (c.kind, OTHER)]
+        limits = {measure: _limit((getattr(c, measure) for c in own), _LEAST[kind][measure]) for measure in CHANGES}
         rows = "\n".join(f"{measure} = {{ max = {limit:g} }}" for measure, limit in limits.items())
-        text += f"\n[recorded.{activations}]\n{rows}\n"
+        text += f"\n[recorded.{kind}.{activations}]\n{rows}\n"
     ratios = [row.ratio for row in result.foretold]
     most, least = _limit(ratios, 1.0), 1 / _limit((1 / ratio for ratio in ratios), 1.0)
     return text + f"\n[expected]\nkld_over_expected = {{ max = {most:g}, min = {least:.2g} }}\n"
@@ -81,11 +88,12 @@ def gate_limits_text(result: RecordedLimitsResult) -> str:
 
 def changes_table(result: RecordedLimitsResult) -> Table:
     """Return a row for each build and runtime."""
-    columns = ["build", "runtime", "activations", "lines", "KLD", "KLD on questions", "replies"]
+    columns = ["build", "runtime", "than at the export", "activations", "lines", "KLD", "KLD on questions", "replies"]
     rows = [
         [
             c.build,
             c.runtime,
+            c.kind,
             c.activations,
             str(c.lines),
             f"{c.kld_change:.2g}",

@@ -16,6 +16,7 @@ from .expected import expected_gate
 from .gates import Gate, GateLimits, absolute_gate, gate_limits
 from .golden import Golden
 from .recorded import recorded_gate
+from .report import Runtime
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +27,14 @@ class Compared:
         manifest: of the build, with the drift at its export.
         golden: the golden lines; None if they are not the baseline.
         suite: the lines that were measured.
-        activations: of the decoder that ran.
+        runtime: that ran it.
         against: see `against.lines_of`; None if nothing was given.
     """
 
     manifest: Manifest
     golden: Golden | None
     suite: TokenizedSuite
-    activations: str
+    runtime: Runtime
     against: Mapping[str, np.ndarray] | None = None
 
 
@@ -53,7 +54,7 @@ def gates_of(
     kld = figures["kld_mean"].value
     return {
         "absolute": absolute_gate(figures, limits, manifest.noise_floor, not_taken),
-        "recorded": recorded_gate(manifest, compared.golden, compared.suite, aggregate, compared.activations, ours.recorded),
+        "recorded": recorded_gate(manifest, compared.golden, compared.suite, aggregate, compared.runtime, ours.recorded),
         "against": against_gate(compared.against, aggregate),
         "expected": expected_gate(manifest.drift, kld, manifest.noise_floor, ours.expected),
     }

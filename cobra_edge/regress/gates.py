@@ -23,9 +23,9 @@ GATES = {
 
 
 class GateLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """gates.toml: limits of "recorded" by activations of the decoder, and of "expected"; the latter by measure."""
+    """gates.toml: limits of "recorded" by kind of runtime and activations (see `recorded`), and of "expected"; by measure."""
 
-    recorded: dict[str, dict[str, Limit]] = {}
+    recorded: dict[str, dict[str, dict[str, Limit]]] = {}
     expected: dict[str, Limit] = {}
 
 

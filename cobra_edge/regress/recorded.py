@@ -4,7 +4,7 @@ Kernels, threads and devices round differently, which changes the drift of a lin
 build than the one that was exported, or a runtime that is wrong: a scale, a code, a tokenizer, a graph, a kernel. Changes are
 summed as magnitudes, line by line, so that a fault shows that makes half of the lines better and half of them worse. Their unit
 is what rounding to bfloat16 would change, which is more where a build drifts more. The limits are in export/budgets/gates.toml,
-by activations: three times what runtimes that work were measured to differ by (`python -m bench.recorded_limits`).
+by runtime and activations: three times what runtimes that work were measured to differ by (`python -m bench.recorded_limits`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .aggregate import Aggregate
 from .budget import FLOOR, Limits, judge
 from .gates import Gate
 from .golden import Golden
-from .report import Figure
+from .report import Figure, Runtime
 
 # {measure: column of `Aggregate`, column that it is counted in, the mean of the first by the second in a noise floor}
 _KLDS = {
@@ -28,6 +28,8 @@ _KLDS = {
     "prompt_kld_change": ("prompt_kld", "prompt_tokens", "prompt_kld_mean"),
 }
 _REPLIES = "prefix"
+# Whether decoder and vision are of the kinds that the drift was recorded with: then only instruction sets and threads differ.
+SAME, OTHER = "same", "other"
 COLUMNS = (*(column for column, _, _ in _KLDS.values()), _REPLIES)
 
 
@@ -41,8 +43,8 @@ def recorded_gate(
     golden: Golden | None,
     suite: TokenizedSuite,
     aggregate: Aggregate,
-    activations: str,
-    limits: Mapping[str, Limits],
+    runtime: Runtime,
+    limits: Mapping[str, Mapping[str, Limits]],
 ) -> Gate:
     """Compare the drift of each line with the one recorded at the export.
 
@@ -51,23 +53,24 @@ def recorded_gate(
         golden: the golden lines, in the order of the record; None if they are not the baseline.
         suite: lines of these that were measured.
         aggregate: of the suite, in its order.
-        activations: of the decoder that ran.
-        limits: by activations; empty judges nothing.
+        runtime: that ran it.
+        limits: by SAME and OTHER, and by activations; empty judges nothing.
     """
     drift, floor = manifest.drift, manifest.noise_floor.get(FLOOR, {})
     if golden is None:
         return Gate("the baseline is not the golden lines of the bundle, which the recorded drift is of")
     if drift is None or not drift.by_line:
         return Gate("the bundle records no drift by line: an earlier version exported it; export it again")
-    if drift.activations != activations:
-        return Gate(f"the drift was recorded with {drift.activations} activations, this decoder has {activations}")
+    if drift.activations != runtime.activations:
+        return Gate(f"the drift was recorded with {drift.activations} activations, this decoder has {runtime.activations}")
     lines = len(golden.suite.lines)
     if sorted(drift.by_line) != sorted(COLUMNS) or any(len(values) != lines for values in drift.by_line.values()):
         return Gate(f"what is recorded is not of the {lines} golden lines; export the bundle again")
     if any(floor.get(mean, 0) <= 0 for _, _, mean in _KLDS.values()):
         return Gate(f"the bundle has no noise floor in {FLOOR} to compare changes with; export it again")
     figures = _changes(drift, floor, _rows(golden.suite, suite), aggregate)
-    return Gate("", figures, judge(figures, limits.get(activations, {}), {}))
+    kind = SAME if (drift.runtime, drift.vision_runtime) == (runtime.decoder, runtime.vision) else OTHER
+    return Gate("", figures, judge(figures, limits.get(kind, {}).get(runtime.activations, {}), {}))
 
 
 def _rows(golden: TokenizedSuite, suite: TokenizedSuite) -> list[int]:

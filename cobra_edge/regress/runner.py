@@ -153,7 +153,7 @@ def measure(
     with journal(directory, opened.fingerprint()) as kept:
         aggregate = _aggregate(opened, kept, on_step)
         parts = _attribution(opened, on_step)  # while the journal is open: if interrupted here, the lines are kept
-    compared = Compared(manifest, opened.reference.golden, opened.suite, opened.runtime.activations, opened.against)
+    compared = Compared(manifest, opened.reference.golden, opened.suite, opened.runtime, opened.against)
     found = judged(gates_of(compared, aggregate, limits, _not_taken(opened.session)))
     seconds, new = time.monotonic() - clock, len(opened.suite.lines) - len(kept.done)
     times = Times(began.isoformat(timespec="seconds"), round(seconds, 2), round(new / seconds, 2))

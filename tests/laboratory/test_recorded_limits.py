@@ -30,9 +30,9 @@ from ..machine_case import MACHINE
 
 RESULT = RecordedLimitsResult(
     changes=(
-        Change("a", "numpy", "float32", 638, 0.1, 0.002, 0.0),
-        Change("a", "native", "float32", 638, 0.0411, 0.05, 0.004),
-        Change("b", "numpy", "int8", 638, 0.3, 0.2, 0.01),
+        Change("a", "numpy", "other", "float32", 638, 0.1, 0.002, 0.0),
+        Change("a", "native", "same", "float32", 638, 0.0411, 0.05, 0.004),
+        Change("b", "numpy", "other", "int8", 638, 0.3, 0.2, 0.01),
     ),
     runs=(Alarms(8, "int8", ("absolute",)), Alarms(8, "int8", ()), Alarms(64, "float32", ())),
     foretold=(Foretold("a", 1e-4, 2e-4, 1.9), Foretold("b", 1e-5, 4e-6, 0.25)),
@@ -42,8 +42,9 @@ RESULT = RecordedLimitsResult(
 
 def test_limits_are_three_times_the_largest_difference() -> None:
     text = gate_limits_text(RESULT)
-    assert text.count("kld_change") == 4 and "[recorded.float32]\nkld_change = { max = 0.3 }" in text
-    assert "prompt_kld_change = { max = 0.15 }" in text and "reply_change = { max = 0.012 }" in text
+    assert "[recorded.other.float32]\nkld_change = { max = 0.3 }\nprompt_kld_change = { max = 0.15 }" in text
+    assert "[recorded.same.float32]\nkld_change = { max = 0.13 }\nprompt_kld_change = { max = 0.15 }" in text
+    assert "reply_change = { max = 0.012 }" in text and "[recorded.other.int8]" in text and "same.int8" not in text
     assert "kld_over_expected = { max = 5.7, min = 0.083 }" in text
 
 
@@ -64,8 +65,15 @@ def test_a_build_is_measured_by_a_runtime_and_judged_on_parts_of_its_lines(
     assert [images for images, _ in sizes[:4]] == [8] * 4
     monkeypatch.setattr(recorded_limits, "decoders", lambda b: [("numpy", open_decoder(b, "cpu", "numpy", DecoderOptions(1)))])
     ((change, runs),) = runs_of(bundle, "w4")
-    assert (change.build, change.runtime, change.activations, change.lines) == ("w4", "numpy", "float32", 24)
-    assert 0 < change.kld_change < gate_limits().recorded["float32"]["kld_change"].max and len(runs) == len(sizes)  # type: ignore[operator]
+    assert (change.build, change.runtime, change.kind) == ("w4", "numpy", "other")
+    assert (change.activations, change.lines) == ("float32", 24)
+        "w4",
+        "numpy",
+        "other",
+        "float32",
+        24,
+    )
+    assert 0 < change.kld_change < gate_limits().recorded["other"]["float32"]["kld_change"].max and len(runs) == len(sizes)  # type: ignore[operator]
     assert all("recorded" not in run.failed for run in runs)
 
 

@@ -20,7 +20,7 @@ from cobra_edge.regress.budget import read_budget
 from cobra_edge.regress.command import command
 from cobra_edge.regress.gates import GATES, gate_limits, gate_of
 from cobra_edge.regress.outputs.rows import gate_rows
-from cobra_edge.regress.recorded import COLUMNS
+from cobra_edge.regress.recorded import COLUMNS, OTHER, SAME
 from cobra_edge.regress.report import Report, read_report
 from cobra_edge.regress.runner import Run, measure
 from cobra_edge.terminal.output import run_command
@@ -111,8 +111,20 @@ def test_a_part_of_the_lines_is_compared_with_the_same_lines(good: Path) -> None
 
 def test_there_are_limits_for_each_kind_of_activations() -> None:
     limits = gate_limits()
-    assert set(limits.recorded) == {"float32", "int8"} and set(limits.expected) == {"kld_over_expected"}
-    assert all(set(of) == {"kld_change", "prompt_kld_change", "reply_change"} for of in limits.recorded.values())
+    assert set(limits.recorded) == {SAME, OTHER} and set(limits.expected) == {"kld_over_expected"}
+    for by_activations in limits.recorded.values():
+        assert set(by_activations) == {"float32", "int8"}
+        assert all(set(of) == {"kld_change", "prompt_kld_change", "reply_change"} for of in by_activations.values())
+
+
+def test_the_runtime_of_the_export_has_the_tighter_limits(good: Path, tmp_path: Path) -> None:
+    """The graph of a Jetson's bundle is of fp16, which a processor runs otherwise than the export emulated it."""
+    report = report_of(good)
+    wide, tight = (gate_limits().recorded[kind]["float32"]["kld_change"].max for kind in (OTHER, SAME))
+    assert [v.limit for v in report.verdicts if v.measure == "kld_change"] == [wide]
+    assert report.runtime.vision is not None and tight is not None and wide is not None and tight < wide
+    report = report_of(changed(good, tmp_path / "same", drift={"vision_runtime": report.runtime.vision}))
+    assert [v.limit for v in report.verdicts if v.measure == "kld_change"] == [tight] and failed(report) == {"recorded"}
 
 
 # --- against ----------------------------------------------------------------------------------------------------------------
