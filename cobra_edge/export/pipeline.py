@@ -112,7 +112,7 @@ def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
         tell(f"vision weights: {VISION_SOURCES[checkpoint.vision_source]}")
     estimated = estimates(checkpoint, plan)
     tell(time_line(estimated, plan.choice.quality))
-    o, cache, watch = plan.options, EmbeddingCache(checkpoint), Stopwatch()
+    o, cache, watch, foretells = plan.options, EmbeddingCache(checkpoint), Stopwatch(), _foretells(plan)
     calibration = plan.calibration if plan.calibration and plan.calibration.images() else LineSet.embedded()
     with staged_directory(plan.directory, force=o.force, needed_bytes=plan.needed_bytes) as stage:
         images = plan.golden.images()
@@ -138,7 +138,7 @@ def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
                 lambda draft: _measure(Bundle(stage, draft), len(suite.lines)),
                 lambda draft, precision: _with_vision(draft, plan, precision, stage, calibration),
             )
-        drift = msgspec.structs.replace(found.drift, expected_kld=_expected_kld(allocation))
+        drift = msgspec.structs.replace(found.drift, expected_kld=_expected_kld(allocation) if foretells else None)
         manifest = _seal(stage, found.draft, drift, plan.target)
     answers_file(plan.directory).unlink(missing_ok=True)
     shutil.rmtree(calibration_directory(plan.directory), ignore_errors=True)
@@ -235,6 +235,15 @@ def _write_decoder(
                 )
         write(recipe)
     return recipe, measured
+
+
+def _foretells(plan: ExportPlan) -> bool:
+    """Return whether the calibration lines tell what drift to expect on the golden ones: given answers of one set.
+
+    A model's own answers to what it was not taught can be a token long, and drift by far more than gradients foretell.
+    """
+    one_set = plan.options.golden is None and (plan.calibration is None or plan.calibration.name == plan.golden.name)
+    return one_set and all(line.answer for line in [*(plan.calibration.lines if plan.calibration else []), *plan.golden.lines])
 
 
 def _expected_kld(allocation: BitAllocation | None) -> float | None:

@@ -30,7 +30,7 @@ def expected_gate(
         limits: on MEASURE.
     """
     if drift is None or drift.expected_kld is None:
-        return Gate("no statistics foretold the drift of this recipe: only the method guided does")
+        return Gate("nothing foretold it: only method guided does, on answers that were given")
     if kld is None:
         return Gate("the KLD was not measured")
     figures = {MEASURE: Figure(kld / (drift.expected_kld + noise_floor.get(FLOOR, {}).get("kld_mean", 0.0)))}

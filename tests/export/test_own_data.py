@@ -13,6 +13,7 @@ from cobra_edge.calibrate import command as calibrate
 from cobra_edge.errors import InputError
 from cobra_edge.export import command as export_module
 from cobra_edge.export import lines as lines_module
+from cobra_edge.export import pipeline
 from cobra_edge.export.answers import answers_file, with_answers
 from cobra_edge.export.lines import affordable
 from cobra_edge.export.plan import ExportOptions, plan_export
@@ -24,7 +25,7 @@ from cobra_edge.quantize.statistics import read_header
 from cobra_edge.regress.golden import read_golden
 from cobra_edge.suite.line import Line
 from cobra_edge.suite.line_set import LineSet
-from cobra_edge.suite.reader import CALIBRATION
+from cobra_edge.suite.reader import CALIBRATION, HELDOUT
 from cobra_edge.terminal.output import run_command
 
 IMAGES = sorted((CALIBRATION.parent / "calibration").glob("*.png"))
@@ -81,6 +82,19 @@ def test_answers_are_generated_for_what_is_read(folder, tmp_path, monkeypatch):
     checkpoint, plan = planned("mini", tmp_path / "b", calibration=CALIBRATION, method="gptq")
     assert with_answers(checkpoint, plan, cache) is plan and not asked, "lines with answers need none"
     assert len(plan.golden.images()) == 8 and not {*plan.golden.images()} & {*plan.calibration.images()}
+
+
+def test_drift_is_foretold_for_given_answers_of_the_set_that_it_is_measured_on(folder, tmp_path):
+    photos = folder(12)
+    foretold = {
+        "embedded": {},
+        "a folder": {"calibration": photos},
+        "other golden lines": {"golden": CALIBRATION},
+        "other calibration lines": {"calibration": CALIBRATION, "golden": HELDOUT},
+    }
+    found = {name: pipeline._foretells(planned("mini", tmp_path / "b", **given)[1]) for name, given in foretold.items()}
+    assert found == {"embedded": True, "a folder": False, "other golden lines": False, "other calibration lines": False}
+    assert pipeline._foretells(planned("mini", tmp_path / "b", calibration=CALIBRATION)[1])  # some of it is held out
 
 
 @pytest.mark.parametrize("side", ["to calibrate on", "held out to measure drift on"])
