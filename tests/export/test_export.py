@@ -225,7 +225,7 @@ def test_interrupted_in_the_middle(tmp_path, text_only, stage, source, signals):
 
 def test_nohup_is_respected(tmp_path, text_only):
     command = ["nohup", sys.executable, "-m", "cobra_edge.export", "--target", "jetson", "--out", str(tmp_path / "bundle")]
-    command += ["--checkpoint", str(text_only), "--golden-lines", "1", "--quality", "fast"]
+    command += ["--checkpoint", str(text_only), "--golden-lines", "2", "--quality", "fast"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     while "decoder as" not in child.stderr.readline():
         assert child.poll() is None
