@@ -98,7 +98,12 @@ def test_a_fault_is_caught_by_the_right_measure(
     if name in ("red and blue", "normalisation", "projector's bias"):
         assert len(failed) > 1  # what is seen wrongly is answered wrongly
     if name == "stale convolution":
-        assert failed <= {"greedy_match", "accuracy", "accuracy_change", "reply_change"}  # nothing that reads many tokens at once shows it
+        assert failed <= {
+            "greedy_match",
+            "accuracy",
+            "accuracy_change",
+            "reply_change",
+        }  # nothing that reads many tokens at once shows it
 
 
 def test_answers_that_are_not_finite_are_a_drift(run: Callable[..., tuple[int, Report | None]]) -> None:

@@ -94,7 +94,8 @@ def test_what_is_folded_is_printed(tmp_path, opened):
     heights = "[...document.querySelectorAll('details .scroll')].map(b => b.checkVisibility({contentVisibilityAuto: true}))"
     assert not any(page.evaluate(heights))
     page.emulate_media(media="print")
-    assert all(page.evaluate(heights)) and page.evaluate("document.documentElement.scrollWidth") <= 794
+    page.wait_for_function(f"{heights}.every(shown => shown)")  # style is applied with the next frame
+    assert page.evaluate("document.documentElement.scrollWidth") <= 794
     boxes = page.evaluate("[...document.querySelectorAll('.scroll')].map(b => [b.clientWidth, b.scrollWidth])")
     assert all(whole <= shown for shown, whole in boxes)
 
