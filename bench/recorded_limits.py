@@ -39,7 +39,7 @@ from cobra_edge.regress.gates import Gate
 from cobra_edge.regress.golden import Golden, read_golden
 from cobra_edge.regress.line_metrics import LineMetrics, measure_line
 from cobra_edge.regress.predictions import predictions
-from cobra_edge.regress.recorded import OTHER, SAME
+from cobra_edge.regress.recorded import kind_of
 from cobra_edge.regress.report import Runtime
 from cobra_edge.suite.tokenized import TokenizedSuite
 from cobra_edge.terminal.option_groups import Command, option
@@ -140,9 +140,8 @@ def runs_of(bundle: Bundle, label: str, on_run: Callable[[str], None] = lambda r
             metrics = line_metrics(session, golden, suite)
         judge = Judge(bundle, golden, runtime)
         figures = judge.gates(suite, metrics)["recorded"].figures
-        same = (drift.runtime, drift.vision_runtime) == (runtime.decoder, runtime.vision)
         values = [figures[measure].value or 0.0 for measure in CHANGES]
-        change = Change(label, name, SAME if same else OTHER, runtime.activations, len(suite.lines), *values)
+        change = Change(label, name, kind_of(drift, runtime), runtime.activations, len(suite.lines), *values)
         yield change, [judge.alarms(suite, metrics, *part) for part in parts(suite, number)]
 
 

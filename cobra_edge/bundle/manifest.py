@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -85,8 +85,8 @@ class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positions: int
     measures: dict[str, float]
     activations: str = ""
-    by_line: dict[str, tuple[float, ...]] = {}
-    expected_kld: float | None = None
+    by_line: dict[str, tuple[Annotated[float, msgspec.Meta(ge=0)], ...]] = {}
+    expected_kld: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
 class VisionGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

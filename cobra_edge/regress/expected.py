@@ -2,8 +2,8 @@
 
 A guided export chooses each matrix's bits by an estimate of the KLD that they cost. A build that drifts far more is not what
 its recipe says: a rotation that only one side applies, scales of another layer, statistics of another model. One that drifts
-far less was compared with itself. Rounding that the estimate leaves out, of activations and of the vision graph, is allowed for
-by the float model's own drift in bfloat16.
+far less was compared with itself. To both sides is added what the estimate leaves out, the rounding of activations and of the
+vision graph: the float model's own drift in bfloat16. Where bits are many, that is all there is, and the ratio is near 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def expected_gate(
     """
     if drift is None or drift.expected_kld is None:
         return Gate("nothing foretold it: only method guided does, on answers that were given")
-    if kld is None:
-        return Gate("the KLD was not measured")
-    figures = {MEASURE: Figure(kld / (drift.expected_kld + noise_floor.get(FLOOR, {}).get("kld_mean", 0.0)))}
+    rounding = noise_floor.get(FLOOR, {}).get("kld_mean", 0.0)
+    if rounding <= 0:
+        return Gate(f"the bundle has no noise floor in {FLOOR} to allow for; export it again")
+    figures = {MEASURE: Figure(None if kld is None else (kld + rounding) / (drift.expected_kld + rounding))}
     return Gate("", figures, judge(figures, limits, {}))

@@ -35,7 +35,8 @@ COLUMNS = (*(column for column, _, _ in _KLDS.values()), _REPLIES)
 
 def recorded_by_line(aggregate: Aggregate) -> dict[str, tuple[float, ...]]:
     """Return what a manifest records of each line, by column of COLUMNS, to seven digits."""
-    return {name: tuple(float(f"{value:.7g}") for value in aggregate.by_line(name)) for name in COLUMNS}
+    # A divergence of nothing can come out a rounding below 0, which a manifest may not hold.
+    return {name: tuple(float(f"{max(value, 0.0):.7g}") for value in aggregate.by_line(name)) for name in COLUMNS}
 
 
 def recorded_gate(
@@ -69,8 +70,12 @@ def recorded_gate(
     if any(floor.get(mean, 0) <= 0 for _, _, mean in _KLDS.values()):
         return Gate(f"the bundle has no noise floor in {FLOOR} to compare changes with; export it again")
     figures = _changes(drift, floor, _rows(golden.suite, suite), aggregate)
-    kind = SAME if (drift.runtime, drift.vision_runtime) == (runtime.decoder, runtime.vision) else OTHER
-    return Gate("", figures, judge(figures, limits.get(kind, {}).get(runtime.activations, {}), {}))
+    return Gate("", figures, judge(figures, limits.get(kind_of(drift, runtime), {}).get(runtime.activations, {}), {}))
+
+
+def kind_of(drift: Drift, runtime: Runtime) -> str:
+    """Return SAME for the kinds of decoder and vision runtime that the drift was recorded with, else OTHER."""
+    return SAME if (drift.runtime, drift.vision_runtime) == (runtime.decoder, runtime.vision) else OTHER
 
 
 def _rows(golden: TokenizedSuite, suite: TokenizedSuite) -> list[int]:

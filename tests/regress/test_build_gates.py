@@ -16,8 +16,10 @@ from bench.fault_kinds import all_scales, change_tensors, seal
 from cobra_edge.bundle.manifest import Drift
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.decoder import DecoderOptions
+from cobra_edge.errors import BundleError
 from cobra_edge.regress.budget import read_budget
 from cobra_edge.regress.command import command
+from cobra_edge.regress.expected import expected_gate
 from cobra_edge.regress.gates import GATES, gate_limits, gate_of
 from cobra_edge.regress.outputs.rows import gate_rows
 from cobra_edge.regress.recorded import COLUMNS, OTHER, SAME
@@ -202,6 +204,19 @@ def test_a_drift_far_from_the_foretold_one_fails(good: Path, tmp_path: Path, tim
     assert isinstance(drift, Drift)
     report = report_of(changed(good, tmp_path / "b", drift={"expected_kld": times * drift.measures["kld_mean"]}))
     assert report.passed is passes and failed(report) == (set() if passes else {"expected"})
+
+
+def test_where_rounding_is_all_there_is_nothing_is_far_from_the_foretold() -> None:
+    drift = Drift("native", None, 1, 1, {}, expected_kld=1e-8)
+    gate = expected_gate(drift, 3e-6, {"bf16": {"kld_mean": 1e-4}}, gate_limits().expected)
+    assert [verdict.within for verdict in gate.verdicts] == [True, True]
+    assert "no noise floor" in expected_gate(drift, 3e-6, {}, gate_limits().expected).why_not
+
+
+@pytest.mark.parametrize("drift", [{"by_line": {"kld": (-1.0,)}}, {"expected_kld": -1e-5}])
+def test_a_divergence_below_zero_is_no_record(good: Path, tmp_path: Path, drift: dict[str, Any]) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        report_of(changed(good, tmp_path / "odd", drift=drift))
 
 
 # --- all --------------------------------------------------------------------------------------------------------------------
