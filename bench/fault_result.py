@@ -27,7 +27,6 @@ class FaultRow(msgspec.Struct, frozen=True, kw_only=True):
         worst: the measure furthest beyond its limit, most often.
         worst_times: how many times its distance from the ideal is that of the limit, at most.
         refused: message of a run that failed, or "".
-        detected_against_good_build: how often a fault that was not caught shows with the good build as baseline.
     """
 
     name: str
@@ -44,7 +43,6 @@ class FaultRow(msgspec.Struct, frozen=True, kw_only=True):
     worst: str | None
     worst_times: float | None
     refused: str
-    detected_against_good_build: int = 0
 
 
 class FaultResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -234,17 +234,6 @@ def run_trial(fault: Fault, good: Path, draw: int = 0) -> Found:
     return Found(int(bool(failed)), _names(failed), gates, worst)
 
 
-def detected(fault: Fault, good: Path, draw: int = 0) -> bool:
-    """Return whether a fault shows with the good build as baseline: a drift larger than that of 16 bits."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "broken"
-        inject(fault, good, copy, draw)
-        with fault.running():
-            report = measured(copy, threads=1, baseline=str(good)).report
-    drift = report.measures["kld_mean"].value
-    return drift is not None and drift > report.noise_floor["fp16"]["kld_mean"]
-
-
 def verdicts_of(report: Report, bundle: Path, budget: Path | None) -> tuple[Verdict, ...]:
     """Judge the report of a bundle by a budget; None for the shipped one."""
     manifest, precision = Bundle.open(bundle).manifest, report.build.vision_precision
@@ -274,18 +263,16 @@ def run_trials(
         on_draw: called with the name, the number of finished draws, and the total.
     """
     for fault in faults:
-        good, found, apart = folder / fault.gate, list[Found](), 0
+        good, found = folder / fault.gate, list[Found]()
         if not good.exists():
             export_gate(GATES[fault.gate], folder)
         for draw in range(fault.draws):
             on_draw(fault.name, draw, fault.draws)
             found.append(run_trial(fault, good, draw))
-            if found[-1].exit_code == 0:
-                apart += detected(fault, good, draw)
-        yield _row(fault, found, apart)
+        yield _row(fault, found)
 
 
-def _row(fault: Fault, found: Sequence[Found], detected_against_good_build: int) -> FaultRow:
+def _row(fault: Fault, found: Sequence[Found]) -> FaultRow:
     worst = Counter(f.worst[0] for f in found if f.worst)
     often = worst.most_common(1)[0][0] if worst else None
     return FaultRow(
@@ -303,5 +290,4 @@ def _row(fault: Fault, found: Sequence[Found], detected_against_good_build: int)
         worst=often,
         worst_times=max((f.worst[1] for f in found if f.worst and f.worst[0] == often), default=None),
         refused=next((f.refused for f in found if f.refused), ""),
-        detected_against_good_build=detected_against_good_build,
     )
