@@ -58,6 +58,7 @@ PAGES = (
     *sorted((ROOT / "docs" / "results").glob("*.md")),
     ROOT / "docs" / "regress-intervals.md",
     ROOT / "docs" / "regress-faults.md",
+    ROOT / "docs" / "regression-harness.md",
 )
 PLOT = ROOT / "docs" / "drift.png"
 

@@ -129,6 +129,8 @@ def against_gate(other: Mapping[str, np.ndarray] | None, aggregate: Aggregate) -
         now, before = (np.bincount(images, values, aggregate.images) for values in (aggregate.by_line(column), other[column]))
         if before.sum() > 0:
             figures[measure] = _ratio(now, before)
+    if not figures:
+        return Gate("the other build does not drift at all, so nothing can be a multiple of it")
     return Gate("", figures, tuple(_verdict(measure, figure) for measure, figure in figures.items()))
 
 

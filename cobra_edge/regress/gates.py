@@ -41,7 +41,7 @@ class Gate:
     """What one gate found.
 
     Attributes:
-        why_not: why it does not judge, or "".
+        why_not: why it does not judge, or ""; then it has no verdicts.
         figures: what it measured, by measure.
         verdicts: on its limits.
     """
@@ -65,7 +65,7 @@ def judged(gates: Mapping[str, Gate]) -> Judgement:
     return Judgement(
         {measure: figure for gate in gates.values() for measure, figure in gate.figures.items()},
         tuple(verdict for gate in gates.values() for verdict in gate.verdicts),
-        {name: gate.why_not for name, gate in gates.items() if gate.why_not},
+        {name: gate.why_not or "no limit applies" for name, gate in gates.items() if not gate.verdicts},
     )
 
 

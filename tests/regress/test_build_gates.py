@@ -222,6 +222,12 @@ def test_a_divergence_below_zero_is_no_record(good: Path, tmp_path: Path, drift:
 # --- all --------------------------------------------------------------------------------------------------------------------
 
 
+def test_a_run_that_judges_nothing_names_every_gate_too(good: Path) -> None:
+    run = Run(good, "fp16", None, None, False, "cpu", "auto", "auto", DecoderOptions(1), 0, None)
+    report = measure(run, None, None, None).report
+    assert set(report.not_judged) == set(GATES) and not report.verdicts and report.measures["kld_change"].value is not None
+
+
 def test_every_output_names_every_gate(reported: Path) -> None:
     report = read_report(reported / "report.json")
     assert [name for name, _ in gate_rows(report)] == list(GATES)
