@@ -179,7 +179,7 @@ def with_tables(text: str) -> str:
     def fill(match: re.Match[str]) -> str:
         return f"<!-- table: {match[1]} -->\n{_text(match[1])}\n<!-- end -->"
 
-    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    return re.sub(r"<!-- table: ([^>\n]+?) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
 
 @click.command(cls=Command, epilog="Example: python -m bench.figures --check")
