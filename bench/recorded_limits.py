@@ -167,7 +167,8 @@ def foretold(build: Build, bundle: Bundle) -> Foretold:
     """Return the KLD that an export measured and the one that it foretold."""
     drift = bundle.manifest.drift
     assert drift is not None and drift.expected_kld is not None
-    ratio = expected_gate(drift, drift.measures["kld_mean"], bundle.manifest.noise_floor, {}).figures[MEASURE].value
+    images, floor = len(read_golden(bundle).suite.images), bundle.manifest.noise_floor
+    ratio = expected_gate(drift, drift.measures["kld_mean"], images, floor, {}).figures[MEASURE].value
     return Foretold(build.label, drift.expected_kld, drift.measures["kld_mean"], ratio or 0.0)
 
 

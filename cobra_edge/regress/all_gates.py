@@ -56,5 +56,5 @@ def gates_of(
         "absolute": absolute_gate(figures, limits, manifest.noise_floor, not_taken),
         "recorded": recorded_gate(manifest, compared.golden, compared.suite, aggregate, compared.runtime, ours.recorded),
         "against": against_gate(compared.against, aggregate),
-        "expected": expected_gate(manifest.drift, kld, manifest.noise_floor, ours.expected),
+        "expected": expected_gate(manifest.drift, kld, aggregate.images, manifest.noise_floor, ours.expected),
     }

@@ -208,9 +208,11 @@ def test_a_drift_far_from_the_foretold_one_fails(good: Path, tmp_path: Path, tim
 
 def test_where_rounding_is_all_there_is_nothing_is_far_from_the_foretold() -> None:
     drift = Drift("native", None, 1, 1, {}, expected_kld=1e-8)
-    gate = expected_gate(drift, 3e-6, {"bf16": {"kld_mean": 1e-4}}, gate_limits().expected)
+    gate = expected_gate(drift, 3e-6, 16, {"bf16": {"kld_mean": 1e-4}}, gate_limits().expected)
     assert [verdict.within for verdict in gate.verdicts] == [True, True]
-    assert "no noise floor" in expected_gate(drift, 3e-6, {}, gate_limits().expected).why_not
+    few = expected_gate(drift, 3e-6, 15, {"bf16": {"kld_mean": 1e-4}}, gate_limits().expected)
+    assert (few.why_not, few.verdicts) == ("too few to judge (15 images; 16 needed)", ())
+    assert "no noise floor" in expected_gate(drift, 3e-6, 16, {}, gate_limits().expected).why_not
 
 
 @pytest.mark.parametrize("drift", [{"by_line": {"kld": (-1.0,)}}, {"expected_kld": -1e-5}])
