@@ -66,14 +66,11 @@ command.add_command(vision)
 @option("--shape", group="input", default="cobra-3b", help="Published shape, with random weights.")
 @option("--target", group="quantization", default="jetson", help="Device profile or family.")
 @option("--quality", group="quantization", type=click.Choice(list(QUALITIES)), default=DEFAULT_QUALITY, help="As of an export.")
-@option("--golden-lines", group="measurement", type=click.IntRange(2), default=2, help="Number of golden lines.")
 @option("--interrupt", group="measurement", is_flag=True, help="Kill the export once in each stage that resumes, and go on.")
 @option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
 @option("--scratch", group="advanced", type=click.Path(path_type=Path, exists=True), help="Directory for temporary files.")
 @debug_option
-def export(
-    shape: str, target: str, quality: str, scratch: Path | None, golden_lines: int, interrupt: bool, as_json: bool
-) -> None:
+def export(shape: str, target: str, quality: str, scratch: Path | None, interrupt: bool, as_json: bool) -> None:
     """Measure wall time and peak memory of exporting a checkpoint with random weights and planted outliers.
 
     The drift of random weights says nothing about a trained model and is not reported.
@@ -85,16 +82,14 @@ def export(
     from .random_export import export_random
 
     with tempfile.TemporaryDirectory(dir=scratch) as folder, progress() as bar:
-        exported = export_random(
-            shape, target, ["--quality", quality], golden_lines, Path(folder), Path(folder) / "bundle", bar, interrupt
-        )
+        exported = export_random(shape, target, ["--quality", quality], Path(folder), Path(folder) / "bundle", bar, interrupt)
     process, manifest = exported.process, exported.manifest
     result = ExportResult(
         shape=shape,
         target=target,
         quality=quality,
         scheme=manifest["recipe"]["scheme"],
-        golden_lines=golden_lines,
+        golden_lines=manifest["drift"]["lines"],
         seconds=round(process.seconds, 1),
         killed={stage: round(seconds, 1) for stage, seconds in exported.killed.items()},
         stages={stage: round(seconds, 1) for stage, seconds in exported.stages.items()},

@@ -48,7 +48,6 @@ def export_random(
     shape: str,
     target: str,
     recipe: list[str],
-    golden_lines: int,
     folder: Path,
     out: Path,
     bar: Progress,
@@ -59,7 +58,6 @@ def export_random(
     Args:
         shape, target: valid names.
         recipe: options of the export, such as --scheme and a name.
-        golden_lines: their number.
         folder: an existing one, for the checkpoint; about three times the size of the bundle. The caller deletes it.
         out: directory of the bundle.
         bar: for progress.
@@ -77,7 +75,7 @@ def export_random(
     task = bar.add_task(f"random {shape}", total=3)
     write_random_checkpoint(shape, source, lambda: bar.advance(task))
     arguments = ["--target", target, "--checkpoint", str(source), *recipe, "--out", str(out)]
-    arguments += ["--golden-lines", str(golden_lines), "--budget", str(budget_without_limits(folder)), "--json"]
+    arguments += ["--budget", str(budget_without_limits(folder)), "--json"]
     done, killed = _measured(arguments, calibration_directory(out), _FIRST_LAYERS if interrupt else {})
     if done.exit_code:
         raise MachineError(f"the export failed with exit code {done.exit_code}; see its messages above")

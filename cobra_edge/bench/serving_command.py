@@ -188,15 +188,8 @@ def _bundle(given: Path | None, shape: str, kept: Path | None, scratch: Path | N
                 source = Path(folder) / "source"
                 source.mkdir()
                 with progress() as bar:
-                    export_random(
-                        shape,
-                        "cpu",
-                        ["--scheme", _SCHEME, "--method", "rtn", "--vision-precision", "fp32"],
-                        1,
-                        source,
-                        out,
-                        bar,
-                    )
+                    recipe = ["--scheme", _SCHEME, "--method", "rtn", "--vision-precision", "fp32", "--golden-lines", "2"]
+                    export_random(shape, "cpu", recipe, source, out, bar)
         except ImportError as error:
             raise MachineError(f"bench serve needs {error.name}; install it with: {install_hint('export')}") from error
         yield out

@@ -169,8 +169,9 @@ def spread(lines: list[Line], wanted: int) -> list[Line]:
     for task in itertools.islice(itertools.cycle(by_task), wanted * len(by_task)):
         if sum(counts.values()) < wanted and counts[task] < len(by_task[task]):
             counts[task] += 1
+    chosen = [task for task, count in counts.items() if count]
     return [
-        of[(i * len(by_task) + start) * len(of) // (counts[task] * len(by_task))]
-        for start, (task, of) in enumerate(by_task.items())
+        by_task[task][(i * len(chosen) + start) * len(by_task[task]) // (counts[task] * len(chosen))]
+        for start, task in enumerate(chosen)
         for i in range(counts[task])
     ]

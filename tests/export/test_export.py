@@ -423,6 +423,15 @@ def test_golden_lines_are_of_every_task():
         assert wanted > 100 or max(counts.values()) - min(counts.values()) <= 1
 
 
+@pytest.mark.parametrize("wanted", [2, 3, 5])
+def test_few_lines_are_about_as_many_images(wanted):
+    from cobra_edge.suite.line import Line
+    from cobra_edge.suite.reader import spread
+
+    lines = [Line(task, image=f"{i}.png", task=task) for i in range(8) for task in "abcdefghijkl"]
+    assert len({line.image for line in spread(lines, wanted)}) == wanted
+
+
 def test_a_float_model_that_overflows_is_said(export, text_only, tmp_path):
     from safetensors.torch import load_file, save_file
 
