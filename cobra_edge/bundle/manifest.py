@@ -120,7 +120,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drift: Drift | None
     vision: VisionGraph | None = None  # older bundles have fp32 and float32
     engines: dict[str, EngineKey] = {}  # by file name: engines in the bundle
-    # Drift of the float model in "fp16" and "bf16" from float32, on the golden lines.
+    # Drift of the float model in "fp16" and "bf16" from float32, on the golden lines; of a large model in "bf16" alone.
     noise_floor: dict[str, dict[str, float]] = {}
 
 

@@ -53,7 +53,7 @@ _PATH = click.Path(path_type=Path)
     "--golden-lines",
     group="input",
     type=click.IntRange(FEWEST_IMAGES, 10_000),
-    show_default="all, or 8 for large models",
+    show_default="all, or 64 for large models",
     help="Lines of the golden suite to use.",
 )
 @option(

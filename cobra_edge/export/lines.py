@@ -21,8 +21,10 @@ MOST_VISUAL_POSITIONS = 1 << 15  # of calibration that gradients are collected o
 # model, which is what `calibrate` recommends.
 MOST_STATISTICS_POSITIONS = 24 << 10
 _EMBEDDED_PIXELS = 112  # width and height of the images of the embedded sets
-_SMALL = 10**9  # weights below which the float reference is fast enough for many golden lines
-_GOLDEN_LINES = (1000, 8)  # of a large model as few as a mean can be judged on (`regress.aggregate.IMAGES_NEEDED`)
+_GOLDEN_LINES = 1000  # at most, of a small model
+# (images, lines) of a large model, whose float reference takes most of a minute for each image: quantiles can be judged, or,
+# where the export itself takes but minutes, means (`regress.aggregate.IMAGES_NEEDED`).
+_LARGE_MODEL, _IN_MINUTES = (16, 64), (8, 16)
 
 
 def calibration_and_golden(
@@ -67,7 +69,8 @@ def drawn_lines(config: CobraConfig) -> LineSet | None:
     """
     if config.vision is None or config.vision.image_size <= _EMBEDDED_PIXELS:
         return None
-    found = drawn_set(min(MOST_IMAGES, MOST_VISUAL_POSITIONS // config.n_visual_tokens) * 5 // 4)
+    to_read = min(MOST_IMAGES, MOST_VISUAL_POSITIONS // config.n_visual_tokens)
+    found = drawn_set(max(to_read * 5 // 4, 5 * _LARGE_MODEL[0]))  # one in five is held out
     images = len(found.images())
     tell(
         f"no calibration data given: {images} drawn images, answered by the float model; a folder of your own images is better"
@@ -75,13 +78,22 @@ def drawn_lines(config: CobraConfig) -> LineSet | None:
     return found
 
 
-def golden_lines(lines: LineSet, wanted: int | None, config: CobraConfig) -> LineSet:
-    """Return at most `wanted` lines, spread over tasks and ordered by image; None for 1000, or 8 of a large model.
+def golden_lines(lines: LineSet, wanted: int | None, config: CobraConfig, *, in_minutes: bool = False) -> LineSet:
+    """Return golden lines, spread over tasks and ordered by image.
+
+    Args:
+        lines: to choose from.
+        wanted: how many at most; None for 1000, of a large model 64 about 16 images.
+        config: of the model.
+        in_minutes: whether the export takes but minutes otherwise: then 16 about 8 images of a large model, by default.
 
     Raises:
         InputError: lines about one image, which the drift of the finished bundle could not be judged on.
     """
-    most = _GOLDEN_LINES[0 if config.mamba.n_parameters < _SMALL else 1]
+    most = _GOLDEN_LINES
+    if config.mamba.is_large and wanted is None:
+        most_images, most = _IN_MINUTES if in_minutes else _LARGE_MODEL
+        lines = lines.about(most_images)
     chosen = spread(list(lines.lines), wanted or most)
     images = {line.image or number for number, line in enumerate(chosen)}  # a line without an image counts as one
     if len(images if config.vision is not None else chosen) < FEWEST_IMAGES:

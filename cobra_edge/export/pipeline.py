@@ -264,12 +264,12 @@ def _write_golden(
     checkpoint: Any, suite: TokenizedSuite, embeddings: np.ndarray, codec: TextCodec, stage: Path, bar: Any
 ) -> dict[str, dict[str, float]]:
     """Run the golden lines through the float model and write the results; returns its noise floor in 16 bits."""
-    from ..regress.float_reference import NARROW, batches
+    from ..regress.float_reference import batches
     from ..regress.golden import write_golden
-    from ..regress.noise_floor import golden_predictions, noise_floor
+    from ..regress.noise_floor import floor_precisions, golden_predictions, noise_floor
 
     layers = len(batches(suite.lines, checkpoint.config.n_visual_tokens)) * checkpoint.config.mamba.n_layer
-    task = bar.add_task("float reference", total=layers * (1 + len(NARROW)))
+    task = bar.add_task("float reference", total=layers * (1 + len(floor_precisions(checkpoint.config))))
     predictions = golden_predictions(checkpoint, suite, embeddings, codec, lambda: bar.advance(task))
     write_golden(stage / GOLDEN, suite, predictions, embeddings)
     return noise_floor(checkpoint, suite, predictions, codec, lambda: bar.advance(task))

@@ -145,10 +145,11 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
         calibration, held_out = drawn.divided()
         golden = held_out if o.golden is None else golden
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
+    method = recipe_method(recipe.method)
     if calibration is not None:
-        gradients = recipe_method(recipe.method).needs_gradients
-        calibration = affordable(calibration, config, gradients=gradients, quiet=not reads)
-    golden = golden_lines(golden, o.golden_lines, config)
+        calibration = affordable(calibration, config, gradients=method.needs_gradients, quiet=not reads)
+    in_minutes = not (method.needs_gradients or method.needs_statistics)
+    golden = golden_lines(golden, o.golden_lines, config, in_minutes=in_minutes)
     for lines in filter(None, (golden, calibration)):
         check_answerable(lines, config)
         tokenized_lines(lines, codec, config, answered=False)
