@@ -132,14 +132,14 @@ def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
         draft = msgspec.structs.replace(draft, noise_floor=floor)
         del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need memory
         with watch.stage("drift"):
+            expected = _expected_kld(allocation) if foretells else None
             found = measured_within_budget(
                 plan,
                 draft,
-                lambda draft: _measure(Bundle(stage, draft), len(suite.lines)),
+                lambda draft: msgspec.structs.replace(_measure(Bundle(stage, draft), len(suite.lines)), expected_kld=expected),
                 lambda draft, precision: _with_vision(draft, plan, precision, stage, calibration),
             )
-        drift = msgspec.structs.replace(found.drift, expected_kld=_expected_kld(allocation) if foretells else None)
-        manifest = _seal(stage, found.draft, drift, plan.target)
+        manifest = _seal(stage, found.draft, found.drift, plan.target)
     answers_file(plan.directory).unlink(missing_ok=True)
     shutil.rmtree(calibration_directory(plan.directory), ignore_errors=True)
     return Exported(plan.directory, manifest, plan.kept_float, found.verdicts, allocation, watch.seconds, estimated)

@@ -17,7 +17,7 @@ from ..inputs.image import load_image
 from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, results, say, stages, tell
 from .budget import Budget, read_budget
-from .gates import gate_of
+from .gates import failures
 from .journal import locked
 from .outputs.explain import explain_option
 from .outputs.history import append_history, check_history
@@ -108,19 +108,8 @@ def regress(
     if updates:
         assert budget is not None
         _update(budget, found, margin)
-    elif reasons := _failures(found):
+    elif reasons := failures(found.verdicts):
         raise DriftError(f"{'; '.join(reasons)}; do not ship this build")
-
-
-def _failures(report: Report) -> list[str]:
-    """Return by gate which limits were exceeded, and which could not be judged and why."""
-    names: dict[str, list[str]] = {}
-    for verdict in report.verdicts:
-        if not verdict.within:
-            failed = f"gate {gate_of(verdict)} failed:"
-            reason = failed if verdict.judged is not None else f"{failed} {verdict.note}; not judged:"
-            names.setdefault(reason, []).append(f"{verdict.measure} ({verdict.rule})")
-    return [f"{reason} {', '.join(of)}" for reason, of in names.items()]
 
 
 def _previous(given: Path | None, directory: Path | None) -> Report | None:
