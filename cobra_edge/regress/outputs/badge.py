@@ -31,6 +31,4 @@ def report_badge(report: Report) -> str:
 
 
 def _text(x: float, text: str) -> str:
-    return (
-        f'<text x="{x:g}" y="14" textLength="{len(text) * _CHARACTER:g}" lengthAdjust="spacingAndGlyphs">{escape(text)}</text>'
-    )
+    return f'<text x="{x:g}" y="14" textLength="{len(text) * _CHARACTER:g}">{escape(text)}</text>'
