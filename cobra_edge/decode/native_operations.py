@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -97,14 +97,17 @@ def differentiable_scan(*inputs: Tensor) -> tuple[Tensor, Tensor]:
     return out, last
 
 
-def _stacked(one: Callable[[int], np.ndarray], rows: Iterable[int]) -> Tensor:
+def _stacked(one: Callable[[int], np.ndarray], rows: Sequence[int]) -> Tensor:
     """Return the results for every row of a batch as one tensor; rows run in parallel."""
     return torch.from_numpy(np.stack(_parallel(one, rows)))
 
 
-def _parallel(one: Callable[[int], _Result], rows: Iterable[int]) -> list[_Result]:
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return list(threads.map(one, rows))
+def _parallel(one: Callable[[int], _Result], rows: Sequence[int]) -> list[_Result]:
+    threads = min(torch.get_num_threads(), len(rows))
+    if threads < 2:  # starting a thread takes longer than a short row
+        return [one(row) for row in rows]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(one, rows))
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
