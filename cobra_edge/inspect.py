@@ -12,10 +12,11 @@ import click
 from .bundle.reader import Bundle
 from .decode.backends import BACKENDS
 from .formats.targets import targets
-from .regress.budget import judge, read_budget
+from .regress.budget import read_budget
 from .regress.bundle_tables import bits_per_weight, drift_table, memory_table, recipe_line
+from .regress.drift import judged_drift
 from .regress.golden import read_golden
-from .regress.report import Figure, Verdict
+from .regress.report import Verdict
 from .terminal.listing import Listing, Row
 from .terminal.option_groups import Command, option
 from .terminal.output import cell, debug_option, figure, main_of, megabytes, print_json, results
@@ -93,8 +94,8 @@ def _verdicts(bundle: Bundle) -> tuple[Verdict, ...]:
     if manifest.drift is None or manifest.recipe.scheme not in budget.schemes:
         return ()
     precision = None if manifest.model.vision is None else bundle.vision_graph.precision
-    figures = {name: Figure(value) for name, value in manifest.drift.measures.items()}
-    return judge(figures, budget.limits_of(manifest.recipe.scheme, precision, manifest.target), manifest.noise_floor)
+    limits = budget.limits_of(manifest.recipe.scheme, precision, manifest.target)
+    return judged_drift(manifest.drift, limits, manifest.noise_floor)
 
 
 def _say_vision(bundle: Bundle) -> None:

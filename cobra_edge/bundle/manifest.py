@@ -76,6 +76,9 @@ class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         measures: by name of `regress.measures.measure_named`, including those of tasks and layers.
         activations: of the decoder that was measured; empty in bundles of earlier versions.
         expected_kld: mean KLD in nats that the gradients of a guided export foretold; None without.
+        images: number of images of the golden lines, a line without one counting as one; 0 in bundles of earlier versions.
+        intervals: bounds of the 95 % intervals of `measures`, over images.
+        too_few: images of each of `measures` that has too few for an interval.
         by_line: a number for each golden line, by column of `regress.recorded.COLUMNS`; empty in bundles of earlier versions.
     """
 
@@ -87,6 +90,9 @@ class Drift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     activations: str = ""
     by_line: dict[str, tuple[Annotated[float, msgspec.Meta(ge=0)], ...]] = {}
     expected_kld: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    images: Annotated[int, msgspec.Meta(ge=0)] = 0
+    intervals: dict[str, tuple[float, float]] = {}
+    too_few: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = {}
 
 
 class VisionGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,7 +126,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drift: Drift | None
     vision: VisionGraph | None = None  # older bundles have fp32 and float32
     engines: dict[str, EngineKey] = {}  # by file name: engines in the bundle
-    # Drift of the float model in "fp16" and "bf16" from float32, on the golden lines.
+    # Drift of the float model in "fp16" and "bf16" from float32, on the golden lines; of a large model in "bf16" alone.
     noise_floor: dict[str, dict[str, float]] = {}
 
 

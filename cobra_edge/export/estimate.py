@@ -27,7 +27,7 @@ _SAMPLED_SECONDS = 0.1
 _BATCHING = 2e-5  # seconds that a position takes in a layer of what does not grow with it: short lines come in small batches
 _STARTING = 10.0  # seconds of what does not grow with the model
 _BACKWARD = 0.8  # of a layer's forward pass: gradients of inputs alone
-_REFERENCE = 8.0  # forward passes that a golden line takes: the recurrence in plain torch, and twice in 16 bits
+_REFERENCE = 5.0  # quick passes that the reference takes of a golden line: in plain torch and float32, and in bfloat16
 _EXACT = 2.5  # a float32 product, in products whose inputs may be rounded to bfloat16
 _ROUNDING = 12e3  # floating-point operations that the scale and the codes of a weight take as long as
 _LOADING = 130  # the same for a weight that is read for a token
@@ -86,11 +86,15 @@ def seconds_of(
         rates: of this machine.
         int8_images: what int8 vision is calibrated on.
     """
+    from ..regress.noise_floor import floor_precisions
+
     mamba = config.mamba
     position = rates.position_seconds + _BATCHING
     layer = calibration.positions * position
     passes = golden.positions * position * _REFERENCE
-    images = 4 * golden.images + 2 * int8_images  # golden ones also twice in 16 bits, and by the graph
+    images = (
+        2 + len(floor_precisions(config))
+    ) * golden.images + 2 * int8_images  # golden ones in 16 bits too, and by the graph
     operations = _ROUNDING * mamba.n_parameters / mamba.n_layer
     if method.needs_gradients:
         passes += layer * (1 + 1 + _BACKWARD + 2)  # forward, again with gradients, and the two models side by side

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from ..bundle.manifest import Drift, Manifest
 from ..formats.precision import PrecisionName
-from ..regress.budget import judge
-from ..regress.report import Figure, Verdict
+from ..regress.drift import judged_drift
+from ..regress.report import Verdict
 from ..terminal.output import tell
 from .plan import ExportPlan
 
@@ -48,8 +48,7 @@ def measured_within_budget(
 
     def judged(draft: Manifest) -> Measured:
         drift, precision = measure(draft), None if draft.vision is None else draft.vision.precision
-        figures = {name: Figure(value) for name, value in drift.measures.items()}
-        return Measured(draft, drift, judge(figures, plan.limits(precision), draft.noise_floor))
+        return Measured(draft, drift, judged_drift(drift, plan.limits(precision), draft.noise_floor))
 
     found, given = judged(draft), plan.options
     if found.exceeded() and draft.recipe.activations == "int8" and given.activations is None and given.scheme is None:

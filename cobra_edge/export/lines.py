@@ -8,11 +8,12 @@ from pathlib import Path
 from ..errors import InputError
 from ..formats.model_config import CobraConfig
 from ..inputs.text import PromptTemplate, TextCodec
+from ..regress.budget import Limits
 from ..suite.calibration_lines import read_calibration
 from ..suite.drawn_set import drawn_set
 from ..suite.folder import MOST_IMAGES
 from ..suite.line_set import FEWEST_TO_DIVIDE, LineSet
-from ..suite.reader import FEWEST_IMAGES, HELDOUT, spread
+from ..suite.reader import FEWEST_IMAGES, spread
 from ..suite.tokenized import TokenizedSuite, tokenized_suite
 from ..terminal.output import tell
 
@@ -21,27 +22,29 @@ MOST_VISUAL_POSITIONS = 1 << 15  # of calibration that gradients are collected o
 # model, which is what `calibrate` recommends.
 MOST_STATISTICS_POSITIONS = 24 << 10
 _EMBEDDED_PIXELS = 112  # width and height of the images of the embedded sets
-_SMALL = 10**9  # weights below which the float reference is fast enough for many golden lines
-_GOLDEN_LINES = (1000, 8)  # of a large model as few as a mean can be judged on (`regress.aggregate.IMAGES_NEEDED`)
+_GOLDEN_LINES = 1000  # at most, of a small model
+# (images, lines) of a large model, whose float reference takes most of a minute for each image: quantiles can be judged, or,
+# where the export itself takes but minutes, means (`regress.aggregate.IMAGES_NEEDED`).
+_LARGE_MODEL, _IN_MINUTES = (16, 64), (8, 16)
 
 
 def calibration_and_golden(
     calibration: Path | None, golden: Path | None, *, needs_images: bool, skip_bad: bool
-) -> tuple[LineSet | None, LineSet]:
-    """Return the lines to calibrate on, and those that golden lines are chosen from; answers may be missing.
+) -> tuple[LineSet | None, LineSet | None]:
+    """Return a user's lines to calibrate on, and those that golden lines are chosen from; answers may be missing.
 
     Args:
         calibration: folder of images, or suite; None for the embedded set, for which None is returned.
-        golden: suite; None for held-out images of `calibration`, or for the embedded suite where that has too few images.
+        golden: suite; None for held-out images of `calibration`, for which None is returned where that has too few.
         needs_images: refuse a calibration set without images, which int8 vision was asked to be calibrated on.
         skip_bad: leave out what cannot be read of `calibration`.
 
     Raises:
-        InputError: as `read_calibration` and `read_suite`, no images, or a folder of fewer than FEWEST_TO_DIVIDE.
+        InputError: as `read_calibration` and `read_suite`, or no images.
     """
     given_golden = None if golden is None else LineSet.of_suite(golden)
     if calibration is None:
-        return None, given_golden or LineSet.of_suite(HELDOUT)
+        return None, given_golden
     given = read_calibration(calibration, skip_bad=skip_bad)
     if needs_images and not given.images():
         raise InputError(f"{calibration}: int8 vision is calibrated on images, the suite has none; give one that has")
@@ -52,44 +55,64 @@ def calibration_and_golden(
         counts = f"{len(held_out.images())} of {len(given.images())} images"
         tell(f"{calibration}: {counts} are held out of calibration, drift is measured on them; --golden measures it elsewhere")
         return kept, held_out
-    if calibration.is_dir():
-        raise InputError(
-            f"{calibration}: fewer than {FEWEST_TO_DIVIDE} different images; drift is measured on two that are held out of "
-            "calibration; add images, or give --golden"
-        )
-    return given, LineSet.of_suite(HELDOUT)
+    tell(
+        f"{calibration}: fewer than {FEWEST_TO_DIVIDE} different images, so none is held out and drift is measured on others; "
+        "add images, or give --golden",
+        "yellow",
+    )
+    return given, None
 
 
-def drawn_lines(config: CobraConfig) -> LineSet | None:
-    """Return the lines of a user who gives none: about drawn images, without answers; a part of them is to be held out.
+def drawn_lines(config: CobraConfig, *, quiet: bool = False) -> LineSet | None:
+    """Return lines about drawn images, without answers, for a user who gives none; a part of them is to be held out.
 
     None for a model that takes no larger images than the embedded sets hold, or none at all: it uses those.
     """
     if config.vision is None or config.vision.image_size <= _EMBEDDED_PIXELS:
         return None
-    found = drawn_set(min(MOST_IMAGES, MOST_VISUAL_POSITIONS // config.n_visual_tokens) * 5 // 4)
-    images = len(found.images())
-    tell(
-        f"no calibration data given: {images} drawn images, answered by the float model; a folder of your own images is better"
-    )
+    to_read = min(MOST_IMAGES, MOST_VISUAL_POSITIONS // config.n_visual_tokens)
+    found = drawn_set(max(to_read * 5 // 4, 5 * _LARGE_MODEL[0]))  # one in five is held out
+    if not quiet:
+        images = len(found.images())
+        tell(f"no calibration data given: {images} drawn images, answered by the float model; a folder of your own is better")
     return found
 
 
-def golden_lines(lines: LineSet, wanted: int | None, config: CobraConfig) -> LineSet:
-    """Return at most `wanted` lines, spread over tasks and ordered by image; None for 1000, or 8 of a large model.
+def golden_lines(lines: LineSet, wanted: int | None, config: CobraConfig, *, in_minutes: bool = False) -> LineSet:
+    """Return golden lines, spread over tasks and ordered by image.
 
-    Raises:
-        InputError: lines about one image, which the drift of the finished bundle could not be judged on.
+    Args:
+        lines: to choose from.
+        wanted: how many at most; None for 1000, of a large model 64 about 16 images.
+        config: of the model.
+        in_minutes: whether the export takes but minutes otherwise: then 16 about 8 images of a large model, by default.
     """
-    most = _GOLDEN_LINES[0 if config.mamba.n_parameters < _SMALL else 1]
+    most = _GOLDEN_LINES
+    if config.mamba.is_large and wanted is None:
+        most_images, most = _IN_MINUTES if in_minutes else _LARGE_MODEL
+        lines = lines.about(most_images)
     chosen = spread(list(lines.lines), wanted or most)
-    images = {line.image or number for number, line in enumerate(chosen)}  # a line without an image counts as one
-    if len(images if config.vision is not None else chosen) < FEWEST_IMAGES:
-        raise InputError(
-            f"{lines.name}: {len(chosen)} golden lines about {len(images)} image, of which `regress` can judge nothing; give "
-            f"lines about {FEWEST_IMAGES} images or more, or more --golden-lines"
-        )
     return replace(lines, lines=sorted(chosen, key=lambda line: line.image or ""))
+
+
+def require_judgeable(golden: LineSet, limits: Limits, config: CobraConfig) -> None:
+    """Raise InputError for golden lines about too few images for a limit of the budget, or for any."""
+    from ..regress.aggregate import IMAGES_NEEDED, kind_of
+
+    def images(task: str) -> int:
+        lines = [line for line in golden.lines if task in ("", line.task)]
+        return len({line.image or number for number, line in enumerate(lines)} if config.vision is not None else lines)
+
+    needed = {name: IMAGES_NEEDED[kind_of(name)] for name in limits}
+    short = {name: images(name.partition(".")[2] if name.startswith("accuracy") else "") for name in needed}
+    named = [f"{name} needs {needed[name]}" for name, found in short.items() if found < needed[name]]
+    if images("") < FEWEST_IMAGES:
+        named = [f"an interval needs {FEWEST_IMAGES}"]
+    if named:
+        raise InputError(
+            f"{golden.name}: {len(golden.lines)} golden lines about {images('')} images, too few to judge drift by the budget: "
+            f"{', '.join(named)}; give more --golden-lines, a larger set, or a --budget without these limits"
+        )
 
 
 def affordable(lines: LineSet, config: CobraConfig, *, gradients: bool, quiet: bool = False) -> LineSet:

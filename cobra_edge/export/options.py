@@ -39,7 +39,7 @@ class ExportOptions:
         engine: one of ENGINES: how to build an engine ahead of time, if the target runs one.
         vision_weights, tokenizer: for checkpoints that have none.
         golden: suite of the golden lines; None for held-out images of `calibration`, or else for the embedded suite.
-        golden_lines: how many; None for all (1000 at most), or 8 for a model of more than 10⁹ weights.
+        golden_lines: how many; None for all (1000 at most); of more than 10⁹ weights 64, or 16 if the method reads them alone.
         budget: drift budget; None for the embedded one.
         device: "cpu", or "cuda" to collect statistics on a GPU.
     """

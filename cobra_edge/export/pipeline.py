@@ -132,14 +132,14 @@ def write_bundle(checkpoint: Any, plan: ExportPlan) -> Exported:
         draft = msgspec.structs.replace(draft, noise_floor=floor)
         del checkpoint  # its memory-mapped pages count as ours, and the runtime is about to need memory
         with watch.stage("drift"):
+            expected = _expected_kld(allocation) if foretells else None
             found = measured_within_budget(
                 plan,
                 draft,
-                lambda draft: _measure(Bundle(stage, draft), len(suite.lines)),
+                lambda draft: msgspec.structs.replace(_measure(Bundle(stage, draft), len(suite.lines)), expected_kld=expected),
                 lambda draft, precision: _with_vision(draft, plan, precision, stage, calibration),
             )
-        drift = msgspec.structs.replace(found.drift, expected_kld=_expected_kld(allocation) if foretells else None)
-        manifest = _seal(stage, found.draft, drift, plan.target)
+        manifest = _seal(stage, found.draft, found.drift, plan.target)
     answers_file(plan.directory).unlink(missing_ok=True)
     shutil.rmtree(calibration_directory(plan.directory), ignore_errors=True)
     return Exported(plan.directory, manifest, plan.kept_float, found.verdicts, allocation, watch.seconds, estimated)
@@ -264,12 +264,12 @@ def _write_golden(
     checkpoint: Any, suite: TokenizedSuite, embeddings: np.ndarray, codec: TextCodec, stage: Path, bar: Any
 ) -> dict[str, dict[str, float]]:
     """Run the golden lines through the float model and write the results; returns its noise floor in 16 bits."""
-    from ..regress.float_reference import NARROW, batches
+    from ..regress.float_reference import batches
     from ..regress.golden import write_golden
-    from ..regress.noise_floor import golden_predictions, noise_floor
+    from ..regress.noise_floor import floor_precisions, golden_predictions, noise_floor
 
     layers = len(batches(suite.lines, checkpoint.config.n_visual_tokens)) * checkpoint.config.mamba.n_layer
-    task = bar.add_task("float reference", total=layers * (1 + len(NARROW)))
+    task = bar.add_task("float reference", total=layers * (1 + len(floor_precisions(checkpoint.config))))
     predictions = golden_predictions(checkpoint, suite, embeddings, codec, lambda: bar.advance(task))
     write_golden(stage / GOLDEN, suite, predictions, embeddings)
     return noise_floor(checkpoint, suite, predictions, codec, lambda: bar.advance(task))

@@ -38,6 +38,7 @@ from ..quantize.sensitivity import Sensitivity, of_tensors, read_sensitivity
 from ..quantize.statistics import Statistics, read_header, read_statistics
 from ..regress.budget import Budget, Limits, read_budget
 from ..suite.line_set import LineSet
+from ..suite.reader import HELDOUT
 from ..terminal.output import tell
 from .checks import check_allocation, check_calibration, check_choices, check_text_only, reads_lines
 from .lines import (
@@ -46,6 +47,7 @@ from .lines import (
     check_answerable,
     drawn_lines,
     golden_lines,
+    require_judgeable,
     tokenized_lines,
 )
 from .memory_plan import plan_memory
@@ -138,17 +140,15 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
     directory = out or Path("bundles") / _name(config, target, recipe, choice)
     check_goal(directory, force=o.force)
     reads = reads_lines(choice.method, choice.bits, o.clip_activations, o.statistics)
-    drawn = None
-    if o.calibration is None and (reads or precision == "int8" or o.golden is None):
-        drawn = drawn_lines(config)
-    if drawn is not None:
-        calibration, held_out = drawn.divided()
-        golden = held_out if o.golden is None else golden
+    calibration, golden = _with_drawn(calibration, golden, config, calibrates=reads or precision == "int8")
     codec = TextCodec.open(checkpoint.tokenizer_file(), config.mamba.vocab)
+    method = recipe_method(recipe.method)
     if calibration is not None:
-        gradients = recipe_method(recipe.method).needs_gradients
-        calibration = affordable(calibration, config, gradients=gradients, quiet=not reads)
-    golden = golden_lines(golden, o.golden_lines, config)
+        calibration = affordable(calibration, config, gradients=method.needs_gradients, quiet=not reads)
+    in_minutes = not (method.needs_gradients or method.needs_statistics)
+    golden = golden_lines(golden, o.golden_lines, config, in_minutes=in_minutes)
+    sees = None if config.vision is None else precision
+    require_judgeable(golden, budget.limits_of(stored_as, sees, target.name), config)
     for lines in filter(None, (golden, calibration)):
         check_answerable(lines, config)
         tokenized_lines(lines, codec, config, answered=False)
@@ -175,6 +175,21 @@ def plan_export(source: str, target: Target, out: Path | None, options: ExportOp
         sensitivity=None if o.sensitivity is None else read_sensitivity(o.sensitivity, config.mamba, digest, recipe),
     )
     return checkpoint, plan
+
+
+def _with_drawn(
+    calibration: LineSet | None, golden: LineSet | None, config: CobraConfig, *, calibrates: bool
+) -> tuple[LineSet | None, LineSet]:
+    """Return the lines to calibrate on, and those that golden lines are chosen from: drawn ones where a user gave none.
+
+    Without either the embedded sets are used, for models that take no larger images.
+    """
+    missing = golden is None or (calibration is None and calibrates)
+    drawn = drawn_lines(config, quiet=calibration is not None) if missing else None
+    if drawn is None:
+        return calibration, golden or LineSet.of_suite(HELDOUT)
+    to_read, held_out = drawn.divided()
+    return calibration or to_read, golden or held_out
 
 
 def open_planned(source: str, o: ExportOptions, choice: Choice) -> Checkpoint:

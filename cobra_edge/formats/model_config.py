@@ -136,6 +136,11 @@ class MambaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         head = self.vocab * self.d_model * (1 if self.tied else 2)
         return self.n_layer * (mixer + self.d_model) + self.d_model + head
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the float model takes minutes on a processor for what a small one does in seconds: from 10⁹ weights."""
+        return self.n_parameters >= 10**9
+
 
 class CobraConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A complete Cobra. `vision` and `projector` are None for a text-only Mamba."""

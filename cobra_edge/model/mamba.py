@@ -1,8 +1,8 @@
 """The Mamba-1 decoder in plain torch: the reference for every kernel.
 
-Nothing is fused or optimized. The residual stream and the recurrence are float32 whatever the dtype of the weights. The input
-is embeddings, not token ids, because visual embeddings precede the text. Source: Gu and Dao, "Mamba: Linear-Time Sequence
-Modeling with Selective State Spaces", 2023, sections 3.2-3.4, algorithm 2.
+Nothing is fused, and only the order of the scan's channels is chosen for speed. The residual stream and the recurrence are
+float32 whatever the dtype of the weights. The input is embeddings, not token ids, because visual embeddings precede the text.
+Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, sections 3.2-3.4, algorithm 2.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..formats.model_config import MambaConfig
+
+_SCAN_ELEMENTS = 1 << 16  # of the states that the scan steps at once: several temporaries of them fit a cache of 1 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +80,21 @@ def selective_scan(
     """
     u, B, C, z = u.float(), B.float(), C.float(), z.float()
     delta = F.softplus(dt.float() + dt_bias.float())
+    channels = max(1, _SCAN_ELEMENTS // (h.shape[0] * h.shape[2]))  # in turn: their states stay in the cache over all tokens
+    by_channels = delta.split(channels, 2), (delta * u).split(channels, 2), A.split(channels), h.split(channels, 1)
+    parts = [_scan_channels(d, x, a, B, C, states) for d, x, a, states in zip(*by_channels, strict=True)]
+    y, h = torch.cat([y for y, _ in parts], 2), torch.cat([states for _, states in parts], 1)
+    return (y + D.float() * u) * F.silu(z), h
+
+
+def _scan_channels(delta: Tensor, inputs: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Return C·h after each token, and the final h, of some channels; `inputs` is Δ·u, the others as of `selective_scan`."""
     outs = []
-    for t in range(u.shape[1]):
+    for t in range(delta.shape[1]):
         decay = torch.exp(delta[:, t, :, None] * A)
-        h = decay * h + (delta[:, t] * u[:, t])[..., None] * B[:, t, None, :]
+        h = decay * h + inputs[:, t, :, None] * B[:, t, None, :]
         outs.append((h * C[:, t, None, :]).sum(-1))
-    return (torch.stack(outs, dim=1) + D.float() * u) * F.silu(z), h
+    return torch.stack(outs, dim=1), h
 
 
 @dataclass(frozen=True)

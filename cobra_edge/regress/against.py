@@ -1,11 +1,13 @@
 """The gate "against": line by line, a build compared with an earlier report or another bundle of the same model.
 
 Both answer the same lines, so what makes a line hard cancels: with 64 lines a loss of a tenth shows that the intervals of two
-separate reports hide. A build fails where it is worse beyond doubt, that is if the whole interval of the ratio is above 1.
+separate reports hide. A build fails where it is worse beyond doubt, that is if the whole interval of the ratio is above what
+another runtime may make of the same build.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,18 @@ from ..errors import InputError
 from ..suite.tokenized import TokenizedSuite
 from . import intervals
 from .aggregate import IMAGES_NEEDED, Aggregate
+from .budget import FLOOR
 from .gates import Gate
 from .golden import read_golden
 from .journal import WHOLE, read_lines
 from .report import Figure, Report, TooFew, Verdict, read_report
 
-_MEASURES = {"kld_ratio": "kld", "prompt_kld_ratio": "prompt_kld"}  # {measure: column of `Aggregate`}
+# {measure: column of `Aggregate`, column that it is counted in, the mean of the first by the second in a noise floor}
+_MEASURES = {
+    "kld_ratio": ("kld", "tokens", "kld_mean"),
+    "prompt_kld_ratio": ("prompt_kld", "prompt_tokens", "prompt_kld_mean"),
+}
+_RUNTIMES = 0.1  # what runtimes may change, over what rounding to bfloat16 would: as of `recorded` (docs/regression-harness.md)
 _NOTABLE = 1.05  # ratio from which it is said that it is not certain
 Key = tuple[str | None, str, str]  # of a line: see `TokenizedSuite.key`
 
@@ -63,9 +71,9 @@ def _of_bundle(path: Path) -> Against:
     bundle = Bundle.open(path)
     manifest, suite = bundle.manifest, read_golden(bundle).suite
     drift = manifest.drift
-    if drift is None or any(len(drift.by_line.get(column, ())) != len(suite.lines) for column in _MEASURES.values()):
+    if drift is None or any(len(drift.by_line.get(column, ())) != len(suite.lines) for column, *_ in _MEASURES.values()):
         raise InputError(f"--against {path}: it records no drift by line, an earlier version exported it; give a report of it")
-    columns = {column: np.array(drift.by_line[column]) for column in _MEASURES.values()}
+    columns = {column: np.array(drift.by_line[column]) for column, *_ in _MEASURES.values()}
     index = {suite.key(line): i for i, line in enumerate(suite.lines)}
     return Against(path.name, manifest.model.model_id, "golden", None, columns, index)
 
@@ -115,23 +123,28 @@ def lines_of(other: Against, model: str, baseline: str, suite: TokenizedSuite, s
     return {name: values[rows] for name, values in other.columns.items()}
 
 
-def against_gate(other: Mapping[str, np.ndarray] | None, aggregate: Aggregate) -> Gate:
+def against_gate(
+    other: Mapping[str, np.ndarray] | None, aggregate: Aggregate, noise_floor: Mapping[str, Mapping[str, float]]
+) -> Gate:
     """Judge the ratio of the build's KLD to the other's, paired by line and clustered by image.
 
     Args:
         other: see `lines_of`; None if there is none.
         aggregate: of the same lines in the same order.
+        noise_floor: of the manifest.
     """
     if other is None:
         return Gate("nothing to compare with was given (--against)")
-    images, figures = aggregate.image_of_lines(), {}
-    for measure, column in _MEASURES.items():
+    images, figures, limits = aggregate.image_of_lines(), dict[str, Figure](), dict[str, float]()
+    for measure, (column, counts, mean) in _MEASURES.items():
         now, before = (np.bincount(images, values, aggregate.images) for values in (aggregate.by_line(column), other[column]))
         if before.sum() > 0:
             figures[measure] = _ratio(now, before)
+            kld, floor = before.sum() / aggregate.total(counts), noise_floor.get(FLOOR, {}).get(mean, 0.0)
+            limits[measure] = float(f"{1 + _RUNTIMES * (2 * math.sqrt(kld * floor) + floor) / kld:.3g}")
     if not figures:
         return Gate("the other build does not drift at all, so nothing can be a multiple of it")
-    return Gate("", figures, tuple(_verdict(measure, figure) for measure, figure in figures.items()))
+    return Gate("", figures, tuple(_verdict(measure, figure, limits[measure]) for measure, figure in figures.items()))
 
 
 def _ratio(now: np.ndarray, before: np.ndarray) -> Figure:
@@ -141,11 +154,11 @@ def _ratio(now: np.ndarray, before: np.ndarray) -> Figure:
     return Figure.of(intervals.ratio_of_means(now, before))
 
 
-def _verdict(measure: str, figure: Figure) -> Verdict:
-    """Return a verdict that fails where the better end of the interval is above 1."""
+def _verdict(measure: str, figure: Figure, limit: float) -> Verdict:
+    """Return a verdict that fails where the better end of the interval is above the limit."""
     if figure.too_few is not None:
-        return Verdict(measure, "max", 1.0, None, False, f"{figure.too_few}: use a larger suite")
+        return Verdict(measure, "max", limit, None, False, f"{figure.too_few}: use a larger suite")
     surely = figure.value if figure.low is None else figure.low
-    within = surely is not None and surely <= 1
-    larger = within and figure.value is not None and figure.value > _NOTABLE
-    return Verdict(measure, "max", 1.0, surely, within, "larger, but not beyond doubt: use more lines" if larger else "")
+    within = surely is not None and surely <= limit
+    larger = within and figure.value is not None and figure.value > max(limit, _NOTABLE)
+    return Verdict(measure, "max", limit, surely, within, "larger, but not beyond doubt: use more lines" if larger else "")

@@ -55,6 +55,6 @@ def gates_of(
     return {
         "absolute": absolute_gate(figures, limits, manifest.noise_floor, not_taken),
         "recorded": recorded_gate(manifest, compared.golden, compared.suite, aggregate, compared.runtime, ours.recorded),
-        "against": against_gate(compared.against, aggregate),
+        "against": against_gate(compared.against, aggregate, manifest.noise_floor),
         "expected": expected_gate(manifest.drift, kld, aggregate.images, manifest.noise_floor, ours.expected),
     }

@@ -44,8 +44,10 @@ def drift_rows(manifest: Manifest, verdicts: Sequence[Verdict]) -> list[tuple[st
         if name not in manifest.drift.measures and not limits:
             continue
         limit = ", ".join(format_value(name, v.limit) for v in limits)
-        word = "" if not limits else "within" if all(v.within for v in limits) else "EXCEEDED"
-        rows.append((name, format_value(name, manifest.drift.measures.get(name)), limit, word))
+        unjudged, held = any(v.judged is None for v in limits), all(v.within for v in limits)
+        word = "" if not limits else "within" if held else "NOT JUDGED" if unjudged else "EXCEEDED"
+        value = manifest.drift.measures.get(name, limits[0].judged if limits else None)
+        rows.append((name, format_value(name, value), limit, word))
     return rows
 
 
@@ -57,7 +59,7 @@ def drift_table(manifest: Manifest, verdicts: Sequence[Verdict]) -> Listing:
         if drift is None
         else f"{drift.lines:,} golden lines, {drift.positions:,} answer tokens, {_runtime(drift)}"
     )
-    rows = [Row(row, "red" if row[3] == "EXCEEDED" else "") for row in drift_rows(manifest, verdicts)]
+    rows = [Row(row, "red" if row[3] in ("EXCEEDED", "NOT JUDGED") else "") for row in drift_rows(manifest, verdicts)]
     title = f"drift of {manifest.recipe.scheme} from the float model ({where})"
     return Listing(title, ("measure", "value", "limit", "verdict"), rows, numbers=(1, 2))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -78,6 +78,17 @@ def absolute_gate(
     """Judge by the limits of a budget, as `judge`; None without a budget."""
     why = "no budget was given" if limits is None else "" if limits else "the budget has no limits for this build"
     return Gate(why, figures, judge(figures, limits or {}, noise_floor, not_taken))
+
+
+def failures(verdicts: Iterable[Verdict]) -> list[str]:
+    """Return by gate which limits were exceeded, and which could not be judged and why."""
+    names: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if not verdict.within:
+            failed = f"gate {gate_of(verdict)} failed:"
+            reason = failed if verdict.judged is not None else f"{failed} {verdict.note}; not judged:"
+            names.setdefault(reason, []).append(f"{verdict.measure} ({verdict.rule})")
+    return [f"{reason} {', '.join(of)}" for reason, of in names.items()]
 
 
 def gate_of(verdict: Verdict) -> str:

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import DriftError
+from ..formats.model_config import CobraConfig
 from ..inputs.text import TextCodec
 from ..model.checkpoint import Checkpoint
 from ..suite.tokenized import TokenizedSuite
 from .aggregate import Aggregate
+from .budget import FLOOR
 from .float_reference import NARROW, float_predictions, float_vision
 from .line_metrics import measure_line
 from .predictions import Prediction
@@ -52,6 +54,11 @@ def golden_predictions(
     ]
 
 
+def floor_precisions(config: CobraConfig) -> tuple[str, ...]:
+    """Return the precisions of the noise floor: of a large model the one alone that limits refer to, which is the quickest."""
+    return (FLOOR,) if config.mamba.is_large else tuple(NARROW)
+
+
 def noise_floor(
     checkpoint: Checkpoint,
     suite: TokenizedSuite,
@@ -59,14 +66,15 @@ def noise_floor(
     codec: TextCodec,
     on_layer: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, float]]:
-    """Return the measures of the float model in "fp16" and "bf16", compared with float32; none for one that overflows.
+    """Return the measures of the float model in each of `floor_precisions`, compared with float32; none for one that overflows.
 
     Args:
         checkpoint, suite, codec: as for `golden_predictions`.
         predictions: result of `golden_predictions`.
         on_layer: called after each layer, for progress.
     """
-    return {precision: _floor(checkpoint, suite, predictions, codec, precision, on_layer) for precision in NARROW}
+    precisions = floor_precisions(checkpoint.config)
+    return {precision: _floor(checkpoint, suite, predictions, codec, precision, on_layer) for precision in precisions}
 
 
 def _floor(

@@ -235,7 +235,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         commit: of the user's repository, or None.
         measures: by name of `measures.MEASURES`.
         not_taken: reason by measure without a value.
-        noise_floor: measures of the reference in "fp16" and "bf16" compared with float32, on the golden lines of the bundle.
+        noise_floor: that of the bundle's manifest.
         worst: lines with the largest drift, worst first.
         verdicts: empty without a budget.
         passed: every verdict is within.

@@ -17,7 +17,7 @@ from ..inputs.image import load_image
 from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, results, say, stages, tell
 from .budget import Budget, read_budget
-from .gates import gate_of
+from .gates import failures
 from .journal import locked
 from .outputs.explain import explain_option
 from .outputs.history import append_history, check_history
@@ -53,9 +53,11 @@ _PATH = click.Path(path_type=Path)
     default=0.25,
     help="Margin of --update-budget; 0.25 is 25 % more drift.",
 )
-@option("--report", group="output", type=_PATH, help="Directory for report.json, .html, .md, junit.xml and lines.jsonl.")
+@option(
+    "--report", group="output", type=_PATH, help="Directory for report.json, .html, .md, junit.xml, badge.svg and lines.jsonl."
+)
 @option("--against", group="limit", type=_PATH, help="Report or bundle of this model that the build must not be worse than.")
-@option("--previous", group="output", type=_PATH, help="Report to show changes from; default: report.json in --report.")
+@option("--previous", group="output", type=_PATH, help="Report to show changes from; default: that of --against or --report.")
 @option("--history", group="output", type=_PATH, help="History (JSON lines) to append to.")
 @option("--all", "everything", group="output", is_flag=True, help="Print every row of every table.")
 @option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of tables.")
@@ -90,7 +92,7 @@ def regress(
     if updates and options["against"] is not None:
         raise InputError("--update-budget judges nothing, so it takes no --against; run twice")
     limits = None if updates else read_budget(budget)
-    before = _previous(previous, report)
+    before = _previous(previous, options["against"], report)
     _check_outputs(report, history, budget if updates else None)
     run = Run(
         bundle=opening.bundle,
@@ -108,27 +110,16 @@ def regress(
     if updates:
         assert budget is not None
         _update(budget, found, margin)
-    elif reasons := _failures(found):
+    elif reasons := failures(found.verdicts):
         raise DriftError(f"{'; '.join(reasons)}; do not ship this build")
 
 
-def _failures(report: Report) -> list[str]:
-    """Return by gate which limits were exceeded, and which could not be judged and why."""
-    names: dict[str, list[str]] = {}
-    for verdict in report.verdicts:
-        if not verdict.within:
-            failed = f"gate {gate_of(verdict)} failed:"
-            reason = failed if verdict.judged is not None else f"{failed} {verdict.note}; not judged:"
-            names.setdefault(reason, []).append(f"{verdict.measure} ({verdict.rule})")
-    return [f"{reason} {', '.join(of)}" for reason, of in names.items()]
-
-
-def _previous(given: Path | None, directory: Path | None) -> Report | None:
-    """Return the report to compare with: the given one, or that of an earlier run in the directory."""
+def _previous(given: Path | None, *others: Path | None) -> Report | None:
+    """Return the report to show changes from: the given one, or the first that is there; each a file or its directory."""
     if given is not None:
         return read_report(given / "report.json" if given.is_dir() else given)
-    earlier = None if directory is None else directory / "report.json"
-    return read_report(earlier) if earlier is not None and earlier.is_file() else None
+    files = [other if other.is_file() else other / "report.json" for other in others if other is not None]
+    return next((read_report(file) for file in files if file.is_file()), None)
 
 
 def _check_outputs(report: Path | None, history: Path | None, new_budget: Path | None) -> None:

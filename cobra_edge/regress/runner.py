@@ -38,7 +38,7 @@ from .state_sketch import SKETCH_SIZE
 from .suite_selection import require_images, select_suite
 
 OnStep = Callable[[str, int, int], None]  # a stage, how much of it is done, how much there is
-_FEW, _MANY = 16, 2  # attribution lines of a small model, and of one with more than 10⁹ weights
+_FEW, _MANY = 16, 2  # attribution lines of a small model, and of a large one
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _aggregate(opened: _Opened, kept: Journal, on_step: OnStep) -> Aggregate:
 def _attribution(opened: _Opened, on_step: OnStep) -> Attribution | None:
     lines = opened.run.attribution_lines
     if lines is None:
-        lines = _FEW if opened.bundle.manifest.model.mamba.n_parameters < 10**9 else _MANY
+        lines = _MANY if opened.bundle.manifest.model.mamba.is_large else _FEW
     if not lines:
         return None
     return attribution(opened.session, opened.reference, opened.suite.part(lines), opened.run.options, on_step)

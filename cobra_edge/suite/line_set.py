@@ -10,8 +10,8 @@ from pathlib import Path
 from .line import Line
 from .reader import CALIBRATION, MORE_CALIBRATION, read_suite
 
-FEWEST_TO_DIVIDE = 3  # images: two are held out
-_ONE_IN, _FEWEST_HELD_OUT, _MOST_HELD_OUT = 5, 2, 16
+FEWEST_TO_DIVIDE = 16  # images: half of them are held out, as few as drift can be judged on
+_ONE_IN, _FEWEST_HELD_OUT, _MOST_HELD_OUT = 5, 8, 16
 _SEED = "held out"  # put before what decides which images are held out
 
 
@@ -53,7 +53,7 @@ class LineSet:
         return replace(self, lines=[line for line in self.lines if line.image in kept])
 
     def divided(self) -> tuple[LineSet, LineSet]:
-        """Return the lines to calibrate on, and those of held-out images: 1 in 5 images, at least 2 and at most 16.
+        """Return the lines to calibrate on, and those of held-out images: 1 in 5 images, at least 8 and at most 16.
 
         Images are chosen by a hash of their content, so that copies of an image stay together, and a set that grows keeps most
         of its division. Lines without an image are not held out. With fewer than FEWEST_TO_DIVIDE different images nothing is.

@@ -160,7 +160,8 @@ def write_suite(file: Path, lines: Iterable[Line], *, force: bool = True) -> int
 def spread(lines: list[Line], wanted: int) -> list[Line]:
     """Return `wanted` lines, balanced over tasks, and evenly spaced within each task.
 
-    Every task begins at another place: lines come by image, and few lines should be about many images.
+    Lines come by image, and few lines should be about many images: every task begins at another place, and images that no line
+    is about yet come first.
     """
     wanted, by_task = min(wanted, len(lines)), defaultdict[str, list[Line]](list)
     for line in lines:
@@ -170,8 +171,13 @@ def spread(lines: list[Line], wanted: int) -> list[Line]:
         if sum(counts.values()) < wanted and counts[task] < len(by_task[task]):
             counts[task] += 1
     chosen = [task for task, count in counts.items() if count]
-    return [
-        by_task[task][(i * len(chosen) + start) * len(by_task[task]) // (counts[task] * len(chosen))]
-        for start, task in enumerate(chosen)
-        for i in range(counts[task])
-    ]
+    found, images = list[Line](), set[str | None]()
+    for start, task in enumerate(chosen):
+        left = dict(enumerate(by_task[task]))
+        for i in range(counts[task]):
+            even = (i * len(chosen) + start) * len(by_task[task]) // (counts[task] * len(chosen))
+            # The line at an even distance, or the nearest to it that is about an image which no line is about yet.
+            nearest = min(left, key=lambda at: (left[at].image in images, abs(at - even), at))
+            images.add(left[nearest].image)
+            found.append(left.pop(nearest))
+    return found

@@ -132,7 +132,7 @@ def command(directory: Path) -> None:
                     rotation=rotation,
                     method="rtn",
                     vision_precision="fp32",
-                    golden_lines=2,
+                    golden_lines=16,
                 ).directory
             )
         bundles["mixed"] = _mixed(bundles["fp16"], checkpoint, folder)

@@ -44,7 +44,7 @@ def tiny(tmp_path_factory):
     def get(scheme, rotation="none"):
         if (scheme, rotation) not in made:
             out = root / f"{scheme}-{rotation}"
-            options = {"scheme": scheme, "method": "rtn", "rotation": rotation, "golden_lines": 3}
+            options = {"scheme": scheme, "method": "rtn", "rotation": rotation, "golden_lines": 16}
             made[scheme, rotation] = export_bundle(str(source), target_named("cpu"), out, **options).directory
         return Bundle.open(made[scheme, rotation])
 

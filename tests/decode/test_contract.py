@@ -37,7 +37,7 @@ def opened(tiny_bundle, tmp_path_factory):
         if not source.exists():
             write_text_only(source)
         return Bundle.open(
-            export_bundle(str(source), target_named("cpu"), root / scheme, scheme=scheme, golden_lines=2).directory
+            export_bundle(str(source), target_named("cpu"), root / scheme, scheme=scheme, golden_lines=16).directory
         )
 
     def get(name):

@@ -297,7 +297,7 @@ def mixed(tmp_path_factory):
     config = MambaConfig(384, 3, 512, 768, 16, 4, 160, tied=False)
     source = str(write_text_only(root / "mamba-mixed", config=config))
     plain = Bundle.open(
-        export_bundle(source, target_named("cpu"), root / "plain", scheme="fp16", method="rtn", golden_lines=2).directory
+        export_bundle(source, target_named("cpu"), root / "plain", scheme="fp16", method="rtn", golden_lines=16).directory
     )
     recipe = mixed_recipe(config, rotations=ROTATIONS["both"], activations="int8", activation_percentile=99.9)
     stored = {recipe.storage(name) for name in decoder_shapes(config)} - {"float16", "float32"}

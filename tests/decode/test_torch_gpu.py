@@ -34,7 +34,7 @@ def exported(tmp_path_factory):
     source = str(write_text_only(root / "mamba-tiny", config=CONFIG))
 
     def made(scheme):
-        export_bundle(source, target_named("cpu"), root / scheme, scheme=scheme, method="rtn", golden_lines=2)
+        export_bundle(source, target_named("cpu"), root / scheme, scheme=scheme, method="rtn", golden_lines=16)
         return Bundle.open(root / scheme)
 
     return made

@@ -53,10 +53,10 @@ def test_rates_are_of_this_machine(mini):
 
 
 def test_every_quality_is_told_unless_a_flag_chose(tmp_path):
-    checkpoint, plan = plan_export("mini", target_named("cpu"), tmp_path / "b", ExportOptions(golden_lines=4))
+    checkpoint, plan = plan_export("mini", target_named("cpu"), tmp_path / "b", ExportOptions(golden_lines=16))
     found = estimates(checkpoint, plan)
     assert list(found) == ["best", "balanced", "fast"] and found["fast"] < found["balanced"] < found["best"]
-    checkpoint, plan = plan_export("mini", target_named("cpu"), tmp_path / "b", ExportOptions(method="awq", golden_lines=4))
+    checkpoint, plan = plan_export("mini", target_named("cpu"), tmp_path / "b", ExportOptions(method="awq", golden_lines=16))
     assert list(estimates(checkpoint, plan)) == ["awq"]
 
 

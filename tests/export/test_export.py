@@ -48,7 +48,7 @@ def export(text_only, tmp_path, capfd):
     """Return a function that runs `export` on a small text-only checkpoint: (exit code, stdout, stderr)."""
 
     def call(*arguments, out=tmp_path / "out" / "bundle"):
-        given = ["--target", "cpu", "--checkpoint", str(text_only), "--golden-lines", "2", *arguments]
+        given = ["--target", "cpu", "--checkpoint", str(text_only), "--golden-lines", "16", *arguments]
         given += [] if {"--quality", "--method"} & set(arguments) else ["--quality", "fast"]
         given += [] if "--scheme" in arguments else ["--scheme", "w8a16-g128"]
         # Random weights are indifferent to their tokens: rounding changes the likeliest one.
@@ -209,7 +209,7 @@ def test_interrupted_in_the_middle(tmp_path, text_only, stage, source, signals):
     out = tmp_path / "out"
     command = [sys.executable, *(["-m", "cobra_edge.export"] if source else ["-c", PAUSING, stage])]
     command += ["--target", "jetson", "--out", str(out / "bundle"), "--checkpoint", source or str(text_only)]
-    command += ["--golden-lines", "2", "--quality", "fast"]
+    command += ["--golden-lines", "16", "--quality", "fast"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=hear_hangups)
     said = ""
     while stage not in said:
@@ -228,7 +228,7 @@ def test_interrupted_in_the_middle(tmp_path, text_only, stage, source, signals):
 
 def test_nohup_is_respected(tmp_path, text_only):
     command = ["nohup", sys.executable, "-m", "cobra_edge.export", "--target", "jetson", "--out", str(tmp_path / "bundle")]
-    command += ["--checkpoint", str(text_only), "--golden-lines", "2", "--quality", "fast"]
+    command += ["--checkpoint", str(text_only), "--golden-lines", "16", "--quality", "fast"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     while "decoder as" not in child.stderr.readline():
         assert child.poll() is None
@@ -441,6 +441,15 @@ def test_few_lines_are_about_as_many_images(wanted):
 
     lines = [Line(task, image=f"{i}.png", task=task) for i in range(8) for task in "abcdefghijkl"]
     assert len({line.image for line in spread(lines, wanted)}) == wanted
+
+
+def test_golden_lines_that_could_not_be_judged_are_refused_before_work(tmp_path, capfd):
+    given = ["--target", "cpu", "--out", str(tmp_path / "b"), "--scheme", "w8a16-g128", "--golden-lines"]
+    for lines, needed in (("4", "kld_mean needs 8, kld_p99 needs 16"), ("8", "kld_p99 needs 16")):
+        assert run_command(export_module.command, [*given, lines]) == 2
+        said = " ".join(capfd.readouterr().err.split())
+        assert f"{lines} golden lines about {lines} images, too few to judge drift by the budget: {needed}" in said
+        assert "vision graph" not in said and not (tmp_path / "b").exists()
 
 
 def test_a_float_model_that_overflows_is_said(export, text_only, tmp_path):

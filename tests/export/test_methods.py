@@ -59,7 +59,7 @@ def export(source, tmp_path, capfd):
 
     def call(*arguments, name="bundle"):
         out = tmp_path / "out" / name
-        given = ["--target", "cpu", "--checkpoint", str(source), "--golden-lines", "2"]
+        given = ["--target", "cpu", "--checkpoint", str(source), "--golden-lines", "16"]
         given += [] if "--scheme" in arguments or "--bits" in arguments else ["--scheme", "w4a16-g128"]
         given += [] if {"--quality", "--method"} & set(arguments) else ["--quality", "fast"]
         given += ["--budget", str(budget), "--out", str(out), *map(str, arguments)]
@@ -203,6 +203,6 @@ def test_gptq_of_a_rotated_mini_drifts_less_than_half_as_far(mini_bundle, mini_s
 
 def test_the_default_directory_says_the_method(source, statistics, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = {"method": "awq-gptq", "rotation": "residual", "statistics": statistics, "golden_lines": 2}
+    given = {"method": "awq-gptq", "rotation": "residual", "statistics": statistics, "golden_lines": 16}
     made = export_bundle(str(source), target_named("cpu"), scheme="w4a16-g64", **given)
     assert made.directory.name == "mamba-tiny-cpu-w4a16-g64-awq-gptq-rotated"

@@ -49,17 +49,17 @@ def planned(source, out, **options):
 
 
 def test_a_folder_calibrates_and_its_held_out_images_become_golden_lines(folder, tmp_path, capfd):
-    photos, out = folder(5), tmp_path / "out" / "b"
+    photos, out = folder(16), tmp_path / "out" / "b"
     budget = tmp_path / "budget.toml"
     budget.write_text("[schemes.w4a16-g128]\n")
     given = ["--target", "cpu", "--method", "gptq", "--scheme", "w4a16-g128", "--calibration", photos, "--budget", budget]
     code = run_command(export_module.command, [*map(str, given), "--out", str(out)])
     err = " ".join(capfd.readouterr().err.split())
     assert code == 0, err
-    assert "2 of 5 images are held out of calibration, drift is measured on them" in err
+    assert "8 of 16 images are held out of calibration, drift is measured on them" in err
     assert "answers by the float model" in err
     golden = read_golden(Bundle.open(out))
-    assert len(golden.suite.images) == 2 and len(golden.suite.lines) <= 8
+    assert len(golden.suite.images) == 8 and len(golden.suite.lines) <= 32
     assert all(line.line.answer and line.image is not None for line in golden.suite.lines)
     assert [p.name for p in out.parent.iterdir()] == ["b"], "answers of a finished export are removed"
 
@@ -70,7 +70,7 @@ def test_answers_are_generated_for_what_is_read(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(
         own_answers, "own_answers", lambda _, lines, *__: asked.append(lines.lines) or [[40]] * len(lines.lines)
     )
-    photos = folder(5)
+    photos = folder(16)
     checkpoint, plan = planned("mini", tmp_path / "b", calibration=photos, quality="fast")
     cache = EmbeddingCache(checkpoint)
     found = with_answers(checkpoint, plan, cache)
@@ -78,14 +78,14 @@ def test_answers_are_generated_for_what_is_read(folder, tmp_path, monkeypatch):
     assert all(line.answer for line in found.golden.lines)
     checkpoint, plan = planned("mini", tmp_path / "b", calibration=photos, method="gptq", golden=CALIBRATION)
     found = with_answers(checkpoint, plan, cache)
-    assert asked.pop() == plan.calibration.lines and found.golden is plan.golden and len(found.calibration.images()) == 5
+    assert asked.pop() == plan.calibration.lines and found.golden is plan.golden and len(found.calibration.images()) == 16
     checkpoint, plan = planned("mini", tmp_path / "b", calibration=CALIBRATION, method="gptq")
     assert with_answers(checkpoint, plan, cache) is plan and not asked, "lines with answers need none"
     assert len(plan.golden.images()) == 8 and not {*plan.golden.images()} & {*plan.calibration.images()}
 
 
 def test_drift_is_foretold_for_given_answers_of_the_set_that_it_is_measured_on(folder, tmp_path):
-    photos = folder(12)
+    photos = folder(16)
     foretold = {
         "embedded": {},
         "a folder": {"calibration": photos},
@@ -99,7 +99,7 @@ def test_drift_is_foretold_for_given_answers_of_the_set_that_it_is_measured_on(f
 
 @pytest.mark.parametrize("side", ["to calibrate on", "held out to measure drift on"])
 def test_a_side_without_any_answer_is_refused(folder, tmp_path, monkeypatch, side):
-    checkpoint, plan = planned("mini", tmp_path / "b", calibration=folder(3), method="gptq")
+    checkpoint, plan = planned("mini", tmp_path / "b", calibration=folder(16), method="gptq")
     golden = {line.image for line in plan.golden.lines}
     wanted = side == "to calibrate on"
 
@@ -112,18 +112,21 @@ def test_a_side_without_any_answer_is_refused(folder, tmp_path, monkeypatch, sid
 
 
 def test_finished_answers_are_kept_beside_the_bundle(folder, tmp_path):
-    checkpoint, plan = planned("mini", tmp_path / "out" / "b", calibration=folder(3), quality="fast")
+    checkpoint, plan = planned("mini", tmp_path / "out" / "b", calibration=folder(16), quality="fast")
     found = with_answers(checkpoint, plan, EmbeddingCache(checkpoint))
     kept = json.loads(answers_file(plan.directory).read_bytes())
     assert len(kept["tokens"]) == len(plan.golden.lines) >= len(found.golden.lines) > 0
 
 
+def test_of_a_small_folder_nothing_is_held_out(folder, tmp_path, capfd):
+    _, plan = planned("mini", tmp_path / "b", calibration=folder(15), method="gptq")
+    assert len(plan.calibration.images()) == 15 and plan.golden.name == HELDOUT.name
+    said = " ".join(capfd.readouterr().err.split())
+    assert "fewer than 16 different images, so none is held out and drift is measured on others; add images" in said
+
+
 def test_what_a_folder_is_refused_for(folder, tmp_path, text_only):
     photos = folder(2)
-    with pytest.raises(
-        InputError, match="fewer than 3 different images; drift is measured on two .*; add images, or give --golden"
-    ):
-        planned("mini", tmp_path / "b", calibration=photos, method="gptq")
     _, plan = planned("mini", tmp_path / "b", calibration=photos, method="gptq", golden=CALIBRATION)
     assert len(plan.calibration.images()) == 2
     with pytest.raises(InputError, match="mamba-tiny is a text-only model that cannot answer them; give lines without images"):

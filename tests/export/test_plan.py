@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cobra_edge import sensitivity
+from cobra_edge.bench.random_export import budget_without_limits
 from cobra_edge.bundle.reader import MODEL_CARD, Bundle
 from cobra_edge.calibrate import command as calibrate
 from cobra_edge.export import command as export_module
@@ -131,6 +132,7 @@ def test_encoders_that_were_trained_along_make_the_graph(run_directory, tmp_path
     torch.save({"model": parts | {"vision_backbone": tower}}, file)
     out = tmp_path / "b"
     given = ["--target", "cpu", "--checkpoint", str(source), *PLAIN, "--golden-lines", "2", "--out", str(out)]
+    given += ["--budget", str(budget_without_limits(tmp_path))]
     assert run_command(export_module.command, given) == 0
     bundle = Bundle.open(out)
     assert bundle.manifest.source.vision == "checkpoint" and bundle.manifest.vision.parity["encoder 0"] < 1e-4
@@ -161,7 +163,7 @@ def test_a_clip_like_encoder_is_exported(run_directory, tmp_path, capfd, monkeyp
     (source / "vision").mkdir()
     torch.manual_seed(0)
     save_file(VisionTower(vision).encoders[0].vit.state_dict(), source / "vision" / f"{small.timm_name}.safetensors")
-    given = ["--target", "cpu", "--checkpoint", str(source), *PLAIN, "--golden-lines", "2", "--scheme", "fp16"]
+    given = ["--target", "cpu", "--checkpoint", str(source), *PLAIN, "--golden-lines", "16", "--scheme", "fp16"]
     assert run_command(export_module.command, [*given, "--out", str(tmp_path / "b"), "--json"]) in (0, 1)
     graph = json.loads(capfd.readouterr().out)["manifest"]["vision"]
     assert graph["parity"]["projector"] < 1e-4

@@ -111,7 +111,7 @@ def test_what_a_model_cannot_have_is_replaced_and_said(tmp_path, capfd):
     suite, budget = tmp_path / "suite.jsonl", tmp_path / "budget.toml"
     suite.write_bytes(b"\n".join(map(msgspec.json.encode, LINES)))
     budget.write_text("[schemes.mixed]\n")
-    found = export_bundle(str(odd), CPU, tmp_path / "b", calibration=suite, budget=budget, golden_lines=2)
+    found = export_bundle(str(odd), CPU, tmp_path / "b", calibration=suite, budget=budget, golden_lines=16)
     recipe, said = found.manifest.recipe, " ".join(capfd.readouterr().err.split())
     assert (recipe.method, recipe.rotations) == ("guided", ())
     assert "width 112 has no Hadamard matrix" in said and "this model needs" in said
@@ -120,16 +120,16 @@ def test_what_a_model_cannot_have_is_replaced_and_said(tmp_path, capfd):
 
 def test_the_directory_is_named_after_the_quality(text_only, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = export_bundle(str(text_only), CPU, quality="fast", golden_lines=2)
+    found = export_bundle(str(text_only), CPU, quality="fast", golden_lines=16)
     assert found.directory.name == "mamba-tiny-cpu-fast"
 
 
 def test_a_budget_that_a_target_has_no_memory_for_is_refused_before_any_work(text_only, tmp_path):
     """The smallest recipe would fit; what the bits allow does not."""
-    checkpoint, plan = plan_export(str(text_only), CPU, tmp_path / "b", ExportOptions(bits=5.0, golden_lines=2))
+    checkpoint, plan = plan_export(str(text_only), CPU, tmp_path / "b", ExportOptions(bits=5.0, golden_lines=16))
     config = checkpoint.config.mamba
     smallest, room = plan_memory(checkpoint.config, plan.recipe, CPU).total_bytes, 8.0 - least_bits(config, plan.recipe)
     small = msgspec.structs.replace(CPU, memory_gb=(smallest + room * matrix_weights(config) / 16) / 1e9)
-    plan_export(str(text_only), small, tmp_path / "b", ExportOptions(bits=5.0, golden_lines=2))
+    plan_export(str(text_only), small, tmp_path / "b", ExportOptions(bits=5.0, golden_lines=16))
     with pytest.raises(InputError, match="mamba-tiny as mixed does not fit"):
-        plan_export(str(text_only), small, tmp_path / "b", ExportOptions(bits=8.0, golden_lines=2))
+        plan_export(str(text_only), small, tmp_path / "b", ExportOptions(bits=8.0, golden_lines=16))

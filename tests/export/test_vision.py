@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from cobra_edge.bench.random_export import budget_without_limits
 from cobra_edge.bundle.reader import MANIFEST, VISION, Bundle, file_entries
 from cobra_edge.cli import command as whole
 from cobra_edge.errors import BundleError
@@ -28,7 +29,18 @@ def export(tmp_path, capfd, sharing):
     """Export cobra-mini, its graph shared by tests of one precision; returns exit code, stdout and stderr."""
 
     def run(*arguments, target="rtx-4060"):
-        out = ["--target", target, "--out", str(tmp_path / "out" / "bundle"), "--golden-lines", "4", "--quality", "fast"]
+        budget = ["--budget", str(budget_without_limits(tmp_path))]
+        out = [
+            "--target",
+            target,
+            "--out",
+            str(tmp_path / "out" / "bundle"),
+            *budget,
+            "--golden-lines",
+            "2",
+            "--quality",
+            "fast",
+        ]
         with sharing():
             code = run_command(whole, ["export", *out, *arguments])
         captured = capfd.readouterr()

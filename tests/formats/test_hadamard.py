@@ -123,7 +123,7 @@ def exported(source, tmp_path_factory):
     @functools.lru_cache
     def get(scheme, rotation):
         out = root / f"{scheme}-{rotation}"
-        export_bundle(source, target_named("cpu"), out, scheme=scheme, rotation=rotation, method="rtn", golden_lines=2)
+        export_bundle(source, target_named("cpu"), out, scheme=scheme, rotation=rotation, method="rtn", golden_lines=16)
         return Bundle.open(out)
 
     return get
@@ -149,7 +149,7 @@ def test_a_rotated_decoder_is_the_same_decoder(source, exported, backend, rotati
     if not tied:
         config = MambaConfig(384, 2, 512, 768, 16, 4, 24, tied=False)
         source = str(write_text_only(tmp_path / "mamba-untied", config=config))
-        export_bundle(source, target_named("cpu"), tmp_path / "untied", scheme="fp16", method="rtn", golden_lines=2)
+        export_bundle(source, target_named("cpu"), tmp_path / "untied", scheme="fp16", method="rtn", golden_lines=16)
     model = exported("fp16", "none") if tied else Bundle.open(tmp_path / "untied")
     assert model.manifest.model.mamba.tied == tied
     found = []
@@ -239,7 +239,7 @@ def test_a_manifest_without_rotations_has_none(exported, tmp_path):
 
 def test_export_takes_a_rotation(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = ["--target", "cpu", "--checkpoint", source, "--scheme", "fp16", "--golden-lines", "2"]
+    given = ["--target", "cpu", "--checkpoint", source, "--scheme", "fp16", "--golden-lines", "16"]
     assert run_command(export.command, [*given, "--rotation", "both"]) == 0
     (made,) = (tmp_path / "bundles").iterdir()
     assert made.name == "mamba-tiny-cpu-fp16-rotated" and Bundle.open(made).manifest.recipe.rotations == (

@@ -92,10 +92,12 @@ def test_what_builds_the_package_is_pinned() -> None:
 
 
 def test_every_install_of_ours_uses_them() -> None:
-    """The Makefile, the action, the example workflow and the containers install nothing without a constraint."""
+    """The Makefile, the action, the examples for CI and the containers install nothing without a constraint."""
     files = [
         ROOT / "action.yml",
         ROOT / "docs" / "regress-workflow.yml",
+        ROOT / "docs" / "regress-gitlab.yml",
+        ROOT / "docs" / "regress-Jenkinsfile",
         *(ROOT / "export" / "containers").glob("*.Dockerfile"),
     ]
     for file in files:

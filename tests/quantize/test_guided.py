@@ -384,7 +384,7 @@ def test_an_export_is_guided_and_leaves_nothing_behind(text_only, tmp_path, monk
     """What took hours is kept until the bundle is complete: an export that fails after it does not begin again."""
     suite, write = tmp_path / "suite.jsonl", pipeline._write_golden
     suite.write_bytes(b"\n".join(msgspec.json.encode(q) for q in QUESTIONS))
-    given = {"method": "guided", "bits": 5.0, "calibration": suite, "golden_lines": 3}
+    given = {"method": "guided", "bits": 5.0, "calibration": suite, "golden_lines": 16}
 
     def failing(*_):
         raise MachineError("no memory")

@@ -47,7 +47,7 @@ def tiny(tmp_path_factory):
     def get(name):
         if name not in made:
             calibration = {"calibration": tokenized} if "method" in BUILDS[name] else {}
-            given = {"golden_lines": 2, "method": "rtn", **calibration, **BUILDS[name]}
+            given = {"golden_lines": 16, "method": "rtn", **calibration, **BUILDS[name]}
             made[name] = export_bundle(str(source), target_named("cpu"), root / name.replace(" ", "-"), **given).directory
         return made[name]
 

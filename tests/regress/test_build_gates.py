@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from bench.fault_kinds import all_scales, change_tensors, seal
+from cobra_edge.bench.random_export import budget_without_limits
 from cobra_edge.bundle.manifest import Drift
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.decode.decoder import DecoderOptions
 from cobra_edge.errors import BundleError
 from cobra_edge.regress.budget import read_budget
 from cobra_edge.regress.command import command
+from cobra_edge.regress.drift import judged_drift
 from cobra_edge.regress.expected import expected_gate
 from cobra_edge.regress.gates import GATES, gate_limits, gate_of
 from cobra_edge.regress.outputs.rows import gate_rows
@@ -219,6 +221,25 @@ def test_where_rounding_is_all_there_is_nothing_is_far_from_the_foretold() -> No
 def test_a_divergence_below_zero_is_no_record(good: Path, tmp_path: Path, drift: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=r"manifest\.json"):
         report_of(changed(good, tmp_path / "odd", drift=drift))
+
+
+# --- the verdict of an export -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lines", [48, 8])
+def test_an_export_judges_as_a_regression_run_does(mini_bundle: Callable[..., Path], tmp_path: Path, lines: int) -> None:
+    """48 lines are about enough images for every interval, 8 leave quantiles unjudged."""
+    given = {"vision_precision": "fp32", "budget": budget_without_limits(tmp_path)}
+    bundle = mini_bundle("w8a16-g128", golden_lines=lines, **given)
+    manifest, report = Bundle.open(bundle).manifest, report_of(bundle)
+    assert manifest.drift is not None and manifest.vision is not None
+    limits = read_budget().limits_of(manifest.recipe.scheme, manifest.vision.precision, manifest.target)
+    found = judged_drift(manifest.drift, limits, manifest.noise_floor)
+    theirs = [verdict for verdict in report.verdicts if gate_of(verdict) == "absolute"]
+    assert [(v.measure, v.rule, v.within, v.note) for v in found] == [(v.measure, v.rule, v.within, v.note) for v in theirs]
+    for ours, their in zip(found, theirs, strict=True):
+        assert (ours.judged is None) == (their.judged is None) == (lines == 8 and ours.measure == "kld_p99")
+        assert ours.judged is None or ours.judged == pytest.approx(their.judged, rel=0.2)
 
 
 # --- all --------------------------------------------------------------------------------------------------------------------

@@ -93,6 +93,12 @@ def test_a_measure_that_is_lost_counts_as_worse():
     assert {"kld_mean", "top1_agreement"} <= set(found.worse)
 
 
+def test_ratios_to_a_third_build_are_not_compared():
+    report = make_report(measures={**make_report().measures, "kld_ratio": figure(1.5)})
+    names = {change.measure for change in compare(report, make_report()).changes}
+    assert "kld_ratio" not in names and "kld_mean" in names
+
+
 def test_tasks_are_compared_by_name():
     tasks = tuple(msgspec.structs.replace(t, score=figure(0.2)) if t.task == "color" else t for t in make_report().tasks)
     found = compare(make_report(), make_report(tasks=tasks))

@@ -39,7 +39,7 @@ def tiny(tmp_path_factory):
     source = write_text_only(root / "mamba-tiny")
     tensors = load_file(source / "model.safetensors")
     save_file({name: value.half().float() for name, value in tensors.items()}, source / "model.safetensors")
-    made = export_bundle(str(source), target_named("cpu"), root / "bundle", scheme="fp16", golden_lines=2)
+    made = export_bundle(str(source), target_named("cpu"), root / "bundle", scheme="fp16", golden_lines=16)
     return open_checkpoint(str(source)), Bundle.open(made.directory)
 
 

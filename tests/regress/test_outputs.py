@@ -20,7 +20,8 @@ from rich.console import Console
 
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.regress import report as r
-from cobra_edge.regress.measures import MEASURES
+from cobra_edge.regress.measures import MEASURES, format_value
+from cobra_edge.regress.outputs.badge import report_badge
 from cobra_edge.regress.outputs.difference import diff_reply
 from cobra_edge.regress.outputs.history import Entry
 from cobra_edge.regress.outputs.html import report_html
@@ -310,6 +311,28 @@ def test_markdown_compares_with_the_previous_report():
     assert "1 worse, 0 better" in report_markdown(make_report(), before)
     other = make_report(build=msgspec.structs.replace(make_report().build, model="other`model"))
     assert "Not compared with the previous report: reports of other&#96;model" in report_markdown(make_report(), other)
+
+
+def test_markdown_says_the_change_before_the_measures():
+    before = make_report(measures={**make_report().measures, "kld_mean": figure(0.008)}, commit="abcdef0123456789")
+    ratio = {**make_report().measures, "kld_ratio": r.Figure(1.5375, 1.4, 1.7)}
+    head = report_markdown(make_report(measures=ratio), before).partition("| measure | value |")[0]
+    assert f"Compared with <code>{before.build.name}</code> at commit <code>abcdef012345</code>: KLD × 1.538 (1.400" in head
+    alone = {**ratio, "kld_ratio": r.Figure(1.5375, too_few=r.TooFew(3, 8))}
+    assert "KLD × 1.538 (too few to judge (3 images; 8 needed)), " in report_markdown(make_report(measures=alone), before)
+
+
+@pytest.mark.parametrize(
+    ("report", "word"), [(make_report(), "failed"), (held_report(), "passed"), (bare_report(), "not judged")]
+)
+def test_a_badge_says_verdict_and_drift_and_loads_nothing(report, word):
+    badge = xml.etree.ElementTree.fromstring(report_badge(report))
+    kld = report.measures["kld_mean"].value
+    said = word if kld is None else f"{word}, KLD {format_value('kld_mean', kld)}"
+    assert badge.get("aria-label") == f"drift: {said}"
+    drawn = [text.text for text in badge.iter("{http://www.w3.org/2000/svg}text")]
+    assert drawn == ["drift", said]
+    assert not re.search("href|url\\(h|script|style", report_badge(report))
 
 
 def test_markdown_of_hostile_texts():

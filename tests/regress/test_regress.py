@@ -88,7 +88,7 @@ def test_within_the_budget(regress, lax, tmp_path):
     code, out, err = regress("--budget", lax, "--report", tmp_path / "drift")
     assert code == 0 and "error" not in err and "kld_mean" in out
     assert {f.name for f in (tmp_path / "drift").iterdir()} - {".lines.lock"} == {
-        "report.json", "report.md", "report.html", "junit.xml", "lines.jsonl",
+        "report.json", "report.md", "report.html", "junit.xml", "badge.svg", "lines.jsonl",
     }  # fmt: skip
     report = read_report(tmp_path / "drift" / "report.json")
     assert report.passed and report.suite.lines == 10

@@ -3,14 +3,16 @@
 import numpy as np
 import platformdirs
 import pytest
+from PIL import Image
 
 from cobra_edge.bench.vision_towers import config_of
 from cobra_edge.bundle.reader import Bundle
 from cobra_edge.export import lines as export_lines
-from cobra_edge.export.lines import drawn_lines
+from cobra_edge.export.lines import drawn_lines, golden_lines
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.targets import target_named
 from cobra_edge.regress.golden import read_golden
+from cobra_edge.suite import drawn_set as drawn_sets
 from cobra_edge.suite.drawn_images import SIZE, drawn_image
 from cobra_edge.suite.drawn_set import drawn_set
 
@@ -46,16 +48,28 @@ def test_images_are_drawn_once(own_cache):
     assert all(line.answer == "" for line in found.lines) and len(found.lines) == 13 * 4 + 2
 
 
-def test_only_models_of_larger_images_get_them(own_cache):
+@pytest.fixture
+def plain_images(own_cache, monkeypatch):
+    monkeypatch.setattr(drawn_sets, "drawn_image", lambda index: Image.new("RGB", (1, 1), (index, 0, 0)))
+
+
+def test_only_models_of_larger_images_get_them(plain_images):
     assert drawn_lines(config_of("cobra-mini")) is None
     found = drawn_lines(config_of("cobra-3b"))
     kept, held_out = found.divided()
-    assert len(kept.images()) == 44 and len(held_out.images()) == 11 and not set(kept.images()) & set(held_out.images())
+    assert len(kept.images()) == 64 and len(held_out.images()) == 16 and not set(kept.images()) & set(held_out.images())
+
+
+@pytest.mark.parametrize(("in_minutes", "images", "lines"), [(False, 16, 64), (True, 8, 16)])
+def test_golden_lines_of_a_large_model_can_be_judged(plain_images, in_minutes, images, lines):
+    config = config_of("cobra-3b")
+    found = golden_lines(drawn_lines(config).divided()[1], None, config, in_minutes=in_minutes)
+    assert (len(found.images()), len(found.lines)) == (images, lines) and len({line.task for line in found.lines}) > 4
 
 
 def test_an_export_answers_them_and_measures_drift_on_those_held_out(own_cache, tmp_path, monkeypatch, sharing):
     monkeypatch.setattr(export_lines, "_EMBEDDED_PIXELS", 64)
     monkeypatch.setattr(export_lines, "MOST_IMAGES", 16)
-    exported = export_bundle("mini", CPU, tmp_path / "bundle", quality="fast", vision_precision="fp32", golden_lines=6)
+    exported = export_bundle("mini", CPU, tmp_path / "bundle", quality="fast", vision_precision="fp32", golden_lines=8)
     suite = read_golden(Bundle.open(exported.directory)).suite
-    assert len(suite.lines) == 6 and all(line.line.answer for line in suite.lines)
+    assert len(suite.lines) == 8 and all(line.line.answer for line in suite.lines)

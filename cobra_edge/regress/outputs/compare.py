@@ -43,7 +43,7 @@ class Comparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         before, after: names of the builds.
-        changes: in the order of the measures.
+        changes: in the order of the measures, without those that are ratios to a build which only one of the reports knows.
         differs: (before, after) of each field of build, runtime, baseline and suite that differs.
         warnings: why the figures may not be comparable.
     """
@@ -77,7 +77,8 @@ def compare(before: Report, after: Report) -> Comparison:
         )
     old, new = all_figures(before), all_figures(after)
     nothing = Figure(None)
-    changes = [_change(name, old.get(name, nothing), new.get(name, nothing)) for name in {**old, **new}]
+    names = [name for name in {**old, **new} if measure_named(name).gate != "against"]  # of which each report has another
+    changes = [_change(name, old.get(name, nothing), new.get(name, nothing)) for name in names]
     differs = _differences(before, after)
     return Comparison(before.build.name, after.build.name, tuple(changes), differs, tuple(_warnings(before, after)))
 

@@ -65,7 +65,7 @@ def report_markdown(report: Report, previous: Report | None = None) -> str:
     """
     sections = ["\n".join(section) for section in _sections(report, previous)]
     text, left = f"**{escaped(headline(report), 400)}**\n", 0
-    room = LIMIT - 200  # for the sentence below
+    room = LIMIT - 1_000  # for the sentence below, and what a CI system adds to a comment
     for section in sections:
         if len(text) + len(section) + 2 > room:
             left += 1
@@ -73,7 +73,6 @@ def report_markdown(report: Report, previous: Report | None = None) -> str:
             text += f"\n{section}\n"
     if left:
         text += f"\n{left} sections were omitted because of the length limit of a comment; see report.html or report.json.\n"
-    assert len(text) <= LIMIT
     return text
 
 
@@ -81,6 +80,8 @@ def _sections(report: Report, previous: Report | None) -> Iterator[list[str]]:
     gates = [f"* gate **{name}** {escaped(words, 400)}" for name, words in gate_rows(report)]
     if gates:
         yield gates
+    if previous is not None:
+        yield _compared(report, previous)
     rows = measure_rows(report)
     yield _measures(rows[:SHOWN])
     if len(rows) > SHOWN:
@@ -88,8 +89,6 @@ def _sections(report: Report, previous: Report | None) -> Iterator[list[str]]:
     yield _details("What the measures mean", _meanings(rows))
     yield _details("Noise floor: the reference's own drift in 16 bits", _floors(rows))
     yield _about(report)
-    if previous is not None:
-        yield _compared(report, previous)
     yield _not_taken(report)
     if report.tasks:
         yield _tasks(report)
@@ -107,9 +106,9 @@ def _sections(report: Report, previous: Report | None) -> Iterator[list[str]]:
 
 
 def _about(report: Report) -> list[str]:
-    build, commit = report.build, "" if report.commit is None else f" at commit {code(report.commit, 12)}"
+    build = report.build
     return [
-        f"Build {code(build.name, _NAME)} ({code(build.scheme, _NAME)}, model {code(build.model, _NAME)}){commit}. ",
+        f"Build {code(build.name, _NAME)} ({code(build.scheme, _NAME)}, model {code(build.model, _NAME)}){_at(report)}. ",
         f"Ran on {code(describe_runtime(report))}. ",
         f"Compared with {code(describe_baseline(report))} ",
         f"on {code(describe_suite(report))}.",
@@ -167,7 +166,21 @@ def _compared(report: Report, previous: Report) -> list[str]:
         found = compare(previous, report)
     except InputError as error:
         return [f"Not compared with the previous report: {escaped(str(error))}"]
-    return _details(f"Compared with the previous report: {len(found.worse)} worse, {len(found.better)} better", _changes(found))
+    title = f"Compared with {code(previous.build.name, _NAME)}{_at(previous)}: {_ratio(report)}"
+    return _details(f"{title}{len(found.worse)} worse, {len(found.better)} better", _changes(found))
+
+
+def _at(report: Report) -> str:
+    return "" if report.commit is None else f" at commit {code(report.commit[:12])}"
+
+
+def _ratio(report: Report) -> str:
+    """Return the KLD as a multiple of the other build's, if the gate "against" has it."""
+    figure = report.measures.get("kld_ratio")
+    if figure is None or figure.value is None:
+        return ""
+    ends = format_interval("kld_ratio", figure)
+    return f"KLD × {format_value('kld_ratio', figure.value)}{f' ({ends})' if ends else ''}, "
 
 
 def _changes(found: Comparison) -> list[str]:

@@ -12,12 +12,13 @@ import msgspec
 from ...errors import InputError
 from ...files.staging import scratch_directory
 from ..report import Report
+from .badge import report_badge
 from .html import report_html, require_html
 from .junit import report_junit
 from .libraries import require
 from .markdown import report_markdown
 
-FILES = ("report.json", "report.md", "junit.xml", "report.html")
+FILES = ("report.json", "report.md", "junit.xml", "badge.svg", "report.html")
 
 
 def check_directory(directory: Path, files: Collection[str] = FILES) -> None:
@@ -78,6 +79,8 @@ def _content(name: str, report: Report, images: Mapping[str, bytes], previous: R
         return report_markdown(report, previous).encode()
     if name == "junit.xml":
         return report_junit(report)
+    if name == "badge.svg":
+        return report_badge(report).encode()
     return report_html(report, images, previous).encode()
 
 
