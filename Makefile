@@ -17,9 +17,10 @@ GPU_CASES = gemv gemm scan rows step_kernels sampling_kernels decoder
 .PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-cuda-bindings test-sanitize test-arm64 test-old-x86 figures budgets clean
 
 # Exact versions of everything installed below: constraints/, made by `make constraints`. pyproject.toml declares the ranges.
+# Compiling every module of every library takes most of a minute; Python compiles what is imported.
 PYTHON_VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
 CONSTRAINTS := constraints/python$(PYTHON_VERSION).txt
-PIP_INSTALL = $(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --build-constraint constraints/build.txt
+PIP_INSTALL = $(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) --build-constraint constraints/build.txt
 
 constraints/python%.txt:
 	@echo "make: no constraints for Python $*: take one that has them (make PYTHON=python3.12 ...), or make test-latest" >&2; exit 2
