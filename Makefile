@@ -17,9 +17,10 @@ GPU_CASES = gemv gemm scan rows step_kernels sampling_kernels decoder
 .PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-cuda-bindings test-sanitize test-arm64 test-old-x86 figures budgets clean
 
 # Exact versions of everything installed below: constraints/, made by `make constraints`. pyproject.toml declares the ranges.
+# Compiling every module of every library takes most of a minute; Python compiles what is imported.
 PYTHON_VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
 CONSTRAINTS := constraints/python$(PYTHON_VERSION).txt
-PIP_INSTALL = $(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --build-constraint constraints/build.txt
+PIP_INSTALL = $(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) --build-constraint constraints/build.txt
 
 constraints/python%.txt:
 	@echo "make: no constraints for Python $*: take one that has them (make PYTHON=python3.12 ...), or make test-latest" >&2; exit 2
@@ -61,8 +62,9 @@ lint: $(VENV)/dev
 	$(BIN)/clang-format --dry-run --Werror $(RUNTIME) $(CUDA) $(wildcard tests/emulated/*.cpp tests/emulated/*.h)
 	$(BIN)/mypy
 
-# A process for each core, each of one thread: twice as fast as one process whose libraries take all cores.
-PYTEST_OPTIONS := -n auto --dist loadfile --no-loadscope-reorder --durations=25
+# Processes of one thread: twice as fast as one process whose libraries take all cores. One more than cores, since some always
+# wait: for a server, a deadline, or a bundle that another exports.
+PYTEST_OPTIONS := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder --durations=25
 check: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_OPTIONS)
 

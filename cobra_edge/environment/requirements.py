@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import sys
 from pathlib import Path
 
 import msgspec
@@ -48,14 +49,12 @@ def _source() -> str:
 
 
 def require_export(purpose: str, *modules: str) -> None:
-    """Import modules of the extra "export". Raises MachineError if one is missing.
+    """Raise MachineError if a module of the extra "export" is not installed; none is imported, some take seconds.
 
     Args:
         purpose: what needs them, for the message.
         modules: their names.
     """
     for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise MachineError(f"{purpose} needs {error.name}; install it with: {install_hint('export')}") from error
+        if sys.modules.get(module) is None and (module in sys.modules or importlib.util.find_spec(module) is None):
+            raise MachineError(f"{purpose} needs {module}; install it with: {install_hint('export')}")

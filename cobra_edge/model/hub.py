@@ -8,8 +8,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from ..errors import MachineError
 
 
@@ -46,6 +44,8 @@ def fetch_encoder(timm_name: str, image_size: int, overrides: Mapping[str, Any])
     Raises:
         MachineError: the hub is unreachable.
     """
+    import timm
+
     with _one_error(f"vision weights {timm_name}", "give a directory with --vision-weights"):
         return timm.create_model(timm_name, pretrained=True, num_classes=0, img_size=image_size, **overrides)
 

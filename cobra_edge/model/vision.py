@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -29,6 +27,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, image_size: int, vit: nn.Module | None = None) -> None:
         """Wrap `vit`, or a newly initialized timm model of the config."""
         super().__init__()
+        import timm  # takes seconds, for nothing where a model is text-only
+
         overrides: dict[str, Any] = dict(config.overrides)
         model: Any = vit or timm.create_model(config.timm_name, num_classes=0, img_size=image_size, **overrides)
         model.blocks = model.blocks[: config.depth - 1]
@@ -170,6 +170,8 @@ def _resampled(positions: Tensor, wanted: Tensor, n_prefix: int) -> Tensor:
     square = all(side * side == n for side, n in zip(sides, patches, strict=True))
     if not square or sides[0] < 2 or sides[0] == sides[1] or positions.shape[2] != wanted.shape[2]:
         return positions
+    from timm.layers import resample_abs_pos_embed
+
     return resample_abs_pos_embed(positions, [sides[1]] * 2, [sides[0]] * 2, num_prefix_tokens=n_prefix)
 
 

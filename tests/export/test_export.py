@@ -238,6 +238,17 @@ def test_nohup_is_respected(tmp_path, text_only):
     Bundle.open(tmp_path / "bundle")
 
 
+def test_a_text_only_model_imports_nothing_that_images_need(tmp_path, text_only):
+    """Importing timm takes longer than exporting a small model."""
+    program = "import sys; from cobra_edge.export.pipeline import export_bundle; "
+    program += "from cobra_edge.formats.targets import target_named; from pathlib import Path; "
+    program += "export_bundle(sys.argv[1], target_named('cpu'), Path(sys.argv[2]), method='rtn', golden_lines=2); "
+    program += "print(sorted({'onnx', 'timm', 'torchvision'} & sys.modules.keys()))"
+    command = [sys.executable, "-c", program, str(text_only), str(tmp_path / "bundle")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_a_disk_that_fills_up_with_the_vision_graph(tmp_path):
     """The limit on a file's size is the operating system's own, met by torch's exporter in the middle of writing."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); "

@@ -312,7 +312,6 @@ def test_encoders_come_from_timms_hub_by_their_published_names(monkeypatch):
     import timm
 
     from cobra_edge.formats.model_config import EncoderConfig, VisionConfig
-    from cobra_edge.model import hub
     from cobra_edge.model.vision import load_tower
 
     real, asked = timm.create_model, []
@@ -321,7 +320,7 @@ def test_encoders_come_from_timms_hub_by_their_published_names(monkeypatch):
         asked.append((name, arguments.pop("pretrained")))
         return real(name, **arguments)
 
-    monkeypatch.setattr(hub.timm, "create_model", fake)
+    monkeypatch.setattr(timm, "create_model", fake)
     half = (0.5, 0.5, 0.5)
     config = VisionConfig("test", (EncoderConfig("vit_tiny_patch16_224", 192, 16, 12, 1, half, half),), 64)
     tower = load_tower(config, None)
@@ -331,7 +330,7 @@ def test_encoders_come_from_timms_hub_by_their_published_names(monkeypatch):
     def unreachable(name, **_):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(hub.timm, "create_model", unreachable)
+    monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(MachineError, match=r"vision weights vit_tiny_patch16_224 could not be downloaded .*no route to host"):
         load_tower(config, None)
 
