@@ -103,7 +103,8 @@ def require_judgeable(golden: LineSet, limits: Limits, config: CobraConfig) -> N
         lines = [line for line in golden.lines if task in ("", line.task)]
         return len({line.image or number for number, line in enumerate(lines)} if config.vision is not None else lines)
 
-    needed = {name: IMAGES_NEEDED[kind_of(name)] for name in limits}
+    # The largest KLD is that of these lines, and has no interval.
+    needed = {name: IMAGES_NEEDED[kind_of(name)] for name in limits if name != "kld_max"}
     short = {name: images(name.partition(".")[2] if name.startswith("accuracy") else "") for name in needed}
     named = [f"{name} needs {needed[name]}" for name, found in short.items() if found < needed[name]]
     if images("") < FEWEST_IMAGES:

@@ -62,7 +62,7 @@ _KINDS: dict[str, tuple[Callable[[float, float], float], Callable[[np.ndarray, n
 # Images from which an interval is worth giving, by kind: see docs/regress-intervals.md. No number was enough for "ratio".
 IMAGES_NEEDED = {
     "mean": 8, "mean change": 8, "share": 8, "share change": 8, "root": 8, "rms change": 16, "exp": 8, "exp change": 8,
-    "quantile": 16, "ratio": 130, "extreme": 2,
+    "quantile": 16, "ratio": 130,
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def kind_of(measure: str) -> str:
     name = measure.partition(".")[0]
     if name in _RATIOS:
         return _RATIOS[name][0]
-    kinds = {"state_error": "root", "accuracy": "share", "accuracy_change": "share change", "kld_max": "extreme"}
+    kinds = {"state_error": "root", "accuracy": "share", "accuracy_change": "share change"}
     return kinds.get(name, "quantile")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cobra_edge import inspect
+from cobra_edge.bench.random_export import budget_without_limits
 from cobra_edge.bundle.reader import MANIFEST, MODEL_CARD, Bundle
 from cobra_edge.decode import numpy_reference
 from cobra_edge.decode.backends import BACKENDS
@@ -239,7 +240,8 @@ def test_a_manifest_without_rotations_has_none(exported, tmp_path):
 
 def test_export_takes_a_rotation(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = ["--target", "cpu", "--checkpoint", source, "--scheme", "fp16", "--golden-lines", "16"]
+    given = ["--target", "cpu", "--checkpoint", source, "--scheme", "fp16", "--golden-lines", "2"]
+    given += ["--budget", str(budget_without_limits(tmp_path))]
     assert run_command(export.command, [*given, "--rotation", "both"]) == 0
     (made,) = (tmp_path / "bundles").iterdir()
     assert made.name == "mamba-tiny-cpu-fp16-rotated" and Bundle.open(made).manifest.recipe.rotations == (
