@@ -21,7 +21,7 @@ from ..terminal.output import debug_option, print_json, progress
 from ..terminal.usage import Group
 from .decode_command import decode
 from .end_to_end_command import end_to_end
-from .export_result import ExportedVision, ExportResult, export_table
+from .export_result import ExportedVision, ExportResult, Regressed, export_table
 from .results import save_result
 from .serving_command import serve
 from .shapes import shape_named
@@ -71,7 +71,7 @@ command.add_command(vision)
 @option("--scratch", group="advanced", type=click.Path(path_type=Path, exists=True), help="Directory for temporary files.")
 @debug_option
 def export(shape: str, target: str, quality: str, scratch: Path | None, interrupt: bool, as_json: bool) -> None:
-    """Measure wall time and peak memory of exporting a checkpoint with random weights and planted outliers.
+    """Measure wall time and peak memory of exporting a checkpoint with random weights and planted outliers, and of `regress`.
 
     The drift of random weights says nothing about a trained model and is not reported.
     """
@@ -79,10 +79,12 @@ def export(shape: str, target: str, quality: str, scratch: Path | None, interrup
         raise InputError(f"--interrupt: an export of quality {quality} has no stage that resumes; give --quality best")
     shape_named(shape), target_named(target)  # before gigabytes are written
     from .machine import machine
-    from .random_export import export_random
+    from .random_export import export_random, regress_random
 
     with tempfile.TemporaryDirectory(dir=scratch) as folder, progress() as bar:
-        exported = export_random(shape, target, ["--quality", quality], Path(folder), Path(folder) / "bundle", bar, interrupt)
+        bundle = Path(folder) / "bundle"
+        exported = export_random(shape, target, ["--quality", quality], Path(folder), bundle, bar, interrupt)
+        regressed, report = regress_random(bundle, Path(folder))
     process, manifest = exported.process, exported.manifest
     result = ExportResult(
         shape=shape,
@@ -93,11 +95,19 @@ def export(shape: str, target: str, quality: str, scratch: Path | None, interrup
         seconds=round(process.seconds, 1),
         killed={stage: round(seconds, 1) for stage, seconds in exported.killed.items()},
         stages={stage: round(seconds, 1) for stage, seconds in exported.stages.items()},
-        peak_gib=round(process.peak_bytes / 2**30, 2),
-        own_peak_gib=round(process.own_peak_bytes / 2**30, 2),
+        peak_gib=_gib(process.peak_bytes),
+        own_peak_gib=_gib(process.own_peak_bytes),
         checkpoint_bytes=exported.checkpoint_bytes,
         bundle_bytes={name: entry["bytes"] for name, entry in manifest["files"].items()},
         vision=msgspec.convert(manifest["vision"], ExportedVision),
+        regress=Regressed(
+            lines=report["suite"]["lines"],
+            images=report["suite"]["images"],
+            within=regressed.exit_code == 0,
+            seconds=round(regressed.seconds, 1),
+            peak_gib=_gib(regressed.peak_bytes),
+            own_peak_gib=_gib(regressed.own_peak_bytes),
+        ),
         machine=machine(),
     )
     file = save_result(f"export-{shape}-{quality}", result)
@@ -105,3 +115,7 @@ def export(shape: str, target: str, quality: str, scratch: Path | None, interrup
         print_json(result)
     else:
         print_result([export_table(result)], file)
+
+
+def _gib(size: int) -> float:
+    return round(size / 2**30, 2)

@@ -15,6 +15,21 @@ class ExportedVision(msgspec.Struct, frozen=True):
     parity: dict[str, float]
 
 
+class Regressed(msgspec.Struct, frozen=True):
+    """A run of `regress` on the golden lines of the exported bundle; time in seconds, memory as of the export.
+
+    Attributes:
+        within: whether the bundle drifts as it did at the export.
+    """
+
+    lines: int
+    images: int
+    within: bool
+    seconds: float
+    peak_gib: float
+    own_peak_gib: float
+
+
 class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
     """`bench export`.
 
@@ -29,6 +44,7 @@ class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
         checkpoint_bytes: of the checkpoint that was exported.
         bundle_bytes: by file of the bundle.
         vision: the vision graph.
+        regress: the regression harness on the bundle.
     """
 
     bench: str = "export"
@@ -45,12 +61,13 @@ class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_bytes: int
     bundle_bytes: dict[str, int]
     vision: ExportedVision
+    regress: Regressed
     machine: Machine
 
 
 def export_table(result: ExportResult) -> Table:
-    """Return time, memory and sizes."""
-    m, files = result.machine, result.bundle_bytes
+    """Return time, memory and sizes of the export, then time and memory of the regression run."""
+    m, files, regress = result.machine, result.bundle_bytes, result.regress
     vision_bytes = sum(size for name, size in files.items() if name.startswith("vision"))
     rows = [
         ["machine", f"{m.processor}, {m.cores} cores, {m.memory_gb} GB"],
@@ -62,5 +79,9 @@ def export_table(result: ExportResult) -> Table:
         ["checkpoint", f"{result.checkpoint_bytes / 1e9:.2f} GB"],
         [f"decoder as {result.scheme}", f"{files['decoder.safetensors'] / 1e9:.2f} GB"],
         [f"vision graph, {result.vision.precision}", f"{vision_bytes / 1e9:.2f} GB"],
+        [f"regress on its {regress.lines} golden lines about {regress.images} images", f"{regress.seconds / 60:.1f} min"],
+        ["— drift as at the export", "yes" if regress.within else "NO"],
+        ["— peak memory that no file backs", f"{regress.own_peak_gib:.1f} GiB"],
+        ["— peak resident memory, mapped files included", f"{regress.peak_gib:.1f} GiB"],
     ]
     return Table(["", ""], rows, f"export --quality {result.quality}")

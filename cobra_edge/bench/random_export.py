@@ -1,4 +1,4 @@
-"""A checkpoint with random weights in a published shape, exported by the real command in a child process."""
+"""A checkpoint with random weights in a published shape, exported and regressed by the real commands in child processes."""
 
 from __future__ import annotations
 
@@ -95,6 +95,20 @@ def _measured(arguments: list[str], calibration: Path, kill_at: dict[str, str]) 
     done = measure(["cobra_edge.export", *arguments])
     peak, own = max(peak, done.peak_bytes), max(own, done.own_peak_bytes)
     return replace(done, seconds=done.seconds + sum(killed.values()), peak_bytes=peak, own_peak_bytes=own), killed
+
+
+def regress_random(bundle: Path, folder: Path) -> tuple[Finished, dict[str, Any]]:
+    """Run the regression harness on an exported bundle and its golden lines, without drift limits; return the report too.
+
+    What is left to judge is whether the bundle drifts as it did at the export: exit code 1 if not.
+
+    Raises:
+        MachineError: the run failed.
+    """
+    done = measure(["cobra_edge.regress", str(bundle), "--budget", str(budget_without_limits(folder)), "--json"])
+    if done.exit_code not in (0, 1):
+        raise MachineError(f"regress failed with exit code {done.exit_code}; see its messages above")
+    return done, json.loads(done.stdout)
 
 
 def budget_without_limits(folder: Path) -> Path:
