@@ -57,13 +57,13 @@ def put_kernels() -> None:
 
 def build_native() -> None:
     """Compile the native decoder where it cannot be imported: with what this machine has, without a network."""
-    if _says("import cobra_edge.decode._cpu; print(True)") == "True":
+    if _says("from cobra_edge.decode.native.library import why_not; print(why_not() is None)") == "True":
         return
     with tempfile.TemporaryDirectory() as folder:
         defines = "--config-settings=cmake.define.COBRA_CUDA=OFF"
         _pip("wheel", "-q", "--no-index", "--no-deps", "--no-build-isolation", defines, "-w", folder, str(ROOT))
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            name = next(n for n in wheel.namelist() if n.startswith("cobra_edge/decode/_cpu.") and n.endswith(".so"))
+            name = "cobra_edge/decode/native/libcobra_cpu.so"
             wheel.extract(name, ROOT)
 
 

@@ -22,10 +22,10 @@ from cobra_edge.bench.random_export import budget_without_limits
 from cobra_edge.bench.results import check_name, save_result
 from cobra_edge.bench.tables import print_result
 from cobra_edge.bundle.reader import Bundle
-from cobra_edge.decode._cpu import kernel_names
 from cobra_edge.decode.backends import open_decoder
 from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import Decoder, DecoderOptions
+from cobra_edge.decode.native.library import kernel_names
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.files.staging import staged_file
 from cobra_edge.formats.package_data import export_data

@@ -113,10 +113,10 @@ def measure_bundle(bundle: Bundle, plan: Plan, peer: AbstractContextManager[Runn
 
 
 def _rounds(bundle: Bundle, plan: Plan, runners: Sequence[Runner], bar: Progress) -> list[Round]:
-    from ..decode import _cpu
+    from ..decode.native.library import kernel_names
 
     model, team = bundle.manifest.model, plan.team
-    best = _cpu.kernel_names()[0]  # assumed for a peer that does not report it
+    best = kernel_names()[0]  # assumed for a peer that does not report it
     kernels = {c.name: c.facts().kernels or best for c in runners}
     int8 = {c.name: c.facts().activations == "int8" for c in runners}
     memory = Memory(team)

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from ..bundle.reader import Bundle
-from ..decode.cpu import why_not
+from ..decode.native.library import why_not
 from ..errors import InputError, MachineError
 from ..formats.scheme import scheme_named
 from ..terminal.output import progress
@@ -72,9 +72,9 @@ def _check_kernels(kernels: str) -> None:
     reason = why_not()
     if reason is not None:
         raise MachineError(f"bench decode measures the native decoder, but {reason}")
-    from ..decode import _cpu
+    from ..decode.native.library import kernel_names
 
-    known = ["auto", *_cpu.kernel_names()]
+    known = ["auto", *kernel_names()]
     if kernels not in known:
         raise InputError(f"no kernels {kernels!r} on this processor{near_matches(kernels, known)}")
 

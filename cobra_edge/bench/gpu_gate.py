@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..bundle.reader import Bundle
-from ..decode.cpu import CpuDecoder, why_not
+from ..decode.cpu import CpuDecoder
 from ..decode.decoder import Decoder, DecoderOptions
+from ..decode.native.library import why_not
 from ..decode.numpy_reference import NumpyDecoder
 from ..decode.sampling import GREEDY
 from ..errors import MachineError

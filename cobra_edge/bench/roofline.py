@@ -27,10 +27,10 @@ class Memory:
 
     def read_bandwidth(self) -> float:
         """Read all of it once; returns bytes per second. Raises MachineError if the values read are not those written."""
-        from ..decode import _cpu
+        from ..decode.native.kernels import read_once
 
         began = time.perf_counter()
-        total = _cpu.kernels.read_once(self._words, self._threads)
+        total = read_once(self._words, self._threads)
         seconds = time.perf_counter() - began
         if total != len(self._words):
             raise MachineError("values read from memory differ from those written; test the memory of this machine")
@@ -39,9 +39,9 @@ class Memory:
 
 def peak_products(kernels: str, threads: int) -> float:
     """Return the int8 multiply-accumulates per second of an instruction set, with operands in registers."""
-    from ..decode import _cpu
+    from ..decode.native.kernels import peak_macs
 
-    return float(_cpu.kernels.peak_macs(kernels, threads))
+    return peak_macs(kernels, threads)
 
 
 def prefill_products(mamba: MambaConfig, tokens: int) -> int:

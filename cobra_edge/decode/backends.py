@@ -85,7 +85,7 @@ def _native(bundle: Bundle, options: DecoderOptions) -> Decoder:
 
 
 def _native_refuses(bundle: Bundle) -> str | None:
-    from .cpu import why_not
+    from .native.library import why_not
 
     return _foreign_codes(bundle) or why_not()
 
@@ -191,7 +191,8 @@ def open_decoder(
 
 def open_weights(weights: Weights, options: DecoderOptions = DEFAULT_OPTIONS) -> Decoder:
     """Open a decoder over weights in memory in our own formats: the native one, or numpy's if that is missing."""
-    from .cpu import CpuDecoder, why_not
+    from .cpu import CpuDecoder
+    from .native.library import why_not
     from .numpy_reference import NumpyDecoder
 
     return NumpyDecoder(weights, options) if why_not() else CpuDecoder(weights, options)

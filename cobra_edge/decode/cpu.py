@@ -20,17 +20,9 @@ from ..formats.hadamard import hadamard_factors, hadamard_matrix
 from ..formats.packing import QuantizedTensor
 from .arguments import checked_embeddings, checked_tokens
 from .decoder import DecoderOptions, DecoderState, Weights
+from .native.decoder import CompiledDecoder
 
 log = logging.getLogger(__name__)
-
-
-def why_not() -> str | None:
-    """Return why the native decoder cannot be loaded, or None if it can."""
-    try:
-        from . import _cpu  # noqa: F401 - checks that it can be imported
-    except ImportError as error:
-        return f"the native module is missing ({error}); install the package with a C++17 compiler available"
-    return None
 
 
 def arrays_of(tensors: Mapping[str, np.ndarray | QuantizedTensor]) -> dict[str, np.ndarray]:
@@ -67,8 +59,6 @@ class CpuDecoder:
             InputError: kernels that this CPU does not support.
             MemoryError: too little memory.
         """
-        from . import _cpu
-
         weights = Weights.of(source)
         self.config = weights.config
         cores, threads = physical_cores(), options.threads or default_threads()
@@ -84,10 +74,10 @@ class CpuDecoder:
         self.activations = options.activations_of(recipe)
         sizes: dict[str, Any] = msgspec.structs.asdict(self.config)
         try:
-            self._native = _cpu.Decoder(sizes, arrays, kernels, threads, self.activations == "int8")
+            self._native = CompiledDecoder(sizes, arrays, kernels, threads, self.activations == "int8")
         except ValueError as error:
             raise InputError(f"{weights.origin}: {error}") from error
-        self.kernels: str = self._native.kernels
+        self.kernels = self._native.kernels
         log.info("decoder kernels: %s, %d threads, %s activations", self.kernels, threads, self.activations)
 
     def new_state(self, like: DecoderState | None = None) -> DecoderState:
@@ -115,7 +105,12 @@ class CpuDecoder:
 
     def step(self, token: int, state: DecoderState) -> np.ndarray:
         """See `Decoder.step`."""
-        return self.prefill(self.embed([token]), state)
+        (one,) = checked_tokens([token], self.config)
+        state.require_writable(self.config)
+        with state.in_host_memory() as here:
+            logits = self._native.step(int(one), here.conv, here.ssm)
+            here.n_tokens += 1
+        return logits
 
     def forward(self, embeddings: np.ndarray, state: DecoderState) -> np.ndarray:
         """See `Decoder.forward`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -14,9 +14,11 @@ from ..formats.model_config import MambaConfig
 from ..model.fused_kernels import fused_operations
 from ..model.mamba import REFERENCE, Operations
 from ..model.mamba import causal_conv as reference_conv
-from .cpu import why_not
+from .native import kernels
+from .native.library import why_not
 
 _KERNELS = "auto"
+_WORTH_THREADS = 1 << 17  # values of a row; starting threads takes longer than fewer
 _Result = TypeVar("_Result")
 
 
@@ -37,32 +39,26 @@ def differentiable_operations() -> Operations:
 
 def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute `model.mamba.causal_conv` on (batch, seq, d_inner) float32, without a gradient; the state is not changed."""
-    from . import _cpu
-
     taps, offsets = _array(weight.T), _array(bias)
 
-    def one(row: int) -> np.ndarray:
-        return _cpu.kernels.conv_silu(_array(x[row]), _copied(state[row]), taps, offsets, _KERNELS)
+    def one(row: int, threads: int) -> np.ndarray:
+        return kernels.conv_silu(_array(x[row]), _copied(state[row]), taps, offsets, _KERNELS, threads)
 
-    return _stacked(one, range(len(x)))
+    return _stacked(one, x)
 
 
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute `model.mamba.selective_scan` on (batch, seq, d_inner) float32, without a gradient; h is not changed."""
-    from . import _cpu
-
     after = _copied(h)
     decay, skip, bias = _array(A), _array(D), _array(dt_bias)
 
-    def one(row: int) -> np.ndarray:
-        each = (_array(t[row]) for t in (u, dt))
-        return _cpu.kernels.selective_scan(
-            *each, decay, _array(B[row]), _array(C[row]), skip, _array(z[row]), bias, after[row], _KERNELS
-        )
+    def one(row: int, threads: int) -> np.ndarray:
+        u_, dt_, B_, C_, z_ = (_array(t[row]) for t in (u, dt, B, C, z))
+        return kernels.selective_scan(u_, dt_, decay, B_, C_, skip, z_, bias, after[row], _KERNELS, threads)
 
-    return _stacked(one, range(len(u))), torch.from_numpy(after)
+    return _stacked(one, u), torch.from_numpy(after)
 
 
 class _Scan(torch.autograd.Function):
@@ -75,18 +71,15 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        from . import _cpu
-
         u, dt, A, B, C, D, z, dt_bias, h = ctx.saved_tensors
         out, last = gradients
         decay, skip, bias = _array(A), _array(D), _array(dt_bias)
 
-        def one(row: int) -> tuple[np.ndarray, ...]:
-            of_row = [_array(t[row]) for t in (u, dt, B, C, z, h, out, last)]
-            u_, dt_, B_, C_, z_, h_, out_, last_ = of_row
-            return _cpu.kernels.scan_gradient(u_, dt_, decay, B_, C_, skip, z_, bias, h_, out_, last_, _KERNELS)
+        def one(row: int, threads: int) -> tuple[np.ndarray, ...]:
+            u_, dt_, B_, C_, z_, h_, out_, last_ = (_array(t[row]) for t in (u, dt, B, C, z, h, out, last))
+            return kernels.scan_gradient(u_, dt_, decay, B_, C_, skip, z_, bias, h_, out_, last_, _KERNELS, threads)
 
-        gu, gdt, gB, gC, gz, gh, gA, gD, gbias = map(np.stack, zip(*_parallel(one, range(len(u))), strict=True))
+        gu, gdt, gA, gB, gC, gD, gz, gbias, gh = map(np.stack, zip(*_parallel(one, u), strict=True))
         found = gu, gdt, gA.sum(0), gB, gC, gD.sum(0), gz, gbias.sum(0), gh
         return tuple(torch.from_numpy(g) for g in found)
 
@@ -97,17 +90,21 @@ def differentiable_scan(*inputs: Tensor) -> tuple[Tensor, Tensor]:
     return out, last
 
 
-def _stacked(one: Callable[[int], np.ndarray], rows: Sequence[int]) -> Tensor:
-    """Return the results for every row of a batch as one tensor; rows run in parallel."""
-    return torch.from_numpy(np.stack(_parallel(one, rows)))
+def _stacked(one: Callable[[int, int], np.ndarray], batch: Tensor) -> Tensor:
+    """Return the results for every row of a batch as one tensor."""
+    return torch.from_numpy(np.stack(_parallel(one, batch)))
 
 
-def _parallel(one: Callable[[int], _Result], rows: Sequence[int]) -> list[_Result]:
-    threads = min(torch.get_num_threads(), len(rows))
-    if threads < 2:  # starting a thread takes longer than a short row
-        return [one(row) for row in rows]
+def _parallel(one: Callable[[int, int], _Result], batch: Tensor) -> list[_Result]:
+    """Return one(row, threads) for the rows of a batch (batch, seq, channels): side by side, or each on all threads."""
+    rows, threads = len(batch), torch.get_num_threads()
+    if rows < threads or rows == 1:
+        enough = batch[:1].numel() >= _WORTH_THREADS if rows else False
+        return [one(row, threads if enough else 1) for row in range(rows)]
+    if threads == 1:
+        return [one(row, 1) for row in range(rows)]
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(one, rows))
+        return list(pool.map(lambda row: one(row, 1), range(rows)))
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:

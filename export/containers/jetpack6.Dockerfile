@@ -6,7 +6,7 @@ ARG BASE=nvcr.io/nvidia/l4t-tensorrt:r10.3.0-devel
 FROM ${BASE} AS wheel
 ENV DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
- && apt-get install -y --no-install-recommends build-essential cmake python3-dev python3-pip python3-venv \
+ && apt-get install -y --no-install-recommends build-essential cmake python3-pip python3-venv \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY CMakeLists.txt LICENSE README.md pyproject.toml ./

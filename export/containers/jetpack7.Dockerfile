@@ -8,7 +8,7 @@ ARG BASE=nvcr.io/nvidia/tensorrt:26.05-py3
 FROM ${BASE} AS wheel
 ENV DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
- && apt-get install -y --no-install-recommends build-essential cmake python3-dev python3-pip python3-venv \
+ && apt-get install -y --no-install-recommends build-essential cmake python3-pip python3-venv \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY CMakeLists.txt LICENSE README.md pyproject.toml ./

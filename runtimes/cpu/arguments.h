@@ -1,45 +1,55 @@
-// Arguments from Python, checked and converted to the kernels' types.
+// Arguments of the C interface, checked and converted to the kernels' types.
 #pragma once
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-
-#include <initializer_list>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
+#include "cobra_cpu.h"
 #include "kernels.h"
 
 namespace cobra_edge {
 
-namespace nb = nanobind;
+void remember_error(const char* message) noexcept;
 
-// Read-only, of any dtype and rank; checked later.
-using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-template <int kRank>
-using In = nb::ndarray<const float, nb::ndim<kRank>, nb::c_contig, nb::device::cpu>;
-template <int kRank>
-using InOut = nb::ndarray<float, nb::ndim<kRank>, nb::c_contig, nb::device::cpu>;
-using Out = nb::ndarray<nb::numpy, float>;
+// Run a function; return what it raised as a code, its message remembered.
+template <typename Function>
+int guarded(const Function& function) noexcept {
+    const auto failed = [](CobraCode code, const char* message) {
+        remember_error(message);
+        return code;
+    };
+    try {
+        function();
+        return kCobraOk;
+    } catch (const std::invalid_argument& error) {
+        return failed(kCobraInvalid, error.what());
+    } catch (const std::out_of_range& error) {
+        return failed(kCobraOutOfRange, error.what());
+    } catch (const std::bad_alloc&) {
+        return failed(kCobraNoMemory, "out of memory");
+    } catch (const std::exception& error) {
+        return failed(kCobraFailed, error.what());
+    } catch (...) {
+        return failed(kCobraFailed, "unknown exception");
+    }
+}
+
+// Raise std::invalid_argument unless `ok`.
+void expect(bool ok, const char* what);
 
 // The kernels with that name, "auto" for the best. Raises std::invalid_argument that lists the available names.
 const Kernels& kernels_named(const std::string& name);
-std::vector<std::string> kernel_names();
 
-// A new numpy array, uninitialized.
-Out fresh(std::initializer_list<size_t> shape);
+// The number of an array's elements. Raises std::invalid_argument if its rank or a size is out of range.
+int64_t size_of(const std::string& name, const CobraArray& array);
 
-inline int64_t dim(const Array& array, size_t axis) { return static_cast<int64_t>(array.shape(axis)); }
+// The values of a float32 array. Raises std::invalid_argument if it is none, or not aligned.
+float* floats_in(const std::string& name, const CobraArray& array);
 
 // A matrix with `cols` inputs: float values without scales, or packed codes with scales and optional clips. Raises
 // std::invalid_argument if they do not match.
-Matrix matrix_from(const std::string& name, const Array& values, const Array* scales, const Array* clips, int64_t cols);
-
-// The array with that name. Raises std::invalid_argument if it is missing or its elements are not aligned.
-Array array_of(const nb::dict& tensors, const std::string& name);
-
-// Individual kernels, for tests: cobra_edge.decode._cpu.kernels.
-void bind_kernels(nb::module_& m);
+Matrix matrix_from(const std::string& name, const CobraArray& values, const CobraArray* scales, const CobraArray* clips,
+                   int64_t cols);
 
 }  // namespace cobra_edge

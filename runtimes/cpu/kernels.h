@@ -100,9 +100,12 @@ struct ScanGradient {
     float *u, *dt, *B, *C, *z, *h, *A, *D, *dt_bias;
 };
 
-// Floats of scratch memory of a scan's gradient.
+// Tokens whose states a scan's gradient keeps at a time.
+constexpr int64_t kScanSegment = 32;
+
+// Floats of scratch memory of a scan's gradient: the plain one keeps the states of all tokens.
 constexpr int64_t scan_gradient_floats(int64_t tokens, int64_t d_state) {
-    return ((2 * tokens + 4) * d_state + 2 * tokens) * kChannels;
+    return ((2 * (tokens + kScanSegment) + 8) * d_state + 2 * tokens) * kChannels;
 }
 
 struct Kernels {
@@ -137,10 +140,10 @@ struct Kernels {
                            const float* B, const float* C, int64_t bc_stride, const float* z, int64_t z_stride, float* h,
                            const float* u, float* out, int64_t u_stride);
 
-    // Gradient of selective_scan over all channels of one sequence, from the gradients of its output (tokens, channels) and of
-    // its final state (channels, d_state).
-    void (*scan_gradient)(const Scan& scan, int64_t tokens, const ScanInputs& inputs, const float* gradient,
-                          const float* last_gradient, const ScanGradient& out, float* scratch);
+    // Gradient of selective_scan over channels [from, to) of one sequence, from the gradients of its output (tokens, channels)
+    // and of its final state (channels, d_state).
+    void (*scan_gradient)(const Scan& scan, int64_t from, int64_t to, int64_t tokens, const ScanInputs& inputs,
+                          const float* gradient, const float* last_gradient, const ScanGradient& out, float* scratch);
 
     // x = x · kron(matrix, H)ᵀ / √width in place, for ±1 entries of matrix (order, order) and Sylvester's Hadamard matrix H of
     // order width / order, a power of two; spare has room for `width` floats. Source: cobra_edge/formats/hadamard.py.

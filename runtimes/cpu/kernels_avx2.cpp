@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 
 #include "kernels.h"
 
@@ -19,7 +20,7 @@ namespace cobra_edge {
 namespace {
 
 #include "elementwise.inl"
-#include "scan_gradient.inl"
+#include "plain_scan_gradient.inl"
 
 constexpr int kLanes = 8, kTokens = 8;
 constexpr int kCodes = 4 * kLanes;
@@ -240,6 +241,7 @@ inline void transpose(Ints* v) {
 #include "conv_scan.inl"
 #include "matmul.inl"
 #include "matmul_float.inl"
+#include "scan_gradient.inl"
 
 }  // namespace
 

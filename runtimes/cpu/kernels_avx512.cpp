@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 
 #include "kernels.h"
 
@@ -14,7 +15,7 @@ extern const Kernels kAvx2Kernels;
 namespace {
 
 #include "elementwise.inl"
-#include "scan_gradient.inl"
+#include "plain_scan_gradient.inl"
 
 constexpr int kLanes = 16, kTokens = 16;
 constexpr int kCodes = 4 * kLanes;
@@ -168,6 +169,7 @@ inline void transpose(Ints* v) {
 #include "conv_scan.inl"
 #include "matmul.inl"
 #include "matmul_float.inl"
+#include "scan_gradient.inl"
 
 void matmul_int8_or_narrower(const Matrix& m, int64_t from, int64_t to, const Int8Rows& rows, int64_t tokens, float* out,
                              int64_t stride, bool onto, float* scratch) {

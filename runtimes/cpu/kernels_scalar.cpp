@@ -8,7 +8,7 @@ namespace cobra_edge {
 namespace {
 
 #include "elementwise.inl"
-#include "scan_gradient.inl"
+#include "plain_scan_gradient.inl"
 
 // Unpack codes [start, start + 16) of a row, unsigned.
 void unpack16(const Matrix& m, const uint8_t* row, int64_t start, int32_t* out) {
@@ -64,8 +64,17 @@ int64_t macs_in_registers(int64_t rounds, int32_t* checksum) {
 }  // namespace
 
 extern const Kernels kScalarKernels;
-const Kernels kScalarKernels = {"scalar",           rms_norm,       quantize,        matmul_int8,
-                                plain_matmul_float, dequantize_row, plain_conv_silu, plain_selective_scan,
-                                scan_gradient,      rotate,         exponential,     macs_in_registers};
+const Kernels kScalarKernels = {"scalar",
+                                rms_norm,
+                                quantize,
+                                matmul_int8,
+                                plain_matmul_float,
+                                dequantize_row,
+                                plain_conv_silu,
+                                plain_selective_scan,
+                                plain_scan_gradient,
+                                rotate,
+                                exponential,
+                                macs_in_registers};
 
 }  // namespace cobra_edge

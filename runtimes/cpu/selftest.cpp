@@ -308,7 +308,7 @@ void test_scan_gradient(const Kernels& k, int64_t channels, int64_t d_state) {
     const ScanGradient out{found[0].data(), found[1].data(), found[2].data(), found[3].data(), found[4].data(),
                            found[5].data(), found[6].data(), found[7].data(), found[8].data()};
     Floats scratch(static_cast<size_t>(scan_gradient_floats(tokens, d_state)));
-    k.scan_gradient(scan, tokens, in, up.data(), last.data(), out, scratch.data());
+    k.scan_gradient(scan, 0, channels, tokens, in, up.data(), last.data(), out, scratch.data());
     for (size_t i = 0; i < sizes.size(); ++i) {
         std::vector<double> expected;
         for (auto& value : values[i]) {
@@ -548,7 +548,7 @@ int main(int arguments, char** argument) {
         k.macs_in_registers(1 << 20, &checksum);  // for the sanitizer
         for (const int64_t channels : {1, 16, 37}) {
             for (const int64_t d_state : {1, 16, 17}) test_scan(k, channels, d_state);
-            test_scan_gradient(k, channels, 5);
+            for (const int64_t d_state : {5, 16}) test_scan_gradient(k, channels, d_state);
             for (const int64_t taps : {2, 4, 8}) test_convolution(k, channels, taps);
         }
         for (const int64_t width : {1, 63, 129, 2560}) test_norm(k, width);

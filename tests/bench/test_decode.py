@@ -24,8 +24,9 @@ from cobra_edge.bench.rounds import Round, in_turns, limits_of, ratios
 from cobra_edge.bench.spread import Spread, spread
 from cobra_edge.bench.tables import markdown
 from cobra_edge.bundle.reader import MANIFEST, Bundle
-from cobra_edge.decode.cpu import CpuDecoder, why_not
+from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions
+from cobra_edge.decode.native.library import why_not
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.formats.model_config import MambaConfig
 from cobra_edge.terminal.output import progress, run_command

@@ -21,9 +21,10 @@ from safetensors.numpy import load_file, save_file
 
 from cobra_edge import inspect, run
 from cobra_edge.bundle.reader import DECODER, MANIFEST, Bundle, file_sha256
-from cobra_edge.decode import _cpu
 from cobra_edge.decode.cpu import CpuDecoder
 from cobra_edge.decode.decoder import DecoderOptions
+from cobra_edge.decode.native.decoder import CompiledDecoder
+from cobra_edge.decode.native.library import kernel_names
 from cobra_edge.errors import BundleError, CobraEdgeError
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.scheme import SCHEMES
@@ -359,9 +360,9 @@ def test_the_compiled_decoder_by_itself(tiny, data):
     for name in data.draw(st.lists(st.sampled_from(sorted(sizes)), max_size=2)):
         sizes[name] = data.draw(st.one_of(NUMBERS, st.integers(-1, 600)))
     int8, threads = data.draw(st.booleans()), data.draw(st.sampled_from([1, 2, 3, 0, -1, 1025, 2**31, 2**40]))
-    kernels = data.draw(st.sampled_from([*_cpu.kernel_names(), "auto", "none"]))
+    kernels = data.draw(st.sampled_from([*kernel_names(), "auto", "none"]))
     try:
-        decoder = _cpu.Decoder(sizes, arrays, kernels, threads, int8)
+        decoder = CompiledDecoder(sizes, arrays, kernels, threads, int8)
     except (ValueError, TypeError, RuntimeError):
         return
     shapes = [(sizes["n_layer"], sizes["d_inner"], sizes[last]) for last in ("d_conv", "d_state")]
@@ -375,7 +376,7 @@ def test_the_compiled_decoder_by_itself(tiny, data):
 @given(data=st.data())
 def test_calls_of_the_compiled_decoder(tiny, data):
     sizes, arrays = arguments_of(tiny)
-    decoder = _cpu.Decoder(sizes, arrays, "auto", 1, True)
+    decoder = CompiledDecoder(sizes, arrays, "auto", 1, True)
     good = {
         "embeddings": np.zeros((3, sizes["d_model"]), np.float32),
         "conv": np.zeros((sizes["n_layer"], sizes["d_inner"], sizes["d_conv"]), np.float32),
@@ -401,13 +402,13 @@ def test_calls_of_the_compiled_decoder(tiny, data):
 def test_an_array_that_is_not_contiguous(tiny, name, order):
     sizes, arrays = arguments_of(tiny)
     with pytest.raises(ValueError, match=name):
-        _cpu.Decoder(sizes, arrays | {name: order(arrays[name])}, "auto", 1, True)
+        CompiledDecoder(sizes, arrays | {name: order(arrays[name])}, "auto", 1, True)
 
 
 def test_arrays_live_as_long_as_the_decoder(tiny):
     sizes, arrays = arguments_of(tiny)
     codes = weakref.ref(arrays["backbone.embedding.weight.codes"])
-    decoder = _cpu.Decoder(sizes, arrays, "auto", 1, True)
+    decoder = CompiledDecoder(sizes, arrays, "auto", 1, True)
     arrays.clear()
     gc.collect()
     assert codes() is not None
@@ -419,7 +420,7 @@ def test_arrays_live_as_long_as_the_decoder(tiny):
 @pytest.mark.parametrize("change", [np.asfortranarray, lambda a: a.astype(np.float64)])
 def test_a_state_that_would_not_be_changed_is_refused(tiny, change):
     sizes, arrays = arguments_of(tiny)
-    decoder = _cpu.Decoder(sizes, arrays, "auto", 1, True)
+    decoder = CompiledDecoder(sizes, arrays, "auto", 1, True)
     conv, ssm = (np.zeros((sizes["n_layer"], sizes["d_inner"], sizes[n]), np.float32) for n in ("d_conv", "d_state"))
     with pytest.raises((ValueError, TypeError)):
         decoder.forward(decoder.embed(np.array([1])), change(conv), ssm, False)

@@ -1,5 +1,7 @@
 """bitsandbytes' formats: the same bytes and values as the library's, and a decoder that runs the stored codes."""
 
+import importlib.util
+
 import msgspec
 import numpy as np
 import pytest
@@ -272,7 +274,8 @@ def test_the_backend_says_why_not(tiny, tiny_bundle, tmp_path, monkeypatch):
         open_decoder(Bundle.open(tiny_bundle), "cpu", "bitsandbytes")
     bundle = tiny("bnb-int8")
     assert isinstance(open_decoder(bundle), BitsAndBytesDecoder)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))
     with pytest.raises(MachineError, match=r"bitsandbytes is not installed \(pip install '\.\[bnb\]'\)"):
         open_decoder(bundle, "cpu", "bitsandbytes")
     with pytest.raises(MachineError, match=r"\.\[bnb\]"):

@@ -8,11 +8,13 @@ import pytest
 
 import cobra_edge
 from cobra_edge.bundle.reader import Bundle
-from cobra_edge.decode import _cpu
 from cobra_edge.decode import numpy_reference as reference
 from cobra_edge.decode.backends import BACKENDS, open_decoder
 from cobra_edge.decode.cpu import CpuDecoder, arrays_of
 from cobra_edge.decode.decoder import DecoderOptions, DecoderState
+from cobra_edge.decode.native import kernels
+from cobra_edge.decode.native.decoder import CompiledDecoder
+from cobra_edge.decode.native.library import kernel_names
 from cobra_edge.decode.numpy_reference import NumpyDecoder
 from cobra_edge.decode.torch_reference import TorchDecoder
 from cobra_edge.environment.threads import physical_cores
@@ -31,8 +33,7 @@ from ..conftest import MINI, write_text_only
 from ..handmade import INT_SCHEMES, magnitudes, mixed_recipe, write_bundle
 from ..tolerance import TOLERANCES, assert_close, distance
 
-KERNELS = _cpu.kernel_names()
-kernels = _cpu.kernels
+KERNELS = kernel_names()
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
@@ -455,20 +456,20 @@ def test_what_does_not_fit_is_refused(tiny, change, says):
     sizes, arrays = arguments_of(tiny)
     change(sizes, arrays)
     with pytest.raises(ValueError, match=says):
-        _cpu.Decoder(sizes, arrays, "auto", 1, True)
+        CompiledDecoder(sizes, arrays, "auto", 1, True)
 
 
 def test_unaligned_weights_are_refused(tiny):
     sizes, arrays = arguments_of(tiny)
     raw = np.zeros(128 * 4 + 1, np.uint8)[1:].view(np.float32)
     with pytest.raises(ValueError, match="not aligned"):
-        _cpu.Decoder(sizes, arrays | {"backbone.norm_f.weight": raw}, "auto", 1, True)
+        CompiledDecoder(sizes, arrays | {"backbone.norm_f.weight": raw}, "auto", 1, True)
 
 
 def test_calls_that_do_not_fit_are_refused_by_the_compiled_part_too(tiny):
     """In addition to the checks of `decode.arguments`: no call reads or writes outside its arguments."""
     sizes, arrays = arguments_of(tiny)
-    decoder, state = _cpu.Decoder(sizes, arrays, "auto", 1, True), DecoderState.zeros(tiny.manifest.model.mamba)
+    decoder, state = CompiledDecoder(sizes, arrays, "auto", 1, True), DecoderState.zeros(tiny.manifest.model.mamba)
     for token in (512, -1):
         with pytest.raises(IndexError, match=f"token {token} is outside the vocabulary of 512"):
             decoder.embed(np.array([token]))

@@ -26,7 +26,7 @@ from cobra_edge.bench.end_to_end import PUBLISHED_TOK_S, EndToEndResult, measure
 from cobra_edge.bench.spread import Spread
 from cobra_edge.bench.tables import markdown
 from cobra_edge.bundle.reader import Bundle
-from cobra_edge.decode.cpu import why_not
+from cobra_edge.decode.native.library import why_not
 from cobra_edge.errors import InputError, MachineError
 from cobra_edge.inference.session import Session
 from cobra_edge.terminal.output import progress, run_command

@@ -78,7 +78,10 @@ def mini():
     return open_checkpoint("mini")
 
 
-@pytest.mark.parametrize(("batch", "seq", "channels", "d_state"), [(1, 1, 16, 16), (2, 7, 24, 16), (3, 33, 64, 5)])
+@pytest.mark.parametrize(
+    ("batch", "seq", "channels", "d_state"),
+    [(1, 1, 16, 16), (2, 7, 24, 16), (3, 33, 64, 5), (1, 97, 40, 16), (1, 64, 2048, 16)],
+)
 def test_the_gradient_of_the_native_scan_is_autograds(batch, seq, channels, d_state):
     g = torch.Generator().manual_seed(batch)
     wide, narrow, state = (batch, seq, channels), (batch, seq, d_state), (batch, channels, d_state)
