@@ -14,7 +14,7 @@ CUDA := $(wildcard runtimes/cuda/*.cu runtimes/cuda/*.cuh)
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME) runtimes/cuda/CMakeLists.txt runtimes/cuda/compile.py $(CUDA)
 
 GPU_CASES = gemv gemm scan rows step_kernels sampling_kernels decoder
-.PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-cuda-bindings test-sanitize test-arm64 test-old-x86 figures budgets clean
+.PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-cuda-bindings test-sanitize test-arm64 test-old-x86 test-device wheels figures budgets clean
 
 # Exact versions of everything installed below: constraints/, made by `make constraints`. pyproject.toml declares the ranges.
 # Compiling every module of every library takes most of a minute; Python compiles what is imported.
@@ -149,6 +149,18 @@ test-cuda-bindings: $(VENV)/dev
 	  PYTHONPATH=$$there $(BIN)/python -c "import cuda.bindings as c; assert c.__version__ == '$$v', c.__version__" || exit $$?; \
 	  PYTHONPATH=$$there OMP_NUM_THREADS=1 $(BIN)/pytest -n auto tests/emulated/test_decoder.py tests/emulated/test_failures.py || exit $$?; \
 	done
+
+# The wheels, one a platform for every Python, and the source distribution: dist/. Any x86-64 machine builds all of them.
+wheels: $(VENV)/pip
+	$(PIP_INSTALL) auditwheel build wheel ziglang
+	$(BIN)/python runtimes/wheels.py --output dist
+
+# The aarch64 wheel on a device: an emulated Debian root without a compiler. Asks for root, debootstrap and qemu-user-static.
+test-device: $(VENV)/export
+	$(PIP_INSTALL) auditwheel build wheel ziglang
+	$(BIN)/python runtimes/wheels.py --output build/device-wheel --platform manylinux_2_28_aarch64
+	$(BIN)/cobra-edge export --target cpu --out build/device-bundle --force
+	tests/device.sh build/device-wheel/*.whl build/device-bundle
 
 figures: $(VENV)/dev
 	$(BIN)/python -m bench.figures
