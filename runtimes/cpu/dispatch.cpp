@@ -16,11 +16,25 @@ extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels, kAvx2VnniKernels, kAvx512Kernels;
 
-// 256-bit VNNI; compilers have no common feature name for it.
-bool has_avx_vnni() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
-}
+// The features that the kernels use, as the processor and the operating system state them: not every compiler's library fills
+// in what __builtin_cpu_supports reads. Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, CPUID.
+struct Features {
+    bool avx2 = false, avx_vnni = false, avx512_vnni = false;
+
+    Features() {
+        constexpr unsigned kFma = 1u << 12, kXsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;  // leaf 1, ecx
+        constexpr unsigned kAvx2 = 1u << 5, kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;   // leaf 7, ebx: F DQ BW VL
+        constexpr unsigned kAvx512Vnni = 1u << 11, kAvxVnni = 1u << 4;                             // leaf 7, ecx; 7.1, eax
+        constexpr unsigned kFirst = kFma | kXsave | kAvx | kF16c, kWide = 0x6, kWidest = 0xe6;     // saved registers
+        unsigned a = 0, b = 0, c = 0, d = 0, saved = 0;
+        if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kFirst) != kFirst) return;
+        asm volatile("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
+        if ((saved & kWide) != kWide || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+        avx2 = b & kAvx2;
+        avx512_vnni = avx2 && (saved & kWidest) == kWidest && (b & kAvx512) == kAvx512 && (c & kAvx512Vnni);
+        avx_vnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni);
+    }
+};
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels, kNeonDotKernels;
 #endif
@@ -30,14 +44,10 @@ const Kernels* const* available_kernels(int* count) {
     static const int n = [] {
         int k = 0;
 #if defined(__x86_64__)
-        __builtin_cpu_init();
-        // The compiler's check includes operating system support for the wide registers.
-        const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-        if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
-            found[k++] = &kAvx512Kernels;
-        if (avx2 && has_avx_vnni()) found[k++] = &kAvx2VnniKernels;
-        if (avx2) found[k++] = &kAvx2Kernels;
+        const Features features;
+        if (features.avx512_vnni) found[k++] = &kAvx512Kernels;
+        if (features.avx_vnni) found[k++] = &kAvx2VnniKernels;
+        if (features.avx2) found[k++] = &kAvx2Kernels;
 #elif defined(__aarch64__)
 #if defined(__linux__)
         if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found[k++] = &kNeonDotKernels;
