@@ -1,6 +1,8 @@
 """The native decoder's library: how it is loaded, what it refuses, and kernels that share their work among threads."""
 
 import ctypes
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -77,6 +79,30 @@ def test_states_take_turns(tiny):
         state = DecoderState.zeros(config)
         assert np.array_equal(decoder.step(1, state), expected[0][0])
         del state
+
+
+DECODES_TO_THE_END = """
+import sys, threading
+from cobra_edge.bundle.reader import Bundle
+from cobra_edge.decode.cpu import CpuDecoder
+from cobra_edge.decode.decoder import DecoderOptions
+
+decoder, begun = CpuDecoder(Bundle.open(sys.argv[1]), DecoderOptions(threads=2)), threading.Event()
+
+def decode():
+    state, embeddings = decoder.new_state(), decoder.embed([1] * 4000)
+    begun.set()
+    while True:
+        decoder.forward(embeddings, state)
+
+threading.Thread(target=decode, daemon=True).start()
+begun.wait()
+"""
+
+
+def test_a_process_may_end_while_a_thread_decodes(tiny_bundle):
+    done = subprocess.run([sys.executable, "-c", DECODES_TO_THE_END, tiny_bundle], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_step_checks_its_state_each_time(tiny):

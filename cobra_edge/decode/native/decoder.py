@@ -54,7 +54,8 @@ class CompiledDecoder:
             )
         )
         self._handle = handle.value
-        weakref.finalize(self, lib.cobra_close, self._handle)
+        # Not at exit: a daemon thread may still be in a forward.
+        weakref.finalize(self, lib.cobra_close, self._handle).atexit = False
         self.kernels: str = lib.cobra_kernels_of(self._handle).decode()
         self._step, self._forward = lib.cobra_step, lib.cobra_forward
         self._vocab, self._d_model = config.vocab, config.d_model
