@@ -63,7 +63,8 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 # A process for each core, each of one thread: twice as fast as one process whose libraries take all cores.
-PYTEST_OPTIONS := -n auto --dist loadfile --no-loadscope-reorder --durations=25
+# A process that crashes ends the run: xdist would start another one for the same test, again and again.
+PYTEST_OPTIONS := -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=25
 check: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_OPTIONS)
 
