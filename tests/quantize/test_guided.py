@@ -292,7 +292,7 @@ def test_guided_codes_err_less_than_others(mini, tmp_path, rotations):
     """The mean KLD on the calibration lines themselves, by the decoder that ships."""
     from cobra_edge.regress.recipe_eval import RecipeEvaluation
 
-    lines = read_suite(CALIBRATION)[:60]
+    lines = read_suite(CALIBRATION)[:24]
     run = pass_over(mini, lines, tmp_path, best_operations())
     stream_forward(run, IMAGES, EmbeddingCache(mini))
     differentiable = replace(run, operations=replace(REFERENCE, scan=differentiable_scan))
