@@ -13,6 +13,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from .environment.memory import keep_freed_memory
 from .environment.requirements import require_export
 from .errors import MachineError
 from .export.checks import check_calibration, check_choices, check_text_only
@@ -93,6 +94,7 @@ def command(source: str, out: Path, plot: Path | None, force: bool, threads: int
         check_file_goal(file, force=force)
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise MachineError("--plot needs matplotlib; install it with: pip install matplotlib")
+    keep_freed_memory()
     with staged_file(out, force=force) as staged:  # opened first: an unwritable file is reported before days of work
         found = _scan(source, out, staged.parent, options)
         write_sensitivity(found, staged)

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import msgspec
 
+from ..environment.memory import keep_freed_memory
 from ..environment.requirements import require_export
 from ..errors import InputError, MachineError
 from ..export.checks import check_text_only
@@ -102,6 +103,7 @@ def command(
         check_answerable(lines, checkpoint.config)
     else:
         check_tower(checkpoint.config.vision, checkpoint.vision_weights, checkpoint.tower)
+    keep_freed_memory()
     header = _write(checkpoint, lines, out, runs_on, force=force)
     _print(header, out, as_json=as_json)
 

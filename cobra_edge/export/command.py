@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..environment.memory import keep_freed_memory
 from ..errors import DriftError
 from ..formats.method import METHODS
 from ..formats.precision import PRECISIONS
@@ -182,6 +183,7 @@ def command(
     target = target_named(target_name)
     if checkpoint is None:
         tell("no --checkpoint given: exporting the embedded cobra-mini, a small model of synthetic scenes")
+    keep_freed_memory()
     exported = export_bundle(checkpoint or "mini", target, out, **options)
     _show(exported, target, as_json)
     if reasons := failures(exported.verdicts):
