@@ -1,7 +1,7 @@
 """How long an export takes on this machine, told before it begins.
 
-One layer is run on some positions and one matrix product is timed; what each quality does is counted in these two. The factors
-are from exports at full size (docs/log.md).
+One layer is run on some positions and one matrix product is timed, in float32 and as calibration does it; what each quality
+does is counted in these. The factors are from exports at full size (docs/log.md).
 """
 
 from __future__ import annotations
@@ -26,20 +26,28 @@ _SAMPLED_POSITIONS = 512
 _SAMPLED_SECONDS = 0.1
 _BATCHING = 2e-5  # seconds that a position takes in a layer of what does not grow with it: short lines come in small batches
 _STARTING = 10.0  # seconds of what does not grow with the model
+_STREAMED = 2.0  # a position in a pass over lines: streams are read and written, lengths differ, memory is touched first
 _BACKWARD = 0.8  # of a layer's forward pass: gradients of inputs alone
 _REFERENCE = 5.0  # quick passes that the reference takes of a golden line: in plain torch and float32, and in bfloat16
-_EXACT = 2.5  # a float32 product, in products whose inputs may be rounded to bfloat16
-_ROUNDING = 12e3  # floating-point operations that the scale and the codes of a weight take as long as
-_LOADING = 130  # the same for a weight that is read for a token
+_ROUNDING = 4.8e3  # floating-point operations that the scale and the codes of a weight take as long as
+_LOADING = 52  # the same for a weight that is read for a token
+_COST_ROWS, _COST_SCHEMES = 2048, 4  # of a matrix, whose costs in each scheme are expected from
 _GROUPS, _SWEEPS = 4, 2  # of guided quantization
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of this machine: seconds that a position takes in a layer of the float model, and FLOP/s of a large product."""
+    """Of this machine: seconds that a position takes in a layer of the float model, and FLOP/s of large products.
+
+    Attributes:
+        position_seconds: with its tensors in memory.
+        flops: of products whose inputs may be rounded to bfloat16 (`quick_products`).
+        exact_flops: of float32 products.
+    """
 
     position_seconds: float
     flops: float
+    exact_flops: float
 
 
 @dataclass(frozen=True)
@@ -89,20 +97,20 @@ def seconds_of(
     from ..regress.noise_floor import floor_precisions
 
     mamba = config.mamba
-    position = rates.position_seconds + _BATCHING
+    position = _STREAMED * rates.position_seconds + _BATCHING
     layer = calibration.positions * position
     passes = golden.positions * position * _REFERENCE
     images = (
         2 + len(floor_precisions(config))
     ) * golden.images + 2 * int8_images  # golden ones in 16 bits too, and by the graph
-    operations = _ROUNDING * mamba.n_parameters / mamba.n_layer
+    quick, exact = 0.0, _ROUNDING * mamba.n_parameters / mamba.n_layer
     if method.needs_gradients:
         passes += layer * (1 + 1 + _BACKWARD + 2)  # forward, again with gradients, and the two models side by side
-        operations += calibration.positions * (_moments(mamba, 1) + _moments(mamba, _GROUPS))
-        operations += _EXACT * _solving(mamba, _GROUPS, _SWEEPS)
+        quick += calibration.positions * (_moments(mamba, 1) + _moments(mamba, _GROUPS))
+        exact += _solving(mamba, _GROUPS, _SWEEPS) + _costing(mamba)
     elif method.needs_statistics:
         passes += layer
-        operations += _EXACT * (calibration.positions * _moments(mamba, 1) + _solving(mamba, 1, 0))
+        exact += calibration.positions * _moments(mamba, 1) + _solving(mamba, 1, 0)
     answered = golden
     if method.needs_gradients or method.needs_statistics:
         images += calibration.images
@@ -111,9 +119,9 @@ def seconds_of(
         from ..quantize.own_answers import LONGEST_ANSWER
 
         passes += (answered.positions + LONGEST_ANSWER * answered.unanswered) * position
-        operations += LONGEST_ANSWER * _LOADING * mamba.n_parameters / mamba.n_layer
-    seconds = _STARTING + mamba.n_layer * (passes + operations / rates.flops)
-    return seconds + (images * _EXACT * _tower_flops(config) / rates.flops if images else 0.0)
+        exact += LONGEST_ANSWER * _LOADING * mamba.n_parameters / mamba.n_layer
+    seconds = _STARTING + mamba.n_layer * (passes + quick / rates.flops + exact / rates.exact_flops)
+    return seconds + (images * _tower_flops(config) / rates.exact_flops if images else 0.0)
 
 
 def measured_rates(checkpoint: Any) -> Rates:
@@ -129,10 +137,12 @@ def measured_rates(checkpoint: Any) -> Rates:
     stream = torch.zeros(1, _SAMPLED_POSITIONS, width).normal_(generator=torch.Generator().manual_seed(0))
     states = [torch.zeros(1, config.d_inner, n) for n in (config.d_conv, config.d_state)]
     weight = torch.ones(2 * config.d_inner, width)
-    with torch.inference_mode(), quick_products():
-        position = _fastest(lambda: block(stream, *states)) / _SAMPLED_POSITIONS
-        product = _fastest(lambda: stream[0] @ weight.T)
-    return Rates(position, 2.0 * _SAMPLED_POSITIONS * weight.numel() / product)
+    operations = 2.0 * _SAMPLED_POSITIONS * weight.numel()
+    with torch.inference_mode():
+        exact = operations / _fastest(lambda: stream[0] @ weight.T)
+        with quick_products():
+            position = _fastest(lambda: block(stream, *states)) / _SAMPLED_POSITIONS
+            return Rates(position, operations / _fastest(lambda: stream[0] @ weight.T), exact)
 
 
 def _fastest(run: Callable[[], Any]) -> float:
@@ -161,6 +171,12 @@ def _solving(config: MambaConfig, groups: int, sweeps: int) -> float:
     """Return the operations of GPTQ of a layer: factorizations in float64, rounding by columns and descent."""
     inputs = ((config.d_model, 2 * config.d_inner, groups), (config.d_inner, config.d_model, groups), (config.d_inner, 0, 1))
     return sum(2 * n * width**3 + (2 + 4 * sweeps) * rows * width**2 for width, rows, n in inputs)
+
+
+def _costing(config: MambaConfig) -> float:
+    """Return the operations of a layer's expected costs: of three matrices a factorization, and rounding in each scheme."""
+    widths = config.d_model, config.d_inner, config.d_inner
+    return sum(2.0 * width**3 + _ROUNDING * _COST_SCHEMES * _COST_ROWS * width for width in widths)
 
 
 def _tower_flops(config: CobraConfig) -> int:

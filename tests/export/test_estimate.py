@@ -10,7 +10,7 @@ from cobra_edge.formats.method import METHODS
 from cobra_edge.formats.targets import target_named
 from cobra_edge.model.checkpoint import open_checkpoint
 
-RATES = Rates(position_seconds=1e-4, flops=1e11)
+RATES = Rates(position_seconds=1e-4, flops=1e11, exact_flops=3e10)
 READ, GOLDEN = Load(10_000, 100), Load(500, 4)
 
 
@@ -41,15 +41,20 @@ def test_time_is_in_proportion_to_layers_and_rates(mini):
     read, golden = Load(10_000, 0), Load(500, 0)
 
     def beyond(config, rates=RATES):
-        return seconds(config, "gptq", read, golden, rates) - seconds(config, "gptq", read, golden, Rates(0.0, 1e30))
+        return seconds(config, "gptq", read, golden, rates) - seconds(config, "gptq", read, golden, Rates(0.0, 1e30, 1e30))
 
     assert beyond(deep) / beyond(text) == pytest.approx(2, rel=0.1)  # the embedding does not double
-    assert beyond(text) / beyond(text, Rates(RATES.position_seconds / 2, RATES.flops * 2)) == pytest.approx(2)
+    assert beyond(text) / beyond(
+        text, Rates(RATES.position_seconds / 2, RATES.flops * 2, RATES.exact_flops * 2)
+    ) == pytest.approx(2)
 
 
 def test_rates_are_of_this_machine(mini):
     rates = measured_rates(mini)
-    assert 1e-8 < rates.position_seconds < 1e-2 and 1e8 < rates.flops < 1e14
+    assert (
+        1e-8 < rates.position_seconds < 1e-2
+        and 1e8 < min(rates.flops, rates.exact_flops) < max(rates.flops, rates.exact_flops) < 1e14
+    )
 
 
 def test_every_quality_is_told_unless_a_flag_chose(tmp_path):
