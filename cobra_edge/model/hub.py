@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MachineError
+from ..files.staging import WRITE_ERRORS
+
+_CACHE_ERRORS = (*WRITE_ERRORS, errno.EACCES, errno.EPERM)
 
 
 def fetch(repository: str, file: str, otherwise: str) -> Path:
@@ -22,7 +26,7 @@ def fetch(repository: str, file: str, otherwise: str) -> Path:
         otherwise: what to do if the hub is unreachable, for the message.
 
     Raises:
-        MachineError: the hub is unreachable, or has no such file.
+        MachineError: the hub is unreachable, or has no such file, or its cache cannot be written.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -42,7 +46,7 @@ def fetch_encoder(timm_name: str, image_size: int, overrides: Mapping[str, Any])
         overrides: additional arguments of the architecture.
 
     Raises:
-        MachineError: the hub is unreachable.
+        MachineError: the hub is unreachable, or its cache cannot be written.
     """
     import timm
 
@@ -61,12 +65,25 @@ def _one_error(what: str, otherwise: str) -> Iterator[None]:
         yield
     except MemoryError:  # from creating the encoder, not from the hub
         raise
-    except Exception as error:  # the hub's client raises a dozen types for "no network" and "no such file"
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+    except OSError as error:
+        if error.errno not in _CACHE_ERRORS:
+            raise _unavailable(what, otherwise, error) from error
+        from huggingface_hub.constants import HF_HUB_CACHE
+
         raise MachineError(
-            f"{what} could not be downloaded from the hub and is not in its cache ({type(error).__name__}: {reason}); "
-            f"connect once, or {otherwise}"
+            f"{what} could not be kept in the hub's cache {HF_HUB_CACHE} ({error.strerror}); "
+            "free space there, or set HF_HOME to a directory that can be written"
         ) from error
+    except Exception as error:  # the hub's client raises a dozen types for "no network" and "no such file"
+        raise _unavailable(what, otherwise, error) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _unavailable(what: str, otherwise: str, error: Exception) -> MachineError:
+    reason = (str(error).strip().splitlines() or [""])[0][:200]
+    return MachineError(
+        f"{what} could not be downloaded from the hub and is not in its cache ({type(error).__name__}: {reason}); "
+        f"connect once, or {otherwise}"
+    )

@@ -1,5 +1,6 @@
 """Checkpoints: every supported layout, and every refusal."""
 
+import errno
 import json
 import os
 import pickle
@@ -342,6 +343,19 @@ def test_a_hub_that_is_switched_off_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(MachineError, match=r"^cobra\+3b/config\.json of han1997/cobra could not be downloaded"):
         open_checkpoint("cobra+3b")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_cache_that_cannot_be_written_is_not_called_a_download(monkeypatch, number):
+    import huggingface_hub
+
+    def download(*_args, local_files_only=False):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(MachineError, match=r"could not be kept in the hub's cache .*HF_HOME") as caught:
+        open_checkpoint("cobra+3b")
+    assert os.strerror(number) in str(caught.value) and "download" not in str(caught.value)
 
 
 def test_offline_is_said_in_one_line(tmp_path):
