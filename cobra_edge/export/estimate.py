@@ -1,7 +1,7 @@
 """How long an export takes on this machine, told before it begins.
 
 One layer is run on some positions and one matrix product is timed, in float32 and as calibration does it; what each quality
-does is counted in these. The factors are from exports at full size (docs/log.md).
+does is counted in these. The factors The factors are from exports at full size and from layers of its width (docs/log.md).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BACKWARD = 0.8  # of a layer's forward pass: gradients of inputs alone
 _REFERENCE = 5.0  # quick passes that the reference takes of a golden line: in plain torch and float32, and in bfloat16
 _ROUNDING = 4.8e3  # floating-point operations that the scale and the codes of a weight take as long as
 _LOADING = 52  # the same for a weight that is read for a token
-_COST_ROWS, _COST_SCHEMES = 2048, 4  # of a matrix, whose costs in each scheme are expected from
+_COST_SCHEMES = 4  # that the cost of a matrix is estimated in
 _GROUPS, _SWEEPS = 4, 2  # of guided quantization
 
 
@@ -175,8 +175,10 @@ def _solving(config: MambaConfig, groups: int, sweeps: int) -> float:
 
 def _costing(config: MambaConfig) -> float:
     """Return the operations of a layer's expected costs: of three matrices a factorization, and rounding in each scheme."""
+    from ..quantize.costs import ROWS_LOOKED_AT
+
     widths = config.d_model, config.d_inner, config.d_inner
-    return sum(2.0 * width**3 + _ROUNDING * _COST_SCHEMES * _COST_ROWS * width for width in widths)
+    return sum(2.0 * width**3 + _ROUNDING * _COST_SCHEMES * ROWS_LOOKED_AT * width for width in widths)
 
 
 def _tower_flops(config: CobraConfig) -> int:

@@ -65,23 +65,21 @@ def _one_error(what: str, otherwise: str) -> Iterator[None]:
         yield
     except MemoryError:  # from creating the encoder, not from the hub
         raise
-    except OSError as error:
-        if error.errno not in _CACHE_ERRORS:
-            raise _unavailable(what, otherwise, error) from error
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        raise MachineError(
-            f"{what} could not be kept in the hub's cache {HF_HUB_CACHE} ({error.strerror}); "
-            "free space there, or set HF_HOME to a directory that can be written"
-        ) from error
     except Exception as error:  # the hub's client raises a dozen types for "no network" and "no such file"
-        raise _unavailable(what, otherwise, error) from error
+        raise _failure(what, otherwise, error) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def _unavailable(what: str, otherwise: str, error: Exception) -> MachineError:
+def _failure(what: str, otherwise: str, error: Exception) -> MachineError:
+    if isinstance(error, OSError) and error.errno in _CACHE_ERRORS:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        return MachineError(
+            f"{what} could not be kept in the hub's cache {HF_HUB_CACHE} ({error.strerror}); "
+            "free space there, or set HF_HOME to a directory that can be written"
+        )
     reason = (str(error).strip().splitlines() or [""])[0][:200]
     return MachineError(
         f"{what} could not be downloaded from the hub and is not in its cache ({type(error).__name__}: {reason}); "

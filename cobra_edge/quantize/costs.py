@@ -18,7 +18,7 @@ from ..formats.scheme import SCHEMES
 from .gptq import DAMPING, inverse_factor
 from .scales import least_error_scales
 
-_ROWS_LOOKED_AT = 2048  # of a larger matrix, evenly spaced: a sum over them is that of all rows to some per cent
+ROWS_LOOKED_AT = 2048  # of a larger matrix, evenly spaced: a sum over them is that of all rows to some per cent
 
 
 def unexplained(second_moment: torch.Tensor, damping: float = DAMPING) -> np.ndarray:
@@ -56,7 +56,7 @@ def expected_costs(
     Raises:
         InputError: no scale of a scheme fits float16.
     """
-    found, every = {}, max(1, len(weight) // _ROWS_LOOKED_AT)
+    found, every = {}, max(1, len(weight) // ROWS_LOOKED_AT)
     rows_seen = None if row_weights is None else row_weights[::every]
     for name in schemes:
         scheme = SCHEMES.get(name)

@@ -51,10 +51,8 @@ def test_time_is_in_proportion_to_layers_and_rates(mini):
 
 def test_rates_are_of_this_machine(mini):
     rates = measured_rates(mini)
-    assert (
-        1e-8 < rates.position_seconds < 1e-2
-        and 1e8 < min(rates.flops, rates.exact_flops) < max(rates.flops, rates.exact_flops) < 1e14
-    )
+    assert 1e-8 < rates.position_seconds < 1e-2
+    assert 1e8 < rates.flops < 1e14 and 1e8 < rates.exact_flops < 1e14
 
 
 def test_every_quality_is_told_unless_a_flag_chose(tmp_path):
