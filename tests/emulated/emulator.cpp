@@ -17,30 +17,33 @@
 #include <string>
 #include <vector>
 
-// Leaves one stack for another: what a call must keep is pushed, and the pointers change places.
-extern "C" void emulated_switch(void** from, void* to);
+// Leaves one stack for another: what a call must keep is pushed, and the pointers change places. On x86-64 it is inlined and
+// jumps: a processor foretells where calls return to, and a return on another stack is always foretold wrongly.
 #if defined(__x86_64__)
-asm(R"(.text
-.globl emulated_switch
-.type emulated_switch,@function
-emulated_switch:
-  push %rbp
-  push %rbx
-  push %r12
-  push %r13
-  push %r14
-  push %r15
-  mov %rsp,(%rdi)
-  mov %rsi,%rsp
-  pop %r15
-  pop %r14
-  pop %r13
-  pop %r12
-  pop %rbx
-  pop %rbp
-  ret
-)");
+__attribute__((always_inline)) static inline void switch_stack(void** from, void* to) {
+    asm volatile(R"(
+        lea -128(%%rsp),%%rsp
+        push %%rbp
+        push %%rbx
+        lea 1f(%%rip),%%rax
+        push %%rax
+        mov %%rsp,(%0)
+        mov %1,%%rsp
+        pop %%rax
+        jmp *%%rax
+        1:
+        pop %%rbx
+        pop %%rbp
+        lea 128(%%rsp),%%rsp)"
+                 : "+D"(from), "+S"(to)
+                 :
+                 : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "memory", "cc", "xmm0", "xmm1",
+                   "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14",
+                   "xmm15");
+}
 #elif defined(__aarch64__)
+extern "C" void emulated_switch(void** from, void* to);
+static inline void switch_stack(void** from, void* to) { emulated_switch(from, to); }
 asm(R"(.text
 .globl emulated_switch
 .type emulated_switch,@function
@@ -114,10 +117,40 @@ struct Fiber {
     std::vector<size_t> groups;  // how many of them each committed group has
 };
 
+uint64_t random_state = 1;
+
+uint32_t random() {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return uint32_t(random_state >> 11);
+}
+
+// An order of 0 .. n - 1 that a seed decides.
+struct Order {
+    unsigned n = 0, left = 0, start = 0, step = 1;
+    Order() = default;
+    explicit Order(unsigned count) : n(count), left(count), start(random() % count) {
+        for (unsigned tried = random() % n; tried > 1; --tried)
+            if (std::gcd(tried, n) == 1) {
+                step = tried;
+                break;
+            }
+    }
+    unsigned next() {
+        const unsigned at = start;
+        --left;
+        start = at < n - step ? at + step : at - (n - step);
+        return at;
+    }
+};
+
 struct Block {
     std::vector<Fiber> fibers = std::vector<Fiber>(kMostThreads);
     unsigned n = 0, alive = 0, waiting = 0, opened = 0, met[32] = {};
     uint64_t progress = 0, serial = 0, first_of_launch = 0;
+    unsigned first = 0;  // of the warp whose turn it is
+    Order turns;         // of its lanes
     dim3 grid, size, at;
     unsigned char* shared = nullptr;
     size_t shared_bytes = 0;
@@ -132,7 +165,6 @@ struct Block {
 Block block;
 Fiber* now = nullptr;
 char* stacks = nullptr;
-uint64_t random_state = 1;
 std::map<uintptr_t, Region> regions;  // device memory, by address
 std::vector<Mark> shared_marks;
 
@@ -152,31 +184,25 @@ constexpr size_t kHeap = size_t(1) << 40;
 char* heap = nullptr;
 size_t heap_used = 0;
 
-uint32_t random() {
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return uint32_t(random_state >> 11);
+void begin(Fiber& f);
+
+// Returns the fiber of the next lane whose turn it is, or null: then the scheduler goes on.
+Fiber* next_of_warp() {
+    while (block.turns.left && block.error.empty()) {
+        Fiber& f = block.fibers[block.first + block.turns.next()];
+        if (f.done) continue;
+        if (!f.started) begin(f);
+        return &f;
+    }
+    return nullptr;
 }
 
-// An order of 0 .. n - 1 that a seed decides.
-struct Order {
-    unsigned n, start, step;
-    explicit Order(unsigned count) : n(count), start(random() % count), step(1) {
-        for (unsigned tried = random() % n; tried > 1; --tried)
-            if (std::gcd(tried, n) == 1) {
-                step = tried;
-                break;
-            }
-    }
-    unsigned next() {
-        const unsigned at = start;
-        start = at < n - step ? at + step : at - (n - step);
-        return at;
-    }
-};
-
-__attribute__((noinline)) void yield() { emulated_switch(&now->stack, block.scheduler); }
+// From one lane straight to the next.
+__attribute__((always_inline)) inline void yield() {
+    Fiber* const me = now;
+    now = next_of_warp();
+    switch_stack(&me->stack, now ? now->stack : block.scheduler);
+}
 
 void entry() {  // a fiber lives on: each block of every launch begins where the one before ended
     for (;;) {
@@ -194,7 +220,6 @@ void begin(Fiber& f) {
 #if defined(__x86_64__)
     *--top = nullptr;  // as if entry had been called
     *--top = reinterpret_cast<void*>(entry);
-    for (int i = 0; i < 6; ++i) *--top = nullptr;
 #else
     top -= 22;
     std::memset(top, 0, 176);
@@ -470,15 +495,10 @@ void run_block() {
             const unsigned first = turns.next() * 32, lanes = std::min(32u, b.n - first);
             for (uint64_t seen = ~uint64_t(0); seen != b.progress;) {
                 seen = b.progress;
-                Order order(lanes);
-                for (unsigned i = 0; i < lanes; ++i) {
-                    Fiber& f = b.fibers[first + order.next()];
-                    if (f.done) continue;
-                    now = &f;
-                    if (!f.started) begin(f);
-                    emulated_switch(&b.scheduler, f.stack);
-                    if (!b.error.empty()) break;
-                }
+                b.first = first;
+                b.turns = Order(lanes);
+                now = next_of_warp();
+                if (now) switch_stack(&b.scheduler, now->stack);
                 if (!b.error.empty()) break;
             }
             if (!b.error.empty()) break;
