@@ -1,7 +1,7 @@
 """How long an export takes on this machine, told before it begins.
 
 One layer is run on some positions and one matrix product is timed, in float32 and as calibration does it; what each quality
-does is counted in these. The factors The factors are from exports at full size and from layers of its width (docs/log.md).
+does is counted in these. The factors are from exports at full size and from layers of its width (docs/log.md).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.mini_budget import BUDGET, CONTINUOUS, GATES, HEADER, ROUNDED, export_gate
+from bench.mini_budget import BUDGET, CALIBRATED, CONTINUOUS, GATES, HEADER, ROUNDED, export_gate
 from cobra_edge.bundle.reader import GOLDEN, IMAGE, VISION
 from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.scheme import SCHEMES
@@ -45,9 +45,8 @@ def test_every_section_limits_drift_answers_state_and_sight(scheme: str) -> None
 
 
 def test_margins_are_wide_only_where_a_last_bit_can_become_a_code() -> None:
-    wide = {scheme for scheme, gate in GATES.items() if gate.margin == ROUNDED}
-    assert wide == {"w8a8", "w4a8", "bnb-int8", "mixed"}
-    assert all(gate.margin == CONTINUOUS for scheme, gate in GATES.items() if scheme not in wide)
+    margins = dict.fromkeys(SCHEMES, CONTINUOUS) | dict.fromkeys(("w8a8", "w4a8", "bnb-int8"), ROUNDED) | {"mixed": CALIBRATED}
+    assert {scheme: gate.margin for scheme, gate in GATES.items()} == margins
 
 
 @pytest.mark.parametrize("scheme", GATES)
