@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cobra_edge.decode.decoder import DecoderOptions
-from cobra_edge.export.pipeline import Exported, export_bundle
+from cobra_edge.export.pipeline import export_bundle
 from cobra_edge.formats.package_data import export_data
 from cobra_edge.formats.scheme import SCHEMES
 from cobra_edge.formats.targets import target_named
@@ -79,9 +79,9 @@ GATES = {
 }
 
 
-def export_gate(gate: Gate, folder: Path, **options: Any) -> Exported:
-    """Export the build of a gate, with more options of an export."""
-    return export_bundle("mini", target_named("cpu"), folder / gate.scheme, **gate.export, **options)
+def export_gate(gate: Gate, folder: Path) -> Path:
+    """Export the build of a gate and return its directory."""
+    return export_bundle("mini", target_named("cpu"), folder / gate.scheme, **gate.export).directory
 
 
 def measured(bundle: Path, threads: int | None = None, baseline: str = "fp16", budget: Budget | None = None) -> RunResult:
@@ -107,7 +107,7 @@ def write_budget(file: Path, folder: Path, on_gate: Callable[[str, int, int], No
         staged.write_text(HEADER, encoding="utf-8")
         for done, gate in enumerate(GATES.values()):
             on_gate(gate.scheme, done, len(GATES))
-            report = reports[gate.scheme] = measured(export_gate(gate, folder).directory).report
+            report = reports[gate.scheme] = measured(export_gate(gate, folder)).report
             update_budget(staged, gate.scheme, all_figures(report), report.noise_floor.get("fp16", {}), gate.margin)
         os.chmod(staged, 0o644)
         os.replace(staged, file)
