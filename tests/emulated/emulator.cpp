@@ -17,8 +17,8 @@
 #include <string>
 #include <vector>
 
-// Leaves one stack for another: what a call must keep is pushed, and the pointers change places. On x86-64 it is inlined and
-// jumps: a processor foretells where calls return to, and a return on another stack is always foretold wrongly.
+// Leaves one stack for another: what a call must keep is pushed, and the pointers change places. Inlined on
+// x86-64, with a jump: a processor predicts that a return goes to the last call, which was on another stack.
 #if defined(__x86_64__)
 __attribute__((always_inline)) static inline void switch_stack(void** from, void* to) {
     asm volatile(R"(
@@ -491,17 +491,14 @@ void run_block() {
     while (b.alive) {
         const auto before = b.progress;
         Order turns(warps);
-        for (unsigned k = 0; k < warps; ++k) {  // warps in any order, the lanes of one until none of them gets on
-            const unsigned first = turns.next() * 32, lanes = std::min(32u, b.n - first);
-            for (uint64_t seen = ~uint64_t(0); seen != b.progress;) {
+        for (unsigned k = 0; k < warps && b.error.empty(); ++k) {  // warps in any order, the lanes of one until none gets on
+            b.first = turns.next() * 32;
+            for (uint64_t seen = ~uint64_t(0); seen != b.progress && b.error.empty();) {
                 seen = b.progress;
-                b.first = first;
-                b.turns = Order(lanes);
+                b.turns = Order(std::min(32u, b.n - b.first));
                 now = next_of_warp();
                 if (now) switch_stack(&b.scheduler, now->stack);
-                if (!b.error.empty()) break;
             }
-            if (!b.error.empty()) break;
         }
         const bool stuck = b.error.empty() && b.alive && before == b.progress;
         if (stuck)
