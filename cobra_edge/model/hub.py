@@ -63,7 +63,7 @@ def _one_error(what: str, otherwise: str) -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         yield
-    except MemoryError:  # from creating the encoder, not from the hub
+    except (MemoryError, TypeError, AttributeError):  # from creating the encoder, not from the hub
         raise
     except Exception as error:  # the hub's client raises a dozen types for "no network" and "no such file"
         raise _failure(what, otherwise, error) from error

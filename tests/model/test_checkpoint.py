@@ -335,6 +335,13 @@ def test_encoders_come_from_timms_hub_by_their_published_names(monkeypatch):
     with pytest.raises(MachineError, match=r"vision weights vit_tiny_patch16_224 could not be downloaded .*no route to host"):
         load_tower(config, None)
 
+    def refuses_an_argument(name, **_):
+        raise TypeError
+
+    monkeypatch.setattr(timm, "create_model", refuses_an_argument)
+    with pytest.raises(TypeError):  # not told as a download that failed
+        load_tower(config, None)
+
 
 def test_a_hub_that_is_switched_off_is_said(tmp_path, monkeypatch):
     from huggingface_hub import constants
