@@ -15,6 +15,7 @@ import numpy as np
 
 from ..decode.backends import open_decoder, open_weights
 from ..decode.decoder import Decoder, DecoderOptions, DecoderState, Weights
+from ..environment.available_memory import require_memory
 from ..environment.requirements import install_hint
 from ..errors import CobraEdgeError
 from ..formats.packing import QuantizedTensor
@@ -22,7 +23,6 @@ from ..formats.scheme import SCHEMES
 from ..inference.session import Session
 from ..inputs.image import load_image
 from ..suite.tokenized import TokenizedLine, TokenizedSuite
-from ..vision.engines.build_memory import require_memory
 from .baseline import Reference
 from .float_tensors import Tensors, dense, float_tensors
 from .metrics import divergence, log_softmax

@@ -8,11 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from cobra_edge.decode.cuda import device, library
+from cobra_edge.decode.cuda import library
 from cobra_edge.decode.cuda.calls import driver, refusal
 from cobra_edge.decode.cuda.decoder import CudaDecoder
 from cobra_edge.decode.cuda.device import first_gpu, why_no_gpu
 from cobra_edge.decode.sampling import GREEDY, Sampling
+from cobra_edge.environment import available_memory
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import DeviceLostError, InputError, MachineError
 from cobra_edge.formats.model_config import MambaConfig
@@ -147,7 +148,7 @@ class TestRefusals:
         gpu.plug_in(ORIN_NANO.replace("6000000000", "1000000"))
         there = tmp_path / "meminfo"
         there.write_text("MemTotal: 7802734 kB\nMemAvailable: 900 kB\n")
-        monkeypatch.setattr(device, "_MEMINFO", there)
+        monkeypatch.setattr(available_memory, "_MEMINFO", there)
         with pytest.raises(MachineError, match="Orin has no room"):
             CudaDecoder(small_weights())
         there.write_text("MemTotal: 7802734 kB\nMemAvailable: 5859375 kB\n")

@@ -18,10 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 from cobra_edge.bundle.engine_key import EngineKey
 from cobra_edge.bundle.manifest import Manifest, VisionGraph
 from cobra_edge.bundle.reader import VISION, Bundle, file_entries
+from cobra_edge.environment import available_memory
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import BundleError, InputError, MachineError
 from cobra_edge.formats.targets import target_named
-from cobra_edge.vision.engines import build_memory, device_buffers, rtx_builder, tensorrt_rtx
+from cobra_edge.vision.engines import device_buffers, rtx_builder, tensorrt_rtx
 from cobra_edge.vision.engines.cache import EngineCache
 from cobra_edge.vision.engines.layer_summary import Layer, LayerSummary, Tensor, read_layers
 from cobra_edge.vision.engines.rtx_vision import open_engine, refuses, wanted_key
@@ -212,7 +213,7 @@ def test_an_engine_that_claims_more_memory_than_there_is_is_refused_before_it_is
     text = msgspec.json.encode(Header(60 * 10**9, "0" * 64, pieces))
     (tmp_path / "stripped").write_bytes(MAGIC + len(text).to_bytes(8, "little") + text)
     (tmp_path / "meminfo").write_text("MemAvailable: 1000000 kB\n")
-    monkeypatch.setattr(build_memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(available_memory, "_MEMINFO", tmp_path / "meminfo")
     with pytest.raises(MachineError, match=r"weights takes about 60\.0 GB of memory, 1\.0 GB are available"):
         restore_weights(tmp_path / "stripped", {VISION: tmp_path / VISION})
 
@@ -261,23 +262,9 @@ def test_a_graph_that_it_cannot_build_is_refused(graph, tmp_path, capfd):
 def test_too_little_memory_is_told_before_the_build(graph, tmp_path, monkeypatch):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 900000 kB\nMemAvailable:   100000 kB\n")
-    monkeypatch.setattr(build_memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(available_memory, "_MEMINFO", meminfo)
     with pytest.raises(MachineError, match=r"takes about 0.5 GB of memory, 0.1 GB are available"):
         build(graph, tmp_path / "engine")
-
-
-def test_a_control_groups_limit_counts_and_its_file_pages_do_not(tmp_path, monkeypatch):
-    group = tmp_path / "cgroup" / "job"
-    group.mkdir(parents=True)
-    (tmp_path / "self").write_text("0::/job\n")
-    (group / "memory.max").write_text("1000000\n")
-    (group / "memory.current").write_text("900000\n")
-    (group / "memory.stat").write_text("anon 400000\ninactive_file 300000\nactive_file 200000\n")
-    monkeypatch.setattr(build_memory, "_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(build_memory, "_CGROUP_OF_SELF", tmp_path / "self")
-    assert build_memory.available_bytes() == 600_000
-    (group / "memory.max").write_text("max\n")
-    assert build_memory.available_bytes() != 600_000
 
 
 def test_where_the_library_is_not_installed_it_is_said_how_to_get_it(graph, tmp_path, monkeypatch):
@@ -480,7 +467,7 @@ def test_what_cannot_run_here_is_refused_with_the_reason(rtx_bundle, cuda, monke
     cuda.change(capability="8.6")
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemAvailable: 1000 kB\n")
-    monkeypatch.setattr(build_memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(available_memory, "_MEMINFO", meminfo)
     assert refuses(rtx_bundle) is None  # nothing is to be built
     assert "building one takes about 0.5 GB" in refuses(with_key(rtx_bundle, onnx_sha256="1" * 64, version="0.9"))
     cuda.driver = 0

@@ -7,9 +7,9 @@ import logging
 import os
 import threading
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
+from ...environment.available_memory import meminfo_bytes
 from ...environment.nvidia_driver import why_no_driver
 from ...environment.requirements import install_hint
 from ...errors import MachineError
@@ -19,7 +19,6 @@ from .library import why_no_kernels
 
 log = logging.getLogger(__name__)
 
-_MEMINFO = Path("/proc/meminfo")
 LEAST_CAPABILITY = (8, 0)  # tensor cores for float16, copies ahead, dp4a; what the kernels are compiled for
 LEAST_CUDA = (12, 0)  # whose drivers load what is compiled by CUDA 12.6
 _MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR, _MOST_SHARED = 16, 18, 75, 76, 97  # CUdevice_attribute
@@ -117,7 +116,7 @@ class Gpu:
         self.enter()
         free, total = (int(n) for n in call("asking the GPU for its memory", "cuMemGetInfo"))
         if self.integrated:
-            free = min(total, max(free, _available_bytes() or 0))
+            free = min(total, max(free, meminfo_bytes("MemAvailable") or 0))
         return free, total
 
     @cached_property
@@ -168,12 +167,3 @@ class Gpu:
 def first_gpu() -> Gpu:
     """Return the first GPU, opened when it is first asked for. Raises CudaError where there is none."""
     return Gpu()
-
-
-def _available_bytes() -> int | None:
-    """Return the kernel's estimate of what can be had without swapping."""
-    try:
-        lines = _MEMINFO.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from ...bundle.reader import Bundle
-from .build_memory import available_bytes
+from ...environment.available_memory import available_bytes
 from .device_buffers import Gpu, checked
 
 # NVIDIA: host memory holds at least two copies of the weights, the parsed graph's and the engine's. A Jetson shares its memory.

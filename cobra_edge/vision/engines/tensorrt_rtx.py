@@ -21,11 +21,11 @@ import msgspec
 
 from ...bundle.engine_key import EngineKey, RuntimeName
 from ...bundle.reader import VISION
+from ...environment.available_memory import available_bytes, require_memory
 from ...environment.requirements import install_hint
 from ...errors import InputError, MachineError
 from ...formats.precision import PrecisionName, capability_number, precision_named, why_no_gpu_of
 from ...formats.targets import Target
-from .build_memory import available_bytes, require_memory
 from .cache import onnx_digest
 from .layer_summary import LayerSummary
 from .rtx_builder import Event, Failed, Finished, Job, Progressed

@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ...environment.available_memory import require_memory
 from ...errors import BundleError
-from .build_memory import require_memory
 
 MAGIC = b"cobra-edge engine without weights 1\n"
 _HEADER_LIMIT_BYTES = 4 << 20

@@ -1,10 +1,10 @@
-"""Memory available to an engine build on this machine."""
+"""Memory of this machine, within the limits of this process's control group: all of it, and what is available."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ...errors import MachineError
+from ..errors import MachineError
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -16,7 +16,13 @@ def available_bytes() -> int | None:
 
     None if the system does not report it.
     """
-    limits = [_machine(), *(_group(g) for g in _groups())]
+    limits = [meminfo_bytes("MemAvailable"), *(_left_in(g) for g in _groups())]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def total_bytes() -> int | None:
+    """Return the machine's memory, or the control group's limit if that is lower; None if the system does not report it."""
+    limits = [meminfo_bytes("MemTotal"), *(_limit_of(g) for g in _groups())]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -30,12 +36,13 @@ def require_memory(needed_bytes: int, purpose: str) -> None:
         )
 
 
-def _machine() -> int | None:
+def meminfo_bytes(name: str) -> int | None:
+    """Return an entry of /proc/meminfo, such as "MemTotal", whatever the control group; None where there is none."""
     try:
         lines = _MEMINFO.read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
 def _groups() -> list[Path]:
@@ -49,14 +56,23 @@ def _groups() -> list[Path]:
     return [p for p in (path, *path.parents) if p == _CGROUP or _CGROUP in p.parents]
 
 
-def _group(group: Path) -> int | None:
-    """Return the memory left in a group; reclaimable page cache counts as free."""
+def _limit_of(group: Path) -> int | None:
+    """Return the limit of a group; None without one."""
     try:
-        limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
+        return int((group / "memory.max").read_text())
+    except (OSError, ValueError):  # ValueError: "max"
+        return None
+
+
+def _left_in(group: Path) -> int | None:
+    """Return the memory left in a group with a limit; reclaimable page cache counts as free."""
+    limit = _limit_of(group)
+    if limit is None:
+        return None
+    try:
+        used = int((group / "memory.current").read_text())
         statistics = (group / "memory.stat").read_text().splitlines()
     except (OSError, ValueError):
         return None
-    if limit == "max":
-        return None
     droppable = sum(int(s.split()[1]) for s in statistics if s.startswith(("inactive_file ", "active_file ")))
-    return max(0, int(limit) - used + droppable)
+    return max(0, limit - used + droppable)
