@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .library import COUNTS, Array, Sizes, array, in_range, library, memory, require
+from .arguments import array, in_range, memory
+from .library import COUNTS, Array, Sizes, library, require
 
 _MOST = 2**63 - 1
 _Last = tuple[Callable[[], np.ndarray | None], Callable[[], np.ndarray | None], tuple[int, int, int, int]]

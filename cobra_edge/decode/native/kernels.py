@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .library import Array, array, in_place, in_range, library, pointers, require
+from .arguments import array, in_place, in_range, pointers
+from .library import Array, library, require
 
 
 def exponential(x: np.ndarray, kernels: str) -> np.ndarray:

@@ -1,32 +1,28 @@
-"""The shared library: found, loaded, its version checked; arrays and errors on their way through its C interface.
+"""The shared library: found, loaded, its version checked; its functions, its errors.
 
-The interface is runtimes/cpu/cobra_cpu.h. ctypes releases the interpreter's lock while a function runs.
+The interface is runtimes/cpu/cobra_cpu.h. ctypes releases the interpreter's lock while a function runs. numpy is not imported
+here: that would take most of the time of `cobra-edge --version`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 _INTERFACE = 1  # kCobraInterface
-_MOST_DIMENSIONS = 4  # kCobraMaxRank
-_DTYPES = {np.dtype(np.float32): 1, np.dtype(np.float16): 2, np.dtype(np.uint8): 3}  # CobraDtype
+MOST_DIMENSIONS = 4  # kCobraMaxRank
 _ERRORS: dict[int, type[Exception]] = {1: ValueError, 2: IndexError, 3: MemoryError}  # CobraCode
 
 _TEXT, _ADDRESS, _INT, _LONG, _FLOAT = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
-_BYTE: Any = ctypes.c_char * 1
 
 
 class Array(ctypes.Structure):
     """CobraArray: the address, shape and dtype of a contiguous array. The array must outlive it."""
 
-    _fields_ = [("data", _ADDRESS), ("shape", _LONG * _MOST_DIMENSIONS), ("rank", _INT), ("dtype", _INT)]
+    _fields_ = [("data", _ADDRESS), ("shape", _LONG * MOST_DIMENSIONS), ("rank", _INT), ("dtype", _INT)]
 
 
 COUNTS = ("d_model", "n_layer", "vocab", "d_inner", "d_state", "d_conv", "dt_rank")
@@ -136,41 +132,3 @@ def kernel_names() -> list[str]:
     while (name := library().cobra_kernels(len(names))) is not None:
         names.append(name.decode())
     return names
-
-
-def array(name: str, values: np.ndarray) -> Array:
-    """Describe an array. Raises ValueError unless it is contiguous; the library refuses a wrong dtype or shape."""
-    if not isinstance(values, np.ndarray) or not values.flags.c_contiguous or values.ndim > _MOST_DIMENSIONS:
-        raise ValueError(f"tensor {name} is not a contiguous array in this machine's memory")
-    return Array(values.ctypes.data, values.shape, values.ndim, _DTYPES.get(values.dtype, 0))
-
-
-def in_place(name: str, values: np.ndarray) -> Array:
-    """Describe an array of any shape and dtype that is written to. Raises ValueError unless it is contiguous and writable."""
-    described = array(name, values)
-    if not values.flags.writeable:
-        raise ValueError(f"tensor {name} is read-only")
-    return described
-
-
-def memory(values: np.ndarray) -> Any:
-    """Return the memory of a writable contiguous array, of any shape and dtype, as an argument.
-
-    Numpy takes twice as long to tell its address.
-    """
-    return _BYTE.from_buffer(values)
-
-
-def pointers(arrays: Sequence[Array]) -> Any:
-    """Return an array of pointers to described arrays, as the scan's functions take them."""
-    return (_ARRAY * len(arrays))(*map(ctypes.pointer, arrays))
-
-
-def in_range(name: str, number: object, low: int, high: int) -> int:
-    """Return an integer for the library, since ctypes cuts what does not fit. Raises ValueError, TypeError if it is none."""
-    value = number.__index__() if hasattr(number, "__index__") else None
-    if value is None:
-        raise TypeError(f"{name} must be an integer")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be {low} to {high}")
-    return value
