@@ -22,7 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 _CONSTRAINT = ROOT / "constraints" / "build.txt"
 _MOST_BYTES = 12 << 20  # the embedded model is most of it
 _LIBRARY = "cobra_edge/decode/native/libcobra_cpu.so"
-_NEEDED = {_LIBRARY, "cobra_edge/decode/cuda/kernels.xz", "cobra_edge/data/export/targets/jetson-orin-nano.toml"}
+_NEEDED = {
+    _LIBRARY,
+    "cobra_edge/decode/cuda/kernels.xz",
+    "cobra_edge/data/export/targets/jetson-orin-nano.toml",
+    "cobra_edge/data/constraints/jetpack6.txt",
+}
 # Of the checkout alone: the laboratory, the tests, the training of the embedded model, the documentation.
 _UNWANTED = ("bench/", "tests/", "calibration/", "docs/", "runtimes/", "constraints/")
 

@@ -87,15 +87,14 @@ class Gpu:
         return DeviceBlock(self._gpu, nbytes, purpose)
 
 
-class GpuLimits:
-    """The limits of a GPU, measured in alternation with the runners."""
+class GpuMemory:
+    """Memory of a GPU, to measure its bandwidth."""
 
     def __init__(self, gpu: Gpu) -> None:
-        """Allocate the memory to copy, and two matrices to multiply where torch is there."""
+        """Allocate the memory to copy."""
         self._half = min(_READ_BYTES, gpu.free_bytes() // _READ_PART) // 512 * 256  # one half is copied to the other
         self._gpu, self._block = gpu, gpu.block(2 * self._half, "measuring the bandwidth")
         call("filling memory", "cuMemsetD8Async", self._block.address, 0x5A, self._half, gpu.stream)
-        self._multiply = _large_product(gpu)
 
     def read_bandwidth(self) -> float:
         """Return the memory bandwidth in bytes per second of a copy within it: bytes read and written.
@@ -111,6 +110,19 @@ class GpuLimits:
         if (last != 0x5A).any():
             raise MachineError("values read from the GPU's memory differ from those written; test this GPU")
         return 2 * self._half / took
+
+
+class GpuLimits:
+    """The limits of a GPU, measured in alternation with the runners."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        """Allocate the memory to copy, and two matrices to multiply where torch is there."""
+        self._gpu, self._memory = gpu, GpuMemory(gpu)
+        self._multiply = _large_product(gpu)
+
+    def read_bandwidth(self) -> float:
+        """See `GpuMemory.read_bandwidth`."""
+        return self._memory.read_bandwidth()
 
     def peak_products(self) -> float | None:
         """Return the multiply-accumulates per second of a large float16 matmul by torch; None without torch on this GPU."""

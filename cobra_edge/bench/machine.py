@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from ..environment.cpu_name import cpu_name
+from ..environment.source_commit import source_commit
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -33,7 +34,9 @@ def machine() -> Machine:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     libraries = {name: version_of(name) for name in ("torch", "timm", "onnx", "onnxruntime", "numpy")}
     memory_gb = round(memory_bytes / 1e9, 1)
-    return Machine(cpu_name(), os.cpu_count() or 0, memory_gb, platform.python_version(), libraries, _commit())
+    return Machine(
+        cpu_name(), os.cpu_count() or 0, memory_gb, platform.python_version(), libraries, source_commit() or "unknown"
+    )
 
 
 def version_of(name: str) -> str:
@@ -42,16 +45,6 @@ def version_of(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _commit() -> str:
-    """Return the commit of the source tree, marked "-dirty" if files differ from it, or "unknown".
-
-    A copy of the tree without its repository is told by the variable COBRA_COMMIT.
-    """
-    here = Path(__file__).parent
-    done = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return done.stdout.strip() or os.environ.get("COBRA_COMMIT") or "unknown"
 
 
 _POLL_SECONDS = 0.05

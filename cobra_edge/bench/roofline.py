@@ -19,11 +19,12 @@ _LOOK_UP, _HEAD, _CHOICE = 1, 1, 1  # the likeliest token; one drawn from a dist
 
 
 class Memory:
-    """A gigabyte of memory, to measure the bandwidth of reading it."""
+    """A gigabyte of memory, or less, to measure the bandwidth of reading it."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, most_bytes: int | None = None) -> None:
         """Allocate the memory and write to every page."""
-        self._words, self._threads = np.ones(_BANDWIDTH_BYTES // 8, np.uint64), threads
+        size_bytes = min(_BANDWIDTH_BYTES, most_bytes or _BANDWIDTH_BYTES)
+        self._words, self._threads = np.ones(size_bytes // 8, np.uint64), threads
 
     def read_bandwidth(self) -> float:
         """Read all of it once; returns bytes per second. Raises MachineError if the values read are not those written."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import re
+from pathlib import Path
 
 _DRIVER = "libcuda.so.1"
+_KERNEL_MODULE = Path("/proc/driver/nvidia/version")
 
 
 def why_no_driver() -> str | None:
@@ -22,3 +25,12 @@ def driver_cuda() -> tuple[int, int] | None:
     if ctypes.CDLL(_DRIVER).cuDriverGetVersion(ctypes.byref(version)) != 0:
         return None
     return version.value // 1000, version.value % 1000 // 10
+
+
+def driver_release() -> str | None:
+    """Return the release of the driver's kernel module, such as "550.54.15"; None if the system does not say."""
+    try:
+        found = re.search(r"\s(\d+\.\d+(?:\.\d+)*)\s", _KERNEL_MODULE.read_text(errors="replace"))
+    except OSError:
+        return None
+    return None if found is None else found[1]

@@ -1,4 +1,4 @@
-"""Location of the package's data: `export/` of the source tree, which a wheel contains as `cobra_edge/data/export/`."""
+"""Location of the package's data: directories of the source tree, which a wheel contains below `cobra_edge/data/`."""
 
 from __future__ import annotations
 
@@ -10,5 +10,14 @@ MINI = _PACKAGE / "mini"
 
 def export_data(kind: str) -> Path:
     """Return this installation's directory of "targets" or "budgets" (`kind`)."""
-    installed = _PACKAGE / "data" / "export" / kind
-    return installed if installed.is_dir() else _PACKAGE.parent / "export" / kind
+    return _data("export") / kind
+
+
+def constraints() -> Path:
+    """Return the directory of the versions that were tested, a file for each Python and JetPack."""
+    return _data("constraints")
+
+
+def _data(name: str) -> Path:
+    installed = _PACKAGE / "data" / name
+    return installed if installed.is_dir() else _PACKAGE.parent / name

@@ -61,7 +61,7 @@ def tiny(tmp_path):
 def test_the_limits_of_a_gpu_are_rates(here):
     limits = GpuLimits(here)
     assert limits.read_bandwidth() > 0 and limits.peak_products() is None  # torch sees no GPU
-    call("clearing memory", "cuMemsetD8Async", limits._block.address, 0, limits._half, here.stream)
+    call("clearing memory", "cuMemsetD8Async", limits._memory._block.address, 0, limits._memory._half, here.stream)
     with pytest.raises(MachineError, match="test this GPU"):
         limits.read_bandwidth()
 

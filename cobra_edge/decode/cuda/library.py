@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import lzma
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -24,6 +25,7 @@ FILE = "kernels.xz"
 _MAGIC = b"CobraGPU"
 _FORMAT = 1
 _MOST_BYTES = 256 << 20  # of the file as it is unpacked; it is some megabytes
+_INDEX_BYTES = 64 << 10  # more than an index has
 _NOT_BUILT = (
     "this installation has no CUDA kernels: it was built with -DCOBRA_CUDA=OFF; install it again without that option, "
     "or take --device cpu"
@@ -151,6 +153,23 @@ def kernels_file() -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def image_names(file: Path | None = None) -> tuple[str, ...]:
+    """Return the images of the file of kernels, such as ("sm_80", …, "compute_80"), from its index alone.
+
+    Args:
+        file: None for this installation's own.
+
+    Raises:
+        MachineError: there is none, or its index is damaged.
+    """
+    file = file or kernels_file()
+    if file is None:
+        raise MachineError(_NOT_BUILT)
+    with _reading(file):
+        reader = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MOST_BYTES)
+        return tuple(entry.name for entry in _index(_decompressed(reader, file.read_bytes(), _INDEX_BYTES))[0].images)
+
+
 def why_no_kernels() -> str | None:
     """Return why this installation has no CUDA kernels, with what to do; None where it has. Reads nothing."""
     return None if kernels_file() is not None else _NOT_BUILT
@@ -168,8 +187,15 @@ def read_kernels(file: Path | None = None) -> KernelLibrary:
     file = file or kernels_file()
     if file is None:
         raise MachineError(_NOT_BUILT)
-    try:
+    with _reading(file):
         return _parsed(_unpacked(file.read_bytes()))
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn errors of reading a file of kernels into a MachineError."""
+    try:
+        yield
     except OSError as error:
         raise MachineError(f"the CUDA kernels cannot be read: {error}") from error
     except _Damaged as error:
@@ -180,18 +206,23 @@ class _Damaged(Exception):
     """What is wrong with a file of kernels."""
 
 
-def _unpacked(data: bytes) -> bytes:
-    reader = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MOST_BYTES)
+def _decompressed(reader: lzma.LZMADecompressor, data: bytes, most_bytes: int) -> bytes:
     try:
-        plain = reader.decompress(data, max_length=_MOST_BYTES)
+        return reader.decompress(data, max_length=most_bytes)
     except lzma.LZMAError as error:
         raise _Damaged(f"it does not unpack ({error})") from error
+
+
+def _unpacked(data: bytes) -> bytes:
+    reader = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MOST_BYTES)
+    plain = _decompressed(reader, data, _MOST_BYTES)
     if not reader.eof or reader.unused_data:
         raise _Damaged("it ends too early" if not reader.eof else "something lies behind its end")
     return plain
 
 
-def _parsed(plain: bytes) -> KernelLibrary:
+def _index(plain: bytes) -> tuple[_Index, int]:
+    """Return the index, and where the images begin."""
     head = len(_MAGIC) + 4
     if plain[: len(_MAGIC)] != _MAGIC or len(plain) < head:
         raise _Damaged("it does not begin as one")
@@ -202,7 +233,12 @@ def _parsed(plain: bytes) -> KernelLibrary:
         raise _Damaged(f"its index is unreadable ({error})") from error
     if index.format != _FORMAT:
         raise _Damaged(f"it has format {index.format}, expected {_FORMAT}")
-    images, at = [], head + length
+    return index, head + length
+
+
+def _parsed(plain: bytes) -> KernelLibrary:
+    index, at = _index(plain)
+    images = []
     for entry in index.images:
         data = plain[at : at + max(entry.size, 0)]
         if entry.size <= 0 or len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
