@@ -8,7 +8,6 @@ import click
 
 from .terminal.output import debug_option, main_of
 from .terminal.usage import Group
-from .version import __version__
 
 # Commands are imported on demand: `run` must start fast, and on a device without the dependencies of `export`.
 COMMANDS = {
@@ -23,11 +22,14 @@ COMMANDS = {
     "regress": "Compare a bundle with its float model; exit code for CI.",
     "inspect": "Verify a bundle and print its contents.",
     "bench": "Benchmark a bundle on this machine.",
+    "doctor": "Check what this machine can run, and why not.",
 }
 
 
 # A command of several files is a package, the others are modules.
-_MODULES = {name: f".{name}.command" for name in ("export", "calibrate", "chat", "watch", "serve", "regress", "bench")}
+_MODULES = {
+    name: f".{name}.command" for name in ("export", "calibrate", "chat", "watch", "serve", "regress", "bench", "doctor")
+}
 
 
 class _Commands(Group):
@@ -47,8 +49,19 @@ class _Commands(Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+_VERSION_HELP = "Print the version, commit, kernels and libraries, and exit."
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from .doctor.installation import version_text
+
+        click.echo(version_text())
+        context.exit()
+
+
 @click.group(cls=_Commands, epilog="Example: cobra-edge export --target jetson")
-@click.version_option(__version__)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help=_VERSION_HELP)
 @debug_option
 def command() -> None:
     """Quantized Mamba vision-language models on the edge."""

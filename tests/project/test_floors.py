@@ -19,7 +19,7 @@ FLOORS = (
     "regress",
     "export",
     "calibrate sensitivity bench",
-    "run chat watch serve inspect build",
+    "run chat watch serve inspect build doctor",
     "cli",
     "__main__",
 )
