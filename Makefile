@@ -14,7 +14,8 @@ CUDA := $(wildcard runtimes/cuda/*.cu runtimes/cuda/*.cuh)
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME) runtimes/cuda/CMakeLists.txt runtimes/cuda/compile.py $(CUDA)
 
 GPU_CASES = gemv gemm scan rows step_kernels sampling_kernels decoder
-.PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-cuda-bindings test-sanitize test-arm64 test-old-x86 test-device wheels figures budgets clean
+.PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-cuda-bindings test-sanitize test-arm64 \
+  test-old-x86 test-device wheels drift-bundle drift-history changelog-section check-tag github-release figures budgets clean
 
 # Exact versions of everything installed below: constraints/, made by `make constraints`. pyproject.toml declares the ranges.
 # Compiling every module of every library takes most of a minute; Python compiles what is imported.
@@ -56,11 +57,19 @@ demo: $(VENV)/export
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# What GitHub reads is checked by its schemas and by zizmor, for what a pull request of a stranger could do with it.
+CHECK_SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema vendor.github
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(RUNTIME) $(CUDA) $(wildcard tests/emulated/*.cpp tests/emulated/*.h)
 	$(BIN)/mypy
+	$(CHECK_SCHEMA)-workflows .github/workflows/*.yml
+	$(CHECK_SCHEMA)-actions action.yml
+	$(CHECK_SCHEMA)-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(CHECK_SCHEMA)-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --no-progress --quiet .
 
 # A process for each core, each of one thread: twice as fast as one process whose libraries take all cores.
 # A process that crashes ends the run: xdist would start another one for the same test, again and again.
@@ -156,12 +165,35 @@ wheels: $(VENV)/pip
 	$(PIP_INSTALL) auditwheel build wheel ziglang
 	$(BIN)/python runtimes/wheels.py --output dist
 
-# The aarch64 wheel on a device: an emulated Debian root without a compiler. Asks for root, debootstrap and qemu-user-static.
+# The aarch64 wheel on a device: an emulated Debian root without a compiler. Uses sudo; installs debootstrap and qemu-user-static
+# where they are missing, on Debian and Ubuntu.
 test-device: $(VENV)/export
 	$(PIP_INSTALL) auditwheel build wheel ziglang
 	$(BIN)/python runtimes/wheels.py --output build/device-wheel --platform manylinux_2_28_aarch64
 	$(BIN)/cobra-edge export --target cpu --out build/device-bundle --force
 	tests/device.sh build/device-wheel/*.whl build/device-bundle
+
+# What the drift workflow measures: a build whose figures are the same on every CPU, within the budget's margin of 1 %.
+drift-bundle: $(VENV)/export
+	$(BIN)/cobra-edge export --target cpu --scheme w4a16-g128 --method rtn --vision-precision fp32 --out build/drift-bundle --force
+
+drift-history: $(VENV)/export
+	$(PIP_INSTALL) matplotlib
+	$(BIN)/cobra-edge regress history drift.jsonl --out build/drift-history.svg
+
+# What the release workflow runs, CONTRIBUTING.md tells when. TAG and VERSION are read by the shell, from the environment: make
+# would run the functions of its own in their text.
+RELEASE := $(PYTHON) .github/release.py
+changelog-section:
+	@$(RELEASE) notes --version "$$VERSION"
+
+check-tag:
+	@$(RELEASE) check-tag "$$TAG"
+
+github-release: check-tag
+	mkdir -p build
+	$(RELEASE) notes --links "$$GITHUB_SERVER_URL/$$GITHUB_REPOSITORY/blob/$$TAG" >build/release-notes.md
+	gh release create "$$TAG" --verify-tag --title "$$TAG" --notes-file build/release-notes.md dist/*
 
 figures: $(VENV)/dev
 	$(BIN)/python -m bench.figures

@@ -3,8 +3,9 @@
 #
 #   tests/device.sh WHEEL BUNDLE [ROOT]
 #
-# BUNDLE was exported on this machine, as it is for a device. Needs root, debootstrap and qemu-user-static. ROOT, by
-# default build/device, is made once; delete it to begin anew. Prints time and memory of each step.
+# BUNDLE was exported on this machine, as it is for a device. Becomes root by sudo; debootstrap and qemu-user-static are
+# installed where they are missing and apt-get is not. ROOT, by default build/device, is made once; delete it to begin anew.
+# Prints time and memory of each step.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 wheel=$1 bundle=$2 root=${3:-$here/build/device}
@@ -12,9 +13,17 @@ binfmt=/proc/sys/fs/binfmt_misc
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 
 fail() { echo "device: $*" >&2; exit 1; }
-[ "$(id -u)" = 0 ] || { echo "device: must run as root: debootstrap and chroot ask for it" >&2; exit 3; }
+if [ "$(id -u)" != 0 ]; then
+  command -v sudo >/dev/null || { echo "device: must run as root: debootstrap and chroot ask for it" >&2; exit 3; }
+  exec sudo --preserve-env=DEBIAN_MIRROR,HTTP_PROXY,HTTPS_PROXY "$0" "$@"
+fi
 for program in debootstrap qemu-aarch64-static; do
-  command -v $program >/dev/null || { echo "device: $program is missing: apt-get install debootstrap qemu-user-static" >&2; exit 3; }
+  command -v $program >/dev/null && continue
+  command -v apt-get >/dev/null || { echo "device: $program is missing: install debootstrap and qemu-user-static" >&2; exit 3; }
+  echo "installing debootstrap and qemu-user-static"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    debian-archive-keyring debootstrap qemu-user-static >/dev/null
 done
 
 # The kernel starts the emulator for programs of that processor; F: opened now, so it need not lie in the root.
