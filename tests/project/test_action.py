@@ -83,7 +83,7 @@ def test_the_workflow_gives_the_action_inputs_that_it_has() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_actions_of_others_have_a_version(name: str) -> None:
     used = [step["uses"] for step in steps_of(name) if "uses" in step]
-    assert used and all(uses.startswith("./") or re.fullmatch(r"actions/[a-z/-]+@v\d+", uses) for uses in used)
+    assert used and all(uses.startswith("./") or re.fullmatch(r"actions/[a-z/-]+@(v\d+|[0-9a-f]{40})", uses) for uses in used)
 
 
 @pytest.mark.parametrize("step", scripts())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -645,3 +646,18 @@ def test_the_fake_gpu_finds_what_it_is_there_to_find(cuda):
     buffer.address = address
     with pytest.raises(MachineError, match="copying to or from the GPU failed"):
         buffer.copy_out(out, stream)
+
+
+def test_progress_does_not_fall_where_a_phase_ends_before_the_step_around_it_counts(monkeypatch):
+    monkeypatch.setattr(rtx_builder, "_REPORT_SECONDS", 0.0)
+    told: list[float] = []
+    monitor = rtx_builder._monitor(SimpleNamespace(IProgressMonitor=object), lambda event: told.append(event.share))
+    monitor.phase_start("build", None, 2)
+    for name, step in (("first", 0), ("second", 1)):
+        monitor.phase_start(name, "build", 2)
+        monitor.step_complete(name, 0)
+        monitor.phase_finish(name)
+        monitor.phase_start("tidy", "build", 1)  # within the same step
+        monitor.phase_finish("tidy")
+        monitor.step_complete("build", step)
+    assert told == sorted(told) and len(set(told)) == 5 and told[-1] == rtx_builder._COMPILING

@@ -59,6 +59,7 @@ class _Phases:
 
     def __init__(self) -> None:
         self._open: list[tuple[str, int, int]] = []  # name, steps, steps done
+        self._share = 0.0
 
     def start(self, name: str, steps: int) -> None:
         self._open.append((name, max(1, steps), 0))
@@ -70,10 +71,12 @@ class _Phases:
         self._open = [p for p in self._open if p[0] != name]
 
     def share(self) -> float:
+        """Return the share that is done. It does not fall where a phase ends before its step in the phase around it counts."""
         share = 0.0
         for _, steps, done in reversed(self._open):
             share = min(1.0, (done + share) / steps)
-        return share
+        self._share = max(self._share, share)
+        return self._share
 
 
 def build(job: Job, tell: Callable[[Event], None]) -> Finished | Failed:
