@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,8 @@ class Repository:
         for name in {name.partition("/")[0] for name in ACTIONS}:
             command += ["--local-repository", f"actions/{name}@v4={self.folder / 'actions' / name}"]
             command += ["--local-repository", f"actions/{name}@v5={self.folder / 'actions' / name}"]
+        for name, commit in re.findall(r"uses: actions/([\w/-]+)@([0-9a-f]{40})", (ROOT / "action.yml").read_text()):
+            command += ["--local-repository", f"actions/{name}@{commit}={self.folder / 'actions' / name}"]
         for name, text in environment.items():
             command += ["--env", f"{name}={text}"]
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
