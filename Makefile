@@ -64,6 +64,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(RUNTIME) $(CUDA) $(wildcard tests/emulated/*.cpp tests/emulated/*.h)
 	$(BIN)/mypy
+	$(BIN)/hadolint export/containers/Dockerfile
 	$(CHECK_SCHEMA)-workflows .github/workflows/*.yml
 	$(CHECK_SCHEMA)-actions action.yml
 	$(CHECK_SCHEMA)-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))

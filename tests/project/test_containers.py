@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
 import shlex
@@ -26,81 +27,99 @@ else:
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "export" / "containers"
-RECIPES = sorted(FOLDER.glob("*.Dockerfile"))
-KNOWN = {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "VOLUME", "EXPOSE", "ENTRYPOINT", "CMD"}
+RECIPE = FOLDER / "Dockerfile"
+BAKED = json.loads((FOLDER / "docker-bake.json").read_text())["target"]
+IMAGES = [name for name in BAKED if name != "image"]
 
 
 def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def instructions(recipe: Path) -> list[tuple[str, str]]:
+def instructions() -> list[tuple[str, str]]:
     """Return (instruction, arguments), continued lines joined, comments dropped."""
-    lines = [line for line in recipe.read_text().splitlines() if not line.lstrip().startswith("#")]
+    lines = [line for line in RECIPE.read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(word, rest) for line in joined.splitlines() if line.strip() for word, _, rest in [line.partition(" ")]]
 
 
-def copied(recipe: Path) -> list[str]:
-    given = [rest.split() for word, rest in instructions(recipe) if word == "COPY" and not rest.startswith("--from=")]
-    return [source for words in given for source in words[:-1]]
+def resolved(image: str) -> dict[str, Any]:
+    """Return a target of the bake file with what it inherits."""
+    found: dict[str, Any] = {}
+    for above in BAKED[image].get("inherits", []):
+        found |= resolved(above)
+    return found | BAKED[image] | {"args": found.get("args", {}) | BAKED[image].get("args", {})}
 
 
-def test_there_is_a_recipe_for_each_jetpack() -> None:
-    assert [r.name for r in RECIPES] == ["jetpack6.Dockerfile", "jetpack7.Dockerfile"]
+def test_each_image_is_told_with_its_base() -> None:
     told = (FOLDER / "README.md").read_text()
-    for recipe in RECIPES:
-        base = dict(instructions(recipe))["ARG"].removeprefix("BASE=")
-        assert recipe.name in told and base in told
+    for image in IMAGES:
+        target = resolved(image)
+        (tag,) = target["tags"]
+        assert f"| `{tag}` | " in told and f"| `{target['args']['BASE']}` |" in told
+        assert (ROOT / target["context"] / target["dockerfile"]).resolve() == RECIPE
+        assert target["args"].keys() == {rest.partition("=")[0] for word, rest in instructions() if word == "ARG"}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.stem)
-def test_a_recipe_is_well_formed(recipe: Path) -> None:
-    found = instructions(recipe)
-    assert {word for word, _ in found} <= KNOWN
-    assert found[0][0] == "ARG" and re.fullmatch(r"BASE=[a-z0-9./-]+:[a-z0-9.-]+", found[0][1])
-    stages = [rest for word, rest in found if word == "FROM"]
-    assert stages == ["${BASE} AS wheel", "${BASE}"]
-    assert all(rest.count('"') % 2 == 0 and rest.count("'") % 2 == 0 for _, rest in found)
-    assert ("ENV", "XDG_CACHE_HOME=/cache") in found and ("VOLUME", "/cache") in found
+def test_the_arguments_of_the_recipe_alone_are_those_of_the_cpu() -> None:
+    defaults = dict(rest.replace('"', "").split("=") for word, rest in instructions() if word == "ARG")
+    assert defaults == resolved("cpu")["args"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.stem)
-def test_what_is_copied_is_there_and_suffices_for_the_build(recipe: Path) -> None:
-    sources = copied(recipe)
-    assert sources and all((ROOT / s).exists() for s in sources)
-    cmake = (ROOT / "CMakeLists.txt").read_text()
-    needed = [*re.findall(r"add_subdirectory\((\S+)\)", cmake), "CMakeLists.txt", "pyproject.toml", "cobra_edge"]
-    needed += [d for found in re.findall(r"install\(DIRECTORY ([^)]*?) DESTINATION", cmake) for d in found.split()]
-    needed += [project()["readme"], *project()["license-files"]]
-    assert [n for n in needed if n not in sources and not any(n.startswith(f"{s}/") for s in sources)] == []
+@pytest.mark.parametrize("image", IMAGES)
+def test_constraints_and_extras_are_those_of_the_package(image: str) -> None:
+    arguments, declared = resolved(image)["args"], project()["optional-dependencies"]
+    assert (ROOT / "constraints" / f"{arguments['CONSTRAINTS']}.txt").is_file()
+    extras = arguments["EXTRAS"].split(",")
+    assert set(extras) <= declared.keys() and "serve" in extras
+    assert ("tensorrt" in arguments["NEEDS"]) == (arguments["CONSTRAINTS"] in extras)  # a Jetson's
+    if image != "cpu":
+        assert [Requirement(text).name for text in declared[arguments["CONSTRAINTS"]]] == ["cuda-bindings"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.stem)
-def test_python_and_extras_are_those_of_the_package(recipe: Path) -> None:
-    text = recipe.read_text()
-    (wanted,) = re.findall(r"sys\.version_info\[:2\] == \((\d+), (\d+)\)", text)
-    (least,) = re.findall(r">=(\d+)\.(\d+)", project()["requires-python"])
-    assert tuple(map(int, wanted)) >= tuple(map(int, least))
-    (extras,) = re.findall(r"\.whl\)\[([\w,]+)\]", text)
-    assert extras.split(",") == [recipe.stem, "serve"]
-    assert set(extras.split(",")) <= project()["optional-dependencies"].keys()
-    assert [Requirement(text).name for text in project()["optional-dependencies"][recipe.stem]] == ["cuda-bindings"]
-    (entry,) = [rest for word, rest in instructions(recipe) if word == "ENTRYPOINT"]
-    assert Path(entry.strip('["]')).name in project()["scripts"]
+def test_the_image_has_no_rights_and_no_files_of_the_checkout() -> None:
+    found = instructions()
+    *_, last = (at for at, (word, _) in enumerate(found) if word == "FROM")
+    assert [rest for word, rest in found if word == "COPY"] == ["--from=install /opt/cobra-edge /opt/cobra-edge"]
+    user = next(at for at, (word, _) in enumerate(found) if word == "USER")
+    assert user > last and found[user][1] == "10001:10001" and "RUN" not in [word for word, _ in found[user:]]
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert [line for line in ignored if line.startswith("!")] == ["!constraints", "!dist", "!dist/*.whl"] and "*" in ignored
+    (entry,) = [json.loads(rest) for word, rest in found if word == "ENTRYPOINT"]
+    assert Path(entry[0]).name in project()["scripts"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.stem)
-def test_an_image_without_the_gpu_decoder_is_not_built(recipe: Path) -> None:
-    (check,) = [rest for word, rest in instructions(recipe) if word == "RUN" and "read_kernels" in rest]
+def test_an_image_that_lacks_something_is_not_built() -> None:
+    """What the last stage runs is run here, in this installation."""
+    (check,) = [rest for word, rest in instructions() if word == "RUN" and "read_kernels" in rest]
     python, *arguments = shlex.split(check)
-    (entry,) = [rest for word, rest in instructions(recipe) if word == "ENTRYPOINT"]
-    assert Path(python).parent == Path(entry.strip('["]')).parent
-    assert instructions(recipe).index(("RUN", check)) > max(
-        at for at, (word, rest) in enumerate(instructions(recipe)) if word == "RUN" and " install " in rest
-    )
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert python == "/opt/cobra-edge/bin/python" and arguments[-1] == "${NEEDS}"
+    for needs, code in (("onnxruntime", 0), ("onnxruntime,no_such_module", 1)):
+        done = subprocess.run([sys.executable, *arguments[:-1], needs], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, "no_such_module is missing" in done.stderr) == (code, bool(code)), done.stderr
+
+
+def test_the_wheel_of_the_machine_is_installed_with_the_extras(tmp_path: Path) -> None:
+    """The scripts of the first stage are run, with a stand-in for Python that tells what it is asked for."""
+    scripts = [rest for word, rest in instructions()[: instructions().index(("FROM", "${BASE}"))] if word == "RUN"]
+    machine = os.uname().machine
+    for place in ("dist", "constraints", "bin", "opt"):
+        (tmp_path / place).mkdir()
+    for processor in (machine, "other"):
+        (tmp_path / "dist" / f"cobra_edge-9.9-py3-none-manylinux_2_28_{processor}.whl").touch()
+    says, venv = tmp_path / "said", f'mkdir -p "$4/bin"; cp "{tmp_path}/bin/pip" "$4/bin/pip"'
+    for name, text in {"python3": f'[ "$1" = -c ] || {{ {venv}; }}', "pip": f'printf "%s\\n" "$*" >> "{says}"'}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CONSTRAINTS": "jetpack6", "EXTRAS": "jetpack6,serve"}
+    for script in scripts:
+        body = re.sub(r"--mount=\S+\s*", "", script)
+        body = re.sub(r"(?<=[\s\"(])/(?=(dist|constraints|opt)/)", f"{tmp_path}/", body)
+        done = subprocess.run(["bash", "-o", "pipefail", "-euc", body], env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    pinned = f"install --no-cache-dir --only-binary :all: --constraint {tmp_path}/constraints/jetpack6.txt"
+    wheel = f"{tmp_path}/dist/cobra_edge-9.9-py3-none-manylinux_2_28_{machine}.whl"
+    assert says.read_text().splitlines() == [f"{pinned} pip", f"{pinned} {wheel}[jetpack6,serve]"]
 
 
 def unit() -> configparser.ConfigParser:
@@ -126,8 +145,10 @@ def started() -> list[str]:
     return words
 
 
-def composed() -> dict[str, Any]:
-    return yaml.safe_load((FOLDER / "compose.yaml").read_text())
+def composed(**variables: str) -> dict[str, Any]:
+    """Return the compose file with variables that have a default expanded."""
+    text = (FOLDER / "compose.yaml").read_text()
+    return yaml.safe_load(re.sub(r"\$\{(\w+):-(\w+)\}", lambda m: variables.get(m[1], m[2]), text))
 
 
 def understood(words: list[str]) -> dict[str, Any]:
@@ -203,22 +224,27 @@ def test_the_compose_file_starts_the_server_with_options_that_it_has() -> None:
 
 def test_the_container_is_restricted_and_looked_after() -> None:
     service = composed()["services"]["serve"]
-    assert service["init"] and service["read_only"] and service["runtime"] == "nvidia"
+    assert service["init"] and service["read_only"] and service["runtime"] == "nvidia" and service["group_add"] == ["video"]
     assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
-    kind, program, flag, code = service["healthcheck"]["test"]
-    assert (kind, program, flag) == ("CMD", "/opt/cobra-edge/bin/python", "-c") and "/readyz" in code
+    (check,) = [rest for word, rest in instructions() if word == "HEALTHCHECK"]
+    program, flag, code = json.loads(check.partition("CMD ")[2])
+    assert (program, flag) == ("/opt/cobra-edge/bin/python", "-c") and "127.0.0.1:8000/readyz" in code
     compile(code, "healthcheck", "exec")
-    for release in ("jetpack6", "jetpack7"):
-        assert (ROOT / service["build"]["dockerfile"].replace("${JETPACK:-jetpack6}", release)).is_file()
-    assert (FOLDER / service["build"]["context"]).resolve() == ROOT
+
+
+def test_images_of_the_compose_file_are_those_that_are_built() -> None:
+    built = {tag for image in IMAGES for tag in resolved(image)["tags"]}
+    assert {composed(IMAGE=image)["services"]["serve"]["image"] for image in IMAGES} == built
+    assert composed()["services"]["serve"]["image"] in built
+    on_cpu = composed(IMAGE="cpu", DEVICE="cpu", RUNTIME="runc")["services"]["serve"]
+    assert understood(on_cpu["command"][1:])["device"] == "cpu" and on_cpu["runtime"] == "runc"
+    assert "IMAGE=cpu DEVICE=cpu RUNTIME=runc" in (FOLDER / "README.md").read_text()
 
 
 def test_nothing_reports_to_its_maker() -> None:
-    assert composed()["services"]["serve"]["environment"] == {"ORT_DISABLE_TELEMETRY": "1"}
     assert "\nEnvironment=ORT_DISABLE_TELEMETRY=1\n" in (FOLDER / "cobra-edge.service").read_text()
-    for recipe in RECIPES:
-        *_, last = (at for at, (word, _) in enumerate(instructions(recipe)) if word == "FROM")
-        assert ("ENV", "ORT_DISABLE_TELEMETRY=1") in instructions(recipe)[last:]
+    *_, last = (at for at, (word, _) in enumerate(instructions()) if word == "FROM")
+    assert ("ENV", "ORT_DISABLE_TELEMETRY=1") in instructions()[last:]
 
 
 def test_all_clients_of_the_container_are_one_address_that_may_have_all() -> None:
@@ -257,7 +283,7 @@ def followed(block: str, tmp_path: Path) -> list[list[str]]:
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
     (root / "etc" / "systemd" / "system").mkdir(parents=True, exist_ok=True)
-    script = re.sub(r"(?<=[ =])/(?=(opt|srv|etc)/)", f"{root}/", block)
+    script = re.sub(r"(?<=[ =])/(?=(opt|srv|etc)/)", f"{root}/", block).replace(" -o 10001", "")  # the owner needs root
     environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SAID": str(said)}
     done = subprocess.run(["bash", "-eu", "-c", script], cwd=here, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -274,7 +300,7 @@ def followed(block: str, tmp_path: Path) -> list[list[str]]:
 def test_the_page_s_commands_run_one_after_the_other_and_again(tmp_path: Path) -> None:
     build, compose, service = blocks()
     built = followed(build, tmp_path / "build")
-    assert [words[2] for words in built] == ["build", "volume", "run", "run"]
+    assert [words[2] for words in built] == ["buildx", "volume", "run", "run"] and built[0][-1] in IMAGES
     for words in built:
         for mount in (words[at + 1] for at, word in enumerate(words) if word == "-v" and words[at + 1].startswith("/")):
             assert Path(mount.split(":")[0]).is_dir()  # Docker would create missing directories, as root
@@ -283,7 +309,7 @@ def test_the_page_s_commands_run_one_after_the_other_and_again(tmp_path: Path) -
         assert words[:2] == ["compose", "-f"] and (tmp_path / "compose" / "repository" / words[2]).is_file()
         assert Path(bundle).is_absolute() and (Path(bundle) / "manifest.json").is_file()
         assert Path(key).is_absolute() and re.fullmatch(r"[0-9a-f]{64}\n", Path(key).read_text())
-        assert Path(key).stat().st_mode & 0o777 == 0o600
+        assert Path(key).stat().st_mode & 0o777 == 0o400 and "-m 400 -o 10001" in compose
     for _ in range(2):
         followed(service, tmp_path / "service")
         root = tmp_path / "service" / "root"
@@ -305,5 +331,5 @@ def test_paths_in_the_compose_file_s_own_words_are_absolute() -> None:
 
 def test_every_volume_is_the_image_s() -> None:
     targets = {v.partition(":")[2] for v in composed()["services"]["serve"]["volumes"] if isinstance(v, str)}
-    for recipe in RECIPES:
-        assert {rest for word, rest in instructions(recipe) if word == "VOLUME"} == targets
+    assert {rest for word, rest in instructions() if word == "VOLUME"} == targets
+    assert ("ENV", "XDG_CACHE_HOME=/cache") in instructions()
