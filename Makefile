@@ -163,13 +163,13 @@ test-cuda-bindings: $(VENV)/dev
 
 # The wheels, one a platform for every Python, and the source distribution: dist/. Any x86-64 machine builds all of them.
 wheels: $(VENV)/pip
-	$(PIP_INSTALL) auditwheel build wheel ziglang
+	$(PIP_INSTALL) auditwheel build macholib msgspec wheel ziglang
 	$(BIN)/python runtimes/wheels.py --output dist
 
 # The aarch64 wheel on a device: an emulated Debian root without a compiler. Uses sudo; installs debootstrap and qemu-user-static
 # where they are missing, on Debian and Ubuntu.
 test-device: $(VENV)/export
-	$(PIP_INSTALL) auditwheel build wheel ziglang
+	$(PIP_INSTALL) auditwheel build macholib msgspec wheel ziglang
 	$(BIN)/python runtimes/wheels.py --output build/device-wheel --platform manylinux_2_28_aarch64
 	$(BIN)/cobra-edge export --target cpu --out build/device-bundle --force
 	tests/device.sh build/device-wheel/*.whl build/device-bundle

@@ -21,10 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _CONSTRAINT = ROOT / "constraints" / "build.txt"
 _MOST_BYTES = 12 << 20  # the embedded model is most of it
-_LIBRARY = "cobra_edge/decode/native/libcobra_cpu.so"
+_KERNELS = "cobra_edge/decode/cuda/kernels.xz"
 _NEEDED = {
-    _LIBRARY,
-    "cobra_edge/decode/cuda/kernels.xz",
     "cobra_edge/data/export/targets/jetson-orin-nano.toml",
     "cobra_edge/data/constraints/jetpack6.txt",
 }
@@ -34,16 +32,31 @@ _UNWANTED = ("bench/", "tests/", "calibration/", "docs/", "runtimes/", "constrai
 
 @dataclass(frozen=True)
 class Platform:
-    """A platform: its wheel's tag, its processor, and the oldest C library by zig's name."""
+    """A platform.
+
+    Attributes:
+        tag: of its wheel.
+        system, processor: CMake's names.
+        target: zig's name, with the oldest C library or system that it is for.
+        library: the native decoder's file.
+    """
 
     tag: str
+    system: str
     processor: str
     target: str
+    library: str
+
+    @property
+    def native(self) -> str:
+        """The path of the native decoder in a wheel."""
+        return f"cobra_edge/decode/native/{self.library}"
 
 
 PLATFORMS = (
-    Platform("manylinux_2_17_x86_64", "x86_64", "x86_64-linux-gnu.2.17"),
-    Platform("manylinux_2_28_aarch64", "aarch64", "aarch64-linux-gnu.2.28"),
+    Platform("manylinux_2_17_x86_64", "Linux", "x86_64", "x86_64-linux-gnu.2.17", "libcobra_cpu.so"),
+    Platform("manylinux_2_28_aarch64", "Linux", "aarch64", "aarch64-linux-gnu.2.28", "libcobra_cpu.so"),
+    Platform("macosx_11_0_arm64", "Darwin", "arm64", "aarch64-macos.11.0", "libcobra_cpu.dylib"),  # never run
 )
 
 
@@ -77,7 +90,7 @@ def build(platform: Platform, output: Path) -> Path:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         defines = {
-            "CMAKE_SYSTEM_NAME": "Linux",
+            "CMAKE_SYSTEM_NAME": platform.system,
             "CMAKE_SYSTEM_PROCESSOR": platform.processor,
             "CMAKE_CXX_COMPILER": _tool(folder, "c++", "c++", "-target", platform.target),
             "CMAKE_AR": _tool(folder, "ar", "ar"),
@@ -97,27 +110,76 @@ def build(platform: Platform, output: Path) -> Path:
         return Path(shutil.move(tagged, output / tagged.name))
 
 
-def _glibc(tag: str) -> tuple[int, int]:
-    """Return the version of the C library that a tag asks for; a later one than all for a tag that is none."""
-    found = re.match(r"manylinux_(\d+)_(\d+)_", tag)
-    return (int(found[1]), int(found[2])) if found else (99, 0)
+def needed(platform: Platform) -> set[str]:
+    """Return files that a wheel of a platform must have; the CUDA kernels only where there can be a GPU of NVIDIA's."""
+    return _NEEDED | {platform.native} | ({_KERNELS} if platform.system == "Linux" else set())
 
 
 def check(platform: Platform, wheel: Path) -> None:
-    """End this process with a message unless a wheel has what a device needs, no more, and asks for no newer symbols."""
-    with zipfile.ZipFile(wheel) as opened:
-        names = set(opened.namelist())
-    size = wheel.stat().st_size
-    wrong = [f"lacks {name}" for name in sorted(_NEEDED - names)]
-    wrong += [f"holds {name}" for name in sorted(names) if name.startswith(_UNWANTED)]
-    wrong += [f"has {size:,} bytes, expected at most {_MOST_BYTES:,}"] if size > _MOST_BYTES else []
-    wrong += [] if wheel.name.endswith(f"-py3-none-{platform.tag}.whl") else [f"is not for every Python on {platform.tag}"]
-    found = re.search(r'platform tag:\s*"([^"]+)"', _run(sys.executable, "-m", "auditwheel", "show", wheel))
-    fits = found[1] if found else "none"
-    wrong += [] if _glibc(fits) <= _glibc(platform.tag) else [f"needs the platform {fits}, expected {platform.tag} or older"]
+    """End this process with a message unless a wheel has what a device needs, no more, and runs on the systems of its tag."""
+    with tempfile.TemporaryDirectory() as name, zipfile.ZipFile(wheel) as opened:
+        names, folder = set(opened.namelist()), Path(name)
+        opened.extractall(folder)
+        size = wheel.stat().st_size
+        wrong = [f"lacks {name}" for name in sorted(needed(platform) - names)]
+        wrong += [f"holds {name}" for name in sorted(names) if name.startswith(_UNWANTED)]
+        wrong += [f"has {size:,} bytes, expected at most {_MOST_BYTES:,}"] if size > _MOST_BYTES else []
+        wrong += [] if wheel.name.endswith(f"-py3-none-{platform.tag}.whl") else [f"is not for every Python on {platform.tag}"]
+        if not wrong:
+            linux = platform.system == "Linux"
+            needs = _needs_of_linux(wheel) if linux else _needs_of_macos(folder / platform.native)
+            wrong += [] if _serves(platform.tag, needs) else [f"needs {needs}, expected {platform.tag} or older"]
+            wrong += _wrong_kernels(folder / _KERNELS) if linux else []
     if wrong:
         sys.exit("\n".join(f"wheels: {wheel.name} {what}" for what in wrong))
     print(f"{wheel.name}: {size / 1e6:.2f} MB, {len(names)} files")
+
+
+def _serves(tag: str, needs: str) -> bool:
+    """Return whether a system of a tag, such as manylinux_2_28_aarch64, is as new as a tag of the same kind that is needed."""
+    pattern = r"(manylinux|macosx)_(\d+)_(\d+)_"
+    here, there = re.match(pattern, tag), re.match(pattern, needs)
+    if here is None or there is None or here[1] != there[1]:
+        return False
+    return (int(there[2]), int(there[3])) <= (int(here[2]), int(here[3]))
+
+
+def _needs_of_linux(wheel: Path) -> str:
+    """Return the tag of the oldest system that has every symbol."""
+    found = re.search(r'platform tag:\s*"([^"]+)"', _run(sys.executable, "-m", "auditwheel", "show", wheel))
+    return found[1] if found else "no system that auditwheel knows"
+
+
+def _needs_of_macos(library: Path) -> str:
+    """Return the tag of the oldest system that the library is for; another text if it could not be loaded there."""
+    from macholib.mach_o import LC_BUILD_VERSION, LC_CODE_SIGNATURE, LC_LOAD_DYLIB
+    from macholib.MachO import MachO
+
+    (header,) = MachO(str(library)).headers
+    commands = {load.cmd: (command, data) for load, command, data in header.commands}
+    loaded = [data.rstrip(b"\0").decode() for load, _, data in header.commands if load.cmd == LC_LOAD_DYLIB]
+    if loaded != ["/usr/lib/libSystem.B.dylib"]:
+        return f"the libraries {', '.join(loaded)}"
+    if LC_CODE_SIGNATURE not in commands:
+        return "a signature"  # no process on this processor loads a library without
+    oldest = int(commands[LC_BUILD_VERSION][0].minos)
+    return f"macosx_{oldest >> 16}_{oldest >> 8 & 0xFF}_arm64"
+
+
+def _wrong_kernels(file: Path) -> list[str]:
+    """Return what is wrong with the CUDA kernels: a file that the decoder would refuse, or other images than are compiled."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "runtimes" / "cuda")]
+    from compile import ARCHITECTURES, PTX
+
+    from cobra_edge.decode.cuda.library import read_kernels
+    from cobra_edge.errors import MachineError
+
+    try:
+        images = [str(image) for image in read_kernels(file).images]
+    except MachineError as error:
+        return [f"has kernels that cannot be read: {error}"]
+    expected = [*ARCHITECTURES, PTX]
+    return [] if images == expected else [f"has kernels for {', '.join(images)}, expected {', '.join(expected)}"]
 
 
 def main() -> None:

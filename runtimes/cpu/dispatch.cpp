@@ -49,12 +49,14 @@ const Kernels* const* available_kernels(int* count) {
         if (features.avx_vnni) found[k++] = &kAvx2VnniKernels;
         if (features.avx2) found[k++] = &kAvx2Kernels;
 #elif defined(__aarch64__)
+#if defined(__APPLE__)
+        found[k++] = &kNeonDotKernels;
+#else
 #if defined(__linux__)
         if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found[k++] = &kNeonDotKernels;
-#elif defined(__APPLE__)
-        found[k++] = &kNeonDotKernels;
 #endif
         found[k++] = &kNeonKernels;
+#endif
 #endif
         found[k++] = &kScalarKernels;
         return k;
