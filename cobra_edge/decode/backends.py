@@ -183,6 +183,10 @@ def open_decoder(
             for refused in reasons:
                 log.info("decoder: not %s", refused)
             log.info("decoder: %s on %s", backend.name, backend.device)
+            if (kernels, backend.name) == ("auto", "numpy"):
+                log.warning(
+                    "the numpy decoder is used, which takes many times as long as the native one: %s", _native_refuses(bundle)
+                )
             with memory_for(f"opening the decoder of {bundle.directory}", bundle.manifest):
                 return backend.open(bundle, options)
         reasons.append(f"{backend.name} on {backend.device}: {reason}")

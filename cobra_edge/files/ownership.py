@@ -11,8 +11,9 @@ import stat
 from pathlib import Path
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_HAS_USERS = hasattr(os, "geteuid")  # not Windows
 # Opens regular files only: follows no link, waits for no pipe.
-ONLY_A_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+ONLY_A_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY if _HAS_USERS else 0
 
 
 def _trusted_users() -> set[int]:
@@ -20,7 +21,9 @@ def _trusted_users() -> set[int]:
 
 
 def distrusted(found: os.stat_result) -> str | None:
-    """Return why a file is not trusted, or None if it is."""
+    """Return why a file is not trusted, or None if it is. No file is where the system does not tell who may write to it."""
+    if not _HAS_USERS:
+        return "this system does not tell who may write to it"
     if found.st_uid not in _trusted_users():
         return f"belongs to user {found.st_uid}, not to user {os.geteuid()}"
     if found.st_mode & _OTHERS_WRITE:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -20,6 +19,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import InputError, MachineError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where bundles run but nothing is written in a directory of its own
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +88,7 @@ def scratch_directory(goal: Path, kind: str = "partial") -> Iterator[Path]:
         InputError: the parent directory is not writable.
         MachineError: the block failed on a full disk or the like.
     """
+    _require_locks()
     parent, prefix = goal.absolute().parent, f".{goal.name}.{kind}-"
     created = [p for p in (parent, *parent.parents) if not os.path.lexists(p)]  # nearest first
     try:
@@ -109,7 +114,7 @@ def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
     """Create and lock a directory; returns it and the descriptor that holds the lock. Raises OSError."""
     while True:
         directory = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = _open_directory(directory)
         locked = _lock(descriptor)
         # Between the two calls another process may have removed it as a leftover.
         with suppress(OSError):
@@ -124,12 +129,14 @@ def held(directory: Path) -> Iterator[None]:
 
     Raises:
         InputError: another process has locked it, or it is not a directory.
+        MachineError: the system has no such locks.
     """
+    _require_locks()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise InputError(f"{directory}: exists and is not a directory; move it or give another path") from error
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = _open_directory(directory)
     try:
         if _lock(descriptor) is False:
             raise InputError(f"{directory}: in use by another process; wait for it, or give another path")
@@ -137,6 +144,16 @@ def held(directory: Path) -> Iterator[None]:
     finally:
         os.close(descriptor)
         _remove_empty([directory])
+
+
+def _require_locks() -> None:
+    """Raise MachineError where the system has no locks that end with their process."""
+    if fcntl is None:
+        raise MachineError("writing an output needs flock, which this system lacks; use Linux, macOS, or WSL on Windows")
+
+
+def _open_directory(directory: Path, flags: int = 0) -> int:
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | flags)
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -156,7 +173,7 @@ def _remove_leftovers(parent: Path, prefix: str) -> None:
         left = [Path(e.path) for e in entries if e.name.startswith(prefix)]
     for directory in left:
         try:
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            descriptor = _open_directory(directory, os.O_NOFOLLOW)
         except OSError:  # a file, a link, or already removed
             continue
         try:

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import sys
 from typing import Any
 
+try:
+    import resource
+except ImportError:  # Windows: the parent's limits on pixels and on the time remain
+    resource = None  # type: ignore[assignment]
+
 
 def _limit(limits: dict[str, int]) -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_seconds"], limits["cpu_seconds"] + 1))  # SIGXCPU, then SIGKILL
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory_bytes"], limits["memory_bytes"]))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_seconds"], limits["cpu_seconds"] + 1))  # SIGXCPU, then SIGKILL
+        resource.setrlimit(resource.RLIMIT_AS, (limits["memory_bytes"], limits["memory_bytes"]))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def decode(data: bytes, kind: str, max_pixels: int) -> tuple[dict[str, Any], bytes]:

@@ -37,7 +37,8 @@ from .option_groups import option
 
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as shells report it
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HANGUP = getattr(signal, "SIGHUP", None)  # None on Windows
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([_HANGUP] if _HANGUP else []))
 _CLEANUP_SECONDS = 10.0  # after a signal, in which further ones are ignored so that cleanup can finish
 
 errors = Console(stderr=True)
@@ -165,7 +166,7 @@ def _handle_signals() -> None:
             raise KeyboardInterrupt
 
     for number in _SIGNALS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # keep what nohup has set
+        if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN:  # keep what nohup has set
             signal.signal(number, interrupt)
 
 
