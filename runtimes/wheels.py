@@ -38,18 +38,18 @@ class Platform:
         tag: of its wheel.
         system, processor: CMake's names.
         target: zig's name, with the oldest C library or system that it is for.
-        library: the native decoder's file.
+        library: the native decoder's file; None for a wheel without it, which runs bundles by the numpy decoder.
     """
 
     tag: str
     system: str
     processor: str
     target: str
-    library: str
+    library: str | None
 
     @property
     def native(self) -> str:
-        """The path of the native decoder in a wheel."""
+        """The path of the native decoder in its wheel."""
         return f"cobra_edge/decode/native/{self.library}"
 
 
@@ -57,6 +57,7 @@ PLATFORMS = (
     Platform("manylinux_2_17_x86_64", "Linux", "x86_64", "x86_64-linux-gnu.2.17", "libcobra_cpu.so"),
     Platform("manylinux_2_28_aarch64", "Linux", "aarch64", "aarch64-linux-gnu.2.28", "libcobra_cpu.so"),
     Platform("macosx_11_0_arm64", "Darwin", "arm64", "aarch64-macos.11.0", "libcobra_cpu.dylib"),  # never run
+    Platform("win_amd64", "Windows", "AMD64", "x86_64-windows-gnu", None),  # never run
 )
 
 
@@ -97,6 +98,8 @@ def build(platform: Platform, output: Path) -> Path:
             "CMAKE_RANLIB": _tool(folder, "ranlib", "ranlib"),
             "CMAKE_SHARED_LINKER_FLAGS": "-s",
         }
+        if platform.library is None:
+            defines["COBRA_CPU"] = "OFF"
         settings = [f"cmake.define.{key}={value}" for key, value in defines.items()]
         settings += [
             "install.strip=false",
@@ -112,7 +115,8 @@ def build(platform: Platform, output: Path) -> Path:
 
 def needed(platform: Platform) -> set[str]:
     """Return files that a wheel of a platform must have; the CUDA kernels only where there can be a GPU of NVIDIA's."""
-    return _NEEDED | {platform.native} | ({_KERNELS} if platform.system == "Linux" else set())
+    native = set() if platform.library is None else {platform.native}
+    return _NEEDED | native | ({_KERNELS} if platform.system == "Linux" else set())
 
 
 def check(platform: Platform, wheel: Path) -> None:
@@ -126,9 +130,10 @@ def check(platform: Platform, wheel: Path) -> None:
         wrong += [f"has {size:,} bytes, expected at most {_MOST_BYTES:,}"] if size > _MOST_BYTES else []
         wrong += [] if wheel.name.endswith(f"-py3-none-{platform.tag}.whl") else [f"is not for every Python on {platform.tag}"]
         if not wrong:
-            linux = platform.system == "Linux"
-            needs = _needs_of_linux(wheel) if linux else _needs_of_macos(folder / platform.native)
-            wrong += [] if _serves(platform.tag, needs) else [f"needs {needs}, expected {platform.tag} or older"]
+            linux, needs = platform.system == "Linux", None
+            if platform.library is not None:
+                needs = _needs_of_linux(wheel) if linux else _needs_of_macos(folder / platform.native)
+            wrong += [f"needs {needs}, expected {platform.tag} or older"] if needs and not _serves(platform.tag, needs) else []
             wrong += _wrong_kernels(folder / _KERNELS) if linux else []
     if wrong:
         sys.exit("\n".join(f"wheels: {wheel.name} {what}" for what in wrong))

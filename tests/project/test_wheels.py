@@ -16,7 +16,7 @@ spec = importlib.util.spec_from_file_location("wheels", ROOT / "runtimes" / "whe
 wheels = importlib.util.module_from_spec(spec)
 sys.modules["wheels"] = wheels  # dataclasses look there
 spec.loader.exec_module(wheels)
-X86, ARM, MAC = wheels.PLATFORMS
+X86, ARM, MAC, WINDOWS = wheels.PLATFORMS
 
 
 def wheel(folder, tag, names, kernels=None):
@@ -66,6 +66,11 @@ def test_a_wheel_that_would_not_serve_is_refused(tmp_path, monkeypatch, platform
 def test_a_library_of_macos_serves_its_system(tmp_path, monkeypatch, oldest):
     monkeypatch.setattr(wheels, "_needs_of_macos", lambda library: oldest)
     wheels.check(MAC, wheel(tmp_path, MAC.tag, wheels.needed(MAC)))
+
+
+def test_a_wheel_without_the_native_decoder(tmp_path, capsys):
+    wheels.check(WINDOWS, wheel(tmp_path, WINDOWS.tag, wheels.needed(WINDOWS)))
+    assert not [name for name in wheels.needed(WINDOWS) if "native" in name or "kernels" in name]
 
 
 @pytest.mark.parametrize("needs", ["macosx_11_1_arm64", "macosx_12_0_arm64", "a signature", "the libraries /tmp/x.dylib"])
