@@ -18,6 +18,7 @@ from .gpu_sanitizer import gpu_sanitizer
 from .gpu_weights import gpu_weights
 from .interval_coverage import interval_coverage
 from .kernel_budget import kernel_budget
+from .launch_time import launch_time
 from .methods import methods
 from .narrow_calibration import narrow_calibration
 from .predict import predict
@@ -40,6 +41,7 @@ COMMANDS = (
     gpu_weights,
     interval_coverage,
     kernel_budget,
+    launch_time,
     methods,
     narrow_calibration,
     predict,

@@ -33,6 +33,7 @@ LABORATORY = (
     "budgets",
     "fault_injection",
     "interval_coverage",
+    "launch_time",
     "methods",
     "narrow_calibration",
     "predict",
