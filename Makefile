@@ -15,7 +15,7 @@ SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME) 
 
 GPU_CASES = gemv gemm scan rows step_kernels sampling_kernels decoder
 .PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-cuda-bindings test-sanitize test-arm64 \
-  test-old-x86 test-device wheels drift-bundle drift-history changelog-section check-tag github-release figures budgets clean
+  test-old-x86 test-device test-old-userland wheels drift-bundle drift-history changelog-section check-tag github-release figures budgets clean
 
 # Exact versions of everything installed below: constraints/, made by `make constraints`. pyproject.toml declares the ranges.
 # Compiling every module of every library takes most of a minute; Python compiles what is imported.
@@ -195,6 +195,12 @@ github-release: check-tag
 	mkdir -p build
 	$(RELEASE) notes --links "$$GITHUB_SERVER_URL/$$GITHUB_REPOSITORY/blob/$$TAG" >build/release-notes.md
 	gh release create "$$TAG" --verify-tag --title "$$TAG" --notes-file build/release-notes.md dist/*
+
+# The x86-64 wheel in a Debian 11, whose Python 3.9 is too old for the package but not for the native library.
+test-old-userland: $(VENV)/pip
+	$(PIP_INSTALL) auditwheel build macholib msgspec wheel ziglang
+	$(BIN)/python runtimes/wheels.py --output build/x86-wheel --platform manylinux_2_17_x86_64
+	tests/old_userland.sh build/x86-wheel/*.whl
 
 figures: $(VENV)/dev
 	$(BIN)/python -m bench.figures

@@ -41,7 +41,7 @@ from .gpu_result import (
 from .headline import headline_table, reasons
 from .interval_coverage_result import CoverageResult, coverage_table, needed_table, tails_table
 from .launch_time import NAME as LAUNCH_TIME
-from .launch_time import LaunchTimeResult, launch_time_table
+from .launch_time import LaunchTimeResult, installs_table, launch_time_table
 from .methods_result import MethodsResult, methods_tables
 from .narrow_calibration import NAME as NARROW
 from .narrow_calibration import NarrowResult, narrow_table
@@ -159,6 +159,7 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "serve_goals": lambda: [serving_goals_table(_serve())],
     "regress": lambda: map(suite_cost_table, _all(SuiteCostResult, "regress-cobra-mini")),
     "launch_time": lambda: map(launch_time_table, _all(LaunchTimeResult, LAUNCH_TIME)),
+    "installs": lambda: map(installs_table, _all(LaunchTimeResult, LAUNCH_TIME)),
     "recorded-limits": lambda: map(changes_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),
     "foretold": lambda: map(foretold_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),
     "false-alarms": lambda: map(alarms_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),

@@ -6,10 +6,12 @@ The commands alternate. Cold: the kernel drops its page cache before each run, f
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import venv
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +30,7 @@ from cobra_edge.formats.package_data import MINI
 from cobra_edge.terminal.option_groups import Command, option
 from cobra_edge.terminal.output import debug_option, main_of, print_json, progress
 
+ROOT = Path(__file__).resolve().parents[1]
 NAME = "launch-time"
 QUESTION = "Is there a red circle?"
 # Goals: milliseconds to the first output of warm runs, by command; and bytes of the base install.
@@ -45,12 +48,29 @@ class Launch(msgspec.Struct, frozen=True):
     cold_ms: Spread | None
 
 
+class Install(msgspec.Struct, frozen=True):
+    """From an empty environment to the first answer.
+
+    Attributes:
+        what: "wheel", or "source", which compiles the native decoder and the CUDA kernels.
+        seconds: pip's, with the libraries already downloaded.
+        answer_seconds: of the first `run`, which imports modules that were never compiled.
+        megabytes: of the environment.
+    """
+
+    what: str
+    seconds: float
+    answer_seconds: float
+    megabytes: float
+
+
 class LaunchTimeResult(msgspec.Struct, frozen=True, kw_only=True):
     """`python -m bench.launch_time`.
 
     Attributes:
         rounds: runs of each command.
         launches: by command.
+        installs: by what is installed.
         installed_bytes: the files of each distribution of a base install, without compiled Python, largest first.
         machine: that it was measured on.
     """
@@ -58,6 +78,7 @@ class LaunchTimeResult(msgspec.Struct, frozen=True, kw_only=True):
     bench: str = "launch_time"
     rounds: int
     launches: tuple[Launch, ...]
+    installs: tuple[Install, ...]
     installed_bytes: dict[str, int]
     machine: Machine
 
@@ -67,7 +88,7 @@ class LaunchTimeResult(msgspec.Struct, frozen=True, kw_only=True):
 @option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of a table.")
 @debug_option
 def launch_time(rounds: int, as_json: bool) -> None:
-    """Measure the time to the first output of `--help`, `--version` and `run`, and the size of a base install."""
+    """Measure the time to the first output of `--help`, `--version` and `run`, and the base install: its size and its time."""
     with tempfile.TemporaryDirectory() as folder, progress() as bar:
         task = bar.add_task("export of cobra-mini", total=None)
         bundle = Path(folder) / "bundle"
@@ -85,12 +106,18 @@ def launch_time(rounds: int, as_json: bool) -> None:
                 if not cold or _drop_caches():
                     found.setdefault((name, cold), []).append(1000 * first_output_seconds(command))
                 bar.advance(task)
+        task = bar.add_task("installs", total=2)
+        installs = []
+        for what, source in (("wheel", _wheel(Path(folder))), ("source", ROOT)):
+            installs.append(install(what, source, Path(folder) / what, run[1:]))
+            bar.advance(task)
     result = LaunchTimeResult(
         rounds=rounds,
         launches=tuple(
             Launch(name, spread(found[name, False]), spread(found[name, True]) if (name, True) in found else None)
             for name in commands
         ),
+        installs=tuple(installs),
         installed_bytes=installed_bytes("cobra-edge"),
         machine=machine(),
     )
@@ -98,7 +125,7 @@ def launch_time(rounds: int, as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        print_result([launch_time_table(result)], file)
+        print_result([launch_time_table(result), installs_table(result)], file)
 
 
 def _ours(*arguments: str) -> list[str]:
@@ -127,6 +154,44 @@ def _drop_caches() -> bool:
     except OSError:
         return False
     return True
+
+
+def _wheel(folder: Path) -> Path:
+    """Build the wheel of this tree, for this machine."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install(what: str, source: Path, environment: Path, answer: Sequence[str]) -> Install:
+    """Install a wheel or a tree without extras into a new environment, with this Python's exact versions; then answer.
+
+    Args:
+        what: name of the row.
+        source: a wheel, or a tree, of which a copy without builds is installed.
+        environment: directory to make.
+        answer: arguments of cobra-edge.
+    """
+    venv.create(environment)
+    python = str(environment / "bin" / "python")
+    if source.is_dir():
+        copy = environment.with_name(f"{what}-tree")
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "bundles", "__pycache__"))
+        source = copy
+    pins = ROOT / "constraints" / f"python{sys.version_info[0]}.{sys.version_info[1]}.txt"
+    exact = ["--constraint", str(pins), "--build-constraint", str(ROOT / "constraints" / "build.txt")]
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile", *exact]
+    base = [f"{name}=={metadata.version(name)}" for name in installed_bytes("cobra-edge") if name != "cobra-edge"]
+    subprocess.run([*pip[:3], "download", "--quiet", "--no-deps", "--dest", str(environment), *base], check=True)
+    began = time.perf_counter()
+    subprocess.run([*pip, "--find-links", str(environment), str(source)], check=True)
+    installed = time.perf_counter() - began
+    for file in environment.glob("*.whl"):
+        file.unlink()
+    size = sum(file.stat().st_size for file in environment.rglob("*") if file.is_file() and not file.is_symlink())
+    took = first_output_seconds([str(environment / "bin" / "cobra-edge"), *answer])
+    return Install(what, round(installed, 1), round(took, 2), round(size / 1e6, 1))
 
 
 def installed_bytes(name: str) -> dict[str, int]:
@@ -168,6 +233,14 @@ def launch_time_table(result: LaunchTimeResult) -> Table:
         f"To the first output on {m.processor}, {m.cores} cores, Python {m.python}: median (low–high) of {result.rounds} runs; "
         f"commit {m.commit}.",
         [f"Of the base install, MB: {', '.join(largest)}, {len(result.installed_bytes) - _LISTED} others."],
+    )
+
+
+def installs_table(result: LaunchTimeResult) -> Table:
+    """Return what installing costs up to the first answer."""
+    return Table(
+        ("from an empty environment, by", "install, s", "first answer, s", "environment, MB"),
+        [[i.what, f"{i.seconds:.1f}", f"{i.answer_seconds:.2f}", f"{i.megabytes:.0f}"] for i in result.installs],
     )
 
 

@@ -64,6 +64,7 @@ fi
 step "install the wheel" pip install --quiet --no-deps --force-reinstall "/cobra/$(basename "$wheel")"
 inside python -c 'import torch' 2>/dev/null && fail "torch was installed"
 du -sm "$root/venv" | awk '{print "== environment: " $1 " MB"}'
+step "doctor" cobra-edge doctor "/cobra/$name"
 step "run" cobra-edge run "/cobra/$name" --image /cobra/demo.png --prompt "Is there a red circle?"
 step "regress" cobra-edge regress "/cobra/$name" --lines 20
 step "watch" sh -c "(sleep 20; cp /cobra/demo.png /cobra/watched/one.png) & \

@@ -7,7 +7,15 @@ import sys
 import pytest
 
 from bench import launch_time
-from bench.launch_time import Launch, LaunchTimeResult, first_output_seconds, installed_bytes, launch_time_table
+from bench.launch_time import (
+    Install,
+    Launch,
+    LaunchTimeResult,
+    first_output_seconds,
+    installed_bytes,
+    installs_table,
+    launch_time_table,
+)
 from cobra_edge.bench.spread import spread
 from cobra_edge.errors import MachineError
 
@@ -42,7 +50,13 @@ def test_table(monkeypatch: pytest.MonkeyPatch) -> None:
         Launch("cobra-edge --version", spread([200.0]), None),
         Launch("cobra-edge run", spread([701.0]), spread([1500.0])),
     )
-    result = LaunchTimeResult(rounds=3, launches=launches, installed_bytes={"a": 100_000_000, "b": 19_000_000}, machine=MACHINE)
+    result = LaunchTimeResult(
+        rounds=3,
+        launches=launches,
+        installs=(Install("wheel", 20.04, 1.236, 209.4),),
+        installed_bytes={"a": 100_000_000, "b": 19_000_000},
+        machine=MACHINE,
+    )
     table = launch_time_table(result)
     assert [row[1:] for row in table.rows] == [
         ["149 (140–160) ms", "not measured", "< 150 ms, reached"],
@@ -50,6 +64,7 @@ def test_table(monkeypatch: pytest.MonkeyPatch) -> None:
         ["701 (701–701) ms", "1500 (1500–1500) ms", "< 700 ms, **missed**"],
         ["119 MB", "–", "< 120 MB, reached"],
     ]
+    assert installs_table(result).rows == [["wheel", "20.0", "1.24", "209"]]
 
 
 def test_a_machine_that_may_not_drop_its_cache(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
