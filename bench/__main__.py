@@ -6,6 +6,7 @@ from cobra_edge.terminal.output import main_of
 from cobra_edge.terminal.usage import Group
 
 from .budgets import budgets
+from .container_size import container_size
 from .cuda_paper import cuda_paper
 from .emulated_answers import emulated_answers
 from .fault_injection import fault_injection
@@ -29,6 +30,7 @@ from .vision import vision
 
 COMMANDS = (
     budgets,
+    container_size,
     cuda_paper,
     emulated_answers,
     fault_injection,

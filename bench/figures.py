@@ -23,6 +23,8 @@ from cobra_edge.formats.quality import QUALITIES
 from cobra_edge.terminal.option_groups import Command, option
 from cobra_edge.terminal.output import debug_option, main_of
 
+from .container_size import NAME as CONTAINER_SIZE
+from .container_size import ContainerSizeResult, container_size_table
 from .cuda_paper import CudaPaperResult
 from .cuda_paper_tables import paper_table, token_table
 from .decode_goals import decode_goals_table, decode_table
@@ -58,6 +60,7 @@ RESULTS = ROOT / "bench" / "results"
 PAGES = (
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "results").glob("*.md")),
+    ROOT / "export" / "containers" / "README.md",
     ROOT / "docs" / "regress-intervals.md",
     ROOT / "docs" / "regress-faults.md",
     ROOT / "docs" / "regression-harness.md",
@@ -158,6 +161,7 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "serve": lambda: [serving_table(found)] if (found := _serve()) else [],
     "serve_goals": lambda: [serving_goals_table(_serve())],
     "regress": lambda: map(suite_cost_table, _all(SuiteCostResult, "regress-cobra-mini")),
+    "container_size": lambda: map(container_size_table, _all(ContainerSizeResult, CONTAINER_SIZE)),
     "launch_time": lambda: map(launch_time_table, _all(LaunchTimeResult, LAUNCH_TIME)),
     "installs": lambda: map(installs_table, _all(LaunchTimeResult, LAUNCH_TIME)),
     "recorded-limits": lambda: map(changes_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),
