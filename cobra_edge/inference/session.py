@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, cast
@@ -25,6 +25,7 @@ from ..errors import InputError
 from ..inputs.image import load_image
 from ..inputs.image_array import image_of_array, require_channel_order
 from ..vision.runtimes import GpuVision, VisionRunner, gpu_vision, open_vision
+from .choices import Choices, Normalization, choose, tokenized_choices
 from .generate import generate as generate_tokens
 
 
@@ -235,20 +236,53 @@ class Session:
         if max_new_tokens < 1:
             raise InputError(f"max-new-tokens is {max_new_tokens}, expected 1 or more")
         began = time.perf_counter()
-        start: ImageLike | DecoderState
-        if isinstance(image, Answer):
-            start, tokens, visual_tokens = self._continue(image, prompt)
-        else:
-            if image is not None and not isinstance(image, DecoderState):
-                image = _as_image(image, channel_order)
-            tokens = self.codec.encode(self.template.first_turn(prompt))
-            visual_tokens = 0 if image is None else self.config.n_visual_tokens
-            start = self.decoder.new_state() if image is None else image
+        start, tokens, visual_tokens = self._start(image, prompt, channel_order)
         room = self._room_after(start, tokens)
         state = self._own_state(start)
         logits = self.prefill(tokens, state)
         limit = min(max_new_tokens, room - len(tokens))
         return self.generate(logits, state, limit, sampling, len(tokens), visual_tokens, began)
+
+    def choose(
+        self,
+        image: ImageLike | np.ndarray | DecoderState | Answer | None,
+        prompt: str,
+        choices: Sequence[str],
+        *,
+        normalization: Normalization = "none",
+        channel_order: str = "rgb",
+    ) -> Choices:
+        """Ask a closed question: return the probability of each of the given answers, without generating one.
+
+        Args:
+            image: as for `ask`.
+            prompt: question; it need not name the choices.
+            choices: 2 to 256 different answers.
+            normalization: "none" compares the probabilities of whole answers, "length" their mean logarithm per token.
+            channel_order: as for `ask`.
+
+        Raises:
+            InputError: as of `ask`; or choices that are too few, too many, empty or the same.
+            MachineError: not enough memory.
+        """
+        sequences = tokenized_choices(choices, self.codec)
+        start, tokens, _ = self._start(image, prompt, channel_order)
+        room, longest = self._room_after(start, tokens) - len(tokens), max(map(len, sequences))
+        if longest > room + 1:
+            raise InputError(f"a choice is {longest} tokens, the model takes {room + 1} after this prompt; shorten one of them")
+        state = self._own_state(start)
+        return choose(self.decoder, self.prefill(tokens, state), state, choices, sequences, normalization)
+
+    def _start(
+        self, image: ImageLike | np.ndarray | DecoderState | Answer | None, prompt: str, channel_order: str
+    ) -> tuple[ImageLike | DecoderState, list[int], int]:
+        """Return what the prompt follows, its tokens, and the number of visual tokens before it."""
+        if isinstance(image, Answer):
+            return self._continue(image, prompt)
+        if image is not None and not isinstance(image, DecoderState):
+            image = _as_image(image, channel_order)
+        tokens = self.codec.encode(self.template.first_turn(prompt))
+        return self.decoder.new_state() if image is None else image, tokens, 0 if image is None else self.config.n_visual_tokens
 
     def _room_after(self, start: ImageLike | DecoderState, tokens: list[int]) -> int:
         """Return the number of tokens that fit after a state or an image. Raises InputError where the prompt does not."""
