@@ -6,6 +6,7 @@ from cobra_edge.terminal.output import main_of
 from cobra_edge.terminal.usage import Group
 
 from .budgets import budgets
+from .closed_sets import closed_sets
 from .container_size import container_size
 from .cuda_paper import cuda_paper
 from .emulated_answers import emulated_answers
@@ -30,6 +31,7 @@ from .vision import vision
 
 COMMANDS = (
     budgets,
+    closed_sets,
     container_size,
     cuda_paper,
     emulated_answers,

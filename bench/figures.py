@@ -23,6 +23,8 @@ from cobra_edge.formats.quality import QUALITIES
 from cobra_edge.terminal.option_groups import Command, option
 from cobra_edge.terminal.output import debug_option, main_of
 
+from .closed_sets import NAME as CLOSED_SETS
+from .closed_sets import ClosedSetsResult, closed_sets_table, reliability_table
 from .container_size import NAME as CONTAINER_SIZE
 from .container_size import ContainerSizeResult, container_size_table
 from .cuda_paper import CudaPaperResult
@@ -161,6 +163,8 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "serve": lambda: [serving_table(found)] if (found := _serve()) else [],
     "serve_goals": lambda: [serving_goals_table(_serve())],
     "regress": lambda: map(suite_cost_table, _all(SuiteCostResult, "regress-cobra-mini")),
+    "closed_sets": lambda: map(closed_sets_table, _all(ClosedSetsResult, CLOSED_SETS)),
+    "reliability": lambda: map(reliability_table, _all(ClosedSetsResult, CLOSED_SETS)),
     "container_size": lambda: map(container_size_table, _all(ContainerSizeResult, CONTAINER_SIZE)),
     "launch_time": lambda: map(launch_time_table, _all(LaunchTimeResult, LAUNCH_TIME)),
     "installs": lambda: map(installs_table, _all(LaunchTimeResult, LAUNCH_TIME)),

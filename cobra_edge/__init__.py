@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from .bundle.reader import Bundle
     from .decode.decoder import DecoderOptions, DecoderState
     from .decode.sampling import Sampling
+    from .inference.choices import Choices
     from .inference.session import Answer, Session, load
 
 __all__ = [
     "Answer",
     "Bundle",
+    "Choices",
     "CobraEdgeError",
     "DecoderOptions",
     "DecoderState",
@@ -38,6 +40,7 @@ __all__ = [
 _PLACES = {
     "Answer": "inference.session",
     "Bundle": "bundle.reader",
+    "Choices": "inference.choices",
     "DecoderOptions": "decode.decoder",
     "DecoderState": "decode.decoder",
     "Sampling": "decode.sampling",

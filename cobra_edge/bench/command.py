@@ -31,6 +31,7 @@ from .vision_command import vision
 # Benchmarks of the project itself, which run in a checkout.
 LABORATORY = (
     "budgets",
+    "closed_sets",
     "container_size",
     "fault_injection",
     "interval_coverage",
