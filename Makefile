@@ -72,9 +72,9 @@ lint: $(VENV)/dev
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/zizmor --offline --no-progress --quiet .
 
-# Three processes for two cores, each of one thread: tests that wait for a process or a clock leave a core to another one.
+# A process for each core, each of one thread: twice as fast as one process whose libraries take all cores.
 # A process that crashes ends the run: xdist would start another one for the same test, again and again.
-PYTEST_OPTIONS := -n $(shell echo $$(( $$(nproc) * 3 / 2 ))) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=25
+PYTEST_OPTIONS := -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=25
 check: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_OPTIONS)
 

@@ -10,7 +10,7 @@ import pytest
 from cobra_edge.cli import command
 from cobra_edge.doctor import host, jetson, libraries, vision
 from cobra_edge.doctor.check import Check
-from cobra_edge.doctor.gpu import check_gpu
+from cobra_edge.doctor.gpu import GpuCheck, check_gpu
 from cobra_edge.doctor.host import check_cache, check_memory, check_processor
 from cobra_edge.doctor.installation import version_text
 from cobra_edge.doctor.jetson import check_jetson, jetpack
@@ -124,9 +124,9 @@ class TestHost:
 
 
 class TestGpu:
-    def test_none(self):
-        found = check_gpu()
-        assert found.verdict == "missing" and "no NVIDIA driver" in found.text
+    def test_none(self, monkeypatch):
+        monkeypatch.setattr("cobra_edge.doctor.gpu.why_no_driver", lambda: "there is no NVIDIA driver")
+        assert check_gpu() == GpuCheck(verdict="missing", text="there is no NVIDIA driver")
 
     def test_one(self, tmp_path, monkeypatch):
         from cobra_edge.bench import gpu as measured
