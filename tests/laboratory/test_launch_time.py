@@ -31,7 +31,7 @@ def test_the_time_ends_with_the_first_output_and_not_with_the_process() -> None:
     assert first_output_seconds(python("import time; time.sleep(0.5); print('x', flush=True)")) >= 0.5
     began = time.perf_counter()
     early = first_output_seconds(python("import time; print('x', flush=True); time.sleep(1)"))
-    assert time.perf_counter() - began >= early + 1
+    assert time.perf_counter() - began >= early + 0.5
 
 
 @pytest.mark.parametrize("code", ["pass", "print('x'); raise SystemExit('broken')"])
