@@ -134,7 +134,11 @@ def test_every_command_and_option_exists(page: str) -> None:
 def hold_against_the_command_line(arguments: list[str], whole: str) -> None:
     context = click.Context(cobra_edge, info_name="cobra-edge")
     found: click.Command = cobra_edge
-    while isinstance(found, click.Group) and arguments and (found is not cobra_edge or arguments[0] != "--version"):
+    while (
+        isinstance(found, click.Group)
+        and arguments
+        and (found is not cobra_edge or arguments[0] not in ("--version", "--help"))
+    ):
         _, below, arguments = found.resolve_command(context, list(arguments))
         assert below is not None, whole
         found, context = below, click.Context(below, parent=context)
