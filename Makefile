@@ -15,7 +15,7 @@ SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME) 
 
 GPU_CASES = gemv gemm scan rows step_kernels sampling_kernels decoder
 .PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-cuda-bindings test-sanitize test-arm64 \
-  test-old-x86 test-device test-old-userland wheels drift-bundle drift-history changelog-section check-tag github-release figures budgets clean
+  test-old-x86 test-device test-old-userland wheels drift-bundle drift-history check-tag github-release figures budgets clean
 
 # Exact versions of everything installed below: constraints/, made by `make constraints`. pyproject.toml declares the ranges.
 # Compiling every module of every library takes most of a minute; Python compiles what is imported.
@@ -182,12 +182,9 @@ drift-history: $(VENV)/export
 	$(PIP_INSTALL) matplotlib
 	$(BIN)/cobra-edge regress history drift.jsonl --out build/drift-history.svg
 
-# What the release workflow runs, CONTRIBUTING.md tells when. TAG and VERSION are read by the shell, from the environment: make
-# would run the functions of its own in their text.
+# What the release workflow runs, CONTRIBUTING.md tells when. TAG is read by the shell, from the environment: make would run the
+# functions of its own in its text.
 RELEASE := $(PYTHON) .github/release.py
-changelog-section:
-	@$(RELEASE) notes --version "$$VERSION"
-
 check-tag:
 	@$(RELEASE) check-tag "$$TAG"
 

@@ -125,7 +125,7 @@ def check_bundle(bundle: Bundle, bandwidths: dict[str, float | None], told: Set[
         decoder=decoder,
         vision=vision,
         memory=memory,
-        speed=_speed(bundle, bandwidths) if "missing" not in (decoder.verdict, memory.verdict) else None,
+        speed=_speed(bundle, decoder, bandwidths) if "missing" not in (decoder.verdict, memory.verdict) else None,
     )
 
 
@@ -154,10 +154,10 @@ def _memory(bundle: Bundle) -> BundleMemoryCheck:
     )
 
 
-def _speed(bundle: Bundle, bandwidths: dict[str, float | None]) -> SpeedCheck:
+def _speed(bundle: Bundle, checked: ChoiceCheck, bandwidths: dict[str, float | None]) -> SpeedCheck:
     """Measure the decoder that runs by default. Raises MachineError if it cannot be opened."""
     decoder, manifest = open_decoder(bundle), bundle.manifest
-    device = next(b.device for b in BACKENDS if b.refuses(bundle) is None)
+    (device,) = next(c.devices for c in checked.choices if c.refuses is None)
     moved, bandwidth = token_bytes(manifest.model, manifest.recipe), bandwidths.get(device)
     predicted = None if bandwidth is None else bandwidth / moved
     prefill, decode = _rates(decoder)

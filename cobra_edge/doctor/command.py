@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ..environment.threads import use_threads
+from ..errors import MachineError
 from ..terminal.listing import Listing, Row
 from ..terminal.option_groups import Command, option
 from ..terminal.output import cell, debug_option, main_of, print_json, results
@@ -17,7 +18,6 @@ from .bundle import BundleReport
 from .report import Report, checks, examine
 
 _STYLES = {"ok": "", "warning": "yellow", "missing": "dim"}
-_EXIT_MACHINE = 3  # as of a MachineError
 
 
 @click.command(cls=Command, epilog="Example: cobra-edge doctor bundles/demo --json")
@@ -35,7 +35,7 @@ def command(bundle: Path | None, as_json: bool) -> int:
         print_json(report)
     else:
         _print(report)
-    return 0 if report.runs else _EXIT_MACHINE
+    return 0 if report.runs else MachineError.exit_code
 
 
 def _print(report: Report) -> None:
