@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from ..decode.decoder import Decoder, DecoderState
+from ..decode.sampling import NOT_FINITE
 from ..errors import InputError
 from ..inputs.text import TextCodec, given_answer
 
@@ -143,6 +144,6 @@ def _read(
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     values = logits.astype(np.float64)
     if not np.isfinite(values).all():
-        raise InputError("the model's logits are not finite; export the bundle again, or report it")
+        raise InputError(NOT_FINITE)
     values -= values.max()
     return values - np.log(np.exp(values).sum())
