@@ -104,7 +104,7 @@ class TestRefusals:
 
     def test_logits_that_are_not_finite(self, session):
         logits = np.full(session.config.mamba.vocab, np.nan, np.float32)
-        with pytest.raises(InputError, match="logits are not finite"):
+        with pytest.raises(InputError, match="logits that are not finite"):
             choose(session.decoder, logits, session.decoder.new_state(), ["a", "b"], [[1], [2]])
 
 
