@@ -13,6 +13,9 @@ CUDA := $(wildcard runtimes/cuda/*.cu runtimes/cuda/*.cuh)
 # What an installation is made from: when one of these changes, it is made again.
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME) runtimes/cuda/CMakeLists.txt runtimes/cuda/compile.py $(CUDA)
 
+# Where the environment forbids it to be written, as container images do, each process compiles all of its libraries again.
+export PYTHONDONTWRITEBYTECODE :=
+
 GPU_CASES = gemv gemm scan rows step_kernels sampling_kernels decoder
 .PHONY: demo docs test quick lint check constraints test-latest test-lowest test-gpu test-cuda-bindings test-sanitize test-arm64 \
   test-old-x86 test-device test-old-userland wheels drift-bundle drift-history check-tag github-release figures budgets clean

@@ -7,6 +7,7 @@ Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State S
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -136,7 +137,8 @@ class Mixer(nn.Module):
         self.conv1d = nn.Conv1d(c.d_inner, c.d_inner, c.d_conv, groups=c.d_inner)
         self.x_proj = nn.Linear(c.d_inner, c.dt_rank + 2 * c.d_state, bias=False)
         self.dt_proj = nn.Linear(c.dt_rank, c.d_inner)
-        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, c.d_state + 1)).repeat(c.d_inner, 1))
+        # Not from arange: on the meta device it imports all of torch._dynamo, which takes seconds.
+        self.A_log = nn.Parameter(torch.tensor([math.log(n) for n in range(1, c.d_state + 1)]).repeat(c.d_inner, 1))
         self.D = nn.Parameter(torch.ones(c.d_inner))
         self.out_proj = nn.Linear(c.d_inner, c.d_model, bias=False)
 
