@@ -27,6 +27,7 @@ from .predict import predict
 from .quality import quality
 from .recorded_limits import recorded_limits
 from .regress import regress
+from .rivals import rivals
 from .vision import vision
 
 COMMANDS = (
@@ -52,6 +53,7 @@ COMMANDS = (
     quality,
     recorded_limits,
     regress,
+    rivals,
     vision,
 )
 

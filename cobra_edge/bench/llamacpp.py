@@ -6,7 +6,7 @@
     python llamacpp.py quantize F16.gguf Q4_0.gguf Q4_0
     python llamacpp.py sizes Q4_0.gguf                         # bytes of the file and of each tensor in it
     python llamacpp.py answer Q4_0.gguf QUESTIONS.npz LOGITS.npz THREADS   # see `answer`
-    python llamacpp.py serve Q4_0.gguf THREADS                 # reads one JSON object per line: {"prefill": 256}, {"steps": 16}
+    python llamacpp.py serve Q4_0.gguf THREADS [LONGEST]       # reads one JSON object per line, see `serve`
 
 Each prints one JSON object per line, `serve` its facts first, `answer` its progress; an error is {"error": …}.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import re
 import sys
 import time
@@ -29,6 +30,8 @@ import numpy as np
 _UBATCH = 512  # llama.cpp's default; longer prompts are split
 _LONGEST_PROMPT = 4096
 _LINES_A_REPORT = 32
+_CELLS, _PLAIN_CELL = 4, 3  # words of a state before its cells, and of a cell without a place in a picture
+_TEMPLATE_TOKENS = 64  # read to learn how a state is stored
 # Tensors of the state-spaces layout by their name in a GGUF.
 _OUTER = {
     "backbone.embedding.weight": "token_embd.weight",
@@ -167,11 +170,72 @@ def quantize(source: Path, goal: Path, file_type: str) -> None:
     del kept
 
 
+def longer_state(template: np.ndarray, tokens: int, context: int) -> np.ndarray:
+    """Return the state of one sequence after a longer context, with zeros for the added keys and values.
+
+    Args:
+        template: a state of llama.cpp's, (bytes,) uint8, after `tokens` tokens: a mark, the sequence, the number of streams, of
+            cells; each cell's position, number of sequences, place in a picture and token where there is one, and sequence;
+            whether values are transposed; the number of layers; keys of all and then values, as type, bytes of a row, rows.
+            What follows, the state of recurrent layers, has one size.
+        tokens: at least 2.
+        context: not shorter.
+
+    Returns:
+        (bytes,) uint8; pages that hold zeros alone take no memory until they are written.
+
+    Raises:
+        RuntimeError: the template is in another form.
+    """
+    words = template[: len(template) // 4 * 4].view(np.int32)
+    if len(words) <= _CELLS or words[_CELLS - 1] != tokens:
+        return template.copy()  # no cells: a recurrent state has one size
+    sizes = [n for n in range(3, 12) if all(words[_CELLS + i * n] == i for i in range(tokens))]
+    if not sizes:
+        raise RuntimeError("the cells of llama.cpp's state are in an unknown form")
+    cell = sizes[0]
+    end = _CELLS + tokens * cell
+    transposed, layers = words[end], int(words[end + 1])
+    if transposed or not 0 < layers < 1000:
+        raise RuntimeError("llama.cpp's state holds transposed values, or is in an unknown form")
+    parts: list[tuple[int, int, int]] = []  # begin in the template, bytes of the heading, bytes of a row
+    at = 4 * (end + 2)
+    for _ in range(2 * layers):
+        row = int(template[at + 4 : at + 12].view(np.int64)[0])
+        parts.append((at, 12, row))
+        at += 12 + tokens * row
+    added = context - tokens
+    state = np.zeros(len(template) + added * (4 * cell + sum(row for _, _, row in parts)), np.uint8)
+    state[: 4 * _CELLS] = template[: 4 * _CELLS]
+    state[4 * (_CELLS - 1) : 4 * _CELLS] = np.array([context], np.int32).view(np.uint8)
+    cells = np.repeat(words[None, end - cell : end], context, 0)
+    cells[:, 0] = np.arange(context)
+    if cell > _PLAIN_CELL:
+        cells[:, 2:4] = np.arange(context)[:, None]  # of text, the place in a picture is the position
+    to = 4 * _CELLS + cells.nbytes
+    state[4 * _CELLS : to] = cells.view(np.uint8).ravel()
+    state[to : to + 8] = template[4 * end : 4 * end + 8]
+    to += 8
+    for begin, heading, row in parts:
+        state[to : to + heading] = template[begin : begin + heading]
+        to += heading + context * row
+    state[to:] = template[at:]
+    return state
+
+
+def _address(values: np.ndarray) -> Any:
+    return values.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
 class Peer:
     """An open GGUF."""
 
-    def __init__(self, file: Path, threads: int) -> None:
-        """Open the file with llama.cpp's defaults and these threads. Raises RuntimeError if it cannot be opened."""
+    def __init__(self, file: Path, threads: int, longest: int = _LONGEST_PROMPT) -> None:
+        """Open the file with llama.cpp's defaults, these threads and room for the longest context.
+
+        Raises:
+            RuntimeError: it cannot be opened, or the context does not fit.
+        """
         import llama_cpp
 
         self._api, self._kept = llama_cpp, _quiet()
@@ -179,9 +243,11 @@ class Peer:
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot open {file}")
         settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_ubatch = _LONGEST_PROMPT, _LONGEST_PROMPT, _UBATCH
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = longest, _LONGEST_PROMPT, _UBATCH
         settings.n_threads = settings.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, settings)
+        if not self._context:
+            raise RuntimeError(f"llama.cpp cannot hold a context of {longest} tokens of {file}")
         self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._random = np.random.default_rng(1)
 
@@ -218,6 +284,37 @@ class Peer:
     def steps(self, count: int) -> float:
         """Decode this many tokens; returns seconds."""
         return self._checked(1, count)
+
+    def question(self, context: int, count: int) -> float:
+        """Read this many tokens after a context of that length; returns seconds."""
+        self.fill(context)
+        return self._checked(count, 1)
+
+    def fill(self, context: int) -> None:
+        """Set the state to that after this many tokens, without reading them: keys and values of the cache are zeros.
+
+        The time of a token depends on how many there are, not on what they hold.
+
+        Raises:
+            RuntimeError: the library stores its cache in another form than is known here.
+        """
+        api = self._api
+        self.prefill(_TEMPLATE_TOKENS)
+        if context == _TEMPLATE_TOKENS:
+            return
+        size = api.llama_state_seq_get_size(self._context, 0)
+        template = np.zeros(size, np.uint8)
+        api.llama_state_seq_get_data(self._context, _address(template), size, 0)
+        state = longer_state(template, _TEMPLATE_TOKENS, context)
+        api.llama_memory_clear(api.llama_get_memory(self._context), True)
+        if not api.llama_state_seq_set_data(self._context, _address(state), len(state), 0):
+            raise RuntimeError(f"llama.cpp does not take a state of {context} tokens")
+
+    def memory(self, context: int) -> dict[str, int]:
+        """Return bytes of the state after a context of that length, and of resident memory of the process."""
+        self.fill(context)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return {"state_bytes": self._api.llama_state_seq_get_size(self._context, 0), "resident_bytes": pages * mmap.PAGESIZE}
 
     def read(self, rows: np.ndarray, start: int, answer_from: int) -> np.ndarray:
         """Read positions and return the logits of those from `answer_from` on, (n, vocab) float32.
@@ -277,13 +374,27 @@ def answer(file: Path, questions: Path, goal: Path, threads: int) -> None:
     np.savez(goal, logits=np.concatenate(found))
 
 
-def serve(file: Path, threads: int) -> None:
-    """Open the file, print its facts, then time the request of each line of stdin."""
-    peer = Peer(file, threads)
+def serve(file: Path, threads: int, longest: int = _LONGEST_PROMPT) -> None:
+    """Open the file, print its facts, then answer each line of stdin.
+
+    An order is {"prefill": tokens}, from an empty state, {"steps": tokens}, {"question": tokens, "context": tokens before it},
+    each answered by {"seconds": …}; {"fill": tokens}, see `Peer.fill`; or {"memory": tokens}, see `Peer.memory`.
+    """
+    peer = Peer(file, threads, longest)
     _say(peer.facts())
     for line in sys.stdin:
         order = json.loads(line)
-        _say({"seconds": peer.prefill(order["prefill"]) if "prefill" in order else peer.steps(order["steps"])})
+        if "question" in order:
+            _say({"seconds": peer.question(order["context"], order["question"])})
+        elif "prefill" in order:
+            _say({"seconds": peer.prefill(order["prefill"])})
+        elif "steps" in order:
+            _say({"seconds": peer.steps(order["steps"])})
+        elif "memory" in order:
+            _say(peer.memory(order["memory"]))
+        else:
+            peer.fill(order["fill"])
+            _say({"done": "fill"})
 
 
 def _version() -> str:
@@ -321,7 +432,7 @@ def main(arguments: list[str]) -> None:
         elif command == "answer":
             answer(Path(rest[0]), Path(rest[1]), Path(rest[2]), int(rest[3]))
         else:
-            serve(Path(rest[0]), int(rest[1]))
+            serve(Path(rest[0]), *map(int, rest[1:]))
             return
         _say(said)
     except (ImportError, RuntimeError, OSError, AttributeError, ValueError, KeyError) as error:

@@ -97,6 +97,27 @@ def _end(process: subprocess.Popen[str]) -> None:
             pipe.close()
 
 
+def check_peer(command: Sequence[str]) -> None:
+    """Check that the libraries are there.
+
+    Args:
+        command: an interpreter that has llama-cpp-python, and SCRIPT.
+
+    Raises:
+        InputError: the interpreter cannot be started. MachineError: a library is missing.
+    """
+    try:
+        with started([*command, "check"]) as child:
+            child.answer()
+    except MachineError as error:
+        if "No module named" not in str(error):
+            raise
+        raise MachineError(
+            f"llama-cpp-python is not installed in {command[0]} ({error}); {install_hint('peers')} there, "
+            "or name an environment that has it with --peer-python"
+        ) from error
+
+
 class LlamaCpp:
     """llama.cpp on a GGUF of the same shape, a `Runner`."""
 
@@ -164,15 +185,7 @@ class LlamaCppFiles:
         for bits in weight_bits:
             if bits not in _FILE_TYPES:
                 raise InputError(f"llama.cpp has no {bits}-bit format here; known: {sorted(_FILE_TYPES)}; omit --peer")
-        try:
-            self._done("check")
-        except MachineError as error:
-            if "No module named" not in str(error):
-                raise
-            raise MachineError(
-                f"llama-cpp-python is not installed in {self._command[0]} ({error}); {install_hint('peers')} there, "
-                "or name an environment that has it with --peer-python"
-            ) from error
+        check_peer(self._command)
 
     def file(self, weight_bits: int, bar: Progress) -> tuple[Path, str]:
         """Return the GGUF of these bits per weight, and its type; it is made once."""
