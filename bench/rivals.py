@@ -49,6 +49,7 @@ SCHEME = "w4a16-g128"
 CONTEXTS = (64, 1024, 4096, 16384, 65536)
 QUESTION_TOKENS, NEW_TOKENS = 32, 16
 _WARM_TOKENS = 16
+_SETTLE_SECONDS = 0.1  # idle threads of a child spin for a while before they sleep
 _LEFT_BYTES = 3 << 29  # of memory, for what is neither weights nor cache
 
 
@@ -355,6 +356,7 @@ def _visit(entry: Entry, contender: Contender, ours: Ours, memory: Memory, short
     entry.version = contender.version
     contender.first_token(_WARM_TOKENS)
     contender.steps(1, entry.contexts[0])
+    time.sleep(_SETTLE_SECONDS)
     bandwidth = memory.read_bandwidth()
     own = NEW_TOKENS / ours.steps(NEW_TOKENS, shortest)
     for context in entry.contexts:
