@@ -13,7 +13,7 @@ CUDA := $(wildcard runtimes/cuda/*.cu runtimes/cuda/*.cuh)
 # What an installation is made from: when one of these changes, it is made again.
 SOURCES := pyproject.toml CMakeLists.txt runtimes/cpu/CMakeLists.txt $(RUNTIME) runtimes/cuda/CMakeLists.txt runtimes/cuda/compile.py $(CUDA)
 
-# Where the environment forbids it to be written, as container images do, each process compiles all of its libraries again.
+# Bytecode is cached even where the environment forbids it, as container images do: each process would compile all libraries again.
 export PYTHONDONTWRITEBYTECODE :=
 
 GPU_CASES = gemv gemm scan rows step_kernels sampling_kernels decoder

@@ -6,15 +6,16 @@ tool, the head is kept in Q6_K (6.5625 bits); a tied embedding is the head. Vect
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from cobra_edge.bench.shapes import SHAPES
 from cobra_edge.errors import InputError
 from cobra_edge.files.parsing import ParseError, parse_toml
 from cobra_edge.formats.model_config import MambaConfig
+from cobra_edge.model.backbones import published_mamba
 from cobra_edge.terminal.suggestions import near_matches
 
 RIVALS = Path(__file__).with_name("rivals.toml")
@@ -35,10 +36,7 @@ class RivalTensor(NamedTuple):
     def bytes(self) -> int:
         """Its size."""
         weights, size = BLOCKS[self.format]
-        count = 1
-        for n in self.shape:
-            count *= n
-        return count // weights * size
+        return math.prod(self.shape) // weights * size
 
 
 class _Plan:
@@ -85,16 +83,8 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def mamba(self) -> MambaConfig:
-        """Sizes of a Mamba: d_inner twice the width, 16 states, dt_rank a sixteenth, as all published ones have."""
-        known = SHAPES["cobra-3b"].mamba
-        return msgspec.structs.replace(
-            known,
-            d_model=self.width,
-            n_layer=self.layers,
-            vocab=self.vocab,
-            d_inner=2 * self.width,
-            dt_rank=-(-self.width // 16),
-        )
+        """Sizes of a Mamba."""
+        return msgspec.structs.replace(published_mamba(self.width, self.layers), vocab=self.vocab)
 
     def attends(self, layer: int) -> bool:
         """Return whether this layer has attention."""

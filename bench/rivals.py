@@ -28,7 +28,7 @@ from cobra_edge.bench.random_bundle import random_bundle
 from cobra_edge.bench.results import save_result
 from cobra_edge.bench.roofline import Memory, token_bytes
 from cobra_edge.bench.runners import Prediction, predictions_of
-from cobra_edge.bench.spread import spread
+from cobra_edge.bench.spread import Spread, spread
 from cobra_edge.bench.tables import print_result
 from cobra_edge.bundle.memory_plan import state_bytes
 from cobra_edge.bundle.reader import DECODER, Bundle
@@ -42,7 +42,7 @@ from cobra_edge.terminal.output import debug_option, main_of, print_json, progre
 
 from .rival_gguf import write_rival
 from .rival_shapes import Decoder, Rivals, System, read_rivals
-from .rivals_result import OURS, DecoderRow, RivalsResult, SystemRow, crossings_table, memory_table, speed_table
+from .rivals_result import OURS, DecoderRow, RivalsResult, SystemRow, crossings_table, draw_rivals, memory_table, speed_table
 
 NAME = "rivals"
 SCHEME = "w4a16-g128"
@@ -172,7 +172,7 @@ class Entry:
     def row(self) -> DecoderRow:
         """Return the medians and extremes of all rounds."""
 
-        def of(what: str) -> dict[int, object]:
+        def of(what: str) -> dict[int, Spread]:
             return {tokens: spread(values) for (name, tokens), values in self.found.items() if name == what}
 
         return DecoderRow(
@@ -180,12 +180,12 @@ class Entry:
             runtime=self.runtime,
             version=self.version,
             weights_bytes=self.weights_bytes,
-            decode_tok_s=of("decode"),  # type: ignore[arg-type]
-            share=of("share"),  # type: ignore[arg-type]
-            of_ours=of("of ours"),  # type: ignore[arg-type]
+            decode_tok_s=of("decode"),
+            share=of("share"),
+            of_ours=of("of ours"),
             state_bytes=self.state,
-            first_token_seconds=of("first token"),  # type: ignore[arg-type]
-            follow_up_seconds=of("follow-up"),  # type: ignore[arg-type]
+            first_token_seconds=of("first token"),
+            follow_up_seconds=of("follow-up"),
             not_measured=self.not_measured,
         )
 
@@ -193,7 +193,16 @@ class Entry:
 @click.command(cls=Command, epilog="Example: python -m bench.rivals --peer-python peers/bin/python")
 @option("--rival", "chosen", group="input", multiple=True, help="A system of bench/rivals.toml; repeatable. Default: all.")
 @option("--peer-python", group="input", default="python3", show_default=True, help="Interpreter that has llama-cpp-python.")
-@option("--context", "contexts", group="measurement", type=click.IntRange(64, 1 << 20), multiple=True, default=CONTEXTS)
+@option(
+    "--context",
+    "contexts",
+    group="measurement",
+    type=click.IntRange(64, 1 << 20),
+    multiple=True,
+    default=CONTEXTS,
+    show_default=True,
+    help="Tokens before those that are timed; repeatable.",
+)
 @option("--rounds", group="measurement", type=click.IntRange(1), default=3, show_default=True, help="How often each is timed.")
 @option("--threads", group="measurement", type=click.IntRange(1), default=None, help="Default: one per physical core.")
 @option(
@@ -202,9 +211,10 @@ class Entry:
     type=click.IntRange(0),
     default=20,
     show_default=True,
-    help="Longest time to read one of our long contexts; longer ones are left out and told.",
+    help="Longest time to read one of our contexts; of those that take longer the shortest alone is read, the others are told.",
 )
 @option("--name", group="output", default=NAME, show_default=True, help="Name of the result.")
+@option("--plot", group="output", type=click.Path(path_type=Path), default=None, help="Also draw speed and memory as a PNG.")
 @option("--json", "as_json", group="output", is_flag=True, help="Print one JSON object instead of tables.")
 @debug_option
 def rivals(
@@ -215,6 +225,7 @@ def rivals(
     threads: int | None,
     reading_minutes: int,
     name: str,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Compare decoders of Cobra's rivals with ours on this CPU, over the context."""
@@ -242,6 +253,8 @@ def rivals(
         machine=machine(),
     )
     file = save_result(name, result)
+    if plot is not None:
+        draw_rivals(result, plot)
     if as_json:
         print_json(result)
     else:
@@ -292,7 +305,7 @@ def _of_ours(
     predictions: dict[int, Prediction] = {}
     opened = Ours(bundle, team, predictions)
     rate = QUESTION_TOKENS * 4 / opened.first_token(QUESTION_TOKENS * 4)
-    skipped = {c: f"not read: {c / rate / 60:.0f} minutes" for c in contexts if c > rate * 60 * minutes}
+    skipped = {c: f"not read: {c / rate / 60:.0f} minutes" for c in contexts[1:] if c > rate * 60 * minutes}
     kept = tuple(c for c in contexts if c not in skipped)
     predictions |= predictions_of(opened.decoder, (*kept, *prompts), bar)
 
@@ -318,7 +331,7 @@ def _of_llamacpp(
     bar: Progress,
 ) -> Entry:
     task = bar.add_task(f"{name} for llama.cpp", total=1)
-    file = write_rival(decoder, Path(BUNDLES) / f"rival-{name}-Q4_0.gguf")
+    file = write_rival(decoder, BUNDLES / f"rival-{name}-Q4_0.gguf")
     bar.advance(task)
     there, weights = available_bytes(), decoder.weights_bytes()
 
@@ -364,7 +377,8 @@ def _visit(entry: Entry, contender: Contender, ours: Ours, memory: Memory, short
         entry.found["decode", context].append(rate)
         entry.found["share", context].append(rate * entry.token_bytes(context) / bandwidth)
         entry.found["of ours", context].append(rate / own)
-        entry.state.setdefault(context, contender.state_bytes(context))
+        if context not in entry.state:
+            entry.state[context] = contender.state_bytes(context)
     for tokens in entry.prompts:
         prompt = tokens + QUESTION_TOKENS
         entry.found["first token", prompt].append(contender.first_token(prompt))

@@ -14,7 +14,7 @@ from cobra_edge.bench.machine import Machine
 from cobra_edge.bench.spread import Spread
 from cobra_edge.bench.tables import NO_VALUE, Table
 
-OURS, PAPERS = "Cobra-3.5B", ("LLaVA-Phi", "TinyLLaVA-3.1B", "MobileVLM V2 3B")
+OURS = "Cobra-3.5B"
 _GIB = 1 << 30
 
 
@@ -199,25 +199,6 @@ def crossings_table(result: RivalsResult) -> Table:
             f"{ours.state_bytes[last] / 1e6:.0f} MB of state."
         ],
     )
-
-
-def claim_sentences(result: RivalsResult) -> list[str]:
-    """Return how much faster Cobra-3.5B is at the shortest context than the paper's peers of its size, by two runtimes."""
-    ours, shortest = _of_ours(result), min(result.contexts)
-    peers = {s.name: r.of_ours[shortest].median for s, r in result.rows() if s.name in PAPERS}
-    by_llamacpp = [r.of_ours[shortest].median for s, r in result.rows() if s.name == OURS and r is not ours]
-    if not peers or not by_llamacpp:
-        return []
-
-    def times(speed: float) -> str:
-        factors = [speed / of_ours for of_ours in peers.values()]
-        return f"{min(factors):.2f} to {max(factors):.2f} times"
-
-    return [
-        f"After {shortest} tokens our runtime decodes Cobra-3.5B {times(1.0)} as fast as llama.cpp decodes {', '.join(peers)}; "
-        f"llama.cpp decodes it {times(by_llamacpp[0])} as fast. The paper's 3 to 4 times (batch 1, each in its own framework) "
-        "were mostly the frameworks; what grows with the context is the architecture's."
-    ]
 
 
 def draw_rivals(result: RivalsResult, file: Path) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import mmap
 import re
 import sys
 import time
@@ -311,10 +310,9 @@ class Peer:
             raise RuntimeError(f"llama.cpp does not take a state of {context} tokens")
 
     def memory(self, context: int) -> dict[str, int]:
-        """Return bytes of the state after a context of that length, and of resident memory of the process."""
+        """Return the bytes of the state after a context of that length."""
         self.fill(context)
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return {"state_bytes": self._api.llama_state_seq_get_size(self._context, 0), "resident_bytes": pages * mmap.PAGESIZE}
+        return {"state_bytes": self._api.llama_state_seq_get_size(self._context, 0)}
 
     def read(self, rows: np.ndarray, start: int, answer_from: int) -> np.ndarray:
         """Read positions and return the logits of those from `answer_from` on, (n, vocab) float32.

@@ -100,7 +100,7 @@ class LanguageBackbone(msgspec.Struct, frozen=True):
     tokenizer_hub_id: str | None
 
 
-def _published(d_model: int, n_layer: int) -> MambaConfig:
+def published_mamba(d_model: int, n_layer: int) -> MambaConfig:
     """Return the sizes of a Mamba published by state-spaces; dt_rank is ceil(d_model / 16)."""
     return MambaConfig(d_model, n_layer, vocab=50280, d_inner=2 * d_model, d_state=16, d_conv=4, dt_rank=-(-d_model // 16))
 
@@ -115,7 +115,7 @@ _TUNED = {
     "-zephyr": ("zephyr", _ZEPHYR_TOKENIZER),
 }
 LANGUAGE_BACKBONES: dict[str, LanguageBackbone] = {
-    f"mamba-{size}{tuned}": LanguageBackbone(_published(*shape), style, tokenizer)
+    f"mamba-{size}{tuned}": LanguageBackbone(published_mamba(*shape), style, tokenizer)
     for size, shape in reversed(_SIZES.items())
     for tuned, (style, tokenizer) in _TUNED.items()
 } | {
