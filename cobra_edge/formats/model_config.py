@@ -19,7 +19,7 @@ from ..terminal.suggestions import near_matches
 ProjectorKind = Literal["linear", "gelu-mlp", "fused-gelu-mlp", "fused-ldpnet"]
 # Matched on the ending of arch_specifier, in this order: "fused-gelu-mlp" also ends in "gelu-mlp".
 PROJECTOR_KINDS: tuple[ProjectorKind, ...] = ("fused-gelu-mlp", "fused-ldpnet", "gelu-mlp", "linear")
-LDPNET_GRID = 14
+_LDPNET_GRID = 14
 RESIZE_STRATEGIES = ("resize-naive", "resize-crop", "letterbox")
 PROMPT_STYLES = ("zephyr", "base")
 
@@ -161,12 +161,6 @@ class CobraConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if (self.vision is None) != (self.projector is None):
             raise InputError("model config: expected both a vision backbone and a projector, or neither")
-        side = 0 if self.vision is None else math.isqrt(self.vision.n_patches)
-        if self.vision is not None and self.projector == "fused-ldpnet" and side < LDPNET_GRID:
-            raise InputError(
-                f"model config: {self.projector} pools patches to a grid of {LDPNET_GRID} × {LDPNET_GRID}, "
-                f"{self.vision.backbone_id} gives {side} × {side}; use a larger image size or another projector"
-            )
         if self.image_resize_strategy not in RESIZE_STRATEGIES:
             raise InputError(
                 f"unknown image_resize_strategy {self.image_resize_strategy!r}"
@@ -182,7 +176,16 @@ class CobraConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Number of visual embeddings before the text; 0 for a text-only model."""
         if self.vision is None:
             return 0
-        return LDPNET_GRID**2 if self.projector == "fused-ldpnet" else self.vision.n_patches
+        return ldpnet_grid(self.vision.n_patches) ** 2 if self.projector == "fused-ldpnet" else self.vision.n_patches
+
+
+def ldpnet_grid(n_patches: int) -> int:
+    """Return the side of the token grid that fused-ldpnet pools n_patches to: 14, or half of a patch grid smaller than that.
+
+    No published backbone has a smaller one; 14 is half of the 27 at 384 pixels, rounded up.
+    """
+    side = math.isqrt(n_patches)
+    return _LDPNET_GRID if side >= _LDPNET_GRID else -(-side // 2)
 
 
 def projector_kind(arch_specifier: str) -> ProjectorKind:

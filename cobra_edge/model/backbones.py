@@ -51,7 +51,7 @@ _SIGLIP_MINI = EncoderConfig(
 )
 
 
-# Every backbone of Cobra's code, and dinosiglip-vit-so-224px, which prismatic-vlms adds.
+# Every backbone of Cobra's code, dinosiglip-vit-so-224px, which prismatic-vlms adds, and those of cobra-mini and its variants.
 VISION_BACKBONES: dict[str, VisionConfig] = {
     v.backbone_id: v
     for v in (
@@ -67,6 +67,8 @@ VISION_BACKBONES: dict[str, VisionConfig] = {
         VisionConfig("clip-vit-l-336px", (msgspec.structs.replace(_CLIP_L_336, overrides=_QUICK_GELU),), 336),
         VisionConfig("in1k-vit-l", (_IN1K_L,), 224),
         VisionConfig("dinosiglip-vit-mini-112px", (_DINO_MINI, _SIGLIP_MINI), 112),
+        VisionConfig("siglip-vit-mini-112px", (_SIGLIP_MINI,), 112),
+        VisionConfig("dinov2-vit-mini-112px", (_DINO_MINI,), 112),
     )
 }
 

@@ -35,9 +35,10 @@ def load_vision(checkpoint: Checkpoint) -> VisionModel:
     """Load tower and projector in float32. Raises what `load_tower` raises."""
     config = checkpoint.config
     assert config.vision is not None and config.projector is not None
-    projector = Projector(config.projector, config.vision.feature_dim, config.mamba.d_model)
-    tensors = {k: require_finite(k, v.float()) for k, v in checkpoint.projector.items()}
-    projector.load_state_dict(tensors)
+    with torch.device("meta"):
+        projector = Projector(config.projector, config.vision.feature_dim, config.mamba.d_model)
+    copied = {k: require_finite(k, v).to(torch.float32, copy=True) for k, v in checkpoint.projector.items()}
+    projector.load_state_dict(copied, assign=True)
     return VisionModel(load_tower(config.vision, checkpoint.vision_weights, checkpoint.tower), projector).eval()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import MachineError
 from ..files.staging import WRITE_ERRORS
+from .timm_library import timm_library
 
 _CACHE_ERRORS = (*WRITE_ERRORS, errno.EACCES, errno.EPERM)
 
@@ -48,10 +49,8 @@ def fetch_encoder(timm_name: str, image_size: int, overrides: Mapping[str, Any])
     Raises:
         MachineError: the hub is unreachable, or its cache cannot be written.
     """
-    import timm
-
     with _one_error(f"vision weights {timm_name}", "give a directory with --vision-weights"):
-        return timm.create_model(timm_name, pretrained=True, num_classes=0, img_size=image_size, **overrides)
+        return timm_library().create_model(timm_name, pretrained=True, num_classes=0, img_size=image_size, **overrides)
 
 
 @contextmanager

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..formats.model_config import LDPNET_GRID, ProjectorKind
+from ..formats.model_config import ProjectorKind, ldpnet_grid
 
 
 class _TokenDown(nn.Module):
-    """Average-pool a square grid of tokens to LDPNET_GRID × LDPNET_GRID."""
+    """Average-pool a square grid of tokens to the smaller one of `ldpnet_grid`."""
 
     def forward(self, x: Tensor) -> Tensor:
         batch, n, width = x.shape
         side = round(n**0.5)
         grid = x.transpose(1, 2).reshape(batch, width, side, side)
-        return nn.functional.adaptive_avg_pool2d(grid, LDPNET_GRID).flatten(2).transpose(1, 2)
+        return nn.functional.adaptive_avg_pool2d(grid, ldpnet_grid(n)).flatten(2).transpose(1, 2)
 
 
 class _PositionInject(nn.Module):

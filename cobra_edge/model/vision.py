@@ -18,6 +18,7 @@ from ..files.git_lfs import is_pointer, pointer_message
 from ..formats.model_config import EncoderConfig, VisionConfig
 from .backbones import featurizers
 from .hub import fetch_encoder
+from .timm_library import timm_library
 from .weight_files import require_finite
 
 
@@ -27,10 +28,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, image_size: int, vit: nn.Module | None = None) -> None:
         """Wrap `vit`, or a newly initialized timm model of the config."""
         super().__init__()
-        import timm  # takes seconds, for nothing where a model is text-only
-
         overrides: dict[str, Any] = dict(config.overrides)
-        model: Any = vit or timm.create_model(config.timm_name, num_classes=0, img_size=image_size, **overrides)
+        model: Any = vit or timm_library().create_model(config.timm_name, num_classes=0, img_size=image_size, **overrides)
         model.blocks = model.blocks[: config.depth - 1]
         for unused in ("norm", "fc_norm", "head_drop", "head"):
             setattr(model, unused, nn.Identity())
@@ -80,7 +79,8 @@ def load_tower(config: VisionConfig, weights: Path | None, tuned: Mapping[str, T
     """
     if not tuned and weights is None:
         return _tower_from_hub(config)
-    tower = VisionTower(config)
+    with torch.device("meta"):  # drawing random weights, to be replaced, takes longer than reading the true ones
+        tower = VisionTower(config)
     for index, encoder in enumerate(config.encoders):
         where, tensors = _tensors_of(config, index, weights, tuned)
         _load_encoder(tower.encoders[index], where, tensors, encoder)
@@ -154,7 +154,10 @@ def _load_encoder(encoder: nn.Module, where: str, tensors: dict[str, Tensor], co
     fitting = _fitting(encoder, where, tensors, config)
     vit: Any = encoder.vit
     dtypes = {name: value.dtype for name, value in vit.state_dict().items()}
-    vit.load_state_dict({k: require_finite(f"{where}: {k}", v).to(dtypes[k]) for k, v in fitting.items()})
+    # Copies: a tensor of the wanted dtype is a view of its file.
+    copied = {k: require_finite(f"{where}: {k}", v).to(dtypes[k], copy=True) for k, v in fitting.items()}
+    vit.load_state_dict(copied, assign=True)
+    assert not any(tensor.is_meta for tensor in (*vit.parameters(), *vit.buffers()))
 
 
 def _resampled(positions: Tensor, wanted: Tensor, n_prefix: int) -> Tensor:

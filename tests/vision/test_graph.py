@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cobra_edge.errors import BundleError, InputError
-from cobra_edge.formats.model_config import CobraConfig, MambaConfig, VisionConfig
+from cobra_edge.formats.model_config import CobraConfig, MambaConfig, VisionConfig, ldpnet_grid
 from cobra_edge.formats.precision import precision_named
 from cobra_edge.formats.targets import target_named, why_not_precision
 from cobra_edge.inputs.image import ImageTransform, load_image
@@ -59,6 +59,7 @@ def loud(model):
         ("gelu-mlp", MINI.encoders[1:], 112),
         ("fused-gelu-mlp", MINI.encoders, 112),
         ("fused-ldpnet", MINI.encoders, 224),  # a grid of 16 patches per side, pooled to 14
+        ("fused-ldpnet", MINI.encoders, 112),  # of 8, pooled to 4
     ],
 )
 def test_the_graph_computes_what_torch_does(tmp_path, kind, encoders, size):
@@ -226,9 +227,9 @@ def test_a_graph_of_another_model_or_form_is_refused(tmp_path):
         VisionSession(file, config)
 
 
-def test_patches_that_the_projector_cannot_pool_are_refused():
-    with pytest.raises(InputError, match=r"pools patches to a grid of 14 × 14.*gives 8 × 8"):
-        CobraConfig("test", MINI, "fused-ldpnet", MambaConfig(64, 1, 512, 128, 16, 4, 4))
+def test_a_patch_grid_smaller_than_ldpnets_is_pooled_to_half_of_it():
+    config = CobraConfig("test", MINI, "fused-ldpnet", MambaConfig(64, 1, 512, 128, 16, 4, 4))
+    assert config.n_visual_tokens == 16 and ldpnet_grid(27 * 27) == ldpnet_grid(16 * 16) == ldpnet_grid(14 * 14) == 14
 
 
 def test_encoders_whose_patches_do_not_match_are_refused():
