@@ -101,14 +101,7 @@ def choose(
     Raises:
         InputError: logits are not finite.
     """
-    tree: _Tree = {}
-    for sequence in tokens:
-        node = tree
-        for token in sequence:
-            node = node.setdefault(token, {})
-    found: dict[tuple[int, ...], float] = {}
-    _read(decoder, _log_softmax(logits), state, tree, (), 0.0, found)
-    sums = [found[tuple(sequence)] for sequence in tokens]
+    sums = answer_log_probabilities(decoder, logits, state, tokens)
     compared = [s / len(t) for s, t in zip(sums, tokens, strict=True)] if normalization == "length" else sums
     largest = max(compared)
     weights = [math.exp(value - largest) for value in compared]
@@ -119,6 +112,24 @@ def choose(
         ),
         normalization,
     )
+
+
+def answer_log_probabilities(
+    decoder: Decoder, logits: np.ndarray, state: DecoderState, tokens: Sequence[Sequence[int]]
+) -> list[float]:
+    """Return the natural logarithm of the probability of each answer, its end included; see `choose`.
+
+    Raises:
+        InputError: logits are not finite.
+    """
+    tree: _Tree = {}
+    for sequence in tokens:
+        node = tree
+        for token in sequence:
+            node = node.setdefault(token, {})
+    found: dict[tuple[int, ...], float] = {}
+    _read(decoder, _log_softmax(logits), state, tree, (), 0.0, found)
+    return [found[tuple(sequence)] for sequence in tokens]
 
 
 def _read(

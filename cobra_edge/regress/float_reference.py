@@ -26,7 +26,7 @@ from ..quantize.calibration_data import visual_embeddings
 from ..quantize.streams import quick_products
 from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit
 from .metrics import log_softmax
-from .predictions import Prediction
+from .predictions import Prediction, most_probable
 from .state_sketch import state_sketch
 
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -156,6 +156,8 @@ class _Batch:
         starts = [len(index) if line.image is None else index[line.image] for line in self.lines]
         prompts = [self._embed(line.prompt) for line in self.lines]
         answers = [self._embed(line.answer[:-1]) for line in self.lines]
+        choosing = [i for i, line in enumerate(self.lines) for _ in line.choices]
+        choices = [self._embed(choice[:-1]) for line in self.lines for choice in line.choices]
         sketches, after_prompt = list[np.ndarray](), list[_States]()
         for block in self._blocks():
             # Of operands that are rounded to bfloat16 already, products of bfloat16 differ in the order of their sums alone.
@@ -165,6 +167,7 @@ class _Batch:
                 start = _States(torch.cat([looked.conv, empty.conv]), torch.cat([looked.ssm, empty.ssm]))
                 after = _through(block, prompts, start.of(starts))
                 told = _through(block, answers, after)
+                _through(block, choices, after.of(choosing))
             sketches.append(state_sketch(told.ssm.numpy()))
             if end is not None:
                 after_prompt.append(after)
@@ -173,6 +176,11 @@ class _Batch:
         if end is not None:
             forced = [self.logits(torch.cat([p[-1:], a])).argmax(-1).tolist() for p, a in zip(prompts, answers, strict=True)]
             replies = self._replies(forced, after_prompt, end)
+            left = iter(choices)
+            for i, line in enumerate(self.lines):
+                if line.choices:
+                    read = [self._log_probability(prompts[i], next(left), choice) for choice in line.choices]
+                    replies[i] = most_probable(line.choices, read)
         for i, line in enumerate(self.lines):
             logits = self.logits(torch.cat([prompts[i], answers[i]])).numpy()
             if self.precision is None and not np.isfinite(logits).all():
@@ -183,7 +191,7 @@ class _Batch:
             yield Prediction(log_softmax(logits), np.stack([layer[i] for layer in sketches]), replies[i], embeddings)
 
     def _replies(self, forced: list[list[int]], states: list[_States], end: int) -> list[tuple[int, ...]]:
-        """Return greedy replies, without the end token.
+        """Return greedy replies, without the end token; of lines with choices none are generated.
 
         Args:
             forced: most probable tokens of each line, teacher-forced; if they equal the given answer, that is the reply.
@@ -191,21 +199,31 @@ class _Batch:
             end: the end token.
         """
         replies = [tuple(line.answer[:-1]) for line in self.lines]
-        new = {i: [forced[i][0]] for i, line in enumerate(self.lines) if line.answer != forced[i]}
+        new = {i: [forced[i][0]] for i, line in enumerate(self.lines) if line.answer != forced[i] and not line.choices}
         going = list(new)
         rows = [layer.of(going) for layer in states]
+        in_memory = bool(new) and not self.config.is_large
+        kept = list(self._blocks(for_a_token=True)) if in_memory else []  # else read again for every token
         while True:
             left = [i for i in going if new[i][-1] != end and len(new[i]) < reply_limit(self.lines[i])]
             if not left:
                 break
             rows = [layer.of([going.index(i) for i in left]) for layer in rows]
             going, hidden = left, [self._embed([new[i][-1]]) for i in left]
-            rows = [_through(block, hidden, layer) for block, layer in zip(self._blocks(for_a_token=True), rows, strict=True)]
+            rows = [
+                _through(block, hidden, layer)
+                for block, layer in zip(kept or self._blocks(for_a_token=True), rows, strict=True)
+            ]
             for i, row in zip(going, hidden, strict=True):
                 new[i].append(int(self.logits(row)[0].argmax()))
         for i, tokens in new.items():
             replies[i] = tuple(tokens[:-1] if tokens[-1] == end else tokens)
         return replies
+
+    def _log_probability(self, prompt: Tensor, choice: Tensor, tokens: Sequence[int]) -> float:
+        """Return the log probability of a choice from the last layer's outputs after prompt and choice, (seq, d_model) each."""
+        log_probs = log_softmax(self.logits(torch.cat([prompt[-1:], choice])).numpy())
+        return float(log_probs[range(len(tokens)), list(tokens)].sum())
 
     def _blocks(self, *, for_a_token: bool = False) -> Iterator[Block]:
         for_a_token = for_a_token and self.precision is None  # `narrowed` rounds whole matrices

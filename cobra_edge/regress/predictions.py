@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from ..decode.decoder import DecoderState
 from ..decode.sampling import GREEDY
 from ..errors import DriftError, InputError
+from ..inference.choices import answer_log_probabilities
 from ..inference.generate import generate
 from ..inference.session import Session
 from ..suite.tokenized import TokenizedLine, TokenizedSuite, reply_limit, with_image_state
@@ -29,7 +30,7 @@ class Prediction:
         log_probs: next-token log-probabilities after each token of question and answer but the last, (n_text - 1, vocab)
             float64, or TopTokens.
         state: (n_layer, SKETCH_SIZE) float32, sketch of the recurrent state after those tokens.
-        reply: tokens of the greedy reply, without the end token.
+        reply: tokens of the greedy reply, or of the most probable of a line's choices; without the end token.
         embeddings: (n_visual_tokens, d_model) float32, visual embeddings of the image, or None.
     """
 
@@ -79,9 +80,20 @@ def read_line(session: Session, tokenized: TokenizedLine, embeddings: np.ndarray
     after_prompt = decoder.forward(decoder.embed(list(tokenized.prompt)), state)
     free = state.copy()
     after_answer = decoder.forward(decoder.embed(tokenized.answer[:-1]), state)
-    end, limit = session.codec.end_id, reply_limit(tokenized)
     try:
-        reply = tuple(generate(decoder, after_prompt[-1], free, end, limit, GREEDY))
+        reply = _reply(session, tokenized, after_prompt[-1], free)
     except InputError as error:  # logits that are not finite
         raise DriftError(f"line {tokenized.number}: {error}") from error
     return Prediction(log_softmax(np.concatenate([after_prompt, after_answer])), state_sketch(state.ssm), reply, embeddings)
+
+
+def _reply(session: Session, line: TokenizedLine, logits: np.ndarray, state: DecoderState) -> tuple[int, ...]:
+    """Return `Prediction.reply`; the state is changed. Raises InputError for logits that are not finite."""
+    if line.choices:
+        return most_probable(line.choices, answer_log_probabilities(session.decoder, logits, state, line.choices))
+    return tuple(generate(session.decoder, logits, state, session.codec.end_id, reply_limit(line), GREEDY))
+
+
+def most_probable(choices: Sequence[tuple[int, ...]], log_probabilities: Sequence[float]) -> tuple[int, ...]:
+    """Return the choice with the largest log probability, of equal ones the first, without its end token."""
+    return choices[max(range(len(choices)), key=log_probabilities.__getitem__)][:-1]

@@ -106,7 +106,7 @@ class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The suite. `skipped` has the reason by number of each skipped line."""
+    """The suite. `skipped` has the reason by number of each skipped line; `scoring` is "reply" or "choices"."""
 
     name: str
     sha256: str
@@ -115,6 +115,7 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answer_tokens: int
     prompt_tokens: int
     skipped: dict[int, str] = {}
+    scoring: str = "reply"
 
 
 class TaskFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -26,6 +26,7 @@ from .outputs.terminal import report_tables
 from .outputs.write import check_directory, report_json, write_outputs
 from .report import Report, read_report
 from .runner import Run, RunResult, measure
+from .suite_selection import SCORINGS
 from .update_budget import LIMITED, check_update, update_budget
 
 _PATH = click.Path(path_type=Path)
@@ -41,6 +42,13 @@ _PATH = click.Path(path_type=Path)
 @option("--suite", group="input", type=_PATH, help="Suite (JSON lines); default: golden lines, else the embedded suite.")
 @option("--lines", group="input", type=click.IntRange(2), help="Maximum number of lines, spread over tasks; default: all.")
 @option("--skip-bad", group="input", is_flag=True, help="Skip and count invalid lines instead of failing.")
+@option(
+    "--scoring",
+    group="input",
+    type=click.Choice(SCORINGS),
+    default="reply",
+    help="Score the generated reply, or the most probable of the answers that a metric knows (yes-no, vsr).",
+)
 @session_options
 @option("--budget", group="limit", type=_PATH, help="Drift budget (TOML); default: the budget of this package.")
 @option(

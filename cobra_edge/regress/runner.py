@@ -35,7 +35,7 @@ from .measures import MEASURES
 from .predictions import predictions
 from .report import Attribution, Report, Runtime, Times
 from .state_sketch import SKETCH_SIZE
-from .suite_selection import require_images, select_suite
+from .suite_selection import Scoring, require_images, select_suite
 
 OnStep = Callable[[str, int, int], None]  # a stage, how much of it is done, how much there is
 _FEW, _MANY = 16, 2  # attribution lines of a small model, and of a large one
@@ -53,6 +53,7 @@ class Run:
         attribution_lines: number of lines for attribution; None for a default by model size, 0 for no attribution.
         commit: of the user's repository; None asks git.
         against: see `open_against`.
+        scoring: see `suite_selection.Scoring`.
     """
 
     bundle: Path
@@ -67,6 +68,7 @@ class Run:
     attribution_lines: int | None
     commit: str | None
     against: Path | None = None
+    scoring: Scoring = "reply"
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +203,7 @@ def _open(run: Run, bundle: Bundle, on_step: OnStep) -> _Opened:
         run.suite,
         run.lines,
         skip_bad=run.skip_bad,
+        scoring=run.scoring,
         on_image=lambda done, total: on_step("images", done, total),
     )
     opened = _Opened(run, session, reference, suite)
@@ -283,6 +286,7 @@ def _suite(opened: _Opened, aggregate: Aggregate) -> reports.Suite:
         answer_tokens=aggregate.total("tokens"),
         prompt_tokens=aggregate.total("prompt_tokens"),
         skipped=opened.suite.skipped,
+        scoring=opened.run.scoring,
     )
 
 

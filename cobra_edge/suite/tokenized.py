@@ -31,6 +31,7 @@ class TokenizedLine:
         prompt: tokens of the prompt in the model's template.
         answer: tokens of the answer, the end token last.
         image: index of its image in the suite, or None.
+        choices: tokens of each answer there is, the end token last: the reply is the most probable one. Empty: it is generated.
     """
 
     number: int
@@ -38,6 +39,7 @@ class TokenizedLine:
     prompt: tuple[int, ...]
     answer: list[int]
     image: int | None
+    choices: tuple[tuple[int, ...], ...] = ()
 
     @property
     def tokens(self) -> list[int]:
@@ -80,6 +82,8 @@ class TokenizedSuite:
         digest = hashlib.sha256()
         for line in self.lines:
             digest.update(msgspec.json.encode(line.line))
+            if line.choices:
+                digest.update(msgspec.json.encode(line.choices))
         for index in range(len(self.images)):
             digest.update(image_sha256(self.load(index)).encode())
         return digest.hexdigest()

@@ -205,4 +205,5 @@ def describe_suite(report: Report) -> str:
     suite = report.suite
     text = f"{suite.name}: {suite.lines} lines, {suite.images} images"
     left = f", {len(suite.skipped)} lines skipped" if suite.skipped else ""
-    return f"{text}, {suite.answer_tokens} answer tokens, {suite.prompt_tokens} question tokens{left}"
+    scored = ", scored by the most probable choice" if suite.scoring == "choices" else ""
+    return f"{text}, {suite.answer_tokens} answer tokens, {suite.prompt_tokens} question tokens{left}{scored}"

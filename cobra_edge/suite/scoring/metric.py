@@ -24,6 +24,7 @@ class Metric:
             are none.
         source: reference of the rule.
         refuses: returns why a line cannot be scored, or None.
+        choices: all answers there are, for scoring by their probabilities; none if they are open.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Metric:
     summary: Callable[[Sequence[tuple[Line, str]]], dict[str, float]] | None
     source: str
     refuses: Callable[[Line], str | None] = accepts_all
+    choices: tuple[str, ...] = ()
 
 
 def accepted(line: Line) -> tuple[str, ...]:

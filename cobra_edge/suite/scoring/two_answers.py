@@ -64,6 +64,7 @@ YES_NO = Metric(
     _yes_no_summary,
     "evaluate.py of github.com/AoiDragon/POPE (Li et al., EMNLP 2023)",
     _needs_yes_or_no,
+    ("Yes", "No"),
 )
 VSR = Metric(
     "vsr",
@@ -72,4 +73,5 @@ VSR = Metric(
     "our own rule for Visual Spatial Reasoning (Liu et al., TACL 2023): the first 'true' or 'false' of the reply; published "
     "figures compare the probabilities of the two words",
     _needs_true_or_false,
+    ("True", "False"),
 )
