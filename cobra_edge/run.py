@@ -14,8 +14,11 @@ import msgspec
 
 from .decode.sampling import Sampling
 from .errors import InputError
+from .files.parsing import without_mark
+from .inference import forms
 from .inference.answer_metrics import CUT, AnswerMetrics
 from .inference.choices import NORMALIZATIONS, Choices, Normalization
+from .inference.forms import Form
 from .inference.session_options import Opening, sampling_options, session_options
 from .inputs.image import load_image
 from .terminal.option_groups import Command, option
@@ -32,6 +35,13 @@ SCORE_HELP = "How choices are compared: by the probability of the whole answer, 
 @option(
     "--choices", group="generation", help='Closed question: answers to choose from, such as "Yes,No"; nothing is generated.'
 )
+@option(
+    "--json-schema",
+    group="generation",
+    type=click.Path(path_type=Path),
+    help="File with a JSON schema: the answer is JSON that fits it.",
+)
+@option("--regex", "pattern", group="generation", help="Regular expression that the whole answer matches.")
 @option("--choice-score", group="generation", type=click.Choice(NORMALIZATIONS), default="none", help=SCORE_HELP)
 @option("--unsure-below", group="generation", type=click.FloatRange(0, 1), help='Answer "unsure" if no choice is as probable.')
 @sampling_options
@@ -44,6 +54,8 @@ def command(
     prompt: str,
     max_new_tokens: int,
     choices: str | None,
+    json_schema: Path | None,
+    pattern: str | None,
     choice_score: Normalization,
     unsure_below: float | None,
     sampling: Sampling,
@@ -55,6 +67,7 @@ def command(
     """
     if unsure_below is not None and choices is None:
         raise InputError("--unsure-below is about --choices; give the answers to choose from")
+    form = _form(json_schema, pattern, choices)
     with ThreadPoolExecutor(1) as reader:  # the image is decoded while the model opens
         decoded = None if image is None else reader.submit(load_image, image)
         session = opening.load()
@@ -71,7 +84,7 @@ def command(
         found = session.choose(seen, prompt, [text.strip() for text in choices.split(",")], normalization=choice_score)
         _print_choices(found, unsure_below, about if as_json else None)
         return
-    answer = session.ask(seen, prompt, max_new_tokens=max_new_tokens, sampling=sampling)
+    answer = session.ask(seen, prompt, max_new_tokens=max_new_tokens, sampling=sampling, form=form)
     for piece in answer:
         if not as_json:
             sys.stdout.write(plain(piece))
@@ -83,6 +96,21 @@ def command(
             tell(f"{CUT}; raise it with --max-new-tokens")
         return
     print_json({**msgspec.structs.asdict(AnswerMetrics.of(answer)), **about})
+
+
+def _form(json_schema: Path | None, pattern: str | None, choices: str | None) -> Form | None:
+    """Return the form of the answer, before a model is opened; None for free text and for choices, which are not generated."""
+    given = {"--json-schema": json_schema, "--regex": pattern, "--choices": choices}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise InputError(f"{' and '.join(names)}: an answer has one form; give one of them")
+    if json_schema is not None:
+        try:
+            text = json_schema.read_bytes()
+        except OSError as error:
+            raise InputError(f"{json_schema}: cannot be read ({error}); expected a JSON schema") from error
+        return forms.json_schema(without_mark(text), f"{json_schema}")
+    return None if pattern is None else forms.regex(pattern)
 
 
 def _print_choices(found: Choices, unsure_below: float | None, about: dict[str, str | None] | None) -> None:

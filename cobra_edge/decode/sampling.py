@@ -56,19 +56,22 @@ class GeneratesItself(Protocol):
         ...
 
 
-def choose(logits: np.ndarray, sampling: Sampling, uniform: float) -> int:
+def choose(logits: np.ndarray, sampling: Sampling, uniform: float, allowed: np.ndarray | None = None) -> int:
     """Return a token id from logits (vocab,) float32.
 
     Args:
         logits: (vocab,) float32.
         sampling: the sampling parameters.
         uniform: a random number in [0, 1), which selects the token by the cumulative distribution. Unused if greedy.
+        allowed: (vocab,) bool, tokens to choose from; None for all.
 
     Raises:
         InputError: the logits are not finite.
     """
     if not np.isfinite(logits).all():
         raise InputError(NOT_FINITE)
+    if allowed is not None:
+        logits = np.where(allowed, logits, -np.inf)
     if sampling.temperature == 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")

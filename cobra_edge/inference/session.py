@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..bundle.memory_plan import memory_for
-from ..bundle.reader import Bundle
+from ..bundle.reader import TOKENIZER, Bundle
 from ..decode.backends import open_decoder
 from ..decode.decoder import DEFAULT_OPTIONS, Decoder, DecoderOptions, DecoderState, GpuDecoder, gpu_decoder
 from ..decode.sampling import GREEDY, Sampling
@@ -26,7 +26,9 @@ from ..inputs.image import load_image
 from ..inputs.image_array import image_of_array, require_channel_order
 from ..vision.runtimes import GpuVision, VisionRunner, gpu_vision, open_vision
 from .choices import Choices, Normalization, choose, tokenized_choices
+from .forms import Form, FormMask, FormTokenizer
 from .generate import generate as generate_tokens
+from .logprobs import TokenLogprobs, require_top, token_logprobs
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,7 @@ class Answer:
         ttft_ms: from the call of `ask` (image encoding included, if any) to the first token; None for no token.
         tpot_ms: mean time of each further token, the caller's time between them included; None for fewer than two.
         finish: "end" at the end token, "length" at the limit, "stopped" where `stop` ended it.
+        logprobs: of each token, where they were asked for.
         state: decoder state after the answer; None before the iteration has ended.
     """
 
@@ -64,6 +67,7 @@ class Answer:
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     finish: str = "length"
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     state: DecoderState | None = None
     _unread: list[int] = field(default_factory=list)  # tokens of the answer that are not in the state
     _prompt_state: DecoderState | None = None
@@ -132,6 +136,8 @@ class Session:
             self.vision = vision or open_vision(bundle, device, vision_runtime, options.threads, stream)
             self._transform = bundle.image()
         self._owns_vision = vision is None
+        self._form_tokenizer: FormTokenizer | None = None
+        self._making_masks = threading.Lock()
         self._looking = threading.Lock()  # on a GPU there is one room for embeddings, and one image in it
 
     def close(self) -> None:
@@ -214,6 +220,8 @@ class Session:
         *,
         max_new_tokens: int = 256,
         sampling: Sampling = GREEDY,
+        form: Form | None = None,
+        top_logprobs: int | None = None,
         channel_order: str = "rgb",
     ) -> Answer:
         """Ask a question about an image, about a state or an answer, or with no image given (None).
@@ -224,24 +232,43 @@ class Session:
             prompt: question.
             max_new_tokens: maximum length of the answer.
             sampling: sampling parameters; greedy by default.
+            form: that the answer must have, of `inference.forms`; None for free text. An answer that `max_new_tokens` cuts
+                ("length") may be a part of it.
+            top_logprobs: return log-probabilities of each token and of so many most probable ones, 0 to 20; None for none.
             channel_order: of an array: "rgb", or "bgr" for OpenCV's frames.
 
         Returns:
             An answer to iterate over. The prompt is prefilled; tokens are decoded as the answer is iterated.
 
         Raises:
-            InputError: an empty or too long prompt, an unreadable image, or an unfinished answer.
-            MachineError: not enough memory.
+            InputError: an empty or too long prompt, an unreadable image, an unfinished answer, or a form that is too complex.
+            MachineError: not enough memory, or llguidance is not installed.
         """
         if max_new_tokens < 1:
             raise InputError(f"max-new-tokens is {max_new_tokens}, expected 1 or more")
-        began = time.perf_counter()
+        if top_logprobs is not None:
+            require_top(top_logprobs)
+        began, mask = time.perf_counter(), None if form is None else self.form_mask(form)
         start, tokens, visual_tokens = self._start(image, prompt, channel_order)
         room = self._room_after(start, tokens)
         state = self._own_state(start)
         logits = self.prefill(tokens, state)
         limit = min(max_new_tokens, room - len(tokens))
-        return self.generate(logits, state, limit, sampling, len(tokens), visual_tokens, began)
+        return self.generate(
+            logits, state, limit, sampling, len(tokens), visual_tokens, began, mask=mask, top_logprobs=top_logprobs
+        )
+
+    def form_mask(self, form: Form) -> FormMask:
+        """Return the masks of one answer of this form, for `generate`.
+
+        Raises:
+            InputError: the form is too complex. MachineError: llguidance is not installed.
+        """
+        with self._making_masks:
+            if self._form_tokenizer is None:
+                file = self.bundle.path(TOKENIZER)
+                self._form_tokenizer = FormTokenizer(file, self.config.mamba.vocab, self.codec.end_id)
+        return self._form_tokenizer.mask(form)
 
     def choose(
         self,
@@ -319,6 +346,9 @@ class Session:
         prompt_tokens: int = 0,
         visual_tokens: int = 0,
         began: float | None = None,
+        *,
+        mask: FormMask | None = None,
+        top_logprobs: int | None = None,
     ) -> Answer:
         """Return the answer after a prefilled prompt; several answers may be iterated alternately, each with its own state.
 
@@ -329,9 +359,17 @@ class Session:
             sampling: sampling parameters.
             prompt_tokens, visual_tokens: copied to the answer.
             began: `time.perf_counter()` at the start of the request; None for now.
+            mask: of the answer's form, by `form_mask`.
+            top_logprobs: as for `ask`.
         """
         answer = Answer(prompt_tokens=prompt_tokens, visual_tokens=visual_tokens, _prompt_state=state)
-        chosen = generate_tokens(self.decoder, logits, state, self.codec.end_id, max_new_tokens, sampling)
+
+        def note(logits: np.ndarray, token: int) -> None:
+            answer.logprobs.append(token_logprobs(logits, token, top_logprobs or 0))
+
+        on_token = None if top_logprobs is None else note
+        end = self.codec.end_id
+        chosen = generate_tokens(self.decoder, logits, state, end, max_new_tokens, sampling, mask, on_token)
         answer._pieces = self._stream(answer, chosen, state, max_new_tokens, time.perf_counter() if began is None else began)
         return answer
 
