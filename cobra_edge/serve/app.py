@@ -23,14 +23,15 @@ from .request_errors import api_error_of, not_json
 from .scheduler import Scheduler, shutting_down
 from .schemas import ErrorResponse, Model, ModelList
 from .served_model import ServedModel
+from .watch_route import WatchRoute
 
 log = logging.getLogger(__name__)
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def make_app(chat: ChatRoute) -> FastAPI:
-    """Return the application with the chat route; `middleware.stack` wraps it."""
+def make_app(chat: ChatRoute, watch: WatchRoute) -> FastAPI:
+    """Return the application with these routes; `middleware.stack` wraps it."""
     app = FastAPI(
         title="cobra_edge",
         version=__version__,
@@ -41,6 +42,7 @@ def make_app(chat: ChatRoute) -> FastAPI:
         redirect_slashes=False,  # the target, made of the Host header, is wrong behind a proxy that terminates TLS
     )
     app.include_router(chat.router())
+    app.include_router(watch.router())
     app.include_router(_models(chat.model))
     app.include_router(_health_and_metrics(chat.scheduler, chat.metrics))
     app.include_router(page_router())

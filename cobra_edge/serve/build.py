@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import warnings
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from anyio import CapacityLimiter
 from starlette.types import ASGIApp
 
 from ..inference.session_options import Opening
@@ -19,7 +20,7 @@ from .generation import answer_in_slices
 from .image_decoding import ImageDecoder
 from .image_fetcher import Fetcher
 from .image_input import ImageInput
-from .limits import Limits
+from .limits import ImagePolicy, Limits
 from .metrics import Metrics
 from .middleware.admission import Admission
 from .middleware.host import allowed_hosts
@@ -30,6 +31,8 @@ from .prefix_cache_disk import PrefixCacheDisk
 from .scheduler import Scheduler
 from .served_model import ServedModel
 from .server import Address, run_server, url_of
+from .watch_route import MOST_WATCHERS, WatchRoute
+from .watch_sources import watch_sources
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def serve(
     access: Access,
     cache_options: CacheOptions,
     limits: Limits,
+    policy: ImagePolicy,
+    watched: Sequence[str],
     grace_seconds: float,
     on_ready: Callable[[str, str], None],
     lines: EventLines | None = None,
@@ -83,6 +88,8 @@ def serve(
         access: network address and access control.
         cache_options: of the prefix cache.
         limits: of clients.
+        policy: for conversations with several images.
+        watched: cameras and directories that clients may watch, see `watch_sources`.
         grace_seconds: for running requests after the signal.
         on_ready: called with URL and model name when connections are accepted.
         lines: access log, or None.
@@ -91,6 +98,7 @@ def serve(
         BundleError, InputError, MachineError: a part cannot be opened.
     """
     warnings.filterwarnings("ignore", module="PIL")  # about odd images: a client could fill the log with them
+    sources = watch_sources(watched)
     listener = Address(access.host, access.port).bind()  # before the bundle is opened: a port in use is reported at once
     with listener:
         image_input = ImageInput(limits, Fetcher(access.image_hosts, limits) if access.image_hosts else None)
@@ -100,9 +108,10 @@ def serve(
         scheduler = Scheduler(functools.partial(answer_in_slices, model.session, cache), limits.active)
         metrics = Metrics.of(cache, lambda: scheduler.waiting, lambda: scheduler.active)
         image_decoder = None if model.session.vision is None else ImageDecoder(model.session.bundle.image(), limits)
-        chat = ChatRoute(model, image_input, image_decoder, cache, scheduler, metrics, limits)
+        chat = ChatRoute(model, image_input, image_decoder, cache, scheduler, metrics, limits, policy)
+        watch = WatchRoute(model, sources, scheduler, metrics, limits, CapacityLimiter(MOST_WATCHERS))
         admission = Admission(limits.slots, limits.slots_per_address)
-        stack = with_middleware(make_app(chat), limits, access.key, names, admission)
+        stack = with_middleware(make_app(chat, watch), limits, access.key, names, admission)
         app: ASGIApp = MetricsMiddleware(stack, metrics.ended)
         if lines is not None:
             app = AccessLogMiddleware(app, lines)

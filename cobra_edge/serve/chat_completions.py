@@ -7,11 +7,12 @@ import json
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -19,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from ..decode.sampling import Sampling
 from ..errors import InputError
 from .address_policy import client_of
+from .answer_form import answer_form
 from .answer_stream import cancel_on_disconnect, stream_answer, with_deadline
 from .conversation import characters_of, prefix_keys, read_conversation
 from .errors import ApiError
@@ -27,25 +29,20 @@ from .event_stream import MEDIA_TYPE, EventStream
 from .generation import Finished, GenerationRequest, ImageEvicted
 from .image_decoding import ImageDecoder
 from .image_input import ImageInput
-from .limits import Limits
+from .limits import ImagePolicy, Limits
 from .metrics import Metrics
 from .middleware.metrics import CLIENT_GONE
 from .prefix_cache import PrefixCache
+from .reply import Reply
 from .scheduler import Scheduler
 from .schemas import (
     NO_LIMIT,
     UNSUPPORTED,
-    AnswerMessage,
     ChatChunk,
     ChatCompletion,
     ChatRequest,
-    Choice,
-    ChunkChoice,
     Delta,
     ErrorResponse,
-    Figures,
-    PromptDetails,
-    Usage,
 )
 from .served_model import ServedModel
 
@@ -56,11 +53,12 @@ _BYTES_PER_CHARACTER = 16  # tokenizing a character takes about as long as base6
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A request without pixels, the image file or None, and the cache keys of its prefixes."""
+    """A request without pixels, the files of its images, the cache keys of its prefixes, and what its reply says."""
 
     request: GenerationRequest
-    image: bytes | None
+    images: tuple[bytes, ...]
     prefixes: tuple[bytes, ...]
+    reply: Reply
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +72,7 @@ class ChatRoute:
     scheduler: Scheduler
     metrics: Metrics
     limits: Limits
+    policy: ImagePolicy = "newest"
 
     def router(self) -> APIRouter:
         """Return the route, with its responses for the OpenAPI document."""
@@ -106,7 +105,7 @@ class ChatRoute:
         address = client_of(request.scope)
         prepared = await with_deadline(deadline, arrived, self._prepare(chat, arrived))
         slices = self._slices(prepared, (address, chat.user or chat.safety_identifier or ""), deadline)
-        reply = _Reply(self.model.name, self.model.fingerprint, bool(chat.stream_options and chat.stream_options.include_usage))
+        reply = prepared.reply
         if not chat.stream:
             whole = await _collected(slices)
             self.metrics.answered(whole[1])
@@ -119,7 +118,7 @@ class ChatRoute:
         self, prepared: _Prepared, owner: tuple[str, str], deadline: float
     ) -> AsyncGenerator[str | Finished, None]:
         """Yield the pieces of an answer. An image whose state is cached is decoded only where that was evicted meanwhile."""
-        if prepared.image is None or self.cache.holds(prepared.prefixes):
+        if not prepared.images or self.cache.holds(prepared.prefixes):
             try:
                 async with aclosing(stream_answer(self.scheduler, owner, prepared.request, deadline)) as slices:
                     async for piece in slices:
@@ -133,18 +132,20 @@ class ChatRoute:
                 yield piece
 
     async def _with_pixels(self, prepared: _Prepared, address: str) -> GenerationRequest:
-        assert prepared.image is not None and self.decoder is not None
-        return replace(prepared.request, pixels=await self.decoder.decode(address, prepared.image))
+        assert self.decoder is not None
+        return replace(prepared.request, pixels=await self.decoder.decode(address, *prepared.images))
 
-    async def _events(self, reply: _Reply, slices: AsyncGenerator[str | Finished, None]) -> AsyncGenerator[ChatChunk, None]:
+    async def _events(self, reply: Reply, slices: AsyncGenerator[str | Finished, None]) -> AsyncGenerator[ChatChunk, None]:
         try:
-            piece = await anext(slices)
+            piece, text = await anext(slices), ""
             yield reply.chunk(Delta(role="assistant", content=""))
             while isinstance(piece, str):
-                yield reply.chunk(Delta(content=piece))
+                text += piece
+                for chunk in reply.pieces(piece):
+                    yield chunk
                 piece = await anext(slices)
             self.metrics.answered(piece)
-            for chunk in reply.ending(piece):
+            for chunk in reply.ending(text, piece):
                 yield chunk
         finally:
             await slices.aclose()
@@ -164,22 +165,27 @@ class ChatRoute:
         return min(seconds, self.limits.deadline_seconds)
 
     async def _prepare(self, chat: ChatRequest, arrived: float) -> _Prepared:
-        """Validate and tokenize a request; its image is fetched but not decoded. Raises ApiError."""
+        """Validate and tokenize a request; its images are fetched but not decoded. Raises ApiError."""
         session, limits = self.model.session, self.limits
         self.model.require(chat.model)
         if chat.unsupported is not None:
             raise ApiError(400, _unsupported_message(chat.unsupported), "unsupported_value", chat.unsupported)
+        form = await to_thread.run_sync(answer_form, chat)
         longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
         characters = longest * _CHARACTERS_PER_TOKEN
         size = _BYTES_PER_CHARACTER * characters_of(chat.messages)
-        conversation = await off_loop(size, read_conversation, chat.messages, session.template, session.codec, characters)
-        image, digest, image_tokens = None, None, 0
-        if conversation.image_url is not None:
+        conversation = await off_loop(
+            size, read_conversation, chat.messages, session.template, session.codec, characters, self.policy
+        )
+        images, digest, image_tokens = list[bytes](), None, 0
+        if conversation.image_urls:
             if self.decoder is None:
                 message = f"{self.model.name} is a text-only model; leave the image out"
                 raise ApiError(400, message, "image_not_supported", "messages")
-            image, image_tokens = await self.images.read(conversation.image_url), session.config.n_visual_tokens
-            digest = await off_loop(len(image), _digest, image)
+            for url in conversation.image_urls:
+                images.append(await self.images.read(url))
+            image_tokens = session.config.n_visual_tokens
+            digest = await off_loop(sum(map(len, images)), _digest, images)
         prompt_tokens = image_tokens + sum(map(len, conversation.segments))
         room = session.config.max_length - prompt_tokens
         if prompt_tokens > longest:
@@ -195,13 +201,25 @@ class ChatRoute:
             min(room if wanted == NO_LIMIT else wanted, room, limits.new_tokens or room),
             _sampling(chat),
             chat.stops,
+            None if form.form is None else await to_thread.run_sync(session.form_mask, form.form),
+            (chat.top_logprobs or 0) if chat.logprobs else None,
             arrived,
         )
-        return _Prepared(request, image, tuple(prefix_keys(digest, conversation.segments))[:-1])
+        reply = Reply(
+            self.model.name,
+            self.model.fingerprint,
+            bool(chat.stream_options and chat.stream_options.include_usage),
+            form,
+            session.codec if chat.logprobs else None,
+            conversation.dropped_images,
+        )
+        return _Prepared(request, tuple(images), tuple(prefix_keys(digest, conversation.segments))[:-1], reply)
 
 
-def _digest(file: bytes) -> bytes:
-    return hashlib.sha256(file).digest()
+def _digest(files: Sequence[bytes]) -> bytes:
+    """Return the SHA-256 of an image file; of several, that of theirs in order."""
+    digests = [hashlib.sha256(file).digest() for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
 
 
 def _unsupported_message(name: str) -> str:
@@ -235,44 +253,3 @@ async def _collected(slices: AsyncGenerator[str | Finished, None]) -> tuple[str,
     finally:
         await slices.aclose()
     raise AssertionError("the stream of an answer ended without Finished")
-
-
-@dataclass(frozen=True)
-class _Reply:
-    """The fields that all parts of one response have in common."""
-
-    model: str
-    fingerprint: str
-    include_usage: bool
-    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def _parts(self) -> dict[str, Any]:
-        return {"id": self.id, "created": self.created, "model": self.model, "system_fingerprint": self.fingerprint}
-
-    def whole(self, text: str, end: Finished) -> ChatCompletion:
-        choice = Choice(message=AnswerMessage(content=text), finish_reason=end.reason)
-        return ChatCompletion(**self._parts(), choices=[choice], usage=_usage(end), cobra_edge=_figures(end))
-
-    def chunk(self, delta: Delta) -> ChatChunk:
-        return ChatChunk(**self._parts(), choices=[ChunkChoice(delta=delta)])
-
-    def ending(self, end: Finished) -> list[ChatChunk]:
-        choice = ChunkChoice(delta=Delta(), finish_reason=end.reason)
-        chunks = [ChatChunk(**self._parts(), choices=[choice], cobra_edge=_figures(end))]
-        if self.include_usage:
-            chunks.append(ChatChunk(**self._parts(), choices=[], usage=_usage(end)))
-        return chunks
-
-
-def _usage(end: Finished) -> Usage:
-    return Usage(
-        prompt_tokens=end.prompt_tokens,
-        completion_tokens=end.completion_tokens,
-        total_tokens=end.prompt_tokens + end.completion_tokens,
-        prompt_tokens_details=PromptDetails(cached_tokens=end.cached_tokens, image_tokens=end.image_tokens),
-    )
-
-
-def _figures(end: Finished) -> Figures:
-    return Figures(remembered=end.remembered, queue_ms=end.queue_ms, ttft_ms=end.ttft_ms, tpot_ms=end.tpot_ms)

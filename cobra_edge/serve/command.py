@@ -19,7 +19,7 @@ from ..terminal.output import debug_option, main_of, say, tell
 from ..version import __version__
 from .address_policy import is_loopback
 from .limit_options import MAX_SECONDS, Seconds, limit_options
-from .limits import Limits
+from .limits import IMAGE_POLICIES, ImagePolicy, Limits
 
 KEY_VARIABLE = "COBRA_EDGE_API_KEY"
 
@@ -36,6 +36,22 @@ KEY_VARIABLE = "COBRA_EDGE_API_KEY"
     help=f"File with the API key that clients must send, on one line. Default: ${KEY_VARIABLE}.",
 )
 @option("--allowed-host", "allowed", group="server", multiple=True, help="Additional name accepted in the Host header.")
+@option(
+    "--images",
+    "policy",
+    group="server",
+    type=click.Choice(IMAGE_POLICIES),
+    default="newest",
+    help="Which of several images a conversation is about: the newest, all (grid, a contact sheet), or it is refused (one).",
+)
+@option(
+    "--watch",
+    "watched",
+    group="server",
+    multiple=True,
+    metavar="NAME=SOURCE",
+    help="Camera, stream or directory that clients may watch (POST /v1/watch); repeatable. Default: none.",
+)
 @option(
     "--allow-image-host",
     "image_hosts",
@@ -69,6 +85,8 @@ def command(
     model_name: str | None,
     api_key_file: Path | None,
     allowed: tuple[str, ...],
+    policy: ImagePolicy,
+    watched: tuple[str, ...],
     image_hosts: tuple[str, ...],
     grace: float,
     state_cache_mib: int,
@@ -91,14 +109,24 @@ def command(
     cache_options = CacheOptions(state_cache_mib << 20, state_dir, state_dir_mib << 20)
     access = Access(host, port, key, allowed, image_hosts)
     if not as_json:
-        serve(opening, model_name, access, cache_options, limits, grace, lambda url, _model: say(f"listening on {url}"))
+        serve(
+            opening,
+            model_name,
+            access,
+            cache_options,
+            limits,
+            policy,
+            watched,
+            grace,
+            lambda url, _model: say(f"listening on {url}"),
+        )
         return
     lines = EventLines(sys.stdout)
 
     def on_ready(url: str, model: str) -> None:
         lines.write("listening", url=url, model=model, version=__version__)
 
-    serve(opening, model_name, access, cache_options, limits, grace, on_ready, lines)
+    serve(opening, model_name, access, cache_options, limits, policy, watched, grace, on_ready, lines)
     lines.close()
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
+from ..inputs.contact_sheet import MOST_IMAGES
 from ..inputs.text import PromptTemplate, TextCodec, given_answer
 from .errors import ApiError
-from .schemas import AssistantMessage, ImagePart, Message, SystemMessage, UserMessage
+from .limits import ImagePolicy
+from .schemas import AssistantMessage, ImagePart, Message, SystemMessage, ToolMessage, UserMessage
 
 Segment = tuple[int, ...]
 
@@ -25,24 +27,30 @@ class Conversation:
     """The conversation of a request, before its image is fetched.
 
     Attributes:
-        image_url: URL of its one image, or None.
+        image_urls: URLs of the images that it is about, each once: none, one, or those of a contact sheet.
         segments: tokens of the turns: question, answer, end token and question, answer, ...; the last is a question.
+        dropped_images: other images, which are not looked at.
     """
 
-    image_url: str | None
+    image_urls: tuple[str, ...]
     segments: tuple[Segment, ...]
+    dropped_images: int = 0
 
 
 def read_conversation(
-    messages: Sequence[Message], template: PromptTemplate, codec: TextCodec, max_characters: int
+    messages: Sequence[Message],
+    template: PromptTemplate,
+    codec: TextCodec,
+    max_characters: int,
+    policy: ImagePolicy = "newest",
 ) -> Conversation:
     """Convert messages to a conversation. Longer texts are rejected before tokenization, which takes minutes for megabytes.
 
     System messages are put before the first question: the model was trained without them. Consecutive messages of one role are
-    one turn. The image may be in any question; the model reads it before all text.
+    one turn; what a tool returned is the user's. The image may be in any question; the model reads it before all text.
 
     Raises:
-        ApiError: too much text, no question, an empty one, or several images.
+        ApiError: too much text, no question, an empty one, or more images than the policy takes.
     """
     characters = characters_of(messages)
     if characters > max_characters:
@@ -66,7 +74,8 @@ def read_conversation(
                 400, f"messages: question {index // 2 + 1} is empty; ask something", "invalid_value", "messages"
             ) from error
         segments.append((*((codec.end_id,) if index else ()), *codec.encode(prompt)))
-    return Conversation(_one_image(messages), tuple(p for p in segments if p))
+    urls, dropped = _images(messages, policy)
+    return Conversation(urls, tuple(p for p in segments if p), dropped)
 
 
 def characters_of(messages: Sequence[Message]) -> int:
@@ -76,38 +85,44 @@ def characters_of(messages: Sequence[Message]) -> int:
 
 def _text(message: Message) -> str:
     content = message.content or ""
+    if isinstance(message, AssistantMessage) and message.tool_calls:
+        return "\n".join(call.function.arguments for call in message.tool_calls)
     if isinstance(content, str):
         return content
     return "\n".join(part.text for part in content if not isinstance(part, ImagePart))
 
 
-def _turns(messages: Sequence[UserMessage | AssistantMessage]) -> list[str]:
+def _turns(messages: Sequence[UserMessage | AssistantMessage | ToolMessage]) -> list[str]:
     """Return the texts of question, answer, question, ...; consecutive messages of one role are joined."""
     turns: list[str] = []
     role: str | None = None
     for message in messages:
-        if message.role == role:
+        speaker = "assistant" if message.role == "assistant" else "user"
+        if speaker == role:
             turns[-1] += "\n" + _text(message)
             continue
-        if role is None and message.role == "assistant":
+        if role is None and speaker == "assistant":
             raise ApiError(400, "the first message is an answer; begin with the user's", "invalid_value", "messages")
-        role = message.role
+        role = speaker
         turns.append(_text(message))
     return turns
 
 
-def _one_image(messages: Sequence[Message]) -> str | None:
+def _images(messages: Sequence[Message], policy: ImagePolicy) -> tuple[tuple[str, ...], int]:
+    """Return the URLs of the images to look at, and the number of different ones that are dropped."""
     parts = (part for m in messages if isinstance(m, UserMessage) and not isinstance(m.content, str) for part in m.content)
-    urls = {part.image_url.url: None for part in parts if isinstance(part, ImagePart)}
-    if len(urls) > 1:
+    found = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+    urls = tuple(dict.fromkeys(found))
+    most = {"newest": len(urls), "grid": MOST_IMAGES, "one": 1}[policy]
+    if len(urls) > most:
+        expected = f"at most {most}" if policy == "grid" else "one: the model reads it before all text"
         raise ApiError(
             400,
-            f"the conversation has {len(urls)} different images, expected one image per conversation: the model reads it "
-            "before all text. Ask about each in its own conversation, or join them into one image",
+            f"the conversation has {len(urls)} different images, expected {expected}; ask about each in its own conversation",
             "too_many_images",
             "messages",
         )
-    return next(iter(urls), None)
+    return (tuple(found[-1:]), len(urls) - 1) if policy == "newest" and urls else (urls, 0)
 
 
 def prefix_keys(image_digest: bytes | None, segments: Sequence[Segment]) -> Iterator[bytes]:

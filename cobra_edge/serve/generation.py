@@ -17,6 +17,8 @@ import numpy as np
 from ..decode.decoder import DecoderState
 from ..decode.sampling import Sampling
 from ..errors import MachineError
+from ..inference.forms import FormMask
+from ..inference.logprobs import TokenLogprobs
 from ..inference.session import Answer, Pixels, Session
 from .conversation import Segment, longer_key, prefix_keys
 from .errors import ApiError
@@ -48,7 +50,10 @@ class GenerationRequest:
         max_new_tokens: maximum length of the answer.
         sampling: sampling parameters.
         stops: stop strings.
+        mask: of the answer's form; None for free text.
+        top_logprobs: return log-probabilities, and of so many most probable tokens; None for none.
         arrived: `time.perf_counter()` at the request's arrival.
+        remember: whether its states are cached, and cached ones are looked for.
     """
 
     image_digest: bytes | None
@@ -57,7 +62,10 @@ class GenerationRequest:
     max_new_tokens: int
     sampling: Sampling
     stops: tuple[str, ...] = ()
+    mask: FormMask | None = None
+    top_logprobs: int | None = None
     arrived: float = field(default_factory=time.perf_counter)
+    remember: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Finished:
         remembered: what the cached prefix covers.
         queue_ms, ttft_ms, tpot_ms: time in the queue; time to the first token (None for none); mean time of each further token
             (None for fewer than two).
+        logprobs: of each generated token, where they were asked for.
     """
 
     reason: Literal["stop", "length"]
@@ -82,6 +91,7 @@ class Finished:
     queue_ms: float
     ttft_ms: float | None
     tpot_ms: float | None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 # The result of a slice: nothing yet, a piece of text, or the end.
@@ -95,6 +105,7 @@ def answer_in_slices(session: Session, cache: PrefixCache, request: GenerationRe
         ImageEvicted: there is no cached state of the image, and its pixels are not given.
         InputError, MachineError: the decoder fails.
     """
+    cache = cache if request.remember else PrefixCache(0)
     queue_ms = (time.perf_counter() - request.arrived) * 1e3
     decoder, segments = session.decoder, request.segments
     keys = list(prefix_keys(request.image_digest, segments))
@@ -121,7 +132,15 @@ def answer_in_slices(session: Session, cache: PrefixCache, request: GenerationRe
     if not caches_answer:
         cache.keep(keys[-1], state)
     prompt_tokens = state.n_tokens
-    answer = session.generate(logits, state, request.max_new_tokens, request.sampling, began=request.arrived)
+    answer = session.generate(
+        logits,
+        state,
+        request.max_new_tokens,
+        request.sampling,
+        began=request.arrived,
+        mask=request.mask,
+        top_logprobs=request.top_logprobs,
+    )
     stopped = yield from _until_stop(answer, StopStrings(request.stops))
     if caches_answer:
         with suppress(MemoryError, MachineError):  # the answer is complete, whether or not it can be cached
@@ -136,6 +155,7 @@ def answer_in_slices(session: Session, cache: PrefixCache, request: GenerationRe
         queue_ms,
         answer.ttft_ms,
         answer.tpot_ms,
+        tuple(answer.logprobs),
     )
 
 

@@ -47,12 +47,12 @@ class ImageDecoder:
         """Start a child before the first image."""
         self._idle.append(await self._spawn())
 
-    async def decode(self, owner: str, file: bytes) -> np.ndarray:
-        """Decode an image file.
+    async def decode(self, owner: str, *files: bytes) -> np.ndarray:
+        """Decode an image file, or several as a contact sheet.
 
         Args:
             owner: address of the client, for fairness.
-            file: content of the file, untrusted.
+            files: contents of the files, untrusted.
 
         Returns:
             What `ImageTransform.pixels` returns for the image: (1, 3·n_encoders, image_size, image_size) float32 or
@@ -64,7 +64,7 @@ class ImageDecoder:
         """
         if self._closed:
             raise shutting_down()
-        working = asyncio.ensure_future(self._decode(owner, file))
+        working = asyncio.ensure_future(self._decode(owner, files))
         self._working.add(working)
         try:
             return await working
@@ -75,11 +75,11 @@ class ImageDecoder:
         finally:
             self._working.discard(working)
 
-    async def _decode(self, owner: str, file: bytes) -> np.ndarray:
+    async def _decode(self, owner: str, files: tuple[bytes, ...]) -> np.ndarray:
         async with self._slots.hold(owner):
             child = await self._child()
             try:
-                reply = await _exchange(child, file)
+                reply = await _exchange(child, files)
             except (asyncio.IncompleteReadError, ConnectionError):
                 raise self._api_error(await _exit_code(child)) from None
             except BaseException:  # cancelled: a call inside a library cannot be
@@ -146,9 +146,9 @@ class ImageDecoder:
         return ApiError(400, "the image crashes its decoder; save it again as PNG", "invalid_image", "messages")
 
 
-async def _exchange(child: asyncio.subprocess.Process, file: bytes) -> Reply:
+async def _exchange(child: asyncio.subprocess.Process, files: tuple[bytes, ...]) -> Reply:
     assert child.stdin is not None and child.stdout is not None
-    child.stdin.write(packed(Job(file)))
+    child.stdin.write(packed(Job(files)))
     await child.stdin.drain()
     length = int.from_bytes(await child.stdout.readexactly(LENGTH_BYTES), "little")
     return msgspec.msgpack.decode(await child.stdout.readexactly(length), type=Reply)

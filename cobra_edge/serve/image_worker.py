@@ -11,12 +11,14 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import msgspec
 from PIL import Image
 
 from ..errors import InputError, MachineError
+from ..inputs.contact_sheet import contact_sheet
 from ..inputs.image import DAMAGED, FORMATS, ImageTransform, load_image
 
 LENGTH_BYTES = 8  # of the length before a message, little-endian
@@ -28,7 +30,7 @@ class Setup(msgspec.Struct, frozen=True):
     Attributes:
         transform: from an image to the input of the vision graph.
         max_pixels: limit of an image.
-        max_seconds: limit for one image, enforced by SIGALRM, which ends the process.
+        max_seconds: limit for one job, enforced by SIGALRM, which ends the process.
     """
 
     transform: ImageTransform
@@ -37,9 +39,9 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """The content of an image file."""
+    """The contents of image files, one or more; several become a contact sheet."""
 
-    file: bytes
+    files: tuple[bytes, ...]
 
 
 class Decoded(msgspec.Struct, frozen=True, tag=True):
@@ -65,10 +67,18 @@ def packed(message: msgspec.Struct) -> bytes:
     return len(body).to_bytes(LENGTH_BYTES, "little") + body
 
 
-def decode(setup: Setup, file: bytes) -> Reply:
-    """Decode and transform an image file."""
+def decode(setup: Setup, files: Sequence[bytes]) -> Reply:
+    """Decode and transform an image file, or several as a contact sheet."""
+    file = files[0]
+
+    def images() -> Iterator[Image.Image]:
+        nonlocal file
+        for number, file in enumerate(files, 1):
+            yield load_image(file, setup.max_pixels, "the image" if len(files) == 1 else f"image {number}")
+
     try:
-        return Decoded(setup.transform.pixels(load_image(file, setup.max_pixels, "the image")).tobytes())
+        image = next(images()) if len(files) == 1 else contact_sheet(images(), len(files), setup.transform.image_size)
+        return Decoded(setup.transform.pixels(image).tobytes())
     except InputError as error:
         if _has_more_pixels(file, setup.max_pixels):
             message = f"the image has too many pixels, the maximum is {setup.max_pixels:,} pixels; scale it down"
@@ -103,7 +113,7 @@ def main() -> None:
         signal.setitimer(
             signal.ITIMER_REAL, setup.max_seconds
         )  # without a handler the signal ends the process, inside C code too
-        reply = decode(setup, msgspec.msgpack.decode(body, type=Job).file)
+        reply = decode(setup, msgspec.msgpack.decode(body, type=Job).files)
         signal.setitimer(signal.ITIMER_REAL, 0)
         sent.write(packed(reply))
         sent.flush()

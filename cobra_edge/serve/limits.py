@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+# Which of several images a conversation is about: the newest; all, on a contact sheet; or none, and the request is refused.
+ImagePolicy = Literal["newest", "grid", "one"]
+IMAGE_POLICIES: tuple[ImagePolicy, ...] = ("newest", "grid", "one")
 # A browser opens six connections to a server, and may have several tabs.
 MIN_CONNECTIONS = 8
 MIN_REQUESTS = 4

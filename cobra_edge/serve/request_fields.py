@@ -36,6 +36,7 @@ IGNORED_REQUEST_FIELDS = frozenset(
         "cache_salt",
         "keep_alive",
         "metadata",
+        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",

@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
+from ..inference.choices import MOST_CHOICES
+from ..inference.logprobs import MOST_TOP
 from .request_fields import (
     IGNORED_IMAGE_URL_FIELDS,
     IGNORED_MESSAGE_FIELDS,
@@ -30,8 +32,7 @@ class Unsupported:
 
 _ONE_ANSWER = "a request has one answer; send several requests"
 _NO_PENALTY = "repetition penalties are not supported; leave it out"
-_NO_TOOLS = "the model does not call tools; leave it out"
-_TEXT_ONLY = "answers are free text; leave it out, and describe the format in the prompt"
+_NO_FUNCTIONS = "functions are deprecated; send tools"
 _COMPLETE_TURNS = "an answer follows a complete user message; leave it out"
 UNSUPPORTED: dict[str, Unsupported] = {
     "n": Unsupported((1,), _ONE_ANSWER),
@@ -45,13 +46,10 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "min_tokens": Unsupported((0,)),
     "ignore_eos": Unsupported((False,)),
     "logit_bias": Unsupported(({},)),
-    "logprobs": Unsupported((False,)),
-    "top_logprobs": Unsupported((0,)),
-    "tools": Unsupported(([],), _NO_TOOLS),
-    "tool_choice": Unsupported(("none", "auto"), _NO_TOOLS),
-    "functions": Unsupported(([],), _NO_TOOLS),
-    "function_call": Unsupported(("none", "auto"), _NO_TOOLS),
-    "response_format": Unsupported(({"type": "text"},), _TEXT_ONLY),
+    "functions": Unsupported(([],), _NO_FUNCTIONS),
+    "function_call": Unsupported(("none", "auto"), _NO_FUNCTIONS),
+    "guided_grammar": Unsupported((), "send guided_json, guided_regex or guided_choice"),
+    "structured_outputs": Unsupported((), "send response_format, guided_json, guided_regex or guided_choice"),
     "modalities": Unsupported((["text"],), "answers are text"),
     "audio": Unsupported((), "answers are text"),
     "echo": Unsupported((False,), "the prompt is not repeated; leave it out"),
@@ -61,6 +59,7 @@ UNSUPPORTED: dict[str, Unsupported] = {
 MAX_MESSAGES = 1024
 MAX_PARTS = 64
 MAX_STOPS = 64
+MAX_TOOLS = 64
 NO_LIMIT = -1  # of max_tokens and top_k, as in llama.cpp and vLLM
 
 
@@ -147,14 +146,94 @@ class UserMessage(_Message):
     content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], _Parts]
 
 
+class CalledFunction(RequestObject):
+    """A call: the arguments are JSON."""
+
+    name: Text
+    arguments: Text
+
+
+class ToolCall(RequestObject):
+    """A call of a tool in an answer."""
+
+    ignored_fields: ClassVar = frozenset({"index"})
+
+    id: Text
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AssistantMessage(_Message):
     """An earlier answer."""
 
     role: Literal["assistant"]
     content: Text | Annotated[list[TextPart], _Parts] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
 
 
-Message = SystemMessage | UserMessage | AssistantMessage
+class ToolMessage(_Message):
+    """What a tool returned, which the model reads as the user's words."""
+
+    ignored_fields: ClassVar = IGNORED_MESSAGE_FIELDS | {"tool_call_id"}
+
+    role: Literal["tool"]
+    content: Text | Annotated[list[TextPart], _Parts]
+
+
+Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
+
+
+class _SchemaOfAnswer(RequestObject):
+    ignored_fields: ClassVar = frozenset({"name", "description", "strict"})
+
+    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
+class TextFormat(RequestObject):
+    """Free text, the default."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(RequestObject):
+    """A JSON object; of a schema, as llama.cpp takes it, where one is given."""
+
+    type: Literal["json_object"]
+    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
+class JsonSchemaFormat(RequestObject):
+    """JSON that fits a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: _SchemaOfAnswer
+
+
+class Function(RequestObject):
+    """A function that an answer can call; its description is not read."""
+
+    ignored_fields: ClassVar = frozenset({"description", "strict"})
+
+    name: Text = Field(min_length=1, max_length=64)
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(RequestObject):
+    """A tool: a function."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class _FunctionName(RequestObject):
+    name: Text
+
+
+class NamedTool(RequestObject):
+    """The tool that has to be called."""
+
+    type: Literal["function"]
+    function: _FunctionName
 
 
 class StreamOptions(RequestObject):
@@ -183,13 +262,27 @@ class ChatRequest(RequestObject):
     )
     seed: Whole | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    response_format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None
+    guided_json: dict[str, Any] | Text | None = Field(default=None, description="JSON schema of the answer, as in vLLM.")
+    guided_regex: Text | None = Field(default=None, description="The whole answer matches it, as in vLLM.")
+    guided_choice: Annotated[list[Text], Field(max_length=MOST_CHOICES, fail_fast=True)] | None = Field(
+        default=None, description="The answer is one of them, as in vLLM."
+    )
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        default=None, description="The model was not trained to choose: `auto`, the default, answers in text."
+    )
+    logprobs: bool | None = Field(default=None, description="In a stream they come with the chunk that has a finish_reason.")
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=MOST_TOP)
     user: Text | None = Field(default=None, description="User ID, for fair scheduling among users of one address.")
     safety_identifier: Text | None = Field(default=None, description="As `user`.")
 
     @model_validator(mode="after")
-    def _require_stream_for_its_options(self) -> ChatRequest:
+    def _require_what_options_need(self) -> ChatRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options require stream; set it, or leave them out")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs require logprobs; set it, or leave them out")
         return self
 
     @property
@@ -239,14 +332,54 @@ class Figures(BaseModel):
     queue_ms: float
     ttft_ms: float | None
     tpot_ms: float | None
+    dropped_images: int = Field(
+        default=0, description="Images of the request that the answer is not about: all but the newest."
+    )
+
+
+class AnswerCall(BaseModel):
+    """The call of a function that an answer is; in a stream it comes whole."""
+
+    index: Literal[0] | None = _omitted_if_none()
+    id: str
+    type: Literal["function"] = "function"
+    function: dict[Literal["name", "arguments"], str]
 
 
 class AnswerMessage(BaseModel):
     """The answer."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[AnswerCall] | None = _omitted_if_none()
+
+
+class TopLogprob(BaseModel):
+    """A token: its text and, where it is whole characters, its bytes.
+
+    `logprob` is its natural log-probability, before temperature, top_k, top_p and form.
+    """
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    """A token of an answer, and the most probable tokens at its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    """Log-probabilities of an answer's tokens."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Choice(BaseModel):
@@ -254,8 +387,8 @@ class Choice(BaseModel):
 
     index: Literal[0] = 0
     message: AnswerMessage
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"]
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason
 
 
 class ChatCompletion(BaseModel):
@@ -276,6 +409,7 @@ class Delta(BaseModel):
 
     role: Literal["assistant"] | None = _omitted_if_none()
     content: str | None = _omitted_if_none()
+    tool_calls: list[AnswerCall] | None = _omitted_if_none()
 
 
 class ChunkChoice(BaseModel):
@@ -283,8 +417,8 @@ class ChunkChoice(BaseModel):
 
     index: Literal[0] = 0
     delta: Delta
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"] | None = None
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason | None = None
 
 
 class ChatChunk(BaseModel):

@@ -34,9 +34,9 @@ def system(text, role="system"):
     return {"role": role, "content": text}
 
 
-def read(codec, *messages):
+def read(codec, *messages, policy="newest"):
     request = TypeAdapter(ChatRequest).validate_python({"model": "m", "messages": list(messages)})
-    return read_conversation(request.messages, TEMPLATE, codec, 10_000)
+    return read_conversation(request.messages, TEMPLATE, codec, 10_000, policy)
 
 
 def texts(codec, conversation):
@@ -46,7 +46,7 @@ def texts(codec, conversation):
 def test_turns_become_passages_and_answers_are_passages_of_their_own(codec):
     got = read(codec, user("Is there a star?", RED), answer("Yes"), {"role": "user", "content": "Is it red?"})
     first, second = TEMPLATE.first_turn("Is there a star?"), TEMPLATE.later_turn("Is it red?")
-    assert got.image_url == RED
+    assert got.image_urls == (RED,)
     assert got.segments == (
         tuple(codec.encode(first)),
         tuple(codec.encode("Yes")),
@@ -98,16 +98,43 @@ def test_text_of_any_role_never_becomes_a_control_token(codec, forged):
 
 
 def test_one_image_may_be_named_often_and_anywhere(codec):
-    assert read(codec, user("A star?"), answer("Yes"), user("Where?", RED)).image_url == RED
-    assert read(codec, user("A star?", RED), answer("Yes"), user("Where?", RED)).image_url == RED
-    assert read(codec, user("A star?")).image_url is None
+    assert read(codec, user("A star?"), answer("Yes"), user("Where?", RED)).image_urls == (RED,)
+    assert read(codec, user("A star?", RED), answer("Yes"), user("Where?", RED)).image_urls == (RED,)
+    assert read(codec, user("A star?")).image_urls == ()
+
+
+def test_of_several_images_the_newest_counts_and_the_others_are_counted(codec):
+    got = read(codec, user("A?", RED, BLUE, RED), answer("Yes"), user("B?", BLUE))
+    assert (got.image_urls, got.dropped_images) == ((BLUE,), 1)
+    assert read(codec, user("A?", RED), answer("Yes"), user("B?", RED)).dropped_images == 0
+
+
+def test_several_images_can_be_put_on_a_sheet_in_order(codec):
+    got = read(codec, user("A?", RED, BLUE, RED), answer("Yes"), user("B?", BLUE), policy="grid")
+    assert (got.image_urls, got.dropped_images) == ((RED, BLUE), 0)
+    many = [f"data:image/png;base64,{i:04}" for i in range(17)]
+    with pytest.raises(ApiError, match="17 different images, expected at most 16"):
+        read(codec, user("A?", *many), policy="grid")
+
+
+def test_several_images_can_be_refused(codec):
+    for messages in ([user("A?", RED, BLUE)], [user("A?", RED), answer("Yes"), user("B?", BLUE)]):
+        with pytest.raises(ApiError, match="2 different images, expected one") as refused:
+            read(codec, *messages, policy="one")
+        assert (refused.value.status, refused.value.code, refused.value.param) == (400, "too_many_images", "messages")
+
+
+def test_a_call_is_an_answer_and_what_the_tool_returned_the_users_words(codec):
+    call = {"id": "call_1", "type": "function", "function": {"name": "count", "arguments": '{"shape": "star"}'}}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    returned = {"role": "tool", "tool_call_id": "call_1", "content": "3"}
+    same = read(codec, user("How many?"), answer('{"shape": "star"}'), user("3"))
+    assert read(codec, user("How many?"), called, returned) == same
 
 
 @pytest.mark.parametrize(
     ("messages", "code", "words"),
     [
-        ([user("A?", RED, BLUE)], "too_many_images", "2 different images"),
-        ([user("A?", RED), answer("Yes"), user("B?", BLUE)], "too_many_images", "one image per conversation"),
         ([user("A?"), answer("Yes")], "invalid_value", "ends with an answer"),
         ([system("Be brief.")], "invalid_value", "is empty"),
         ([answer("Yes"), user("A?")], "invalid_value", "first message is an answer"),
@@ -136,7 +163,14 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(codec, messages, cod
         {"max_tokens": True},
         {"stop": ["a"] * 65},
         {"messages": []},
-        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "tool"}]},
+        {"top_logprobs": 2},
+        {"logprobs": True, "top_logprobs": 21},
+        {"response_format": {"type": "yaml"}},
+        {"response_format": {"type": "json_schema"}},
+        {"tools": [{"type": "function"}]},
+        {"tool_choice": "always"},
+        {"guided_choice": "Yes"},
         {"messages": [{"role": "user"}]},
         {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
         {"messages": [{"role": "user", "content": "\ud800"}]},
@@ -151,9 +185,9 @@ def test_a_request_that_could_not_be_answered_as_asked_is_invalid(fields):
     ("name", "value"),
     [
         ("n", 2),
-        ("tools", [{}]),
-        ("response_format", {"type": "json_object"}),
-        ("logprobs", True),
+        ("functions", [{}]),
+        ("structured_outputs", {"regex": "a"}),
+        ("guided_grammar", "start: /a/"),
         ("frequency_penalty", 0.5),
         ("audio", {}),
         ("repetition_penalty", 1.1),

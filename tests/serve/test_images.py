@@ -39,12 +39,12 @@ _STUBBORN = """
 import os, signal
 from cobra_edge.serve import image_worker
 decode = image_worker.decode
-def stubborn(setup, file):
-    if file.startswith(b"SLOW"):
+def stubborn(setup, files):
+    if files[0].startswith(b"SLOW"):
         signal.pause()
-    if file.startswith(b"CRASH"):
+    if files[0].startswith(b"CRASH"):
         os.abort()
-    return decode(setup, file)
+    return decode(setup, files)
 image_worker.decode = stubborn
 image_worker.main()
 """
@@ -57,7 +57,7 @@ def image(width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
 
 
 def refused(file: bytes) -> Failed:
-    got = decode(Setup(TRANSFORMS[0], LIMITS.image_pixels, 1.0), file)
+    got = decode(Setup(TRANSFORMS[0], LIMITS.image_pixels, 1.0), [file])
     assert isinstance(got, Failed)
     return got
 
@@ -97,11 +97,11 @@ def test_a_child_decodes_as_this_process_would(transform: ImageTransform):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
 def test_formats_that_are_read(kind: str):
-    assert isinstance(decode(Setup(TRANSFORMS[0], 1000, 1.0), image(kind=kind)), Decoded)
+    assert isinstance(decode(Setup(TRANSFORMS[0], 1000, 1.0), [image(kind=kind)]), Decoded)
 
 
 def test_too_many_pixels_are_refused_by_the_header():
-    assert isinstance(decode(Setup(TRANSFORMS[0], 1000, 1.0), image(40, 25)), Decoded)
+    assert isinstance(decode(Setup(TRANSFORMS[0], 1000, 1.0), [image(40, 25)]), Decoded)
     got = refused(image(41, 25))
     assert (got.status, got.code) == (413, "image_too_large") and "the maximum is 1,000 pixels" in got.message
 
@@ -124,7 +124,7 @@ def test_a_damaged_image_is_read_or_refused_and_nothing_else(kind: str, data: An
     file = bytearray(image(kind=kind))
     for place in data.draw(st.lists(st.integers(0, min(len(file), 200) - 1), min_size=1, max_size=4)):
         file[place] = data.draw(st.integers(0, 255))
-    got = decode(Setup(TRANSFORMS[0], 1000, 1.0), bytes(file))
+    got = decode(Setup(TRANSFORMS[0], 1000, 1.0), [bytes(file)])
     assert isinstance(got, Decoded) or got.code in ("invalid_image", "image_too_large")
 
 

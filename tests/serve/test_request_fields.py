@@ -92,7 +92,9 @@ def test_an_answer_may_be_sent_back_as_it_came():
     given = {"role": "assistant", "content": "4", "refusal": None, "annotations": [], "audio": None, "tool_calls": []}
     question = {"role": "user", "content": "Why?"}
     ChatRequest.model_validate({"model": "m", "messages": [question, given | {"reasoning_content": "Hm."}, question]})
-    for name, value in (("tool_calls", [{"id": "a"}]), ("audio", {"id": "a"}), ("refusal", "I cannot.")):
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}, "index": 0}
+    ChatRequest.model_validate({"model": "m", "messages": [question, given | {"tool_calls": [call]}, question]})
+    for name, value in (("audio", {"id": "a"}), ("refusal", "I cannot.")):
         assert refused_at({"model": "m", "messages": [question, given | {name: value}, question]}) == name
 
 
