@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -16,8 +16,10 @@ from rich.table import Table
 from .environment.memory import keep_freed_memory
 from .environment.requirements import require_export
 from .errors import MachineError
+from .export.answers import answers_file
 from .export.checks import check_calibration, check_choices, check_text_only
 from .export.guided import calibration_directory
+from .export.lines import affordable, check_answerable, drawn_lines
 from .export.statistics import expected_sensitivity, find_sensitivity, statistics_for
 from .files.staging import check_file_goal, staged_file
 from .formats.method import METHODS
@@ -27,9 +29,14 @@ from .inference.session_options import threads_option
 from .model.checkpoint_hash import hashed
 from .quantize.sensitivity import CANDIDATE_SCHEMES, Sensitivity, write_sensitivity
 from .quantize.statistics import read_statistics
+from .suite.calibration_lines import read_calibration
 from .suite.line_set import LineSet
 from .terminal.option_groups import Command, option
-from .terminal.output import debug_option, main_of, print_json, results, say
+from .terminal.output import debug_option, main_of, print_json, results, say, stages
+
+if TYPE_CHECKING:
+    from .model.checkpoint import Checkpoint
+    from .quantize.calibration_data import EmbeddingCache
 
 _PATH = click.Path(path_type=Path)
 
@@ -49,8 +56,8 @@ _PATH = click.Path(path_type=Path)
     "--calibration",
     group="input",
     type=_PATH,
-    show_default="embedded set",
-    help="Suite to measure on, and to collect statistics from if none are given.",
+    show_default="as export",
+    help="Folder of images, or suite, to measure on, and to collect statistics from if none are given.",
 )
 @option("--vision-weights", group="input", type=_PATH, help="Directory with the safetensors of the vision encoders.")
 @option("--tokenizer", group="input", type=_PATH, help="tokenizer.json or its directory.")
@@ -99,6 +106,7 @@ def command(source: str, out: Path, plot: Path | None, force: bool, threads: int
         found = _scan(source, out, staged.parent, options)
         write_sensitivity(found, staged)
     shutil.rmtree(calibration_directory(out), ignore_errors=True)
+    answers_file(out).unlink(missing_ok=True)
     if plot is not None:
         with staged_file(plot, force=force) as staged:
             draw(found, staged)
@@ -113,7 +121,7 @@ def _scan(source: str, out: Path, stage: Path, options: dict[str, Any]) -> Sensi
     method, rotation, clip = options["method"], options["rotation"], options["clip_activations"]
     check_choices(scheme_named("w4a16-g128"), method, rotation, clip)
     check_calibration(method, clip, options["statistics"], None, otherwise_used=True)
-    data = None if options["calibration"] is None else LineSet.of_suite(options["calibration"])
+    lines = None if options["calibration"] is None else read_calibration(options["calibration"])
     require_export("sensitivity", "timm", "torch")
     from .model.checkpoint import open_checkpoint
     from .model.vision import check_tower
@@ -136,10 +144,30 @@ def _scan(source: str, out: Path, stage: Path, options: dict[str, Any]) -> Sensi
     file = options["statistics"]
     given = None if file is None else read_statistics(file, checkpoint.config, digest)
     cache = EmbeddingCache(checkpoint)
+    data = _answered(checkpoint, lines, METHODS[method].needs_gradients, answers_file(out), cache)
     if METHODS[method].needs_gradients:
         return expected_sensitivity(checkpoint, digest, recipe, data, calibration_directory(out), cache)
     with statistics_for(checkpoint, recipe, given, data, stage, cache) as statistics:
         return find_sensitivity(checkpoint, digest, recipe, statistics, data, cache=cache)
+
+
+def _answered(
+    checkpoint: Checkpoint, given: LineSet | None, gradients: bool, kept: Path, cache: EmbeddingCache
+) -> LineSet | None:
+    """Return the lines to measure on, answered by the float model where they have no answers; None for the embedded sets."""
+    from .decode.native_operations import operations_on
+    from .model.torch_device import torch_device
+    from .quantize.own_answers import Greedy, with_own_answers
+
+    lines = given or drawn_lines(checkpoint.config)
+    if lines is None:
+        return None
+    check_answerable(lines, checkpoint.config)
+    device = torch_device("cpu")
+    with stages() as on_progress:
+        greedy = Greedy(operations_on(device, checkpoint.config.mamba), device, on_progress)
+        chosen = affordable(lines, checkpoint.config, gradients=gradients)
+        return with_own_answers(checkpoint, chosen, cache, greedy, kept)
 
 
 def _columns(found: Sensitivity) -> list[str]:

@@ -297,6 +297,14 @@ def test_costs_are_foretold_without_a_scan(text_only, tmp_path, capfd):
     assert {f.name for f in tmp_path.iterdir()} == {text_only.name, "suite.jsonl", "s.json", "s.png"}
 
 
+def test_lines_without_answers_get_the_models_own(text_only, tmp_path, capfd):
+    suite, file = tmp_path / "suite.jsonl", tmp_path / "s.json"
+    suite.write_text("".join(f'{{"prompt": "What is {n}?"}}\n' for n in range(4)))
+    assert run_command(command.command, ["--checkpoint", str(text_only), "--calibration", str(suite), "--out", str(file)]) == 0
+    assert "suite.jsonl: 4 answers by the float model" in " ".join(capfd.readouterr().err.split())
+    assert {f.name for f in tmp_path.iterdir()} == {text_only.name, "suite.jsonl", "s.json"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
