@@ -10,11 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from cobra_edge.formats.model_config import VisionConfig
 from cobra_edge.model.vision import encoder_file
 
 from .train_language import MAMBA
@@ -36,23 +40,38 @@ CONFIG = {
 
 def package(run: Path, goal: Path) -> int:
     """Write config, decoder, projector and encoders of a training run to `goal`; returns the bytes written."""
-    language = torch.load(run / "language.pt", weights_only=True)
     vision = torch.load(run / "vision.pt", weights_only=True)
-    decoder = {f"llm_backbone.llm.{k}": v for k, v in language["model"].items()}
+    return write_run_directory(goal, CONFIG, VISION, vision["tower"], run / "language.pt")
+
+
+def write_run_directory(
+    goal: Path, config: dict[str, Any], vision: VisionConfig, tower: Mapping[str, Tensor], language: Path
+) -> int:
+    """Write a run directory as `open_checkpoint` takes it, without tokenizer, in float16; returns the bytes written.
+
+    Args:
+        goal: the directory; created if missing.
+        config: contents of config.json.
+        vision: the encoders.
+        tower: state of their `VisionTower`.
+        language: what stage language saved.
+    """
+    trained = torch.load(language, weights_only=True)
+    decoder = {f"llm_backbone.llm.{k}": v for k, v in trained["model"].items()}
     assert MAMBA.tied
     decoder.pop("llm_backbone.llm.lm_head.weight")
-    projector = {f"projector.{k}": v for k, v in language["projector"].items()}
+    projector = {f"projector.{k}": v for k, v in trained["projector"].items()}
     files = {"checkpoints/latest-checkpoint.safetensors": decoder | projector}
-    for index in range(len(VISION.encoders)):
+    for index in range(len(vision.encoders)):
         prefix = f"encoders.{index}.vit."
-        weights = {k.removeprefix(prefix): v for k, v in vision["tower"].items() if k.startswith(prefix)}
-        files[f"vision/{encoder_file(VISION, index)}"] = weights
+        weights = {k.removeprefix(prefix): v for k, v in tower.items() if k.startswith(prefix)}
+        files[f"vision/{encoder_file(vision, index)}"] = weights
     total = 0
     for name, tensors in files.items():
         (goal / name).parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.half().contiguous() for k, v in tensors.items()}, goal / name)
         total += (goal / name).stat().st_size
-    (goal / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    (goal / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return total
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,18 +74,21 @@ class Conversation:
         tokens: of all turns, answers included.
         answered: whether each token belongs to an answer.
         named: names of objects, with the position of their last token.
+        image_at: where an image that follows the first question goes: before the mark of the answer.
     """
 
     tasks: list[str]
     tokens: list[int]
     answered: list[bool]
     named: list[tuple[int, Mention]]
+    image_at: int = 0
 
 
 def draw_conversation(rng: random.Random, tokenizer: Tokenizer, scene: Scene, tasks: tuple[str, ...]) -> Conversation:
     """Draw a conversation; a task that the scene does not allow is replaced by existence."""
     template = PromptTemplate("zephyr")
     conversation = Conversation([], [], [], [])
+    image_at = 0
     for index, task in enumerate(tasks):
         turn = draw_question(rng, scene, task) or draw_question(rng, scene, "existence")
         assert isinstance(turn, Line)
@@ -93,11 +96,12 @@ def draw_conversation(rng: random.Random, tokenizer: Tokenizer, scene: Scene, ta
         prompt, answer = (tokenizer.encode(t, add_special_tokens=False) for t in (text, turn.answer + END_OF_TEXT))
         ends = {end: len(conversation.tokens) + at for at, (_, end) in enumerate(prompt.offsets)}
         start = text.index(turn.prompt)
+        image_at = image_at or sum(end <= start + len(turn.prompt) for _, end in prompt.offsets)
         conversation.tasks.append(turn.task)
         conversation.named.extend((ends[start + m.end], m) for m in mentions(scene, turn.prompt))
         conversation.tokens.extend([*prompt.ids, *answer.ids])
         conversation.answered.extend([False] * len(prompt.ids) + [True] * len(answer.ids))
-    return conversation
+    return replace(conversation, image_at=image_at)
 
 
 def batch_of(conversations: list[Conversation]) -> tuple[Tensor, Tensor]:
@@ -121,26 +125,36 @@ def repeat_state(state: MambaState, times: int) -> MambaState:
 def language_loss(
     model: Mamba,
     projector: Projector,
-    heads: AuxiliaryHeads,
+    heads: AuxiliaryHeads | None,
     features: Tensor,
     tokenizer: Tokenizer,
     scenes: list[Scene],
     rng: random.Random,
     branches: Branches,
+    *,
+    image_last: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss (mean over all answer tokens, plus the auxiliary one) and the accuracy by task."""
-    _, after_image = model.hidden(projector(features))
+    """Return the loss (mean over all answer tokens, plus the auxiliary one if there are heads) and the accuracy by task.
+
+    With `image_last` the image follows the first question of each conversation, and every conversation reads it again.
+    """
+    visual = projector(features)
+    after_image = None if image_last else model.hidden(visual)[1]
     losses, auxiliary = [], []
     right: dict[str, float] = {}
     for kinds in branches:
         group = [draw_conversation(rng, tokenizer, scene, kind) for scene in scenes for kind in kinds]
         tokens, targets = batch_of(group)
-        hidden, _ = model.hidden(model.embed(tokens), repeat_state(after_image, len(kinds)))
+        if after_image is None:
+            repeated = visual.repeat_interleave(len(kinds), 0)
+            hidden = hidden_image_last(model, repeated, tokens, [conversation.image_at for conversation in group])
+        else:
+            hidden, _ = model.hidden(model.embed(tokens), repeat_state(after_image, len(kinds)))
         wanted = targets != IGNORED
         logits = model.lm_head(hidden[wanted]).float()
         losses.append(F.cross_entropy(logits, targets[wanted], reduction="none"))
         named = [(row, at, mention) for row, conversation in enumerate(group) for at, mention in conversation.named]
-        if named:
+        if named and heads is not None:
             loss, shares = heads.loss(named)
             auxiliary.append(loss)
             right |= shares
@@ -154,6 +168,21 @@ def language_loss(
     answers = torch.cat(losses).mean()
     extra = torch.stack(auxiliary).mean() if auxiliary else torch.zeros(())
     return answers + _AUXILIARY_WEIGHT * extra, right | {"answers": float(answers.detach())}
+
+
+def hidden_image_last(model: Mamba, visual: Tensor, tokens: Tensor, places: list[int]) -> Tensor:
+    """Return the hidden states (n, seq, d_model) of tokens (n, seq) int64 that are read with an image among them.
+
+    Args:
+        model: the decoder.
+        visual: embeddings (n, n_visual_tokens, d_model) of each row's image; their own hidden states are left out.
+        tokens: of each conversation.
+        places: how many tokens come before the image.
+    """
+    rows = zip(model.embed(tokens), visual, places, strict=True)
+    hidden, _ = model.hidden(torch.stack([torch.cat([row[:at], image, row[at:]]) for row, image, at in rows]))
+    size = visual.shape[1]
+    return torch.stack([torch.cat([row[:at], row[at + size :]]) for row, at in zip(hidden, places, strict=True)])
 
 
 def initialise(model: Mamba, projector: Projector, seed: int) -> None:
@@ -172,5 +201,5 @@ def initialise(model: Mamba, projector: Projector, seed: int) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
             nn.init.zeros_(module.bias)
-    last: Any = list(projector.modules())[-1]
+    last = [module for module in projector.modules() if isinstance(module, nn.Linear)][-1]
     last.weight.data *= 0.2  # the tower's features are large; the layers' outputs must not be negligible beside them

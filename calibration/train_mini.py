@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 
 from cobra_edge.bench.machine import machine
 from cobra_edge.decode.native_operations import differentiable_operations
+from cobra_edge.formats.model_config import ProjectorKind
 from cobra_edge.model.mamba import Mamba
 from cobra_edge.model.projector import Projector
 from cobra_edge.model.vision import VisionTower
@@ -52,17 +54,21 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Run all stages with one worker per core: small batches on one thread each use cores better than one process on all."""
-    args = parse()
+    run_workers(work, parse())
+
+
+def run_workers(task: Callable[[int, argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Run a task, which takes a rank and `args`, in `args.workers` processes; one alone in this one."""
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "workers").unlink(missing_ok=True)
     if args.workers == 1:
-        work(0, args)
+        task(0, args)
     else:
-        multiprocessing.spawn(work, (args,), nprocs=args.workers)
+        multiprocessing.spawn(task, (args,), nprocs=args.workers)
 
 
-def work(rank: int, args: argparse.Namespace) -> None:
-    """Run all stages as one of `args.workers`."""
+def begin_work(rank: int, args: argparse.Namespace) -> None:
+    """Set up this process as one of `args.workers`, and log machine and settings."""
     args.rank = rank
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.workers))
     if args.workers > 1:
@@ -72,6 +78,11 @@ def work(rank: int, args: argparse.Namespace) -> None:
         with (args.out / "log.jsonl").open("a") as f:
             settings = {k: v for k, v in vars(args).items() if k not in ("rank", "out")}
             f.write(json.dumps(msgspec.to_builtins(machine()) | settings) + "\n")
+
+
+def work(rank: int, args: argparse.Namespace) -> None:
+    """Run all stages as one of `args.workers`."""
+    begin_work(rank, args)
     torch.manual_seed(args.seed)
     tower = VisionTower(VISION)
     heads = nn.ModuleList(nn.Linear(e.embed_dim, sum(HEAD_SIZES.values())) for e in VISION.encoders)
@@ -82,21 +93,40 @@ def work(rank: int, args: argparse.Namespace) -> None:
 
     train("vision", vision_modules, vision_step, args, {"tower": 1.5e-3, "heads": 1.5e-3})
 
+    train_language(tower, "fused-gelu-mlp", args)
+
+
+def train_language(
+    tower: VisionTower, kind: ProjectorKind, args: argparse.Namespace, *, image_last: bool = False, heads: bool = True
+) -> None:
+    """Run stage language with a trained tower, which is frozen.
+
+    Args:
+        tower: encoders.
+        kind: of the projector.
+        args: of the run; the stage is saved as `args.out/language.pt`.
+        image_last: whether the image follows the question, instead of coming first.
+        heads: whether auxiliary heads help; they cannot where names come before the image.
+    """
     tower.eval().requires_grad_(False)
-    model, projector = Mamba(MAMBA, differentiable_operations()), Projector("fused-gelu-mlp", VISION.feature_dim, MAMBA.d_model)
+    model, projector = Mamba(MAMBA, differentiable_operations()), Projector(kind, tower.config.feature_dim, MAMBA.d_model)
     initialise(model, projector, args.seed)
-    auxiliary = AuxiliaryHeads(model)
+    auxiliary = AuxiliaryHeads(model) if heads else None
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
 
     def language_step(rng: random.Random, step: int) -> tuple[Tensor, dict[str, float]]:
         lesson = lesson_at(step, args.language_steps)
         scenes = [draw_scene(rng, "train", lesson.most, lesson.least) for _ in range(args.language_batch * lesson.times)]
         with torch.no_grad():
-            features = tower(pixels_of(scenes))
-        return language_loss(model, projector, auxiliary, features, tokenizer, scenes, rng, lesson.branches)
+            features = tower(pixels_of(scenes, tower.config))
+        return language_loss(
+            model, projector, auxiliary, features, tokenizer, scenes, rng, lesson.branches, image_last=image_last
+        )
 
     # At the Mamba's learning rate the projector's outputs grow until they dominate the residual stream, and colours are lost.
-    language_modules: dict[str, nn.Module] = {"model": model, "projector": projector, "auxiliary_heads": auxiliary}
+    language_modules: dict[str, nn.Module] = {"model": model, "projector": projector}
+    if auxiliary is not None:
+        language_modules["auxiliary_heads"] = auxiliary
     rates = {"model": 1e-3, "projector": 2e-4, "auxiliary_heads": 1e-3}
     train("language", language_modules, language_step, args, rates)
 

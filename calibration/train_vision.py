@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cobra_edge.formats.model_config import VisionConfig
 from cobra_edge.model.backbones import vision_backbone
 from cobra_edge.model.vision import VisionTower
 
@@ -19,10 +20,10 @@ VISION = vision_backbone("dinosiglip-vit-mini-112px")
 GRID = SIZE // 14
 
 
-def pixels_of(scenes: list[Scene]) -> Tensor:
-    """Return (batch, 6, SIZE, SIZE) float32: three channels for each encoder, normalised its way."""
+def pixels_of(scenes: list[Scene], vision: VisionConfig = VISION) -> Tensor:
+    """Return (batch, 3·n_encoders, SIZE, SIZE) float32: three channels for each encoder, normalised its way."""
     raw = torch.from_numpy(np.stack([np.asarray(render(s)) for s in scenes])).permute(0, 3, 1, 2).float() / 255
-    parts = [(raw - torch.tensor(e.mean).view(3, 1, 1)) / torch.tensor(e.std).view(3, 1, 1) for e in VISION.encoders]
+    parts = [(raw - torch.tensor(e.mean).view(3, 1, 1)) / torch.tensor(e.std).view(3, 1, 1) for e in vision.encoders]
     return torch.cat(parts, dim=1)
 
 
