@@ -91,6 +91,28 @@ class ClosedSetsResult(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
 
 
+def draw_reliability(result: ClosedSetsResult, file: Path) -> None:
+    """Draw the share of right answers over the probability of the best choice, by bin, with the number of questions; a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(4.6, 4.2))
+    axes.plot([0, 1], [0, 1], color="gray", lw=0.8, ls=":")
+    axes.plot([b.probability for b in result.bins], [b.right / b.lines for b in result.bins], "o", color="tab:blue")
+    for b in result.bins:
+        axes.annotate(f"{b.lines}", (b.probability, b.right / b.lines), (-6, -3), textcoords="offset points", ha="right")
+    lowest = min(b.low for b in result.bins)
+    axes.set(
+        xlim=(lowest - 0.1, 1.03), ylim=(-0.05, 1.05), xlabel="probability of the best choice", ylabel="share of right answers"
+    )
+    axes.set_title(f"{result.model}: expected calibration error {result.calibration_error:.1%}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
 @dataclass(frozen=True)
 class Asked:
     """One question: whether each way was right, the probability of the best choice, and seconds."""

@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
+from calibration.fusion_result import NAME as FUSION
+from calibration.fusion_result import FusionResult, draw_fusion, fusion_table
+from calibration.fusion_result import paper_table as paper_ablation_table
 from cobra_edge.bench.decode_result import CpuDecodeResult, GpuDecodeResult
 from cobra_edge.bench.end_to_end import EndToEndResult
 from cobra_edge.bench.export_result import ExportResult, export_table
@@ -24,7 +27,7 @@ from cobra_edge.terminal.option_groups import Command, option
 from cobra_edge.terminal.output import debug_option, main_of
 
 from .closed_sets import NAME as CLOSED_SETS
-from .closed_sets import ClosedSetsResult, closed_sets_table, reliability_table
+from .closed_sets import ClosedSetsResult, closed_sets_table, draw_reliability, reliability_table
 from .container_size import NAME as CONTAINER_SIZE
 from .container_size import ContainerSizeResult, container_size_table
 from .cuda_paper import CudaPaperResult
@@ -53,6 +56,8 @@ from .predictions import prediction_table, published_table
 from .quality_result import QualityResult, draws_table, goals_table, quality_goals_table, quality_table, rows_of
 from .recorded_limits import NAME as RECORDED_LIMITS
 from .recorded_limits_result import RecordedLimitsResult, alarms_table, changes_table, foretold_table
+from .rivals_result import NAME as RIVALS
+from .rivals_result import RivalsResult, crossings_table, draw_rivals, memory_table, rivals_sentences, speed_table
 from .serving_goals import serving_goals_table
 from .suite_cost_result import SuiteCostResult, suite_cost_table
 from .vision_goals import MiniVisionResult, answers_table, vision_goals_table
@@ -168,6 +173,11 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
     "container_size": lambda: map(container_size_table, _all(ContainerSizeResult, CONTAINER_SIZE)),
     "launch_time": lambda: map(launch_time_table, _all(LaunchTimeResult, LAUNCH_TIME)),
     "installs": lambda: map(installs_table, _all(LaunchTimeResult, LAUNCH_TIME)),
+    "rivals_speed": lambda: map(speed_table, _all(RivalsResult, RIVALS)),
+    "rivals_memory": lambda: map(memory_table, _all(RivalsResult, RIVALS)),
+    "rivals_crossings": lambda: map(crossings_table, _all(RivalsResult, RIVALS)),
+    "fusion": lambda: map(fusion_table, _all(FusionResult, FUSION)),
+    "fusion_paper": lambda: [paper_ablation_table()],
     "recorded-limits": lambda: map(changes_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),
     "foretold": lambda: map(foretold_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),
     "false-alarms": lambda: map(alarms_table, _all(RecordedLimitsResult, RECORDED_LIMITS)),
@@ -179,6 +189,8 @@ TABLES: dict[str, Callable[[], Iterable[Table]]] = {
 
 
 def _text(name: str) -> str:
+    if name == "rivals_sentences":
+        return "\n".join(map(rivals_sentences, _all(RivalsResult, RIVALS)))
     if name == "reasons":
         decode = read_result(RESULTS / "cpu-decode.json", CpuDecodeResult)
         return reasons(quality_result(), decode, read_result(RESULTS / "serve-cobra-3b.json", ServeResult))
@@ -208,6 +220,12 @@ def figures(check: bool) -> None:
             page.write_text(fresh, encoding="utf-8")
     if not check:
         quality = quality_result()
+        for closed in _all(ClosedSetsResult, CLOSED_SETS):
+            draw_reliability(closed, ROOT / "docs" / "reliability.png")
+        for rivals in _all(RivalsResult, RIVALS):
+            draw_rivals(rivals, ROOT / "docs" / "rivals.png")
+        for studied in _all(FusionResult, FUSION):
+            draw_fusion(studied, ROOT / "docs" / "fusion.png")
         draw_drift([row for kind in ("ours", "peer") for row in rows_of(quality, kind) if row.draw is None], PLOT)
 
 

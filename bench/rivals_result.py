@@ -14,6 +14,7 @@ from cobra_edge.bench.machine import Machine
 from cobra_edge.bench.spread import Spread
 from cobra_edge.bench.tables import NO_VALUE, Table
 
+NAME = "rivals"
 OURS = "Cobra-3.5B"
 _GIB = 1 << 30
 
@@ -199,6 +200,52 @@ def crossings_table(result: RivalsResult) -> Table:
             f"{ours.state_bytes[last] / 1e6:.0f} MB of state."
         ],
     )
+
+
+def rivals_sentences(result: RivalsResult, paper_rival: str = "LLaVA-Phi") -> str:
+    """Return where Cobra leads, where it does not, and what is the framework's, as a Markdown list with the measured numbers.
+
+    Args:
+        result: measured.
+        paper_rival: a system of the paper, for the factor of the framework.
+    """
+    ours, where = _of_ours(result), crossings(result)
+    own = next(system for system in result.systems if system.name == OURS)
+    others = [(system, row) for system, row in result.rows() if not system.name.startswith("Cobra")]
+    first, last = min(ours.decode_tok_s), max(ours.decode_tok_s)
+    long = max(c for c in ours.decode_tok_s if all(c in row.decode_tok_s for _, row in others))
+    rates = {system.name: row.decode_tok_s for system, row in others}
+    behind = sorted((name for name in rates if where[name] != 0), key=lambda name: -rates[name][first].median)
+    slower = [name for name in rates if rates[name][long].median < ours.decode_tok_s[long].median]
+    caches = [row.state_bytes[long] / 1e6 for _, row in others]
+    questions = [row.follow_up_seconds[system.image_tokens].median for system, row in others]
+    rival = next(row for system, row in others if system.name == paper_rival)
+    framework = next(row for row in result.decoders if row.decoder == ours.decoder and row is not ours)
+    theirs, both = rival.decode_tok_s[first].median, framework.decode_tok_s[first].median / rival.decode_tok_s[first].median
+
+    m, flat = result.machine, ours.decode_tok_s[last].median / ours.decode_tok_s[first].median
+    faster = "; ".join(_said(name, where[name], rates[name], ours.decode_tok_s[first].median) for name in behind) or "none"
+    return "\n".join(
+        [
+            f"Decoders alone, 4 bit, on {m.processor}, {m.cores} cores with {result.read_gb_s.median:.0f} GB/s:",
+            "",
+            f"* **Long contexts, further questions, fixed memory.** After {short(long)} tokens {OURS} decodes "
+            f"{ours.decode_tok_s[long].median:.1f} tok/s, after {short(last)} still {flat:.1%} of its speed at {first}. Slower "
+            f"at {short(long)}: {', '.join(slower) or 'none'}. Its state has {ours.state_bytes[long] / 1e6:.0f} MB, caches "
+            f"there {min(caches):,.0f} to {max(caches):,.0f}. The next question about a picture takes it "
+            f"{ours.follow_up_seconds[own.image_tokens].median:.2f} s to read, the others "
+            f"{min(questions):.2f} to {max(questions):.2f}.",
+            f"* **Not short contexts beside small models.** Faster at {first} tokens: {faster}.",
+            f"* **The paper's factor of 3 to 4 was one of frameworks, too.** By one framework, llama.cpp, {OURS} decodes "
+            f"{both:.2f} times as fast as {paper_rival} at {first} tokens; by ours, "
+            f"{ours.decode_tok_s[first].median / theirs:.2f}.",
+        ]
+    )
+
+
+def _said(name: str, where: float | None, rates: dict[int, Spread], ours: float) -> str:
+    ends = f"not overtaken up to {short(max(rates))}" if where is None else f"overtaken at {where:,.0f}"
+    return f"{name} ({rates[min(rates)].median / ours:.1f} times, {ends})"
 
 
 def draw_rivals(result: RivalsResult, file: Path) -> None:

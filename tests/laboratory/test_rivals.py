@@ -22,6 +22,7 @@ from bench.rivals_result import (
     crossings,
     crossings_table,
     memory_table,
+    rivals_sentences,
     short,
     speed_table,
 )
@@ -169,6 +170,9 @@ def test_a_comparison_from_end_to_end(small: Path, capsys: pytest.CaptureFixture
         "**Cobra-3.5B, cobra_edge int8**", "Cobra-3.5B, llama.cpp Q4_0", "LLaVA-Phi", "TinyLLaVA-3.1B"
     ]  # fmt: skip
     assert len(memory_table(result).rows) == 3 and len(crossings_table(result).rows) == len(crossings(result)) == 2
+    said = rivals_sentences(result)
+    assert "Slower at 128: LLaVA-Phi, TinyLLaVA-3.1B." in said or "LLaVA-Phi (" in said
+    assert "caches there 0 to 0" in said and "By one framework, llama.cpp, Cobra-3.5B decodes 1.00 times" in said
     assert (small / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
