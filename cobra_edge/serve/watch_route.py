@@ -21,7 +21,7 @@ from starlette.responses import Response
 
 from ..decode.sampling import GREEDY
 from ..errors import CobraEdgeError, InputError
-from ..watch.frames import Frame, Newest
+from ..frames.source import Frame, Newest
 from .address_policy import client_of
 from .answer_stream import stream_answer
 from .errors import ApiError

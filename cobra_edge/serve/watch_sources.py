@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
+from ..frames.camera import Camera
+from ..frames.directory import ImageDirectory
+from ..frames.reconnect import Reconnecting
+from ..frames.source import Frame, FrameSource, Newest
+from ..frames.unreadable import UnreadableImages
 from ..terminal.output import tell
-from ..watch.camera import Camera
-from ..watch.directory import ImageDirectory
-from ..watch.frames import Frame, FrameSource, Newest
-from ..watch.reconnect import Reconnecting
-from ..watch.unreadable import UnreadableImages
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import msgspec
 
 from ..errors import InputError
+from ..frames.source import Frame, Newest
+from ..frames.unreadable import Unreadable, UnreadableImages
 from ..inference.session import Session
-from .frames import Frame, Newest
-from .unreadable import Unreadable, UnreadableImages
 
 
 class FrameAnswer(msgspec.Struct, frozen=True):

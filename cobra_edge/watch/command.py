@@ -12,16 +12,16 @@ from pathlib import Path
 import click
 
 from ..errors import CobraEdgeError
+from ..frames.camera import Camera
+from ..frames.directory import ImageDirectory
+from ..frames.reconnect import Reconnecting
+from ..frames.source import FrameSource, grab_frames
+from ..frames.unreadable import Unreadable, UnreadableImages
 from ..inference.session_options import Opening, session_options
 from ..terminal.option_groups import Command, option
 from ..terminal.output import debug_option, main_of, print_json_line, say, tell
 from .answers import FrameAnswer, frame_answers
-from .camera import Camera
-from .directory import ImageDirectory
-from .frames import FrameSource, grab_frames
-from .reconnect import Reconnecting
 from .summary import Aggregate, Spread, Summary
-from .unreadable import Unreadable, UnreadableImages
 
 _CUT = " … [cut]"  # after an answer that reached its limit
 _ROW = "{:<24} {:>7} {:>14} {:>11}  {}"

@@ -11,7 +11,7 @@ FLOORS = (
     "terminal",
     "formats",
     "inputs",
-    "suite",
+    "suite frames",
     "bundle",
     "model",
     "quantize vision decode",

@@ -12,8 +12,8 @@ from PIL import Image
 
 import cobra_edge
 from cobra_edge.errors import InputError
+from cobra_edge.frames.source import Frame, SourceLost
 from cobra_edge.serve.watch_sources import SharedSource, watch_sources
-from cobra_edge.watch.frames import Frame, SourceLost
 
 from .serve_case import IMAGE, PATIENCE, metric, served, until
 
@@ -167,7 +167,7 @@ def test_the_error_of_a_source_goes_to_who_watches_it():
 
 
 def test_a_lost_source_is_tried_again(monkeypatch):
-    monkeypatch.setattr("cobra_edge.watch.reconnect._FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("cobra_edge.frames.reconnect._FIRST_SECONDS", 0.01)
     tries = []
 
     class Flaky:

@@ -14,18 +14,18 @@ import pytest
 from PIL import Image
 
 from cobra_edge.errors import InputError, MachineError
+from cobra_edge.frames import directory as directory_module
+from cobra_edge.frames import reconnect as reconnecting
+from cobra_edge.frames import snapshots
+from cobra_edge.frames.camera import Camera
+from cobra_edge.frames.directory import ImageDirectory
+from cobra_edge.frames.reconnect import Reconnecting
+from cobra_edge.frames.source import Frame, SourceLost, grab_frames
+from cobra_edge.frames.unreadable import Unreadable, UnreadableImages
 from cobra_edge.inputs.image_format import FORMATS
 from cobra_edge.terminal.output import run_command
 from cobra_edge.watch import command as watch
-from cobra_edge.watch import directory as directory_module
-from cobra_edge.watch import reconnect as reconnecting
-from cobra_edge.watch import snapshots
 from cobra_edge.watch.answers import frame_answers
-from cobra_edge.watch.camera import Camera
-from cobra_edge.watch.directory import ImageDirectory
-from cobra_edge.watch.frames import Frame, SourceLost, grab_frames
-from cobra_edge.watch.reconnect import Reconnecting
-from cobra_edge.watch.unreadable import Unreadable, UnreadableImages
 
 from ..conftest import MINI
 from .test_watch import Capture, Fake, device  # noqa: F401 # a fixture

@@ -18,16 +18,16 @@ from PIL import Image
 import cobra_edge
 from cobra_edge.environment.requirements import install_hint
 from cobra_edge.errors import InputError, MachineError
+from cobra_edge.frames import camera as camera_module
+from cobra_edge.frames.camera import Camera
+from cobra_edge.frames.directory import ImageDirectory
+from cobra_edge.frames.source import Frame, Newest, grab_frames
+from cobra_edge.frames.unreadable import Unreadable, UnreadableImages
 from cobra_edge.terminal.output import run_command
-from cobra_edge.watch import camera as camera_module
 from cobra_edge.watch import command as watch
 from cobra_edge.watch import summary as summary_module
 from cobra_edge.watch.answers import FrameAnswer, frame_answers
-from cobra_edge.watch.camera import Camera
-from cobra_edge.watch.directory import ImageDirectory
-from cobra_edge.watch.frames import Frame, Newest, grab_frames
 from cobra_edge.watch.summary import Aggregate
-from cobra_edge.watch.unreadable import Unreadable, UnreadableImages
 
 from ..conftest import MINI
 
@@ -535,13 +535,13 @@ def test_a_file_that_is_written_while_it_is_read_is_passed_over(tmp_path, monkey
 
     source = ImageDirectory(tmp_path, UnreadableImages(pytest.fail))
     with monkeypatch.context() as patch:
-        patch.setattr("cobra_edge.watch.directory.load_image", slowly)
+        patch.setattr("cobra_edge.frames.directory.load_image", slowly)
         assert source._newest([str(file)]) is None
     assert source._newest([str(file)])[1].size == (9, 9)
 
 
 def test_what_is_known_of_files_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("cobra_edge.watch.directory._KNOWN_FILES", 3)
+    monkeypatch.setattr("cobra_edge.frames.directory._KNOWN_FILES", 3)
     source = ImageDirectory(tmp_path, UnreadableImages(pytest.fail))
     for index in range(6):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{index}.png")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..terminal.output import tell
-from .frames import Frame, FrameSource, SourceLost
+from .source import Frame, FrameSource, SourceLost
 
 _FIRST_SECONDS, _MAX_SECONDS = 1.0, 30.0
 

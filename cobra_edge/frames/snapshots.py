@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..inputs.image import load_image
 from ..inputs.image_format import image_format
 from ..terminal.output import tell
-from .frames import Frame, SourceLost
+from .source import Frame, SourceLost
 
 _TIMEOUT_SECONDS, _WHOLE_SECONDS = 10.0, 30.0  # without data; for a whole image
 _MAX_BYTES = 64 << 20

@@ -17,8 +17,8 @@ from ..environment.requirements import install_hint
 from ..errors import InputError, MachineError
 from ..inputs.image_array import image_of_array
 from ..terminal.output import tell
-from .frames import Frame, SourceLost
 from .snapshots import Snapshots
+from .source import Frame, SourceLost
 
 _TIMEOUT_MS = 10_000  # to open a stream, or to read a frame of it
 _PLAUSIBLE_RATES = (0.01, 1000.0)

@@ -20,7 +20,7 @@ from ..errors import InputError, MachineError
 from ..inputs.image import load_image
 from ..inputs.image_format import image_endings, image_format, why_not_read
 from ..terminal.output import tell
-from .frames import Frame, SourceLost
+from .source import Frame, SourceLost
 from .unreadable import Unreadable, UnreadableImages
 
 log = logging.getLogger(__name__)
