@@ -27,6 +27,10 @@ _DEEPEST = 64
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
+class FormError(InputError):
+    """A form that is not supported, or too complex to be followed."""
+
+
 @dataclass(frozen=True)
 class Form:
     """The form of an answer, made by one of the functions below.
@@ -49,41 +53,41 @@ def json_schema(schema: Mapping[str, Any] | str | bytes, kind: str = "JSON schem
     """Return the form of JSON that fits a schema.
 
     Raises:
-        InputError: the schema is no JSON object, too long, too deeply nested, or has a keyword that is not supported; it is
+        FormError: the schema is no JSON object, too long, too deeply nested, or has a keyword that is not supported; it is
             named. MachineError: llguidance is not installed.
     """
     if not isinstance(schema, Mapping):
         try:
             schema = msgspec.json.decode(schema)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(f"{kind}: not JSON ({error}); expected an object") from error
+            raise FormError(f"{kind}: not JSON ({error}); expected an object") from error
     if not isinstance(schema, Mapping):
-        raise InputError(f"{kind}: is a {type(schema).__name__}, expected an object")
+        raise FormError(f"{kind}: is a {type(schema).__name__}, expected an object")
     if _depth(schema) > _DEEPEST:
-        raise InputError(f"{kind}: nested more than {_DEEPEST} deep; flatten it")
+        raise FormError(f"{kind}: nested more than {_DEEPEST} deep; flatten it")
     try:
         text = json.dumps(schema)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{kind}: cannot be written as JSON ({error}); use plain values") from error
+        raise FormError(f"{kind}: cannot be written as JSON ({error}); use plain values") from error
     if len(text) > LONGEST_SCHEMA_BYTES:
-        raise InputError(f"{kind}: {len(text)} bytes, at most {LONGEST_SCHEMA_BYTES} are taken; shorten it")
+        raise FormError(f"{kind}: {len(text)} bytes, at most {LONGEST_SCHEMA_BYTES} are taken; shorten it")
     # `x-guidance` in a schema sets options of the library: overrides win.
     return _form(kind, _library().LLMatcher.grammar_from_json_schema(text, overrides=_JSON_STYLE))
 
 
 def regex(pattern: str) -> Form:
-    """Return the form of text that a regular expression matches as a whole. Raises InputError as `json_schema`."""
+    """Return the form of text that a regular expression matches as a whole. Raises FormError as `json_schema`."""
     if not 0 < len(pattern) <= LONGEST_PATTERN:
-        raise InputError(f"regular expression: {len(pattern)} characters, expected 1 to {LONGEST_PATTERN}")
+        raise FormError(f"regular expression: {len(pattern)} characters, expected 1 to {LONGEST_PATTERN}")
     return _form("regular expression", _library().LLMatcher.grammar_from_regex(pattern))
 
 
 def one_of(choices: Sequence[str]) -> Form:
-    """Return the form of one of some texts. Raises InputError for none, too many, or an empty one."""
+    """Return the form of one of some texts. Raises FormError for none, too many, or an empty one."""
     if not 1 <= len(choices) <= MOST_CHOICES:
-        raise InputError(f"got {len(choices)} choices, expected 1 to {MOST_CHOICES}")
+        raise FormError(f"got {len(choices)} choices, expected 1 to {MOST_CHOICES}")
     if "" in choices:
-        raise InputError(f"choice {choices.index('') + 1} of {len(choices)} is empty; give a text")
+        raise FormError(f"choice {choices.index('') + 1} of {len(choices)} is empty; give a text")
     texts = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
     return _form("choices", _library().LLMatcher.grammar_from_lark(f"start: {texts}"))
 
@@ -109,7 +113,7 @@ def _form(kind: str, grammar: str) -> Form:
     """Return a form if the library takes its grammar."""
     wrong, messages = _library().LLMatcher.validate_grammar_with_warnings(grammar)
     if wrong:
-        raise InputError(f"{kind}: not supported: {_first_line(messages[0])}")
+        raise FormError(f"{kind}: not supported: {_first_line(messages[0])}")
     return Form(kind, grammar)
 
 
@@ -134,7 +138,7 @@ class FormTokenizer:
             raise InputError(f"{file.name}: cannot be used for answers in a given form ({_first_line(str(error))})") from error
 
     def mask(self, form: Form) -> FormMask:
-        """Return the masks of one answer. Raises InputError for a form that is too complex."""
+        """Return the masks of one answer. Raises FormError for a form that is too complex."""
         return FormMask(_library().LLMatcher(self._tokenizer, form.grammar, log_level=0), form.kind, self.vocab)
 
 
@@ -147,7 +151,7 @@ class FormMask:
         self._require_no_error()
 
     def allowed(self) -> np.ndarray:
-        """Return which tokens may come next, (vocab,) bool; at least one. Raises InputError for a form that is too complex."""
+        """Return which tokens may come next, (vocab,) bool; at least one. Raises FormError for a form that is too complex."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._require_no_error()
         return np.unpackbits(bits, count=self._vocab, bitorder="little").view(bool)
@@ -159,4 +163,4 @@ class FormMask:
 
     def _require_no_error(self) -> None:
         if self._matcher.is_error():
-            raise InputError(f"{self._kind}: {_first_line(self._matcher.get_error())}; simplify it")
+            raise FormError(f"{self._kind}: {_first_line(self._matcher.get_error())}; simplify it")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import CobraEdgeError
 from ..inference import forms
-from ..inference.forms import Form
+from ..inference.forms import Form, FormMask
 from .errors import ApiError
 from .schemas import ChatRequest, JsonObjectFormat, JsonSchemaFormat, NamedTool, Tool
 
@@ -39,11 +39,15 @@ class AnswerForm:
         return value[_NAME], json.dumps(value[_ARGUMENTS], ensure_ascii=False)
 
 
-def answer_form(chat: ChatRequest) -> AnswerForm:
-    """Return the form of a request's answer. Takes up to a second for a large schema.
+def answer_form(chat: ChatRequest, mask_of: Callable[[Form], FormMask]) -> tuple[AnswerForm, FormMask | None]:
+    """Return the form of a request's answer, and its masks; None for free text. Takes up to a second for a large schema.
+
+    Args:
+        chat: the request.
+        mask_of: of the session, `form_mask`.
 
     Raises:
-        ApiError: several forms, an unknown tool, or a form that is not supported; it is named.
+        ApiError: several forms, an unknown tool, or a form that is not supported or too complex; it is named.
     """
     asked: dict[str, Callable[[], AnswerForm]] = {}
     given = chat.response_format
@@ -65,10 +69,11 @@ def answer_form(chat: ChatRequest) -> AnswerForm:
         raise ApiError(400, f"{' and '.join(asked)}: an answer has one form; send one of them", "invalid_value", [*asked][1])
     for name, make in asked.items():
         try:
-            return make()
+            found = make()
+            return found, None if found.form is None else mask_of(found.form)
         except CobraEdgeError as error:
             raise ApiError(400, f"{name}: {error}", "unsupported_value", name) from error
-    return AnswerForm()
+    return AnswerForm(), None
 
 
 def _called(chat: ChatRequest) -> Sequence[Tool]:

@@ -170,7 +170,7 @@ class ChatRoute:
         self.model.require(chat.model)
         if chat.unsupported is not None:
             raise ApiError(400, _unsupported_message(chat.unsupported), "unsupported_value", chat.unsupported)
-        form = await to_thread.run_sync(answer_form, chat)
+        form, mask = await to_thread.run_sync(answer_form, chat, session.form_mask)
         longest = min(session.config.max_length - 1, limits.prompt_tokens or session.config.max_length)
         characters = longest * _CHARACTERS_PER_TOKEN
         size = _BYTES_PER_CHARACTER * characters_of(chat.messages)
@@ -184,6 +184,9 @@ class ChatRoute:
                 raise ApiError(400, message, "image_not_supported", "messages")
             for url in conversation.image_urls:
                 images.append(await self.images.read(url))
+                if sum(map(len, images)) > max(limits.image_bytes, limits.body_bytes):
+                    message = f"the images have more than {limits.body_bytes:,} bytes together; scale them down"
+                    raise ApiError(413, message, "image_too_large", "messages")
             image_tokens = session.config.n_visual_tokens
             digest = await off_loop(sum(map(len, images)), _digest, images)
         prompt_tokens = image_tokens + sum(map(len, conversation.segments))
@@ -201,7 +204,7 @@ class ChatRoute:
             min(room if wanted == NO_LIMIT else wanted, room, limits.new_tokens or room),
             _sampling(chat),
             chat.stops,
-            None if form.form is None else await to_thread.run_sync(session.form_mask, form.form),
+            mask,
             (chat.top_logprobs or 0) if chat.logprobs else None,
             arrived,
         )

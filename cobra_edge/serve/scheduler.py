@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import CobraEdgeError, DeviceLostError
+from ..inference.forms import FormError
 from .errors import ApiError
 from .fair_queue import FairQueue
 from .generation import Finished, GenerationRequest, Slice
@@ -188,6 +189,8 @@ def _api_error_of(error: Exception) -> ApiError:
     if isinstance(error, MemoryError):
         log.error("out of memory while generating; lower --active or --state-cache-mib")
         return ApiError(503, "the server is out of memory; retry later", "out_of_memory", headers={"Retry-After": "5"})
+    if isinstance(error, FormError):
+        return ApiError(400, str(error), "unsupported_value")
     if isinstance(error, CobraEdgeError):
         log.error("%s", error)
         return ApiError(500, str(error), "decoder_failed")

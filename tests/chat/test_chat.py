@@ -161,8 +161,8 @@ def test_control_characters_do_not_reach_the_terminal(talk, session, monkeypatch
     monkeypatch.setattr(type(session.codec), "decode", lambda self, tokens: "\x1b[2Jwiped\n")
     real = cobra_edge.Session.generate
 
-    def hostile(self, *arguments):
-        answer = real(self, *arguments)
+    def hostile(self, *arguments, **named):
+        answer = real(self, *arguments, **named)
         answer._pieces = (piece for piece in ["\x1b[2J", "wiped\n", "\x07"])
         return answer
 

@@ -203,5 +203,5 @@ def test_several_images_can_be_seen_on_one_sheet(mini_bundle):
 def test_what_is_not_supported_is_refused_by_name(fields, param, message):
     chat = ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "A?"}]} | fields)
     with pytest.raises(ApiError, match=message) as refused:
-        answer_form(chat)
+        answer_form(chat, lambda form: None)
     assert (refused.value.status, refused.value.param) == (400, param)
