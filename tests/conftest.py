@@ -37,6 +37,7 @@ TINY_MAMBA = MambaConfig(128, 2, 512, 256, 16, 4, 8)
 SLOW = (
     "tests/bench/",
     "tests/calibrate/test_calibrate.py",
+    "tests/calibration/test_fusion.py",
     "tests/calibration/test_lessons.py",
     "tests/calibration/test_training.py",
     "tests/decode/test_contract.py",
@@ -85,6 +86,8 @@ LONG = (
     "tests/emulated/test_sanitizers.py",
     "tests/laboratory/test_gpu_rehearsal.py",
     "tests/emulated/test_mini.py",
+    "tests/calibration/test_fusion.py",
+    "tests/regress/test_lmms_eval.py",
 )
 
 
